@@ -1,0 +1,118 @@
+"""Frozen value types: what a `models.toml` means once it has been read. No parsing, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+DEFAULT_PRIORITY = 100  # contract section 6; also what a model without a profile counts as
+PINNED_PRIORITY = 1000  # a pinned profile without a priority of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Token limits of a model; None where unknown."""
+
+    context: int | None = None
+    input: int | None = None
+    output: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """USD per 10^6 tokens. None is unknown, 0.0 is free."""
+
+    input: float | None = None
+    output: float | None = None
+    cache_read: float | None = None
+    cache_write: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """One `[[models]]` entry: what a model needs and what it can do.
+
+    `vram_mb` and `min_device_vram_mb` are in MB as neurons report them. `source` prefixes the id in a load call
+    (`source:id`). `residency_priority` is as written; `priority` is what placement uses.
+    """
+
+    id: str
+    harness: str
+    quant: str | None = None
+    vram_mb: int | None = None
+    min_devices: int = 1
+    min_device_vram_mb: int | None = None
+    pinned_on: tuple[str, ...] = ()
+    residency_priority: int | None = None
+    source: str | None = None
+    capabilities: tuple[str, ...] = ()
+    limit: Limit | None = None
+    cost: Cost | None = None
+    max_concurrent: int | None = None
+    idle_ttl_seconds: float | None = None
+
+    @property
+    def priority(self) -> int:
+        """The residency class: who may displace whom (`placement.may_displace`)."""
+        if self.residency_priority is not None:
+            return self.residency_priority
+        return PINNED_PRIORITY if self.pinned_on else DEFAULT_PRIORITY
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name clients use for a model operators choose."""
+
+    name: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """One immutable snapshot of `models.toml`.
+
+    `generation` counts accepted files since the process started: 0 is the empty catalogue of a process that has
+    none. `digest` is the SHA-256 of the file's bytes in hex, so that an edit which changes nothing can be told from
+    one that does. `loaded_at` is in unix seconds. `warnings` are faults that do not refuse the file.
+    """
+
+    generation: int = 0
+    models: Mapping[str, ModelProfile] = field(default_factory=lambda: MappingProxyType({}))
+    aliases: Mapping[str, Alias] = field(default_factory=lambda: MappingProxyType({}))
+    path: str | None = None
+    digest: str | None = None
+    loaded_at: float = 0.0
+    warnings: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a file, for a person with an editor open.
+
+    Args:
+        path: The file as the operator named it.
+        line: 1-based; None when the file as a whole is at fault (missing, unreadable).
+        key: Dotted (`models[2].min_devices`, `aliases."helexa/small"`); None for the file as a whole.
+        message: What is wrong.
+        hint: What to do about it, or None.
+    """
+
+    path: str
+    line: int | None
+    key: str | None
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        place = self.path if self.line is None else f"{self.path}:{self.line}"
+        what = self.message if self.key is None else f"{self.key}: {self.message}"
+        return f"{place}: {what}" + (f"; {self.hint}" if self.hint else "")
+
+
+class FaultyFile(Exception):  # noqa: N818 - it is the file that is faulty, not the error
+    """A file that cannot be accepted, with every reason at once. Nothing of it is in force."""
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = faults

@@ -1,0 +1,182 @@
+"""What can go wrong with a request, and how a client hears of it.
+
+Errors are raised where they are noticed and translated once, at the edge, by `envelope`. Statuses, types and codes
+are the contract's closed list (section 10); the shape is OpenAI's error object
+(https://platform.openai.com/docs/guides/error-codes), which its SDKs turn into typed exceptions.
+
+    GatewayError
+    +-- BadRequest            400  the client's fault, and the client can mend it
+    |   +-- MalformedJson, MissingModelField
+    +-- RequestTimeout        408  the request itself did not arrive in time
+    +-- ModelNotFound         404  nobody has it, and nobody could
+    +-- NotFound, MethodNotAllowed, BodyTooLarge
+    +-- ServiceUnavailable    503  not now; Retry-After says when to ask again
+    |   +-- NoFeasibleNeuron, ShuttingDown, Overloaded, NoRoom
+    +-- UpstreamError         502  the neuron's fault
+    |   +-- UpstreamConnectionError, UpstreamMalformedResponse, ColdLoadFailed
+    +-- DeadlineExceeded      504  and which phase spent it
+    +-- InternalError         500  ours; logged with a traceback, never shown
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+
+class GatewayError(Exception):
+    """An answer to the client that is not what it asked for.
+
+    Args:
+        message: For a person; names the thing at fault and, where it helps, what to do.
+        param: The request field or the deadline phase at fault, or None.
+        retry_after_s: Whole seconds after which asking again may help, or None if it will not.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "api_error"
+    code: ClassVar[str | None] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InternalError(GatewayError):
+    """A fault of ours. The message never carries details; the log does."""
+
+
+class BadRequest(GatewayError):
+    """The request is wrong as it stands."""
+
+    status = 400
+    type = "invalid_request_error"
+    code: ClassVar[str | None] = None
+
+
+class MalformedJson(BadRequest):
+    """The body is not JSON."""
+
+    code = "malformed_json"
+
+
+class MissingModelField(BadRequest):
+    """JSON, but no single top-level string `model` to route by."""
+
+    code = "missing_model_field"
+
+
+class RequestTimeout(BadRequest):
+    """Headers or body did not arrive within `deadlines.header_seconds`."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class NotFound(BadRequest):
+    """No such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """No neuron has the model and the catalogue does not know it."""
+
+    code = "model_not_found"
+
+
+class MethodNotAllowed(BadRequest):
+    """The path exists, the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(BadRequest):
+    """Beyond `gateway.body_limit_mb`."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(BadRequest):
+    """A body in a form this endpoint cannot read."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class ServiceUnavailable(GatewayError):
+    """Not now."""
+
+    status = 503
+    code = "service_unavailable"
+
+
+class NoFeasibleNeuron(ServiceUnavailable):
+    """Catalogued, but no healthy neuron's topology satisfies its constraints."""
+
+    code = "no_feasible_neuron"
+
+
+class NoRoom(ServiceUnavailable):
+    """Every feasible neuron is full of models this one may not displace."""
+
+    code = "no_room"
+
+
+class ShuttingDown(ServiceUnavailable):
+    """This gateway is draining; another copy, or this one restarted, will answer."""
+
+    code = "shutting_down"
+
+
+class Overloaded(ServiceUnavailable):
+    """A limit of ours on waiting or running requests is reached."""
+
+    code = "overloaded"
+
+
+class UpstreamError(GatewayError):
+    """The neuron's fault."""
+
+    status = 502
+
+
+class UpstreamConnectionError(UpstreamError):
+    """The neuron could not be reached, or broke off before or while answering."""
+
+    code = "upstream_connection_error"
+
+
+class UpstreamMalformedResponse(UpstreamError):
+    """The neuron answered, but not in HTTP/1.1 that we accept."""
+
+    code = "upstream_malformed_response"
+
+
+class ColdLoadFailed(UpstreamError):
+    """The model was asked for, and the neuron could not load it."""
+
+    code = "cold_load_failed"
+
+
+class DeadlineExceeded(GatewayError):
+    """A named phase took longer than its deadline; `param` says which."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+def envelope(error: GatewayError) -> bytes:
+    """The error as a JSON body: `{"error":{"message","type","code","param"}}`."""
+    return envelope_of(error.message, error.type, error.code, error.param)
+
+
+def envelope_of(message: str, type_: str, code: str | None, param: str | None = None) -> bytes:
+    """The same envelope from loose parts: for an error that began life at a neuron."""
+    return msgspec.json.encode({"error": {"message": message, "type": type_, "code": code, "param": param}})
