@@ -110,7 +110,7 @@ class Fault:
         return f"{place}: {what}" + (f"; {self.hint}" if self.hint else "")
 
 
-class FaultyFile(Exception):  # noqa: N818 - it is the file that is faulty, not the error
+class FaultyFile(Exception):
     """A file that cannot be accepted, with every reason at once. Nothing of it is in force."""
 
     def __init__(self, faults: tuple[Fault, ...]) -> None:

@@ -9,7 +9,7 @@ are the contract's closed list (section 10); the shape is OpenAI's error object
     |   +-- MalformedJson, MissingModelField
     +-- RequestTimeout        408  the request itself did not arrive in time
     +-- ModelNotFound         404  nobody has it, and nobody could
-    +-- NotFound, MethodNotAllowed, BodyTooLarge
+    +-- NotFound, MethodNotAllowed, BodyTooLarge, UnsupportedMediaType, InvalidApiKey
     +-- ServiceUnavailable    503  not now; Retry-After says when to ask again
     |   +-- NoFeasibleNeuron, ShuttingDown, Overloaded, NoRoom
     +-- UpstreamError         502  the neuron's fault
@@ -74,6 +74,13 @@ class RequestTimeout(BadRequest):
 
     status = 408
     code = "request_timeout"
+
+
+class InvalidApiKey(BadRequest):
+    """No key, or not one that is known."""
+
+    status = 401
+    code = "invalid_api_key"
 
 
 class NotFound(BadRequest):

@@ -5,8 +5,24 @@ Reading and refusing live here too; see `load`. What the keys mean to an operato
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import tomli
+
+from catalogue import fields
+from catalogue.fields import Field, Override, Place, Report
+from catalogue.load import in_file_order, parse_toml
+from catalogue.models import Fault, FaultyFile
+from catalogue.positions import KeyPath, Positions, scan
+
+DEFAULT_MODELS_CONFIG = Path("/etc/cortex/models.toml")  # where the catalogue is looked for when nothing is configured
+ENVIRONMENT_PREFIX = "CORTEX_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +147,273 @@ class Settings:
     admin: AdminSettings = AdminSettings()
     neurons: tuple[NeuronSettings, ...] = ()
     models_config: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSettings:
+    """Settings, and what was odd about where they came from but did not refuse them."""
+
+    settings: Settings
+    warnings: tuple[Fault, ...] = ()
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> LoadedSettings:
+    """Settings from the file, overridden by the environment; the defaults for what neither says.
+
+    Args:
+        path: The `cortex.toml`, or None to go by the environment alone.
+        environ: The process's environment; only names that begin with `CORTEX_`, in any case, are looked at.
+
+    Raises:
+        FaultyFile: With every fault of file and environment at once. The value of a secret is in none of them.
+    """
+    document, positions = _read_file(path)
+    report = Report(str(path or "environment"), positions, homes=_HOMES)
+    report.overrides = _overlay(document, environ, report)
+    settings = _read_settings(document, Place(report), path)
+    if report.faults or settings is None:
+        raise FaultyFile(in_file_order(report.faults))
+    return LoadedSettings(settings, in_file_order(report.warnings))
+
+
+def _read_file(path: Path | None) -> tuple[dict[str, Any], Positions]:
+    if path is None:
+        return {}, Positions()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise FaultyFile((Fault(str(path), None, None, f"cannot be read: {reason}"),)) from error
+    text, document = parse_toml(data, path=str(path))
+    return document, scan(text)
+
+
+def _read_settings(document: dict[str, Any], root: Place, path: Path | None) -> Settings | None:
+    """None if anything is at fault. The looks across several keys happen regardless, on what is readable."""
+    read = fields.read_fields(document, SETTINGS_FIELDS, root)
+    if "gateway" in read:
+        _refuse_one_address_twice(read["gateway"], document["gateway"], root / "gateway")
+    fields.refuse_duplicates(document.get("neurons"), "name", root / "neurons")
+    _warn_of_one_neuron_twice(read.get("neurons", ()), root / "neurons")
+    if "models_config" in read:
+        read["models_config"] = _beside(path, Path(read["models_config"]), root / "models_config")
+    return None if root.report.faults else Settings(**read)
+
+
+# What each key must be. The defaults are the dataclasses' above; a new key is a row here and a field there.
+
+
+def _listen(value: object, place: Place) -> Listen:
+    """`host:port`, an IPv6 host in brackets."""
+    found = _HOST_PORT.fullmatch(fields.text(value, place))
+    if found is None:
+        place.refuse("must be host:port", 'for example "127.0.0.1:31313", "0.0.0.0:31313" or "[::1]:31313"')
+    host, port = found["ipv6"] or found["host"], int(found["port"])
+    if port > _LARGEST_PORT:
+        place.refuse(f"has a port beyond {_LARGEST_PORT}")
+    if found["ipv6"] or _ALL_DIGITS_AND_DOTS.fullmatch(host):
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            place.refuse("is not an IP address")
+    return Listen(host, port)
+
+
+def _endpoint(value: object, place: Place) -> str:
+    """A base URL, without its trailing slash. Never echoed: people put passwords into URLs."""
+    url = fields.name(value, place)
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port != 0  # reading a port out of range raises
+    except ValueError:
+        place.refuse("is not a URL", _ENDPOINT_EXAMPLE)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_fine:
+        place.refuse("must be an http or https URL with a host", _ENDPOINT_EXAMPLE)
+    if parts.username is not None:
+        place.refuse("must not carry a user or password")
+    if "?" in url or "#" in url:
+        place.refuse("must not have a query or a fragment", "paths are appended to it")
+    if any(part in {"", ".", ".."} for part in parts.path.rstrip("/").split("/")[1:]) or set(url) & set(" \\"):
+        place.refuse("has a path that servers would read in different ways", "no //, ., .., spaces or backslashes")
+    return url.rstrip("/")
+
+
+def _secret(value: object, place: Place) -> str:
+    """Any string fit for a header."""
+    secret = fields.text(value, place)
+    if not secret or not secret.isascii() or not secret.isprintable() or " " in secret:
+        place.refuse("must be printable ASCII without spaces, and not empty")
+    return secret
+
+
+_HOST_PORT = re.compile(
+    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?)\]|(?P<host>[\w.-]+)):(?P<port>[0-9]{1,9})"
+)
+_ALL_DIGITS_AND_DOTS = re.compile(r"[0-9.]+")
+_LARGEST_PORT = 65535
+_ENDPOINT_EXAMPLE = 'for example "http://gpu-1:13131"'
+
+_POSITIVE = fields.number(minimum=0, above=True)
+_OR_ZERO = fields.number(minimum=0)
+_COUNT = fields.integer(minimum=1)
+_COUNT_OR_ZERO = fields.integer(minimum=0)
+
+GATEWAY_FIELDS = {
+    "listen": Field(_listen),
+    "metrics_listen": Field(_listen),
+    "body_limit_mb": Field(_POSITIVE),
+    "drain_seconds": Field(_OR_ZERO),
+    "access_log": Field(fields.boolean),
+    "owned_by": Field(fields.name),
+    "cors_origins": Field(fields.array(fields.name)),
+    "http_server": Field(fields.one_of("cortex", "hypercorn")),
+}
+DEADLINE_FIELDS = {
+    "header_seconds": Field(_POSITIVE),
+    "connect_seconds": Field(_POSITIVE),
+    "queue_seconds": Field(_POSITIVE),
+    "load_seconds": Field(_POSITIVE),
+    "first_byte_seconds": Field(_POSITIVE),
+    "idle_seconds": Field(_POSITIVE),
+    "client_write_seconds": Field(_POSITIVE),
+}
+STREAMING_FIELDS = {
+    "keepalive_seconds": Field(_OR_ZERO),
+    "early_commit_seconds": Field(_OR_ZERO),
+}
+POLL_FIELDS = {
+    "interval_seconds": Field(_POSITIVE),
+    "timeout_seconds": Field(_POSITIVE),
+    "misses": Field(_COUNT),
+}
+EVICTION_FIELDS = {
+    "strategy": Field(fields.one_of("lru")),
+    "defrag_after_cycles": Field(_COUNT_OR_ZERO),
+    "idle_ttl_seconds": Field(_OR_ZERO),
+    "min_residency_seconds": Field(_OR_ZERO),
+}
+RETRY_FIELDS = {"attempts": Field(_COUNT_OR_ZERO)}
+LIMIT_FIELDS = {
+    "header_bytes": Field(_COUNT),
+    "connections": Field(_COUNT),
+    "requests": Field(_COUNT),
+    "queue": Field(_COUNT_OR_ZERO),
+    "upstream_idle_connections": Field(_COUNT_OR_ZERO),
+}
+LOG_FIELDS = {
+    "format": Field(fields.one_of("auto", "json", "console")),
+    "level": Field(fields.one_of("debug", "info", "warning", "error", "critical")),
+}
+ADMIN_FIELDS = {"token": Field(_secret)}
+NEURON_FIELDS = {
+    "name": Field(fields.name, required=True),
+    "endpoint": Field(_endpoint, required=True),
+    "kind": Field(fields.one_of("neuron", "openai")),
+}
+SECTIONS: Mapping[str, tuple[type, Mapping[str, Field]]] = {
+    "gateway": (GatewaySettings, GATEWAY_FIELDS),
+    "deadlines": (DeadlineSettings, DEADLINE_FIELDS),
+    "streaming": (StreamingSettings, STREAMING_FIELDS),
+    "poll": (PollSettings, POLL_FIELDS),
+    "eviction": (EvictionSettings, EVICTION_FIELDS),
+    "retries": (RetrySettings, RETRY_FIELDS),
+    "limits": (LimitSettings, LIMIT_FIELDS),
+    "log": (LogSettings, LOG_FIELDS),
+    "admin": (AdminSettings, ADMIN_FIELDS),
+}
+SETTINGS_FIELDS = {
+    "models_config": Field(fields.name),
+    **{section: Field(fields.record(build, rows)) for section, (build, rows) in SECTIONS.items()},
+    "neurons": Field(fields.array(fields.record(NeuronSettings, NEURON_FIELDS), of_tables=True)),
+}
+_HOMES = {
+    **{key: f"in [{section}]" for section, (_, rows) in SECTIONS.items() for key in rows},
+    **dict.fromkeys(SECTIONS, "at the top level, in a [header] of its own"),
+    "models_config": "at the top of the file, before the first [header]",
+    "neurons": "at the top level, as [[neurons]]",
+}
+
+
+# Looks across several keys.
+
+
+def _refuse_one_address_twice(gateway: GatewaySettings, said: Mapping[str, object], place: Place) -> None:
+    if gateway.listen.port and gateway.listen == gateway.metrics_listen:
+        key, other = ("metrics_listen", "listen") if "metrics_listen" in said else ("listen", "metrics_listen")
+        (place / key).fault(f"is the same address as {other}", "give one of them another port")
+
+
+def _warn_of_one_neuron_twice(neurons: tuple[NeuronSettings, ...], place: Place) -> None:
+    first: dict[str, str] = {}
+    for index, neuron in enumerate(neurons):
+        if neuron.endpoint in first:
+            message = f"is also the endpoint of {first[neuron.endpoint]!r}"
+            (place / index / "endpoint").warn(message, "one neuron under two names is counted twice")
+        first.setdefault(neuron.endpoint, neuron.name)
+
+
+def _beside(config: Path | None, wanted: Path, place: Place) -> Path:
+    """A relative path is relative to the config file, never to wherever the process was started."""
+    if config is None and not wanted.is_absolute():
+        place.fault("is relative, and there is no config file for it to be relative to", "write an absolute path")
+        return wanted
+    return wanted if config is None else config.absolute().parent / wanted
+
+
+# The environment.
+
+
+def _overlay(document: dict[str, Any], environ: Mapping[str, str], report: Report) -> dict[KeyPath, Override]:
+    """Put what the environment says into the document, and tell which key paths that were.
+
+    Whole tables come before the keys inside them, so `CORTEX_GATEWAY__LISTEN` beats `CORTEX_GATEWAY`.
+    """
+    overrides: dict[KeyPath, Override] = {}
+    for variable, key in sorted(_variables(environ), key=lambda item: (len(item[1]), item[0])):
+        if (odd := _why_unknown(key)) is not None:
+            report.warnings.append(Fault(variable, None, None, *odd))
+        elif key in overrides:
+            report.warnings.append(Fault(variable, None, None, f"says the same as {overrides[key].variable}; ignored"))
+        else:
+            overrides[key] = Override(variable, environ[variable])
+            _put(document, key, _literal(environ[variable]))
+    return overrides
+
+
+def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for variable in environ:
+        if variable.upper().startswith(ENVIRONMENT_PREFIX) and variable.upper() not in _VARIABLES_OF_THE_COMMAND_LINE:
+            yield variable, tuple(variable[len(ENVIRONMENT_PREFIX) :].lower().split("__"))
+
+
+_VARIABLES_OF_THE_COMMAND_LINE = {"CORTEX_CONFIG"}
+
+
+def _why_unknown(key: tuple[str, ...]) -> tuple[str, str | None] | None:
+    """Message and hint; only a warning, because Kubernetes sets `CORTEX_PORT` and more beside a service of our name."""
+    known: set[tuple[str, ...]] = {(name,) for name in SETTINGS_FIELDS}
+    known |= {(section, name) for section, (_, rows) in SECTIONS.items() for name in rows}
+    if key in known:
+        return None
+    near = fields.nearest("__".join(key), ("__".join(path) for path in known))
+    return "sets nothing", None if near is None else f"did you mean {ENVIRONMENT_PREFIX}{near.upper()}?"
+
+
+def _literal(text: str) -> object:
+    """What `text` is as a TOML value, else `text` itself."""
+    try:
+        read = tomli.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return read["value"] if len(read) == 1 else text
+
+
+def _put(document: dict[str, Any], key: tuple[str, ...], value: object) -> None:
+    """Set one path; a table is laid over the one in the file, key by key, anything else replaces."""
+    table: object = document
+    for name in key[:-1]:
+        table = table.setdefault(name, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        return  # the file has no table there, and its operator will hear of it
+    there = table.get(key[-1])
+    table[key[-1]] = {**there, **value} if isinstance(value, dict) and isinstance(there, dict) else value

@@ -1,0 +1,98 @@
+"""The metrics and admin port: `/metrics` for Prometheus, `/admin/*` for operators with the token. No logic."""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING, Any
+
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from gateway import errors
+from gateway.app import json_response, new_app
+from gateway.metrics import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from gateway.serve import Gateway
+
+__all__ = ["make_app"]
+
+
+def make_app(gateway: Gateway) -> QuartTrio:
+    """The Quart application of the metrics port."""
+    app = new_app("cortex.admin")
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(gateway.metrics.expose(), content_type=CONTENT_TYPE)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return json_response(gateway.health())
+
+    @app.before_request
+    async def authorise() -> None:
+        if request.path.startswith("/admin/"):
+            _check_token(gateway.settings.admin.token, request.headers.get("authorization", ""))
+
+    @app.post("/admin/reload")
+    async def reload() -> Response:
+        result = await gateway.keeper.reload()
+        faults = [{"line": f.line, "key": f.key, "message": f.message, "hint": f.hint} for f in result.faults]
+        body = {
+            "result": result.result,
+            "generation": result.catalogue.generation,
+            "diff": result.diff.as_json(),
+            "faults": faults,
+        }
+        return json_response(body, 422 if faults else 200)
+
+    @app.get("/admin/fleet")
+    async def fleet() -> Response:
+        return json_response(_fleet(gateway))
+
+    @app.get("/admin/requests")
+    async def requests() -> Response:
+        return json_response({"requests": [_request(record) for record in gateway.accounts.live.values()]})
+
+    @app.delete("/admin/requests/<request_id>")
+    async def cancel(request_id: str) -> Response:
+        found = [record for record in gateway.accounts.live.values() if record.request_id == request_id]
+        if not found:
+            raise errors.NotFound(f"no request '{request_id}' is under way")
+        for record in found:
+            record.cancel(errors.ServiceUnavailable("cancelled by an operator"))
+        return json_response({"cancelled": len(found)})
+
+    return app
+
+
+def _check_token(expected: str | None, header: str) -> None:
+    if expected is None:
+        raise errors.NotFound("the admin API is off: set [admin] token in cortex.toml to turn it on")
+    if not hmac.compare_digest(header.removeprefix("Bearer ").encode(), expected.encode()):
+        raise errors.InvalidApiKey("the admin API wants its token: authorization: Bearer <[admin] token>")
+
+
+def _fleet(gateway: Gateway) -> dict[str, Any]:
+    return {
+        "health": gateway.health(),
+        "nodes": gateway.fleet.snapshot().nodes,
+        "loads": gateway.lifecycle.loads(),
+        "upstream": gateway.upstream.statistics(),
+        "now": trio.current_time(),
+    }
+
+
+def _request(record: Any) -> dict[str, Any]:
+    return {
+        "request_id": record.request_id,
+        "path": record.path,
+        "alias": record.alias,
+        "model": record.model,
+        "node": record.node,
+        "stream": record.stream,
+        "elapsed_s": round(trio.current_time() - record.started_at, 3),
+        "retries": record.retries,
+    }

@@ -1,0 +1,182 @@
+"""The Quart-Trio application: `/v1/models`, `/health`, `/ready`; and the door where the data plane is mounted.
+
+Quart serves what is looked at, `inference.py` what is waited for: a Quart route costs 200 us a request, ends every
+response after 60 s and loses exceptions before they reach the request's scope (docs/architecture.md). Quart is
+imported here and by the admin window only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from quart import Response
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from gateway import errors
+from gateway.asgi import App, Headers, Message, Receive, Scope, Send
+from gateway.inference import Inference
+from gateway.models_api import Entry
+from gateway.request import INFERENCE_PATHS
+from gateway.settings import Settings
+
+__all__ = ["Door", "Windows", "json_response", "make_windows", "new_app"]
+
+WINDOW_BODY_LIMIT_BYTES = 1024 * 1024  # nothing but inference takes a body worth the name
+WINDOW_TIMEOUT_S = 30
+
+
+class Windows:
+    """What the windows show, as functions of now; `serve.py` says where it comes from."""
+
+    def __init__(
+        self,
+        *,
+        models: Callable[[], list[Entry]],
+        model: Callable[[str], Entry | None],
+        health: Callable[[], dict[str, Any]],
+        ready: Callable[[], bool],
+    ) -> None:
+        self.models = models
+        self.model = model
+        self.health = health
+        self.ready = ready
+
+
+def make_windows(windows: Windows, version: str) -> QuartTrio:
+    """The Quart application of the public port."""
+    app = new_app("cortex")
+
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        return json_response({"object": "list", "data": windows.models()})
+
+    @app.get("/v1/models/<path:model_id>")
+    async def get_model(model_id: str) -> Response:
+        entry = windows.model(model_id)
+        if entry is None:
+            raise errors.ModelNotFound(f"model '{model_id}' not found: /v1/models lists what there is", param="model")
+        return json_response(entry)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return json_response(windows.health())
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        return json_response({"ready": windows.ready()}, 200 if windows.ready() else 503)
+
+    @app.get("/")
+    async def root() -> Response:
+        return json_response({"name": "cortex", "version": version, **windows.health()})
+
+    return app
+
+
+def new_app(name: str) -> QuartTrio:
+    """A Quart-Trio application with our envelope for every error and limits set on purpose."""
+    app = QuartTrio(name)
+    app.config.update(
+        RESPONSE_TIMEOUT=WINDOW_TIMEOUT_S, BODY_TIMEOUT=WINDOW_TIMEOUT_S, MAX_CONTENT_LENGTH=WINDOW_BODY_LIMIT_BYTES
+    )
+
+    @app.errorhandler(errors.GatewayError)
+    async def refuse(error: errors.GatewayError) -> Response:
+        return _error_response(error)
+
+    @app.errorhandler(HTTPException)
+    async def refuse_http(error: HTTPException) -> Response:
+        return _error_response(_as_ours(error))
+
+    @app.errorhandler(Exception)
+    async def refuse_ours(error: Exception) -> Response:
+        app.logger.error("internal_error", exc_info=error)
+        return _error_response(errors.InternalError("an error inside the gateway; its log has more"))
+
+    return app
+
+
+def json_response(body: object, status: int = 200) -> Response:
+    """JSON, keys in the order given (Quart's own would sort them)."""
+    return Response(msgspec.json.encode(body), status, content_type="application/json")
+
+
+def _error_response(error: errors.GatewayError) -> Response:
+    response = Response(errors.envelope(error), error.status, content_type="application/json")
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(error.retry_after_s)
+    return response
+
+
+def _as_ours(error: HTTPException) -> errors.GatewayError:
+    kinds: dict[int, type[errors.GatewayError]] = {
+        404: errors.NotFound,
+        405: errors.MethodNotAllowed,
+        413: errors.BodyTooLarge,
+        415: errors.UnsupportedMediaType,
+    }
+    if error.code == 404:
+        return errors.NotFound("no such path; inference is under /v1, what can be asked for is at /v1/models")
+    kind = kinds.get(error.code or 500, errors.BadRequest if (error.code or 500) < 500 else errors.InternalError)
+    return kind(error.description or error.name)
+
+
+class Door:
+    """The public ASGI application: inference to the data plane, the rest to Quart, CORS for both."""
+
+    def __init__(self, inference: Inference, windows: App, settings: Settings) -> None:
+        self._inference = inference
+        self._windows = windows
+        self._origins = frozenset(settings.gateway.cors_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Every request of the public port comes in here."""
+        if scope["type"] != "http":
+            await self._windows(scope, receive, send)
+            return
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
+        if origin is not None and (allowed := self._allow(origin)) is not None:
+            if scope["method"] == "OPTIONS":
+                await _answer_preflight(scope, send, allowed)
+                return
+            send = _with_headers(send, [*allowed, *_EXPOSED])
+        await (self._inference if scope["path"] in INFERENCE_PATHS else self._windows)(scope, receive, send)
+
+    def _allow(self, origin: bytes) -> Headers | None:
+        if "*" in self._origins:
+            return [(b"access-control-allow-origin", b"*")]
+        if origin.decode("latin-1") in self._origins:
+            return [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
+        return None
+
+
+_EXPOSED: Headers = [
+    (
+        b"access-control-expose-headers",
+        b"x-request-id, x-cortex-model, x-cortex-node, x-cortex-alias, retry-after",
+    )
+]
+
+
+async def _answer_preflight(scope: Scope, send: Send, allowed: Headers) -> None:
+    """Without auth, as browsers send none with it (Fetch standard, CORS-preflight fetch)."""
+    asked = next((value for name, value in scope["headers"] if name == b"access-control-request-headers"), b"*")
+    headers = [
+        *allowed,
+        (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+        (b"access-control-allow-headers", asked),
+        (b"access-control-max-age", b"86400"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _with_headers(send: Send, headers: Headers) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
+
+    return send_with_headers

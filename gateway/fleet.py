@@ -1,0 +1,638 @@
+"""What the gateway knows of its neurons, and what it holds on them: the one mutable thing. No I/O, no decisions.
+
+Every method but `wait_changed` is synchronous, hence atomic under Trio: nobody sees half a change and nothing needs a
+lock. Facts come in through the poller (`answered`, `missed`), through requests (`missed`, `dropped`, `lease`) and
+through the lifecycle (`loading`, `loaded`, `unloading`, `unchanged`). Deciding upon them is `routing.py`'s part.
+
+Two kinds of knowledge meet here, and they age differently. What a poll says was true some time between its beginning
+and its end; what we did ourselves is true at once. So a poll takes a `mark` before it asks, and what we have done to a
+model since then outlives its answer (see `answered`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal
+
+import trio
+
+from catalogue.models import Limit
+from gateway.settings import NeuronSettings
+
+ROUTABLE_STATUSES = frozenset({"loaded", "reloading"})  # contract section 2; whatever else a neuron says is not
+
+Change = Literal["loading", "unloading"]
+ChangeKind = Literal["neuron_up", "neuron_down", "model_seen", "model_gone", "status_changed"]
+
+
+# What a neuron reports ................................................................................................
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One GPU. Memory in MB as the neuron counts it; a reading is None when the last `/health` had none."""
+
+    index: int
+    name: str
+    vram_total_mb: int
+    compute_capability: str | None = None
+    vram_used_mb: int | None = None
+    vram_free_mb: int | None = None
+    utilization_pct: float | None = None
+    temp_c: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """One model as its neuron last described it.
+
+    `in_flight` and `queue_depth` are the neuron's own counters, ours included; None where it does not count, which is
+    not the same as idle. `url` is the base of the model's inference API as *we* reach it; None while nobody could
+    tell, and without it the model is not routable.
+    """
+
+    id: str
+    status: str
+    harness: str | None = None
+    devices: tuple[int, ...] = ()
+    vram_used_mb: int | None = None
+    capabilities: tuple[str, ...] | None = None
+    limit: Limit | None = None
+    tool_call: bool | None = None
+    reasoning: bool | None = None
+    servable_ok: bool = True
+    servable_reason: str | None = None
+    in_flight: int | None = None
+    queue_depth: int | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What a neuron is pre-warming on its own account. Ids in its own order; `failed` maps id to error."""
+
+    state: str = "ready"
+    in_progress: str | None = None
+    pending: tuple[str, ...] = ()
+    completed: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """The ids it is about to have, the one under way first."""
+        return self.pending if self.in_progress is None else (self.in_progress, *self.pending)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """Everything one poll learnt.
+
+    None where it could not: the fleet then keeps its topology, its activation and its uptime as they were (a failing
+    `/health` must neither hide a GPU nor start a second load), and device readings become unknown.
+    """
+
+    models: tuple[ModelReport, ...]
+    devices: tuple[Device, ...] | None = None
+    activation: Activation | None = None
+    uptime_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PollMark:
+    """The state of our own doings when a poll began; see `Fleet.mark`."""
+
+    version: int
+    leases: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetChange:
+    """Something worth a log line. `before` and `after` are statuses; `detail` says why a neuron is down."""
+
+    kind: ChangeKind
+    node: str
+    model: str | None = None
+    before: str | None = None
+    after: str | None = None
+    detail: str | None = None
+
+
+# What we hold .........................................................................................................
+
+
+class NodeModel:
+    """One model on one node: the neuron's facts about it and our own. Owned and written by the fleet; read by all.
+
+    Lives as long as either the neuron reports it, or we are changing it, or somebody holds a lease: so a model that
+    vanishes and comes back within a request's life keeps one counter.
+
+    Times are Trio's clock in seconds. `resident_since` is when we first knew it loaded in this stay; `last_used` the
+    last beginning or end of a lease, None if we never used it.
+    """
+
+    __slots__ = ("change", "id", "last_used", "leases", "node", "others", "report", "resident_since")
+
+    def __init__(self, node: Node, model_id: str) -> None:
+        self.node = node
+        self.id = model_id
+        self.report: ModelReport | None = None
+        self.change: Change | None = None
+        self.leases = 0
+        self.others = 0
+        self.last_used: float | None = None
+        self.resident_since: float | None = None
+
+    @property
+    def status(self) -> str | None:
+        """What it is as far as we know, our own change under way included; None is "not on this node"."""
+        reported = None if self.report is None else self.report.status
+        if self.change == "loading" and reported in ROUTABLE_STATUSES:
+            return reported  # the neuron is ahead of its own answer to our load call
+        return self.change or reported
+
+    @property
+    def url(self) -> str | None:
+        """The base of its inference API, None while unknown."""
+        return None if self.report is None else self.report.url
+
+    @property
+    def servable(self) -> bool:
+        """False if the neuron says that it holds the model but cannot serve it."""
+        return self.report is None or self.report.servable_ok
+
+    @property
+    def routable(self) -> bool:
+        """Whether a request may be sent to it, its node's health apart."""
+        return self.status in ROUTABLE_STATUSES and self.servable and self.url is not None
+
+    @property
+    def load(self) -> int:
+        """How many requests it has, as far as we can know: ours now, plus others' when last reported.
+
+        A neuron's counters are up to one poll old and contain our own requests. Adding them to our leases would count
+        ours twice; using them alone would send a whole interval's requests to whoever looked idle (the herd of
+        lessons.md). So a poll keeps only what is not ours, `others`, and our part is always live.
+        """
+        return self.leases + self.others
+
+    def __repr__(self) -> str:
+        return f"<NodeModel {self.id} on {self.node.name}: {self.status}, {self.leases}+{self.others}>"
+
+
+class Node:
+    """One configured neuron. Owned and written by the fleet; read by all.
+
+    `devices` is None until a `/discovery` was read: unknown, which is not "none". `misses` counts failures in a row.
+    `urls_doubtful` says that a connection failed since the last poll, so that cached inference URLs are asked anew.
+    """
+
+    __slots__ = (
+        "activation",
+        "devices",
+        "draining",
+        "endpoint",
+        "ever_answered",
+        "healthy",
+        "kind",
+        "misses",
+        "models",
+        "name",
+        "own_changes",
+        "uptime_s",
+        "urls_doubtful_since",
+    )
+
+    def __init__(self, settings: NeuronSettings) -> None:
+        self.name = settings.name
+        self.endpoint = settings.endpoint
+        self.kind = settings.kind
+        self.healthy = False
+        self.ever_answered = False
+        self.draining = False
+        self.misses = 0
+        self.devices: tuple[Device, ...] | None = None
+        self.models: dict[str, NodeModel] = {}
+        self.activation = Activation()
+        self.uptime_s: float | None = None
+        self.own_changes: dict[str, int] = {}
+        self.urls_doubtful_since: int | None = None
+
+    @property
+    def urls_doubtful(self) -> bool:
+        """Whether a connection failed since the last good poll."""
+        return self.urls_doubtful_since is not None
+
+    @property
+    def leases(self) -> int:
+        """How many requests of ours it has right now."""
+        return sum(held.leases for held in self.models.values())
+
+    def is_loading(self, model_id: str) -> bool:
+        """Whether it is loading the model or about to: at our word, another's, or its own pre-warming."""
+        held = self.models.get(model_id)
+        status = None if held is None else held.status
+        return status == "loading" or (status in (None, "unloaded") and model_id in self.activation.awaited)
+
+
+class Lease:
+    """A held place at (node, model): `with` it in the same step as the decision. One at a time."""
+
+    __slots__ = ("_fleet", "_held", "_model_id", "_node")
+
+    def __init__(self, fleet: Fleet, node: Node, model_id: str) -> None:
+        self._fleet = fleet
+        self._node = node
+        self._model_id = model_id
+        self._held: NodeModel | None = None
+
+    def __enter__(self) -> None:
+        if self._held is not None:
+            raise RuntimeError("this lease is already taken")
+        self._held = self._fleet._take(self._node, self._model_id)  # noqa: SLF001 - one class in two halves
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._fleet._give_back(held)  # noqa: SLF001 - as above
+
+
+# What others may take away ............................................................................................
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSnapshot:
+    """One model on one node, for display. `idle_s` and `resident_s` are ages in seconds, None if never."""
+
+    id: str
+    status: str
+    routable: bool
+    harness: str | None
+    devices: tuple[int, ...]
+    vram_used_mb: int | None
+    servable_ok: bool
+    servable_reason: str | None
+    in_flight: int | None
+    queue_depth: int | None
+    url: str | None
+    leases: int
+    load: int
+    idle_s: float | None
+    resident_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSnapshot:
+    """One neuron, for display."""
+
+    name: str
+    endpoint: str
+    kind: str
+    healthy: bool
+    ever_answered: bool
+    draining: bool
+    misses: int
+    uptime_s: float | None
+    leases: int
+    devices: tuple[Device, ...] | None
+    activation: Activation
+    models: tuple[ModelSnapshot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSnapshot:
+    """The whole fleet at one moment. Immutable; msgspec encodes it as it is."""
+
+    version: int
+    nodes: tuple[NodeSnapshot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatistics:
+    """The totals, cheap enough to ask on every `/health`."""
+
+    nodes_healthy: int
+    nodes_total: int
+    leases: int
+    ever_answered: bool
+
+
+# The fleet ............................................................................................................
+
+
+class Fleet:
+    """All configured neurons.
+
+    Args:
+        neurons: In the operator's order; names are unique (settings see to that).
+        misses: So many failures in a row make a node unhealthy; one answer makes it healthy.
+        clock: Seconds, monotonic; Trio's unless a test has no Trio.
+
+    `version` grows with every change that a reader could see, leases and device readings apart, so that windows can
+    cache upon it. `observers` are called synchronously for every `FleetChange`, in order, and must not raise.
+    """
+
+    def __init__(
+        self, neurons: Sequence[NeuronSettings], *, misses: int, clock: Callable[[], float] = trio.current_time
+    ) -> None:
+        # By name, so that every order we derive is by name and ties need no second look.
+        self.nodes: dict[str, Node] = {
+            settings.name: Node(settings) for settings in sorted(neurons, key=lambda settings: settings.name)
+        }
+        self.observers: list[Callable[[FleetChange], None]] = []
+        self.version = 1
+        self.leases = 0
+        self._misses = misses
+        self._clock = clock
+        self._replicas: dict[str, tuple[NodeModel, ...]] = {}
+        self._waiters = trio.lowlevel.ParkingLot()
+
+    # Asking ...........................................................................................................
+
+    def replicas(self, model_id: str) -> tuple[NodeModel, ...]:
+        """Where a request for the model may go now: routable, on healthy nodes that do not drain; by node name.
+
+        One dict look-up: every request asks this.
+        """
+        return self._replicas.get(model_id, ())
+
+    def holders(self, model_id: str) -> tuple[NodeModel, ...]:
+        """Every node's entry for the model, whatever its state and its node's health; by node name."""
+        held = (node.models.get(model_id) for node in self.nodes.values())
+        return tuple(entry for entry in held if entry is not None and entry.status is not None)
+
+    def any_healthy(self) -> bool:
+        """Whether there is anybody to send anything to."""
+        return any(node.healthy for node in self.nodes.values())
+
+    async def wait_changed(self) -> None:
+        """Wait for the next change that may turn a "not now" into a "now": status, health, or a model falling idle.
+
+        Check, then wait, without a checkpoint in between, in a loop: nothing is lost, and wake-ups may be in vain.
+        """
+        await self._waiters.park()
+
+    def statistics(self) -> FleetStatistics:
+        """The totals now."""
+        nodes = self.nodes.values()
+        return FleetStatistics(
+            nodes_healthy=sum(node.healthy for node in nodes),
+            nodes_total=len(nodes),
+            leases=self.leases,
+            ever_answered=any(node.ever_answered for node in nodes),
+        )
+
+    def snapshot(self) -> FleetSnapshot:
+        """Everything now, for the status page, the admin API and the metrics."""
+        return FleetSnapshot(self.version, tuple(self._node_snapshot(node) for node in self.nodes.values()))
+
+    def assert_idle(self) -> None:
+        """Raise AssertionError, naming who, unless every lease has come back."""
+        held = [repr(entry) for node in self.nodes.values() for entry in node.models.values() if entry.leases]
+        if held or self.leases:
+            raise AssertionError(f"{self.leases} leases are out: {', '.join(held)}")
+
+    # Leasing ..........................................................................................................
+
+    def lease(self, node: str, model_id: str) -> Lease:
+        """A place at (node, model), taken by `with` and given back on every way out of it."""
+        return Lease(self, self.nodes[node], model_id)
+
+    def _take(self, home: Node, model_id: str) -> NodeModel:
+        held = home.models.get(model_id) or self._entry(home, model_id)
+        held.leases += 1
+        held.last_used = self._clock()
+        self.leases += 1
+        return held
+
+    def _give_back(self, held: NodeModel) -> None:
+        held.leases -= 1
+        held.last_used = self._clock()
+        self.leases -= 1
+        if held.leases == 0:
+            self._forget_if_empty(held)
+            self._waiters.unpark_all()
+
+    # Learning from polls and requests .................................................................................
+
+    def mark(self, node: str) -> PollMark:
+        """What to take before a poll asks its first question, and to hand back with the answer."""
+        held = self.nodes[node].models.values()
+        return PollMark(self.version, {entry.id: entry.leases for entry in held if entry.leases})
+
+    def answered(self, node: str, report: NodeReport, *, since: PollMark | None = None) -> None:
+        """A poll succeeded: the node is healthy, and holds what it says and nothing else.
+
+        What we did to a model after `since` (loaded it, unloaded it, saw it gone) is newer than this report and stays
+        as it is until the next one. The same holds for a failed connection after `since`: it is not forgiven yet.
+        None means that nothing can have happened in between. Polls of one node do not overlap.
+        """
+        home = self.nodes[node]
+        since = since or self.mark(node)
+        reports = {model.id: model for model in report.models}
+        concerned = sorted(home.models.keys() | reports.keys())
+        for model_id in concerned:
+            if home.own_changes.get(model_id, 0) <= since.version:
+                self._learn(home, model_id, reports.get(model_id), since)
+        home.own_changes = {key: made for key, made in home.own_changes.items() if made > since.version}
+        self._learn_surroundings(home, report)
+        if home.urls_doubtful_since is None or home.urls_doubtful_since <= since.version:
+            home.urls_doubtful_since = None
+            self._mark_healthy(home)
+        self._reindex(concerned)
+
+    def missed(self, node: str, reason: str | None = None) -> None:
+        """A poll failed, or a request's connection was refused or broke: one strike."""
+        home = self.nodes[node]
+        home.misses += 1
+        self.version += 1
+        home.urls_doubtful_since = self.version
+        if home.misses == self._misses:  # also for one that never answered: an outage is announced once
+            home.healthy = False
+            self._announce(FleetChange("neuron_down", node, detail=reason))
+            self._reindex(home.models.keys())
+
+    def succeeded(self, node: str) -> None:
+        """A request was answered: strikes are forgiven. Only a poll brings an unhealthy node back."""
+        home = self.nodes[node]
+        if home.misses and home.healthy:
+            home.misses = 0
+
+    def dropped(self, node: str, model_id: str) -> None:
+        """The model is not on the node: we unloaded it, or the node answered 404 `not loaded`."""
+        self._change(node, model_id, None, None)
+
+    # Learning from the lifecycle ......................................................................................
+
+    def loading(self, node: str, model_id: str) -> None:
+        """We are about to ask the node to load the model. Ends with `loaded`, `dropped` or `unchanged`."""
+        self._change(node, model_id, "loading", self._report(node, model_id))
+
+    def unloading(self, node: str, model_id: str) -> None:
+        """We are about to unload it: no request goes there from now on. Ends with `dropped` or `unchanged`."""
+        self._change(node, model_id, "unloading", self._report(node, model_id))
+
+    def loaded(self, node: str, report: ModelReport) -> None:
+        """A load of ours ended well; `report` has the inference URL."""
+        self._change(node, report.id, None, report)
+
+    def unchanged(self, node: str, model_id: str) -> None:
+        """A load or unload of ours failed: what the neuron last reported holds again."""
+        self._change(node, model_id, None, self._report(node, model_id))
+
+    def drain(self, node: str, *, draining: bool) -> None:
+        """Keep new requests off the node, or let them on again. Running ones are not touched."""
+        home = self.nodes[node]
+        home.draining = draining
+        self.version += 1
+        self._reindex(home.models.keys())
+
+    def _report(self, node: str, model_id: str) -> ModelReport | None:
+        held = self.nodes[node].models.get(model_id)
+        return None if held is None else held.report
+
+    def _change(self, node: str, model_id: str, change: Change | None, report: ModelReport | None) -> None:
+        """Something of our own doing: true at once, and newer than any poll under way."""
+        home = self.nodes[node]
+        held = self._entry(home, model_id)
+        before = held.status
+        held.change, held.report = change, report
+        self.version += 1
+        home.own_changes[model_id] = self.version
+        self._settle(held, before)
+        self._reindex((model_id,))
+
+    # Keeping the books ................................................................................................
+
+    def _entry(self, home: Node, model_id: str) -> NodeModel:
+        held = home.models.get(model_id)
+        if held is None:
+            held = home.models[model_id] = NodeModel(home, model_id)
+        return held
+
+    def _learn(self, home: Node, model_id: str, report: ModelReport | None, since: PollMark) -> None:
+        held = self._entry(home, model_id)
+        before, known = held.status, held.report
+        held.report = report
+        held.others = _others(report, max(held.leases, since.leases.get(model_id, 0)))
+        if report != known:
+            self.version += 1
+        self._settle(held, before)
+
+    def _learn_surroundings(self, home: Node, report: NodeReport) -> None:
+        devices = report.devices if report.devices is not None else _without_readings(home.devices)
+        if _without_readings(devices) != _without_readings(home.devices):
+            self.version += 1
+        home.devices = devices
+        if report.uptime_s is not None:
+            home.uptime_s = report.uptime_s
+        if report.activation is not None and report.activation != home.activation:
+            home.activation = report.activation
+            self.version += 1
+            self._waiters.unpark_all()
+
+    def _mark_healthy(self, home: Node) -> None:
+        home.misses = 0
+        if not home.healthy:
+            home.healthy = home.ever_answered = True
+            self._announce(FleetChange("neuron_up", home.name))
+
+    def _settle(self, held: NodeModel, before: str | None) -> None:
+        """After any change to an entry: its age, its announcement, and whether it is still needed at all."""
+        after = held.status
+        if after not in ROUTABLE_STATUSES:
+            held.resident_since = None
+        elif held.resident_since is None:
+            held.resident_since = self._clock()
+        if before != after:
+            kind: ChangeKind = "model_seen" if before is None else "model_gone" if after is None else "status_changed"
+            self._announce(FleetChange(kind, held.node.name, held.id, before, after))
+        self._forget_if_empty(held)
+
+    def _forget_if_empty(self, held: NodeModel) -> None:
+        if held.status is None and not held.leases:
+            held.node.models.pop(held.id, None)
+
+    def _announce(self, change: FleetChange) -> None:
+        self.version += 1
+        for observe in self.observers:
+            observe(change)
+        self._waiters.unpark_all()
+
+    def _reindex(self, model_ids: Iterable[str]) -> None:
+        for model_id in model_ids:
+            found = tuple(self._find_replicas(model_id))
+            if found == self._replicas.get(model_id, ()):
+                continue
+            if found:
+                self._replicas[model_id] = found
+            else:
+                del self._replicas[model_id]
+            self._waiters.unpark_all()
+
+    def _find_replicas(self, model_id: str) -> Iterable[NodeModel]:
+        for node in self.nodes.values():
+            held = node.models.get(model_id) if node.healthy and not node.draining else None
+            if held is not None and held.routable:
+                yield held
+
+    def _node_snapshot(self, node: Node) -> NodeSnapshot:
+        known = sorted((held for held in node.models.values() if held.status is not None), key=lambda held: held.id)
+        return NodeSnapshot(
+            name=node.name,
+            endpoint=node.endpoint,
+            kind=node.kind,
+            healthy=node.healthy,
+            ever_answered=node.ever_answered,
+            draining=node.draining,
+            misses=node.misses,
+            uptime_s=node.uptime_s,
+            leases=node.leases,
+            devices=node.devices,
+            activation=node.activation,
+            models=tuple(self._model_snapshot(held) for held in known),
+        )
+
+    def _model_snapshot(self, held: NodeModel) -> ModelSnapshot:
+        report = held.report or ModelReport(held.id, held.status or "")
+        now = self._clock()
+        return ModelSnapshot(
+            id=held.id,
+            status=held.status or "",
+            routable=held.routable,
+            harness=report.harness,
+            devices=report.devices,
+            vram_used_mb=report.vram_used_mb,
+            servable_ok=report.servable_ok,
+            servable_reason=report.servable_reason,
+            in_flight=report.in_flight,
+            queue_depth=report.queue_depth,
+            url=report.url,
+            leases=held.leases,
+            load=held.load,
+            idle_s=None if held.last_used is None else now - held.last_used,
+            resident_s=None if held.resident_since is None else now - held.resident_since,
+        )
+
+
+def _others(report: ModelReport | None, ours: int) -> int:
+    """How many of the reported requests are not ours.
+
+    `ours` is the larger of our leases when the poll began and when it ended: the neuron counted somewhere in between.
+    Taking the larger errs towards "they are all mine", an error that our live leases mend at once, where the opposite
+    would hold phantom requests against the node until the next poll.
+    """
+    if report is None:
+        return 0
+    return max((report.in_flight or 0) + (report.queue_depth or 0) - ours, 0)
+
+
+def _without_readings(devices: tuple[Device, ...] | None) -> tuple[Device, ...] | None:
+    if devices is None:
+        return None
+    return tuple(
+        Device(device.index, device.name, device.vram_total_mb, device.compute_capability) for device in devices
+    )

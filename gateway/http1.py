@@ -1,0 +1,331 @@
+"""HTTP/1.1 for an ASGI application over Trio streams: one task per connection, nothing spawned, nothing queued.
+
+llhttp (through `httptools`) parses and is strict where it matters: a bare LF ends no line, CL with TE is refused.
+The application runs in the connection's own task; `receive` reads the socket when it is asked, which is all the
+backpressure there is, and once the body is complete waits for the client to leave. Why not Hypercorn for this port:
+docs/decisions/0003-own-http-front.md. No routing, no TLS, no HTTP/2: a proxy in front does those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from gateway.asgi import App
+from gateway.http1_wire import Exchange, Refused, RequestReader, refusal_bytes
+from gateway.streams import close_now, descriptor, read, write_what_fits
+
+__all__ = ["ClientDisconnected", "Server", "ServerLimits", "Statistics"]
+
+PIPELINED_LIMIT_BYTES = 64 * 1024  # of requests sent ahead; more of them wait in the client's socket
+LINGER_S = 2.0
+LINGER_LIMIT_BYTES = 256 * 1024**2  # four bodies of the default limit
+
+
+class ClientDisconnected(OSError):
+    """Nobody to send to any more (ASGI 2.4: `send` raises an OSError then)."""
+
+
+class Log(Protocol):
+    """The one thing needed of a logger."""
+
+    def exception(self, event: str, **facts: Any) -> Any:
+        """Log the exception being handled."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What a client can make grow, and how long it may take."""
+
+    header_bytes: int = 65536
+    header_s: float = 30  # from a request's first byte to the end of its headers
+    keep_alive_s: float = 75  # without a request; longer than the 60 s of common proxies, so that they close first
+    client_write_s: float = 60  # without the client taking a byte
+    connections: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A snapshot: connections open and of those idle, requests served, connections refused for their number."""
+
+    open: int
+    idle: int
+    served: int
+    refused: int
+
+
+class Server:
+    """Serves one application on any number of listeners.
+
+    Args:
+        app: ASGI 3, HTTP only. Lifespan is the caller's business.
+        limits: See there.
+        log: Hears of exceptions that leave the application.
+    """
+
+    def __init__(self, app: App, *, limits: ServerLimits, log: Log) -> None:
+        self.app = app
+        self.limits = limits
+        self.log = log
+        self.draining = False
+        self.served = 0
+        self._refused = 0
+        self._connections: set[_Connection] = set()
+        self._accepting = trio.CancelScope()
+        self._ended = trio.Event()
+
+    async def serve(
+        self, listeners: list[trio.SocketListener], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Accept and serve until drained. Started when accepting. Closes the listeners; cancelling cuts connections."""
+        try:
+            async with trio.open_nursery() as connections:
+                with self._accepting:
+                    async with trio.open_nursery() as accepting:
+                        await accepting.start(self._accept, listeners, connections)
+                        task_status.started()
+        finally:
+            self._ended.set()
+
+    async def _accept(
+        self,
+        listeners: list[trio.SocketListener],
+        connections: trio.Nursery,
+        *,
+        task_status: trio.TaskStatus[list[trio.SocketListener]],
+    ) -> None:
+        await trio.serve_listeners(self.serve_stream, listeners, handler_nursery=connections, task_status=task_status)
+
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        """One connection, to its end. Owns the stream. Raises nothing but Cancelled."""
+        connection = _Connection(self, stream)
+        try:
+            if len(self._connections) >= self.limits.connections:
+                self._refused += 1
+                await connection.turn_away()
+                return
+            self._connections.add(connection)
+            await connection.run()
+        except ClientDisconnected:
+            pass  # nothing to say and nobody to say it to
+        except Exception:
+            self.log.exception("connection_crashed")
+        finally:
+            self._connections.discard(connection)
+            connection.close()
+
+    def drain(self) -> None:
+        """Stop accepting, close what is idle, let what runs finish. Sync; `drained` waits for the end."""
+        self.draining = True
+        self._accepting.cancel()
+        for connection in list(self._connections):
+            connection.close_if_idle()
+
+    async def drained(self) -> None:
+        """Return when the last connection is gone."""
+        await self._ended.wait()
+
+    def statistics(self) -> Statistics:
+        """The numbers now."""
+        idle = sum(connection.idle for connection in self._connections)
+        return Statistics(len(self._connections), idle, self.served, self._refused)
+
+
+class _Connection:
+    """One client's connection: requests in turn, each an `Exchange`, read by one parser and answered in order."""
+
+    __slots__ = ("_fd", "_gone", "_reader", "_server", "_stream", "_waiting", "client", "idle", "local")
+
+    def __init__(self, server: Server, stream: trio.abc.Stream) -> None:
+        self._server = server
+        self._stream = stream
+        self._fd = descriptor(stream)
+        self._gone = False
+        self._reader = RequestReader(server.limits.header_bytes)
+        self._waiting: trio.CancelScope | None = None
+        self.client: tuple[str, int] | None = None
+        self.local: tuple[str, int] | None = None
+        self.idle = True
+        if isinstance(stream, trio.SocketStream):
+            self.client, self.local = _addresses(stream)
+
+    async def run(self) -> None:
+        """Serve requests until either side has had enough."""
+        while True:
+            try:
+                exchange = await self._next_request()
+            except Refused as refusal:
+                await self._answer_refusal(refusal)
+                return
+            if exchange is None:
+                return
+            await self._serve(exchange)
+            if not exchange.reusable or self._server.draining:
+                if exchange.answered and not exchange.body_complete:
+                    await self._linger()
+                return
+            self.idle = True
+
+    async def turn_away(self) -> None:
+        """One connection too many: say so and close."""
+        await self._answer_refusal(Refused(503, "overloaded", "this gateway has all the connections it can hold", 1))
+
+    # Reading ..........................................................................................................
+
+    async def _next_request(self) -> Exchange | None:
+        """The next request once its headers are there, None if none comes. Raises Refused."""
+        exchange = self._reader.take()
+        if exchange is not None:
+            self.idle = False
+            return exchange
+        limits = self._server.limits
+        begun = self._reader.pending
+        with trio.CancelScope(
+            deadline=trio.current_time() + (limits.header_s if begun else limits.keep_alive_s)
+        ) as scope:
+            self._waiting = scope
+            while exchange is None:
+                data = await self.read()
+                if not data:
+                    return None
+                if not begun:
+                    begun = True
+                    self.idle = False
+                    scope.deadline = trio.current_time() + limits.header_s
+                self._reader.feed(data)
+                exchange = self._reader.take()
+        self._waiting = None
+        if scope.cancelled_caught and not self.idle:
+            raise Refused(408, "request_timeout", f"the request's headers did not arrive within {limits.header_s:g} s")
+        return exchange
+
+    async def read(self) -> bytes:
+        """Bytes as they come; `b""` once the client is gone. Safe to cancel: nothing is lost."""
+        data = await read(self._stream, self._fd)
+        if not data:
+            self._gone = True
+        return data
+
+    async def read_more(self) -> bool:
+        """Feed the parser with what comes next; False if nothing will.
+
+        Requests sent ahead wait in the client's socket once there are enough of them here.
+        """
+        if self._reader.ahead_bytes > PIPELINED_LIMIT_BYTES:
+            await trio.sleep_forever()
+        data = await self.read()
+        if data:
+            self._reader.feed(data)
+        return bool(data)
+
+    # Serving ..........................................................................................................
+
+    async def _serve(self, exchange: Exchange) -> None:
+        """Call the application. Its exceptions are logged and answered; Cancelled passes."""
+        exchange.attach(self, closing=self._server.draining)
+        self._server.served += 1
+        scope = exchange.scope(self.client, self.local)
+        try:
+            await self._server.app(scope, exchange.receive, exchange.send)
+        except ClientDisconnected:
+            exchange.reusable = False
+        except Exception:
+            self._server.log.exception("app_crashed", path=scope["path"])
+            await self._make_up_for(exchange, Refused(500, "internal_error", "an error inside the gateway"))
+        except BaseExceptionGroup as group:
+            ours = group.split(trio.Cancelled)[1]
+            if ours is None:
+                raise
+            self._server.log.exception("app_crashed", path=scope["path"])
+            await self._make_up_for(exchange, Refused(500, "internal_error", "an error inside the gateway"))
+        else:
+            if not exchange.complete:
+                silence = Refused(500, "internal_error", "the gateway had no answer")
+                await self._make_up_for(exchange, exchange.refusal or silence)
+
+    async def _make_up_for(self, exchange: Exchange, refusal: Refused) -> None:
+        """An answer for one that never began. One cut off half-way stays broken, so that nobody takes it for whole."""
+        exchange.reusable = False
+        if not exchange.started and not self._gone:
+            await self.write(refusal_bytes(refusal))
+            exchange.answered = True
+
+    async def _answer_refusal(self, refusal: Refused) -> None:
+        await self.write(refusal_bytes(refusal))
+        await self._linger()
+
+    # Writing ..........................................................................................................
+
+    async def write(self, data: bytes) -> None:
+        """Send it all. A send that fits into the socket is no checkpoint: whoever has more to send waits for it first.
+
+        Raises:
+            ClientDisconnected: It is gone, or took nothing for `client_write_s`.
+        """
+        if self._gone:
+            raise ClientDisconnected("the client has left")
+        if self._fd is None:
+            await self._within_the_deadline(self._stream.send_all, data)
+            return
+        sent = self._write_what_fits(self._fd, data)
+        if sent < len(data):
+            await self._write_slowly(self._fd, memoryview(data)[sent:])
+
+    def _write_what_fits(self, fd: int, data: bytes | memoryview) -> int:
+        try:
+            return write_what_fits(fd, data)
+        except OSError as error:
+            self._gone = True
+            raise ClientDisconnected("the client has left") from error
+
+    async def _write_slowly(self, fd: int, rest: memoryview) -> None:
+        while rest:
+            await self._within_the_deadline(trio.lowlevel.wait_writable, fd)
+            rest = rest[self._write_what_fits(fd, rest) :]
+
+    async def _within_the_deadline(self, step: Callable[[Any], Awaitable[object]], argument: object) -> None:
+        try:
+            with trio.move_on_after(self._server.limits.client_write_s) as scope:
+                await step(argument)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._gone = True
+            raise ClientDisconnected("the client has left") from error
+        if scope.cancelled_caught:
+            self._gone = True
+            raise ClientDisconnected(f"the client took nothing for {self._server.limits.client_write_s:g} s")
+
+    # Ending ...........................................................................................................
+
+    async def _linger(self) -> None:
+        """Let the client finish sending before we close: closing on unread bytes is a reset, which eats the answer.
+
+        RFC 9112, section 9.6.
+        """
+        if self._gone:
+            return
+        if isinstance(self._stream, trio.SocketStream):
+            await self._stream.send_eof()
+        discarded = 0
+        with trio.move_on_after(LINGER_S):
+            while discarded < LINGER_LIMIT_BYTES and (data := await self.read()):
+                discarded += len(data)
+
+    def close_if_idle(self) -> None:
+        """For a drain: a connection that waits for its next request has nothing to lose."""
+        if self.idle and self._waiting is not None:
+            self._waiting.cancel()
+
+    def close(self) -> None:
+        """Close at once. Sync: no cancellation can come in between."""
+        close_now(self._stream)
+
+
+def _addresses(stream: trio.SocketStream) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
+    try:
+        return stream.socket.getpeername()[:2], stream.socket.getsockname()[:2]
+    except OSError:
+        return None, None  # gone already; the first read will say so

@@ -1,0 +1,255 @@
+"""What can be learned of an answer as it passes: usage, and when the first and last generated deltas came.
+
+Nothing here delays or changes a byte. JSON is decoded only for the few events that bytes alone cannot judge: those
+before the first generated delta, those with a `usage` object, and the one that finishes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from gateway import sse
+
+__all__ = ["BodyMeter", "StreamMeter", "Usage"]
+
+BODY_LIMIT_BYTES = 1024 * 1024  # an answer without stream; longer ones (embeddings) are searched at their end
+TAIL_BYTES = 4096
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens in one vocabulary, whatever the dialect called them. None is unknown; 0 is 0."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class StreamMeter:
+    """Feed it a stream's chunks as they pass; ask it afterwards.
+
+    `generated` counts events with a generated delta: content, reasoning or a tool call, never the role chunk or a
+    comment (contract section 9). `first_at` and `last_at` are the caller's clock at the first and last of them.
+    """
+
+    __slots__ = ("_reader", "done", "error", "finished", "first_at", "generated", "last_at", "preamble", "usage")
+
+    def __init__(self) -> None:
+        self._reader = sse.Reader()
+        self.usage: Usage | None = None
+        self.first_at: float | None = None
+        self.last_at: float | None = None
+        self.generated = 0
+        self.finished = False  # a finish_reason has passed
+        self.done = False  # the stream's own terminator has passed
+        self.preamble = True  # nothing but comments, role chunks and the like has passed
+        self.error = False  # upstream reported an error inside the stream
+
+    def feed(self, chunk: bytes, now: float) -> None:
+        """Take note of a chunk that came at `now`."""
+        if self.first_at is not None and not self._reader.pending and chunk.endswith(b"\n\n"):
+            self._skim(chunk, now)
+            return
+        try:
+            events = self._reader.feed(chunk)
+        except sse.EventTooLong:
+            self._reader = sse.Reader()  # passes on unmetered: a monster is the client's to judge
+            return
+        for event in events:
+            self._read(event.data, now)
+
+    def finish(self) -> bool:
+        """The body has ended; False if it ended in the middle of an event.
+
+        The format wants a blank line after the last event, too; an engine that saves it has still said what it said.
+        """
+        if not self._reader.pending:
+            return True
+        events = self._reader.feed(b"\n\n")
+        for event in events:
+            if event.data == b"[DONE]":
+                self.done = True
+            elif not _is_json(event.data):
+                return False
+        return bool(events)
+
+    def _skim(self, chunk: bytes, now: float) -> None:
+        """Whole events after the first delta: decode only what carries more than another delta."""
+        if _TELLING.search(chunk) is None:
+            self.generated += chunk.count(b"data:")
+            self.last_at = now
+            return
+        for event in self._reader.feed(chunk):
+            self._read(event.data, now)
+
+    def _read(self, data: bytes, now: float) -> None:
+        if data == b"[DONE]":
+            self.done = True
+            self.preamble = False
+            return
+        try:
+            event = _decode_event(data)
+        except msgspec.DecodeError:
+            self._count(now)  # not JSON we know: something was said all the same
+            return
+        if event.usage is not None or event.response is not None:
+            self.usage = read_usage(event.usage if event.usage is not None else event.response) or self.usage
+        self.error = self.error or bool(event.error)
+        self.finished = self.finished or event.type in _FINAL_TYPES or any(c.finish_reason for c in event.choices or ())
+        if event.generated():
+            self._count(now)
+        elif self.finished or self.error or not event.opens():
+            self.preamble = False
+
+    def _count(self, now: float) -> None:
+        self.generated += 1
+        self.preamble = False
+        self.last_at = now
+        if self.first_at is None:
+            self.first_at = now
+
+
+class BodyMeter:
+    """The same for an answer that is not a stream: keeps what passes, up to a limit, to read `usage` at the end."""
+
+    __slots__ = ("_kept", "_pieces", "usage")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._kept = 0
+        self.usage: Usage | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        """Take note of a piece of the body."""
+        self._pieces.append(chunk)
+        self._kept += len(chunk)
+        if self._kept > BODY_LIMIT_BYTES:
+            self._pieces = [b"".join(self._pieces)[-TAIL_BYTES:]]
+            self._kept = TAIL_BYTES
+
+    def finish(self) -> None:
+        """The body is complete: read its usage."""
+        body = b"".join(self._pieces)
+        self._pieces = []
+        try:
+            self.usage = read_usage(_body_decoder.decode(body).usage)
+        except (msgspec.DecodeError, RecursionError):
+            self.usage = _usage_in_tail(body)
+
+
+# What we read of an answer: loose types, because engines disagree and none of it may hurt...
+
+
+class _Delta(msgspec.Struct):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    refusal: Any = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    text: Any = None
+    finish_reason: Any = None
+
+
+class _StreamEvent(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    error: Any = None
+    type: Any = None
+    delta: Any = None
+    response: Any = None
+
+    def opens(self) -> bool:
+        """Whether it is of a known kind that says nothing yet: a chunk, or an event of the Responses API."""
+        return self.choices is not None or (isinstance(self.type, str) and self.type.startswith("response."))
+
+    def generated(self) -> bool:
+        """Whether a token is in it: chat and completions by their deltas, Responses by its `….delta` events."""
+        if self.choices is None:
+            return isinstance(self.delta, str) and bool(self.delta)
+        return any(
+            choice.text or (choice.delta is not None and _says_something(choice.delta)) for choice in self.choices
+        )
+
+
+def _says_something(delta: _Delta) -> bool:
+    return bool(
+        delta.content
+        or delta.reasoning_content
+        or delta.reasoning
+        or delta.tool_calls
+        or delta.function_call
+        or delta.refusal
+    )
+
+
+class _Body(msgspec.Struct):
+    usage: Any = None
+
+
+_event_decoder = msgspec.json.Decoder(_StreamEvent)
+_body_decoder = msgspec.json.Decoder(_Body)
+_FINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_TELLING = re.compile(rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|\[DONE\]|"error"\s*:|"type"\s*:\s*"response\.')
+_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+
+
+def _decode_event(data: bytes) -> _StreamEvent:
+    try:
+        return _event_decoder.decode(data)
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data, type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def read_usage(value: object) -> Usage | None:
+    """Usage from a `usage` object of OpenAI's chat or Responses API, or from a Responses object that holds one."""
+    if not isinstance(value, dict):
+        return None
+    if "usage" in value:
+        return read_usage(value["usage"])
+    return Usage(
+        prompt_tokens=_count(value, "prompt_tokens", "input_tokens"),
+        completion_tokens=_count(value, "completion_tokens", "output_tokens"),
+        cached_tokens=_count(_details(value, "prompt_tokens_details", "input_tokens_details"), "cached_tokens"),
+        reasoning_tokens=_count(
+            _details(value, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens"
+        ),
+    )
+
+
+def _details(value: dict[str, Any], *names: str) -> dict[str, Any]:
+    return next((value[name] for name in names if isinstance(value.get(name), dict)), {})
+
+
+def _count(value: dict[str, Any], *names: str) -> int | None:
+    """The first that is a number; 0 is one (lessons: `cached_tokens: 0` was dropped as falsy)."""
+    for name in names:
+        number = value.get(name)
+        if isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < 1e15:
+            return int(number)
+    return None
+
+
+def _usage_in_tail(body: bytes) -> Usage | None:
+    matches = _USAGE.findall(body[-TAIL_BYTES:])
+    if not matches:
+        return None
+    try:
+        return read_usage(msgspec.json.decode(matches[-1]))
+    except msgspec.DecodeError:
+        return None

@@ -1,0 +1,345 @@
+"""The neuron control API: ask, load, unload. The one file that imports httpx. When to ask is the poller's business.
+
+Requests and answers are the contract's, section 2. Neurons differ in age, so answers are read leniently: unknown fields
+are ignored, optional ones may be missing or null, and a float will do where an integer is meant. What cannot be read is
+`NeuronMalformed`, never a guess.
+
+    NeuronError
+    +-- NeuronUnreachable   no connection, or it broke before the answer was whole
+    +-- NeuronRefused       it answered, and not with 200; `status` and its own words in `text`
+    +-- NeuronMalformed     it answered 200 with something that is not this API
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+from urllib.parse import SplitResult, quote, urlsplit
+
+import httpx
+import msgspec
+import trio
+
+# The largest answer of the control API is /models; 8 MiB is some ten thousand models, and far from hurting us.
+ANSWER_LIMIT_BYTES = 8 * 1024 * 1024
+ERROR_TEXT_LIMIT = 500  # characters of a refusal that a log line or a client is shown
+
+# Two per poll, one lookup per newly loaded model, and loads that stay open for many minutes.
+CONNECTIONS_PER_NEURON = 16
+IDLE_CONNECTION_S = 3.0  # servers commonly close idle connections after 5 s (lessons.md)
+
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1"})
+
+Number = int | float
+T = TypeVar("T")
+
+
+class NeuronError(Exception):
+    """The neuron did not do what it was asked. `str()` is fit for a log line."""
+
+
+class NeuronUnreachable(NeuronError):
+    """No connection, or it broke before the answer was whole. Whether the neuron acted is unknown."""
+
+
+class NeuronRefused(NeuronError):
+    """The neuron answered with a status other than 200."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+        self.text = text
+
+
+class NeuronMalformed(NeuronError):
+    """The neuron answered 200, but not with what its API promises."""
+
+
+# Answers: msgspec ignores unknown fields by default, and we mean it to ................................................
+
+
+class DiscoveredDevice(msgspec.Struct, frozen=True):
+    """A GPU's unchanging part. Memory in MB."""
+
+    index: Number
+    vram_total_mb: Number
+    name: str | None = None
+    compute_capability: str | None = None
+
+
+class Discovery(msgspec.Struct, frozen=True):
+    """`GET /discovery`."""
+
+    hostname: str | None = None
+    os: str | None = None
+    kernel: str | None = None
+    cuda_version: str | None = None
+    driver_version: str | None = None
+    cuda_unavailable_reason: str | None = None
+    max_prompt_tokens: Number | None = None
+    devices: tuple[DiscoveredDevice, ...] | None = None
+    harnesses: tuple[str, ...] | None = None
+
+
+class DeviceReading(msgspec.Struct, frozen=True):
+    """A GPU's changing part. Memory in MB, utilization in percent, temperature in degrees Celsius."""
+
+    index: Number
+    vram_used_mb: Number | None = None
+    vram_free_mb: Number | None = None
+    utilization_pct: Number | None = None
+    temp_c: Number | None = None
+
+
+class FailedActivation(msgspec.Struct, frozen=True):
+    """A model the neuron could not pre-warm."""
+
+    model_id: str
+    error: str | None = None
+
+
+class ActivationState(msgspec.Struct, frozen=True):
+    """What the neuron is pre-warming."""
+
+    state: str | None = None
+    pending: tuple[str, ...] | None = None
+    in_progress: str | None = None
+    completed: tuple[str, ...] | None = None
+    failed: tuple[FailedActivation, ...] | None = None
+
+
+class ModelCounters(msgspec.Struct, frozen=True):
+    """The neuron's own counters for one model."""
+
+    id: str
+    in_flight: Number | None = 0
+    queue_depth: Number | None = 0
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`GET /health`. `models` is None on neurons that do not count."""
+
+    uptime_secs: Number | None = None
+    devices: tuple[DeviceReading, ...] | None = None
+    activation: ActivationState | None = None
+    models: tuple[ModelCounters, ...] | None = None
+
+
+class TokenLimit(msgspec.Struct, frozen=True):
+    """Token limits as the neuron knows them."""
+
+    context: Number | None = None
+    input: Number | None = None
+    output: Number | None = None
+
+
+class Servable(msgspec.Struct, frozen=True):
+    """Whether a model that is there can also answer."""
+
+    ok: bool = True
+    reason: str | None = None
+    detail: str | None = None
+
+
+class NeuronModel(msgspec.Struct, frozen=True):
+    """One entry of `GET /models`."""
+
+    id: str
+    status: str
+    harness: str | None = None
+    devices: tuple[Number, ...] | None = None
+    vram_used_mb: Number | None = None
+    capabilities: tuple[str, ...] | None = None
+    limit: TokenLimit | None = None
+    tool_call: bool | None = None
+    reasoning: bool | None = None
+    servable: Servable | None = None
+
+
+class _Endpoint(msgspec.Struct, frozen=True):
+    url: str
+
+
+class _FlatError(msgspec.Struct, frozen=True):
+    error: str
+
+
+# Asking ...............................................................................................................
+
+
+class ControlApi(Protocol):
+    """What the poller asks of a neuron. Every method may hang: the caller owns the deadline."""
+
+    async def discovery(self) -> Discovery: ...  # noqa: D102 - see NeuronClient
+    async def health(self) -> Health: ...  # noqa: D102 - as above
+    async def models(self) -> tuple[NeuronModel, ...]: ...  # noqa: D102 - as above
+    async def endpoint(self, model_id: str) -> str: ...  # noqa: D102 - as above
+
+
+class NeuronClient:
+    """One neuron's control API. One client per neuron, so that a hung one cannot use up another's connections.
+
+    No method has a deadline of its own: put a cancel scope around it. A cancelled call closes its connection. Every
+    method raises `NeuronError`. Whoever builds a client closes it, with `async with` or `aclose`.
+
+    Args:
+        endpoint: Base URL as configured, without a trailing slash.
+        transport: In place of the network, for tests.
+    """
+
+    def __init__(self, endpoint: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._endpoint = endpoint.rstrip("/")
+        self._http = httpx.AsyncClient(
+            transport=transport,
+            timeout=None,  # noqa: S113 - scopes sit with the caller; httpx's own 5 s would end a load
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS_PER_NEURON,
+                max_keepalive_connections=CONNECTIONS_PER_NEURON,
+                keepalive_expiry=IDLE_CONNECTION_S,
+            ),
+            # identity: an answer that cannot be inflated cannot be a bomb. We read raw bytes for the same reason.
+            headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "cortex"},
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections. Idempotent."""
+        await self._http.aclose()
+
+    async def discovery(self) -> Discovery:
+        """Its hardware; unchanging while it runs."""
+        return _decode(await self._call("GET", "/discovery"), Discovery)
+
+    async def health(self) -> Health:
+        """Its readings, its pre-warming, its counters."""
+        return _decode(await self._call("GET", "/health"), Health)
+
+    async def models(self) -> tuple[NeuronModel, ...]:
+        """Every model it knows, in its own order."""
+        return _decode(await self._call("GET", "/models"), tuple[NeuronModel, ...])
+
+    async def endpoint(self, model_id: str) -> str:
+        """The base URL of a loaded model's inference API, as we can reach it, without a trailing slash."""
+        path = f"/models/{quote(model_id, safe='')}/endpoint"
+        found = _decode(await self._call("GET", path), _Endpoint)
+        return loopback_rewrite(found.url, self._endpoint).rstrip("/")
+
+    async def load(
+        self,
+        model_id: str,
+        harness: str,
+        *,
+        quant: str | None = None,
+        tensor_parallel: int | None = None,
+        devices: Sequence[int] | None = None,
+    ) -> None:
+        """Return when the weights are resident, which can take many minutes.
+
+        `already loaded` is success. A call that is cancelled or breaks does not stop the load: a neuron cannot be told.
+        """
+        body = {
+            "model_id": model_id,
+            "harness": harness,
+            "quant": quant,
+            "tensor_parallel": tensor_parallel,
+            "devices": devices,
+        }
+        try:
+            await self._call("POST", "/models/load", body)
+        except NeuronRefused as refusal:
+            if "already loaded" not in refusal.text.lower():
+                raise
+
+    async def unload(self, model_id: str) -> None:
+        """Return when the memory is free. `NeuronRefused` 404 is both "not here" and "I will not"."""
+        await self._call("POST", "/models/unload", {"model_id": model_id})
+
+    async def _call(self, method: str, path: str, body: Any = None) -> bytes:
+        content = None if body is None else msgspec.json.encode(body)
+        headers = None if body is None else {"content-type": "application/json"}
+        async with (
+            _translated(),
+            self._http.stream(method, f"{self._endpoint}{path}", content=content, headers=headers) as answer,
+        ):
+            text = await _read(answer)
+        if answer.status_code != 200:
+            raise NeuronRefused(answer.status_code, _refusal_text(text))
+        return text
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    """Errors of httpx as ours, once, at the edge."""
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise NeuronUnreachable(str(error) or type(error).__name__) from error
+
+
+async def _read(answer: httpx.Response) -> bytes:
+    received = bytearray()
+    # httpx reads through nested async generators. Leaving the loop would abandon the inner ones to the garbage
+    # collector; a cancellation arrives in the innermost and unwinds them all.
+    with trio.CancelScope() as too_long:
+        async for chunk in answer.aiter_raw():
+            received += chunk
+            if len(received) > ANSWER_LIMIT_BYTES:
+                too_long.cancel()
+    if len(received) > ANSWER_LIMIT_BYTES:
+        raise NeuronMalformed(f"answer longer than {ANSWER_LIMIT_BYTES} bytes")
+    return bytes(received)
+
+
+def _decode(text: bytes, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(text, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NeuronMalformed(str(error)) from error
+
+
+def _refusal_text(text: bytes) -> str:
+    """The neuron's own words: its flat `{"error"}`, else whatever it sent."""
+    try:
+        words = msgspec.json.decode(text, type=_FlatError).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        words = text.decode(errors="replace")
+    return words.strip()[:ERROR_TEXT_LIMIT]
+
+
+# Where a neuron thinks it is ..........................................................................................
+
+
+def loopback_rewrite(inference_url: str, configured_endpoint: str) -> str:
+    """A neuron's inference URL as seen from here.
+
+    A neuron cannot know its own outside name and says `localhost`; we know it by the configured endpoint. Scheme, port
+    and path stay, a trailing slash goes. Any other host, and anything that is not a URL, comes back untouched.
+    """
+    inference, configured = _split(inference_url), _split(configured_endpoint)
+    if inference is None or configured is None or inference.hostname not in LOOPBACK_HOSTS:
+        return inference_url
+    userinfo, at, _ = inference.netloc.rpartition("@")
+    host = configured.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    port = "" if inference.port is None else f":{inference.port}"
+    return inference._replace(netloc=f"{userinfo}{at}{host}{port}").geturl().rstrip("/")
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # parsed only when asked, and may raise
+    except ValueError:
+        return None
+    return parts if parts.scheme and parts.hostname else None

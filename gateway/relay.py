@@ -1,0 +1,241 @@
+"""From the neuron to the client: chunks leave as they come, silence is filled, and an end is never made up.
+
+`Answer` is the client's side of one request, `Pacer` speaks while the neuron is silent, `relay_stream` and
+`relay_body` carry. None of them knows how the neuron was chosen or what an error means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import trio
+
+from gateway import sse
+from gateway.asgi import Headers, Send
+from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
+from gateway.metering import BodyMeter, StreamMeter
+from gateway.phases import Phases
+from gateway.settings import StreamingSettings
+from gateway.upstream import Response
+
+__all__ = ["Answer", "ClientGone", "Head", "Pacer", "relay_body", "relay_stream"]
+
+Head = Callable[[], tuple[int, Headers]]
+
+PREAMBLE_LIMIT_BYTES = 64 * 1024  # a role chunk is 200 bytes; more than this is no preamble
+
+
+class ClientGone(Exception):
+    """The client left: nobody to answer, nothing to repair."""
+
+
+class Answer:
+    """What the client has been sent so far of one response. Two tasks may write, never both at once.
+
+    `started` means the status is out, `committed` that bytes of a neuron's answer are: after that no other neuron can
+    take over. Methods raise `ClientGone` when there is nobody to write to any more.
+    """
+
+    __slots__ = (
+        "_comment",
+        "_send",
+        "_tail",
+        "_writing",
+        "bytes_sent",
+        "committed",
+        "ended",
+        "ending",
+        "first_written_at",
+        "started",
+        "status",
+    )
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._tail = b""
+        self._writing = False
+        self._comment: trio.Event | None = None
+        self.started = False
+        self.committed = False
+        self.ending = False
+        self.ended = False
+        self.status = 0
+        self.bytes_sent = 0
+        self.first_written_at: float | None = None
+        """When the first bytes of a neuron's answer had been handed over, by Trio's clock."""
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send the head. With a server that waits for the first bytes of the body, both leave together."""
+        self.started = True
+        self.status = status
+        await self._pass({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes of the body; returns when the client's side has taken them (that is the backpressure)."""
+        if self._comment is not None:
+            await self._comment.wait()
+        self._writing = True
+        self._tail = data[-4:] if len(data) >= 4 else (self._tail + data)[-4:]
+        self.bytes_sent += len(data)
+        try:
+            await self._pass({"type": "http.response.body", "body": data, "more_body": True})
+            if self.first_written_at is None:
+                self.first_written_at = trio.current_time()
+        finally:
+            self._writing = False
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last bytes, and that they are the last."""
+        if self._comment is not None:
+            await self._comment.wait()
+        self.bytes_sent += len(data)
+        self.ending = True
+        await self._pass({"type": "http.response.body", "body": data, "more_body": False})
+        self.ended = True
+
+    async def comment(self, head: Head) -> None:
+        """Send a keep-alive comment, the head before it if need be; nothing if that would get in between.
+
+        Whoever writes meanwhile waits for it to be out: a comment is never cut in two.
+        """
+        if self._writing or self.ending or not self.between_events:
+            return
+        self._comment = done = trio.Event()
+        try:
+            if not self.started:
+                await self.start(*head())
+            self.bytes_sent += len(sse.KEEP_ALIVE)
+            await self._pass({"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True})
+        finally:
+            self._comment = None
+            done.set()
+
+    async def fail(self, data: bytes) -> None:
+        """End a stream with an error event; an event cut off in its midst is ended first, so that it is not joined."""
+        cut = b"" if self.between_events else b"\n\n"
+        await self.end(cut + sse.write(data))
+
+    @property
+    def between_events(self) -> bool:
+        """Whether the stream, as far as it was sent, is not in the middle of an event."""
+        return not self._tail or sse.ends_an_event(self._tail)
+
+    async def _pass(self, message: dict[str, object]) -> None:
+        try:
+            await self._send(message)
+        except OSError as error:
+            raise ClientGone from error
+
+
+class Pacer:
+    """Keeps a client company: an early 200 when the neuron's head is long in coming, comments while it is silent.
+
+    A task of the request's nursery. `head` tells status and headers to begin with, should it come to that. `opened`
+    is for the relay to set when a stream's head has come; `heard` whenever something was written.
+    """
+
+    __slots__ = ("_begun", "_early_commit_s", "_keepalive_s", "answer", "head", "head_came", "quiet_since")
+
+    def __init__(self, answer: Answer, settings: StreamingSettings, head: Head) -> None:
+        self.answer = answer
+        self.head = head
+        self._keepalive_s = settings.keepalive_seconds or math.inf
+        self._early_commit_s = settings.early_commit_seconds or math.inf
+        self._begun = self.quiet_since = trio.current_time()
+        self.head_came = False
+
+    def opened(self, head: Head) -> None:
+        """The neuron's head is there: from now on silence is filled after `keepalive_seconds`, under that head."""
+        self.head = head
+        self.head_came = True
+        self.quiet_since = trio.current_time()
+
+    async def run(self) -> None:
+        """For as long as the request lasts. Raises ClientGone."""
+        while True:
+            now = trio.current_time()
+            due = self._due()
+            if due <= now:
+                await self.answer.comment(self.head)
+                self.quiet_since = trio.current_time()
+            else:
+                # What is due may come nearer while we sleep (the head comes), but never nearer than one keep-alive.
+                await trio.sleep_until(min(due, now + self._keepalive_s))
+
+    def _due(self) -> float:
+        if self.head_came or self.answer.started:
+            return self.quiet_since + self._keepalive_s
+        return self._begun + self._early_commit_s
+
+
+async def relay_stream(response: Response, meter: StreamMeter, phases: Phases, pacer: Pacer) -> None:
+    """Carry an event stream to its end.
+
+    What comes before the first generated delta (a role chunk) is held back, so that a neuron that fails there can
+    still be replaced unseen; the pacer keeps the client company meanwhile. From then on every chunk leaves as it
+    came. Until that first delta `first_byte` is the phase, a long prefill being no idleness; then `idle`.
+
+    Raises:
+        ClientGone: Nobody to write to.
+        UpstreamConnectionError, UpstreamMalformedResponse: The neuron broke off; see `answer.committed` for whether
+            the client has seen any of it.
+    """
+    answer = pacer.answer
+    chunk = await _preamble(response, meter)
+    if response.complete and meter.preamble:
+        _check_the_end(response, meter)
+    phases.enter("idle")
+    if chunk and not answer.started:
+        await answer.start(*pacer.head())
+    answer.committed = True
+    while chunk:
+        await answer.write(chunk)
+        pacer.quiet_since = trio.current_time()
+        phases.progressed()
+        chunk = await response.receive()
+        meter.feed(chunk, trio.current_time())
+    _check_the_end(response, meter)
+    if not answer.started:
+        await answer.start(*pacer.head())
+    await answer.end()
+
+
+async def _preamble(response: Response, meter: StreamMeter) -> bytes:
+    """Everything up to and including the chunk with the first generated delta; all of it if there is none."""
+    held = b""
+    while chunk := await response.receive():
+        held += chunk
+        meter.feed(chunk, trio.current_time())
+        if not meter.preamble or len(held) > PREAMBLE_LIMIT_BYTES:
+            break
+    return held
+
+
+def _check_the_end(response: Response, meter: StreamMeter) -> None:
+    """Whether the end of the body is the end of the answer.
+
+    Not every engine sends `[DONE]` (transformers serve never does), so the end of a framed body is an end. Without
+    framing the end of the connection may as well be a crash: then something must have said that it is over.
+    """
+    if not meter.finish():
+        raise UpstreamMalformedResponse("the neuron's stream ended in the middle of an event")
+    if not response.framed and not (meter.done or meter.finished):
+        raise UpstreamConnectionError("the neuron's stream broke off without an end")
+
+
+async def relay_body(response: Response, meter: BodyMeter, phases: Phases, answer: Answer, head: Head) -> None:
+    """Carry an answer that is no event stream. Raises as `relay_stream` does."""
+    chunk = await response.receive()
+    phases.enter("idle")
+    await answer.start(*head())
+    answer.committed = True
+    while chunk:
+        meter.feed(chunk)
+        if response.complete:
+            break
+        await answer.write(chunk)
+        phases.progressed()
+        chunk = await response.receive()
+    await answer.end(chunk)
+    meter.finish()

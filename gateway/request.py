@@ -1,0 +1,136 @@
+"""From path, headers and body to an `InferenceRequest`: what the client asks, read once and checked. No routing."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+
+from gateway.asgi import Headers, Receive, Scope
+from gateway.errors import BodyTooLarge, MethodNotAllowed
+from gateway.relay import ClientGone
+from gateway.rewrite import ModelField, locate
+
+__all__ = ["INFERENCE_PATHS", "InferenceRequest", "outgoing_headers", "read", "request_id_of"]
+
+INFERENCE_PATHS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/responses",
+        "/v1/images/generations",
+        "/v1/audio/speech",
+    }
+)
+"""The endpoints whose body is a JSON object that names its `model` (contract section 3)."""
+
+_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")  # contract section 13
+
+HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-connection"}
+)
+"""RFC 9110 section 7.6.1, and what RFC 2616 named; `proxy-*` and what `connection` names go as well."""
+
+_NOT_FOR_NEURONS = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"authorization",
+    b"cookie",
+    b"x-api-key",
+    b"accept-encoding",
+    b"expect",
+    b"x-request-id",
+}
+_NOT_FOR_NEURONS_PREFIXES = (b"proxy-", b"x-cortex-", b"x-helexa-")
+
+
+@dataclass(slots=True)
+class InferenceRequest:
+    """One request for inference as the client sent it. `body` is never changed; see `rewrite.splice`."""
+
+    path: bytes
+    headers: Headers
+    body: bytes
+    model: ModelField
+    request_id: str
+
+    @property
+    def stream(self) -> bool:
+        """Whether the client asked for a stream."""
+        return self.model.stream
+
+
+def request_id_of(headers: Headers) -> str:
+    """The client's `x-request-id` if it is a sane one, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and _SANE_REQUEST_ID.match(value):
+            return value.decode()
+    return secrets.token_hex(16)
+
+
+async def read(scope: Scope, receive: Receive, request_id: str, body_limit_bytes: int) -> InferenceRequest:
+    """Wait for the body and read what routing needs of it.
+
+    Raises:
+        MethodNotAllowed, BodyTooLarge, MalformedJson, MissingModelField: As the names say.
+        ClientGone: It left before its request was whole.
+    """
+    if scope["method"] != "POST":
+        raise MethodNotAllowed(f"{scope['method']} is not allowed on {scope['path']}: use POST")
+    headers: Headers = scope["headers"]
+    _refuse_early(headers, body_limit_bytes)
+    body = await _read_body(receive, body_limit_bytes)
+    path: bytes = scope["raw_path"]
+    if query := scope["query_string"]:
+        path += b"?" + query
+    return InferenceRequest(path, headers, body, locate(body), request_id)
+
+
+def _refuse_early(headers: Headers, limit_bytes: int) -> None:
+    """A length that says too much is refused before a byte of it is read."""
+    for name, value in headers:
+        if name == b"content-length" and int(value) > limit_bytes:
+            raise _too_large(limit_bytes)
+
+
+async def _read_body(receive: Receive, limit_bytes: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientGone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+        if not message.get("more_body", False):
+            return b"".join((*pieces, piece)) if pieces else piece
+        pieces.append(piece)
+
+
+def _too_large(limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the request body is larger than the {limit_bytes / 1024**2:g} MiB this gateway accepts")
+
+
+def outgoing_headers(request: InferenceRequest) -> Headers:
+    """What a neuron gets to see of the client's headers, and what we add."""
+    named = _named_by_connection(request.headers)
+    kept = [
+        (name, value)
+        for name, value in request.headers
+        if name not in _NOT_FOR_NEURONS and not name.startswith(_NOT_FOR_NEURONS_PREFIXES) and name not in named
+    ]
+    kept.append((b"accept-encoding", b"identity"))
+    kept.append((b"x-request-id", request.request_id.encode()))
+    return kept
+
+
+def _named_by_connection(headers: Headers) -> frozenset[bytes]:
+    named: set[bytes] = set()
+    for name, value in headers:
+        if name == b"connection":
+            named.update(token.strip().lower() for token in value.split(b","))
+    return frozenset(named)

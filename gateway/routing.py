@@ -1,0 +1,243 @@
+"""`choose`: where one request goes, or why nowhere. Pure: decides on one view of the fleet, changes nothing, no I/O.
+
+The order of the questions is the contract's, section 6. What is worth waiting for or loading is returned and left to
+the lifecycle; what ends the request is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from enum import IntEnum
+from math import ceil
+from typing import NamedTuple
+
+from catalogue.models import DEFAULT_PRIORITY, Catalogue, ModelProfile
+from catalogue.placement import feasible, may_displace
+from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
+from gateway.fleet import Fleet, Node, NodeModel
+
+# Whole seconds in Retry-After, per step of section 6 (and 13 for the last).
+NO_HEALTHY_NODE_RETRY_S = 5
+RECOVERING_RETRY_S = 2
+UNHEALTHY_RETRY_S = 3
+NOT_SERVING_RETRY_S = 5
+
+
+class Route(NamedTuple):
+    """Send it there, now. `model_id` is the node's own name for the model and what the body must say."""
+
+    node: str
+    model_id: str
+    url: str
+
+
+class WaitForLoad(NamedTuple):
+    """Somebody is loading it; by node name."""
+
+    model_id: str
+    nodes: tuple[str, ...]
+
+
+class Fit(IntEnum):
+    """How well a model fits a node right now; smaller is better."""
+
+    FREE = 0  # into live free memory
+    AFTER_EVICTION = 1  # once idle models that it may displace are gone
+    UNKNOWN = 2  # the model's need or the node's free memory is not known: that is not zero, and not enough
+    FULL = 3  # not even then; leases may end, and more may be reported free
+
+
+class Candidate(NamedTuple):
+    """A feasible place for a cold load. `devices` are what the load call names; `free_mb` their free memory."""
+
+    node: str
+    devices: tuple[int, ...]
+    fit: Fit
+    free_mb: int | None
+
+
+class ColdLoad(NamedTuple):
+    """Load it on the first candidate that will have it."""
+
+    profile: ModelProfile
+    candidates: tuple[Candidate, ...]
+
+
+Decision = Route | WaitForLoad | ColdLoad
+
+
+def own_name(profile: ModelProfile) -> str:
+    """What a neuron calls a model that was loaded from its `source` (contract section 6)."""
+    return profile.id if profile.source is None else f"{profile.source}:{profile.id}"
+
+
+def choose(model: str, fleet: Fleet, catalogue: Catalogue, *, exclude: Collection[str] = ()) -> Decision:
+    """Where a request for `model` goes.
+
+    Args:
+        model: The concrete id: aliases are resolved already, and every text names this.
+        fleet: Read in this one step; take the lease before the next checkpoint.
+        catalogue: The request's snapshot.
+        exclude: Node names that this request has tried in vain.
+
+    Raises:
+        ServiceUnavailable: Not now (steps 0, 2, 5, and a known model that cannot serve).
+        NoFeasibleNeuron: Step 6.
+        ModelNotFound: Step 7.
+    """
+    replicas = _replicas(model, fleet, catalogue)
+    if exclude:
+        replicas = tuple(held for held in replicas if held.node.name not in exclude)
+    if replicas:  # step 1, and step 0 with it: a replica's node is healthy
+        best = replicas[0] if len(replicas) == 1 else _least_busy(replicas)
+        return Route(best.node.name, best.id, best.url or "")
+    return _choose_cold(model, fleet, catalogue, exclude)
+
+
+def _replicas(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[NodeModel, ...]:
+    replicas = fleet.replicas(model)
+    profile = catalogue.models.get(model)
+    if profile is None or profile.source is None:
+        return replicas
+    return replicas + fleet.replicas(own_name(profile))
+
+
+def _least_busy(replicas: Iterable[NodeModel]) -> NodeModel:
+    """Ours now plus others' as reported; see `NodeModel.load` for why not simply the sum."""
+    return min(replicas, key=lambda held: (held.load, held.node.name))
+
+
+# Nobody can serve it right now ........................................................................................
+
+
+def _choose_cold(model: str, fleet: Fleet, catalogue: Catalogue, exclude: Collection[str]) -> Decision:
+    """Steps 0 and 2 to 7. Costs what it costs: everything after it takes seconds or is an error."""
+    if not fleet.any_healthy():
+        raise ServiceUnavailable("no healthy nodes available", retry_after_s=NO_HEALTHY_NODE_RETRY_S)
+    profile = catalogue.models.get(model)
+    names = (model,) if profile is None else tuple({model: None, own_name(profile): None})
+    nodes = [node for node in fleet.nodes.values() if _is_open(node, exclude)]
+    holders = [held for name in names for held in fleet.holders(name)]
+    if any(held.status == "recovering" and held.node in nodes for held in holders):
+        raise ServiceUnavailable(f"model '{model}' is recovering", retry_after_s=RECOVERING_RETRY_S)
+    loading = tuple(node.name for node in nodes if any(node.is_loading(name) for name in names))
+    if loading:
+        return WaitForLoad(model, loading)
+    if profile is not None:
+        return _cold_load(profile, fleet, catalogue, nodes, holders)
+    raise _unlisted(model, holders)
+
+
+def _is_open(node: Node, exclude: Collection[str]) -> bool:
+    return node.healthy and not node.draining and node.name not in exclude
+
+
+def _unlisted(model: str, holders: list[NodeModel]) -> Exception:
+    """A model outside the catalogue: "not now" if anybody knows it, "never" if nobody does."""
+    if not holders:
+        return ModelNotFound(f"model '{model}' not found on any node and not in catalogue")
+    return _not_serving(model, holders)
+
+
+def _not_serving(model: str, holders: list[NodeModel]) -> ServiceUnavailable:
+    states = ", ".join(f"{_state(held)} on {held.node.name}" for held in holders)
+    return ServiceUnavailable(f"model '{model}' cannot serve now: {states}", retry_after_s=NOT_SERVING_RETRY_S)
+
+
+def _state(held: NodeModel) -> str:
+    if not held.node.healthy:
+        return "on an unhealthy node, last seen " + (held.status or "")
+    if not held.servable:
+        return "not servable" + (f" ({held.report.servable_reason})" if held.report else "")
+    return held.status or ""
+
+
+def _cold_load(
+    profile: ModelProfile, fleet: Fleet, catalogue: Catalogue, nodes: list[Node], holders: list[NodeModel]
+) -> ColdLoad:
+    # A node that has it and says it cannot serve it will not be helped by loading it again.
+    unservable = [held for held in holders if held.node in nodes and not held.servable]
+    useless = {held.node.name for held in unservable}
+    candidates = [_candidate(profile, node, catalogue) for node in nodes if node.name not in useless]
+    found = [candidate for candidate in candidates if candidate is not None]
+    if found:
+        return ColdLoad(profile, tuple(sorted(found, key=_preference)))
+    if unservable:
+        raise _not_serving(profile.id, unservable)
+    elsewhere = [node.name for node in fleet.nodes.values() if node not in nodes and _may_be_feasible(profile, node)]
+    if elsewhere:
+        raise ServiceUnavailable(
+            f"model '{profile.id}' fits only on {', '.join(elsewhere)}, not available right now",
+            retry_after_s=UNHEALTHY_RETRY_S,
+        )
+    raise NoFeasibleNeuron(
+        f"model '{profile.id}' is in the catalogue but no healthy neuron's topology satisfies its constraints"
+    )
+
+
+def _may_be_feasible(profile: ModelProfile, node: Node) -> bool:
+    """Step 5: whether an absent node would do. One that never answered has no known topology, so only a pin tells."""
+    if node.devices is None:
+        return node.name in profile.pinned_on
+    return feasible(profile, node.name, node.devices) is not None
+
+
+# Where a cold load goes first .........................................................................................
+
+
+def may_be_evicted(held: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
+    """Whether `held` may go to make room: loaded, of a permitted class, and nobody's request is in it.
+
+    What the neuron still counts of our own finished requests does not protect it; what it counts beyond them does.
+    Minimum residency and least-recently-used are the eviction plan's business.
+    """
+    if held.status != "loaded" or held.load:
+        return False
+    return may_displace(incoming.priority, priority_of(held.id, catalogue))
+
+
+def priority_of(model_id: str, catalogue: Catalogue) -> int:
+    """The residency class of whatever a neuron calls `model_id`."""
+    profile = catalogue.models.get(model_id)
+    if profile is None:
+        profile = next((known for known in catalogue.models.values() if own_name(known) == model_id), None)
+    return DEFAULT_PRIORITY if profile is None else profile.priority
+
+
+def _preference(candidate: Candidate) -> tuple[int, int, str]:
+    """Fits free, then after evictions, then most free, then name.
+
+    "Pinned first" needs no term: a profile that is pinned is feasible on its pins only.
+    """
+    return candidate.fit, -(candidate.free_mb or 0), candidate.node
+
+
+def _candidate(profile: ModelProfile, node: Node, catalogue: Catalogue) -> Candidate | None:
+    if node.devices is None:
+        return None
+    indices = feasible(profile, node.name, node.devices)
+    if indices is None:
+        return None
+    free_mb = {device.index: device.vram_free_mb for device in node.devices if device.index in indices}
+    known_mb = {index: free for index, free in free_mb.items() if free is not None}
+    if len(known_mb) < len(free_mb):
+        return Candidate(node.name, indices, Fit.UNKNOWN, None)
+    return Candidate(node.name, indices, _fit(profile, node, known_mb, catalogue), sum(known_mb.values()))
+
+
+def _fit(profile: ModelProfile, node: Node, free_mb: dict[int, int], catalogue: Catalogue) -> Fit:
+    """Per device: a model over two GPUs needs half of its memory on each, and room on one does not help the other."""
+    if profile.vram_mb is None:
+        return Fit.UNKNOWN
+    need_mb = ceil(profile.vram_mb / len(free_mb)) if free_mb else 0
+    if all(free >= need_mb for free in free_mb.values()):
+        return Fit.FREE
+    victims = [held for held in node.models.values() if may_be_evicted(held, profile, catalogue)]
+    enough = all(free + _held_mb(index, victims) >= need_mb for index, free in free_mb.items())
+    return Fit.AFTER_EVICTION if enough else Fit.FULL
+
+
+def _held_mb(device: int, victims: list[NodeModel]) -> float:
+    """What the victims hold on one device. One that does not say how much is not counted on."""
+    reports = [held.report for held in victims if held.report is not None and device in held.report.devices]
+    return sum((report.vram_used_mb or 0) / len(report.devices) for report in reports)

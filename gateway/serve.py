@@ -1,0 +1,316 @@
+"""The only composition root: builds the parts, opens the nurseries, starts the background tasks, serves, drains.
+
+root nursery                      a crash of anything in it ends the process, loudly
++-- signals                       SIGTERM and SIGINT drain, SIGHUP reloads the catalogue
++-- poller, watcher, lifecycle, upstream sweeper
++-- metrics and admin server
++-- public server                 drained first, then what is left is cut
++-- one task per connection, one nursery per request
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import hypercorn.trio
+import structlog
+import trio
+from hypercorn import Config as HypercornConfig
+
+from catalogue.models import Catalogue, Fault
+from gateway import __version__, admin, errors
+from gateway.accounting import Accounts
+from gateway.app import Door, Windows, make_windows
+from gateway.asgi import App
+from gateway.fleet import Fleet
+from gateway.http1 import Server, ServerLimits
+from gateway.inference import Inference
+from gateway.lifecycle import Lifecycle
+from gateway.metrics import CatalogueReadings, Metrics
+from gateway.models_api import CatalogueStatus, Entry, ModelsApi, health_body
+from gateway.neuron import NeuronClient
+from gateway.poller import Poller
+from gateway.settings import Listen, Settings
+from gateway.upstream import Upstream
+from gateway.watcher import CatalogueKeeper
+
+__all__ = ["Addresses", "Gateway", "run", "serve"]
+
+BACKLOG = 2048
+CUT_GRACE_S = 5.0  # after the drain has run out: for the error event of each stream left to reach its client
+SECOND_SIGNAL_EXIT_CODE = 130  # 128 + SIGINT, as a shell reports it
+
+log = structlog.get_logger("cortex.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where it really listens, the kernel's choice of port included."""
+
+    api: Listen
+    metrics: Listen
+
+    @property
+    def url(self) -> str:
+        """The base URL of the API."""
+        return f"http://{self.api}"
+
+
+class Gateway:
+    """All parts of one gateway, built and wired, nothing started. `serve` runs it.
+
+    Args:
+        settings: Everything an operator can set.
+
+    Raises:
+        catalogue.models.FaultyFile: The configured `models.toml` is missing or faulty.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.keeper = CatalogueKeeper(settings.models_config)
+        self.keeper.load_initial()
+        self.metrics = Metrics()
+        self.fleet = Fleet(settings.neurons, misses=settings.poll.misses)
+        self.neurons = {neuron.name: NeuronClient(neuron.endpoint) for neuron in settings.neurons}
+        self.poller = Poller(self.fleet, self.neurons, settings.poll)
+        self.upstream = Upstream(idle_limit=settings.limits.upstream_idle_connections)
+        self.accounts = Accounts(self.metrics, log_requests=settings.gateway.access_log)
+        self.lifecycle = Lifecycle(
+            self.fleet,
+            catalogue=self.keeper,
+            neurons=self.neurons,
+            settings=settings,
+            metrics=self.metrics,
+            poke=self.poller.poke,
+        )
+        self.inference = Inference(
+            settings,
+            catalogue=self.keeper,
+            fleet=self.fleet,
+            upstream=self.upstream,
+            accounts=self.accounts,
+            poke=self.poller.poke,
+            lifecycle=self.lifecycle,
+        )
+        self._models = ModelsApi(owned_by=settings.gateway.owned_by)
+        self.app = Door(self.inference, cast("App", make_windows(self._windows(), __version__)), settings)
+        self.admin_app = cast("App", admin.make_app(self))
+        self.metrics.watch_fleet(lambda: self.fleet.snapshot().nodes)
+        self.metrics.watch_catalogue(self._catalogue_readings)
+
+    def _windows(self) -> Windows:
+        return Windows(
+            models=lambda: self._models.list_models(self.keeper.current, self.fleet),
+            model=self._model_entry,
+            health=self.health,
+            ready=lambda: self.fleet.statistics().ever_answered,
+        )
+
+    def _model_entry(self, model_id: str) -> Entry | None:
+        return self._models.model_entry(self.keeper.current, self.fleet, model_id)
+
+    def health(self) -> dict[str, Any]:
+        """The body of `/health`."""
+        return health_body(self.fleet, catalogue_status(self.keeper.current, self.keeper.last_error))
+
+    def _catalogue_readings(self) -> CatalogueReadings:
+        reloads = {str(result): times for result, times in self.keeper.reloads.items()}
+        return CatalogueReadings(self.keeper.current.generation, self.keeper.last_error is None, reloads)
+
+    async def aclose(self) -> None:
+        """Close what is open towards the neurons."""
+        self.upstream.close()
+        for client in self.neurons.values():
+            await client.aclose()
+
+
+def catalogue_status(catalogue: Catalogue, faults: tuple[Fault, ...] | None) -> CatalogueStatus:
+    """The watcher's account of itself, as `/health` shows it."""
+    error = None
+    if faults:
+        told = [{"line": f.line, "key": f.key, "message": f.message, "hint": f.hint} for f in faults]
+        error = {"message": str(faults[0]), "faults": told}
+    return {
+        "generation": catalogue.generation,
+        "loaded_at": catalogue.loaded_at,
+        "path": catalogue.path,
+        "error": error,
+    }
+
+
+# Serving ..............................................................................................................
+
+
+async def serve(
+    gateway: Gateway,
+    *,
+    stop: Callable[[], Awaitable[None]] | None = None,
+    task_status: trio.TaskStatus[Addresses] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a gateway until `stop` returns, then drain it. Started once it listens and every neuron was asked once.
+
+    Returns when the last request has its answer, or `drain_seconds` later when those left have their error event.
+    Cancelling it cuts everything at once. A background task that crashes ends this with its exception.
+    """
+    settings = gateway.settings.gateway
+    async with trio.open_nursery() as root:
+        async with _listening(settings.listen) as api, _listening(settings.metrics_listen) as metrics:
+            addresses = Addresses(_address_of(api), _address_of(metrics))
+            await _start_background(gateway, root)
+            server = Server(gateway.app, limits=_server_limits(gateway.settings), log=log)
+            await root.start(_serve_admin, gateway.admin_app, metrics)
+            await root.start(_serve_public, server, api)
+            log.info("listening", api=str(addresses.api), metrics=str(addresses.metrics), version=__version__)
+            task_status.started(addresses)
+            await (stop or trio.sleep_forever)()
+            await _drain(gateway, server)
+        with trio.move_on_after(1, shield=True):
+            await gateway.aclose()
+        root.cancel_scope.cancel()
+
+
+async def _start_background(gateway: Gateway, root: trio.Nursery) -> None:
+    """Each crash of these ends the root nursery: better no gateway than one without its poller."""
+    await root.start(gateway.keeper.watch)
+    await root.start(gateway.lifecycle.run)
+    await root.start(gateway.poller.run)
+    root.start_soon(gateway.upstream.run)
+
+
+async def _drain(gateway: Gateway, server: Server) -> None:
+    """Refuse what is new or still waits for a model, let what runs finish, and cut what is left in the end."""
+    drain_s = gateway.settings.gateway.drain_seconds
+    log.info("draining", running=len(gateway.accounts.live), drain_s=drain_s)
+    gateway.inference.drain()
+    server.drain()
+    with trio.move_on_after(drain_s) as patience:
+        await server.drained()
+    if patience.cancelled_caught:
+        log.warning("cut", running=len(gateway.accounts.live))
+        gateway.inference.cut(errors.ShuttingDown("this gateway is shutting down", retry_after_s=5))
+        with trio.move_on_after(CUT_GRACE_S):
+            await server.drained()
+    log.info("drained")
+
+
+def _server_limits(settings: Settings) -> ServerLimits:
+    return ServerLimits(
+        header_bytes=settings.limits.header_bytes,
+        header_s=settings.deadlines.header_seconds,
+        client_write_s=settings.deadlines.client_write_seconds,
+        connections=settings.limits.connections,
+    )
+
+
+async def _serve_public(
+    server: Server,
+    sock: socket.socket,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    await server.serve([listener], task_status=task_status)
+
+
+async def _serve_admin(
+    app: App, sock: socket.socket, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Hypercorn's Trio worker on a socket of ours (`fd://`), for what is looked at and not waited for."""
+    config = HypercornConfig()
+    config.bind = [f"fd://{os.dup(sock.fileno())}"]
+    config.loglevel = "WARNING"
+    config.include_server_header = False
+    await hypercorn.trio.serve(app, config, task_status=task_status, mode="asgi")  # type: ignore[arg-type]  # plain ASGI
+
+
+# Sockets ..............................................................................................................
+
+
+@contextlib.asynccontextmanager
+async def _listening(listen: Listen) -> AsyncIterator[socket.socket]:
+    """A listening TCP socket, closed on the way out.
+
+    Raises:
+        OSError: The address is taken or not ours; `listen` says which.
+    """
+    family, _, _, _, address = (await trio.socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM))[0]
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _drop_stuck_readers(sock)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+        yield sock
+
+
+def _drop_stuck_readers(sock: socket.socket) -> None:
+    """Inherited by accepted sockets: the kernel ends a connection whose peer takes nothing for this long.
+
+    Our own write deadline frees the task; this frees the kernel's memory, and is all that Hypercorn has (lessons.md).
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_READER_MS)
+
+
+STUCK_READER_MS = 60_000
+
+
+def _address_of(sock: socket.socket) -> Listen:
+    host, port = sock.getsockname()[:2]
+    return Listen(host, port)
+
+
+# The process ..........................................................................................................
+
+
+def run(gateway: Gateway) -> int:
+    """Serve until SIGTERM or SIGINT, drain, and return the process's exit code.
+
+    An address that cannot be listened on is one line on stderr and exit code 1; every other crash is loud.
+    """
+    exit_code = 1
+    try:
+        exit_code = trio.run(_run_with_signals, gateway)
+    except* OSError as group:
+        for error in _leaves(group):
+            sys.stderr.write(f"cortex: {error}\n")
+    return exit_code
+
+
+async def _run_with_signals(gateway: Gateway) -> int:
+    stopping = trio.Event()
+    exit_code = 0
+
+    async def listen(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        nonlocal exit_code
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for signum in signals:
+                if signum == signal.SIGHUP:
+                    await gateway.keeper.reload()
+                elif stopping.is_set():
+                    exit_code = SECOND_SIGNAL_EXIT_CODE
+                    nursery.cancel_scope.cancel()
+                else:
+                    stopping.set()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(listen)
+        await serve(gateway, stop=stopping.wait)
+        nursery.cancel_scope.cancel()
+    return exit_code
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

@@ -1,0 +1,295 @@
+"""How a simulated neuron can misbehave: one type per fault, and the book of those in force. No I/O.
+
+Each fault is for one model or for all (`"*"`), for the next `times` occasions or until it is cleared. Several may be in
+force at once. Over HTTP a fault is JSON whose `fault` is the type's name in snake case: `{"fault":"drop","after":3}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+
+class Fault(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag_field="fault", tag=""):
+    """What every fault has. `times` None: until cleared."""
+
+    model: str = "*"
+    times: int | None = None
+
+    def concerns(self, model_id: str) -> bool:
+        """Whether the fault is meant for this model."""
+        return self.model in {"*", model_id}
+
+
+class Inference(Fault, frozen=True):
+    """A fault of one inference request; one `times` is spent on each request it touches."""
+
+
+# ---- before any answer byte
+
+
+class Refuse(Inference, frozen=True, tag="refuse"):
+    """Closes the connection once the request is read, before any byte of an answer."""
+
+    reset: bool = False
+
+
+class HttpError(Inference, frozen=True, tag="http_error"):
+    """Answers with an error: flat JSON, or text/plain. 503 with `retry_after_s` is a full neuron."""
+
+    status: int = 500
+    text: str = "CUDA error: an illegal memory access was encountered"
+    plain: bool = False
+    retry_after_s: int | None = None
+
+
+class NotLoaded(Inference, frozen=True, tag="not_loaded"):
+    """Answers 404 `model 'X' not loaded on this neuron` although `/models` says otherwise."""
+
+
+class Hang(Inference, frozen=True, tag="hang"):
+    """Takes the request and says nothing; after `seconds` (None: never) goes on as usual."""
+
+    seconds: float | None = None
+
+
+class LateHeaders(Inference, frozen=True, tag="late_headers"):
+    """Sends a stream's headers with the first token, not before prefill."""
+
+
+class Garbage(Inference, frozen=True, tag="garbage"):
+    """Answers with something that is not HTTP, and closes."""
+
+    text: str = "SSH-2.0-OpenSSH_9.6\r\n\r\n"
+
+
+class BigHeaders(Inference, frozen=True, tag="big_headers"):
+    """Answers with a header block of this size."""
+
+    size_bytes: int = 128 * 1024
+
+
+class Informational(Inference, frozen=True, tag="informational"):
+    """Sends 1xx responses before the real one."""
+
+    count: int = 1
+    status: int = 103
+
+
+# ---- while answering
+
+
+class SilentPrefill(Inference, frozen=True, tag="silent_prefill"):
+    """Headers and role chunk at once, then this much silence on top of the usual prefill."""
+
+    seconds: float = 30.0
+
+
+class Slow(Inference, frozen=True, tag="slow"):
+    """Everything takes `factor` times as long."""
+
+    factor: float = 10.0
+
+
+class Drop(Inference, frozen=True, tag="drop"):
+    """Breaks off after `after` SSE events (the role chunk is the first), or half-way through a plain body.
+
+    `how`: FIN or RST. `cut`: between two chunks, inside a chunk's framing, or inside an SSE event at a chunk's end.
+    """
+
+    after: int = 3
+    how: Literal["fin", "rst"] = "fin"
+    cut: Literal["between", "chunk", "event"] = "between"
+
+
+class MalformedChunk(Inference, frozen=True, tag="malformed_chunk"):
+    """Sends a chunk whose size is no number after `after` SSE events, and closes."""
+
+    after: int = 3
+
+
+class NoDone(Inference, frozen=True, tag="no_done"):
+    """Ends a stream without `[DONE]`."""
+
+
+class OddUsage(Inference, frozen=True, tag="odd_usage"):
+    """Puts a stream's `usage` on the finish chunk, on a chunk with choices of its own, or nowhere."""
+
+    where: Literal["finish", "choices", "none"] = "finish"
+
+
+class WrongModel(Inference, frozen=True, tag="wrong_model"):
+    """Says another `model` in the answer than it was asked for."""
+
+    echo: str = "somebody-else@main"
+
+
+class UntilClose(Inference, frozen=True, tag="until_close"):
+    """No length, no chunks: the body ends with the connection."""
+
+
+class ContentLength(Inference, frozen=True, tag="content_length"):
+    """A stream with a content-length instead of chunks."""
+
+
+class CloseAfter(Inference, frozen=True, tag="close_after"):
+    """Advertises keep-alive and closes after the answer."""
+
+    reset: bool = False
+
+
+# ---- the control API
+
+
+class ReportStatus(Fault, frozen=True, tag="report_status"):
+    """`/models` reports this status; inference goes on as before. `times` does not apply."""
+
+    status: str = "poisoned"
+
+
+class Unservable(Fault, frozen=True, tag="unservable"):
+    """`/models` reports `servable.ok` false. `times` does not apply."""
+
+    reason: str = "cuda_unavailable"
+    detail: str | None = None
+
+
+class LoadFails(Fault, frozen=True, tag="load_fails"):
+    """`/models/load` answers 400 with this text after `seconds`."""
+
+    text: str = "failed to load weights: out of memory"
+    seconds: float = 0.0
+
+
+class LoadHangs(Fault, frozen=True, tag="load_hangs"):
+    """`/models/load` takes `seconds` longer (None: for ever)."""
+
+    seconds: float | None = None
+
+
+class EndpointFails(Fault, frozen=True, tag="endpoint_fails"):
+    """One management path answers with `status`; `path` as in the contract, such as `/health`."""
+
+    path: str = "/health"
+    status: int = 500
+    text: str = "internal error"
+
+
+class Unresponsive(Fault, frozen=True, tag="unresponsive"):
+    """Takes every request (`/sim` excepted) and never answers."""
+
+
+class RefuseAccept(Fault, frozen=True, tag="refuse_accept"):
+    """Closes every connection as it is accepted, `/sim` too: to end it over HTTP it needs `times`."""
+
+    reset: bool = False
+
+
+AnyFault = (
+    Refuse
+    | HttpError
+    | NotLoaded
+    | Hang
+    | LateHeaders
+    | Garbage
+    | BigHeaders
+    | Informational
+    | SilentPrefill
+    | Slow
+    | Drop
+    | MalformedChunk
+    | NoDone
+    | OddUsage
+    | WrongModel
+    | UntilClose
+    | ContentLength
+    | CloseAfter
+    | ReportStatus
+    | Unservable
+    | LoadFails
+    | LoadHangs
+    | EndpointFails
+    | Unresponsive
+    | RefuseAccept
+)
+
+F = TypeVar("F", bound=Fault)
+
+
+class Plan:
+    """What goes wrong with one request: taken from the book once, at its start."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self._by_type = {type(fault): fault for fault in faults}
+
+    def get(self, kind: type[F]) -> F | None:
+        """The fault of this kind that befalls the request, or None."""
+        fault = self._by_type.get(kind)
+        return fault if isinstance(fault, kind) else None
+
+    def __contains__(self, kind: type[Fault]) -> bool:
+        return kind in self._by_type
+
+
+class FaultBook:
+    """The faults in force. Every method is synchronous, so a fault is spent by exactly one request."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[Fault, list[int]]] = []  # with what is left of `times`, if it counts
+
+    def add(self, *faults: Fault) -> None:
+        """Put faults in force; a later one of the same kind wins over an earlier one."""
+        self._entries.extend((fault, [] if fault.times is None else [fault.times]) for fault in faults)
+
+    def clear(self) -> None:
+        """Everything well again."""
+        self._entries.clear()
+
+    def in_force(self) -> list[dict[str, Any]]:
+        """The faults as JSON-able objects, with what is left of `times`."""
+        return [{**msgspec.to_builtins(fault), "times": left[0] if left else None} for fault, left in self._entries]
+
+    def peek(self, kind: type[F], model_id: str = "*") -> F | None:
+        """The fault of this kind in force for the model, unspent."""
+        for fault, _ in reversed(self._entries):
+            if isinstance(fault, kind) and fault.concerns(model_id):
+                return fault
+        return None
+
+    def take(self, kind: type[F], model_id: str = "*") -> F | None:
+        """As `peek`, and spends one of its times."""
+        fault = self.peek(kind, model_id)
+        if fault is not None:
+            self._spend([fault])
+        return fault
+
+    def plan(self, model_id: str) -> Plan:
+        """The inference faults that befall one request for this model; spends one time of each."""
+        faults: list[Fault] = [
+            fault for fault, _ in self._entries if isinstance(fault, Inference) and fault.concerns(model_id)
+        ]
+        plan = Plan(faults)
+        self._spend([fault for fault in faults if plan.get(type(fault)) is fault])
+        return plan
+
+    def _spend(self, spent: list[Fault]) -> None:
+        kept = []
+        for fault, left in self._entries:
+            if left and any(fault is one for one in spent):
+                left[0] -= 1
+            if not left or left[0] > 0:
+                kept.append((fault, left))
+        self._entries = kept
+
+
+_decoder: msgspec.json.Decoder[AnyFault] = msgspec.json.Decoder(AnyFault)
+
+
+def parse(body: bytes) -> Fault:
+    """A fault from its JSON.
+
+    Raises:
+        msgspec.MsgspecError: not JSON, no such fault, or a parameter it does not have.
+    """
+    return _decoder.decode(body)

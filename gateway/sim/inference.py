@@ -1,0 +1,382 @@
+"""One inference request at a simulated neuron: admission, prefill, decode, and what the faults in force do to them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from gateway.sim import faults, shapes, text
+from gateway.sim.faults import Plan
+from gateway.sim.hardware import SimModel
+from gateway.sim.http import Exchange, Framing, HangUp
+from gateway.sim.state import Cancelled, NeuronState, Received, Refusal, Resident
+
+_BODY_KEPT_BYTES = 1 << 20  # a log of a thousand bodies must stay bounded
+_SSE = "text/event-stream"
+_JSON = "application/json"
+
+T = TypeVar("T")
+
+
+class Head(msgspec.Struct):
+    """What is read of a body before it is known what kind it is."""
+
+    model: str
+    stream: bool | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """One request on its way: where it runs, what befalls it, and which phase it is in."""
+
+    state: NeuronState
+    exchange: Exchange
+    head: Head
+    plan: Plan
+    resident: Resident
+    phase: str = "prefill"
+
+    def real_s(self, simulated_s: float) -> float:
+        """Seconds of the clock, with the `slow` fault's factor."""
+        slow = self.plan.get(faults.Slow)
+        return self.state.real_s(simulated_s * (slow.factor if slow else 1.0))
+
+    @property
+    def model(self) -> SimModel:
+        """What it runs on."""
+        return self.resident.model
+
+    @property
+    def voice(self) -> shapes.Voice:
+        """How its answer is told."""
+        wrong = self.plan.get(faults.WrongModel)
+        odd = self.plan.get(faults.OddUsage)
+        return shapes.Voice(
+            model=wrong.echo if wrong else self.head.model,
+            usage=odd.where if odd else "own",
+            done=faults.NoDone not in self.plan,
+        )
+
+
+async def infer(state: NeuronState, exchange: Exchange) -> None:
+    """Answer one inference request, as well or as badly as the faults in force want it.
+
+    Raises:
+        Refusal: 400, 404 or 503, with the neuron's text.
+        HangUp: the connection must end here.
+    """
+    request = exchange.request
+    head = _read(Head, request.body)
+    _log(state, exchange, head)
+    plan = state.faults.plan(head.model)
+    resident = state.loaded(head.model)
+    if resident is None or faults.NotLoaded in plan:
+        raise Refusal(404, f"model '{head.model}' not loaded on this neuron")
+    job = Job(state, exchange, head, plan, resident)
+    with _noticing_departure(job):
+        await _misbehave_first(job)
+        job.phase = "queued"
+        async with resident.places.hold():
+            job.phase = "prefill"
+            await _ENDPOINTS[request.path](job)
+    close = plan.get(faults.CloseAfter)
+    if close is not None:
+        raise HangUp(reset=close.reset)
+
+
+def serves(path: str) -> bool:
+    """Whether the path is one of inference."""
+    return path in _ENDPOINTS
+
+
+def _log(state: NeuronState, exchange: Exchange, head: Head) -> None:
+    request = exchange.request
+    state.counters["requests"] += 1
+    state.requests.append(
+        Received(
+            at=trio.current_time(),
+            path=request.path,
+            model=head.model,
+            stream=bool(head.stream),
+            headers=request.headers,
+            body=request.body if len(request.body) <= _BODY_KEPT_BYTES else b"",
+            body_bytes=len(request.body),
+            sha256=hashlib.sha256(request.body).hexdigest(),
+        )
+    )
+
+
+@contextmanager
+def _noticing_departure(job: Job) -> Iterator[None]:
+    """Count the request, and when its client leaves before all is generated, say so. Synchronous, hence atomic."""
+    try:
+        yield
+    finally:
+        left_at = job.exchange.client_left_at
+        if job.phase == "done":
+            job.state.counters["completed"] += 1
+        elif left_at is not None:
+            request_id = next((value for name, value in job.exchange.request.headers if name == "x-request-id"), None)
+            job.state.counters["cancelled"] += 1
+            job.state.cancelled.append(Cancelled(left_at, job.head.model, job.phase, bool(job.head.stream), request_id))
+
+
+async def _misbehave_first(job: Job) -> None:
+    """The faults that come before any answer."""
+    exchange, plan = job.exchange, job.plan
+    job.phase = "hang"
+    if hang := plan.get(faults.Hang):
+        await _silence(job, hang.seconds)
+    if refuse := plan.get(faults.Refuse):
+        raise HangUp(reset=refuse.reset)
+    if garbage := plan.get(faults.Garbage):
+        await exchange.raw(garbage.text.encode())
+        raise HangUp
+    if big := plan.get(faults.BigHeaders):
+        await exchange.raw(b"HTTP/1.1 200 OK\r\nx-padding: " + b"x" * big.size_bytes + b"\r\n\r\n")
+        raise HangUp
+    if informational := plan.get(faults.Informational):
+        for _ in range(informational.count):
+            await exchange.inform(informational.status)
+    if error := plan.get(faults.HttpError):
+        await _fail(exchange, error)
+
+
+async def _fail(exchange: Exchange, error: faults.HttpError) -> None:
+    if not error.plain:
+        raise Refusal(error.status, error.text, retry_after_s=error.retry_after_s)
+    headers = [] if error.retry_after_s is None else [("retry-after", str(error.retry_after_s))]
+    await exchange.respond(error.status, error.text.encode(), "text/plain; charset=utf-8", headers)
+    raise HangUp  # as real engines do after a crash in a handler: an unannounced close
+
+
+async def _silence(job: Job, seconds: float | None) -> None:
+    if seconds is None:
+        await trio.sleep_forever()
+    else:
+        await trio.sleep(job.state.real_s(seconds))
+
+
+# ---- text
+
+
+async def _chat(job: Job) -> None:
+    await _generate(job, _parsed(shapes.chat, job))
+
+
+async def _completion(job: Job) -> None:
+    await _generate(job, _parsed(shapes.completion, job))
+
+
+def _parsed(shape: Callable[[SimModel, bytes], shapes.Generation], job: Job) -> shapes.Generation:
+    try:
+        generation = shape(job.model, job.exchange.request.body)
+    except msgspec.MsgspecError as fault:
+        raise Refusal(400, f"invalid request: {fault}") from None
+    if len(generation.prompt) > job.model.context:
+        asked = len(generation.prompt)
+        raise Refusal(400, f"prompt of {asked} tokens exceeds the context length of {job.model.context}")
+    return generation
+
+
+async def _generate(job: Job, generation: shapes.Generation) -> None:
+    cached = job.resident.remember(generation.prompt)  # reported, not sped up: the probe takes its time every time
+    if generation.stream:
+        await _stream(job, generation, cached)
+        return
+    due = _Due(job, len(generation.prompt))
+    await trio.sleep_until(due.first)
+    job.phase = "decode"
+    await trio.sleep_until(due.token(len(generation.deltas)))
+    await _send_whole(job, generation.whole(job.voice, cached))
+
+
+class _Due:
+    """When each token of an answer is due, in the clock's time, counted from now."""
+
+    def __init__(self, job: Job, prompt_tokens: int) -> None:
+        silent = job.plan.get(faults.SilentPrefill)
+        self._job = job
+        self._prompt_tokens = prompt_tokens
+        self._start = trio.current_time() + (job.state.real_s(silent.seconds) if silent else 0.0)
+        self.first = self._start + job.real_s(job.model.first_token_s(prompt_tokens))
+
+    def token(self, count: int) -> float:
+        """When `count` tokens are there."""
+        return self._start + self._job.real_s(self._job.model.answer_s(self._prompt_tokens, count))
+
+
+async def _stream(job: Job, generation: shapes.Generation, cached: int) -> None:
+    due = _Due(job, len(generation.prompt))
+    wire = _Wire(job)
+    if faults.LateHeaders in job.plan:
+        await trio.sleep_until(due.token(1))
+    await wire.begin(generation, cached)
+    for event in generation.opening(job.voice):
+        await wire.send(event)
+    for count, event in enumerate(generation.told(job.voice), start=1):
+        await trio.sleep_until(due.token(count))
+        job.phase = "decode"
+        await wire.send(event)
+    job.phase = "done"
+    for event in generation.closing(job.voice, cached):
+        await wire.send(event)
+    await job.exchange.end()
+
+
+class _Wire:
+    """A stream's events on their way out, and the faults that cut it."""
+
+    def __init__(self, job: Job) -> None:
+        self._exchange = job.exchange
+        self._plan = job.plan
+        self._job = job
+        self._sent = 0
+
+    async def begin(self, generation: shapes.Generation, cached: int) -> None:
+        """Headers."""
+        voice = self._job.voice
+        headers = [("cache-control", "no-cache"), *_keep_alive(self._plan)]
+        framing = Framing.CHUNKED
+        if faults.UntilClose in self._plan:
+            framing = Framing.CLOSE
+        elif faults.ContentLength in self._plan:
+            framing = Framing.LENGTH
+            events = [*generation.opening(voice), *generation.told(voice), *generation.closing(voice, cached)]
+            headers.append(("content-length", str(sum(map(len, events)))))
+        await self._exchange.begin(200, _SSE, framing, headers)
+
+    async def send(self, event: bytes) -> None:
+        """One event, unless this is where it breaks off."""
+        drop = self._plan.get(faults.Drop)
+        if drop is not None and self._sent >= drop.after:
+            await _break_off(self._exchange, event, drop)
+        malformed = self._plan.get(faults.MalformedChunk)
+        if malformed is not None and self._sent >= malformed.after:
+            await self._exchange.raw(b"zz\r\n" + event + b"\r\n")
+            raise HangUp
+        await self._exchange.write(event)
+        self._sent += 1
+
+
+async def _break_off(exchange: Exchange, event: bytes, drop: faults.Drop) -> None:
+    half = event[: len(event) // 2]
+    if drop.cut == "chunk":
+        await exchange.raw(b"%x\r\n" % len(event) + half)
+    elif drop.cut == "event":
+        await exchange.write(half)
+    raise HangUp(reset=drop.how == "rst")
+
+
+async def _send_whole(job: Job, body: bytes) -> None:
+    """A body that is not a stream, with the faults that touch one."""
+    headers = _keep_alive(job.plan)
+    job.phase = "done"
+    if drop := job.plan.get(faults.Drop):
+        await job.exchange.begin(200, _JSON, Framing.LENGTH, [*headers, ("content-length", str(len(body)))])
+        await job.exchange.write(body[: len(body) // 2])
+        raise HangUp(reset=drop.how == "rst")
+    if faults.MalformedChunk in job.plan:
+        await job.exchange.begin(200, _JSON, Framing.CHUNKED, headers)
+        await job.exchange.raw(b"zz\r\n" + body + b"\r\n")
+        raise HangUp
+    if faults.UntilClose in job.plan:
+        await job.exchange.begin(200, _JSON, Framing.CLOSE, headers)
+        await job.exchange.write(body)
+        await job.exchange.end()
+    await job.exchange.respond(200, body, _JSON, headers)
+
+
+def _keep_alive(plan: Plan) -> list[tuple[str, str]]:
+    return [("connection", "keep-alive")] if faults.CloseAfter in plan else []
+
+
+# ---- vectors and scores
+
+
+class EmbeddingsRequest(msgspec.Struct):
+    """`POST /v1/embeddings`."""
+
+    input: str | list[str | int | list[int]]
+    encoding_format: str | None = None
+    dimensions: int | None = None
+
+
+class RerankRequest(msgspec.Struct):
+    """`POST /v1/rerank`, in the shape Jina, Cohere and vLLM share."""
+
+    query: str
+    documents: list[str | dict[str, Any]]
+    top_n: int | None = None
+    return_documents: bool | None = None
+
+
+async def _embeddings(job: Job) -> None:
+    asked = _read(EmbeddingsRequest, job.exchange.request.body)
+    texts = _inputs(asked.input)
+    dim = asked.dimensions or job.model.embedding_dim
+    data = [
+        {"object": "embedding", "index": index, "embedding": _vector(job.model.id, one, dim, asked.encoding_format)}
+        for index, one in enumerate(texts)
+    ]
+    await _compute(job, "".join(texts), {"object": "list", "data": data, "model": job.voice.model})
+
+
+def _inputs(given: str | list[str | int | list[int]]) -> list[str]:
+    """One text per vector wanted; ready-made token ids are taken as the text of their numbers."""
+    if isinstance(given, str):
+        return [given]
+    if given and all(isinstance(one, int) for one in given):
+        return [str(given)]
+    return [one if isinstance(one, str) else str(one) for one in given]
+
+
+def _vector(model_id: str, one: str, dim: int, encoding: str | None) -> str | list[float]:
+    vector = text.embedding(model_id, one, dim)
+    return base64.b64encode(vector.tobytes()).decode() if encoding == "base64" else vector.tolist()
+
+
+async def _rerank(job: Job) -> None:
+    asked = _read(RerankRequest, job.exchange.request.body)
+    texts = [one if isinstance(one, str) else str(one.get("text", "")) for one in asked.documents]
+    scored = [(text.relevance(asked.query, one), index) for index, one in enumerate(texts)]
+    scored.sort(key=lambda pair: (-pair[0], pair[1]))
+    results: list[dict[str, Any]] = [
+        {"index": index, "relevance_score": score} for score, index in scored[: asked.top_n or len(scored)]
+    ]
+    if asked.return_documents:
+        for result in results:
+            result["document"] = {"text": texts[result["index"]]}
+    prompt = asked.query + "".join(texts)
+    answer_id = text.identifier("rerank", job.model.id, prompt)
+    await _compute(job, prompt, {"id": answer_id, "model": job.voice.model, "results": results})
+
+
+async def _compute(job: Job, prompt: str, answer: dict[str, Any]) -> None:
+    """What has a prompt and no tokens to generate: prefill only."""
+    count = len(text.tokens(prompt))
+    await trio.sleep_until(_Due(job, count).first)
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    await _send_whole(job, msgspec.json.encode({**answer, "usage": usage}))
+
+
+def _read(kind: type[T], body: bytes) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as fault:
+        raise Refusal(400, f"invalid request: {fault}") from None
+
+
+_ENDPOINTS = {
+    "/v1/chat/completions": _chat,
+    "/v1/completions": _completion,
+    "/v1/embeddings": _embeddings,
+    "/v1/rerank": _rerank,
+}

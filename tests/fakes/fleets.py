@@ -1,0 +1,58 @@
+"""Fleets and catalogues for tests that need no polling: said in one line each."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from catalogue.models import Alias, Catalogue, ModelProfile
+from gateway.fleet import Device, Fleet, ModelReport, NodeReport
+from gateway.settings import NeuronSettings
+
+
+class Clock:
+    """A clock that stands still until told."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def a_fleet(*names, misses=3, clock=None):
+    """A fleet of neurons that have not answered yet."""
+    neurons = [NeuronSettings(name, f"http://{name}:13131") for name in names]
+    return Fleet(neurons, misses=misses, clock=clock or Clock())
+
+
+def a_model(model_id, status="loaded", **more):
+    """A model report; one that could be routed to unless said otherwise."""
+    return ModelReport(model_id, status, **{"harness": "vllm", "devices": (0,), "url": "http://x:8080"} | more)
+
+
+def a_gpu(index=0, total_mb=24_000, free_mb=20_000):
+    """A device with a reading."""
+    used_mb = None if free_mb is None else total_mb - free_mb
+    return Device(index, "GPU", total_mb, "8.9", vram_used_mb=used_mb, vram_free_mb=free_mb)
+
+
+A_GPU = (a_gpu(),)
+
+
+def answers(fleet, node, *models, devices=A_GPU, **more):
+    """One good poll of a node."""
+    fleet.answered(node, NodeReport(tuple(models), devices, **more))
+
+
+def a_catalogue(*profiles, aliases=None, generation=1):
+    """A snapshot of these profiles and aliases."""
+    return Catalogue(
+        generation=generation,
+        models=MappingProxyType({profile.id: profile for profile in profiles}),
+        aliases=MappingProxyType({name: Alias(name, target) for name, target in (aliases or {}).items()}),
+    )
+
+
+def a_profile(model_id, **more):
+    """A profile with nothing asked for."""
+    return ModelProfile(model_id, "vllm", **more)

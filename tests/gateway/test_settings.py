@@ -1,0 +1,373 @@
+"""File and environment -> settings, or every reason why not."""
+
+import dataclasses
+import traceback
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from catalogue.fields import Place, Report
+from catalogue.models import FaultyFile
+from gateway import settings
+from gateway.settings import Listen, NeuronSettings, Settings, load
+
+SECRET = "hunter2-hunter2"
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a cortex.toml and returns its path."""
+
+    def write(text):
+        path = tmp_path / "cortex.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def faults(path, environ=None):
+    with pytest.raises(FaultyFile) as caught:
+        load(path, environ or {})
+    return [(fault.line, fault.key, fault.message, fault.hint) for fault in caught.value.faults]
+
+
+def test_nothing_said_means_the_defaults():
+    """Contract section 1: loopback only."""
+    loaded = load(None, {})
+
+    assert loaded.settings == Settings()
+    assert str(loaded.settings.gateway.listen) == "127.0.0.1:31313"
+    assert str(loaded.settings.gateway.metrics_listen) == "127.0.0.1:31314"
+    assert loaded.warnings == ()
+
+
+def test_file_says_what_it_says_and_defaults_the_rest(config):
+    """Sections are laid over the defaults key by key; `*_seconds` take fractions."""
+    path = config("""
+        [gateway]
+        listen = "[::1]:9000"
+        cors_origins = ["https://a.example"]
+        [deadlines]
+        connect_seconds = 0.25
+        [[neurons]]
+        name = "beast"
+        endpoint = "http://beast.lan:13131/"
+        [[neurons]]
+        name = "cloud"
+        endpoint = "https://api.example/v1"
+        kind = "openai"
+    """)
+
+    read = load(path, {}).settings
+
+    assert read.gateway.listen == Listen("::1", 9000)
+    assert str(read.gateway.listen) == "[::1]:9000"
+    assert read.gateway.cors_origins == ("https://a.example",)
+    assert read.gateway.drain_seconds == 300
+    assert (read.deadlines.connect_seconds, read.deadlines.idle_seconds) == (0.25, 300)
+    assert read.neurons == (
+        NeuronSettings("beast", "http://beast.lan:13131"),
+        NeuronSettings("cloud", "https://api.example/v1", "openai"),
+    )
+
+
+@pytest.mark.parametrize("section", settings.SECTIONS)
+def test_rows_and_dataclass_have_the_same_keys_and_agree_on_defaults(section):
+    """A key added in one place only would be unreadable, or crash the reader."""
+    kind, rows = settings.SECTIONS[section]
+    defaults = {field.name: getattr(kind(), field.name) for field in dataclasses.fields(kind)}
+
+    assert defaults.keys() == rows.keys()
+    for key, value in defaults.items():
+        if value is not None:
+            raw = str(value) if isinstance(value, Listen) else list(value) if isinstance(value, tuple) else value
+            assert rows[key].check(raw, Place(Report("test"))) == value
+
+
+def test_rows_cover_everything_there_is():
+    """At the top level and in a neuron's table."""
+    assert settings.SETTINGS_FIELDS.keys() == {field.name for field in dataclasses.fields(Settings)}
+    assert settings.NEURON_FIELDS.keys() == {field.name for field in dataclasses.fields(NeuronSettings)}
+
+
+# Where the catalogue is.
+
+
+def test_relative_models_config_is_beside_the_config_file(config, monkeypatch, tmp_path_factory):
+    """Never beside whoever started the process; whether the key comes by file or by environment."""
+    path = config('models_config = "conf/models.toml"')
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    beside = path.parent / "conf/models.toml"
+
+    assert load(path, {}).settings.models_config == beside
+    assert load(path, {"CORTEX_MODELS_CONFIG": "models.toml"}).settings.models_config == path.parent / "models.toml"
+    monkeypatch.chdir(path.parent)
+    assert load(Path("cortex.toml"), {}).settings.models_config == beside
+
+
+def test_absolute_models_config_stays(config):
+    """Wherever the config is."""
+    path = config('models_config = "/etc/cortex/models.toml"')
+    assert load(path, {}).settings.models_config == Path("/etc/cortex/models.toml")
+
+
+def test_relative_models_config_without_a_config_file_is_refused():
+    """There is nothing it could sensibly be relative to."""
+    [(_, key, message, _)] = faults(None, {"CORTEX_MODELS_CONFIG": "models.toml"})
+
+    assert key == "models_config"
+    assert "relative" in message
+
+
+# Faults.
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "part", "hint"),
+    [
+        ("[gatway]", 1, "gatway", "unknown key", "did you mean `gateway`?"),
+        ("[gateway]\nlisen = 'a:1'", 2, "gateway.lisen", "unknown key", "did you mean `listen`?"),
+        ("[gateway]\nidle_seconds = 1", 2, "gateway.idle_seconds", "unknown", "`idle_seconds` belongs in [deadlines]"),
+        (
+            "[gateway]\nmodels_config = 'x'", 2, "gateway.models_config", "unknown",
+            "`models_config` belongs at the top of the file, before the first [header]",
+        ),
+        ("gateway = 1", 1, "gateway", "must be a table", "write [gateway] on a line of its own"),
+        ("[gateway]\nlisten = 31313", 2, "gateway.listen", "must be a string", "write it in quotes"),
+        ("[gateway]\nlisten = ':31313'", 2, "gateway.listen", "must be host:port", None),
+        ("[gateway]\nlisten = '::1:31313'", 2, "gateway.listen", "must be host:port", None),
+        ("[gateway]\nlisten = 'localhost'", 2, "gateway.listen", "must be host:port", None),
+        ("[gateway]\nlisten = '[12:::1]:1'", 2, "gateway.listen", "not an IP address", None),
+        ("[gateway]\nlisten = '1.2.3.256:1'", 2, "gateway.listen", "not an IP address", None),
+        ("[gateway]\nlisten = 'a:65536'", 2, "gateway.listen", "port beyond 65535", None),
+        ("[gateway]\nlisten = '127.0.0.1:31314'", 2, "gateway.listen", "same address as metrics_listen", None),
+        ("[gateway]\nlisten = 'a:1'\nmetrics_listen = 'a:1'", 3, "gateway.metrics_listen", "same address", None),
+        ("[gateway]\naccess_log = 1", 2, "gateway.access_log", "must be true or false", None),
+        ("[gateway]\nbody_limit_mb = 0", 2, "gateway.body_limit_mb", "must be more than 0", None),
+        ("[gateway]\nhttp_server = 'hypercorm'", 2, "gateway.http_server", "one of", "did you mean `hypercorn`?"),
+        ("[gateway]\ndrain_seconds = -0.5", 2, "gateway.drain_seconds", "must be at least 0", None),
+        ("[deadlines]\nidle_seconds = 0", 2, "deadlines.idle_seconds", "must be more than 0", None),
+        ("[deadlines]\nidle_seconds = nan", 2, "deadlines.idle_seconds", "finite", None),
+        ("[deadlines]\nidle_seconds = '5'", 2, "deadlines.idle_seconds", "must be a number", "write it without quotes"),
+        ("[poll]\nmisses = 0", 2, "poll.misses", "must be at least 1", None),
+        ("[poll]\nmisses = 1.5", 2, "poll.misses", "must be an integer", None),
+        ("[eviction]\nstrategy = 'lfu'", 2, "eviction.strategy", 'must be one of "lru"', None),
+        ("[retries]\nattempts = -1", 2, "retries.attempts", "must be at least 0", None),
+        ("[neurons]\nname = 'a'", 1, "neurons", "must be an array of tables", "write [[neurons]], in double brackets"),
+        ("[[neurons]]\nname = 'a'", 1, "neurons[0].endpoint", "required and missing", None),
+        ("[[neurons]]\nendpoint = 'http://a'\nname = ''", 3, "neurons[0].name", "must not be empty", None),
+        ("[[neurons]]\nname = 'a'\nendpoint = 'http://a'\nkind = 'x'", 4, "neurons[0].kind", "must be one of", None),
+        ("x = [", 1, None, "not TOML", None),
+    ],
+)  # fmt: skip
+def test_fault_names_line_key_and_what_to_do(config, text, line, key, part, hint):  # noqa: PLR0917 - columns of a table
+    """One mistake, one fault, on the line an editor would jump to."""
+    [found] = faults(config(text))
+
+    assert found[:2] == (line, key)
+    assert part in found[2]
+    if hint is not None:
+        assert found[3] == hint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "beast:13131", "ftp://beast", "http://", "http:///x", "http://a:0", "http://a:99999", "http://a:b", "http://[::1",
+        "http://a/?x=1", "http://a/#x", "http://a?", f"http://user:{SECRET}@a", f"http://{SECRET}@a", "http://a//x",
+        "http://a/../x", "http://a/x/.", "http://a/x y", "http://a\\b", " http://a",
+    ],
+)  # fmt: skip
+def test_endpoint_that_is_no_plain_base_url_is_refused_without_quoting_it(config, endpoint):
+    """Paths are appended to it; and people put passwords into URLs."""
+    [found] = faults(config(f"[[neurons]]\nname = 'a'\nendpoint = '{endpoint}'"))
+
+    assert found[:2] == (3, "neurons[0].endpoint")
+    assert SECRET not in str(found)
+
+
+def test_every_fault_is_told_at_once(config):
+    """Of the file in its order, of the environment with the variable's name."""
+    path = config("""\
+[gateway]
+listn = "a:1"
+[[neurons]]
+name = "a"
+endpoint = "http://a"
+[[neurons]]
+name = "a"
+endpoint = "nonsense"
+[poll]
+misses = 0
+""")
+    with pytest.raises(FaultyFile) as caught:
+        load(path, {"CORTEX_POLL__INTERVAL_SECONDS": "soon"})
+
+    told = [(fault.path, fault.line, fault.key) for fault in caught.value.faults]
+    assert told == [
+        ("CORTEX_POLL__INTERVAL_SECONDS", None, "poll.interval_seconds"),
+        (str(path), 2, "gateway.listn"),
+        (str(path), 7, "neurons[1].name"),
+        (str(path), 8, "neurons[1].endpoint"),
+        (str(path), 10, "poll.misses"),
+    ]
+
+
+def test_file_that_is_not_there_is_a_fault(tmp_path):
+    """Named by the operator, so meant."""
+    [found] = faults(tmp_path / "none.toml")
+    assert found == (None, None, "cannot be read: No such file or directory", None)
+
+
+def test_two_names_for_one_neuron_are_a_warning(config):
+    """It works, and counts double."""
+    path = config("[[neurons]]\nname='a'\nendpoint='http://x'\n[[neurons]]\nname='b'\nendpoint='http://x/'")
+
+    [warning] = load(path, {}).warnings
+
+    assert (warning.line, warning.key) == (6, "neurons[1].endpoint")
+
+
+# The environment.
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "read", "expected"),
+    [
+        ("CORTEX_GATEWAY__LISTEN", "127.0.0.1:9000", lambda s: s.gateway.listen, Listen("127.0.0.1", 9000)),
+        ("CORTEX_GATEWAY__LISTEN", '"127.0.0.1:9000"', lambda s: s.gateway.listen, Listen("127.0.0.1", 9000)),
+        ("cortex_Gateway__access_LOG", "false", lambda s: s.gateway.access_log, False),
+        ("CORTEX_DEADLINES__IDLE_SECONDS", "1.5", lambda s: s.deadlines.idle_seconds, 1.5),
+        ("CORTEX_GATEWAY__CORS_ORIGINS", '["a", "b"]', lambda s: s.gateway.cors_origins, ("a", "b")),
+        ("CORTEX_POLL", "{misses = 7}", lambda s: (s.poll.misses, s.poll.interval_seconds), (7, 2)),
+        (
+            "CORTEX_NEURONS", '[{name="a",endpoint="http://a:13131"}]', lambda s: s.neurons,
+            (NeuronSettings("a", "http://a:13131"),),
+        ),
+        ("CORTEX_GATEWAY__OWNED_BY", "42", lambda s: s.gateway.owned_by, "42"),  # a string is wanted: taken as written
+        ("CORTEX_GATEWAY__OWNED_BY", "a = 1\nb = 2", lambda s: s.gateway.owned_by, None),
+    ],
+)  # fmt: skip
+def test_environment_beats_the_file(config, variable, value, read, expected):
+    """Contract section 1: any case, TOML where it parses, else a string."""
+    path = config("""
+        [gateway]
+        listen = "127.0.0.1:1"
+        [poll]
+        interval_seconds = 2
+        [[neurons]]
+        name = "file"
+        endpoint = "http://file"
+    """)
+    if expected is None:
+        assert len(faults(path, {variable: value})) == 1
+        return
+    loaded = load(path, {variable: value, "PATH": "/bin", "CORTEXT": "x"})
+
+    assert read(loaded.settings) == expected
+    assert loaded.warnings == ()
+
+
+def test_single_key_beats_its_whole_table(config):
+    """Whatever order the environment has them in."""
+    environ = {"CORTEX_POLL__MISSES": "9", "cortex_poll": "{misses = 7, timeout_seconds = 1}"}
+    for order in (environ, dict(reversed(environ.items()))):
+        poll = load(config(""), order).settings.poll
+        assert (poll.misses, poll.timeout_seconds) == (9, 1)
+
+
+def test_unknown_variable_is_a_warning_with_a_hint(config):
+    """Kubernetes sets some beside every service called cortex; a typo should still be heard of."""
+    environ = {
+        "CORTEX_GATEWAY__LISTN": SECRET,
+        "CORTEX_PORT_31313_TCP_ADDR": SECRET,
+        "CORTEX_NEURONS__0__NAME": SECRET,
+        "CORTEX_": SECRET,
+        "CORTEX_CONFIG": "cortex.toml",  # the command line's own
+    }
+    loaded = load(config(""), environ)
+
+    assert loaded.settings == Settings()
+    told = {warning.path: warning.hint for warning in loaded.warnings}
+    assert told.keys() == environ.keys() - {"CORTEX_CONFIG"}
+    assert told["CORTEX_GATEWAY__LISTN"] == "did you mean CORTEX_GATEWAY__LISTEN?"
+    assert SECRET not in str(loaded.warnings)
+
+
+def test_one_key_under_two_spellings_is_a_warning():
+    """One of them holds, and which is said."""
+    loaded = load(None, {"CORTEX_POLL__MISSES": "4", "cortex_poll__misses": "5"})
+
+    assert loaded.settings.poll.misses == 4
+    assert [warning.path for warning in loaded.warnings] == ["cortex_poll__misses"]
+
+
+def test_environment_over_a_broken_table_is_a_fault_of_the_file(config):
+    """The override does not paper over it."""
+    [found] = faults(config("poll = 3"), {"CORTEX_POLL__MISSES": "4"})
+    assert found[:2] == (1, "poll")
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize("value", [SECRET, "12345678", "true", "1979-05-27", "1e5"])
+def test_token_from_the_environment_is_taken_as_written(value):
+    """A token of digits is a token."""
+    assert load(None, {"CORTEX_ADMIN__TOKEN": value}).settings.admin.token == value
+
+
+def test_secret_is_shown_nowhere(config):
+    """Not in what is printed, not in what is complained of."""
+    loaded = load(config(f'[admin]\ntoken = "{SECRET}"'), {})
+    assert loaded.settings.admin.token == SECRET
+    assert SECRET not in repr(loaded)
+
+    wrong = [
+        f'token = "{SECRET} x"',
+        f'token = ["{SECRET}"]',
+        f'tokn = "{SECRET}"',
+        f'token = "{SECRET}',
+        f"token = {SECRET}",
+    ]
+    for line in wrong:
+        with pytest.raises(FaultyFile) as caught:
+            load(config(f"[admin]\n{line}"), {"CORTEX_ADMIN__X": SECRET})
+        assert SECRET not in "".join(traceback.format_exception(caught.value)).replace(repr(line), "")
+
+
+# Fuzz.
+
+
+@given(st.binary())
+def test_no_file_raises_anything_but_faulty_file(tmp_path_factory, data):
+    """Whatever the bytes."""
+    path = tmp_path_factory.mktemp("fuzz") / "cortex.toml"
+    path.write_bytes(data)
+    try:
+        load(path, {})
+    except FaultyFile as error:
+        reasons = error.faults
+    else:
+        return
+    assert reasons
+
+
+KEYS = [section.upper() for section in settings.SETTINGS_FIELDS] + [
+    f"{section}__{key}".upper() for section, (_, rows) in settings.SECTIONS.items() for key in rows
+]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS).map("CORTEX_{}".format), st.text() | st.sampled_from(["1", "{}", "[[]]"])))
+def test_no_environment_raises_anything_but_faulty_file(environ):
+    """Whatever is in it."""
+    try:
+        load(None, environ)
+    except FaultyFile as error:
+        reasons = error.faults
+    else:
+        return
+    assert reasons

@@ -1,0 +1,78 @@
+"""The example files: good as they stand, complete, and right about every default they mention."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import tomli
+
+from catalogue.load import COST_FIELDS, LIMIT_FIELDS, MODEL_FIELDS, parse
+from catalogue.resolve import resolve
+from gateway import settings
+
+ROOT = Path(__file__).parent.parent
+CORTEX_EXAMPLE = ROOT / "cortex.example.toml"
+MODELS_EXAMPLE = ROOT / "models.example.toml"
+
+
+def uncommented(text):
+    """The file as it would be with every shown default said aloud."""
+    return re.sub(r"^# (\w+ = .*)$", r"\1", text, flags=re.MULTILINE)
+
+
+def test_cortex_example_is_accepted():
+    """Copy it, and it works."""
+    loaded = settings.load(CORTEX_EXAMPLE, {})
+
+    assert loaded.warnings == ()
+    assert [neuron.name for neuron in loaded.settings.neurons] == ["beast", "mule"]
+    assert loaded.settings.models_config == MODELS_EXAMPLE
+
+
+def test_models_example_is_accepted():
+    """And so does this one; the three tiers stand for what they should."""
+    catalogue = parse(MODELS_EXAMPLE.read_bytes(), path="models.example.toml", generation=1, loaded_at=0.0)
+
+    assert catalogue.warnings == ()
+    tiers = {name: resolve(catalogue, name).model for name in catalogue.aliases}
+    assert tiers == {
+        "helexa/small": "Qwen/Qwen3-1.7B",
+        "helexa/balanced": "Qwen/Qwen3-8B",
+        "helexa/large": "Qwen/Qwen3.6-27B",
+    }
+    assert set(tiers.values()) <= catalogue.models.keys()
+
+
+def test_cortex_example_shows_every_key():
+    """Whatever can be set is in the manual."""
+    shown = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))
+
+    assert shown.keys() == settings.SETTINGS_FIELDS.keys()
+    for section, (_, rows) in settings.SECTIONS.items():
+        assert shown[section].keys() == rows.keys(), section
+    assert shown["neurons"][0].keys() == settings.NEURON_FIELDS.keys()
+
+
+def test_cortex_example_is_right_about_defaults():
+    """What stands behind a # is what holds without it."""
+    said = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))
+    given = tomli.loads(CORTEX_EXAMPLE.read_text())
+    for section, (kind, _) in settings.SECTIONS.items():
+        defaults = dataclasses.asdict(kind())
+        defaults |= {name: str(value) for name, value in vars_of(kind()) if isinstance(value, settings.Listen)}
+        for key in said[section].keys() - given[section].keys() - {"token"}:
+            value = said[section][key]
+            assert (tuple(value) if isinstance(value, list) else value) == defaults[key], f"{section}.{key}"
+
+
+def vars_of(record):
+    return [(field.name, getattr(record, field.name)) for field in dataclasses.fields(record)]
+
+
+@pytest.mark.parametrize("rows", [MODEL_FIELDS, LIMIT_FIELDS, COST_FIELDS])
+def test_models_example_shows_every_key(rows):
+    """Here too."""
+    text = MODELS_EXAMPLE.read_text()
+
+    assert [key for key in rows if not re.search(rf"^(# |\[models\.|limit\.)?{key}\b", text, re.MULTILINE)] == []
