@@ -232,7 +232,7 @@ class _Connection:
         try:
             await self._server.app(scope, exchange.receive, exchange.send)
         except ClientDisconnected:
-            exchange.reusable = False
+            await self._make_up_for(exchange, exchange.refusal or _GONE)
         except Exception:
             self._server.log.exception("app_crashed", path=scope["path"])
             await self._make_up_for(exchange, Refused(500, "internal_error", "an error inside the gateway"))
@@ -322,6 +322,9 @@ class _Connection:
     def close(self) -> None:
         """Close at once. Sync: no cancellation can come in between."""
         close_now(self._stream)
+
+
+_GONE = Refused(408, "request_timeout", "the request ended early")
 
 
 def _addresses(stream: trio.SocketStream) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:

@@ -53,6 +53,8 @@ class RequestReader:
         self._header_limit_bytes = header_limit_bytes
         self._parser = httptools.HttpRequestParser(self)
         self._parsing: Exchange | None = None
+        self._latest = Exchange()
+        self._resuming = False
         self._ready: deque[Exchange] = deque()
         self._refusal: Refused | None = None
         self._head_bytes = 0
@@ -82,13 +84,29 @@ class RequestReader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Nobody here speaks h2c or websocket: the request is served as it is (RFC 9110, 7.8), the rest read afresh.
-            self._parser = httptools.HttpRequestParser(self)
+            self._go_on_without_upgrade()
+            self._head_bytes = 0
             self.feed(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse(_reason(error))
         if self.pending and self._head_bytes > self._header_limit_bytes:
             self._refuse(_headers_too_large(self._header_limit_bytes))
+
+    def _go_on_without_upgrade(self) -> None:
+        """Nobody here speaks h2c or websocket: the request is served as if it had not offered to (RFC 9110, 7.8).
+
+        llhttp believes that after such a head another protocol begins. A fresh parser reads what follows; if that is a
+        body, it is told so by a head of our own with the same framing.
+        """
+        self._parser = httptools.HttpRequestParser(self)
+        exchange = self._latest
+        framing = [header for header in exchange.headers if header[0] in _FRAMING]
+        if framing and framing != [(b"content-length", b"0")]:
+            exchange.body_complete = False
+            self._parsing = exchange
+            self._resuming = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join([b"%b: %b\r\n" % line for line in framing]))
+            self._resuming = False
 
     def _refuse(self, refusal: Refused) -> None:
         self._refusal = refusal
@@ -100,12 +118,14 @@ class RequestReader:
 
     def on_message_begin(self) -> None:
         """A request line begins."""
-        self._parsing = Exchange()
-        self._head_bytes = 0
+        if not self._resuming:
+            self._parsing = self._latest = Exchange()
+            self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
-        self._due().target += url
+        if not self._resuming:
+            self._due().target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line; of trailers only that they are there."""
@@ -115,6 +135,8 @@ class RequestReader:
 
     def on_headers_complete(self) -> None:
         """Decide whether this is a request we serve. Raising stops llhttp; `feed` then finds our reason in it."""
+        if self._resuming:
+            return
         exchange = self._due()
         parser = self._parser
         exchange.method = parser.get_method()
@@ -306,19 +328,22 @@ class Exchange:
     def _framing(self, headers: Headers, status: int, body: bytes, *, last: bool) -> bytes:
         framing = b""
         if not any(name == b"content-length" for name, _ in headers) and status not in {204, 304}:
-            if last and self.method != b"HEAD":
+            if self.method == b"HEAD":
+                pass  # how a body that is not sent would have been framed is no use to anybody
+            elif last:
                 framing = b"content-length: %d\r\n" % len(body)
             elif self.version == "1.1":
                 self._chunked = True
                 framing = b"transfer-encoding: chunked\r\n"
             else:
                 self.reusable = False  # HTTP/1.0: the body lasts until the connection ends
-        if self._closing or not self.reusable:
-            self.reusable = False
+        if self._closing or not self.reusable or not self.body_complete:
+            self.reusable = False  # an answer before the end of the request: the rest of it is not worth reading
             return framing + b"connection: close\r\n"
         return framing + b"connection: keep-alive\r\n" if self.version == "1.0" else framing
 
 
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _OURS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"date"})
 
 
