@@ -10,6 +10,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from gateway import errors
+from gateway.accounting import Record
 from gateway.app import json_response, new_app
 from gateway.metrics import CONTENT_TYPE
 
@@ -36,6 +37,13 @@ def make_app(gateway: Gateway) -> QuartTrio:
         if request.path.startswith("/admin/"):
             _check_token(gateway.settings.admin.token, request.headers.get("authorization", ""))
 
+    _mount_catalogue(app, gateway)
+    _mount_requests(app, gateway)
+    _mount_fleet(app, gateway)
+    return app
+
+
+def _mount_catalogue(app: QuartTrio, gateway: Gateway) -> None:
     @app.post("/admin/reload")
     async def reload() -> Response:
         result = await gateway.keeper.reload()
@@ -48,10 +56,8 @@ def make_app(gateway: Gateway) -> QuartTrio:
         }
         return json_response(body, 422 if faults else 200)
 
-    @app.get("/admin/fleet")
-    async def fleet() -> Response:
-        return json_response(_fleet(gateway))
 
+def _mount_requests(app: QuartTrio, gateway: Gateway) -> None:
     @app.get("/admin/requests")
     async def requests() -> Response:
         return json_response({"requests": [_request(record) for record in gateway.accounts.live.values()]})
@@ -65,7 +71,19 @@ def make_app(gateway: Gateway) -> QuartTrio:
             record.cancel(errors.ServiceUnavailable("cancelled by an operator"))
         return json_response({"cancelled": len(found)})
 
-    return app
+
+def _mount_fleet(app: QuartTrio, gateway: Gateway) -> None:
+    @app.get("/admin/fleet")
+    async def fleet() -> Response:
+        return json_response(_fleet(gateway))
+
+    @app.post("/admin/nodes/<name>/<any(drain, undrain):what>")
+    async def drain(name: str, what: str) -> Response:
+        if name not in gateway.fleet.nodes:
+            raise errors.NotFound(f"no neuron is called '{name}'; there are {', '.join(gateway.fleet.nodes)}")
+        gateway.fleet.drain(name, draining=what == "drain")
+        node = gateway.fleet.nodes[name]
+        return json_response({"node": name, "draining": node.draining, "leases": node.leases})
 
 
 def _check_token(expected: str | None, header: str) -> None:
@@ -85,7 +103,7 @@ def _fleet(gateway: Gateway) -> dict[str, Any]:
     }
 
 
-def _request(record: Any) -> dict[str, Any]:
+def _request(record: Record) -> dict[str, Any]:
     return {
         "request_id": record.request_id,
         "path": record.path,

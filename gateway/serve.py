@@ -11,7 +11,6 @@ root nursery                      a crash of anything in it ends the process, lo
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -19,10 +18,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-import hypercorn.trio
 import structlog
 import trio
-from hypercorn import Config as HypercornConfig
 
 from catalogue.models import Catalogue, Fault
 from gateway import __version__, admin, errors
@@ -31,6 +28,7 @@ from gateway.app import Door, Windows, make_windows
 from gateway.asgi import App
 from gateway.fleet import Fleet
 from gateway.http1 import Server, ServerLimits
+from gateway.hypercorn_worker import HypercornServer
 from gateway.inference import Inference
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import CatalogueReadings, Metrics
@@ -165,9 +163,8 @@ async def serve(
         async with _listening(settings.listen) as api, _listening(settings.metrics_listen) as metrics:
             addresses = Addresses(_address_of(api), _address_of(metrics))
             await _start_background(gateway, root)
-            server = Server(gateway.app, limits=_server_limits(gateway.settings), log=log)
-            await root.start(_serve_admin, gateway.admin_app, metrics)
-            await root.start(_serve_public, server, api)
+            await root.start(HypercornServer(gateway.admin_app, metrics, gateway.settings).serve)
+            server = await _start_public(gateway, api, root)
             log.info("listening", api=str(addresses.api), metrics=str(addresses.metrics), version=__version__)
             task_status.started(addresses)
             await (stop or trio.sleep_forever)()
@@ -185,7 +182,7 @@ async def _start_background(gateway: Gateway, root: trio.Nursery) -> None:
     root.start_soon(gateway.upstream.run)
 
 
-async def _drain(gateway: Gateway, server: Server) -> None:
+async def _drain(gateway: Gateway, server: Server | HypercornServer) -> None:
     """Refuse what is new or still waits for a model, let what runs finish, and cut what is left in the end."""
     drain_s = gateway.settings.gateway.drain_seconds
     log.info("draining", running=len(gateway.accounts.live), drain_s=drain_s)
@@ -210,25 +207,16 @@ def _server_limits(settings: Settings) -> ServerLimits:
     )
 
 
-async def _serve_public(
-    server: Server,
-    sock: socket.socket,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
+async def _start_public(gateway: Gateway, sock: socket.socket, root: trio.Nursery) -> Server | HypercornServer:
+    """The public port: our own HTTP/1.1, or Hypercorn's HTTP/1.1 and 2 (h2c) where an operator wants that."""
+    if gateway.settings.gateway.http_server == "hypercorn":
+        worker = HypercornServer(gateway.app, sock, gateway.settings)
+        await root.start(worker.serve)
+        return worker
+    server = Server(gateway.app, limits=_server_limits(gateway.settings), log=log)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    await server.serve([listener], task_status=task_status)
-
-
-async def _serve_admin(
-    app: App, sock: socket.socket, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Hypercorn's Trio worker on a socket of ours (`fd://`), for what is looked at and not waited for."""
-    config = HypercornConfig()
-    config.bind = [f"fd://{os.dup(sock.fileno())}"]
-    config.loglevel = "WARNING"
-    config.include_server_header = False
-    await hypercorn.trio.serve(app, config, task_status=task_status, mode="asgi")  # type: ignore[arg-type]  # plain ASGI
+    await root.start(server.serve, [listener])
+    return server
 
 
 # Sockets ..............................................................................................................

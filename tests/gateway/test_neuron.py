@@ -20,7 +20,7 @@ from gateway.neuron import (
 
 
 @pytest.fixture
-async def neuron():
+def neuron():
     return FakeNeuron(model("Qwen/Qwen3-1.7B"))
 
 
@@ -79,23 +79,23 @@ async def test_answer_that_is_not_the_api_is_malformed(client, neuron, text):
 
 async def test_answer_without_end_is_cut_off(client, neuron):
     """A neuron gone mad must not take our memory with it."""
-    sent = 0
-
-    async def endless():
-        nonlocal sent
-        while True:
-            await trio.lowlevel.checkpoint()
-            sent += 1_000_000
-            yield b" " * 1_000_000
 
     class Endless(httpx.AsyncByteStream):
-        def __aiter__(self):
-            return endless()
+        sent = 0
 
-    neuron.overrides["/models"] = lambda: httpx.Response(200, stream=Endless())
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            await trio.lowlevel.checkpoint()
+            self.sent += 1_000_000
+            return b" " * 1_000_000
+
+    endless = Endless()
+    neuron.overrides["/models"] = lambda: httpx.Response(200, stream=endless)
     with pytest.raises(NeuronMalformed, match="longer"):
         await client.models()
-    assert sent <= ANSWER_LIMIT_BYTES + 1_000_000
+    assert endless.sent <= ANSWER_LIMIT_BYTES + 1_000_000
 
 
 async def test_compressed_answer_is_not_inflated(client, neuron):

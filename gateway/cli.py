@@ -1,0 +1,137 @@
+"""`cortex serve | demo | status | check | drain | undrain`. No logic: options in, exit codes out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from catalogue.models import Fault, FaultyFile
+from gateway import __version__, log
+from gateway.settings import LoadedSettings, load
+
+__all__ = ["main"]
+
+USUAL_CONFIGS = (Path("cortex.toml"), Path("/etc/cortex/cortex.toml"))
+
+_config = click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="CORTEX_CONFIG",
+    help="The cortex.toml. Without it: ./cortex.toml, then /etc/cortex/cortex.toml, then defaults and environment.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cortex")
+def main() -> None:
+    """One address in front of your GPU hosts: OpenAI-compatible, tier aliases, hot swaps."""
+
+
+@main.command()
+@_config
+def serve(config: Path | None) -> None:
+    """Run the gateway until SIGTERM or Ctrl-C, then drain it. SIGHUP reloads models.toml."""
+    from gateway import serve as serving  # noqa: PLC0415 - `cortex --help` should not wait for Quart and Hypercorn
+
+    loaded = _load(config)
+    log.configure(loaded.settings.log)
+    _tell(loaded.warnings, "warning")
+    try:
+        gateway = serving.Gateway(loaded.settings)
+    except FaultyFile as error:
+        _refuse(error)
+    sys.exit(serving.run(gateway))
+
+
+@main.command()
+@_config
+def check(config: Path | None) -> None:
+    """Read cortex.toml and models.toml as `serve` would, and list every fault. Exit code 1 if there is any."""
+    from gateway.watcher import CatalogueKeeper  # noqa: PLC0415 - as above
+
+    loaded = _load(config)
+    _tell(loaded.warnings, "warning")
+    try:
+        keeper = CatalogueKeeper(loaded.settings.models_config)
+        catalogue = keeper.load_initial()
+    except FaultyFile as error:
+        _refuse(error)
+    _tell(catalogue.warnings, "warning")
+    neurons = len(loaded.settings.neurons)
+    click.echo(f"ok: {neurons} neurons, {len(catalogue.models)} models, {len(catalogue.aliases)} aliases")
+
+
+@main.command()
+@click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), help="Where to write the two files.")
+@click.option(
+    "--speed", default=1.0, show_default=True, metavar="FACTOR", help="10 makes the neurons ten times faster."
+)
+@click.option("--port", default=31313, show_default=True, help="Of the API on 127.0.0.1; metrics go one above. 0: any.")
+def demo(folder: Path | None, speed: float, port: int) -> None:
+    """Run the gateway in front of three simulated neurons, and print commands to try."""
+    from gateway import demo as demonstration  # noqa: PLC0415 - as above
+
+    sys.exit(demonstration.run(folder, speed=speed, port=port))
+
+
+@main.command()
+@click.option("-e", "--endpoint", default="http://localhost:31313", show_default=True, help="The gateway's API.")
+@click.option("--admin", default=None, metavar="URL", help="The metrics port, for requests and loads under way.")
+@click.option("--token", envvar="CORTEX_ADMIN__TOKEN", default=None, help="The admin token.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--watch", is_flag=True, help="Redraw every two seconds until Ctrl-C.")
+def status(endpoint: str, admin: str | None, token: str | None, *, as_json: bool, watch: bool) -> None:
+    """Show health, nodes, models and aliases. Exit code 2 if the gateway does not answer."""
+    from gateway import status as window  # noqa: PLC0415 - as above
+
+    sys.exit(window.run(window.Source(endpoint.rstrip("/"), admin, token), as_json=as_json, watch=watch))
+
+
+@main.command()
+@click.argument("neuron")
+@click.option("--admin", default="http://localhost:31314", show_default=True, help="The metrics port.")
+@click.option("--token", envvar="CORTEX_ADMIN__TOKEN", required=True, help="The admin token.")
+def drain(neuron: str, admin: str, token: str) -> None:
+    """Take a neuron out: new requests go elsewhere, running ones finish. Returns when the last one has."""
+    from gateway import status as window  # noqa: PLC0415 - as above
+
+    sys.exit(window.drain(admin.rstrip("/"), token, neuron))
+
+
+@main.command()
+@click.argument("neuron")
+@click.option("--admin", default="http://localhost:31314", show_default=True, help="The metrics port.")
+@click.option("--token", envvar="CORTEX_ADMIN__TOKEN", required=True, help="The admin token.")
+def undrain(neuron: str, admin: str, token: str) -> None:
+    """Let requests on to a neuron again."""
+    from gateway import status as window  # noqa: PLC0415 - as above
+
+    sys.exit(window.undrain(admin.rstrip("/"), token, neuron))
+
+
+def _load(config: Path | None) -> LoadedSettings:
+    chosen = config or next((path for path in USUAL_CONFIGS if path.exists()), None)
+    try:
+        return load(chosen, os.environ)
+    except FaultyFile as error:
+        _refuse(error)
+
+
+def _refuse(error: FaultyFile) -> NoReturn:
+    _tell(error.faults, "error")
+    sys.exit(1)
+
+
+def _tell(faults: Iterable[Fault], kind: str) -> None:
+    for fault in faults:
+        click.echo(f"{kind}: {fault}", err=True)
+
+
+if __name__ == "__main__":
+    main()
