@@ -47,7 +47,7 @@ class HypercornServer:
         """Accept and serve until drained. Started when accepting."""
         try:
             await hypercorn.trio.serve(
-                cast(Any, self._app),
+                cast("Any", self._app),
                 self._config,
                 shutdown_trigger=self._stop.wait,
                 task_status=task_status,

@@ -43,6 +43,7 @@ __all__ = ["Addresses", "Gateway", "run", "serve"]
 
 BACKLOG = 2048
 CUT_GRACE_S = 5.0  # after the drain has run out: for the error event of each stream left to reach its client
+CLOSE_DEADLINE_S = 1.0
 SECOND_SIGNAL_EXIT_CODE = 130  # 128 + SIGINT, as a shell reports it
 
 log = structlog.get_logger("cortex.serve")
@@ -158,20 +159,31 @@ async def serve(
     Returns when the last request has its answer, or `drain_seconds` later when those left have their error event.
     Cancelling it cuts everything at once. A background task that crashes ends this with its exception.
     """
-    settings = gateway.settings.gateway
-    async with trio.open_nursery() as root:
-        async with _listening(settings.listen) as api, _listening(settings.metrics_listen) as metrics:
-            addresses = Addresses(_address_of(api), _address_of(metrics))
-            await _start_background(gateway, root)
-            await root.start(HypercornServer(gateway.admin_app, metrics, gateway.settings).serve)
-            server = await _start_public(gateway, api, root)
-            log.info("listening", api=str(addresses.api), metrics=str(addresses.metrics), version=__version__)
-            task_status.started(addresses)
-            await (stop or trio.sleep_forever)()
-            await _drain(gateway, server)
-        with trio.move_on_after(1, shield=True):
+    try:
+        async with trio.open_nursery() as root:
+            await _serve_until_drained(gateway, root, stop or trio.sleep_forever, task_status)
+            root.cancel_scope.cancel()
+    finally:
+        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
             await gateway.aclose()
-        root.cancel_scope.cancel()
+
+
+async def _serve_until_drained(
+    gateway: Gateway,
+    root: trio.Nursery,
+    stop: Callable[[], Awaitable[None]],
+    task_status: trio.TaskStatus[Addresses],
+) -> None:
+    settings = gateway.settings.gateway
+    async with _listening(settings.listen) as api, _listening(settings.metrics_listen) as metrics:
+        addresses = Addresses(_address_of(api), _address_of(metrics))
+        await _start_background(gateway, root)
+        await root.start(HypercornServer(gateway.admin_app, metrics, gateway.settings).serve)
+        server = await _start_public(gateway, api, root)
+        log.info("listening", api=str(addresses.api), metrics=str(addresses.metrics), version=__version__)
+        task_status.started(addresses)
+        await stop()
+        await _drain(gateway, server)
 
 
 async def _start_background(gateway: Gateway, root: trio.Nursery) -> None:

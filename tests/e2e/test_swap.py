@@ -1,0 +1,118 @@
+"""The reason to be: an operator swaps what an alias points at while streams run, and nobody is hurt."""
+
+import json
+
+import httpx
+import trio
+from fakes.running import LARGE, PROBE, SMALL, running_gateway
+
+STREAMS = 50
+SWAPS = 200
+
+
+def client_for(running):
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=STREAMS)
+    return httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=20, limits=limits)
+
+
+async def stream_by_alias(client):
+    """One streamed answer: what the response says of itself, and every model its chunks name."""
+    body = {"model": "helexa/small", "stream": True, "messages": PROBE}
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        lines = [line async for line in response.aiter_lines() if line.startswith("data: ")]
+    chunks = [json.loads(line[len("data: ") :]) for line in lines[:-1]]
+    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+    return response, lines[-1], {chunk["model"] for chunk in chunks}, text
+
+
+async def test_alias_swapped_200_times_under_50_streams_loses_nothing(tmp_path):
+    """0 failed requests; each answer wholly from one model, which was the target when it was resolved."""
+    answered = {SMALL: 0, LARGE: 0}
+    swapping = True
+
+    async with running_gateway(tmp_path) as running, client_for(running) as client:
+
+        async def keep_streaming():
+            while swapping:
+                before = running.gateway.keeper.current.aliases["helexa/small"].target
+                generation = running.gateway.keeper.current.generation
+                response, last, models, text = await stream_by_alias(client)
+                after = running.gateway.keeper.current
+                assert response.status_code == 200
+                assert last == "data: [DONE]"
+                assert models == {response.headers["x-cortex-model"]}
+                assert response.headers["x-cortex-alias"] == "helexa/small"
+                assert "Tbilisi" in text
+                if after.generation == generation:
+                    assert models == {before}
+                answered[models.pop()] += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(STREAMS):
+                nursery.start_soon(keep_streaming)
+            for swap in range(SWAPS):
+                generation = running.gateway.keeper.current.generation
+                running.swap("helexa/small", LARGE if swap % 2 == 0 else SMALL)
+                await running.generation_above(generation)
+            swapping = False
+
+        assert running.gateway.keeper.current.generation == SWAPS + 1
+        assert min(answered.values()) > SWAPS // 4
+        running.gateway.fleet.assert_idle()
+        assert running.gateway.accounts.live == {}
+        assert running.neurons[0].violations == []
+
+
+async def test_request_under_way_keeps_the_target_it_resolved_to(tmp_path):
+    """A stream that began on one model ends on it, though the alias moved in its midst; the next goes elsewhere."""
+    async with running_gateway(tmp_path) as running, client_for(running) as client:
+        body = {"model": "helexa/small", "stream": True, "messages": PROBE}
+        running.neurons[0].speed = 5
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.aiter_lines()
+            first = json.loads((await anext(lines))[len("data: ") :])
+            running.swap("helexa/small", LARGE)
+            await running.generation_above(1)
+            rest = [json.loads(line[len("data: ") :]) async for line in lines if line.startswith("data: {")]
+        _, _, models, _ = await stream_by_alias(client)
+
+    assert {chunk["model"] for chunk in [first, *rest]} == {SMALL}
+    assert models == {LARGE}
+
+
+async def test_broken_file_changes_nothing_and_shows_until_it_is_mended(tmp_path):
+    """The old alias serves on; health, metrics and the admin API tell line and key; mended, all of that clears."""
+    async with running_gateway(tmp_path) as running, client_for(running) as client:
+        good = running.models_toml.read_text()
+        for bad in ("", "[aliases\n", good.replace("vram_mb", "vram_bm"), '[aliases]\n"a" = 7\n'):
+            running.models_toml.write_text(bad)
+            with trio.fail_after(5):
+                while running.gateway.keeper.last_error is None:
+                    await trio.sleep(0.01)
+            health = (await client.get("/health")).json()
+            assert health["status"] == "impaired"
+            assert health["catalogue"]["generation"] == 1
+            assert health["catalogue"]["error"]["faults"]
+            metrics = (await client.get(running.metrics_url)).text
+            assert "cortex_catalogue_last_reload_success 0.0" in metrics
+            assert (await stream_by_alias(client))[0].status_code == 200
+            running.models_toml.write_text(good)
+            with trio.fail_after(5):
+                while running.gateway.keeper.last_error is not None:
+                    await trio.sleep(0.01)
+            health = (await client.get("/health")).json()
+            assert (health["status"], health["catalogue"]["error"]) == ("ok", None)
+            assert "cortex_catalogue_last_reload_success 1.0" in (await client.get(running.metrics_url)).text
+
+
+async def test_admin_reload_goes_through_the_same_door(tmp_path):
+    """It answers with what came of it, and the faults if any; without the token it is not there to be used."""
+    async with running_gateway(tmp_path) as running, client_for(running) as client:
+        url = running.metrics_url.replace("/metrics", "/admin/reload")
+        assert (await client.post(url)).status_code == 401
+        bearer = {"authorization": "Bearer secret"}
+        assert (await client.post(url, headers=bearer)).json()["result"] == "unchanged"
+        running.models_toml.write_text("[aliasse]\n")
+        answer = await client.post(url, headers=bearer)
+        assert answer.status_code == 422
+        assert answer.json()["faults"][0]["line"] == 1

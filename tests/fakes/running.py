@@ -1,0 +1,112 @@
+"""A whole gateway on real sockets in front of simulated neurons, for one test."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from gateway.serve import Addresses, Gateway, serve
+from gateway.settings import AdminSettings, GatewaySettings, Listen, NeuronSettings, PollSettings, Settings
+from gateway.sim.fleet import neuron
+from gateway.sim.neuron import SimNeuron
+
+SMALL, MIDDLE, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "Qwen/Qwen3.6-27B"
+
+MODELS_TOML = f"""
+[aliases]
+"helexa/small" = "{SMALL}"
+"helexa/large" = "{LARGE}"
+"helexa/dead" = "nobody/has-it"
+
+[[models]]
+id = "{SMALL}"
+harness = "llamacpp"
+vram_mb = 4096
+
+[[models]]
+id = "{LARGE}"
+harness = "llamacpp"
+vram_mb = 20480
+"""
+
+PROBE = [{"role": "user", "content": "What is the capital of Georgia?"}]
+
+
+@dataclass
+class Running:
+    """What a test needs of a running gateway."""
+
+    gateway: Gateway
+    addresses: Addresses
+    neurons: list[SimNeuron]
+    models_toml: Path
+    stop: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def url(self) -> str:
+        return self.addresses.url
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.addresses.metrics}/metrics"
+
+    @property
+    def port(self) -> int:
+        return self.addresses.api.port
+
+    def swap(self, alias: str, target: str) -> None:
+        """Point an alias elsewhere as an editor would: a new file, renamed over the old one."""
+        lines = [
+            f'"{alias}" = "{target}"' if line.startswith(f'"{alias}"') else line
+            for line in self.models_toml.read_text().splitlines()
+        ]
+        new = self.models_toml.with_suffix(".new")
+        new.write_text("\n".join(lines) + "\n")
+        new.rename(self.models_toml)
+
+    async def generation_above(self, generation: int) -> None:
+        """Wait until a newer catalogue is in force."""
+        with trio.fail_after(5):
+            while self.gateway.keeper.current.generation <= generation:
+                await trio.sleep(0.005)
+
+
+def one_neuron(speed: float = 100.0) -> list[SimNeuron]:
+    """One host with both tiers loaded, a hundred times faster than life."""
+    return [neuron("beast", [24576, 24576], [SMALL, LARGE], speed=speed)]
+
+
+@asynccontextmanager
+async def running_gateway(
+    folder: Path, neurons: list[SimNeuron] | None = None, *, models_toml: str = MODELS_TOML, **sections: object
+):
+    """Start everything, yield it, and cut it off at the end.
+
+    `sections` replace whole sections of the settings.
+    """
+    simulated = one_neuron() if neurons is None else neurons
+    path = folder / "models.toml"
+    path.write_text(models_toml)
+    async with trio.open_nursery() as nursery:
+        endpoints = [await nursery.start(partial(_serve_neuron, each)) for each in simulated]
+        settings = Settings(
+            gateway=GatewaySettings(listen=Listen("127.0.0.1", 0), metrics_listen=Listen("127.0.0.1", 0)),
+            poll=PollSettings(interval_seconds=0.5),
+            admin=AdminSettings(token="secret"),
+            neurons=tuple(NeuronSettings(each.name, url) for each, url in zip(simulated, endpoints, strict=True)),
+            models_config=path,
+        )
+        gateway = Gateway(dataclasses.replace(settings, **sections))
+        stop = trio.Event()
+        addresses = await nursery.start(partial(serve, gateway, stop=stop.wait))
+        yield Running(gateway, addresses, simulated, path, stop)
+        nursery.cancel_scope.cancel()
+
+
+async def _serve_neuron(simulated: SimNeuron, *, task_status: trio.TaskStatus[str]) -> None:
+    await simulated.serve(task_status=task_status)
