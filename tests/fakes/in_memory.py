@@ -1,0 +1,180 @@
+"""A gateway without sockets, threads or files: client, front, data plane and simulated neuron over memory streams.
+
+So the autojump clock owns all time in it (an in-memory test may jump; one with a thread or a socket may not).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import structlog
+import trio
+from trio.testing import memory_stream_pair, wait_all_tasks_blocked
+
+from catalogue.models import Alias, Catalogue
+from gateway.accounting import Accounts
+from gateway.fleet import Fleet, ModelReport, NodeReport
+from gateway.http1 import Server, ServerLimits
+from gateway.inference import Inference
+from gateway.metrics import Metrics
+from gateway.settings import NeuronSettings, Settings
+from gateway.sim.neuron import SimNeuron
+from gateway.upstream import Upstream
+
+SMALL = "Qwen/Qwen3-1.7B"
+BODY = {"model": "helexa/small", "messages": [{"role": "user", "content": "What is the capital of Georgia?"}]}
+
+
+class FixedCatalogue:
+    """A catalogue that nobody edits."""
+
+    def __init__(self, **aliases: str) -> None:
+        self.current = Catalogue(1, {}, {name: Alias(name, target) for name, target in aliases.items()})
+
+
+class NoLifecycle:
+    """Nothing can be loaded here."""
+
+    async def wait_until_routable(self, decision: object) -> None:
+        await trio.sleep_forever()
+
+    def retry_after_s(self, model: str) -> int:
+        return 30
+
+
+class InMemoryGateway:
+    """One gateway in front of neurons that all have the small model loaded.
+
+    `neurons` are served in `nursery`, one task per connection, as they would be behind a listener. An entry that is a
+    callable instead is given each stream to do with as it likes: a neuron of a test's own making.
+    """
+
+    def __init__(self, nursery: trio.Nursery, neurons: dict[str, object], settings: Settings | None = None) -> None:
+        self.nursery = nursery
+        self.neurons = neurons
+        self.connections = 0
+        named = tuple(NeuronSettings(name, f"http://{name}:13131") for name in neurons)
+        self.settings = settings or Settings()
+        self.fleet = Fleet(named, misses=3)
+        for name in neurons:
+            report = ModelReport(SMALL, "loaded", url=f"http://{name}:13131")
+            self.fleet.answered(name, NodeReport((report,), devices=()))
+        self.metrics = Metrics()
+        self.accounts = Accounts(self.metrics, log_requests=True)
+        self.upstream = Upstream(connect=self._connect)
+        self.inference = Inference(
+            self.settings,
+            catalogue=FixedCatalogue(**{"helexa/small": SMALL}),
+            fleet=self.fleet,
+            upstream=self.upstream,
+            accounts=self.accounts,
+            poke=lambda _: None,
+            lifecycle=NoLifecycle(),
+        )
+        self.server = Server(self.inference, limits=ServerLimits(), log=structlog.get_logger())
+
+    async def _connect(self, origin: object) -> trio.abc.Stream:
+        self.connections += 1
+        ours, theirs = memory_stream_pair()
+        neuron = self.neurons[origin.host]
+        if isinstance(neuron, SimNeuron):
+            self.nursery.start_soon(neuron.serve_stream, theirs)
+        else:
+            self.nursery.start_soon(neuron, theirs)
+        return ours
+
+    def client(self) -> Client:
+        """A new connection to the gateway."""
+        ours, theirs = memory_stream_pair()
+        self.nursery.start_soon(self.server.serve_stream, theirs)
+        return Client(ours)
+
+    async def idle(self) -> None:
+        """Assert that nothing is left of any request, once everybody has reacted."""
+        await wait_all_tasks_blocked()
+        self.fleet.assert_idle()
+        assert self.accounts.live == {}
+        assert self.upstream.in_use == 0
+        for line in self.metrics.expose().decode().splitlines():
+            if line.startswith("cortex_inflight_requests{"):
+                assert line.endswith(" 0.0"), line
+
+
+@dataclass
+class Answer:
+    """One response, read to its end. `arrivals` are (time, bytes) as they came."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    arrivals: list[tuple[float, bytes]]
+
+    @property
+    def error(self) -> dict[str, object]:
+        return json.loads(self.body)["error"]
+
+    @property
+    def events(self) -> list[str]:
+        """The data of each event of a stream; comments are left out."""
+        return [part[len("data: ") :] for part in self.body.decode().split("\n\n") if part.startswith("data: ")]
+
+
+class Client:
+    """An HTTP client of few words: one request per connection, chunks decoded as they come."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self._buffer = b""
+        self._arrivals: list[tuple[float, bytes]] = []
+
+    async def ask(self, body: object = None, path: str = "/v1/chat/completions", **extra: object) -> Answer:
+        """Send a request and read its answer to the end."""
+        await self.send(body, path, **extra)
+        return await self.answer()
+
+    async def send(self, body: object = None, path: str = "/v1/chat/completions", **extra: object) -> None:
+        data = body if isinstance(body, bytes) else json.dumps({**(body or BODY), **extra}).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n"
+        await self.stream.send_all(head.encode() + data)
+
+    async def answer(self) -> Answer:
+        status, headers = await self.head()
+        body = b""
+        while True:
+            piece = await self.piece(headers)
+            if not piece:
+                return Answer(status, headers, body, self._arrivals)
+            self._arrivals.append((trio.current_time(), piece))
+            body += piece
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        head = await self._until(b"\r\n\r\n")
+        first, *lines = head.decode().removesuffix("\r\n\r\n").split("\r\n")
+        return int(first.split()[1]), dict(line.lower().split(": ", 1) for line in lines)
+
+    async def piece(self, headers: dict[str, str]) -> bytes:
+        """The next chunk, or what there is of a body with a length; b"" at the end."""
+        if headers.get("transfer-encoding") != "chunked":
+            data, self._buffer = self._buffer, b""
+            return data or bytes(await self.stream.receive_some(65536))
+        size = int(await self._until(b"\r\n"), 16)
+        while len(self._buffer) < size + 2:
+            await self._more()
+        data, self._buffer = self._buffer[:size], self._buffer[size + 2 :]
+        return data
+
+    async def _until(self, end: bytes) -> bytes:
+        while end not in self._buffer:
+            await self._more()
+        found, _, self._buffer = self._buffer.partition(end)
+        return found + end
+
+    async def _more(self) -> None:
+        data = await self.stream.receive_some(65536)
+        if not data:
+            raise EOFError(self._buffer)
+        self._buffer += data
+
+    async def leave(self) -> None:
+        await self.stream.aclose()
