@@ -1,0 +1,436 @@
+"""Requests: assertions are on what the upstream receives."""
+
+import json
+
+import coding_cli
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import errors
+from gateway.dialects.anthropic import request
+from gateway.dialects.anthropic.request import Backend
+from gateway.dialects.anthropic.signature import sign
+
+
+def outgoing(body, backend=request.PLAIN):
+    if isinstance(body, dict):
+        body = json.dumps({"model": "m", **body}).encode()
+    return json.loads(request.translate(body).encode("lab/m", backend))
+
+
+def messages(*turns, backend=request.PLAIN, **more):
+    return outgoing({"messages": list(turns), **more}, backend)["messages"]
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+# A whole session...
+
+
+def test_coding_cli_request_reaches_the_upstream_as_chat_completions():
+    """Everything a neuron understands arrives, reshaped; nothing it does not understand does."""
+    body = coding_cli.body()
+    assert 70_000 < len(body) < 82_000
+    asked = request.translate(body)
+    sent = json.loads(asked.encode("Qwen/Qwen3-1.7B"))
+
+    assert (asked.model, asked.stream, asked.thinking) == ("helexa/small", True, True)
+    assert sent.keys() == {
+        "model",
+        "messages",
+        "max_tokens",
+        "user",
+        "tools",
+        "chat_template_kwargs",
+        "stream",
+        "stream_options",
+    }
+    assert sent["model"] == "Qwen/Qwen3-1.7B"
+    assert sent["stream_options"] == {"include_usage": True}
+    assert sent["user"] == coding_cli.USER_ID
+    assert sent["chat_template_kwargs"] == {"enable_thinking": True}
+    assert len(sent["tools"]) == 24
+    for given_tool, tool in zip(coding_cli.request()["tools"], sent["tools"], strict=True):
+        assert tool.keys() == {"type", "function"}
+        assert tool["function"] == {
+            "name": given_tool["name"],
+            "description": given_tool["description"],
+            "parameters": given_tool["input_schema"],
+        }
+    assert [message["role"] for message in sent["messages"]] == ["system", "user", "user", "user"]
+    assert sent["messages"][0]["content"].startswith("You are a coding assistant.\nUse this tool")
+    assert sent["messages"][3]["content"] == "<system-reminder>\nAvailable agents: none\n</system-reminder>"
+    assert b"cache_control" not in asked.encode("m")
+
+
+def test_coding_cli_second_turn_extends_the_first_byte_for_byte():
+    """Though the CLI changes a hash in its system prompt every turn: the prefix cache has to hold."""
+    first, second = (request.translate(coding_cli.body(turn)).encode("m") for turn in (1, 2))
+    prefix = first[: first.index(b'],"max_tokens"')]
+
+    assert second.startswith(prefix)
+
+
+def test_coding_cli_tool_results_are_answered_before_the_rest_of_the_turn():
+    """Chat completions wants them right behind the call, Messages allows them anywhere in the turn."""
+    sent = outgoing(coding_cli.body(2))["messages"]
+
+    assert sent[4] == {
+        "role": "assistant",
+        "content": "I will look.",
+        "tool_calls": [
+            {
+                "id": f"toolu_{i}",
+                "type": "function",
+                "function": {"name": "ListFile", "arguments": f'{{"path":"/{i}"}}'},
+            }
+            for i in (1, 2)
+        ],
+    }
+    assert sent[5:7] == [
+        {"role": "tool", "tool_call_id": "toolu_1", "content": "a.py"},
+        {"role": "tool", "tool_call_id": "toolu_2", "content": "Error: no such folder"},
+    ]
+    text, label, picture = sent[7]["content"]
+    assert text == {"type": "text", "text": "go on"}
+    assert "toolu_1" in label["text"]
+    assert picture == {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+
+
+# Prefix stability...
+
+texts = st.text(max_size=10)
+pictures = st.just(coding_cli.PICTURE)
+text_blocks = st.builds(lambda text: {"type": "text", "text": text}, texts)
+odd_blocks = st.sampled_from(
+    [{"type": "novelty", "x": 1}, {"text": "bare"}, "string", None, {"type": "redacted_thinking"}]
+)
+results = st.builds(
+    lambda content, bad: {"type": "tool_result", "tool_use_id": "t", "content": content, "is_error": bad},
+    st.none() | texts | st.lists(text_blocks | pictures, max_size=2),
+    st.booleans(),
+)
+thoughts = st.builds(lambda text: {"type": "thinking", "thinking": text, "signature": sign(text)}, texts)
+calls = st.builds(
+    lambda value: {"type": "tool_use", "id": "t", "name": "f", "input": value},
+    st.dictionaries(texts, texts, max_size=2),
+)
+
+
+def turns(role, *blocks):
+    content = st.none() | texts | st.lists(st.one_of(text_blocks, odd_blocks, *blocks), max_size=4)
+    return st.fixed_dictionaries({"role": st.just(role), "content": content}, optional={"cache_control": st.just({})})
+
+
+conversations = st.lists(
+    turns("user", pictures, results) | turns("assistant", thoughts, calls) | turns("system"), min_size=2, max_size=6
+)
+
+
+@given(conversations, st.data(), st.none() | texts, st.booleans(), st.booleans())
+def test_longer_conversation_extends_the_shorter_byte_for_byte(turns, data, system, thoughts, anywhere):
+    """At every length, whatever the turns are made of: translation looks neither ahead nor back."""
+    shorter = turns[: data.draw(st.integers(1, len(turns) - 1))]
+    backend = Backend(reasoning_content=thoughts, system_anywhere=anywhere)
+    first, second = (
+        request.translate(json.dumps({"model": "m", "system": system, "messages": some}).encode()).encode("m", backend)
+        for some in (shorter, turns)
+    )
+
+    assert first.endswith(b"]}")
+    assert second.startswith(first.removesuffix(b"]}"))
+
+
+@given(st.lists(texts, max_size=3))
+def test_string_and_text_blocks_of_the_same_turn_are_the_same_bytes(texts):
+    """Clients turn one into the other to put a `cache_control` mark on it."""
+    marked = [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}} for text in texts]
+
+    assert messages(user(marked)) == messages(user("\n".join(texts)))
+
+
+# Turns, liberally...
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, ""),
+        ("hi", "hi"),
+        ([], ""),
+        (["hi", {"type": "text", "text": "there"}], "hi\nthere"),
+        ({"type": "text", "text": "bare block"}, "bare block"),
+        ([{"text": "no type"}], "no type"),
+        ([{"type": "novelty", "data": {"x": 1}}, {"type": "text", "text": "known"}], "known"),
+        ([{"type": "novelty", "text": "says something"}], "says something"),
+        ([None, {"type": "text"}], ""),
+        ([{"type": "tool_reference", "tool_name": "Web"}], "[tool Web is available]"),
+        (
+            [{"type": "search_result", "source": "u", "title": "T", "content": [{"type": "text", "text": "x"}]}],
+            "T\nu\nx",
+        ),
+        ([{"type": "text", "text": "half \ud83d pair"}], "half \ufffd pair"),
+    ],
+)
+def test_user_content_is_read_in_every_form(content, expected):
+    """One odd item is no reason to lose a turn."""
+    assert messages(user(content)) == [{"role": "user", "content": expected}]
+
+
+def test_turns_of_one_role_stay_apart():
+    """Merged, the next turn's request would no longer extend this one's."""
+    assert messages(user("a"), user("b")) == [user("a"), user("b")]
+
+
+def test_system_turn_stands_where_it_stood():
+    """First it may be a system message; later only where the backend takes one."""
+    conversation = [{"role": "system", "content": "A"}, user("hi"), {"role": "system", "content": "B"}]
+
+    assert messages(*conversation) == [
+        conversation[0],
+        conversation[1],
+        user("<system-reminder>\nB\n</system-reminder>"),
+    ]
+    assert messages(*conversation, backend=Backend(system_anywhere=True)) == conversation
+    assert messages(*conversation, system="S")[1]["role"] == "user"
+
+
+def test_assistant_content_is_null_only_beside_calls():
+    """As OpenAI's API has it."""
+    call = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+
+    assert messages(assistant([call]))[0]["content"] is None
+    assert messages(assistant(None))[0] == {"role": "assistant", "content": ""}
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments"),
+    [
+        ('{"a": 1.50, "b":[1e400]}', '{"a": 1.50, "b":[1e400]}'),
+        ("{}", "{}"),
+        ("null", "{}"),
+        ('""', "{}"),
+        ('"{\\"a\\":1}"', '{"a":1}'),
+    ],
+)
+def test_tool_input_becomes_arguments_as_it_was_written(written, arguments):
+    """Numbers and white space included; an object in a string is understood."""
+    block = f'{{"type":"tool_use","id":"a","name":"f","input":{written}}}'
+    body = f'{{"model":"m","messages":[{{"role":"assistant","content":[{block}]}}]}}'
+
+    assert outgoing(body.encode())["messages"][0]["tool_calls"][0]["function"]["arguments"] == arguments
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ({}, ""),
+        ({"content": None}, ""),
+        ({"content": "plain"}, "plain"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "a\nb"),
+        ({"content": [{"type": "document", "source": {"type": "text", "data": "doc"}}]}, "doc"),
+        ({"content": "boom", "is_error": True}, "Error: boom"),
+        ({"is_error": True}, "Error"),
+        ({"content": [coding_cli.PICTURE]}, "[image, see below]"),
+    ],
+)
+def test_tool_result_is_text(result, text):
+    """A tool message holds nothing else; that it was an error stays in the words."""
+    block = {"type": "tool_result", "tool_use_id": "a", **result}
+
+    assert messages(user([block]))[0] == {"role": "tool", "tool_call_id": "a", "content": text}
+
+
+def test_thoughts_return_only_to_backends_that_take_them_and_only_if_genuine():
+    """Another provider's, edited or cut ones are dropped everywhere."""
+    blocks = [
+        {"type": "thinking", "thinking": "ours", "signature": sign("ours")},
+        {"type": "thinking", "thinking": "edited", "signature": sign("other")},
+        {"type": "thinking", "thinking": "cut", "signature": ""},
+        {"type": "redacted_thinking", "data": "x"},
+        {"type": "text", "text": "said"},
+    ]
+
+    assert messages(assistant(blocks)) == [assistant("said")]
+    [message] = messages(assistant(blocks), backend=Backend(reasoning_content=True))
+    assert message == {"role": "assistant", "content": "said", "reasoning_content": "ours"}
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ({"type": "text", "media_type": "text/plain", "data": "hello"}, "hello"),
+        ({"type": "base64", "media_type": "text/markdown", "data": "aGVsbG8="}, "hello"),
+        ({"type": "content", "content": "hello"}, "hello"),
+        ({"type": "content", "content": [{"type": "text", "text": "hello"}]}, "hello"),
+    ],
+)
+def test_document_of_text_is_passed_on_with_its_title(source, text):
+    """In every form the API has for one."""
+    assert messages(user([{"type": "document", "title": "T", "source": source}])) == [user(f"T\n{text}")]
+
+
+# Parameters...
+
+
+def test_parameters_have_their_counterparts():
+    """One row each of the contract's table."""
+    sent = outgoing(
+        {
+            "messages": [user("hi")],
+            "max_tokens": 5,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "top_k": 40,
+            "stop_sequences": ["END", ""],
+            "metadata": {"user_id": {"id": 1}},
+            "tools": [],
+            "tool_choice": {"type": "any"},
+            "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+            "service_tier": "auto",
+        }
+    )
+
+    assert sent == {
+        "model": "lab/m",
+        "messages": [user("hi")],
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "stop": ["END"],
+        "user": '{"id":1}',
+        "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"type": "auto"}, {"tool_choice": "auto"}),
+        ("auto", {"tool_choice": "auto"}),
+        ({"type": "any"}, {"tool_choice": "required"}),
+        ({"type": "none"}, {"tool_choice": "none"}),
+        ({"type": "tool", "name": "f"}, {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+        (
+            {"type": "auto", "disable_parallel_tool_use": True},
+            {"tool_choice": "auto", "parallel_tool_calls": False},
+        ),
+        (None, {}),
+    ],
+)
+def test_tool_choice_has_its_counterpart(choice, expected):
+    """All four kinds, and the switch for parallel calls."""
+    tools = [{"name": "f", "input_schema": {"type": "object"}}, {"type": "web_search_20250305", "name": "web_search"}]
+    sent = outgoing({"messages": [user("hi")], "tools": tools, "tool_choice": choice})
+
+    assert {key: sent[key] for key in sent if key in {"tool_choice", "parallel_tool_calls"}} == expected
+    assert [tool["function"]["name"] for tool in sent["tools"]] == ["f"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "switch", "expected"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "chat_template_kwargs", {"enable_thinking": True}),
+        ({"thinking": {"type": "disabled"}}, "chat_template_kwargs", {"enable_thinking": False}),
+        ({}, "chat_template_kwargs", None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "reasoning_effort", "low"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 8000}}, "reasoning_effort", "medium"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 32000}}, "reasoning_effort", "high"),
+        ({"thinking": {"type": "adaptive"}}, "reasoning_effort", "medium"),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, "reasoning_effort", "low"),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, "reasoning_effort", "high"),
+        ({"thinking": {"type": "disabled"}}, "reasoning_effort", "none"),
+        ({"thinking": {"type": "adaptive"}}, "none", None),
+    ],
+)
+def test_thinking_turns_the_backends_switch(asked, switch, expected):
+    """Whichever it has; nothing is said where the client said nothing."""
+    sent = outgoing({"messages": [user("hi")], **asked}, Backend(thinking_switch=switch))
+
+    assert sent.get(switch) == expected
+    assert len(sent) == 2 + (expected is not None)
+
+
+def test_estimate_counts_system_tools_messages_and_images():
+    """Each of them makes it grow; an image counts the same whatever its size."""
+
+    def tokens(**more):
+        return request.translate(json.dumps({"model": "m", "messages": [user("hi")], **more}).encode()).input_tokens
+
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 100_000}}
+    assert 1 <= tokens() <= 15
+    assert tokens(system="x" * 350) - tokens() == pytest.approx(110, abs=12)
+    assert tokens(tools=[{"name": "f", "description": "x" * 350, "input_schema": {}}]) - tokens() > 100
+    assert 1000 < tokens(messages=[user([picture])]) < 1050
+
+
+# What cannot be translated...
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": ["x"]}, "messages.0"),
+        ({"messages": [{"content": "x"}]}, "messages.0"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [user([{"type": 5}])]}, "messages.0.content.0.type"),
+        ({"messages": [user("a"), user([{"type": "image"}])]}, "messages.1.content.0.source"),
+        (
+            {"messages": [user([{"type": "image", "source": {"type": "file", "file_id": "f"}}])]},
+            "messages.0.content.0.source",
+        ),
+        ({"messages": [user([{"type": "image", "source": {"type": "url"}}])]}, "messages.0.content.0.source"),
+        ({"messages": [user([{"type": "image", "source": {"url": 4}}])]}, "messages.0.content.0.source.url"),
+        (
+            {"messages": [user([{"type": "document", "source": {"type": "base64", "media_type": "application/pdf"}}])]},
+            "messages.0.content.0.source",
+        ),
+        ({"messages": [user([{"type": "tool_result", "content": "x"}])]}, "messages.0.content.0"),
+        (
+            {"messages": [user([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image"}]}])]},
+            "messages.0.content.0.content.0.source",
+        ),
+        ({"messages": [assistant([{"type": "tool_use", "name": "f", "input": {}}])]}, "messages.0.content.0"),
+        (
+            {"messages": [assistant([{"type": "tool_use", "id": "a", "name": "f", "input": [1]}])]},
+            "messages.0.content.0.input",
+        ),
+        ({"messages": [user("x")], "max_tokens": "many"}, "max_tokens"),
+        ({"messages": [user("x")], "tools": [{"input_schema": {}}]}, "tools.0"),
+        (
+            {"messages": [user("x")], "tools": [{"name": "f"}], "tool_choice": {"type": "tool", "name": "g"}},
+            "tool_choice.name",
+        ),
+    ],
+)
+def test_what_cannot_be_translated_is_refused_with_its_path(body, path):
+    """So that whoever wrote the request finds the place."""
+    with pytest.raises(errors.BadRequest) as refused:
+        request.translate(json.dumps({"model": "m", **body}).encode())
+
+    assert refused.value.param == path or (path == "messages" and refused.value.param is None)
+    assert path in refused.value.message
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages":[]}', b'{"model":"a","model":"b","messages":[]}'])
+def test_body_without_one_model_is_refused_as_everywhere(body):
+    """The dialect has no rules of its own for that."""
+    with pytest.raises((errors.MalformedJson, errors.MissingModelField)):
+        request.translate(body)
+
+
+def test_deep_nesting_is_refused_and_no_crash():
+    """Python's stack is not the client's to exhaust."""
+    deep = b'{"type":"tool_result","tool_use_id":"a","content":[' * 3000 + b"]}" * 3000
+    with pytest.raises(errors.BadRequest):
+        request.translate(b'{"model":"m","messages":[{"role":"user","content":[' + deep + b"]}]}")

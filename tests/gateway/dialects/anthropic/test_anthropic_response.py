@@ -1,0 +1,208 @@
+"""Whole answers, errors, token counts and model lists in Anthropic's shapes."""
+
+import json
+
+import pytest
+from openai_chunks import USAGE, whole
+
+from gateway import errors
+from gateway.dialects.anthropic import count_tokens, models, response
+from gateway.dialects.anthropic import errors as dialect_errors
+from gateway.dialects.anthropic.answer import MALFORMED_ARGUMENTS, Asked
+from gateway.dialects.anthropic.signature import sign
+from gateway.models_api import Entry
+
+ASKED = Asked("req-1", "lab/m", input_tokens=12, stop_sequences=("END",))
+
+
+def answer(body, asked=ASKED):
+    return json.loads(response.translate(body, asked))
+
+
+def tool_call(name, arguments, id_="call_1"):
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def test_answer_has_its_blocks_in_order():
+    """Thoughts, text, calls; and the usage in Anthropic's way of counting, cached tokens apart."""
+    said = {"content": "Looking.", "reasoning_content": "Hm.", "tool_calls": [tool_call("read", '{"path": "/a"}')]}
+
+    assert answer(whole(said, "tool_calls")) == {
+        "id": "msg_req-1",
+        "type": "message",
+        "role": "assistant",
+        "model": "lab/m",
+        "content": [
+            {"type": "thinking", "thinking": "Hm.", "signature": sign("Hm.")},
+            {"type": "text", "text": "Looking."},
+            {"type": "tool_use", "id": "call_1", "name": "read", "input": {"path": "/a"}},
+        ],
+        "stop_reason": "tool_use",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 10,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 30,
+            "output_tokens": 7,
+            "output_tokens_details": {"thinking_tokens": 3},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "input_"),
+    [
+        ("{}", {}),
+        ("", {}),
+        (None, {}),
+        ("null", {}),
+        ({"a": 1}, {"a": 1}),
+        ('"{\\"a\\": 1}"', {"a": 1}),
+        ('{"a": "\\ud83d"}', {"a": "\ufffd"}),
+        ('{"a": ', {MALFORMED_ARGUMENTS: '{"a": '}),
+        ("[1]", {MALFORMED_ARGUMENTS: "[1]"}),
+    ],
+)
+def test_arguments_become_an_object(arguments, input_):
+    """Broken ones reach the client where its check of the input meets them, not as an empty object."""
+    said = {"content": None, "tool_calls": [tool_call("f", arguments)]}
+
+    assert answer(whole(said, "tool_calls"))["content"][0]["input"] == input_
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (whole({"content": "x"}), ("end_turn", None)),
+        (whole({"content": "x"}, "length"), ("max_tokens", None)),
+        (whole({"content": "x"}, stop_reason="END"), ("stop_sequence", "END")),
+        (whole({"content": "x END"}), ("stop_sequence", "END")),
+        (whole({"content": None, "refusal": "no"}, "content_filter"), ("refusal", None)),
+        (whole({"tool_calls": [tool_call("f", "{}")]}, "stop"), ("tool_use", None)),
+    ],
+)
+def test_stop_reason_is_told_in_anthropics_words(body, expected):
+    """As in streams."""
+    told = answer(body)
+
+    assert (told["stop_reason"], told["stop_sequence"]) == expected
+
+
+def test_usage_is_estimated_where_the_neuron_counts_nothing():
+    """The SDKs' types want numbers."""
+    usage = answer(whole({"content": "x" * 350}, usage=None))["usage"]
+
+    assert usage["input_tokens"] == 12
+    assert usage["output_tokens"] > 100
+
+
+def test_blank_text_and_unwanted_thoughts_are_left_out():
+    """Nothing is a better block than a blank one."""
+    asked = Asked("r", "m", show_thinking=False)
+
+    assert answer(whole({"content": " \n", "reasoning_content": "x"}), asked)["content"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"<html>", errors.UpstreamMalformedResponse),
+        (b"[]", errors.UpstreamMalformedResponse),
+        (b'{"choices": []}', errors.UpstreamMalformedResponse),
+        (whole({"tool_calls": [tool_call("", "{}")]}), errors.UpstreamMalformedResponse),
+        (whole({"content": "half"}, "abort"), errors.UpstreamConnectionError),
+        (b'{"error": {"message": "boom"}}', errors.UpstreamConnectionError),
+    ],
+)
+def test_what_is_no_answer_is_an_error_of_the_neurons(body, error):
+    """Under a 200, too."""
+    with pytest.raises(error):
+        response.translate(body, ASKED)
+
+
+# Errors...
+
+
+@pytest.mark.parametrize(
+    ("error", "type_"),
+    [
+        (errors.BadRequest, "invalid_request_error"),
+        (errors.RequestTimeout, "invalid_request_error"),
+        (errors.InvalidApiKey, "authentication_error"),
+        (errors.ModelNotFound, "not_found_error"),
+        (errors.BodyTooLarge, "request_too_large"),
+        (errors.Overloaded, "overloaded_error"),
+        (errors.UpstreamConnectionError, "api_error"),
+        (errors.DeadlineExceeded, "api_error"),
+        (errors.InternalError, "api_error"),
+    ],
+)
+def test_error_of_ours_has_anthropics_type(error, type_):
+    """By status; the envelope is Anthropic's."""
+    assert json.loads(dialect_errors.body(error("what"), "req-1")) == {
+        "type": "error",
+        "error": {"type": type_, "message": "what"},
+        "request_id": "req-1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "type_", "message"),
+    [
+        (429, b'{"error":{"message":"slow down","type":"x","code":"y"}}', "rate_limit_error", "slow down"),
+        (403, b'{"error":"not yours"}', "permission_error", "not yours"),
+        (422, b'{"detail":"bad field"}', "invalid_request_error", "bad field"),
+        (422, b'{"detail":[{"loc":["body"]}]}', "invalid_request_error", '[{"loc":["body"]}]'),
+        (500, b"Internal Server Error", "api_error", "Internal Server Error"),
+        (503, b"", "overloaded_error", "the neuron answered 503"),
+        (500, b'{"error":{}}', "api_error", "the neuron answered 500"),
+        (400, b'{"object":"error","message":"old vLLM"}', "invalid_request_error", "old vLLM"),
+        (402, b'{"type":"error","error":{"type":"billing_error","message":"pay"}}', "billing_error", "pay"),
+        (
+            400,
+            b'{"error":{"message":"maximum context length is 8 tokens","code":"context_length_exceeded"}}',
+            "invalid_request_error",
+            "prompt is too long: maximum context length is 8 tokens",
+        ),
+    ],
+)
+def test_refusal_of_a_neuron_is_translated_from_any_form(status, body, type_, message):
+    """Its words survive; coding clients find the words they compact a conversation for."""
+    translated = json.loads(dialect_errors.translate(status, body, "req-1"))
+
+    assert translated == {"type": "error", "error": {"type": type_, "message": message}, "request_id": "req-1"}
+
+
+# Counts and models...
+
+
+def test_token_count_is_told_as_the_api_does():
+    """One number."""
+    assert json.loads(count_tokens.body(count_tokens.estimate(350, images=1))) == {"input_tokens": 1100}
+
+
+def test_models_are_listed_on_one_page():
+    """With the limits where they are known; `created_at` is RFC 3339."""
+    entry = Entry("lab/a", "model", 1767225600, "helexa", True, (), (), limit={"context": 4096, "output": 512})
+    bare = Entry("lab/b", "model", 1767225600, "helexa", False, (), ())
+    page = json.loads(models.listing([entry, bare]))
+
+    assert page["data"][0] == {
+        "type": "model",
+        "id": "lab/a",
+        "display_name": "lab/a",
+        "created_at": "2026-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "max_input_tokens": 4096,
+        "max_tokens": 512,
+    }
+    assert (page["first_id"], page["last_id"], page["has_more"]) == ("lab/a", "lab/b", False)
+    assert json.loads(models.single(bare)) == page["data"][1]
+    assert json.loads(models.listing([]))["first_id"] is None
+
+
+def test_usage_that_is_nonsense_does_no_harm():
+    """More cached than there was, or not even an object."""
+    usage = answer(whole({"content": "x"}, usage={**USAGE, "prompt_tokens": 5}))["usage"]
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (0, 5)
+    assert answer(whole({"content": "x"}, usage=[1]))["usage"]["input_tokens"] == 12
