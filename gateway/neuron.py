@@ -1,5 +1,7 @@
 """The neuron control API: ask, load, unload. The one file that imports httpx. When to ask is the poller's business.
 
+Servers that are no neurons have the same API here, made of what they offer: `engines.py`.
+
 Requests and answers are the contract's, section 2. Neurons differ in age, so answers are read leniently: unknown fields
 are ignored, optional ones may be missing or null, and a float will do where an integer is meant. What cannot be read is
 `NeuronMalformed`, never a guess.
@@ -162,8 +164,12 @@ class _Endpoint(msgspec.Struct, frozen=True):
     url: str
 
 
-class _FlatError(msgspec.Struct, frozen=True):
-    error: str
+class _Words(msgspec.Struct, frozen=True):
+    """An error body: a neuron's `{"error": text}`, OpenAI's `{"error": {"message": text}}`, FastAPI's `detail`."""
+
+    error: Any = None
+    message: Any = None
+    detail: Any = None
 
 
 # Asking ...............................................................................................................
@@ -178,6 +184,58 @@ class ControlApi(Protocol):
     async def endpoint(self, model_id: str) -> str: ...  # noqa: D102 - as above
 
 
+class ControlHttp:
+    """HTTP to one server's control API: JSON out, a bounded body back. Whoever builds it closes it.
+
+    Args:
+        endpoint: Base URL as configured.
+        authorization: Value of a header to send with every call, or None.
+        transport: In place of the network, for tests.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        authorization: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        # identity: an answer that cannot be inflated cannot be a bomb. We read raw bytes for the same reason.
+        headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "cortex"}
+        if authorization is not None:
+            headers["authorization"] = authorization
+        self._http = httpx.AsyncClient(
+            transport=transport,
+            timeout=None,  # noqa: S113 - scopes sit with the caller; httpx's own 5 s would end a load
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS_PER_NEURON,
+                max_keepalive_connections=CONNECTIONS_PER_NEURON,
+                keepalive_expiry=IDLE_CONNECTION_S,
+            ),
+            headers=headers,
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    async def call(self, method: str, path: str, body: Any = None) -> bytes:
+        """The body of a 200. Raises NeuronError for everything else."""
+        content = None if body is None else msgspec.json.encode(body)
+        headers = None if body is None else {"content-type": "application/json"}
+        async with (
+            _translated(),
+            self._http.stream(method, f"{self.endpoint}{path}", content=content, headers=headers) as answer,
+        ):
+            text = await _read(answer)
+        if answer.status_code != 200:
+            raise NeuronRefused(answer.status_code, _refusal_text(text))
+        return text
+
+    async def aclose(self) -> None:
+        """Close all connections. Idempotent."""
+        await self._http.aclose()
+
+
 class NeuronClient:
     """One neuron's control API. One client per neuron, so that a hung one cannot use up another's connections.
 
@@ -190,20 +248,7 @@ class NeuronClient:
     """
 
     def __init__(self, endpoint: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self._endpoint = endpoint.rstrip("/")
-        self._http = httpx.AsyncClient(
-            transport=transport,
-            timeout=None,  # noqa: S113 - scopes sit with the caller; httpx's own 5 s would end a load
-            limits=httpx.Limits(
-                max_connections=CONNECTIONS_PER_NEURON,
-                max_keepalive_connections=CONNECTIONS_PER_NEURON,
-                keepalive_expiry=IDLE_CONNECTION_S,
-            ),
-            # identity: an answer that cannot be inflated cannot be a bomb. We read raw bytes for the same reason.
-            headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "cortex"},
-            follow_redirects=False,
-            trust_env=False,
-        )
+        self._http = ControlHttp(endpoint, transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -219,21 +264,21 @@ class NeuronClient:
 
     async def discovery(self) -> Discovery:
         """Its hardware; unchanging while it runs."""
-        return _decode(await self._call("GET", "/discovery"), Discovery)
+        return decode(await self._http.call("GET", "/discovery"), Discovery)
 
     async def health(self) -> Health:
         """Its readings, its pre-warming, its counters."""
-        return _decode(await self._call("GET", "/health"), Health)
+        return decode(await self._http.call("GET", "/health"), Health)
 
     async def models(self) -> tuple[NeuronModel, ...]:
         """Every model it knows, in its own order."""
-        return _decode(await self._call("GET", "/models"), tuple[NeuronModel, ...])
+        return decode(await self._http.call("GET", "/models"), tuple[NeuronModel, ...])
 
     async def endpoint(self, model_id: str) -> str:
         """The base URL of a loaded model's inference API, as we can reach it, without a trailing slash."""
         path = f"/models/{quote(model_id, safe='')}/endpoint"
-        found = _decode(await self._call("GET", path), _Endpoint)
-        return loopback_rewrite(found.url, self._endpoint).rstrip("/")
+        found = decode(await self._http.call("GET", path), _Endpoint)
+        return loopback_rewrite(found.url, self._http.endpoint).rstrip("/")
 
     async def load(
         self,
@@ -256,26 +301,14 @@ class NeuronClient:
             "devices": devices,
         }
         try:
-            await self._call("POST", "/models/load", body)
+            await self._http.call("POST", "/models/load", body)
         except NeuronRefused as refusal:
             if "already loaded" not in refusal.text.lower():
                 raise
 
     async def unload(self, model_id: str) -> None:
         """Return when the memory is free. `NeuronRefused` 404 is both "not here" and "I will not"."""
-        await self._call("POST", "/models/unload", {"model_id": model_id})
-
-    async def _call(self, method: str, path: str, body: Any = None) -> bytes:
-        content = None if body is None else msgspec.json.encode(body)
-        headers = None if body is None else {"content-type": "application/json"}
-        async with (
-            _translated(),
-            self._http.stream(method, f"{self._endpoint}{path}", content=content, headers=headers) as answer,
-        ):
-            text = await _read(answer)
-        if answer.status_code != 200:
-            raise NeuronRefused(answer.status_code, _refusal_text(text))
-        return text
+        await self._http.call("POST", "/models/unload", {"model_id": model_id})
 
 
 @asynccontextmanager
@@ -301,7 +334,8 @@ async def _read(answer: httpx.Response) -> bytes:
     return bytes(received)
 
 
-def _decode(text: bytes, shape: type[T]) -> T:
+def decode(text: bytes, shape: type[T]) -> T:
+    """An answer as what it should be. Raises NeuronMalformed."""
     try:
         return msgspec.json.decode(text, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -309,12 +343,14 @@ def _decode(text: bytes, shape: type[T]) -> T:
 
 
 def _refusal_text(text: bytes) -> str:
-    """The neuron's own words: its flat `{"error"}`, else whatever it sent."""
+    """The server's own words, in whichever shape it wraps them, else whatever it sent."""
     try:
-        words = msgspec.json.decode(text, type=_FlatError).error
+        body = msgspec.json.decode(text, type=_Words)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        words = text.decode(errors="replace")
-    return words.strip()[:ERROR_TEXT_LIMIT]
+        body = _Words()
+    error = body.error.get("message") if isinstance(body.error, dict) else body.error
+    words = next((word for word in (error, body.message, body.detail) if isinstance(word, str)), None)
+    return (text.decode(errors="replace") if words is None else words).strip()[:ERROR_TEXT_LIMIT]
 
 
 # Where a neuron thinks it is ..........................................................................................

@@ -125,11 +125,22 @@ class AdminSettings:
 
 @dataclass(frozen=True, slots=True)
 class NeuronSettings:
-    """`[[neurons]]`: one daemon. `endpoint` is its base URL without a trailing slash."""
+    """`[[neurons]]`: one daemon, or any server that speaks OpenAI's API. `endpoint` has no trailing slash.
+
+    The rest is for `kind = "openai"` only (docs/engines.md). `base_path` stands where we have `/v1`, without a trailing
+    slash, and may be empty. `models` are the engine's own names where it cannot list them. `serves` maps our ids to the
+    engine's own names. `vram_mb` is the total, for display. `engine` says which one it is, None that nobody said.
+    """
 
     name: str
     endpoint: str
     kind: str = "neuron"
+    api_key: str | None = field(default=None, repr=False)
+    base_path: str = "/v1"
+    models: tuple[str, ...] = ()
+    serves: Mapping[str, str] = field(default_factory=dict)
+    vram_mb: int | None = None
+    engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +249,43 @@ def _endpoint(value: object, place: Place) -> str:
     return url.rstrip("/")
 
 
+def _base_path(value: object, place: Place) -> str:
+    """A path to put before `/chat/completions`, without its trailing slash; "/" and "" are none."""
+    path = fields.text(value, place).rstrip("/")
+    if path and _BASE_PATH.fullmatch(path) is None:
+        place.refuse('must be a path such as "/v1" or "/api/v1"', "letters, digits and - . _ ~ between slashes")
+    return path
+
+
+def _names(value: object, place: Place) -> dict[str, str]:
+    """A table of names to names."""
+    if not isinstance(value, dict):
+        place.refuse(f"must be a table, not {fields.kind_of(value)}", 'for example { "Qwen/Qwen3-8B" = "qwen3:8b" }')
+    return {fields.name(key, place / key): fields.name(name, place / key) for key, name in value.items()}
+
+
+def _neuron(value: object, place: Place) -> NeuronSettings:
+    """One `[[neurons]]` table: its keys one by one, then which of them go together."""
+    if isinstance(value, dict):
+        (_refuse_a_doubled_base_path if value.get("kind") == "openai" else _refuse_keys_of_engines)(value, place)
+    neuron: NeuronSettings = _NEURON_RECORD(value, place)
+    return neuron
+
+
+def _refuse_keys_of_engines(table: Mapping[str, object], place: Place) -> None:
+    for key in ENGINE_FIELDS:
+        if key in table:
+            (place / key).fault('is for kind = "openai" only', 'a neuron needs none of it; or add kind = "openai"')
+
+
+def _refuse_a_doubled_base_path(table: Mapping[str, object], place: Place) -> None:
+    """OpenAI's SDKs want a base URL with `/v1`, so that is what gets pasted."""
+    endpoint = table.get("endpoint")
+    if isinstance(endpoint, str) and endpoint.rstrip("/").endswith("/v1") and "base_path" not in table:
+        hint = "leave it off, or set base_path to what comes after the endpoint"
+        (place / "endpoint").fault("ends with /v1, which base_path adds", hint)
+
+
 def _secret(value: object, place: Place) -> str:
     """Any string fit for a header."""
     secret = fields.text(value, place)
@@ -249,6 +297,7 @@ def _secret(value: object, place: Place) -> str:
 _HOST_PORT = re.compile(
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?)\]|(?P<host>[\w.-]+)):(?P<port>[0-9]{1,9})"
 )
+_BASE_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 _ALL_DIGITS_AND_DOTS = re.compile(r"[0-9.]+")
 _LARGEST_PORT = 65535
 _ENDPOINT_EXAMPLE = 'for example "http://gpu-1:13131"'
@@ -305,11 +354,22 @@ LOG_FIELDS = {
     "level": Field(fields.one_of("debug", "info", "warning", "error", "critical")),
 }
 ADMIN_FIELDS = {"token": Field(_secret)}
+ENGINES = ("cortex", "llamacpp", "lmstudio", "ollama", "sglang", "tabbyapi", "transformers", "vllm")
+ENGINE_FIELDS = {
+    "api_key": Field(_secret),
+    "base_path": Field(_base_path),
+    "models": Field(fields.array(fields.name)),
+    "serves": Field(_names),
+    "vram_mb": Field(_COUNT),
+    "engine": Field(fields.one_of(*ENGINES)),
+}
 NEURON_FIELDS = {
     "name": Field(fields.name, required=True),
     "endpoint": Field(_endpoint, required=True),
     "kind": Field(fields.one_of("neuron", "openai")),
+    **ENGINE_FIELDS,
 }
+_NEURON_RECORD = fields.record(NeuronSettings, NEURON_FIELDS)
 SECTIONS: Mapping[str, tuple[type, Mapping[str, Field]]] = {
     "gateway": (GatewaySettings, GATEWAY_FIELDS),
     "deadlines": (DeadlineSettings, DEADLINE_FIELDS),
@@ -324,7 +384,7 @@ SECTIONS: Mapping[str, tuple[type, Mapping[str, Field]]] = {
 SETTINGS_FIELDS = {
     "models_config": Field(fields.name),
     **{section: Field(fields.record(build, rows)) for section, (build, rows) in SECTIONS.items()},
-    "neurons": Field(fields.array(fields.record(NeuronSettings, NEURON_FIELDS), of_tables=True)),
+    "neurons": Field(fields.array(_neuron, of_tables=True)),
 }
 _HOMES = {
     **{key: f"in [{section}]" for section, (_, rows) in SECTIONS.items() for key in rows},

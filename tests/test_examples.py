@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tomli
 
+from catalogue.fields import Place, Report
 from catalogue.load import COST_FIELDS, LIMIT_FIELDS, MODEL_FIELDS, parse
 from catalogue.resolve import resolve
 from gateway import settings
@@ -26,7 +27,7 @@ def test_cortex_example_is_accepted():
     loaded = settings.load(CORTEX_EXAMPLE, {})
 
     assert loaded.warnings == ()
-    assert [neuron.name for neuron in loaded.settings.neurons] == ["beast", "mule"]
+    assert [neuron.name for neuron in loaded.settings.neurons] == ["beast", "mule", "workstation"]
     assert loaded.settings.models_config == MODELS_EXAMPLE
 
 
@@ -51,7 +52,7 @@ def test_cortex_example_shows_every_key():
     assert shown.keys() == settings.SETTINGS_FIELDS.keys()
     for section, (_, rows) in settings.SECTIONS.items():
         assert shown[section].keys() == rows.keys(), section
-    assert shown["neurons"][0].keys() == settings.NEURON_FIELDS.keys()
+    assert set().union(*shown["neurons"]) == settings.NEURON_FIELDS.keys()
 
 
 def test_cortex_example_is_right_about_defaults():
@@ -68,6 +69,16 @@ def test_cortex_example_is_right_about_defaults():
 
 def vars_of(record):
     return [(field.name, getattr(record, field.name)) for field in dataclasses.fields(record)]
+
+
+def test_cortex_example_is_right_about_every_key_of_an_engine():
+    """Every # of the last table taken away, it still loads, and says what the defaults are where there are some."""
+    shown = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))["neurons"][-1]
+    report = Report("cortex.example.toml")
+
+    assert settings.SETTINGS_FIELDS["neurons"].check([shown | {"api_key": "k"}], Place(report))[0].engine == "ollama"
+    assert report.faults == []
+    assert shown["base_path"] == settings.NeuronSettings("x", "http://x").base_path
 
 
 @pytest.mark.parametrize("rows", [MODEL_FIELDS, LIMIT_FIELDS, COST_FIELDS])

@@ -57,7 +57,7 @@ def test_file_says_what_it_says_and_defaults_the_rest(config):
         endpoint = "http://beast.lan:13131/"
         [[neurons]]
         name = "cloud"
-        endpoint = "https://api.example/v1"
+        endpoint = "https://api.example"
         kind = "openai"
     """)
 
@@ -70,7 +70,7 @@ def test_file_says_what_it_says_and_defaults_the_rest(config):
     assert (read.deadlines.connect_seconds, read.deadlines.idle_seconds) == (0.25, 300)
     assert read.neurons == (
         NeuronSettings("beast", "http://beast.lan:13131"),
-        NeuronSettings("cloud", "https://api.example/v1", "openai"),
+        NeuronSettings("cloud", "https://api.example", "openai"),
     )
 
 

@@ -1,0 +1,206 @@
+"""Engines people already run, as seen on real ones (lessons.md): a whole gateway in front of one, on real sockets."""
+
+import json
+from functools import partial
+
+import httpx
+import pytest
+import trio
+from fakes.engine import SimEngine, an_engine_gateway, counted, start_gateway
+
+from gateway.settings import NeuronSettings
+from gateway.sim import PROBE, PROBE_ANSWER, faults
+
+SMALL, EMBEDDING = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-Embedding-0.6B"
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def engine():
+    return SimEngine(SMALL, EMBEDDING)
+
+
+def client(url, **headers):
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=10, trust_env=False)
+
+
+def question(model=SMALL, **more):
+    return {"model": model, "messages": [{"role": "user", "content": PROBE}]} | more
+
+
+def events(text):
+    return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+
+
+def said(text):
+    chunks = [json.loads(event) for event in events(text) if event != "[DONE]"]
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
+async def test_engine_is_asked_for_its_models_and_answers_and_nothing_else(engine):
+    """No discovery, no health, no endpoint: it has none, and its log should not fill with 404s."""
+    async with an_engine_gateway(engine) as (_, url), client(url) as http:
+        listed = (await http.get("/v1/models")).json()["data"]
+        answer = await http.post(CHAT, json=question())
+        assert (await http.get("/health")).json()["status"] == "ok"
+
+    assert {entry["id"]: entry["loaded"] for entry in listed} == {SMALL: True, EMBEDDING: True}
+    assert answer.json()["choices"][0]["message"]["content"] == PROBE_ANSWER
+    assert answer.headers["x-cortex-node"] == "box"
+    assert engine.managed == []
+
+
+async def test_engine_gets_its_own_name_for_the_model_and_its_own_key(engine):
+    """The client's credentials are for us, ours are for the engine; the rest of the body is as it came."""
+    keys = {"serves": {"ours": SMALL}, "api_key": "for-the-engine"}
+    async with an_engine_gateway(engine, **keys) as (_, url), client(url, authorization="Bearer for-us") as http:
+        answer = await http.post(CHAT, json=question("ours"))
+        unmapped = await http.post(CHAT, json=question(SMALL))
+
+    (received,) = engine.requests
+    assert answer.headers["x-cortex-model"] == "ours"
+    assert json.loads(received.body) == question(SMALL)
+    assert [value for name, value in received.headers if name == "authorization"] == ["Bearer for-the-engine"]
+    assert unmapped.status_code == 404
+
+
+async def test_engine_that_closes_after_every_stream_while_advertising_keep_alive(engine):
+    """llama.cpp's server does it 0.1 to 3 ms after the last byte: naive pools failed 59 of 200 requests."""
+    engine.faults.add(faults.CloseAfter())
+    async with an_engine_gateway(engine) as (gateway, url), client(url) as http:
+        for _ in range(100):
+            answer = await http.post(CHAT, json=question(stream=True))
+            assert (answer.status_code, said(answer.text)) == (200, PROBE_ANSWER)
+        gateway.fleet.assert_idle()
+
+    assert engine.counters["requests"] == 100  # nothing was asked twice
+
+
+async def test_engine_that_takes_any_name_is_not_relied_upon_to_refuse(engine):
+    """llama.cpp's server answers for every model with the one it has; we say 404 for what it does not list."""
+    engine.faults.add(faults.AnyModel())
+    async with an_engine_gateway(engine) as (_, url), client(url) as http:
+        answer = await http.post(CHAT, json=question("gpt-4o"))
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert engine.counters["requests"] == 0
+
+
+async def test_stream_in_the_manner_of_transformers_serve_passes_as_it_is(engine):
+    """Never [DONE], usage on the finish chunk, `name@main`, a float `created`: nothing is mended, all is counted."""
+    engine.faults.add(
+        faults.NoDone(), faults.OddUsage(), faults.WrongModel(echo=f"{SMALL}@main"), faults.FloatCreated()
+    )
+    async with an_engine_gateway(engine) as (gateway, url), client(url) as http:
+        answer = await http.post(CHAT, json=question(stream=True))
+        await counted(gateway, f'cortex_completion_tokens_total{{model="{SMALL}",node="box"}} 2.0')
+
+    chunks = [json.loads(event) for event in events(answer.text)]
+    assert said(answer.text) == PROBE_ANSWER
+    assert "[DONE]" not in answer.text
+    assert {chunk["model"] for chunk in chunks} == {f"{SMALL}@main"}
+    assert '"created":1767225600.0' in answer.text
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_validation_error_of_fastapi_passes_as_it_is(engine, stream):
+    """422 {"detail"} says what is wrong with the request; an envelope around it would hide where."""
+    engine.faults.add(faults.HttpError(status=422, text="Extra inputs are not permitted", detail=True))
+    async with an_engine_gateway(engine) as (_, url), client(url) as http:
+        answer = await http.post(CHAT, json=question(stream=stream))
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["msg"] == "Extra inputs are not permitted"
+
+
+async def test_plain_text_500_and_an_unannounced_close_are_wrapped_and_survived(engine):
+    """Transformers serve says so of a model it lacks: SDKs need JSON, and the next request another connection."""
+    engine.faults.add(faults.HttpError(text="Internal Server Error", plain=True, times=1))
+    async with an_engine_gateway(engine) as (_, url), client(url) as http:
+        wrapped = await http.post(CHAT, json=question())
+        fine = await http.post(CHAT, json=question())
+
+    assert (wrapped.status_code, wrapped.headers["content-type"]) == (500, "application/json")
+    assert wrapped.json()["error"]["message"] == "Internal Server Error"
+    assert fine.status_code == 200
+
+
+async def test_engine_that_works_on_for_a_client_who_left_is_waited_for_not_failed(engine):
+    """Our lease ends with the client, and no engine tells what it is still at: the next request queues there."""
+    slow = SimEngine(SMALL, speed=10.0)  # a quarter of a second for the probe
+    slow.faults.add(faults.RunsOn(times=1))
+    async with an_engine_gateway(slow) as (gateway, url), client(url) as http:
+        with trio.move_on_after(0.1):
+            await http.post(CHAT, json=question())
+        with trio.fail_after(0.1):
+            while gateway.fleet.leases:
+                await trio.sleep(0.005)
+        still_at_it = slow.residents[SMALL].places.in_flight
+        answer = await http.post(CHAT, json=question())
+
+    assert still_at_it == 1
+    assert answer.status_code == 200
+    assert list(slow.cancelled) == []
+
+
+async def test_embeddings_of_an_engine(engine):
+    """Every inference path goes the same way."""
+    async with an_engine_gateway(engine, serves={"embed": EMBEDDING}) as (_, url), client(url) as http:
+        answer = await http.post("/v1/embeddings", json={"model": "embed", "input": ["a", "b"]})
+
+    assert [entry["index"] for entry in answer.json()["data"]] == [0, 1]
+
+
+async def test_engine_comes_back_after_it_was_gone(engine):
+    """Its list is its sign of life: three misses and it is down, one answer and it is there."""
+    async with an_engine_gateway(engine) as (gateway, url), client(url) as http:
+        engine.faults.add(faults.EndpointFails(path="/v1/models", times=3))
+        with trio.fail_after(5):
+            while gateway.fleet.nodes["box"].healthy:
+                await trio.sleep(0.01)
+            assert (await http.post(CHAT, json=question())).status_code == 503
+            while not gateway.fleet.nodes["box"].healthy:
+                await trio.sleep(0.01)
+        assert (await http.post(CHAT, json=question())).status_code == 200
+
+
+async def test_cortex_behind_cortex(engine):
+    """One gateway per site, one in front of them: the inner one's models are served as any engine's."""
+    async with an_engine_gateway(engine) as (inner, inner_url), trio.open_nursery() as nursery:
+        neurons = [NeuronSettings("site", inner_url, "openai", engine="cortex", serves={"site/small": SMALL})]
+        outer, url = await start_gateway(nursery, neurons)
+        async with client(url) as http:
+            listed = [entry["id"] for entry in (await http.get("/v1/models")).json()["data"]]
+            answer = await http.post(CHAT, json=question("site/small", stream=True))
+        outer.fleet.assert_idle()
+        inner.fleet.assert_idle()
+        nursery.cancel_scope.cancel()
+
+    assert listed == [EMBEDDING, "site/small"]
+    assert said(answer.text) == PROBE_ANSWER
+    assert (answer.headers["x-cortex-node"], answer.headers["x-cortex-model"]) == ("site", "site/small")
+    assert len(answer.headers.get_list("x-cortex-node")) == 1
+
+
+async def test_base_path_is_where_control_and_inference_go(nursery):
+    """An API that begins elsewhere, behind a prefix: nothing is asked for outside it."""
+    asked = []
+    bodies = {b"GET": b'{"data":[{"id":"m"}]}', b"POST": b'{"choices":[]}'}
+
+    async def answer(stream):
+        async with stream:
+            head = await stream.receive_some(65536)
+            method, path, _ = head.split(b" ", 2)
+            asked.append((method, path))
+            body = bodies[method]
+            await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+
+    (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+    endpoint = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/team"
+    _, url = await start_gateway(nursery, [NeuronSettings("a", endpoint, "openai", base_path="/openai/v3")])
+    async with client(url) as http:
+        assert (await http.post(f"{CHAT}?x=1", json=question("m"))).status_code == 200
+    nursery.cancel_scope.cancel()
+
+    assert set(asked) == {(b"GET", b"/team/openai/v3/models"), (b"POST", b"/team/openai/v3/chat/completions?x=1")}

@@ -1,0 +1,93 @@
+"""An OpenAI-compatible server's management side in memory, as an httpx transport. What it says is what it is told to.
+
+`SimEngine` answers requests, quirks and all: it is `gateway.sim` with nothing but `/v1`. The engine that is none of
+ours is in tests/real.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+
+import httpx
+import trio
+
+from gateway.serve import Gateway, serve
+from gateway.settings import GatewaySettings, Listen, NeuronSettings, PollSettings, Settings, StreamingSettings
+from gateway.sim import PRESETS, SimDevice, SimNeuron
+
+
+class FakeEngine(httpx.AsyncBaseTransport):
+    """`says` maps "GET /path" to (status, body), body being JSON or bytes; or to a function of the request's JSON.
+
+    `asked` lists what was asked as `("GET /path", JSON or None)`, `keys` the Authorization header of each.
+    """
+
+    def __init__(self, says):
+        self.says = dict(says)
+        self.asked = []
+        self.keys = []
+
+    async def handle_async_request(self, request):
+        await trio.lowlevel.checkpoint()
+        what = f"{request.method} {request.url.raw_path.decode()}"
+        body = json.loads(request.content) if request.method == "POST" else None
+        self.asked.append((what, body))
+        self.keys.append(request.headers.get("authorization"))
+        said = self.says.get(what, (404, {"detail": "Not Found"}))
+        status, answer = said(body) if callable(said) else said
+        raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        return httpx.Response(status, stream=httpx.ByteStream(raw))
+
+
+def listing(*models):
+    """The answer of `/v1/models`; models are ids or whole entries."""
+    entries = [model if isinstance(model, dict) else {"id": model, "object": "model"} for model in models]
+    return 200, {"object": "list", "data": entries}
+
+
+class SimEngine(SimNeuron):
+    """A simulated neuron with nothing but OpenAI's API: what else it is asked for is noted in `managed`, and 404."""
+
+    def __init__(self, *loaded, name="box", speed=1000.0):
+        super().__init__(name, [SimDevice(0, "GPU", 24576)], PRESETS.values(), loaded=loaded, speed=speed)
+        self.managed = []
+
+    async def _handle(self, exchange):
+        if exchange.request.path.startswith("/v1/"):
+            await super()._handle(exchange)
+            return
+        self.managed.append(exchange.request.path)
+        await exchange.respond_json(404, {"detail": "Not Found"})
+
+
+@asynccontextmanager
+async def an_engine_gateway(*engines, **keys):
+    """A gateway without a catalogue in front of these, each configured with `keys`: the gateway and its URL."""
+    async with trio.open_nursery() as nursery:
+        urls = [await nursery.start(engine.serve) for engine in engines]
+        neurons = [
+            NeuronSettings(engine.name, url, "openai", **keys) for engine, url in zip(engines, urls, strict=True)
+        ]
+        yield await start_gateway(nursery, neurons)
+        nursery.cancel_scope.cancel()
+
+
+async def counted(gateway, sample):
+    """Wait until this line is among the metrics: a client has its last byte a moment before the books are closed."""
+    with trio.fail_after(2):
+        while sample not in gateway.metrics.expose().decode():
+            await trio.sleep(0.005)
+
+
+async def start_gateway(nursery, neurons):
+    """A gateway on a free loopback port, for as long as the nursery; returns it and its URL."""
+    settings = Settings(
+        gateway=GatewaySettings(listen=Listen("127.0.0.1", 0), metrics_listen=Listen("127.0.0.1", 0)),
+        poll=PollSettings(interval_seconds=0.2),
+        streaming=StreamingSettings(keepalive_seconds=0),
+        neurons=tuple(neurons),
+    )
+    gateway = Gateway(settings)
+    addresses = await nursery.start(serve, gateway)
+    return gateway, addresses.url

@@ -1,0 +1,202 @@
+"""A real engine behind the gateway: llama.cpp's HTTP server, from the wheel `xllamacpp`. Runs with `pytest --real`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import tiny_model
+import trio
+from fakes.engine import counted, start_gateway
+
+from gateway.settings import NeuronSettings
+
+SERVER = Path(__file__).parent / "llamacpp_server.py"
+KEY = "only-the-gateway-knows-it"
+CHAT = "/v1/chat/completions"
+LONG = 20_000  # tokens: minutes of this model, because the engine parses what it has said again at every token
+FOREVER = {"ignore_eos": True, "temperature": 1}
+
+
+@contextmanager
+def running(model, what):
+    """The server as a process of its own; its base URL."""
+    command = [sys.executable, str(SERVER), str(model), KEY, what]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            said = (line.split() for line in process.stdout)
+            yield next(words[1] for words in said if words[:1] == ["listening"])
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    tiny_model.make(path)
+    assert path.stat().st_size < 1_000_000
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    with running(model, "chat") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def embedder(model):
+    with running(model, "embeddings") as url:
+        yield url
+
+
+@asynccontextmanager
+async def a_gateway_before(url, **keys):
+    """The gateway, and a client of it."""
+    async with trio.open_nursery() as nursery:
+        settings = NeuronSettings("real", url, "openai", engine="llamacpp", api_key=KEY, **keys)
+        gateway, base_url = await start_gateway(nursery, [settings])
+        async with httpx.AsyncClient(base_url=base_url, timeout=30, trust_env=False) as client:
+            yield gateway, client
+        nursery.cancel_scope.cancel()
+
+
+def question(max_tokens=8, **more):
+    return {"model": "Tiny/Random", "messages": [{"role": "user", "content": "hi"}], "max_tokens": max_tokens} | more
+
+
+def chunks(text):
+    return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+
+
+async def busy_slots(url):
+    """How many requests the engine is at, by its own account."""
+    async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {KEY}"}, trust_env=False) as client:
+        return sum(slot["is_processing"] for slot in (await client.get("/slots")).json())
+
+
+async def test_models_are_listed_under_our_id_with_their_context(engine):
+    """`serves` gives it the name clients know; the context is that of one slot."""
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
+        (entry,) = (await client.get("/v1/models")).json()["data"]
+
+    assert (entry["id"], entry["loaded"], entry["limit"]) == ("Tiny/Random", True, {"context": 32768})
+
+
+async def test_chat_answers_whole(engine):
+    """Key, name and path are right, or it would be a 401 or a 404."""
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
+        answer = await client.post(CHAT, json=question())
+
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] <= 8
+    assert answer.json()["object"] == "chat.completion"
+
+
+async def test_chat_streams_to_its_own_end(engine):
+    """Role chunk, deltas, usage, [DONE]: all of them the engine's."""
+    asked = question(20, stream=True, stream_options={"include_usage": True}, **FOREVER)
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
+        answer = await client.post(CHAT, json=asked)
+        await counted(gateway, 'cortex_completion_tokens_total{model="Tiny/Random",node="real"} 20.0')
+
+    *told, done = chunks(answer.text)
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert done == "[DONE]"
+    assert json.loads(told[-1])["usage"]["completion_tokens"] == 20
+
+
+async def test_engine_is_free_again_when_a_client_leaves_mid_stream(engine):
+    """Twenty thousand tokens nobody wants are not generated."""
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
+        async with client.stream("POST", CHAT, json=question(LONG, stream=True, **FOREVER)) as answer:
+            with trio.CancelScope() as enough:
+                async for _ in answer.aiter_raw():
+                    at_work = await busy_slots(engine)
+                    enough.cancel()
+        with trio.fail_after(2):
+            while await busy_slots(engine):
+                await trio.sleep(0.01)
+        gateway.fleet.assert_idle()
+
+    assert at_work == 1
+
+
+async def test_client_that_leaves_before_the_answer_costs_others_nothing_but_a_slot(engine):
+    """Asked without a stream, this engine does not notice that we hung up, and works on (measured, without us too)."""
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
+        with trio.move_on_after(0.1):
+            await client.post(CHAT, json=question(1500, **FOREVER))
+        with trio.fail_after(0.1):
+            while gateway.fleet.leases:
+                await trio.sleep(0.005)
+        assert (await client.post(CHAT, json=question())).status_code == 200
+
+
+async def test_two_hundred_requests_in_a_row(engine):
+    """It closes after every stream, after a hundred requests, after every error: no client notices."""
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
+        for number in range(200):
+            answer = await client.post(CHAT, json=question(3, stream=number % 3 != 0))
+            assert answer.status_code == 200, (number, answer.text)
+            assert number % 3 == 0 or chunks(answer.text)[-1] == "[DONE]"
+            if number % 20 == 0:
+                assert (await client.post(CHAT, json=question(messages=7))).status_code >= 400
+        gateway.fleet.assert_idle()
+
+
+async def test_twenty_clients_at_once(engine):
+    """Two slots, twenty requests: the engine queues, nobody is refused."""
+    statuses = []
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
+
+        async def ask():
+            statuses.append((await client.post(CHAT, json=question(5, stream=True))).status_code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(ask)
+        gateway.fleet.assert_idle()
+
+    assert statuses == [200] * 20
+
+
+async def test_error_of_the_engine_passes_with_its_numeric_code(engine):
+    """`code` is a number there; nothing that passes through is normalised."""
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
+        answer = await client.post(CHAT, json={"model": "Tiny/Random"})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == 400
+
+
+async def test_openai_sdk_against_a_real_engine(engine):
+    """The official client, through us, to an engine that is none of ours."""
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
+
+        def ask():
+            with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="unused", max_retries=0) as sdk:
+                stream = sdk.chat.completions.create(**question(10), stream=True)
+                finish = [choice.finish_reason for chunk in stream for choice in chunk.choices]
+                return finish[-1], sdk.models.retrieve("Tiny/Random").id
+
+        finish_reason, retrieved = await trio.to_thread.run_sync(ask)
+
+    assert finish_reason in {"stop", "length"}
+    assert retrieved == "Tiny/Random"
+
+
+async def test_embeddings_of_a_real_engine(embedder):
+    """Two texts, two vectors, of the model's width."""
+    async with a_gateway_before(embedder, serves={"Tiny/Random": "tiny"}) as (_, client):
+        answer = await client.post("/v1/embeddings", json={"model": "Tiny/Random", "input": ["a", "b"]})
+
+    assert [len(entry["embedding"]) for entry in answer.json()["data"]] == [tiny_model.WIDTH] * 2
