@@ -1,7 +1,7 @@
-"""The HTTP front against good, bad and slow clients. In memory on the autojump clock, but for the last section."""
+"""The HTTP front against good, bad and slow clients: all in memory, on the autojump clock."""
 
 import json
-import socket
+import re
 
 import pytest
 import structlog
@@ -46,15 +46,33 @@ async def read_all(stream):
     return data
 
 
-async def exchange(data, app=echo, **limits):
-    """Send `data`, half-close, and return everything that came back."""
+async def exchange(data, app=echo, step=None, **limits):
+    """Send `data` (`step` bytes at a time, for as long as the server listens) and return everything that came back."""
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(make_server(app, **limits).serve_stream, theirs)
-        await ours.send_all(data)
+        step = step or len(data) or 1
+        try:
+            for start in range(0, len(data), step):
+                await ours.send_all(data[start : start + step])
+                await wait_all_tasks_blocked()
+        except trio.BrokenResourceError:
+            pass
         with trio.move_on_after(200):
             return await read_all(ours)
     raise AssertionError("the server neither answered nor closed")
+
+
+async def respond(send, *bodies, status=200, headers=()):
+    """One response in as many messages as there are bodies."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    for body in bodies[:-1]:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": bodies[-1]})
+
+
+def statuses(data):
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", data)]
 
 
 def parse(data):
@@ -89,14 +107,10 @@ def dechunk(data):
         (CHUNKED, {"method": "POST", "path": "/echo", "query": "", "body": "hello world"}),
         (b"GET /a%2Fb%20c HTTP/1.1\r\nhost: a\r\n\r\n", {"method": "GET", "path": "/a/b c", "query": "", "body": ""}),
         (b"GET http://a/b?c HTTP/1.1\r\nhost: a\r\n\r\n", {"method": "GET", "path": "/b", "query": "c", "body": ""}),
+        (b"GET HTTPS://a?c HTTP/1.1\r\nhost: a\r\n\r\n", {"method": "GET", "path": "/", "query": "c", "body": ""}),
+        (b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n", {"method": "OPTIONS", "path": "*", "query": "", "body": ""}),
+        (b"GET /e HTTP/1.1\r\nx:\r\nhost: a\r\n\r\n", {"method": "GET", "path": "/e", "query": "", "body": ""}),
         (b"GET / HTTP/1.0\r\n\r\n", {"method": "GET", "path": "/", "query": "", "body": ""}),
-        (
-            (
-                b"POST /u HTTP/1.1\r\nhost: a\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\ncontent-length: 2"
-                b"\r\n\r\nhi"
-            ),
-            {"method": "POST", "path": "/u", "query": "", "body": "hi"},
-        ),
         (
             b"GET /u HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
             {"method": "GET", "path": "/u", "query": "", "body": ""},
@@ -105,19 +119,53 @@ def dechunk(data):
 )
 async def test_request_is_served_however_it_arrives(autojump_clock, request_bytes, told):
     """Whole or byte by byte, the application sees the same request."""
-    close = request_bytes.replace(b"host: a", b"host: a\r\nconnection: close", 1)
-    if b"upgrade" in request_bytes:
-        close = request_bytes
-    ours, theirs = memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(make_server(keep_alive_s=1).serve_stream, theirs)
-        for i in range(len(close)):
-            await ours.send_all(close[i : i + 1])
-        status, _, body = parse(await read_all(ours))
+    for step in (None, 1, 7):
+        status, _, body = parse(await exchange(request_bytes, step=step, keep_alive_s=1))
 
-    assert (status, json.loads(body)) == (200, told)
-    whole = parse(await exchange(close, keep_alive_s=1))
-    assert json.loads(whole[2]) == told
+        assert (status, json.loads(body)) == (200, told)
+
+
+async def test_scope_is_what_asgi_says(autojump_clock):
+    """Names in lower case, values as they came, the path decoded once, and the query apart."""
+    seen = {}
+
+    async def app(scope, receive, send):
+        seen.update(scope)
+        await respond(send, b"")
+
+    await exchange(b"PUT /a%252F%C3%BC?q=%20 HTTP/1.1\r\nHoSt: A\r\nX-Y:  Z \r\nx-y: z\r\n\r\n", app, keep_alive_s=1)
+
+    assert seen["type"] == "http"
+    assert (seen["method"], seen["http_version"], seen["scheme"], seen["root_path"]) == ("PUT", "1.1", "http", "")
+    assert (seen["path"], seen["raw_path"], seen["query_string"]) == ("/a%2Fü", b"/a%252F%C3%BC", b"q=%20")
+    assert [(name, value.strip()) for name, value in seen["headers"]] == [
+        (b"host", b"A"),
+        (b"x-y", b"Z"),
+        (b"x-y", b"z"),
+    ]
+    assert seen["asgi"]["version"] == "3.0"
+    assert (seen["client"], seen["server"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"content-length: 2\r\n\r\nhi", b"transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize("step", [None, 1])
+async def test_offered_upgrade_is_ignored_and_the_connection_lives_on(autojump_clock, body, step):
+    """What follows is read as this request's body and the next request, not as another protocol."""
+    offer = b"POST /u HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\n" + (body or b"\r\n")
+
+    data = await exchange(offer * 2 + GET, step=step, keep_alive_s=1)
+
+    assert statuses(data) == [200, 200, 200]
+    assert data.count(b'"body": "hi"') == (2 if body else 0)
+
+
+async def test_burst_of_offered_upgrades_is_served(autojump_clock):
+    """More in one read than Python has stack frames."""
+    offer = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
+
+    assert statuses(await exchange(offer * 1050, keep_alive_s=1)) == [200] * 1050
 
 
 async def test_connection_is_used_again_and_pipelined_requests_are_answered_in_order(autojump_clock):
@@ -206,6 +254,23 @@ async def test_http_1_0_stream_lasts_until_the_connection_ends(autojump_clock):
         (b"\x00" * 100, 400),
         (b"SSH-2.0-OpenSSH_9.2\r\n", 400),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\na", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1, 1\r\n\r\na", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999999999999999\r\n\r\na", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\n" + b"transfer-encoding: chunked\r\n" * 2 + b"\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1 \r\na\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: y\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n host: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nx: \x00\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nx: a\rb\r\n\r\n", 400),
+        (b"BREW / HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.2\r\nhost: a\r\n\r\n", 505),
+        (b"GET / HTTP/2.0\r\nhost: a\r\n\r\n", 505),
+        (b"GET / HTTP/0.9\r\nhost: a\r\n\r\n", 505),
         (b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n", 405),
         (b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 70_000 + b"\r\n\r\n", 431),
         (b"GET /" + b"y" * 70_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n", 431),
@@ -214,13 +279,51 @@ async def test_http_1_0_stream_lasts_until_the_connection_ends(autojump_clock):
 )
 async def test_bytes_that_are_no_request_are_refused_and_the_connection_closed(autojump_clock, bad, status):
     """With the envelope and `connection: close`; what follows on the connection is not looked at."""
-    data = await exchange(bad + GET)
-    got, headers, body = parse(data)
+    for step in (None, 1 if len(bad) < 1000 else 1000):
+        data = await exchange(bad + GET, step=step)
+        got, headers, body = parse(data)
 
-    assert got == status
-    assert headers[b"connection"] == b"close"
-    assert set(json.loads(body)["error"]) == {"message", "type", "code", "param"}
-    assert data.count(b"\r\nconnection: close\r\n") == 1
+        assert got == status
+        assert headers[b"connection"] == b"close"
+        assert set(json.loads(body)["error"]) == {"message", "type", "code", "param"}
+        assert len(statuses(data)) == 1
+
+
+@pytest.mark.parametrize("endless", [b"1;", b"0\r\nx: ", b"0\r\n" + b"x: y\r\n" * 10])
+async def test_framing_of_a_body_has_the_limit_of_headers(autojump_clock, endless):
+    """A chunk extension or a trailer without an end would be kept by the parser for ever."""
+    start = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    more = b"x: y\r\n" if endless.endswith(b"\n") else b"y"
+
+    data = await exchange(start + endless + more * 200_000, step=50_000, header_bytes=65536)
+
+    assert statuses(data) == [431]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_body_that_turns_out_malformed_is_never_answered_with_success(autojump_clock, begun):
+    """The application hears `http.disconnect`; whatever it says then, the client hears 400, or a cut-off response."""
+
+    async def app(scope, receive, send):
+        if begun:
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await respond(send, b"all is well") if not begun else None
+
+    start = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_server(app).serve_stream, theirs)
+        await ours.send_all(start)
+        await wait_all_tasks_blocked()
+        await ours.send_all(b"zz\r\n")
+        data = await read_all(ours)
+
+    assert statuses(data) == ([200] if begun else [400])
+    assert b"all is well" not in data
+    assert not data.endswith(b"0\r\n\r\n")
 
 
 async def test_fault_behind_a_good_request_comes_after_its_answer(autojump_clock):
@@ -238,6 +341,12 @@ async def test_half_a_request_is_a_408_at_its_deadline(autojump_clock, half):
 
     assert (status, headers[b"connection"]) == (408, b"close")
     assert trio.current_time() == 30 + 2  # and 2 s of lingering, as the client did not close
+
+
+async def test_half_a_request_behind_a_whole_one_has_its_deadline_too(autojump_clock):
+    """Sent ahead or not, what has begun is a request, and no idleness."""
+    assert statuses(await exchange(GET + GET[:-2], header_s=30, keep_alive_s=75)) == [200, 408]
+    assert trio.current_time() == 30 + 2
 
 
 async def test_silent_connection_is_closed_without_a_word(autojump_clock):
@@ -310,6 +419,128 @@ async def test_header_with_a_line_end_is_never_sent(autojump_clock):
     assert b"set-cookie" not in data
 
 
+@pytest.mark.parametrize(("bodies", "told"), [((b"abc",), [500]), ((b"abcdef",), [500]), ((b"ab", b"c"), [200])])
+async def test_body_of_another_length_than_announced_ends_the_connection(autojump_clock, bodies, told):
+    """The next response on the same connection would be read as the rest of it."""
+
+    async def app(scope, receive, send):
+        await respond(send, *bodies, headers=[(b"content-length", b"5")])
+
+    with structlog.testing.capture_logs() as logs:
+        data = await exchange(GET + GET, app)
+
+    assert statuses(data) == told
+    assert len(logs) == 1
+
+
+async def test_cancelled_passes_while_what_came_with_it_is_logged(autojump_clock):
+    """An application that crashes in its clean-up does not hide from the nursery that it was cancelled."""
+
+    async def app(scope, receive, send):
+        async def crash():
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ZeroDivisionError
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(crash)
+            await trio.sleep_forever()
+
+    ours, theirs = memory_stream_pair()
+    with structlog.testing.capture_logs() as logs, trio.move_on_after(1) as scope:
+        await ours.send_all(GET)
+        await make_server(app).serve_stream(theirs)
+
+    assert scope.cancelled_caught
+    assert trio.current_time() == 1
+    assert [entry["event"] for entry in logs] == ["app_crashed"]
+
+
+# What applications may say ............................................................................................
+
+
+async def test_response_has_one_date_and_no_server_and_only_its_own_framing(autojump_clock):
+    """What an upstream said about its own connection is not true of this one."""
+
+    async def app(scope, receive, send):
+        await respond(
+            send,
+            b"a",
+            b"b",
+            headers=[(b"date", b"yesterday"), (b"transfer-encoding", b"gzip"), (b"keep-alive", b"timeout=5")],
+        )
+
+    _, headers, body = parse(await exchange(GET, app, keep_alive_s=1))
+
+    assert set(headers) == {b"date", b"transfer-encoding"}
+    assert headers[b"date"] != b"yesterday"
+    assert body == b"ab"
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_response_without_a_body_has_none(autojump_clock, status):
+    """A client reads none after these, so one that was sent would be taken for the next response."""
+
+    async def app(scope, receive, send):
+        await respond(send, b"not sent", status=status)
+
+    data = await exchange(GET + GET, app, keep_alive_s=1)
+
+    assert statuses(data) == [status, status]
+    assert b"not sent" not in data
+    assert b"content-length" not in data
+    assert b"chunked" not in data
+
+
+async def test_application_can_ask_for_the_connection_to_be_closed(autojump_clock):
+    """And it is, after that response."""
+
+    async def app(scope, receive, send):
+        await respond(send, b"bye", headers=[(b"connection", b"close")])
+
+    data = await exchange(GET + GET, app)
+
+    assert statuses(data) == [200]
+    assert data.count(b"connection: close") == 1
+
+
+async def test_http_1_0_keeps_the_connection_if_asked_to(autojump_clock):
+    """ApacheBench still speaks it; the answer must say so too."""
+    data = await exchange(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n" * 2, keep_alive_s=1)
+
+    assert statuses(data) == [200, 200]
+    assert data.count(b"connection: keep-alive") == 2
+
+
+async def test_continue_is_never_said_after_the_answer_began_nor_to_http_1_0(autojump_clock):
+    """An interim response in the midst of a final one would be read as its body."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await read_body(receive)
+        await send({"type": "http.response.body"})
+
+    expecting = b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nhi"
+
+    assert b"100 Continue" not in await exchange(expecting, app, step=40)
+    assert b"100 Continue" not in await exchange(expecting.replace(b"1.1", b"1.0"), step=40)
+
+
+async def test_receive_after_the_response_says_disconnect_at_once(autojump_clock):
+    """ASGI: that is how an application learns that nobody needs it any more."""
+    seen = []
+
+    async def app(scope, receive, send):
+        await respond(send, b"")
+        seen.append(await receive())
+
+    await exchange(GET, app, keep_alive_s=1)
+
+    assert seen == [{"type": "http.disconnect"}]
+
+
 # Clients that leave ...................................................................................................
 
 
@@ -359,31 +590,54 @@ async def test_receive_can_be_cancelled_without_losing_the_next_request(autojump
     assert [part[-len(b"/x") :] for part in data.split(b"HTTP/1.1")[1:]] == [b"ho", b"/x"]
 
 
-async def test_endless_pipelining_does_not_fill_our_memory(autojump_clock):
-    """Requests sent ahead wait in the client's socket; the watcher stops reading."""
-    ahead = 0
+async def test_client_leaving_is_no_crash_however_deep_it_was_noticed(autojump_clock):
+    """Through any number of nurseries: nothing is logged."""
 
     async def app(scope, receive, send):
+        async with trio.open_nursery(), trio.open_nursery():
+            await receive()
+            await receive()
+            await respond(send, b"")
+
+    ours, theirs = memory_stream_pair()
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make_server(app).serve_stream, theirs)
+            await ours.send_all(GET)
+            await wait_all_tasks_blocked()
+            await ours.aclose()
+
+    assert logs == []
+
+
+async def test_endless_pipelining_does_not_fill_our_memory(autojump_clock):
+    """Requests sent ahead wait in the client's socket, however often a watcher has a chance to read more of them."""
+    served = 0
+    held = []
+
+    async def app(scope, receive, send):
+        nonlocal served
         await read_body(receive)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive)
             await trio.sleep(1)
             nursery.cancel_scope.cancel()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        await respond(send, b"")
+        served += 1
+        held.append(sent - len(waiting) - served * len(GET))
 
     ours, theirs = memory_stream_pair()
+    waiting = theirs.receive_stream._incoming._data
+    flood = GET * 100_000
+    sent = len(flood)
     async with trio.open_nursery() as nursery:
+        await ours.send_all(flood)
         nursery.start_soon(make_server(app).serve_stream, theirs)
-        with trio.move_on_after(0.5):
-            for _ in range(1000):
-                await ours.send_all(GET * 100)
-                ahead += len(GET) * 100
-                await wait_all_tasks_blocked()
-        pending = len(theirs.receive_stream._incoming._data) if hasattr(theirs.receive_stream, "_incoming") else 0
+        await trio.sleep(100)
         nursery.cancel_scope.cancel()
 
-    assert pending >= ahead - 3 * 65536
+    assert served > 50
+    assert max(held) <= 65536 + 2 * 65536  # the limit, and a read on either side of it
 
 
 # Draining .............................................................................................................
@@ -407,117 +661,19 @@ async def test_drain_closes_idle_connections_and_lets_running_ones_finish(autoju
         server.drain()
         assert await read_all(idle) == b""
         assert trio.current_time() == 1
-        data = await read_all(busy)
+        status, headers, _ = parse(await read_all(busy))
 
-    assert parse(data)[0] == 200
+    assert (status, headers[b"connection"]) == (200, b"close")
     assert trio.current_time() == 10
 
 
-# Real sockets .........................................................................................................
-
-
-@pytest.fixture
-async def start(nursery):
-    async def start_server(app=echo, **limits):
-        server = make_server(app, **limits)
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        await nursery.start(server.serve, listeners)
-        return server, listeners[0].socket.getsockname()
-
-    return start_server
-
-
-async def test_client_that_reads_nothing_is_dropped_and_others_never_notice(start):
-    """It holds one task for `client_write_s`; meanwhile another client is answered."""
-    gone = trio.Event()
-
-    async def app(scope, receive, send):
-        if scope["path"] == "/x":
-            return await echo(scope, receive, send)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        try:
-            while True:
-                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
-        except OSError:
-            gone.set()
-            raise
-
-    _, address = await start(app, client_write_s=0.5)
-    stuck = await trio.open_tcp_stream(*address)
-    await stuck.send_all(POST)
-    await trio.sleep(0.1)
-    other = await trio.open_tcp_stream(*address)
-    with trio.fail_after(0.3):
-        await other.send_all(GET)
-        assert (await other.receive_some()).startswith(b"HTTP/1.1 200")
-    with trio.fail_after(3):
-        await gone.wait()
-    await stuck.aclose()
-    await other.aclose()
-
-
-async def test_early_refusal_of_a_large_upload_reaches_the_client(start):
-    """A reset on unread bytes would eat the 413; the server discards them for a while instead."""
-
-    async def app(scope, receive, send):
-        await receive()
-        await send({"type": "http.response.start", "status": 413, "headers": []})
-        await send({"type": "http.response.body", "body": b"too large"})
-
-    _, address = await start(app)
-    stream = await trio.open_tcp_stream(*address)
-    size = 100 * 1024**2
-
-    async def upload():
-        piece = b"x" * 1024**2
-        try:
-            for _ in range(100):
-                await stream.send_all(piece)
-        except trio.BrokenResourceError:
-            pass
-
+async def test_connection_accepted_just_before_a_drain_does_not_hold_it_up(autojump_clock):
+    """It has asked for nothing yet."""
+    server = make_server()
+    ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        await stream.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
-        nursery.start_soon(upload)
-        with trio.fail_after(5):
-            status, headers, body = parse(await read_all(stream))
-        nursery.cancel_scope.cancel()
+        nursery.start_soon(server.serve_stream, theirs)
+        server.drain()
+        assert await read_all(ours) == b""
 
-    assert (status, headers[b"connection"], body) == (413, b"close", b"too large")
-    await stream.aclose()
-
-
-async def test_cancelled_send_leaves_a_connection_that_is_not_used_again(start):
-    """Half a chunk is out: the only honest thing is to close."""
-
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        with trio.move_on_after(0.2):
-            await send({"type": "http.response.body", "body": b"x" * 10_000_000, "more_body": True})
-
-    _, address = await start(app)
-    stream = await trio.open_tcp_stream(*address)
-    await stream.send_all(GET + GET)
-    await trio.sleep(0.4)
-    with trio.fail_after(5):
-        data = await read_all(stream)
-
-    assert data.count(b"HTTP/1.1") == 1
-    assert len(data) < 10_000_000
-    await stream.aclose()
-
-
-async def test_reset_by_the_client_ends_quietly(start):
-    """RST while an answer is on its way: no log line, and the server serves on."""
-    _, address = await start()
-    with structlog.testing.capture_logs() as logs:
-        stream = await trio.open_tcp_stream(*address)
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-        await stream.send_all(POST)
-        await stream.aclose()
-        other = await trio.open_tcp_stream(*address)
-        await other.send_all(GET)
-        assert (await other.receive_some()).startswith(b"HTTP/1.1 200")
-        await other.aclose()
-
-    assert logs == []
+    assert trio.current_time() == 0
