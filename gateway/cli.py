@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterable
@@ -56,10 +57,11 @@ def check(config: Path | None) -> None:
     from gateway.watcher import CatalogueKeeper  # noqa: PLC0415 - as above
 
     loaded = _load(config)
+    # The keeper logs the catalogue's warnings too; here they are told once, as the command's answer.
+    log.configure(dataclasses.replace(loaded.settings.log, level="critical"))
     _tell(loaded.warnings, "warning")
     try:
-        keeper = CatalogueKeeper(loaded.settings.models_config)
-        catalogue = keeper.load_initial()
+        catalogue = CatalogueKeeper(loaded.settings.models_config).load_initial()
     except FaultyFile as error:
         _refuse(error)
     _tell(catalogue.warnings, "warning")
@@ -68,11 +70,28 @@ def check(config: Path | None) -> None:
 
 
 @main.command()
-@click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), help="Where to write the two files.")
 @click.option(
-    "--speed", default=1.0, show_default=True, metavar="FACTOR", help="10 makes the neurons ten times faster."
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    show_default="a new folder under the temporary directory, kept",
+    help="Where to write cortex.toml and models.toml.",
 )
-@click.option("--port", default=31313, show_default=True, help="Of the API on 127.0.0.1; metrics go one above. 0: any.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="FACTOR",
+    help="Of the neurons, as a multiple of the real models' speed: 10 answers in a tenth of the time.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65534),
+    default=31313,
+    show_default=True,
+    help="TCP port of the API on 127.0.0.1; metrics go one above. 0, or if either is taken: free ones.",
+)
 def demo(folder: Path | None, speed: float, port: int) -> None:
     """Run the gateway in front of three simulated neurons, and print commands to try."""
     from gateway import demo as demonstration  # noqa: PLC0415 - as above
@@ -82,15 +101,28 @@ def demo(folder: Path | None, speed: float, port: int) -> None:
 
 @main.command()
 @click.option("-e", "--endpoint", default="http://localhost:31313", show_default=True, help="The gateway's API.")
-@click.option("--admin", default=None, metavar="URL", help="The metrics port, for requests and loads under way.")
-@click.option("--token", envvar="CORTEX_ADMIN__TOKEN", default=None, help="The admin token.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--watch", is_flag=True, help="Redraw every two seconds until Ctrl-C.")
-def status(endpoint: str, admin: str | None, token: str | None, *, as_json: bool, watch: bool) -> None:
+@click.option(
+    "--admin",
+    default="http://localhost:31314",
+    show_default=True,
+    metavar="URL",
+    help="The metrics port: asked for devices, leases, requests and loads under way when there is a token.",
+)
+@click.option(
+    "--token",
+    envvar="CORTEX_ADMIN__TOKEN",
+    show_envvar=True,
+    show_default="none: the public port only",
+    help="The admin token, [admin] token in cortex.toml.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for programs, instead of tables.")
+@click.option("--watch", is_flag=True, help="Redraw every 2 seconds until Ctrl-C.")
+def status(endpoint: str, admin: str, token: str | None, *, as_json: bool, watch: bool) -> None:
     """Show health, nodes, models and aliases. Exit code 2 if the gateway does not answer."""
     from gateway import status as window  # noqa: PLC0415 - as above
 
-    sys.exit(window.run(window.Source(endpoint.rstrip("/"), admin, token), as_json=as_json, watch=watch))
+    source = window.Source(endpoint.rstrip("/"), admin.rstrip("/"), token)
+    sys.exit(window.run(source, as_json=as_json, watch=watch))
 
 
 @main.command()

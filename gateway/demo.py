@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import secrets
+import shlex
 import signal
+import socket
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +22,9 @@ from gateway.sim.neuron import SimNeuron
 
 __all__ = ["run"]
 
-MODELS_TOML = """\
+MARK = "# Written by `cortex demo`, and anew each time it starts."
+MODELS_TOML = f"""\
+{MARK}
 # Edit and save: the gateway notices within 100 ms. A mistake is reported and changes nothing.
 [aliases]
 "helexa/small" = "Qwen/Qwen3-1.7B"
@@ -48,7 +55,8 @@ min_device_vram_mb = 24000
 
 WELCOME = """
 cortex demo: {api}   (metrics {metrics})
-three simulated neurons: beast 2x24 GB, benjy 16 GB, quadbrat 8 GB; files in {folder}
+three simulated neurons: beast 2x24 GB, benjy 16 GB, quadbrat 8 GB
+files: {folder}
 
   1  what can be asked for
      curl -s {api}/v1/models | {python} -m json.tool --no-ensure-ascii | grep '"id"'
@@ -63,7 +71,7 @@ three simulated neurons: beast 2x24 GB, benjy 16 GB, quadbrat 8 GB; files in {fo
      curl -si {api}/v1/chat/completions -H 'content-type: application/json' -d '{{"model":"helexa/small","messages":[{{"role":"user","content":"What is the capital of Georgia?"}}]}}'
 
   5  the fleet at a glance
-     {cortex} status -e {api}
+     CORTEX_ADMIN__TOKEN={token} {cortex} status -e {api} --admin {admin}
 
 Ctrl-C ends it.
 """  # noqa: E501 - commands to copy are one line each
@@ -74,19 +82,15 @@ def run(folder: Path | None, *, speed: float, port: int) -> int:
 
     Args:
         folder: Where `models.toml` and `cortex.toml` go, kept afterwards; None makes one under the temporary directory.
-        speed: Of the simulated neurons; 1 takes as long as the real models did.
-        port: Of the API on 127.0.0.1, metrics one above it; 0 lets the kernel choose both.
+        speed: Of the simulated neurons, above 0; 1 takes as long as the real models did.
+        port: Of the API on 127.0.0.1, metrics one above it; if 0, or either is taken, the kernel chooses both.
     """
-    if speed <= 0:
-        raise click.BadParameter("must be above 0", param_hint="--speed")
-    home = folder or Path(tempfile.mkdtemp(prefix="cortex-demo-"))
-    home.mkdir(parents=True, exist_ok=True)
     exit_code = 1
     try:
-        trio.run(_demo, home.resolve(), demo_fleet(speed), port)
-        exit_code = 0
+        home = _make_home(folder)
+        exit_code = trio.run(_demo, home, demo_fleet(speed), _free_ports(port))
     except* OSError as group:
-        click.echo(f"cortex demo: {_first(group)}; --port chooses another", err=True)
+        click.echo(f"cortex demo: {_first(group)}", err=True)
     return exit_code
 
 
@@ -97,64 +101,120 @@ def _first(group: BaseExceptionGroup[OSError]) -> BaseException:
     return error
 
 
-async def _demo(home: Path, neurons: list[SimNeuron], port: int) -> None:
+# Running ..............................................................................................................
+
+
+async def _demo(home: Path, neurons: list[SimNeuron], ports: tuple[int, int]) -> int:
+    stop = _Stop()
     async with trio.open_nursery() as nursery:
-        stop = trio.Event()
-        await nursery.start(_set_on_signal, stop)
-        endpoints = [await nursery.start(partial(_serve_neuron, neuron)) for neuron in neurons]
-        config, models = home / "cortex.toml", home / "models.toml"
-        names = [neuron.name for neuron in neurons]
-        await trio.to_thread.run_sync(_write_files, config, models, list(zip(names, endpoints, strict=True)), port)
+        await nursery.start(stop.watch, nursery.cancel_scope)
+        endpoints = {neuron.name: await nursery.start(neuron.serve) for neuron in neurons}
+        config = home / "cortex.toml"
+        token = secrets.token_urlsafe(12)
+        await trio.to_thread.run_sync(_write_files, config, _cortex_toml(endpoints, ports, token))
         gateway = serve.Gateway(settings.load(config, {}).settings)
         log.configure(gateway.settings.log)
         async with trio.open_nursery() as serving:
-            addresses: serve.Addresses = await serving.start(partial(serve.serve, gateway, stop=stop.wait))
-            _welcome(addresses, models)
-            await stop.wait()
+            addresses: serve.Addresses = await serving.start(partial(serve.serve, gateway, stop=stop.asked.wait))
+            click.echo(_welcome(addresses, home / "models.toml", token))
+            await stop.asked.wait()
             click.echo("\nstopping; what runs may finish (Ctrl-C again: at once)")
         nursery.cancel_scope.cancel()  # the gateway has drained: the neurons may go
+    return stop.exit_code
 
 
-async def _set_on_signal(stop: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for _ in signals:
-            if stop.is_set():
-                raise SystemExit(serve.SECOND_SIGNAL_EXIT_CODE)
-            stop.set()
+@dataclass(slots=True)
+class _Stop:
+    """The first signal asks for an end, the second makes one."""
+
+    asked: trio.Event = field(default_factory=trio.Event)
+    exit_code: int = 0
+
+    async def watch(
+        self, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                if self.asked.is_set():
+                    self.exit_code = serve.SECOND_SIGNAL_EXIT_CODE
+                    everything.cancel()
+                self.asked.set()
 
 
-async def _serve_neuron(neuron: SimNeuron, *, task_status: trio.TaskStatus[str]) -> None:
-    await neuron.serve(task_status=task_status)
-
-
-def _welcome(addresses: serve.Addresses, models: Path) -> None:
-    click.echo(
-        WELCOME.format(
-            api=addresses.url,
-            metrics=f"http://{addresses.metrics}/metrics",
-            folder=models.parent,
-            models=models,
-            python=sys.executable,
-            cortex=Path(sys.executable).with_name("cortex"),
-        )
+def _welcome(addresses: serve.Addresses, models: Path, token: str) -> str:
+    return WELCOME.format(
+        api=addresses.url,
+        admin=f"http://{addresses.metrics}",
+        metrics=f"http://{addresses.metrics}/metrics",
+        folder=models.parent,
+        models=shlex.quote(str(models)),
+        python=shlex.quote(sys.executable),
+        cortex=shlex.quote(str(Path(sys.executable).with_name("cortex"))),
+        token=token,
     )
 
 
-def _write_files(config: Path, models: Path, neurons: list[tuple[str, str]], port: int) -> None:
+# Ports and files ......................................................................................................
+
+
+def _free_ports(wanted: int) -> tuple[int, int]:
+    """Ports for API and metrics. Nobody holds them until the gateway does; should another be quicker, it says so."""
+    if wanted:
+        try:
+            return _bound(wanted, wanted + 1)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            click.echo(f"port {wanted} or {wanted + 1} is taken by another process; using free ones", err=True)
+    return _bound(0, 0)
+
+
+def _bound(api: int, metrics: int) -> tuple[int, int]:
+    """Both ports, bound for a moment at the same time, so they exist, are free and differ."""
+    with socket.socket() as one, socket.socket() as other:
+        for sock, port in ((one, api), (other, metrics)):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the gateway will: a port just left is free
+            sock.bind(("127.0.0.1", port))
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+def _make_home(folder: Path | None) -> Path:
+    """The folder, there now, with nothing in it that the demo would overwrite but did not write.
+
+    Raises:
+        OSError: It cannot be made, or holds somebody's own configuration.
+    """
+    home = (folder or Path(tempfile.mkdtemp(prefix="cortex-demo-"))).resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    for path in (home / "cortex.toml", home / "models.toml"):
+        if path.exists() and not path.read_bytes().startswith(MARK.encode()):
+            raise FileExistsError(f"{path} is not the demo's, and stays as it is; --dir chooses another folder")
+    return home
+
+
+def _cortex_toml(neurons: dict[str, str], ports: tuple[int, int], token: str) -> str:
+    api, metrics = ports
     lines = [
-        "# Written by `cortex demo`; cortex.example.toml explains every key.",
+        MARK + " cortex.example.toml explains every key.",
         'models_config = "models.toml"',
         "",
         "[gateway]",
-        f'listen = "127.0.0.1:{port}"',
-        f'metrics_listen = "127.0.0.1:{port + 1 if port else 0}"',
+        f'listen = "127.0.0.1:{api}"',
+        f'metrics_listen = "127.0.0.1:{metrics}"',
         "drain_seconds = 10",
+        "",
+        "[admin]",
+        f'token = "{token}"',
         "",
         "[log]",
         'level = "warning"   # "info" shows every request',
     ]
-    for name, endpoint in neurons:
+    for name, endpoint in neurons.items():
         lines += ["", "[[neurons]]", f'name = "{name}"', f'endpoint = "{endpoint}"']
-    config.write_text("\n".join(lines) + "\n")
-    models.write_text(MODELS_TOML)
+    return "\n".join(lines) + "\n"
+
+
+def _write_files(config: Path, text: str) -> None:
+    config.write_text(text, encoding="utf-8")
+    config.with_name("models.toml").write_text(MODELS_TOML, encoding="utf-8")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
+from typing import NamedTuple
 
 from catalogue.models import Catalogue, ModelProfile
 from catalogue.placement import may_displace
 from gateway.fleet import Node, NodeModel
-from gateway.routing import may_be_evicted, priority_of
+from gateway.routing import held_mb, may_be_evicted, priority_of
 
-__all__ = ["expired", "holders_of_room", "plan", "room_may_come"]
+__all__ = ["expired", "plan", "room_may_come", "why_no_room"]
 
 
 def plan(
@@ -37,15 +38,22 @@ def plan(
         return ()
     need_mb = ceil(profile.vram_mb / len(free_mb))
     missing_mb = {index: need_mb - free for index, free in free_mb.items() if free < need_mb}
-    victims: list[NodeModel] = []
+    victims: list[_Victim] = []
     for held in sorted(_permitted(profile, node, catalogue, resident_before), key=_last_used):
         if not _lacking(missing_mb, victims):
             break
-        if any(_held_mb(held, index) for index in missing_mb):
-            victims.append(held)
+        # A model whose size nobody knows frees nothing that can be counted on.
+        frees_mb = {index: held_mb(held, index, catalogue) or 0.0 for index in missing_mb}
+        if any(frees_mb.values()):
+            victims.append(_Victim(held, frees_mb))
     if _lacking(missing_mb, victims):
         return None
-    return _without_the_needless(missing_mb, victims)
+    return tuple(victim.held for victim in _without_the_needless(missing_mb, victims))
+
+
+class _Victim(NamedTuple):
+    held: NodeModel
+    frees_mb: Mapping[int, float]
 
 
 def _permitted(
@@ -65,50 +73,51 @@ def _last_used(held: NodeModel) -> tuple[float, str]:
     return (used or 0.0, held.id)
 
 
-def _held_mb(held: NodeModel, device: int) -> float:
-    """What it holds on one device; a model that does not say how much frees nothing that can be counted on."""
-    report = held.report
-    if report is None or report.vram_used_mb is None or device not in report.devices:
-        return 0.0
-    return report.vram_used_mb / len(report.devices)
+def _lacking(missing_mb: Mapping[int, int], victims: Sequence[_Victim]) -> bool:
+    return any(sum(victim.frees_mb[index] for victim in victims) < missing for index, missing in missing_mb.items())
 
 
-def _lacking(missing_mb: Mapping[int, int], victims: Sequence[NodeModel]) -> bool:
-    return any(sum(_held_mb(held, index) for held in victims) < missing for index, missing in missing_mb.items())
-
-
-def _without_the_needless(missing_mb: Mapping[int, int], victims: list[NodeModel]) -> tuple[NodeModel, ...]:
+def _without_the_needless(missing_mb: Mapping[int, int], victims: list[_Victim]) -> list[_Victim]:
     """A later, larger victim may have made an earlier, smaller one pointless: the most recently used stay first."""
-    for held in reversed(list(victims)):
-        rest = [victim for victim in victims if victim is not held]
+    for spared in reversed(list(victims)):
+        rest = [victim for victim in victims if victim is not spared]
         if not _lacking(missing_mb, rest):
             victims = rest
-    return tuple(victims)
+    return victims
 
 
 # Is it worth waiting? .................................................................................................
 
 
 def room_may_come(profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue) -> bool:
-    """Whether there would be room if every model it may displace became idle: then it is a matter of time."""
-    if profile.vram_mb is None:
+    """Whether there would be room if every model it may displace became idle: then it is a matter of time.
+
+    One of them whose size nobody knows may be as large as it takes: unknown is not zero.
+    """
+    if profile.vram_mb is None or not free_mb:
         return True
-    need_mb = ceil(profile.vram_mb / len(free_mb)) if free_mb else 0
-    lower = [
-        held
-        for held in node.models.values()
-        if held.status is not None and may_displace(profile.priority, priority_of(held.id, catalogue))
-    ]
-    return all(free + sum(_held_mb(held, index) for held in lower) >= need_mb for index, free in free_mb.items())
+    need_mb = ceil(profile.vram_mb / len(free_mb))
+    residents = [held for held in node.models.values() if held.status is not None]
+    lower = [held for held in residents if may_displace(profile.priority, priority_of(held.id, catalogue))]
+    for index, free in free_mb.items():
+        sizes_mb = [held_mb(held, index, catalogue) for held in lower]
+        known_mb = [size for size in sizes_mb if size is not None]
+        if len(known_mb) == len(sizes_mb) and free + sum(known_mb) < need_mb:
+            return False
+    return True
 
 
-def holders_of_room(profile: ModelProfile, node: Node, catalogue: Catalogue) -> list[str]:
-    """The models it may not displace, for the person who is told that there is no room."""
-    return sorted(
+def why_no_room(profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue) -> str:
+    """For the person who is told that there is none: what has the room on this node, or that it is too small."""
+    above = sorted(
         held.id
         for held in node.models.values()
         if held.status is not None and not may_displace(profile.priority, priority_of(held.id, catalogue))
     )
+    if above:
+        return f"{node.name} is held by {', '.join(above)}, which it may not displace"
+    total_mb = sum(device.vram_total_mb for device in node.devices or () if device.index in free_mb)
+    return f"{node.name} has {total_mb} MB where it would go, and not enough of them for models"
 
 
 def expired(node: Node, now: float, ttl_s: Callable[[str], float]) -> list[NodeModel]:

@@ -19,12 +19,23 @@ from typing import Literal
 import trio
 
 from catalogue.models import Limit
+from gateway.access import Access
+from gateway.breaker import Breaker
 from gateway.settings import NeuronSettings
 
 ROUTABLE_STATUSES = frozenset({"loaded", "reloading"})  # contract section 2; whatever else a neuron says is not
 
 Change = Literal["loading", "unloading"]
-ChangeKind = Literal["neuron_up", "neuron_down", "model_seen", "model_gone", "status_changed"]
+ChangeKind = Literal[
+    "neuron_up",
+    "neuron_down",
+    "model_seen",
+    "model_gone",
+    "status_changed",
+    "breaker_opened",
+    "breaker_tried",
+    "breaker_closed",
+]
 
 
 # What a neuron reports ................................................................................................
@@ -129,10 +140,11 @@ class NodeModel:
     vanishes and comes back within a request's life keeps one counter.
 
     Times are Trio's clock in seconds. `resident_since` is when we first knew it loaded in this stay; `last_used` the
-    last beginning or end of a lease, None if we never used it.
+    last beginning or end of a lease, None if we never used it; `busy_until` is the end of the last Retry-After that it
+    answered with, 0 if none is remembered.
     """
 
-    __slots__ = ("change", "id", "last_used", "leases", "node", "others", "report", "resident_since")
+    __slots__ = ("busy_until", "change", "id", "last_used", "leases", "node", "others", "report", "resident_since")
 
     def __init__(self, node: Node, model_id: str) -> None:
         self.node = node
@@ -143,6 +155,7 @@ class NodeModel:
         self.others = 0
         self.last_used: float | None = None
         self.resident_since: float | None = None
+        self.busy_until = 0.0
 
     @property
     def status(self) -> str | None:
@@ -168,6 +181,11 @@ class NodeModel:
         return self.status in ROUTABLE_STATUSES and self.servable and self.url is not None
 
     @property
+    def troubled(self) -> bool:
+        """Whether routing must look at the clock before it sends a request there."""
+        return self.busy_until > 0.0 or not self.node.breaker.closed
+
+    @property
     def load(self) -> int:
         """How many requests it has, as far as we can know: ours now, plus others' when last reported.
 
@@ -186,10 +204,13 @@ class Node:
 
     `devices` is None until a `/discovery` was read: unknown, which is not "none". `misses` counts failures in a row.
     `urls_doubtful` says that a connection failed since the last poll, so that cached inference URLs are asked anew.
+    `access` is None for a neuron; a server of another kind wants to be spoken to in its own way.
     """
 
     __slots__ = (
+        "access",
         "activation",
+        "breaker",
         "devices",
         "draining",
         "endpoint",
@@ -208,6 +229,7 @@ class Node:
         self.name = settings.name
         self.endpoint = settings.endpoint
         self.kind = settings.kind
+        self.access = Access.of(settings)
         self.healthy = False
         self.ever_answered = False
         self.draining = False
@@ -218,11 +240,17 @@ class Node:
         self.uptime_s: float | None = None
         self.own_changes: dict[str, int] = {}
         self.urls_doubtful_since: int | None = None
+        self.breaker = Breaker()
 
     @property
     def urls_doubtful(self) -> bool:
         """Whether a connection failed since the last good poll."""
         return self.urls_doubtful_since is not None
+
+    @property
+    def takes_placements(self) -> bool:
+        """Whether it is for us to say which models it holds. An engine (`kind = "openai"`) sees to that itself."""
+        return self.access is None
 
     @property
     def leases(self) -> int:
@@ -239,23 +267,29 @@ class Node:
 class Lease:
     """A held place at (node, model): `with` it in the same step as the decision. One at a time."""
 
-    __slots__ = ("_fleet", "_held", "_model_id", "_node")
+    __slots__ = ("_fleet", "_held", "_is_trial", "_model_id", "_node")
 
     def __init__(self, fleet: Fleet, node: Node, model_id: str) -> None:
         self._fleet = fleet
         self._node = node
         self._model_id = model_id
         self._held: NodeModel | None = None
+        self._is_trial = False
 
     def __enter__(self) -> None:
         if self._held is not None:
             raise RuntimeError("this lease is already taken")
         self._held = self._fleet._take(self._node, self._model_id)  # noqa: SLF001 - one class in two halves
+        if not self._node.breaker.closed:
+            self._is_trial = self._fleet._begin_trial(self._node)  # noqa: SLF001 - as above
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         held, self._held = self._held, None
+        if self._is_trial:
+            self._is_trial = False
+            self._node.breaker.end_trial()
         if held is not None:
             self._fleet._give_back(held)  # noqa: SLF001 - as above
 
@@ -368,6 +402,10 @@ class Fleet:
         """Whether there is anybody to send anything to."""
         return any(node.healthy for node in self.nodes.values())
 
+    def now(self) -> float:
+        """The time by the fleet's clock, in seconds."""
+        return self._clock()
+
     async def wait_changed(self) -> None:
         """Wait for the next change that may turn a "not now" into a "now": status, health, or a model falling idle.
 
@@ -407,6 +445,12 @@ class Fleet:
         held.last_used = self._clock()
         self.leases += 1
         return held
+
+    def _begin_trial(self, home: Node) -> bool:
+        is_trial = home.breaker.begin_trial(self._clock())
+        if is_trial:
+            self._announce(FleetChange("breaker_tried", home.name))
+        return is_trial
 
     def _give_back(self, held: NodeModel) -> None:
         held.leases -= 1
@@ -455,11 +499,29 @@ class Fleet:
             self._announce(FleetChange("neuron_down", node, detail=reason))
             self._reindex(home.models.keys())
 
-    def succeeded(self, node: str) -> None:
+    def failed(self, node: str, reason: str) -> None:
+        """A request could not be sent there, or its answer broke off or never came: a strike, and the breaker's."""
+        home = self.nodes[node]
+        if home.healthy and home.breaker.failed(self._clock(), reason):
+            self._announce(FleetChange("breaker_opened", node, detail=reason))
+        self.missed(node, reason)
+
+    def succeeded(self, node: str, model_id: str | None = None) -> None:
         """A request was answered: strikes are forgiven. Only a poll brings an unhealthy node back."""
         home = self.nodes[node]
         if home.misses and home.healthy:
             home.misses = 0
+        if not home.breaker.clean and home.breaker.succeeded():
+            self._announce(FleetChange("breaker_closed", node))
+        held = None if model_id is None else home.models.get(model_id)
+        if held is not None:
+            held.busy_until = 0.0
+
+    def busy(self, node: str, model_id: str, retry_after_s: int) -> None:
+        """The model answered 503 with this Retry-After: until then others are asked first."""
+        held = self.nodes[node].models.get(model_id)
+        if held is not None:
+            held.busy_until = self._clock() + retry_after_s
 
     def dropped(self, node: str, model_id: str) -> None:
         """The model is not on the node: we unloaded it, or the node answered 404 `not loaded`."""
@@ -482,6 +544,13 @@ class Fleet:
     def unchanged(self, node: str, model_id: str) -> None:
         """A load or unload of ours failed: what the neuron last reported holds again."""
         self._change(node, model_id, None, self._report(node, model_id))
+
+    def is_confirmed(self, node: str) -> bool:
+        """Whether a poll that began after our last change to any of its models has answered.
+
+        Until then readings and models may be of different times: memory still taken by who is gone, or the reverse.
+        """
+        return not self.nodes[node].own_changes
 
     def drain(self, node: str, *, draining: bool) -> None:
         """Keep new requests off the node, or let them on again. Running ones are not touched."""
@@ -528,6 +597,8 @@ class Fleet:
             self.version += 1
         home.devices = devices
         if report.uptime_s is not None:
+            if home.uptime_s is not None and report.uptime_s < home.uptime_s:
+                home.breaker.reset()  # a neuron that was restarted has not failed anybody yet
             home.uptime_s = report.uptime_s
         if report.activation is not None and report.activation != home.activation:
             home.activation = report.activation

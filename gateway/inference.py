@@ -9,6 +9,8 @@ it closes, everything the request started is gone, whatever the reason.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -27,7 +29,7 @@ from gateway.refusal import Refusal
 from gateway.relay import Answer, ClientGone, Pacer
 from gateway.request import HOP_BY_HOP, InferenceRequest, outgoing_headers, read, request_id_of
 from gateway.rewrite import splice
-from gateway.routing import Decision, Route, choose
+from gateway.routing import Decision, Route, WaitForLoad, choose
 from gateway.settings import Settings
 from gateway.upstream import Origin, Response, Upstream, request_head
 
@@ -56,6 +58,10 @@ class Lifecycle(Protocol):
 
     def retry_after_s(self, model: str) -> int:
         """When to ask again for a model that is being loaded, in whole seconds."""
+        ...
+
+    def earlier_loads(self, model: str) -> str:
+        """How long loads of the model took before, as the rest of a sentence; empty if nobody knows."""
         ...
 
 
@@ -201,7 +207,7 @@ async def _pace(pacer: Pacer, record: Record, scope: trio.CancelScope) -> None:
 class Errand:
     """One request's way from a model's name to the last byte of its answer."""
 
-    __slots__ = ("_answer", "_attempts_left", "_phases", "_record", "_request", "_shared", "pacer")
+    __slots__ = ("_answer", "_attempts_left", "_phases", "_record", "_request", "_shared", "_shortest", "pacer")
 
     def __init__(self, shared: Inference, request: InferenceRequest, answer: Answer, record: Record) -> None:
         self._shared = shared
@@ -210,6 +216,7 @@ class Errand:
         self._record = record
         self._attempts_left = shared.settings.retries.attempts
         self._phases = Phases(shared.settings.deadlines)
+        self._shortest: Refusal | None = None
         self.pacer = Pacer(answer, shared.settings.streaming, self._early_head)
 
     async def run(self) -> None:
@@ -229,7 +236,7 @@ class Errand:
         last: _Retriable | None = None
         while True:
             try:
-                route = await self._find_route(model, catalogue, failed_on)
+                route = await self._find_route(model, catalogue, failed_on, last)
             except errors.GatewayError as error:
                 await self._give_up(last, error)
                 return
@@ -242,21 +249,47 @@ class Errand:
                 last = retriable
             failed_on.add(route.node)
             self._note_failure(route, last)
+            self._remember_the_shortest(last.refusal)
             if self._attempts_left == 0 or self._answer.committed:
                 await self._give_up(last, last.error)
                 return
             self._attempts_left -= 1
             self._record.retried()
 
-    async def _find_route(self, model: str, catalogue: Catalogue, failed_on: set[str]) -> Route:
-        decision = choose(model, self._shared.fleet, catalogue, exclude=failed_on)
+    async def _find_route(
+        self, model: str, catalogue: Catalogue, failed_on: set[str], last: _Retriable | None
+    ) -> Route:
+        decision = self._choose(model, catalogue, failed_on, last)
         if not isinstance(decision, Route):
-            decision = await self._wait_for_route(decision, model, catalogue, failed_on)
+            if self._shared.draining:
+                raise _shutting_down()
+            decision = await self._wait_for_route(decision, model, catalogue, failed_on, last)
         if self._record.routed_at is None:
             self._record.routed_at = trio.current_time()
         return decision
 
-    async def _wait_for_route(self, decision: Decision, model: str, catalogue: Catalogue, failed_on: set[str]) -> Route:
+    def _choose(self, model: str, catalogue: Catalogue, failed_on: set[str], last: _Retriable | None) -> Decision:
+        """Another replica if one is left. None is: what then depends on why the last one failed.
+
+        A failure alone makes nobody load the model elsewhere: that takes minutes and may cost others theirs, while
+        whoever failed us may be well in a second. A model that is gone (`not loaded`), or whose neuron is down by
+        now, is a model that is not loaded, like any other.
+        """
+        fleet = self._shared.fleet
+        if last is None:
+            return choose(model, fleet, catalogue)
+        with contextlib.suppress(errors.GatewayError):  # no way without them is no answer yet
+            decision = choose(model, fleet, catalogue, exclude=failed_on)
+            if isinstance(decision, Route) or (isinstance(decision, WaitForLoad) and last.refusal is None):
+                return decision
+        decision = choose(model, fleet, catalogue)
+        if isinstance(decision, Route) and decision.node in failed_on and not last.not_loaded:
+            raise last.error
+        return decision
+
+    async def _wait_for_route(
+        self, decision: Decision, model: str, catalogue: Catalogue, failed_on: set[str], last: _Retriable | None
+    ) -> Route:
         """The model is being loaded, or will be. A deadline here is a "not yet", so it says when to ask again."""
         lifecycle = self._shared.lifecycle
         try:
@@ -264,10 +297,10 @@ class Errand:
                 self._phases.enter("load")
                 while not isinstance(decision, Route):
                     await lifecycle.wait_until_routable(decision)
-                    decision = choose(model, self._shared.fleet, catalogue, exclude=failed_on)
+                    decision = self._choose(model, catalogue, failed_on, last)
         except errors.DeadlineExceeded as error:
             raise errors.ServiceUnavailable(
-                f"model '{model}' is still being loaded: {error.message}",
+                f"model '{model}' is still being loaded: {error.message}{lifecycle.earlier_loads(model)}",
                 param="load",
                 retry_after_s=lifecycle.retry_after_s(model),
             ) from error
@@ -278,16 +311,29 @@ class Errand:
         if failure.not_loaded:
             self._shared.fleet.dropped(route.node, route.model_id)
         elif failure.unreachable:
-            self._shared.fleet.missed(route.node, failure.error.message)
+            self._shared.fleet.failed(route.node, failure.error.message)
+        elif failure.refusal is not None and failure.refusal.retry_after_s is not None:
+            self._shared.fleet.busy(route.node, route.model_id, failure.refusal.retry_after_s)
         self._shared.poke(route.node)
 
+    def _remember_the_shortest(self, refusal: Refusal | None) -> None:
+        """When every replica is busy, the client is told the shortest of their Retry-Afters."""
+        if refusal is None:
+            return
+        known = self._shortest
+        if known is None or _patience_s(refusal) <= _patience_s(known):
+            self._shortest = refusal
+
     async def _give_up(self, last: _Retriable | None, error: errors.GatewayError) -> None:
-        """Nobody is left to ask: a neuron's own words go to the client rather than ours, if it had any."""
-        if last is None:
+        """Nobody is left to ask: why the last one failed goes to the client rather than that nobody is left.
+
+        Not so for a model that was merely gone: then `error` is of its load.
+        """
+        if last is None or last.not_loaded or isinstance(error, errors.ShuttingDown):
             raise error
-        if last.refusal is None or self._answer.started:
+        if last.refusal is None or self._shortest is None or self._answer.started:
             raise last.error
-        await self._pass_on(last.refusal)
+        await self._pass_on(self._shortest)
 
     # One attempt...
 
@@ -296,17 +342,24 @@ class Errand:
         shared, request = self._shared, self._request
         try:
             origin = shared.origin(route.url)
-            body = splice(request.body, request.model, route.model_id)
-            head = request_head(origin, request.path, outgoing_headers(request), len(body))
+            name, path, headers = route.model_id, request.path, outgoing_headers(request)
+            if (access := route.access) is not None:
+                name, path, headers = access.name_of(name), access.path_of(path), access.signed(headers)
+            body = splice(request.body, request.model, name)
+            head = request_head(origin, path, headers, len(body))
             message = (head + body,) if len(body) < _JOIN_LIMIT_BYTES else (head, body)
             with self._phases:
                 async with shared.upstream.exchange(origin, message, self._phases) as response:
                     await self._deliver(response)
+            shared.fleet.succeeded(route.node, route.model_id)
         except (errors.UpstreamError, errors.DeadlineExceeded) as error:
+            failure = _Retriable(error, unreachable=not isinstance(error, errors.UpstreamMalformedResponse))
             if self._answer.committed:
+                self._note_failure(
+                    route, failure
+                )  # nobody can take over, but the requests after this one can be spared
                 raise
-            unreachable = not isinstance(error, errors.UpstreamMalformedResponse)
-            raise _Retriable(error, unreachable=unreachable) from error
+            raise failure from error
 
     async def _deliver(self, response: Response) -> None:
         self._record.upstream_status = response.status
@@ -414,6 +467,10 @@ def header_value(text: str) -> bytes:
     if encoded.isascii() and text.isprintable():
         return encoded
     return b"".join(b"%c" % byte if 0x20 <= byte < 0x7F else b"%%%02X" % byte for byte in encoded)
+
+
+def _patience_s(refusal: Refusal) -> float:
+    return math.inf if refusal.retry_after_s is None else refusal.retry_after_s
 
 
 class _Retriable(Exception):

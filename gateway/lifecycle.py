@@ -19,9 +19,9 @@ import trio
 from catalogue.models import Catalogue, ModelProfile
 from gateway import eviction
 from gateway.errors import ColdLoadFailed, NoRoom, ServiceUnavailable
-from gateway.fleet import Fleet, FleetChange, Node, NodeModel
+from gateway.fleet import ROUTABLE_STATUSES, Fleet, FleetChange, Node, NodeModel
 from gateway.metrics import Metrics
-from gateway.neuron import ControlApi, Health, NeuronError
+from gateway.neuron import ControlApi, Health, NeuronError, NeuronRefused
 from gateway.poller import model_report
 from gateway.routing import Candidate, ColdLoad, Decision, Fit, WaitForLoad, own_name
 from gateway.settings import Settings
@@ -34,6 +34,8 @@ IDLE_LOOK_INTERVAL_S = 1.0
 UNLOAD_DEADLINE_S = 60.0
 QUIET_DEADLINE_S = 10.0  # for a victim's last request, already gone from here, to leave the neuron too
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 300.0
+CONTROL_DEADLINE_S = 10.0  # for the short questions around a load: readings, what it calls the model, and where
+PATIENCE_S = 30.0  # how old the job of a better place may be before we take the next best; a job that hangs is older
 NO_ROOM_RETRY_S = 30  # contract section 13
 DEFAULT_ESTIMATE_S = 30  # Retry-After for a load that nobody has timed yet
 
@@ -81,16 +83,27 @@ class LoadView:
 
 
 class _Load:
-    """One load of one model on one neuron, from the decision to its end."""
+    """One load of one model on one neuron, from the decision to its end.
 
-    __slots__ = ("began", "done", "model", "node", "waiters")
+    `done` wakes the waiters, `over` says that the job has ended: the first without the second when the node is down.
+    `scope` is around the job's calls; cancelling it makes the load fail with `cancelled_for`.
+    """
+
+    __slots__ = ("began", "cancelled_for", "done", "model", "node", "over", "scope", "waiters")
 
     def __init__(self, node: str, model: str) -> None:
         self.node = node
         self.model = model
         self.began = trio.current_time()
         self.done = trio.Event()
+        self.over = False
+        self.scope = trio.CancelScope()
+        self.cancelled_for: str | None = None
         self.waiters = 0
+
+
+class _Postponed(Exception):
+    """The room that a load was decided upon is not there: no failure, but a reason to decide again."""
 
 
 class _Backoff:
@@ -133,12 +146,12 @@ class Lifecycle:
         self._metrics = metrics
         self._poke = poke
         self._nursery: trio.Nursery | None = None
-        self._busy: set[str] = set()  # nodes with a job: two models that want one room take turns
+        self._busy: dict[str, float] = {}  # nodes with a job, since when: two models that want one room take turns
         self._loads: dict[tuple[str, str], _Load] = {}
         self._backoffs: dict[tuple[str, str], _Backoff] = {}
         self._took_s: dict[tuple[str, str], deque[float]] = {}
         self._cycles: Counter[str] = Counter()
-        fleet.observers.append(self._release_waiters_of_a_dead_node)
+        fleet.observers.append(self._look_after_loads)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the jobs and look for idle models, until cancelled."""
@@ -168,7 +181,13 @@ class Lifecycle:
             for load in self._loads.values()
             if load.model == model
         ]
-        return max(1, ceil(min(left, default=DEFAULT_ESTIMATE_S)))
+        return _whole_s(min(left, default=DEFAULT_ESTIMATE_S))
+
+    def earlier_loads(self, model: str) -> str:
+        """How long loads of the model took before, as the rest of a sentence; empty if nobody knows."""
+        known = {node: self.estimate_s(node, model) for node, name in self._took_s if name == model}
+        told = ", ".join(f"{took_s:.0f} s on {node}" for node, took_s in sorted(known.items()) if took_s is not None)
+        return f"; earlier loads took {told}" if told else ""
 
     # Waiting for a model ..............................................................................................
 
@@ -187,7 +206,16 @@ class Lifecycle:
         try:
             await load.done.wait()
         finally:
-            load.waiters -= 1
+            self._leave(load)
+
+    def _leave(self, load: _Load) -> None:
+        """The last one of a load that is over frees the node: nobody takes the model from under those who waited.
+
+        Whoever goes on from here takes its lease before the next checkpoint, hence before anybody can decide to evict.
+        """
+        load.waiters -= 1
+        if load.over and not load.waiters:
+            self._busy.pop(load.node, None)
 
     def _under_way(self, decision: Decision) -> _Load | None:
         if not isinstance(decision, WaitForLoad):
@@ -200,20 +228,32 @@ class Lifecycle:
             await self._fleet.wait_changed()
         await trio.sleep(SETTLE_S)
 
-    def _release_waiters_of_a_dead_node(self, change: FleetChange) -> None:
-        """They look for another neuron; the job notices by itself when its call breaks."""
-        if change.kind == "neuron_down":
-            for load in self._loads.values():
-                if load.node == change.node:
-                    load.done.set()
+    def _look_after_loads(self, change: FleetChange) -> None:
+        """When a node goes down, or comes back.
+
+        Down: the waiters look for another neuron, while the job notices by itself when its call breaks. It may not:
+        a host that lost its power says nothing. So when the node is back and has been up for less time than our load
+        has taken, that load is forgotten there, and its job would wait for nothing.
+        """
+        for load in [load for load in self._loads.values() if load.node == change.node]:
+            if change.kind == "neuron_down":
+                load.done.set()
+            elif change.kind == "neuron_up" and self._was_restarted_since(load):
+                load.cancelled_for = "the neuron was restarted"
+                load.scope.cancel()
+
+    def _was_restarted_since(self, load: _Load) -> bool:
+        uptime_s = self._fleet.nodes[load.node].uptime_s
+        # Neurons count whole seconds, and from when they felt like it.
+        return uptime_s is not None and uptime_s + 2 < trio.current_time() - load.began
 
     # Deciding, in one synchronous step ................................................................................
 
     def _join(self, wanted: ColdLoad) -> _Load | None:
         """The load to wait for, started now if need be; None to wait for room or for a busy neuron first."""
         profile = wanted.profile
-        under_way = next((load for load in self._loads.values() if load.model == profile.id), None)
-        if under_way is not None and not under_way.done.is_set():
+        loads = (load for load in self._loads.values() if load.model == profile.id and not load.done.is_set())
+        if (under_way := next(loads, None)) is not None:
             return under_way
         usable = [candidate for candidate in wanted.candidates if not self._is_backing_off(candidate.node, profile.id)]
         if not usable:
@@ -222,11 +262,19 @@ class Lifecycle:
         if not ready:
             self._refuse_unless_room_may_come(profile, usable)
             return None
-        best = min(ready, key=lambda candidate: self._preference(profile, candidate))
-        equals = [candidate for candidate in ready if candidate.fit == best.fit and candidate.node not in self._busy]
-        if not equals:
+        ranked = sorted((self._preference(profile, candidate), candidate) for candidate in ready)
+        best = ranked[0][1]
+        idle = [(rank, candidate) for rank, candidate in ranked if candidate.node not in self._busy]
+        if not idle:
             return None
-        return self._start(profile, min(equals, key=lambda candidate: self._preference(profile, candidate)))
+        rank, candidate = idle[0]
+        if rank[:2] > ranked[0][0][:2] and self._is_worth_waiting_for(best.node):
+            return None
+        return self._start(profile, candidate)
+
+    def _is_worth_waiting_for(self, node: str) -> bool:
+        """Whether the job on a better place began lately: one that hangs must not keep a model from all the others."""
+        return trio.current_time() - self._busy[node] < PATIENCE_S
 
     def _preference(self, profile: ModelProfile, candidate: Candidate) -> tuple[int, bool, int, str]:
         """As routing has it, but among evictions those that spare the young (thrash) come first."""
@@ -246,25 +294,23 @@ class Lifecycle:
         catalogue = self._catalogue.current
         nodes = [self._fleet.nodes[candidate.node] for candidate in candidates]
         free = [_free_mb(node, candidate.devices) for node, candidate in zip(nodes, candidates, strict=True)]
-        if any(eviction.room_may_come(profile, node, mb, catalogue) for node, mb in zip(nodes, free, strict=True)):
+        unsettled = any(node.name in self._busy or not self._fleet.is_confirmed(node.name) for node in nodes)
+        if unsettled or any(
+            eviction.room_may_come(profile, node, mb, catalogue) for node, mb in zip(nodes, free, strict=True)
+        ):
             for node in nodes:
                 self._poke(node.name)
             return
-        holders = ", ".join(
-            f"{', '.join(eviction.holders_of_room(profile, node, catalogue)) or 'others'} on {node.name}"
-            for node in nodes
+        told = "; ".join(
+            eviction.why_no_room(profile, node, mb, catalogue) for node, mb in zip(nodes, free, strict=True)
         )
-        raise NoRoom(
-            f"no room for model '{profile.id}' ({profile.vram_mb} MB): the room is held by {holders}, which it may not"
-            " displace",
-            retry_after_s=NO_ROOM_RETRY_S,
-        )
+        raise NoRoom(f"no room for model '{profile.id}' ({profile.vram_mb} MB): {told}", retry_after_s=NO_ROOM_RETRY_S)
 
     def _start(self, profile: ModelProfile, candidate: Candidate) -> _Load:
         if self._nursery is None:
             raise ServiceUnavailable("this gateway cannot load models yet", retry_after_s=1)
         load = self._loads[candidate.node, profile.id] = _Load(candidate.node, profile.id)
-        self._busy.add(candidate.node)
+        self._busy[candidate.node] = load.began
         self._fleet.loading(candidate.node, profile.id)
         self._metrics.cold_starts(profile.id, candidate.node).inc()
         self._nursery.start_soon(self._run_load, load, profile, candidate)
@@ -275,21 +321,26 @@ class Lifecycle:
     async def _run_load(self, load: _Load, profile: ModelProfile, candidate: Candidate) -> None:
         """The job. Whatever happens, the fleet is told how it ended, the node is free again and the waiters wake."""
         log.info("load_started", node=load.node, model=load.model, devices=candidate.devices)
-        reason: str | None = "the gateway is stopping"
+        allowed_s = 2 * self._settings.deadlines.load_seconds
+        reason: str | None = None
         try:
-            with trio.move_on_after(2 * self._settings.deadlines.load_seconds) as scope:
+            load.scope.deadline = trio.current_time() + allowed_s
+            with load.scope:
                 reason = await self._try_load(load, profile, candidate)
-            if scope.cancelled_caught:
-                reason = f"no answer to the load call within {2 * self._settings.deadlines.load_seconds:g} s"
+            if load.scope.cancelled_caught:
+                reason = load.cancelled_for or f"no answer to the load call within {allowed_s:g} s"
+            self._note_outcome(load, reason)
+        except _Postponed as news:
+            log.info("load_postponed", node=load.node, model=load.model, reason=str(news))
+            await self._look_again(load)
         finally:
-            self._finish(load, reason)
+            self._end(load)
 
     async def _try_load(self, load: _Load, profile: ModelProfile, candidate: Candidate) -> str | None:
-        """Why it failed, or None."""
+        """Why it failed, or None. Raises _Postponed."""
         neuron = self._neurons[load.node]
         try:
-            if (reason := await self._make_room(profile, candidate)) is not None:
-                return reason
+            await self._make_room(profile, candidate)
             await neuron.load(
                 own_name(profile),
                 profile.harness,
@@ -297,16 +348,19 @@ class Lifecycle:
                 tensor_parallel=profile.min_devices if profile.min_devices > 1 else None,
                 devices=candidate.devices,
             )
-            await self._introduce(load, profile, neuron)
+            with trio.fail_after(CONTROL_DEADLINE_S):
+                await self._introduce(load, profile, neuron)
         except NeuronError as error:
             return str(error)
+        except trio.TooSlowError:
+            return f"it loaded the model, but did not say where within {CONTROL_DEADLINE_S:g} s"
         return None
 
     async def _introduce(self, load: _Load, profile: ModelProfile, neuron: Loader) -> None:
         """Find out what the neuron calls the model now, and where it serves it: then it is routable."""
         names = {profile.id, own_name(profile)}
         for model in await neuron.models():
-            if model.id in names:
+            if model.id in names and model.status in ROUTABLE_STATUSES:
                 report = model_report(model, None, await neuron.endpoint(model.id))
                 if report.id != profile.id:
                     self._fleet.dropped(load.node, profile.id)
@@ -314,7 +368,16 @@ class Lifecycle:
                 return
         raise NeuronError(f"it said that '{profile.id}' is loaded, but does not list it")
 
-    def _finish(self, load: _Load, reason: str | None) -> None:
+    async def _look_again(self, load: _Load) -> None:
+        """Wait for a poll, so that those who wait decide anew on what is, not on what was: it may even be there."""
+        self._fleet.unchanged(load.node, load.model)
+        self._poke(load.node)
+        with trio.move_on_after(CONTROL_DEADLINE_S):
+            # ASYNC110: a poll is not an event of the fleet's, and this path is rare
+            while not self._fleet.is_confirmed(load.node):  # noqa: ASYNC110
+                await trio.sleep(SETTLE_S)
+
+    def _note_outcome(self, load: _Load, reason: str | None) -> None:
         pair = (load.node, load.model)
         took_s = trio.current_time() - load.began
         if reason is None:
@@ -322,12 +385,18 @@ class Lifecycle:
             self._backoffs.pop(pair, None)
             log.info("load_finished", node=load.node, model=load.model, took_s=round(took_s, 3))
         else:
-            self._fleet.unchanged(load.node, load.model)
             self._back_off(pair, reason)
             log.warning("load_failed", node=load.node, model=load.model, took_s=round(took_s, 3), reason=reason)
-        if self._loads.get(pair) is load:
-            del self._loads[pair]
-        self._busy.discard(load.node)
+
+    def _end(self, load: _Load) -> None:
+        """However it went: the waiters wake, and the node is free when the last of them has gone on."""
+        held = self._fleet.nodes[load.node].models.get(load.model)
+        if held is not None and held.change == "loading":  # it did not come to an end that the fleet was told of
+            self._fleet.unchanged(load.node, load.model)
+        del self._loads[load.node, load.model]
+        load.over = True
+        if not load.waiters:
+            self._busy.pop(load.node, None)
         self._poke(load.node)
         load.done.set()
 
@@ -349,24 +418,43 @@ class Lifecycle:
         backoffs = [(candidate.node, self._backoffs[candidate.node, model]) for candidate in wanted.candidates]
         now = trio.current_time()
         told = "; ".join(
-            f"{node}: {backoff.reason} (failed {backoff.failures} times, tried again in {ceil(backoff.until - now)} s)"
+            f"{node}: {backoff.reason} (failures in a row: {backoff.failures}; tried again in"
+            f" {_whole_s(backoff.until - now)} s)"
             for node, backoff in backoffs
         )
         soonest_s = min(backoff.until for _, backoff in backoffs) - now
-        return ColdLoadFailed(f"model '{model}' could not be loaded: {told}", retry_after_s=max(1, ceil(soonest_s)))
+        return ColdLoadFailed(f"model '{model}' could not be loaded: {told}", retry_after_s=_whole_s(soonest_s))
 
     # Making room ......................................................................................................
 
-    async def _make_room(self, profile: ModelProfile, candidate: Candidate) -> str | None:
-        """Unload who must go. Readings are asked for now: a poll may be ten seconds and one load old."""
+    async def _make_room(self, profile: ModelProfile, candidate: Candidate) -> None:
+        """Unload who must go. Readings are asked for now: a poll may be ten seconds and one load old.
+
+        Raises:
+            _Postponed: What is free now is not what the decision was made upon.
+            NeuronError: It would not unload.
+        """
         node = self._fleet.nodes[candidate.node]
-        health = await self._neurons[candidate.node].health()
-        free_mb = _free_now_mb(health, candidate.devices)
+        free_mb = await self._measure(candidate)
         if len(free_mb) < len(candidate.devices):
-            return None  # unknown is not "none": the neuron will say if it does not fit
+            return  # unknown is not "none": the neuron will say if it does not fit
         victims = self._plan(profile, node, free_mb)
-        if victims is None:
-            return f"no room: {profile.vram_mb} MB needed, {sum(free_mb.values())} MB free, and nothing may be evicted"
+        if victims is None or (victims and candidate.fit is Fit.FREE):
+            # What the poll saw free is taken meanwhile. There may be a better place than this, or a time.
+            raise _Postponed(f"{profile.vram_mb} MB needed, {sum(free_mb.values())} MB free")
+        await self._evict(node, victims)
+
+    async def _measure(self, candidate: Candidate) -> dict[int, int]:
+        """What is free now, in MB by device; what cannot be read is left out."""
+        with trio.move_on_after(CONTROL_DEADLINE_S):
+            try:
+                return _free_now_mb(await self._neurons[candidate.node].health(), candidate.devices)
+            except NeuronError as error:
+                log.debug("readings_unknown", node=candidate.node, error=str(error))
+        return {}
+
+    async def _evict(self, node: Node, victims: Sequence[NodeModel]) -> None:
+        """All of a plan, or as many as the neuron lets go; no new request goes to any of them from the start."""
         for held in victims:
             self._fleet.unloading(node.name, held.id)
         unloaded = 0
@@ -378,7 +466,6 @@ class Lifecycle:
         finally:
             for held in victims[unloaded:]:
                 self._fleet.unchanged(node.name, held.id)
-        return None
 
     def _plan(self, profile: ModelProfile, node: Node, free_mb: Mapping[int, int]) -> tuple[NodeModel, ...] | None:
         """Sparing the young if that is enough; nothing else can serve here, so they too may go."""
@@ -393,7 +480,7 @@ class Lifecycle:
             while any(counter.id in victims and counter.in_flight for counter in await self._counters(node)):  # noqa: ASYNC110
                 await trio.sleep(SETTLE_S)
         if scope.cancelled_caught:
-            raise NeuronError(f"{', '.join(sorted(victims))} still busy after {QUIET_DEADLINE_S:g} s, not evicted")
+            raise _Postponed(f"{', '.join(sorted(victims))} still busy after {QUIET_DEADLINE_S:g} s, not evicted")
 
     async def _counters(self, node: Node) -> Sequence[_Counter]:
         health = await self._neurons[node.name].health()
@@ -401,13 +488,23 @@ class Lifecycle:
 
     async def _unload(self, node: str, model: str) -> None:
         with trio.move_on_after(UNLOAD_DEADLINE_S) as scope:
-            await self._neurons[node].unload(model)
+            try:
+                await self._neurons[node].unload(model)
+            except NeuronRefused as refusal:
+                if not await self._is_gone(node, model, refusal):
+                    raise
         if scope.cancelled_caught:
             raise NeuronError(f"no answer to the unload of {model} within {UNLOAD_DEADLINE_S:g} s")
         self._fleet.dropped(node, model)
         self._metrics.evictions(model, node).inc()
         self._count_cycle(node)
         log.info("evicted", node=node, model=model)
+
+    async def _is_gone(self, node: str, model: str, refusal: NeuronRefused) -> bool:
+        """404 is both "not here", which is what we want, and "I will not": its list tells which."""
+        if refusal.status != 404:
+            return False
+        return all(entry.id != model or entry.status == "unloaded" for entry in await self._neurons[node].models())
 
     def _count_cycle(self, node: str) -> None:
         self._cycles[node] += 1
@@ -454,7 +551,7 @@ class Lifecycle:
     def _begin_unload(self, held: NodeModel) -> None:
         if self._nursery is None:
             return
-        self._busy.add(held.node.name)
+        self._busy[held.node.name] = trio.current_time()
         self._fleet.unloading(held.node.name, held.id)
         self._nursery.start_soon(self._run_unload, held.node.name, held.id)
 
@@ -464,13 +561,18 @@ class Lifecycle:
             await self._until_quiet(self._fleet.nodes[node], {model})
             await self._unload(node, model)
             done = True
-        except NeuronError as error:
+        except (NeuronError, _Postponed) as error:
             log.warning("unload_failed", node=node, model=model, reason=str(error))
         finally:
             if not done:
                 self._fleet.unchanged(node, model)
-            self._busy.discard(node)
+            self._busy.pop(node, None)
             self._poke(node)
+
+
+def _whole_s(seconds: float) -> int:
+    """For a Retry-After: at least 1, and 5.0000001 is 5."""
+    return max(1, ceil(round(seconds, 3)))
 
 
 class _Counter(Protocol):

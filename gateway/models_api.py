@@ -153,7 +153,9 @@ def _topology(catalogue: Catalogue, fleet: Fleet) -> dict[str, _Draft]:
 
 def _feasible_on(profile: ModelProfile, fleet: Fleet) -> Iterable[str]:
     for node in fleet.nodes.values():
-        if node.healthy and node.devices is not None and feasible(profile, node.name, node.devices) is not None:
+        if not node.healthy or not node.takes_placements or node.devices is None:
+            continue
+        if feasible(profile, node.name, node.devices) is not None:
             yield node.name
 
 

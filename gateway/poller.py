@@ -255,8 +255,9 @@ def model_report(model: NeuronModel, counter: ModelCounters | None, url: str | N
 def _devices(
     known: tuple[Device, ...] | None, discovery: Discovery | None, readings: tuple[DeviceReading, ...]
 ) -> tuple[Device, ...] | None:
-    """Topology as discovered now or before, with this poll's readings or none. None while never discovered."""
-    topology = known if discovery is None else tuple(_device(device) for device in discovery.devices or ())
+    """Topology as discovered now or before, with this poll's readings or none. None while nobody has told."""
+    told = None if discovery is None else discovery.devices
+    topology = known if told is None else tuple(_device(device) for device in told)
     if topology is None:
         return None
     by_index = {int(reading.index): reading for reading in readings}
@@ -300,5 +301,5 @@ def _whole(number: Number | None) -> int | None:
 def _log_change(change: FleetChange) -> None:
     facts = {"model": change.model, "before": change.before, "status": change.after, "reason": change.detail}
     known = {key: value for key, value in facts.items() if value is not None}
-    emit = log.warning if change.kind == "neuron_down" else log.info
+    emit = log.warning if change.kind in {"neuron_down", "breaker_opened"} else log.info
     emit(change.kind, node=change.node, **known)

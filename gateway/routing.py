@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from catalogue.models import DEFAULT_PRIORITY, Catalogue, ModelProfile
 from catalogue.placement import feasible, may_displace
+from gateway.access import Access
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet import Fleet, Node, NodeModel
 
@@ -24,11 +25,16 @@ NOT_SERVING_RETRY_S = 5
 
 
 class Route(NamedTuple):
-    """Send it there, now. `model_id` is the node's own name for the model and what the body must say."""
+    """Send it there, now.
+
+    `model_id` is what the node lists the model as, and what the body must say, unless there is an `access` to say
+    otherwise: that is how servers that are no neurons want it.
+    """
 
     node: str
     model_id: str
     url: str
+    access: Access | None = None
 
 
 class WaitForLoad(NamedTuple):
@@ -89,8 +95,10 @@ def choose(model: str, fleet: Fleet, catalogue: Catalogue, *, exclude: Collectio
     if exclude:
         replicas = tuple(held for held in replicas if held.node.name not in exclude)
     if replicas:  # step 1, and step 0 with it: a replica's node is healthy
+        if any(held.troubled for held in replicas):
+            replicas = _least_troubled(model, replicas, fleet.now())
         best = replicas[0] if len(replicas) == 1 else _least_busy(replicas)
-        return Route(best.node.name, best.id, best.url or "")
+        return Route(best.node.name, best.id, best.url or "", best.node.access)
     return _choose_cold(model, fleet, catalogue, exclude)
 
 
@@ -100,6 +108,26 @@ def _replicas(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[NodeModel
     if profile is None or profile.source is None:
         return replicas
     return replicas + fleet.replicas(own_name(profile))
+
+
+def _least_troubled(model: str, replicas: tuple[NodeModel, ...], now: float) -> tuple[NodeModel, ...]:
+    """Without those whose breaker is open; and without those whose Retry-After is not over, if others are left.
+
+    Raises:
+        ServiceUnavailable: Every breaker is open.
+    """
+    admitted = tuple(held for held in replicas if held.node.breaker.admits(now))
+    if not admitted:
+        raise _all_broken(model, replicas, now)
+    return tuple(held for held in admitted if held.busy_until <= now) or admitted
+
+
+def _all_broken(model: str, replicas: tuple[NodeModel, ...], now: float) -> ServiceUnavailable:
+    soonest_s = min(held.node.breaker.until for held in replicas) - now  # past, while a trial is under way
+    told = "; ".join(f"{held.node.name}: {held.node.breaker.reason}" for held in replicas)
+    return ServiceUnavailable(
+        f"model '{model}' is only where requests keep failing: {told}", retry_after_s=max(1, ceil(soonest_s))
+    )
 
 
 def _least_busy(replicas: Iterable[NodeModel]) -> NodeModel:
@@ -177,6 +205,8 @@ def _cold_load(
 
 def _may_be_feasible(profile: ModelProfile, node: Node) -> bool:
     """Step 5: whether an absent node would do. One that never answered has no known topology, so only a pin tells."""
+    if not node.takes_placements:
+        return False
     if node.devices is None:
         return node.name in profile.pinned_on
     return feasible(profile, node.name, node.devices) is not None
@@ -198,10 +228,26 @@ def may_be_evicted(held: NodeModel, incoming: ModelProfile, catalogue: Catalogue
 
 def priority_of(model_id: str, catalogue: Catalogue) -> int:
     """The residency class of whatever a neuron calls `model_id`."""
-    profile = catalogue.models.get(model_id)
-    if profile is None:
-        profile = next((known for known in catalogue.models.values() if own_name(known) == model_id), None)
+    profile = _profile_of(model_id, catalogue)
     return DEFAULT_PRIORITY if profile is None else profile.priority
+
+
+def held_mb(held: NodeModel, device: int, catalogue: Catalogue) -> float | None:
+    """What a model holds on one device, in MB: as its neuron says, else as the catalogue does, else unknown."""
+    if held.report is None or device not in held.report.devices:
+        return 0.0
+    used_mb = held.report.vram_used_mb
+    if used_mb is None:  # the contract lets a neuron not know
+        profile = _profile_of(held.id, catalogue)
+        used_mb = None if profile is None else profile.vram_mb
+    return None if used_mb is None else used_mb / len(held.report.devices)
+
+
+def _profile_of(model_id: str, catalogue: Catalogue) -> ModelProfile | None:
+    profile = catalogue.models.get(model_id)
+    if profile is not None:
+        return profile
+    return next((known for known in catalogue.models.values() if own_name(known) == model_id), None)
 
 
 def _preference(candidate: Candidate) -> tuple[int, int, str]:
@@ -213,7 +259,7 @@ def _preference(candidate: Candidate) -> tuple[int, int, str]:
 
 
 def _candidate(profile: ModelProfile, node: Node, catalogue: Catalogue) -> Candidate | None:
-    if node.devices is None:
+    if node.devices is None or not node.takes_placements:
         return None
     indices = feasible(profile, node.name, node.devices)
     if indices is None:
@@ -233,11 +279,8 @@ def _fit(profile: ModelProfile, node: Node, free_mb: dict[int, int], catalogue: 
     if all(free >= need_mb for free in free_mb.values()):
         return Fit.FREE
     victims = [held for held in node.models.values() if may_be_evicted(held, profile, catalogue)]
-    enough = all(free + _held_mb(index, victims) >= need_mb for index, free in free_mb.items())
+    enough = all(
+        free + sum(held_mb(held, index, catalogue) or 0.0 for held in victims) >= need_mb
+        for index, free in free_mb.items()
+    )
     return Fit.AFTER_EVICTION if enough else Fit.FULL
-
-
-def _held_mb(device: int, victims: list[NodeModel]) -> float:
-    """What the victims hold on one device. One that does not say how much is not counted on."""
-    reports = [held.report for held in victims if held.report is not None and device in held.report.devices]
-    return sum((report.vram_used_mb or 0) / len(report.devices) for report in reports)

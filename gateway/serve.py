@@ -26,6 +26,7 @@ from gateway import __version__, admin, errors
 from gateway.accounting import Accounts
 from gateway.app import Door, Windows, make_windows
 from gateway.asgi import App
+from gateway.engines import EngineClient
 from gateway.fleet import Fleet
 from gateway.http1 import Server, ServerLimits
 from gateway.hypercorn_worker import HypercornServer
@@ -35,7 +36,7 @@ from gateway.metrics import CatalogueReadings, Metrics
 from gateway.models_api import CatalogueStatus, Entry, ModelsApi, health_body
 from gateway.neuron import NeuronClient
 from gateway.poller import Poller
-from gateway.settings import Listen, Settings
+from gateway.settings import Listen, NeuronSettings, Settings
 from gateway.upstream import Upstream
 from gateway.watcher import CatalogueKeeper
 
@@ -78,7 +79,7 @@ class Gateway:
         self.keeper.load_initial()
         self.metrics = Metrics()
         self.fleet = Fleet(settings.neurons, misses=settings.poll.misses)
-        self.neurons = {neuron.name: NeuronClient(neuron.endpoint) for neuron in settings.neurons}
+        self.neurons = {neuron.name: _client(neuron) for neuron in settings.neurons}
         self.poller = Poller(self.fleet, self.neurons, settings.poll)
         self.upstream = Upstream(idle_limit=settings.limits.upstream_idle_connections)
         self.accounts = Accounts(self.metrics, log_requests=settings.gateway.access_log)
@@ -129,6 +130,10 @@ class Gateway:
         self.upstream.close()
         for client in self.neurons.values():
             await client.aclose()
+
+
+def _client(neuron: NeuronSettings) -> NeuronClient | EngineClient:
+    return NeuronClient(neuron.endpoint) if neuron.kind == "neuron" else EngineClient(neuron)
 
 
 def catalogue_status(catalogue: Catalogue, faults: tuple[Fault, ...] | None) -> CatalogueStatus:

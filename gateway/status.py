@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import httpx
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,62 +20,121 @@ __all__ = ["Source", "drain", "run", "undrain"]
 REDRAW_S = 2.0
 DRAIN_LOOK_S = 0.5
 ANSWER_S = 5.0
+REQUESTS_SHOWN = 20
 UNREACHABLE = 2  # exit code
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where to ask: the API's base URL, and if there is a token the metrics port's."""
+    """Where to ask: the base URLs of the API and of the metrics port, which is asked only if there is a token."""
 
     endpoint: str
-    admin: str | None = None
+    admin: str = "http://localhost:31314"
     token: str | None = None
 
 
+class _NoAnswerError(Exception):
+    """What was asked is not there, or is no cortex; the text names it and says why."""
+
+
 def run(source: Source, *, as_json: bool, watch: bool) -> int:
-    """Show it once, or until Ctrl-C; returns the exit code."""
-    console = Console()
+    """Show it once, or until Ctrl-C; returns the exit code: 0, or 2 if the gateway does not answer.
+
+    A gateway that goes away while being watched is told in its place, and looked for again.
+    """
+    console = _console()
     try:
+        known = _read(source)
         if as_json:
-            console.print_json(json.dumps(_read(source)))
+            click.echo(json.dumps(known, indent=2, ensure_ascii=False))
         elif watch:
             _redraw_for_ever(source, console)
         else:
-            console.print(_render(_read(source)))
-    except httpx.HTTPError as error:
-        _complain(f"cortex status: no answer from {source.endpoint}: {error}")
+            console.print(_render(known))
+    except _NoAnswerError as error:
+        _complain(f"cortex status: {error}")
         return UNREACHABLE
     except KeyboardInterrupt:
         pass
     return 0
 
 
+def _console(*, stderr: bool = False) -> Console:
+    """Without markup: names come from operators and neurons, and `[/x]` is a name, not a tag."""
+    return Console(stderr=stderr, soft_wrap=stderr, markup=False, emoji=False, highlight=False)
+
+
 def _complain(text: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)
+    _console(stderr=True).print(text)
 
 
 def _redraw_for_ever(source: Source, console: Console) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(_render(_read(source)), refresh=True)
+            live.update(_look(source), refresh=True)
             time.sleep(REDRAW_S)
 
 
+def _look(source: Source) -> RenderableType:
+    try:
+        return _render(_read(source))
+    except _NoAnswerError as error:
+        return Text(f"{error}; still trying", style="bold red")
+
+
 def _read(source: Source) -> dict[str, Any]:
-    """Everything there is to know. `fleet` and `requests` only with a token. Raises httpx.HTTPError."""
+    """Everything there is to know: `health`, `models`, and `fleet` and `requests`, or `admin_error` why they are not.
+
+    Raises:
+        _NoAnswerError: The public port does not answer as a gateway does.
+    """
     with _client() as client:
         known = {
-            "health": client.get(f"{source.endpoint}/health").raise_for_status().json(),
-            "models": client.get(f"{source.endpoint}/v1/models").raise_for_status().json()["data"],
+            "health": _get(client, f"{source.endpoint}/health", ("nodes", "catalogue")),
+            "models": _get(client, f"{source.endpoint}/v1/models", ("data",))["data"],
         }
         if source.token is not None:
-            admin = (source.admin or "http://localhost:31314").rstrip("/")
-            bearer = {"authorization": f"Bearer {source.token}"}
-            known["fleet"] = client.get(f"{admin}/admin/fleet", headers=bearer).raise_for_status().json()
-            known["requests"] = (
-                client.get(f"{admin}/admin/requests", headers=bearer).raise_for_status().json()["requests"]
-            )
+            try:
+                known |= _read_admin(client, source.admin, source.token)
+            except _NoAnswerError as error:  # a wrong token must not hide what everybody may see
+                known["admin_error"] = str(error)
     return known
+
+
+def _read_admin(client: httpx.Client, admin: str, token: str) -> dict[str, Any]:
+    bearer = {"authorization": f"Bearer {token}"}
+    return {
+        "fleet": _get(client, f"{admin}/admin/fleet", ("nodes", "loads"), bearer),
+        "requests": _get(client, f"{admin}/admin/requests", ("requests",), bearer)["requests"],
+    }
+
+
+def _get(
+    client: httpx.Client, url: str, keys: tuple[str, ...], headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The JSON object at `url`, which has these keys.
+
+    Raises:
+        _NoAnswerError: There is none.
+    """
+    try:
+        answer = client.get(url, headers=headers)
+        body = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise _NoAnswerError(f"no answer from {url}: {error}") from error
+    except ValueError as error:  # not JSON
+        raise _NoAnswerError(f"{url} is not a cortex gateway's (status {answer.status_code})") from error
+    if not isinstance(body, dict) or (answer.is_success and not body.keys() >= set(keys)):
+        raise _NoAnswerError(f"{url} is not a cortex gateway's (status {answer.status_code})")
+    if not answer.is_success:
+        raise _NoAnswerError(f"{url} says {answer.status_code}: {_message(body)}")
+    return body
+
+
+def _message(body: Mapping[str, Any]) -> str:
+    """An error envelope's text (contract section 10)."""
+    error = body.get("error")
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
 
 
 def _client() -> httpx.Client:
@@ -86,9 +147,10 @@ def _client() -> httpx.Client:
 def _render(known: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_headline(known["health"])]
     parts += _faults(known["health"])
+    if "admin_error" in known:
+        parts.append(Text(f"devices, leases and requests are not shown: {known['admin_error']}", style="yellow"))
     fleet = known.get("fleet")
-    if fleet is not None:
-        parts.append(_nodes(fleet["nodes"]))
+    parts.append(_held(known["models"]) if fleet is None else _nodes(fleet["nodes"]))
     parts.append(_models(known["models"]))
     parts.append(_aliases(known["models"]))
     if fleet is not None:
@@ -113,7 +175,8 @@ def _faults(health: dict[str, Any]) -> list[RenderableType]:
     error = health["catalogue"]["error"]
     if error is None:
         return []
-    told = Text("the file on disk is NOT in force; generation in force stays:", style="bold red")
+    generation = health["catalogue"]["generation"]
+    told = Text(f"the file on disk is NOT in force; generation {generation} stays in force:", style="bold red")
     for fault in error["faults"]:
         place = "" if fault["line"] is None else f"line {fault['line']}: "
         key = "" if fault["key"] is None else f"{fault['key']}: "
@@ -123,15 +186,26 @@ def _faults(health: dict[str, Any]) -> list[RenderableType]:
 
 
 def _nodes(nodes: list[dict[str, Any]]) -> Table:
-    table = _table("neurons", "neuron", "state", "device", "VRAM used / total MB", "leases")
+    table = _table("neurons", "neuron", "state", "device", "VRAM used / total MB", "leases", "queued there")
     for node in nodes:
         state = "draining" if node["draining"] else "healthy" if node["healthy"] else "down"
         for index, device in enumerate(node["devices"] or [None]):
             used = "-" if device is None or device["vram_used_mb"] is None else str(device["vram_used_mb"])
             total = "-" if device is None else str(device["vram_total_mb"])
             first = (node["name"], state) if index == 0 else ("", "")
-            leases = str(node["leases"]) if index == 0 else ""
-            table.add_row(*first, "-" if device is None else device["name"], f"{used} / {total}", leases)
+            queued = sum(model["queue_depth"] or 0 for model in node["models"])
+            load = (str(node["leases"]), str(queued)) if index == 0 else ("", "")
+            table.add_row(*first, "-" if device is None else device["name"], f"{used} / {total}", *load)
+    return table
+
+
+def _held(models: list[dict[str, Any]]) -> Table:
+    """The neurons as the public port knows them: by what they hold. Devices are told to operators only."""
+    table = _table("neurons", "neuron", "models", "VRAM held MB")
+    places = [place for model in models if model.get("alias_of") is None for place in model["locations"]]
+    for name in sorted({place["node"] for place in places}):
+        held = [place["vram_estimate_mb"] for place in places if place["node"] == name]
+        table.add_row(name, str(len(held)), str(sum(vram_mb or 0 for vram_mb in held)))
     return table
 
 
@@ -161,10 +235,12 @@ def _loads(loads: list[dict[str, Any]]) -> Table:
 
 
 def _requests(requests: list[dict[str, Any]]) -> Table:
-    table = _table("requests under way", "request", "model", "neuron", "for")
-    for request in requests[:20]:
-        name = request["alias"] or request["model"] or "-"
-        table.add_row(request["request_id"], name, request["node"] or "waiting", f"{request['elapsed_s']:.1f} s")
+    waiting = sum(request["node"] is None for request in requests)
+    title = f"requests: {len(requests) - waiting} at a neuron, {waiting} waiting"
+    table = _table(title, "request", "asked for", "model", "neuron", "for")
+    for request in requests[:REQUESTS_SHOWN]:
+        model, node = request["model"] or "-", request["node"] or "waiting"
+        table.add_row(request["request_id"], request["alias"] or model, model, node, f"{request['elapsed_s']:.1f} s")
     return table
 
 
@@ -189,7 +265,7 @@ def undrain(admin: str, token: str, neuron: str) -> int:
 
 
 def _operate(admin: str, token: str, url: str, *, wait: bool) -> int:
-    console = Console()
+    console = _console()
     try:
         with _client() as client:
             client.headers["authorization"] = f"Bearer {token}"

@@ -36,11 +36,12 @@ class Refuse(Inference, frozen=True, tag="refuse"):
 
 
 class HttpError(Inference, frozen=True, tag="http_error"):
-    """Answers with an error: flat JSON, or text/plain. 503 with `retry_after_s` is a full neuron."""
+    """Answers with an error: flat JSON, text/plain, or FastAPI's `detail`. 503 with `retry_after_s` is a full neuron."""
 
     status: int = 500
     text: str = "CUDA error: an illegal memory access was encountered"
     plain: bool = False
+    detail: bool = False
     retry_after_s: int | None = None
 
 
@@ -125,6 +126,18 @@ class WrongModel(Inference, frozen=True, tag="wrong_model"):
     echo: str = "somebody-else@main"
 
 
+class FloatCreated(Inference, frozen=True, tag="float_created"):
+    """Says `created` as a float, as transformers serve does."""
+
+
+class AnyModel(Inference, frozen=True, tag="any_model"):
+    """Takes whatever model name it is asked for, as llama.cpp's server does, and answers with the first loaded one."""
+
+
+class RunsOn(Inference, frozen=True, tag="runs_on"):
+    """Does not notice when its client leaves: keeps its place until the answer is done, as transformers serve does."""
+
+
 class UntilClose(Inference, frozen=True, tag="until_close"):
     """No length, no chunks: the body ends with the connection."""
 
@@ -202,6 +215,9 @@ AnyFault = (
     | NoDone
     | OddUsage
     | WrongModel
+    | FloatCreated
+    | AnyModel
+    | RunsOn
     | UntilClose
     | ContentLength
     | CloseAfter

@@ -62,6 +62,7 @@ class Job:
             model=wrong.echo if wrong else self.head.model,
             usage=odd.where if odd else "own",
             done=faults.NoDone not in self.plan,
+            created=float(shapes.CREATED) if faults.FloatCreated in self.plan else shapes.CREATED,
         )
 
 
@@ -76,7 +77,8 @@ async def infer(state: NeuronState, exchange: Exchange) -> None:
     head = _read(Head, request.body)
     _log(state, exchange, head)
     plan = state.faults.plan(head.model)
-    resident = state.loaded(head.model)
+    resident = _resident(state, head, plan)
+    exchange.goes_on_alone = faults.RunsOn in plan
     if resident is None or faults.NotLoaded in plan:
         raise Refusal(404, f"model '{head.model}' not loaded on this neuron")
     job = Job(state, exchange, head, plan, resident)
@@ -89,6 +91,13 @@ async def infer(state: NeuronState, exchange: Exchange) -> None:
     close = plan.get(faults.CloseAfter)
     if close is not None:
         raise HangUp(reset=close.reset)
+
+
+def _resident(state: NeuronState, head: Head, plan: Plan) -> Resident | None:
+    found = state.loaded(head.model)
+    if found is None and faults.AnyModel in plan:
+        return next((state.loaded(model_id) for model_id in state.residents if state.loaded(model_id)), None)
+    return found
 
 
 def serves(path: str) -> bool:
@@ -150,6 +159,10 @@ async def _misbehave_first(job: Job) -> None:
 
 
 async def _fail(exchange: Exchange, error: faults.HttpError) -> None:
+    if error.detail:
+        detail = [{"type": "extra_forbidden", "loc": ["body"], "msg": error.text}]
+        await exchange.respond_json(error.status, {"detail": detail})
+        raise HangUp
     if not error.plain:
         raise Refusal(error.status, error.text, retry_after_s=error.retry_after_s)
     headers = [] if error.retry_after_s is None else [("retry-after", str(error.retry_after_s))]

@@ -16,7 +16,7 @@ from gateway.sim import text
 from gateway.sim.hardware import SimModel
 
 _IMAGE_TOKENS = 256  # what a picture counts as, whatever its size
-_CREATED = 1_767_225_600  # 2026-01-01: answers are deterministic, and the simulator has no wall clock
+CREATED = 1_767_225_600  # 2026-01-01: answers are deterministic, and the simulator has no wall clock
 _ENCODE = msgspec.json.Encoder().encode
 
 
@@ -101,6 +101,7 @@ class Voice:
     model: str
     usage: Literal["own", "finish", "choices", "none"] = "own"
     done: bool = True
+    created: float = CREATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ class Generation:
 
     def _head(self, voice: Voice, chunk: str) -> dict[str, Any]:
         kind = f"chat.completion.{chunk}".rstrip(".") if self.chat else "text_completion"
-        return {"id": self.id, "object": kind, "created": _CREATED, "model": voice.model}
+        return {"id": self.id, "object": kind, "created": voice.created, "model": voice.model}
 
     def _event(
         self, voice: Voice, delta: dict[str, Any], finish_reason: str | None, usage: dict[str, Any] | None = None

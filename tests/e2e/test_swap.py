@@ -12,7 +12,7 @@ SWAPS = 200
 
 def client_for(running):
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=STREAMS)
-    return httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=20, limits=limits)
+    return httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=60, limits=limits)
 
 
 async def stream_by_alias(client):

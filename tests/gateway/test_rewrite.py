@@ -12,8 +12,9 @@ from gateway.rewrite import locate, splice
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.text(max_size=8) | st.just("model"), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.just("model"), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 objects = st.dictionaries(st.text(max_size=8), values, max_size=6)

@@ -1,0 +1,116 @@
+"""`cortex demo` as a newcomer meets it: start it, paste what it prints, swap an alias, press Ctrl-C."""
+
+import re
+import socket
+import subprocess
+import time
+
+import pytest
+from fakes.process import environment, running_cortex
+
+SMALL, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3.6-27B"
+SWAP_S = 5.0  # in force within 100 ms on a quiet machine; this one is shared
+
+# Two lines under each number: what it is for, and the command.
+COMMAND = re.compile(r"^  (\d)  .+\n     (.+)$", re.MULTILINE)
+
+
+def commands(welcome):
+    return {int(number): command for number, command in COMMAND.findall(welcome)}
+
+
+def bash(command):
+    """Run a command exactly as printed."""
+    return subprocess.run(
+        ["bash", "-c", command], env=environment(), capture_output=True, text=True, timeout=20, check=True
+    ).stdout
+
+
+@pytest.fixture
+def demo(tmp_path):
+    with running_cortex("demo", "--dir", tmp_path / "a folder", "--port", 0, "--speed", 50) as process:
+        yield process
+
+
+def test_demo_commands_work_as_printed(demo):
+    """Every printed command does what its heading says, the swap takes effect, and Ctrl-C ends it with a kind word."""
+    paste = commands(demo.read_until("Ctrl-C ends it"))
+
+    listed = bash(paste[1])
+    streamed = bash(paste[2])
+    before = bash(paste[4])
+    bash(paste[3])
+    after = answer_from(LARGE, paste[4])
+    shown = bash(paste[5])
+    demo.interrupt()
+    code, out, err = demo.end()
+
+    assert sorted(paste) == [1, 2, 3, 4, 5]
+    assert all(f'"{tier}"' in listed for tier in ("helexa/small", "helexa/balanced", "helexa/large"))
+    assert streamed.count("data: ") > 3
+    assert streamed.endswith("data: [DONE]\n\n")
+    assert f"x-cortex-model: {SMALL}" in before
+    assert "Tbilisi" in after
+    assert re.search(rf"helexa/small +{re.escape(LARGE)}", shown)
+    assert "catalogue generation 2" in shown
+    assert re.search(r"beast +healthy +Simulated 24 GB", shown)
+    assert code == 0
+    assert "stopping" in out
+    assert err == ""
+
+
+def answer_from(model, command):
+    """Ask until that model answers: asking is how one waits for another process."""
+    until = time.monotonic() + SWAP_S
+    while time.monotonic() < until:
+        answer = bash(command)
+        if f"x-cortex-model: {model}" in answer:
+            return answer
+    raise AssertionError(f"no answer from {model} within {SWAP_S} s: {answer}")
+
+
+def test_demo_interrupted_twice_ends_at_once(tmp_path):
+    """Whoever presses Ctrl-C again does not want to wait for a stream; no traceback, the shell's code for it."""
+    with running_cortex("demo", "--dir", tmp_path, "--port", 0, "--speed", 0.05) as process:
+        paste = commands(process.read_until("Ctrl-C ends it"))
+        with subprocess.Popen(["bash", "-c", "exec " + paste[2]], stdout=subprocess.PIPE) as client:
+            client.stdout.readline()  # the stream has begun, and would go on for a minute
+            process.interrupt()
+            process.read_until("stopping")
+            process.interrupt()
+            code, _, err = process.end()
+
+    assert code == 130
+    assert "Traceback" not in err
+
+
+def test_demo_port_taken_uses_another_and_says_so(tmp_path):
+    """Somebody else's server on the port is no reason to fail a first try; the printed commands have the right port."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        with running_cortex("demo", "--dir", tmp_path, "--port", taken, "--speed", 50) as process:
+            welcome = process.read_until("Ctrl-C ends it")
+            listed = bash(commands(welcome)[1])
+            process.interrupt()
+            code, _, err = process.end()
+
+    assert f"port {taken}" in err
+    assert f":{taken}/" not in welcome
+    assert "helexa/small" in listed
+    assert code == 0
+
+
+def test_demo_folder_with_foreign_files_is_left_alone(tmp_path):
+    """A demo must not overwrite a configuration somebody wrote."""
+    theirs = tmp_path / "models.toml"
+    theirs.write_text("# precious\n")
+
+    with running_cortex("demo", "--dir", tmp_path, "--port", 0) as process:
+        code, out, err = process.end()
+
+    assert code == 1
+    assert out == ""
+    assert [f"cortex demo: {theirs} is not the demo's, and stays as it is; --dir chooses another folder"] == (
+        err.splitlines()
+    )
+    assert theirs.read_text() == "# precious\n"

@@ -1,0 +1,435 @@
+"""Neurons that die, hang, break off or are full, and a gateway that stops: what each client gets."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+
+import httpx
+import pytest
+import trio
+from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
+
+from gateway.breaker import FAILURES
+from gateway.serve import Addresses, Gateway, serve
+from gateway.settings import (
+    DeadlineSettings,
+    GatewaySettings,
+    Listen,
+    LogSettings,
+    NeuronSettings,
+    PollSettings,
+    RetrySettings,
+    Settings,
+)
+from gateway.sim.faults import Drop, Hang, HttpError, LoadHangs, Refuse, Unresponsive
+
+PROBE_S = 1.02
+M = a_sim_model("lab/m")
+LONG = "Write 200 words"  # 2 s of tokens after 1 s of silence
+
+
+def approx(seconds):
+    """A time to the millisecond."""
+    return pytest.approx(seconds, abs=0.001)
+
+
+# A neuron dies...
+
+
+async def test_killed_neuron_ends_each_of_its_streams_with_one_error_event(autojump_clock):
+    """Thirty streams: what was sent stays, one error event, no `[DONE]`, and the end."""
+    sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
+    async with a_world(*sims, profiles=(profile_of(M),)) as world:
+        world.fleet.drain("b", draining=True)
+        answers = []
+
+        async def one():
+            answers.append(await world.ask(M.id, stream=True, content=LONG))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(one)
+            await trio.sleep(2)
+            world.fleet.drain("b", draining=False)
+            world.hosts["a"].kill()
+
+        assert trio.current_time() == approx(2)
+        assert len(answers) == 30
+        for answer in answers:
+            assert (answer.status, answer.whole) == (200, True)
+            assert [error["code"] for error in answer.errors] == ["upstream_connection_error"]
+            assert answer.events[-1] == {"error": answer.errors[0]}
+            assert len(answer.events) > 50
+        # Thirty failures are more than three strikes: nobody else is sent there.
+        assert not world.fleet.nodes["a"].healthy
+        after = await ask_many(world, M.id, 10)
+        assert {(answer.text, answer.node) for answer in after} == {("Tbilisi", "b")}
+
+
+async def test_neurons_return_is_noticed_within_one_poll(autojump_clock):
+    """And its breaker does not hold its past against it."""
+    sim = a_sim("a", M, loaded=(M.id,))
+    async with a_world(sim, profiles=(profile_of(M),)) as world:
+        world.hosts["a"].kill()
+        await ask_many(world, M.id, 30)
+        await trio.sleep(60)
+        assert (await world.ask(M.id)).status == 503
+        world.hosts["a"].restart()
+        await trio.sleep(world.settings.poll.interval_seconds)
+        assert (await world.ask(M.id)).text == "Tbilisi"
+
+
+async def test_requests_before_the_first_token_move_to_another_replica_unseen(autojump_clock):
+    """Thirty non-streaming requests lose their neuron in prefill; all are answered by the other one."""
+    sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
+    async with a_world(*sims, profiles=(profile_of(M),)) as world:
+        answers = []
+
+        async def one(number):
+            answers.append(await world.ask(M.id, stream=number % 2 == 0))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(30):
+                nursery.start_soon(one, number)
+            await trio.sleep(0.5)
+            world.hosts["a"].kill()
+
+        assert [(answer.status, answer.text, answer.node) for answer in answers] == [(200, "Tbilisi", "b")] * 30
+
+
+async def test_neuron_that_dies_while_loading_sends_the_waiters_elsewhere(autojump_clock):
+    """The broken load call is a failure like any other."""
+    async with a_world(a_sim("a", M), a_sim("b", M), profiles=(profile_of(M),)) as world:
+        async with trio.open_nursery() as nursery:
+            answers = []
+
+            async def many():
+                answers.extend(await ask_many(world, M.id, 10))
+
+            nursery.start_soon(many)
+            await trio.sleep(2)
+            world.hosts["a"].kill()
+
+        assert {(answer.text, answer.node) for answer in answers} == {("Tbilisi", "b")}
+        assert world.load_calls() == ["a", "b"]
+
+
+async def test_load_on_a_host_that_lost_its_power_is_given_up_when_it_is_back(autojump_clock):
+    """Nobody ever answers that call; the neuron's uptime tells that it has forgotten it."""
+    sim = a_sim("a", M)
+    sim.faults.add(LoadHangs(times=1))
+    async with a_world(sim, profiles=(profile_of(M),)) as world:
+        await world.ask(M.id, leave_after_s=1)
+        sim.faults.add(Unresponsive())
+        await trio.sleep(60)
+        assert not world.fleet.nodes["a"].healthy
+        assert [load.node for load in world.lifecycle.loads()] == ["a"]  # it may just be too busy loading
+
+        sim.faults.clear()
+        sim.restart()
+        await trio.sleep(world.settings.poll.interval_seconds)
+
+        assert world.lifecycle.loads() == []
+        assert "the neuron was restarted" in (await world.ask(M.id)).errors[0]["message"]
+        await trio.sleep(5)
+        assert (await world.ask(M.id)).text == "Tbilisi"
+
+
+# A neuron hangs...
+
+
+async def test_hanging_neuron_does_not_slow_the_requests_to_the_others(autojump_clock):
+    """p99 of the first token on two of three neurons moves by less than 10 %: in memory, by nothing at all."""
+
+    async def p99(*, hanging: bool) -> float:
+        sims = [a_sim(name, M, loaded=(M.id,)) for name in "abc"]
+        async with a_world(*sims, profiles=(profile_of(M),)) as world:
+            if hanging:
+                sims[2].faults.add(Unresponsive())
+            waited: list[float] = []
+
+            async def one() -> None:
+                began = trio.current_time()
+                answer = await world.ask(M.id, stream=True, leave_after_s=30)
+                if answer.node in {"a", "b"} and answer.first_token_at is not None:
+                    waited.append(answer.first_token_at - began)
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(300):
+                    nursery.start_soon(one)
+                    await trio.sleep(0.1)
+            assert len(waited) >= 180
+            return sorted(waited)[len(waited) * 99 // 100]
+
+    before = await p99(hanging=False)
+    after = await p99(hanging=True)
+    assert before == approx(1.01)
+    assert after <= before * 1.1
+
+
+async def test_hanging_neuron_loses_its_requests_to_another_at_the_first_byte_deadline(autojump_clock):
+    """Late, but answered; and it is a strike."""
+    sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
+    sims[0].faults.add(Hang())
+    settings = Settings(deadlines=DeadlineSettings(first_byte_seconds=20))
+    async with a_world(*sims, profiles=(profile_of(M),), settings=settings) as world:
+        answer = await world.ask(M.id)
+        assert (answer.text, answer.node) == ("Tbilisi", "b")
+        assert trio.current_time() == approx(20 + PROBE_S)
+
+
+# The breaker...
+
+
+async def test_neuron_whose_polls_are_good_but_whose_requests_fail_is_avoided(autojump_clock):
+    """Good polls forgive strikes, so strikes alone would send it every other request for ever."""
+    sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
+    sims[0].faults.add(Refuse())
+    async with a_world(*sims, profiles=(profile_of(M),)) as world:
+        for _ in range(30):
+            assert (await world.ask(M.id)).text == "Tbilisi"
+            await trio.sleep(0.2)
+
+        assert world.fleet.nodes["a"].healthy
+        # FAILURES to open it, then one trial after 1, 2, 4, 8 and 16 s: about 37 s went by.
+        assert FAILURES < len(sims[0].requests) <= FAILURES + 5
+
+
+async def test_breaker_lets_one_request_try_and_closes_when_it_succeeds(autojump_clock):
+    """Half-open: the others meanwhile hear when to ask again."""
+    sim = a_sim("a", M, loaded=(M.id,))
+    sim.faults.add(Refuse(times=FAILURES))
+    settings = Settings(retries=RetrySettings(attempts=0))
+    async with a_world(sim, profiles=(profile_of(M),), settings=settings) as world:
+        statuses = []
+        for _ in range(FAILURES):
+            statuses.append((await world.ask(M.id)).status)
+            await trio.sleep(0.3)  # a good poll in between
+        assert statuses == [502] * FAILURES
+        refused = await world.ask(M.id)
+        (error,) = refused.errors
+        assert (refused.status, error["code"], refused.headers["retry-after"]) == (503, "service_unavailable", "1")
+        assert "a: the neuron at a:13131 closed the connection" in error["message"]
+
+        await trio.sleep(1)
+        answers = await ask_many(world, M.id, 5)
+        assert sorted(answer.status for answer in answers) == [200, 503, 503, 503, 503]
+        answers = await ask_many(world, M.id, 5)
+        assert [answer.status for answer in answers] == [200] * 5
+
+
+async def test_trial_whose_client_leaves_tells_nothing_and_frees_the_way(autojump_clock):
+    """The next request is the trial then."""
+    sim = a_sim("a", M, loaded=(M.id,))
+    sim.faults.add(Refuse(times=FAILURES))
+    settings = Settings(retries=RetrySettings(attempts=0))
+    async with a_world(sim, profiles=(profile_of(M),), settings=settings) as world:
+        for _ in range(FAILURES):
+            await world.ask(M.id)
+            await trio.sleep(0.3)
+        await trio.sleep(1)
+        assert (await world.ask(M.id, leave_after_s=0.5)).status == 0
+        assert (await world.ask(M.id)).text == "Tbilisi"
+
+
+async def test_streams_that_break_off_are_strikes_too(autojump_clock):
+    """Nobody can take over after the commit point, but the next ones can be spared."""
+    sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
+    sims[0].faults.add(Drop(after=3))
+    async with a_world(*sims, profiles=(profile_of(M),)) as world:
+        answers = await ask_many(world, M.id, 6, stream=True, content=LONG)
+        assert sorted(len(answer.errors) for answer in answers) == [0, 0, 0, 1, 1, 1]
+        node = world.fleet.nodes["a"]
+        assert node.healthy  # the third strike was its end, and the poll after that forgave it
+        await ask_many(world, M.id, 4, stream=True, content=LONG)
+        assert not node.breaker.closed  # the breaker does not forgive so easily
+
+
+# Full neurons...
+
+
+async def test_neuron_that_said_when_to_come_back_is_not_asked_before(autojump_clock):
+    """As long as somebody else is there; afterwards it is one of them again."""
+    sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
+    sims[0].faults.add(HttpError(status=503, text="full", retry_after_s=20, times=1))
+    async with a_world(*sims, profiles=(profile_of(M),)) as world:
+        for _ in range(5):
+            assert (await world.ask(M.id)).node == "b"
+        assert len(sims[0].requests) == 1
+        await trio.sleep(20)
+        assert (await world.ask(M.id)).node == "a"
+
+
+async def test_only_replica_is_asked_although_it_said_when_to_come_back(autojump_clock):
+    """Better a second no than none: it may have room by now."""
+    sim = a_sim("a", M, loaded=(M.id,))
+    sim.faults.add(HttpError(status=503, text="full", retry_after_s=20, times=1))
+    async with a_world(sim, profiles=(profile_of(M),)) as world:
+        assert (await world.ask(M.id)).status == 503
+        assert (await world.ask(M.id)).text == "Tbilisi"
+
+
+@pytest.mark.parametrize("patience", [(9, 4, 7), (4, 9, 7), (9, 7, 4)])
+async def test_shortest_retry_after_is_passed_on_when_all_replicas_are_busy(patience, autojump_clock):
+    """Whoever is free first decides when to ask again."""
+    sims = [a_sim(name, M, loaded=(M.id,)) for name in "abc"]
+    for sim, seconds in zip(sims, patience, strict=True):
+        sim.faults.add(HttpError(status=503, text=f"{sim.name} is full", retry_after_s=seconds))
+    async with a_world(*sims, profiles=(profile_of(M),)) as world:
+        answer = await world.ask(M.id)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "4")
+        assert [len(sim.requests) for sim in sims] == [1, 1, 1]
+
+
+# On real sockets: a process that is killed, and a gateway that stops...
+
+
+@dataclass
+class Served:
+    """A gateway on real sockets and how to stop it."""
+
+    url: str
+    gateway: Gateway
+    stop: trio.Event
+    ended: trio.Event
+
+
+async def serve_for_a_test(nursery, endpoints, models_toml, **more):
+    """Started, with a short poll interval; `models_toml` is a path."""
+    free = Listen("127.0.0.1", 0)
+    settings = Settings(
+        gateway=GatewaySettings(listen=free, metrics_listen=free, access_log=False, drain_seconds=20),
+        poll=PollSettings(interval_seconds=0.3, timeout_seconds=2),
+        log=LogSettings(level="error"),
+        neurons=tuple(NeuronSettings(name, url) for name, url in endpoints.items()),
+        models_config=models_toml,
+        **more,
+    )
+    gateway, stop, ended = Gateway(settings), trio.Event(), trio.Event()
+
+    async def run(task_status=trio.TASK_STATUS_IGNORED):
+        await serve(gateway, stop=stop.wait, task_status=task_status)
+        ended.set()
+
+    addresses: Addresses = await nursery.start(run)
+    return Served(addresses.url, gateway, stop, ended)
+
+
+@pytest.fixture
+def models_toml(tmp_path):
+    """A catalogue of the two models the simulated neurons have."""
+    path = tmp_path / "models.toml"
+    entries = [("Qwen/Qwen3-1.7B", 4096), ("Qwen/Qwen3-8B", 7168)]
+    path.write_text("".join(f'[[models]]\nid = "{m}"\nharness = "llamacpp"\nvram_mb = {mb}\n' for m, mb in entries))
+    return path
+
+
+SMALL, MIDDLE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B"
+
+
+async def stream(client, model, content, *, begun):
+    """One stream's lines, all of them; `begun` counts those with a first token."""
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": content}]}
+    lines, counted = [], False
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        async for line in response.aiter_lines():
+            lines.append(line)
+            if not counted and len([one for one in lines if one.startswith("data:")]) > 2:
+                counted = True
+                begun.append(model)
+    return response.status_code, [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+
+
+async def until(condition):
+    """Wait for another process or socket to get somewhere: asked every 10 ms, 10 s at most."""
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(nursery, models_toml):
+    """A real process and a real SIGKILL: one error event each and the end, and then the other neuron serves."""
+    program = [sys.executable, "-m", "gateway.sim", "--speed", "20", "--loaded", SMALL, "--name"]
+    processes = [
+        await trio.lowlevel.open_process([*program, name], stdout=subprocess.PIPE)  # the test owns and ends both
+        for name in ("a", "b")
+    ]
+    try:
+        urls = [bytes(await process.stdout.receive_some()).decode().strip() for process in processes]
+        served = await serve_for_a_test(nursery, dict(zip("ab", urls, strict=True)), models_toml)
+        served.gateway.fleet.drain("b", draining=True)
+        begun, ended = [], []
+        async with httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=20, limits=MANY) as client:
+
+            async def one():
+                ended.append(await stream(client, SMALL, "Write 4000 words", begun=begun))
+
+            async with trio.open_nursery() as streams:
+                for _ in range(8):  # as many as it serves at once; the rest waits in its line
+                    streams.start_soon(one)
+                await until(lambda: len(begun) == 8)
+                served.gateway.fleet.drain("b", draining=False)
+                for _ in range(22):
+                    streams.start_soon(partial(stream, client, SMALL, "Write 10 words", begun=[]))
+                processes[0].send_signal(signal.SIGKILL)
+
+            assert len(ended) == 8
+            for status, events in ended:
+                assert status == 200
+                assert [event for event in events if '"error"' in event] == events[-1:]
+            answer = await client.post(
+                "/v1/chat/completions", json={"model": SMALL, "messages": [{"role": "user", "content": "hi"}]}
+            )
+            assert (answer.status_code, answer.headers["x-cortex-node"]) == (200, "b")
+        served.stop.set()
+        await served.ended.wait()
+        served.gateway.fleet.assert_idle()
+    finally:
+        for process in processes:
+            process.kill()
+            await process.wait()
+
+
+MANY = httpx.Limits(max_connections=200)
+
+
+async def test_drain_lets_streams_finish_and_sends_those_who_wait_for_a_load_away(nursery, models_toml):
+    """Thirty streams end with `[DONE]`; ten waiters get 503 `shutting_down` at once; then `serve` returns."""
+    models = (a_sim_model(SMALL, 4096, decode_tok_s=100), a_sim_model(MIDDLE, 7168, load_s=300))
+    sim = a_sim("a", *models, vram_mb=(24_000,), loaded=(SMALL,))
+    url = await nursery.start(sim.serve)
+    served = await serve_for_a_test(nursery, {"a": url}, models_toml)
+    begun, finished, refused = [], [], []
+    async with httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=20, limits=MANY) as client:
+
+        async def run_to_the_end():
+            finished.append(await stream(client, SMALL, "Write 150 words", begun=begun))
+
+        async def wait_for_a_load():
+            body = {"model": MIDDLE, "messages": [{"role": "user", "content": "hi"}]}
+            answer = await client.post("/v1/chat/completions", json=body)
+            refused.append((answer.status_code, answer.json()["error"]["code"], trio.current_time()))
+
+        async with trio.open_nursery() as clients:
+            for _ in range(30):
+                clients.start_soon(run_to_the_end)
+            for _ in range(10):
+                clients.start_soon(wait_for_a_load)
+            await until(
+                lambda: len(begun) == 30 and sum(load.waiters for load in served.gateway.lifecycle.loads()) == 10
+            )
+            stopped_at = trio.current_time()
+            served.stop.set()
+            await until(lambda: len(refused) == 10)
+            assert len(finished) < 30
+
+    assert {(status, code) for status, code, _ in refused} == {(503, "shutting_down")}
+    assert max(at for *_, at in refused) - stopped_at < 0.5
+    assert [(status, events[-1]) for status, events in finished] == [(200, "[DONE]")] * 30
+    with trio.fail_after(5):
+        await served.ended.wait()
+    served.gateway.fleet.assert_idle()

@@ -1,0 +1,70 @@
+"""`cortex` as people start it: a process of its own, its output read line by line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+END_S = 20
+
+
+def environment(**added: str) -> dict[str, str]:
+    """Ours without any `CORTEX_` of whoever runs the tests."""
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("CORTEX_")}
+    return inherited | added
+
+
+def cortex(*arguments: object, cwd: object = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    command = [sys.executable, "-m", "gateway.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=END_S, check=False
+    )
+
+
+@dataclass
+class Process:
+    """One that goes on until told otherwise."""
+
+    popen: subprocess.Popen[str]
+    said: list[str] = field(default_factory=list)
+
+    def read_until(self, text: str) -> str:
+        """All lines of stdout so far, up to and with the first that has `text`."""
+        for line in self.popen.stdout:
+            self.said.append(line)
+            if text in line:
+                return "".join(self.said)
+        raise AssertionError(f"ended without saying {text!r}: {''.join(self.said)} {self.popen.stderr.read()}")
+
+    def interrupt(self) -> None:
+        self.popen.send_signal(signal.SIGINT)
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, and what was still said on stdout and stderr."""
+        out, err = self.popen.communicate(timeout=END_S)
+        return self.popen.returncode, out, err
+
+
+@contextmanager
+def running_cortex(*arguments: object, cwd: object = None, **env: str):
+    """A `cortex` in the background; killed at the end should it still be there."""
+    command = [sys.executable, "-m", "gateway.cli", *map(str, arguments)]
+    with subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment(PYTHONUNBUFFERED="1", **env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as popen:
+        try:
+            yield Process(popen)
+        finally:
+            if popen.poll() is None:
+                popen.kill()

@@ -1,0 +1,346 @@
+"""A whole gateway before simulated neurons, all in memory: no socket, so an autojump clock tells exact times.
+
+`World` wires the product's own parts (fleet, poller, lifecycle, data plane) as `serve.py` does; only the network and
+the watched catalogue file are replaced. `ask` is a client. What needs real sockets or signals is not for this.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import h11
+import httpx
+import trio
+from fakes.fleets import a_catalogue
+from trio.testing import memory_stream_pair
+
+from catalogue.models import Catalogue, ModelProfile
+from gateway.accounting import Accounts
+from gateway.fleet import Fleet
+from gateway.inference import Inference
+from gateway.lifecycle import Lifecycle
+from gateway.metrics import Metrics
+from gateway.neuron import NeuronClient
+from gateway.poller import Poller
+from gateway.settings import NeuronSettings, Settings
+from gateway.sim import PROBE, SimDevice, SimModel, SimNeuron
+from gateway.upstream import Origin, Upstream
+
+CHAT = "/v1/chat/completions"
+
+
+def a_sim_model(model_id: str, vram_mb: int = 8000, *, load_s: float = 5.0, **more: Any) -> SimModel:
+    """A model that answers the probe in 1.02 s: 1 s of silence and two tokens of 10 ms."""
+    pace = {"overhead_s": 1.0, "prefill_tok_s": 1e9, "decode_tok_s": 100.0, "max_in_flight": 200}
+    return SimModel(model_id, vram_mb, load_s, **pace | more)
+
+
+def a_sim(name: str, *models: SimModel, vram_mb: tuple[int, ...] = (10_000,), loaded: tuple[str, ...] = ()):
+    """A simulated neuron with these models on disk."""
+    devices = [SimDevice(index, f"GPU {index}", size) for index, size in enumerate(vram_mb)]
+    return SimNeuron(name, devices, models, loaded=loaded)
+
+
+def profile_of(model: SimModel, **more: Any) -> ModelProfile:
+    """The catalogue's entry for a simulated model."""
+    return ModelProfile(model.id, model.harness, **{"vram_mb": model.vram_mb} | more)
+
+
+class Host:
+    """A simulated neuron on a network of memory streams; it can be killed, and come back."""
+
+    def __init__(self, sim: SimNeuron, nursery: trio.Nursery) -> None:
+        self.sim = sim
+        self.up = True
+        self._nursery = nursery
+        self._connections: set[trio.CancelScope] = set()
+
+    async def connect(self) -> trio.abc.Stream:
+        """A connection to it. Raises OSError if it is dead."""
+        await trio.lowlevel.checkpoint()
+        if not self.up:
+            raise OSError(errno.ECONNREFUSED, "Connection refused")
+        ours, theirs = memory_stream_pair()
+        self._nursery.start_soon(self._serve, theirs)
+        return ours
+
+    def kill(self) -> None:
+        """As `kill -9`: every connection breaks off, and nobody listens any more."""
+        self.up = False
+        for scope in self._connections:
+            scope.cancel()
+
+    def restart(self) -> None:
+        """It listens again, with the models of its start."""
+        self.sim.restart()
+        self.up = True
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        with trio.CancelScope() as scope:
+            self._connections.add(scope)
+            await self.sim.serve_stream(stream)
+        self._connections.discard(scope)
+
+
+class MemoryTransport(httpx.AsyncBaseTransport):
+    """httpx over a host's memory streams, one connection per call; a cancelled call breaks its connection."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = await request.aread()
+        try:
+            stream = await self._host.connect()
+        except OSError as error:
+            raise httpx.ConnectError(str(error)) from error
+        try:
+            return await _exchange(stream, request, body)
+        except trio.BrokenResourceError as error:
+            raise httpx.ReadError("connection reset") from error
+        finally:
+            await trio.aclose_forcefully(stream)
+
+
+async def _exchange(stream: trio.abc.Stream, request: httpx.Request, body: bytes) -> httpx.Response:
+    http = h11.Connection(h11.CLIENT)
+    head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+    events = [head, h11.Data(data=body), h11.EndOfMessage()]
+    await stream.send_all(b"".join(http.send(event) or b"" for event in events))
+    status, pieces = 0, []
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            data = bytes(await stream.receive_some())
+            if not data:
+                raise httpx.RemoteProtocolError("closed without a whole answer")
+            http.receive_data(data)
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            pieces.append(bytes(event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            return httpx.Response(status, stream=httpx.ByteStream(b"".join(pieces)))
+
+
+class FixedCatalogue:
+    """A catalogue that changes when a test assigns another."""
+
+    def __init__(self, current: Catalogue) -> None:
+        self.current = current
+
+
+@dataclass
+class World:
+    """The parts of a running gateway, to ask and to look into."""
+
+    hosts: dict[str, Host]
+    keeper: FixedCatalogue
+    settings: Settings
+    fleet: Fleet
+    poller: Poller
+    upstream: Upstream
+    lifecycle: Lifecycle
+    inference: Inference
+    metrics: Metrics
+
+    @property
+    def sims(self) -> list[SimNeuron]:
+        """The simulated neurons."""
+        return [host.sim for host in self.hosts.values()]
+
+    def load_calls(self, model: str | None = None) -> list[str]:
+        """On which neurons loads were begun, in order of time."""
+        begun = [
+            (entry.at, sim.name)
+            for sim in self.sims
+            for entry in sim.loads
+            if entry.action == "load" and entry.outcome == "begun" and model in (None, entry.model)
+        ]
+        return [name for _, name in sorted(begun)]
+
+    def violations(self) -> list[str]:
+        """What a well-behaved gateway never does, as the neurons saw it."""
+        return [breach for sim in self.sims for breach in sim.violations]
+
+    async def ask(self, model: str, **how: Any) -> Answered:
+        """See `ask`."""
+        return await ask(self.inference, model, **how)
+
+
+@asynccontextmanager
+async def a_world(
+    *sims: SimNeuron, profiles: tuple[ModelProfile, ...] = (), settings: Settings | None = None
+) -> AsyncIterator[World]:
+    """A running gateway before these neurons, each polled once; on leaving, no lease may be out."""
+    async with trio.open_nursery() as nursery:
+        world = _build({sim.name: Host(sim, nursery) for sim in sims}, profiles, settings or Settings())
+        await nursery.start(world.lifecycle.run)
+        await nursery.start(world.poller.run)
+        nursery.start_soon(world.upstream.run)
+        yield world
+        nursery.cancel_scope.cancel()
+    world.fleet.assert_idle()
+
+
+def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings: Settings) -> World:
+    async def connect(origin: Origin) -> trio.abc.Stream:
+        return await hosts[origin.host].connect()
+
+    keeper = FixedCatalogue(a_catalogue(*profiles))
+    metrics = Metrics()
+    endpoints = {name: f"http://{name}:13131" for name in hosts}
+    fleet = Fleet([NeuronSettings(name, url) for name, url in endpoints.items()], misses=settings.poll.misses)
+    neurons = {name: NeuronClient(url, transport=MemoryTransport(hosts[name])) for name, url in endpoints.items()}
+    poller = Poller(fleet, neurons, settings.poll)
+    upstream = Upstream(connect=connect)
+    lifecycle = Lifecycle(
+        fleet, catalogue=keeper, neurons=neurons, settings=settings, metrics=metrics, poke=poller.poke
+    )
+    inference = Inference(
+        settings,
+        catalogue=keeper,
+        fleet=fleet,
+        upstream=upstream,
+        accounts=Accounts(metrics, log_requests=False),
+        poke=poller.poke,
+        lifecycle=lifecycle,
+    )
+    return World(hosts, keeper, settings, fleet, poller, upstream, lifecycle, inference, metrics)
+
+
+# A client .............................................................................................................
+
+
+@dataclass
+class Answered:
+    """What one client got. `status` 0: nothing. `pieces` are body bytes with the time of their arrival."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    pieces: list[tuple[float, bytes]] = field(default_factory=list)
+    whole: bool = False
+    began_at: float | None = None
+    ended_at: float = 0.0
+
+    @property
+    def body(self) -> bytes:
+        """All of it."""
+        return b"".join(piece for _, piece in self.pieces)
+
+    @property
+    def node(self) -> str | None:
+        """Who answered."""
+        return self.headers.get("x-cortex-node")
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of each event of a stream, decoded; `[DONE]` as it is."""
+        lines = self.body.decode().split("\n\n")
+        data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        return [one if one == "[DONE]" else json.loads(one) for one in data]
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it came as events."""
+        return self.headers.get("content-type", "").startswith("text/event-stream")
+
+    @property
+    def errors(self) -> list[dict[str, Any]]:
+        """Every error it tells of: the envelope's, or those of a stream's events."""
+        told = self.events if self.is_stream else [json.loads(self.body)] if self.body else []
+        return [one["error"] for one in told if isinstance(one, dict) and "error" in one]
+
+    @property
+    def text(self) -> str:
+        """What the model said."""
+        if self.is_stream:
+            chunks = [one for one in self.events if isinstance(one, dict) and one.get("choices")]
+            return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+        answer = json.loads(self.body)
+        return answer["choices"][0]["message"]["content"] if "choices" in answer else ""
+
+    @property
+    def first_token_at(self) -> float | None:
+        """When the first bytes with content came."""
+        return next((at for at, piece in self.pieces if b'"content":"' in piece.replace(b'"content":""', b"")), None)
+
+
+async def ask(
+    app: Inference,
+    model: str,
+    *,
+    stream: bool = False,
+    content: str = PROBE,
+    leave_after_s: float | None = None,
+    path: str = CHAT,
+) -> Answered:
+    """Ask a question over ASGI and return all that came; a client that leaves returns what it had by then."""
+    question = {"model": model, "messages": [{"role": "user", "content": content}]}
+    body = json.dumps(question | ({"stream": True} if stream else {})).encode()
+    answered = Answered()
+    left = trio.Event()
+    async with trio.open_nursery() as nursery:
+        if leave_after_s is not None:
+            nursery.start_soon(_leave, left, leave_after_s)
+        inbox = [{"type": "http.request", "body": body, "more_body": False}]
+        await app(_scope(path), partial(_receive, inbox, left), partial(_take, answered, left))
+        nursery.cancel_scope.cancel()
+    answered.ended_at = trio.current_time()
+    return answered
+
+
+def _scope(path: str) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+
+
+async def _leave(left: trio.Event, after_s: float) -> None:
+    await trio.sleep(after_s)
+    left.set()
+
+
+async def _receive(inbox: list[dict[str, Any]], left: trio.Event) -> dict[str, Any]:
+    await trio.lowlevel.checkpoint()
+    if inbox:
+        return inbox.pop(0)
+    await left.wait()
+    return {"type": "http.disconnect"}
+
+
+async def _take(answered: Answered, left: trio.Event, message: dict[str, Any]) -> None:
+    await trio.lowlevel.checkpoint()
+    if left.is_set():
+        raise OSError(errno.EPIPE, "the client is gone")
+    if message["type"] == "http.response.start":
+        answered.status = message["status"]
+        answered.began_at = trio.current_time()
+        answered.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        return
+    answered.pieces.append((trio.current_time(), bytes(message.get("body", b""))))
+    answered.whole = not message.get("more_body", False)
+
+
+async def ask_many(world: World, model: str, count: int, **how: Any) -> list[Answered]:
+    """So many clients at the same moment; their answers in the order they came."""
+    answers: list[Answered] = []
+
+    async def one() -> None:
+        answers.append(await world.ask(model, **how))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(one)
+    return answers
