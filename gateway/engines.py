@@ -44,6 +44,10 @@ BYTES_PER_MB = 2**20
 _CANNOT_LIST = frozenset({404, 405, 501})
 
 
+# Those whose documentation has a way to load and unload a model over HTTP, outside of development modes.
+_CAN_LOAD = frozenset({"llamacpp", "ollama"})
+
+
 # What they list .......................................................................................................
 
 
@@ -110,6 +114,11 @@ class EngineClient:
     async def aclose(self) -> None:
         """Close all connections. Idempotent."""
         await self._http.aclose()
+
+    @property
+    def can_load(self) -> bool:
+        """Whether `load` and `unload` do anything but refuse."""
+        return self._settings.engine in _CAN_LOAD
 
     async def discovery(self) -> Discovery:
         """Nothing, but for one device that stands for `vram_mb` where the operator gave it. Asks nobody."""

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import trio
@@ -92,19 +93,11 @@ class Server:
             async with trio.open_nursery() as connections:
                 with self._accepting:
                     async with trio.open_nursery() as accepting:
-                        await accepting.start(self._accept, listeners, connections)
+                        accept = partial(trio.serve_listeners, handler_nursery=connections)
+                        await accepting.start(accept, self.serve_stream, listeners)
                         task_status.started()
         finally:
             self._ended.set()
-
-    async def _accept(
-        self,
-        listeners: list[trio.SocketListener],
-        connections: trio.Nursery,
-        *,
-        task_status: trio.TaskStatus[list[trio.SocketListener]],
-    ) -> None:
-        await trio.serve_listeners(self.serve_stream, listeners, handler_nursery=connections, task_status=task_status)
 
     async def serve_stream(self, stream: trio.abc.Stream, client: tuple[str, int] | None = None) -> None:
         """One connection, to its end. Owns the stream. Raises nothing but Cancelled.

@@ -267,7 +267,11 @@ def _names(value: object, place: Place) -> dict[str, str]:
 def _neuron(value: object, place: Place) -> NeuronSettings:
     """One `[[neurons]]` table: its keys one by one, then which of them go together."""
     if isinstance(value, dict):
-        (_refuse_a_doubled_base_path if value.get("kind") == "openai" else _refuse_keys_of_engines)(value, place)
+        kind = value.get("kind", "neuron")
+        if kind == "neuron":
+            _refuse_keys_of_engines(value, place)
+        elif kind == "openai":
+            _refuse_a_doubled_base_path(value, place)
     neuron: NeuronSettings = _NEURON_RECORD(value, place)
     return neuron
 

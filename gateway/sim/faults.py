@@ -36,7 +36,7 @@ class Refuse(Inference, frozen=True, tag="refuse"):
 
 
 class HttpError(Inference, frozen=True, tag="http_error"):
-    """Answers with an error: flat JSON, text/plain, or FastAPI's `detail`. 503 with `retry_after_s` is a full neuron."""
+    """Answers with an error: flat JSON, text/plain, or FastAPI's `detail`; 503 with `retry_after_s`: a full neuron."""
 
     status: int = 500
     text: str = "CUDA error: an illegal memory access was encountered"

@@ -7,7 +7,7 @@ import structlog
 import trio
 from test_http1 import GET, POST, echo, make_server, parse, read_all, respond
 
-from gateway.http1 import ClientDisconnected, Statistics
+from gateway.http1 import SENDS_PER_CHECKPOINT, ClientDisconnected, Statistics
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ async def test_application_with_all_in_memory_lets_others_run(start):
         await read_all(stream)
         nursery.cancel_scope.cancel()
 
-    assert taken[0] >= 320 // 16
+    assert taken[0] >= 320 // SENDS_PER_CHECKPOINT - 1  # Trio shuffles who goes first
     await stream.aclose()
 
 
@@ -230,8 +230,8 @@ async def test_flood_of_connections_beyond_the_limit_leaves_nothing_behind(start
     assert parse(await served.receive_some())[0] == 200
     refused = [await trio.open_tcp_stream(*address) for _ in range(150)]
     with trio.fail_after(3):
-        while server.statistics().refused < 150:
-            await trio.sleep(0.01)
+        for stream in refused:
+            await read_all(stream)
     await served.send_all(GET)
     assert parse(await served.receive_some())[0] == 200
     assert server._turning_away <= 100

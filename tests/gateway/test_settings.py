@@ -14,6 +14,9 @@ from gateway import settings
 from gateway.settings import Listen, NeuronSettings, Settings, load
 
 SECRET = "hunter2-hunter2"
+NEURON = "[[neurons]]\nname = 'a'\nendpoint = 'http://a'"
+ENGINE = "[[neurons]]\nname = 'a'\nkind = 'openai'\nendpoint = 'http://a'"
+PASTED = ENGINE.replace("http://a", "http://a/v1")
 
 
 @pytest.fixture
@@ -122,6 +125,30 @@ def test_relative_models_config_without_a_config_file_is_refused():
     assert "relative" in message
 
 
+def test_engine_is_described_by_its_table(config):
+    """`kind = "openai"` has keys of its own; base paths lose their trailing slash."""
+    more = "api_key = 'k'\nbase_path = '/api/'\nmodels = ['m']\nserves = { 'Q/Q' = 'q:8b' }\nvram_mb = 8192"
+
+    [engine] = load(config(f"{ENGINE}\nengine = 'ollama'\n{more}"), {}).settings.neurons
+
+    assert engine == NeuronSettings("a", "http://a", "openai", "k", "/api", ("m",), {"Q/Q": "q:8b"}, 8192, "ollama")
+
+
+@pytest.mark.parametrize("given", ["/", ""])
+def test_base_path_may_be_none(config, given):
+    """An API right at the root."""
+    [engine] = load(config(f"{ENGINE}\nbase_path = '{given}'"), {}).settings.neurons
+
+    assert engine.base_path == ""
+
+
+def test_endpoint_may_end_with_v1_for_who_says_so_twice(config):
+    """With the base path spelled out it is no slip."""
+    [engine] = load(config(f"{PASTED}\nbase_path = '/v1'"), {}).settings.neurons
+
+    assert (engine.endpoint, engine.base_path) == ("http://a/v1", "/v1")
+
+
 # Faults.
 
 
@@ -160,6 +187,19 @@ def test_relative_models_config_without_a_config_file_is_refused():
         ("[[neurons]]\nname = 'a'", 1, "neurons[0].endpoint", "required and missing", None),
         ("[[neurons]]\nendpoint = 'http://a'\nname = ''", 3, "neurons[0].name", "must not be empty", None),
         ("[[neurons]]\nname = 'a'\nendpoint = 'http://a'\nkind = 'x'", 4, "neurons[0].kind", "must be one of", None),
+        (f"{NEURON}\nserves = {{}}", 4, "neurons[0].serves", 'for kind = "openai" only', None),
+        (f"{ENGINE}\nserve = {{}}", 5, "neurons[0].serve", "unknown key", "did you mean `serves`?"),
+        (f"{ENGINE}\nserves = 'a'", 5, "neurons[0].serves", "must be a table", None),
+        (f"{ENGINE}\nserves.'a/b' = 1", 5, 'neurons[0].serves."a/b"', "must be a string", "write it in quotes"),
+        (f"{ENGINE}\nserves = {{a = ''}}", 5, "neurons[0].serves.a", "must not be empty", None),
+        (f"{ENGINE}\nmodels = 'a'", 5, "neurons[0].models", "must be an array", None),
+        (f"{ENGINE}\nvram_mb = 0", 5, "neurons[0].vram_mb", "must be at least 1", None),
+        (f"{ENGINE}\nengine = 'olama'", 5, "neurons[0].engine", "one of", "did you mean `ollama`?"),
+        (f"{ENGINE}\nbase_path = 'v1'", 5, "neurons[0].base_path", "must be a path", None),
+        (f"{ENGINE}\nbase_path = '/a/../b'", 5, "neurons[0].base_path", "must be a path", None),
+        (f"{ENGINE}\nbase_path = '//a'", 5, "neurons[0].base_path", "must be a path", None),
+        (f"{ENGINE}\nbase_path = '/a?x'", 5, "neurons[0].base_path", "must be a path", None),
+        (PASTED, 4, "neurons[0].endpoint", "ends with /v1", None),
         ("x = [", 1, None, "not TOML", None),
     ],
 )  # fmt: skip
@@ -333,6 +373,11 @@ def test_secret_is_shown_nowhere(config):
         f'token = "{SECRET}',
         f"token = {SECRET}",
     ]
+    for line in ("api_key = ['{}']", "api_key = '{} x'", "api_ky = '{}'"):
+        told = faults(config(f"{ENGINE}\n{line.format(SECRET)}"))
+        assert SECRET not in repr(told)
+    assert SECRET not in repr(faults(config(f"{NEURON}\napi_key = '{SECRET}'")))
+    assert SECRET not in repr(load(config(f"{ENGINE}\napi_key = '{SECRET}'"), {}))
     for line in wrong:
         with pytest.raises(FaultyFile) as caught:
             load(config(f"[admin]\n{line}"), {"CORTEX_ADMIN__X": SECRET})

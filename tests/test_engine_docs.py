@@ -1,0 +1,42 @@
+"""docs/engines.md: what an operator copies from it works."""
+
+import re
+from pathlib import Path
+
+from gateway import settings
+from gateway.engines import EngineClient
+
+PAGE = Path(__file__).parent.parent / "docs" / "engines.md"
+SNIPPETS = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_every_table_is_accepted_and_together_they_are_a_config(tmp_path):
+    """No fault, no warning, each alone being part of the whole."""
+    config = tmp_path / "cortex.toml"
+    config.write_text("\n".join(SNIPPETS))
+
+    loaded = settings.load(config, {})
+
+    assert loaded.warnings == ()
+    assert len(loaded.settings.neurons) == len(SNIPPETS)
+    assert {neuron.kind for neuron in loaded.settings.neurons} == {"openai"}
+
+
+def test_every_engine_that_can_be_named_has_a_table_and_a_row(tmp_path):
+    """A hint that is accepted is explained."""
+    config = tmp_path / "cortex.toml"
+    config.write_text("\n".join(SNIPPETS))
+    shown = {neuron.engine for neuron in settings.load(config, {}).settings.neurons}
+
+    assert shown - {None} == set(settings.ENGINES)
+    assert all(f"| `{engine}`" in PAGE.read_text() for engine in settings.ENGINES)
+
+
+async def test_every_engine_said_to_have_no_api_for_loading_has_none():
+    """The table of what each can do is not a wish."""
+    rows = dict(re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\| ([^|]*) \|", PAGE.read_text(), re.MULTILINE))
+    can = {engine for engine, load in rows.items() if load.startswith("`POST")}
+
+    for engine in settings.ENGINES:
+        async with EngineClient(settings.NeuronSettings("x", "http://x", "openai", engine=engine)) as client:
+            assert (engine in can) == client.can_load
