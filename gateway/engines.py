@@ -44,7 +44,7 @@ BYTES_PER_MB = 2**20
 _CANNOT_LIST = frozenset({404, 405, 501})
 
 
-# Those whose documentation has a way to load and unload a model over HTTP, outside of development modes.
+# Those whose documented HTTP API loads and unloads a model by its name, needs no development mode and no second key.
 _CAN_LOAD = frozenset({"llamacpp", "ollama"})
 
 
@@ -255,7 +255,7 @@ class EngineClient:
 
     def _cannot(self, what: str) -> NeuronRefused:
         who = self._settings.engine or 'kind = "openai" without an `engine`'
-        return NeuronRefused(CANNOT, f"{self._settings.name} ({who}) has no API that cortex could {what} a model with")
+        return NeuronRefused(CANNOT, f"cortex cannot {what} a model at {self._settings.name} ({who}): do it there")
 
     async def _switch_in_router(self, verb: str, name: str) -> None:
         """llama.cpp's `POST /models/load` or `/models/unload`: it answers at once and goes on in the background."""

@@ -11,7 +11,7 @@ from catalogue.placement import may_displace
 from gateway.fleet import Node, NodeModel
 from gateway.routing import held_mb, may_be_evicted, priority_of
 
-__all__ = ["expired", "plan", "room_may_come", "why_no_room"]
+__all__ = ["expired", "fits", "plan", "room_may_come", "why_no_room"]
 
 
 def plan(
@@ -84,6 +84,13 @@ def _without_the_needless(missing_mb: Mapping[int, int], victims: list[_Victim])
         if not _lacking(missing_mb, rest):
             victims = rest
     return victims
+
+
+def fits(profile: ModelProfile, free_mb: Mapping[int, int]) -> bool:
+    """Whether there is room on each device; what is unknown is no reason to say no."""
+    if profile.vram_mb is None or not free_mb:
+        return True
+    return all(free >= ceil(profile.vram_mb / len(free_mb)) for free in free_mb.values())
 
 
 # Is it worth waiting? .................................................................................................

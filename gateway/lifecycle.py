@@ -35,6 +35,7 @@ UNLOAD_DEADLINE_S = 60.0
 QUIET_DEADLINE_S = 10.0  # for a victim's last request, already gone from here, to leave the neuron too
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 300.0
 CONTROL_DEADLINE_S = 10.0  # for the short questions around a load: readings, what it calls the model, and where
+ROOM_DEADLINE_S = 5.0  # for the memory of evicted models to be free
 PATIENCE_S = 30.0  # how old the job of a better place may be before we take the next best; a job that hangs is older
 NO_ROOM_RETRY_S = 30  # contract section 13
 DEFAULT_ESTIMATE_S = 30  # Retry-After for a load that nobody has timed yet
@@ -442,7 +443,18 @@ class Lifecycle:
         if victims is None or (victims and candidate.fit is Fit.FREE):
             # What the poll saw free is taken meanwhile. There may be a better place than this, or a time.
             raise _Postponed(f"{profile.vram_mb} MB needed, {sum(free_mb.values())} MB free")
-        await self._evict(node, victims)
+        if victims:
+            await self._evict(node, victims)
+            await self._until_room(profile, candidate)
+
+    async def _until_room(self, profile: ModelProfile, candidate: Candidate) -> None:
+        """A driver may take a moment to give memory back; or a victim had none left: somebody else unloaded it."""
+        with trio.move_on_after(ROOM_DEADLINE_S):
+            # ASYNC110: as in `_until_quiet`
+            while not eviction.fits(profile, free_mb := await self._measure(candidate)):  # noqa: ASYNC110
+                await trio.sleep(SETTLE_S)
+            return
+        raise _Postponed(f"{profile.vram_mb} MB needed, after all evictions {sum(free_mb.values())} MB free")
 
     async def _measure(self, candidate: Candidate) -> dict[int, int]:
         """What is free now, in MB by device; what cannot be read is left out."""
