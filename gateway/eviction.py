@@ -86,11 +86,9 @@ def _without_the_needless(missing_mb: Mapping[int, int], victims: list[_Victim])
     return victims
 
 
-def fits(profile: ModelProfile, free_mb: Mapping[int, int]) -> bool:
-    """Whether there is room on each device; what is unknown is no reason to say no."""
-    if profile.vram_mb is None or not free_mb:
-        return True
-    return all(free >= ceil(profile.vram_mb / len(free_mb)) for free in free_mb.values())
+def fits(profile: ModelProfile, free_mb: Mapping[int, int], *, over: int) -> bool:
+    """Whether there is room on each of `over` devices; what is unknown is no reason to say no."""
+    return profile.vram_mb is None or all(free >= ceil(profile.vram_mb / over) for free in free_mb.values())
 
 
 # Is it worth waiting? .................................................................................................

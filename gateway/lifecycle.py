@@ -450,11 +450,10 @@ class Lifecycle:
     async def _until_room(self, profile: ModelProfile, candidate: Candidate) -> None:
         """A driver may take a moment to give memory back; or a victim had none left: somebody else unloaded it."""
         with trio.move_on_after(ROOM_DEADLINE_S):
-            # ASYNC110: as in `_until_quiet`
-            while not eviction.fits(profile, free_mb := await self._measure(candidate)):  # noqa: ASYNC110
+            while not eviction.fits(profile, await self._measure(candidate), over=len(candidate.devices)):
                 await trio.sleep(SETTLE_S)
             return
-        raise _Postponed(f"{profile.vram_mb} MB needed, after all evictions {sum(free_mb.values())} MB free")
+        raise _Postponed(f"{profile.vram_mb} MB needed, and not free {ROOM_DEADLINE_S:g} s after the evictions")
 
     async def _measure(self, candidate: Candidate) -> dict[int, int]:
         """What is free now, in MB by device; what cannot be read is left out."""

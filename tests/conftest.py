@@ -15,4 +15,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if collection_path.name == "real" and not config.getoption("--real") else None
+    real = Path(__file__).parent / "real"
+    return True if collection_path.is_relative_to(real) and not config.getoption("--real") else None

@@ -6,6 +6,7 @@ hypothesis, which steps a whole gateway through what it makes up and shrinks wha
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import random
 from dataclasses import replace
@@ -35,7 +36,7 @@ def seeded(monkeypatch):
 
     def seed(number):
         trio._core._run._r.seed(number)
-        return random.Random(number)
+        return random.Random(number)  # noqa: S311 - replayable, not secret
 
     return seed
 
@@ -52,6 +53,7 @@ async def _schedule(rng):
     )
     sims = [a_sim(name, *MODELS, vram_mb=vram_mb) for name, vram_mb in NODES.items()]
     async with a_world(*sims, profiles=tuple(map(profile_of, MODELS)), settings=limits) as world:
+        evicted_at_work = watch_evictions(world)
         async with trio.open_nursery() as nursery:
             for _ in range(60):
                 rng.choices(STEPS, WEIGHTS)[0](world, rng, nursery, told)
@@ -63,6 +65,7 @@ async def _schedule(rng):
             answer = await world.ask(model.id)
             assert answer.text == "Tbilisi", (model.id, answer)
         assert world.violations() == []
+        assert evicted_at_work == []
         loads = [(sim.name, entry.at, entry.action, entry.model, entry.outcome) for sim in sims for entry in sim.loads]
     return told, loads
 
@@ -138,6 +141,19 @@ def heal(world):
     world.keeper.current = a_catalogue(*map(profile_of, MODELS), generation=world.keeper.current.generation + 1)
 
 
+def watch_evictions(world):
+    """A list of the leased models that were evicted nevertheless; stays empty."""
+    breaches = []
+
+    def look(change):
+        held = world.fleet.nodes[change.node].models.get(change.model)
+        if change.after == "unloading" and held.leases:
+            breaches.append((change, held.leases))
+
+    world.fleet.observers.append(look)
+    return breaches
+
+
 def never_negative(world):
     """Leases add up."""
     held = [model.leases for node in world.fleet.nodes.values() for model in node.models.values()]
@@ -145,7 +161,7 @@ def never_negative(world):
     assert sum(held) == world.fleet.leases
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(8))
 def test_schedule_ends_with_every_request_answered_and_every_model_servable(seed, seeded):
     """Whatever the order: answers or honest errors, no breach at any neuron, no lease left, and it all works again."""
     a_run(seeded(seed))
@@ -212,7 +228,7 @@ class Stage:
     def close(self):
         """Leave the world, with all that it checks on the way out."""
         if self.outcome is None:
-            self._todo.put(lambda: self._over.set())
+            self._todo.put(self._over.set)
             self._pump(lambda: self.outcome is not None)
 
 
@@ -225,6 +241,7 @@ class FleetMachine(RuleBasedStateMachine):
         sims = [a_sim("a", *small, vram_mb=(10_000,)), a_sim("b", *small, vram_mb=(8_000,))]
         self.stage = Stage(partial(a_world, *sims, profiles=tuple(map(profile_of, small))))
         self.world = self.stage.world
+        self.evicted_at_work = watch_evictions(self.world)
         self.waiting = 0
         self.answers = []
 
@@ -250,10 +267,8 @@ class FleetMachine(RuleBasedStateMachine):
         """An operator unloads."""
 
         def step():
-            try:
+            with contextlib.suppress(ServiceUnavailable):
                 self.world.lifecycle.unload(node, model.id)
-            except ServiceUnavailable:
-                pass
 
         self.stage.do(step)
 
@@ -273,13 +288,13 @@ class FleetMachine(RuleBasedStateMachine):
     @rule()
     def crash(self):
         """One of them dies."""
-        self.stage.do(lambda: self.world.hosts["b"].kill())
+        self.stage.do(self.world.hosts["b"].kill)
 
     @precondition(lambda self: not self.world.hosts["b"].up)
     @rule()
     def come_back(self):
         """And is there again, empty."""
-        self.stage.do(lambda: self.world.hosts["b"].restart())
+        self.stage.do(self.world.hosts["b"].restart)
 
     @invariant()
     def leases_add_up(self):
@@ -292,6 +307,7 @@ class FleetMachine(RuleBasedStateMachine):
         """No second load of a pair, no load beyond the memory, nobody evicted at work: they watch for all of it."""
         if hasattr(self, "world"):
             assert self.world.violations() == []
+            assert self.evicted_at_work == []
             pairs = [(load.node, load.model) for load in self.world.lifecycle.loads()]
             assert len({node for node, _ in pairs}) == len(pairs)  # one job per neuron
 
