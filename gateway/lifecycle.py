@@ -374,9 +374,10 @@ class Lifecycle:
         self._fleet.unchanged(load.node, load.model)
         self._poke(load.node)
         with trio.move_on_after(CONTROL_DEADLINE_S):
-            # ASYNC110: a poll is not an event of the fleet's, and this path is rare
-            while not self._fleet.is_confirmed(load.node):  # noqa: ASYNC110
+            while True:  # a poll is not an event of the fleet's, and this path is rare
                 await trio.sleep(SETTLE_S)
+                if self._fleet.is_confirmed(load.node):
+                    return
 
     def _note_outcome(self, load: _Load, reason: str | None) -> None:
         pair = (load.node, load.model)
@@ -450,18 +451,19 @@ class Lifecycle:
     async def _until_room(self, profile: ModelProfile, candidate: Candidate) -> None:
         """A driver may take a moment to give memory back; or a victim had none left: somebody else unloaded it."""
         with trio.move_on_after(ROOM_DEADLINE_S):
-            while not eviction.fits(profile, await self._measure(candidate), over=len(candidate.devices)):
+            while True:
+                if eviction.fits(profile, await self._measure(candidate), over=len(candidate.devices)):
+                    return
                 await trio.sleep(SETTLE_S)
-            return
         raise _Postponed(f"{profile.vram_mb} MB needed, and not free {ROOM_DEADLINE_S:g} s after the evictions")
 
     async def _measure(self, candidate: Candidate) -> dict[int, int]:
         """What is free now, in MB by device; what cannot be read is left out."""
-        with trio.move_on_after(CONTROL_DEADLINE_S):
-            try:
+        try:
+            with trio.move_on_after(CONTROL_DEADLINE_S):
                 return _free_now_mb(await self._neurons[candidate.node].health(), candidate.devices)
-            except NeuronError as error:
-                log.debug("readings_unknown", node=candidate.node, error=str(error))
+        except NeuronError as error:
+            log.debug("readings_unknown", node=candidate.node, error=str(error))
         return {}
 
     async def _evict(self, node: Node, victims: Sequence[NodeModel]) -> None:
@@ -499,17 +501,22 @@ class Lifecycle:
 
     async def _unload(self, node: str, model: str) -> None:
         with trio.move_on_after(UNLOAD_DEADLINE_S) as scope:
-            try:
-                await self._neurons[node].unload(model)
-            except NeuronRefused as refusal:
-                if not await self._is_gone(node, model, refusal):
-                    raise
+            refusal = await self._ask_to_unload(node, model)
+            if refusal is not None and not await self._is_gone(node, model, refusal):
+                raise refusal
         if scope.cancelled_caught:
             raise NeuronError(f"no answer to the unload of {model} within {UNLOAD_DEADLINE_S:g} s")
         self._fleet.dropped(node, model)
         self._metrics.evictions(model, node).inc()
         self._count_cycle(node)
         log.info("evicted", node=node, model=model)
+
+    async def _ask_to_unload(self, node: str, model: str) -> NeuronRefused | None:
+        try:
+            await self._neurons[node].unload(model)
+        except NeuronRefused as refusal:
+            return refusal
+        return None
 
     async def _is_gone(self, node: str, model: str, refusal: NeuronRefused) -> bool:
         """404 is both "not here", which is what we want, and "I will not": its list tells which."""
@@ -547,7 +554,7 @@ class Lifecycle:
             await trio.sleep(IDLE_LOOK_INTERVAL_S)
             now = trio.current_time()
             for node in self._fleet.nodes.values():
-                if node.healthy and node.name not in self._busy:
+                if node.healthy and node.takes_placements and node.name not in self._busy:
                     for held in eviction.expired(node, now, self._ttl_s)[:1]:
                         self._begin_unload(held)
 

@@ -61,8 +61,8 @@ class StreamMeter:
         for event in events:
             self._read(event.data, now)
 
-    def finish(self) -> bool:
-        """The body has ended; False if it ended in the middle of an event.
+    def finish(self, now: float) -> bool:
+        """The body has ended, at `now`; False if it ended in the middle of an event.
 
         The format wants a blank line after the last event, too; an engine that saves it has still said what it said.
         """
@@ -70,16 +70,17 @@ class StreamMeter:
             return True
         events = self._reader.feed(b"\n\n")
         for event in events:
-            if event.data == b"[DONE]":
-                self.done = True
-            elif not _is_json(event.data):
+            if event.data != b"[DONE]" and not _is_json(event.data):
                 return False
+            self._read(event.data, now)
         return bool(events)
 
     def _skim(self, chunk: bytes, now: float) -> None:
-        """Whole events after the first delta: decode only what carries more than another delta."""
-        if _TELLING.search(chunk) is None:
-            self.generated += chunk.count(b"data:")
+        """Whole events after the first delta: decode only what may carry more, or less, than another delta."""
+        events = chunk.split(b"\n\n")
+        events.pop()
+        if all(map(_is_plain, events)):
+            self.generated += len(events)
             self.last_at = now
             return
         for event in self._reader.feed(chunk):
@@ -197,8 +198,27 @@ class _Body(msgspec.Struct):
 _event_decoder = msgspec.json.Decoder(_StreamEvent)
 _body_decoder = msgspec.json.Decoder(_Body)
 _FINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
-_TELLING = re.compile(rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|\[DONE\]|"error"\s*:|"type"\s*:\s*"response\.')
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+
+
+def _is_plain(event: bytes) -> bool:
+    """Whether it is known without decoding that an event is one more delta with text in it, and nothing else.
+
+    Written as engines write JSON, without spaces; what is written otherwise is decoded. Quotes inside a JSON string are
+    escaped, so no text can look like a key. Ten searches cost 0.7 us, decoding 3, one regular expression for all 3.
+    """
+    return (
+        event.startswith(b"data:")
+        and b"\n" not in event
+        and b"\r" not in event
+        and (
+            (b'content":"' in event and b'content":""' not in event) or (b'"text":"' in event and b'":""' not in event)
+        )
+        and event.count(b'"finish_reason"') == event.count(b'"finish_reason":null')
+        and event.count(b'"usage"') == event.count(b'"usage":null')
+        and b'"error"' not in event
+        and b'"type"' not in event
+    )
 
 
 def _decode_event(data: bytes) -> _StreamEvent:

@@ -218,7 +218,7 @@ def _check_the_end(response: Response, meter: StreamMeter) -> None:
     Not every engine sends `[DONE]` (transformers serve never does), so the end of a framed body is an end. Without
     framing the end of the connection may as well be a crash: then something must have said that it is over.
     """
-    if not meter.finish():
+    if not meter.finish(trio.current_time()):
         raise UpstreamMalformedResponse("the neuron's stream ended in the middle of an event")
     if not response.framed and not (meter.done or meter.finished):
         raise UpstreamConnectionError("the neuron's stream broke off without an end")

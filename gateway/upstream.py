@@ -266,6 +266,7 @@ class Response:
         "_connection",
         "_parser",
         "_pieces",
+        "_reason_bytes",
         "_section_bytes",
         "complete",
         "framed",
@@ -278,6 +279,7 @@ class Response:
         self._connection = connection
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
+        self._reason_bytes = 0  # of the status line's reason phrase
         self._section_bytes = 0  # since the last thing that ended: what a neuron could make grow
         self.status = 0  # of the final response; 0 until its head is there
         self.headers: Headers = []
@@ -339,19 +341,23 @@ class Response:
         except httptools.HttpParserUpgrade:
             raise UpstreamMalformedResponse("the neuron answered with a protocol upgrade nobody asked for") from None
         except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _HeadTooLong):
+                raise _too_long() from None
             if not self.complete:
                 raise UpstreamMalformedResponse(f"the neuron's answer is not HTTP/1.1: {error}") from error
             self.reusable = False
         # Body bytes reset the count, so what is left is a head, trailers, or chunk extensions without end.
         if self._section_bytes > HEADER_LIMIT_BYTES:
-            raise UpstreamMalformedResponse(
-                f"the neuron sent more than {HEADER_LIMIT_BYTES} bytes of headers or trailers"
-            )
+            raise _too_long()
 
     def on_message_begin(self) -> None:
         """A second one after the end: whatever it is, it answers nothing we asked."""
         if self.complete:
             self.reusable = False
+
+    def on_status(self, reason: bytes) -> None:
+        """A piece of the reason phrase: nobody reads it, but it counts."""
+        self._reason_bytes += len(reason)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of a head. Trailers end here: nobody downstream has asked for them."""
@@ -363,6 +369,7 @@ class Response:
         status = self._parser.get_status_code()
         if status < 200:
             self.headers.clear()
+            self._reason_bytes = 0
         elif not self.status:
             if self._section_bytes > HEADER_LIMIT_BYTES:
                 self._refuse_a_long_head()
@@ -372,7 +379,8 @@ class Response:
 
     def _refuse_a_long_head(self) -> None:
         """Body bytes may have come along with it, so only now it is worth counting."""
-        head_bytes = sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+        head_bytes = len(b"HTTP/1.1 200 \r\n\r\n") + self._reason_bytes
+        head_bytes += sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
         if head_bytes > HEADER_LIMIT_BYTES:
             raise _HeadTooLong
 

@@ -235,7 +235,8 @@ class Bench:
 
     def _directly(self, question: Question) -> list[Question]:
         """The same question to the neuron that answered this subject last."""
-        node = next((sample.node for sample in reversed(self.samples) if sample.subject == question.subject), None)
+        nodes = (sample.node for sample in reversed(self.samples) if sample.subject == question.subject)
+        node = next((node for node in nodes if node is not None), None)
         if node is None or node not in self.neurons:
             return []
         try:

@@ -77,15 +77,14 @@ class Sample:
 def judge(sample: Sample, known: AbstractSet[str]) -> Verdict:
     """What a sample is worth. `known` are the ids of `/v1/models`.
 
-    Engines call themselves all kinds of things in the body (`name@main`), so the gateway's header counts; but a body
-    that names *another* model of this gateway is believed.
+    Only evidence accuses: the gateway's header, or a body that names *another* model of this gateway. Engines call
+    themselves all kinds of things (`name@main`), and an answer begun while its model loads has no header yet.
     """
     if sample.error is not None:
         return "unavailable"
-    answered_by = sample.header_model or sample.body_model
-    if sample.via == "gateway" and answered_by != sample.target:
+    if sample.header_model not in {None, sample.target}:
         return "wrong model"
-    if sample.body_model != sample.target and sample.body_model in known:
+    if sample.body_model in known - {sample.target, sample.subject}:
         return "wrong model"
     return "correct" if PROBE_ANSWER.casefold() in sample.text.casefold() else "wrong answer"
 

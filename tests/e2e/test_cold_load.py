@@ -353,8 +353,10 @@ async def test_request_for_a_victim_that_is_being_unloaded_waits_and_is_served(a
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one, N)
-            while world.fleet.nodes["a"].models[M.id].status != "unloading":
+            while True:
                 await trio.lowlevel.checkpoint()
+                if world.fleet.nodes["a"].models[M.id].status == "unloading":
+                    break
             nursery.start_soon(one, M)
 
         assert {model: answer.text for model, answer in answers.items()} == {M.id: "Tbilisi", N.id: "Tbilisi"}

@@ -311,8 +311,8 @@ async def serve_for_a_test(nursery, endpoints, models_toml, **more):
     )
     gateway, stop, ended = Gateway(settings), trio.Event(), trio.Event()
 
-    async def run(task_status=trio.TASK_STATUS_IGNORED):
-        await serve(gateway, stop=stop.wait, task_status=task_status)
+    async def run(**task_status):
+        await serve(gateway, stop=stop.wait, **task_status)
         ended.set()
 
     addresses: Addresses = await nursery.start(run)
@@ -347,7 +347,9 @@ async def stream(client, model, content, *, begun):
 async def until(condition):
     """Wait for another process or socket to get somewhere: asked every 10 ms, 10 s at most."""
     with trio.fail_after(10):
-        while not condition():
+        while True:
+            if condition():
+                return
             await trio.sleep(0.01)
 
 
@@ -389,9 +391,10 @@ async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(nurs
         await served.ended.wait()
         served.gateway.fleet.assert_idle()
     finally:
-        for process in processes:
-            process.kill()
-            await process.wait()
+        with trio.move_on_after(5, shield=True):
+            for process in processes:
+                process.kill()
+                await process.wait()
 
 
 MANY = httpx.Limits(max_connections=200)
@@ -399,7 +402,7 @@ MANY = httpx.Limits(max_connections=200)
 
 async def test_drain_lets_streams_finish_and_sends_those_who_wait_for_a_load_away(nursery, models_toml):
     """Thirty streams end with `[DONE]`; ten waiters get 503 `shutting_down` at once; then `serve` returns."""
-    models = (a_sim_model(SMALL, 4096, decode_tok_s=100), a_sim_model(MIDDLE, 7168, load_s=300))
+    models = (a_sim_model(SMALL, 4096, overhead_s=0.3, decode_tok_s=100), a_sim_model(MIDDLE, 7168, load_s=300))
     sim = a_sim("a", *models, vram_mb=(24_000,), loaded=(SMALL,))
     url = await nursery.start(sim.serve)
     served = await serve_for_a_test(nursery, {"a": url}, models_toml)
@@ -407,7 +410,7 @@ async def test_drain_lets_streams_finish_and_sends_those_who_wait_for_a_load_awa
     async with httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=20, limits=MANY) as client:
 
         async def run_to_the_end():
-            finished.append(await stream(client, SMALL, "Write 150 words", begun=begun))
+            finished.append(await stream(client, SMALL, "Write 90 words", begun=begun))
 
         async def wait_for_a_load():
             body = {"model": MIDDLE, "messages": [{"role": "user", "content": "hi"}]}

@@ -42,6 +42,9 @@ class NoLifecycle:
     def retry_after_s(self, model: str) -> int:
         return 30
 
+    def earlier_loads(self, model: str) -> str:
+        return ""
+
 
 class InMemoryGateway:
     """One gateway in front of neurons that all have the small model loaded.

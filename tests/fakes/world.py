@@ -183,10 +183,14 @@ async def a_world(
         world = _build({sim.name: Host(sim, nursery) for sim in sims}, profiles, settings or Settings())
         await nursery.start(world.lifecycle.run)
         await nursery.start(world.poller.run)
-        nursery.start_soon(world.upstream.run)
+        nursery.start_soon(_sweep, world.upstream)
         yield world
         nursery.cancel_scope.cancel()
     world.fleet.assert_idle()
+
+
+async def _sweep(upstream: Upstream) -> None:
+    await upstream.run()
 
 
 def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings: Settings) -> World:

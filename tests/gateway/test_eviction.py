@@ -19,10 +19,10 @@ class House:
         self.reports = []
         self.profiles = []
 
-    def holds(self, model_id, vram_mb, *, used_at=None, came_at=0, devices=(0,), **profile):
+    def holds(self, model_id, used_mb, *, used_at=None, came_at=0, devices=(0,), **profile):
         """A resident; `profile` keywords put it in the catalogue."""
         self.clock.now = came_at
-        self.reports.append(a_model(model_id, vram_used_mb=vram_mb, devices=devices))
+        self.reports.append(a_model(model_id, vram_used_mb=used_mb, devices=devices))
         answers(self.fleet, "a", *self.reports, devices=self.devices)
         if used_at is not None:
             self.clock.now = used_at

@@ -96,7 +96,7 @@ async def test_waiters_of_a_load_have_the_model_before_anybody_may_evict_it(auto
 
         world.fleet.observers.append(pounce)
         await many()
-        assert {answer.ended_at for answer in answers} == {pytest.approx(6.02)}
+        assert [answer.ended_at for answer in answers] == [pytest.approx(6.02)] * 20
         assert [entry.model for entry in sim.loads if entry.outcome == "begun"] == [M.id]
         await trio.sleep(10)
         assert [entry.model for entry in sim.loads if entry.outcome == "begun"] == [M.id, N.id]

@@ -161,7 +161,7 @@ def never_negative(world):
     assert sum(held) == world.fleet.leases
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_schedule_ends_with_every_request_answered_and_every_model_servable(seed, seeded):
     """Whatever the order: answers or honest errors, no breach at any neuron, no lease left, and it all works again."""
     a_run(seeded(seed))

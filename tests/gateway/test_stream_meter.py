@@ -30,7 +30,7 @@ def metered(*pieces):
 
 
 def summary(meter):
-    return meter.generated, meter.usage, meter.done, meter.finished, meter.preamble, meter.finish()
+    return meter.generated, meter.usage, meter.done, meter.finished, meter.preamble, meter.finish(99)
 
 
 PLAIN = stream(ROLE, delta(content="a"), delta(content="b"), delta(content="c"), {"choices": [], "usage": USAGE})
@@ -101,7 +101,7 @@ def test_skimming_counts_as_reading_does(kinds, data):
 )
 def test_end_in_the_middle_of_an_event_is_noticed(end, whole):
     """An engine that saves the last blank line has still said what it said."""
-    assert metered(stream(ROLE, delta(content="a"), done=False) + end).finish() is whole
+    assert metered(stream(ROLE, delta(content="a"), done=False) + end).finish(99) is whole
 
 
 def test_body_meter_reads_usage_of_both_vocabularies():

@@ -42,7 +42,8 @@ def sample(**changed):
         ({"error": "status 503"}, "unavailable"),
         ({"header_model": LARGE}, "wrong model"),
         ({"header_model": None, "body_model": LARGE}, "wrong model"),
-        ({"header_model": None, "body_model": None}, "wrong model"),
+        ({"header_model": None, "body_model": f"{SMALL}@main"}, "correct"),  # begun while the model was loading
+        ({"header_model": None, "body_model": None}, "correct"),
         ({"body_model": LARGE}, "wrong model"),  # the gateway says one thing and the neuron another
         ({"body_model": f"{SMALL}@main"}, "correct"),  # transformers serve
         ({"header_model": LARGE, "text": "Atlanta"}, "wrong model"),
