@@ -433,7 +433,10 @@ class Errand:
 
     def _early_head(self) -> tuple[int, Headers]:
         """The head of a stream whose neuron has not answered yet."""
-        return 200, [(b"content-type", b"text/event-stream"), *_our_headers(self._record), *_STREAM_HEADERS]
+        headers = [(b"content-type", b"text/event-stream"), *_our_headers(self._record), *_STREAM_HEADERS]
+        if self._record.node is None and self._record.model is not None:  # it waits for its load: which model is known
+            headers.append((b"x-cortex-model", header_value(self._record.model)))
+        return 200, headers
 
 
 _JOIN_LIMIT_BYTES = 128 * 1024  # copying this much costs less than a second system call

@@ -205,7 +205,7 @@ def _is_plain(event: bytes) -> bool:
     """Whether it is known without decoding that an event is one more delta with text in it, and nothing else.
 
     Written as engines write JSON, without spaces; what is written otherwise is decoded. Quotes inside a JSON string are
-    escaped, so no text can look like a key. Ten searches cost 0.7 us, decoding 3, one regular expression for all 3.
+    escaped, so no text can look like a key. Measured: 2.7 us, against 6 to split into lines and decode.
     """
     return (
         event.startswith(b"data:")

@@ -118,7 +118,7 @@ def measure(pid: int, port: int, home: Path, kit: Path) -> Figures:
     time.sleep(0.6)
     figures.rss_kib_per_stream = (rss_kib(pid) - rest_kib) / STREAMS
     output, _ = streaming.communicate()
-    events = int(re.search(r"events (\d+)", output)[1])
+    events = int(_found(r"events (\d+)", output)[1])
     if not output.rstrip().endswith("bad 0"):
         raise SystemExit(f"streams failed on port {port}: {output}")
     figures.cpu_us_per_chunk = (cpu_s(pid) - before_s) / events * 1e6
@@ -133,7 +133,7 @@ def requests_per_s(port: int, kit: Path, seconds: int) -> float:
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in output or "Socket errors" in output:
         raise SystemExit(output)
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1])
+    return float(_found(r"Requests/sec:\s+([\d.]+)", output)[1])
 
 
 def load_command(home: Path, port: int) -> list[str]:
@@ -148,8 +148,15 @@ def load(home: Path, port: int) -> str:
 
 def ttft_ms(output: str) -> tuple[float, float]:
     """(p50, p99) of the time to the first event."""
-    found = re.search(r"ttft us p50 (\d+) p99 (\d+)", output)
+    found = _found(r"ttft us p50 (\d+) p99 (\d+)", output)
     return int(found[1]) / 1000, int(found[2]) / 1000
+
+
+def _found(pattern: str, text: str) -> re.Match[str]:
+    match = re.search(pattern, text)
+    if match is None:
+        raise SystemExit(f"no {pattern!r} in: {text}")
+    return match
 
 
 def cpu_s(pid: int) -> float:
@@ -160,7 +167,7 @@ def cpu_s(pid: int) -> float:
 
 def rss_kib(pid: int) -> int:
     """Resident memory in KiB."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+    return int(_found(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
 
 
 def print_table(naive: Figures, cortex: Figures, direct_ms: float) -> None:

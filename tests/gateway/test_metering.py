@@ -1,5 +1,6 @@
 """What is learned of an answer as it passes: the same however its bytes are cut, and nothing of it lost."""
 
+import itertools
 import json
 
 import pytest
@@ -55,7 +56,7 @@ def fed(*chunks, finish=True):
     ],
 )
 def test_usage_is_found_wherever_it_is_and_however_it_is_cut(events, usage):
-    """On a chunk of its own, the finish chunk, any chunk, after the terminator, without a last blank line: every cut."""
+    """On a chunk of its own, on any chunk, after the terminator, without a last blank line; at every cut."""
     stream = b"".join(events)
     whole = fed(stream)
     assert whole.usage == usage
@@ -119,7 +120,7 @@ def cut_streams(draw):
     anywhere = draw(st.lists(st.integers(0, len(stream)), max_size=4))
     between = draw(st.lists(st.sampled_from(at_events), max_size=12)) if at_events else []
     cuts = sorted({0, len(stream), *anywhere, *between})
-    return stream, [stream[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return stream, [stream[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 @given(cut_streams())
@@ -219,7 +220,7 @@ def test_usage_of_a_plain_body_does_not_depend_on_cuts(cuts):
     body = json.dumps({"choices": [{"message": {"content": "x" * 50}}], "usage": USAGE}).encode()
     meter = BodyMeter()
     edges = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         meter.feed(body[start:end])
     meter.finish()
 

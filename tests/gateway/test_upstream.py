@@ -1,4 +1,4 @@
-"""HTTP/1.1 to a neuron: framings, the pool, what is asked twice and what never. In memory, but for what needs sockets."""
+"""HTTP/1.1 to a neuron: framings, the pool, what is asked twice and what never. In memory, mostly."""
 
 import pytest
 import trio
@@ -311,7 +311,7 @@ async def test_reused_connection_that_dies_inside_the_head_is_not_asked_again(nu
 
 
 async def test_neuron_that_closes_after_each_answer_is_never_asked_in_vain():
-    """Advertising keep-alive, as llama.cpp does: the EOF is seen before reuse (lessons: naive pools failed 59 of 200)."""
+    """Advertising keep-alive, as llama.cpp does: EOF is seen before reuse (naive pools failed 59 of 200)."""
     served = 0
 
     async def peer(stream):
@@ -393,7 +393,7 @@ async def test_large_body_arrives_whole():
 async def test_refused_connection_says_where():
     """A port nobody listens on."""
     upstream = Upstream()
-    with pytest.raises(UpstreamConnectionError, match="cannot connect to the neuron at 127.0.0.1:1"):
+    with pytest.raises(UpstreamConnectionError, match=r"cannot connect to the neuron at 127\.0\.0\.1:1"):
         await ask(upstream, Origin.parse("http://127.0.0.1:1"))
 
     assert upstream.in_use == 0
