@@ -203,7 +203,7 @@ def test_endpoint_may_end_with_v1_for_who_says_so_twice(config):
         ("x = [", 1, None, "not TOML", None),
     ],
 )  # fmt: skip
-def test_fault_names_line_key_and_what_to_do(config, text, line, key, part, hint):  # noqa: PLR0917 - columns of a table
+def test_fault_names_line_key_and_what_to_do(config, text, line, key, part, hint):
     """One mistake, one fault, on the line an editor would jump to."""
     [found] = faults(config(text))
 
