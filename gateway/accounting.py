@@ -48,6 +48,7 @@ class Record:
         "error",
         "estimated",
         "first_byte_at",
+        "made_up",
         "meter",
         "model",
         "node",
@@ -75,6 +76,7 @@ class Record:
         self.started_unix = time.time()
         self.alias: str | None = None
         self.model: str | None = None
+        self.made_up = False  # the model's name is the client's own: no label, or it could fill the memory with them
         self.node: str | None = None
         self.stream = False
         self.status = 0
@@ -134,7 +136,7 @@ class Record:
             self.estimated = True
 
     def _count(self, now: float) -> None:
-        metrics, route = self._accounts.metrics, (self.model or "", self.node or "")
+        metrics, route = self._accounts.metrics, ("" if self.made_up else self.model or "", self.node or "")
         code = self._error_code()
         if code is not None:
             metrics.errors(*route, code).inc()

@@ -27,7 +27,7 @@ from gateway.metering import BodyMeter, StreamMeter
 from gateway.phases import Phases
 from gateway.refusal import Refusal
 from gateway.relay import Answer, ClientGone, Pacer
-from gateway.request import HOP_BY_HOP, InferenceRequest, outgoing_headers, read, request_id_of
+from gateway.request import HOP_BY_HOP, InferenceRequest, named_by_connection, outgoing_headers, read, request_id_of
 from gateway.rewrite import splice
 from gateway.routing import Decision, Route, WaitForLoad, choose
 from gateway.settings import Settings
@@ -162,8 +162,7 @@ class Inference:
         try:
             if not answer.started:
                 headers = _plain_headers(record, error.retry_after_s)
-                await answer.start(error.status, headers)
-                await answer.end(errors.envelope(error))
+                await answer.respond(error.status, headers, errors.envelope(error))
             elif record.stream and not answer.ended:
                 await answer.fail(errors.envelope(error))
         except ClientGone:
@@ -224,6 +223,9 @@ class Errand:
         catalogue = self._shared.catalogue.current
         resolution = resolve(catalogue, self._request.model.name)
         self._record.alias, self._record.model = resolution.alias, resolution.model
+        self._record.made_up = not (
+            resolution.model in catalogue.models or self._shared.fleet.holders(resolution.model) or resolution.alias
+        )
         self._record.cancel = self._phases.interrupt
         try:
             await self._attempt_until_answered(resolution.model, catalogue)
@@ -372,13 +374,18 @@ class Errand:
         elif self._answer.started:
             raise errors.UpstreamMalformedResponse("the neuron answered a request for a stream with something else")
         else:
-            meter = BodyMeter()
-            self._record.first_byte_at = trio.current_time()
-            try:
-                await relay.relay_body(response, meter, self._phases, self._answer, lambda: self._head(response))
-            finally:
-                self._record.usage = meter.usage
+            await self._deliver_body(response)
         self._record.outcome = "ok"
+
+    async def _deliver_body(self, response: Response) -> None:
+        self.pacer.hush()
+        self._record.stream = False  # asked for or not: what breaks off here has no events to say so in
+        self._record.first_byte_at = trio.current_time()
+        meter = BodyMeter()
+        try:
+            await relay.relay_body(response, meter, self._phases, self._answer, lambda: self._head(response))
+        finally:
+            self._record.usage = meter.usage
 
     async def _deliver_stream(self, response: Response) -> None:
         self._record.stream = True
@@ -412,15 +419,16 @@ class Errand:
         self._record.outcome = "upstream_error"
         headers = _plain_headers(self._record, None, content_type=refusal.content_type)
         headers += [(name, value) for name, value in refusal.headers if name == b"retry-after"]
-        await self._answer.start(refusal.status, headers)
-        await self._answer.end(refusal.envelope())
+        await self._answer.respond(refusal.status, headers, refusal.envelope())
 
     # Heads...
 
     def _head(self, response: Response) -> tuple[int, Headers]:
         """The neuron's own head, less what was between it and us, plus what we say."""
         streaming = self.pacer.head_came
-        dropped = _NOT_FOR_CLIENTS_OF_STREAMS if streaming else _NOT_FOR_CLIENTS
+        dropped = (_NOT_FOR_CLIENTS_OF_STREAMS if streaming else _NOT_FOR_CLIENTS) | named_by_connection(
+            response.headers
+        )
         headers = [
             (name, value)
             for name, value in response.headers

@@ -94,6 +94,12 @@ class Answer:
         await self._pass({"type": "http.response.body", "body": data, "more_body": False})
         self.ended = True
 
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send all of it. From the first step it counts as ending, so that no comment gets in between."""
+        self.ending = True
+        await self.start(status, headers)
+        await self.end(body)
+
     async def comment(self, head: Head) -> None:
         """Send a keep-alive comment, the head before it if need be; nothing if that would get in between.
 
@@ -150,6 +156,10 @@ class Pacer:
         self.head = head
         self.head_came = True
         self.quiet_since = trio.current_time()
+
+    def hush(self) -> None:
+        """What comes is no stream: not a word from now on, neither an early head nor a comment in its midst."""
+        self._keepalive_s = self._early_commit_s = math.inf
 
     async def run(self) -> None:
         """For as long as the request lasts. Raises ClientGone."""

@@ -11,7 +11,15 @@ from gateway.errors import BodyTooLarge, MethodNotAllowed
 from gateway.relay import ClientGone
 from gateway.rewrite import ModelField, locate
 
-__all__ = ["INFERENCE_PATHS", "InferenceRequest", "outgoing_headers", "read", "request_id_of"]
+__all__ = [
+    "HOP_BY_HOP",
+    "INFERENCE_PATHS",
+    "InferenceRequest",
+    "named_by_connection",
+    "outgoing_headers",
+    "read",
+    "request_id_of",
+]
 
 INFERENCE_PATHS = frozenset(
     {
@@ -117,7 +125,7 @@ def _too_large(limit_bytes: int) -> BodyTooLarge:
 
 def outgoing_headers(request: InferenceRequest) -> Headers:
     """What a neuron gets to see of the client's headers, and what we add."""
-    named = _named_by_connection(request.headers)
+    named = named_by_connection(request.headers)
     kept = [
         (name, value)
         for name, value in request.headers
@@ -128,7 +136,8 @@ def outgoing_headers(request: InferenceRequest) -> Headers:
     return kept
 
 
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
+def named_by_connection(headers: Headers) -> frozenset[bytes]:
+    """The headers that are hop-by-hop because `connection` says so, in lower case; for either direction."""
     named: set[bytes] = set()
     for name, value in headers:
         if name == b"connection":

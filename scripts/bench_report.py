@@ -337,7 +337,7 @@ body {{ font: 13px system-ui, sans-serif; margin: 2em; }} text {{ font: 12px sys
 .first {{ fill-opacity: 0; }} .gateway.first {{ stroke: #1f77b4; }} .neuron.first {{ stroke: #ff7f0e; }}
 </style>
 <p>Blue: through the gateway. Orange: the neuron directly. Filled: whole answer. Ring: first generated token.</p>
-<svg width="{width}" height="{height}">
+<svg style="max-width:100%;height:auto" width="{width}" height="{height}">
 {marks}
 </svg>
 """

@@ -1,5 +1,7 @@
 """The official `openai` SDK, unmodified, sync and async, against the gateway on the simulated fleet."""
 
+import gc
+
 import openai
 import pytest
 import trio
@@ -14,6 +16,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator .*:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _collect_what_the_sdk_leaves():
+    """Here, where it is forgiven, and not in whichever test comes next on this worker."""
+    yield
+    gc.collect()
+
 
 EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
 

@@ -1,0 +1,45 @@
+"""A gateway on real sockets before one simulated neuron, and clients of it."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import trio
+from fakes.in_memory import Client
+from fakes.running import LARGE, SMALL, running_gateway
+
+from gateway.sim.fleet import neuron
+
+
+@pytest.fixture
+def beast():
+    """The neuron: both tiers loaded, a hundred times faster than life unless a test says otherwise."""
+    return neuron("beast", [24576, 24576], [SMALL, LARGE], speed=100)
+
+
+@pytest.fixture
+async def cortex(tmp_path, beast):
+    """The gateway, running, in front of `beast`."""
+    async with running_gateway(tmp_path, [beast]) as running:
+        yield running
+
+
+@pytest.fixture
+async def http(cortex):
+    """An HTTP client of the gateway, as strict about bytes as httpx is."""
+    async with httpx.AsyncClient(base_url=cortex.url, trust_env=False, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def wire(cortex):
+    """Opens a connection of a few words; closed on leaving the block, if it was not before."""
+
+    @asynccontextmanager
+    async def connected():
+        async with await trio.open_tcp_stream("127.0.0.1", cortex.port) as stream:
+            yield Client(stream)
+
+    return connected

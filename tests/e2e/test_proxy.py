@@ -1,0 +1,323 @@
+"""What a client sees, black box: a gateway on real sockets, a simulated neuron behind it, every fault it knows."""
+
+import json
+from contextlib import asynccontextmanager
+from functools import partial
+
+import httpx
+import pytest
+import trio
+from fakes.running import LARGE, PROBE, SMALL, running_gateway
+from fakes.scripted import answering, chunked, delta, read_request, with_length
+
+from gateway.settings import DeadlineSettings, RetrySettings
+from gateway.sim import faults
+
+CHAT = "/v1/chat/completions"
+
+
+def a_question(model=SMALL, **more):
+    return {"model": model, "messages": PROBE, **more}
+
+
+def events(answer):
+    return [part.removeprefix("data: ") for part in answer.text.split("\n\n") if part.startswith("data: ")]
+
+
+def said(answer):
+    """The text of a stream, or of a plain answer."""
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        return answer.json()["choices"][0]["message"]["content"]
+    chunks = [json.loads(event) for event in events(answer) if event != "[DONE]"]
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices") or ())
+
+
+async def metrics_of(cortex):
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(cortex.metrics_url)).text
+
+
+# The seed behaviours...
+
+
+async def test_chat_is_proxied_verbatim(http, beast):
+    """A concrete id goes out byte-identical; an alias is replaced, and nothing else."""
+    body = b'{ "messages":[{"role":"user","content":"caf\\u00e9 \xe2\x98\x83"}],\n "temperature":1.0,"model":"%b" }'
+    direct = await http.post(CHAT, content=body % SMALL.encode())
+    by_alias = await http.post(CHAT, content=body % b"helexa/small")
+
+    assert [received.body for received in beast.requests] == [body % SMALL.encode()] * 2
+    assert direct.json()["choices"] == by_alias.json()["choices"]
+    assert (by_alias.headers["x-cortex-alias"], by_alias.headers["x-cortex-model"]) == ("helexa/small", SMALL)
+    assert "x-cortex-alias" not in direct.headers
+
+
+async def test_stream_arrives_as_it_is_made(http, beast):
+    """Spread over the time it takes, with the neuron's content type and its own terminator."""
+    beast.speed = 10
+    arrivals = []
+    async with http.stream("POST", CHAT, json=a_question(stream=True)) as answer:
+        arrivals.extend([trio.current_time() async for _ in answer.aiter_raw()])
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert answer.headers["x-accel-buffering"] == "no"
+    whole = await http.post(CHAT, json=a_question(stream=True))
+
+    assert len(arrivals) >= 5
+    assert arrivals[-1] - arrivals[0] > 0.008  # ten tokens at 640 a second
+    assert events(whole)[-1] == "[DONE]"
+    assert "Tbilisi" in said(whole)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "words"),
+    [
+        ({"messages": []}, 400, "missing_model_field", "model"),
+        (b"{", 400, "malformed_json", "model"),
+        ({"model": "nobody/has-it"}, 404, "model_not_found", "not found"),
+        ({"model": "helexa/dead"}, 404, "model_not_found", "model 'nobody/has-it' not found on any node"),
+    ],
+)
+async def test_wrong_request_says_what_is_wrong(http, body, status, code, words):
+    """In OpenAI's envelope."""
+    answer = await http.post(CHAT, content=body if isinstance(body, bytes) else json.dumps(body))
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert words in answer.json()["error"]["message"]
+
+
+async def test_no_healthy_node_is_a_503(cortex, http):
+    """With a word on when to come back."""
+    for _ in range(3):
+        cortex.gateway.fleet.missed("beast", "test")
+    answer = await http.post(CHAT, json=a_question())
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "no healthy nodes" in answer.json()["error"]["message"]
+
+
+async def test_metrics_appear_after_the_first_request_and_not_before(cortex, http):
+    """On their own port."""
+    assert "cortex_requests_total" not in await metrics_of(cortex)
+    await http.post(CHAT, json=a_question())
+
+    assert f'cortex_requests_total{{model="{SMALL}",node="beast"}} 1.0' in await metrics_of(cortex)
+
+
+async def test_windows_answer(http):
+    """`HEAD /` as a coding CLI asks it, one model with its slash written either way, and what is not there."""
+    assert (await http.head("/")).status_code == 200
+    assert (await http.get("/ready")).json() == {"ready": True}
+    for path in (SMALL, SMALL.replace("/", "%2F"), "helexa/small", "helexa%2Fsmall"):
+        assert (await http.get(f"/v1/models/{path}")).json()["id"] == path.replace("%2F", "/")
+    unknown = await http.get("/v1/models/nobody/has-it")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    elsewhere = await http.get("/v2/models")
+    assert (elsewhere.status_code, elsewhere.json()["error"]["code"]) == (404, "not_found")
+    assert (await http.get(CHAT)).status_code == 405
+
+
+async def test_every_inference_path_is_served(http, cortex, beast):
+    """Completions, embeddings and rerank besides chat."""
+    completion = await http.post("/v1/completions", json={"model": SMALL, "prompt": "What is the capital of Georgia?"})
+    embedding = await http.post("/v1/embeddings", json={"model": SMALL, "input": "x"})
+    rerank = await http.post("/v1/rerank", json={"model": LARGE, "query": "a", "documents": ["a", "b"]})
+
+    assert "Tbilisi" in completion.json()["choices"][0]["text"]
+    assert embedding.json()["data"][0]["object"] == "embedding"
+    assert rerank.json()["results"][0]["index"] == 0
+
+
+# Every fault once, stream and not...
+
+
+UNSEEN = [
+    faults.Informational(count=3),
+    faults.NoDone(),
+    faults.OddUsage(where="finish"),
+    faults.OddUsage(where="choices"),
+    faults.OddUsage(where="none"),
+    faults.WrongModel(),
+    faults.FloatCreated(),
+    faults.AnyModel(),
+    faults.RunsOn(),
+    faults.UntilClose(),
+    faults.ContentLength(),
+    faults.CloseAfter(),
+    faults.CloseAfter(reset=True),
+    faults.LateHeaders(),
+    faults.Hang(seconds=5),
+    faults.SilentPrefill(seconds=5),
+    faults.Slow(factor=3),
+]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("fault", UNSEEN, ids=lambda fault: type(fault).__name__)
+async def test_quirk_of_a_neuron_is_no_trouble_to_its_client(cortex, http, beast, fault, stream):
+    """Odd, but an answer: it arrives whole. Three in a row, because quirks show in what comes after."""
+    if isinstance(fault, faults.UntilClose) and stream:
+        beast.faults.add(faults.NoDone())  # the harder case: then a finish reason must do
+    beast.faults.add(fault)
+    for _ in range(3):
+        answer = await http.post(CHAT, json=a_question(stream=stream))
+        assert answer.status_code == 200
+        assert "Tbilisi" in said(answer)
+        assert '"error"' not in answer.text
+        assert (events(answer)[-1:] == ["[DONE]"]) is (stream and faults.NoDone not in beast.faults.plan(SMALL))
+    assert len(beast.requests) == 3
+    cortex.gateway.fleet.assert_idle()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        (faults.Refuse(), 502, "upstream_connection_error"),
+        (faults.Refuse(reset=True), 502, "upstream_connection_error"),
+        (faults.Garbage(), 502, "upstream_malformed_response"),
+        (faults.BigHeaders(), 502, "upstream_malformed_response"),
+        (faults.HttpError(), 500, None),
+        (faults.HttpError(plain=True), 500, None),
+        (faults.HttpError(status=422, detail=True), 422, None),
+        (faults.HttpError(status=503, text="full", retry_after_s=2), 503, None),
+        (faults.NotLoaded(), 404, None),
+        (faults.Hang(), 504, "deadline_exceeded"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, faults.Fault) else None,
+)
+async def test_fault_before_an_answer_is_an_error_in_form(tmp_path, beast, fault, status, code, stream):
+    """Well-formed JSON with a fitting status, streaming or not; and the next request is served."""
+    beast.faults.add(fault)
+    sections = {"deadlines": DeadlineSettings(first_byte_seconds=0.2), "retries": RetrySettings(attempts=0)}
+    async with running_gateway(tmp_path, [beast], **sections) as cortex, a_client(cortex) as http:
+        answer = await http.post(CHAT, json=a_question(stream=stream))
+        beast.faults.clear()
+        cortex.gateway.poller.poke("beast")
+        await _served_again(http)
+
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json().keys() == ({"detail"} if status == 422 else {"error"})
+    if status != 422:
+        assert answer.json()["error"].keys() == {"message", "type", "code", "param"}
+        assert code in (None, answer.json()["error"]["code"])
+    assert answer.headers.get("retry-after") == ("2" if status == 503 else None)
+
+
+@asynccontextmanager
+async def a_client(cortex):
+    async with httpx.AsyncClient(base_url=cortex.url, trust_env=False, timeout=10) as client:
+        yield client
+
+
+async def _served_again(http):
+    with trio.fail_after(5):
+        while (await http.post(CHAT, json=a_question())).status_code != 200:
+            await trio.sleep(0.02)
+
+
+CUTS = [
+    faults.Drop(after=3),
+    faults.Drop(after=3, how="rst"),
+    faults.Drop(after=3, cut="chunk"),
+    faults.Drop(after=3, cut="event"),
+    faults.MalformedChunk(after=3),
+]
+
+
+@pytest.mark.parametrize("fault", CUTS, ids=lambda fault: f"{type(fault).__name__}-{getattr(fault, 'cut', '')}")
+async def test_answer_that_breaks_off_is_never_taken_for_whole(cortex, http, beast, fault):
+    """A stream ends in one error event and no `[DONE]`; a plain body is cut off where any client notices."""
+    beast.faults.add(fault)
+    stream = await http.post(CHAT, json=a_question(stream=True))
+    assert [json.loads(event)["error"]["type"] for event in events(stream) if '"error"' in event] == ["api_error"]
+    assert '"error"' in events(stream)[-1]
+    assert "[DONE]" not in stream.text
+
+    try:
+        plain = await http.post(CHAT, json=a_question())
+    except httpx.RemoteProtocolError:
+        pass
+    else:  # it broke before a byte had to leave
+        assert plain.status_code == 502
+    beast.faults.clear()
+    assert (await http.post(CHAT, json=a_question())).status_code == 200
+    cortex.gateway.fleet.assert_idle()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_200_answers_in_a_row_from_a_neuron_that_hangs_up_after_each(cortex, http, beast, reset):
+    """Advertising keep-alive all the while: 0 failures, and nothing is asked twice (lessons: 59 of 200 failed)."""
+    beast.speed = 10_000
+    beast.faults.add(faults.CloseAfter(reset=reset))
+    for number in range(200):
+        assert "Tbilisi" in said(await http.post(CHAT, json=a_question(stream=number % 2 == 0)))
+
+    assert beast.counters["requests"] == 200
+    assert "cortex_request_errors_total" not in await metrics_of(cortex)
+
+
+# Neurons of our own making, on a real port...
+
+
+@asynccontextmanager
+async def before(tmp_path, beast, peer):
+    """A gateway whose poller sees `beast`, and whose requests go to `peer` instead."""
+    async with running_gateway(tmp_path, [beast]) as cortex, a_client(cortex) as http:
+
+        async def elsewhere(origin):
+            return await trio.open_tcp_stream("127.0.0.1", listeners[0].socket.getsockname()[1])
+
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(partial(trio.serve_tcp, peer, 0, host="127.0.0.1"))
+            cortex.gateway.upstream._connect = elsewhere
+            yield cortex, http
+            nursery.cancel_scope.cancel()
+
+
+async def test_reused_connection_that_dies_under_a_request_is_replaced_once(tmp_path, beast):
+    """It was quiet when it was taken, and closed on the request: the client gets its answer all the same."""
+    asked = 0
+
+    async def peer(stream):
+        nonlocal asked
+        async with stream:
+            for count in range(2):
+                asked += bool(await read_request(stream))
+                if count == 1:
+                    return
+                await stream.send_all(with_length(b"{}"))
+
+    async with before(tmp_path, beast, peer) as (cortex, http):
+        statuses = [(await http.post(CHAT, json=a_question())).status_code for _ in range(6)]
+        statistics = cortex.gateway.upstream.statistics()
+
+    assert statuses == [200] * 6
+    assert asked == 11  # every request but the first was asked twice
+    assert (statistics["opened"], statistics["reused"], statistics["in_use"]) == (6, 5, 0)
+
+
+async def test_trailers_and_informational_responses_go_no_further(tmp_path, beast):
+    """They were between the neuron and us."""
+    answer = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + chunked(delta("x"), end=b"0\r\nx-sum: 1\r\n\r\n")
+    async with before(tmp_path, beast, answering(answer, answer)) as (_, http):
+        for _ in range(2):
+            got = await http.post(CHAT, json=a_question(stream=True))
+            assert (got.status_code, got.content) == (200, delta("x"))
+            assert not {"link", "x-sum", "trailer"} & set(got.headers)
+
+
+async def test_refusal_while_a_large_body_is_on_its_way_reaches_the_client(tmp_path, beast):
+    """The neuron says 413 after the head; nobody waits for 16 MiB to be read."""
+
+    async def peer(stream):
+        async with stream:
+            await stream.receive_some(1000)
+            await stream.send_all(with_length(b'{"error":"too long"}', status="413 Content Too Large"))
+            await trio.sleep(1)
+
+    async with before(tmp_path, beast, peer) as (_, http):
+        with trio.fail_after(3):
+            answer = await http.post(CHAT, json=a_question(padding="x" * 16 * 1024**2))
+
+    assert (answer.status_code, answer.json()["error"]["message"]) == (413, "too long")

@@ -1,0 +1,113 @@
+"""Deadlines on real sockets and through the whole application: that none is total, and that the neuron hears of each.
+
+To the second, in memory, on the autojump clock: tests/gateway/test_silence.py.
+"""
+
+import json
+
+import httpx
+import pytest
+import structlog
+import trio
+from fakes.in_memory import Client
+from fakes.running import MODELS_TOML, SMALL, running_gateway
+from trio.testing import memory_stream_pair, wait_all_tasks_blocked
+
+from gateway.fleet import ModelReport, NodeReport
+from gateway.http1 import Server, ServerLimits
+from gateway.serve import Gateway
+from gateway.settings import DeadlineSettings, NeuronSettings, RetrySettings, Settings, StreamingSettings
+from gateway.sim.faults import Hang, LateHeaders, SilentPrefill, Slow
+from gateway.sim.fleet import neuron
+
+CHAT = "/v1/chat/completions"
+QUESTION = {"model": "helexa/small", "messages": [{"role": "user", "content": "What is the capital of Georgia?"}]}
+
+
+@pytest.fixture
+async def whole(tmp_path, nursery):
+    """A whole `Gateway` as `serve` would run it, but for its sockets and threads: (gateway, neuron, a client)."""
+    path = tmp_path / "models.toml"
+    path.write_text(MODELS_TOML)
+    gateway = Gateway(Settings(neurons=(NeuronSettings("beast", "http://beast:13131"),), models_config=path))
+    beast = neuron("beast", [24576], [SMALL])
+    gateway.fleet.answered("beast", NodeReport((ModelReport(SMALL, "loaded", url="http://beast:13131"),), devices=()))
+    server = Server(gateway.app, limits=ServerLimits(), log=structlog.get_logger())
+
+    async def connect(origin):
+        ours, theirs = memory_stream_pair()
+        nursery.start_soon(beast.serve_stream, theirs)
+        return ours
+
+    gateway.upstream._connect = connect
+    ours, theirs = memory_stream_pair()
+    nursery.start_soon(server.serve_stream, theirs)
+    yield gateway, beast, Client(ours)
+    await gateway.aclose()
+
+
+@pytest.mark.parametrize(
+    ("faults", "lasts_s"),
+    [
+        ([Slow(factor=215)], 1200),  # 524 s of prefill, then a token every 3.4 s
+        ([SilentPrefill(seconds=540)], 545),
+        ([SilentPrefill(seconds=540), LateHeaders()], 545),
+    ],
+)
+async def test_nothing_in_the_whole_application_has_a_total_deadline(autojump_clock, whole, faults, lasts_s):
+    """Twenty minutes of stream, nine of prefill before or after the headers, through everything a request meets."""
+    gateway, beast, client = whole
+    beast.faults.add(*faults)
+    answer = await client.ask(messages=[{"role": "user", "content": "Write 200 words"}], stream=True)
+
+    assert trio.current_time() == pytest.approx(lasts_s, abs=10)
+    assert answer.events[-1] == "[DONE]"
+    gaps = [later[0] - at[0] for at, later in zip(answer.arrivals, answer.arrivals[1:], strict=False)]
+    assert max(gaps) <= 1.001
+    await wait_all_tasks_blocked()
+    gateway.fleet.assert_idle()
+
+
+SHORT = {
+    "deadlines": DeadlineSettings(first_byte_seconds=0.3, idle_seconds=0.3),
+    "retries": RetrySettings(attempts=0),
+    "streaming": StreamingSettings(keepalive_seconds=0.05, early_commit_seconds=0.1),
+}
+
+
+async def ask_with_short_deadlines(tmp_path, fault, *, stream):
+    """The answer, when it had ended, and the neuron, on real sockets."""
+    beast = neuron("beast", [24576], [SMALL], speed=20)
+    beast.faults.add(fault)
+    async with running_gateway(tmp_path, [beast], **SHORT) as cortex:
+        async with httpx.AsyncClient(base_url=cortex.url, trust_env=False, timeout=10) as http:
+            begun = trio.current_time()
+            answer = await http.post(CHAT, json={**QUESTION, "stream": stream})
+            took_s = trio.current_time() - begun
+        with trio.fail_after(2):
+            while not beast.cancelled:
+                await trio.sleep(0.002)
+        cortex.gateway.fleet.assert_idle()
+    return answer, took_s, beast.cancelled[0].at - begun
+
+
+@pytest.mark.parametrize("fault", [Hang(), SilentPrefill(seconds=100)])
+async def test_neuron_is_freed_the_moment_its_first_byte_deadline_has_passed(tmp_path, fault):
+    """The client, committed early, gets comments and then one error event; the neuron sees us leave."""
+    answer, took_s, noticed_s = await ask_with_short_deadlines(tmp_path, fault, stream=True)
+    parts = [part for part in answer.text.split("\n\n") if part]
+    error = json.loads(parts[-1].removeprefix("data: "))["error"]
+
+    assert answer.status_code == 200
+    assert set(parts[:-1]) == {": keep-alive"}
+    assert (error["code"], error["param"]) == ("deadline_exceeded", "first_byte")
+    assert took_s == pytest.approx(0.3, abs=0.15)
+    assert noticed_s == pytest.approx(0.3, abs=0.15)
+
+
+async def test_plain_request_past_its_deadline_is_a_504(tmp_path):
+    """And no comments."""
+    answer, took_s, _ = await ask_with_short_deadlines(tmp_path, Hang(), stream=False)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (504, "first_byte")
+    assert took_s == pytest.approx(0.3, abs=0.15)
