@@ -134,6 +134,9 @@ async def test_abort_in_mid_stream_stops_the_neuron(running):
         with trio.fail_after(2):
             while not running.neurons[0].cancelled:
                 await trio.sleep(0.005)
+        with trio.fail_after(2):
+            while running.gateway.accounts.live:
+                await trio.sleep(0.005)
     running.gateway.fleet.assert_idle()
 
 

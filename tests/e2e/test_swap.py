@@ -58,8 +58,10 @@ async def test_alias_swapped_200_times_under_50_streams_loses_nothing(tmp_path):
 
         assert running.gateway.keeper.current.generation == SWAPS + 1
         assert min(answered.values()) > SWAPS // 4
+        with trio.fail_after(5):  # a client has its last byte a moment before its request's nursery closes
+            while running.gateway.accounts.live:
+                await trio.sleep(0.005)
         running.gateway.fleet.assert_idle()
-        assert running.gateway.accounts.live == {}
         assert running.neurons[0].violations == []
 
 
