@@ -17,9 +17,9 @@ from werkzeug.exceptions import HTTPException
 
 from gateway import errors
 from gateway.asgi import App, Headers, Message, Receive, Scope, Send
+from gateway.endpoints import ENDPOINTS
 from gateway.inference import Inference
 from gateway.models_api import Entry
-from gateway.request import INFERENCE_PATHS
 from gateway.settings import Settings
 
 __all__ = ["Door", "Windows", "json_response", "make_windows", "new_app"]
@@ -142,7 +142,7 @@ class Door:
                 await _answer_preflight(scope, send, allowed)
                 return
             send = _with_headers(send, [*allowed, *_EXPOSED])
-        await (self._inference if scope["path"] in INFERENCE_PATHS else self._windows)(scope, receive, send)
+        await (self._inference if scope["path"] in ENDPOINTS else self._windows)(scope, receive, send)
 
     def _allow(self, origin: bytes) -> Headers | None:
         if "*" in self._origins:

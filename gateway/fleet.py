@@ -20,6 +20,7 @@ import trio
 
 from catalogue.models import Limit
 from gateway.access import Access
+from gateway.backend import Backend
 from gateway.breaker import Breaker
 from gateway.settings import NeuronSettings
 
@@ -204,12 +205,14 @@ class Node:
 
     `devices` is None until a `/discovery` was read: unknown, which is not "none". `misses` counts failures in a row.
     `urls_doubtful` says that a connection failed since the last poll, so that cached inference URLs are asked anew.
-    `access` is None for a neuron; a server of another kind wants to be spoken to in its own way.
+    `access` is None for a neuron; a server of another kind wants to be spoken to in its own way. `backend` is what
+    either takes beyond plain chat completions.
     """
 
     __slots__ = (
         "access",
         "activation",
+        "backend",
         "breaker",
         "devices",
         "draining",
@@ -230,6 +233,9 @@ class Node:
         self.endpoint = settings.endpoint
         self.kind = settings.kind
         self.access = Access.of(settings)
+        self.backend = Backend(
+            frozenset(settings.dialects), settings.reasoning_content, settings.system_anywhere, settings.thinking
+        )
         self.healthy = False
         self.ever_answered = False
         self.draining = False

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NoReturn
 
 import trio
 
 from gateway import sse
 from gateway.asgi import Headers, Send
-from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
+from gateway.dialects import Translation
+from gateway.errors import GatewayError, UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.metering import BodyMeter, StreamMeter
 from gateway.phases import Phases
 from gateway.settings import StreamingSettings
 from gateway.upstream import Response
 
-__all__ = ["Answer", "ClientGone", "Head", "Pacer", "relay_body", "relay_stream"]
+__all__ = ["Answer", "ClientGone", "Head", "Pacer", "relay_body", "relay_stream", "relay_whole"]
 
 Head = Callable[[], tuple[int, Headers]]
 
+WHOLE_LIMIT_BYTES = 64 * 1024 * 1024  # of an answer that has to be translated; the longest are tool calls of 1 MiB
 PREAMBLE_LIMIT_BYTES = 64 * 1024  # a role chunk is 200 bytes; more than this is no preamble
 
 
@@ -47,6 +50,7 @@ class Answer:
         "ended",
         "ending",
         "first_written_at",
+        "keep_alive",
         "started",
         "status",
     )
@@ -62,6 +66,7 @@ class Answer:
         self.ended = False
         self.status = 0
         self.bytes_sent = 0
+        self.keep_alive = sse.KEEP_ALIVE
         self.first_written_at: float | None = None
         """When the first bytes of a neuron's answer had been handed over, by Trio's clock."""
 
@@ -111,16 +116,16 @@ class Answer:
         try:
             if not self.started:
                 await self.start(*head())
-            self.bytes_sent += len(sse.KEEP_ALIVE)
-            await self._pass({"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True})
+            self.bytes_sent += len(self.keep_alive)
+            await self._pass({"type": "http.response.body", "body": self.keep_alive, "more_body": True})
         finally:
             self._comment = None
             done.set()
 
-    async def fail(self, data: bytes) -> None:
+    async def fail(self, event: bytes) -> None:
         """End a stream with an error event; an event cut off in its midst is ended first, so that it is not joined."""
         cut = b"" if self.between_events else b"\n\n"
-        await self.end(cut + sse.write(data))
+        await self.end(cut + event)
 
     @property
     def between_events(self) -> bool:
@@ -179,7 +184,9 @@ class Pacer:
         return self._begun + self._early_commit_s
 
 
-async def relay_stream(response: Response, meter: StreamMeter, phases: Phases, pacer: Pacer) -> None:
+async def relay_stream(
+    response: Response, meter: StreamMeter, phases: Phases, pacer: Pacer, translation: Translation | None = None
+) -> None:
     """Carry an event stream to its end.
 
     What comes before the first generated delta (a role chunk) is held back, so that a neuron that fails there can
@@ -196,6 +203,9 @@ async def relay_stream(response: Response, meter: StreamMeter, phases: Phases, p
     if response.complete and meter.preamble:
         _check_the_end(response, meter)
     phases.enter("idle")
+    if translation is not None:
+        await _relay_translated(response, meter, phases, pacer, translation, chunk=chunk)
+        return
     if chunk and not answer.started:
         await answer.start(*pacer.head())
     answer.committed = True
@@ -209,6 +219,42 @@ async def relay_stream(response: Response, meter: StreamMeter, phases: Phases, p
     if not answer.started:
         await answer.start(*pacer.head())
     await answer.end()
+
+
+async def _relay_translated(
+    response: Response, meter: StreamMeter, phases: Phases, pacer: Pacer, translation: Translation, *, chunk: bytes
+) -> None:
+    """The same with a translation in between. What it finds wrong with the stream is raised, once it has been told."""
+    answer = pacer.answer
+    while chunk:
+        told = translation.feed(chunk)
+        if translation.error is not None:
+            await _end_in_error(told, translation.error, answer)
+        if told:
+            if not answer.started:
+                await answer.start(*pacer.head())
+            answer.committed = True
+            answer.keep_alive = translation.keep_alive
+            await answer.write(told)
+            pacer.quiet_since = trio.current_time()
+        phases.progressed()
+        chunk = await response.receive()
+        meter.feed(chunk, trio.current_time())
+    _check_the_end(response, meter)
+    told = translation.finish()
+    if translation.error is not None:
+        await _end_in_error(told, translation.error, answer)
+    if not answer.started:
+        await answer.start(*pacer.head())
+    answer.committed = True
+    await answer.end(told)
+
+
+async def _end_in_error(told: bytes, error: GatewayError, answer: Answer) -> NoReturn:
+    """`told` ends in the error as an event: of use only to a client that has seen something of this answer."""
+    if answer.committed:
+        await answer.end(told)
+    raise error
 
 
 async def _preamble(response: Response, meter: StreamMeter) -> bytes:
@@ -232,6 +278,34 @@ def _check_the_end(response: Response, meter: StreamMeter) -> None:
         raise UpstreamMalformedResponse("the neuron's stream ended in the middle of an event")
     if not response.framed and not (meter.done or meter.finished):
         raise UpstreamConnectionError("the neuron's stream broke off without an end")
+
+
+async def relay_whole(
+    response: Response,
+    meter: BodyMeter,
+    phases: Phases,
+    answer: Answer,
+    head: Head,
+    *,
+    translation: Translation,
+) -> None:
+    """Carry an answer that has to be read whole before it can be said. Raises as `relay_stream` does."""
+    pieces: list[bytes] = []
+    size = 0
+    chunk = await response.receive()
+    phases.enter("idle")
+    while chunk:
+        pieces.append(chunk)
+        size += len(chunk)
+        if size > WHOLE_LIMIT_BYTES:
+            raise UpstreamMalformedResponse(f"the neuron's answer is longer than {WHOLE_LIMIT_BYTES} bytes")
+        meter.feed(chunk)
+        phases.progressed()
+        chunk = await response.receive()
+    meter.finish()
+    told = translation.whole(b"".join(pieces))
+    answer.committed = True
+    await answer.respond(*head(), told)
 
 
 async def relay_body(response: Response, meter: BodyMeter, phases: Phases, answer: Answer, head: Head) -> None:

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.asgi import Headers, Receive, Scope
+from gateway.dialects import Dialect, Dialogue
 from gateway.errors import BodyTooLarge, MethodNotAllowed
 from gateway.relay import ClientGone
 from gateway.rewrite import ModelField, locate
 
 __all__ = [
     "HOP_BY_HOP",
-    "INFERENCE_PATHS",
     "InferenceRequest",
     "named_by_connection",
     "outgoing_headers",
     "read",
     "request_id_of",
 ]
-
-INFERENCE_PATHS = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/rerank",
-        "/v1/responses",
-        "/v1/images/generations",
-        "/v1/audio/speech",
-    }
-)
-"""The endpoints whose body is a JSON object that names its `model` (contract section 3)."""
 
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")  # contract section 13
 
@@ -52,22 +39,33 @@ _NOT_FOR_NEURONS = HOP_BY_HOP | {
     b"x-request-id",
 }
 _NOT_FOR_NEURONS_PREFIXES = (b"proxy-", b"x-cortex-", b"x-helexa-")
+_OF_ITS_OWN_DIALECT = (b"anthropic-",)  # means nothing to a neuron that is asked in another
 
 
 @dataclass(slots=True)
 class InferenceRequest:
-    """One request for inference as the client sent it. `body` is never changed; see `rewrite.splice`."""
+    """One request for inference as the client sent it. `body` is never changed; see `rewrite.splice`.
+
+    `dialect` and `dialogue` are there once it has been understood.
+    """
 
     path: bytes
     headers: Headers
     body: bytes
     model: ModelField
     request_id: str
+    dialect: Dialect = field(init=False)
+    dialogue: Dialogue = field(init=False)
 
     @property
     def stream(self) -> bool:
         """Whether the client asked for a stream."""
         return self.model.stream
+
+    def understand(self, dialect: Dialect, spoken: frozenset[str]) -> None:
+        """Read it as its dialect does; see `Dialect.open`. Raises BadRequest."""
+        self.dialect = dialect
+        self.dialogue = dialect.open(self, spoken)
 
 
 def request_id_of(headers: Headers) -> str:
@@ -123,13 +121,17 @@ def _too_large(limit_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"the request body is larger than the {limit_bytes / 1024**2:g} MiB this gateway accepts")
 
 
-def outgoing_headers(request: InferenceRequest) -> Headers:
-    """What a neuron gets to see of the client's headers, and what we add."""
+def outgoing_headers(request: InferenceRequest, *, translated: bool = False) -> Headers:
+    """What a neuron gets to see of the client's headers, and what we add.
+
+    `translated` says that it is asked in another dialect than the client spoke.
+    """
     named = named_by_connection(request.headers)
+    unwanted = _NOT_FOR_NEURONS_PREFIXES + _OF_ITS_OWN_DIALECT if translated else _NOT_FOR_NEURONS_PREFIXES
     kept = [
         (name, value)
         for name, value in request.headers
-        if name not in _NOT_FOR_NEURONS and not name.startswith(_NOT_FOR_NEURONS_PREFIXES) and name not in named
+        if name not in _NOT_FOR_NEURONS and not name.startswith(unwanted) and name not in named
     ]
     kept.append((b"accept-encoding", b"identity"))
     kept.append((b"x-request-id", request.request_id.encode()))

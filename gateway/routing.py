@@ -14,6 +14,7 @@ from typing import NamedTuple
 from catalogue.models import DEFAULT_PRIORITY, Catalogue, ModelProfile
 from catalogue.placement import feasible, may_displace
 from gateway.access import Access
+from gateway.backend import PLAIN, Backend
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet import Fleet, Node, NodeModel
 
@@ -35,6 +36,7 @@ class Route(NamedTuple):
     model_id: str
     url: str
     access: Access | None = None
+    backend: Backend = PLAIN
 
 
 class WaitForLoad(NamedTuple):
@@ -98,7 +100,7 @@ def choose(model: str, fleet: Fleet, catalogue: Catalogue, *, exclude: Collectio
         if any(held.troubled for held in replicas):
             replicas = _least_troubled(model, replicas, fleet.now())
         best = replicas[0] if len(replicas) == 1 else _least_busy(replicas)
-        return Route(best.node.name, best.id, best.url or "", best.node.access)
+        return Route(best.node.name, best.id, best.url or "", best.node.access, best.node.backend)
     return _choose_cold(model, fleet, catalogue, exclude)
 
 

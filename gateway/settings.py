@@ -20,6 +20,7 @@ from catalogue.fields import Field, Override, Place, Report
 from catalogue.load import in_file_order, parse_toml
 from catalogue.models import Fault, FaultyFile
 from catalogue.positions import KeyPath, Positions, scan
+from gateway.backend import DIALECTS, ThinkingSwitch
 
 DEFAULT_MODELS_CONFIG = Path("/etc/cortex/models.toml")  # where the catalogue is looked for when nothing is configured
 ENVIRONMENT_PREFIX = "CORTEX_"
@@ -127,9 +128,11 @@ class AdminSettings:
 class NeuronSettings:
     """`[[neurons]]`: one daemon, or any server that speaks OpenAI's API. `endpoint` has no trailing slash.
 
-    The rest is for `kind = "openai"` only (docs/engines.md). `base_path` stands where we have `/v1`, without a trailing
-    slash, and may be empty. `models` are the engine's own names where it cannot list them. `serves` maps our ids to the
-    engine's own names. `vram_mb` is the total, for display. `engine` says which one it is, None that nobody said.
+    `dialects` is what it speaks; `thinking`, `reasoning_content` and `system_anywhere` are habits of its chat API (see
+    `backend.Backend`). The others are for `kind = "openai"` only (docs/engines.md): `base_path` stands where we have
+    `/v1`, without a trailing slash, and may be empty. `models` are the engine's own names where it cannot list them.
+    `serves` maps our ids to the engine's own names. `vram_mb` is the total, for display. `engine` says which one it is,
+    None that nobody said.
     """
 
     name: str
@@ -141,6 +144,10 @@ class NeuronSettings:
     serves: Mapping[str, str] = field(default_factory=dict)
     vram_mb: int | None = None
     engine: str | None = None
+    dialects: tuple[str, ...] = ("openai",)
+    thinking: ThinkingSwitch = "chat_template_kwargs"
+    reasoning_content: bool = False
+    system_anywhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +378,10 @@ NEURON_FIELDS = {
     "name": Field(fields.name, required=True),
     "endpoint": Field(_endpoint, required=True),
     "kind": Field(fields.one_of("neuron", "openai")),
+    "dialects": Field(fields.array(fields.one_of(*DIALECTS))),
+    "thinking": Field(fields.one_of("chat_template_kwargs", "reasoning_effort", "none")),
+    "reasoning_content": Field(fields.boolean),
+    "system_anywhere": Field(fields.boolean),
     **ENGINE_FIELDS,
 }
 _NEURON_RECORD = fields.record(NeuronSettings, NEURON_FIELDS)

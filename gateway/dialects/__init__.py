@@ -1,1 +1,109 @@
-"""Translations between API dialects: pure functions and stream state machines, no I/O."""
+"""The seam between what clients speak and what neurons do: pure stages around the data plane, no I/O.
+
+    Dialect    one per API; reads a request, and knows how its clients want to hear of errors
+    Dialogue   one per request; says what a given neuron is asked
+    Translation  one per attempt, and only where the answer is in another dialect: eats it, yields the client's bytes
+
+No dialect has its own routing, deadlines, retries, cancellation, accounting or error path. Pass-through is a dialogue
+without a translation, and costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from gateway.asgi import Headers
+from gateway.backend import Backend
+from gateway.errors import GatewayError
+from gateway.refusal import Refusal
+
+if TYPE_CHECKING:
+    from gateway.request import InferenceRequest
+
+__all__ = ["Dialect", "Dialogue", "Outgoing", "Translation"]
+
+
+class Translation(Protocol):
+    """One answer on its way to the client: a stream by `feed` and `finish`, or all of it by `whole`.
+
+    `error` is set once the stream turns out to have failed; what was returned then ends in the client's own form of an
+    error event. `keep_alive` is what fills silence once something has been told.
+    """
+
+    @property
+    def error(self) -> GatewayError | None:
+        """Why the stream failed, or None."""
+        ...
+
+    @property
+    def keep_alive(self) -> bytes:
+        """Bytes that mean nothing to the client, but are some."""
+        ...
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What the client is to get for a piece of the neuron's stream: whole events, often none. Never raises."""
+        ...
+
+    def finish(self) -> bytes:
+        """The same for the end of the neuron's body, which HTTP says is in order."""
+        ...
+
+    def fail(self, error: GatewayError) -> bytes:
+        """End a stream of which the client has seen something; nothing if it has ended."""
+        ...
+
+    def whole(self, body: bytes) -> bytes:
+        """An answer that is no stream. Raises GatewayError if it is none of the dialect's."""
+        ...
+
+
+class Outgoing(NamedTuple):
+    """What one neuron is asked. `translation` is None where its answer is the client's, byte for byte."""
+
+    path: bytes
+    body: bytes
+    translation: Translation | None = None
+
+
+class Dialogue(Protocol):
+    """One request as its dialect understands it."""
+
+    def outgoing(self, model: str, backend: Backend) -> Outgoing:
+        """The request for a neuron of this kind that knows the model by this name. May be called again for another.
+
+        Raises:
+            BadRequest: It cannot be said in any dialect the neuron speaks; the message names the field.
+        """
+        ...
+
+
+class Dialect(Protocol):
+    """An API that clients speak. Stateless."""
+
+    def open(self, request: InferenceRequest, spoken: frozenset[str]) -> Dialogue:
+        """Understand a request, as far as must be before a neuron is chosen.
+
+        Args:
+            request: Read, with its model located.
+            spoken: The dialects that any configured neuron speaks: a request that none could be passed is refused now.
+
+        Raises:
+            BadRequest: What is wrong with it, by field.
+        """
+        ...
+
+    def error(self, error: GatewayError, request_id: str) -> bytes:
+        """An error of ours as the body of an answer with `error.status`."""
+        ...
+
+    def error_event(self, error: GatewayError, request_id: str) -> bytes:
+        """The same as the only event of a stream whose head is out."""
+        ...
+
+    def refusal(self, refusal: Refusal, request_id: str) -> tuple[bytes, bytes]:
+        """A neuron's no: content type and body, to go with its own status."""
+        ...
+
+    def headers(self, request_id: str) -> Headers:
+        """What its clients expect on every answer besides our own."""
+        ...

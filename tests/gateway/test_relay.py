@@ -105,7 +105,7 @@ async def test_nothing_follows_the_end(answer, wire, how):
     """However it ends, and also while its last bytes are still on their way."""
     ends = {
         "end": lambda: answer.end(EVENT),
-        "fail": lambda: answer.fail(b"{}"),
+        "fail": lambda: answer.fail(sse.write(b"{}")),
         "respond": lambda: answer.respond(503, [], b"{}"),
     }
     if how != "respond":
@@ -132,7 +132,7 @@ async def test_failure_is_an_event_of_its_own(answer, wire, written, cut):
     await answer.start(*HEAD)
     if written:
         await answer.write(written)
-    await answer.fail(b'{"error":{}}')
+    await answer.fail(sse.write(b'{"error":{}}'))
 
     assert wire.body == written + cut + b'data: {"error":{}}\n\n'
 
@@ -161,7 +161,7 @@ async def test_cancelled_comment_keeps_no_writer_waiting(answer, wire):
         nursery.cancel_scope.cancel()
     wire.blocked = None
     with trio.fail_after(1):
-        await answer.fail(b"{}")
+        await answer.fail(sse.write(b"{}"))
 
     assert wire.body == b"data: {}\n\n"
 

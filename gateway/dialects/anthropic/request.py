@@ -11,40 +11,19 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from gateway.backend import PLAIN, Backend
 from gateway.dialects.anthropic import count_tokens, incoming, signature
 from gateway.dialects.anthropic.answer import Asked
 from gateway.dialects.anthropic.incoming import Block, Content, Message, Request, Source, Tool, ToolChoice
-from gateway.rewrite import locate
+from gateway.rewrite import ModelField, locate
 
 __all__ = ["PLAIN", "Backend", "Translated", "translate"]
 
 Outgoing = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """What a backend takes beyond plain chat completions.
-
-    Args:
-        reasoning_content: Assistant messages may carry their thoughts as `reasoning_content`.
-        system_anywhere: A system message may come later than first. The templates of Qwen 3.5 and newer, among
-            others, refuse that, and coding CLIs send one in nearly every request; so by default a later one becomes
-            a user message, marked as what it is.
-        thinking_switch: How thinking is turned on and off: by `chat_template_kwargs.enable_thinking` (vLLM, SGLang,
-            llama.cpp), by `reasoning_effort` (OpenAI), or not at all.
-    """
-
-    reasoning_content: bool = False
-    system_anywhere: bool = False
-    thinking_switch: Literal["chat_template_kwargs", "reasoning_effort", "none"] = "chat_template_kwargs"
-
-
-PLAIN = Backend()
 
 
 class Translated:
@@ -117,14 +96,14 @@ class Translated:
         return {"reasoning_effort": _effort(self._request) if self.thinking else "none"}
 
 
-def translate(body: bytes) -> Translated:
-    """Read a body of `/v1/messages` or `/v1/messages/count_tokens`.
+def translate(body: bytes, model: ModelField | None = None) -> Translated:
+    """Read a body of `/v1/messages` or `/v1/messages/count_tokens`, whose `model` may have been located already.
 
     Raises:
         MalformedJson, MissingModelField: As for every other endpoint (`gateway.rewrite.locate`).
         BadRequest: Something in it cannot be understood or passed on; message and `param` name its path.
     """
-    model = locate(body)
+    model = locate(body) if model is None else model
     request = incoming.read(incoming.request_decoder, body)
     if not request.messages:
         raise incoming.refusal("messages", "at least one message is required")

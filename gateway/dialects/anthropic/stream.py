@@ -39,9 +39,9 @@ from gateway.dialects.anthropic.answer import (
 from gateway.dialects.anthropic.signature import Signer
 from gateway.metering import Usage, read_usage
 
-__all__ = ["StreamTranslator"]
+__all__ = ["PING", "StreamTranslator"]
 
-_PING = sse.write(b'{"type":"ping"}', b"ping")
+PING = sse.write(b'{"type":"ping"}', b"ping")
 _TAIL = b"}}\n\n"
 _encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(Chunk)
@@ -129,7 +129,7 @@ class StreamTranslator:
 
     def ping(self) -> bytes:
         """For a silent stream; also before the first event, when nothing of an answer is there to commit to."""
-        return b"" if self.ended else _PING
+        return b"" if self.ended else PING
 
     # Chunks...
 

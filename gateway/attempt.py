@@ -1,0 +1,181 @@
+"""One attempt: one request sent to one neuron, and its answer carried to the client. Who is asked, others decide.
+
+An attempt either carries the answer to its end, or raises `Retriable` while another neuron could still take over, or
+raises what went wrong after that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from gateway import errors, heads, relay
+from gateway.accounting import Record
+from gateway.asgi import Headers
+from gateway.dialects import Outgoing, Translation
+from gateway.metering import BodyMeter, StreamMeter
+from gateway.phases import Phases
+from gateway.refusal import Refusal
+from gateway.relay import Answer, Pacer
+from gateway.request import InferenceRequest, outgoing_headers
+from gateway.routing import Route
+from gateway.upstream import Response, request_head
+
+if TYPE_CHECKING:
+    from gateway.inference import Inference
+
+__all__ = ["Attempt", "Retriable", "pass_on"]
+
+_JOIN_LIMIT_BYTES = 128 * 1024  # copying this much costs less than a second system call
+
+log = structlog.get_logger("cortex.attempt")
+
+
+class Retriable(Exception):
+    """An attempt failed before the client saw any of it.
+
+    `refusal` is the neuron's own no, where that is what happened; `not_loaded` that it does not have the model;
+    `unreachable` that the neuron failed rather than refused.
+    """
+
+    def __init__(
+        self,
+        error: errors.GatewayError,
+        *,
+        refusal: Refusal | None = None,
+        not_loaded: bool = False,
+        unreachable: bool = False,
+    ) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.refusal = refusal
+        self.not_loaded = not_loaded
+        self.unreachable = unreachable
+
+
+class Attempt:
+    """One. Its `phases` are its own or its request's; its lease is its caller's."""
+
+    __slots__ = ("_answer", "_pacer", "_phases", "_record", "_request", "_shared", "translation")
+
+    def __init__(
+        self, shared: Inference, request: InferenceRequest, record: Record, pacer: Pacer, phases: Phases
+    ) -> None:
+        self._shared = shared
+        self._request = request
+        self._record = record
+        self._pacer = pacer
+        self._answer = pacer.answer
+        self._phases = phases
+        self.translation: Translation | None = None
+        """What stands between the neuron's answer and the client; None for nothing."""
+
+    async def run(self, route: Route) -> None:
+        """Ask, and carry the answer. Raises Retriable, GatewayError or ClientGone."""
+        try:
+            origin = self._shared.origin(route.url)
+            message = self._message(route, self._prepare(route))
+            with self._phases:
+                async with self._shared.upstream.exchange(origin, message, self._phases) as response:
+                    await self._deliver(response)
+            self._shared.fleet.succeeded(route.node, route.model_id)
+        except (errors.UpstreamError, errors.DeadlineExceeded) as error:
+            failure = Retriable(error, unreachable=not isinstance(error, errors.UpstreamMalformedResponse))
+            if self._answer.committed:
+                # Nobody can take over, but the requests after this one can be spared.
+                self._shared.note_failure(route, failure)
+                raise
+            raise failure from error
+
+    def _prepare(self, route: Route) -> Outgoing:
+        name = route.model_id if route.access is None else route.access.name_of(route.model_id)
+        outgoing = self._request.dialogue.outgoing(name, route.backend)
+        self.translation = outgoing.translation
+        return outgoing
+
+    def _message(self, route: Route, outgoing: Outgoing) -> tuple[bytes, ...]:
+        path, body = outgoing.path, outgoing.body
+        headers = outgoing_headers(self._request, translated=outgoing.translation is not None)
+        if (access := route.access) is not None:
+            path, headers = access.path_of(path), access.signed(headers)
+        head = request_head(self._shared.origin(route.url), path, headers, len(body))
+        return (head + body,) if len(body) < _JOIN_LIMIT_BYTES else (head, body)
+
+    async def _deliver(self, response: Response) -> None:
+        self._record.upstream_status = response.status
+        if response.status >= 300:
+            await self._consider_refusal(response)
+            return
+        is_stream = (response.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
+        if is_stream:
+            await self._deliver_stream(response)
+        elif self._answer.started:
+            raise errors.UpstreamMalformedResponse("the neuron answered a request for a stream with something else")
+        else:
+            await self._deliver_body(response)
+        self._record.outcome = "ok"
+
+    async def _deliver_stream(self, response: Response) -> None:
+        self._record.stream = True
+        meter = self._record.meter = StreamMeter()
+        self._pacer.opened(lambda: self._head(response))
+        await relay.relay_stream(response, meter, self._phases, self._pacer, self.translation)
+
+    async def _deliver_body(self, response: Response) -> None:
+        self._pacer.hush()
+        self._record.stream = False  # asked for or not: what breaks off here has no events to say so in
+        self._record.first_byte_at = trio.current_time()
+        meter = BodyMeter()
+
+        def head() -> tuple[int, Headers]:
+            return self._head(response)
+
+        try:
+            if self.translation is None:
+                await relay.relay_body(response, meter, self._phases, self._answer, head)
+            else:
+                await relay.relay_whole(response, meter, self._phases, self._answer, head, translation=self.translation)
+        finally:
+            self._record.usage = meter.usage
+
+    def _head(self, response: Response) -> tuple[int, Headers]:
+        headers = heads.of_upstream(
+            response.headers,
+            self._record,
+            streaming=self._pacer.head_came,
+            translated=self.translation is not None,
+            extra=self._request.dialect.headers(self._record.request_id),
+        )
+        return response.status, headers
+
+    # A neuron says no...
+
+    async def _consider_refusal(self, response: Response) -> None:
+        refusal = await Refusal.read(response)
+        error = refusal.as_error()
+        log.warning(
+            "upstream_refused",
+            request_id=self._record.request_id,
+            model=self._record.model,
+            node=self._record.node,
+            status=response.status,
+            body=refusal.body.decode("utf-8", "replace"),
+        )
+        if refusal.not_loaded:
+            raise Retriable(error, not_loaded=True)
+        if refusal.status == 503:
+            raise Retriable(error, refusal=refusal)
+        if self._answer.started:
+            raise error
+        await pass_on(refusal, self._request, self._answer, self._record)
+
+
+async def pass_on(refusal: Refusal, request: InferenceRequest, answer: Answer, record: Record) -> None:
+    """Tell the client a neuron's no: its status, Retry-After and words, in the form the client's dialect has."""
+    record.outcome = "upstream_error"
+    content_type, body = request.dialect.refusal(refusal, record.request_id)
+    headers = heads.of_ours(record, None, request.dialect.headers(record.request_id), content_type)
+    headers += [(name, value) for name, value in refusal.headers if name == b"retry-after"]
+    await answer.respond(refusal.status, headers, body)

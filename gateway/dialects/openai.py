@@ -1,0 +1,58 @@
+"""OpenAI's API, and every other JSON endpoint that names its `model`: passed through, only the name is replaced."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway import errors, sse
+from gateway.asgi import Headers
+from gateway.backend import Backend
+from gateway.dialects import Outgoing
+from gateway.errors import GatewayError
+from gateway.refusal import Refusal
+from gateway.rewrite import splice
+
+if TYPE_CHECKING:
+    from gateway.request import InferenceRequest
+
+__all__ = ["OpenAI", "PassThrough"]
+
+
+class PassThrough:
+    """A request that every neuron is asked as it came."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: InferenceRequest) -> None:
+        self._request = request
+
+    def outgoing(self, model: str, backend: Backend) -> Outgoing:  # noqa: ARG002 - what the neuron is matters to others
+        """The same bytes, but for the model's name; see `rewrite.splice`."""
+        request = self._request
+        return Outgoing(request.path, splice(request.body, request.model, model))
+
+
+class OpenAI:
+    """The dialect of the data plane itself."""
+
+    __slots__ = ()
+
+    def open(self, request: InferenceRequest, spoken: frozenset[str]) -> PassThrough:  # noqa: ARG002 - all speak it
+        """Nothing to understand: the neuron judges what is in the body."""
+        return PassThrough(request)
+
+    def error(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - it goes out as a header
+        """The envelope of contract section 10."""
+        return errors.envelope(error)
+
+    def error_event(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - as above
+        """The envelope as an event."""
+        return sse.write(errors.envelope(error))
+
+    def refusal(self, refusal: Refusal, request_id: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - as above
+        """Its own body, in the envelope if it was not in one."""
+        return refusal.content_type, refusal.envelope()
+
+    def headers(self, request_id: str) -> Headers:  # noqa: ARG002 - as above
+        """None: ours have them all."""
+        return []

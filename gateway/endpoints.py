@@ -1,0 +1,36 @@
+"""The inference endpoints: one row per path says in which dialect it is spoken. Adding an endpoint is adding a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from gateway.dialects import Dialect
+from gateway.dialects.anthropic.dialect import Messages
+from gateway.dialects.openai import OpenAI
+
+__all__ = ["ENDPOINTS", "Endpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How the requests of one path are understood. All are POST, with a JSON object that names its `model`."""
+
+    dialect: Dialect
+
+
+_OPENAI = Endpoint(OpenAI())
+
+ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
+    {
+        "/v1/chat/completions": _OPENAI,
+        "/v1/completions": _OPENAI,
+        "/v1/embeddings": _OPENAI,
+        "/v1/rerank": _OPENAI,
+        "/v1/responses": _OPENAI,
+        "/v1/images/generations": _OPENAI,
+        "/v1/audio/speech": _OPENAI,
+        "/v1/messages": Endpoint(Messages()),
+    }
+)

@@ -1,0 +1,193 @@
+"""The errand: one request's way from a model's name to the last byte of its answer.
+
+    resolve on one snapshot -> choose a neuron and lease it -> [wait for a load] -> attempt -> [another] -> done
+
+Which neuron is `routing`'s to say, what is said to it `attempt`'s. Here is who is asked, how often, and what the client
+hears if nobody is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from catalogue.models import Catalogue
+from catalogue.resolve import resolve
+from gateway import errors, heads
+from gateway.accounting import Record
+from gateway.asgi import Headers
+from gateway.attempt import Attempt, Retriable, pass_on
+from gateway.phases import Phases
+from gateway.refusal import Refusal
+from gateway.relay import Answer, Pacer
+from gateway.request import InferenceRequest
+from gateway.routing import Decision, Route, WaitForLoad, choose
+
+if TYPE_CHECKING:
+    from gateway.inference import Inference
+
+__all__ = ["Errand", "shutting_down"]
+
+SHUTTING_DOWN_RETRY_S = 5  # a restart behind a load balancer takes about this long
+
+
+def shutting_down() -> errors.ShuttingDown:
+    """What a draining gateway says to whoever is new, or still waits for a model."""
+    return errors.ShuttingDown("this gateway is shutting down", retry_after_s=SHUTTING_DOWN_RETRY_S)
+
+
+class Errand:
+    """See above. `run` once."""
+
+    __slots__ = (
+        "_answer",
+        "_attempt",
+        "_attempts_left",
+        "_phases",
+        "_record",
+        "_request",
+        "_shared",
+        "_shortest",
+        "pacer",
+    )
+
+    def __init__(self, shared: Inference, request: InferenceRequest, answer: Answer, record: Record) -> None:
+        self._shared = shared
+        self._request = request
+        self._answer = answer
+        self._record = record
+        self._attempts_left = shared.settings.retries.attempts
+        self._phases = Phases(shared.settings.deadlines)
+        self._shortest: Refusal | None = None
+        self._attempt: Attempt | None = None
+        self.pacer = Pacer(answer, shared.settings.streaming, self._early_head)
+
+    async def run(self) -> None:
+        """Raises whatever `errors` has for it, or ClientGone."""
+        catalogue = self._shared.catalogue.current
+        resolution = resolve(catalogue, self._request.model.name)
+        self._record.alias, self._record.model = resolution.alias, resolution.model
+        self._record.made_up = not (
+            resolution.model in catalogue.models or self._shared.fleet.holders(resolution.model) or resolution.alias
+        )
+        self._record.cancel = self._phases.interrupt
+        try:
+            await self._attempt_until_answered(resolution.model, catalogue)
+        finally:
+            self._record.phases_ms = self._phases.spent_ms(trio.current_time())
+
+    def error_event(self, error: errors.GatewayError) -> bytes:
+        """How a stream that has begun ends: by its translation, if that has told something, else by its dialect."""
+        attempt = self._attempt
+        if self._answer.committed and attempt is not None and attempt.translation is not None:
+            return attempt.translation.fail(error)
+        return self._request.dialect.error_event(error, self._record.request_id)
+
+    async def _attempt_until_answered(self, model: str, catalogue: Catalogue) -> None:
+        """One neuron after another, within the budget, as long as the client has seen nothing of an answer."""
+        failed_on: set[str] = set()
+        last: Retriable | None = None
+        while True:
+            try:
+                route = await self._find_route(model, catalogue, failed_on, last)
+            except errors.GatewayError as error:
+                await self._give_up(last, error)
+                return
+            try:
+                # Decision and lease in one synchronous step: nobody can evict the model in between.
+                with self._shared.fleet.lease(route.node, route.model_id), self._record.routed(model, route.node):
+                    self._attempt = Attempt(self._shared, self._request, self._record, self.pacer, self._phases)
+                    await self._attempt.run(route)
+                    return
+            except Retriable as retriable:
+                last = retriable
+            failed_on.add(route.node)
+            self._shared.note_failure(route, last)
+            self._remember_the_shortest(last.refusal)
+            if self._attempts_left == 0 or self._answer.committed:
+                await self._give_up(last, last.error)
+                return
+            self._attempts_left -= 1
+            self._record.retried()
+
+    # Finding a neuron...
+
+    async def _find_route(self, model: str, catalogue: Catalogue, failed_on: set[str], last: Retriable | None) -> Route:
+        decision = self._choose(model, catalogue, failed_on, last)
+        if not isinstance(decision, Route):
+            if self._shared.draining:
+                raise shutting_down()
+            decision = await self._wait_for_route(decision, model, catalogue, failed_on, last)
+        if self._record.routed_at is None:
+            self._record.routed_at = trio.current_time()
+        return decision
+
+    def _choose(self, model: str, catalogue: Catalogue, failed_on: set[str], last: Retriable | None) -> Decision:
+        """Another replica if one is left. None is: what then depends on why the last one failed.
+
+        A failure alone makes nobody load the model elsewhere: that takes minutes and may cost others theirs, while
+        whoever failed us may be well in a second. A model that is gone (`not loaded`), or whose neuron is down by
+        now, is a model that is not loaded, like any other.
+        """
+        fleet = self._shared.fleet
+        if last is None:
+            return choose(model, fleet, catalogue)
+        with contextlib.suppress(errors.GatewayError):  # no way without them is no answer yet
+            decision = choose(model, fleet, catalogue, exclude=failed_on)
+            if isinstance(decision, Route) or (isinstance(decision, WaitForLoad) and last.refusal is None):
+                return decision
+        decision = choose(model, fleet, catalogue)
+        if isinstance(decision, Route) and decision.node in failed_on and not last.not_loaded:
+            raise last.error
+        return decision
+
+    async def _wait_for_route(
+        self, decision: Decision, model: str, catalogue: Catalogue, failed_on: set[str], last: Retriable | None
+    ) -> Route:
+        """The model is being loaded, or will be. A deadline here is a "not yet", so it says when to ask again."""
+        lifecycle = self._shared.lifecycle
+        try:
+            with self._phases:
+                self._phases.enter("load")
+                while not isinstance(decision, Route):
+                    await lifecycle.wait_until_routable(decision)
+                    decision = self._choose(model, catalogue, failed_on, last)
+        except errors.DeadlineExceeded as error:
+            raise errors.ServiceUnavailable(
+                f"model '{model}' is still being loaded: {error.message}{lifecycle.earlier_loads(model)}",
+                param="load",
+                retry_after_s=lifecycle.retry_after_s(model),
+            ) from error
+        return decision
+
+    # Nobody is left...
+
+    def _remember_the_shortest(self, refusal: Refusal | None) -> None:
+        """When every replica is busy, the client is told the shortest of their Retry-Afters."""
+        if refusal is None:
+            return
+        known = self._shortest
+        if known is None or _patience_s(refusal) <= _patience_s(known):
+            self._shortest = refusal
+
+    async def _give_up(self, last: Retriable | None, error: errors.GatewayError) -> None:
+        """Nobody is left to ask: why the last one failed goes to the client rather than that nobody is left.
+
+        Not so for a model that was merely gone: then `error` is of its load.
+        """
+        if last is None or last.not_loaded or isinstance(error, errors.ShuttingDown):
+            raise error
+        if last.refusal is None or self._shortest is None or self._answer.started:
+            raise last.error
+        await pass_on(self._shortest, self._request, self._answer, self._record)
+
+    def _early_head(self) -> tuple[int, Headers]:
+        extra = self._request.dialect.headers(self._record.request_id)
+        return 200, heads.of_early_stream(self._record, extra)
+
+
+def _patience_s(refusal: Refusal) -> float:
+    return math.inf if refusal.retry_after_s is None else refusal.retry_after_s
