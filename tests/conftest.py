@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# What fails once fails every time: a find at random is for who goes looking, not for who lands next. And nothing fails
+# for being slow. Who goes looking says `--hypothesis-profile explore`.
+hypothesis.settings.register_profile(
+    "repeat", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile(
+    "explore", hypothesis.settings.get_profile("repeat"), derandomize=False, max_examples=2000
+)
+hypothesis.settings.load_profile("repeat")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

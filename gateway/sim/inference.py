@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -205,9 +206,9 @@ async def _generate(job: Job, generation: shapes.Generation) -> None:
         await _stream(job, generation, cached)
         return
     due = _Due(job, len(generation.prompt))
-    await trio.sleep_until(due.first)
+    await job.state.sleep_until(due.first)
     job.phase = "decode"
-    await trio.sleep_until(due.token(len(generation.deltas)))
+    await job.state.sleep_until(partial(due.token, len(generation.deltas)))
     await _send_whole(job, generation.whole(job.voice, cached))
 
 
@@ -218,24 +219,31 @@ class _Due:
         silent = job.plan.get(faults.SilentPrefill)
         self._job = job
         self._prompt_tokens = prompt_tokens
-        self._start = trio.current_time() + (job.state.real_s(silent.seconds) if silent else 0.0)
-        self.first = self._start + job.real_s(job.model.first_token_s(prompt_tokens))
+        self._begun_at = trio.current_time()
+        self._silence_s = silent.seconds if silent else 0.0
+
+    def first(self) -> float:
+        """When prefill is over."""
+        return self._start() + self._job.real_s(self._job.model.first_token_s(self._prompt_tokens))
 
     def token(self, count: int) -> float:
         """When `count` tokens are there."""
-        return self._start + self._job.real_s(self._job.model.answer_s(self._prompt_tokens, count))
+        return self._start() + self._job.real_s(self._job.model.answer_s(self._prompt_tokens, count))
+
+    def _start(self) -> float:
+        return self._begun_at + self._job.state.real_s(self._silence_s)
 
 
 async def _stream(job: Job, generation: shapes.Generation, cached: int) -> None:
     due = _Due(job, len(generation.prompt))
     wire = _Wire(job)
     if faults.LateHeaders in job.plan:
-        await trio.sleep_until(due.token(1))
+        await job.state.sleep_until(partial(due.token, 1))
     await wire.begin(generation, cached)
     for event in generation.opening(job.voice):
         await wire.send(event)
     for count, event in enumerate(generation.told(job.voice), start=1):
-        await trio.sleep_until(due.token(count))
+        await job.state.sleep_until(partial(due.token, count))
         job.phase = "decode"
         await wire.send(event)
     job.phase = "done"
@@ -375,7 +383,7 @@ async def _rerank(job: Job) -> None:
 async def _compute(job: Job, prompt: str, answer: dict[str, Any]) -> None:
     """What has a prompt and no tokens to generate: prefill only."""
     count = len(text.tokens(prompt))
-    await trio.sleep_until(_Due(job, count).first)
+    await job.state.sleep_until(_Due(job, count).first)
     usage = {"prompt_tokens": count, "total_tokens": count}
     await _send_whole(job, msgspec.json.encode({**answer, "usage": usage}))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -191,7 +191,8 @@ class NeuronState:
         self.name = name
         self.devices = tuple(devices)
         self.models = {model.id: model for model in models}
-        self.speed = speed
+        self._speed = speed
+        self._other_speed = trio.Event()
         self.port = 13131
         self.load_survives_client = False  # True: the loader is a thread of its own and cares for nobody
         self.faults = FaultBook()
@@ -225,9 +226,30 @@ class NeuronState:
         self.cancelled: deque[Cancelled] = deque(maxlen=_LOG_LENGTH)
         self.loads: deque[Loading] = deque(maxlen=_LOG_LENGTH)
 
+    # ---- time
+
+    @property
+    def speed(self) -> float:
+        """Simulated seconds per second of the clock. What is being answered goes on at a new speed at once."""
+        return self._speed
+
+    @speed.setter
+    def speed(self, speed: float) -> None:
+        self._speed = speed
+        self._other_speed.set()
+        self._other_speed = trio.Event()
+
     def real_s(self, simulated_s: float) -> float:
         """Seconds of the clock that a simulated time takes."""
-        return simulated_s / self.speed
+        return simulated_s / self._speed
+
+    async def sleep_until(self, due: Callable[[], float]) -> None:
+        """Wait for a moment by the clock that depends on the speed: `due` says when, and again when that changes."""
+        while True:
+            with trio.move_on_at(due()) as waiting:
+                await self._other_speed.wait()
+            if waiting.cancelled_caught:
+                return
 
     # ---- models
 

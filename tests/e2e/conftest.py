@@ -29,7 +29,7 @@ async def cortex(tmp_path, beast):
 @pytest.fixture
 async def http(cortex):
     """An HTTP client of the gateway, as strict about bytes as httpx is."""
-    async with httpx.AsyncClient(base_url=cortex.url, trust_env=False, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=cortex.url, trust_env=False, timeout=60) as client:
         yield client
 
 

@@ -6,10 +6,10 @@ import subprocess
 import time
 
 import pytest
+from fakes.patience import SAFETY_NET_S
 from fakes.process import environment, running_cortex
 
 SMALL, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3.6-27B"
-SWAP_S = 5.0  # in force within 100 ms on a quiet machine; this one is shared
 
 # Two lines under each number: what it is for, and the command.
 COMMAND = re.compile(r"^  (\d)  .+\n     (.+)$", re.MULTILINE)
@@ -22,7 +22,7 @@ def commands(welcome):
 def bash(command):
     """Run a command exactly as printed."""
     return subprocess.run(
-        ["bash", "-c", command], env=environment(), capture_output=True, text=True, timeout=20, check=True
+        ["bash", "-c", command], env=environment(), capture_output=True, text=True, timeout=SAFETY_NET_S, check=True
     ).stdout
 
 
@@ -61,12 +61,12 @@ def test_demo_commands_work_as_printed(demo):
 
 def answer_from(model, command):
     """Ask until that model answers: asking is how one waits for another process."""
-    until = time.monotonic() + SWAP_S
+    until = time.monotonic() + SAFETY_NET_S
     while time.monotonic() < until:
         answer = bash(command)
         if f"x-cortex-model: {model}" in answer:
             return answer
-    raise AssertionError(f"no answer from {model} within {SWAP_S} s: {answer}")
+    raise AssertionError(f"no answer from {model} within {SAFETY_NET_S} s: {answer}")
 
 
 def test_demo_interrupted_twice_ends_at_once(tmp_path):

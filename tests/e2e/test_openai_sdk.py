@@ -5,6 +5,7 @@ import gc
 import openai
 import pytest
 import trio
+from fakes.patience import until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 from openai import APIConnectionError, AsyncOpenAI, OpenAI
 
@@ -36,14 +37,14 @@ async def running(tmp_path):
 
 
 def async_client(running):
-    return AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=20)
+    return AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
 async def in_thread(running, use):
     """The sync SDK, as a script would use it."""
 
     def script():
-        with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=20) as client:
+        with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
             return use(client)
 
     return await trio.to_thread.run_sync(script)
@@ -131,12 +132,8 @@ async def test_abort_in_mid_stream_stops_the_neuron(running):
             if chunk.choices and chunk.choices[0].delta.content:
                 break
         await stream.close()
-        with trio.fail_after(2):
-            while not running.neurons[0].cancelled:
-                await trio.sleep(0.005)
-        with trio.fail_after(2):
-            while running.gateway.accounts.live:
-                await trio.sleep(0.005)
+        await until(lambda: running.neurons[0].cancelled)
+        await until(lambda: not running.gateway.accounts.live)
     running.gateway.fleet.assert_idle()
 
 

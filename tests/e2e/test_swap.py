@@ -4,6 +4,7 @@ import json
 
 import httpx
 import trio
+from fakes.patience import until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 
 STREAMS = 50
@@ -58,9 +59,8 @@ async def test_alias_swapped_200_times_under_50_streams_loses_nothing(tmp_path):
 
         assert running.gateway.keeper.current.generation == SWAPS + 1
         assert min(answered.values()) > SWAPS // 4
-        with trio.fail_after(5):  # a client has its last byte a moment before its request's nursery closes
-            while running.gateway.accounts.live:
-                await trio.sleep(0.005)
+        # A client has its last byte a moment before its request's nursery closes.
+        await until(lambda: not running.gateway.accounts.live)
         running.gateway.fleet.assert_idle()
         assert running.neurons[0].violations == []
 
@@ -88,9 +88,7 @@ async def test_broken_file_changes_nothing_and_shows_until_it_is_mended(tmp_path
         good = running.models_toml.read_text()
         for bad in ("", "[aliases\n", good.replace("vram_mb", "vram_bm"), '[aliases]\n"a" = 7\n'):
             running.models_toml.write_text(bad)
-            with trio.fail_after(5):
-                while running.gateway.keeper.last_error is None:
-                    await trio.sleep(0.01)
+            await until(lambda: running.gateway.keeper.last_error is not None)
             health = (await client.get("/health")).json()
             assert health["status"] == "impaired"
             assert health["catalogue"]["generation"] == 1
@@ -99,9 +97,7 @@ async def test_broken_file_changes_nothing_and_shows_until_it_is_mended(tmp_path
             assert "cortex_catalogue_last_reload_success 0.0" in metrics
             assert (await stream_by_alias(client))[0].status_code == 200
             running.models_toml.write_text(good)
-            with trio.fail_after(5):
-                while running.gateway.keeper.last_error is not None:
-                    await trio.sleep(0.01)
+            await until(lambda: running.gateway.keeper.last_error is None)
             health = (await client.get("/health")).json()
             assert (health["status"], health["catalogue"]["error"]) == ("ok", None)
             assert "cortex_catalogue_last_reload_success 1.0" in (await client.get(running.metrics_url)).text

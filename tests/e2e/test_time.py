@@ -10,6 +10,7 @@ import pytest
 import structlog
 import trio
 from fakes.in_memory import Client
+from fakes.patience import best_of, measured, until
 from fakes.running import MODELS_TOML, SMALL, running_gateway
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
@@ -68,8 +69,9 @@ async def test_nothing_in_the_whole_application_has_a_total_deadline(autojump_cl
     gateway.fleet.assert_idle()
 
 
+FIRST_BYTE_S = 0.3
 SHORT = {
-    "deadlines": DeadlineSettings(first_byte_seconds=0.3, idle_seconds=0.3),
+    "deadlines": DeadlineSettings(first_byte_seconds=FIRST_BYTE_S, idle_seconds=0.3),
     "retries": RetrySettings(attempts=0),
     "streaming": StreamingSettings(keepalive_seconds=0.05, early_commit_seconds=0.1),
 }
@@ -80,19 +82,17 @@ async def ask_with_short_deadlines(tmp_path, fault, *, stream):
     beast = neuron("beast", [24576], [SMALL], speed=20)
     beast.faults.add(fault)
     async with running_gateway(tmp_path, [beast], **SHORT) as cortex:
-        async with httpx.AsyncClient(base_url=cortex.url, trust_env=False, timeout=10) as http:
+        async with httpx.AsyncClient(base_url=cortex.url, trust_env=False, timeout=60) as http:
             begun = trio.current_time()
             answer = await http.post(CHAT, json={**QUESTION, "stream": stream})
             took_s = trio.current_time() - begun
-        with trio.fail_after(2):
-            while not beast.cancelled:
-                await trio.sleep(0.002)
+        await until(lambda: beast.cancelled)
         cortex.gateway.fleet.assert_idle()
     return answer, took_s, beast.cancelled[0].at - begun
 
 
 @pytest.mark.parametrize("fault", [Hang(), SilentPrefill(seconds=100)])
-async def test_neuron_is_freed_the_moment_its_first_byte_deadline_has_passed(tmp_path, fault):
+async def test_neuron_is_freed_when_its_first_byte_deadline_has_passed(tmp_path, fault):
     """The client, committed early, gets comments and then one error event; the neuron sees us leave."""
     answer, took_s, noticed_s = await ask_with_short_deadlines(tmp_path, fault, stream=True)
     parts = [part for part in answer.text.split("\n\n") if part]
@@ -101,8 +101,7 @@ async def test_neuron_is_freed_the_moment_its_first_byte_deadline_has_passed(tmp
     assert answer.status_code == 200
     assert set(parts[:-1]) == {": keep-alive"}
     assert (error["code"], error["param"]) == ("deadline_exceeded", "first_byte")
-    assert took_s == pytest.approx(0.3, abs=0.15)
-    assert noticed_s == pytest.approx(0.3, abs=0.15)
+    assert min(took_s, noticed_s) >= FIRST_BYTE_S
 
 
 async def test_plain_request_past_its_deadline_is_a_504(tmp_path):
@@ -110,4 +109,16 @@ async def test_plain_request_past_its_deadline_is_a_504(tmp_path):
     answer, took_s, _ = await ask_with_short_deadlines(tmp_path, Hang(), stream=False)
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (504, "first_byte")
-    assert took_s == pytest.approx(0.3, abs=0.15)
+    assert took_s >= FIRST_BYTE_S
+
+
+@measured
+@pytest.mark.parametrize("fault", [Hang(), SilentPrefill(seconds=100)])
+async def test_neuron_is_freed_the_moment_its_first_byte_deadline_has_passed(tmp_path, fault):
+    """Give or take 100 ms, and the client told by then."""
+
+    async def overrun():
+        _, took_s, noticed_s = await ask_with_short_deadlines(tmp_path, fault, stream=True)
+        return max(took_s, noticed_s) - FIRST_BYTE_S
+
+    await best_of(overrun, 0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from functools import partial
 import httpx
 import pytest
 import trio
+from fakes.patience import SAFETY_NET_S, until
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
 
 from gateway.breaker import FAILURES
@@ -303,7 +305,7 @@ async def serve_for_a_test(nursery, endpoints, models_toml, **more):
     free = Listen("127.0.0.1", 0)
     settings = Settings(
         gateway=GatewaySettings(listen=free, metrics_listen=free, access_log=False, drain_seconds=20),
-        poll=PollSettings(interval_seconds=0.3, timeout_seconds=2),
+        poll=PollSettings(interval_seconds=0.3, timeout_seconds=30),
         log=LogSettings(level="error"),
         neurons=tuple(NeuronSettings(name, url) for name, url in endpoints.items()),
         models_config=models_toml,
@@ -344,18 +346,9 @@ async def stream(client, model, content, *, begun):
     return response.status_code, [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
 
 
-async def until(condition):
-    """Wait for another process or socket to get somewhere: asked every 10 ms, 10 s at most."""
-    with trio.fail_after(10):
-        while True:
-            if condition():
-                return
-            await trio.sleep(0.01)
-
-
 async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(nursery, models_toml):
     """A real process and a real SIGKILL: one error event each and the end, and then the other neuron serves."""
-    program = [sys.executable, "-m", "gateway.sim", "--speed", "20", "--loaded", SMALL, "--name"]
+    program = [sys.executable, "-m", "gateway.sim", "--speed", "4", "--loaded", SMALL, "--name"]
     processes = [
         await trio.lowlevel.open_process([*program, name], stdout=subprocess.PIPE)  # the test owns and ends both
         for name in ("a", "b")
@@ -365,7 +358,7 @@ async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(nurs
         served = await serve_for_a_test(nursery, dict(zip("ab", urls, strict=True)), models_toml)
         served.gateway.fleet.drain("b", draining=True)
         begun, ended = [], []
-        async with httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=20, limits=MANY) as client:
+        async with httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=60, limits=MANY) as client:
 
             async def one():
                 ended.append(await stream(client, SMALL, "Write 4000 words", begun=begun))
@@ -401,13 +394,13 @@ MANY = httpx.Limits(max_connections=200)
 
 
 async def test_drain_lets_streams_finish_and_sends_those_who_wait_for_a_load_away(nursery, models_toml):
-    """Thirty streams end with `[DONE]`; ten waiters get 503 `shutting_down` at once; then `serve` returns."""
-    models = (a_sim_model(SMALL, 4096, overhead_s=0.3, decode_tok_s=100), a_sim_model(MIDDLE, 7168, load_s=300))
+    """Thirty streams end with `[DONE]`, long after ten waiters got 503 `shutting_down`; then `serve` returns."""
+    models = (a_sim_model(SMALL, 4096, overhead_s=0.3, decode_tok_s=10), a_sim_model(MIDDLE, 7168, load_s=300))
     sim = a_sim("a", *models, vram_mb=(24_000,), loaded=(SMALL,))
     url = await nursery.start(sim.serve)
     served = await serve_for_a_test(nursery, {"a": url}, models_toml)
     begun, finished, refused = [], [], []
-    async with httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=20, limits=MANY) as client:
+    async with httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=60, limits=MANY) as client:
 
         async def run_to_the_end():
             finished.append(await stream(client, SMALL, "Write 90 words", begun=begun))
@@ -415,7 +408,7 @@ async def test_drain_lets_streams_finish_and_sends_those_who_wait_for_a_load_awa
         async def wait_for_a_load():
             body = {"model": MIDDLE, "messages": [{"role": "user", "content": "hi"}]}
             answer = await client.post("/v1/chat/completions", json=body)
-            refused.append((answer.status_code, answer.json()["error"]["code"], trio.current_time()))
+            refused.append((answer.status_code, answer.json()["error"]["code"]))
 
         async with trio.open_nursery() as clients:
             for _ in range(30):
@@ -425,14 +418,14 @@ async def test_drain_lets_streams_finish_and_sends_those_who_wait_for_a_load_awa
             await until(
                 lambda: len(begun) == 30 and sum(load.waiters for load in served.gateway.lifecycle.loads()) == 10
             )
-            stopped_at = trio.current_time()
+            sim.speed = 1e-9
             served.stop.set()
             await until(lambda: len(refused) == 10)
-            assert len(finished) < 30
+            assert not finished
+            sim.speed = math.inf
 
-    assert {(status, code) for status, code, _ in refused} == {(503, "shutting_down")}
-    assert max(at for *_, at in refused) - stopped_at < 0.5
+    assert set(refused) == {(503, "shutting_down")}
     assert [(status, events[-1]) for status, events in finished] == [(200, "[DONE]")] * 30
-    with trio.fail_after(5):
+    with trio.fail_after(SAFETY_NET_S):
         await served.ended.wait()
     served.gateway.fleet.assert_idle()

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 import trio
+from fakes.patience import until
 
 from gateway.serve import Gateway, serve
 from gateway.settings import GatewaySettings, Listen, NeuronSettings, PollSettings, Settings, StreamingSettings
@@ -75,9 +76,7 @@ async def an_engine_gateway(*engines, **keys):
 
 async def counted(gateway, sample):
     """Wait until this line is among the metrics: a client has its last byte a moment before the books are closed."""
-    with trio.fail_after(2):
-        while sample not in gateway.metrics.expose().decode():
-            await trio.sleep(0.005)
+    await until(lambda: sample in gateway.metrics.expose().decode())
 
 
 async def start_gateway(nursery, neurons):

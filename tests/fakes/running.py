@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from fakes.patience import until
 
 from gateway.serve import Addresses, Gateway, serve
 from gateway.settings import AdminSettings, GatewaySettings, Listen, NeuronSettings, PollSettings, Settings
@@ -71,9 +72,7 @@ class Running:
 
     async def generation_above(self, generation: int) -> None:
         """Wait until a newer catalogue is in force."""
-        with trio.fail_after(30):  # a busy machine is no failure; the 100 ms are test_watcher's to measure
-            while self.gateway.keeper.current.generation <= generation:
-                await trio.sleep(0.005)
+        await until(lambda: self.gateway.keeper.current.generation > generation)
 
 
 def one_neuron(speed: float = 100.0) -> list[SimNeuron]:

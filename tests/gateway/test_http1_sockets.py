@@ -5,7 +5,9 @@ import socket
 import pytest
 import structlog
 import trio
+from fakes.patience import SAFETY_NET_S, until
 from test_http1 import GET, POST, echo, make_server, parse, read_all, respond
+from trio.testing import wait_all_tasks_blocked
 
 from gateway.http1 import SENDS_PER_CHECKPOINT, ClientDisconnected, Statistics
 
@@ -21,33 +23,48 @@ async def start(nursery):
     return start_server
 
 
-async def test_client_that_reads_nothing_is_dropped_and_others_never_notice(start):
-    """It holds one task for `client_write_s`; meanwhile another client is answered."""
+async def pour(send):
+    """Say 64 KiB after 64 KiB, to whoever takes them."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while True:
+        await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+
+
+async def test_client_that_reads_nothing_goes_unnoticed_by_others(start):
+    """It holds one task; meanwhile another client is answered."""
+
+    async def app(scope, receive, send):
+        await (echo(scope, receive, send) if scope["path"] == "/x" else pour(send))
+
+    server, address = await start(app)
+    stuck, other = [await trio.open_tcp_stream(*address) for _ in range(2)]
+    await stuck.send_all(POST)
+    await until(lambda: server.served)
+    await wait_all_tasks_blocked(0.05)
+    await other.send_all(GET)
+    with trio.fail_after(SAFETY_NET_S):
+        assert (await other.receive_some()).startswith(b"HTTP/1.1 200")
+    assert server.statistics().open == 2
+    await stuck.aclose()
+    await other.aclose()
+
+
+async def test_client_that_reads_nothing_is_dropped(start):
+    """After `client_write_s`."""
     gone = trio.Event()
 
     async def app(scope, receive, send):
-        if scope["path"] == "/x":
-            return await echo(scope, receive, send)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
         try:
-            while True:
-                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+            await pour(send)
         except OSError:
             gone.set()
             raise
 
-    _, address = await start(app, client_write_s=0.5)
-    stuck = await trio.open_tcp_stream(*address)
-    await stuck.send_all(POST)
-    await trio.sleep(0.1)
-    other = await trio.open_tcp_stream(*address)
-    with trio.fail_after(0.3):
-        await other.send_all(GET)
-        assert (await other.receive_some()).startswith(b"HTTP/1.1 200")
-    with trio.fail_after(3):
-        await gone.wait()
-    await stuck.aclose()
-    await other.aclose()
+    _, address = await start(app, client_write_s=0.2)
+    async with await trio.open_tcp_stream(*address) as stuck:
+        await stuck.send_all(POST)
+        with trio.fail_after(SAFETY_NET_S):
+            await gone.wait()
 
 
 async def test_early_refusal_of_a_large_upload_reaches_the_client(start):
@@ -73,7 +90,7 @@ async def test_early_refusal_of_a_large_upload_reaches_the_client(start):
     async with trio.open_nursery() as nursery:
         await stream.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
         nursery.start_soon(upload)
-        with trio.fail_after(5):
+        with trio.fail_after(SAFETY_NET_S):
             status, headers, body = parse(await read_all(stream))
         nursery.cancel_scope.cancel()
 
@@ -81,67 +98,64 @@ async def test_early_refusal_of_a_large_upload_reaches_the_client(start):
     await stream.aclose()
 
 
-async def test_cancelled_send_leaves_a_connection_that_is_not_used_again(start):
-    """Half a chunk is out: the only honest thing is to close."""
+class CutOff:
+    """An application whose send of 10 MB is cancelled once it is stuck, and which then says `b"and on"` or nothing."""
 
-    async def app(scope, receive, send):
+    def __init__(self, *, goes_on):
+        self.goes_on = goes_on
+        self.sending = trio.Event()
+        self.ended = trio.Event()
+        self.scope = trio.CancelScope()
+        self.refused = None
+
+    async def __call__(self, scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        with trio.move_on_after(0.2):
+        self.sending.set()
+        with self.scope:
             await send({"type": "http.response.body", "body": b"x" * 10_000_000, "more_body": True})
+        self.ended.set()
+        if self.goes_on:
+            try:
+                await send({"type": "http.response.body", "body": b"and on"})
+            except ClientDisconnected as error:
+                self.refused = error
 
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_cancelled_send_leaves_a_connection_that_is_not_used_again(start, goes_on):
+    """Half a chunk is out: the only honest thing is to close. What else was said would be read as the rest of it."""
+    app = CutOff(goes_on=goes_on)
     _, address = await start(app)
     stream = await trio.open_tcp_stream(*address)
     await stream.send_all(GET + GET)
-    await trio.sleep(0.4)
-    with trio.fail_after(5):
+    with trio.fail_after(SAFETY_NET_S):
+        await app.sending.wait()
+        await wait_all_tasks_blocked(0.05)
+        app.scope.cancel()
+        await app.ended.wait()
         data = await read_all(stream)
 
     assert data.count(b"HTTP/1.1") == 1
     assert len(data) < 10_000_000
-    await stream.aclose()
-
-
-async def test_application_cannot_go_on_after_a_cancelled_send(start):
-    """What it said next would be read as the rest of the chunk that was cut."""
-    after = []
-
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        with trio.move_on_after(0.1):
-            await send({"type": "http.response.body", "body": b"x" * 10_000_000, "more_body": True})
-        try:
-            await send({"type": "http.response.body", "body": b"and on"})
-        except ClientDisconnected as error:
-            after.append(error)
-
-    _, address = await start(app)
-    stream = await trio.open_tcp_stream(*address)
-    await stream.send_all(GET)
-    await trio.sleep(0.2)
-    with trio.fail_after(5):
-        assert b"and on" not in await read_all(stream)
-    assert len(after) == 1
+    assert b"and on" not in data
+    assert (app.refused is not None) is goes_on
     await stream.aclose()
 
 
 async def test_server_that_is_cancelled_lets_go_of_a_client_that_reads_nothing():
     """No send is shielded: the process can always stop."""
-    sending = trio.Event()
 
     async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        sending.set()
-        while True:
-            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        await pour(send)
 
-    with trio.fail_after(2):
+    with trio.fail_after(SAFETY_NET_S):
         async with trio.open_nursery() as nursery:
-            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-            await nursery.start(make_server(app).serve, listeners)
+            server, listeners = make_server(app), await trio.open_tcp_listeners(0, host="127.0.0.1")
+            await nursery.start(server.serve, listeners)
             stream = await trio.open_tcp_stream(*listeners[0].socket.getsockname())
             await stream.send_all(GET)
-            await sending.wait()
-            await trio.sleep(0.1)
+            await until(lambda: server.served)
+            await wait_all_tasks_blocked(0.05)
             nursery.cancel_scope.cancel()
     await stream.aclose()
 
@@ -185,7 +199,7 @@ async def test_body_that_only_the_end_of_the_connection_ends_is_reset_when_cut_o
     _, address = await start(app)
     stream = await trio.open_tcp_stream(*address)
     await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
-    with pytest.raises(trio.BrokenResourceError), trio.fail_after(2):
+    with pytest.raises(trio.BrokenResourceError), trio.fail_after(SAFETY_NET_S):
         await read_all(stream)
     await stream.aclose()
 
@@ -205,7 +219,7 @@ async def test_headers_without_an_end_are_refused_while_they_are_still_coming(st
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(flood)
-        with trio.fail_after(3):
+        with trio.fail_after(SAFETY_NET_S):
             assert parse(await stream.receive_some())[0] == 431
         nursery.cancel_scope.cancel()
     await stream.aclose()
@@ -216,7 +230,7 @@ async def test_half_a_request_and_garbage_are_answered_and_the_connection_ends(s
     """As in memory; here with the half-close that lets the answer arrive."""
     _, address = await start(header_s=0.1)
     stream = await trio.open_tcp_stream(*address)
-    with trio.fail_after(1):
+    with trio.fail_after(SAFETY_NET_S):
         await stream.send_all(sent)
         assert parse(await read_all(stream))[0] == status
     await stream.aclose()
@@ -229,7 +243,7 @@ async def test_flood_of_connections_beyond_the_limit_leaves_nothing_behind(start
     await served.send_all(GET)
     assert parse(await served.receive_some())[0] == 200
     refused = [await trio.open_tcp_stream(*address) for _ in range(150)]
-    with trio.fail_after(3):
+    with trio.fail_after(SAFETY_NET_S):
         for stream in refused:
             await read_all(stream)
     await served.send_all(GET)
@@ -253,7 +267,7 @@ async def test_drain_with_a_running_stream_ends_when_the_stream_does():
         await go_on.wait()
         await send({"type": "http.response.body", "body": b"two"})
 
-    with trio.fail_after(2):
+    with trio.fail_after(SAFETY_NET_S):
         async with trio.open_nursery() as nursery:
             server = make_server(app)
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -284,7 +298,7 @@ async def test_request_that_arrives_as_the_drain_begins_is_answered(start):
     with socket.socket(fileno=socket.dup(stream.socket.fileno())) as plain:
         plain.send(GET)  # without a checkpoint, so that the server's task cannot have seen it
     server.drain()
-    with trio.fail_after(2):
+    with trio.fail_after(SAFETY_NET_S):
         status, headers, _ = parse(await read_all(stream))
         assert (status, headers[b"connection"]) == (200, b"close")
         await server.drained()

@@ -205,7 +205,7 @@ class Stage:
 
     def _pump(self, until):
         while not until():
-            self._todo.get(timeout=10)()
+            self._todo.get(timeout=60)()
             if self.outcome is not None:
                 self.outcome.unwrap()
                 return

@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+from fakes.patience import SAFETY_NET_S
 from trio.testing import memory_stream_pair
 
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
@@ -216,7 +217,7 @@ async def test_early_answer_is_heard_while_a_large_body_is_being_sent(nursery):
     upstream = Upstream()
     origin = Origin.parse(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
     head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 50000000\r\n\r\n"
-    with trio.fail_after(5), Phases(DeadlineSettings()) as phases:
+    with trio.fail_after(SAFETY_NET_S), Phases(DeadlineSettings()) as phases:
         async with upstream.exchange(origin, (head, b"x" * 50_000_000), phases) as response:
             assert (response.status, await response.receive()) == (413, b"no")
     assert upstream.statistics()["idle"] == 0

@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+from fakes.patience import SAFETY_NET_S
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import sse
@@ -160,7 +161,7 @@ async def test_cancelled_comment_keeps_no_writer_waiting(answer, wire):
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     wire.blocked = None
-    with trio.fail_after(1):
+    with trio.fail_after(SAFETY_NET_S):
         await answer.fail(sse.write(b"{}"))
 
     assert wire.body == b"data: {}\n\n"

@@ -4,6 +4,7 @@ import time
 
 import pytest
 from fakes.fleets import a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
+from fakes.patience import measured
 
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet import Activation
@@ -239,6 +240,7 @@ def test_candidates_for_two_devices_need_room_on_each():
     assert order(fleet, a_catalogue(wanted)) == [("b", Fit.FREE), ("a", Fit.FULL)]
 
 
+@measured
 def test_choose_costs_microseconds():
     """It is asked once per request; the bound is loose because the machine is shared."""
     fleet = a_fleet("a")

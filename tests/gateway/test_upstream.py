@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+from fakes.patience import SAFETY_NET_S, until
 from fakes.scripted import MemoryNetwork, answering, chunked, listening, read_request, with_length
 from trio.testing import wait_all_tasks_blocked
 
@@ -334,6 +335,7 @@ async def test_neuron_that_closes_after_each_answer_is_never_asked_in_vain():
 async def test_resting_connection_with_unasked_bytes_is_not_used():
     """Whatever they are, they are no answer to what comes next."""
     asked = 0
+    answered = trio.Event()
 
     async def peer(stream):
         nonlocal asked
@@ -341,13 +343,15 @@ async def test_resting_connection_with_unasked_bytes_is_not_used():
             asked += 1
             await stream.send_all(HELLO)
             if asked == 1:
-                await trio.sleep(0.02)
+                await answered.wait()
                 await stream.send_all(with_length(b"stale"))
 
     upstream = Upstream()
     async with listening(peer) as url:
         await ask(upstream, Origin.parse(url))
-        await trio.sleep(0.05)
+        ((resting,),) = upstream._idle.values()
+        answered.set()
+        await until(lambda: not resting.is_quiet())
         assert await ask(upstream, Origin.parse(url)) == (200, b"hello")
         assert upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 2, "reused": 0}
         upstream.close()
@@ -365,7 +369,7 @@ async def test_early_answer_stops_a_large_body():
     upstream = Upstream()
     async with listening(peer) as url:
         origin = Origin.parse(url)
-        with trio.fail_after(2):
+        with trio.fail_after(SAFETY_NET_S):
             answer = await ask(upstream, origin, (request_head(origin, b"/", [], len(body)), body))
 
     assert answer == (413, b"too long")

@@ -43,7 +43,7 @@ async def url(simulated: SimNeuron, nursery: trio.Nursery) -> str:
 @pytest.fixture
 async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of `simulated`."""
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=10) as opened:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as opened:
         yield opened
 
 

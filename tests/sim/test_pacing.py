@@ -53,6 +53,24 @@ async def test_infinite_speed_takes_no_time(dial: Open, simulated: SimNeuron, au
     assert trio.current_time() == 0
 
 
+async def test_change_of_speed_concerns_what_is_being_answered(
+    dial: Open, simulated: SimNeuron, autojump_clock: MockClock
+) -> None:
+    """One that would take for ever comes at once when the neuron is told to hurry, in prefill and between tokens."""
+    for held_at in ('"role"', '"Tbil"'):
+        simulated.speed = 1
+        client = dial()
+        await client.send_all(request(SMALL, stream=True))
+        await read_until(client, held_at.encode())
+        simulated.speed = 1e-9
+        await trio.sleep(3600)
+        hurried_at = trio.current_time()
+        simulated.speed = math.inf
+        await read_until(client, b"[DONE]")
+
+        assert trio.current_time() == hurried_at
+
+
 async def test_role_chunk_comes_before_prefill_and_tokens_after(dial: Open, autojump_clock: MockClock) -> None:
     """The role chunk leaves at once; the first token after prefill and one decode step; then one token per step."""
     client = dial()
