@@ -6,7 +6,7 @@ are the contract's closed list (section 10); the shape is OpenAI's error object
 
     GatewayError
     +-- BadRequest            400  the client's fault, and the client can mend it
-    |   +-- MalformedJson, MissingModelField
+    |   +-- MalformedJson, MalformedMultipart, MissingModelField
     +-- RequestTimeout        408  the request itself did not arrive in time
     +-- ModelNotFound         404  nobody has it, and nobody could
     +-- NotFound, MethodNotAllowed, BodyTooLarge, UnsupportedMediaType, InvalidApiKey
@@ -63,8 +63,14 @@ class MalformedJson(BadRequest):
     code = "malformed_json"
 
 
+class MalformedMultipart(BadRequest):
+    """The body is not `multipart/form-data`, or two parsers could take it apart differently."""
+
+    code = "malformed_multipart"
+
+
 class MissingModelField(BadRequest):
-    """JSON, but no single top-level string `model` to route by."""
+    """JSON or a form, but no single string `model` to route by."""
 
     code = "missing_model_field"
 
