@@ -14,16 +14,20 @@ import trio
 from gateway.errors import DeadlineExceeded, GatewayError
 from gateway.settings import DeadlineSettings
 
-Phase = Literal["header", "queue", "load", "connect", "first_byte", "idle"]
+Phase = Literal["header", "queue", "load", "connect", "upload", "first_byte", "idle"]
 
 _WAITING_FOR: Final[dict[Phase, str]] = {
     "header": "the request's headers and body to arrive",
     "queue": "a place in the queue",
     "load": "the model to be loaded",
     "connect": "a connection to the neuron",
+    "upload": "the neuron to take the request's body",
     "first_byte": "the neuron's first token",
     "idle": "the neuron's next chunk",
 }
+
+# An upload is for the neuron's time as the prefill is that it leads to: both end with the answer's first byte.
+_SETTINGS: Final[dict[Phase, str]] = {"upload": "first_byte_seconds"}
 
 
 class Phases:
@@ -67,7 +71,7 @@ class Phases:
 
     def allowed_s(self, phase: Phase) -> float:
         """The deadline of a phase in seconds, from the settings."""
-        allowed: float = getattr(self._deadlines, f"{phase}_seconds")
+        allowed: float = getattr(self._deadlines, _SETTINGS.get(phase) or f"{phase}_seconds")
         return allowed
 
     def spent_ms(self, until: float) -> dict[str, float]:

@@ -18,6 +18,7 @@ import trio
 from gateway.asgi import Headers
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.phases import Phases
+from gateway.sending import Body, send_while_listening
 from gateway.streams import close_now, descriptor, is_quiet, read, write_what_fits
 
 __all__ = ["Connect", "Exchange", "Origin", "Response", "Upstream", "request_head"]
@@ -56,11 +57,15 @@ class Origin(NamedTuple):
         return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
 
 
-def request_head(origin: Origin, path: bytes, headers: Headers, content_length: int) -> bytes:
-    """A POST's request line and headers, to the blank line. `headers` must be free of hop-by-hop ones."""
+def request_head(origin: Origin, path: bytes, headers: Headers, content_length: int | None) -> bytes:
+    """A POST's request line and headers, to the blank line. `headers` must be free of hop-by-hop ones.
+
+    Without a length the body is announced in chunks.
+    """
     lines = [b"POST %b%b HTTP/1.1\r\nhost: %b" % (origin.base_path, path, origin.authority.encode())]
     lines.extend([b"%b: %b" % header for header in headers])
-    lines.append(b"content-length: %d\r\n\r\n" % content_length)
+    framing = b"transfer-encoding: chunked" if content_length is None else b"content-length: %d" % content_length
+    lines.append(framing + b"\r\n\r\n")
     return b"\r\n".join(lines)
 
 
@@ -111,17 +116,19 @@ class Upstream:
         self.reused = 0
         self.in_use = 0
 
-    def exchange(self, origin: Origin, message: Sequence[bytes], phases: Phases) -> Exchange:
+    def exchange(self, origin: Origin, message: Sequence[bytes], phases: Phases, body: Body | None = None) -> Exchange:
         """One request and its response, as an async context manager that yields a `Response`.
 
-        `message` is the request's head and body in one or more pieces. Entering moves `phases` through `connect` and
+        `message` is the request's head and body in one or more pieces; the head alone if there is a `body` to be sent
+        as it is produced. Entering moves `phases` through `connect`, `upload` if there is such a body, and
         `first_byte`, and returns when the response's head is there.
 
         Raises, on entering:
             UpstreamConnectionError: Refused, or gone before a response head came.
             UpstreamMalformedResponse: What came is not HTTP/1.1 we accept.
+            Exception: What `body` raises.
         """
-        return Exchange(self, origin, message, phases)
+        return Exchange(self, origin, message, phases, body)
 
     async def run(self) -> None:
         """Close what has rested too long, for ever."""
@@ -190,19 +197,23 @@ class Upstream:
 class Exchange:
     """See `Upstream.exchange`."""
 
-    __slots__ = ("_connection", "_message", "_origin", "_phases", "_upstream")
+    __slots__ = ("_body", "_connection", "_message", "_origin", "_phases", "_upstream")
 
-    def __init__(self, upstream: Upstream, origin: Origin, message: Sequence[bytes], phases: Phases) -> None:
+    def __init__(
+        self, upstream: Upstream, origin: Origin, message: Sequence[bytes], phases: Phases, body: Body | None
+    ) -> None:
         self._upstream = upstream
         self._origin = origin
         self._message = message
+        self._body = body
         self._phases = phases
         self._connection: Connection | None = None
 
     async def __aenter__(self) -> Response:
         self._upstream.in_use += 1
         try:
-            rested = self._upstream.take(self._origin)
+            # A body that is produced as it is sent cannot be sent twice, so no connection that may be dead is tried.
+            rested = self._upstream.take(self._origin) if self._body is None else None
             if rested is not None:
                 try:
                     return await self._ask(rested)
@@ -234,9 +245,9 @@ class Exchange:
             connection.close()
 
     async def _ask(self, connection: Connection) -> Response:
-        self._phases.enter("first_byte")
+        self._phases.enter("first_byte" if self._body is None else "upload")
         try:
-            response = await connection.ask(self._message)
+            response = await connection.ask(self._message, self._body, self._phases)
         except BaseException:
             connection.close()
             raise
@@ -415,18 +426,22 @@ class Connection:
         self._sent_whole = False
         self.rested_since = 0.0
 
-    async def ask(self, message: Sequence[bytes]) -> Response:
+    async def ask(self, message: Sequence[bytes], body: Body | None, phases: Phases) -> Response:
         """Send a request and return its response once the head is there.
 
         Raises:
             _DiedUnanswered: Not a byte came back.
             UpstreamConnectionError, UpstreamMalformedResponse: As the names say.
+            Exception: What `body` raises.
         """
         response = self._response = Response(self)
         sent = True
         for piece in message:
             sent = sent and await self._send(piece)
-        await response.read_head()
+        if sent and body is not None:
+            sent = await send_while_listening(body, self._send_unheard, response.read_head, phases)
+        else:
+            await response.read_head()
         self._sent_whole = sent  # not after an early answer: the neuron has not read to the end
         return response
 
@@ -457,6 +472,21 @@ class Connection:
             return sent == len(piece) or await self._send_slowly(self._fd, memoryview(piece)[sent:])
         except (OSError, trio.BrokenResourceError):
             return False
+
+    async def _send_unheard(self, piece: bytes) -> bool:
+        """As `_send`, while another task listens for an answer."""
+        try:
+            if self._fd is None:
+                await self._stream.send_all(piece)
+                return True
+            rest = memoryview(piece)[write_what_fits(self._fd, piece) :]
+            while rest:
+                await trio.lowlevel.wait_writable(self._fd)
+                rest = rest[write_what_fits(self._fd, rest) :]
+        except (OSError, trio.BrokenResourceError):
+            return False
+        await trio.lowlevel.checkpoint()  # a client as fast as this socket would keep everybody else waiting
+        return True
 
     async def _send_slowly(self, fd: int, rest: memoryview) -> bool:
         """The rest of a large body, unless an answer comes first: a neuron may say 413 without reading to the end."""
