@@ -10,11 +10,12 @@ from urllib.parse import unquote
 import msgspec
 import trio
 
-from gateway.sim import faults, inference
+from gateway.sim import faults, inference, media
 from gateway.sim.hardware import SimModel
 from gateway.sim.http import Exchange
 from gateway.sim.state import Cancelled, NeuronState, Refusal, Residency, Resident
 
+_INFERENCE = {**inference.ENDPOINTS, **media.ENDPOINTS}
 _VERSION = "0.1.0-sim"
 _IDLE_TEMP_C = 38
 _BUSY_TEMP_C = 67
@@ -33,9 +34,10 @@ async def handle(state: NeuronState, exchange: Exchange) -> None:
     try:
         if not path.startswith("/sim/"):
             await _misbehave(state, path)
-        if inference.serves(path):
+        answer = _INFERENCE.get(path)
+        if answer is not None:
             _expect(exchange, "POST")
-            await inference.infer(state, exchange)
+            await inference.infer(state, exchange, answer, is_form=path in media.FORMS)
         else:
             await exchange.respond_json(200, await _manage(state, exchange))
     except Refusal as refusal:

@@ -147,16 +147,18 @@ class Exchange:
 Handler = Callable[[Exchange], Awaitable[None]]
 
 
-async def serve_connection(stream: trio.abc.Stream, handler: Handler, on_breach: Callable[[str], None]) -> None:
+async def serve_connection(
+    stream: trio.abc.Stream, handler: Handler, on_breach: Callable[[str], None], on_cut: Callable[[], None]
+) -> None:
     """Serve requests from one stream until either side ends it; closes it on every path out.
 
     While `handler` runs the stream is watched: when the client leaves, the handler is cancelled at once. A client that
     closes only its sending half counts as gone, as it does for uvicorn. `on_breach` hears what was wrong with a
-    request that is not HTTP.
+    request that is not HTTP, `on_cut` that a client left in the midst of one.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEADER_LIMIT_BYTES)
     try:
-        while (request := await _read_request(connection, stream)) is not None:
+        while (request := await _read_request(connection, stream, on_cut)) is not None:
             await _answer(Exchange(request, connection, stream), handler)
             if connection.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
                 break
@@ -182,7 +184,9 @@ def reset(stream: trio.abc.Stream) -> None:
 # ---- reading
 
 
-async def _read_request(connection: h11.Connection, stream: trio.abc.Stream) -> Request | None:
+async def _read_request(
+    connection: h11.Connection, stream: trio.abc.Stream, on_cut: Callable[[], None]
+) -> Request | None:
     """The next request with its body, or None when the client has no more to ask."""
     head: h11.Request | None = None
     body = bytearray()
@@ -190,7 +194,12 @@ async def _read_request(connection: h11.Connection, stream: trio.abc.Stream) -> 
         event = connection.next_event()
         match event:
             case h11.NEED_DATA:
-                await _receive(connection, stream)
+                try:
+                    await _receive(connection, stream)
+                except (HangUp, trio.BrokenResourceError):
+                    if head is not None:
+                        on_cut()
+                    raise
             case h11.Request():
                 head = event
             case h11.Data():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,11 +16,13 @@ import trio
 
 from gateway.sim import faults, shapes, text
 from gateway.sim.faults import Plan
+from gateway.sim.forms import Form, parse
 from gateway.sim.hardware import SimModel
-from gateway.sim.http import Exchange, Framing, HangUp
+from gateway.sim.http import Exchange, Framing, HangUp, Request
 from gateway.sim.state import Cancelled, NeuronState, Received, Refusal, Resident
 
 _BODY_KEPT_BYTES = 1 << 20  # a log of a thousand bodies must stay bounded
+_NO_FORM = Form({}, ())
 _SSE = "text/event-stream"
 _JSON = "application/json"
 
@@ -42,6 +45,7 @@ class Job:
     head: Head
     plan: Plan
     resident: Resident
+    form: Form  # empty unless the request is one
     phase: str = "prefill"
 
     def real_s(self, simulated_s: float) -> float:
@@ -67,28 +71,36 @@ class Job:
         )
 
 
-async def infer(state: NeuronState, exchange: Exchange) -> None:
+async def infer(
+    state: NeuronState, exchange: Exchange, answer: Callable[[Job], Awaitable[None]], *, is_form: bool
+) -> None:
     """Answer one inference request, as well or as badly as the faults in force want it.
+
+    Args:
+        state: Of the neuron.
+        exchange: With the request.
+        answer: What its endpoint does once the request has its place.
+        is_form: The request must be a form, else JSON.
 
     Raises:
         Refusal: 400, 404 or 503, with the neuron's text.
         HangUp: the connection must end here.
     """
-    request = exchange.request
-    head = _read(Head, request.body)
-    _log(state, exchange, head)
+    form = _form(exchange.request) if is_form else None
+    head = read(Head, exchange.request.body) if form is None else _head_of(form)
+    _log(state, exchange, head, form)
     plan = state.faults.plan(head.model)
     resident = _resident(state, head, plan)
     exchange.goes_on_alone = faults.RunsOn in plan
     if resident is None or faults.NotLoaded in plan:
         raise Refusal(404, f"model '{head.model}' not loaded on this neuron")
-    job = Job(state, exchange, head, plan, resident)
+    job = Job(state, exchange, head, plan, resident, form or _NO_FORM)
     with _noticing_departure(job):
         await _misbehave_first(job)
         job.phase = "queued"
         async with resident.places.hold():
             job.phase = "prefill"
-            await _ENDPOINTS[request.path](job)
+            await answer(job)
     close = plan.get(faults.CloseAfter)
     if close is not None:
         raise HangUp(reset=close.reset)
@@ -101,12 +113,21 @@ def _resident(state: NeuronState, head: Head, plan: Plan) -> Resident | None:
     return found
 
 
-def serves(path: str) -> bool:
-    """Whether the path is one of inference."""
-    return path in _ENDPOINTS
+def _form(request: Request) -> Form:
+    content_type = next((value for name, value in request.headers if name == "content-type"), "")
+    try:
+        return parse(content_type, request.body)
+    except ValueError as fault:
+        raise Refusal(400, f"invalid form: {fault}") from None
 
 
-def _log(state: NeuronState, exchange: Exchange, head: Head) -> None:
+def _head_of(form: Form) -> Head:
+    if "model" not in form.fields:
+        raise Refusal(400, "invalid form: no model")
+    return Head(form.fields["model"], form.fields.get("stream", "").lower() == "true")
+
+
+def _log(state: NeuronState, exchange: Exchange, head: Head, form: Form | None) -> None:
     request = exchange.request
     state.counters["requests"] += 1
     state.requests.append(
@@ -119,6 +140,7 @@ def _log(state: NeuronState, exchange: Exchange, head: Head) -> None:
             body=request.body if len(request.body) <= _BODY_KEPT_BYTES else b"",
             body_bytes=len(request.body),
             sha256=hashlib.sha256(request.body).hexdigest(),
+            files=form.file_sha256 if form is not None else (),
         )
     )
 
@@ -205,14 +227,14 @@ async def _generate(job: Job, generation: shapes.Generation) -> None:
     if generation.stream:
         await _stream(job, generation, cached)
         return
-    due = _Due(job, len(generation.prompt))
+    due = Due(job, len(generation.prompt))
     await job.state.sleep_until(due.first)
     job.phase = "decode"
     await job.state.sleep_until(partial(due.token, len(generation.deltas)))
-    await _send_whole(job, generation.whole(job.voice, cached))
+    await send_whole(job, generation.whole(job.voice, cached))
 
 
-class _Due:
+class Due:
     """When each token of an answer is due, in the clock's time, counted from now."""
 
     def __init__(self, job: Job, prompt_tokens: int) -> None:
@@ -235,7 +257,7 @@ class _Due:
 
 
 async def _stream(job: Job, generation: shapes.Generation, cached: int) -> None:
-    due = _Due(job, len(generation.prompt))
+    due = Due(job, len(generation.prompt))
     wire = _Wire(job)
     if faults.LateHeaders in job.plan:
         await job.state.sleep_until(partial(due.token, 1))
@@ -296,23 +318,23 @@ async def _break_off(exchange: Exchange, event: bytes, drop: faults.Drop) -> Non
     raise HangUp(reset=drop.how == "rst")
 
 
-async def _send_whole(job: Job, body: bytes) -> None:
+async def send_whole(job: Job, body: bytes, content_type: str = _JSON) -> None:
     """A body that is not a stream, with the faults that touch one."""
     headers = _keep_alive(job.plan)
     job.phase = "done"
     if drop := job.plan.get(faults.Drop):
-        await job.exchange.begin(200, _JSON, Framing.LENGTH, [*headers, ("content-length", str(len(body)))])
+        await job.exchange.begin(200, content_type, Framing.LENGTH, [*headers, ("content-length", str(len(body)))])
         await job.exchange.write(body[: len(body) // 2])
         raise HangUp(reset=drop.how == "rst")
     if faults.MalformedChunk in job.plan:
-        await job.exchange.begin(200, _JSON, Framing.CHUNKED, headers)
+        await job.exchange.begin(200, content_type, Framing.CHUNKED, headers)
         await job.exchange.raw(b"zz\r\n" + body + b"\r\n")
         raise HangUp
     if faults.UntilClose in job.plan:
-        await job.exchange.begin(200, _JSON, Framing.CLOSE, headers)
+        await job.exchange.begin(200, content_type, Framing.CLOSE, headers)
         await job.exchange.write(body)
         await job.exchange.end()
-    await job.exchange.respond(200, body, _JSON, headers)
+    await job.exchange.respond(200, body, content_type, headers)
 
 
 def _keep_alive(plan: Plan) -> list[tuple[str, str]]:
@@ -340,7 +362,7 @@ class RerankRequest(msgspec.Struct):
 
 
 async def _embeddings(job: Job) -> None:
-    asked = _read(EmbeddingsRequest, job.exchange.request.body)
+    asked = read(EmbeddingsRequest, job.exchange.request.body)
     texts = _inputs(asked.input)
     dim = asked.dimensions or job.model.embedding_dim
     data = [
@@ -365,7 +387,7 @@ def _vector(model_id: str, one: str, dim: int, encoding: str | None) -> str | li
 
 
 async def _rerank(job: Job) -> None:
-    asked = _read(RerankRequest, job.exchange.request.body)
+    asked = read(RerankRequest, job.exchange.request.body)
     texts = [one if isinstance(one, str) else str(one.get("text", "")) for one in asked.documents]
     scored = [(text.relevance(asked.query, one), index) for index, one in enumerate(texts)]
     scored.sort(key=lambda pair: (-pair[0], pair[1]))
@@ -383,21 +405,25 @@ async def _rerank(job: Job) -> None:
 async def _compute(job: Job, prompt: str, answer: dict[str, Any]) -> None:
     """What has a prompt and no tokens to generate: prefill only."""
     count = len(text.tokens(prompt))
-    await job.state.sleep_until(_Due(job, count).first)
+    await job.state.sleep_until(Due(job, count).first)
     usage = {"prompt_tokens": count, "total_tokens": count}
-    await _send_whole(job, msgspec.json.encode({**answer, "usage": usage}))
+    await send_whole(job, msgspec.json.encode({**answer, "usage": usage}))
 
 
-def _read(kind: type[T], body: bytes) -> T:
+def read(kind: type[T], body: bytes) -> T:
+    """A request from its JSON. Raises Refusal, 400."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError as fault:
         raise Refusal(400, f"invalid request: {fault}") from None
 
 
-_ENDPOINTS = {
-    "/v1/chat/completions": _chat,
-    "/v1/completions": _completion,
-    "/v1/embeddings": _embeddings,
-    "/v1/rerank": _rerank,
-}
+ENDPOINTS: Mapping[str, Callable[[Job], Awaitable[None]]] = MappingProxyType(
+    {
+        "/v1/chat/completions": _chat,
+        "/v1/completions": _completion,
+        "/v1/embeddings": _embeddings,
+        "/v1/rerank": _rerank,
+    }
+)
+"""What is about text; the rest is in `media.py`."""

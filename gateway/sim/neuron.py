@@ -46,7 +46,12 @@ class SimNeuron(NeuronState):
                 reset(stream)
             await trio.aclose_forcefully(stream)
             return
-        await serve_connection(stream, self._handle, lambda breach: self.violate(f"malformed HTTP: {breach}"))
+        await serve_connection(
+            stream, self._handle, lambda breach: self.violate(f"malformed HTTP: {breach}"), self._note_cut
+        )
+
+    def _note_cut(self) -> None:
+        self.counters["cut_off"] += 1
 
     async def warm(self) -> None:
         """Load what is pending in `activation`, one after the other. `serve` does this by itself."""

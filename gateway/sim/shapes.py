@@ -144,7 +144,7 @@ class Generation:
         usage = self.usage(cached) if self.include_usage or voice.usage in {"finish", "choices"} else None
         events = [self._event(voice, {}, self.finish_reason, usage if voice.usage == "finish" else None)]
         if usage is not None and voice.usage == "own":
-            events.append(_sse({**self._head(voice, "chunk"), "choices": [], "usage": usage}))
+            events.append(sse({**self._head(voice, "chunk"), "choices": [], "usage": usage}))
         if usage is not None and voice.usage == "choices":
             events.append(self._event(voice, {}, None, usage))
         return [*events, b"data: [DONE]\n\n"] if voice.done else events
@@ -169,7 +169,7 @@ class Generation:
         told = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
         choice = {"index": 0, **told, "logprobs": None, "finish_reason": finish_reason}
         body = {**self._head(voice, "chunk"), "choices": [choice]}
-        return _sse(body if usage is None else {**body, "usage": usage})
+        return sse(body if usage is None else {**body, "usage": usage})
 
     def _message(self) -> dict[str, Any]:
         calls = _joined_calls(self.deltas)
@@ -188,7 +188,7 @@ def chat(model: SimModel, body: bytes) -> Generation:
         msgspec.MsgspecError: the body is no chat request.
     """
     asked = msgspec.json.decode(body, type=ChatRequest)
-    prompt = _chat_prompt(asked)
+    prompt = chat_prompt(asked)
     whole_prompt = "".join(prompt)
     calls = _tool_calls(model, asked, whole_prompt)
     thought = text.tokens(text.reasoning(model.id, whole_prompt)) if _reasons(model, asked) else []
@@ -251,7 +251,7 @@ def _reasons(model: SimModel, asked: ChatRequest) -> bool:
     return model.reasons_by_default if wish is None else bool(wish)
 
 
-def _chat_prompt(asked: ChatRequest) -> tuple[str, ...]:
+def chat_prompt(asked: ChatRequest) -> tuple[str, ...]:
     """The prompt as the chat template yields it: four tokens around every message, the tools before them."""
     prompt: list[str] = []
     if asked.tools:
@@ -357,5 +357,6 @@ def _joined(deltas: tuple[dict[str, Any], ...], key: str) -> str:
     return "".join(delta.get(key, "") for delta in deltas)
 
 
-def _sse(value: dict[str, Any]) -> bytes:
+def sse(value: dict[str, Any]) -> bytes:
+    """One event."""
     return b"data: " + _ENCODE(value) + b"\n\n"

@@ -6,6 +6,7 @@ Everything that changes state is synchronous, so it is atomic under Trio; `Place
 from __future__ import annotations
 
 import enum
+import zlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from gateway.sim.hardware import SimDevice, SimModel
 from gateway.sim.text import common_prefix
 
 _LOG_LENGTH = 1024  # entries kept of each log: enough for any test, and bounded for the demo
+_TOKENS_KEPT = 100_000
 _PROMPTS_KEPT = 8  # prompts whose prefix a model still has in its cache
 
 
@@ -37,6 +39,25 @@ class Residency(enum.StrEnum):
     LOADING = "loading"
     LOADED = "loaded"
     UNLOADED = "unloaded"
+
+
+class Vocabulary:
+    """Numbers for tokens, the same at every neuron; which token a number was, it knows of those it has seen."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, str] = {}
+
+    def id_of(self, token: str) -> int:
+        """The token's number, remembered."""
+        number = zlib.crc32(token.encode("utf-8", "surrogatepass"))
+        if len(self._tokens) >= _TOKENS_KEPT:
+            self._tokens.clear()
+        self._tokens[number] = token
+        return number
+
+    def token_of(self, number: int) -> str:
+        """The token of a number. Raises KeyError."""
+        return self._tokens[number]
 
 
 class Places:
@@ -127,6 +148,7 @@ class Received:
     body: bytes
     body_bytes: int
     sha256: str
+    files: tuple[str, ...] = ()  # the SHA-256 of each file of a form
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +218,7 @@ class NeuronState:
         self.port = 13131
         self.load_survives_client = False  # True: the loader is a thread of its own and cares for nobody
         self.faults = FaultBook()
+        self.vocabulary = Vocabulary()
         self._loaded_at_start = tuple(loaded)
         self._pre_warm = tuple(pre_warm)
         self.started_at: float | None = None
