@@ -7,16 +7,19 @@ imported here and by the admin window only.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from quart import Response
+from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from gateway import errors
 from gateway.asgi import App, Headers, Message, Receive, Scope, Send
+from gateway.dialects.anthropic import errors as anthropic_errors
+from gateway.dialects.anthropic import models as anthropic
 from gateway.endpoints import ENDPOINTS
 from gateway.inference import Inference
 from gateway.models_api import Entry
@@ -24,6 +27,7 @@ from gateway.settings import Settings
 
 __all__ = ["Door", "Windows", "json_response", "make_windows", "new_app"]
 
+ANTHROPIC_VERSION = "anthropic-version"  # a header that every client of that API sends, and no other does
 WINDOW_BODY_LIMIT_BYTES = 1024 * 1024  # nothing but inference takes a body worth the name
 WINDOW_TIMEOUT_S = 30
 
@@ -51,14 +55,17 @@ def make_windows(windows: Windows, version: str) -> QuartTrio:
 
     @app.get("/v1/models")
     async def list_models() -> Response:
-        return json_response({"object": "list", "data": windows.models()})
+        entries = windows.models()
+        if ANTHROPIC_VERSION in request.headers:
+            return _json(anthropic.listing(entries))
+        return json_response({"object": "list", "data": entries})
 
     @app.get("/v1/models/<path:model_id>")
     async def get_model(model_id: str) -> Response:
         entry = windows.model(model_id)
         if entry is None:
             raise errors.ModelNotFound(f"model '{model_id}' not found: /v1/models lists what there is", param="model")
-        return json_response(entry)
+        return _json(anthropic.single(entry)) if ANTHROPIC_VERSION in request.headers else json_response(entry)
 
     @app.get("/health")
     async def health() -> Response:
@@ -100,11 +107,21 @@ def new_app(name: str) -> QuartTrio:
 
 def json_response(body: object, status: int = 200) -> Response:
     """JSON, keys in the order given (Quart's own would sort them)."""
-    return Response(msgspec.json.encode(body), status, content_type="application/json")
+    return _json(msgspec.json.encode(body), status)
+
+
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, content_type="application/json")
 
 
 def _error_response(error: errors.GatewayError) -> Response:
-    response = Response(errors.envelope(error), error.status, content_type="application/json")
+    """In the form that the client's own API has for it."""
+    if ANTHROPIC_VERSION in request.headers:
+        request_id = secrets.token_hex(16)
+        response = _json(anthropic_errors.body(error, request_id), error.status)
+        response.headers["request-id"] = request_id
+    else:
+        response = _json(errors.envelope(error), error.status)
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(error.retry_after_s)
     return response

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["DIALECTS", "PLAIN", "Backend", "ThinkingSwitch"]
+__all__ = ["DIALECTS", "ENGINES_WITH_TOKENIZER", "PLAIN", "Backend", "ThinkingSwitch"]
 
 DIALECTS = ("openai", "anthropic", "responses")
 """Chat completions and what goes with it; `/v1/messages`; `/v1/responses`."""
@@ -28,12 +28,15 @@ class Backend:
             a user message, marked as what it is.
         thinking_switch: How thinking is turned on and off: by `chat_template_kwargs.enable_thinking` (vLLM, SGLang,
             llama.cpp), by `reasoning_effort` (OpenAI), or not at all.
+        tokenizer: `POST /tokenize` counts the tokens of a conversation, as vLLM's does.
     """
 
     dialects: frozenset[str] = frozenset({"openai"})
     reasoning_content: bool = False
     system_anywhere: bool = False
     thinking_switch: ThinkingSwitch = "chat_template_kwargs"
+    tokenizer: bool = False
 
 
 PLAIN = Backend()
+ENGINES_WITH_TOKENIZER = frozenset({"vllm"})

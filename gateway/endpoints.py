@@ -15,12 +15,17 @@ __all__ = ["ENDPOINTS", "Endpoint"]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How the requests of one path are understood. All are POST, with a JSON object that names its `model`."""
+    """How the requests of one path are understood. All are POST, with a JSON object that names its `model`.
+
+    `counts` says that it asks for the length of a prompt only: no model is loaded for that.
+    """
 
     dialect: Dialect
+    counts: bool = False
 
 
 _OPENAI = Endpoint(OpenAI())
+_MESSAGES = Messages()
 
 ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
     {
@@ -31,6 +36,7 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         "/v1/responses": _OPENAI,
         "/v1/images/generations": _OPENAI,
         "/v1/audio/speech": _OPENAI,
-        "/v1/messages": Endpoint(Messages()),
+        "/v1/messages": Endpoint(_MESSAGES),
+        "/v1/messages/count_tokens": Endpoint(_MESSAGES, counts=True),
     }
 )

@@ -20,7 +20,7 @@ import trio
 
 from catalogue.models import Limit
 from gateway.access import Access
-from gateway.backend import Backend
+from gateway.backend import ENGINES_WITH_TOKENIZER, Backend
 from gateway.breaker import Breaker
 from gateway.settings import NeuronSettings
 
@@ -234,7 +234,11 @@ class Node:
         self.kind = settings.kind
         self.access = Access.of(settings)
         self.backend = Backend(
-            frozenset(settings.dialects), settings.reasoning_content, settings.system_anywhere, settings.thinking
+            dialects=frozenset(settings.dialects),
+            reasoning_content=settings.reasoning_content,
+            system_anywhere=settings.system_anywhere,
+            thinking_switch=settings.thinking,
+            tokenizer=settings.engine in ENGINES_WITH_TOKENIZER,
         )
         self.healthy = False
         self.ever_answered = False

@@ -20,6 +20,7 @@ from gateway import errors, heads
 from gateway.accounting import Accounts, Record
 from gateway.asgi import Receive, Scope, Send
 from gateway.attempt import Retriable
+from gateway.counting import Count
 from gateway.dialects import Dialect
 from gateway.endpoints import ENDPOINTS, Endpoint
 from gateway.errand import Errand, shutting_down
@@ -93,7 +94,7 @@ class Inference:
         with self.accounts.open(request_id_of(scope["headers"]), scope["path"]) as record:
             try:
                 request = await self._read(endpoint, scope, receive, record)
-                await self._serve(request, receive, answer, record)
+                await self._serve(endpoint, request, receive, answer, record)
             except errors.GatewayError as error:
                 await _refuse(answer, record, error, endpoint.dialect)
             except ClientGone:
@@ -141,7 +142,9 @@ class Inference:
             return request
         raise errors.RequestTimeout(f"the request did not arrive within {deadline_s:g} s")
 
-    async def _serve(self, request: InferenceRequest, receive: Receive, answer: Answer, record: Record) -> None:
+    async def _serve(
+        self, endpoint: Endpoint, request: InferenceRequest, receive: Receive, answer: Answer, record: Record
+    ) -> None:
         """The request's nursery. Errors are dealt with inside it, so that no exception group needs taking apart."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch_the_client, receive, answer, record, nursery.cancel_scope)
@@ -149,7 +152,7 @@ class Inference:
             if request.stream:
                 nursery.start_soon(_pace, errand.pacer, record, nursery.cancel_scope)
             try:
-                await errand.run()
+                await (Count(self, request, answer, record) if endpoint.counts else errand).run()
             except errors.GatewayError as error:
                 await _refuse(answer, record, error, request.dialect, errand)
             except ClientGone:

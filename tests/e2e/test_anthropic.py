@@ -1,12 +1,17 @@
 """`/v1/messages` through the gateway on real sockets: the unmodified `anthropic` SDK, and what the neuron got."""
 
 import json
+from contextlib import asynccontextmanager
 
 import anthropic
 import pytest
 import trio
-from fakes.running import PROBE, SMALL
+from fakes import coding_cli
+from fakes.in_memory import Client
+from fakes.running import PROBE, SMALL, running_gateway
+from fakes.scripted import DONE, chunked, delta, listening, read_request, with_length
 
+from gateway.settings import NeuronSettings
 from gateway.sim import faults
 
 ASK = {"model": "helexa/small", "max_tokens": 64, "messages": PROBE}
@@ -86,3 +91,163 @@ async def test_stream_that_breaks_off_ends_in_an_error_event(sdk, beast):
 
     assert "text" in seen
     assert "message_stop" not in seen
+
+
+async def test_coding_cli_session_reaches_the_neuron_as_chat(http, beast):
+    """76 kB, 24 tools, system turns inside the messages, `?beta=true` and betas nobody has heard of: two turns."""
+    headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "new-thing-2027-01-01", "x-api-key": "k"}
+    assert (await http.head("/")).status_code == 200
+    for turn in (1, 2):
+        answer = await http.post("/v1/messages?beta=true", content=coding_cli.body(turn), headers=headers)
+        assert answer.status_code == 200
+        assert answer.text.rstrip().endswith('{"type":"message_stop"}')
+
+    first, second = (json.loads(received.body) for received in beast.requests)
+    assert [received.path for received in beast.requests] == ["/v1/chat/completions"] * 2
+    assert (first["model"], len(first["tools"]), first["stream"]) == (SMALL, 24, True)
+    assert second["messages"][: len(first["messages"])] == first["messages"]
+    assert {message["role"] for message in second["messages"]} >= {"system", "user", "assistant", "tool"}
+    sent = {name.lower() for received in beast.requests for name, _ in received.headers}
+    assert not {name for name in sent if name.startswith("anthropic-")} | (sent & {"x-api-key"})
+
+
+@asynccontextmanager
+async def before(tmp_path, peer, **neuron):
+    """A gateway whose one backend is `peer`, listing the small model; the SDK in front of it."""
+    models = with_length(b'{"object":"list","data":[{"id":"%b"}]}' % SMALL.encode())
+
+    async def serve(stream):
+        request = await read_request(stream)
+        if request.startswith(b"GET "):
+            await stream.send_all(models)
+        else:
+            await peer(stream, request)
+
+    async with listening(serve) as url:
+        backend = NeuronSettings("engine", url, kind="openai", **neuron)
+        async with running_gateway(tmp_path, [], backends=(backend,)) as cortex:
+            yield anthropic.Anthropic(base_url=cortex.url, api_key="k", max_retries=0)
+
+
+async def test_backend_that_speaks_messages_gets_the_body_as_it_came(tmp_path):
+    """Only `model` differs, the dialect's own headers go with it, and the answer comes back untouched."""
+    got = []
+    answer = b'{"type":"message","id":"msg_1","role":"assistant","model":"m","content":[],"native":true}'
+
+    async def peer(stream, request):
+        got.append(request)
+        await stream.send_all(with_length(answer))
+
+    async with before(tmp_path, peer, dialects=("openai", "anthropic")) as sdk:
+        raw = await in_thread(lambda: sdk.messages.with_raw_response.create(**ASK, extra_body={"top_secret": 1}))
+
+    assert raw.read() == answer
+    head, _, body = got[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/messages HTTP/1.1")
+    assert b"anthropic-version" in head
+    assert b"x-api-key" not in head
+    assert json.loads(body) == {**ASK, "model": SMALL, "top_secret": 1}
+
+
+async def test_count_tokens_estimates_and_says_so(sdk, beast):
+    """The simulated neuron has no tokenizer API, so it is not bothered; more text, more tokens."""
+    short = await in_thread(lambda: sdk.messages.with_raw_response.count_tokens(model="helexa/small", messages=PROBE))
+    long = await in_thread(
+        lambda: sdk.messages.count_tokens(
+            model="helexa/small", messages=PROBE, system="word " * 700, tools=[coding_cli.tool("Read")]
+        )
+    )
+
+    assert short.headers["x-cortex-token-count"] == "estimate"
+    assert long.input_tokens > short.parse().input_tokens + 700
+    assert not beast.requests
+
+
+@pytest.mark.parametrize(
+    ("neuron", "path", "answer", "counted"),
+    [
+        ({"engine": "vllm"}, "/tokenize", b'{"count":17,"max_model_len":4096,"tokens":[1]}', 17),
+        ({"dialects": ("openai", "anthropic")}, "/v1/messages/count_tokens", b'{"input_tokens":19}', 19),
+        ({"engine": "vllm"}, "/tokenize", b"[]", None),
+    ],
+)
+async def test_count_tokens_asks_who_can_count(tmp_path, neuron, path, answer, counted):
+    """A tokenizer or the endpoint itself; when it answers nonsense, an estimate."""
+    asked = []
+
+    async def peer(stream, request):
+        asked.append(request)
+        await stream.send_all(with_length(answer))
+
+    async with before(tmp_path, peer, **neuron) as sdk:
+        raw = await in_thread(
+            lambda: sdk.messages.with_raw_response.count_tokens(model="helexa/small", messages=PROBE, system="Hm.")
+        )
+
+    assert ("x-cortex-token-count" in raw.headers) == (counted is None)
+    assert counted is None or raw.parse().input_tokens == counted
+    assert asked[0].startswith(b"POST %b HTTP/1.1" % path.encode())
+    assert json.loads(asked[0].partition(b"\r\n\r\n")[2])["model"] == SMALL
+
+
+async def test_models_are_listed_in_anthropic_form(sdk):
+    """To whoever sends `anthropic-version`; one by one, too, and what is not there as its own error."""
+    page = await in_thread(sdk.models.list)
+    one = await in_thread(lambda: sdk.models.retrieve("helexa/small"))
+
+    assert {"helexa/small", "helexa/large", SMALL} <= {model.id for model in page.data}
+    assert (one.id, one.type) == ("helexa/small", "model")
+    with pytest.raises(anthropic.NotFoundError, match="nobody/has-it"):
+        await in_thread(lambda: sdk.models.retrieve("nobody/has-it"))
+
+
+async def test_silence_is_filled_with_pings_and_a_leaving_client_frees_the_neuron(tmp_path):
+    """Once the message has begun; and when the client has heard enough, the neuron's connection closes."""
+    left = trio.Event()
+
+    async def peer(stream, request):
+        begun = chunked(delta("Hm"), end=b"")
+        await stream.send_all(begun)
+        assert await stream.receive_some(1) == b""
+        left.set()
+
+    async with before(tmp_path, peer) as sdk:
+        async with await trio.open_tcp_stream("127.0.0.1", sdk.base_url.port) as stream:
+            client = Client(stream)
+            await client.send({**ASK, "stream": True}, "/v1/messages")
+            _, headers = await client.head()
+            heard = b""
+            while b"event: ping" not in heard:
+                heard += await client.piece(headers)
+        with trio.fail_after(10):
+            await left.wait()
+
+    assert heard.index(b"message_start") < heard.index(b"event: ping")
+    assert b": keep-alive" not in heard
+
+
+async def test_tool_use_streams_with_its_arguments(tmp_path):
+    """Split anywhere by the engine, whole at the SDK."""
+    parts = ['{"pa', 'th": "/', 'x"}']
+    first = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": ""}}
+    calls = [first, *({"index": 0, "function": {"arguments": part}} for part in parts)]
+    chunks = [{"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]} for call in calls]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
+
+    async def peer(stream, request):
+        await stream.send_all(chunked(*(b"data: %b\n\n" % json.dumps(chunk).encode() for chunk in chunks), DONE))
+
+    def stream(sdk):
+        with sdk.messages.stream(**ASK, tools=[coding_cli.tool("look")]) as events:
+            return events.get_final_message()
+
+    async with before(tmp_path, peer) as sdk:
+        message = await in_thread(lambda: stream(sdk))
+
+    [block] = message.content
+    assert (block.type, block.name, block.input, message.stop_reason) == (
+        "tool_use",
+        "look",
+        {"path": "/x"},
+        "tool_use",
+    )

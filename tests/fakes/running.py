@@ -82,11 +82,16 @@ def one_neuron(speed: float = 100.0) -> list[SimNeuron]:
 
 @asynccontextmanager
 async def running_gateway(
-    folder: Path, neurons: list[SimNeuron] | None = None, *, models_toml: str = MODELS_TOML, **sections: object
+    folder: Path,
+    neurons: list[SimNeuron] | None = None,
+    *,
+    models_toml: str = MODELS_TOML,
+    backends: tuple[NeuronSettings, ...] = (),
+    **sections: object,
 ):
     """Start everything, yield it, and cut it off at the end.
 
-    `sections` replace whole sections of the settings.
+    `backends` are there already, besides the simulated neurons. `sections` replace whole sections of the settings.
     """
     simulated = one_neuron() if neurons is None else neurons
     path = folder / "models.toml"
@@ -97,7 +102,10 @@ async def running_gateway(
             gateway=GatewaySettings(listen=Listen("127.0.0.1", 0), metrics_listen=Listen("127.0.0.1", 0)),
             poll=PollSettings(interval_seconds=0.5),
             admin=AdminSettings(token="secret"),
-            neurons=tuple(NeuronSettings(each.name, url) for each, url in zip(simulated, endpoints, strict=True)),
+            neurons=(
+                *(NeuronSettings(each.name, url) for each, url in zip(simulated, endpoints, strict=True)),
+                *backends,
+            ),
             models_config=path,
         )
         gateway = Gateway(dataclasses.replace(settings, **sections))

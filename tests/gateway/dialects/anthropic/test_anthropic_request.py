@@ -2,8 +2,8 @@
 
 import json
 
-import coding_cli
 import pytest
+from fakes import coding_cli
 from hypothesis import given
 from hypothesis import strategies as st
 
