@@ -182,7 +182,7 @@ async def test_engine_is_polled_into_the_fleet_and_never_a_place_for_a_cold_load
         await nursery.start(Poller(fleet, {"box": client}, PollSettings()).run)
         catalogue = a_catalogue(a_profile("listed"), a_profile("other", vram_mb=1000))
         route = choose("listed", fleet, catalogue)
-        assert route == Route("box", "listed", "http://box:8000", fleet.nodes["box"].access)
+        assert route == Route("box", "listed", "http://box:8000", fleet.nodes["box"].access, fleet.nodes["box"].backend)
         assert [device.vram_total_mb for device in fleet.nodes["box"].devices] == [80_000]
         with pytest.raises(Exception, match="no healthy neuron's topology"):
             choose("other", fleet, catalogue)
