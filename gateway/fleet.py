@@ -36,6 +36,8 @@ ChangeKind = Literal[
     "breaker_opened",
     "breaker_tried",
     "breaker_closed",
+    "draining",
+    "undrained",
 ]
 
 
@@ -376,7 +378,9 @@ class Fleet:
         clock: Seconds, monotonic; Trio's unless a test has no Trio.
 
     `version` grows with every change that a reader could see, leases and device readings apart, so that windows can
-    cache upon it. `observers` are called synchronously for every `FleetChange`, in order, and must not raise.
+    cache upon it. `observers` are called synchronously for every `FleetChange`, in order. `replica_observers` are
+    called with a model's name (as its neurons have it) whenever there are other replicas of it than before, and
+    `return_observers` whenever one of its leases came back. None of them may raise.
     """
 
     def __init__(
@@ -387,6 +391,8 @@ class Fleet:
             settings.name: Node(settings) for settings in sorted(neurons, key=lambda settings: settings.name)
         }
         self.observers: list[Callable[[FleetChange], None]] = []
+        self.replica_observers: list[Callable[[str], None]] = []
+        self.return_observers: list[Callable[[str], None]] = []
         self.version = 1
         self.leases = 0
         self._misses = misses
@@ -469,6 +475,8 @@ class Fleet:
         if held.leases == 0:
             self._forget_if_empty(held)
             self._waiters.unpark_all()
+        for observe in self.return_observers:
+            observe(held.id)
 
     # Learning from polls and requests .................................................................................
 
@@ -565,8 +573,10 @@ class Fleet:
     def drain(self, node: str, *, draining: bool) -> None:
         """Keep new requests off the node, or let them on again. Running ones are not touched."""
         home = self.nodes[node]
+        if home.draining == draining:
+            return
         home.draining = draining
-        self.version += 1
+        self._announce(FleetChange("draining" if draining else "undrained", node))
         self._reindex(home.models.keys())
 
     def _report(self, node: str, model_id: str) -> ModelReport | None:
@@ -653,6 +663,8 @@ class Fleet:
             else:
                 del self._replicas[model_id]
             self._waiters.unpark_all()
+            for observe in self.replica_observers:
+                observe(model_id)
 
     def _find_replicas(self, model_id: str) -> Iterable[NodeModel]:
         for node in self.nodes.values():

@@ -71,7 +71,13 @@ class ColdLoad(NamedTuple):
     candidates: tuple[Candidate, ...]
 
 
-Decision = Route | WaitForLoad | ColdLoad
+class WaitForPlace(NamedTuple):
+    """It is loaded, and every neuron that may be asked has as many requests of ours as it is given at a time."""
+
+    model_id: str
+
+
+Decision = Route | WaitForPlace | WaitForLoad | ColdLoad
 
 
 def own_name(profile: ModelProfile) -> str:
@@ -79,7 +85,9 @@ def own_name(profile: ModelProfile) -> str:
     return profile.id if profile.source is None else f"{profile.source}:{profile.id}"
 
 
-def choose(model: str, fleet: Fleet, catalogue: Catalogue, *, exclude: Collection[str] = ()) -> Decision:
+def choose(
+    model: str, fleet: Fleet, catalogue: Catalogue, *, exclude: Collection[str] = (), ceiling: int | None = None
+) -> Decision:
     """Where a request for `model` goes.
 
     Args:
@@ -87,6 +95,8 @@ def choose(model: str, fleet: Fleet, catalogue: Catalogue, *, exclude: Collectio
         fleet: Read in this one step; take the lease before the next checkpoint.
         catalogue: The request's snapshot.
         exclude: Node names that this request has tried in vain.
+        ceiling: So many leases are all that one neuron is given for this model; None is no limit, and then nobody is
+            told to wait for a place.
 
     Raises:
         ServiceUnavailable: Not now (steps 0, 2, 5, and a known model that cannot serve).
@@ -99,6 +109,10 @@ def choose(model: str, fleet: Fleet, catalogue: Catalogue, *, exclude: Collectio
     if replicas:  # step 1, and step 0 with it: a replica's node is healthy
         if any(held.troubled for held in replicas):
             replicas = _least_troubled(model, replicas, fleet.now())
+        if ceiling is not None:
+            replicas = tuple(held for held in replicas if held.leases < ceiling)
+            if not replicas:
+                return WaitForPlace(model)
         best = replicas[0] if len(replicas) == 1 else _least_busy(replicas)
         return Route(best.node.name, best.id, best.url or "", best.node.access, best.node.backend)
     return _choose_cold(model, fleet, catalogue, exclude)

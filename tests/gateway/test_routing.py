@@ -8,7 +8,7 @@ from fakes.patience import measured
 
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet import Activation
-from gateway.routing import ColdLoad, Fit, Route, WaitForLoad, choose
+from gateway.routing import ColdLoad, Fit, Route, WaitForLoad, WaitForPlace, choose
 
 LISTED = a_catalogue(a_profile("m"))
 UNLISTED = a_catalogue()
@@ -71,6 +71,20 @@ def test_step_1_excluded_nodes_are_not_asked_again():
     answers(fleet, "b", a_model("m"))
     assert choose("m", fleet, UNLISTED, exclude={"a"}).node == "b"
     refusal(ServiceUnavailable, "m", fleet, UNLISTED, exclude={"a", "b"})
+
+
+def test_step_1_neuron_at_the_ceiling_is_not_asked():
+    """Others' requests there do not count; with every neuron full there is nothing to do but wait for a place."""
+    fleet = a_fleet("a", "b")
+    answers(fleet, "a", a_model("m"))
+    answers(fleet, "b", a_model("m", in_flight=5))
+    with fleet.lease("a", "m"):
+        assert choose("m", fleet, LISTED, ceiling=2).node == "a"
+        assert choose("m", fleet, LISTED, ceiling=1).node == "b"
+        assert choose("m", fleet, LISTED, ceiling=1, exclude={"b"}) == WaitForPlace("m")
+        with fleet.lease("b", "m"):
+            assert choose("m", fleet, LISTED, ceiling=1) == WaitForPlace("m")
+            assert choose("m", fleet, LISTED).node == "a"
 
 
 def test_step_1_model_loaded_from_a_source_is_found_under_the_neurons_name():

@@ -1,0 +1,341 @@
+"""Who may go to a neuron at once, and who waits in line for it: one ceiling and one line per model. No I/O.
+
+    choose says that all places are taken, or somebody is ahead --> a turn in the model's line
+    a lease comes back, or somebody leaves the line ---------------> the first who waits for a place looks again
+    other replicas than before, or another catalogue --------------> everybody does
+
+A place is a lease of the fleet's, so there is nothing to count here and nothing to give back. Who looks again decides
+anew, takes its lease and leaves the line in one synchronous step: no place is lost between two of them, and nobody
+behind can be quicker. A request that waits for its model to be loaded stands in the same line, so that the first to
+come is the first to be served then.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import trio
+
+from catalogue.models import Catalogue
+from gateway.errors import Overloaded
+from gateway.fleet import Fleet
+from gateway.routing import Decision, Route, WaitForPlace, choose, own_name
+
+__all__ = ["Admission", "LineView", "Turn"]
+
+# Time alone can make a place usable: a breaker has cooled down, a Retry-After is over. Nobody announces that, so who
+# waits looks this often anyway. It costs ten microseconds.
+RECHECK_S = 1.0
+LONGEST_RETRY_S = 60
+
+WaitsFor = Literal["place", "load"]
+
+
+class CatalogueSource(Protocol):
+    """Whoever holds the catalogue in force."""
+
+    @property
+    def current(self) -> Catalogue:
+        """The snapshot now: a ceiling that was changed holds for those who wait already."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LineView:
+    """One model's line, for status. `ceiling` is per neuron, None if there is none; `leases` are out on all of them.
+
+    `oldest_s` is how long the longest of those who wait for a place has waited, in seconds.
+    """
+
+    model: str
+    ceiling: int | None
+    leases: int
+    waiting_for_place: int
+    waiting_for_load: int
+    oldest_s: float
+
+
+class Admission:
+    """All lines of one gateway.
+
+    Args:
+        fleet: Says what has changed, and holds the leases.
+        catalogue: For the ceilings.
+        limit: So many requests may wait for a place at a time, over all models.
+    """
+
+    def __init__(self, fleet: Fleet, *, catalogue: CatalogueSource, limit: int) -> None:
+        self.fleet = fleet
+        self._catalogue = catalogue
+        self._limit = limit
+        self._lines: dict[str, _Line] = {}  # a line is there as long as somebody stands in it
+        self._admitted_at: deque[float] = deque(maxlen=16)
+        fleet.replica_observers.append(self._replicas_changed)
+        fleet.return_observers.append(self._lease_returned)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place now."""
+        return sum(len(line.at_the_door) for line in self._lines.values())
+
+    def ceiling(self, model: str) -> int | None:
+        """How many requests for the model one neuron is given at a time; None is as many as come."""
+        profile = self._catalogue.current.models.get(model)
+        return None if profile is None else profile.max_concurrent
+
+    def turn(self, model: str, since: float) -> Turn:
+        """A request's turn at a model. Turns are in the order of `since` (Trio's clock, s), when the request came."""
+        return Turn(self, model, since)
+
+    def look_again(self) -> None:
+        """Everybody who waits decides anew: there is a new catalogue, perhaps with other ceilings."""
+        for line in self._lines.values():
+            line.wake_all()
+
+    def lines(self) -> list[LineView]:
+        """Every line that somebody stands in, by model."""
+        return [self._view(model, line) for model, line in sorted(self._lines.items())]
+
+    def _view(self, model: str, line: _Line) -> LineView:
+        now = trio.current_time()
+        return LineView(
+            model,
+            self.ceiling(model),
+            sum(held.leases for name in self._names(model) for held in self.fleet.holders(name)),
+            len(line.at_the_door),
+            len(line.turns) - len(line.at_the_door),
+            max((now - turn.waiting_since for turn in line.at_the_door), default=0.0),
+        )
+
+    def _names(self, model: str) -> set[str]:
+        """What neurons call it: its id, and what it is called once it was loaded from its source."""
+        profile = self._catalogue.current.models.get(model)
+        return {model} if profile is None else {model, own_name(profile)}
+
+    # What happens .....................................................................................................
+
+    def _replicas_changed(self, name: str) -> None:
+        for model, line in self._lines.items():
+            if name in self._names(model):
+                line.wake_all()
+
+    def _lease_returned(self, name: str) -> None:
+        for model, line in self._lines.items():
+            if name in self._names(model):
+                line.wake_first()
+
+    # Kept by the turns ................................................................................................
+
+    def is_anybody_ahead(self, turn: Turn, node: str) -> bool:
+        """Whether somebody who came before `turn` could take a place at `node`."""
+        line = self._lines.get(turn.model)
+        return line is not None and any(ahead.could_take(node) for ahead in line.before(turn))
+
+    def join(self, turn: Turn) -> _Line:
+        """Put a turn where it belongs in its model's line."""
+        line = self._lines.setdefault(turn.model, _Line())
+        line.turns.insert(line.rank(turn), turn)
+        return line
+
+    def leave(self, turn: Turn, line: _Line) -> None:
+        """Take a turn out of its line; who is next looks again."""
+        line.turns.remove(turn)
+        if line.turns:
+            line.wake_first()
+        else:
+            del self._lines[turn.model]
+
+    def refuse_if_full(self, turn: Turn) -> None:
+        """Raise Overloaded if nobody more may wait for a place."""
+        waiting = self.waiting
+        if waiting < self._limit:
+            return
+        line = self._lines.get(turn.model)
+        same = 0 if line is None else len(line.at_the_door)
+        told = f"{waiting} requests wait for a place at a neuron, {same} of them for '{turn.model}', and no more may"
+        raise Overloaded(told, retry_after_s=self._retry_after_s())
+
+    def note_admission(self) -> None:
+        """Somebody's wait has come to a good end."""
+        self._admitted_at.append(trio.current_time())
+
+    def _retry_after_s(self) -> int:
+        """When a place in line will be free, by how often one was lately."""
+        if not self._admitted_at:
+            return 1
+        interval_s = (trio.current_time() - self._admitted_at[0]) / len(self._admitted_at)
+        return min(max(ceil(interval_s), 1), LONGEST_RETRY_S)
+
+
+class _Line:
+    """Those who wait for one model, in order; some for a place, some for it to be loaded first."""
+
+    __slots__ = ("at_the_door", "turns")
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+        self.at_the_door: set[Turn] = set()
+
+    def rank(self, turn: Turn) -> int:
+        """Where a turn belongs that is not in the line: behind all who came before it or with it."""
+        return bisect_right(self.turns, turn.since, key=lambda other: other.since)
+
+    def before(self, turn: Turn) -> Iterator[Turn]:
+        return islice(self.turns, self.turns.index(turn) if turn.is_in_line else self.rank(turn))
+
+    def behind(self, turn: Turn) -> Iterator[Turn]:
+        return islice(self.turns, self.turns.index(turn) + 1, None)
+
+    def wake_all(self) -> None:
+        for turn in self.turns:
+            turn.wake()
+
+    def wake_first(self) -> None:
+        """The first who waits for a place; when it goes or stays, it sees to the next."""
+        if self.at_the_door:  # a line that waits for a load may be long, and leaves one by one
+            _wake_first(self.turns)
+
+    @contextmanager
+    def waiting_for_place(self, turn: Turn) -> Iterator[None]:
+        self.at_the_door.add(turn)
+        try:
+            yield
+        finally:
+            self.at_the_door.discard(turn)
+
+
+class Turn:
+    """One request's turn at one model. `with` it around the wait, and leaving that wakes whoever is next.
+
+    `avoids` are the nodes that this request will not go to because they have failed it: nobody need wait behind it for
+    a place there. Owned by its request; none of it is for two tasks.
+    """
+
+    __slots__ = (
+        "_admission",
+        "_is_entitled",
+        "_is_woken",
+        "_line",
+        "_scope",
+        "avoids",
+        "model",
+        "since",
+        "waiting_since",
+        "waits_for",
+    )
+
+    def __init__(self, admission: Admission, model: str, since: float) -> None:
+        self._admission = admission
+        self._line: _Line | None = None
+        self._scope: trio.CancelScope | None = None
+        self._is_woken = False
+        self._is_entitled = False
+        self.model = model
+        self.since = since
+        self.avoids: frozenset[str] = frozenset()
+        self.waits_for: WaitsFor | None = None
+        self.waiting_since = 0.0
+
+    @property
+    def is_in_line(self) -> bool:
+        """Whether it is waiting."""
+        return self._line is not None
+
+    @property
+    def position(self) -> int | None:
+        """1 for whoever is first; None outside the line."""
+        return None if self._line is None else self._line.turns.index(self) + 1
+
+    def choose(self, catalogue: Catalogue, exclude: Collection[str] = ()) -> Decision:
+        """`routing.choose` under the model's ceiling, and only if it is this request's turn. Raises the same.
+
+        Synchronous: whoever is given a route takes the lease before the next checkpoint.
+        """
+        admission = self._admission
+        ceiling = admission.ceiling(self.model)
+        decision = choose(self.model, admission.fleet, catalogue, exclude=exclude, ceiling=ceiling)
+        # With room for everybody, order is nobody's gain.
+        if ceiling is not None and isinstance(decision, Route) and admission.is_anybody_ahead(self, decision.node):
+            return WaitForPlace(self.model)
+        return decision
+
+    def could_take(self, node: str) -> bool:
+        """Whether it will look for a place soon, or waits for one, and might take one at `node`."""
+        return (self.waits_for != "load" or self._is_woken) and node not in self.avoids
+
+    def entitle(self) -> None:
+        """The request has been let through before: it is not turned away should it have to wait again."""
+        self._is_entitled = True
+
+    def __enter__(self) -> Self:
+        if self._line is not None:
+            raise RuntimeError("already in line")
+        self.waiting_since = trio.current_time()
+        self._line = self._admission.join(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        line, self._line = self._line, None
+        if line is None:
+            raise RuntimeError("left without having been entered")
+        self._admission.leave(self, line)
+        if kind is None:
+            self._admission.note_admission()
+
+    async def wait_for_place(self) -> None:
+        """Return when it is worth choosing again; whoever calls has chosen since the last checkpoint.
+
+        Raises:
+            Overloaded: As many wait as may, and this request has not waited before.
+        """
+        if self._line is None:
+            raise RuntimeError("a turn is waited for in line")
+        if not self._is_entitled:
+            self._admission.refuse_if_full(self)
+        with self._line.waiting_for_place(self):
+            await self._wait("place", _a_moment)
+        if self.avoids and self._is_woken:
+            # It may have been woken for a place that it avoids, or that it will not take: the one behind it looks too.
+            _wake_first(self._line.behind(self))
+
+    async def wait_for_load(self, until_news: Callable[[], Awaitable[None]]) -> None:
+        """The same while the model is not loaded: until `until_news` returns, or the model is there without it."""
+        await self._wait("load", until_news)
+
+    async def _wait(self, what: WaitsFor, until_news: Callable[[], Awaitable[None]]) -> None:
+        self.entitle()
+        self.waits_for = what
+        self._is_woken = False
+        try:
+            with trio.CancelScope() as self._scope:
+                await until_news()
+        finally:
+            self._scope = None
+            self.waits_for = None
+
+    def wake(self) -> None:
+        """It is worth looking again."""
+        self._is_woken = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+
+async def _a_moment() -> None:
+    await trio.sleep(RECHECK_S)
+
+
+def _wake_first(turns: Iterable[Turn]) -> None:
+    for turn in turns:
+        if turn.waits_for == "place":
+            turn.wake()
+            return
