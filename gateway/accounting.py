@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import structlog
 import trio
@@ -17,6 +17,25 @@ from gateway.metrics import Metrics
 __all__ = ["Accounts", "Outcome", "Record", "Routed"]
 
 Outcome = Literal["ok", "error", "upstream_error", "client_disconnected", "cancelled"]
+
+
+class Waiting(Protocol):
+    """A request's place among those who wait for its model; for display, and for the drain."""
+
+    @property
+    def is_in_line(self) -> bool:
+        """Whether it waits now."""
+        ...
+
+    @property
+    def waits_for(self) -> str | None:
+        """Which of place and load it waits for, None if neither."""
+        ...
+
+    @property
+    def position(self) -> int | None:
+        """1 for whoever is first, None if it does not wait."""
+        ...
 
 
 class Accounts:
@@ -64,6 +83,7 @@ class Record:
         "started_unix",
         "status",
         "stream",
+        "turn",
         "upstream_status",
         "usage",
     )  # fmt: skip
@@ -94,12 +114,27 @@ class Record:
         self.usage: Usage | None = None
         self.estimated = False
         self.meter: StreamMeter | None = None
+        self.turn: Waiting | None = None
         self.cancel: Callable[[GatewayError], None] = _nothing_to_cancel
 
     def routed(self, model: str, node: str) -> Routed:
         """A context manager around one attempt at one neuron: counts it, and that it is under way."""
         self.model, self.node = model, node
         return Routed(self._accounts.metrics, model, node)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for a place or a load: no neuron is at work for it."""
+        return self.turn is not None and self.turn.is_in_line
+
+    @property
+    def state(self) -> Literal["arriving", "queued", "loading", "running"]:
+        """Where it is on its way: its body is arriving, it waits for a place or a load, or is at a neuron."""
+        if self.turn is None:
+            return "arriving"
+        if not self.turn.is_in_line:
+            return "running"
+        return "loading" if self.turn.waits_for == "load" else "queued"
 
     def retried(self) -> None:
         """The attempt under way is given up for another."""

@@ -98,6 +98,7 @@ def _fleet(gateway: Gateway) -> dict[str, Any]:
         "health": gateway.health(),
         "nodes": gateway.fleet.snapshot().nodes,
         "loads": gateway.lifecycle.loads(),
+        "queue": gateway.inference.admission.lines(),
         "upstream": gateway.upstream.statistics(),
         "now": trio.current_time(),
     }
@@ -110,6 +111,8 @@ def _request(record: Record) -> dict[str, Any]:
         "alias": record.alias,
         "model": record.model,
         "node": record.node,
+        "state": record.state,
+        "position": record.turn.position if record.turn is not None else None,
         "stream": record.stream,
         "elapsed_s": round(trio.current_time() - record.started_at, 3),
         "retries": record.retries,

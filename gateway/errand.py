@@ -1,15 +1,16 @@
 """The errand: one request's way from a model's name to the last byte of its answer.
 
-    resolve on one snapshot -> choose a neuron and lease it -> [wait for a load] -> attempt -> [another] -> done
+    resolve on one snapshot -> choose a neuron and lease it -> [wait for it] -> attempt -> [another] -> done
 
-Which neuron is `routing`'s to say, what is said to it `attempt`'s. Here is who is asked, how often, and what the client
-hears if nobody is left.
+Which neuron is `routing`'s to say, whose turn it is `admission`'s, what is said to a neuron `attempt`'s. Here is who is
+asked, how often, and what the client hears if nobody is left.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,13 +19,14 @@ from catalogue.models import Catalogue
 from catalogue.resolve import resolve
 from gateway import errors, heads
 from gateway.accounting import Record
+from gateway.admission import Turn
 from gateway.asgi import Headers
 from gateway.attempt import Attempt, Retriable, pass_on
 from gateway.phases import Phases
 from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
 from gateway.request import InferenceRequest
-from gateway.routing import Decision, Route, WaitForLoad, choose
+from gateway.routing import Decision, Route, WaitForLoad, WaitForPlace
 
 if TYPE_CHECKING:
     from gateway.inference import Inference
@@ -88,17 +90,19 @@ class Errand:
 
     async def _attempt_until_answered(self, model: str, catalogue: Catalogue) -> None:
         """One neuron after another, within the budget, as long as the client has seen nothing of an answer."""
+        turn = self._record.turn = self._shared.admission.turn(model, self._record.read_at or self._record.started_at)
         failed_on: set[str] = set()
         last: Retriable | None = None
         while True:
             try:
-                route = await self._find_route(model, catalogue, failed_on, last)
+                route = await self._find_route(turn, catalogue, failed_on, last)
             except errors.GatewayError as error:
                 await self._give_up(last, error)
                 return
             try:
                 # Decision and lease in one synchronous step: nobody can evict the model in between.
                 with self._shared.fleet.lease(route.node, route.model_id), self._record.routed(model, route.node):
+                    turn.entitle()
                     self._attempt = Attempt(self._shared, self._request, self._record, self.pacer, self._phases)
                     await self._attempt.run(route)
                     return
@@ -115,53 +119,45 @@ class Errand:
 
     # Finding a neuron...
 
-    async def _find_route(self, model: str, catalogue: Catalogue, failed_on: set[str], last: Retriable | None) -> Route:
-        decision = self._choose(model, catalogue, failed_on, last)
+    async def _find_route(self, turn: Turn, catalogue: Catalogue, failed_on: set[str], last: Retriable | None) -> Route:
+        decision = _choose(turn, catalogue, failed_on, last)
         if not isinstance(decision, Route):
             if self._shared.draining:
                 raise shutting_down()
-            decision = await self._wait_for_route(decision, model, catalogue, failed_on, last)
+            decision = await self._wait_for_route(decision, turn, catalogue, failed_on, last)
         if self._record.routed_at is None:
             self._record.routed_at = trio.current_time()
         return decision
 
-    def _choose(self, model: str, catalogue: Catalogue, failed_on: set[str], last: Retriable | None) -> Decision:
-        """Another replica if one is left. None is: what then depends on why the last one failed.
-
-        A failure alone makes nobody load the model elsewhere: that takes minutes and may cost others theirs, while
-        whoever failed us may be well in a second. A model that is gone (`not loaded`), or whose neuron is down by
-        now, is a model that is not loaded, like any other.
-        """
-        fleet = self._shared.fleet
-        if last is None:
-            return choose(model, fleet, catalogue)
-        with contextlib.suppress(errors.GatewayError):  # no way without them is no answer yet
-            decision = choose(model, fleet, catalogue, exclude=failed_on)
-            if isinstance(decision, Route) or (isinstance(decision, WaitForLoad) and last.refusal is None):
-                return decision
-        decision = choose(model, fleet, catalogue)
-        if isinstance(decision, Route) and decision.node in failed_on and not last.not_loaded:
-            raise last.error
-        return decision
-
     async def _wait_for_route(
-        self, decision: Decision, model: str, catalogue: Catalogue, failed_on: set[str], last: Retriable | None
+        self, decision: Decision, turn: Turn, catalogue: Catalogue, failed_on: set[str], last: Retriable | None
     ) -> Route:
-        """The model is being loaded, or will be. A deadline here is a "not yet", so it says when to ask again."""
+        """Every place is taken, or the model is being loaded, or will be: wait in line for whichever it is."""
         lifecycle = self._shared.lifecycle
         try:
-            with self._phases:
-                self._phases.enter("load")
+            with self._phases, turn:
                 while not isinstance(decision, Route):
-                    await lifecycle.wait_until_routable(decision)
-                    decision = self._choose(model, catalogue, failed_on, last)
+                    if isinstance(decision, WaitForPlace):
+                        self._phases.resume("queue")
+                        await turn.wait_for_place()
+                    else:
+                        self._phases.resume("load")
+                        await turn.wait_for_load(partial(lifecycle.wait_until_routable, decision))
+                    decision = _choose(turn, catalogue, failed_on, last)
         except errors.DeadlineExceeded as error:
-            raise errors.ServiceUnavailable(
-                f"model '{model}' is still being loaded: {error.message}{lifecycle.earlier_loads(model)}",
-                param="load",
-                retry_after_s=lifecycle.retry_after_s(model),
-            ) from error
+            raise self._waited_too_long(turn.model, error) from error
         return decision
+
+    def _waited_too_long(self, model: str, error: errors.DeadlineExceeded) -> errors.GatewayError:
+        """A load goes on, so its deadline is a "not yet" and says when to ask again. A line only says how it was."""
+        if error.param != "load":
+            return errors.DeadlineExceeded(f"model '{model}' is busy: {error.message}", param=error.param)
+        lifecycle = self._shared.lifecycle
+        return errors.ServiceUnavailable(
+            f"model '{model}' is still being loaded: {error.message}{lifecycle.earlier_loads(model)}",
+            param="load",
+            retry_after_s=lifecycle.retry_after_s(model),
+        )
 
     # Nobody is left...
 
@@ -187,6 +183,29 @@ class Errand:
     def _early_head(self) -> tuple[int, Headers]:
         extra = self._request.dialect.headers(self._record.request_id)
         return 200, heads.of_early_stream(self._record, extra)
+
+
+def _choose(turn: Turn, catalogue: Catalogue, failed_on: set[str], last: Retriable | None) -> Decision:
+    """Another replica if one is left. None is: what then depends on why the last one failed.
+
+    A failure alone makes nobody load the model elsewhere: that takes minutes and may cost others theirs, while whoever
+    failed us may be well in a second. A model that is gone (`not loaded`), or whose neuron is down by now, is a model
+    that is not loaded, like any other.
+    """
+    if last is None:
+        return turn.choose(catalogue)
+    turn.avoids = frozenset() if last.not_loaded else frozenset(failed_on)
+    with contextlib.suppress(errors.GatewayError):  # no way without them is no answer yet
+        decision = turn.choose(catalogue, failed_on)
+        if isinstance(decision, Route | WaitForPlace) or (isinstance(decision, WaitForLoad) and last.refusal is None):
+            return decision
+    decision = turn.choose(catalogue)
+    is_where_it_failed = isinstance(decision, WaitForPlace) or (
+        isinstance(decision, Route) and decision.node in failed_on
+    )
+    if is_where_it_failed and not last.not_loaded:
+        raise last.error
+    return decision
 
 
 def _patience_s(refusal: Refusal) -> float:

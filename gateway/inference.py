@@ -18,6 +18,7 @@ import trio
 from catalogue.models import Catalogue
 from gateway import errors, heads
 from gateway.accounting import Accounts, Record
+from gateway.admission import Admission
 from gateway.asgi import Receive, Scope, Send
 from gateway.attempt import Retriable
 from gateway.counting import Count
@@ -82,6 +83,7 @@ class Inference:
         self.accounts = accounts
         self.poke = poke
         self.lifecycle = lifecycle
+        self.admission = Admission(fleet, catalogue=catalogue, limit=settings.limits.queue)
         self.draining = False
         self._body_limit_bytes = int(settings.gateway.body_limit_mb * 1024**2)
         self._origins: dict[str, Origin] = {}
@@ -104,10 +106,10 @@ class Inference:
                 record.sent_first_at = answer.first_written_at
 
     def drain(self) -> None:
-        """From now on refuse what is new, and what still waits for a model: that may take minutes."""
+        """From now on refuse what is new, and what still waits for a model or a place: that may take minutes."""
         self.draining = True
         for record in list(self.accounts.live.values()):
-            if record.node is None:
+            if record.node is None or record.is_waiting:
                 record.cancel(shutting_down())
 
     def cut(self, error: errors.GatewayError) -> None:

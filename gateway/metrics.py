@@ -94,6 +94,10 @@ class Metrics:
         """Show the gauges of whatever nodes there are at the time of each scrape."""
         self.registry.register(_FleetCollector(nodes))
 
+    def watch_queue(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+        """Show how many wait for a place at the time of each scrape; models without a line are not in it."""
+        self.registry.register(_QueueCollector(waiting))
+
     def watch_catalogue(self, read: Callable[[], CatalogueReadings]) -> None:
         """Show the state of the catalogue at the time of each scrape; from the start, unlike everything else."""
         self.registry.register(_CatalogueCollector(read))
@@ -146,6 +150,19 @@ class CatalogueReadings:
     generation: int
     last_reload_succeeded: bool
     reloads: Mapping[str, int]
+
+
+class _QueueCollector(Collector):
+    """The lines count for themselves."""
+
+    def __init__(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+        self._waiting = waiting
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily("cortex_queued_requests", "Requests waiting for a place", labels=["model"])
+        for model, count in self._waiting().items():
+            family.add_metric([model], count)
+        yield family
 
 
 class _CatalogueCollector(Collector):

@@ -18,7 +18,7 @@ Phase = Literal["header", "queue", "load", "connect", "upload", "first_byte", "i
 
 _WAITING_FOR: Final[dict[Phase, str]] = {
     "header": "the request's headers and body to arrive",
-    "queue": "a place in the queue",
+    "queue": "a place at a neuron",
     "load": "the model to be loaded",
     "connect": "a connection to the neuron",
     "upload": "the neuron to take the request's body",
@@ -53,6 +53,15 @@ class Phases:
         self.current = phase
         self.begun.append((phase, now))
         self._allow_until(now + self.allowed_s(phase))
+
+    def resume(self, phase: Phase) -> None:
+        """As `enter`, less the time that the request has spent in this phase before: a wait in pieces is one wait."""
+        now = trio.current_time()
+        spent_s = self.spent_ms(now).get(phase, 0.0) / 1000
+        if phase != self.current:
+            self.current = phase
+            self.begun.append((phase, now))
+        self._allow_until(now + self.allowed_s(phase) - spent_s)
 
     def progressed(self) -> None:
         """Something came: the current phase's time starts anew."""

@@ -100,11 +100,15 @@ class Gateway:
             poke=self.poller.poke,
             lifecycle=self.lifecycle,
         )
+        self.keeper.subscribe(lambda *_: self.inference.admission.look_again())
         self._models = ModelsApi(owned_by=settings.gateway.owned_by)
         self.app = Door(self.inference, cast("App", make_windows(self._windows(), __version__)), settings)
         self.admin_app = cast("App", admin.make_app(self))
         self.metrics.watch_fleet(lambda: self.fleet.snapshot().nodes)
         self.metrics.watch_catalogue(self._catalogue_readings)
+        self.metrics.watch_queue(
+            lambda: {line.model: line.waiting_for_place for line in self.inference.admission.lines()}
+        )
 
     def _windows(self) -> Windows:
         return Windows(

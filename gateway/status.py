@@ -155,6 +155,7 @@ def _render(known: dict[str, Any]) -> RenderableType:
     parts.append(_aliases(known["models"]))
     if fleet is not None:
         parts.append(_loads(fleet["loads"]))
+        parts.append(_lines(fleet["queue"]))
         parts.append(_requests(known["requests"]))
     return Group(*[part for part in parts if not isinstance(part, Table) or part.row_count])
 
@@ -234,14 +235,37 @@ def _loads(loads: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _requests(requests: list[dict[str, Any]]) -> Table:
-    waiting = sum(request["node"] is None for request in requests)
-    title = f"requests: {len(requests) - waiting} at a neuron, {waiting} waiting"
-    table = _table(title, "request", "asked for", "model", "neuron", "for")
-    for request in requests[:REQUESTS_SHOWN]:
-        model, node = request["model"] or "-", request["node"] or "waiting"
-        table.add_row(request["request_id"], request["alias"] or model, model, node, f"{request['elapsed_s']:.1f} s")
+def _lines(lines: list[dict[str, Any]]) -> Table:
+    table = _table("queue", "model", "per neuron", "at work", "in line", "longest", "waiting for its load")
+    for line in lines:
+        ceiling = "-" if line["ceiling"] is None else str(line["ceiling"])
+        counts = str(line["waiting_for_place"]), f"{line['oldest_s']:.1f} s", str(line["waiting_for_load"])
+        table.add_row(line["model"], ceiling, str(line["leases"]), *counts)
     return table
+
+
+def _requests(requests: list[dict[str, Any]]) -> Table:
+    """Those at a neuron first, then those in line, in the order of the line."""
+    running = sum(request["state"] == "running" for request in requests)
+    title = f"requests: {running} at a neuron, {len(requests) - running} waiting"
+    table = _table(title, "request", "asked for", "model", "where", "for")
+    for request in sorted(requests, key=lambda request: request["position"] or 0)[:REQUESTS_SHOWN]:
+        model = request["model"] or "-"
+        where = _whereabouts(request)
+        table.add_row(request["request_id"], request["alias"] or model, model, where, f"{request['elapsed_s']:.1f} s")
+    return table
+
+
+def _whereabouts(request: Mapping[str, Any]) -> str:
+    match request["state"]:
+        case "running":
+            return str(request["node"])
+        case "queued":
+            return f"in line, number {request['position']}"
+        case "loading":
+            return "waiting for its load"
+        case _:
+            return str(request["state"])
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -1,0 +1,359 @@
+"""A model with a ceiling: who waits, how long, what they hear meanwhile, and how a wait may end. All in memory."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+from fakes.fleets import a_catalogue
+from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.errors import ServiceUnavailable
+from gateway.settings import DeadlineSettings, LimitSettings, Settings
+from gateway.sim.faults import HttpError, NotLoaded, Refuse
+
+PROBE_S = 1.02
+LOAD_S = 5.0
+
+# It takes no more than the ceiling and queues nothing: one request too many would be refused, and the client would see.
+M = a_sim_model("lab/m", max_in_flight=2, max_queue_depth=0)
+N = a_sim_model("lab/n", max_in_flight=1, max_queue_depth=0)
+M_ONLY = (profile_of(M, max_concurrent=2),)
+
+
+def approx(seconds):
+    """A time to the millisecond."""
+    return pytest.approx(seconds, abs=0.001)
+
+
+# Waiting ..............................................................................................................
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_neuron_never_has_more_than_the_ceiling_and_everybody_is_served(stream, autojump_clock):
+    """Two neurons with two places each, twenty at once: five rounds, none refused."""
+    async with a_world(*(a_sim(name, M, loaded=(M.id,)) for name in "ab"), profiles=M_ONLY) as world:
+        answers = await ask_many(world, M.id, 20, stream=stream)
+
+        assert [answer.text for answer in answers] == ["Tbilisi"] * 20
+        assert sorted(answer.ended_at for answer in answers) == [
+            approx(round_ * PROBE_S) for round_ in range(1, 6) for _ in range(4)
+        ]
+        assert [sim.residents[M.id].places.rejected_queue_full for sim in world.sims] == [0, 0]
+
+
+async def test_first_come_is_first_served(autojump_clock):
+    """In the order of their coming, whether they stream or not."""
+    async with a_world(a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),)) as world:
+        served = []
+
+        async def one(number):
+            await world.ask(N.id, stream=number % 2 == 0)
+            served.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(one, number)
+                await trio.sleep(0.01)
+        assert served == list(range(12))
+
+
+async def test_those_who_waited_for_the_load_are_served_in_the_order_they_came(autojump_clock):
+    """The load wakes them all at once; the line is the one they came in, and a newcomer's place is behind them."""
+    async with a_world(a_sim("a", N), profiles=(profile_of(N, max_concurrent=1),)) as world:
+        served = []
+
+        async def one(number):
+            assert (await world.ask(N.id)).text == "Tbilisi"
+            served.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(one, number)
+                await trio.sleep(0.01)
+            await trio.sleep_until(LOAD_S)
+            nursery.start_soon(one, 10)
+        assert served == list(range(11))
+        assert world.load_calls() == ["a"]
+
+
+async def test_two_models_with_ceilings_take_turns_on_one_neuron(autojump_clock):
+    """A line counts as use: a model is not evicted between two of its own, and everybody is served."""
+    sim = a_sim("a", M, N)
+    profiles = (profile_of(M, max_concurrent=1), profile_of(N, max_concurrent=1))
+    async with a_world(sim, profiles=profiles) as world:
+        answers = []
+
+        async def one(model):
+            answers.append(await world.ask(model.id))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(one, (M, N)[number % 2])
+        assert [answer.text for answer in answers] == ["Tbilisi"] * 20
+        assert sim.counters["loads"] == 2
+        assert world.violations() == []
+
+
+async def test_stream_in_line_gets_its_200_and_comments_early(autojump_clock):
+    """As those who wait for a load: after `early_commit_seconds`, then once a second."""
+    async with a_world(a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),)) as world:
+        async with trio.open_nursery() as nursery:
+            for _ in range(9):
+                nursery.start_soon(world.ask, N.id)
+                await wait_all_tasks_blocked()
+            answer = await world.ask(N.id, stream=True)
+
+        assert (answer.status, answer.began_at) == (200, 5.0)
+        comments = [at for at, piece in answer.pieces if piece.startswith(b":")]
+        assert comments[:3] == [5.0, 6.0, 7.0]
+        assert (answer.text, answer.events[-1], answer.ended_at) == ("Tbilisi", "[DONE]", approx(10 * PROBE_S))
+
+
+async def test_positions_are_told_and_move_up(autojump_clock):
+    """What `/admin/requests` and `cortex status` show."""
+    async with (
+        a_world(a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),)) as world,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(4):
+            nursery.start_soon(world.ask, N.id)
+            await wait_all_tasks_blocked()
+        live = list(world.inference.accounts.live.values())
+        assert [(record.turn.waits_for, record.turn.position) for record in live] == [
+            (None, None),
+            ("place", 1),
+            ("place", 2),
+            ("place", 3),
+        ]
+        (line,) = world.inference.admission.lines()
+        assert (line.model, line.ceiling, line.leases, line.waiting_for_place) == (N.id, 1, 1, 3)
+        await trio.sleep(1.5)
+        assert [record.turn.position for record in live[1:]] == [None, 1, 2]
+
+
+# How a wait may end ...................................................................................................
+
+
+async def test_wait_that_outlives_its_deadline_is_504_with_its_phase(autojump_clock):
+    """To the second; the place in line goes to those behind."""
+    settings = Settings(deadlines=DeadlineSettings(queue_seconds=3))
+    slow = a_sim_model("lab/slow", overhead_s=100.0)
+    async with (
+        a_world(
+            a_sim("a", slow, loaded=(slow.id,)), profiles=(profile_of(slow, max_concurrent=1),), settings=settings
+        ) as world,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(world.ask, slow.id)
+        await wait_all_tasks_blocked()
+        answer = await world.ask(slow.id)
+        (error,) = answer.errors
+        assert (answer.status, error["code"], error["param"]) == (504, "deadline_exceeded", "queue")
+        assert error["message"] == "model 'lab/slow' is busy: waited 3 s for a place at a neuron (queue)"
+        assert answer.ended_at == approx(3)
+        assert world.inference.admission.lines() == []
+
+
+async def test_stream_whose_wait_outlives_its_deadline_ends_in_an_error_event(autojump_clock):
+    """It has its 200 by then."""
+    settings = Settings(deadlines=DeadlineSettings(queue_seconds=30))
+    slow = a_sim_model("lab/slow", overhead_s=100.0)
+    async with a_world(
+        a_sim("a", slow, loaded=(slow.id,)), profiles=(profile_of(slow, max_concurrent=1),), settings=settings
+    ) as world:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.ask, slow.id)
+            await wait_all_tasks_blocked()
+            answer = await world.ask(slow.id, stream=True)
+        assert (answer.status, answer.whole, answer.ended_at) == (200, True, approx(30))
+        assert [(error["code"], error["param"]) for error in answer.errors] == [("deadline_exceeded", "queue")]
+        assert b"[DONE]" not in answer.body
+
+
+async def test_full_line_refuses_at_once(autojump_clock):
+    """503 `overloaded` with Retry-After; those in line are not touched."""
+    settings = Settings(limits=LimitSettings(queue=3))
+    async with a_world(
+        a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),), settings=settings
+    ) as world:
+        answers = await ask_many(world, N.id, 6)
+        refused = [answer for answer in answers if answer.status != 200]
+        assert [(answer.status, answer.errors[0]["code"], answer.ended_at) for answer in refused] == [
+            (503, "overloaded", 0.0)
+        ] * 2
+        assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+        assert len(answers) - len(refused) == 4
+
+
+async def test_those_who_waited_for_the_load_are_not_turned_away_after_it(autojump_clock):
+    """They were let in when there was room; the limit is for who comes now."""
+    settings = Settings(limits=LimitSettings(queue=2))
+    async with a_world(a_sim("a", N), profiles=(profile_of(N, max_concurrent=1),), settings=settings) as world:
+        answers = await ask_many(world, N.id, 8)
+        assert [answer.text for answer in answers] == ["Tbilisi"] * 8
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_client_that_leaves_the_line_is_gone_from_it_at_once(stream, autojump_clock):
+    """And has cost nobody anything: the neuron never heard of it."""
+    sim = a_sim("a", N, loaded=(N.id,))
+    async with a_world(sim, profiles=(profile_of(N, max_concurrent=1),)) as world:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.ask, N.id)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(lambda: world.ask(N.id, stream=stream, leave_after_s=0.5))
+            await wait_all_tasks_blocked()
+            nursery.start_soon(world.ask, N.id)
+            await trio.sleep(0.6)
+            (line,) = world.inference.admission.lines()
+            assert line.waiting_for_place == 1
+        assert trio.current_time() == approx(2 * PROBE_S)
+        assert len(sim.requests) == 2
+
+
+async def test_drain_sends_everybody_in_line_away_and_lets_those_at_work_finish(autojump_clock):
+    """503 `shutting_down` at once; the retry of one that failed on another neuron too."""
+    sims = a_sim("a", N, loaded=(N.id,)), a_sim("b", N, loaded=(N.id,))
+    sims[1].faults.add(HttpError(status=503, text="full"))
+    async with a_world(*sims, profiles=(profile_of(N, max_concurrent=1),)) as world:
+        answers = {}
+
+        async def one(number):
+            answers[number] = await world.ask(N.id)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(4):  # the second is refused by `b`, and waits for `a` then
+                nursery.start_soon(one, number)
+                await wait_all_tasks_blocked()
+            await trio.sleep(0.5)
+            assert [record.is_waiting for record in world.inference.accounts.live.values()] == [False, True, True, True]
+            world.inference.drain()
+            await wait_all_tasks_blocked()
+            assert {number: answer.errors[0]["code"] for number, answer in answers.items()} == dict.fromkeys(
+                (1, 2, 3), "shutting_down"
+            )
+        assert answers[0].text == "Tbilisi"
+
+
+async def test_operator_ends_a_request_in_line(autojump_clock):
+    """By its record, as `DELETE /admin/requests/{id}` does."""
+    async with (
+        a_world(a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),)) as world,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(world.ask, N.id)
+        await wait_all_tasks_blocked()
+        answers = []
+
+        async def one():
+            answers.append(await world.ask(N.id))
+
+        nursery.start_soon(one)
+        await wait_all_tasks_blocked()
+        record = next(record for record in world.inference.accounts.live.values() if record.is_waiting)
+        record.cancel(ServiceUnavailable("cancelled by an operator"))
+        await wait_all_tasks_blocked()
+        assert (answers[0].status, answers[0].errors[0]["message"]) == (503, "cancelled by an operator")
+
+
+# What changes meanwhile ...............................................................................................
+
+
+async def test_ceiling_that_is_raised_while_they_wait_lets_them_in(autojump_clock):
+    """A reload of models.toml is in force for those who wait, too."""
+    many = a_sim_model("lab/many", max_in_flight=10)
+    async with a_world(a_sim("a", many, loaded=(many.id,)), profiles=(profile_of(many, max_concurrent=1),)) as world:
+        answers = []
+
+        async def one():
+            answers.append(await world.ask(many.id))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(one)
+            await trio.sleep(0.5)
+            world.keeper.current = a_catalogue(profile_of(many, max_concurrent=10), generation=2)
+            world.inference.admission.look_again()
+        assert sorted(answer.ended_at for answer in answers) == [approx(PROBE_S)] + [approx(0.5 + PROBE_S)] * 4
+
+
+async def test_line_moves_to_another_neuron_when_theirs_dies(autojump_clock):
+    """The one at work is retried too: it keeps its turn, and goes first."""
+    sims = a_sim("a", N, loaded=(N.id,)), a_sim("b", N, loaded=(N.id,))
+    async with a_world(*sims, profiles=(profile_of(N, max_concurrent=1),)) as world:
+        served = []
+
+        async def one(number):
+            answer = await world.ask(N.id)
+            served.append((number, answer.text, answer.node))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(one, number)
+                await trio.sleep(0.01)
+            await trio.sleep(0.3)
+            world.hosts["a"].kill()
+        assert [number for number, _, _ in served] == [1, 0, 2, 3, 4, 5]
+        assert {(text, node) for _, text, node in served} == {("Tbilisi", "b")}
+
+
+async def test_line_of_a_model_that_vanished_waits_for_its_load(autojump_clock):
+    """`not loaded` to one of them is news for all of them."""
+    sim = a_sim("a", N, loaded=(N.id,))
+    async with a_world(sim, profiles=(profile_of(N, max_concurrent=1),)) as world:
+        sim.unload(N.id)
+        answers = await ask_many(world, N.id, 5)
+        assert [answer.text for answer in answers] == ["Tbilisi"] * 5
+        assert world.load_calls() == ["a"]
+
+
+async def test_model_that_comes_up_elsewhere_ends_the_wait_for_a_load(autojump_clock):
+    """Somebody loaded it by hand on another neuron: nobody waits on for the slow one."""
+    slow, quick = a_sim_model("lab/n", load_s=500), N
+    sims = a_sim("a", slow, vram_mb=(20_000,)), a_sim("b", quick)
+    async with a_world(*sims, profiles=(profile_of(N, max_concurrent=1),)) as world, trio.open_nursery() as nursery:
+        answers = []
+
+        async def many():
+            answers.extend(await ask_many(world, N.id, 3))
+
+        nursery.start_soon(many)
+        await trio.sleep(20)
+        sims[1].end_load(sims[1].begin_load(N.id, None, None, None))
+        await trio.sleep(world.settings.poll.interval_seconds + 4)
+        assert [(answer.text, answer.node) for answer in answers] == [("Tbilisi", "b")] * 3
+        nursery.cancel_scope.cancel()
+
+
+# Whatever the order ...................................................................................................
+
+
+async def test_2000_random_visits_leave_no_line_and_no_lease(autojump_clock):
+    """Who leaves in line, at work, or not at all; neurons that hang up, refuse and forget."""
+    moments = random.Random(20261125)  # noqa: S311 - replayable, not secret
+    sims = [a_sim(name, M, loaded=(M.id,)) for name in "abc"]
+    async with a_world(*sims, profiles=M_ONLY) as world:
+        left = served = 0
+
+        async def one(stream, patience_s):
+            nonlocal left, served
+            answer = await world.ask(M.id, stream=stream, leave_after_s=patience_s)
+            served += answer.whole and not answer.errors
+            left += answer.status == 0
+
+        async with trio.open_nursery() as nursery:
+            for number in range(2000):
+                patience_s = moments.choice([None, moments.uniform(0, 8)])
+                nursery.start_soon(one, moments.random() < 0.5, patience_s)
+                await trio.sleep(moments.expovariate(7))
+                if number % 40 == 0:
+                    fault = moments.choice([Refuse(times=1), NotLoaded(times=1), HttpError(status=503, times=1)])
+                    moments.choice(sims).faults.add(fault)
+        assert min(left, served) > 200
+        world.fleet.assert_idle()
+        assert world.inference.admission.lines() == []
+        assert world.inference.admission.waiting == 0
+        assert world.inference.accounts.live == {}
