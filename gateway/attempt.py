@@ -54,6 +54,13 @@ class Retriable(Exception):
         self.not_loaded = not_loaded
         self.unreachable = unreachable
 
+    @property
+    def may_be_the_request(self) -> bool:
+        """Whether neuron and request are both to be suspected: it broke over it, or answered nonsense."""
+        if self.refusal is not None:
+            return self.refusal.is_failure
+        return isinstance(self.error, errors.UpstreamMalformedResponse)
+
 
 class Attempt:
     """One. Its `phases` are its own or its request's; its lease is its caller's."""
@@ -165,7 +172,7 @@ class Attempt:
         )
         if refusal.not_loaded:
             raise Retriable(error, not_loaded=True)
-        if refusal.status == 503:
+        if refusal.may_differ_elsewhere:
             raise Retriable(error, refusal=refusal)
         if self._answer.started:
             raise error

@@ -93,6 +93,7 @@ class Errand:
         turn = self._record.turn = self._shared.admission.turn(model, self._record.read_at or self._record.started_at)
         failed_on: set[str] = set()
         last: Retriable | None = None
+        suspects: list[tuple[Route, str]] = []
         while True:
             try:
                 route = await self._find_route(turn, catalogue, failed_on, last)
@@ -105,10 +106,13 @@ class Errand:
                     turn.entitle()
                     self._attempt = Attempt(self._shared, self._request, self._record, self.pacer, self._phases)
                     await self._attempt.run(route)
+                    self._shared.note_faulty(suspects)
                     return
             except Retriable as retriable:
                 last = retriable
             failed_on.add(route.node)
+            if last.may_be_the_request:
+                suspects.append((route, last.error.message))
             self._shared.note_failure(route, last)
             self._remember_the_shortest(last.refusal)
             if self._attempts_left == 0 or self._answer.committed:

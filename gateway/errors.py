@@ -10,6 +10,7 @@ are the contract's closed list (section 10); the shape is OpenAI's error object
     +-- RequestTimeout        408  the request itself did not arrive in time
     +-- ModelNotFound         404  nobody has it, and nobody could
     +-- NotFound, MethodNotAllowed, BodyTooLarge, UnsupportedMediaType, InvalidApiKey
+    +-- RateLimited           429  more than somebody allows
     +-- ServiceUnavailable    503  not now; Retry-After says when to ask again
     |   +-- NoFeasibleNeuron, ShuttingDown, Overloaded, NoRoom
     +-- UpstreamError         502  the neuron's fault
@@ -121,6 +122,14 @@ class UnsupportedMediaType(BadRequest):
 
     status = 415
     code = "unsupported_media_type"
+
+
+class RateLimited(BadRequest):
+    """More requests than somebody allows; Retry-After says when to ask again."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class ServiceUnavailable(GatewayError):

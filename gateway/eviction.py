@@ -97,12 +97,13 @@ def fits(profile: ModelProfile, free_mb: Mapping[int, int], *, over: int) -> boo
 def room_may_come(profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue) -> bool:
     """Whether there would be room if every model it may displace became idle: then it is a matter of time.
 
-    One of them whose size nobody knows may be as large as it takes: unknown is not zero.
+    One of them whose size nobody knows may be as large as it takes: unknown is not zero. A poisoned one keeps its room
+    until its neuron is restarted, and no request waits for that.
     """
     if profile.vram_mb is None or not free_mb:
         return True
     need_mb = ceil(profile.vram_mb / len(free_mb))
-    residents = [held for held in node.models.values() if held.status is not None]
+    residents = [held for held in node.models.values() if held.status is not None and not held.is_stuck]
     lower = [held for held in residents if may_displace(profile.priority, priority_of(held.id, catalogue))]
     for index, free in free_mb.items():
         sizes_mb = [held_mb(held, index, catalogue) for held in lower]
@@ -119,8 +120,11 @@ def why_no_room(profile: ModelProfile, node: Node, free_mb: Mapping[int, int], c
         for held in node.models.values()
         if held.status is not None and not may_displace(profile.priority, priority_of(held.id, catalogue))
     )
+    stuck = sorted(f"{held.id} ({held.status})" for held in node.models.values() if held.is_stuck)
     if above:
         return f"{node.name} is held by {', '.join(above)}, which it may not displace"
+    if stuck:
+        return f"{node.name} is held by {', '.join(stuck)}, which only its restart frees"
     total_mb = sum(device.vram_total_mb for device in node.devices or () if device.index in free_mb)
     return f"{node.name} has {total_mb} MB where it would go, and not enough of them for models"
 

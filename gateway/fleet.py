@@ -26,6 +26,9 @@ from gateway.settings import NeuronSettings
 
 ROUTABLE_STATUSES = frozenset({"loaded", "reloading"})  # contract section 2; whatever else a neuron says is not
 
+# Either it serves, or that will be over: by our doing or by the neuron's.
+_PASSING_STATUSES = ROUTABLE_STATUSES | {None, "unloaded", "loading", "unloading", "recovering"}
+
 Change = Literal["loading", "unloading"]
 ChangeKind = Literal[
     "neuron_up",
@@ -144,10 +147,21 @@ class NodeModel:
 
     Times are Trio's clock in seconds. `resident_since` is when we first knew it loaded in this stay; `last_used` the
     last beginning or end of a lease, None if we never used it; `busy_until` is the end of the last Retry-After that it
-    answered with, 0 if none is remembered.
+    answered with, 0 if none is remembered. `is_overdue` says of a load of ours that it takes far longer than it should.
     """
 
-    __slots__ = ("busy_until", "change", "id", "last_used", "leases", "node", "others", "report", "resident_since")
+    __slots__ = (
+        "busy_until",
+        "change",
+        "id",
+        "is_overdue",
+        "last_used",
+        "leases",
+        "node",
+        "others",
+        "report",
+        "resident_since",
+    )
 
     def __init__(self, node: Node, model_id: str) -> None:
         self.node = node
@@ -159,6 +173,7 @@ class NodeModel:
         self.last_used: float | None = None
         self.resident_since: float | None = None
         self.busy_until = 0.0
+        self.is_overdue = False
 
     @property
     def status(self) -> str | None:
@@ -177,6 +192,11 @@ class NodeModel:
     def servable(self) -> bool:
         """False if the neuron says that it holds the model but cannot serve it."""
         return self.report is None or self.report.servable_ok
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it is there and will neither serve nor go of itself: `poisoned`, or a status we do not know."""
+        return self.status not in _PASSING_STATUSES
 
     @property
     def routable(self) -> bool:
@@ -270,8 +290,10 @@ class Node:
         return sum(held.leases for held in self.models.values())
 
     def is_loading(self, model_id: str) -> bool:
-        """Whether it is loading the model or about to: at our word, another's, or its own pre-warming."""
+        """Whether it is loading the model or about to, at our word, another's, or its own; and is worth waiting for."""
         held = self.models.get(model_id)
+        if held is not None and held.is_overdue:
+            return False
         status = None if held is None else held.status
         return status == "loading" or (status in (None, "unloaded") and model_id in self.activation.awaited)
 
@@ -519,10 +541,14 @@ class Fleet:
 
     def failed(self, node: str, reason: str) -> None:
         """A request could not be sent there, or its answer broke off or never came: a strike, and the breaker's."""
+        self.at_fault(node, reason)
+        self.missed(node, reason)
+
+    def at_fault(self, node: str, reason: str) -> None:
+        """A request failed there and it was not the request's fault: no strike, it answers, but the breaker's."""
         home = self.nodes[node]
         if home.healthy and home.breaker.failed(self._clock(), reason):
             self._announce(FleetChange("breaker_opened", node, detail=reason))
-        self.missed(node, reason)
 
     def succeeded(self, node: str, model_id: str | None = None) -> None:
         """A request was answered: strikes are forgiven. Only a poll brings an unhealthy node back."""
@@ -554,6 +580,13 @@ class Fleet:
     def unloading(self, node: str, model_id: str) -> None:
         """We are about to unload it: no request goes there from now on. Ends with `dropped` or `unchanged`."""
         self._change(node, model_id, "unloading", self._report(node, model_id))
+
+    def overdue(self, node: str, model_id: str) -> None:
+        """That load takes far too long: it may yet end well, but nobody should have to wait for it alone."""
+        held = self._entry(self.nodes[node], model_id)
+        held.is_overdue = True
+        self.version += 1
+        self._waiters.unpark_all()
 
     def loaded(self, node: str, report: ModelReport) -> None:
         """A load of ours ended well; `report` has the inference URL."""
@@ -588,7 +621,7 @@ class Fleet:
         home = self.nodes[node]
         held = self._entry(home, model_id)
         before = held.status
-        held.change, held.report = change, report
+        held.change, held.report, held.is_overdue = change, report, False
         self.version += 1
         home.own_changes[model_id] = self.version
         self._settle(held, before)

@@ -9,7 +9,7 @@ it closes, everything the request started is gone, whatever the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -126,6 +126,11 @@ class Inference:
         elif failure.refusal is not None and failure.refusal.retry_after_s is not None:
             self.fleet.busy(route.node, route.model_id, failure.refusal.retry_after_s)
         self.poke(route.node)
+
+    def note_faulty(self, suspects: Sequence[tuple[Route, str]]) -> None:
+        """Another neuron has answered what these could not: so it was not the request that was at fault."""
+        for route, reason in suspects:
+            self.fleet.at_fault(route.node, reason)
 
     async def _read(self, endpoint: Endpoint, scope: Scope, receive: Receive, record: Record) -> InferenceRequest:
         if self.draining:

@@ -36,6 +36,9 @@ QUIET_DEADLINE_S = 10.0  # for a victim's last request, already gone from here, 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 300.0
 CONTROL_DEADLINE_S = 10.0  # for the short questions around a load: readings, what it calls the model, and where
 ROOM_DEADLINE_S = 5.0  # for the memory of evicted models to be free
+# A load is overdue after so many times the longest of the last ones, but not before this: the first one after a reboot
+# reads from the disk what later ones find in memory. Without earlier ones, after half of `deadlines.load_seconds`.
+OVERDUE_FACTOR, OVERDUE_AT_LEAST_S = 4, 120.0
 PATIENCE_S = 30.0  # how old the job of a better place may be before we take the next best; a job that hangs is older
 NO_ROOM_RETRY_S = 30  # contract section 13
 DEFAULT_ESTIMATE_S = 30  # Retry-After for a load that nobody has timed yet
@@ -74,23 +77,28 @@ class CatalogueSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadView:
-    """A load under way, for status: seconds so far, and how long earlier ones took (None if there were none)."""
+    """A load under way, for status: seconds so far, and how long earlier ones took (None if there were none).
+
+    `overdue`: it takes so long that those who want the model look for it elsewhere, too.
+    """
 
     node: str
     model: str
     elapsed_s: float
     estimate_s: float | None
     waiters: int
+    overdue: bool
 
 
 class _Load:
     """One load of one model on one neuron, from the decision to its end.
 
-    `done` wakes the waiters, `over` says that the job has ended: the first without the second when the node is down.
+    `done` wakes the waiters, `over` says that the job has ended: the first without the second when the node is down, or
+    the load `overdue`.
     `scope` is around the job's calls; cancelling it makes the load fail with `cancelled_for`.
     """
 
-    __slots__ = ("began", "cancelled_for", "done", "model", "node", "over", "scope", "waiters")
+    __slots__ = ("began", "cancelled_for", "done", "model", "node", "over", "overdue", "scope", "waiters")
 
     def __init__(self, node: str, model: str) -> None:
         self.node = node
@@ -98,6 +106,7 @@ class _Load:
         self.began = trio.current_time()
         self.done = trio.Event()
         self.over = False
+        self.overdue = False
         self.scope = trio.CancelScope()
         self.cancelled_for: str | None = None
         self.waiters = 0
@@ -165,7 +174,14 @@ class Lifecycle:
         """What is being loaded now."""
         now = trio.current_time()
         return [
-            LoadView(load.node, load.model, now - load.began, self.estimate_s(load.node, load.model), load.waiters)
+            LoadView(
+                load.node,
+                load.model,
+                now - load.began,
+                self.estimate_s(load.node, load.model),
+                load.waiters,
+                load.overdue,
+            )
             for load in self._loads.values()
         ]
 
@@ -300,7 +316,8 @@ class Lifecycle:
             eviction.room_may_come(profile, node, mb, catalogue) for node, mb in zip(nodes, free, strict=True)
         ):
             for node in nodes:
-                self._poke(node.name)
+                if node.name not in self._busy:  # a job pokes when it ends
+                    self._poke(node.name)
             return
         told = "; ".join(
             eviction.why_no_room(profile, node, mb, catalogue) for node, mb in zip(nodes, free, strict=True)
@@ -315,7 +332,23 @@ class Lifecycle:
         self._fleet.loading(candidate.node, profile.id)
         self._metrics.cold_starts(profile.id, candidate.node).inc()
         self._nursery.start_soon(self._run_load, load, profile, candidate)
+        self._nursery.start_soon(self._watch_for_overdue, load)
         return load
+
+    async def _watch_for_overdue(self, load: _Load) -> None:
+        """A load that hangs is no failure yet, and its job goes on; but the model may be had elsewhere meanwhile."""
+        with trio.move_on_after(self._overdue_s(load)):
+            await load.done.wait()
+            return
+        log.warning("load_overdue", node=load.node, model=load.model, elapsed_s=trio.current_time() - load.began)
+        load.overdue = True
+        self._fleet.overdue(load.node, load.model)
+        load.done.set()
+
+    def _overdue_s(self, load: _Load) -> float:
+        latest_s = self._settings.deadlines.load_seconds / 2
+        took_s = self._took_s.get((load.node, load.model))
+        return min(max(OVERDUE_FACTOR * max(took_s), OVERDUE_AT_LEAST_S), latest_s) if took_s else latest_s
 
     # A load, step by step .............................................................................................
 

@@ -35,6 +35,16 @@ class Refusal(msgspec.Struct):
         return self.status == 404 and NOT_LOADED in self.body
 
     @property
+    def may_differ_elsewhere(self) -> bool:
+        """Whether another neuron may well say yes: what is wrong is this one, not the request."""
+        return self.status == 429 or self.status >= 500
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the neuron says that it broke, rather than that it will not or is busy."""
+        return self.status >= 500 and self.status != 503
+
+    @property
     def retry_after_s(self) -> int | None:
         """The neuron's Retry-After where it is in seconds."""
         value = next((value for name, value in self.headers if name == b"retry-after"), b"")
@@ -76,7 +86,11 @@ class Refusal(msgspec.Struct):
         )
 
 
-_BY_STATUS: dict[int, type[errors.GatewayError]] = {404: errors.ModelNotFound, 413: errors.BodyTooLarge}
+_BY_STATUS: dict[int, type[errors.GatewayError]] = {
+    404: errors.ModelNotFound,
+    413: errors.BodyTooLarge,
+    429: errors.RateLimited,
+}
 
 
 def _message_in(body: bytes) -> str | None:

@@ -199,8 +199,8 @@ def _state(held: NodeModel) -> str:
 def _cold_load(
     profile: ModelProfile, fleet: Fleet, catalogue: Catalogue, nodes: list[Node], holders: list[NodeModel]
 ) -> ColdLoad:
-    # A node that has it and says it cannot serve it will not be helped by loading it again.
-    unservable = [held for held in holders if held.node in nodes and not held.servable]
+    # A node that has it and cannot serve it will not be helped by loading it again.
+    unservable = [held for held in holders if held.node in nodes and (held.is_stuck or not held.servable)]
     useless = {held.node.name for held in unservable}
     candidates = [_candidate(profile, node, catalogue) for node in nodes if node.name not in useless]
     found = [candidate for candidate in candidates if candidate is not None]

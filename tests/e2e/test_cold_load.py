@@ -9,7 +9,7 @@ import trio
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
 
 from gateway.settings import DeadlineSettings, EvictionSettings, Settings
-from gateway.sim.faults import EndpointFails, HttpError, LoadFails, LoadHangs, NotLoaded, SilentPrefill
+from gateway.sim.faults import EndpointFails, HttpError, LoadFails, LoadHangs, NotLoaded, ReportStatus, SilentPrefill
 
 PROBE_S = 1.02  # what `a_sim_model` takes to answer
 LOAD_S = 5.0
@@ -197,6 +197,44 @@ async def test_load_that_hangs_is_given_up_at_twice_the_deadline(autojump_clock)
         assert (await world.ask(M.id)).text == "Tbilisi"
 
 
+async def test_load_that_is_overdue_does_not_keep_its_model_from_another_neuron(autojump_clock):
+    """Half of the load deadline, when nobody knows how long it takes: then the next feasible one, and all is well."""
+    sims = a_sim("a", M), a_sim("b", M)
+    sims[0].faults.add(LoadHangs())
+    settings = Settings(deadlines=DeadlineSettings(load_seconds=400))
+    async with a_world(*sims, profiles=(profile_of(M),), settings=settings) as world:
+        answers = await ask_many(world, M.id, 10)
+
+        assert {(answer.text, answer.node) for answer in answers} == {("Tbilisi", "b")}
+        assert world.load_calls() == ["a", "b"]
+        assert trio.current_time() == approx(200 + LOAD_S + PROBE_S)
+        (load,) = world.lifecycle.loads()
+        assert (load.node, load.overdue) == ("a", True)
+
+
+async def test_load_is_overdue_sooner_where_earlier_ones_are_known(autojump_clock):
+    """Four times the longest, but never before two minutes; on the only neuron there is, it is waited for on."""
+    sim = a_sim("a", M)
+    async with a_world(sim, profiles=(profile_of(M),)) as world:
+        await world.ask(M.id)
+        sim.unload(M.id)
+        sim.faults.add(LoadHangs(seconds=300, times=1))
+        await trio.sleep(20)
+        async with trio.open_nursery() as nursery:
+            answers = []
+
+            async def one():
+                answers.append(await world.ask(M.id))
+
+            nursery.start_soon(one)
+            await trio.sleep(119.9)
+            assert not world.lifecycle.loads()[0].overdue
+            await trio.sleep(0.2)
+            assert world.lifecycle.loads()[0].overdue
+        assert answers[0].text == "Tbilisi"
+        assert world.load_calls() == ["a", "a"]
+
+
 async def test_model_that_hangs_in_loading_does_not_keep_others_from_other_neurons(autojump_clock):
     """A better place that is busy is waited for, but not for ever."""
     large = a_sim("large", M, N, vram_mb=(40_000,))
@@ -328,6 +366,19 @@ async def test_model_too_large_for_every_device_is_told_so(autojump_clock):
     async with a_world(a_sim("a", huge), profiles=(profile_of(huge),)) as world:
         (error,) = (await world.ask(huge.id)).errors
         assert (error["code"], "10000 MB" in error["message"]) == ("no_room", True)
+
+
+async def test_room_that_a_poisoned_model_holds_is_not_waited_for(autojump_clock):
+    """Only its neuron's restart frees that; the answer says so at once, where it said nothing for half an hour."""
+    sim = a_sim("a", M, N, loaded=(M.id,))
+    sim.faults.add(ReportStatus(model=M.id, status="poisoned"))
+    async with a_world(sim, profiles=(profile_of(M), profile_of(N))) as world:
+        for asked, code, told in ((N, "no_room", "lab/m (poisoned)"), (M, "service_unavailable", "poisoned on a")):
+            answer = await world.ask(asked.id)
+            (error,) = answer.errors
+            assert (answer.status, error["code"], told in error["message"]) == (503, code, True)
+        assert trio.current_time() < 1
+        assert world.load_calls() == []
 
 
 async def test_models_whose_size_the_neuron_does_not_tell_can_still_be_swapped(autojump_clock, monkeypatch):

@@ -27,7 +27,7 @@ from gateway.settings import (
     RetrySettings,
     Settings,
 )
-from gateway.sim.faults import Drop, Hang, HttpError, LoadHangs, Refuse, Unresponsive
+from gateway.sim.faults import Drop, Garbage, Hang, HttpError, LoadHangs, Refuse, Unresponsive
 
 PROBE_S = 1.02
 M = a_sim_model("lab/m")
@@ -199,6 +199,29 @@ async def test_neuron_whose_polls_are_good_but_whose_requests_fail_is_avoided(au
         assert world.fleet.nodes["a"].healthy
         # FAILURES to open it, then one trial after 1, 2, 4, 8 and 16 s: about 37 s went by.
         assert FAILURES < len(sims[0].requests) <= FAILURES + 5
+
+
+@pytest.mark.parametrize("fault", [HttpError(), Garbage()])
+async def test_neuron_that_fails_at_what_another_answers_is_avoided(fault, autojump_clock):
+    """Its polls are good and it fails at once, so it looks the least busy of all; no client sees any of it."""
+    sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
+    sims[0].faults.add(fault)
+    async with a_world(*sims, profiles=(profile_of(M),)) as world:
+        for _ in range(20):
+            assert (await world.ask(M.id)).node == "b"
+        assert world.fleet.nodes["a"].healthy
+        assert FAILURES < len(sims[0].requests) <= FAILURES + 4
+
+
+async def test_request_that_every_neuron_answers_with_500_is_held_against_none(autojump_clock):
+    """Then it is the request: else one client could close the fleet to all."""
+    sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
+    for sim in sims:
+        sim.faults.add(HttpError(text="weird request", times=50))
+    async with a_world(*sims, profiles=(profile_of(M),)) as world:
+        answers = await ask_many(world, M.id, 25)
+        assert {(answer.status, answer.errors[0]["message"]) for answer in answers} == {(500, "weird request")}
+        assert all(node.healthy and node.breaker.closed for node in world.fleet.nodes.values())
 
 
 async def test_breaker_lets_one_request_try_and_closes_when_it_succeeds(autojump_clock):

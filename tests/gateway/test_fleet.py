@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from gateway.breaker import FAILURES
 from gateway.fleet import Activation, NodeReport
 
 
@@ -263,6 +264,50 @@ def test_draining_node_takes_no_new_requests():
     assert where(fleet, "m") == ["a", "b"]
 
 
+def test_drained_node_stays_drained_until_somebody_says_otherwise():
+    """Polls, an outage and a restart of the neuron are no reason; drain and undrain are announced, once each."""
+    fleet, seen = a_fleet("a"), []
+    answers(fleet, "a", a_model("m"), uptime_s=100.0)
+    fleet.observers.append(seen.append)
+    fleet.drain("a", draining=True)
+    answers(fleet, "a", a_model("m"), uptime_s=110.0)
+    for _ in range(3):
+        fleet.missed("a", "gone")
+    answers(fleet, "a", a_model("m"), uptime_s=1.0)
+    fleet.drain("a", draining=True)
+    assert fleet.nodes["a"].draining
+    assert fleet.snapshot().nodes[0].draining
+    assert where(fleet, "m") == []
+    fleet.drain("a", draining=False)
+    assert where(fleet, "m") == ["a"]
+    assert [change.kind for change in seen] == ["draining", "neuron_down", "neuron_up", "undrained"]
+
+
+def test_overdue_load_is_still_a_load_but_none_to_wait_for():
+    """Until it ends: however it does, the next one is a new one."""
+    fleet = a_fleet("a")
+    answers(fleet, "a")
+    for end in (lambda: fleet.unchanged("a", "m"), lambda: fleet.loaded("a", a_model("m"))):
+        fleet.loading("a", "m")
+        assert fleet.nodes["a"].is_loading("m")
+        fleet.overdue("a", "m")
+        assert fleet.nodes["a"].models["m"].status == "loading"
+        assert not fleet.nodes["a"].is_loading("m")
+        end()
+    assert where(fleet, "m") == ["a"]
+    assert not fleet.nodes["a"].models["m"].is_overdue
+
+
+def test_fault_of_a_neuron_that_answers_is_the_breakers_and_no_strike():
+    """It is there, and says so; but it breaks what it is sent."""
+    fleet = a_fleet("a")
+    answers(fleet, "a", a_model("m"))
+    for _ in range(FAILURES):
+        fleet.at_fault("a", "500: CUDA error")
+    assert (fleet.nodes["a"].misses, fleet.nodes["a"].healthy) == (0, True)
+    assert not fleet.nodes["a"].breaker.closed
+
+
 def test_devices_and_activation_outlive_a_poll_without_them_but_readings_do_not():
     """A failing `/health` hides no GPU and starts no second load; free memory becomes unknown, not stale."""
     fleet = a_fleet("a")
@@ -326,6 +371,13 @@ class AnyHistory(RuleBasedStateMachine):
         self.fleet = a_fleet("a", "b", "c")
         self.out = []
         self.marks = []
+        self.told = {}  # what somebody knows who looks only when told that replicas have changed
+        self.fleet.replica_observers.append(lambda model_id: self.told.update({model_id: where(self.fleet, model_id)}))
+        self.came_back = 0
+        self.fleet.return_observers.append(self.note_return)
+
+    def note_return(self, _):
+        self.came_back += 1
 
     @rule(node=NODES)
     def begin_poll(self, node):
@@ -359,6 +411,7 @@ class AnyHistory(RuleBasedStateMachine):
         lease = self.fleet.lease(node, model_id)
         lease.__enter__()
         self.out.append((node, model_id, lease))
+        self.came_back -= 1
 
     @precondition(lambda self: self.out)
     @rule(data=st.data())
@@ -374,10 +427,11 @@ class AnyHistory(RuleBasedStateMachine):
                 if node.healthy and not node.draining and model_id in node.models and node.models[model_id].routable
             ]
             assert where(self.fleet, model_id) == naive
+            assert self.told.get(model_id, []) == naive
 
     @invariant()
     def leases_are_exactly_those_out(self):
-        assert self.fleet.leases == len(self.out)
+        assert self.fleet.leases == len(self.out) == -self.came_back
         for node in self.fleet.nodes.values():
             for model_id in ("m", "n"):
                 held = node.models.get(model_id)
