@@ -1,6 +1,7 @@
 """Its being here puts `tests/` on the import path, so that tests can say `from fakes.neuron import FakeNeuron`.
 
-`--real` adds tests/real, which needs the extra `real`: engines that are none of ours.
+`--real` adds tests/real, which needs the extra `real`: engines that are none of ours. `--write-docs` is for the tests
+that hold a table of docs/ to what they observe: they write it instead. Without xdist, which would have several write.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ hypothesis.settings.load_profile("repeat")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="also run tests/real, against real engines")
+    parser.addoption("--write-docs", action="store_true", help="write what the tests observe into the tables of docs/")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
