@@ -1,8 +1,4 @@
-"""What whole answers and streams have in common: the shapes we read of chat completions, usage and stop reasons.
-
-Loose types, because engines disagree: thoughts are `reasoning_content` (DeepSeek, llama.cpp, SGLang) or `reasoning`
-(vLLM, OpenRouter), a matched stop sequence is `stop_reason` (vLLM) or `matched_stop` (SGLang).
-"""
+"""What whole answers and streams have in common: the message they begin with, usage, stop reasons and arguments."""
 
 from __future__ import annotations
 
@@ -10,27 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
-from gateway.dialects.anthropic import loose_json
+from gateway.dialects.calls import decoded
 from gateway.metering import Usage
 
 __all__ = [
-    "BROKEN_OFF",
     "MALFORMED_ARGUMENTS",
     "Asked",
-    "Chunk",
-    "Said",
-    "ToolCall",
     "arguments_object",
     "message",
     "stop_of",
     "tool_id",
     "usage_of",
 ]
-
-BROKEN_OFF = frozenset({"abort", "error", "cancelled"})
-"""Finish reasons that are none: the engine gave up (SGLang, OpenRouter). What came before is not an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,81 +37,6 @@ class Asked:
     input_tokens: int = 1
     stop_sequences: tuple[str, ...] = ()
     show_thinking: bool = True
-
-
-class Function(msgspec.Struct):
-    """The function of a call, or what a chunk adds to it."""
-
-    name: Any = None
-    arguments: Any = None
-
-    @property
-    def text(self) -> str:
-        """The arguments' JSON, or a piece of it; some engines send the object itself."""
-        if isinstance(self.arguments, str):
-            return self.arguments
-        return "" if self.arguments is None else msgspec.json.encode(self.arguments).decode()
-
-
-class ToolCall(msgspec.Struct):
-    """A call, or what a chunk adds to it."""
-
-    index: int | None = None
-    id: Any = None
-    function: Function | None = None
-
-
-class Said(msgspec.Struct):
-    """A `message` or a `delta`."""
-
-    content: Any = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-    refusal: Any = None
-    tool_calls: list[ToolCall] | None = None
-
-    @property
-    def thought(self) -> str:
-        """The thoughts; engines that fill both fields say the same in both."""
-        return _text(self.reasoning_content) or _text(self.reasoning)
-
-    @property
-    def text(self) -> str:
-        """The text; a refusal is one."""
-        return _text(self.content) or _text(self.refusal)
-
-
-class Choice(msgspec.Struct):
-    """One of `choices`; only the first is ever asked for."""
-
-    index: int | None = 0
-    delta: Said | None = None
-    message: Said | None = None
-    finish_reason: str | None = None
-    stop_reason: Any = None
-    matched_stop: Any = None
-
-    @property
-    def matched(self) -> object:
-        """What the engine says stopped it: a string, a token id, or nothing."""
-        return self.matched_stop if self.stop_reason is None else self.stop_reason
-
-
-class Chunk(msgspec.Struct):
-    """A chunk of a stream, or a whole answer."""
-
-    choices: list[Choice] | None = None
-    model: Any = None
-    usage: Any = None
-    error: Any = None
-
-
-def _text(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):  # Mistral's parts
-        return "".join(part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str))
-    return ""
 
 
 def message(asked: Asked, model: object, usage: dict[str, Any]) -> dict[str, Any]:
@@ -191,20 +103,8 @@ def arguments_object(text: str) -> dict[str, Any]:
     No arguments is an empty object. Broken JSON is handed on under a name no tool has, so that the client's check of
     the input fails and the model hears of it; an empty object could be a valid call, to something else than meant.
     """
-    try:
-        value = _decode(text)
-        if isinstance(value, str):  # encoded twice
-            value = _decode(value)
-    except msgspec.DecodeError:
-        value = text
-    if value is None:
-        return {}
+    value = decoded(text)
     return value if isinstance(value, dict) else {MALFORMED_ARGUMENTS: text}
 
 
-def _decode(text: str) -> Any:
-    return loose_json.decode(_any_decoder, text.strip().encode() or b"{}")
-
-
-_any_decoder = msgspec.json.Decoder()
 MALFORMED_ARGUMENTS = "_malformed_arguments"

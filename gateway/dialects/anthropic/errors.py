@@ -5,13 +5,12 @@ Shapes and types as in https://docs.anthropic.com/en/api/errors. The status is n
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from gateway import errors, sse
+from gateway.dialects import upstream_errors
 
-__all__ = ["body", "event", "from_stream", "translate"]
+__all__ = ["body", "event", "translate"]
 
 
 def body(error: errors.GatewayError, request_id: str) -> bytes:
@@ -37,19 +36,8 @@ def translate(status: int, upstream_body: bytes, request_id: str) -> bytes:
     error = value.get("error") if isinstance(value, dict) else None
     known = error.get("type") if isinstance(error, dict) and value.get("type") == "error" else None
     code = error.get("code") if isinstance(error, dict) else None
-    message = _message(value) or f"the neuron answered {status}"
+    message = upstream_errors.message_in(value) or f"the neuron answered {status}"
     return _body(status, message, request_id, code=code, type_=known if isinstance(known, str) else None)
-
-
-def from_stream(value: object) -> errors.GatewayError:
-    """What a neuron reports inside a stream, as an error of ours: the stream has failed, and this is why."""
-    status = _status_in(value)
-    message = _message({"error": value}) or "the neuron reported an error inside its stream"
-    if status in {429, 503, 529}:
-        return errors.ServiceUnavailable(message)
-    if 400 <= status < 500:
-        return errors.BadRequest(message)
-    return errors.UpstreamConnectionError(message)
 
 
 _TYPES = {
@@ -76,27 +64,3 @@ def _as_clients_expect(message: str, code: object) -> str:
     """Coding clients compact a conversation when they read Anthropic's words for "too long", and only then."""
     too_long = code == "context_length_exceeded" or "maximum context length" in message
     return f"prompt is too long: {message}" if too_long and "prompt is too long" not in message else message
-
-
-def _message(value: object) -> str | None:
-    """The words of an error body, wherever they are."""
-    if isinstance(value, dict):
-        for key in ("error", "message", "detail"):
-            if found := _message(value.get(key)):
-                return found
-        return None
-    if isinstance(value, str):
-        return value or None
-    # FastAPI's `detail` is a list of objects: as JSON it is still a person's best hint.
-    return msgspec.json.encode(value).decode() if value else None
-
-
-def _status_in(value: object) -> int:
-    """The status an error inside a stream stands for; engines put it into `code` or say it by `type`."""
-    error: dict[str, Any] = value if isinstance(value, dict) else {}
-    code, type_ = error.get("code"), str(error.get("type"))
-    if isinstance(code, int):
-        return code
-    if "rate_limit" in type_ or "overloaded" in type_:
-        return 503
-    return 400 if type_ == "invalid_request_error" or code == "context_length_exceeded" else 502

@@ -1,4 +1,4 @@
-"""What we read of a Messages request: msgspec types, and how a client hears that one does not fit. No translation.
+"""What we read of a Messages request: msgspec types. No translation.
 
 Shapes as in https://docs.anthropic.com/en/api/messages. Loose on purpose: unknown fields are ignored, a field that
 means different things in different blocks stays `Raw` until somebody needs it, and whatever the API allows in two
@@ -7,18 +7,15 @@ forms (a string or a list of blocks) is allowed in both, everywhere.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from gateway.dialects.anthropic import loose_json
-from gateway.errors import BadRequest
+from gateway.dialects.reading import read
 
-__all__ = ["Block", "Content", "Message", "Request", "Source", "Thinking", "Tool", "blocks", "nested", "read"]
+__all__ = ["Block", "Content", "Message", "Request", "Source", "Thinking", "Tool", "blocks", "nested"]
 
-T = TypeVar("T")
 ABSENT = msgspec.Raw()
 
 
@@ -119,28 +116,6 @@ class Source(msgspec.Struct):
 request_decoder = msgspec.json.Decoder(Request)
 source_decoder = msgspec.json.Decoder(Source)
 _content_decoder: msgspec.json.Decoder[Content] = msgspec.json.Decoder(Content)
-
-
-def read(decoder: msgspec.json.Decoder[T], text: bytes | msgspec.Raw, path: str = "") -> T:
-    """Decode what stands at `path` of the request.
-
-    Raises:
-        BadRequest: It is of another shape; names the path as the API does, `messages.3.content.0.source`.
-    """
-    try:
-        return loose_json.decode(decoder, text)
-    except msgspec.DecodeError as error:
-        what, _, where = str(error).partition(" - at ")
-        path = ".".join(part for part in (path, *_STEP.findall(where)) if part)
-        raise refusal(path, what[:1].lower() + what[1:]) from None
-
-
-_STEP = re.compile(r"[\w-]+")
-
-
-def refusal(path: str, what: str) -> BadRequest:
-    """The error for something wrong at `path`."""
-    return BadRequest(f"{path}: {what}" if path else what, param=path or None)
 
 
 def blocks(content: Content, path: str) -> Iterator[tuple[str, Block]]:

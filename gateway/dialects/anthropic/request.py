@@ -19,6 +19,7 @@ from gateway.backend import PLAIN, Backend
 from gateway.dialects.anthropic import count_tokens, incoming, signature
 from gateway.dialects.anthropic.answer import Asked
 from gateway.dialects.anthropic.incoming import Block, Content, Message, Request, Source, Tool, ToolChoice
+from gateway.dialects.reading import read, refusal
 from gateway.rewrite import ModelField, locate
 
 __all__ = ["PLAIN", "Backend", "Translated", "translate"]
@@ -104,9 +105,9 @@ def translate(body: bytes, model: ModelField | None = None) -> Translated:
         BadRequest: Something in it cannot be understood or passed on; message and `param` name its path.
     """
     model = locate(body) if model is None else model
-    request = incoming.read(incoming.request_decoder, body)
+    request = read(incoming.request_decoder, body)
     if not request.messages:
-        raise incoming.refusal("messages", "at least one message is required")
+        raise refusal("messages", "at least one message is required")
     return Translated(model.name, model.stream, request)
 
 
@@ -133,7 +134,7 @@ def _turn(message: Message, path: str, *, as_system: bool, thoughts: bool) -> It
             return [_assistant_turn(message.content, content_path, thoughts=thoughts)]
         case "system" | "developer":
             return [_system_turn(message.content, content_path, as_system=as_system)]
-    raise incoming.refusal(f"{path}.role", f"must be `user`, `assistant` or `system`, not `{message.role}`")
+    raise refusal(f"{path}.role", f"must be `user`, `assistant` or `system`, not `{message.role}`")
 
 
 def _system_text(content: Content, path: str) -> str:
@@ -193,7 +194,7 @@ def _assistant_turn(content: Content, path: str, *, thoughts: bool) -> Outgoing:
 
 def _tool_call(block: Block, path: str) -> Outgoing:
     if not isinstance(block.id, str) or not isinstance(block.name, str):
-        raise incoming.refusal(path, "a tool_use block needs a string `id` and a string `name`")
+        raise refusal(path, "a tool_use block needs a string `id` and a string `name`")
     function = {"name": block.name, "arguments": _arguments(block.input, f"{path}.input")}
     return {"id": block.id, "type": "function", "function": function}
 
@@ -202,11 +203,11 @@ def _arguments(value: msgspec.Raw, path: str) -> str:
     """An object's JSON as the client wrote it; some clients send the JSON as a string, or nothing for no arguments."""
     text = bytes(value).strip()
     if text.startswith(b'"'):
-        text = incoming.read(_string_decoder, text, path).strip().encode()
+        text = read(_string_decoder, text, path).strip().encode()
     if text in {b"", b"null"}:
         return "{}"
     if not text.startswith(b"{"):
-        raise incoming.refusal(path, "must be an object")
+        raise refusal(path, "must be an object")
     return text.decode()
 
 
@@ -216,7 +217,7 @@ _string_decoder = msgspec.json.Decoder(str)
 def _tool_answer(block: Block, path: str) -> tuple[Outgoing, list[Outgoing]]:
     """The `tool` message, and what it cannot hold: pictures, which go into the user message behind it, labelled."""
     if not isinstance(block.tool_use_id, str):
-        raise incoming.refusal(path, "a tool_result block needs a string `tool_use_id`")
+        raise refusal(path, "a tool_result block needs a string `tool_use_id`")
     texts: list[str] = []
     pictures: list[Outgoing] = []
     for place, inner in incoming.nested(block.content, f"{path}.content"):
@@ -263,8 +264,8 @@ def _parts(block: Block, path: str) -> list[Outgoing]:
 
 def _source(block: Block, path: str) -> Source:
     if not block.source:
-        raise incoming.refusal(f"{path}.source", "is missing")
-    return incoming.read(incoming.source_decoder, block.source, f"{path}.source")
+        raise refusal(f"{path}.source", "is missing")
+    return read(incoming.source_decoder, block.source, f"{path}.source")
 
 
 def _image(source: Source, path: str) -> Outgoing:
@@ -274,11 +275,11 @@ def _image(source: Source, path: str) -> Outgoing:
         case Source(type="url", url=str(url)):
             pass
         case Source(type="base64"):
-            raise incoming.refusal(path, "a base64 source needs a string `media_type` and a string `data`")
+            raise refusal(path, "a base64 source needs a string `media_type` and a string `data`")
         case Source(type="url"):
-            raise incoming.refusal(path, "a url source needs a string `url`")
+            raise refusal(path, "a url source needs a string `url`")
         case _:
-            raise incoming.refusal(path, f"an image must be of type `base64` or `url`, not `{source.type}`")
+            raise refusal(path, f"an image must be of type `base64` or `url`, not `{source.type}`")
     return {"type": "image_url", "image_url": {"url": url}}
 
 
@@ -300,16 +301,16 @@ def _document_text(source: Source, path: str) -> str:
             try:
                 return base64.b64decode(data).decode("utf-8", "replace")
             except binascii.Error as error:
-                raise incoming.refusal(f"{path}.data", f"is not base64: {error}") from None
+                raise refusal(f"{path}.data", f"is not base64: {error}") from None
     kind = source.media_type or source.type
-    raise incoming.refusal(path, f"a document of type `{kind}` cannot be passed on: send its text")
+    raise refusal(path, f"a document of type `{kind}` cannot be passed on: send its text")
 
 
 def _search_result(block: Block, path: str) -> Iterator[str]:
     if isinstance(block.title, str):
         yield block.title
     if bytes(block.source).startswith(b'"'):
-        yield incoming.read(_string_decoder, block.source, f"{path}.source")
+        yield read(_string_decoder, block.source, f"{path}.source")
     for _, inner in incoming.nested(block.content, f"{path}.content"):
         if isinstance(inner.text, str):
             yield inner.text
@@ -385,9 +386,9 @@ def _tool_choice(choice: ToolChoice, names: set[str]) -> str | Outgoing:
             return "required"
         case "tool":
             if choice.name not in names:
-                raise incoming.refusal("tool_choice.name", f"no tool of that name is among `tools`: {choice.name}")
+                raise refusal("tool_choice.name", f"no tool of that name is among `tools`: {choice.name}")
             return {"type": "function", "function": {"name": choice.name}}
-    raise incoming.refusal("tool_choice.type", f"must be `auto`, `any`, `tool` or `none`, not `{choice.type}`")
+    raise refusal("tool_choice.type", f"must be `auto`, `any`, `tool` or `none`, not `{choice.type}`")
 
 
 def _effort(request: Request) -> str:

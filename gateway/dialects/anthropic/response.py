@@ -7,22 +7,11 @@ from typing import Any
 
 import msgspec
 
-from gateway.dialects.anthropic import errors, loose_json
-from gateway.dialects.anthropic.answer import (
-    BROKEN_OFF,
-    Asked,
-    Choice,
-    Chunk,
-    Said,
-    arguments_object,
-    message,
-    stop_of,
-    tool_id,
-    usage_of,
-)
+from gateway.dialects.anthropic.answer import Asked, arguments_object, message, stop_of, tool_id, usage_of
 from gateway.dialects.anthropic.count_tokens import BYTES_PER_TOKEN
 from gateway.dialects.anthropic.signature import sign
-from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
+from gateway.dialects.chat import Said, read_whole
+from gateway.errors import UpstreamMalformedResponse
 from gateway.metering import read_usage
 
 __all__ = ["translate"]
@@ -32,12 +21,9 @@ def translate(body: bytes, asked: Asked) -> bytes:
     """The body for the client, of a neuron's 2xx body.
 
     Raises:
-        UpstreamMalformedResponse: No chat completion.
-        UpstreamConnectionError: The neuron gave up in the middle of it.
-        GatewayError: It says that something else went wrong.
+        GatewayError: It is no answer (see `chat.read_whole`).
     """
-    answer = _read(body)
-    choice = _choice(answer)
+    answer, choice = read_whole(body)
     said = choice.message or Said()
     usage = usage_of(read_usage(answer.usage), asked.input_tokens, round(len(body) / BYTES_PER_TOKEN))
     told = message(asked, answer.model, usage)
@@ -46,27 +32,6 @@ def translate(body: bytes, asked: Asked) -> bytes:
         choice.finish_reason, choice.matched, said.text, asked.stop_sequences, called=bool(said.tool_calls)
     )
     return msgspec.json.encode(told)
-
-
-_decoder = msgspec.json.Decoder(Chunk)
-
-
-def _read(body: bytes) -> Chunk:
-    try:
-        return loose_json.decode(_decoder, body)
-    except msgspec.DecodeError as error:
-        raise UpstreamMalformedResponse(f"the neuron's answer is no chat completion: {error}") from None
-
-
-def _choice(answer: Chunk) -> Choice:
-    if answer.error:
-        raise errors.from_stream(answer.error)
-    choice = next((choice for choice in answer.choices or () if not choice.index), None)
-    if choice is None:
-        raise UpstreamMalformedResponse("the neuron's answer is no chat completion: it has no choice")
-    if choice.finish_reason in BROKEN_OFF:
-        raise UpstreamConnectionError(f"the neuron broke off its answer: {choice.finish_reason}")
-    return choice
 
 
 def _blocks(said: Said, asked: Asked) -> Iterator[dict[str, Any]]:

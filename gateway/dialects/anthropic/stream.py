@@ -21,15 +21,9 @@ import msgspec
 
 from gateway import errors, sse
 from gateway.dialects.anthropic import errors as dialect_errors
-from gateway.dialects.anthropic import loose_json
 from gateway.dialects.anthropic.answer import (
-    BROKEN_OFF,
     MALFORMED_ARGUMENTS,
     Asked,
-    Choice,
-    Chunk,
-    Said,
-    ToolCall,
     arguments_object,
     message,
     stop_of,
@@ -37,6 +31,8 @@ from gateway.dialects.anthropic.answer import (
     usage_of,
 )
 from gateway.dialects.anthropic.signature import Signer
+from gateway.dialects.calls import Call, Calls
+from gateway.dialects.chat import BROKEN_OFF, Choice, Chunk, Said, ToolCall, read_chunk
 from gateway.metering import Usage, read_usage
 
 __all__ = ["PING", "StreamTranslator"]
@@ -44,7 +40,6 @@ __all__ = ["PING", "StreamTranslator"]
 PING = sse.write(b'{"type":"ping"}', b"ping")
 _TAIL = b"}}\n\n"
 _encode = msgspec.json.Encoder().encode
-_decoder = msgspec.json.Decoder(Chunk)
 
 _NO_USAGE = (None, Usage())
 
@@ -89,8 +84,8 @@ class StreamTranslator:
         self._prefix = b""  # of a delta of the open block, up to its text
         self._signer: Signer | None = None
         self._blank = ""  # white space that becomes part of a text block if there will be one
-        self._calls = _Calls()
-        self._live: _Call | None = None
+        self._calls = Calls()
+        self._live: Call | None = None
         self._late: list[tuple[Kind, str]] = []
         self._choice: Choice | None = None  # the one that finished
         self._usage: Usage | None = None
@@ -104,11 +99,9 @@ class StreamTranslator:
         if data == b"[DONE]":
             return self._end()
         try:
-            chunk = loose_json.decode(_decoder, data)
-        except msgspec.DecodeError as error:
-            return self.fail(errors.UpstreamMalformedResponse(f"the neuron sent a chunk that is none: {error}"))
-        if chunk.error:
-            return self.fail(dialect_errors.from_stream(chunk.error))
+            chunk = read_chunk(data)
+        except errors.GatewayError as error:
+            return self.fail(error)
         return self._take(chunk)
 
     def finish(self) -> bytes:
@@ -213,7 +206,7 @@ class StreamTranslator:
             return told + self._prefix + _encode(call.arguments) + _TAIL
         return b""
 
-    def _open_tool(self, call: _Call, position: int) -> bytes:
+    def _open_tool(self, call: Call, position: int) -> bytes:
         id_ = tool_id(call.id, self._asked.request_id, position)
         block = {"type": "tool_use", "id": id_, "name": call.name, "input": {}}
         return self._open_block("tool", block, "input_json_delta", "partial_json")
@@ -227,7 +220,7 @@ class StreamTranslator:
                 told += self._prefix + _encode(self._arguments(call)) + _TAIL
         return told
 
-    def _arguments(self, call: _Call) -> str:
+    def _arguments(self, call: Call) -> str:
         """Cut short by the limit of tokens they stay as they are, as in the API; otherwise they are an object."""
         if self._choice is not None and self._choice.finish_reason == "length":
             return call.arguments
@@ -285,87 +278,6 @@ class StreamTranslator:
 
     def _final_usage(self) -> dict[str, Any]:
         return usage_of(self._usage, self._asked.input_tokens, self._deltas)
-
-
-class _Call:
-    """A tool call in the making."""
-
-    __slots__ = ("_pieces", "id", "index", "name")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.id: str | None = None
-        self.name = ""
-        self._pieces: list[str] = []
-
-    def add(self, part: ToolCall) -> str:
-        """Take in what a chunk says of it; returns the piece of arguments in it. Id and name count once."""
-        if self.id is None and isinstance(part.id, str) and part.id:
-            self.id = part.id
-        if part.function is None:
-            return ""
-        if not self.name and isinstance(part.function.name, str):
-            self.name = part.function.name
-        piece = part.function.text
-        if piece:
-            self._pieces.append(piece)
-        return piece
-
-    @property
-    def arguments(self) -> str:
-        """As far as they have come."""
-        return "".join(self._pieces)
-
-    @property
-    def is_well_begun(self) -> bool:
-        """Whether it can be streamed: it has a name, and its arguments begin as an object does."""
-        return bool(self.name) and self.arguments.lstrip().startswith("{")
-
-
-class _Calls:
-    """The calls of one answer, told apart as well as the engine lets us."""
-
-    __slots__ = ("_by_index", "_in_coming")
-
-    def __init__(self) -> None:
-        self._in_coming: list[_Call] = []
-        self._by_index: dict[int, _Call] = {}
-
-    @property
-    def any(self) -> bool:
-        return bool(self._in_coming)
-
-    @property
-    def first(self) -> _Call | None:
-        return self._in_coming[0] if self._in_coming else None
-
-    @property
-    def all_named(self) -> bool:
-        return all(call.name for call in self._in_coming)
-
-    def in_order(self) -> list[_Call]:
-        """The first to come, then by index; those that share one (see `find`) as they came."""
-        return self._in_coming[:1] + sorted(self._in_coming[1:], key=lambda call: call.index)
-
-    def find(self, part: ToolCall) -> _Call:
-        """The call a chunk speaks of, perhaps a new one.
-
-        Some engines leave out the index, or number all calls 0: then another id with a name begins another call.
-        A new id alone does not: there are engines that make one up for every chunk.
-        """
-        index = part.index
-        if index is None:
-            index = self._in_coming[-1].index if self._in_coming else 0
-        known = self._by_index.get(index)
-        if known is None or _begins_another(known, part):
-            known = self._by_index[index] = _Call(index)
-            self._in_coming.append(known)
-        return known
-
-
-def _begins_another(known: _Call, part: ToolCall) -> bool:
-    named = part.function is not None and bool(part.function.name)
-    return named and bool(part.id) and known.id is not None and part.id != known.id
 
 
 def _merged(words: list[tuple[Kind, str]]) -> list[tuple[Kind, str]]:

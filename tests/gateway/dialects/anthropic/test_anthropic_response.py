@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from openai_chunks import USAGE, whole
+from fakes.chat_completions import USAGE, whole
 
 from gateway import errors
 from gateway.dialects.anthropic import count_tokens, models, response

@@ -5,8 +5,8 @@ import json
 import anthropic
 import httpx2  # what the SDK speaks HTTP with
 import pytest
+from fakes.chat_completions import USAGE, answers, call, chunk, whole
 from hypothesis import given, settings
-from openai_chunks import USAGE, answers, call, chunk, whole
 
 from gateway import errors
 from gateway.dialects.anthropic import count_tokens, models, response

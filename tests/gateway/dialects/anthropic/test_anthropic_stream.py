@@ -4,9 +4,9 @@ import json
 
 import pytest
 from anthropic_grammar import events, listen
+from fakes.chat_completions import USAGE, answers, call, chunk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai_chunks import USAGE, answers, call, chunk
 
 from gateway import errors, sse
 from gateway.dialects.anthropic.answer import MALFORMED_ARGUMENTS, Asked
