@@ -9,6 +9,7 @@ from types import MappingProxyType
 from gateway.dialects import Dialect
 from gateway.dialects.anthropic.dialect import Messages
 from gateway.dialects.openai import OpenAI
+from gateway.dialects.responses.dialect import Responses
 
 __all__ = ["ENDPOINTS", "Endpoint"]
 
@@ -33,7 +34,7 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         "/v1/completions": _OPENAI,
         "/v1/embeddings": _OPENAI,
         "/v1/rerank": _OPENAI,
-        "/v1/responses": _OPENAI,
+        "/v1/responses": Endpoint(Responses()),
         "/v1/images/generations": _OPENAI,
         "/v1/audio/speech": _OPENAI,
         "/v1/messages": Endpoint(_MESSAGES),

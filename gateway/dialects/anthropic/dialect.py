@@ -5,67 +5,27 @@ A neuron that speaks `/v1/messages` itself gets the body as it came. Any other i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway import sse
 from gateway.asgi import Headers
 from gateway.backend import Backend
 from gateway.dialects import Outgoing
 from gateway.dialects.anthropic import errors, response
-from gateway.dialects.anthropic.answer import Asked
 from gateway.dialects.anthropic.request import Translated, translate
 from gateway.dialects.anthropic.stream import PING, StreamTranslator
-from gateway.errors import GatewayError, UpstreamMalformedResponse
+from gateway.dialects.from_chat import FromChat
+from gateway.errors import GatewayError
 from gateway.refusal import Refusal
 from gateway.rewrite import splice
 
 if TYPE_CHECKING:
     from gateway.request import InferenceRequest
 
-__all__ = ["NAME", "Messages", "MessagesDialogue", "MessagesTranslation"]
+__all__ = ["NAME", "Messages", "MessagesDialogue"]
 
 NAME = "anthropic"
 CHAT_PATH = b"/v1/chat/completions"
-
-
-class MessagesTranslation:
-    """One chat completion on its way back to a Messages client."""
-
-    __slots__ = ("_asked", "_reader", "_translator")
-
-    keep_alive = PING
-
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
-        self._reader = sse.Reader()
-        self._translator = StreamTranslator(asked)
-
-    @property
-    def error(self) -> GatewayError | None:
-        """Why the stream failed, or None."""
-        return self._translator.error
-
-    def feed(self, chunk: bytes) -> bytes:
-        """The Messages events for a piece of the neuron's stream."""
-        try:
-            events = self._reader.feed(chunk)
-        except sse.EventTooLong as error:
-            return self._translator.fail(UpstreamMalformedResponse(f"the neuron sent {error}"))
-        if len(events) == 1:
-            return self._translator.feed(events[0].data)
-        return b"".join([self._translator.feed(event.data) for event in events])
-
-    def finish(self) -> bytes:
-        """The last events. What the neuron sent without the blank line that ends an event counts too."""
-        return self.feed(b"\n\n") + self._translator.finish()
-
-    def fail(self, error: GatewayError) -> bytes:
-        """An `error` event, unless the stream has ended."""
-        return self._translator.fail(error)
-
-    def whole(self, body: bytes) -> bytes:
-        """The Message for a whole chat completion."""
-        return response.translate(body, self._asked)
 
 
 class MessagesDialogue:
@@ -90,7 +50,9 @@ class MessagesDialogue:
         if NAME in backend.dialects:
             return Outgoing(request.path, splice(request.body, request.model, model))
         asked = self.translated.asked(request.request_id, model)
-        return Outgoing(CHAT_PATH, self.translated.encode(model, backend), MessagesTranslation(asked))
+        whole = partial(response.translate, asked=asked)
+        translation = FromChat(StreamTranslator(asked), whole, keep_alive=PING)
+        return Outgoing(CHAT_PATH, self.translated.encode(model, backend), translation)
 
 
 class Messages:

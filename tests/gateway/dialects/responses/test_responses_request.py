@@ -1,0 +1,612 @@
+"""Requests: assertions are on what the upstream receives."""
+
+import base64
+import json
+
+import coding_agent
+import pytest
+from coding_agent import PICTURE, message
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from gateway import errors
+from gateway.backend import PLAIN, Backend
+from gateway.dialects.responses import request
+
+IMAGE = {"type": "image_url", "image_url": {"url": PICTURE["image_url"]}}
+
+
+def outgoing(body, backend=PLAIN):
+    if isinstance(body, dict):
+        body = json.dumps({"model": "m", **body}).encode()
+    return json.loads(request.translate(body).encode("lab/m", backend))
+
+
+def messages(*items, backend=PLAIN, **more):
+    return outgoing({"input": list(items), **more}, backend)["messages"]
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def function_call(call_id="c", name="f", arguments="{}", **more):
+    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments, **more}
+
+
+def output(value, call_id="c"):
+    return {"type": "function_call_output", "call_id": call_id, "output": value}
+
+
+def called(*calls):
+    return [
+        {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+        for id_, name, arguments in calls
+    ]
+
+
+# A whole session...
+
+
+def test_coding_agent_request_reaches_the_upstream_as_chat_completions():
+    """Everything a neuron understands arrives, reshaped; nothing it does not understand does."""
+    asked = request.translate(coding_agent.body())
+    sent = json.loads(asked.encode("Qwen/Qwen3-1.7B"))
+
+    assert (asked.model, asked.stream) == ("helexa/small", True)
+    assert set(sent) == {
+        "model",
+        "messages",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "chat_template_kwargs",
+        "stream",
+        "stream_options",
+    }
+    system, *turns = sent["messages"]
+    assert system["role"] == "system"
+    assert system["content"].startswith("You are a coding agent.")
+    assert system["content"].endswith("\n\n<permissions>ask before you write</permissions>")
+    assert turns == [
+        user("# Instructions of this folder\n<environment>today</environment>"),
+        user("Which files are there?"),
+    ]
+    assert [tool["function"]["name"] for tool in sent["tools"]] == [
+        "shell",
+        "update_plan",
+        "apply_patch",
+        "mcp__docs__search",
+    ]
+    assert sent["tools"][0]["function"]["parameters"] == coding_agent.TOOLS[0]["parameters"]
+    assert "strict" not in sent["tools"][0]["function"]
+    assert "lark" in sent["tools"][2]["function"]["description"]
+    assert sent["tools"][2]["function"]["parameters"]["required"] == ["input"]
+    assert sent["chat_template_kwargs"] == {"enable_thinking": True}
+    assert sent["stream_options"] == {"include_usage": True}
+
+
+def test_coding_agent_second_turn_extends_the_first_byte_for_byte():
+    """The prefix cache has to hold."""
+    first, second = (request.translate(coding_agent.body(turn)).encode("m") for turn in (1, 2))
+    prefix = first[: first.index(b'],"tools"')]
+
+    assert second.startswith(prefix)
+
+
+def test_coding_agent_answer_is_one_message_and_its_outputs_follow_it():
+    """Calls of every kind beside what was said before them; a picture behind the outputs, labelled."""
+    sent = outgoing(coding_agent.body(2), Backend(reasoning_content=True))["messages"]
+
+    assert sent[3] == {
+        "role": "assistant",
+        "content": "I will look.",
+        "reasoning_content": "Look.",
+        "tool_calls": called(
+            ("call_1", "shell", '{"path": "/"}'),
+            ("call_2", "apply_patch", '{"input":"*** a\\n"}'),
+            ("call_3", "mcp__docs__search", "{}"),
+        ),
+    }
+    assert sent[4:7] == [
+        {"role": "tool", "tool_call_id": "call_1", "content": "a.py\n"},
+        {"role": "tool", "tool_call_id": "call_2", "content": "done"},
+        {"role": "tool", "tool_call_id": "call_3", "content": "none"},
+    ]
+    label, picture = sent[7]["content"]
+    assert "call_3" in label["text"]
+    assert picture == IMAGE
+    assert sent[8] == user("Go on.")
+
+
+# Prefix stability...
+
+texts = st.text(max_size=10)
+text_parts = st.builds(lambda text: {"type": "input_text", "text": text}, texts)
+odd_parts = st.sampled_from([{"type": "novelty", "x": 1}, {"text": "bare"}, "string", None, {"type": "output_text"}])
+contents = st.none() | texts | st.lists(text_parts | odd_parts | st.just(PICTURE), max_size=3)
+developer_turns = st.builds(
+    lambda role, text: {"role": role, "content": text}, st.sampled_from(["system", "developer"]), texts
+)
+outputs = st.builds(output, contents, st.sampled_from("ab"))
+odd_items = st.sampled_from([{"type": "web_search_call", "id": "ws"}, {"type": "novelty", "content": 5}, None])
+asked_items = st.builds(lambda content: {"role": "user", "content": content}, contents) | outputs | developer_turns
+answer_items = st.one_of(
+    st.builds(lambda text: message("assistant", text), texts),
+    st.builds(lambda text: {"role": "assistant", "content": text}, texts),
+    st.builds(function_call, st.sampled_from("ab"), st.sampled_from("fg")),
+    st.builds(
+        lambda text: {"type": "custom_tool_call", "call_id": "a", "name": "p", "input": text},
+        texts,
+    ),
+    st.builds(
+        lambda text: {"type": "reasoning", "id": "rs", "content": [{"type": "reasoning_text", "text": text}]}, texts
+    ),
+)
+
+
+def says_something(item):
+    return item is not None and (item.get("role") == "assistant" or "call_id" in item)
+
+
+exchanges = st.tuples(
+    st.lists(asked_items | odd_items, max_size=3),
+    st.builds(lambda content: {"role": "user", "content": content}, contents) | outputs,  # what the model answers
+    st.lists(answer_items | odd_items, max_size=4),
+)
+
+
+@given(st.lists(exchanges, min_size=2, max_size=4), st.data(), st.none() | texts, st.booleans(), st.booleans())
+def test_longer_conversation_extends_the_shorter_byte_for_byte(exchanges, data, instructions, thoughts, anywhere):
+    """At every length at which a model was asked: translation looks neither ahead nor back beyond one answer."""
+    count = data.draw(st.integers(1, len(exchanges) - 1))
+    whole = [item for asked, last, answered in exchanges for item in (*asked, last, *answered)]
+    answered = exchanges[count - 1][2]
+    length = sum(len(asked) + 1 + len(answered) for asked, _, answered in exchanges[:count]) - len(answered)
+    # A run of outputs that goes on, nothing having been said between, was no turn.
+    assume("output" not in exchanges[count - 1][1] or any(map(says_something, answered)))
+    backend = Backend(reasoning_content=thoughts, system_anywhere=anywhere)
+    first, second = (
+        request.translate(json.dumps({"model": "m", "instructions": instructions, "input": items}).encode()).encode(
+            "m", backend
+        )
+        for items in (whole[:length], whole)
+    )
+
+    assert first.endswith(b"]}")
+    assert second.startswith(first.removesuffix(b"]}"))
+
+
+@given(st.lists(texts, max_size=3))
+def test_string_and_text_parts_of_the_same_message_are_the_same_bytes(texts):
+    """Whichever a client's version writes."""
+    parts = [{"type": "input_text", "text": text} for text in texts]
+
+    assert messages(user(parts)) == messages(user("\n".join(texts)))
+
+
+# Items, liberally...
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("hi", [user("hi")]),
+        ([user("hi")], [user("hi")]),
+        ([{"type": "message", **user("hi")}], [user("hi")]),
+        (["hi", user("there")], [user("hi"), user("there")]),
+        ([None, {"type": "novelty", "content": {"x": 1}, "role": 5}, {}, user("hi")], [user("hi")]),
+        ([{"type": "computer_call", "output": 1, "arguments": [1]}, user("hi")], [user("hi")]),
+    ],
+)
+def test_input_is_read_in_every_form(value, expected):
+    """One odd item is no reason to lose a request."""
+    assert outgoing({"input": value})["messages"] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, ""),
+        ([], ""),
+        (["hi", {"type": "input_text", "text": "there"}], "hi\nthere"),
+        ({"type": "input_text", "text": "bare part"}, "bare part"),
+        ([{"type": "text", "text": "chat's own"}], "chat's own"),
+        ([{"type": "novelty", "data": {"x": 1}}, {"type": "input_text", "text": "known"}], "known"),
+        ([{"type": "novelty", "text": "says something"}], "says something"),
+        ([None, {"type": "input_text"}], ""),
+        ([{"type": "input_text", "text": "half \ud83d pair"}], "half \ufffd pair"),
+        ([PICTURE], [IMAGE]),
+        ([{"type": "image_url", "image_url": {"url": PICTURE["image_url"]}}], [IMAGE]),
+        ([{**PICTURE, "detail": "auto"}], [IMAGE]),
+        (
+            [{**PICTURE, "detail": "high"}],
+            [{"type": "image_url", "image_url": {"url": PICTURE["image_url"], "detail": "high"}}],
+        ),
+    ],
+)
+def test_user_content_is_read_in_every_form(content, expected):
+    """Parts of this API, of chat completions, and of none."""
+    assert messages(user(content)) == [user(expected)]
+
+
+def test_messages_of_one_role_stay_apart():
+    """Merged, the next turn's request would no longer extend this one's."""
+    conversation = [user("a"), user("b"), {"role": "assistant", "content": "c"}, {"role": "assistant", "content": "d"}]
+
+    assert messages(*conversation) == conversation
+
+
+def test_developers_messages_stand_where_they_stood():
+    """First they are one system message; later only where the backend takes one."""
+    conversation = [
+        {"role": "developer", "content": "A"},
+        {"role": "system", "content": [{"type": "input_text", "text": "B"}]},
+        user("hi"),
+        {"role": "developer", "content": "C"},
+    ]
+
+    assert messages(*conversation, instructions="S") == [
+        {"role": "system", "content": "S\n\nA\n\nB"},
+        user("hi"),
+        user("<system-reminder>\nC\n</system-reminder>"),
+    ]
+    anywhere = messages(*conversation, instructions="S", backend=Backend(system_anywhere=True))
+    assert [(m["role"], m["content"]) for m in anywhere] == [
+        ("system", "S"),
+        ("system", "A"),
+        ("system", "B"),
+        ("user", "hi"),
+        ("system", "C"),
+    ]
+
+
+def test_text_and_calls_of_one_answer_are_one_message():
+    """In whichever order they came; after their outputs begins another."""
+    conversation = [
+        user("hi"),
+        function_call("a"),
+        message("assistant", "Meanwhile"),
+        function_call("b"),
+        output("1", "a"),
+        output("2", "b"),
+        function_call("c"),
+        output("3", "c"),
+        message("assistant", "Done", "."),
+    ]
+
+    assert messages(*conversation)[1:] == [
+        {"role": "assistant", "content": "Meanwhile", "tool_calls": called(("a", "f", "{}"), ("b", "f", "{}"))},
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+        {"role": "tool", "tool_call_id": "b", "content": "2"},
+        {"role": "assistant", "content": None, "tool_calls": called(("c", "f", "{}"))},
+        {"role": "tool", "tool_call_id": "c", "content": "3"},
+        {"role": "assistant", "content": "Done."},
+    ]
+
+
+def test_thoughts_return_only_to_backends_that_take_them():
+    """With the answer they belong to; what another provider encrypted or summarised is nobody's thought here."""
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    foreign = {"type": "reasoning", "id": "rs_2", "summary": [{"type": "summary_text", "text": "no"}]}
+    conversation = [user("hi"), thought, foreign, message("assistant", "a"), thought, function_call(), output("x")]
+
+    assert messages(*conversation)[1] == {"role": "assistant", "content": "a", "tool_calls": called(("c", "f", "{}"))}
+    sent = messages(*conversation, backend=Backend(reasoning_content=True))
+    assert sent[1]["reasoning_content"] == "Hm.Hm."
+
+
+def test_thoughts_without_an_answer_leave_no_trace():
+    """The token limit ended it before it said anything."""
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    conversation = [user("a"), thought, user("b"), message("assistant", "c")]
+
+    assert messages(*conversation, backend=Backend(reasoning_content=True)) == [
+        user("a"),
+        user("b"),
+        {"role": "assistant", "content": "c"},
+    ]
+
+
+def test_refusal_is_what_the_assistant_said():
+    """A message of both kinds of parts comes back as the text it was."""
+    content = [{"type": "output_text", "text": "Well, "}, {"type": "refusal", "refusal": "no."}]
+
+    assert messages({"role": "assistant", "content": content}) == [{"role": "assistant", "content": "Well, no."}]
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments"),
+    [
+        ('"{\\"a\\": 1.50, \\"b\\":[1e400]}"', '{"a": 1.50, "b":[1e400]}'),
+        ('""', "{}"),
+        ("null", "{}"),
+        ('{"a": 1.50}', '{"a": 1.50}'),
+        ('"cut: {"', "cut: {"),
+    ],
+)
+def test_arguments_go_out_as_they_were_written(written, arguments):
+    """Numbers and white space included; an object that a client forgot to encode is understood."""
+    item = f'{{"type":"function_call","call_id":"a","name":"f","arguments":{written}}}'
+    [sent] = outgoing(f'{{"model":"m","input":[{item}]}}'.encode())["messages"]
+
+    assert sent["tool_calls"][0]["function"]["arguments"] == arguments
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("plain", "plain"),
+        (None, ""),
+        ([{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b"}], "a\nb"),
+        ([PICTURE], "[image, see below]"),
+        ({"temp": 20}, '{"temp": 20}'),
+        (20, "20"),
+    ],
+)
+def test_tool_output_is_text(value, text):
+    """A tool message holds nothing else; JSON that is no content is told as it was written."""
+    assert messages(function_call(), output(value))[1] == {"role": "tool", "tool_call_id": "c", "content": text}
+
+
+def test_pictures_of_parallel_outputs_follow_the_last():
+    """Chat completions wants all outputs right behind the calls."""
+    sent = messages(function_call("a"), function_call("b"), output([PICTURE], "a"), output("x", "b"), user("hi"))
+
+    assert [m["role"] for m in sent] == ["assistant", "tool", "tool", "user", "user"]
+    assert sent[3]["content"][1] == IMAGE
+
+
+def data_url(content, media_type="text/plain"):
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ({"file_data": data_url("grüß".encode()), "filename": "a.txt"}, "a.txt\ngrüß"),
+        ({"file_data": data_url(b"{}", "application/json")}, "{}"),
+        ({"file_data": base64.b64encode(b"bare").decode(), "filename": ""}, "bare"),
+        ({"file_data": data_url(b"")}, ""),
+    ],
+)
+def test_file_of_text_is_passed_on_with_its_name(file, text):
+    """Whatever it calls itself: what is UTF-8 is text."""
+    assert messages(user([{"type": "input_file", **file}])) == [user(text)]
+
+
+# Parameters...
+
+
+def test_parameters_have_their_counterparts():
+    """One row each; what has none is told again in the answer, or ignored, and never reaches a neuron."""
+    sent = outgoing(
+        {
+            "input": "hi",
+            "max_output_tokens": 5,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "user": "u",
+            "tools": [],
+            "tool_choice": "auto",
+            "parallel_tool_calls": True,
+            "metadata": {"a": "b"},
+            "store": True,
+            "include": ["reasoning.encrypted_content"],
+            "truncation": "auto",
+            "background": False,
+            "previous_response_id": None,
+            "conversation": None,
+            "service_tier": "flex",
+            "safety_identifier": "s",
+            "prompt_cache_key": "p",
+            "text": {"format": {"type": "text"}, "verbosity": "low"},
+            "stream_options": {"include_obfuscation": False},
+        }
+    )
+
+    assert sent == {
+        "model": "lab/m",
+        "messages": [user("hi")],
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "user": "u",
+    }
+
+
+@pytest.mark.parametrize(
+    ("format_", "expected"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "json_object"}),
+        (
+            {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True, "description": "d"},
+            {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "description": "d", "schema": {"type": "object"}, "strict": True},
+            },
+        ),
+        (
+            {"type": "json_schema", "schema": {"type": "object"}},
+            {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}},
+        ),
+    ],
+)
+def test_text_format_has_its_counterpart(format_, expected):
+    """Nested as chat completions has it."""
+    assert outgoing({"input": "hi", "text": {"format": format_}}).get("response_format") == expected
+
+
+F = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+SENT_F = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("tool", "sent"),
+    [
+        (F, SENT_F),
+        ({**F, "strict": True}, {"type": "function", "function": {**SENT_F["function"], "strict": True}}),
+        ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}, SENT_F),
+        ({"name": "f", "parameters": {"type": "object"}}, SENT_F),
+        (
+            {"type": "function", "name": "f", "parameters": None},
+            {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}},
+        ),
+    ],
+)
+def test_function_is_nested(tool, sent):
+    """As chat completions has it; one that is nested already is understood."""
+    assert outgoing({"input": "hi", "tools": [tool]})["tools"] == [sent]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected", "offered"),
+    [
+        ("auto", "auto", ["f", "g", "a__f"]),
+        ("none", "none", ["f", "g", "a__f"]),
+        ("required", "required", ["f", "g", "a__f"]),
+        (None, None, ["f", "g", "a__f"]),
+        ({"type": "function", "name": "f"}, {"type": "function", "function": {"name": "f"}}, ["f", "g", "a__f"]),
+        (
+            {"type": "function", "function": {"name": "f"}},
+            {"type": "function", "function": {"name": "f"}},
+            ["f", "g", "a__f"],
+        ),
+        ({"type": "custom", "name": "g"}, {"type": "function", "function": {"name": "g"}}, ["f", "g", "a__f"]),
+        (
+            {"type": "allowed_tools", "mode": "required", "tools": [{"type": "custom", "name": "g"}, {"type": "mcp"}]},
+            "required",
+            ["g"],
+        ),
+    ],
+)
+def test_tool_choice_has_its_counterpart(choice, expected, offered):
+    """Engines know no list of allowed tools: the others are not offered. OpenAI's own never are."""
+    tools = [
+        F,
+        {"type": "custom", "name": "g"},
+        {"type": "namespace", "name": "a", "tools": [F]},
+        {"type": "web_search"},
+    ]
+    sent = outgoing({"input": "hi", "tools": tools, "tool_choice": choice})
+
+    assert sent.get("tool_choice") == expected
+    assert [tool["function"]["name"] for tool in sent["tools"]] == offered
+
+
+@pytest.mark.parametrize(
+    ("effort", "switch", "expected"),
+    [
+        ("high", "chat_template_kwargs", {"enable_thinking": True}),
+        ("minimal", "chat_template_kwargs", {"enable_thinking": False}),
+        ("none", "chat_template_kwargs", {"enable_thinking": False}),
+        (None, "chat_template_kwargs", None),
+        ("none", "reasoning_effort", "none"),
+        ("minimal", "reasoning_effort", "low"),
+        ("low", "reasoning_effort", "low"),
+        ("medium", "reasoning_effort", "medium"),
+        ("xhigh", "reasoning_effort", "high"),
+        ("high", "none", None),
+    ],
+)
+def test_effort_turns_the_backends_switch(effort, switch, expected):
+    """Whichever it has; nothing is said where the client said nothing."""
+    sent = outgoing({"input": "hi", "reasoning": {"effort": effort}}, Backend(thinking_switch=switch))
+
+    assert sent.get(switch) == expected
+    assert len(sent) == 2 + (expected is not None)
+
+
+def test_estimate_counts_instructions_tools_input_and_images():
+    """Each of them makes it grow; an image counts the same whatever its size."""
+
+    def tokens(**more):
+        return request.translate(json.dumps({"model": "m", "input": "hi", **more}).encode()).input_tokens
+
+    picture = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 100_000}
+    assert 1 <= tokens() <= 15
+    assert tokens(instructions="x" * 350) - tokens() == pytest.approx(110, abs=12)
+    assert tokens(tools=[{**F, "description": "x" * 350}]) - tokens() > 100
+    assert 1000 < tokens(input=[user([picture])]) < 1050
+
+
+# What cannot be translated...
+
+NO_STORE = "no store is configured"
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "words"),
+    [
+        ({}, "input", "at least one item"),
+        ({"input": []}, "input", "at least one item"),
+        ({"input": [{"type": "web_search_call"}]}, "input", "at least one item"),
+        ({"input": 5}, "input", ""),
+        ({"input": [5]}, "input.0", ""),
+        ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", "`tool`"),
+        ({"input": [{"type": "message", "content": "x"}]}, "input.0.role", ""),
+        ({"input": [user([5])]}, "input.0.content.0", ""),
+        ({"input": ["a", user([{"type": "input_image"}])]}, "input.1.content.0.image_url", "data URL"),
+        ({"input": [user([{"type": "input_image", "file_id": "f"}])]}, "input.0.content.0.file_id", "data URL"),
+        ({"input": [user([{"type": "input_file", "file_id": "f"}])]}, "input.0.content.0.file_id", "file_data"),
+        ({"input": [user([{"type": "input_file", "file_url": "f"}])]}, "input.0.content.0.file_url", "file_data"),
+        ({"input": [user([{"type": "input_file"}])]}, "input.0.content.0.file_data", "file_data"),
+        (
+            {"input": [user([{"type": "input_file", "file_data": data_url(b"%PDF-1.7", "application/pdf")}])]},
+            "input.0.content.0.file_data",
+            "application/pdf",
+        ),
+        (
+            {"input": [user([{"type": "input_file", "file_data": data_url(b"\xff\xfe\x00", "image/png")}])]},
+            "input.0.content.0.file_data",
+            "image/png",
+        ),
+        ({"input": [user([{"type": "input_file", "file_data": "no base64!"}])]}, "input.0.content.0.file_data", ""),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input.0", "call_id"),
+        ({"input": [{"type": "function_call", "name": "f"}]}, "input.0", "call_id"),
+        ({"input": [{"type": "function_call", "call_id": "a"}]}, "input.0", "name"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0", NO_STORE),
+        ({"input": [{"id": "msg_1"}]}, "input.0", NO_STORE),
+        ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id", NO_STORE),
+        ({"input": "x", "conversation": "conv_1"}, "conversation", NO_STORE),
+        ({"input": "x", "conversation": {"id": "conv_1"}}, "conversation", NO_STORE),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt", "whole input"),
+        ({"input": "x", "background": True}, "background", "stream"),
+        ({"input": "x", "max_output_tokens": "many"}, "max_output_tokens", ""),
+        ({"input": "x", "text": {"format": {"type": "grammar"}}}, "text.format.type", "`grammar`"),
+        ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "object"),
+        ({"input": "x", "tools": [F, {"type": "function"}]}, "tools.1.name", "missing"),
+        ({"input": "x", "tools": [{**F, "parameters": [1]}]}, "tools.0.parameters", "object"),
+        ({"input": "x", "tools": [F, F]}, "tools.1.name", "`f`"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools.0.type", "`web_search`"),
+        (
+            {"input": "x", "tools": [{"type": "namespace", "name": "a", "tools": [{"type": "mcp"}]}]},
+            "tools.0.tools.0.type",
+            "`mcp`",
+        ),
+        ({"input": "x", "tools": [F], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice.name", "g"),
+        ({"input": "x", "tools": [F], "tool_choice": {"type": "custom", "name": "f"}}, "tool_choice.name", "f"),
+        ({"input": "x", "tools": [F], "tool_choice": {"type": "web_search"}}, "tool_choice.type", "`web_search`"),
+        ({"input": "x", "tools": [F], "tool_choice": "any"}, "tool_choice", "`any`"),
+        ({"input": "x", "tool_choice": "required"}, "tool_choice", "no tools"),
+        (
+            {"input": "x", "tools": [F], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}},
+            "tool_choice.tools",
+            "no tool",
+        ),
+        (
+            {"input": "x", "tools": [F], "tool_choice": {"type": "allowed_tools", "mode": "any"}},
+            "tool_choice.mode",
+            "`any`",
+        ),
+    ],
+)
+def test_what_cannot_be_translated_is_refused_with_its_path(body, path, words):
+    """So that whoever wrote the request finds the place."""
+    with pytest.raises(errors.BadRequest) as refused:
+        request.translate(json.dumps({"model": "m", **body}).encode())
+
+    assert refused.value.param == path
+    assert refused.value.message.startswith(f"{path}: ")
+    assert words in refused.value.message
