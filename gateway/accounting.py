@@ -13,6 +13,7 @@ import trio
 from gateway.errors import GatewayError
 from gateway.metering import StreamMeter, Usage
 from gateway.metrics import Metrics
+from gateway.phases import Phases
 
 __all__ = ["Accounts", "Outcome", "Record", "Routed"]
 
@@ -73,6 +74,7 @@ class Record:
         "node",
         "outcome",
         "path",
+        "phases",
         "phases_ms",
         "read_at",
         "request_id",
@@ -110,6 +112,7 @@ class Record:
         self.routed_at: float | None = None
         self.first_byte_at: float | None = None
         self.sent_first_at: float | None = None
+        self.phases: Phases | None = None  # from when it is routed
         self.phases_ms: dict[str, float] = {}
         self.usage: Usage | None = None
         self.estimated = False

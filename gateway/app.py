@@ -172,7 +172,7 @@ class Door:
 _EXPOSED: Headers = [
     (
         b"access-control-expose-headers",
-        b"x-request-id, x-cortex-model, x-cortex-node, x-cortex-alias, retry-after",
+        b"x-request-id, x-cortex-model, x-cortex-node, x-cortex-alias, retry-after, server-timing",
     )
 ]
 

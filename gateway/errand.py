@@ -22,6 +22,7 @@ from gateway.accounting import Record
 from gateway.admission import Turn
 from gateway.asgi import Headers
 from gateway.attempt import Attempt, Retriable, pass_on
+from gateway.budget import Budget
 from gateway.phases import Phases
 from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
@@ -76,8 +77,13 @@ class Errand:
             resolution.model in catalogue.models or self._shared.fleet.holders(resolution.model) or resolution.alias
         )
         self._record.cancel = self._phases.interrupt
+        self._record.phases = self._phases
+        budget = self._request.budget
         try:
-            await self._attempt_until_answered(resolution.model, catalogue)
+            if budget is None:
+                await self._attempt_until_answered(resolution.model, catalogue)
+            else:
+                await self._attempt_within(budget, resolution.model, catalogue)
         finally:
             self._record.phases_ms = self._phases.spent_ms(trio.current_time())
 
@@ -87,6 +93,16 @@ class Errand:
         if self._answer.committed and attempt is not None and attempt.translation is not None:
             return attempt.translation.fail(error)
         return self._request.dialect.error_event(error, self._record.request_id)
+
+    async def _attempt_within(self, budget: Budget, model: str, catalogue: Catalogue) -> None:
+        """The same in its time. When that is over everything ends as if the client had left, and says so.
+
+        It is around the attempts, not in their phases: that a client had no time says nothing about a neuron.
+        """
+        with trio.CancelScope(deadline=self._record.started_at + budget.allowed_s) as scope:
+            await self._attempt_until_answered(model, catalogue)
+        if scope.cancelled_caught:
+            raise budget.exceeded(self._phases.current, self._phases.spent_ms(trio.current_time()))
 
     async def _attempt_until_answered(self, model: str, catalogue: Catalogue) -> None:
         """One neuron after another, within the budget, as long as the client has seen nothing of an answer."""

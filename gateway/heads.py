@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import trio
+
+from gateway import timing
 from gateway.accounting import Record
 from gateway.asgi import Headers
 from gateway.request import HOP_BY_HOP, named_by_connection
@@ -65,6 +68,9 @@ def _who_and_what(record: Record) -> Headers:
         headers.append((b"x-cortex-node", header_value(record.node)))
     if record.alias is not None:
         headers.append((b"x-cortex-alias", header_value(record.alias)))
+    spent = timing.server_timing(record, trio.current_time())
+    if spent is not None:
+        headers.append((b"server-timing", spent))
     return headers
 
 

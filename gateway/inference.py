@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from catalogue.models import Catalogue
-from gateway import errors, heads
+from gateway import budget, errors, heads, timing
 from gateway.accounting import Accounts, Record
 from gateway.admission import Admission
 from gateway.asgi import Receive, Scope, Send
@@ -91,9 +91,9 @@ class Inference:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, to its end or its client's."""
-        answer = Answer(send)
         endpoint = ENDPOINTS[scope["path"]]
         with self.accounts.open(request_id_of(scope["headers"]), scope["path"]) as record:
+            answer = _answer(scope, send, record)
             try:
                 request = await self._read(endpoint, scope, receive, record)
                 await self._serve(endpoint, request, receive, answer, record)
@@ -139,14 +139,18 @@ class Inference:
             raise errors.Overloaded(
                 f"this gateway serves at most {self.settings.limits.requests} requests at a time", retry_after_s=1
             )
+        allowed = budget.asked_by_client(scope["headers"])
         deadline_s = self.settings.deadlines.header_seconds
-        with trio.move_on_after(deadline_s):
+        with trio.move_on_after(deadline_s if allowed is None else min(deadline_s, allowed.allowed_s)):
             request = await read(scope, receive, record.request_id, self._body_limit_bytes)
+            request.budget = allowed
             record.read_at = trio.current_time()
             record.bytes_in = len(request.body)
             request.understand(endpoint.dialect, self._spoken)
             record.stream = request.stream
             return request
+        if allowed is not None and allowed.allowed_s < deadline_s:
+            raise allowed.exceeded("header", {})
         raise errors.RequestTimeout(f"the request did not arrive within {deadline_s:g} s")
 
     async def _serve(
@@ -181,6 +185,12 @@ class Inference:
             except ValueError as error:
                 raise errors.UpstreamMalformedResponse(f"the neuron's inference URL is {error}") from error
         return origin
+
+
+def _answer(scope: Scope, send: Send, record: Record) -> Answer:
+    if not timing.wanted(scope["headers"]):
+        return Answer(send)
+    return timing.TimedAnswer(send, lambda: timing.summary(record, trio.current_time()))
 
 
 async def _refuse(

@@ -16,7 +16,7 @@ from gateway.settings import DeadlineSettings
 
 Phase = Literal["header", "queue", "load", "connect", "upload", "first_byte", "idle"]
 
-_WAITING_FOR: Final[dict[Phase, str]] = {
+WAITING_FOR: Final[dict[Phase, str]] = {
     "header": "the request's headers and body to arrive",
     "queue": "a place at a neuron",
     "load": "the model to be loaded",
@@ -25,6 +25,7 @@ _WAITING_FOR: Final[dict[Phase, str]] = {
     "first_byte": "the neuron's first token",
     "idle": "the neuron's next chunk",
 }
+"""What is waited for in each, for a sentence."""
 
 # An upload is for the neuron's time as the prefill is that it leads to: both end with the answer's first byte.
 _SETTINGS: Final[dict[Phase, str]] = {"upload": "first_byte_seconds"}
@@ -83,13 +84,22 @@ class Phases:
         allowed: float = getattr(self._deadlines, _SETTINGS.get(phase) or f"{phase}_seconds")
         return allowed
 
-    def spent_ms(self, until: float) -> dict[str, float]:
-        """What each phase took so far in ms, `until` being the end of the last one."""
+    def spent_s(self, until: float) -> dict[str, float]:
+        """What each phase took so far in s, in the order they first began, `until` being the end of the last one."""
         spent: dict[str, float] = {}
-        ends = [began for _, began in self.begun[1:]] + [until]
-        for (phase, began), end in zip(self.begun, ends, strict=False):  # nothing begun, nothing spent
-            spent[phase] = round(spent.get(phase, 0.0) + (end - began) * 1000, 3)
+        last: Phase | None = None
+        since = until
+        for phase, began in self.begun:
+            if last is not None:
+                spent[last] = spent.get(last, 0.0) + (began - since)
+            last, since = phase, began
+        if last is not None:
+            spent[last] = spent.get(last, 0.0) + (until - since)
         return spent
+
+    def spent_ms(self, until: float) -> dict[str, float]:
+        """The same in ms, to three digits."""
+        return {phase: round(took_s * 1000, 3) for phase, took_s in self.spent_s(until).items()}
 
     def __enter__(self) -> Self:
         if self._interruption is not None:
@@ -115,4 +125,4 @@ class Phases:
 
 def deadline_exceeded(phase: Phase, allowed_s: float) -> DeadlineExceeded:
     """The error that says which phase took longer than it may."""
-    return DeadlineExceeded(f"waited {allowed_s:g} s for {_WAITING_FOR[phase]} ({phase})", param=phase)
+    return DeadlineExceeded(f"waited {allowed_s:g} s for {WAITING_FOR[phase]} ({phase})", param=phase)

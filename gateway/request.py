@@ -6,7 +6,9 @@ import re
 import secrets
 from dataclasses import dataclass, field
 
+from gateway import budget
 from gateway.asgi import Headers, Receive, Scope
+from gateway.budget import Budget
 from gateway.dialects import Dialect, Dialogue
 from gateway.errors import BodyTooLarge, MethodNotAllowed
 from gateway.relay import ClientGone
@@ -37,6 +39,7 @@ _NOT_FOR_NEURONS = HOP_BY_HOP | {
     b"accept-encoding",
     b"expect",
     b"x-request-id",
+    budget.HEADER,
 }
 _NOT_FOR_NEURONS_PREFIXES = (b"proxy-", b"x-cortex-", b"x-helexa-")
 _OF_ITS_OWN_DIALECT = (b"anthropic-",)  # means nothing to a neuron that is asked in another
@@ -46,6 +49,7 @@ _OF_ITS_OWN_DIALECT = (b"anthropic-",)  # means nothing to a neuron that is aske
 class InferenceRequest:
     """One request for inference as the client sent it. `body` is never changed; see `rewrite.splice`.
 
+    `budget` is the whole time its client gives it, None if it does not say.
     `dialect` and `dialogue` are there once it has been understood.
     """
 
@@ -54,6 +58,7 @@ class InferenceRequest:
     body: bytes
     model: ModelField
     request_id: str
+    budget: Budget | None = None
     dialect: Dialect = field(init=False)
     dialogue: Dialogue = field(init=False)
 

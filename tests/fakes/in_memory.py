@@ -26,6 +26,9 @@ SMALL = "Qwen/Qwen3-1.7B"
 BODY = {"model": "helexa/small", "messages": [{"role": "user", "content": "What is the capital of Georgia?"}]}
 
 
+Headers = tuple[str, ...]
+
+
 class FixedCatalogue:
     """A catalogue that nobody edits."""
 
@@ -131,14 +134,20 @@ class Client:
         self._buffer = b""
         self._arrivals: list[tuple[float, bytes]] = []
 
-    async def ask(self, body: object = None, path: str = "/v1/chat/completions", **extra: object) -> Answer:
+    async def ask(
+        self, body: object = None, path: str = "/v1/chat/completions", *, headers: Headers = (), **extra: object
+    ) -> Answer:
         """Send a request and read its answer to the end."""
-        await self.send(body, path, **extra)
+        await self.send(body, path, headers=headers, **extra)
         return await self.answer()
 
-    async def send(self, body: object = None, path: str = "/v1/chat/completions", **extra: object) -> None:
+    async def send(
+        self, body: object = None, path: str = "/v1/chat/completions", *, headers: Headers = (), **extra: object
+    ) -> None:
+        """`headers` are lines of one's own, `extra` keys of the body."""
         data = body if isinstance(body, bytes) else json.dumps({**(body or BODY), **extra}).encode()
-        head = f"POST {path} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n"
+        ours = ("host: gateway", "connection: close", f"content-length: {len(data)}")
+        head = "\r\n".join((f"POST {path} HTTP/1.1", *ours, *headers, "", ""))
         await self.stream.send_all(head.encode() + data)
 
     async def answer(self) -> Answer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -284,6 +284,7 @@ async def ask(
     content: str = PROBE,
     leave_after_s: float | None = None,
     path: str = CHAT,
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> Answered:
     """Ask a question over ASGI and return all that came; a client that leaves returns what it had by then."""
     question = {"model": model, "messages": [{"role": "user", "content": content}]}
@@ -294,20 +295,20 @@ async def ask(
         if leave_after_s is not None:
             nursery.start_soon(_leave, left, leave_after_s)
         inbox = [{"type": "http.request", "body": body, "more_body": False}]
-        await app(_scope(path), partial(_receive, inbox, left), partial(_take, answered, left))
+        await app(_scope(path, headers), partial(_receive, inbox, left), partial(_take, answered, left))
         nursery.cancel_scope.cancel()
     answered.ended_at = trio.current_time()
     return answered
 
 
-def _scope(path: str) -> dict[str, Any]:
+def _scope(path: str, headers: Sequence[tuple[bytes, bytes]]) -> dict[str, Any]:
     return {
         "type": "http",
         "method": "POST",
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"content-type", b"application/json"), *headers],
     }
 
 

@@ -166,6 +166,7 @@ async def test_response_headers_are_the_neurons_less_its_hops_and_ours(autojump_
             "x-cortex-model",
             "x-cortex-node",
             "x-cortex-alias",
+            "server-timing",
             "connection",
             "date",
         ]
