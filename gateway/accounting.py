@@ -1,23 +1,45 @@
-"""One record per request, written once on every path out: one terminal log event, and the metrics. No I/O but that."""
+"""One record per request, written once on every path out: one terminal log event, and the metrics. No I/O but that.
+
+For a while after that it is remembered, for `cortex explain`. On the way there it lets go of whatever is large, or
+holds on to the request: the client may have sent 64 MiB.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import structlog
 import trio
 
+from catalogue.resolve import Resolution
+from gateway.choices import Choice
 from gateway.errors import GatewayError
 from gateway.metering import StreamMeter, Usage
 from gateway.metrics import Metrics
 from gateway.phases import Phases
+from gateway.recent import Recent
 
-__all__ = ["Accounts", "Outcome", "Record", "Routed"]
+__all__ = ["Accounts", "End", "Outcome", "Record", "Routed"]
 
 Outcome = Literal["ok", "error", "upstream_error", "client_disconnected", "cancelled"]
+
+NAME_CHARACTERS, MESSAGE_CHARACTERS = 300, 1000  # of what is remembered: a name that nobody knows may be any length
+
+
+class End(NamedTuple):
+    """What an error was, once it is only remembered."""
+
+    code: str | None
+    message: str
+    param: str | None = None
+
+    @classmethod
+    def of(cls, error: GatewayError) -> End:
+        """Without the exception: its traceback holds on to everything that was going on."""
+        return cls(error.code, error.message[:MESSAGE_CHARACTERS], error.param)
 
 
 class Waiting(Protocol):
@@ -40,14 +62,15 @@ class Waiting(Protocol):
 
 
 class Accounts:
-    """Where records go: the metrics, the log, and the list of requests under way."""
+    """Where records go: the metrics, the log, the list of requests under way, and that of the last to have ended."""
 
-    def __init__(self, metrics: Metrics, *, log_requests: bool) -> None:
+    def __init__(self, metrics: Metrics, *, log_requests: bool, remembered: int = 1000) -> None:
         self.metrics = metrics
         self.log = structlog.get_logger("cortex.request")
         self.log_requests = log_requests
         self.live: dict[int, Record] = {}
         """Every request between its first and last byte, by an id of ours: two clients may send one request id."""
+        self.recent = Recent(remembered)
         self.served = 0
 
     def open(self, request_id: str, path: str) -> Record:
@@ -62,12 +85,18 @@ class Record:
         "_accounts",
         "_key",
         "alias",
+        "attempts",
         "bytes_in",
         "bytes_out",
         "cancel",
+        "choices",
+        "end",
+        "ended_at",
         "error",
         "estimated",
         "first_byte_at",
+        "first_token_at",
+        "generation",
         "made_up",
         "meter",
         "model",
@@ -78,6 +107,7 @@ class Record:
         "phases_ms",
         "read_at",
         "request_id",
+        "resolution",
         "retries",
         "routed_at",
         "sent_first_at",
@@ -96,6 +126,9 @@ class Record:
         self.path = path
         self.started_at = trio.current_time()
         self.started_unix = time.time()
+        self.ended_at: float | None = None
+        self.generation = 0  # of the catalogue it was resolved by
+        self.resolution: Resolution | None = None
         self.alias: str | None = None
         self.model: str | None = None
         self.made_up = False  # the model's name is the client's own: no label, or it could fill the memory with them
@@ -105,12 +138,16 @@ class Record:
         self.upstream_status: int | None = None
         self.outcome: Outcome = "cancelled"  # until somebody knows better
         self.error: GatewayError | None = None
+        self.end: End | None = None  # of `error`, once it is over
+        self.choices: list[Choice] = []
+        self.attempts: list[Routed] = []
         self.retries = 0
         self.bytes_in = 0
         self.bytes_out = 0
         self.read_at: float | None = None
         self.routed_at: float | None = None
         self.first_byte_at: float | None = None
+        self.first_token_at: float | None = None  # once it is over
         self.sent_first_at: float | None = None
         self.phases: Phases | None = None  # from when it is routed
         self.phases_ms: dict[str, float] = {}
@@ -123,7 +160,10 @@ class Record:
     def routed(self, model: str, node: str) -> Routed:
         """A context manager around one attempt at one neuron: counts it, and that it is under way."""
         self.model, self.node = model, node
-        return Routed(self._accounts.metrics, model, node)
+        began_at = trio.current_time() if self.attempts or self.routed_at is None else self.routed_at
+        routed = Routed(self._accounts.metrics, model, node, began_at)
+        self.attempts.append(routed)
+        return routed
 
     @property
     def is_waiting(self) -> bool:
@@ -163,6 +203,28 @@ class Record:
         self._count(now)
         if self._accounts.log_requests:
             self._accounts.log.info("request", **self._event(now))
+        self._let_go(now)
+        self._accounts.recent.add(self)
+
+    @property
+    def notes(self) -> int:
+        """How much there is to be remembered of it, beyond what there is of every request."""
+        verdicts = sum(len(choice.verdicts) + len(choice.loads) for choice in self.choices) if self.choices else 0
+        return len(self.attempts) + verdicts
+
+    def _let_go(self, now: float) -> None:
+        """It will be around for a while; what it was about must not be, nor anything that a client can make long."""
+        self.ended_at = now
+        for attempt in self.attempts:
+            attempt.ended_at = attempt.ended_at or now
+        self.cancel = _nothing_to_cancel
+        self.phases = self.turn = None
+        if self.meter is not None:
+            self.first_token_at, self.meter = self.meter.first_at, None
+        if self.error is not None:
+            self.end, self.error = End.of(self.error), None
+        if self.made_up and self.model is not None:
+            self.model, self.resolution = self.model[:NAME_CHARACTERS], None
 
     def _take_usage(self) -> None:
         """From upstream's own words, else an estimate: one token per generated delta, marked as such."""
@@ -252,23 +314,49 @@ class Record:
 
 
 class Routed:
-    """See `Record.routed`."""
+    """One attempt at one neuron. See `Record.routed`.
 
-    __slots__ = ("_gauge", "_metrics", "_route")
+    `result` says how it ended: `answered`, `refused` (the neuron's own no went to the client), `failed`, or `cancelled`
+    by whatever ended the request. Times are Trio's clock.
+    """
 
-    def __init__(self, metrics: Metrics, model: str, node: str) -> None:
+    __slots__ = ("_gauge", "_metrics", "began_at", "end", "ended_at", "model", "node", "result")
+
+    def __init__(self, metrics: Metrics, model: str, node: str, began_at: float) -> None:
         self._metrics = metrics
-        self._route = (model, node)
+        self.model = model
+        self.node = node
+        self.began_at = began_at
+        self.ended_at: float | None = None
+        self.result: str | None = None  # while it is under way
+        self.end: End | None = None
 
-    def __enter__(self) -> None:
-        self._metrics.requests(*self._route).inc()
-        self._gauge = self._metrics.inflight(*self._route)
+    def __enter__(self) -> Self:
+        self._metrics.requests(self.model, self.node).inc()
+        self._gauge = self._metrics.inflight(self.model, self.node)
         self._gauge.inc()
+        return self
+
+    def failed(self, error: GatewayError) -> None:
+        """The neuron did not answer, or not to the end."""
+        self.result, self.end = "failed", End.of(error)
+
+    def refused(self, error: GatewayError) -> None:
+        """The neuron said no, and that is the answer."""
+        self.result, self.end = "refused", End.of(error)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._gauge.dec()
+        if error is None:
+            self.result = self.result or "answered"  # and the request ends with it
+            return
+        self.ended_at = trio.current_time()
+        if isinstance(error, GatewayError):
+            self.failed(error)
+        elif self.result is None:
+            self.result = "cancelled"
 
 
 def _nothing_to_cancel(_: GatewayError) -> None:

@@ -12,6 +12,7 @@ from quart_trio import QuartTrio
 from gateway import errors
 from gateway.accounting import Record
 from gateway.app import json_response, new_app
+from gateway.explain import stories
 from gateway.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -61,6 +62,14 @@ def _mount_requests(app: QuartTrio, gateway: Gateway) -> None:
     @app.get("/admin/requests")
     async def requests() -> Response:
         return json_response({"requests": [_request(record) for record in gateway.accounts.live.values()]})
+
+    @app.get("/admin/requests/<path:request_id>")
+    async def explain(request_id: str) -> Response:
+        told = stories(request_id, gateway.accounts, gateway.lifecycle, trio.current_time())
+        if not told:
+            remembered = gateway.settings.limits.explain_requests
+            raise errors.NotFound(f"no request '{request_id}' is under way or among the last {remembered} that ended")
+        return json_response({"requests": told})
 
     @app.delete("/admin/requests/<request_id>")
     async def cancel(request_id: str) -> Response:

@@ -176,6 +176,7 @@ class Attempt:
             raise Retriable(error, refusal=refusal)
         if self._answer.started:
             raise error
+        self._record.attempts[-1].refused(error)
         await pass_on(refusal, self._request, self._answer, self._record)
 
 

@@ -35,7 +35,7 @@ class Budget(NamedTuple):
             spent_ms: What each phase took, that one included.
         """
         waiting = f" waiting for {WAITING_FOR[phase]} ({phase})" if phase is not None else ""
-        spent = ", ".join(f"{name} {took_ms / 1000:.3g} s" for name, took_ms in spent_ms.items())
+        spent = ", ".join(f"{name} {took_ms / 1000:.3f} s" for name, took_ms in spent_ms.items())
         told = f"; spent: {spent}" if spent else ""
         message = f"the {self.allowed_s:g} s that {self.set_by} allows in total ran out{waiting}{told}"
         return DeadlineExceeded(message, param="total")

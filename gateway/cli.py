@@ -1,4 +1,4 @@
-"""`cortex serve | demo | status | check | drain | undrain`. No logic: options in, exit codes out."""
+"""`cortex serve | demo | status | explain | check | drain | undrain`. No logic: options in, exit codes out."""
 
 from __future__ import annotations
 
@@ -123,6 +123,22 @@ def status(endpoint: str, admin: str, token: str | None, *, as_json: bool, watch
 
     source = window.Source(endpoint.rstrip("/"), admin.rstrip("/"), token)
     sys.exit(window.run(source, as_json=as_json, watch=watch))
+
+
+@main.command()
+@click.argument("request_id")
+@click.option("--admin", default="http://localhost:31314", show_default=True, help="The metrics port.")
+@click.option("--token", envvar="CORTEX_ADMIN__TOKEN", required=True, help="The admin token.")
+@click.option("--json", "as_json", is_flag=True, help="The admin API's answer for programs, instead of a story.")
+def explain(request_id: str, admin: str, token: str, *, as_json: bool) -> None:
+    """Tell what became of a request and why: where it went, what it waited for, who was asked, how it ended.
+
+    REQUEST_ID is the `x-request-id` of its answer. If a client has used one id for several requests, all are told.
+    Exit code 1 if none is remembered, 2 if the gateway does not answer.
+    """
+    from gateway import story  # noqa: PLC0415 - as above
+
+    sys.exit(story.explain(admin.rstrip("/"), token, request_id, as_json=as_json))
 
 
 @main.command()

@@ -17,7 +17,7 @@ import trio
 
 from catalogue.models import Catalogue
 from catalogue.resolve import resolve
-from gateway import errors, heads
+from gateway import choices, errors, heads
 from gateway.accounting import Record
 from gateway.admission import Turn
 from gateway.asgi import Headers
@@ -73,6 +73,7 @@ class Errand:
         catalogue = self._shared.catalogue.current
         resolution = resolve(catalogue, self._request.model.name)
         self._record.alias, self._record.model = resolution.alias, resolution.model
+        self._record.resolution, self._record.generation = resolution, catalogue.generation
         self._record.made_up = not (
             resolution.model in catalogue.models or self._shared.fleet.holders(resolution.model) or resolution.alias
         )
@@ -114,11 +115,13 @@ class Errand:
             try:
                 route = await self._find_route(turn, catalogue, failed_on, last)
             except errors.GatewayError as error:
+                self._note(error, turn, catalogue, failed_on)
                 await self._give_up(last, error)
                 return
+            routed = self._record.routed(model, route.node)
             try:
                 # Decision and lease in one synchronous step: nobody can evict the model in between.
-                with self._shared.fleet.lease(route.node, route.model_id), self._record.routed(model, route.node):
+                with self._shared.fleet.lease(route.node, route.model_id), routed:
                     turn.entitle()
                     self._attempt = Attempt(self._shared, self._request, self._record, self.pacer, self._phases)
                     await self._attempt.run(route)
@@ -126,6 +129,7 @@ class Errand:
                     return
             except Retriable as retriable:
                 last = retriable
+                routed.failed(last.error)
             failed_on.add(route.node)
             if last.may_be_the_request:
                 suspects.append((route, last.error.message))
@@ -144,10 +148,19 @@ class Errand:
         if not isinstance(decision, Route):
             if self._shared.draining:
                 raise shutting_down()
+            self._note(decision, turn, catalogue, failed_on)
             decision = await self._wait_for_route(decision, turn, catalogue, failed_on, last)
+        self._note(decision, turn, catalogue, failed_on)
         if self._record.routed_at is None:
             self._record.routed_at = trio.current_time()
         return decision
+
+    def _note(
+        self, made: Decision | errors.GatewayError, turn: Turn, catalogue: Catalogue, failed_on: set[str]
+    ) -> None:
+        """Sync, in the step of the decision: it is of the fleet as it was then."""
+        fleet, noted = self._shared.fleet, self._record.choices
+        choices.note(noted, made, model=turn.model, fleet=fleet, catalogue=catalogue, failed_on=failed_on)
 
     async def _wait_for_route(
         self, decision: Decision, turn: Turn, catalogue: Catalogue, failed_on: set[str], last: Retriable | None

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import NoReturn, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import structlog
 import trio
@@ -26,7 +26,7 @@ from gateway.poller import model_report
 from gateway.routing import Candidate, ColdLoad, Decision, Fit, WaitForLoad, own_name
 from gateway.settings import Settings
 
-__all__ = ["Lifecycle", "LoadView", "Loader"]
+__all__ = ["Lifecycle", "LoadStory", "LoadView", "Loader"]
 
 RECHECK_S = 1.0  # how long to wait for news before looking again: VRAM changes without anybody telling us
 SETTLE_S = 0.05  # after news: a hundred waiters that wake together look once, not at every lease that comes back
@@ -42,6 +42,9 @@ OVERDUE_FACTOR, OVERDUE_AT_LEAST_S = 4, 120.0
 PATIENCE_S = 30.0  # how old the job of a better place may be before we take the next best; a job that hangs is older
 NO_ROOM_RETRY_S = 30  # contract section 13
 DEFAULT_ESTIMATE_S = 30  # Retry-After for a load that nobody has timed yet
+STORIES = 256  # of the last loads, for `cortex explain`; a fleet of ten neurons seldom has that many in a day
+
+LoadOutcome = Literal["loaded", "failed", "postponed"]
 
 log = structlog.get_logger("cortex.lifecycle")
 
@@ -90,20 +93,38 @@ class LoadView:
     overdue: bool
 
 
+@dataclass(slots=True)
+class LoadStory:
+    """What became of a load, for whoever asks later. Times are Trio's clock.
+
+    `outcome` is None while it is under way, then `loaded`, `failed` or `postponed` (what was free when it was decided
+    upon was so no more); `reason` says why, where it did not load. `evicted` are the models that made room for it.
+    """
+
+    node: str
+    model: str
+    began_at: float
+    ended_at: float | None = None
+    outcome: LoadOutcome | None = None
+    reason: str | None = None
+    evicted: tuple[str, ...] = ()
+
+
 class _Load:
     """One load of one model on one neuron, from the decision to its end.
 
     `done` wakes the waiters, `over` says that the job has ended: the first without the second when the node is down, or
     the load `overdue`.
-    `scope` is around the job's calls; cancelling it makes the load fail with `cancelled_for`.
+    `scope` is around the job's calls; cancelling it makes the load fail with `cancelled_for`. `story` outlives it.
     """
 
-    __slots__ = ("began", "cancelled_for", "done", "model", "node", "over", "overdue", "scope", "waiters")
+    __slots__ = ("began", "cancelled_for", "done", "model", "node", "over", "overdue", "scope", "story", "waiters")
 
     def __init__(self, node: str, model: str) -> None:
         self.node = node
         self.model = model
         self.began = trio.current_time()
+        self.story = LoadStory(node, model, self.began)
         self.done = trio.Event()
         self.over = False
         self.overdue = False
@@ -161,6 +182,7 @@ class Lifecycle:
         self._backoffs: dict[tuple[str, str], _Backoff] = {}
         self._took_s: dict[tuple[str, str], deque[float]] = {}
         self._cycles: Counter[str] = Counter()
+        self._stories: deque[LoadStory] = deque(maxlen=STORIES)
         fleet.observers.append(self._look_after_loads)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -205,6 +227,11 @@ class Lifecycle:
         known = {node: self.estimate_s(node, model) for node, name in self._took_s if name == model}
         told = ", ".join(f"{took_s:.0f} s on {node}" for node, took_s in sorted(known.items()) if took_s is not None)
         return f"; earlier loads took {told}" if told else ""
+
+    def loads_between(self, model: str, since: float, until: float) -> list[LoadStory]:
+        """The loads of the model that were under way in between, by Trio's clock; the oldest first."""
+        stories = (story for story in self._stories if story.model == model and story.began_at <= until)
+        return [story for story in stories if story.ended_at is None or story.ended_at >= since]
 
     # Waiting for a model ..............................................................................................
 
@@ -328,6 +355,7 @@ class Lifecycle:
         if self._nursery is None:
             raise ServiceUnavailable("this gateway cannot load models yet", retry_after_s=1)
         load = self._loads[candidate.node, profile.id] = _Load(candidate.node, profile.id)
+        self._stories.append(load.story)
         self._busy[candidate.node] = load.began
         self._fleet.loading(candidate.node, profile.id)
         self._metrics.cold_starts(profile.id, candidate.node).inc()
@@ -366,6 +394,7 @@ class Lifecycle:
             self._note_outcome(load, reason)
         except _Postponed as news:
             log.info("load_postponed", node=load.node, model=load.model, reason=str(news))
+            load.story.outcome, load.story.reason = "postponed", str(news)
             await self._look_again(load)
         finally:
             self._end(load)
@@ -374,7 +403,7 @@ class Lifecycle:
         """Why it failed, or None. Raises _Postponed."""
         neuron = self._neurons[load.node]
         try:
-            await self._make_room(profile, candidate)
+            await self._make_room(load, profile, candidate)
             await neuron.load(
                 own_name(profile),
                 profile.harness,
@@ -415,6 +444,7 @@ class Lifecycle:
     def _note_outcome(self, load: _Load, reason: str | None) -> None:
         pair = (load.node, load.model)
         took_s = trio.current_time() - load.began
+        load.story.outcome, load.story.reason = "failed" if reason else "loaded", reason
         if reason is None:
             self._took_s.setdefault(pair, deque(maxlen=5)).append(took_s)
             self._backoffs.pop(pair, None)
@@ -429,6 +459,7 @@ class Lifecycle:
         if held is not None and held.change == "loading":  # it did not come to an end that the fleet was told of
             self._fleet.unchanged(load.node, load.model)
         del self._loads[load.node, load.model]
+        load.story.ended_at = trio.current_time()
         load.over = True
         if not load.waiters:
             self._busy.pop(load.node, None)
@@ -462,7 +493,7 @@ class Lifecycle:
 
     # Making room ......................................................................................................
 
-    async def _make_room(self, profile: ModelProfile, candidate: Candidate) -> None:
+    async def _make_room(self, load: _Load, profile: ModelProfile, candidate: Candidate) -> None:
         """Unload who must go. Readings are asked for now: a poll may be ten seconds and one load old.
 
         Raises:
@@ -479,6 +510,7 @@ class Lifecycle:
             raise _Postponed(f"{profile.vram_mb} MB needed, {sum(free_mb.values())} MB free")
         if victims:
             await self._evict(node, victims)
+            load.story.evicted = tuple(held.id for held in victims)
             await self._until_room(profile, candidate)
 
     async def _until_room(self, profile: ModelProfile, candidate: Candidate) -> None:

@@ -103,7 +103,7 @@ def choose(
         NoFeasibleNeuron: Step 6.
         ModelNotFound: Step 7.
     """
-    replicas = _replicas(model, fleet, catalogue)
+    replicas = replicas_of(model, fleet, catalogue)
     if exclude:
         replicas = tuple(held for held in replicas if held.node.name not in exclude)
     if replicas:  # step 1, and step 0 with it: a replica's node is healthy
@@ -118,7 +118,8 @@ def choose(
     return _choose_cold(model, fleet, catalogue, exclude)
 
 
-def _replicas(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[NodeModel, ...]:
+def replicas_of(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[NodeModel, ...]:
+    """Where it is loaded and could be asked for now, under either of its names; by node name. Two look-ups."""
     replicas = fleet.replicas(model)
     profile = catalogue.models.get(model)
     if profile is None or profile.source is None:

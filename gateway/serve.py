@@ -82,7 +82,11 @@ class Gateway:
         self.neurons = {neuron.name: _client(neuron) for neuron in settings.neurons}
         self.poller = Poller(self.fleet, self.neurons, settings.poll)
         self.upstream = Upstream(idle_limit=settings.limits.upstream_idle_connections)
-        self.accounts = Accounts(self.metrics, log_requests=settings.gateway.access_log)
+        self.accounts = Accounts(
+            self.metrics,
+            log_requests=settings.gateway.access_log,
+            remembered=settings.limits.explain_requests,
+        )
         self.lifecycle = Lifecycle(
             self.fleet,
             catalogue=self.keeper,

@@ -107,6 +107,7 @@ class LimitSettings:
     requests: int = 5_000
     queue: int = 1_000
     upstream_idle_connections: int = 256
+    explain_requests: int = 1_000  # that have ended and are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +360,7 @@ LIMIT_FIELDS = {
     "requests": Field(_COUNT),
     "queue": Field(_COUNT_OR_ZERO),
     "upstream_idle_connections": Field(_COUNT_OR_ZERO),
+    "explain_requests": Field(_COUNT_OR_ZERO),
 }
 LOG_FIELDS = {
     "format": Field(fields.one_of("auto", "json", "console")),

@@ -123,7 +123,7 @@ async def test_total_deadline_fires_exactly_on_time(autojump_clock, before, said
     assert (error["code"], error["param"]) == ("deadline_exceeded", "total")
     assert error["message"] == (
         f"the 2.5 s that {HEADER} allows in total ran out waiting for the neuron's first token (first_byte);"
-        " spent: connect 0 s, first_byte 2.5 s"
+        " spent: connect 0.000 s, first_byte 2.500 s"
     )
     assert trio.current_time() == 2.5
     await gateway.idle()
@@ -192,7 +192,7 @@ async def test_it_covers_a_cold_load_which_goes_on(autojump_clock):
         answer = await world.ask("m", headers=[(HEADER.encode(), b"2500")])
 
         assert (answer.status, answer.errors[0]["param"]) == (504, "total")
-        assert "the model to be loaded (load); spent: load 2.5 s" in answer.errors[0]["message"]
+        assert "the model to be loaded (load); spent: load 2.500 s" in answer.errors[0]["message"]
         assert trio.current_time() - began == 2.5
         await trio.sleep(4)
         assert (await world.ask("m")).ended_at - began == pytest.approx(2.5 + 4 + 1.02, abs=0.01)
@@ -226,7 +226,7 @@ async def test_it_counts_from_the_requests_head(autojump_clock, before):
     await client.stream.send_all(body)
     _, headers = await client.head()
 
-    assert b"first_byte 0.5 s" in await client.piece(headers)
+    assert b"first_byte 0.500 s" in await client.piece(headers)
     assert trio.current_time() == 2.5
     await gateway.idle()
 

@@ -1,0 +1,134 @@
+"""`GET /admin/requests/{id}`: the story of one request, told from what was noted on its way. No I/O, nothing kept here.
+
+Noted of every request: what it asked for, the catalogue's generation, each attempt with its beginning, end and result,
+phases, bytes, tokens, and how it ended. Only where something stood in the way of a decision: a verdict on every neuron
+(`choices.py`). Loads are the gateway's and not a request's, so they are looked up now, by model and time, among the
+last few hundred; a request whose load is forgotten still tells how long it waited.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from gateway.accounting import Accounts, End, Record, Routed
+from gateway.choices import Choice
+from gateway.lifecycle import LoadStory
+
+__all__ = ["Loads", "stories"]
+
+Story = dict[str, Any]
+
+
+class Loads(Protocol):
+    """Whoever knows of loads."""
+
+    def loads_between(self, model: str, since: float, until: float) -> list[LoadStory]:
+        """See Lifecycle."""
+        ...
+
+
+def stories(request_id: str, accounts: Accounts, loads: Loads, now: float) -> list[Story]:
+    """Of every request with this id that is remembered or under way, the oldest first. JSON; durations in ms."""
+    live = [record for record in accounts.live.values() if record.request_id == request_id]
+    return [_story(record, loads, now) for record in (*accounts.recent.find(request_id), *live)]
+
+
+def _story(record: Record, loads: Loads, now: float) -> Story:
+    until = now if record.ended_at is None else record.ended_at
+    first_token_at = record.meter.first_at if record.meter is not None else record.first_token_at
+    return {
+        "request_id": record.request_id,
+        "state": "ended" if record.ended_at is not None else record.state,
+        "received_at": record.started_unix,
+        "path": record.path,
+        "stream": record.stream,
+        **_asked_for(record),
+        "choices": [_choice(choice, record) for choice in record.choices],
+        "loads": _loads(record, loads, until),
+        "attempts": [_attempt(attempt, record, until) for attempt in record.attempts],
+        "retries": record.retries,
+        "phases_ms": record.phases_ms if record.phases is None else record.phases.spent_ms(now),
+        "first_token_ms": None if first_token_at is None else _ms(first_token_at - record.started_at),
+        "total_ms": _ms(until - record.started_at),
+        "bytes_in": record.bytes_in,
+        "bytes_out": record.bytes_out,
+        "tokens": _tokens(record),
+        "node": record.node,
+        "status": record.status or None,
+        "outcome": None if record.ended_at is None else record.outcome,
+        "error": _end(record.end if record.error is None else End.of(record.error)),
+    }
+
+
+def _asked_for(record: Record) -> Story:
+    resolution = record.resolution
+    return {
+        "alias": record.alias,
+        "model": record.model,
+        "resolved": None if resolution is None else "by its alias" if resolution.alias else "by its own name",
+        "generation": record.generation,
+    }
+
+
+def _choice(choice: Choice, record: Record) -> Story:
+    verdicts = [{"node": one.node, "state": one.state, "detail": one.detail} for one in choice.told()]
+    return {
+        "at_ms": _ms(choice.at - record.started_at),
+        "decision": choice.decision,
+        "node": choice.node,
+        "candidates": verdicts,
+    }
+
+
+def _loads(record: Record, loads: Loads, until: float) -> list[Story]:
+    """Those that were under way while it waited for one."""
+    waits = [choice.at for choice in record.choices if choice.decision in _LOADS]
+    if record.model is None or not waits:
+        return []
+    until = next((attempt.began_at for attempt in record.attempts if attempt.began_at >= waits[-1]), until)
+    return [_load(load, record) for load in loads.loads_between(record.model, waits[0], until)]
+
+
+_LOADS = frozenset({"load", "wait for the load"})
+
+
+def _load(load: LoadStory, record: Record) -> Story:
+    return {
+        "node": load.node,
+        "at_ms": _ms(load.began_at - record.started_at),
+        "took_ms": None if load.ended_at is None else _ms(load.ended_at - load.began_at),
+        "outcome": load.outcome,
+        "reason": load.reason,
+        "evicted": list(load.evicted),
+    }
+
+
+def _attempt(attempt: Routed, record: Record, until: float) -> Story:
+    ended_at = until if attempt.ended_at is None else attempt.ended_at
+    return {
+        "node": attempt.node,
+        "at_ms": _ms(attempt.began_at - record.started_at),
+        "took_ms": _ms(ended_at - attempt.began_at),
+        "result": attempt.result,
+        "error": _end(attempt.end),
+    }
+
+
+def _tokens(record: Record) -> Story | None:
+    usage = record.usage
+    if usage is None:
+        return None
+    return {
+        "prompt": usage.prompt_tokens,
+        "completion": usage.completion_tokens,
+        "cached": usage.cached_tokens,
+        "estimated": record.estimated,
+    }
+
+
+def _end(end: End | None) -> Story | None:
+    return None if end is None else {"code": end.code, "message": end.message, "param": end.param}
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
