@@ -99,7 +99,9 @@ class Count:
         phases = Phases(shared.settings.deadlines)
         with phases:
             async with shared.upstream.exchange(origin, (head, question.body), phases) as response:
-                return _count_in(await _read(response)) if response.status == 200 else None
+                if response.status != 200 or response.header(count_tokens.ESTIMATE_HEADER[0]) is not None:
+                    return None  # another cortex may estimate; ours is as good, and is told to be one
+                return _count_in(await _read(response))
 
     @property
     def _dialogue(self) -> MessagesDialogue:

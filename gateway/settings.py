@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -281,6 +281,8 @@ def _neuron(value: object, place: Place) -> NeuronSettings:
         elif kind == "openai":
             _refuse_a_doubled_base_path(value, place)
     neuron: NeuronSettings = _NEURON_RECORD(value, place)
+    if neuron.engine == "cortex" and isinstance(value, dict) and "dialects" not in value:
+        return replace(neuron, dialects=DIALECTS)  # ours, all of them
     return neuron
 
 

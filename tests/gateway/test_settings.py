@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from catalogue.fields import Place, Report
 from catalogue.models import FaultyFile
 from gateway import settings
+from gateway.backend import DIALECTS
 from gateway.settings import Listen, NeuronSettings, Settings, load
 
 SECRET = "hunter2-hunter2"
@@ -132,6 +133,21 @@ def test_engine_is_described_by_its_table(config):
     [engine] = load(config(f"{ENGINE}\nengine = 'ollama'\n{more}"), {}).settings.neurons
 
     assert engine == NeuronSettings("a", "http://a", "openai", "k", "/api", ("m",), {"Q/Q": "q:8b"}, 8192, "ollama")
+
+
+@pytest.mark.parametrize(
+    ("more", "dialects"),
+    [
+        ("engine = 'cortex'", DIALECTS),
+        ("engine = 'cortex'\ndialects = ['openai']", ("openai",)),
+        ("engine = 'vllm'", ("openai",)),
+    ],
+)
+def test_another_cortex_speaks_all_that_we_do(config, more, dialects):
+    """Unless the operator says that it does not."""
+    [engine] = load(config(f"{ENGINE}\n{more}"), {}).settings.neurons
+
+    assert engine.dialects == dialects
 
 
 @pytest.mark.parametrize("given", ["/", ""])
