@@ -1,7 +1,9 @@
 """Its being here puts `tests/` on the import path, so that tests can say `from fakes.neuron import FakeNeuron`.
 
-`--real` adds tests/real, which needs the extra `real`: engines that are none of ours. `--write-docs` is for the tests
-that hold a table of docs/ to what they observe: they write it instead. Without xdist, which would have several write.
+`--real` adds tests/real, which needs the extra `real`: engines that are none of ours. `--clients` adds
+tests/clients/installed, which needs what scripts/install-clients installs: clients that are none of ours.
+`--write-docs` is for the tests that hold a table of docs/ to what they observe: they write it instead. Without xdist,
+which would have several write.
 """
 
 from __future__ import annotations
@@ -21,12 +23,16 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeat")
 
+NEEDS = {"real": "--real", "clients/installed": "--clients"}  # folder: the option without which it is left out
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="also run tests/real, against real engines")
+    parser.addoption("--clients", action="store_true", help="also run tests/clients/installed, with real clients")
     parser.addoption("--write-docs", action="store_true", help="write what the tests observe into the tables of docs/")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    real = Path(__file__).parent / "real"
-    return True if collection_path.is_relative_to(real) and not config.getoption("--real") else None
+    here = Path(__file__).parent
+    left_out = (folder for folder, option in NEEDS.items() if not config.getoption(option))
+    return True if any(collection_path.is_relative_to(here / folder) for folder in left_out) else None
