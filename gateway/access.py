@@ -17,6 +17,9 @@ __all__ = ["Access", "bearer"]
 
 _OUR_PREFIX = b"/v1"  # what every inference path of ours begins with
 
+_TOKENIZE_AT_THE_ROOT = frozenset({"vllm", "sglang", "llamacpp"})  # whatever their base path (docs/engines.md)
+_AT_THE_ROOT = {b"/v1/tokenize": b"/tokenize", b"/v1/detokenize": b"/detokenize"}
+
 
 def bearer(api_key: str) -> str:
     """The value of an `Authorization` header (RFC 6750, section 2.1)."""
@@ -29,11 +32,13 @@ class Access:
 
     Args:
         base_path: What stands there where we have `/v1`; empty for none.
+        moved: Paths that are elsewhere than `base_path` says.
         names: Our id of a model -> the engine's own name. An id that is not in it is the engine's own.
         authorization: Value of the header that lets us in, or None. In no repr.
     """
 
     base_path: bytes = _OUR_PREFIX
+    moved: Mapping[bytes, bytes] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     authorization: bytes | None = field(default=None, repr=False)
 
@@ -43,7 +48,9 @@ class Access:
         if settings.kind == "neuron":
             return None
         key = settings.api_key
-        return cls(settings.base_path.encode(), settings.serves, None if key is None else bearer(key).encode())
+        moved = _AT_THE_ROOT if settings.engine in _TOKENIZE_AT_THE_ROOT else {}
+        authorization = None if key is None else bearer(key).encode()
+        return cls(settings.base_path.encode(), moved, settings.serves, authorization)
 
     def name_of(self, model_id: str) -> str:
         """What the outgoing body must call the model."""
@@ -51,6 +58,10 @@ class Access:
 
     def path_of(self, path: bytes) -> bytes:
         """A path of ours, query and all, as the engine has it."""
+        if self.moved:
+            bare, question_mark, query = path.partition(b"?")
+            if (moved := self.moved.get(bare)) is not None:
+                return moved + question_mark + query
         if self.base_path == _OUR_PREFIX or not path.startswith(_OUR_PREFIX + b"/"):
             return path
         return self.base_path + path[len(_OUR_PREFIX) :]

@@ -83,9 +83,10 @@ class Attempt:
         """Ask, and carry the answer. Raises Retriable, GatewayError or ClientGone."""
         try:
             origin = self._shared.origin(route.url)
-            message = self._message(route, self._prepare(route))
+            outgoing = self._prepare(route)
+            message = self._message(route, outgoing)
             with self._phases:
-                async with self._shared.upstream.exchange(origin, message, self._phases) as response:
+                async with self._shared.upstream.exchange(origin, message, self._phases, outgoing.upload) as response:
                     await self._deliver(response)
             self._shared.fleet.succeeded(route.node, route.model_id)
         except (errors.UpstreamError, errors.DeadlineExceeded) as error:
@@ -107,7 +108,8 @@ class Attempt:
         headers = outgoing_headers(self._request, translated=outgoing.translation is not None)
         if (access := route.access) is not None:
             path, headers = access.path_of(path), access.signed(headers)
-        head = request_head(self._shared.origin(route.url), path, headers, len(body))
+        length = len(body) if outgoing.upload is None else outgoing.upload.length
+        head = request_head(self._shared.origin(route.url), path, headers, length)
         return (head + body,) if len(body) < _JOIN_LIMIT_BYTES else (head, body)
 
     async def _deliver(self, response: Response) -> None:

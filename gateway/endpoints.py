@@ -1,4 +1,7 @@
-"""The inference endpoints: one row per path says in which dialect it is spoken. Adding an endpoint is adding a row."""
+"""The inference endpoints: one row per path says how to find `model` and in which dialect it is spoken.
+
+Adding an endpoint is adding a row.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,21 @@ __all__ = ["ENDPOINTS", "Endpoint"]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How the requests of one path are understood. All are POST, with a JSON object that names its `model`.
+    """How the requests of one path are understood. All are POST, and their body names its `model`.
 
-    `counts` says that it asks for the length of a prompt only: no model is loaded for that.
+    Args:
+        dialect: Of requests, answers and errors.
+        is_form: The body is multipart/form-data, and `model` one of its fields; else it is a JSON object.
+        counts: It asks for the length of a prompt only: no model is loaded for that.
     """
 
     dialect: Dialect
+    is_form: bool = False
     counts: bool = False
 
 
 _OPENAI = Endpoint(OpenAI())
+_OPENAI_FORM = Endpoint(OpenAI(), is_form=True)
 _MESSAGES = Messages()
 
 ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
@@ -36,7 +44,16 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         "/v1/rerank": _OPENAI,
         "/v1/responses": Endpoint(Responses()),
         "/v1/images/generations": _OPENAI,
+        "/v1/images/edits": _OPENAI_FORM,
         "/v1/audio/speech": _OPENAI,
+        "/v1/audio/transcriptions": _OPENAI_FORM,
+        "/v1/audio/translations": _OPENAI_FORM,
+        "/v1/moderations": _OPENAI,
+        # Not OpenAI's, and engines disagree about the prefix: both will do (`Access.path_of` knows where it goes).
+        "/v1/tokenize": _OPENAI,
+        "/v1/detokenize": _OPENAI,
+        "/tokenize": _OPENAI,
+        "/detokenize": _OPENAI,
         "/v1/messages": Endpoint(_MESSAGES),
         "/v1/messages/count_tokens": Endpoint(_MESSAGES, counts=True),
     }

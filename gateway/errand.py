@@ -135,6 +135,8 @@ class Errand:
                 suspects.append((route, last.error.message))
             self._shared.note_failure(route, last)
             self._remember_the_shortest(last.refusal)
+            if not self._request.can_be_sent:
+                last, self._attempts_left = _of_a_spent_upload(last), 0
             if self._attempts_left == 0 or self._answer.committed:
                 await self._give_up(last, last.error)
                 return
@@ -167,6 +169,8 @@ class Errand:
     ) -> Route:
         """Every place is taken, or the model is being loaded, or will be: wait in line for whichever it is."""
         lifecycle = self._shared.lifecycle
+        if self._request.upload is not None:
+            self._request.upload.keep_all()
         try:
             with self._phases, turn:
                 while not isinstance(decision, Route):
@@ -239,6 +243,17 @@ def _choose(turn: Turn, catalogue: Catalogue, failed_on: set[str], last: Retriab
     if is_where_it_failed and not last.not_loaded:
         raise last.error
     return decision
+
+
+def _of_a_spent_upload(failure: Retriable) -> Retriable:
+    """A neuron that no longer has the model took half the upload: another could be found or loaded for the next try."""
+    if not failure.not_loaded:
+        return failure
+    return Retriable(
+        errors.ServiceUnavailable(
+            "the model was unloaded while the upload was on its way to it: send it again", retry_after_s=1
+        )
+    )
 
 
 def _patience_s(refusal: Refusal) -> float:

@@ -194,6 +194,11 @@ class DeadlineExceeded(GatewayError):
     code = "deadline_exceeded"
 
 
+def body_too_large(limit_bytes: int) -> BodyTooLarge:
+    """The refusal of a body, known to be beyond the limit by its length or by what has come of it."""
+    return BodyTooLarge(f"the request body is larger than the {limit_bytes / 1024**2:g} MiB this gateway accepts")
+
+
 def envelope(error: GatewayError) -> bytes:
     """The error as a JSON body: `{"error":{"message","type","code","param"}}`."""
     return envelope_of(error.message, error.type, error.code, error.param)

@@ -3,8 +3,8 @@
     read -> resolve the alias on one snapshot -> choose a neuron and lease it -> rewrite `model` -> ask -> relay
          -> record once
 
-One nursery per request. In it: the request itself, a watcher for the client's leaving, and for streams a pacer. When
-it closes, everything the request started is gone, whatever the reason.
+One nursery per request. In it: the request itself, a watcher for the client's leaving (which first reads what is left
+of an upload), and for streams a pacer. When it closes, everything the request started is gone, whatever the reason.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from gateway.endpoints import ENDPOINTS, Endpoint
 from gateway.errand import Errand, shutting_down
 from gateway.fleet import Fleet
 from gateway.relay import Answer, ClientGone, Pacer
-from gateway.request import InferenceRequest, read, request_id_of
+from gateway.request import InferenceRequest, open_upload, read, read_form, request_id_of
 from gateway.routing import Decision, Route
 from gateway.settings import Settings
+from gateway.spool import Spools
+from gateway.upload import Upload
 from gateway.upstream import Origin, Upstream
 
 __all__ = ["CatalogueSource", "Inference"]
@@ -85,6 +87,7 @@ class Inference:
         self.lifecycle = lifecycle
         self.admission = Admission(fleet, catalogue=catalogue, limit=settings.limits.queue)
         self.draining = False
+        self.spools = Spools(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))
         self._body_limit_bytes = int(settings.gateway.body_limit_mb * 1024**2)
         self._origins: dict[str, Origin] = {}
         self._spoken: frozenset[str] = frozenset().union(*(node.backend.dialects for node in fleet.nodes.values()))
@@ -95,8 +98,12 @@ class Inference:
         with self.accounts.open(request_id_of(scope["headers"]), scope["path"]) as record:
             answer = _answer(scope, send, record)
             try:
-                request = await self._read(endpoint, scope, receive, record)
-                await self._serve(endpoint, request, receive, answer, record)
+                self._admit()
+                if endpoint.is_form:
+                    await self._serve_form(endpoint, scope, receive, answer, record)
+                else:
+                    request = await self._read(endpoint, scope, receive, record)
+                    await self._serve(endpoint, request, receive, answer, record)
             except errors.GatewayError as error:
                 await _refuse(answer, record, error, endpoint.dialect)
             except ClientGone:
@@ -132,13 +139,15 @@ class Inference:
         for route, reason in suspects:
             self.fleet.at_fault(route.node, reason)
 
-    async def _read(self, endpoint: Endpoint, scope: Scope, receive: Receive, record: Record) -> InferenceRequest:
+    def _admit(self) -> None:
         if self.draining:
             raise shutting_down()
         if len(self.accounts.live) > self.settings.limits.requests:
             raise errors.Overloaded(
                 f"this gateway serves at most {self.settings.limits.requests} requests at a time", retry_after_s=1
             )
+
+    async def _read(self, endpoint: Endpoint, scope: Scope, receive: Receive, record: Record) -> InferenceRequest:
         allowed = budget.asked_by_client(scope["headers"])
         deadline_s = self.settings.deadlines.header_seconds
         with trio.move_on_after(deadline_s if allowed is None else min(deadline_s, allowed.allowed_s)):
@@ -153,13 +162,44 @@ class Inference:
             raise allowed.exceeded("header", {})
         raise errors.RequestTimeout(f"the request did not arrive within {deadline_s:g} s")
 
+    async def _serve_form(
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, answer: Answer, record: Record
+    ) -> None:
+        """As any request, but begun as soon as its `model` has come. What is kept of it is gone when this returns."""
+        patience_s = self.settings.deadlines.upload_seconds
+        async with self.spools.open() as spool:
+            upload = open_upload(scope, receive, spool, body_limit_bytes=self._body_limit_bytes, patience_s=patience_s)
+            try:
+                request = await self._read_form(scope, upload, record)
+                request.understand(endpoint.dialect, self._spoken)
+                await self._serve(endpoint, request, receive, answer, record)
+            finally:
+                record.bytes_in = upload.received_bytes
+
+    async def _read_form(self, scope: Scope, upload: Upload, record: Record) -> InferenceRequest:
+        """Read as far as routing needs. That may take long: it has no deadline but the client's own, if it has one."""
+        allowed = budget.asked_by_client(scope["headers"])
+        if allowed is None:
+            request = await read_form(scope, upload, record.request_id)
+        else:
+            with trio.move_on_after(allowed.allowed_s) as scope_of_all:
+                request = await read_form(scope, upload, record.request_id)
+            if scope_of_all.cancelled_caught:
+                raise allowed.exceeded("header", {})
+        request.budget = allowed
+        record.read_at = trio.current_time()
+        return request
+
     async def _serve(
         self, endpoint: Endpoint, request: InferenceRequest, receive: Receive, answer: Answer, record: Record
     ) -> None:
         """The request's nursery. Errors are dealt with inside it, so that no exception group needs taking apart."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch_the_client, receive, answer, record, nursery.cancel_scope)
             errand = Errand(self, request, answer, record)
+            if request.upload is None:
+                nursery.start_soon(_watch_the_client, receive, answer, record, nursery.cancel_scope)
+            else:
+                nursery.start_soon(_take_the_rest, request.upload, receive, record, errand.pacer, nursery)
             if request.stream:
                 nursery.start_soon(_pace, errand.pacer, record, nursery.cancel_scope)
             try:
@@ -219,6 +259,23 @@ async def _watch_the_client(receive: Receive, answer: Answer, record: Record, sc
         return  # a server says `disconnect` after a complete response too (ASGI); nothing is left to stop
     record.outcome = "client_disconnected"
     scope.cancel()
+
+
+async def _take_the_rest(upload: Upload, receive: Receive, record: Record, pacer: Pacer, nursery: trio.Nursery) -> None:
+    """As `_watch_the_client`, for a client that is not done sending; what is wrong with the rest ends the errand."""
+    try:
+        await upload.run()
+    except errors.GatewayError as error:
+        record.cancel(error)
+        return
+    except ClientGone:
+        record.outcome = "client_disconnected"
+        nursery.cancel_scope.cancel()
+        return
+    if upload.stream and not pacer.answer.started:
+        record.stream = True
+        nursery.start_soon(_pace, pacer, record, nursery.cancel_scope)  # not sooner: few clients listen while they send
+    await _watch_the_client(receive, pacer.answer, record, nursery.cancel_scope)
 
 
 async def _pace(pacer: Pacer, record: Record, scope: trio.CancelScope) -> None:

@@ -153,7 +153,7 @@ class Pacer:
         self.head = head
         self._keepalive_s = settings.keepalive_seconds or math.inf
         self._early_commit_s = settings.early_commit_seconds or math.inf
-        self._begun = self.quiet_since = trio.current_time()
+        self._begun = self.quiet_since = trio.current_time()  # begun anew by `run`
         self.head_came = False
 
     def opened(self, head: Head) -> None:
@@ -168,6 +168,7 @@ class Pacer:
 
     async def run(self) -> None:
         """For as long as the request lasts. Raises ClientGone."""
+        self._begun = trio.current_time()
         while True:
             now = trio.current_time()
             due = self._due()

@@ -10,16 +10,21 @@ from gateway import budget
 from gateway.asgi import Headers, Receive, Scope
 from gateway.budget import Budget
 from gateway.dialects import Dialect, Dialogue
-from gateway.errors import BodyTooLarge, MethodNotAllowed
+from gateway.errors import MalformedMultipart, MethodNotAllowed, UnsupportedMediaType, body_too_large
+from gateway.multipart import FormReader, boundary_of
 from gateway.relay import ClientGone
 from gateway.rewrite import ModelField, locate
+from gateway.spool import Spool
+from gateway.upload import Upload
 
 __all__ = [
     "HOP_BY_HOP",
     "InferenceRequest",
     "named_by_connection",
+    "open_upload",
     "outgoing_headers",
     "read",
+    "read_form",
     "request_id_of",
 ]
 
@@ -49,6 +54,7 @@ _OF_ITS_OWN_DIALECT = (b"anthropic-",)  # means nothing to a neuron that is aske
 class InferenceRequest:
     """One request for inference as the client sent it. `body` is never changed; see `rewrite.splice`.
 
+    A form has an `upload` in place of a body, of which more may be to come than its `model` and what precedes it.
     `budget` is the whole time its client gives it, None if it does not say.
     `dialect` and `dialogue` are there once it has been understood.
     """
@@ -59,6 +65,7 @@ class InferenceRequest:
     model: ModelField
     request_id: str
     budget: Budget | None = None
+    upload: Upload | None = None
     dialect: Dialect = field(init=False)
     dialogue: Dialogue = field(init=False)
 
@@ -66,6 +73,11 @@ class InferenceRequest:
     def stream(self) -> bool:
         """Whether the client asked for a stream."""
         return self.model.stream
+
+    @property
+    def can_be_sent(self) -> bool:
+        """Whether all of it is still here, so that another attempt may be made."""
+        return self.upload is None or self.upload.can_be_sent
 
     def understand(self, dialect: Dialect, spoken: frozenset[str]) -> None:
         """Read it as its dialect does; see `Dialect.open`. Raises BadRequest."""
@@ -85,25 +97,71 @@ async def read(scope: Scope, receive: Receive, request_id: str, body_limit_bytes
     """Wait for the body and read what routing needs of it.
 
     Raises:
-        MethodNotAllowed, BodyTooLarge, MalformedJson, MissingModelField: As the names say.
+        MethodNotAllowed, UnsupportedMediaType, BodyTooLarge, MalformedJson, MissingModelField: As the names say.
         ClientGone: It left before its request was whole.
     """
+    headers: Headers = scope["headers"]
+    _check_method(scope)
+    _declared_length(headers, body_limit_bytes)
+    # Whatever else it says it is, JSON is what it must be: curl calls everything a urlencoded form.
+    if _media_type(_content_type(headers)).startswith(b"multipart/"):
+        raise UnsupportedMediaType(f"{scope['path']} takes a JSON object, not a form")
+    body = await _read_body(receive, body_limit_bytes)
+    return InferenceRequest(_path_and_query(scope), headers, body, locate(body), request_id)
+
+
+def open_upload(scope: Scope, receive: Receive, spool: Spool, *, body_limit_bytes: int, patience_s: float) -> Upload:
+    """The form that is a request's body, nothing of it read yet.
+
+    Raises:
+        MethodNotAllowed, UnsupportedMediaType, BodyTooLarge, MalformedMultipart: As the names say.
+    """
+    headers: Headers = scope["headers"]
+    _check_method(scope)
+    length = _declared_length(headers, body_limit_bytes)
+    content_type = _content_type(headers)
+    if _media_type(content_type) != b"multipart/form-data":
+        raise UnsupportedMediaType(f"{scope['path']} takes multipart/form-data")
+    reader = FormReader(boundary_of(content_type))
+    return Upload(receive, reader, spool, length=length, limit_bytes=body_limit_bytes, patience_s=patience_s)
+
+
+async def read_form(scope: Scope, upload: Upload, request_id: str) -> InferenceRequest:
+    """Wait for as much of a form as routing needs. Raises as `Upload.read_until_model`."""
+    name, start, end = await upload.read_until_model()
+    model = ModelField(name, start, end, stream=False)  # whether it is one, a form may say last of all
+    return InferenceRequest(_path_and_query(scope), scope["headers"], b"", model, request_id, upload=upload)
+
+
+def _check_method(scope: Scope) -> None:
     if scope["method"] != "POST":
         raise MethodNotAllowed(f"{scope['method']} is not allowed on {scope['path']}: use POST")
-    headers: Headers = scope["headers"]
-    _refuse_early(headers, body_limit_bytes)
-    body = await _read_body(receive, body_limit_bytes)
-    path: bytes = scope["raw_path"]
-    if query := scope["query_string"]:
-        path += b"?" + query
-    return InferenceRequest(path, headers, body, locate(body), request_id)
 
 
-def _refuse_early(headers: Headers, limit_bytes: int) -> None:
+def _declared_length(headers: Headers, limit_bytes: int) -> int | None:
     """A length that says too much is refused before a byte of it is read."""
-    for name, value in headers:
-        if name == b"content-length" and int(value) > limit_bytes:
-            raise _too_large(limit_bytes)
+    length = next((int(value) for name, value in headers if name == b"content-length"), None)
+    if length is not None and length > limit_bytes:
+        raise body_too_large(limit_bytes)
+    return length
+
+
+def _content_type(headers: Headers) -> bytes:
+    """What it says, or nothing. Raises MalformedMultipart if it says two things and one is a form."""
+    said = [value for name, value in headers if name == b"content-type"]
+    if len(said) > 1 and any(_media_type(value).startswith(b"multipart/") for value in said):
+        raise MalformedMultipart("the request, which must name a `model`, has more than one content-type")
+    return said[0] if said else b""
+
+
+def _media_type(content_type: bytes) -> bytes:
+    return content_type.partition(b";")[0].strip().lower()
+
+
+def _path_and_query(scope: Scope) -> bytes:
+    path: bytes = scope["raw_path"]
+    query: bytes = scope["query_string"]
+    return path + b"?" + query if query else path
 
 
 async def _read_body(receive: Receive, limit_bytes: int) -> bytes:
@@ -116,14 +174,10 @@ async def _read_body(receive: Receive, limit_bytes: int) -> bytes:
         piece = message.get("body", b"")
         size += len(piece)
         if size > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise body_too_large(limit_bytes)
         if not message.get("more_body", False):
             return b"".join((*pieces, piece)) if pieces else piece
         pieces.append(piece)
-
-
-def _too_large(limit_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the request body is larger than the {limit_bytes / 1024**2:g} MiB this gateway accepts")
 
 
 def outgoing_headers(request: InferenceRequest, *, translated: bool = False) -> Headers:

@@ -48,6 +48,7 @@ class GatewaySettings:
     access_log: bool = True
     owned_by: str = "helexa"
     cors_origins: tuple[str, ...] = ("*",)
+    spool_dir: Path | None = None  # for uploads that must wait on disk for their `model`; None: the system's own
     http_server: str = "cortex"  # or "hypercorn": HTTP/2 at four times the CPU; docs/decisions/0003
 
 
@@ -57,6 +58,7 @@ class DeadlineSettings:
 
     header_seconds: float = 30
     connect_seconds: float = 5
+    upload_seconds: float = 30  # for every 16 KiB of a form, which may take long in all
     queue_seconds: float = 60
     load_seconds: float = 1800
     first_byte_seconds: float = 600
@@ -108,6 +110,7 @@ class LimitSettings:
     queue: int = 1_000
     upstream_idle_connections: int = 256
     explain_requests: int = 1_000  # that have ended and are remembered
+    spool_mb: float = 4096  # of uploads on disk, all together: 64 of the default body limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +215,7 @@ def _read_settings(document: dict[str, Any], root: Place, path: Path | None) -> 
     read = fields.read_fields(document, SETTINGS_FIELDS, root)
     if "gateway" in read:
         _refuse_one_address_twice(read["gateway"], document["gateway"], root / "gateway")
+        read["gateway"] = _with_its_spool_beside(path, read["gateway"], root / "gateway" / "spool_dir")
     fields.refuse_duplicates(document.get("neurons"), "name", root / "neurons")
     _warn_of_one_neuron_twice(read.get("neurons", ()), root / "neurons")
     if "models_config" in read:
@@ -300,6 +304,11 @@ def _refuse_a_doubled_base_path(table: Mapping[str, object], place: Place) -> No
         (place / "endpoint").fault("ends with /v1, which base_path adds", hint)
 
 
+def _path(value: object, place: Place) -> Path:
+    """A path; whether it is there is for whoever uses it to find."""
+    return Path(fields.name(value, place))
+
+
 def _secret(value: object, place: Place) -> str:
     """Any string fit for a header."""
     secret = fields.text(value, place)
@@ -329,10 +338,12 @@ GATEWAY_FIELDS = {
     "access_log": Field(fields.boolean),
     "owned_by": Field(fields.name),
     "cors_origins": Field(fields.array(fields.name)),
+    "spool_dir": Field(_path),
     "http_server": Field(fields.one_of("cortex", "hypercorn")),
 }
 DEADLINE_FIELDS = {
     "header_seconds": Field(_POSITIVE),
+    "upload_seconds": Field(_POSITIVE),
     "connect_seconds": Field(_POSITIVE),
     "queue_seconds": Field(_POSITIVE),
     "load_seconds": Field(_POSITIVE),
@@ -363,6 +374,7 @@ LIMIT_FIELDS = {
     "queue": Field(_COUNT_OR_ZERO),
     "upstream_idle_connections": Field(_COUNT_OR_ZERO),
     "explain_requests": Field(_COUNT_OR_ZERO),
+    "spool_mb": Field(_OR_ZERO),
 }
 LOG_FIELDS = {
     "format": Field(fields.one_of("auto", "json", "console")),
@@ -429,6 +441,12 @@ def _warn_of_one_neuron_twice(neurons: tuple[NeuronSettings, ...], place: Place)
             message = f"is also the endpoint of {first[neuron.endpoint]!r}"
             (place / index / "endpoint").warn(message, "one neuron under two names is counted twice")
         first.setdefault(neuron.endpoint, neuron.name)
+
+
+def _with_its_spool_beside(config: Path | None, gateway: GatewaySettings, place: Place) -> GatewaySettings:
+    if gateway.spool_dir is None:
+        return gateway
+    return replace(gateway, spool_dir=_beside(config, gateway.spool_dir, place))
 
 
 def _beside(config: Path | None, wanted: Path, place: Place) -> Path:

@@ -113,6 +113,10 @@ class Spool:
             return bytes(self._recent[at - until :])
         return await self._on_file(lambda: os.pread(file.fileno(), min(MEMORY_BYTES, until - at), at))
 
+    def in_memory(self) -> bytes | None:
+        """All that was written, unless some of it is on disk."""
+        return bytes(self._recent) if self._file is None else None
+
     async def aclose(self) -> None:
         """Forget everything, and the file with it. Idempotent."""
         file, self._file = self._file, None

@@ -16,6 +16,7 @@ from gateway.asgi import Headers
 from gateway.backend import Backend
 from gateway.errors import GatewayError
 from gateway.refusal import Refusal
+from gateway.sending import Body
 
 if TYPE_CHECKING:
     from gateway.request import InferenceRequest
@@ -58,11 +59,15 @@ class Translation(Protocol):
 
 
 class Outgoing(NamedTuple):
-    """What one neuron is asked. `translation` is None where its answer is the client's, byte for byte."""
+    """What one neuron is asked. `translation` is None where its answer is the client's, byte for byte.
+
+    `upload` stands in place of `body` for what is sent while it comes in.
+    """
 
     path: bytes
     body: bytes
     translation: Translation | None = None
+    upload: Body | None = None
 
 
 class Dialogue(Protocol):

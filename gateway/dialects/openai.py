@@ -1,4 +1,4 @@
-"""OpenAI's API, and every other JSON endpoint that names its `model`: passed through, only the name is replaced."""
+"""OpenAI's API, and every other endpoint whose body names its `model`: passed through, only the name is replaced."""
 
 from __future__ import annotations
 
@@ -27,9 +27,14 @@ class PassThrough:
         self._request = request
 
     def outgoing(self, model: str, backend: Backend) -> Outgoing:  # noqa: ARG002 - what the neuron is matters to others
-        """The same bytes, but for the model's name; see `rewrite.splice`."""
+        """The same bytes, but for the model's name; see `rewrite.splice` and `Upload`."""
         request = self._request
-        return Outgoing(request.path, splice(request.body, request.model, model))
+        if (upload := request.upload) is None:
+            return Outgoing(request.path, splice(request.body, request.model, model))
+        whole = upload.whole(model)
+        if whole is None:
+            return Outgoing(request.path, b"", upload=upload.outgoing(model))
+        return Outgoing(request.path, whole)
 
 
 class OpenAI:

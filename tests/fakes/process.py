@@ -41,6 +41,13 @@ class Process:
                 return "".join(self.said)
         raise AssertionError(f"ended without saying {text!r}: {''.join(self.said)} {self.popen.stderr.read()}")
 
+    def log_line(self, text: str) -> str:
+        """The next line of its log (stderr) that has `text`."""
+        for line in self.popen.stderr:
+            if text in line:
+                return line
+        raise AssertionError(f"ended without logging {text!r}")
+
     def interrupt(self) -> None:
         self.popen.send_signal(signal.SIGINT)
 

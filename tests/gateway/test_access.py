@@ -33,6 +33,23 @@ def test_base_path_stands_where_v1_stood(base_path, path, expected):
     assert access(base_path=base_path).path_of(path) == expected
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "llamacpp"])
+@pytest.mark.parametrize("asked", [b"/v1/tokenize", b"/tokenize"])
+def test_tokenizer_of_these_engines_is_at_the_root(engine, asked):
+    """Whatever their base path, and however a client spells it."""
+    for base_path in ("/v1", "/api/v3", ""):
+        engines = access(engine=engine, base_path=base_path)
+        assert engines.path_of(asked) == b"/tokenize"
+        assert engines.path_of(asked.replace(b"token", b"detoken") + b"?x=1") == b"/detokenize?x=1"
+        assert engines.path_of(b"/v1/models") == base_path.encode() + b"/models"
+
+
+def test_tokenizer_of_others_is_where_the_client_says():
+    """Nobody knows better."""
+    assert access(engine="tabbyapi").path_of(b"/v1/tokenize") == b"/v1/tokenize"
+    assert access().path_of(b"/tokenize") == b"/tokenize"
+
+
 def test_serves_maps_our_id_and_leaves_others():
     """An id nobody mapped is the engine's own."""
     mapped = access(serves={"Qwen/Qwen3-8B": "qwen3:8b"})

@@ -112,6 +112,18 @@ def test_relative_models_config_is_beside_the_config_file(config, monkeypatch, t
     assert load(Path("cortex.toml"), {}).settings.models_config == beside
 
 
+def test_spool_dir_is_beside_the_config_file_too(config):
+    """A relative one; and without a file there is nothing it could be relative to."""
+    path = config('[gateway]\nspool_dir = "spool"\n[limits]\nspool_mb = 0.5')
+
+    assert load(path, {}).settings.gateway.spool_dir == path.parent / "spool"
+    assert load(path, {}).settings.limits.spool_mb == 0.5
+    assert load(path, {"CORTEX_GATEWAY__SPOOL_DIR": "/var/tmp"}).settings.gateway.spool_dir == Path("/var/tmp")  # noqa: S108
+    assert load(None, {}).settings.gateway.spool_dir is None
+    with pytest.raises(FaultyFile, match="relative"):
+        load(None, {"CORTEX_GATEWAY__SPOOL_DIR": "spool"})
+
+
 def test_absolute_models_config_stays(config):
     """Wherever the config is."""
     path = config('models_config = "/etc/cortex/models.toml"')
