@@ -129,6 +129,19 @@ class AdminSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """`[audit]`: what is remembered of `models.toml`. Relative paths are relative to the directory it is in."""
+
+    path: str = "models.audit.jsonl"
+    rotate_mb: float = 8
+    rotated_files: int = 100
+    history: str = "models.history"
+    history_files: int = 200
+    history_mb: float = 64
+    rollouts: str = "models.rollouts.json"
+
+
+@dataclass(frozen=True, slots=True)
 class NeuronSettings:
     """`[[neurons]]`: one daemon, or any server that speaks OpenAI's API. `endpoint` has no trailing slash.
 
@@ -167,6 +180,7 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
     admin: AdminSettings = AdminSettings()
+    audit: AuditSettings = AuditSettings()
     neurons: tuple[NeuronSettings, ...] = ()
     models_config: Path | None = None
 
@@ -381,6 +395,15 @@ LOG_FIELDS = {
     "level": Field(fields.one_of("debug", "info", "warning", "error", "critical")),
 }
 ADMIN_FIELDS = {"token": Field(_secret)}
+AUDIT_FIELDS = {
+    "path": Field(fields.name),
+    "rotate_mb": Field(_POSITIVE),
+    "rotated_files": Field(_COUNT_OR_ZERO),
+    "history": Field(fields.name),
+    "history_files": Field(_COUNT),
+    "history_mb": Field(_POSITIVE),
+    "rollouts": Field(fields.name),
+}
 ENGINES = ("cortex", "llamacpp", "lmstudio", "ollama", "sglang", "tabbyapi", "transformers", "vllm")
 ENGINE_FIELDS = {
     "api_key": Field(_secret),
@@ -411,6 +434,7 @@ SECTIONS: Mapping[str, tuple[type, Mapping[str, Field]]] = {
     "limits": (LimitSettings, LIMIT_FIELDS),
     "log": (LogSettings, LOG_FIELDS),
     "admin": (AdminSettings, ADMIN_FIELDS),
+    "audit": (AuditSettings, AUDIT_FIELDS),
 }
 SETTINGS_FIELDS = {
     "models_config": Field(fields.name),
