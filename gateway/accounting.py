@@ -15,17 +15,21 @@ import structlog
 import trio
 
 from catalogue.resolve import Resolution
+from gateway.asgi import Headers
 from gateway.choices import Choice
 from gateway.errors import GatewayError
-from gateway.metering import StreamMeter, Usage
+from gateway.metering import BodyMeter, StreamMeter, Usage
 from gateway.metrics import Metrics
+from gateway.observation import Observer, is_retry, observe
 from gateway.phases import Phases
 from gateway.recent import Recent
+from gateway.tool_calls import ToolCalls
 
 __all__ = ["Accounts", "End", "Outcome", "Record", "Routed"]
 
 Outcome = Literal["ok", "error", "upstream_error", "client_disconnected", "cancelled"]
 
+OBSERVERS_LIMIT = 8  # of one alias; each costs its requests a call
 NAME_CHARACTERS, MESSAGE_CHARACTERS = 300, 1000  # of what is remembered: a name that nobody knows may be any length
 
 
@@ -72,6 +76,40 @@ class Accounts:
         """Every request between its first and last byte, by an id of ours: two clients may send one request id."""
         self.recent = Recent(remembered)
         self.served = 0
+        self._observers: dict[str, list[Observer]] = {}
+
+    def watch(self, alias: str, observer: Observer) -> None:
+        """Have every request for the alias observed from its end, until `unwatch`.
+
+        It is called synchronously, on the request's way out; if it raises, that is logged and changes nothing.
+        """
+        watching = self._observers.setdefault(alias, [])
+        if len(watching) >= OBSERVERS_LIMIT:
+            raise RuntimeError(f"'{alias}' is watched by {OBSERVERS_LIMIT} already")
+        watching.append(observer)
+
+    def unwatch(self, alias: str, observer: Observer) -> None:
+        """The observer hears of no request that ends from now on."""
+        watching = self._observers.get(alias, [])
+        if observer in watching:
+            watching.remove(observer)
+        if not watching:
+            self._observers.pop(alias, None)
+
+    def is_watched(self, alias: str | None) -> bool:
+        """Whether more than usual is to be learned of its requests. One look-up: every request asks this."""
+        return alias in self._observers
+
+    def tell(self, record: Record, now: float) -> None:
+        """A watched request has ended."""
+        seen = observe(record, now)
+        if seen is None:
+            return
+        for observer in list(self._observers.get(seen.alias, ())):
+            try:
+                observer(seen)
+            except Exception:
+                self.log.exception("observer_failed", alias=seen.alias)
 
     def open(self, request_id: str, path: str) -> Record:
         """A context manager around one request. Leaving it writes the record, however it is left."""
@@ -84,6 +122,7 @@ class Record:
     __slots__ = (
         "_accounts",
         "_key",
+        "_whole",
         "alias",
         "attempts",
         "bytes_in",
@@ -115,9 +154,11 @@ class Record:
         "started_unix",
         "status",
         "stream",
+        "target",
         "turn",
         "upstream_status",
         "usage",
+        "watched",
     )  # fmt: skip
 
     def __init__(self, accounts: Accounts, request_id: str, path: str) -> None:
@@ -131,6 +172,8 @@ class Record:
         self.resolution: Resolution | None = None
         self.alias: str | None = None
         self.model: str | None = None
+        self.target: str | None = None  # what the alias stood for; `model` may be a fallback by now
+        self.watched = False
         self.made_up = False  # the model's name is the client's own: no label, or it could fill the memory with them
         self.node: str | None = None
         self.stream = False
@@ -155,7 +198,50 @@ class Record:
         self.estimated = False
         self.meter: StreamMeter | None = None
         self.turn: Waiting | None = None
+        self._whole: BodyMeter | None = None
         self.cancel: Callable[[GatewayError], None] = _nothing_to_cancel
+
+    def resolved(self, resolution: Resolution, generation: int, headers: Headers) -> None:
+        """What was asked for stands for this model, by the catalogue of this generation."""
+        self.resolution, self.generation = resolution, generation
+        self.alias, self.model, self.target = resolution.alias, resolution.model, resolution.model
+        self.watched = self._accounts.is_watched(self.alias) and not is_retry(headers)
+
+    def meter_stream(self) -> StreamMeter:
+        """What to show the answer to, if it is a stream."""
+        self.meter = StreamMeter(ToolCalls() if self.watched else None)
+        return self.meter
+
+    def meter_whole(self) -> BodyMeter:
+        """And if it is not."""
+        self._whole = BodyMeter(ToolCalls() if self.watched else None)
+        return self._whole
+
+    @property
+    def finish_reason(self) -> str | None:
+        """The neuron's word for why it stopped. Of an answer that is no stream, only if it is watched."""
+        meter = self._meter
+        return None if meter is None else meter.finish_reason
+
+    @property
+    def tool_calls_valid(self) -> bool | None:
+        """Whether a client can use the tool calls; None if there are none, or nobody watched."""
+        meter = self._meter
+        return None if meter is None or meter.tool_calls is None else meter.tool_calls.valid
+
+    @property
+    def _meter(self) -> StreamMeter | BodyMeter | None:
+        return self.meter if self.meter is not None else self._whole
+
+    def tokens_per_s(self, now: float) -> float | None:
+        """Completion tokens over the window between first and last; of an answer in one piece, over the request."""
+        tokens = None if self.usage is None else self.usage.completion_tokens
+        meter = self.meter
+        if meter is not None:
+            window_s = 0.0 if meter.first_at is None or meter.last_at is None else meter.last_at - meter.first_at
+        else:
+            window_s = now - self.started_at
+        return tokens / window_s if tokens and window_s > 0 else None
 
     def routed(self, model: str, node: str) -> Routed:
         """A context manager around one attempt at one neuron: counts it, and that it is under way."""
@@ -201,6 +287,8 @@ class Record:
         self._accounts.served += 1
         self._take_usage()
         self._count(now)
+        if self.watched:
+            self._accounts.tell(self, now)
         if self._accounts.log_requests:
             self._accounts.log.info("request", **self._event(now))
         self._let_go(now)
@@ -221,6 +309,7 @@ class Record:
         self.phases = self.turn = None
         if self.meter is not None:
             self.first_token_at, self.meter = self.meter.first_at, None
+        self._whole = None
         if self.error is not None:
             self.end, self.error = End.of(self.error), None
         if self.made_up and self.model is not None:

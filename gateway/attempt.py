@@ -15,7 +15,6 @@ from gateway import errors, heads, relay
 from gateway.accounting import Record
 from gateway.asgi import Headers
 from gateway.dialects import Outgoing, Translation
-from gateway.metering import BodyMeter, StreamMeter
 from gateway.phases import Phases
 from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
@@ -128,7 +127,7 @@ class Attempt:
 
     async def _deliver_stream(self, response: Response) -> None:
         self._record.stream = True
-        meter = self._record.meter = StreamMeter()
+        meter = self._record.meter_stream()
         self._pacer.opened(lambda: self._head(response))
         await relay.relay_stream(response, meter, self._phases, self._pacer, self.translation)
 
@@ -136,7 +135,7 @@ class Attempt:
         self._pacer.hush()
         self._record.stream = False  # asked for or not: what breaks off here has no events to say so in
         self._record.first_byte_at = trio.current_time()
-        meter = BodyMeter()
+        meter = self._record.meter_whole()
 
         def head() -> tuple[int, Headers]:
             return self._head(response)

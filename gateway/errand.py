@@ -72,8 +72,7 @@ class Errand:
         """Raises whatever `errors` has for it, or ClientGone."""
         catalogue = self._shared.catalogue.current
         resolution = resolve(catalogue, self._request.model.name)
-        self._record.alias, self._record.model = resolution.alias, resolution.model
-        self._record.resolution, self._record.generation = resolution, catalogue.generation
+        self._record.resolved(resolution, catalogue.generation, self._request.headers)
         self._record.made_up = not (
             resolution.model in catalogue.models or self._shared.fleet.holders(resolution.model) or resolution.alias
         )

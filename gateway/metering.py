@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway import sse
+from gateway.tool_calls import ToolCalls
 
 __all__ = ["BodyMeter", "StreamMeter", "Usage"]
 
@@ -33,12 +34,30 @@ class StreamMeter:
 
     `generated` counts events with a generated delta: content, reasoning or a tool call, never the role chunk or a
     comment (contract section 9). `first_at` and `last_at` are the caller's clock at the first and last of them.
+
+    Args:
+        tool_calls: Given what the stream says of tool calls. Then every event is decoded: for requests that somebody
+            compares, not for all.
     """
 
-    __slots__ = ("_reader", "done", "error", "finished", "first_at", "generated", "last_at", "preamble", "usage")
+    __slots__ = (
+        "_reader",
+        "done",
+        "error",
+        "finish_reason",
+        "finished",
+        "first_at",
+        "generated",
+        "last_at",
+        "preamble",
+        "tool_calls",
+        "usage",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, tool_calls: ToolCalls | None = None) -> None:
         self._reader = sse.Reader()
+        self.tool_calls = tool_calls
+        self.finish_reason: str | None = None  # the neuron's word, of the last choice that had one
         self.usage: Usage | None = None
         self.first_at: float | None = None
         self.last_at: float | None = None
@@ -50,7 +69,8 @@ class StreamMeter:
 
     def feed(self, chunk: bytes, now: float) -> None:
         """Take note of a chunk that came at `now`."""
-        if self.first_at is not None and not self._reader.pending and chunk.endswith(b"\n\n"):
+        is_whole = not self._reader.pending and chunk.endswith(b"\n\n")
+        if self.first_at is not None and is_whole and self.tool_calls is None:
             self._skim(chunk, now)
             return
         try:
@@ -99,7 +119,10 @@ class StreamMeter:
         if event.usage is not None or event.response is not None:
             self.usage = read_usage(event.usage if event.usage is not None else event.response) or self.usage
         self.error = self.error or bool(event.error)
-        self.finished = self.finished or event.type in _FINAL_TYPES or any(c.finish_reason for c in event.choices or ())
+        self.finish_reason = event.finish_reason() or self.finish_reason
+        self.finished = self.finished or self.finish_reason is not None
+        if self.tool_calls is not None:
+            event.tell(self.tool_calls)
         if event.generated():
             self._count(now)
         elif self.finished or self.error or not event.opens():
@@ -114,14 +137,16 @@ class StreamMeter:
 
 
 class BodyMeter:
-    """The same for an answer that is not a stream: keeps what passes, up to a limit, to read `usage` at the end."""
+    """The same for an answer that is not a stream: keeps what passes, up to a limit, to read it at the end."""
 
-    __slots__ = ("_kept", "_pieces", "usage")
+    __slots__ = ("_kept", "_pieces", "finish_reason", "tool_calls", "usage")
 
-    def __init__(self) -> None:
+    def __init__(self, tool_calls: ToolCalls | None = None) -> None:
         self._pieces: list[bytes] = []
         self._kept = 0
+        self.tool_calls = tool_calls
         self.usage: Usage | None = None
+        self.finish_reason: str | None = None  # read only if there are `tool_calls` to be told
 
     def feed(self, chunk: bytes) -> None:
         """Take note of a piece of the body."""
@@ -137,8 +162,12 @@ class BodyMeter:
         self._pieces = []
         try:
             self.usage = read_usage(_body_decoder.decode(body).usage)
+            if self.tool_calls is not None:
+                answer = _answer_decoder.decode(body)
+                answer.tell(self.tool_calls)
+                self.finish_reason = answer.finish_reason()
         except (msgspec.DecodeError, RecursionError):
-            self.usage = _usage_in_tail(body)
+            self.usage = self.usage or _usage_in_tail(body)
 
 
 # What we read of an answer: loose types, because engines disagree and none of it may hurt...
@@ -166,6 +195,22 @@ class _StreamEvent(msgspec.Struct):
     type: Any = None
     delta: Any = None
     response: Any = None
+    item: Any = None
+
+    def finish_reason(self) -> str | None:
+        """Chat's own word; for Responses, how the response ended."""
+        said = next((choice.finish_reason for choice in self.choices or () if choice.finish_reason), None)
+        if said is None and self.type in _FINAL_TYPES:
+            return str(self.type).removeprefix("response.")
+        return None if said is None else str(said)
+
+    def tell(self, calls: ToolCalls) -> None:
+        """Of tool calls, if it speaks of any."""
+        for choice in self.choices or ():
+            if choice.delta is not None:
+                calls.feed(choice.delta.tool_calls)
+        if self.type == "response.output_item.done":
+            calls.feed_function_call(self.item)
 
     def opens(self) -> bool:
         """Whether it is of a known kind that says nothing yet: a chunk, or an event of the Responses API."""
@@ -195,8 +240,37 @@ class _Body(msgspec.Struct):
     usage: Any = None
 
 
+class _Message(msgspec.Struct):
+    tool_calls: Any = None
+
+
+class _WholeChoice(msgspec.Struct):
+    message: _Message | None = None
+    finish_reason: Any = None
+
+
+class _WholeAnswer(msgspec.Struct):
+    """An answer of chat, completions (neither has a message then) or Responses, for judging it."""
+
+    choices: list[_WholeChoice] | None = None
+    output: list[Any] | None = None
+    status: Any = None
+
+    def finish_reason(self) -> str | None:
+        said = next((choice.finish_reason for choice in self.choices or () if choice.finish_reason), self.status)
+        return None if said is None else str(said)
+
+    def tell(self, calls: ToolCalls) -> None:
+        for choice in self.choices or ():
+            if choice.message is not None:
+                calls.feed(choice.message.tool_calls)
+        for item in self.output or ():
+            calls.feed_function_call(item)
+
+
 _event_decoder = msgspec.json.Decoder(_StreamEvent)
 _body_decoder = msgspec.json.Decoder(_Body)
+_answer_decoder = msgspec.json.Decoder(_WholeAnswer)
 _FINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
