@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from catalogue.models import Alias, Catalogue, ModelProfile
+from catalogue.models import Alias, Catalogue, Hedge, ModelProfile, Shadow, Target
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
-    """One key of a profile; None is "not set"."""
+    """One key of a profile or an alias, as JSON would have it; None is "not set"."""
 
     name: str
     old: Any
@@ -30,12 +31,27 @@ class ModelChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Retarget:
-    """An alias that stayed but stands for another model now."""
+class AliasChange:
+    """An alias that stayed but says something else now."""
 
-    name: str
-    old: str
-    new: str
+    old: Alias
+    new: Alias
+
+    @property
+    def name(self) -> str:
+        """The same before and after."""
+        return self.new.name
+
+    @property
+    def fields(self) -> tuple[FieldChange, ...]:
+        """What it says differently, in the order of its keys; never empty."""
+        before, after = alias_json(self.old), alias_json(self.new)
+        return tuple(FieldChange(key, before[key], after[key]) for key in before if before[key] != after[key])
+
+    @property
+    def moves_traffic(self) -> bool:
+        """Whether requests may go elsewhere, or in other proportions, than before."""
+        return self.old.targets != self.new.targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +63,7 @@ class CatalogueDiff:
     models_changed: tuple[ModelChange, ...] = ()
     aliases_added: tuple[Alias, ...] = ()
     aliases_removed: tuple[Alias, ...] = ()
-    aliases_retargeted: tuple[Retarget, ...] = ()
+    aliases_changed: tuple[AliasChange, ...] = ()
 
     def __bool__(self) -> bool:
         return self != CatalogueDiff()
@@ -56,18 +72,27 @@ class CatalogueDiff:
         return "; ".join(self._phrases()) or "no change in meaning"
 
     def _phrases(self) -> Iterator[str]:
-        yield from (f"~alias {alias.name}: {alias.old} -> {alias.new}" for alias in self.aliases_retargeted)
-        yield from (f"+alias {alias.name} -> {alias.target}" for alias in self.aliases_added)
-        yield from (f"-alias {alias.name} -> {alias.target}" for alias in self.aliases_removed)
+        yield from (f"~alias {alias.name}: {', '.join(_alias_phrases(alias))}" for alias in self.aliases_changed)
+        yield from (f"+alias {alias.name} -> {_shown_targets(alias)}" for alias in self.aliases_added)
+        yield from (f"-alias {alias.name} -> {_shown_targets(alias)}" for alias in self.aliases_removed)
         yield from (f"+model {model}" for model in self.models_added)
         yield from (f"-model {model}" for model in self.models_removed)
         for model in self.models_changed:
-            fields = (f"{field.name} {_shown(field.old)} -> {_shown(field.new)}" for field in model.fields)
-            yield f"~model {model.id}: {', '.join(fields)}"
+            yield f"~model {model.id}: {', '.join(map(_shown_change, model.fields))}"
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain lists and dicts, for the audit trail and the admin API."""
-        return dataclasses.asdict(self)
+        return {
+            "models_added": list(self.models_added),
+            "models_removed": list(self.models_removed),
+            "models_changed": [dataclasses.asdict(change) for change in self.models_changed],
+            "aliases_added": [{"name": alias.name, **alias_json(alias)} for alias in self.aliases_added],
+            "aliases_removed": [{"name": alias.name, **alias_json(alias)} for alias in self.aliases_removed],
+            "aliases_changed": [
+                {"name": change.name, "fields": [dataclasses.asdict(field) for field in change.fields]}
+                for change in self.aliases_changed
+            ],
+        }
 
 
 def diff(old: Catalogue, new: Catalogue) -> CatalogueDiff:
@@ -81,10 +106,34 @@ def diff(old: Catalogue, new: Catalogue) -> CatalogueDiff:
         ),
         aliases_added=tuple(new.aliases[name] for name in sorted(new.aliases.keys() - old.aliases.keys())),
         aliases_removed=tuple(old.aliases[name] for name in sorted(old.aliases.keys() - new.aliases.keys())),
-        aliases_retargeted=tuple(
-            Retarget(name, before.target, after.target) for name, before, after in _in_both(old.aliases, new.aliases)
-        ),
+        aliases_changed=tuple(AliasChange(before, after) for _, before, after in _in_both(old.aliases, new.aliases)),
     )
+
+
+def alias_json(alias: Alias) -> dict[str, Any]:
+    """What an alias says, as JSON would have it, under the keys an operator writes; its name is left out."""
+    return {
+        "targets": [dataclasses.asdict(target) for target in alias.targets],
+        "sticky": alias.sticky,
+        "fallback": list(alias.fallback),
+        "swap": alias.swap,
+        "echo": alias.echo,
+        "params": {key: json.loads(value) for key, value in alias.params.items()},
+        "force": {key: json.loads(value) for key, value in alias.force.items()},
+        "deadline_seconds": alias.deadline_seconds,
+        "warm_deadline_seconds": alias.warm_deadline_seconds,
+        "shadow": None if alias.shadow is None else _shadow_json(alias.shadow),
+        "hedge": None if alias.hedge is None else _hedge_json(alias.hedge),
+    }
+
+
+def _shadow_json(shadow: Shadow) -> dict[str, Any]:
+    return {"model": shadow.model, "percent": shadow.percent}
+
+
+def _hedge_json(hedge: Hedge) -> dict[str, Any]:
+    after = "p95" if hedge.after_seconds is None else hedge.after_seconds
+    return {"after": after, "budget_percent": hedge.budget_percent}
 
 
 def _in_both(old: Mapping[str, _T], new: Mapping[str, _T]) -> Iterator[tuple[str, _T, _T]]:
@@ -99,9 +148,31 @@ def _field_changes(old: ModelProfile, new: ModelProfile) -> tuple[FieldChange, .
     return tuple(FieldChange(name, before[name], after[name]) for name in before if before[name] != after[name])
 
 
+# Words.
+
+
+def _alias_phrases(change: AliasChange) -> Iterator[str]:
+    """Where its requests go first: that is what operators change."""
+    if change.moves_traffic:
+        yield f"{_shown_targets(change.old)} -> {_shown_targets(change.new)}"
+    yield from (_shown_change(field) for field in change.fields if field.name != "targets")
+
+
+def _shown_targets(alias: Alias) -> str:
+    return alias.target if len(alias.targets) == 1 else f"[{', '.join(map(_shown_target, alias.targets))}]"
+
+
+def _shown_target(target: Target) -> str:
+    return f"{target.model} {target.weight:g}"
+
+
+def _shown_change(field: FieldChange) -> str:
+    return f"{field.name} {_shown(field.old)} -> {_shown(field.new)}"
+
+
 def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}={_shown(part)}' for key, part in value.items() if part is not None)}}}"
     return "unset" if value is None else str(value)

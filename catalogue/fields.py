@@ -234,8 +234,8 @@ def integer(minimum: int = -LARGEST_INTEGER, maximum: int = LARGEST_INTEGER) -> 
     return check
 
 
-def number(minimum: float = -math.inf, *, above: bool = False) -> Check:
-    """A finite number, whole or not; at least `minimum`, or more than it if `above`."""
+def number(minimum: float = -math.inf, maximum: float = math.inf, *, above: bool = False) -> Check:
+    """A finite number, whole or not; at least `minimum`, or more than it if `above`; at most `maximum`."""
 
     def check(value: object, place: Place) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -244,9 +244,36 @@ def number(minimum: float = -math.inf, *, above: bool = False) -> Check:
             place.refuse("must be a finite number of a sensible size")
         if value < minimum or (above and value == minimum):
             place.refuse(f"must be {'more than' if above else 'at least'} {minimum:g}")
+        if value > maximum:
+            place.refuse(f"must be at most {maximum:g}")
         return float(value)
 
     return check
+
+
+DEEPEST_JSON = 16  # levels; what a request's parameter needs is three or four
+
+
+def json_text(value: object, place: Place) -> str:
+    """Anything JSON can say too, as that JSON. TOML can also say dates, NaN and infinity; those it cannot."""
+    _refuse_unless_json(value, place, DEEPEST_JSON)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _refuse_unless_json(value: object, place: Place, levels: int) -> None:
+    if levels == 0:
+        place.refuse(f"is nested more than {DEEPEST_JSON} levels deep")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_unless_json(inner, place / key, levels - 1)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_unless_json(inner, place / index, levels - 1)
+    elif isinstance(value, int | float):
+        if not -LARGEST_INTEGER <= value <= LARGEST_INTEGER:
+            place.refuse("must be a finite number of a sensible size")
+    elif not isinstance(value, str):
+        place.refuse(f"must be something JSON has, not {kind_of(value)}", "write it as a string, in quotes")
 
 
 def _refuse_outside(value: int, minimum: int, maximum: int, place: Place) -> None:

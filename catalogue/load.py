@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli
 
+from catalogue import aliases as aliases_table
 from catalogue import fields
 from catalogue.fields import Field, Place, Report
 from catalogue.models import Alias, Catalogue, Cost, Fault, FaultyFile, Limit, ModelProfile
@@ -109,7 +110,7 @@ def in_file_order(faults: list[Fault]) -> tuple[Fault, ...]:
 
 def _read(document: Mapping[str, Any], root: Place) -> tuple[tuple[ModelProfile, ...], dict[str, Alias]]:
     model = fields.record(ModelProfile, MODEL_FIELDS)
-    rows = {"models": Field(fields.array(model, of_tables=True)), "aliases": Field(_aliases)}
+    rows = {"models": Field(fields.array(model, of_tables=True)), "aliases": Field(aliases_table.read)}
     read = fields.read_fields(document, rows, root)
     fields.refuse_duplicates(document.get("models"), "id", root / "models")
     models, aliases = read.get("models", ()), read.get("aliases", {})
@@ -122,43 +123,6 @@ def _read(document: Mapping[str, Any], root: Place) -> tuple[tuple[ModelProfile,
                 "requests for it go to the alias's target; rename the alias if not so meant",
             )
     return models, aliases
-
-
-def _aliases(value: object, place: Place) -> dict[str, Alias]:
-    if not isinstance(value, dict):
-        place.refuse(f"must be a table, not {fields.kind_of(value)}", "write [aliases] on a line of its own")
-    aliases = {}
-    for name, target in value.items():
-        try:
-            fields.name(name, place / name)
-            aliases[name] = Alias(name, _target(target, value, place / name))
-        except fields.Refused:
-            continue
-    return aliases
-
-
-def _target(target: object, aliases: Mapping[str, object], place: Place) -> str:
-    """The concrete model id an alias stands for."""
-    if isinstance(target, dict):
-        place.refuse(
-            "an alias's target must be a model id, not a table", "put quotes around a name that has dots in it"
-        )
-    model = fields.text(target, place)
-    if not model.strip():
-        place.refuse("has an empty target", "name a model id, or remove the alias")
-    model = fields.name(model, place)
-    if model in aliases:
-        itself = place.key[-1] == model
-        place.refuse(
-            f"points at {'itself' if itself else 'another alias'}", _final_target_hint(aliases[model], aliases)
-        )
-    return model
-
-
-def _final_target_hint(target: object, aliases: Mapping[str, object]) -> str:
-    if isinstance(target, str) and target not in aliases:
-        return f'name the model itself: "{target}"'
-    return "name the model itself"
 
 
 def _syntax_hint(error: tomli.TOMLDecodeError) -> str | None:

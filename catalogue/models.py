@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 DEFAULT_PRIORITY = 100  # contract section 6; also what a model without a profile counts as
 PINNED_PRIORITY = 1000  # a pinned profile without a priority of its own
@@ -60,12 +61,86 @@ class ModelProfile:
         return PINNED_PRIORITY if self.pinned_on else DEFAULT_PRIORITY
 
 
+Sticky: TypeAlias = Literal["none", "conversation", "key"]
+Swap: TypeAlias = Literal["warm", "cold"]
+Echo: TypeAlias = Literal["model", "alias"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model an alias may stand for. Weights are relative to those of the others; 0 gets no requests."""
+
+    model: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A candidate that answers `percent` of the requests a second time, for nobody but the operator."""
+
+    model: str
+    percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """When a second replica is asked as well: after so many seconds without a token, None for the alias's own p95.
+
+    `budget_percent` is how many requests of a hundred may be asked twice.
+    """
+
+    after_seconds: float | None = None
+    budget_percent: float = 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A name clients use for a model operators choose."""
+    """A name clients use for models operators choose.
+
+    `targets` are in the file's order. `params` and `force` are top-level keys of a request's body with the JSON that
+    stands for each value: it goes into bodies as it is, and nobody can change it in a snapshot. `warm_deadline_seconds`
+    None means as long as a load may take.
+
+    Attributes:
+        target: The model it stands for; of several, the one with the most weight (the first of equals).
+        is_plain: Whether a request needs to know `target` and nothing else.
+    """
 
     name: str
-    target: str
+    targets: tuple[Target, ...]
+    sticky: Sticky = "none"
+    fallback: tuple[str, ...] = ()
+    swap: Swap = "warm"
+    echo: Echo = "model"
+    params: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    force: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    deadline_seconds: float | None = None
+    warm_deadline_seconds: float | None = None
+    shadow: Shadow | None = None
+    hedge: Hedge | None = None
+    target: str = field(init=False, repr=False, compare=False)
+    is_plain: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        more = (self.fallback, self.params, self.force, self.deadline_seconds, self.shadow, self.hedge)
+        is_plain = len(self.targets) == 1 and self.echo == "model" and not any(more)
+        object.__setattr__(self, "target", self.by_weight[0])
+        object.__setattr__(self, "is_plain", is_plain)
+
+    @classmethod
+    def plain(cls, name: str, model: str) -> Alias:
+        """The common case: one model and nothing else."""
+        return cls(name, (Target(model),))
+
+    @property
+    def by_weight(self) -> tuple[str, ...]:
+        """Its models, the one with the most weight first; equals in the file's order."""
+        return tuple(target.model for target in sorted(self.targets, key=lambda target: -target.weight))
+
+    @property
+    def active(self) -> frozenset[str]:
+        """The models its requests may go to: those whose weight is not 0."""
+        return frozenset(target.model for target in self.targets if target.weight > 0)
 
 
 @dataclass(frozen=True, slots=True)

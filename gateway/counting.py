@@ -60,7 +60,7 @@ class Count:
     def _find_route(self) -> Route | None:
         """Where the model is now; None if it would have to be loaded: that is not worth a number."""
         catalogue = self._shared.catalogue.current
-        resolution = resolve(catalogue, self._request.model.name)
+        resolution = resolve(catalogue, self._request.model.name, self._request.key_of)
         self._record.alias, self._record.model = resolution.alias, resolution.model
         try:
             decision = choose(resolution.model, self._shared.fleet, catalogue)

@@ -71,7 +71,7 @@ class Errand:
     async def run(self) -> None:
         """Raises whatever `errors` has for it, or ClientGone."""
         catalogue = self._shared.catalogue.current
-        resolution = resolve(catalogue, self._request.model.name)
+        resolution = resolve(catalogue, self._request.model.name, self._request.key_of)
         self._record.resolved(resolution, catalogue.generation, self._request.headers)
         self._record.made_up = not (
             resolution.model in catalogue.models or self._shared.fleet.holders(resolution.model) or resolution.alias

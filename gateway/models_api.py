@@ -110,17 +110,22 @@ class ModelsApi:
         )
 
     def _alias_entries(self, catalogue: Catalogue, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-        """Pass 4. An alias with a model's name shadows it here as it does for requests."""
-        dead = sorted(alias.name for alias in catalogue.aliases.values() if alias.target not in entries)
+        """Pass 4. An alias with a model's name shadows it here as it does for requests.
+
+        An alias of several models is shown as the one of them that gets most requests, of those there are.
+        """
+        shown_as = {
+            alias.name: next(filter(entries.__contains__, alias.by_weight), None)
+            for alias in catalogue.aliases.values()
+        }
+        dead = sorted(name for name, model in shown_as.items() if model is None)
         if dead and self._warned_generation != catalogue.generation:
             self._warned_generation = catalogue.generation
             log.warning("dead_aliases", aliases=dead, generation=catalogue.generation)
         return {
-            alias.name: msgspec.structs.replace(
-                entries[alias.target], id=alias.name, created=self._created_at(alias.name), alias_of=alias.target
-            )
-            for alias in catalogue.aliases.values()
-            if alias.target in entries
+            name: msgspec.structs.replace(entries[model], id=name, created=self._created_at(name), alias_of=model)
+            for name, model in shown_as.items()
+            if model is not None
         }
 
     def _created_at(self, model_id: str) -> int:

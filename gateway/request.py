@@ -6,7 +6,8 @@ import re
 import secrets
 from dataclasses import dataclass, field
 
-from gateway import budget
+from catalogue.models import Sticky
+from gateway import budget, stickiness
 from gateway.asgi import Headers, Receive, Scope
 from gateway.budget import Budget
 from gateway.dialects import Dialect, Dialogue
@@ -83,6 +84,10 @@ class InferenceRequest:
         """Read it as its dialect does; see `Dialect.open`. Raises BadRequest."""
         self.dialect = dialect
         self.dialogue = dialect.open(self, spoken)
+
+    def key_of(self, sticky: Sticky) -> bytes | None:
+        """What tells its conversation or its API key from others; see `stickiness.key_of`."""
+        return stickiness.key_of(self.headers, self.body, sticky)
 
 
 def request_id_of(headers: Headers) -> str:

@@ -55,6 +55,20 @@ def test_diff_reads_as_one_line():
     )
 
 
+SAYS_ONLY_ITS_TARGET = {
+    "sticky": "none",
+    "fallback": [],
+    "swap": "warm",
+    "echo": "model",
+    "params": {},
+    "force": {},
+    "deadline_seconds": None,
+    "warm_deadline_seconds": None,
+    "shadow": None,
+    "hedge": None,
+}
+
+
 def test_diff_survives_json():
     """The audit trail keeps it."""
     assert json.loads(json.dumps(diff(OLD, NEW).as_json())) == {
@@ -74,10 +88,60 @@ def test_diff_survives_json():
                 ],
             }
         ],
-        "aliases_added": [{"name": "fresh", "target": "stays"}],
-        "aliases_removed": [{"name": "gone", "target": "goes"}],
-        "aliases_retargeted": [{"name": "large", "old": "goes", "new": "comes"}],
+        "aliases_added": [{"name": "fresh", **SAYS_ONLY_ITS_TARGET, "targets": [{"model": "stays", "weight": 1.0}]}],
+        "aliases_removed": [{"name": "gone", **SAYS_ONLY_ITS_TARGET, "targets": [{"model": "goes", "weight": 1.0}]}],
+        "aliases_changed": [
+            {
+                "name": "large",
+                "fields": [
+                    {
+                        "name": "targets",
+                        "old": [{"model": "goes", "weight": 1.0}],
+                        "new": [{"model": "comes", "weight": 1.0}],
+                    }
+                ],
+            }
+        ],
     }
+
+
+def test_alias_that_says_more_is_told_key_by_key():
+    """Where its requests go first, then the rest of what changed, and nothing of what did not."""
+    before = catalogue("""
+        [aliases.balanced]
+        targets = [{ model = "a", weight = 90 }, { model = "b", weight = 10 }]
+        params = { temperature = 0.2 }
+        hedge = { after = "p95" }
+        fallback = ["c"]
+    """)
+    after = catalogue("""
+        [aliases.balanced]
+        targets = [{ model = "a", weight = 75 }, { model = "b", weight = 25 }]
+        params = { temperature = 0.2, stop = ["x"] }
+        sticky = "key"
+        swap = "cold"
+        fallback = ["c"]
+        shadow = { model = "d", percent = 5 }
+    """)
+
+    assert str(diff(before, after)) == (
+        "~alias balanced: [a 90, b 10] -> [a 75, b 25], sticky none -> key, swap warm -> cold, "
+        "params {temperature=0.2} -> {temperature=0.2, stop=[x]}, shadow unset -> {model=d, percent=5.0}, "
+        "hedge {after=p95, budget_percent=5.0} -> unset"
+    )
+    assert json.loads(json.dumps(diff(before, after).as_json()))["aliases_changed"][0]["fields"][1] == {
+        "name": "sticky",
+        "old": "none",
+        "new": "key",
+    }
+
+
+def test_table_that_says_what_the_plain_string_says_is_no_change():
+    """A weight means nothing on its own."""
+    plain = catalogue('aliases = { x = "a" }')
+
+    for same in ('{ target = "a" }', '{ targets = ["a"] }', '{ targets = [{ model = "a", weight = 90 }] }'):
+        assert not diff(plain, catalogue(f"aliases = {{ x = {same} }}"))
 
 
 def test_same_meaning_in_other_words_is_no_change():

@@ -64,7 +64,7 @@ def test_every_key_is_read():
             idle_ttl_seconds=1.5,
         )
     }
-    assert catalogue.aliases["helexa/small"] == Alias("helexa/small", "Qwen/Qwen3-1.7B")
+    assert catalogue.aliases["helexa/small"] == Alias.plain("helexa/small", "Qwen/Qwen3-1.7B")
     assert catalogue.aliases["other"].target == "elsewhere"
     assert (catalogue.generation, catalogue.loaded_at, catalogue.path) == (7, 12.5, "models.toml")
     assert catalogue.warnings == ()
@@ -120,12 +120,12 @@ def test_byte_order_mark_is_no_fault():
         ('[aliases]\n"" = "m"', 5, 'aliases.""', "must not be empty", None),
         ("[aliases]\na = 1", 5, "aliases.a", "must be a string, not an integer", "write it in quotes"),
         (
-            '[aliases]\ngpt-4.1 = "m"', 5, "aliases.gpt-4", "an alias's target must be a model id, not a table",
+            '[aliases]\ngpt-4.1 = "m"', 5, "aliases.gpt-4", "is a table that names neither a `target` nor `targets`",
             "put quotes around a name that has dots in it",
         ),
         (
             '[aliases]\n"helexa/x" = {model = "m"}', 5, 'aliases."helexa/x"',
-            "an alias's target must be a model id, not a table", None,
+            "is a table that names neither a `target` nor `targets`", "did you mean `target`?",
         ),
         (
             '[aliases]\nhelexa/x = "m"', 5, None, "not TOML: Expected '=' after a key in a key/value pair",
@@ -245,6 +245,7 @@ def test_fault_reads_as_one_line_an_editor_understands():
 # Fuzz: nothing but FaultyFile, whatever the bytes.
 
 NAMES = ["models", "aliases", "id", "harness", "min_devices", "pinned_on", "limit", "cost", "context", "input", "x"]
+NAMES += ["target", "targets", "model", "weight", "fallback", "params", "force", "shadow", "percent", "hedge", "after"]
 SHAPES = (
     r"""[[models]] [aliases] [models.limit] = . , [ ] { } " ' """
     '"""'
@@ -261,9 +262,9 @@ JSONISH = st.recursive(
     ),
     max_leaves=8,
 )
-LINES = st.sampled_from(["[[models]]", "[aliases]", "[models.limit]", "[models.cost]", "[models]"]) | st.tuples(
-    st.sampled_from([*NAMES, '"a"', '""', '"helexa/x"']), JSONISH
-).map(" = ".join)
+LINES = st.sampled_from(
+    ["[[models]]", "[aliases]", "[models.limit]", "[models.cost]", "[models]", "[aliases.x]"]
+) | st.tuples(st.sampled_from([*NAMES, '"a"', '""', '"helexa/x"']), JSONISH).map(" = ".join)
 
 
 def refuses_or_reads(data):

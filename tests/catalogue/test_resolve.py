@@ -1,10 +1,28 @@
-"""One exact lookup."""
+"""One exact lookup; and a draw by weight where an alias has several targets."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from catalogue.load import parse
-from catalogue.resolve import Resolution, resolve
+from catalogue.models import Alias, Target
+from catalogue.resolve import Resolution, drawn, drawn_by_key, resolve
 
 CATALOGUE = parse(
-    b'[aliases]\n"helexa/large" = "Qwen/Qwen3.6-27B"\nshadow = "other"\n[[models]]\nid="shadow"\nharness="h"\n',
+    b"""
+    [aliases]
+    "helexa/large" = "Qwen/Qwen3.6-27B"
+    shadow = "other"
+    limited = { target = "m", deadline_seconds = 5 }
+    by_chance = { targets = [{ model = "a", weight = 90 }, { model = "b", weight = 10 }] }
+    by_key = { targets = ["a", "b"], sticky = "key" }
+    [[models]]
+    id = "shadow"
+    harness = "h"
+    """,
     path="models.toml",
     generation=1,
     loaded_at=0.0,
@@ -31,3 +49,105 @@ def test_alias_is_exact_to_the_letter():
 def test_alias_hides_a_model_of_its_name():
     """Deterministically so."""
     assert resolve(CATALOGUE, "shadow") == Resolution(model="other", alias="shadow")
+
+
+def test_alias_that_says_more_comes_along():
+    """Who serves the request finds there how."""
+    assert resolve(CATALOGUE, "limited") == Resolution("m", "limited", CATALOGUE.aliases["limited"])
+
+
+def test_key_is_asked_for_only_where_it_decides():
+    """It costs a look into the body."""
+    asked = []
+
+    def key_of(sticky):
+        asked.append(sticky)
+        return b"k"
+
+    for name in ("nonsense", "helexa/large", "limited", "by_chance"):
+        resolve(CATALOGUE, name, key_of)
+    assert asked == []
+
+    resolve(CATALOGUE, "by_key", key_of)
+    assert asked == ["key"]
+
+
+def test_request_without_a_key_goes_anywhere():
+    """Stickiness is for those who can be told apart."""
+    models = {
+        resolve(CATALOGUE, "by_key", draw=lambda chance=chance: chance).model for chance in (0.0, 0.49, 0.51, 0.99)
+    }
+
+    assert models == {"a", "b"}
+
+
+# Shares ...............................................................................................................
+
+WEIGHTS = [(90, 10), (1, 1, 1), (50, 30, 15, 5), (99, 1), (0, 7, 3), (0.5, 0.25)]
+CHI_SQUARE_AT_1_IN_10000 = {1: 15.14, 2: 18.42, 3: 21.11}  # by degrees of freedom
+
+
+def alias_of(weights, name="helexa/x"):
+    return Alias(name, tuple(Target(f"model-{index}", weight) for index, weight in enumerate(weights)))
+
+
+def chi_square(counted, alias, draws):
+    total = sum(target.weight for target in alias.targets)
+    expected = {target.model: draws * target.weight / total for target in alias.targets if target.weight}
+    assert counted.keys() <= expected.keys(), "a weight of 0 gets nothing"
+    return sum((counted[model] - count) ** 2 / count for model, count in expected.items()), len(expected) - 1
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_shares_are_those_of_the_weights(weights):
+    """By key and by chance alike: a chi-square test would call out one honest draw in ten thousand."""
+    alias, draws, chance = alias_of(weights), 20_000, random.Random(4)  # noqa: S311 - a seed is the point
+    by_key = Counter(drawn_by_key(alias, b"conversation %d" % number) for number in range(draws))
+    by_chance = Counter(drawn(alias, chance.random()) for _ in range(draws))
+
+    for counted in (by_key, by_chance):
+        statistic, freedom = chi_square(counted, alias, draws)
+        assert statistic < CHI_SQUARE_AT_1_IN_10000[freedom]
+
+
+def test_keys_of_one_alias_say_nothing_about_another():
+    """Else the unlucky few would be the same few everywhere."""
+    first, second = alias_of((50, 50), "first"), alias_of((50, 50), "second")
+    same = sum(drawn_by_key(first, b"%d" % n) == drawn_by_key(second, b"%d" % n) for n in range(4000))
+
+    assert 1850 < same < 2150
+
+
+weights_strategy = st.lists(st.integers(0, 100), min_size=2, max_size=6).filter(any)
+keys = st.binary(max_size=20)
+
+
+@given(weights_strategy, st.integers(0, 5), st.integers(1, 100), st.lists(keys, max_size=30))
+def test_more_weight_moves_keys_to_that_target_only(weights, which, more, some_keys):
+    """Raising one target's weight takes from the others and shuffles nothing between them."""
+    which %= len(weights)
+    before = alias_of(weights)
+    after = alias_of([weight + more * (index == which) for index, weight in enumerate(weights)])
+
+    for key in some_keys:
+        old, new = drawn_by_key(before, key), drawn_by_key(after, key)
+        assert new in {old, f"model-{which}"}
+
+
+@given(weights_strategy, st.lists(keys, max_size=30), st.randoms())
+def test_order_in_the_file_means_nothing_to_a_key(weights, some_keys, chance):
+    """Nor does what all weights are multiplied by."""
+    alias = alias_of(weights)
+    targets = [Target(target.model, target.weight * 8) for target in alias.targets]
+    chance.shuffle(targets)
+
+    for key in some_keys:
+        assert drawn_by_key(Alias(alias.name, tuple(targets)), key) == drawn_by_key(alias, key)
+
+
+@given(weights_strategy, st.floats(0, 1, exclude_max=True))
+def test_any_draw_hits_a_target_with_a_weight(weights, chance):
+    """The ends of the range included."""
+    alias = alias_of(weights)
+
+    assert drawn(alias, chance) in alias.active

@@ -49,7 +49,7 @@ def a_catalogue(*profiles, aliases=None, generation=1):
     return Catalogue(
         generation=generation,
         models=MappingProxyType({profile.id: profile for profile in profiles}),
-        aliases=MappingProxyType({name: Alias(name, target) for name, target in (aliases or {}).items()}),
+        aliases=MappingProxyType({name: Alias.plain(name, target) for name, target in (aliases or {}).items()}),
     )
 
 

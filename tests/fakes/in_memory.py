@@ -33,7 +33,7 @@ class FixedCatalogue:
     """A catalogue that nobody edits."""
 
     def __init__(self, **aliases: str) -> None:
-        self.current = Catalogue(1, {}, {name: Alias(name, target) for name, target in aliases.items()})
+        self.current = Catalogue(1, {}, {name: Alias.plain(name, target) for name, target in aliases.items()})
 
 
 class NoLifecycle:

@@ -1,11 +1,13 @@
 """`/v1/models` and `/health`: sections 4 and 8 of the contract."""
 
+import dataclasses
+
 import msgspec
 import pytest
 import structlog
 from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
 
-from catalogue.models import Cost, Limit
+from catalogue.models import Alias, Cost, Limit, Target
 from gateway.fleet import Activation
 from gateway.models_api import ModelsApi, health_body
 
@@ -82,6 +84,19 @@ def test_pass_4_alias_shadows_a_model_of_its_name():
     """As it does for requests."""
     entries = listed(a_catalogue(a_profile("m"), a_profile("n"), aliases={"m": "n", "x": "m"}), a_fleet())
     assert (entries["m"]["alias_of"], entries["x"]["alias_of"]) == ("n", "m")
+
+
+def test_pass_4_alias_of_several_models_is_shown_as_the_heaviest_there_is():
+    """One entry has room for one model: the one that answers most, of those that anybody knows."""
+    targets = (Target("m", 1), Target("n", 5), Target("gone", 9))
+    catalogue = dataclasses.replace(
+        a_catalogue(a_profile("m"), a_profile("n")),
+        aliases={"x": Alias("x", targets), "dead": Alias("dead", targets[2:])},
+    )
+
+    entries = listed(catalogue, a_fleet())
+    assert entries["x"] == entries["n"] | {"id": "x", "alias_of": "n"}
+    assert "dead" not in entries
 
 
 def test_pass_4_dead_alias_is_skipped_with_one_warning_per_generation():
