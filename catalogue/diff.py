@@ -55,8 +55,19 @@ class AliasChange:
 
 
 @dataclass(frozen=True, slots=True)
+class SwapFailure:
+    """An alias that was to move and will not; `wanted` is what its file says."""
+
+    wanted: Alias
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogueDiff:
-    """Everything sorted by name. False if nothing changed; `str()` is one line for a log."""
+    """Everything sorted by name. False if nothing changed; `str()` is one line for a log.
+
+    `aliases_changed` are in force; `aliases_warming` will be, once what they are to stand for can serve.
+    """
 
     models_added: tuple[str, ...] = ()
     models_removed: tuple[str, ...] = ()
@@ -64,6 +75,8 @@ class CatalogueDiff:
     aliases_added: tuple[Alias, ...] = ()
     aliases_removed: tuple[Alias, ...] = ()
     aliases_changed: tuple[AliasChange, ...] = ()
+    aliases_warming: tuple[AliasChange, ...] = ()
+    swaps_failed: tuple[SwapFailure, ...] = ()
 
     def __bool__(self) -> bool:
         return self != CatalogueDiff()
@@ -73,8 +86,10 @@ class CatalogueDiff:
 
     def _phrases(self) -> Iterator[str]:
         yield from (f"~alias {alias.name}: {', '.join(_alias_phrases(alias))}" for alias in self.aliases_changed)
-        yield from (f"+alias {alias.name} -> {_shown_targets(alias)}" for alias in self.aliases_added)
-        yield from (f"-alias {alias.name} -> {_shown_targets(alias)}" for alias in self.aliases_removed)
+        yield from (f"~alias {alias.name}: {_move(alias)} once warm" for alias in self.aliases_warming)
+        yield from (f"!alias {swap.wanted.name}: not moved: {swap.reason}" for swap in self.swaps_failed)
+        yield from (f"+alias {alias.name} -> {shown_targets(alias)}" for alias in self.aliases_added)
+        yield from (f"-alias {alias.name} -> {shown_targets(alias)}" for alias in self.aliases_removed)
         yield from (f"+model {model}" for model in self.models_added)
         yield from (f"-model {model}" for model in self.models_removed)
         for model in self.models_changed:
@@ -88,10 +103,9 @@ class CatalogueDiff:
             "models_changed": [dataclasses.asdict(change) for change in self.models_changed],
             "aliases_added": [{"name": alias.name, **alias_json(alias)} for alias in self.aliases_added],
             "aliases_removed": [{"name": alias.name, **alias_json(alias)} for alias in self.aliases_removed],
-            "aliases_changed": [
-                {"name": change.name, "fields": [dataclasses.asdict(field) for field in change.fields]}
-                for change in self.aliases_changed
-            ],
+            "aliases_changed": [_change_json(change) for change in self.aliases_changed],
+            "aliases_warming": [_change_json(change) for change in self.aliases_warming],
+            "swaps_failed": [{"name": swap.wanted.name, "reason": swap.reason} for swap in self.swaps_failed],
         }
 
 
@@ -107,7 +121,25 @@ def diff(old: Catalogue, new: Catalogue) -> CatalogueDiff:
         aliases_added=tuple(new.aliases[name] for name in sorted(new.aliases.keys() - old.aliases.keys())),
         aliases_removed=tuple(old.aliases[name] for name in sorted(old.aliases.keys() - new.aliases.keys())),
         aliases_changed=tuple(AliasChange(before, after) for _, before, after in _in_both(old.aliases, new.aliases)),
+        aliases_warming=tuple(_begun(old, new)),
+        swaps_failed=tuple(_failed(old, new)),
     )
+
+
+def _begun(old: Catalogue, new: Catalogue) -> Iterator[AliasChange]:
+    """The aliases that wait since `new` to move, or to move elsewhere than before."""
+    for name, warming in sorted(new.warming.items()):
+        before = old.warming.get(name)
+        waited = before is not None and before.failed is None and before.wanted.targets == warming.wanted.targets
+        if warming.failed is None and not waited:
+            yield AliasChange(new.aliases[name], warming.wanted)
+
+
+def _failed(old: Catalogue, new: Catalogue) -> Iterator[SwapFailure]:
+    for name, warming in sorted(new.warming.items()):
+        before = old.warming.get(name)
+        if warming.failed is not None and (before is None or before.failed != warming.failed):
+            yield SwapFailure(warming.wanted, warming.failed)
 
 
 def alias_json(alias: Alias) -> dict[str, Any]:
@@ -136,6 +168,10 @@ def _hedge_json(hedge: Hedge) -> dict[str, Any]:
     return {"after": after, "budget_percent": hedge.budget_percent}
 
 
+def _change_json(change: AliasChange) -> dict[str, Any]:
+    return {"name": change.name, "fields": [dataclasses.asdict(field) for field in change.fields]}
+
+
 def _in_both(old: Mapping[str, _T], new: Mapping[str, _T]) -> Iterator[tuple[str, _T, _T]]:
     """What both have under a name, but differently."""
     for name in sorted(old.keys() & new.keys()):
@@ -154,11 +190,16 @@ def _field_changes(old: ModelProfile, new: ModelProfile) -> tuple[FieldChange, .
 def _alias_phrases(change: AliasChange) -> Iterator[str]:
     """Where its requests go first: that is what operators change."""
     if change.moves_traffic:
-        yield f"{_shown_targets(change.old)} -> {_shown_targets(change.new)}"
+        yield _move(change)
     yield from (_shown_change(field) for field in change.fields if field.name != "targets")
 
 
-def _shown_targets(alias: Alias) -> str:
+def _move(change: AliasChange) -> str:
+    return f"{shown_targets(change.old)} -> {shown_targets(change.new)}"
+
+
+def shown_targets(alias: Alias) -> str:
+    """A model, or several with their weights."""
     return alias.target if len(alias.targets) == 1 else f"[{', '.join(map(_shown_target, alias.targets))}]"
 
 

@@ -144,12 +144,33 @@ class Alias:
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogue:
-    """One immutable snapshot of `models.toml`.
+class Warming:
+    """What the file says of an alias that does not stand for it yet (`catalogue.warming`).
 
-    `generation` counts accepted files since the process started: 0 is the empty catalogue of a process that has
-    none. `digest` is the SHA-256 of the file's bytes in hex, so that an edit which changes nothing can be told from
-    one that does. `loaded_at` is in unix seconds. `warnings` are faults that do not refuse the file.
+    Args:
+        wanted: The alias as the file has it.
+        newcomers: The models that must be able to serve before it moves; the alias had none of them.
+        protects: The models it stands for until then.
+        failed: Why it will not move, or None while that is still being worked at.
+    """
+
+    wanted: Alias
+    newcomers: tuple[str, ...]
+    protects: frozenset[str]
+    failed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """One immutable snapshot of what is in force: a `models.toml`, and which of its aliases still wait.
+
+    `generation` counts what came into force since the process started, accepted files and aliases that moved once they
+    were warm: 0 is the empty catalogue of a process that has no file. `digest` is the SHA-256 of the file's bytes in
+    hex, so that an edit which changes nothing can be told from one that does. `loaded_at` is in unix seconds.
+    `warnings` are faults that do not refuse the file.
+
+    Attributes:
+        guarded: The models that nobody may unload, because an alias is about to move from or to them.
     """
 
     generation: int = 0
@@ -159,6 +180,18 @@ class Catalogue:
     digest: str | None = None
     loaded_at: float = 0.0
     warnings: tuple[Fault, ...] = ()
+    warming: Mapping[str, Warming] = field(default_factory=lambda: MappingProxyType({}))
+    guarded: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        under_way = [warming for warming in self.warming.values() if warming.failed is None]
+        guarded = frozenset().union(*(warming.protects.union(warming.newcomers) for warming in under_way))
+        object.__setattr__(self, "guarded", guarded)
+
+    def kept_until_loaded(self, model: str) -> frozenset[str]:
+        """The guarded models that stay until `model` is there: it can never have their room."""
+        waits = [warming for warming in self.warming.values() if warming.failed is None and model in warming.newcomers]
+        return frozenset().union(*(warming.protects for warming in waits))
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,9 +53,16 @@ def _mount_catalogue(app: QuartTrio, gateway: Gateway) -> None:
             "result": result.result,
             "generation": result.catalogue.generation,
             "diff": result.diff.as_json(),
+            "warming": sorted(result.catalogue.warming),
             "faults": faults,
         }
         return json_response(body, 422 if faults else 200)
+
+    @app.post("/admin/swaps/<path:alias>/retry")
+    async def retry(alias: str) -> Response:
+        if not gateway.swaps.retry(alias):
+            raise errors.NotFound(f"no alias '{alias}' is waiting for a swap that failed")
+        return json_response({"alias": alias, "warming": sorted(gateway.keeper.current.warming)})
 
 
 def _mount_requests(app: QuartTrio, gateway: Gateway) -> None:
@@ -108,6 +115,7 @@ def _fleet(gateway: Gateway) -> dict[str, Any]:
         "nodes": gateway.fleet.snapshot().nodes,
         "loads": gateway.lifecycle.loads(),
         "queue": gateway.inference.admission.lines(),
+        "swaps": gateway.swaps.views(),
         "upstream": gateway.upstream.statistics(),
         "now": trio.current_time(),
     }

@@ -87,7 +87,7 @@ class Attempt:
             with self._phases:
                 async with self._shared.upstream.exchange(origin, message, self._phases, outgoing.upload) as response:
                     await self._deliver(response)
-            self._shared.fleet.succeeded(route.node, route.model_id)
+            self._shared.fleet.succeeded(route.node, route.model_id, answered=self._record.outcome == "ok")
         except (errors.UpstreamError, errors.DeadlineExceeded) as error:
             failure = Retriable(error, unreachable=not isinstance(error, errors.UpstreamMalformedResponse))
             if self._answer.committed:

@@ -64,7 +64,7 @@ files: {folder}
   2  ask by tier, and see it stream
      curl -sN {api}/v1/chat/completions -H 'content-type: application/json' -d '{{"model":"helexa/small","stream":true,"messages":[{{"role":"user","content":"What is the capital of Georgia?"}}]}}'
 
-  3  swap what helexa/small points at, in one line, while anything runs
+  3  swap what helexa/small points at, in one line, while anything runs; it moves once the new model has answered cortex
      sed -i 's#^"helexa/small" = .*#"helexa/small" = "Qwen/Qwen3.6-27B"#' {models}
 
   4  the same question, the other model: x-cortex-model says so

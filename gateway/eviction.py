@@ -9,7 +9,7 @@ from typing import NamedTuple
 from catalogue.models import Catalogue, ModelProfile
 from catalogue.placement import may_displace
 from gateway.fleet import Node, NodeModel
-from gateway.routing import held_mb, may_be_evicted, priority_of
+from gateway.routing import catalogue_id, held_mb, may_be_evicted, priority_of
 
 __all__ = ["expired", "fits", "plan", "room_may_come", "why_no_room"]
 
@@ -104,7 +104,7 @@ def room_may_come(profile: ModelProfile, node: Node, free_mb: Mapping[int, int],
         return True
     need_mb = ceil(profile.vram_mb / len(free_mb))
     residents = [held for held in node.models.values() if held.status is not None and not held.is_stuck]
-    lower = [held for held in residents if may_displace(profile.priority, priority_of(held.id, catalogue))]
+    lower = [held for held in residents if _may_ever_go(held, profile, catalogue)]
     for index, free in free_mb.items():
         sizes_mb = [held_mb(held, index, catalogue) for held in lower]
         known_mb = [size for size in sizes_mb if size is not None]
@@ -113,8 +113,25 @@ def room_may_come(profile: ModelProfile, node: Node, free_mb: Mapping[int, int],
     return True
 
 
+def _may_ever_go(held: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
+    """Once it is idle. What serves an alias until `incoming` is there cannot be what makes room for it."""
+    return not _is_kept(held, incoming, catalogue) and may_displace(incoming.priority, priority_of(held.id, catalogue))
+
+
+def _is_kept(held: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
+    return catalogue_id(held.id, catalogue) in catalogue.kept_until_loaded(incoming.id)
+
+
 def why_no_room(profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue) -> str:
     """For the person who is told that there is none: what has the room on this node, or that it is too small."""
+    kept = sorted(
+        held.id for held in node.models.values() if held.status is not None and _is_kept(held, profile, catalogue)
+    )
+    if kept:
+        return (
+            f"{node.name} is held by {', '.join(kept)}, which serves until it is there;"
+            f' an alias with swap = "cold" moves without that'
+        )
     above = sorted(
         held.id
         for held in node.models.values()

@@ -147,7 +147,8 @@ class NodeModel:
 
     Times are Trio's clock in seconds. `resident_since` is when we first knew it loaded in this stay; `last_used` the
     last beginning or end of a lease, None if we never used it; `busy_until` is the end of the last Retry-After that it
-    answered with, 0 if none is remembered. `is_overdue` says of a load of ours that it takes far longer than it should.
+    answered with, 0 if none is remembered. `is_overdue` says of a load of ours that it takes far longer than it should;
+    `proven`, that the model has answered a request well in this stay.
     """
 
     __slots__ = (
@@ -159,6 +160,7 @@ class NodeModel:
         "leases",
         "node",
         "others",
+        "proven",
         "report",
         "resident_since",
     )
@@ -174,6 +176,7 @@ class NodeModel:
         self.resident_since: float | None = None
         self.busy_until = 0.0
         self.is_overdue = False
+        self.proven = False
 
     @property
     def status(self) -> str | None:
@@ -550,8 +553,11 @@ class Fleet:
         if home.healthy and home.breaker.failed(self._clock(), reason):
             self._announce(FleetChange("breaker_opened", node, detail=reason))
 
-    def succeeded(self, node: str, model_id: str | None = None) -> None:
-        """A request was answered: strikes are forgiven. Only a poll brings an unhealthy node back."""
+    def succeeded(self, node: str, model_id: str | None = None, *, answered: bool = False) -> None:
+        """A neuron replied: strikes are forgiven. Only a poll brings an unhealthy node back.
+
+        `answered` says that it was what the request asked for, and not a refusal: that proves the model.
+        """
         home = self.nodes[node]
         if home.misses and home.healthy:
             home.misses = 0
@@ -560,6 +566,7 @@ class Fleet:
         held = None if model_id is None else home.models.get(model_id)
         if held is not None:
             held.busy_until = 0.0
+            held.proven = held.proven or (answered and held.routable)
 
     def busy(self, node: str, model_id: str, retry_after_s: int) -> None:
         """The model answered 503 with this Retry-After: until then others are asked first."""
@@ -669,6 +676,7 @@ class Fleet:
         after = held.status
         if after not in ROUTABLE_STATUSES:
             held.resident_since = None
+            held.proven = False
         elif held.resident_since is None:
             held.resident_since = self._clock()
         if before != after:

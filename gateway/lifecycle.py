@@ -8,7 +8,7 @@ next. Loads are jobs of the gateway's nursery, never of a request's.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal, NoReturn, Protocol
@@ -23,7 +23,7 @@ from gateway.fleet import ROUTABLE_STATUSES, Fleet, FleetChange, Node, NodeModel
 from gateway.metrics import Metrics
 from gateway.neuron import ControlApi, Health, NeuronError, NeuronRefused
 from gateway.poller import model_report
-from gateway.routing import Candidate, ColdLoad, Decision, Fit, WaitForLoad, own_name
+from gateway.routing import Candidate, ColdLoad, Decision, Fit, WaitForLoad, is_guarded, own_name
 from gateway.settings import Settings
 
 __all__ = ["Lifecycle", "LoadStory", "LoadView", "Loader"]
@@ -301,10 +301,10 @@ class Lifecycle:
             return under_way
         usable = [candidate for candidate in wanted.candidates if not self._is_backing_off(candidate.node, profile.id)]
         if not usable:
-            raise self._all_failed(wanted)
+            raise self._all_failed(profile.id, wanted.candidates)
         ready = [candidate for candidate in usable if candidate.fit is not Fit.FULL]
         if not ready:
-            self._refuse_unless_room_may_come(profile, usable)
+            self._refuse_unless_room_may_come(profile, usable, set(wanted.candidates) - set(usable))
             return None
         ranked = sorted((self._preference(profile, candidate), candidate) for candidate in ready)
         best = ranked[0][1]
@@ -334,7 +334,9 @@ class Lifecycle:
     def _old_enough(self) -> float:
         return trio.current_time() - self._settings.eviction.min_residency_seconds
 
-    def _refuse_unless_room_may_come(self, profile: ModelProfile, candidates: list[Candidate]) -> None:
+    def _refuse_unless_room_may_come(
+        self, profile: ModelProfile, candidates: list[Candidate], failed: Collection[Candidate]
+    ) -> None:
         catalogue = self._catalogue.current
         nodes = [self._fleet.nodes[candidate.node] for candidate in candidates]
         free = [_free_mb(node, candidate.devices) for node, candidate in zip(nodes, candidates, strict=True)]
@@ -349,6 +351,8 @@ class Lifecycle:
         told = "; ".join(
             eviction.why_no_room(profile, node, mb, catalogue) for node, mb in zip(nodes, free, strict=True)
         )
+        if failed:  # there would be room where it failed lately, and is tried again before long
+            raise self._all_failed(profile.id, failed, f"; {told}")
         raise NoRoom(f"no room for model '{profile.id}' ({profile.vram_mb} MB): {told}", retry_after_s=NO_ROOM_RETRY_S)
 
     def _start(self, profile: ModelProfile, candidate: Candidate) -> _Load:
@@ -479,9 +483,8 @@ class Lifecycle:
         backoff = self._backoffs.get((node, model))
         return backoff is not None and backoff.until > trio.current_time()
 
-    def _all_failed(self, wanted: ColdLoad) -> ColdLoadFailed:
-        model = wanted.profile.id
-        backoffs = [(candidate.node, self._backoffs[candidate.node, model]) for candidate in wanted.candidates]
+    def _all_failed(self, model: str, candidates: Iterable[Candidate], others: str = "") -> ColdLoadFailed:
+        backoffs = sorted((candidate.node, self._backoffs[candidate.node, model]) for candidate in candidates)
         now = trio.current_time()
         told = "; ".join(
             f"{node}: {backoff.reason} (failures in a row: {backoff.failures}; tried again in"
@@ -489,7 +492,7 @@ class Lifecycle:
             for node, backoff in backoffs
         )
         soonest_s = min(backoff.until for _, backoff in backoffs) - now
-        return ColdLoadFailed(f"model '{model}' could not be loaded: {told}", retry_after_s=_whole_s(soonest_s))
+        return ColdLoadFailed(f"model '{model}' could not be loaded: {told}{others}", retry_after_s=_whole_s(soonest_s))
 
     # Making room ......................................................................................................
 
@@ -604,6 +607,8 @@ class Lifecycle:
         held = self._fleet.nodes[node].models.get(model)
         if held is None or held.status != "loaded" or held.leases or node in self._busy or self._nursery is None:
             raise ServiceUnavailable(f"'{model}' on {node} is not loaded, in use, or the node is busy", retry_after_s=5)
+        if is_guarded(model, self._catalogue.current):
+            raise ServiceUnavailable(f"'{model}' is needed by an alias that is being swapped", retry_after_s=30)
         self._begin_unload(held)
 
     def load(self, profile: ModelProfile, candidate: Candidate) -> None:
@@ -624,6 +629,8 @@ class Lifecycle:
                         self._begin_unload(held)
 
     def _ttl_s(self, model: str) -> float:
+        if is_guarded(model, self._catalogue.current):
+            return 0.0
         profile = self._catalogue.current.models.get(model)
         if profile is not None and profile.idle_ttl_seconds is not None:
             return profile.idle_ttl_seconds

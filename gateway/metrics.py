@@ -7,7 +7,7 @@ with its first series; gauges of the fleet are read from it at scrape time, so a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import prometheus_client
@@ -24,6 +24,7 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # 
 _DURATION_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 _FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
 _TOKENS_PER_S = (1, 2.5, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200)
+_SWAP_S = (0.05, 0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
 _OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
 _MetricT = TypeVar("_MetricT", Counter, Gauge, Histogram)
@@ -89,6 +90,10 @@ class Metrics:
         self.disconnects = counter("cortex_client_disconnects", "Clients that left before their answer ended")
         self.retries = counter("cortex_retries", "Attempts given up for another neuron or connection")
         self.alias_requests = counter("cortex_alias_requests", "Requests by alias", ("alias", "model"))
+        self.swaps = counter("cortex_alias_swaps", "Aliases that moved or were to, by how it went", ("alias", "result"))
+        self.swap_duration = histogram(
+            "cortex_alias_swap_duration_seconds", "Warm swaps: accepted file to moved alias", _SWAP_S, ("alias",)
+        )
 
     def watch_fleet(self, nodes: Callable[[], FleetView]) -> None:
         """Show the gauges of whatever nodes there are at the time of each scrape."""
@@ -145,11 +150,15 @@ _DEVICE_GAUGES = {
 
 @dataclass(frozen=True, slots=True)
 class CatalogueReadings:
-    """What the watcher says of itself; `reloads` by result, counted since the start."""
+    """What the watcher says of itself; `reloads` by result, counted since the start.
+
+    `waiting` has every alias that is not where its file wants it, and whether that has been given up.
+    """
 
     generation: int
     last_reload_succeeded: bool
     reloads: Mapping[str, int]
+    waiting: Mapping[str, bool] = field(default_factory=dict)
 
 
 class _QueueCollector(Collector):
@@ -186,6 +195,16 @@ class _CatalogueCollector(Collector):
             if times:
                 reloads.add_metric([result], times)
         yield reloads
+        yield from _waiting(readings.waiting)
+
+
+def _waiting(waiting: Mapping[str, bool]) -> Iterator[Metric]:
+    warming = GaugeMetricFamily("cortex_alias_warming", "1 while the new target is made ready", labels=["alias"])
+    failed = GaugeMetricFamily("cortex_alias_swap_failed", "1 while an alias could not be moved", labels=["alias"])
+    for alias, given_up in waiting.items():
+        (failed if given_up else warming).add_metric([alias], 1.0)
+    yield warming
+    yield failed
 
 
 class _FleetCollector(Collector):

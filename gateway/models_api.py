@@ -6,7 +6,8 @@ The shapes are the contract's, sections 4 and 8.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypedDict, TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ from catalogue.models import Catalogue, Cost, Limit, ModelProfile
 from catalogue.placement import feasible
 from gateway.fleet import Fleet, ModelReport, NodeModel
 from gateway.routing import own_name
+from gateway.swaps import SwapView
 
 log = structlog.get_logger("cortex.models_api")
 
@@ -234,11 +236,15 @@ class CatalogueStatus(TypedDict):
     error: Mapping[str, Any] | None
 
 
-def health_body(fleet: Fleet, catalogue_status: CatalogueStatus) -> dict[str, Any]:
-    """`GET /health`: always an answer, and worst first: nobody healthy, something impaired, all well."""
+def health_body(fleet: Fleet, catalogue_status: CatalogueStatus, swaps: Sequence[SwapView] = ()) -> dict[str, Any]:
+    """`GET /health`: always an answer, and worst first: nobody healthy, something impaired, all well.
+
+    An alias that is warming impairs nobody; one that could not be moved is not what its operator thinks it is.
+    """
     totals = fleet.statistics()
     unservable = _unservable(fleet)
-    impaired = bool(unservable) or catalogue_status["error"] is not None
+    stuck = any(swap.state == "failed" for swap in swaps)
+    impaired = bool(unservable) or stuck or catalogue_status["error"] is not None
     body: dict[str, Any] = {
         "status": "degraded" if not totals.nodes_healthy else "impaired" if impaired else "ok",
         "nodes": {"healthy": totals.nodes_healthy, "total": totals.nodes_total},
@@ -246,6 +252,8 @@ def health_body(fleet: Fleet, catalogue_status: CatalogueStatus) -> dict[str, An
     }
     if unservable:
         body["unservable"] = unservable
+    if swaps:
+        body["swaps"] = [asdict(swap) for swap in swaps]
     return body
 
 

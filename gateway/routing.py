@@ -103,28 +103,28 @@ def choose(
         NoFeasibleNeuron: Step 6.
         ModelNotFound: Step 7.
     """
-    replicas = replicas_of(model, fleet, catalogue)
+    found = replicas_of(model, fleet, catalogue)
     if exclude:
-        replicas = tuple(held for held in replicas if held.node.name not in exclude)
-    if replicas:  # step 1, and step 0 with it: a replica's node is healthy
-        if any(held.troubled for held in replicas):
-            replicas = _least_troubled(model, replicas, fleet.now())
+        found = tuple(held for held in found if held.node.name not in exclude)
+    if found:  # step 1, and step 0 with it: a replica's node is healthy
+        if any(held.troubled for held in found):
+            found = _least_troubled(model, found, fleet.now())
         if ceiling is not None:
-            replicas = tuple(held for held in replicas if held.leases < ceiling)
-            if not replicas:
+            found = tuple(held for held in found if held.leases < ceiling)
+            if not found:
                 return WaitForPlace(model)
-        best = replicas[0] if len(replicas) == 1 else _least_busy(replicas)
+        best = found[0] if len(found) == 1 else _least_busy(found)
         return Route(best.node.name, best.id, best.url or "", best.node.access, best.node.backend)
     return _choose_cold(model, fleet, catalogue, exclude)
 
 
 def replicas_of(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[NodeModel, ...]:
     """Where it is loaded and could be asked for now, under either of its names; by node name. Two look-ups."""
-    replicas = fleet.replicas(model)
+    found = fleet.replicas(model)
     profile = catalogue.models.get(model)
     if profile is None or profile.source is None:
-        return replicas
-    return replicas + fleet.replicas(own_name(profile))
+        return found
+    return found + fleet.replicas(own_name(profile))
 
 
 def _least_troubled(model: str, replicas: tuple[NodeModel, ...], now: float) -> tuple[NodeModel, ...]:
@@ -220,6 +220,15 @@ def _cold_load(
     )
 
 
+def absent_homes(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[str, ...]:
+    """The neurons that could have the model, were they available: they are down, or drained."""
+    profile = catalogue.models.get(model)
+    if profile is None:
+        return ()
+    absent = (node for node in fleet.nodes.values() if not _is_open(node, ()))
+    return tuple(node.name for node in absent if _may_be_feasible(profile, node))
+
+
 def _may_be_feasible(profile: ModelProfile, node: Node) -> bool:
     """Step 5: whether an absent node would do. One that never answered has no known topology, so only a pin tells."""
     if not node.takes_placements:
@@ -238,9 +247,20 @@ def may_be_evicted(held: NodeModel, incoming: ModelProfile, catalogue: Catalogue
     What the neuron still counts of our own finished requests does not protect it; what it counts beyond them does.
     Minimum residency and least-recently-used are the eviction plan's business.
     """
-    if held.status != "loaded" or held.load:
+    if held.status != "loaded" or held.load or is_guarded(held.id, catalogue):
         return False
     return may_displace(incoming.priority, priority_of(held.id, catalogue))
+
+
+def is_guarded(model_id: str, catalogue: Catalogue) -> bool:
+    """Whether whatever a neuron calls `model_id` must stay, because an alias is about to move from or to it."""
+    return bool(catalogue.guarded) and catalogue_id(model_id, catalogue) in catalogue.guarded
+
+
+def catalogue_id(model_id: str, catalogue: Catalogue) -> str:
+    """What aliases and requests call whatever a neuron calls `model_id`."""
+    profile = _profile_of(model_id, catalogue)
+    return model_id if profile is None else profile.id
 
 
 def priority_of(model_id: str, catalogue: Catalogue) -> int:

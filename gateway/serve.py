@@ -2,7 +2,7 @@
 
 root nursery                      a crash of anything in it ends the process, loudly
 +-- signals                       SIGTERM and SIGINT drain, SIGHUP reloads the catalogue
-+-- poller, watcher, lifecycle, upstream sweeper
++-- poller, watcher, lifecycle, swaps, upstream sweeper
 +-- metrics and admin server
 +-- public server                 drained first, then what is left is cut
 +-- one task per connection, one nursery per request
@@ -37,6 +37,7 @@ from gateway.models_api import CatalogueStatus, Entry, ModelsApi, health_body
 from gateway.neuron import NeuronClient
 from gateway.poller import Poller
 from gateway.settings import Listen, NeuronSettings, Settings
+from gateway.swaps import FleetReadiness, Swaps
 from gateway.upstream import Upstream
 from gateway.watcher import CatalogueKeeper
 
@@ -75,10 +76,10 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.keeper = CatalogueKeeper(settings.models_config)
+        self.fleet = Fleet(settings.neurons, misses=settings.poll.misses)
+        self.keeper = CatalogueKeeper(settings.models_config, readiness=FleetReadiness(self.fleet))
         self.keeper.load_initial()
         self.metrics = Metrics()
-        self.fleet = Fleet(settings.neurons, misses=settings.poll.misses)
         self.neurons = {neuron.name: _client(neuron) for neuron in settings.neurons}
         self.poller = Poller(self.fleet, self.neurons, settings.poll)
         self.upstream = Upstream(idle_limit=settings.limits.upstream_idle_connections)
@@ -91,6 +92,15 @@ class Gateway:
             self.fleet,
             catalogue=self.keeper,
             neurons=self.neurons,
+            settings=settings,
+            metrics=self.metrics,
+            poke=self.poller.poke,
+        )
+        self.swaps = Swaps(
+            self.keeper,
+            fleet=self.fleet,
+            lifecycle=self.lifecycle,
+            upstream=self.upstream,
             settings=settings,
             metrics=self.metrics,
             poke=self.poller.poke,
@@ -127,11 +137,14 @@ class Gateway:
 
     def health(self) -> dict[str, Any]:
         """The body of `/health`."""
-        return health_body(self.fleet, catalogue_status(self.keeper.current, self.keeper.last_error))
+        status = catalogue_status(self.keeper.current, self.keeper.last_error)
+        return health_body(self.fleet, status, self.swaps.views())
 
     def _catalogue_readings(self) -> CatalogueReadings:
         reloads = {str(result): times for result, times in self.keeper.reloads.items()}
-        return CatalogueReadings(self.keeper.current.generation, self.keeper.last_error is None, reloads)
+        catalogue = self.keeper.current
+        waiting = {name: warming.failed is not None for name, warming in catalogue.warming.items()}
+        return CatalogueReadings(catalogue.generation, self.keeper.last_error is None, reloads, waiting)
 
     async def aclose(self) -> None:
         """Close what is open towards the neurons."""
@@ -201,8 +214,9 @@ async def _serve_until_drained(
 
 async def _start_background(gateway: Gateway, root: trio.Nursery) -> None:
     """Each crash of these ends the root nursery: better no gateway than one without its poller."""
-    await root.start(gateway.keeper.watch)
     await root.start(gateway.lifecycle.run)
+    await root.start(gateway.swaps.run)
+    await root.start(gateway.keeper.watch)
     await root.start(gateway.poller.run)
     root.start_soon(gateway.upstream.run)
 
@@ -211,6 +225,7 @@ async def _drain(gateway: Gateway, server: Server | HypercornServer) -> None:
     """Refuse what is new or still waits for a model, let what runs finish, and cut what is left in the end."""
     drain_s = gateway.settings.gateway.drain_seconds
     log.info("draining", running=len(gateway.accounts.live), drain_s=drain_s)
+    gateway.swaps.drain()
     gateway.inference.drain()
     server.drain()
     with trio.move_on_after(drain_s) as patience:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +153,7 @@ def _render(known: dict[str, Any]) -> RenderableType:
     parts.append(_held(known["models"]) if fleet is None else _nodes(fleet["nodes"]))
     parts.append(_models(known["models"]))
     parts.append(_aliases(known["models"]))
+    parts.append(_swaps(known["health"].get("swaps", ())))
     if fleet is not None:
         parts.append(_loads(fleet["loads"]))
         parts.append(_lines(fleet["queue"]))
@@ -224,6 +225,15 @@ def _aliases(models: list[dict[str, Any]]) -> Table:
     for model in models:
         if model.get("alias_of") is not None:
             table.add_row(model["id"], model["alias_of"], "yes" if model["loaded"] else "no")
+    return table
+
+
+def _swaps(swaps: Iterable[dict[str, Any]]) -> Table:
+    table = _table("swaps", "alias", "in force", "wanted by the file", "state", "for", "why")
+    for swap in swaps:
+        state = swap["state"] if swap["phase"] is None else f"{swap['state']}: {swap['phase']}"
+        elapsed = "-" if swap["elapsed_s"] is None else f"{swap['elapsed_s']:.0f} s"
+        table.add_row(swap["alias"], swap["in_force"], swap["wanted"], state, elapsed, swap["reason"] or "-")
     return table
 
 

@@ -6,12 +6,14 @@ What a `models.toml` may say is `catalogue.load`'s business; who wants to hear o
                                                    +--> read and parse (in a thread) --> settle: one assignment
     directory event, slow poll --> look (if news) --+
 
-A file that is empty, half-written, faulty, unreadable or gone leaves the last good catalogue in force and is told in
-`last_error` until the file is good again.
+An alias whose new targets have to be warmed first stays where it is in that assignment, and `swaps.py` has it moved in
+one of its own (`move`). A file that is empty, half-written, faulty, unreadable or gone leaves the last good catalogue
+in force and is told in `last_error` until the file is good again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -33,6 +35,7 @@ from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 from catalogue.diff import CatalogueDiff, diff
 from catalogue.load import parse, says_nothing
 from catalogue.models import Catalogue, Fault, FaultyFile
+from catalogue.warming import Readiness, given_up, hold_back, moved, tried_again
 from gateway.settings import DEFAULT_MODELS_CONFIG
 
 FILE_LIMIT_BYTES = 4 * 1024 * 1024  # a thousand profiles are 100 KB; beyond this it is some other file
@@ -47,7 +50,8 @@ HALF_WRITTEN_S = 0.25
 
 Result: TypeAlias = Literal["applied", "unchanged", "rejected"]
 Subscriber: TypeAlias = Callable[[Catalogue, Catalogue, CatalogueDiff], object]
-_Found: TypeAlias = Catalogue | tuple[Fault, ...]  # what the file amounts to right now: a snapshot, or why not
+# What the file amounts to right now: a snapshot, or why not, or None if it is what has been accepted already.
+_Found: TypeAlias = Catalogue | tuple[Fault, ...] | None
 
 _log = structlog.get_logger("cortex.watcher")
 
@@ -56,8 +60,8 @@ _log = structlog.get_logger("cortex.watcher")
 class ReloadResult:
     """What came of looking at the file.
 
-    `catalogue` is the one in force afterwards, whatever the result. `diff` is empty unless `applied`, `faults` unless
-    `rejected`.
+    `catalogue` is the one in force afterwards, whatever the result; its `warming` has the aliases that are not where
+    the file wants them. `diff` is empty unless `applied`, `faults` unless `rejected`.
     """
 
     result: Result
@@ -73,6 +77,8 @@ class CatalogueKeeper:
         configured: `settings.models_config`, or None to look in the default place and be content with nothing there.
         default: Where to look then.
         poll_s: How often to look at the file when no event says so.
+        readiness: Tells which aliases of a new file have to be warmed first. Without it all move at once: then there
+            must be nobody who would warm them.
 
     Attributes:
         current: The snapshot in force. A request reads it once and keeps what it got; it is only ever replaced whole.
@@ -81,7 +87,12 @@ class CatalogueKeeper:
     """
 
     def __init__(
-        self, configured: Path | None, *, default: Path = DEFAULT_MODELS_CONFIG, poll_s: float = POLL_S
+        self,
+        configured: Path | None,
+        *,
+        default: Path = DEFAULT_MODELS_CONFIG,
+        poll_s: float = POLL_S,
+        readiness: Readiness | None = None,
     ) -> None:
         self.path = configured or default
         self.current = Catalogue()
@@ -89,6 +100,7 @@ class CatalogueKeeper:
         self.reloads: dict[Result, int] = {"applied": 0, "unchanged": 0, "rejected": 0}
         self._may_be_absent = configured is None
         self._poll_s = poll_s
+        self._readiness = readiness
         self._subscribers: list[Subscriber] = []
         # Reading waits, so two reloads could overtake each other and the older bytes win. One at a time cannot.
         self._turn = trio.Lock()
@@ -98,7 +110,9 @@ class CatalogueKeeper:
     def subscribe(self, subscriber: Subscriber) -> None:
         """Have `subscriber(old, new, diff)` called after every change of `current`, once that is done.
 
-        It is called synchronously and may not block. If it raises, that is logged and changes nothing.
+        That is: for an accepted file, for an alias that moves once it is warm, or that will not (`diff.swaps_failed`),
+        or is tried again. Only the first two are new generations. It is called synchronously and may not block. If it
+        raises, that is logged and changes nothing.
         """
         self._subscribers.append(subscriber)
 
@@ -110,11 +124,13 @@ class CatalogueKeeper:
                 an operator wrote down would be worse than not starting.
         """
         found = self._examine()
-        if not isinstance(found, Catalogue):
-            raise FaultyFile(found)
-        if found is self.current:
+        if found is None:
             hint = "nothing is catalogued; set models_config, or create the file"
             found = Catalogue(path=str(self.path), warnings=(Fault(str(self.path), None, None, "not there", hint),))
+        elif not isinstance(found, Catalogue):
+            raise FaultyFile(found)
+        else:
+            found = dataclasses.replace(found, generation=1)
         self.current = found
         _log_warnings(found)
         return found
@@ -159,7 +175,7 @@ class CatalogueKeeper:
             found = await self._examine_in_thread()
             if not self._is_news(found):
                 return math.inf
-            if not isinstance(found, Catalogue) and not believe_faults:
+            if isinstance(found, tuple) and not believe_faults:
                 doubtful_since = min(doubtful_since, trio.current_time())
                 if trio.current_time() - doubtful_since < HALF_WRITTEN_S:
                     return doubtful_since
@@ -167,42 +183,54 @@ class CatalogueKeeper:
             return math.inf
 
     def _is_news(self, found: _Found) -> bool:
-        if isinstance(found, Catalogue):
-            return found is not self.current or self.last_error is not None
-        return found != self.last_error
+        if found is None:
+            return self.last_error is not None
+        return isinstance(found, Catalogue) or found != self.last_error
 
     async def _examine_in_thread(self) -> _Found:
         # Abandoned when cancelled: the thread only reads, and a hung mount must not hold up the process's end.
         return await trio.to_thread.run_sync(self._examine, abandon_on_cancel=True, limiter=self._threads)
 
     def _examine(self) -> _Found:
-        """What the file amounts to: `current` itself if it is the same bytes, a new snapshot, or faults."""
+        """What the file amounts to; a new snapshot has no generation yet, for who knows what comes before it.
+
+        In a thread, while an alias may move: only what a file's acceptance changes may be read of `current` here.
+        """
         try:
-            if self._may_be_absent and self.current.generation == 0 and _is_absent(self.path):
-                return self.current
+            if self._may_be_absent and self.current.digest is None and _is_absent(self.path):
+                return None
             data = _read(self.path)
             if hashlib.sha256(data).hexdigest() == self.current.digest:
-                return self.current
+                return None
             if says_nothing(data) and (self.current.models or self.current.aliases):
                 hint = "to have no models on purpose, write `models = []`"
                 return (Fault(str(self.path), None, None, "the file is empty", hint),)
-            generation = self.current.generation + 1
-            return parse(data, path=str(self.path), generation=generation, loaded_at=time.time())
+            return parse(data, path=str(self.path), generation=0, loaded_at=time.time())
         except FaultyFile as error:
             return error.faults
 
     # Settling: synchronous, so that nobody sees half of it.
 
     def _settle(self, found: _Found) -> ReloadResult:
-        if not isinstance(found, Catalogue):
-            outcome = self._reject(found)
-        elif found is self.current:
-            outcome = ReloadResult("unchanged", found)
+        if found is None:
+            outcome = ReloadResult("unchanged", self.current)
             self._recover()
+        elif isinstance(found, Catalogue):
+            outcome = self.accept(found)
         else:
-            outcome = self._apply(found)
+            outcome = self._reject(found)
         self.reloads[outcome.result] += 1
         return outcome
+
+    def accept(self, read: Catalogue) -> ReloadResult:
+        """Put in force what a file says, less the aliases that have to be warmed first. Gives it its generation."""
+        new = dataclasses.replace(read, generation=self.current.generation + 1)
+        if self._readiness is not None:
+            new = hold_back(new, self.current, self._readiness)
+        self._recover()
+        changes = self._assign(new)
+        _log_warnings(new)
+        return ReloadResult("applied", new, changes)
 
     def _reject(self, faults: tuple[Fault, ...]) -> ReloadResult:
         self.last_error = faults
@@ -217,18 +245,33 @@ class CatalogueKeeper:
             self.last_error = None
             _log.info("catalogue_recovered", path=str(self.path), generation=self.current.generation)
 
-    def _apply(self, new: Catalogue) -> ReloadResult:
+    def _assign(self, new: Catalogue) -> CatalogueDiff:
+        """The one assignment; then everybody is told."""
         old, self.current = self.current, new
-        self._recover()
         changes = diff(old, new)
-        _log.info("catalogue_applied", path=str(self.path), generation=new.generation, diff=str(changes))
-        _log_warnings(new)
+        if new.generation != old.generation:
+            _log.info("catalogue_applied", path=str(self.path), generation=new.generation, diff=str(changes))
         for subscriber in self._subscribers:
             try:
                 subscriber(old, new, changes)
             except Exception:  # noqa: BLE001 - whatever it is, the catalogue is in force
                 _log.exception("catalogue_subscriber_failed", subscriber=repr(subscriber))
-        return ReloadResult("applied", new, changes)
+        return changes
+
+    # Aliases that were held back: synchronous as well. Each raises KeyError if the alias is not among them.
+
+    def move(self, alias: str) -> Catalogue:
+        """Put an alias where its file wants it: what it is to stand for can serve."""
+        self._assign(moved(self.current, alias))
+        return self.current
+
+    def give_up(self, alias: str, reason: str) -> None:
+        """Leave an alias where it is, and say why, until its file changes or it is tried again."""
+        self._assign(given_up(self.current, alias, reason))
+
+    def try_again(self, alias: str) -> None:
+        """Have an alias warmed that was given up."""
+        self._assign(tried_again(self.current, alias))
 
 
 def _log_warnings(catalogue: Catalogue) -> None:

@@ -102,6 +102,8 @@ def test_diff_survives_json():
                 ],
             }
         ],
+        "aliases_warming": [],
+        "swaps_failed": [],
     }
 
 

@@ -52,7 +52,7 @@ def test_demo_commands_work_as_printed(demo):
     assert f"x-cortex-model: {SMALL}" in before
     assert "Tbilisi" in after
     assert re.search(rf"helexa/small +{re.escape(LARGE)}", shown)
-    assert "catalogue generation 2" in shown
+    assert "catalogue generation 3" in shown  # the file, and the alias that moved once its target was warm
     assert re.search(r"beast +healthy +Simulated 24 GB", shown)
     assert code == 0
     assert "stopping" in out

@@ -66,9 +66,19 @@ class Running:
             f'"{alias}" = "{target}"' if line.startswith(f'"{alias}"') else line
             for line in self.models_toml.read_text().splitlines()
         ]
+        self.save("\n".join(lines) + "\n")
+
+    def save(self, text: str) -> None:
+        """Replace the catalogue's file."""
         new = self.models_toml.with_suffix(".new")
-        new.write_text("\n".join(lines) + "\n")
+        new.write_text(text)
         new.rename(self.models_toml)
+
+    async def pointing_at(self, alias: str, target: str) -> None:
+        """Wait until the alias stands for this model: its swap may have to warm it."""
+        with trio.fail_after(120):  # a busy machine is no failure
+            while self.gateway.keeper.current.aliases[alias].target != target:
+                await trio.sleep(0.005)
 
     async def generation_above(self, generation: int) -> None:
         """Wait until a newer catalogue is in force."""

@@ -20,7 +20,7 @@ import trio
 from fakes.fleets import a_catalogue
 from trio.testing import memory_stream_pair
 
-from catalogue.models import Catalogue, ModelProfile
+from catalogue.models import ModelProfile
 from gateway.accounting import Accounts
 from gateway.fleet import Fleet
 from gateway.inference import Inference
@@ -30,7 +30,9 @@ from gateway.neuron import NeuronClient
 from gateway.poller import Poller
 from gateway.settings import NeuronSettings, Settings
 from gateway.sim import PROBE, SimDevice, SimModel, SimNeuron
+from gateway.swaps import FleetReadiness, Swaps
 from gateway.upstream import Origin, Upstream
+from gateway.watcher import CatalogueKeeper
 
 CHAT = "/v1/chat/completions"
 
@@ -129,25 +131,19 @@ async def _exchange(stream: trio.abc.Stream, request: httpx.Request, body: bytes
             return httpx.Response(status, stream=httpx.ByteStream(b"".join(pieces)))
 
 
-class FixedCatalogue:
-    """A catalogue that changes when a test assigns another."""
-
-    def __init__(self, current: Catalogue) -> None:
-        self.current = current
-
-
 @dataclass
 class World:
     """The parts of a running gateway, to ask and to look into."""
 
     hosts: dict[str, Host]
-    keeper: FixedCatalogue
+    keeper: CatalogueKeeper
     settings: Settings
     fleet: Fleet
     poller: Poller
     upstream: Upstream
     lifecycle: Lifecycle
     inference: Inference
+    swaps: Swaps
     metrics: Metrics
 
     @property
@@ -178,10 +174,14 @@ class World:
 async def a_world(
     *sims: SimNeuron, profiles: tuple[ModelProfile, ...] = (), settings: Settings | None = None
 ) -> AsyncIterator[World]:
-    """A running gateway before these neurons, each polled once; on leaving, no lease may be out."""
+    """A running gateway before these neurons, each polled once; on leaving, no lease may be out.
+
+    Its keeper has no file: a test says what it read by `world.keeper.accept(catalogue)`.
+    """
     async with trio.open_nursery() as nursery:
         world = _build({sim.name: Host(sim, nursery) for sim in sims}, profiles, settings or Settings())
         await nursery.start(world.lifecycle.run)
+        await nursery.start(world.swaps.run)
         await nursery.start(world.poller.run)
         nursery.start_soon(_sweep, world.upstream)
         yield world
@@ -197,10 +197,11 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
     async def connect(origin: Origin) -> trio.abc.Stream:
         return await hosts[origin.host].connect()
 
-    keeper = FixedCatalogue(a_catalogue(*profiles))
     metrics = Metrics()
     endpoints = {name: f"http://{name}:13131" for name in hosts}
     fleet = Fleet([NeuronSettings(name, url) for name, url in endpoints.items()], misses=settings.poll.misses)
+    keeper = CatalogueKeeper(None, readiness=FleetReadiness(fleet))
+    keeper.accept(a_catalogue(*profiles))
     neurons = {name: NeuronClient(url, transport=MemoryTransport(hosts[name])) for name, url in endpoints.items()}
     poller = Poller(fleet, neurons, settings.poll)
     upstream = Upstream(connect=connect)
@@ -216,7 +217,16 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
         poke=poller.poke,
         lifecycle=lifecycle,
     )
-    return World(hosts, keeper, settings, fleet, poller, upstream, lifecycle, inference, metrics)
+    swaps = Swaps(
+        keeper,
+        fleet=fleet,
+        lifecycle=lifecycle,
+        upstream=upstream,
+        settings=settings,
+        metrics=metrics,
+        poke=poller.poke,
+    )
+    return World(hosts, keeper, settings, fleet, poller, upstream, lifecycle, inference, swaps, metrics)
 
 
 # A client .............................................................................................................

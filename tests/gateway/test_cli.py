@@ -296,6 +296,24 @@ def test_status_shows_a_refused_catalogue_with_every_fault(capsys):
     assert "the file is empty" in shown
 
 
+def test_status_shows_aliases_that_are_not_where_their_file_wants_them(capsys):
+    """The one on its way with what it waits for, the other with why it will not move."""
+    on_its_way = {
+        "alias": "x", "in_force": "old", "wanted": "new", "state": "warming", "phase": "load", "model": "new",
+        "elapsed_s": 12.4, "allowed_s": 1800, "reason": None,
+    }  # fmt: skip
+    stuck = dict.fromkeys(on_its_way) | {"alias": "y", "in_force": "a", "wanted": "[b 1, c 1]", "state": "failed"}
+    catalogue = {"generation": 3, "path": "models.toml", "error": None}
+    health = {"status": "impaired", "nodes": {"healthy": 1, "total": 1}, "catalogue": catalogue}
+
+    swaps = [on_its_way, stuck | {"reason": "no room"}]
+    status._console().print(status._render({"health": health | {"swaps": swaps}, "models": []}))
+
+    told = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "x old new warming: load 12 s -" in told
+    assert "y a [b 1, c 1] failed - no room" in told
+
+
 def test_status_shows_odd_names_as_they_are(capsys):
     """Names come from operators and neurons: `[/b]` and `:smile:` are names here, no markup."""
     model = {"id": "[/b] :smile:", "locations": [], "feasible_on": [], "loaded": False}

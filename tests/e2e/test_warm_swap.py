@@ -1,0 +1,243 @@
+"""Warm swaps under load, on real sockets: nobody fails, nobody waits for a load, nobody gets half of another model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import structlog
+import trio
+from fakes.in_memory import Client
+from fakes.running import running_gateway
+from fakes.world import a_sim, a_sim_model
+from structlog.testing import capture_logs
+
+from gateway.settings import EvictionSettings, NeuronSettings, PollSettings
+
+STREAMS, SWAPS = 200, 50
+PATIENCE_S = 120  # a busy machine is no failure
+ALIAS = "helexa/small"
+# Mostly silence, so that two hundred streams leave a small machine some time of its own.
+PACE = {"overhead_s": 2.0, "decode_tok_s": 100.0, "load_s": 0.05, "max_in_flight": 400}
+FIRST, SECOND, THIRD = (a_sim_model(f"lab/{name}", 8000, **PACE) for name in ("first", "second", "third"))
+# What a swap has to push out must fall idle first, and soon; who has nothing to do with it takes its time.
+BRIEF = {**PACE, "overhead_s": 0.1}
+SLOW = a_sim_model("lab/slow", 8000, **PACE | {"overhead_s": 6.0})
+BRIEF_ONES = [a_sim_model(f"lab/brief-{name}", 8000, **BRIEF) for name in "abc"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_loggers():
+    """Loggers made while logs are captured must not outlive the capture."""
+    yield
+    structlog.reset_defaults()
+
+
+def models_toml(*models, **aliases):
+    """A file with these models and `alias = model`s; the one that is swapped is there under its own name."""
+    entries = [f'[[models]]\nid = "{model.id}"\nharness = "llamacpp"\nvram_mb = {model.vram_mb}\n' for model in models]
+    lines = [f'"{name}" = "{target}"' for name, target in {ALIAS: models[0].id, **aliases}.items()]
+    return "\n".join(["[aliases]", *lines, *entries]) + "\n"
+
+
+class Load:
+    """Clients that stream one answer after the other, and what they saw."""
+
+    def __init__(self, running):
+        self.running = running
+        self.going = True
+        self.answered = Counter()
+        self.wrong = []
+        self.under_way = 0
+
+    async def stream(self, model):
+        """One answer: whole, and wholly of the model that the head names."""
+        body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Write 4 words"}]}
+        async with await trio.open_tcp_stream("127.0.0.1", self.running.port) as stream:
+            self.under_way += 1
+            answer = await Client(stream).ask(body)
+            self.under_way -= 1
+        events = answer.events
+        named = {json.loads(event)["model"] for event in events[:-1]} if answer.status == 200 else set()
+        if answer.status != 200 or events[-1] != "[DONE]" or {one.lower() for one in named} != {self.head(answer)}:
+            self.wrong.append((answer.status, answer.body[-200:]))
+        self.answered[self.head(answer)] += 1
+
+    @staticmethod
+    def head(answer):
+        return answer.headers.get("x-cortex-model")
+
+    async def keep_streaming(self, model):
+        while self.going:
+            await self.stream(model)
+
+
+@asynccontextmanager
+async def under_load(running, *clients):
+    """So many clients of each model, from here to the end of the block; then all of them have ended."""
+    load = Load(running)
+    async with trio.open_nursery() as nursery:
+        for count, model in clients:
+            for _ in range(count):
+                nursery.start_soon(load.keep_streaming, model)
+        with trio.fail_after(PATIENCE_S):
+            while load.under_way < sum(count for count, _ in clients):
+                await trio.sleep(0.01)
+        yield load
+        load.going = False
+
+
+def assert_nobody_was_hurt(load, logged, running):
+    """Every answer whole; every request's own account of its time without a load in it; neurons content."""
+    requests = [entry for entry in logged if entry["event"] == "request"]
+    assert load.wrong == []
+    assert {entry["outcome"] for entry in requests} == {"ok"}
+    assert [entry for entry in requests if "load" in entry["phases_ms"]] == []
+    assert len(requests) == sum(load.answered.values())
+    assert [breach for sim in running.neurons for breach in sim.violations] == []
+    running.gateway.fleet.assert_idle()
+
+
+def loads_of(sim):
+    return [entry for entry in sim.loads if (entry.action, entry.outcome) == ("load", "begun")]
+
+
+async def until_nothing_lives(running):
+    with trio.fail_after(PATIENCE_S):  # a client has its last byte a moment before its request's nursery closes
+        while running.gateway.accounts.live:
+            await trio.sleep(0.005)
+
+
+async def test_50_swaps_under_200_streams_between_two_models_that_fit_no_neuron_together(tmp_path):
+    """The second is loaded where there is room for it, a third keeps its place elsewhere, and the rest is a look-up."""
+    sims = [a_sim(name, FIRST, SECOND, THIRD, loaded=(held,)) for name, held in (("a", FIRST.id), ("c", THIRD.id))]
+    sims.append(a_sim("b", FIRST, SECOND))
+    text = models_toml(FIRST, SECOND, THIRD, **{"helexa/third": THIRD.id})
+    with capture_logs() as logged:
+        async with running_gateway(tmp_path, sims, models_toml=text) as running:
+            async with under_load(running, (STREAMS - 20, ALIAS), (20, "helexa/third")) as load:
+                for swap in range(SWAPS):
+                    target = (SECOND, FIRST)[swap % 2].id
+                    running.swap(ALIAS, target)
+                    await running.pointing_at(ALIAS, target)
+            await until_nothing_lives(running)
+
+            assert_nobody_was_hurt(load, logged, running)
+            assert load.answered.keys() == {FIRST.id, SECOND.id, THIRD.id}
+            assert min(load.answered.values()) > 20
+            assert [sim.name for sim in sims for _ in loads_of(sim)] == ["b"]
+
+
+async def test_50_swaps_that_each_push_out_and_load(tmp_path):
+    """Three models take turns on two neurons with room for one: each swap waits until one is idle, and loads."""
+    sims = [a_sim(name, *BRIEF_ONES, loaded=held) for name, held in (("a", (BRIEF_ONES[0].id,)), ("b", ()))]
+    elsewhere = a_sim("c", SLOW, loaded=(SLOW.id,))
+    text = models_toml(*BRIEF_ONES, SLOW, **{"helexa/third": SLOW.id})
+    at_once = EvictionSettings(min_residency_seconds=0)
+    with capture_logs() as logged:
+        async with running_gateway(tmp_path, [*sims, elsewhere], models_toml=text, eviction=at_once) as running:
+            async with under_load(running, (8, ALIAS), (STREAMS - 8, "helexa/third")) as load:
+                for swap in range(SWAPS):
+                    target = BRIEF_ONES[(swap + 1) % 3].id
+                    running.swap(ALIAS, target)
+                    await running.pointing_at(ALIAS, target)
+            await until_nothing_lives(running)
+
+            assert_nobody_was_hurt(load, logged, running)
+            assert sum(len(loads_of(sim)) for sim in sims) == SWAPS
+            swaps = Counter(entry["event"] for entry in logged if entry["event"].startswith("swap_"))
+            assert swaps == {"swap_warming": SWAPS, "swap_done": SWAPS}
+
+
+SMALL, MIDDLE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B"
+
+
+@asynccontextmanager
+async def a_neuron_process(port=0):
+    """A neuron of its own that takes a second to load the middle model; yields its process and its URL."""
+    program = [
+        sys.executable,
+        "-m",
+        "gateway.sim",
+        "--name",
+        "far",
+        "--loaded",
+        "",
+        "--speed",
+        "9",
+        "--port",
+        str(port),
+    ]
+    process = await trio.lowlevel.open_process(program, stdout=subprocess.PIPE)  # ended below
+    try:
+        yield process, bytes(await process.stdout.receive_some()).decode().strip()
+    finally:
+        with trio.move_on_after(5, shield=True):
+            process.kill()
+            await process.wait()
+
+
+async def swap_state(client):
+    health = (await client.get("/health")).json()
+    return health["status"], [(swap["alias"], swap["state"]) for swap in health.get("swaps", [])]
+
+
+async def test_new_targets_neuron_killed_while_it_warms_and_a_broken_file_in_between(tmp_path):
+    """Nobody notices but the operator, who is told; when the neuron is back, the swap can be tried again."""
+    near = a_sim("near", a_sim_model(SMALL, 4096, **BRIEF), vram_mb=(5000,), loaded=(SMALL,))
+    text = (
+        f'[aliases]\n"{ALIAS}" = "{SMALL}"\n'
+        f'[[models]]\nid = "{SMALL}"\nharness = "llamacpp"\nvram_mb = 4096\n'
+        f'[[models]]\nid = "{MIDDLE}"\nharness = "llamacpp"\nvram_mb = 7168\n'
+    )
+    with capture_logs() as logged:
+        async with a_neuron_process() as (process, url):
+            far = NeuronSettings("far", url)
+            # Were it marked down first, the swap would wait for it instead of failing (tests/gateway/test_swaps.py).
+            patient = PollSettings(interval_seconds=0.5, misses=1000)
+            async with (
+                running_gateway(tmp_path, [near], models_toml=text, backends=(far,), poll=patient) as running,
+                httpx.AsyncClient(base_url=running.url, trust_env=False) as client,
+            ):
+                admin = running.metrics_url.removesuffix("/metrics")
+                bearer = {"authorization": "Bearer secret"}
+                async with under_load(running, (10, ALIAS)) as load:
+                    running.swap(ALIAS, MIDDLE)
+                    await until(running.gateway.lifecycle.loads)
+                    assert await swap_state(client) == ("ok", [(ALIAS, "warming")])
+                    good = running.models_toml.read_text()
+                    running.save("[aliases\n")
+                    await until(lambda: running.gateway.keeper.last_error)
+                    process.kill()
+                    await until(lambda: running.gateway.keeper.current.warming[ALIAS].failed)
+                    running.save(good)
+                    await until(lambda: not running.gateway.keeper.last_error)
+                    assert await swap_state(client) == ("impaired", [(ALIAS, "failed")])
+                    scraped = (await client.get(running.metrics_url)).text
+                    assert f'cortex_alias_swap_failed{{alias="{ALIAS}"}} 1.0' in scraped
+                    [told] = (await client.get(f"{admin}/admin/fleet", headers=bearer)).json()["swaps"]
+                    assert "could not be loaded" in told["reason"]
+                    assert (await client.post(f"{admin}/admin/swaps/nobody/retry", headers=bearer)).status_code == 404
+
+                    async with a_neuron_process(port=int(url.rpartition(":")[2])):
+                        again = await client.post(f"{admin}/admin/swaps/{ALIAS}/retry", headers=bearer)
+                        assert again.json() == {"alias": ALIAS, "warming": [ALIAS]}
+                        await running.pointing_at(ALIAS, MIDDLE)
+                        assert await swap_state(client) == ("ok", [])
+                        await until(lambda: load.answered[MIDDLE.lower()])
+                        load.going = False
+                        await until(lambda: not load.under_way)
+                await until_nothing_lives(running)
+
+                assert_nobody_was_hurt(load, logged, running)
+
+
+async def until(condition):
+    with trio.fail_after(PATIENCE_S):
+        while not condition():
+            await trio.sleep(0.01)
