@@ -313,7 +313,7 @@ class Record:
         if self.error is not None:
             self.end, self.error = End.of(self.error), None
         if self.made_up and self.model is not None:
-            self.model, self.resolution = self.model[:NAME_CHARACTERS], None
+            self.model, self.target, self.resolution = self.model[:NAME_CHARACTERS], None, None
 
     def _take_usage(self) -> None:
         """From upstream's own words, else an estimate: one token per generated delta, marked as such."""
