@@ -11,7 +11,8 @@ model since then outlives its answer (see `answered`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
@@ -163,6 +164,7 @@ class NodeModel:
         "proven",
         "report",
         "resident_since",
+        "shadows",
     )
 
     def __init__(self, node: Node, model_id: str) -> None:
@@ -171,6 +173,7 @@ class NodeModel:
         self.report: ModelReport | None = None
         self.change: Change | None = None
         self.leases = 0
+        self.shadows = 0  # of ours too, but nobody's: they give way, so no decision is made upon them
         self.others = 0
         self.last_used: float | None = None
         self.resident_since: float | None = None
@@ -480,6 +483,18 @@ class Fleet:
         """A place at (node, model), taken by `with` and given back on every way out of it."""
         return Lease(self, self.nodes[node], model_id)
 
+    @contextlib.contextmanager
+    def shadowing(self, node: str, model_id: str) -> Iterator[None]:
+        """A request of ours that holds nothing: known only so that a poll does not count it as another's."""
+        held = self._entry(self.nodes[node], model_id)
+        held.shadows += 1
+        try:
+            yield
+        finally:
+            held.shadows -= 1
+            self._forget_if_empty(held)
+            self._waiters.unpark_all()
+
     def _take(self, home: Node, model_id: str) -> NodeModel:
         held = home.models.get(model_id) or self._entry(home, model_id)
         held.leases += 1
@@ -508,7 +523,7 @@ class Fleet:
     def mark(self, node: str) -> PollMark:
         """What to take before a poll asks its first question, and to hand back with the answer."""
         held = self.nodes[node].models.values()
-        return PollMark(self.version, {entry.id: entry.leases for entry in held if entry.leases})
+        return PollMark(self.version, {entry.id: ours for entry in held if (ours := entry.leases + entry.shadows)})
 
     def answered(self, node: str, report: NodeReport, *, since: PollMark | None = None) -> None:
         """A poll succeeded: the node is healthy, and holds what it says and nothing else.
@@ -646,7 +661,7 @@ class Fleet:
         held = self._entry(home, model_id)
         before, known = held.status, held.report
         held.report = report
-        held.others = _others(report, max(held.leases, since.leases.get(model_id, 0)))
+        held.others = _others(report, max(held.leases + held.shadows, since.leases.get(model_id, 0)))
         if report != known:
             self.version += 1
         self._settle(held, before)
@@ -685,7 +700,7 @@ class Fleet:
         self._forget_if_empty(held)
 
     def _forget_if_empty(self, held: NodeModel) -> None:
-        if held.status is None and not held.leases:
+        if held.status is None and not held.leases and not held.shadows:
             held.node.models.pop(held.id, None)
 
     def _announce(self, change: FleetChange) -> None:

@@ -89,6 +89,9 @@ class Metrics:
         )
         self.disconnects = counter("cortex_client_disconnects", "Clients that left before their answer ended")
         self.retries = counter("cortex_retries", "Attempts given up for another neuron or connection")
+        self.shadows = counter(
+            "cortex_shadows", "Requests asked again of a candidate, by what came of it", ("alias", "model", "result")
+        )
         self.alias_requests = counter("cortex_alias_requests", "Requests by alias", ("alias", "model"))
         self.swaps = counter("cortex_alias_swaps", "Aliases that moved or were to, by how it went", ("alias", "result"))
         self.swap_duration = histogram(

@@ -282,6 +282,7 @@ class Response:
         "complete",
         "framed",
         "headers",
+        "listener",
         "reusable",
         "status",
     )
@@ -297,6 +298,8 @@ class Response:
         self.framed = False  # whether length or chunks tell where the body ends
         self.complete = False
         self.reusable = False
+        self.listener: Callable[[bytes], None] | None = None
+        """Hears every piece of the body as it is received; may not block or raise."""
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header (`name` in lower case), or None."""
@@ -325,6 +328,8 @@ class Response:
         pieces = self._pieces
         taken = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
+        if self.listener is not None:
+            self.listener(taken)
         return taken
 
     async def read_head(self) -> None:
