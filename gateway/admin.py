@@ -14,6 +14,7 @@ from gateway.accounting import Record
 from gateway.app import json_response, new_app
 from gateway.explain import stories
 from gateway.metrics import CONTENT_TYPE
+from gateway.verdict import summary
 
 if TYPE_CHECKING:
     from gateway.serve import Gateway
@@ -41,6 +42,7 @@ def make_app(gateway: Gateway) -> QuartTrio:
     _mount_catalogue(app, gateway)
     _mount_requests(app, gateway)
     _mount_fleet(app, gateway)
+    _mount_shadows(app, gateway)
     return app
 
 
@@ -100,6 +102,14 @@ def _mount_fleet(app: QuartTrio, gateway: Gateway) -> None:
         gateway.fleet.drain(name, draining=what == "drain")
         node = gateway.fleet.nodes[name]
         return json_response({"node": name, "draining": node.draining, "leases": node.leases})
+
+
+def _mount_shadows(app: QuartTrio, gateway: Gateway) -> None:
+    @app.get("/admin/shadows/<path:alias>")
+    async def compare(alias: str) -> Response:
+        if alias not in gateway.keeper.current.aliases:
+            raise errors.NotFound(f"no alias is called '{alias}'")
+        return json_response(summary(gateway.shadows.verdict(alias)))
 
 
 def _check_token(expected: str | None, header: str) -> None:

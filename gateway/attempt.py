@@ -15,6 +15,7 @@ from gateway import errors, heads, relay
 from gateway.accounting import Record
 from gateway.asgi import Headers
 from gateway.dialects import Outgoing, Translation
+from gateway.heard import Heard
 from gateway.phases import Phases
 from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
@@ -64,7 +65,18 @@ class Retriable(Exception):
 class Attempt:
     """One. Its `phases` are its own or its request's; its lease is its caller's."""
 
-    __slots__ = ("_answer", "_pacer", "_phases", "_record", "_request", "_shared", "translation")
+    __slots__ = (
+        "_answer",
+        "_begun",
+        "_pacer",
+        "_phases",
+        "_record",
+        "_request",
+        "_shared",
+        "heard",
+        "listens",
+        "translation",
+    )
 
     def __init__(
         self, shared: Inference, request: InferenceRequest, record: Record, pacer: Pacer, phases: Phases
@@ -77,6 +89,10 @@ class Attempt:
         self._phases = phases
         self.translation: Translation | None = None
         """What stands between the neuron's answer and the client; None for nothing."""
+        self._begun = trio.current_time()
+        self.listens = False
+        self.heard: Heard | None = None
+        """What the answer said, if it was to be listened to."""
 
     async def run(self, route: Route) -> None:
         """Ask, and carry the answer. Raises Retriable, GatewayError or ClientGone."""
@@ -117,6 +133,8 @@ class Attempt:
             await self._consider_refusal(response)
             return
         is_stream = (response.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
+        if self.listens:
+            self._listen(response, stream=is_stream)
         if is_stream:
             await self._deliver_stream(response)
         elif self._answer.started:
@@ -124,6 +142,10 @@ class Attempt:
         else:
             await self._deliver_body(response)
         self._record.outcome = "ok"
+
+    def _listen(self, response: Response, *, stream: bool) -> None:
+        heard = self.heard = Heard(self._begun, stream=stream)
+        response.listener = lambda chunk: heard.feed(chunk, trio.current_time())
 
     async def _deliver_stream(self, response: Response) -> None:
         self._record.stream = True

@@ -28,6 +28,7 @@ from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
 from gateway.request import InferenceRequest
 from gateway.routing import Decision, Route, WaitForLoad, WaitForPlace
+from gateway.shadow import Primary
 
 if TYPE_CHECKING:
     from gateway.inference import Inference
@@ -52,6 +53,7 @@ class Errand:
         "_phases",
         "_record",
         "_request",
+        "_shadowed",
         "_shared",
         "_shortest",
         "pacer",
@@ -66,6 +68,7 @@ class Errand:
         self._phases = Phases(shared.settings.deadlines)
         self._shortest: Refusal | None = None
         self._attempt: Attempt | None = None
+        self._shadowed: Primary | None = None
         self.pacer = Pacer(answer, shared.settings.streaming, self._early_head)
 
     async def run(self) -> None:
@@ -76,6 +79,8 @@ class Errand:
         self._record.made_up = not (
             resolution.model in catalogue.models or self._shared.fleet.holders(resolution.model) or resolution.alias
         )
+        if resolution.policy is not None and self._shared.shadows is not None:
+            self._shadowed = self._shared.shadows.begin(resolution.policy, self._request)
         self._record.cancel = self._phases.interrupt
         self._record.phases = self._phases
         budget = self._request.budget
@@ -84,6 +89,7 @@ class Errand:
                 await self._attempt_until_answered(resolution.model, catalogue)
             else:
                 await self._attempt_within(budget, resolution.model, catalogue)
+            self._let_shadow_follow()
         finally:
             self._record.phases_ms = self._phases.spent_ms(trio.current_time())
 
@@ -104,6 +110,12 @@ class Errand:
         if scope.cancelled_caught:
             raise budget.exceeded(self._phases.current, self._phases.spent_ms(trio.current_time()))
 
+    def _let_shadow_follow(self) -> None:
+        """Of a request that was answered well; what it heard is of no other use."""
+        heard = None if self._attempt is None else self._attempt.heard
+        if self._shadowed is not None and heard is not None and self._record.outcome == "ok":
+            self._shadowed.answered(heard, self._record.model or "", self._record.node or "")
+
     async def _attempt_until_answered(self, model: str, catalogue: Catalogue) -> None:
         """One neuron after another, within the budget, as long as the client has seen nothing of an answer."""
         turn = self._record.turn = self._shared.admission.turn(model, self._record.read_at or self._record.started_at)
@@ -122,7 +134,10 @@ class Errand:
                 # Decision and lease in one synchronous step: nobody can evict the model in between.
                 with self._shared.fleet.lease(route.node, route.model_id), routed:
                     turn.entitle()
+                    if self._shared.shadows is not None:
+                        self._shared.shadows.give_way(route.node)
                     self._attempt = Attempt(self._shared, self._request, self._record, self.pacer, self._phases)
+                    self._attempt.listens = self._shadowed is not None
                     await self._attempt.run(route)
                     self._shared.note_faulty(suspects)
                     return

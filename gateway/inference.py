@@ -30,6 +30,7 @@ from gateway.relay import Answer, ClientGone, Pacer
 from gateway.request import InferenceRequest, open_upload, read, read_form, request_id_of
 from gateway.routing import Decision, Route
 from gateway.settings import Settings
+from gateway.shadow import Shadows
 from gateway.spool import Spools
 from gateway.upload import Upload
 from gateway.upstream import Origin, Upstream
@@ -77,6 +78,7 @@ class Inference:
         accounts: Accounts,
         poke: Callable[[str], None],
         lifecycle: Lifecycle,
+        shadows: Shadows | None = None,
     ) -> None:
         self.settings = settings
         self.catalogue = catalogue
@@ -85,6 +87,7 @@ class Inference:
         self.accounts = accounts
         self.poke = poke
         self.lifecycle = lifecycle
+        self.shadows = shadows
         self.admission = Admission(fleet, catalogue=catalogue, limit=settings.limits.queue)
         self.draining = False
         self.spools = Spools(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))

@@ -2,7 +2,7 @@
 
 root nursery                      a crash of anything in it ends the process, loudly
 +-- signals                       SIGTERM and SIGINT drain, SIGHUP reloads the catalogue
-+-- poller, watcher, lifecycle, swaps, upstream sweeper
++-- poller, watcher, lifecycle, swaps, shadows, upstream sweeper
 +-- metrics and admin server
 +-- public server                 drained first, then what is left is cut
 +-- one task per connection, one nursery per request
@@ -37,6 +37,7 @@ from gateway.models_api import CatalogueStatus, Entry, ModelsApi, health_body
 from gateway.neuron import NeuronClient
 from gateway.poller import Poller
 from gateway.settings import Listen, NeuronSettings, Settings
+from gateway.shadow import Shadows
 from gateway.swaps import FleetReadiness, Swaps
 from gateway.upstream import Upstream
 from gateway.watcher import CatalogueKeeper
@@ -105,6 +106,9 @@ class Gateway:
             metrics=self.metrics,
             poke=self.poller.poke,
         )
+        self.shadows = Shadows(
+            self.fleet, self.upstream, catalogue=self.keeper, metrics=self.metrics, deadlines=settings.deadlines
+        )
         self.inference = Inference(
             settings,
             catalogue=self.keeper,
@@ -113,6 +117,7 @@ class Gateway:
             accounts=self.accounts,
             poke=self.poller.poke,
             lifecycle=self.lifecycle,
+            shadows=self.shadows,
         )
         self.keeper.subscribe(lambda *_: self.inference.admission.look_again())
         self._models = ModelsApi(owned_by=settings.gateway.owned_by)
@@ -216,6 +221,7 @@ async def _start_background(gateway: Gateway, root: trio.Nursery) -> None:
     """Each crash of these ends the root nursery: better no gateway than one without its poller."""
     await root.start(gateway.lifecycle.run)
     await root.start(gateway.swaps.run)
+    await root.start(gateway.shadows.run)
     await root.start(gateway.keeper.watch)
     await root.start(gateway.poller.run)
     root.start_soon(gateway.upstream.run)
@@ -226,6 +232,7 @@ async def _drain(gateway: Gateway, server: Server | HypercornServer) -> None:
     drain_s = gateway.settings.gateway.drain_seconds
     log.info("draining", running=len(gateway.accounts.live), drain_s=drain_s)
     gateway.swaps.drain()
+    gateway.shadows.stop()
     gateway.inference.drain()
     server.drain()
     with trio.move_on_after(drain_s) as patience:

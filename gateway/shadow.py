@@ -112,7 +112,6 @@ class Shadows:
         catalogue: Whatever is in force when a shadow starts decides where the candidate is.
         metrics: Counts them by result.
         deadlines: Of each phase of a shadow, as of any request.
-        origin: Takes a neuron's URL apart.
         draw: A number from [0, 1), each as likely as any other.
     """
 
@@ -124,7 +123,6 @@ class Shadows:
         catalogue: CatalogueSource,
         metrics: Metrics,
         deadlines: DeadlineSettings,
-        origin: Callable[[str], Origin],
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._fleet = fleet
@@ -132,13 +130,12 @@ class Shadows:
         self._catalogue = catalogue
         self._metrics = metrics
         self._deadlines = deadlines
-        self._origin = origin
         self._draw = draw
         self._nursery: trio.Nursery | None = None
         self._running: dict[str, _Running] = {}
         self._waiting = 0
-        self._kept: dict[str, deque[Comparison]] = {}
-        self._results: dict[str, Counter[str]] = {}
+        self._kept: dict[tuple[str, str], deque[Comparison]] = {}  # by alias and candidate, as are the results
+        self._results: dict[tuple[str, str], Counter[str]] = {}
         fleet.observers.append(self._look_at)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -152,7 +149,8 @@ class Shadows:
         """What is known of the alias's shadow."""
         policy = self._catalogue.current.aliases.get(alias)
         model = None if policy is None or policy.shadow is None else policy.shadow.model
-        return Verdict(alias, model, tuple(self._kept.get(alias, ())), dict(self._results.get(alias, ())))
+        pair = (alias, model or "")
+        return Verdict(alias, model, tuple(self._kept.get(pair, ())), dict(self._results.get(pair, ())))
 
     # At a request's side: sync, so a request is never held up.
 
@@ -239,8 +237,8 @@ class Shadows:
         try:
             with running.scope, self._fleet.shadowing(route.node, route.model_id):
                 side = await self._listen(model, route, request)
-        except errors.GatewayError as error:
-            log.info("shadow_failed", alias=alias, model=model, node=route.node, reason=error.message)
+        except (errors.GatewayError, ValueError) as error:  # ValueError: its neuron's URL is none
+            log.info("shadow_failed", alias=alias, model=model, node=route.node, reason=str(error))
             return "failed"
         finally:
             del self._running[route.node]
@@ -248,7 +246,7 @@ class Shadows:
             return "cancelled" if running.gave_way else "failed"
         if not side.ok:
             return "failed"
-        self._kept.setdefault(alias, deque(maxlen=KEPT)).append(Comparison(request.request_id, primary, side))
+        self._kept.setdefault((alias, model), deque(maxlen=KEPT)).append(Comparison(request.request_id, primary, side))
         return "compared"
 
     async def _listen(self, model: str, route: Route, request: InferenceRequest) -> Side:
@@ -257,7 +255,7 @@ class Shadows:
         path, headers = outgoing.path, outgoing_headers(request, translated=outgoing.translation is not None)
         if (access := route.access) is not None:
             path, headers = access.path_of(path), access.signed(headers)
-        origin = self._origin(route.url)
+        origin = Origin.parse(route.url)
         message = (request_head(origin, path, headers, len(outgoing.body)), outgoing.body)
         with Phases(self._deadlines) as phases:
             asked_at = trio.current_time()
@@ -270,5 +268,5 @@ class Shadows:
                 return heard.side(model, route.node, trio.current_time(), ok=response.status == 200)
 
     def _count(self, alias: str, model: str, result: Result) -> None:
-        self._results.setdefault(alias, Counter())[result] += 1
+        self._results.setdefault((alias, model), Counter())[result] += 1
         self._metrics.shadows(alias, model, result).inc()

@@ -19,6 +19,7 @@ from gateway.http1 import Server, ServerLimits
 from gateway.inference import Inference
 from gateway.metrics import Metrics
 from gateway.settings import NeuronSettings, Settings
+from gateway.shadow import Shadows
 from gateway.sim.neuron import SimNeuron
 from gateway.upstream import Upstream
 
@@ -32,8 +33,8 @@ Headers = tuple[str, ...]
 class FixedCatalogue:
     """A catalogue that nobody edits."""
 
-    def __init__(self, **aliases: str) -> None:
-        self.current = Catalogue(1, {}, {name: Alias.plain(name, target) for name, target in aliases.items()})
+    def __init__(self, *aliases: Alias) -> None:
+        self.current = Catalogue(1, {}, {alias.name: alias for alias in aliases})
 
 
 class NoLifecycle:
@@ -50,13 +51,21 @@ class NoLifecycle:
 
 
 class InMemoryGateway:
-    """One gateway in front of neurons that all have the small model loaded.
+    """One gateway in front of neurons that all have the small model loaded, unless `loaded` says otherwise by name.
 
     `neurons` are served in `nursery`, one task per connection, as they would be behind a listener. An entry that is a
     callable instead is given each stream to do with as it likes: a neuron of a test's own making.
     """
 
-    def __init__(self, nursery: trio.Nursery, neurons: dict[str, object], settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        neurons: dict[str, object],
+        settings: Settings | None = None,
+        *,
+        alias: Alias | None = None,
+        loaded: dict[str, str] | None = None,
+    ) -> None:
         self.nursery = nursery
         self.neurons = neurons
         self.connections = 0
@@ -64,19 +73,24 @@ class InMemoryGateway:
         self.settings = settings or Settings()
         self.fleet = Fleet(named, misses=3)
         for name in neurons:
-            report = ModelReport(SMALL, "loaded", url=f"http://{name}:13131")
+            report = ModelReport((loaded or {}).get(name, SMALL), "loaded", url=f"http://{name}:13131")
             self.fleet.answered(name, NodeReport((report,), devices=()))
         self.metrics = Metrics()
         self.accounts = Accounts(self.metrics, log_requests=True)
         self.upstream = Upstream(connect=self._connect)
+        catalogue = FixedCatalogue(alias or Alias.plain("helexa/small", SMALL))
+        self.shadows = Shadows(
+            self.fleet, self.upstream, catalogue=catalogue, metrics=self.metrics, deadlines=self.settings.deadlines
+        )
         self.inference = Inference(
             self.settings,
-            catalogue=FixedCatalogue(**{"helexa/small": SMALL}),
+            catalogue=catalogue,
             fleet=self.fleet,
             upstream=self.upstream,
             accounts=self.accounts,
             poke=lambda _: None,
             lifecycle=NoLifecycle(),
+            shadows=self.shadows,
         )
         self.server = Server(self.inference, limits=ServerLimits(), log=structlog.get_logger())
 
