@@ -159,7 +159,7 @@ class Shadows:
         shadow = policy.shadow
         if shadow is None or self._draw() * 100 >= shadow.percent:
             return None
-        if len(request.body) > BODY_LIMIT_BYTES:
+        if request.upload is not None or len(request.body) > BODY_LIMIT_BYTES:  # an upload is gone once it is sent
             self._count(policy.name, shadow.model, "too_large")
             return None
         return Primary(self, policy.name, shadow.model, request)
