@@ -111,6 +111,37 @@ async def test_coding_cli_session_reaches_the_neuron_as_chat(http, beast):
     assert not {name for name in sent if name.startswith("anthropic-")} | (sent & {"x-api-key"})
 
 
+async def test_coding_cli_session_loses_nothing_a_model_needs(http, beast):
+    """All it said is with the neuron, in its place, and nothing that no backend has heard of."""
+    assert 76_000 < len(coding_cli.body(1)) < len(coding_cli.body(2)) < 82_000
+    await http.post("/v1/messages?beta=true", content=coding_cli.body(2))
+
+    [received] = beast.requests
+    got, asked = json.loads(received.body), coding_cli.request(2)
+    assert got.keys() == {
+        *("model", "messages", "max_tokens", "user", "tools", "chat_template_kwargs", "stream", "stream_options")
+    }
+    assert [tool["function"]["name"] for tool in got["tools"]] == coding_cli.TOOL_NAMES
+    for tool, original in zip(got["tools"], asked["tools"], strict=True):
+        assert tool["function"]["parameters"] == original["input_schema"]
+        assert tool["function"]["description"] == original["description"]
+    assert (got["user"], got["max_tokens"]) == (coding_cli.USER_ID, 32000)
+    assert b"cache_control" not in received.body
+    assert b"billing" not in received.body
+    system, *turns = got["messages"]
+    assert system["content"] == "\n".join(block["text"] for block in asked["system"][1:])
+    assert [turn["role"] for turn in turns] == ["user", "user", "user", "assistant", "tool", "tool", "user"]
+    assert "Available agents: none" in turns[2]["content"]  # the system turn, where it stood
+    assert [(call["id"], json.loads(call["function"]["arguments"])) for call in turns[3]["tool_calls"]] == [
+        ("toolu_1", {"path": "/1"}),
+        ("toolu_2", {"path": "/2"}),
+    ]
+    assert [turn["tool_call_id"] for turn in turns[4:6]] == ["toolu_1", "toolu_2"]
+    assert "no such folder" in turns[5]["content"]
+    assert turns[6]["content"][0] == {"type": "text", "text": "go on"}
+    assert turns[6]["content"][-1]["image_url"]["url"] == "data:image/png;base64,iVBORw0KGgo="
+
+
 @asynccontextmanager
 async def before(tmp_path, peer, **neuron):
     """A gateway whose one backend is `peer`, listing the small model; the SDK in front of it."""

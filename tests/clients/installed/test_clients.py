@@ -10,12 +10,8 @@ import pytest
 import structlog
 import trio
 from fakes.patience import until
-from fakes.running import SMALL, running_gateway
+from fakes.running import SMALL
 from fakes.scene import playing
-
-from gateway.sim.fleet import neuron
-
-EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 
@@ -42,17 +38,6 @@ CLIENTS = {
     "js-ai-openai-compatible": ("ai.mjs", {}, CHAT, "APICallError"),
     "js-ai-anthropic": ("ai.mjs", {"AI_PROVIDER": "anthropic"}, MESSAGES, "APICallError"),
 }
-
-
-@pytest.fixture
-def beast():
-    return neuron("beast", [24576, 24576], [SMALL, EMBEDDER], speed=100)
-
-
-@pytest.fixture
-async def cortex(tmp_path, beast):
-    async with running_gateway(tmp_path, [beast]) as running:
-        yield running
 
 
 @pytest.fixture(params=CLIENTS.values(), ids=CLIENTS.keys())

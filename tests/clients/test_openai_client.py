@@ -1,0 +1,238 @@
+"""The official `openai` SDK, unmodified: what tests/e2e/test_openai_sdk.py and test_responses.py leave to be shown."""
+
+import base64
+import io
+import json
+import wave
+
+import openai
+import pytest
+import trio
+from fakes.patience import until
+from fakes.running import PROBE, SMALL
+from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
+
+from gateway.sim import faults
+
+# The SDK leaves its own async generators to the garbage collector when a stream is read to its end; not ours to mend.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator .*:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning"),  # OpenAI wants nobody to translate any more
+]
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+TIME = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
+THINKER, EMBEDDER = "Qwen/Qwen3-14B", "Qwen/Qwen3-Embedding-0.6B"
+SPEECH = b"RIFF" + bytes(range(256)) * 20
+
+
+def user(content):
+    return [{"role": "user", "content": content}]
+
+
+def async_client(cortex):
+    return AsyncOpenAI(base_url=f"{cortex.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+async def in_thread(cortex, use):
+    """The sync SDK, as a script would use it."""
+
+    def script():
+        with OpenAI(base_url=f"{cortex.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+            return use(client)
+
+    return await trio.to_thread.run_sync(script)
+
+
+def sent(beast):
+    return json.loads(beast.requests[-1].body)
+
+
+# Chat...
+
+
+async def test_tools_make_a_round_trip(cortex, beast):
+    """Two calls at once, streamed; their results go back as the SDK holds them, and an answer comes."""
+    messages = user("call weather and call time")
+    async with async_client(cortex) as client:
+        async with client.chat.completions.stream(model="helexa/small", messages=messages, tools=[WEATHER, TIME]) as s:
+            first = (await s.get_final_completion()).choices[0]
+        calls = first.message.tool_calls
+        messages += [first.message, *({"role": "tool", "tool_call_id": c.id, "content": "sunny"} for c in calls)]
+        second = await client.chat.completions.create(model="helexa/small", messages=messages, tools=[WEATHER, TIME])
+
+    assert first.finish_reason == "tool_calls"
+    assert [(call.function.name, json.loads(call.function.arguments)) for call in calls] == [
+        ("weather", {"city": "Tbilisi"}),
+        ("time", {}),
+    ]
+    assert [message["role"] for message in sent(beast)["messages"]] == ["user", "assistant", "tool", "tool"]
+    assert second.choices[0].finish_reason == "stop"
+
+
+async def test_thoughts_come_in_deltas_of_their_own(cortex):
+    """`reasoning_content` before content, streamed and whole, and counted apart."""
+    async with async_client(cortex) as client:
+        whole = await client.chat.completions.create(model=THINKER, messages=PROBE)
+        stream = await client.chat.completions.create(model=THINKER, messages=PROBE, stream=True)
+        deltas = [chunk.choices[0].delta async for chunk in stream if chunk.choices]
+
+    kinds = [
+        "thought" if getattr(delta, "reasoning_content", None) else "said"
+        for delta in deltas
+        if delta.content or getattr(delta, "reasoning_content", None)
+    ]
+    assert kinds == sorted(kinds, reverse=True)
+    assert {"thought", "said"} == set(kinds)
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == (
+        whole.choices[0].message.reasoning_content
+    )
+    assert whole.usage.completion_tokens_details.reasoning_tokens == kinds.count("thought")
+
+
+async def test_what_current_sdks_send_is_passed_on(cortex, beast):
+    """`max_completion_tokens`, `stream_options` null, a `developer` turn, and fields nobody here has heard of."""
+    asked = {
+        "model": "helexa/small",
+        "messages": [{"role": "developer", "content": "Be brief."}, *user("300 words")],
+        "max_completion_tokens": 5,
+        "stream": True,
+        "stream_options": None,
+        "extra_body": {"mirostat": 2},
+    }
+    async with async_client(cortex) as client:
+        chunks = [chunk async for chunk in await client.chat.completions.create(**asked)]
+
+    assert chunks[-1].choices[0].finish_reason == "length"
+    body = sent(beast)
+    assert (body["stream_options"], body["max_completion_tokens"], body["mirostat"]) == (None, 5, 2)
+
+
+class Capital(BaseModel):
+    city: str
+
+
+async def test_structured_output_is_asked_for_as_the_sdk_does(cortex, beast):
+    """`parse` sends a JSON schema and reads the answer by it; the neuron gets the schema unchanged."""
+
+    def use(client):
+        return client.chat.completions.parse(
+            model="helexa/small", messages=user('repeat: {"city":"Tbilisi"}'), response_format=Capital
+        )
+
+    answer = await in_thread(cortex, use)
+
+    assert answer.choices[0].message.parsed == Capital(city="Tbilisi")
+    assert sent(beast)["response_format"]["json_schema"]["schema"]["required"] == ["city"]
+
+
+async def test_completions_of_old(cortex):
+    """Sync, streamed."""
+    chunks = await in_thread(
+        cortex,
+        lambda client: list(client.completions.create(model="helexa/small", prompt=PROBE[0]["content"], stream=True)),
+    )
+
+    assert "Tbilisi" in "".join(chunk.choices[0].text for chunk in chunks)
+
+
+async def test_abort_of_the_sync_sdk_in_mid_stream_stops_the_neuron(cortex, beast):
+    """Leaving the `with` is enough, while the client itself lives on."""
+    beast.speed = 2
+    done = trio.Event()
+
+    def use(client):
+        with client.chat.completions.create(model=SMALL, messages=user("4000 words"), stream=True) as stream:
+            next(chunk for chunk in stream if chunk.choices and chunk.choices[0].delta.content)
+        trio.from_thread.run(until, lambda: beast.cancelled)
+        trio.from_thread.run_sync(done.set)
+
+    await in_thread(cortex, use)
+
+    assert done.is_set()
+    assert beast.cancelled[0].phase == "decode"
+
+
+# The other endpoints...
+
+
+async def test_embeddings_in_either_encoding_sync_and_async(cortex):
+    """Base64, which the SDK asks for and decodes, and floats are the same numbers."""
+    asked = {"model": EMBEDDER, "input": ["one", "two"]}
+    coded = await in_thread(cortex, lambda client: client.embeddings.create(**asked))
+    async with async_client(cortex) as client:
+        plain = await client.embeddings.create(**asked, encoding_format="float", dimensions=1024)
+
+    assert [entry.embedding for entry in coded.data] == [entry.embedding for entry in plain.data]
+    assert coded.usage.total_tokens > 0
+
+
+async def test_image_is_generated(cortex):
+    """Sync and async, as base64."""
+    asked = {"model": "helexa/small", "prompt": "a vase", "n": 2}
+    pictures = await in_thread(cortex, lambda client: client.images.generate(**asked))
+    async with async_client(cortex) as client:
+        again = await client.images.generate(**asked)
+
+    assert [base64.b64decode(picture.b64_json)[:8] for picture in pictures.data] == [b"\x89PNG\r\n\x1a\n"] * 2
+    assert [picture.b64_json for picture in again.data] == [picture.b64_json for picture in pictures.data]
+    assert pictures.usage.total_tokens > 0
+
+
+async def test_speech_comes_piece_by_piece(cortex):
+    """A WAV that Python can read, streamed and whole."""
+    asked = {"model": "helexa/small", "voice": "alloy", "input": "Tbilisi is the capital.", "response_format": "wav"}
+    async with (
+        async_client(cortex) as client,
+        client.audio.speech.with_streaming_response.create(**asked) as answer,
+    ):
+        pieces = [piece async for piece in answer.iter_bytes()]
+    whole = await in_thread(cortex, lambda client: client.audio.speech.create(**asked).read())
+
+    assert whole == b"".join(pieces)
+    with wave.open(io.BytesIO(whole)) as sound:
+        assert sound.getnframes() > 0
+
+
+# Errors...
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised", "retry_after"),
+    [
+        (faults.HttpError(status=400, text="no"), openai.BadRequestError, None),
+        (faults.HttpError(status=401, text="no"), openai.AuthenticationError, None),
+        (faults.HttpError(status=403, text="no"), openai.PermissionDeniedError, None),
+        (faults.HttpError(status=409, text="no"), openai.ConflictError, None),
+        (faults.HttpError(status=422, text="no"), openai.UnprocessableEntityError, None),
+        (faults.HttpError(status=429, text="slow down", retry_after_s=3), openai.RateLimitError, "3"),
+        (faults.HttpError(status=503, text="full", retry_after_s=2), openai.InternalServerError, "2"),
+    ],
+    ids=lambda value: getattr(value, "status", None),
+)
+async def test_no_of_a_neuron_is_the_exception_of_its_status(cortex, beast, fault, raised, retry_after):
+    """With the neuron's words, and when to ask again where it said so."""
+    beast.faults.add(fault)
+    async with async_client(cortex) as client:
+        with pytest.raises(raised, match=fault.text) as caught:
+            await client.chat.completions.create(model="helexa/small", messages=PROBE)
+
+    assert caught.value.response.headers.get("retry-after") == retry_after
+    assert caught.value.request_id == caught.value.response.headers["x-request-id"]
+
+
+async def test_sdk_asks_again_by_itself_when_told_to_wait(cortex, beast):
+    """A 503 with Retry-After is nothing its user ever sees."""
+    beast.faults.add(faults.HttpError(status=503, text="full", retry_after_s=0, times=3))
+    async with AsyncOpenAI(base_url=f"{cortex.url}/v1", api_key="none", max_retries=5) as client:
+        answer = await client.chat.completions.create(model="helexa/small", messages=PROBE)
+
+    assert "Tbilisi" in answer.choices[0].message.content
