@@ -32,6 +32,11 @@ DIALECTS = {
         {"model": "helexa/small", "stream": True, "max_tokens": 1000, "messages": QUESTION},
         b"message_stop",
     ),
+    "OpenAI Responses, translated": (
+        "/v1/responses",
+        {"model": "helexa/small", "stream": True, "input": QUESTION},
+        b'"user":null}}',  # the last of what response.completed tells again
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from gateway.sim import faults, shapes, text
+from gateway.sim import faults, responses, shapes, text
 from gateway.sim.faults import Plan
 from gateway.sim.forms import Form, parse
 from gateway.sim.hardware import SimModel
@@ -205,6 +205,10 @@ async def _silence(job: Job, seconds: float | None) -> None:
 
 async def _chat(job: Job) -> None:
     await _generate(job, _parsed(shapes.chat, job))
+
+
+async def _responses(job: Job) -> None:
+    await _generate(job, _parsed(responses.answer, job))
 
 
 async def _completion(job: Job) -> None:
@@ -421,6 +425,7 @@ def read(kind: type[T], body: bytes) -> T:
 ENDPOINTS: Mapping[str, Callable[[Job], Awaitable[None]]] = MappingProxyType(
     {
         "/v1/chat/completions": _chat,
+        "/v1/responses": _responses,
         "/v1/completions": _completion,
         "/v1/embeddings": _embeddings,
         "/v1/rerank": _rerank,

@@ -187,7 +187,11 @@ def chat(model: SimModel, body: bytes) -> Generation:
     Raises:
         msgspec.MsgspecError: the body is no chat request.
     """
-    asked = msgspec.json.decode(body, type=ChatRequest)
+    return chat_answer(model, msgspec.json.decode(body, type=ChatRequest))
+
+
+def chat_answer(model: SimModel, asked: ChatRequest) -> Generation:
+    """The same for one that has been read."""
     prompt = chat_prompt(asked)
     whole_prompt = "".join(prompt)
     calls = _tool_calls(model, asked, whole_prompt)

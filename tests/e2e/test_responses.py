@@ -8,10 +8,13 @@ import openai
 import pydantic
 import pytest
 import trio
+from fakes.in_memory import Client
 from fakes.patience import until
-from fakes.running import SMALL
+from fakes.running import SMALL, running_gateway
+from fakes.scripted import chunked, delta, listening, read_request, with_length
 from openai import AsyncOpenAI, OpenAI
 
+from gateway.settings import NeuronSettings
 from gateway.sim import faults
 
 # The SDK leaves its own async generators to the garbage collector when a stream is read to its end; not ours to mend.
@@ -34,6 +37,13 @@ def _collect_what_the_sdk_leaves():
     """Here, where it is forgiven, and not in whichever test comes next on this worker."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+async def native(tmp_path, beast):
+    """The gateway before a neuron that speaks the API itself."""
+    async with running_gateway(tmp_path, [beast], speaking=("openai", "responses")) as running:
+        yield running
 
 
 def async_sdk(cortex):
@@ -251,3 +261,109 @@ async def test_usage_is_accounted_in_one_vocabulary(cortex):
     completion = response.usage.output_tokens + streamed.usage.output_tokens
     assert f'cortex_prompt_tokens_total{{model="{SMALL}",node="beast"}} {prompt}.0' in exposed
     assert f'cortex_completion_tokens_total{{model="{SMALL}",node="beast"}} {completion}.0' in exposed
+
+
+async def test_silence_is_filled_with_comments_and_a_leaving_client_frees_the_neuron(tmp_path):
+    """Once the response has begun; and when the client has heard enough, the neuron's connection closes."""
+    left = trio.Event()
+
+    async def engine(stream):
+        request = await read_request(stream)
+        if request.startswith(b"GET "):
+            await stream.send_all(with_length(json.dumps({"data": [{"id": SMALL}]}).encode()))
+            return
+        await stream.send_all(chunked(delta("Hm"), end=b""))
+        assert await stream.receive_some(1) == b""
+        left.set()
+
+    async with listening(engine) as url:
+        backend = NeuronSettings("engine", url, kind="openai")
+        async with (
+            running_gateway(tmp_path, [], backends=(backend,)) as cortex,
+            await trio.open_tcp_stream("127.0.0.1", cortex.port) as stream,
+        ):
+            client = Client(stream)
+            await client.send({**ASK, "stream": True}, "/v1/responses")
+            _, headers = await client.head()
+            heard = b""
+            while b": keep-alive" not in heard:
+                heard += await client.piece(headers)
+            await stream.aclose()
+            with trio.fail_after(60):
+                await left.wait()
+
+    assert heard.index(b"response.output_text.delta") < heard.index(b": keep-alive")
+
+
+# Passed through...
+
+
+async def test_neuron_that_speaks_responses_gets_the_body_as_it_came(native, beast):
+    """Only `model` differs, whatever is in it; the answer comes back untouched, and is judged by the neuron alone."""
+    body = (
+        b'{ "model":"helexa/small" , "input":"repeat: hi", "previous_response_id":"resp_1", "tools":[{"type":"mcp"}]}'
+    )
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
+        answer = await http.post(f"{native.url}/v1/responses?a=b", content=body)
+
+    [received] = beast.requests
+    assert received.path == "/v1/responses"
+    assert received.body == body.replace(b"helexa/small", SMALL.encode())
+    assert answer.json()["output"][0]["id"] == "message-0"  # the simulated neuron's own way of counting
+
+
+async def test_native_stream_is_accumulated_by_the_sdk(native):
+    """The neuron's own events, and its own end."""
+    async with async_sdk(native) as client, client.responses.stream(**ASK) as events:
+        kinds = [event.type async for event in events]
+        response = await events.get_final_response()
+
+    assert kinds[-1] == "response.completed"
+    assert "Tbilisi" in response.output_text
+
+
+async def test_native_stream_that_breaks_off_raises_in_the_sdk(native, beast):
+    """The one event that we add says so."""
+    beast.faults.add(faults.Drop(after=3))
+    async with async_sdk(native) as client:
+        with pytest.raises(openai.APIError, match="broke off"):
+            async with client.responses.stream(**ASK) as events:
+                await events.get_final_response()
+
+
+async def test_abort_of_a_native_stream_stops_the_neuron(native, beast):
+    """As of any other."""
+    beast.speed = 2
+    async with async_sdk(native) as client:
+        stream = await client.responses.create(model=SMALL, input="Write 4000 words", stream=True)
+        async for event in stream:
+            if event.type == "response.output_text.delta":
+                break
+        await stream.close()
+        await until(lambda: beast.cancelled)
+        await until(lambda: not native.gateway.accounts.live)
+    native.gateway.fleet.assert_idle()
+
+
+async def test_usage_of_native_answers_is_accounted(native):
+    """Whole and streamed; the API's words for tokens are understood."""
+    async with async_sdk(native) as client:
+        response = await client.responses.create(**ASK)
+        async with client.responses.stream(**ASK) as events:
+            streamed = await events.get_final_response()
+        await until(lambda: not native.gateway.accounts.live)
+    exposed = native.gateway.metrics.expose().decode()
+
+    prompt = response.usage.input_tokens + streamed.usage.input_tokens
+    completion = response.usage.output_tokens + streamed.usage.output_tokens
+    assert f'cortex_prompt_tokens_total{{model="{SMALL}",node="beast"}} {prompt}.0' in exposed
+    assert f'cortex_completion_tokens_total{{model="{SMALL}",node="beast"}} {completion}.0' in exposed
+
+
+async def test_endpoints_of_the_store_are_not_there(cortex):
+    """Nothing is kept: there is nothing to fetch."""
+    async with async_sdk(cortex) as client:
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve("resp_1")
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.input_tokens.count(**ASK)

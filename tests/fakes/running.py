@@ -97,11 +97,13 @@ async def running_gateway(
     *,
     models_toml: str = MODELS_TOML,
     backends: tuple[NeuronSettings, ...] = (),
+    speaking: tuple[str, ...] = ("openai",),
     **sections: object,
 ):
     """Start everything, yield it, and cut it off at the end.
 
-    `backends` are there already, besides the simulated neurons. `sections` replace whole sections of the settings.
+    `backends` are there already, besides the simulated neurons, which speak what `speaking` says. `sections` replace
+    whole sections of the settings.
     """
     simulated = one_neuron() if neurons is None else neurons
     path = folder / "models.toml"
@@ -113,7 +115,10 @@ async def running_gateway(
             poll=PollSettings(interval_seconds=0.5),
             admin=AdminSettings(token="secret"),
             neurons=(
-                *(NeuronSettings(each.name, url) for each, url in zip(simulated, endpoints, strict=True)),
+                *(
+                    NeuronSettings(each.name, url, dialects=speaking)
+                    for each, url in zip(simulated, endpoints, strict=True)
+                ),
                 *backends,
             ),
             models_config=path,

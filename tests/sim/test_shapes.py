@@ -249,3 +249,57 @@ def test_probe_is_twenty_tokens() -> None:
 def test_tokens_joined_are_the_text(sample: str) -> None:
     """Cutting loses nothing."""
     assert "".join(text.tokens(sample)) == sample
+
+
+# ---- the Responses API
+
+
+async def test_responses_say_the_same_as_chat(openai: AsyncOpenAI) -> None:
+    """Another way of telling, not another model."""
+    chat = await openai.chat.completions.create(model=SMALL, messages=user(PROBE))
+    response = await openai.responses.create(model=SMALL, input=PROBE)
+
+    assert response.output_text == chat.choices[0].message.content
+    assert response.usage.input_tokens == chat.usage.prompt_tokens
+    assert response.usage.output_tokens == chat.usage.completion_tokens
+
+
+async def test_responses_stream_is_what_the_sdk_accumulates(openai: AsyncOpenAI) -> None:
+    """Thoughts, text, two calls and their numbers; the whole of it is the same."""
+    tools = [{"type": "function", **tool["function"]} for tool in (WEATHER, TIME)]
+    for asked in (
+        {"model": THINKER, "input": "Tell me something."},
+        {"model": SMALL, "input": "call weather and call time", "tools": tools},
+    ):
+        whole = await openai.responses.create(**asked)
+        async with openai.responses.stream(**asked) as events:
+            numbers = [event.sequence_number async for event in events]
+            streamed = await events.get_final_response()
+
+        assert numbers == list(range(len(numbers)))
+        assert [item.model_dump(exclude_none=True) for item in streamed.output] == [
+            item.model_dump(exclude_none=True) for item in whole.output
+        ]
+        assert (streamed.id, streamed.status) == (whole.id, "completed")
+
+
+async def test_responses_read_a_history_with_tools(openai: AsyncOpenAI) -> None:
+    """As long a prompt as the same in chat."""
+    call = {"id": "c", "type": "function", "function": {"name": "time", "arguments": "{}"}}
+    history = [*user("call time"), {"role": "assistant", "tool_calls": [call]}]
+    chat = await openai.chat.completions.create(
+        model=SMALL, messages=[*history, {"role": "tool", "tool_call_id": "c", "content": "noon"}]
+    )
+    items = [*user("call time"), {"type": "function_call", "call_id": "c", "name": "time", "arguments": "{}"}]
+    response = await openai.responses.create(
+        model=SMALL, input=[*items, {"type": "function_call_output", "call_id": "c", "output": "noon"}]
+    )
+
+    assert abs(response.usage.input_tokens - chat.usage.prompt_tokens) <= 10  # chat's call has a `type` more
+
+
+async def test_responses_that_are_cut_are_incomplete(openai: AsyncOpenAI) -> None:
+    """By the limit of tokens."""
+    response = await openai.responses.create(model=SMALL, input="Tell me something.", max_output_tokens=2)
+
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
