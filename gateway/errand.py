@@ -23,6 +23,7 @@ from gateway.admission import Turn
 from gateway.asgi import Headers
 from gateway.attempt import Attempt, Retriable, pass_on
 from gateway.budget import Budget
+from gateway.context_length import refuse_if_too_long
 from gateway.phases import Phases
 from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
@@ -79,6 +80,7 @@ class Errand:
         self._record.made_up = not (
             resolution.model in catalogue.models or self._shared.fleet.holders(resolution.model) or resolution.alias
         )
+        refuse_if_too_long(self._request, resolution.model, catalogue, self._shared.fleet)
         if resolution.policy is not None and self._shared.shadows is not None:
             self._shadowed = self._shared.shadows.begin(resolution.policy, self._request)
         self._record.cancel = self._phases.interrupt

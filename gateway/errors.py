@@ -76,6 +76,12 @@ class MissingModelField(BadRequest):
     code = "missing_model_field"
 
 
+class ContextLengthExceeded(BadRequest):
+    """A prompt that no neuron could take for its model; see `context_length`."""
+
+    code = "context_length_exceeded"
+
+
 class RequestTimeout(BadRequest):
     """Headers or body did not arrive within `deadlines.header_seconds`."""
 

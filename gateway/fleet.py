@@ -108,13 +108,15 @@ class NodeReport:
     """Everything one poll learnt.
 
     None where it could not: the fleet then keeps its topology, its activation and its uptime as they were (a failing
-    `/health` must neither hide a GPU nor start a second load), and device readings become unknown.
+    `/health` must neither hide a GPU nor start a second load), and device readings become unknown. Only
+    `max_prompt_tokens`, the longest prompt that the neuron takes for any model, is None where it has no such limit.
     """
 
     models: tuple[ModelReport, ...]
     devices: tuple[Device, ...] | None = None
     activation: Activation | None = None
     uptime_s: float | None = None
+    max_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ class Node:
 
     `devices` is None until a `/discovery` was read: unknown, which is not "none". `misses` counts failures in a row.
     `urls_doubtful` says that a connection failed since the last poll, so that cached inference URLs are asked anew.
+    `max_prompt_tokens` is the longest prompt it takes for any model, None if it does not say.
     `access` is None for a neuron; a server of another kind wants to be spoken to in its own way. `backend` is what
     either takes beyond plain chat completions.
     """
@@ -248,6 +251,7 @@ class Node:
         "ever_answered",
         "healthy",
         "kind",
+        "max_prompt_tokens",
         "misses",
         "models",
         "name",
@@ -276,6 +280,7 @@ class Node:
         self.models: dict[str, NodeModel] = {}
         self.activation = Activation()
         self.uptime_s: float | None = None
+        self.max_prompt_tokens: int | None = None
         self.own_changes: dict[str, int] = {}
         self.urls_doubtful_since: int | None = None
         self.breaker = Breaker()
@@ -671,6 +676,7 @@ class Fleet:
         if _without_readings(devices) != _without_readings(home.devices):
             self.version += 1
         home.devices = devices
+        home.max_prompt_tokens = report.max_prompt_tokens
         if report.uptime_s is not None:
             if home.uptime_s is not None and report.uptime_s < home.uptime_s:
                 home.breaker.reset()  # a neuron that was restarted has not failed anybody yet

@@ -39,7 +39,8 @@ class Location(msgspec.Struct, frozen=True):
 class Entry(msgspec.Struct, frozen=True):
     """One model or alias, in the order its fields are sent. Encode with msgspec: UNSET fields are left out.
 
-    `created` is in unix seconds: when this gateway first listed the id.
+    `created` is in unix seconds: when this gateway first listed the id. `max_model_len` is the context once more, under
+    the name that vLLM gave it and clients look for.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Entry(msgspec.Struct, frozen=True):
     cost: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     tool_call: bool | msgspec.UnsetType = msgspec.UNSET
     reasoning: bool | msgspec.UnsetType = msgspec.UNSET
+    max_model_len: int | msgspec.UnsetType = msgspec.UNSET
     alias_of: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -200,6 +202,7 @@ def _additions(profile: ModelProfile | None, reports: list[ModelReport]) -> dict
         "cost": None if profile is None or profile.cost is None else _cost(profile.cost),
         "tool_call": _first(report.tool_call for report in reports),
         "reasoning": _first(report.reasoning for report in reports),
+        "max_model_len": None if limit is None else limit.context,
     }
     return {key: value for key, value in known.items() if value is not None}
 

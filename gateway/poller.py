@@ -206,6 +206,7 @@ class _Watch:
             devices=_devices(self._node.devices, second.discovery, health.devices or ()),
             activation=None if first.health is None else _activation(health.activation),
             uptime_s=None if health.uptime_secs is None else float(health.uptime_secs),
+            max_prompt_tokens=_max_prompt_tokens(self._node.max_prompt_tokens, second.discovery),
         )
 
 
@@ -262,6 +263,11 @@ def _devices(
         return None
     by_index = {int(reading.index): reading for reading in readings}
     return tuple(_with_reading(device, by_index.get(device.index)) for device in topology)
+
+
+def _max_prompt_tokens(known: int | None, discovery: Discovery | None) -> int | None:
+    """As discovered now or before."""
+    return known if discovery is None else _whole(discovery.max_prompt_tokens)
 
 
 def _device(device: DiscoveredDevice) -> Device:

@@ -80,7 +80,7 @@ def _expect(exchange: Exchange, method: str) -> None:
 
 
 def _discovery(state: NeuronState, _: Exchange) -> Json:
-    return {
+    told = {
         "hostname": state.name,
         "os": "Linux (simulated)",
         "kernel": "6.12.0-sim",
@@ -89,6 +89,7 @@ def _discovery(state: NeuronState, _: Exchange) -> Json:
         "devices": [dataclasses.asdict(device) for device in state.devices],
         "harnesses": sorted({model.harness for model in state.models.values()}),
     }
+    return told if state.max_prompt_tokens is None else {**told, "max_prompt_tokens": state.max_prompt_tokens}
 
 
 def _health(state: NeuronState, _: Exchange) -> Json:

@@ -220,9 +220,9 @@ def _parsed(shape: Callable[[SimModel, bytes], shapes.Generation], job: Job) -> 
         generation = shape(job.model, job.exchange.request.body)
     except msgspec.MsgspecError as fault:
         raise Refusal(400, f"invalid request: {fault}") from None
-    if len(generation.prompt) > job.model.context:
-        asked = len(generation.prompt)
-        raise Refusal(400, f"prompt of {asked} tokens exceeds the context length of {job.model.context}")
+    asked, limit = len(generation.prompt), min(job.model.context, job.state.max_prompt_tokens or job.model.context)
+    if asked > limit:
+        raise Refusal(400, f"prompt of {asked} tokens exceeds the context length of {limit}")
     return generation
 
 

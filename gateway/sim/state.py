@@ -216,6 +216,7 @@ class NeuronState:
         self._speed = speed
         self._other_speed = trio.Event()
         self.port = 13131
+        self.max_prompt_tokens: int | None = None  # for whatever model
         self.load_survives_client = False  # True: the loader is a thread of its own and cares for nobody
         self.faults = FaultBook()
         self.vocabulary = Vocabulary()

@@ -123,7 +123,9 @@ def test_entry_fields_come_in_the_contracts_order():
     entries = listed(a_catalogue(profile, aliases={"x": "m"}), fleet)
     first = ["id", "object", "created", "owned_by", "loaded", "feasible_on", "locations"]
     assert list(entries["bare"]) == first
-    assert list(entries["x"]) == [*first, "capabilities", "limit", "cost", "tool_call", "reasoning", "alias_of"]
+    more = ["capabilities", "limit", "cost", "tool_call", "reasoning", "max_model_len", "alias_of"]
+    assert list(entries["x"]) == [*first, *more]
+    assert entries["m"]["max_model_len"] == 4096
     assert entries["m"]["limit"] == {"context": 4096}
     assert entries["m"]["cost"] == {"input": 0.0}
     assert (entries["m"]["tool_call"], entries["m"]["capabilities"]) == (False, ["vision"])

@@ -1,0 +1,126 @@
+"""Prompts that cannot fit are refused before they wait in line, load a model or travel. No tokenizer, no I/O.
+
+What is counted is words: what stands between white space in everything that becomes prompt. A tokenizer does not make
+one token of two words, so a prompt with more words than its model takes tokens is too long for certain, and one that
+fits is not refused. That is the margin: English prose is refused from about 1.3 times the limit on, code from about 3
+times, pictures and text without spaces never; whatever is in between, the neuron judges as before. (Some tokenizers
+join a sign at a line's end and a slash on the next line; text has other tokens to make up for that.)
+
+An estimate, as `count_tokens` gives one, would come nearer to the limit and would refuse what fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from catalogue.models import Catalogue, Limit
+from gateway.errors import ContextLengthExceeded
+from gateway.fleet import Fleet, NodeModel
+from gateway.request import InferenceRequest
+from gateway.routing import own_name
+
+__all__ = ["prompt_limit", "refuse_if_too_long", "words"]
+
+SMALL_BODY_BYTES = 8 * 1024  # 1,400 words of English: no model of today is too small for that
+BYTES_PER_WORD = 4  # English has 6, the space included; what has less is no prose, and the neuron's to judge
+
+PROMPTS = {
+    b"/v1/chat/completions": ("messages",),
+    b"/v1/completions": ("prompt",),
+    b"/v1/messages": ("messages", "system"),
+    b"/v1/responses": ("input", "instructions"),
+}
+"""Where a body has one prompt, and in which fields. Elsewhere are many (embeddings), or limits of another kind."""
+
+
+def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: Catalogue, fleet: Fleet) -> None:
+    """Raises ContextLengthExceeded for a prompt that is certainly longer than any neuron takes for the model.
+
+    Three looks, each at more of the body than the one before: at its length, at its white space, at its texts.
+    """
+    body = request.body
+    if len(body) <= SMALL_BODY_BYTES or (fields := PROMPTS.get(request.path.partition(b"?")[0])) is None:
+        return
+    limit = prompt_limit(model, catalogue, fleet)
+    if limit is None or len(body) <= BYTES_PER_WORD * limit:
+        return
+    if body.count(b" ") + body.count(b"\\") <= limit:  # how white space is written; pictures have none
+        return
+    if words(body, fields, limit + 1) > limit:
+        raise ContextLengthExceeded(
+            f"model '{model}': this prompt has more than {limit} words, and the maximum context length is {limit} "
+            "tokens; a token is at most a word: shorten it",
+            param=fields[0],
+        )
+
+
+# The limit...
+
+
+def prompt_limit(model: str, catalogue: Catalogue, fleet: Fleet) -> int | None:
+    """The most tokens that a prompt for the model may have; None where somebody who may get it does not say.
+
+    The operator's word counts before the neurons'. Of those that hold the model the most generous decides, since it
+    may be the one that is asked; what a neuron takes at all (`max_prompt_tokens`) holds for every model on it.
+    """
+    profile = catalogue.models.get(model)
+    told = None if profile is None else _tokens(profile.limit)
+    holders = fleet.holders(model if profile is None else own_name(profile))
+    taken = [_least(_reported(held) if told is None else told, held.node.max_prompt_tokens) for held in holders]
+    known = [tokens for tokens in taken if tokens is not None]
+    return max(known) if known and len(known) == len(taken) else told
+
+
+def _reported(held: NodeModel) -> int | None:
+    return None if held.report is None else _tokens(held.report.limit)
+
+
+def _tokens(limit: Limit | None) -> int | None:
+    return None if limit is None else _least(limit.context, limit.input)
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+# The prompt...
+
+
+def words(body: bytes, fields: tuple[str, ...], enough: int) -> int:
+    """How many words of these fields become prompt, at least, in any of the dialects; counts no further than needed.
+
+    0 where a neuron was told to cut the prompt, or where the body cannot be read here: that is for the neuron to say.
+    """
+    counted = 0
+    try:
+        value = msgspec.json.decode(body)
+        if value.get("truncate_prompt_tokens") or value.get("truncation") == "auto":
+            return 0
+        if isinstance(value.get("prompt"), list):  # several prompts, each with the limit for itself
+            return 0
+        for text in _texts([value.get(field) for field in fields]):
+            counted += len(text.split(None, enough - counted))  # the rest of a text stays in one piece
+            if counted >= enough:
+                break
+    except (msgspec.DecodeError, RecursionError):
+        return 0
+    return counted
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Thoughts of earlier turns are left out, as dialects and chat templates leave them out."""
+    if isinstance(value, str):
+        yield value.rpartition("</think>")[2]
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict) and value.get("type") not in _THOUGHTS:
+        for key in _TEXTS_IN:
+            yield from _texts(value.get(key))
+
+
+_TEXTS_IN = ("content", "text", "output")
+_THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning"})
