@@ -6,7 +6,7 @@ fits is not refused. That is the margin: English prose is refused from about 1.3
 times, pictures and text without spaces never; whatever is in between, the neuron judges as before. (Some tokenizers
 join a sign at a line's end and a slash on the next line; text has other tokens to make up for that.)
 
-An estimate, as `count_tokens` gives one, would come nearer to the limit and would refuse what fits.
+An estimate, as `dialects.tokens` gives one, would come nearer to the limit and would refuse what fits.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from gateway.backend import PLAIN, Backend
-from gateway.dialects.anthropic import count_tokens, incoming, signature
+from gateway.dialects import tokens
+from gateway.dialects.anthropic import incoming, signature
 from gateway.dialects.anthropic.answer import Asked
 from gateway.dialects.anthropic.incoming import Block, Content, Message, Request, Source, Tool, ToolChoice
 from gateway.dialects.reading import read, refusal
@@ -35,7 +36,7 @@ class Translated:
         stream: Whether the client asked for a stream.
         stop_sequences: Texts that end the answer; it tells whether one of them was met.
         thinking: True if the client asked for thinking, False if it asked for none, None if it said nothing.
-        input_tokens: An estimate (see `count_tokens`), for `message_start` and for `/v1/messages/count_tokens`.
+        input_tokens: An estimate (see `dialects.tokens`), for `message_start` and for `/v1/messages/count_tokens`.
     """
 
     __slots__ = ("_encoded", "_request", "input_tokens", "model", "stop_sequences", "stream", "thinking")
@@ -69,7 +70,7 @@ class Translated:
         encoded, parameters = self._encoded[PLAIN]
         images = list(_image_urls(messages))
         tools = msgspec.json.encode(parameters.get("tools", ()))
-        return count_tokens.estimate(len(encoded) + len(tools) - sum(map(len, images)), len(images))
+        return tokens.estimate(len(encoded) + len(tools) - sum(map(len, images)), len(images))
 
     def _parameters(self, backend: Backend) -> Outgoing:
         """Everything but `model` and `messages`, in a fixed order."""

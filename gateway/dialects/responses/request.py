@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.backend import PLAIN, Backend
-from gateway.dialects.anthropic import count_tokens
+from gateway.dialects import tokens
 from gateway.dialects.reading import read, refusal
 from gateway.dialects.responses import conversation, incoming, tools
 from gateway.dialects.responses.answer import Asked
@@ -30,7 +30,7 @@ class Translated:
     Attributes:
         model: The name as the client sent it, for `catalogue.resolve`.
         stream: Whether the client asked for a stream.
-        input_tokens: An estimate (see `count_tokens`), for where the neuron counts nothing.
+        input_tokens: An estimate (see `dialects.tokens`), for where the neuron counts nothing.
     """
 
     __slots__ = ("_encoded", "_offer", "_request", "input_tokens", "model", "stream")
@@ -65,7 +65,7 @@ class Translated:
         encoded, _ = self._encoded[PLAIN]
         images = list(_image_urls(messages))
         functions = msgspec.json.encode(self._offer.functions)
-        return count_tokens.estimate(len(encoded) + len(functions) - sum(map(len, images)), len(images))
+        return tokens.estimate(len(encoded) + len(functions) - sum(map(len, images)), len(images))
 
     def _parameters(self, backend: Backend) -> Outgoing:
         """Everything but `model` and `messages`, in a fixed order."""

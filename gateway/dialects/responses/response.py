@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from gateway.dialects.anthropic.count_tokens import BYTES_PER_TOKEN
 from gateway.dialects.chat import Said, read_whole
 from gateway.dialects.responses.answer import (
     Asked,
@@ -20,6 +19,7 @@ from gateway.dialects.responses.answer import (
     response,
     usage_of,
 )
+from gateway.dialects.tokens import BYTES_PER_TOKEN
 from gateway.errors import UpstreamMalformedResponse
 from gateway.metering import read_usage
 
