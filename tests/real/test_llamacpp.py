@@ -200,3 +200,18 @@ async def test_embeddings_of_a_real_engine(embedder):
         answer = await client.post("/v1/embeddings", json={"model": "Tiny/Random", "input": ["a", "b"]})
 
     assert [len(entry["embedding"]) for entry in answer.json()["data"]] == [tiny_model.WIDTH] * 2
+
+
+async def test_responses_are_translated_so_that_the_sdk_can_read_them(engine):
+    """Its own `/v1/responses` numbers no events and names no places: the SDK stops at the first text of it."""
+    asked = {"model": "Tiny/Random", "input": "hi", "max_output_tokens": 5, "temperature": 1}
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
+        sdk = openai.AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="k", max_retries=0)
+        async with sdk, sdk.responses.stream(**asked) as events:
+            told = [event async for event in events]
+        whole = await client.post("/v1/responses", json=asked)
+
+    assert [event.sequence_number for event in told] == list(range(len(told)))
+    assert told[-1].response.output[0].type == "message"
+    assert told[-1].response.usage.output_tokens <= 5
+    assert whole.json()["usage"]["output_tokens"] <= 5
