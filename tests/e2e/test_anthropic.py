@@ -8,6 +8,7 @@ import pytest
 import trio
 from fakes import coding_cli
 from fakes.in_memory import Client
+from fakes.patience import SAFETY_NET_S
 from fakes.running import PROBE, SMALL, running_gateway
 from fakes.scripted import DONE, chunked, delta, listening, read_request, with_length
 
@@ -250,7 +251,7 @@ async def test_silence_is_filled_with_pings_and_a_leaving_client_frees_the_neuro
             heard = b""
             while b"event: ping" not in heard:
                 heard += await client.piece(headers)
-        with trio.fail_after(10):
+        with trio.fail_after(SAFETY_NET_S):
             await left.wait()
 
     assert heard.index(b"message_start") < heard.index(b"event: ping")

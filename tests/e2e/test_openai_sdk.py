@@ -116,8 +116,7 @@ async def test_errors_are_the_sdks_typed_exceptions(running):
 
 async def test_no_neuron_left_is_a_503(running):
     """And the SDK's InternalServerError."""
-    for _ in range(3):
-        running.gateway.fleet.missed("beast", "test")
+    await running.down()
     async with async_client(running) as client:
         with pytest.raises(openai.InternalServerError, match="no healthy nodes"):
             await client.chat.completions.create(model=SMALL, messages=PROBE)

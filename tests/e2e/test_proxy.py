@@ -83,8 +83,7 @@ async def test_wrong_request_says_what_is_wrong(http, body, status, code, words)
 
 async def test_no_healthy_node_is_a_503(cortex, http):
     """With a word on when to come back."""
-    for _ in range(3):
-        cortex.gateway.fleet.missed("beast", "test")
+    await cortex.down()
     answer = await http.post(CHAT, json=a_question())
 
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")

@@ -88,8 +88,7 @@ async def test_other_methods_and_paths_are_refused_in_the_envelope(client):
 
 async def test_no_healthy_neuron_is_a_503_before_anything_else(running, client):
     """Also for a model nobody knows."""
-    for _ in range(3):
-        running.gateway.fleet.missed("beast")
+    await running.down()
     answer = await client.post(CHAT, json={"model": "nobody/has-it"})
 
     assert answer.status_code == 503

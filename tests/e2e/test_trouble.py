@@ -12,7 +12,7 @@ from functools import partial
 import httpx
 import pytest
 import trio
-from fakes.patience import SAFETY_NET_S, until
+from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, SAFETY_NET_S, until
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
 
 from gateway.breaker import FAILURES
@@ -23,7 +23,6 @@ from gateway.settings import (
     Listen,
     LogSettings,
     NeuronSettings,
-    PollSettings,
     RetrySettings,
     Settings,
 )
@@ -328,7 +327,8 @@ async def serve_for_a_test(nursery, endpoints, models_toml, **more):
     free = Listen("127.0.0.1", 0)
     settings = Settings(
         gateway=GatewaySettings(listen=free, metrics_listen=free, access_log=False, drain_seconds=20),
-        poll=PollSettings(interval_seconds=0.3, timeout_seconds=30),
+        poll=PATIENT_POLL,
+        deadlines=PATIENT_DEADLINES,
         log=LogSettings(level="error"),
         neurons=tuple(NeuronSettings(name, url) for name, url in endpoints.items()),
         models_config=models_toml,

@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 
 import httpx
 import trio
-from fakes.patience import until
+from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, until
 
 from gateway.serve import Gateway, serve
-from gateway.settings import GatewaySettings, Listen, NeuronSettings, PollSettings, Settings, StreamingSettings
+from gateway.settings import GatewaySettings, Listen, NeuronSettings, Settings, StreamingSettings
 from gateway.sim import PRESETS, SimDevice, SimNeuron
 
 
@@ -83,7 +83,8 @@ async def start_gateway(nursery, neurons):
     """A gateway on a free loopback port, for as long as the nursery; returns it and its URL."""
     settings = Settings(
         gateway=GatewaySettings(listen=Listen("127.0.0.1", 0), metrics_listen=Listen("127.0.0.1", 0)),
-        poll=PollSettings(interval_seconds=0.2),
+        poll=PATIENT_POLL,
+        deadlines=PATIENT_DEADLINES,
         streaming=StreamingSettings(keepalive_seconds=0),
         neurons=tuple(neurons),
     )

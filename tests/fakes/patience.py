@@ -11,8 +11,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
+from gateway.settings import DeadlineSettings, PollSettings
+
 SAFETY_NET_S = 60.0  # a hang is a failure; slowness is none
 ATTEMPTS = 8
+
+PATIENT_DEADLINES = DeadlineSettings(connect_seconds=SAFETY_NET_S)
+PATIENT_POLL = PollSettings(interval_seconds=0.3, timeout_seconds=SAFETY_NET_S)
+"""For gateways on real sockets: their defaults are of a machine that does not stand still for seconds."""
 
 measured = pytest.mark.measured
 """For a test whose figure is what is promised: run after all others, alone (scripts/test)."""

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from fakes.patience import until
+from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, until
 
 from gateway.serve import Addresses, Gateway, serve
-from gateway.settings import AdminSettings, GatewaySettings, Listen, NeuronSettings, PollSettings, Settings
+from gateway.settings import AdminSettings, GatewaySettings, Listen, NeuronSettings, Settings
+from gateway.sim.faults import EndpointFails
 from gateway.sim.fleet import neuron
 from gateway.sim.neuron import SimNeuron
 
@@ -76,9 +77,13 @@ class Running:
 
     async def pointing_at(self, alias: str, target: str) -> None:
         """Wait until the alias stands for this model: its swap may have to warm it."""
-        with trio.fail_after(120):  # a busy machine is no failure
-            while self.gateway.keeper.current.aliases[alias].target != target:
-                await trio.sleep(0.005)
+        await until(lambda: self.gateway.keeper.current.aliases[alias].target == target)
+
+    async def down(self) -> None:
+        """Every neuron fails its polls from now on; returns when the gateway has given them all up."""
+        for each in self.neurons:
+            each.faults.add(EndpointFails(path="/models"))
+        await until(lambda: not any(node.healthy for node in self.gateway.fleet.nodes.values()))
 
     async def generation_above(self, generation: int) -> None:
         """Wait until a newer catalogue is in force."""
@@ -112,7 +117,8 @@ async def running_gateway(
         endpoints = [await nursery.start(partial(_serve_neuron, each)) for each in simulated]
         settings = Settings(
             gateway=GatewaySettings(listen=Listen("127.0.0.1", 0), metrics_listen=Listen("127.0.0.1", 0)),
-            poll=PollSettings(interval_seconds=0.5),
+            poll=PATIENT_POLL,
+            deadlines=PATIENT_DEADLINES,
             admin=AdminSettings(token="secret"),
             neurons=(
                 *(

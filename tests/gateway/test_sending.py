@@ -4,6 +4,7 @@ import math
 
 import pytest
 import trio
+from fakes.patience import SAFETY_NET_S
 from fakes.scripted import MemoryNetwork, answering, listening, with_length
 from trio.testing import wait_all_tasks_blocked
 
@@ -138,7 +139,7 @@ async def test_early_answer_is_heard_on_a_socket_that_takes_no_more():
         await stream.send_all(TOO_LARGE)
         await trio.sleep_forever()
 
-    with trio.fail_after(10):
+    with trio.fail_after(SAFETY_NET_S):
         async with listening(peer) as url:
             assert await ask(Upstream(), body, Origin.parse(url)) == (413, b"too large")
 
@@ -165,7 +166,7 @@ async def test_what_ends_the_body_ends_the_exchange(nursery):
     upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
     with pytest.raises(BodyTooLarge, match="more than we take"):
         await ask(upstream, Pieces(b"some", BodyTooLarge("more than we take")))
-    with trio.fail_after(1):
+    with trio.fail_after(SAFETY_NET_S):
         await peer.left.wait()
 
     assert b"4\r\nsome\r\n" in peer.body
@@ -182,7 +183,7 @@ async def test_cancelled_upload_closes_its_connection(nursery):
             uploading.start_soon(ask, upstream, Pieces(b"some", None))
             await wait_all_tasks_blocked()
             scope.cancel()
-    with trio.fail_after(1):
+    with trio.fail_after(SAFETY_NET_S):
         await peer.left.wait()
 
     assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}

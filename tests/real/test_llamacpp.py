@@ -14,6 +14,7 @@ import pytest
 import tiny_model
 import trio
 from fakes.engine import counted, start_gateway
+from fakes.patience import SAFETY_NET_S, until
 
 from gateway.settings import NeuronSettings
 
@@ -64,7 +65,7 @@ async def a_gateway_before(url, **keys):
     async with trio.open_nursery() as nursery:
         settings = NeuronSettings("real", url, "openai", engine="llamacpp", api_key=KEY, **keys)
         gateway, base_url = await start_gateway(nursery, [settings])
-        async with httpx.AsyncClient(base_url=base_url, timeout=30, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=base_url, timeout=60, trust_env=False) as client:
             yield gateway, client
         nursery.cancel_scope.cancel()
 
@@ -122,7 +123,7 @@ async def test_engine_is_free_again_when_a_client_leaves_mid_stream(engine):
                 async for _ in answer.aiter_raw():
                     at_work = await busy_slots(engine)
                     enough.cancel()
-        with trio.fail_after(2):
+        with trio.fail_after(SAFETY_NET_S):
             while await busy_slots(engine):
                 await trio.sleep(0.01)
         gateway.fleet.assert_idle()
@@ -135,9 +136,7 @@ async def test_client_that_leaves_before_the_answer_costs_others_nothing_but_a_s
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
         with trio.move_on_after(0.1):
             await client.post(CHAT, json=question(1500, **FOREVER))
-        with trio.fail_after(0.1):
-            while gateway.fleet.leases:
-                await trio.sleep(0.005)
+        await until(lambda: not gateway.fleet.leases)
         assert (await client.post(CHAT, json=question())).status_code == 200
 
 

@@ -1,0 +1,34 @@
+"""The tests themselves: none may fail because the machine was busy with something else."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from fakes.patience import SAFETY_NET_S
+
+FILES = sorted(Path(__file__).parent.rglob("*.py"))
+
+
+def too_strict(tree):
+    """Lines that give something real less than the safety net. (On the autojump clock a test has all the time.)"""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if "autojump_clock" in {argument.arg for argument in function.args.args}:
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call):
+                named = [keyword.value for keyword in node.keywords if keyword.arg == "timeout"]
+                bounds = node.args[:1] if ast.unparse(node.func).endswith("fail_after") else named
+                yield from (node.lineno for bound in bounds if _number(bound) < SAFETY_NET_S)
+
+
+def _number(bound):
+    is_number = isinstance(bound, ast.Constant) and isinstance(bound.value, int | float)
+    return bound.value if is_number else SAFETY_NET_S  # a name: whoever gave it one has thought about it
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_bound_in_a_test_is_a_safety_net(path):
+    """What must be quick is `measured`, by `best_of`; everything else has `SAFETY_NET_S`."""
+    assert list(too_strict(ast.parse(path.read_text()))) == []
