@@ -7,15 +7,18 @@ client (contract section 3).
 
 from __future__ import annotations
 
-import json
+import ctypes
 import re
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 import msgspec
 
 from gateway.errors import MalformedJson, MissingModelField
 
-__all__ = ["ModelField", "locate", "splice"]
+__all__ = ["LONGEST_NAME_BYTES", "ModelField", "locate", "splice"]
+
+LONGEST_NAME_BYTES = 4096  # it ends up in log lines, messages and headers; the longest on the Hub has 96
+_NOTHING: Final = msgspec.Raw()
 
 
 class ModelField(NamedTuple):
@@ -33,18 +36,28 @@ class ModelField(NamedTuple):
 def locate(body: bytes) -> ModelField:
     """Find the one top-level string `model` of a JSON object.
 
+    It holds up everybody else, so it costs a few passes in C and no memory, whatever the longest body that is allowed
+    may be made of. (Brackets were once counted here one by one: 10 s for 64 MiB of them; and a backtracking pattern
+    for strings took 64 bytes for each escape in one.)
+
     Raises:
         MalformedJson: Not JSON as RFC 8259 has it (NaN, invalid UTF-8 and a BOM included).
-        MissingModelField: JSON, but not an object, or `model` is missing, not a string, or there twice.
+        MissingModelField: JSON, but not an object, or `model` is missing, not a string, too long, or there twice.
     """
-    fields = _decode(body)
-    if not isinstance(fields.model, str):
-        raise MissingModelField(_what_model_is(fields.model), param="model")
-    start = _place(body)
-    literal = _STRING.match(body, start)
-    if literal is None:  # pragma: no cover - the body has been decoded: a string stands here
-        raise MissingModelField("the request's `model` could not be located", param="model")
-    return ModelField(fields.model, start, literal.end(), fields.stream is True)
+    if not body.isascii():
+        _refuse_unless_utf8(body)
+    fields, readable = _decode(body)
+    literal = memoryview(fields.model)
+    if not literal or literal[0] != _QUOTE:
+        raise MissingModelField(_what_model_is(bytes(literal[:1])), param="model")
+    if len(literal) > LONGEST_NAME_BYTES:
+        raise MissingModelField(
+            f"the request's `model` is longer than the {LONGEST_NAME_BYTES} bytes a model's name may have",
+            param="model",
+        )
+    start = _place(fields, readable)
+    end = start + len(literal)
+    return ModelField(_text(body[start:end]), start, end, bytes(fields.stream) == b"true")
 
 
 def splice(body: bytes, field: ModelField, name: str) -> bytes:
@@ -58,22 +71,14 @@ def splice(body: bytes, field: ModelField, name: str) -> bytes:
 
 
 class _Fields(msgspec.Struct):
-    """What routing needs of a body. `object`: a wrong type is for us to name, not for the decoder."""
+    """What routing needs of a body, as it stands there: views, not copies. Of a key that is there twice, the last."""
 
-    model: object = msgspec.UNSET
-    stream: object = None
+    model: msgspec.Raw = _NOTHING
+    stream: msgspec.Raw = _NOTHING
 
 
 _decoder = msgspec.json.Decoder(_Fields)
-
-
-def _decode(body: bytes) -> _Fields:
-    if not body.isascii():
-        _refuse_unless_utf8(body)
-    try:
-        return _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        return _decode_slowly(body)
+_skipper = msgspec.json.Decoder(msgspec.Raw)
 
 
 def _refuse_unless_utf8(body: bytes) -> None:
@@ -81,51 +86,79 @@ def _refuse_unless_utf8(body: bytes) -> None:
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        raise MalformedJson(
-            f"the request body, which must name a `model`, is not UTF-8: {error.reason} at byte {error.start}"
-        ) from None
+        raise _malformed(f"is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _decode_slowly(body: bytes) -> _Fields:
-    """Say what is wrong, or find that nothing is.
+def _decode(body: bytes) -> tuple[_Fields, bytes]:
+    """The fields, and what they are views of: the body, or one as long that msgspec can read.
 
-    msgspec refuses two things that are the neuron's business, not ours: lone surrogate escapes, and numbers beyond a
-    double where we asked for any type. Numbers stay text here, so that no digit limit of Python's applies.
+    It refuses lone surrogate escapes even in what it skips. They are the neuron's business, not ours.
     """
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant, parse_int=str, parse_float=str)
-    except RecursionError:
-        raise MalformedJson("the request body, which must name a `model`, is nested too deeply") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = f": {error}" if body else ": it is empty"
-        raise MalformedJson(f"the request body, which must name a `model`, is not valid JSON{where}") from None
-    if not isinstance(value, dict):
+        return _skim(body), body
+    except MalformedJson:
+        # Any \\udXXX, half or not, becomes a \\u8XXX: what is skipped may say anything that is as long as before.
+        readable = body.replace(rb"\ud", rb"\u8").replace(rb"\uD", rb"\u8")
+        if readable == body:
+            raise
+    return _skim(readable), readable
+
+
+def _skim(body: bytes) -> _Fields:
+    try:
+        return _decoder.decode(body)
+    except msgspec.ValidationError:
+        _refuse_unless_json(body)
         raise MissingModelField(
-            f"the request body must be a JSON object with a string `model`, not {_json_type(value)}", param="model"
-        )
-    return _Fields(value.get("model", msgspec.UNSET), value.get("stream"))
+            f"the request body must be a JSON object with a string `model`, not {_json_type(body.lstrip()[:1])}",
+            param="model",
+        ) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _not_json(body, error) from None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise MalformedJson(f"the request body, which must name a `model`, is not valid JSON: {name} is not a JSON number")
+def _refuse_unless_json(body: bytes) -> None:
+    try:
+        _skipper.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _not_json(body, error) from None
 
 
-def _what_model_is(value: object) -> str:
-    if value is msgspec.UNSET:
+def _not_json(body: bytes, error: Exception) -> MalformedJson:
+    if isinstance(error, RecursionError):
+        return _malformed("is nested too deeply")
+    told = str(error).removeprefix("JSON is malformed: ")
+    return _malformed(f"is not valid JSON: {told if body.strip() else 'it is empty'}")
+
+
+def _malformed(what: str) -> MalformedJson:
+    return MalformedJson(f"the request body, which must name a `model`, {what}")
+
+
+def _text(literal: bytes) -> str:
+    """What a string literal says."""
+    try:
+        return str(msgspec.json.decode(literal, type=str))
+    except msgspec.DecodeError:  # half a surrogate pair: no model can have such a name, no log can hold it
+        raise MissingModelField("the request's `model` is not Unicode text", param="model") from None
+
+
+def _what_model_is(first: bytes) -> str:
+    if not first:
         return "the request body has no `model`: name a model or an alias from /v1/models"
-    return f"the request's `model` must be a string, not {_json_type(value)}"
+    return f"the request's `model` must be a string, not {_json_type(first)}"
 
 
-def _json_type(value: object) -> str:
-    names = {dict: "an object", list: "an array", bool: "a boolean", type(None): "null", str: "a string"}
-    return names.get(type(value), "a number")
+def _json_type(first: bytes) -> str:
+    """What a JSON value is, by its first byte."""
+    names = {b"{": "an object", b"[": "an array", b"t": "a boolean", b"f": "a boolean", b"n": "null", b'"': "a string"}
+    return names.get(first, "a number")
 
 
 # Finding its place...
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]', re.DOTALL)
 _AFTER_COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
+_QUOTE = ord('"')
 
 
 def _spellings(key: str) -> re.Pattern[bytes]:
@@ -140,40 +173,50 @@ def _spellings(key: str) -> re.Pattern[bytes]:
 _MODEL_KEY = _spellings("model")
 
 
-def _place(body: bytes) -> int:
-    """Where the value of the top-level `model` begins, in a body known to be valid JSON that has one.
+def _place(fields: _Fields, body: bytes) -> int:
+    """Where the value of the top-level `model` begins in the body that was decoded.
 
-    A key that spells `model` is found by bytes alone when it is the only match: the decoder saw a top-level one, and
-    a true key always matches. With more matches (a tool's schema has a property called `model`, say) the brackets
-    are counted.
+    A key that spells `model` is found by its bytes when it is the only match: the decoder saw a top-level one, and a
+    true key always matches. With more matches (a tool's schema has a property called `model`, say) the decoder is
+    asked where it found the last top-level one, and whether there is another before that.
     """
     first = _MODEL_KEY.search(body)
     if first is None:  # pragma: no cover - the decoder saw one, and every spelling is covered
         raise MissingModelField("the request's `model` could not be located", param="model")
     if _MODEL_KEY.search(body, first.start() + 1) is None:
         return first.end()
-    places = _top_level_places(body)
-    if len(places) != 1:
+    start = _address(fields.model) - _address(body)
+    if first.end() != start and memoryview(_skim(_up_to_key_before(start, body)).model):
         raise MissingModelField(
             "the request body has more than one top-level `model`: parsers disagree about which one counts",
             param="model",
         )
-    return places[0]
+    return start
 
 
-def _top_level_places(body: bytes) -> list[int]:
-    """Where each value of a top-level key `model` begins, by counting brackets outside strings."""
-    places: list[int] = []
-    depth = 0
-    for token in _TOKEN.finditer(body):
-        first = body[token.start()]
-        if first in b"{[":
-            depth += 1
-        elif first in b"}]":
-            depth -= 1
-        elif first == _QUOTE and depth == 1 and (key := _MODEL_KEY.match(body, token.start())):
-            places.append(key.end())
-    return places
+def _up_to_key_before(start: int, body: bytes) -> bytes:
+    """The object without the member whose value begins at `start`, and without what comes after that."""
+    key_end = body.rindex(b'"', 0, start)  # the key spells `model`, so there is no quote in it
+    return body[: body.rindex(b'"', 0, key_end)] + b'"":0}'
 
 
-_QUOTE = ord('"')
+class _Buffer(ctypes.Structure):
+    """`Py_buffer` of the C API (https://docs.python.org/3/c-api/buffer.html); only where it begins is of interest."""
+
+    _fields_ = (("begin", ctypes.c_void_p), ("rest", ctypes.c_void_p * 10))
+
+
+def _address(owner: bytes | msgspec.Raw) -> int:
+    """Where its bytes are in memory: the one thing that tells where in a body the decoder found something."""
+    buffer = _Buffer()
+    _get_buffer(owner, ctypes.byref(buffer), _SIMPLE)
+    _release_buffer(ctypes.byref(buffer))
+    return int(buffer.begin or 0)
+
+
+_SIMPLE = 0
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
+_release_buffer.restype = None

@@ -1,8 +1,12 @@
 """Reading and replacing the one value: nothing else of a body may change, and nothing ambiguous may pass."""
 
+import contextlib
 import json
+import time
+import tracemalloc
 
 import pytest
+from fakes.patience import best_of, measured
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,6 +105,19 @@ def test_locate_refuses_two_top_level_models(body):
         locate(body)
 
 
+@pytest.mark.parametrize("body", [rb'{"model":"\ud800"}', rb'{"model":"a\uDC00"}', b'{"model":"%b"}' % (b"x" * 4095)])
+def test_locate_refuses_a_model_nobody_can_have_named_so(body):
+    """Half a surrogate pair cannot be logged; and a name may not be as long as a body."""
+    with pytest.raises(MissingModelField, match="model"):
+        locate(body)
+
+
+@pytest.mark.parametrize("body", [rb'{"model":"\ud83d\ude00","x":"\ud800"}', rb'{"x":"\\ud800","model":"\\ud800"}'])
+def test_locate_reads_a_name_as_it_is_whatever_stands_beside_it(body):
+    """A whole pair is a character, and an escaped backslash none; only to skip over halves are they looked at."""
+    assert locate(body).name == json.loads(body)["model"]
+
+
 @pytest.mark.parametrize(
     "body",
     [b"{}", b"[]", b'"model"', b"7", b"null", b'{"model":7}', b'{"model":null}', b'{"model":["a"]}', b'{"Model":"a"}'],
@@ -137,6 +154,51 @@ def test_locate_refuses_what_is_not_json(body):
     """With a message for a person, whatever the bytes."""
     with pytest.raises(MalformedJson, match="model"):
         locate(body)
+
+
+# The longest body, made by somebody who wants to hold up the others: each of these is where a parser could go slowly.
+NASTY = {
+    "zeros": (b"", b"0,"),
+    "brackets": (b'"y":{"model":1},', b"[],"),
+    "strings": (b'"y":{"model":1},', b'"",'),
+    "keys": (b"", b'{"model":1},'),
+    "half pairs": (b"", rb'"\ud800",'),
+    "not quite keys": (b'"y":{"model":1},', rb'"\"model\":",'),
+}
+
+
+def nasty(kind, size_bytes, *, end=b"0]}"):
+    start, piece = NASTY[kind]
+    return b'{"model":"a",%b"x":[%b' % (start, piece * (size_bytes // len(piece))) + end
+
+
+@measured
+@pytest.mark.parametrize("end", [b"0]}", b"0]"])
+@pytest.mark.parametrize("kind", NASTY)
+async def test_locate_takes_milliseconds_a_megabyte_of_anything(kind, end):
+    """16 MiB in less than half a second of CPU, found or refused; it was 1 to 3 s once."""
+    body = nasty(kind, 16 * 1024**2, end=end)
+
+    async def take():
+        began = time.process_time()
+        with contextlib.suppress(MalformedJson):
+            locate(body)
+        return time.process_time() - began
+
+    await best_of(take, 0.5)
+
+
+@pytest.mark.parametrize("piece", [*NASTY, "escapes"])
+def test_locate_takes_no_memory_worth_the_name(piece):
+    """A copy or two of the body; it was 64 bytes for every escape once."""
+    escapes = rb'{"y":{"model":1},"model":"a","x":"%b"}' % (rb"\n" * 500_000)
+    body = escapes if piece == "escapes" else nasty(piece, 1024**2)
+    tracemalloc.start()
+    try:
+        assert locate(body).name == "a"
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]",:model\\u0065 1', max_size=40).map(str.encode))
