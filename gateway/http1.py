@@ -82,6 +82,8 @@ class Server:
         self._refused = 0
         self._turning_away = 0
         self._connections: set[_Connection] = set()
+        self._resting: dict[_Connection, None] = {}
+        """Those between two requests, the one that has rested longest first."""
         self._accepting = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -108,7 +110,7 @@ class Server:
         """
         connection = _Connection(self, stream, client)
         try:
-            if len(self._connections) >= self.limits.connections:
+            if len(self._connections) >= self.limits.connections and not self._make_room():
                 await self._turn_away(connection)
                 return
             self._connections.add(connection)
@@ -119,7 +121,22 @@ class Server:
             self.log.exception("connection_crashed")
         finally:
             self._connections.discard(connection)
+            self.rests(connection, resting=False)
             connection.close()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has rested longest: whoever comes with a request is worth more than who has none.
+
+        Otherwise a few thousand connections that say nothing would keep everybody else out.
+        """
+        return any(connection.close_if_idle() for connection in list(self._resting))
+
+    def rests(self, connection: _Connection, *, resting: bool) -> None:
+        """A connection has begun or ceased to wait for its next request."""
+        if resting:
+            self._resting[connection] = None
+        else:
+            self._resting.pop(connection, None)
 
     async def _turn_away(self, connection: _Connection) -> None:
         """One connection too many: say why, unless even those told so are too many."""
@@ -206,6 +223,7 @@ class _Connection:
         if self.idle and self.closing and is_quiet(self._stream):
             return None
         patience_s = limits.keep_alive_s if self.idle else limits.header_s
+        self._server.rests(self, resting=self.idle)
         with trio.CancelScope(deadline=trio.current_time() + patience_s) as self._waiting:
             while exchange is None:
                 data = await self.read()
@@ -213,6 +231,7 @@ class _Connection:
                     return None
                 if self.idle:
                     self.idle = False
+                    self._server.rests(self, resting=False)
                     self._waiting.deadline = trio.current_time() + limits.header_s
                 self._reader.feed(data)
                 exchange = self._reader.take()
@@ -353,10 +372,13 @@ class _Connection:
             while discarded < self._server.limits.linger_bytes and (data := await self.read()):
                 discarded += len(data)
 
-    def close_if_idle(self) -> None:
-        """For a drain: a connection that waits for its next request has nothing to lose, unless one is just coming."""
-        if self.idle and self._waiting is not None and is_quiet(self._stream):
-            self._waiting.cancel()
+    def close_if_idle(self) -> bool:
+        """A connection that waits for its next request has nothing to lose, unless one is just coming."""
+        if not self.idle or self._waiting is None or not is_quiet(self._stream):
+            return False
+        self._server.rests(self, resting=False)
+        self._waiting.cancel()
+        return True
 
     def _break_off(self) -> None:
         """Make the close a reset: where only the end of the connection ends a body, an orderly one would be a lie."""

@@ -164,7 +164,7 @@ def _media_type(content_type: bytes) -> bytes:
 
 
 def _path_and_query(scope: Scope) -> bytes:
-    path: bytes = scope["raw_path"]
+    path: bytes = scope["path"].encode()  # as we know it, not as a client may have spelled it: `/v1/chat%2Fcompletions`
     query: bytes = scope["query_string"]
     return path + b"?" + query if query else path
 

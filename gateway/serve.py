@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from catalogue.models import Catalogue, Fault
-from gateway import __version__, admin, errors
+from gateway import __version__, admin, descriptors, errors
 from gateway.accounting import Accounts
 from gateway.app import Door, Windows, make_windows
 from gateway.asgi import App
@@ -190,6 +190,7 @@ async def serve(
     Returns when the last request has its answer, or `drain_seconds` later when those left have their error event.
     Cancelling it cuts everything at once. A background task that crashes ends this with its exception.
     """
+    descriptors.raise_limit()
     try:
         async with trio.open_nursery() as root:
             await _serve_until_drained(gateway, root, stop or trio.sleep_forever, task_status)
@@ -250,7 +251,7 @@ def _server_limits(settings: Settings) -> ServerLimits:
         header_bytes=settings.limits.header_bytes,
         header_s=settings.deadlines.header_seconds,
         client_write_s=settings.deadlines.client_write_seconds,
-        connections=settings.limits.connections,
+        connections=descriptors.connections_within(settings.limits.connections),
     )
 
 

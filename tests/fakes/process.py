@@ -58,9 +58,11 @@ class Process:
 
 
 @contextmanager
-def running_cortex(*arguments: object, cwd: object = None, **env: str):
-    """A `cortex` in the background; killed at the end should it still be there."""
+def running_cortex(*arguments: object, cwd: object = None, open_files: int | None = None, **env: str):
+    """A `cortex` in the background; killed at the end should it still be there. `open_files` as `ulimit -n` has it."""
     command = [sys.executable, "-m", "gateway.cli", *map(str, arguments)]
+    if open_files is not None:
+        command = ["bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash", *command]
     with subprocess.Popen(
         command,
         cwd=cwd,

@@ -8,7 +8,7 @@ import structlog
 import trio
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
-from gateway.http1 import ClientDisconnected, Server, ServerLimits
+from gateway.http1 import ClientDisconnected, Server, ServerLimits, Statistics
 
 GET = b"GET /x?y=1 HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello"
@@ -355,21 +355,58 @@ async def test_silent_connection_is_closed_without_a_word(autojump_clock):
     assert trio.current_time() == 75
 
 
-async def test_one_connection_too_many_is_told_so(autojump_clock):
-    """503 with Retry-After; and there is room again once another has gone."""
-    server = make_server(connections=1)
-    async with trio.open_nursery() as nursery:
-        first, theirs = memory_stream_pair()
-        nursery.start_soon(server.serve_stream, theirs)
+class Visitors:
+    """Clients of one server in memory, and an application that answers `/x` at once and everything else when told."""
+
+    def __init__(self, nursery, **limits):
+        self.nursery = nursery
+        self.server = make_server(self.app, **limits)
+        self.go_on = trio.Event()
+
+    async def app(self, scope, receive, send):
+        if scope["path"] != "/x":
+            await self.go_on.wait()
+        await respond(send, b"served")
+
+    async def come(self, data=b""):
+        ours, theirs = memory_stream_pair()
+        self.nursery.start_soon(self.server.serve_stream, theirs)
+        if data:
+            await ours.send_all(data)
         await wait_all_tasks_blocked()
-        second, theirs = memory_stream_pair()
-        nursery.start_soon(server.serve_stream, theirs)
-        status, headers, body = parse(await read_all(second))
-        assert (status, headers[b"retry-after"], json.loads(body)["error"]["code"]) == (503, b"1", "overloaded")
-        await first.aclose()
-        await wait_all_tasks_blocked()
-        assert server.statistics().open == 0
-        assert server.statistics().refused == 1
+        return ours
+
+
+async def test_one_connection_too_many_is_told_so(autojump_clock, nursery):
+    """503 with Retry-After, if all the others are at work; and there is room again once one has gone."""
+    visitors = Visitors(nursery, connections=1)
+    first = await visitors.come(POST)
+    second = await visitors.come(GET)
+    status, headers, body = parse(await read_all(second))
+    assert (status, headers[b"retry-after"], json.loads(body)["error"]["code"]) == (503, b"1", "overloaded")
+    await first.aclose()
+    visitors.go_on.set()
+    await wait_all_tasks_blocked()
+    assert visitors.server.statistics() == Statistics(open=0, idle=0, served=1, refused=1)
+    assert (await (await visitors.come(GET)).receive_some()).startswith(b"HTTP/1.1 200")
+
+
+async def test_connection_that_has_rested_longest_gives_way_to_a_newcomer(autojump_clock, nursery):
+    """One that never said anything, one that was served longest ago; not one that is being served."""
+    visitors = Visitors(nursery, connections=4)
+    at_work = await visitors.come(POST)
+    served = await visitors.come(GET)
+    silent, fresh = await visitors.come(), await visitors.come()
+    await served.send_all(GET)  # once more: now the silent one has rested longest
+    await wait_all_tasks_blocked()
+
+    for gives_way in (silent, fresh, served):
+        newcomer = await visitors.come(GET)
+        assert (await newcomer.receive_some()).startswith(b"HTTP/1.1 200")
+        assert (await read_all(gives_way)).count(b"HTTP/1.1 200") == (2 if gives_way is served else 0)
+    visitors.go_on.set()
+    assert (await at_work.receive_some()).startswith(b"HTTP/1.1 200")
+    assert visitors.server.statistics() == Statistics(open=4, idle=4, served=6, refused=0)
 
 
 # Applications that fail ...............................................................................................

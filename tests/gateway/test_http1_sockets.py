@@ -237,20 +237,41 @@ async def test_half_a_request_and_garbage_are_answered_and_the_connection_ends(s
 
 
 async def test_flood_of_connections_beyond_the_limit_leaves_nothing_behind(start):
-    """A few hundred too many: each is refused or just closed, and the ones within the limit are served."""
-    server, address = await start(connections=1)
+    """While the one within the limit is at work, a few hundred are refused or just closed; it is served to its end."""
+    go_on = trio.Event()
+
+    async def app(scope, receive, send):
+        await go_on.wait()
+        await respond(send, b"served")
+
+    server, address = await start(app, connections=1)
     served = await trio.open_tcp_stream(*address)
     await served.send_all(GET)
-    assert parse(await served.receive_some())[0] == 200
+    await until(lambda: server.served)
     refused = [await trio.open_tcp_stream(*address) for _ in range(150)]
     with trio.fail_after(SAFETY_NET_S):
         for stream in refused:
             await read_all(stream)
-    await served.send_all(GET)
+    go_on.set()
     assert parse(await served.receive_some())[0] == 200
     assert server._turning_away <= 100
-    assert server.statistics() == Statistics(open=1, idle=1, served=2, refused=150)
+    assert server.statistics() == Statistics(open=1, idle=1, served=1, refused=150)
     for stream in [served, *refused]:
+        await stream.aclose()
+
+
+async def test_connections_that_say_nothing_do_not_keep_others_out(start):
+    """Three hundred of them where fifty have room: whoever comes with a request is answered."""
+    server, address = await start(connections=50)
+    silent = [await trio.open_tcp_stream(*address) for _ in range(300)]
+    for _ in range(3):
+        async with await trio.open_tcp_stream(*address) as stream:
+            await stream.send_all(GET)
+            with trio.fail_after(SAFETY_NET_S):
+                assert parse(await stream.receive_some())[0] == 200
+    await until(lambda: server.statistics().open <= 50)
+    assert server.statistics().refused == 0
+    for stream in silent:
         await stream.aclose()
 
 

@@ -122,10 +122,11 @@ async def test_headers_to_the_neuron_are_the_clients_less_what_is_not_its_busine
     ]
 
 
-async def test_path_and_query_go_out_as_they_came(autojump_clock, before):
-    """Still encoded."""
+@pytest.mark.parametrize("spelled", ["/v1/embeddings", "/v1/%65mbeddings", "/v1%2fembeddings", "http://x/v1/embeddings"])
+async def test_path_goes_out_as_the_neuron_knows_it_and_the_query_as_it_came(autojump_clock, before, spelled):
+    """A neuron has no business with how a client likes to write a path; what is asked for in the query is its own."""
     received = []
-    await raw_ask(before(recording(received, with_length(JSON))), path="/v1/embeddings?a=%2F&b")
+    await raw_ask(before(recording(received, with_length(JSON))), path=f"{spelled}?a=%2F&b")
 
     assert received[0].startswith(b"POST /v1/embeddings?a=%2F&b HTTP/1.1\r\n")
 
