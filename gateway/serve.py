@@ -275,16 +275,25 @@ async def _listening(listen: Listen) -> AsyncIterator[socket.socket]:
     """A listening TCP socket, closed on the way out.
 
     Raises:
-        OSError: The address is taken or not ours; `listen` says which.
+        CannotListen: The address is taken or not ours.
     """
-    family, _, _, _, address = (await trio.socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM))[0]
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _drop_stuck_readers(sock)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
+    with contextlib.ExitStack() as stack:
+        try:
+            found = await trio.socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = found[0]
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _drop_stuck_readers(sock)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {listen}: {error.strerror or error}") from error
         yield sock
+
+
+class CannotListen(OSError):
+    """The one trouble at start that is an operator's, and no crash."""
 
 
 def _drop_stuck_readers(sock: socket.socket) -> None:
@@ -315,7 +324,7 @@ def run(gateway: Gateway) -> int:
     exit_code = 1
     try:
         exit_code = trio.run(_run_with_signals, gateway)
-    except* OSError as group:
+    except* CannotListen as group:
         for error in _leaves(group):
             sys.stderr.write(f"cortex: {error}\n")
     return exit_code
@@ -331,7 +340,7 @@ async def _run_with_signals(gateway: Gateway) -> int:
             task_status.started()
             async for signum in signals:
                 if signum == signal.SIGHUP:
-                    await gateway.keeper.reload()
+                    nursery.start_soon(_reload, gateway)  # a file system that hangs must not keep us from stopping
                 elif stopping.is_set():
                     exit_code = SECOND_SIGNAL_EXIT_CODE
                     nursery.cancel_scope.cancel()
@@ -343,6 +352,10 @@ async def _run_with_signals(gateway: Gateway) -> int:
         await serve(gateway, stop=stopping.wait)
         nursery.cancel_scope.cancel()
     return exit_code
+
+
+async def _reload(gateway: Gateway) -> None:
+    await gateway.keeper.reload()
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

@@ -1,4 +1,4 @@
-"""Files and sockets are few: how many connections they are enough for, and what a real process does with 300 of them."""
+"""Files and sockets are few: how many connections they are enough for, and what a process does with hundreds."""
 
 import json
 import re

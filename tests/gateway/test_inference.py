@@ -122,7 +122,9 @@ async def test_headers_to_the_neuron_are_the_clients_less_what_is_not_its_busine
     ]
 
 
-@pytest.mark.parametrize("spelled", ["/v1/embeddings", "/v1/%65mbeddings", "/v1%2fembeddings", "http://x/v1/embeddings"])
+@pytest.mark.parametrize(
+    "spelled", ["/v1/embeddings", "/v1/%65mbeddings", "/v1%2fembeddings", "http://x/v1/embeddings"]
+)
 async def test_path_goes_out_as_the_neuron_knows_it_and_the_query_as_it_came(autojump_clock, before, spelled):
     """A neuron has no business with how a client likes to write a path; what is asked for in the query is its own."""
     received = []

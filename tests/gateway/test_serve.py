@@ -1,0 +1,131 @@
+"""The process: what signals do to it, and that nothing dies in it unheard."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+import trio
+from fakes.patience import SAFETY_NET_S, until
+from fakes.process import environment, running_cortex
+
+from gateway.serve import STUCK_READER_MS, _listening
+from gateway.settings import Listen
+
+CONFIG = """
+models_config = "models.toml"
+[gateway]
+listen = "127.0.0.1:0"
+metrics_listen = "127.0.0.1:0"
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A configuration without neurons, beside a catalogue without models."""
+    (tmp_path / "models.toml").write_text("models = []\n")
+    (tmp_path / "cortex.toml").write_text(CONFIG)
+    return tmp_path / "cortex.toml"
+
+
+def listening(process):
+    """The addresses it logs once it serves."""
+    for line in process.popen.stderr:
+        said = json.loads(line)
+        if said["event"] == "listening":
+            return said
+    raise AssertionError("it ended without listening")
+
+
+async def test_sighup_looks_at_the_file(config):
+    """Also when nothing tells that it has changed: the one look that is counted although it finds nothing new."""
+    with running_cortex("serve", "-c", config) as process:
+        metrics = f"http://{listening(process)['metrics']}/metrics"
+
+        def looks():
+            return 'cortex_catalogue_reloads_total{result="unchanged"} 1.0' in httpx.get(metrics, timeout=60).text
+
+        assert not looks()
+        process.popen.send_signal(signal.SIGHUP)
+        await until(looks)
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.end()[0] == 0
+
+
+def test_second_signal_cuts_at_once(config):
+    """130, as a shell says it, although the drain could go on for minutes; and no traceback."""
+    with running_cortex("serve", "-c", config) as process:
+        api = listening(process)["api"]
+        host, _, port = api.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=SAFETY_NET_S) as half_a_request:
+            half_a_request.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n{")
+            process.popen.send_signal(signal.SIGINT)
+            for line in process.popen.stderr:
+                if json.loads(line)["event"] == "draining":
+                    break
+            process.interrupt()
+            code, _, err = process.end()
+
+    assert code == 130
+    assert "Traceback" not in err
+
+
+CRASH = """
+import sys
+from pathlib import Path
+
+import trio
+from gateway import serve, settings
+from gateway.{module} import {owner}
+
+
+async def crash(*_, task_status=trio.TASK_STATUS_IGNORED, **__):
+    task_status.started()
+    await trio.sleep(0.05)
+    raise {error}
+
+
+{owner}.{method} = crash
+sys.exit(serve.run(serve.Gateway(settings.load(Path(sys.argv[1]), {{}}).settings)))
+"""
+
+
+@pytest.mark.parametrize("error", ["ZeroDivisionError", "OSError(5, 'a disk that dies')"])
+@pytest.mark.parametrize(
+    ("module", "owner", "method"),
+    [
+        ("upstream", "Upstream", "run"),
+        ("poller", "Poller", "run"),
+        ("lifecycle", "Lifecycle", "run"),
+        ("watcher", "CatalogueKeeper", "watch"),
+        ("hypercorn_worker", "HypercornServer", "serve"),
+        ("http1", "Server", "serve"),
+    ],
+)
+def test_crash_of_a_background_task_ends_the_process_loudly(config, module, owner, method, error):
+    """A traceback and an exit code that systemd acts on; never a server that runs on without its poller."""
+    program = CRASH.format(module=module, owner=owner, method=method, error=error)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(config)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SAFETY_NET_S,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert error.partition("(")[0] in done.stderr
+
+
+async def test_kernel_drops_who_takes_nothing():
+    """Accepted sockets inherit it: lessons.md has what happens otherwise."""
+    async with _listening(Listen("127.0.0.1", 0)) as sock, await trio.open_tcp_stream(*sock.getsockname()):
+        sock.setblocking(True)
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == STUCK_READER_MS
