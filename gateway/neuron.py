@@ -24,6 +24,8 @@ import httpx
 import msgspec
 import trio
 
+from gateway import tls
+
 # The largest answer of the control API is /models; 8 MiB is some ten thousand models, and far from hurting us.
 ANSWER_LIMIT_BYTES = 8 * 1024 * 1024
 ERROR_TEXT_LIMIT = 500  # characters of a refusal that a log line or a client is shown
@@ -216,6 +218,7 @@ class ControlHttp:
             headers=headers,
             follow_redirects=False,
             trust_env=False,
+            verify=tls.context(),
         )
 
     async def call(self, method: str, path: str, body: Any = None) -> bytes:

@@ -6,7 +6,6 @@ llhttp (through `httptools`) parses; we keep to what it refuses. Nothing here kn
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import httptools
 import trio
 
+from gateway import tls
 from gateway.asgi import Headers
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.phases import Phases
@@ -27,6 +27,7 @@ __all__ = ["Connect", "Exchange", "Origin", "Response", "Upstream", "request_hea
 HEADER_LIMIT_BYTES = 64 * 1024  # contract section 13; also for trailers
 IDLE_LIMIT_S = 3.0  # uvicorn and llama.cpp close at 5 s: we must be first, with room for a slow clock
 SWEEP_INTERVAL_S = 1.0
+TLS_UNHEARD_BYTES = 64 * 1024  # sent at a time without an ear for an early answer; any socket takes as much
 
 
 class Origin(NamedTuple):
@@ -82,23 +83,13 @@ async def open_stream(origin: Origin) -> trio.abc.Stream:
     stream: trio.abc.Stream = await trio.open_tcp_stream(origin.host, origin.port)
     if origin.scheme == "http":
         return stream
-    secure = trio.SSLStream(stream, _tls_context(), server_hostname=origin.host, https_compatible=True)
+    secure = trio.SSLStream(stream, tls.context(), server_hostname=origin.host, https_compatible=True)
     try:
         await secure.do_handshake()
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
     return secure
-
-
-def _tls_context() -> ssl.SSLContext:
-    context = _tls_contexts.get("default")
-    if context is None:
-        context = _tls_contexts["default"] = ssl.create_default_context()
-    return context
-
-
-_tls_contexts: dict[str, ssl.SSLContext] = {}  # made on first use: loading the system's certificates takes 20 ms
 
 
 class Upstream:
@@ -412,6 +403,21 @@ class Response:
             self.reusable = self._parser.should_keep_alive()
 
 
+class _Whole:
+    """A large message that goes out over TLS, which cannot be asked how much it takes: as one that is produced."""
+
+    def __init__(self, message: Sequence[bytes]) -> None:
+        self._message = b"".join(message)
+        self._sent = 0
+        self.length = len(self._message)
+
+    async def receive(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        piece = self._message[self._sent : self._sent + TLS_UNHEARD_BYTES]
+        self._sent += len(piece)
+        return piece
+
+
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -440,6 +446,8 @@ class Connection:
             Exception: What `body` raises.
         """
         response = self._response = Response(self)
+        if body is None and isinstance(self._stream, trio.SSLStream) and sum(map(len, message)) > TLS_UNHEARD_BYTES:
+            message, body = (), _Whole(message)
         sent = True
         for piece in message:
             sent = sent and await self._send(piece)

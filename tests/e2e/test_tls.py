@@ -1,0 +1,175 @@
+"""Neurons behind TLS: polled and asked like any other, on connections used again, and by whoever may be believed."""
+
+import hashlib
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+from fakes.engine import SimEngine, start_gateway
+from fakes.patience import until
+from fakes.running import SMALL
+from fakes.scripted import with_length
+
+from gateway import tls
+from gateway.fleet import ModelReport, NodeReport
+from gateway.serve import Gateway
+from gateway.settings import NeuronSettings
+from gateway.sim.faults import CloseAfter, Slow
+
+CHAT = "/v1/chat/completions"
+TLS = Path(__file__).parents[1] / "fakes" / "tls"  # a certificate for localhost that signed itself, and its key
+
+
+def question(**more):
+    return {"model": SMALL, "messages": [{"role": "user", "content": "What is the capital of Georgia?"}], **more}
+
+
+@pytest.fixture
+def trusted(monkeypatch):
+    """Its certificate is believed, as an operator of a private CA would have it."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "cert.pem"))
+    tls.context.cache_clear()
+    yield
+    tls.context.cache_clear()
+
+
+async def serve_tls(nursery, peer):
+    """The https URL of a peer, which gets each connection once its handshake is done."""
+
+    async def serve(stream):
+        try:
+            await stream.do_handshake()
+            await peer(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # whoever asked did not believe us, or left
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    context = tls.ssl.create_default_context(tls.ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+    (listener,) = await nursery.start(partial(trio.serve_ssl_over_tcp, serve, 0, context, host="127.0.0.1"))
+    return f"https://localhost:{listener.transport_listener.socket.getsockname()[1]}"
+
+
+@dataclass
+class Behind:
+    """A gateway in front of an engine that is behind TLS: a neuron would report an inference URL of its own."""
+
+    gateway: Gateway
+    url: str
+    http: httpx.AsyncClient
+
+
+@pytest.fixture
+def beast():
+    return SimEngine(SMALL, speed=100)
+
+
+@pytest.fixture
+async def cortex(nursery, beast):
+    async with before(nursery, await serve_tls(nursery, beast.serve_stream)) as behind:
+        yield behind
+
+
+@asynccontextmanager
+async def before(nursery, url):
+    gateway, address = await start_gateway(nursery, [NeuronSettings("beast", url, "openai")])
+    async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=60) as http:
+        yield Behind(gateway, address, http)
+    nursery.cancel_scope.cancel()
+
+
+async def test_neuron_behind_tls_is_polled_and_asked(trusted, cortex):
+    """Streams and plain answers, all on one connection: a session ticket on it does not make it suspicious."""
+    for number in range(10):
+        answer = await cortex.http.post(CHAT, json=question(stream=number % 2 == 0))
+        assert answer.status_code == 200
+        assert "isi" in answer.text
+
+    assert cortex.gateway.upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 1, "reused": 9}
+
+
+async def test_neuron_behind_tls_that_hangs_up_after_each_answer(trusted, cortex, beast):
+    """While it advertises keep-alive: nobody's request is lost on a connection that is no more."""
+    beast.faults.add(CloseAfter())
+    for number in range(40):
+        assert (await cortex.http.post(CHAT, json=question(stream=number % 2 == 0))).status_code == 200
+
+    assert beast.counters["requests"] == 40
+    assert cortex.gateway.upstream.in_use == 0
+
+
+async def test_neuron_behind_tls_sees_a_client_leave(trusted, cortex, beast):
+    """Cancelled in mid-exchange, the connection is closed there too."""
+    beast.faults.add(Slow(factor=1e9))
+    async with trio.open_nursery() as leaving:
+        leaving.start_soon(partial(cortex.http.post, CHAT, json=question(stream=True)))
+        await until(lambda: beast.residents[SMALL].places.in_flight)
+        leaving.cancel_scope.cancel()
+    await until(lambda: beast.cancelled)
+    await until(lambda: not cortex.gateway.accounts.live)
+
+    assert cortex.gateway.upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
+
+
+async def test_neuron_nobody_vouches_for_is_not_asked(cortex):
+    """Neither polled nor, should it be taken for healthy, given a client's words; and why is said."""
+    node = cortex.gateway.fleet.nodes["beast"]
+    await until(lambda: node.misses >= 3)
+    assert not node.healthy
+    cortex.gateway.fleet.answered("beast", NodeReport((ModelReport(SMALL, "loaded", url=node.endpoint),), devices=()))
+    answer = await cortex.http.post(CHAT, json=question())
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_connection_error")
+    assert "certificate verify failed" in answer.json()["error"]["message"]
+
+
+def listing_then(peer):
+    """A neuron of our own making: tells of its model when it is polled, and leaves the rest to `peer`."""
+
+    async def serve(stream):
+        while request := await stream.receive_some(65_536):
+            if request.startswith(b"GET "):
+                await stream.send_all(with_length(b'{"data":[{"id":"%b"}]}' % SMALL.encode()))
+            else:
+                await peer(stream, bytes(request))
+
+    return serve
+
+
+async def test_early_answer_of_a_neuron_behind_tls_is_heard(trusted, nursery):
+    """413 after the head: nobody waits for 32 MiB to be read by a neuron that has read enough."""
+
+    async def peer(stream, _):
+        await stream.send_all(with_length(b'{"error":"too long"}', status="413 Content Too Large"))
+        await trio.sleep_forever()
+
+    async with before(nursery, await serve_tls(nursery, listing_then(peer))) as cortex:
+        answer = await cortex.http.post(CHAT, json=question(padding="x" * 32 * 1024**2))
+
+    assert (answer.status_code, answer.json()["error"]["message"]) == (413, "too long")
+
+
+async def test_large_body_arrives_whole_over_tls(trusted, nursery):
+    """In pieces of which none is lost, and the connection can be used again."""
+    received = []
+
+    async def peer(stream, begun):
+        while not begun.endswith(b'the end"}'):
+            begun += await stream.receive_some(65_536)
+        received.append(hashlib.sha256(begun.partition(b"\r\n\r\n")[2]).digest())
+        await stream.send_all(with_length(b"{}"))
+
+    body = json.dumps(question(padding="x" * 4 * 1024**2, last="the end"), separators=(",", ":")).encode()
+    async with before(nursery, await serve_tls(nursery, listing_then(peer))) as cortex:
+        statuses = [(await cortex.http.post(CHAT, content=body)).status_code for _ in range(2)]
+        statistics = cortex.gateway.upstream.statistics()
+
+    assert statuses == [200, 200]
+    assert received == [hashlib.sha256(body).digest()] * 2
+    assert (statistics["opened"], statistics["reused"]) == (1, 1)
