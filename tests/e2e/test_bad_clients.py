@@ -1,0 +1,269 @@
+"""Clients that harm or do not care: each is refused or timed out, and a stream beside it goes on as if nothing were."""
+
+import json
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import trio
+from fakes.in_memory import Client
+from fakes.patience import PATIENT_DEADLINES, SAFETY_NET_S, until
+from fakes.running import SMALL, running_gateway
+from fakes.scripted import DONE, chunked, delta, listening, read_request
+
+from gateway.settings import DeadlineSettings, StreamingSettings
+from gateway.sim.fleet import neuron
+from gateway.upstream import Origin, open_stream
+
+CHAT = "/v1/chat/completions"
+MIB = 1024**2
+TOKENS = 12
+SHORT = {
+    "streaming": StreamingSettings(keepalive_seconds=0),  # a comment would be something else than the next word
+    "deadlines": DeadlineSettings(
+        connect_seconds=PATIENT_DEADLINES.connect_seconds, header_seconds=0.4, client_write_seconds=0.4
+    ),
+}
+
+
+class Neuron:
+    """Says one token to the good client whenever it is told to, and never stops talking to a glutton."""
+
+    def __init__(self):
+        self.tell, self.told = trio.open_memory_channel(0)
+        self.gluttons = self.given_up = 0
+
+    async def __call__(self, stream):
+        request = await read_request(stream)
+        await stream.send_all(chunked(end=b""))
+        if b'"glutton"' in request:
+            await self._feed(stream)
+        else:
+            async for event in self.told:
+                await stream.send_all(b"%x\r\n%b\r\n" % (len(event), event))
+            await stream.send_all(b"0\r\n\r\n")
+
+    async def _feed(self, stream):
+        self.gluttons += 1
+        event = delta("x" * 65_000)
+        try:
+            while True:
+                await stream.send_all(b"%x\r\n%b\r\n" % (len(event), event))
+        finally:
+            self.given_up += 1
+
+
+class Beside:
+    """A gateway with one stream running through it, which says a word whenever it is asked to."""
+
+    def __init__(self, cortex, spoken, wire):
+        self.cortex = cortex
+        self.neuron = spoken
+        self.port = cortex.port
+        self._wire = wire
+        self._headers = {}
+        self._words = 0
+
+    async def begin(self):
+        await self._wire.send({"model": SMALL, "stream": True, "messages": []})
+
+    async def goes_on(self):
+        """The next word is with the client; nothing but that word."""
+        event = delta(f" word {self._words}")
+        self._words += 1
+        await self.neuron.tell.send(event)
+        with trio.fail_after(SAFETY_NET_S):
+            if not self._headers:
+                status, self._headers = await self._wire.head()
+                assert status == 200
+            assert await self._wire.piece(self._headers) == event
+
+    async def ends(self):
+        await self.neuron.tell.send(DONE)
+        self.neuron.tell.close()
+        assert await self._wire.piece(self._headers) == DONE
+        assert await self._wire.piece(self._headers) == b""
+
+
+@pytest.fixture
+async def beside(tmp_path):
+    """Its stream has begun; when the test is over it must still be good for an end."""
+    spoken = Neuron()
+    async with (
+        listening(spoken) as url,
+        running_gateway(tmp_path, [neuron("beast", [24576], [SMALL])], **SHORT) as cortex,
+    ):
+        origin = Origin.parse(url)
+        cortex.gateway.upstream._connect = lambda _: open_stream(origin)  # polls go to `beast`, requests to `spoken`
+        async with await trio.open_tcp_stream("127.0.0.1", cortex.port) as stream:
+            good = Beside(cortex, spoken, Client(stream))
+            await good.begin()
+            await good.goes_on()
+            yield good
+            await good.goes_on()
+            await good.ends()
+        await until(lambda: not cortex.gateway.accounts.live)
+        cortex.gateway.fleet.assert_idle()
+        assert cortex.gateway.upstream.in_use == 0
+
+
+@asynccontextmanager
+async def a_bad_client(beside):
+    async with await trio.open_tcp_stream("127.0.0.1", beside.port) as stream:
+        yield stream
+
+
+async def answer_of(stream):
+    """Everything until the gateway closes, or resets because more is on its way than it cares to read."""
+    data = b""
+    with trio.fail_after(SAFETY_NET_S):
+        try:
+            while piece := await stream.receive_some(65_536):
+                data += piece
+        except trio.BrokenResourceError:
+            pass
+    return data
+
+
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), 400, "malformed_request"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", 400, "malformed_request"),
+        (bytes(range(256)) * 100, 400, "malformed_request"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "malformed_request"),
+        (POST[:20], 408, "request_timeout"),
+        (POST, 408, "request_timeout"),
+        (POST + b"content-length: 100\r\n\r\n{", 408, "request_timeout"),
+        (POST + b"transfer-encoding: chunked\r\n\r\n5\r\n{", 408, "request_timeout"),
+        (POST + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400, "malformed_request"),
+        (POST + b"content-length: 4\r\ncontent-length: 5\r\n\r\n{}   ", 400, "malformed_request"),
+        (POST + b"x: " + b"y" * 70_000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (POST + b"x: y\r\n" * 20_000 + b"\r\n", 431, "headers_too_large"),
+        (POST + b"transfer-encoding: chunked\r\n\r\n2;" + b"x" * 140_000, 431, "headers_too_large"),
+        (POST + b"content-length: 104857600\r\n\r\n", 413, "body_too_large"),
+        (POST + b"content-length: 200000\r\n\r\n" + b"[" * 200_000, 400, "malformed_json"),
+    ],
+    ids=lambda value: value[:40].decode("latin-1").replace("\r\n", "|") if isinstance(value, bytes) else str(value),
+)
+async def test_what_is_no_request_is_refused_while_a_stream_goes_on(beside, sent, status, code):
+    """With a status and an envelope, and then the connection is closed."""
+    async with a_bad_client(beside) as bad:
+        await bad.send_all(sent)
+        await beside.goes_on()
+        told = await answer_of(bad) if status != 400 or code != "malformed_json" else await bad.receive_some()
+        await beside.goes_on()
+
+    head, _, body = told.partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert json.loads(body)["error"]["code"] == code
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_hundred_megabytes_are_refused_while_a_stream_goes_on(beside, announced):
+    """At the first byte if their length is told, at the last that is allowed if not; never all of them are taken."""
+    sent = 0
+
+    async def upload(bad):
+        nonlocal sent
+        framing = b"content-length: %d\r\n\r\n" % (100 * MIB) if announced else b"transfer-encoding: chunked\r\n\r\n"
+        piece = b" " * MIB if announced else b"%x\r\n%b\r\n" % (MIB, b" " * MIB)
+        try:
+            await bad.send_all(POST + framing)
+            for _ in range(100):
+                await bad.send_all(piece)
+                sent += 1
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    async with a_bad_client(beside) as bad, trio.open_nursery() as uploading:
+        uploading.start_soon(upload, bad)
+        await beside.goes_on()
+        with trio.fail_after(SAFETY_NET_S):
+            told = bytes(await bad.receive_some())
+        await beside.goes_on()
+        uploading.cancel_scope.cancel()
+
+    assert told.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"body_too_large"' in told
+    assert announced or 64 <= sent < 100
+
+
+async def test_headers_without_an_end_are_refused_while_a_stream_goes_on(beside):
+    """In the midst of their coming."""
+
+    async def flood(bad):
+        try:
+            await bad.send_all(POST)
+            while True:
+                await bad.send_all(b"x: y\r\n" * 10_000)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    async with a_bad_client(beside) as bad, trio.open_nursery() as flooding:
+        flooding.start_soon(flood, bad)
+        await beside.goes_on()
+        with trio.fail_after(SAFETY_NET_S):
+            told = bytes(await bad.receive_some())
+        await beside.goes_on()
+        flooding.cancel_scope.cancel()
+
+    assert told.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_client_that_reads_nothing_is_dropped_while_a_stream_goes_on(beside):
+    """And its neuron freed, once it has taken nothing for `client_write_seconds`."""
+    body = json.dumps({"model": SMALL, "stream": True, "messages": [{"role": "user", "content": "glutton"}]}).encode()
+    async with a_bad_client(beside) as bad:
+        await bad.send_all(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
+        await until(lambda: beside.neuron.gluttons)
+        await beside.goes_on()
+        await until(lambda: beside.neuron.given_up)
+        await beside.goes_on()
+
+    assert len(beside.cortex.gateway.accounts.live) == 1
+    exposed = beside.cortex.gateway.metrics.expose().decode()
+    assert f'cortex_client_disconnects_total{{model="{SMALL}",node="beast"}} 1.0' in exposed
+
+
+async def test_thousands_of_requests_nobody_reads_the_answers_of(beside):
+    """Pipelined as fast as they go: served as long as the answers are taken, then dropped."""
+    asked = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n" * 500
+
+    async def flood(bad):
+        try:
+            while True:
+                await bad.send_all(asked)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            dropped.set()
+
+    dropped = trio.Event()
+    async with a_bad_client(beside) as bad, trio.open_nursery() as flooding:
+        flooding.start_soon(flood, bad)
+        await beside.goes_on()
+        with trio.fail_after(SAFETY_NET_S):
+            await dropped.wait()
+        await beside.goes_on()
+
+
+async def test_hundred_clients_at_once_that_all_misbehave(beside):
+    """A bit of everything; in the end only the good one is left, and another one is served."""
+    everything = [b"\x00" * 100, POST[:30], POST + b"content-length: 9\r\n\r\n{", POST + b"x: " + b"y" * 70_000, b""]
+
+    async def misbehave(number):
+        async with a_bad_client(beside) as bad:
+            await bad.send_all(everything[number % len(everything)])
+            await answer_of(bad) if number % len(everything) < 4 else await trio.sleep_forever()
+
+    async with trio.open_nursery() as crowd:
+        for number in range(100):
+            crowd.start_soon(misbehave, number)
+        for _ in range(3):
+            await beside.goes_on()
+        await until(lambda: len(crowd.child_tasks) == 20)  # those that say nothing at all stay, as they may
+        async with httpx.AsyncClient(base_url=beside.cortex.url, trust_env=False, timeout=60) as http:
+            assert (await http.get("/v1/models")).status_code == 200
+        crowd.cancel_scope.cancel()
