@@ -9,7 +9,7 @@ from fakes.patience import until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 from openai import APIConnectionError, AsyncOpenAI, OpenAI
 
-from gateway.sim.faults import Drop
+from gateway.sim.faults import Drop, HttpError
 from gateway.sim.fleet import neuron
 
 # The SDK leaves its own async generators to the garbage collector when a stream is read to its end; not ours to mend.
@@ -36,117 +36,163 @@ async def running(tmp_path):
         yield gateway
 
 
-def async_client(running):
-    return AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60)
+class Sync:
+    """The SDK as a script uses it, each call in a thread of its own."""
+
+    def __init__(self, url):
+        self._client = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+
+    async def call(self, use):
+        """What a method returns."""
+        return await trio.to_thread.run_sync(use, self._client)
+
+    async def chunks(self, use):
+        """All of a stream."""
+        return await trio.to_thread.run_sync(lambda: list(use(self._client)))
+
+    async def abort(self, use, enough):
+        """A stream, closed at the first chunk that is enough."""
+
+        def read():
+            with use(self._client) as stream:
+                next(chunk for chunk in stream if enough(chunk))
+
+        await trio.to_thread.run_sync(read)
+
+    async def aclose(self):
+        self._client.close()
+        await trio.lowlevel.checkpoint()
 
 
-async def in_thread(running, use):
-    """The sync SDK, as a script would use it."""
+class Async:
+    """The SDK as a server uses it."""
 
-    def script():
-        with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
-            return use(client)
+    def __init__(self, url):
+        self._client = AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
 
-    return await trio.to_thread.run_sync(script)
+    async def call(self, use):
+        return await use(self._client)
+
+    async def chunks(self, use):
+        return [chunk async for chunk in await use(self._client)]
+
+    async def abort(self, use, enough):
+        async with await use(self._client) as stream:
+            async for chunk in stream:
+                if enough(chunk):
+                    break
+
+    async def aclose(self):
+        await self._client.close()
 
 
-async def test_models_are_listed_and_retrieved_aliases_beside_them(running):
+@pytest.fixture(params=[Sync, Async])
+async def sdk(request, running):
+    client = request.param(f"{running.url}/v1")
+    yield client
+    await client.aclose()
+
+
+def said(chunks):
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+async def test_models_are_listed_and_retrieved_aliases_beside_them(sdk):
     """The SDK quotes the slash of an id; both ways of writing it are the same model."""
+    listed = await sdk.call(lambda client: client.models.list())
+    retrieved = await sdk.call(lambda client: client.models.retrieve("helexa/small"))
 
-    def use(client):
-        return [model.id for model in client.models.list()], client.models.retrieve("helexa/small").id
-
-    listed, retrieved = await in_thread(running, use)
-
-    assert {SMALL, LARGE, "helexa/small", "helexa/large"} <= set(listed)
-    assert "helexa/dead" not in listed
-    assert retrieved == "helexa/small"
+    ids = {model.id for model in listed.data}
+    assert {SMALL, LARGE, "helexa/small", "helexa/large"} <= ids
+    assert "helexa/dead" not in ids
+    assert retrieved.id == "helexa/small"
 
 
-async def test_chat_answers_with_usage(running):
-    """Sync, not streamed."""
-    answer = await in_thread(
-        running, lambda client: client.chat.completions.create(model="helexa/small", messages=PROBE)
-    )
+async def test_chat_answers_with_usage(sdk):
+    """Not streamed."""
+    answer = await sdk.call(lambda client: client.chat.completions.create(model="helexa/small", messages=PROBE))
 
     assert "Tbilisi" in answer.choices[0].message.content
     assert answer.model == SMALL
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-async def test_stream_ends_with_the_usage_that_was_asked_for(running):
-    """Sync and async read the same chunks."""
+async def test_stream_ends_with_the_usage_that_was_asked_for(sdk):
+    """On a chunk without choices, the last one."""
     wanted = {"model": "helexa/large", "messages": PROBE, "stream": True, "stream_options": {"include_usage": True}}
-    sync_chunks = await in_thread(running, lambda client: list(client.chat.completions.create(**wanted)))
-    async with async_client(running) as client:
-        stream = await client.chat.completions.create(**wanted)
-        async_chunks = [chunk async for chunk in stream]
+    chunks = await sdk.chunks(lambda client: client.chat.completions.create(**wanted))
 
-    for chunks in (sync_chunks, async_chunks):
-        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-        assert "Tbilisi" in text
-        assert chunks[-1].usage.completion_tokens > 0
-        assert {chunk.model for chunk in chunks} == {LARGE}
+    assert "Tbilisi" in said(chunks)
+    assert chunks[-1].usage.completion_tokens > 0
+    assert not chunks[-1].choices
+    assert {chunk.model for chunk in chunks} == {LARGE}
 
 
-async def test_embeddings(running):
+async def test_embeddings(sdk):
     """The SDK asks for base64 and decodes it."""
-    async with async_client(running) as client:
-        answer = await client.embeddings.create(model=EMBEDDER, input=["one", "two"])
+    answer = await sdk.call(lambda client: client.embeddings.create(model=EMBEDDER, input=["one", "two"]))
 
     assert [item.index for item in answer.data] == [0, 1]
     assert sum(x * x for x in answer.data[0].embedding) == pytest.approx(1, abs=1e-3)
 
 
-async def test_errors_are_the_sdks_typed_exceptions(running):
+async def test_errors_are_the_sdks_typed_exceptions(sdk, running):
     """By status: what a client catches by name."""
-    async with async_client(running) as client:
-        with pytest.raises(openai.NotFoundError, match="not found") as not_found:
-            await client.chat.completions.create(model="nobody/has-it", messages=PROBE)
-        with pytest.raises(openai.BadRequestError, match="model"):
-            await client.post("/chat/completions", body={"messages": PROBE}, cast_to=object)
-        running.neurons[0].faults.add(Drop(after=3, how="rst", times=1))
-        with pytest.raises(openai.APIError) as broken:
-            async for _ in await client.chat.completions.create(model=SMALL, messages=PROBE, stream=True):
-                pass
+    with pytest.raises(openai.NotFoundError, match="not found") as not_found:
+        await sdk.call(lambda client: client.chat.completions.create(model="nobody/has-it", messages=PROBE))
+    with pytest.raises(openai.NotFoundError):
+        await sdk.call(lambda client: client.models.retrieve("nobody/has-it"))
+    with pytest.raises(openai.BadRequestError, match="model"):
+        await sdk.call(lambda client: client.post("/chat/completions", body={"messages": PROBE}, cast_to=object))
+    running.neurons[0].faults.add(HttpError(status=503, retry_after_s=7))
+    with pytest.raises(openai.InternalServerError) as full:
+        await sdk.call(lambda client: client.chat.completions.create(model=SMALL, messages=PROBE))
 
     assert not_found.value.code == "model_not_found"
+    assert full.value.response.headers["retry-after"] == "7"
+
+
+async def test_stream_that_breaks_off_raises(sdk, running):
+    """What came before stays; nobody takes it for whole."""
+    running.neurons[0].faults.add(Drop(after=3, how="rst", times=1))
+    with pytest.raises(openai.APIError) as broken:
+        await sdk.chunks(lambda client: client.chat.completions.create(model=SMALL, messages=PROBE, stream=True))
+
     assert broken.value.code == "upstream_connection_error"
 
 
-async def test_no_neuron_left_is_a_503(running):
+async def test_no_neuron_left_is_a_503(sdk, running):
     """And the SDK's InternalServerError."""
     await running.down()
-    async with async_client(running) as client:
-        with pytest.raises(openai.InternalServerError, match="no healthy nodes"):
-            await client.chat.completions.create(model=SMALL, messages=PROBE)
+    with pytest.raises(openai.InternalServerError, match="no healthy nodes"):
+        await sdk.call(lambda client: client.chat.completions.create(model=SMALL, messages=PROBE))
 
 
-async def test_abort_in_mid_stream_stops_the_neuron(running):
+async def test_abort_in_mid_stream_stops_the_neuron(sdk, running):
     """Closing the stream is how a user's Stop button looks from here."""
-    running.neurons[0].speed = 2
-    async with async_client(running) as client:
-        stream = await client.chat.completions.create(model=SMALL, messages=PROBE, stream=True)
-        async for chunk in stream:
-            if chunk.choices and chunk.choices[0].delta.content:
-                break
-        await stream.close()
-        await until(lambda: running.neurons[0].cancelled)
-        await until(lambda: not running.gateway.accounts.live)
+    running.neurons[0].speed = 5
+    long = [{"role": "user", "content": "Write 8000 words"}]  # 25 s of them
+    await sdk.abort(
+        lambda client: client.chat.completions.create(model=SMALL, messages=long, stream=True),
+        lambda chunk: chunk.choices and chunk.choices[0].delta.content,
+    )
+    await until(lambda: running.neurons[0].cancelled)
+    await until(lambda: not running.gateway.accounts.live)
+    assert [gone.phase for gone in running.neurons[0].cancelled] == ["decode"]
     running.gateway.fleet.assert_idle()
 
 
-async def test_twenty_streams_at_once_through_one_client(running):
+async def test_twenty_streams_at_once_through_one_client(sdk):
     """Each whole."""
     texts = []
 
-    async def one(client):
-        stream = await client.chat.completions.create(model="helexa/small", messages=PROBE, stream=True)
-        texts.append("".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]))
+    async def one():
+        wanted = {"model": "helexa/small", "messages": PROBE, "stream": True}
+        texts.append(said(await sdk.chunks(lambda client: client.chat.completions.create(**wanted))))
 
-    async with async_client(running) as client, trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         for _ in range(20):
-            nursery.start_soon(one, client)
+            nursery.start_soon(one)
 
     assert len(texts) == 20
     assert all("Tbilisi" in text for text in texts)
