@@ -7,7 +7,7 @@ import httpx
 import pytest
 import trio
 from fakes.in_memory import Client
-from fakes.patience import PATIENT_DEADLINES, SAFETY_NET_S, until
+from fakes.patience import SAFETY_NET_S, until
 from fakes.running import SMALL, running_gateway
 from fakes.scripted import DONE, chunked, delta, listening, read_request
 
@@ -18,12 +18,20 @@ from gateway.upstream import Origin, open_stream
 CHAT = "/v1/chat/completions"
 MIB = 1024**2
 TOKENS = 12
-SHORT = {
-    "streaming": StreamingSettings(keepalive_seconds=0),  # a comment would be something else than the next word
-    "deadlines": DeadlineSettings(
-        connect_seconds=PATIENT_DEADLINES.connect_seconds, header_seconds=0.4, client_write_seconds=0.4
-    ),
-}
+HASTY_S = 0.4
+
+
+def settings(header_s):
+    """Little patience for a client that takes nothing, and as much as that for a request to be whole."""
+    deadlines = DeadlineSettings(connect_seconds=SAFETY_NET_S, header_seconds=header_s, client_write_seconds=HASTY_S)
+    return {
+        "deadlines": deadlines,
+        "streaming": StreamingSettings(keepalive_seconds=0),  # a comment would be something else than the next word
+    }
+
+
+hasty = pytest.mark.parametrize("beside", [HASTY_S], indirect=True)
+"""For what ends only when the gateway loses patience with a request that does not become whole."""
 
 
 class Neuron:
@@ -86,12 +94,14 @@ class Beside:
 
 
 @pytest.fixture
-async def beside(tmp_path):
+async def beside(tmp_path, request):
     """Its stream has begun; when the test is over it must still be good for an end."""
     spoken = Neuron()
+    beast = neuron("beast", [24576], [SMALL])
+    sections = settings(getattr(request, "param", SAFETY_NET_S))
     async with (
         listening(spoken) as url,
-        running_gateway(tmp_path, [neuron("beast", [24576], [SMALL])], **SHORT) as cortex,
+        running_gateway(tmp_path, [beast], **sections) as cortex,
     ):
         origin = Origin.parse(url)
         cortex.gateway.upstream._connect = lambda _: open_stream(origin)  # polls go to `beast`, requests to `spoken`
@@ -128,6 +138,20 @@ async def answer_of(stream):
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n"
 
 
+def label(value):
+    return value[:40].decode("latin-1").replace("\r\n", "|") if isinstance(value, bytes) else str(value)
+
+
+async def refused(beside, sent):
+    """Status and code of what such a client is told, the stream having gone on before and after."""
+    async with a_bad_client(beside) as bad:
+        await bad.send_all(sent)
+        await beside.goes_on()
+        head, _, body = (await answer_of(bad)).partition(b"\r\n\r\n")
+        await beside.goes_on()
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
 @pytest.mark.parametrize(
     ("sent", "status", "code"),
     [
@@ -135,31 +159,35 @@ POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n"
         (b"SSH-2.0-OpenSSH_9.6\r\n", 400, "malformed_request"),
         (bytes(range(256)) * 100, 400, "malformed_request"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "malformed_request"),
-        (POST[:20], 408, "request_timeout"),
-        (POST, 408, "request_timeout"),
-        (POST + b"content-length: 100\r\n\r\n{", 408, "request_timeout"),
-        (POST + b"transfer-encoding: chunked\r\n\r\n5\r\n{", 408, "request_timeout"),
         (POST + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400, "malformed_request"),
         (POST + b"content-length: 4\r\ncontent-length: 5\r\n\r\n{}   ", 400, "malformed_request"),
+        (POST + b"connection: close\r\ncontent-length: 200000\r\n\r\n" + b"[" * 200_000, 400, "malformed_json"),
         (POST + b"x: " + b"y" * 70_000 + b"\r\n\r\n", 431, "headers_too_large"),
         (POST + b"x: y\r\n" * 20_000 + b"\r\n", 431, "headers_too_large"),
         (POST + b"transfer-encoding: chunked\r\n\r\n2;" + b"x" * 140_000, 431, "headers_too_large"),
         (POST + b"content-length: 104857600\r\n\r\n", 413, "body_too_large"),
-        (POST + b"content-length: 200000\r\n\r\n" + b"[" * 200_000, 400, "malformed_json"),
     ],
-    ids=lambda value: value[:40].decode("latin-1").replace("\r\n", "|") if isinstance(value, bytes) else str(value),
+    ids=label,
 )
 async def test_what_is_no_request_is_refused_while_a_stream_goes_on(beside, sent, status, code):
     """With a status and an envelope, and then the connection is closed."""
-    async with a_bad_client(beside) as bad:
-        await bad.send_all(sent)
-        await beside.goes_on()
-        told = await answer_of(bad) if status != 400 or code != "malformed_json" else await bad.receive_some()
-        await beside.goes_on()
+    assert await refused(beside, sent) == (status, code)
 
-    head, _, body = told.partition(b"\r\n\r\n")
-    assert int(head.split()[1]) == status
-    assert json.loads(body)["error"]["code"] == code
+
+@hasty
+@pytest.mark.parametrize(
+    "sent",
+    [
+        POST[:20],
+        POST,
+        POST + b"content-length: 100\r\n\r\n{",
+        POST + b"transfer-encoding: chunked\r\n\r\n5\r\n{",
+    ],
+    ids=label,
+)
+async def test_half_a_request_is_given_up_while_a_stream_goes_on(beside, sent):
+    """After `header_seconds`, wherever it stopped."""
+    assert await refused(beside, sent) == (408, "request_timeout")
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -249,6 +277,7 @@ async def test_thousands_of_requests_nobody_reads_the_answers_of(beside):
         await beside.goes_on()
 
 
+@hasty
 async def test_hundred_clients_at_once_that_all_misbehave(beside):
     """A bit of everything; in the end only the good one is left, and another one is served."""
     everything = [b"\x00" * 100, POST[:30], POST + b"content-length: 9\r\n\r\n{", POST + b"x: " + b"y" * 70_000, b""]

@@ -6,6 +6,7 @@ import httpx
 import pytest
 import trio
 from click.testing import CliRunner
+from fakes.patience import SAFETY_NET_S
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 
 from gateway import cli
@@ -49,7 +50,7 @@ async def test_story_of_trouble_says_who_failed_and_who_was_passed_over(tmp_path
     neurons = [neuron(name, [24576, 24576], [SMALL, LARGE], speed=100) for name in ("a", "b")]
     neurons[0].faults.add(faults.HttpError(status=503, text="queue is full"))
     async with running_gateway(tmp_path, neurons) as running:
-        async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=60) as client:
             await client.post("/v1/chat/completions", json=ASK, headers={"x-request-id": "mine"})
         code, out, _ = await explained(f"http://{running.addresses.metrics}", "mine")
 
@@ -83,7 +84,7 @@ async def test_request_under_way_is_told_while_it_waits(http, admin, wire, beast
     beast.faults.add(faults.Hang())
     async with wire() as client:
         await client.send(ASK, headers=("x-request-id: mine",))
-        with trio.fail_after(30):
+        with trio.fail_after(SAFETY_NET_S):
             while not beast.requests:
                 await trio.sleep(0.01)
         _, out, _ = await explained(admin, "mine")

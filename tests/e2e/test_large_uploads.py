@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from fakes.forms import CONTENT_TYPE, a_file, a_form, a_part
+from fakes.patience import SAFETY_NET_S
 from fakes.process import running_cortex
 from fakes.scripted import listening, with_length
 
@@ -139,14 +140,14 @@ async def test_hundred_megabytes_pass_within_bounds(cortex, engine, order):
     before, after = FORMS[order]
     small, _ = await _whole(cortex, before + b"x" + after)
     peak_kib = cortex.peak_kib()
-    with trio.fail_after(60):
+    with trio.fail_after(SAFETY_NET_S):
         answer, digest = await cortex.upload(before, after)
 
     assert b"200 OK" in small
     assert b"200 OK" in answer
     assert engine.swallowed[-1] == (len(before) + SIZE + len(after), digest)
     assert cortex.peak_kib() - peak_kib < GROWTH_LIMIT_KIB
-    with trio.fail_after(5):
+    with trio.fail_after(SAFETY_NET_S):
         while cortex.open_files():
             await trio.sleep(0.01)
 
@@ -166,7 +167,7 @@ async def test_upload_cancelled_midway_leaves_nothing(cortex, engine, order, how
         await stream.send_all(before)
         for _ in range(20):
             await stream.send_all(PIECE)
-        with trio.fail_after(10):
+        with trio.fail_after(SAFETY_NET_S):
             if order == "model first":
                 await engine.begun.wait()
             else:
@@ -174,7 +175,7 @@ async def test_upload_cancelled_midway_leaves_nothing(cortex, engine, order, how
                     await trio.sleep(0.01)
         if how == "rst":
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    with trio.fail_after(10):
+    with trio.fail_after(SAFETY_NET_S):
         while cortex.open_files() or engine.cut < (order == "model first"):
             await trio.sleep(0.01)
 

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 import trio
+from fakes.patience import SAFETY_NET_S
 from fakes.running import SMALL, running_gateway
 from openai import AsyncOpenAI, OpenAI
 
@@ -40,7 +41,7 @@ def _collect_what_the_sdk_leaves():
 async def running(tmp_path):
     async with running_gateway(tmp_path, [neuron("beast", [24576], [SMALL], speed=1000)]) as gateway:
         yield gateway
-        with trio.fail_after(5):
+        with trio.fail_after(SAFETY_NET_S):
             while gateway.gateway.accounts.live:
                 await trio.sleep(0.005)
         assert (gateway.gateway.inference.spools.open_files, gateway.gateway.inference.spools.on_disk_bytes) == (0, 0)
@@ -166,7 +167,7 @@ async def test_streamed_transcript(running, client):
     events = [event async for event in stream]
 
     assert "".join(event.delta for event in events[:-1]) == events[-1].text
-    with trio.fail_after(5):
+    with trio.fail_after(SAFETY_NET_S):
         while "cortex_completion_tokens_total" not in running.gateway.metrics.expose().decode():
             await trio.sleep(0.005)
     counted = f'cortex_completion_tokens_total{{model="{SMALL}",node="beast"}} {float(len(events) - 1)}'

@@ -4,6 +4,7 @@ import anthropic
 import openai
 import pytest
 import trio
+from fakes.patience import SAFETY_NET_S
 from fakes.running import PROBE
 
 from gateway.sim import faults
@@ -17,13 +18,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Async generator .*:ResourceWarni
 
 @pytest.fixture
 def openai_sdk(cortex):
-    with openai.OpenAI(base_url=f"{cortex.url}/v1", api_key="none", max_retries=0, timeout=20) as client:
+    with openai.OpenAI(base_url=f"{cortex.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
 
 @pytest.fixture
 def anthropic_sdk(cortex):
-    with anthropic.Anthropic(base_url=cortex.url, api_key="none", max_retries=0, timeout=20) as client:
+    with anthropic.Anthropic(base_url=cortex.url, api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -84,7 +85,7 @@ async def test_sdks_raise_their_own_error_when_the_time_is_over(openai_sdk, anth
         await in_thread(lambda: anthropic_sdk.messages.create(**asked))
 
     assert (theirs.value.status_code, theirs.value.param) == (504, "total")
-    with trio.fail_after(10):
+    with trio.fail_after(SAFETY_NET_S):
         while len(beast.cancelled) < 2:
             await trio.sleep(0.01)
 

@@ -9,6 +9,7 @@ import structlog
 import trio
 from fakes.forms import BOUNDARY, CONTENT_TYPE, a_file, a_form, a_part, read_form
 from fakes.in_memory import SMALL, InMemoryGateway
+from fakes.patience import SAFETY_NET_S
 from fakes.scripted import chunked, read_request, with_length
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
@@ -267,11 +268,11 @@ async def test_client_that_leaves_before_its_model_with_a_file_on_disk_leaves_no
     gateway = before(Neuron())
     client = gateway.client()
     await client.stream.send_all(head(10_000_000) + b"--" + BOUNDARY + b"\r\n" + a_file(LARGE))
-    with trio.fail_after(5):
+    with trio.fail_after(SAFETY_NET_S):
         while not gateway.inference.spools.on_disk_bytes:
             await trio.sleep(0.005)
     await client.leave()
-    with trio.fail_after(5):
+    with trio.fail_after(SAFETY_NET_S):
         while gateway.accounts.live:
             await trio.sleep(0.005)
 
@@ -286,11 +287,11 @@ async def test_client_that_leaves_while_its_model_is_loaded_is_noticed(before):
     body = a_form(ALIAS, a_file(LARGE))
     client = gateway.client()
     await client.stream.send_all(head(len(body)) + body)
-    with trio.fail_after(5):
+    with trio.fail_after(SAFETY_NET_S):
         while gateway.inference.spools.on_disk_bytes < MEMORY_BYTES:
             await trio.sleep(0.005)
     await client.leave()
-    with trio.fail_after(5):
+    with trio.fail_after(SAFETY_NET_S):
         while gateway.accounts.live:
             await trio.sleep(0.005)
 
