@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
@@ -475,6 +476,19 @@ class Fleet:
     def snapshot(self) -> FleetSnapshot:
         """Everything now, for the status page, the admin API and the metrics."""
         return FleetSnapshot(self.version, tuple(self._node_snapshot(node) for node in self.nodes.values()))
+
+    def imagine(self) -> Fleet:
+        """Another fleet in the same state, to think ahead on: nothing done to it reaches this one, or a neuron."""
+        other = Fleet((), misses=self._misses, clock=self._clock)
+        other.version, other.leases = self.version, self.leases
+        for name, node in self.nodes.items():
+            twin = other.nodes[name] = copy(node)
+            twin.breaker, twin.own_changes, twin.models = copy(node.breaker), dict(node.own_changes), {}
+            for model_id, held in node.models.items():
+                twin.models[model_id] = copy(held)
+                twin.models[model_id].node = twin
+            other._reindex(twin.models)
+        return other
 
     def assert_idle(self) -> None:
         """Raise AssertionError, naming who, unless every lease has come back."""
