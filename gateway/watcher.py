@@ -50,6 +50,7 @@ HALF_WRITTEN_S = 0.25
 
 Result: TypeAlias = Literal["applied", "unchanged", "rejected"]
 Subscriber: TypeAlias = Callable[[Catalogue, Catalogue, CatalogueDiff], object]
+RefusalSubscriber: TypeAlias = Callable[[tuple[Fault, ...]], object]
 # What the file amounts to right now: a snapshot, or why not, or None if it is what has been accepted already.
 _Found: TypeAlias = Catalogue | tuple[Fault, ...] | None
 
@@ -82,6 +83,7 @@ class CatalogueKeeper:
 
     Attributes:
         current: The snapshot in force. A request reads it once and keeps what it got; it is only ever replaced whole.
+        last_read: The file's bytes as last read. To a subscriber they are those of the file that it is told of.
         last_error: Why the file as it is now is not in force, or None if it is.
         reloads: How often what came of a look at the file; the initial load is not among them.
     """
@@ -96,12 +98,14 @@ class CatalogueKeeper:
     ) -> None:
         self.path = configured or default
         self.current = Catalogue()
+        self.last_read = b""
         self.last_error: tuple[Fault, ...] | None = None
         self.reloads: dict[Result, int] = {"applied": 0, "unchanged": 0, "rejected": 0}
         self._may_be_absent = configured is None
         self._poll_s = poll_s
         self._readiness = readiness
         self._subscribers: list[Subscriber] = []
+        self._told_of_refusals: list[RefusalSubscriber] = []
         # Reading waits, so two reloads could overtake each other and the older bytes win. One at a time cannot.
         self._turn = trio.Lock()
         # Of its own: a file system that hangs must not use up the threads others need.
@@ -115,6 +119,10 @@ class CatalogueKeeper:
         raises, that is logged and changes nothing.
         """
         self._subscribers.append(subscriber)
+
+    def subscribe_to_refusals(self, subscriber: RefusalSubscriber) -> None:
+        """Have `subscriber(faults)` called, in the same way, for every look at a file that cannot be accepted."""
+        self._told_of_refusals.append(subscriber)
 
     def load_initial(self) -> Catalogue:
         """The catalogue to start with; blocks on the file, so call it before serving.
@@ -199,7 +207,7 @@ class CatalogueKeeper:
         try:
             if self._may_be_absent and self.current.digest is None and _is_absent(self.path):
                 return None
-            data = _read(self.path)
+            data = self.last_read = _read(self.path)
             if hashlib.sha256(data).hexdigest() == self.current.digest:
                 return None
             if says_nothing(data) and (self.current.models or self.current.aliases):
@@ -238,6 +246,8 @@ class CatalogueKeeper:
             {"line": fault.line, "key": fault.key, "message": fault.message, "hint": fault.hint} for fault in faults
         ]
         _log.error("catalogue_rejected", path=str(self.path), generation_in_force=self.current.generation, faults=told)
+        for subscriber in self._told_of_refusals:
+            _tell(subscriber, faults)
         return ReloadResult("rejected", self.current, faults=faults)
 
     def _recover(self) -> None:
@@ -252,10 +262,7 @@ class CatalogueKeeper:
         if new.generation != old.generation:
             _log.info("catalogue_applied", path=str(self.path), generation=new.generation, diff=str(changes))
         for subscriber in self._subscribers:
-            try:
-                subscriber(old, new, changes)
-            except Exception:  # noqa: BLE001 - whatever it is, the catalogue is in force
-                _log.exception("catalogue_subscriber_failed", subscriber=repr(subscriber))
+            _tell(subscriber, old, new, changes)
         return changes
 
     # Aliases that were held back: synchronous as well. Each raises KeyError if the alias is not among them.
@@ -272,6 +279,14 @@ class CatalogueKeeper:
     def try_again(self, alias: str) -> None:
         """Have an alias warmed that was given up."""
         self._assign(tried_again(self.current, alias))
+
+
+def _tell(subscriber: Callable[..., object], *news: object) -> None:
+    """Whatever a subscriber makes of it, it has happened."""
+    try:
+        subscriber(*news)
+    except Exception:  # noqa: BLE001 - it is in force, or is not, regardless
+        _log.exception("catalogue_subscriber_failed", subscriber=repr(subscriber))
 
 
 def _log_warnings(catalogue: Catalogue) -> None:
