@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING, Any
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
+from catalogue.load import parse
+from catalogue.models import FaultyFile
 from gateway import errors
 from gateway.accounting import Record
 from gateway.app import json_response, new_app
+from gateway.auditor import acting
 from gateway.explain import stories
 from gateway.metrics import CONTENT_TYPE
 from gateway.verdict import summary
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from gateway.serve import Gateway
 
 __all__ = ["make_app"]
+
+ADMIN = "admin"  # what the audit trail calls whoever has the token
 
 
 def make_app(gateway: Gateway) -> QuartTrio:
@@ -49,16 +56,36 @@ def make_app(gateway: Gateway) -> QuartTrio:
 def _mount_catalogue(app: QuartTrio, gateway: Gateway) -> None:
     @app.post("/admin/reload")
     async def reload() -> Response:
-        result = await gateway.keeper.reload()
+        with acting(ADMIN):
+            result = await gateway.keeper.reload()
         faults = [{"line": f.line, "key": f.key, "message": f.message, "hint": f.hint} for f in result.faults]
         body = {
             "result": result.result,
             "generation": result.catalogue.generation,
+            "digest": result.catalogue.digest,
             "diff": result.diff.as_json(),
             "warming": sorted(result.catalogue.warming),
             "faults": faults,
         }
         return json_response(body, 422 if faults else 200)
+
+    @app.post("/admin/plan")
+    async def plan() -> Response:
+        data = cast("bytes", await request.get_data(as_text=False))
+        in_force = gateway.keeper.current
+        path = request.args.get("path", "models.toml")
+        try:
+            wanted = parse(data, path=path, generation=in_force.generation + 1, loaded_at=time.time())
+        except FaultyFile as error:
+            return json_response({"verdict": "faulty", "faults": [asdict(fault) for fault in error.faults]})
+        told = gateway.plan(in_force, wanted).as_json()
+        return json_response(
+            told | {"generation": in_force.generation, "warnings": [asdict(fault) for fault in wanted.warnings]}
+        )
+
+    @app.get("/admin/rollouts")
+    async def rollouts() -> Response:
+        return json_response({"rollouts": gateway.rollouts.views()})
 
     @app.post("/admin/swaps/<path:alias>/retry")
     async def retry(alias: str) -> Response:

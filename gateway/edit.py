@@ -62,7 +62,10 @@ def remove_alias(data: bytes, name: str) -> bytes:
         CannotEdit, FaultyFile: As for `set_alias`.
     """
     text = _Text(data)
-    del text.aliases()[name]
+    aliases = text.aliases()
+    if name not in aliases:
+        raise KeyError(name)
+    del aliases[name]
     return text.edited(name)
 
 

@@ -5,7 +5,7 @@ went. So of the k bad ones in a block of a + b, the number that falls to the a i
 bad ones is: nothing has to be estimated, and nothing can be estimated wrongly. A bet that one group is worse by some
 odds ratio pays the likelihood ratio of the noncentral hypergeometric to that. Between equals its wealth is a
 martingale, so the chance that it *ever* exceeds 1/alpha, however often one looks, is at most alpha (Ville's
-inequality). Why this and no other test: docs/decisions/0006-guards.md.
+inequality). Why this and no other test: docs/decisions/0007-guards.md.
 """
 
 from __future__ import annotations

@@ -182,6 +182,11 @@ def _quantile(values: Sequence[float] | deque[float], quantile: float) -> float 
     return ordered[min(len(ordered) - 1, math.ceil(quantile * len(ordered)) - 1)] if ordered else None
 
 
+def _told(figure: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+
+
 # The tests...
 
 
@@ -350,7 +355,7 @@ class _FirstToken(_Quantile):
 
     def words(self, old: _Group, new: _Group, old_name: str, new_name: str) -> str:
         before, after = (_quantile([*group.first_token_s, *group.waited_s], 0.95) or 0.0 for group in (old, new))
-        return f"p95 of the time to the first token is {after:.3g} s at {new_name}, {before:.3g} s at {old_name}"
+        return f"p95 of the time to the first token is {_told(after)} s at {new_name}, {_told(before)} s at {old_name}"
 
 
 class _Speed(_Quantile):
@@ -369,7 +374,7 @@ class _Speed(_Quantile):
 
     def words(self, old: _Group, new: _Group, old_name: str, new_name: str) -> str:
         before, after = (_quantile(group.tokens_per_s, 0.5) or 0.0 for group in (old, new))
-        return f"median speed is {after:.3g} tokens/s at {new_name}, {before:.3g} at {old_name}"
+        return f"median speed is {_told(after)} tokens/s at {new_name}, {_told(before)} at {old_name}"
 
 
 class _Finish(_Test):

@@ -92,6 +92,9 @@ class Metrics:
         self.shadows = counter(
             "cortex_shadows", "Requests asked again of a candidate, by what came of it", ("alias", "model", "result")
         )
+        self.rollout_percent: Series[Gauge] = Series(
+            Gauge("cortex_rollout_percent", "What a rollout gives its target now", ("alias",), registry=registry)
+        )
         self.alias_requests = counter("cortex_alias_requests", "Requests by alias", ("alias", "model"))
         self.swaps = counter("cortex_alias_swaps", "Aliases that moved or were to, by how it went", ("alias", "result"))
         self.swap_duration = histogram(

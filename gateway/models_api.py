@@ -234,6 +234,7 @@ class CatalogueStatus(TypedDict):
     """The watcher's account of itself. `error` is None while the file in force is the file on disk."""
 
     generation: int
+    digest: str | None
     loaded_at: float
     path: str | None
     error: Mapping[str, Any] | None

@@ -2,7 +2,7 @@
 
 root nursery                      a crash of anything in it ends the process, loudly
 +-- signals                       SIGTERM and SIGINT drain, SIGHUP reloads the catalogue
-+-- poller, watcher, lifecycle, swaps, shadows, upstream sweeper
++-- poller, watcher, auditor, rollouts, lifecycle, swaps, shadows, upstream sweeper
 +-- metrics and admin server
 +-- public server                 drained first, then what is left is cut
 +-- one task per connection, one nursery per request
@@ -22,10 +22,11 @@ import structlog
 import trio
 
 from catalogue.models import Catalogue, Fault
-from gateway import __version__, admin, descriptors, errors
+from gateway import __version__, admin, descriptors, errors, planning
 from gateway.accounting import Accounts
 from gateway.app import Door, Windows, make_windows
 from gateway.asgi import App
+from gateway.auditor import Auditor
 from gateway.engines import EngineClient
 from gateway.fleet import Fleet
 from gateway.http1 import Server, ServerLimits
@@ -35,7 +36,10 @@ from gateway.lifecycle import Lifecycle
 from gateway.metrics import CatalogueReadings, Metrics
 from gateway.models_api import CatalogueStatus, Entry, ModelsApi, health_body
 from gateway.neuron import NeuronClient
+from gateway.planning import Plan
 from gateway.poller import Poller
+from gateway.records import Records
+from gateway.rollout import Rollouts
 from gateway.settings import Listen, NeuronSettings, Settings
 from gateway.shadow import Shadows
 from gateway.swaps import FleetReadiness, Swaps
@@ -89,6 +93,9 @@ class Gateway:
             log_requests=settings.gateway.access_log,
             remembered=settings.limits.explain_requests,
         )
+        self.records = Records.of(settings)
+        self.auditor = Auditor(self.records, self.keeper, plan=lambda old, new: self.plan(old, new).as_short_json())
+        self.rollouts = Rollouts(self.records, keeper=self.keeper, watchable=self.accounts, metrics=self.metrics)
         self.lifecycle = Lifecycle(
             self.fleet,
             catalogue=self.keeper,
@@ -140,10 +147,16 @@ class Gateway:
     def _model_entry(self, model_id: str) -> Entry | None:
         return self._models.model_entry(self.keeper.current, self.fleet, model_id)
 
+    def plan(self, old: Catalogue, new: Catalogue) -> Plan:
+        """What it would take to go from one catalogue to the other, as the fleet is now."""
+        live = [(record.alias, record.model) for record in self.accounts.live.values()]
+        min_residency_s = self.settings.eviction.min_residency_seconds
+        return planning.plan(old, new, self.fleet, live=live, min_residency_s=min_residency_s)
+
     def health(self) -> dict[str, Any]:
         """The body of `/health`."""
         status = catalogue_status(self.keeper.current, self.keeper.last_error)
-        return health_body(self.fleet, status, self.swaps.views())
+        return health_body(self.fleet, status, self.swaps.views()) | {"audit": self.auditor.status()}
 
     def _catalogue_readings(self) -> CatalogueReadings:
         reloads = {str(result): times for result, times in self.keeper.reloads.items()}
@@ -170,6 +183,7 @@ def catalogue_status(catalogue: Catalogue, faults: tuple[Fault, ...] | None) -> 
         error = {"message": str(faults[0]), "faults": told}
     return {
         "generation": catalogue.generation,
+        "digest": catalogue.digest,
         "loaded_at": catalogue.loaded_at,
         "path": catalogue.path,
         "error": error,
@@ -220,10 +234,12 @@ async def _serve_until_drained(
 
 async def _start_background(gateway: Gateway, root: trio.Nursery) -> None:
     """Each crash of these ends the root nursery: better no gateway than one without its poller."""
+    await root.start(gateway.auditor.run)
     await root.start(gateway.lifecycle.run)
     await root.start(gateway.swaps.run)
     await root.start(gateway.shadows.run)
     await root.start(gateway.keeper.watch)
+    await root.start(gateway.rollouts.run)
     await root.start(gateway.poller.run)
     root.start_soon(gateway.upstream.run)
 

@@ -1,0 +1,240 @@
+"""Rollouts through a whole gateway: real requests, a neuron that misbehaves for one model, and restarts in between."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from functools import partial
+
+import httpx
+import msgspec
+import pytest
+import trio
+from fakes.patience import until
+
+from gateway import rollout, rollout_state
+from gateway.rollout_state import Rollout
+from gateway.serve import Gateway, serve
+from gateway.settings import (
+    AdminSettings,
+    GatewaySettings,
+    Listen,
+    LogSettings,
+    NeuronSettings,
+    PollSettings,
+    Settings,
+)
+from gateway.sim import SimDevice, SimModel, SimNeuron
+from gateway.sim.faults import HttpError, SilentPrefill
+
+MODELS = b"""\
+# Both are loaded, and as quick as each other.
+[aliases]
+"tier" = "old/model"   # for now
+
+[[models]]
+id = "old/model"
+harness = "llamacpp"
+vram_mb = 4000
+
+[[models]]
+id = "new/model"
+harness = "llamacpp"
+vram_mb = 4000
+"""
+PACE = {"overhead_s": 0.005, "prefill_tok_s": 1e9, "decode_tok_s": 2000.0, "max_in_flight": 64}
+
+
+class Street:
+    """One neuron, one folder, and the gateways that come and go."""
+
+    def __init__(self, folder, nursery):
+        self.models = folder / "models.toml"
+        self.models.write_bytes(MODELS)
+        self.nursery = nursery
+        known = [SimModel(name, 4000, 1.0, **PACE) for name in ("old/model", "new/model")]
+        self.neuron = SimNeuron("beast", [SimDevice(0, "GPU", 24_000)], known, loaded=("old/model", "new/model"))
+
+    async def open(self):
+        self.endpoint = await self.nursery.start(self.neuron.serve)
+
+    @asynccontextmanager
+    async def gateway(self):
+        """One process's life."""
+        here = Listen("127.0.0.1", 0)
+        gateway = Gateway(
+            Settings(
+                gateway=GatewaySettings(listen=here, metrics_listen=here),
+                poll=PollSettings(interval_seconds=0.5),
+                admin=AdminSettings(token="secret"),
+                log=LogSettings(level="warning"),
+                neurons=(NeuronSettings("beast", self.endpoint),),
+                models_config=self.models,
+            )
+        )
+        async with trio.open_nursery() as nursery:
+            addresses = await nursery.start(partial(serve, gateway, stop=trio.sleep_forever))
+            yield gateway, addresses.url
+            nursery.cancel_scope.cancel()
+
+    def begin(self, gateway, **how):
+        """As `cortex alias rollout` writes it down."""
+        data = self.models.read_bytes()
+        wanted = {
+            "alias": "tier",
+            "target": "new/model",
+            "steps": (20, 50, 100),
+            "every_s": 0.2,
+            "guards": {"errors": 0.02, "ttft": 0.25, "finish": 0.1},
+            "minimum": 10,
+            "who": "anna",
+            "started": time.time(),
+            "before": gateway.records.history.keep(data),
+            "old": {"old/model": 1.0},
+        }
+        rollout_state.begin(gateway.records, Rollout(**wanted | how))
+
+    def state(self, gateway):
+        return rollout_state.read(gateway.records)["tier"]
+
+
+@pytest.fixture
+async def street(tmp_path, nursery, monkeypatch):
+    monkeypatch.setattr(rollout, "LOOK_S", 0.05)
+    monkeypatch.setattr(rollout, "TROUBLE_LOOK_S", 0.05)
+    street = Street(tmp_path, nursery)
+    await street.open()
+    yield street
+    nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def clients(url, answers):
+    """Four of them, who ask the tier one thing after another; `answers` are counted by model and status."""
+    going_on = True
+
+    async def ask(http):
+        body = {"model": "tier", "stream": True, "max_tokens": 4, "messages": [{"role": "user", "content": "Why?"}]}
+        while going_on:
+            answer = await http.post("/v1/chat/completions", json=body)
+            key = (answer.headers.get("x-cortex-model"), answer.status_code)
+            answers[key] = answers.get(key, 0) + 1
+
+    limits = httpx.Limits(max_connections=8)
+    async with (
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=60, limits=limits) as http,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(4):
+            nursery.start_soon(ask, http)
+        try:
+            yield
+        finally:
+            going_on = False  # each hears the end of its last answer: httpx leaves loose ends when it is cancelled
+
+
+def over(street, gateway):
+    return street.state(gateway).state != "running"
+
+
+async def test_equal_candidate_goes_to_everything(street):
+    """Step by step, without one failed request, and the file says it in one plain line."""
+    answers = {}
+    async with street.gateway() as (gateway, url), clients(url, answers):
+        street.begin(gateway)
+        await until(lambda: over(street, gateway))
+        assert street.state(gateway).state == "done", street.state(gateway).reason
+
+    assert street.models.read_bytes() == MODELS.replace(b'"tier" = "old/model"', b'"tier" = "new/model"')
+    assert {status for _, status in answers} == {200}
+
+
+async def test_failing_candidate_is_rolled_back_at_the_first_step(street):
+    """The file is as it was, byte by byte; trail and state say which figure did it."""
+    async with street.gateway() as (gateway, url), clients(url, {}):
+        street.begin(gateway, every_s=3600)
+        await until(lambda: street.state(gateway).since is not None)
+        street.neuron.faults.add(HttpError(model="new/model", status=500))
+        await until(lambda: over(street, gateway))
+        state = street.state(gateway)
+        told = f"rollout tier: rolled back: {state.reason}"
+        await until(lambda: next(gateway.records.trail.newest_first()).said.get("command") == told)
+        line = next(gateway.records.trail.newest_first()).said
+
+    assert (state.state, state.step) == ("rolled_back", 0)
+    assert state.reason.startswith("errors: ")
+    assert "requests failed at new/model (most often: upstream 500)" in state.reason
+    assert street.models.read_bytes() == MODELS
+    assert line["who"] == "rollout (anna)"
+
+
+async def test_candidate_that_does_not_answer_at_all_never_gets_a_request(street):
+    """Its probe fails, and that is the reason."""
+    street.neuron.faults.add(HttpError(model="new/model", status=500))
+    answers = {}
+    async with street.gateway() as (gateway, url), clients(url, answers):
+        street.begin(gateway)
+        await until(lambda: over(street, gateway))
+        state = street.state(gateway)
+
+    assert (state.state, state.step) == ("rolled_back", 0)
+    assert state.reason.startswith("new/model could not be warmed: ")
+    assert street.models.read_bytes() == MODELS
+    assert set(answers) == {("old/model", 200)}
+
+
+async def test_slow_candidate_is_rolled_back_for_being_slow(street):
+    """Nothing else is wrong with it."""
+    street.neuron.faults.add(SilentPrefill(model="new/model", seconds=1.0))
+    async with street.gateway() as (gateway, url), clients(url, {}):
+        street.begin(gateway)
+        await until(lambda: over(street, gateway))
+        state = street.state(gateway)
+
+    assert (state.state, state.step) == ("rolled_back", 0)
+    assert state.reason.startswith("ttft: p95 of the time to the first token is ")
+    assert street.models.read_bytes() == MODELS
+
+
+async def test_gateway_restarted_in_the_middle_goes_on(street):
+    """The second process finds the step in the state file and leads it to its end."""
+    async with street.gateway() as (gateway, url), clients(url, {}):
+        street.begin(gateway, every_s=3600)
+        await until(lambda: street.state(gateway).since is not None)
+        left = street.state(gateway)
+    data = msgspec.structs.replace(left, every_s=0.2)
+    rollout_state._put(gateway.records, data)
+
+    async with street.gateway() as (gateway, url), clients(url, {}):
+        assert street.state(gateway).step == 0
+        await until(lambda: over(street, gateway))
+        state = street.state(gateway)
+
+    assert state.state == "done", state.reason
+    assert b'"tier" = "new/model"   # for now' in street.models.read_bytes()
+
+
+async def test_gateway_killed_in_the_middle_of_a_failing_step_rolls_back_later(street):
+    """The evidence is gathered anew, and is the same."""
+    async with street.gateway() as (gateway, _):
+        street.begin(gateway)
+        await until(lambda: street.state(gateway).since is not None)
+    street.neuron.faults.add(HttpError(model="new/model", status=500))
+
+    async with street.gateway() as (gateway, url), clients(url, {}):
+        await until(lambda: over(street, gateway))
+        assert street.state(gateway).state == "rolled_back"
+
+    assert street.models.read_bytes() == MODELS
+
+
+async def test_admin_api_shows_how_the_targets_compare(street):
+    """For whoever has the token."""
+    async with street.gateway() as (gateway, url), clients(url, {}):
+        street.begin(gateway, every_s=3600)
+        await until(lambda: any(view.requests_new >= 10 for view in gateway.rollouts.views()))
+        view = gateway.rollouts.views()[0]
+
+    assert (view.alias, view.step, view.steps, view.percent) == ("tier", 1, 3, 20)
+    assert view.new["failed"] == 0
+    assert view.new["first_token_p95_s"] > 0
