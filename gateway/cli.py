@@ -1,31 +1,23 @@
-"""`cortex serve | demo | status | explain | check | drain | undrain`. No logic: options in, exit codes out."""
+"""`cortex serve | demo | status | explain | check | drain | undrain`, and others. No logic: options in, exit codes out.
+
+`cortex alias` is in `cli_alias.py`, `plan` and `audit` in `cli_records.py`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
-from catalogue.models import Fault, FaultyFile
+from catalogue.models import FaultyFile
 from gateway import __version__, log
-from gateway.settings import LoadedSettings, load
+from gateway.cli_alias import alias
+from gateway.cli_records import audit, plan
+from gateway.cli_settings import config_option, load_settings, refuse, tell
 
 __all__ = ["main"]
-
-USUAL_CONFIGS = (Path("cortex.toml"), Path("/etc/cortex/cortex.toml"))
-
-_config = click.option(
-    "-c",
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="CORTEX_CONFIG",
-    help="The cortex.toml. Without it: ./cortex.toml, then /etc/cortex/cortex.toml, then defaults and environment.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,36 +27,36 @@ def main() -> None:
 
 
 @main.command()
-@_config
+@config_option
 def serve(config: Path | None) -> None:
     """Run the gateway until SIGTERM or Ctrl-C, then drain it. SIGHUP reloads models.toml."""
     from gateway import serve as serving  # noqa: PLC0415 - `cortex --help` should not wait for Quart and Hypercorn
 
-    loaded = _load(config)
+    loaded = load_settings(config)
     log.configure(loaded.settings.log)
-    _tell(loaded.warnings, "warning")
+    tell(loaded.warnings, "warning")
     try:
         gateway = serving.Gateway(loaded.settings)
     except FaultyFile as error:
-        _refuse(error)
+        refuse(error)
     sys.exit(serving.run(gateway))
 
 
 @main.command()
-@_config
+@config_option
 def check(config: Path | None) -> None:
     """Read cortex.toml and models.toml as `serve` would, and list every fault. Exit code 1 if there is any."""
     from gateway.watcher import CatalogueKeeper  # noqa: PLC0415 - as above
 
-    loaded = _load(config)
+    loaded = load_settings(config)
     # The keeper logs the catalogue's warnings too; here they are told once, as the command's answer.
     log.configure(dataclasses.replace(loaded.settings.log, level="critical"))
-    _tell(loaded.warnings, "warning")
+    tell(loaded.warnings, "warning")
     try:
         catalogue = CatalogueKeeper(loaded.settings.models_config).load_initial()
     except FaultyFile as error:
-        _refuse(error)
-    _tell(catalogue.warnings, "warning")
+        refuse(error)
+    tell(catalogue.warnings, "warning")
     neurons = len(loaded.settings.neurons)
     click.echo(f"ok: {neurons} neurons, {len(catalogue.models)} models, {len(catalogue.aliases)} aliases")
 
@@ -163,22 +155,9 @@ def undrain(neuron: str, admin: str, token: str) -> None:
     sys.exit(window.undrain(admin.rstrip("/"), token, neuron))
 
 
-def _load(config: Path | None) -> LoadedSettings:
-    chosen = config or next((path for path in USUAL_CONFIGS if path.exists()), None)
-    try:
-        return load(chosen, os.environ)
-    except FaultyFile as error:
-        _refuse(error)
-
-
-def _refuse(error: FaultyFile) -> NoReturn:
-    _tell(error.faults, "error")
-    sys.exit(1)
-
-
-def _tell(faults: Iterable[Fault], kind: str) -> None:
-    for fault in faults:
-        click.echo(f"{kind}: {fault}", err=True)
+main.add_command(alias)
+main.add_command(audit)
+main.add_command(plan)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from gateway import asking
+from gateway.asking import NoAnswer
+from gateway.terminal import console as _console
+from gateway.terminal import table as _table
+
 __all__ = ["Source", "drain", "run", "undrain"]
 
 REDRAW_S = 2.0
 DRAIN_LOOK_S = 0.5
-ANSWER_S = 5.0
 REQUESTS_SHOWN = 20
 UNREACHABLE = 2  # exit code
 
@@ -31,10 +35,6 @@ class Source:
     endpoint: str
     admin: str = "http://localhost:31314"
     token: str | None = None
-
-
-class _NoAnswerError(Exception):
-    """What was asked is not there, or is no cortex; the text names it and says why."""
 
 
 def run(source: Source, *, as_json: bool, watch: bool) -> int:
@@ -51,17 +51,12 @@ def run(source: Source, *, as_json: bool, watch: bool) -> int:
             _redraw_for_ever(source, console)
         else:
             console.print(_render(known))
-    except _NoAnswerError as error:
+    except NoAnswer as error:
         _complain(f"cortex status: {error}")
         return UNREACHABLE
     except KeyboardInterrupt:
         pass
     return 0
-
-
-def _console(*, stderr: bool = False) -> Console:
-    """Without markup: names come from operators and neurons, and `[/x]` is a name, not a tag."""
-    return Console(stderr=stderr, soft_wrap=stderr, markup=False, emoji=False, highlight=False)
 
 
 def _complain(text: str) -> None:
@@ -78,7 +73,7 @@ def _redraw_for_ever(source: Source, console: Console) -> None:
 def _look(source: Source) -> RenderableType:
     try:
         return _render(_read(source))
-    except _NoAnswerError as error:
+    except NoAnswer as error:
         return Text(f"{error}; still trying", style="bold red")
 
 
@@ -86,17 +81,17 @@ def _read(source: Source) -> dict[str, Any]:
     """Everything there is to know: `health`, `models`, and `fleet` and `requests`, or `admin_error` why they are not.
 
     Raises:
-        _NoAnswerError: The public port does not answer as a gateway does.
+        NoAnswer: The public port does not answer as a gateway does.
     """
-    with _client() as client:
+    with asking.client() as client:
         known = {
-            "health": _get(client, f"{source.endpoint}/health", ("nodes", "catalogue")),
-            "models": _get(client, f"{source.endpoint}/v1/models", ("data",))["data"],
+            "health": asking.get(client, f"{source.endpoint}/health", ("nodes", "catalogue")),
+            "models": asking.get(client, f"{source.endpoint}/v1/models", ("data",))["data"],
         }
         if source.token is not None:
             try:
                 known |= _read_admin(client, source.admin, source.token)
-            except _NoAnswerError as error:  # a wrong token must not hide what everybody may see
+            except NoAnswer as error:  # a wrong token must not hide what everybody may see
                 known["admin_error"] = str(error)
     return known
 
@@ -104,41 +99,9 @@ def _read(source: Source) -> dict[str, Any]:
 def _read_admin(client: httpx.Client, admin: str, token: str) -> dict[str, Any]:
     bearer = {"authorization": f"Bearer {token}"}
     return {
-        "fleet": _get(client, f"{admin}/admin/fleet", ("nodes", "loads"), bearer),
-        "requests": _get(client, f"{admin}/admin/requests", ("requests",), bearer)["requests"],
+        "fleet": asking.get(client, f"{admin}/admin/fleet", ("nodes", "loads"), bearer),
+        "requests": asking.get(client, f"{admin}/admin/requests", ("requests",), bearer)["requests"],
     }
-
-
-def _get(
-    client: httpx.Client, url: str, keys: tuple[str, ...], headers: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """The JSON object at `url`, which has these keys.
-
-    Raises:
-        _NoAnswerError: There is none.
-    """
-    try:
-        answer = client.get(url, headers=headers)
-        body = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _NoAnswerError(f"no answer from {url}: {error}") from error
-    except ValueError as error:  # not JSON
-        raise _NoAnswerError(f"{url} is not a cortex gateway's (status {answer.status_code})") from error
-    if not isinstance(body, dict) or (answer.is_success and not body.keys() >= set(keys)):
-        raise _NoAnswerError(f"{url} is not a cortex gateway's (status {answer.status_code})")
-    if not answer.is_success:
-        raise _NoAnswerError(f"{url} says {answer.status_code}: {_message(body)}")
-    return body
-
-
-def _message(body: Mapping[str, Any]) -> str:
-    """An error envelope's text (contract section 10)."""
-    error = body.get("error")
-    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
-
-
-def _client() -> httpx.Client:
-    return httpx.Client(trust_env=False, timeout=ANSWER_S)
 
 
 # Drawing ..............................................................................................................
@@ -278,13 +241,6 @@ def _whereabouts(request: Mapping[str, Any]) -> str:
             return str(request["state"])
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
 # Draining .............................................................................................................
 
 
@@ -301,7 +257,7 @@ def undrain(admin: str, token: str, neuron: str) -> int:
 def _operate(admin: str, token: str, url: str, *, wait: bool) -> int:
     console = _console()
     try:
-        with _client() as client:
+        with asking.client() as client:
             client.headers["authorization"] = f"Bearer {token}"
             answer = client.post(url)
             while answer.is_success and wait and answer.json()["leases"]:
