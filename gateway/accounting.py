@@ -212,9 +212,9 @@ class Record:
         self.meter = StreamMeter(ToolCalls() if self.watched else None)
         return self.meter
 
-    def meter_whole(self) -> BodyMeter:
+    def meter_whole(self, content_type: bytes | None) -> BodyMeter:
         """And if it is not."""
-        self._whole = BodyMeter(ToolCalls() if self.watched else None)
+        self._whole = BodyMeter(ToolCalls() if self.watched else None, content_type)
         return self._whole
 
     @property
@@ -316,12 +316,14 @@ class Record:
             self.model, self.target, self.resolution = self.model[:NAME_CHARACTERS], None, None
 
     def _take_usage(self) -> None:
-        """From upstream's own words, else an estimate: one token per generated delta, marked as such."""
+        """From upstream's own words; what these leave out, one completion token per generated delta, is an estimate."""
         if self.meter is None:
             return
-        self.usage = self.meter.usage
-        if self.usage is None and self.meter.generated:
-            self.usage = Usage(completion_tokens=self.meter.generated)
+        self.usage = usage = self.meter.usage
+        told = None if usage is None else usage.completion_tokens
+        # Anthropic begins a stream with a count of 1: of one that was cut off, the deltas tell more.
+        if self.meter.generated and (told is None or (told < self.meter.generated and not self.meter.finished)):
+            self.usage = (usage or Usage()).updated_by(Usage(completion_tokens=self.meter.generated))
             self.estimated = True
 
     def _count(self, now: float) -> None:
@@ -350,13 +352,16 @@ class Record:
 
     def _count_tokens(self, route: tuple[str, str]) -> None:
         metrics, usage = self._accounts.metrics, self.usage
-        if usage is not None and not self.estimated:
-            if usage.prompt_tokens is not None:
-                metrics.prompt_tokens(*route).inc(usage.prompt_tokens)
-            if usage.completion_tokens is not None:
-                metrics.completion_tokens(*route).inc(usage.completion_tokens)
-            if usage.cached_tokens is not None:
-                metrics.cached_prompt_tokens(*route).inc(usage.cached_tokens)
+        if usage is not None:
+            completion = metrics.estimated_completion_tokens if self.estimated else metrics.completion_tokens
+            for series, tokens in (
+                (metrics.prompt_tokens, usage.prompt_tokens),
+                (completion, usage.completion_tokens),
+                (metrics.cached_prompt_tokens, usage.cached_tokens),
+                (metrics.reasoning_tokens, usage.reasoning_tokens),
+            ):
+                if tokens is not None:
+                    series(*route).inc(tokens)
         if self.meter is None or self.meter.first_at is None or self.meter.last_at is None:
             return
         metrics.first_token(*route).observe(self.meter.first_at - self.started_at)
@@ -393,6 +398,7 @@ class Record:
             event["prompt_tokens"] = self.usage.prompt_tokens
             event["completion_tokens"] = self.usage.completion_tokens
             event["cached_tokens"] = self.usage.cached_tokens
+            event["reasoning_tokens"] = self.usage.reasoning_tokens
             event["tokens_estimated"] = self.estimated
         if self.retries:
             event["retries"] = self.retries

@@ -157,7 +157,7 @@ class Attempt:
         self._pacer.hush()
         self._record.stream = False  # asked for or not: what breaks off here has no events to say so in
         self._record.first_byte_at = trio.current_time()
-        meter = self._record.meter_whole()
+        meter = self._record.meter_whole(response.header(b"content-type"))
 
         def head() -> tuple[int, Headers]:
             return self._head(response)

@@ -28,6 +28,7 @@ class Backend:
             a user message, marked as what it is.
         thinking_switch: How thinking is turned on and off: by `chat_template_kwargs.enable_thinking` (vLLM, SGLang,
             llama.cpp), by `reasoning_effort` (OpenAI), or not at all.
+        ask_usage: Streams are asked for usage on our own account (`dialects.usage`), if their client does not.
         tokenizer: `POST /tokenize` counts the tokens of a conversation, as vLLM's does.
     """
 
@@ -35,8 +36,12 @@ class Backend:
     reasoning_content: bool = False
     system_anywhere: bool = False
     thinking_switch: ThinkingSwitch = "chat_template_kwargs"
+    ask_usage: bool = False
     tokenizer: bool = False
 
 
 PLAIN = Backend()
+# That document `stream_options.include_usage`. Not transformers serve, which refuses fields it does not know, and not
+# another cortex, which does as its own neurons say.
+ENGINES_WITH_USAGE = frozenset({"llamacpp", "lmstudio", "ollama", "sglang", "tabbyapi", "vllm"})
 ENGINES_WITH_TOKENIZER = frozenset({"vllm"})

@@ -22,7 +22,7 @@ import trio
 
 from catalogue.models import Limit
 from gateway.access import Access
-from gateway.backend import ENGINES_WITH_TOKENIZER, Backend
+from gateway.backend import ENGINES_WITH_TOKENIZER, ENGINES_WITH_USAGE, Backend
 from gateway.breaker import Breaker
 from gateway.settings import NeuronSettings
 
@@ -271,6 +271,7 @@ class Node:
             reasoning_content=settings.reasoning_content,
             system_anywhere=settings.system_anywhere,
             thinking_switch=settings.thinking,
+            ask_usage=settings.engine in ENGINES_WITH_USAGE if settings.ask_usage is None else settings.ask_usage,
             tokenizer=settings.engine in ENGINES_WITH_TOKENIZER,
         )
         self.healthy = False

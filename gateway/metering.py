@@ -28,6 +28,14 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
 
+    def updated_by(self, later: Usage) -> Usage:
+        """What is known after both: Anthropic tells the prompt's tokens at a stream's start, the others at its end."""
+        return Usage(*(old if new is None else new for old, new in zip(_counts(self), _counts(later), strict=True)))
+
+
+def _counts(usage: Usage) -> tuple[int | None, ...]:
+    return usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens
+
 
 class StreamMeter:
     """Feed it a stream's chunks as they pass; ask it afterwards.
@@ -116,17 +124,22 @@ class StreamMeter:
         except msgspec.DecodeError:
             self._count(now)  # not JSON we know: something was said all the same
             return
-        if event.usage is not None or event.response is not None:
-            self.usage = read_usage(event.usage if event.usage is not None else event.response) or self.usage
+        self._take_usage(event)
         self.error = self.error or bool(event.error)
         self.finish_reason = event.finish_reason() or self.finish_reason
         self.finished = self.finished or self.finish_reason is not None
+        self.done = self.done or event.type in _TERMINATORS
         if self.tool_calls is not None:
             event.tell(self.tool_calls)
         if event.generated():
             self._count(now)
         elif self.finished or self.error or not event.opens():
             self.preamble = False
+
+    def _take_usage(self, event: _StreamEvent) -> None:
+        told = next((part for part in (event.usage, event.response, event.message) if part is not None), None)
+        if told is not None and (usage := read_usage(told)) is not None:
+            self.usage = usage if self.usage is None else self.usage.updated_by(usage)
 
     def _count(self, now: float) -> None:
         self.generated += 1
@@ -139,9 +152,10 @@ class StreamMeter:
 class BodyMeter:
     """The same for an answer that is not a stream: keeps what passes, up to a limit, to read it at the end."""
 
-    __slots__ = ("_kept", "_pieces", "finish_reason", "tool_calls", "usage")
+    __slots__ = ("_is_json", "_kept", "_pieces", "finish_reason", "tool_calls", "usage")
 
-    def __init__(self, tool_calls: ToolCalls | None = None) -> None:
+    def __init__(self, tool_calls: ToolCalls | None = None, content_type: bytes | None = None) -> None:
+        self._is_json = content_type is None or b"json" in content_type.lower()  # of sound and pictures nothing is kept
         self._pieces: list[bytes] = []
         self._kept = 0
         self.tool_calls = tool_calls
@@ -150,6 +164,8 @@ class BodyMeter:
 
     def feed(self, chunk: bytes) -> None:
         """Take note of a piece of the body."""
+        if not self._is_json:
+            return
         self._pieces.append(chunk)
         self._kept += len(chunk)
         if self._kept > BODY_LIMIT_BYTES:
@@ -158,6 +174,8 @@ class BodyMeter:
 
     def finish(self) -> None:
         """The body is complete: read its usage."""
+        if not self._is_json:
+            return
         body = b"".join(self._pieces)
         self._pieces = []
         try:
@@ -195,13 +213,16 @@ class _StreamEvent(msgspec.Struct):
     type: Any = None
     delta: Any = None
     response: Any = None
+    message: Any = None
     item: Any = None
 
     def finish_reason(self) -> str | None:
-        """Chat's own word; for Responses, how the response ended."""
+        """Chat's own word, or that of Messages; for Responses, how the response ended."""
         said = next((choice.finish_reason for choice in self.choices or () if choice.finish_reason), None)
         if said is None and self.type in _FINAL_TYPES:
             return str(self.type).removeprefix("response.")
+        if said is None and self.type == "message_delta" and isinstance(self.delta, dict):
+            said = self.delta.get("stop_reason")
         return None if said is None else str(said)
 
     def tell(self, calls: ToolCalls) -> None:
@@ -213,11 +234,15 @@ class _StreamEvent(msgspec.Struct):
             calls.feed_function_call(self.item)
 
     def opens(self) -> bool:
-        """Whether it is of a known kind that says nothing yet: a chunk, or an event of the Responses API."""
-        return self.choices is not None or (isinstance(self.type, str) and self.type.startswith("response."))
+        """Whether it is of a known kind that says nothing yet: a chunk, or an event of Responses or Messages."""
+        if self.choices is not None or self.type in _OPENING_TYPES:
+            return True
+        return isinstance(self.type, str) and self.type.startswith("response.")
 
     def generated(self) -> bool:
-        """Whether a token is in it: chat and completions by their deltas, Responses by its `….delta` events."""
+        """Whether a token is in it: chat and completions by their deltas, Responses and Messages by delta events."""
+        if self.choices is None and self.type == "content_block_delta":
+            return True
         if self.choices is None:
             return isinstance(self.delta, str) and bool(self.delta)
         return any(
@@ -272,6 +297,8 @@ _event_decoder = msgspec.json.Decoder(_StreamEvent)
 _body_decoder = msgspec.json.Decoder(_Body)
 _answer_decoder = msgspec.json.Decoder(_WholeAnswer)
 _FINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_OPENING_TYPES = frozenset({"message_start", "content_block_start", "ping"})
+_TERMINATORS = frozenset({"message_stop", "transcript.text.done"})
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
@@ -311,15 +338,29 @@ def _is_json(data: bytes) -> bool:
 
 
 def read_usage(value: object) -> Usage | None:
-    """Usage from a `usage` object of OpenAI's chat or Responses API, or from a Responses object that holds one."""
+    """Usage from the `usage` object of any answer, or from an answer that holds one.
+
+    OpenAI's two vocabularies (chat and embeddings; Responses, pictures and sound), Anthropic's, and engines that say
+    nothing of an embedding or a ranking but how many tokens there were in all.
+    """
     if not isinstance(value, dict):
         return None
     if "usage" in value:
         return read_usage(value["usage"])
+    prompt = _count(value, "prompt_tokens", "input_tokens")
+    completion = _count(value, "completion_tokens", "output_tokens")
+    cached = _count(_details(value, "prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+    if prompt is None and completion is None:
+        prompt = _count(value, "total_tokens")
+    elif prompt is not None and "prompt_tokens" not in value:
+        # Anthropic counts what was read from a cache, or written to it, beside the rest of the prompt.
+        read = _count(value, "cache_read_input_tokens")
+        prompt += (read or 0) + (_count(value, "cache_creation_input_tokens") or 0)
+        cached = read if cached is None else cached
     return Usage(
-        prompt_tokens=_count(value, "prompt_tokens", "input_tokens"),
-        completion_tokens=_count(value, "completion_tokens", "output_tokens"),
-        cached_tokens=_count(_details(value, "prompt_tokens_details", "input_tokens_details"), "cached_tokens"),
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=cached,
         reasoning_tokens=_count(
             _details(value, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens"
         ),

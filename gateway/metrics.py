@@ -82,6 +82,10 @@ class Metrics:
         self.cached_prompt_tokens = counter(
             "cortex_cached_prompt_tokens", "Prompt tokens served from cache, from usage"
         )
+        self.reasoning_tokens = counter("cortex_reasoning_tokens", "Completion tokens spent on thinking, from usage")
+        self.estimated_completion_tokens = counter(
+            "cortex_estimated_completion_tokens", "Completion tokens of answers without usage: one per delta"
+        )
         self.cold_starts = counter("cortex_cold_starts", "Loads a request waited for")
         self.evictions = counter("cortex_evictions", "Models unloaded to make room or for idleness")
         self.inflight: Series[Gauge] = Series(

@@ -165,6 +165,7 @@ class NeuronSettings:
     thinking: ThinkingSwitch = "chat_template_kwargs"
     reasoning_content: bool = False
     system_anywhere: bool = False
+    ask_usage: bool | None = None  # None: as the engine is known to take it (`backend.ENGINES_WITH_USAGE`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,6 +422,7 @@ NEURON_FIELDS = {
     "thinking": Field(fields.one_of("chat_template_kwargs", "reasoning_effort", "none")),
     "reasoning_content": Field(fields.boolean),
     "system_anywhere": Field(fields.boolean),
+    "ask_usage": Field(fields.boolean),
     **ENGINE_FIELDS,
 }
 _NEURON_RECORD = fields.record(NeuronSettings, NEURON_FIELDS)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from gateway import settings
+from gateway.backend import ENGINES_WITH_USAGE
 from gateway.engines import EngineClient
 
 PAGE = Path(__file__).parent.parent / "docs" / "engines.md"
@@ -30,6 +31,14 @@ def test_every_engine_that_can_be_named_has_a_table_and_a_row(tmp_path):
 
     assert shown - {None} == set(settings.ENGINES)
     assert all(f"| `{engine}`" in PAGE.read_text() for engine in settings.ENGINES)
+
+
+def test_engines_said_to_be_asked_for_usage_are_those_that_are():
+    """The last column is the default of `ask_usage`."""
+    rows = re.findall(r"^\| `(\w+)`[^|]*(?:\|[^|]*){3}\| (\w+)[^|]*\|$", PAGE.read_text(), re.MULTILINE)
+
+    assert {engine for engine, _ in rows} == {*settings.ENGINES, "engine"}  # the heading
+    assert {engine for engine, asked in rows if asked == "yes"} == ENGINES_WITH_USAGE
 
 
 async def test_every_engine_said_to_have_no_api_for_loading_has_none():

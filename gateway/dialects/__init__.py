@@ -2,7 +2,8 @@
 
     Dialect    one per API; reads a request, and knows how its clients want to hear of errors
     Dialogue   one per request; says what a given neuron is asked
-    Translation  one per attempt, and only where the answer is in another dialect: eats it, yields the client's bytes
+    Translation  one per attempt, and only where the answer is in another dialect, or more than its client asked for:
+                 eats it, yields the client's bytes
 
 No dialect has its own routing, deadlines, retries, cancellation, accounting or error path. Pass-through is a dialogue
 without a translation, and costs nothing.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gateway import errors, sse
 from gateway.asgi import Headers
 from gateway.backend import Backend
 from gateway.dialects import Outgoing
+from gateway.dialects.usage import Edit, UsageStripper, asking_for_usage, edited
 from gateway.errors import GatewayError
 from gateway.refusal import Refusal
 from gateway.rewrite import splice
@@ -26,15 +29,31 @@ class PassThrough:
     def __init__(self, request: InferenceRequest) -> None:
         self._request = request
 
-    def outgoing(self, model: str, backend: Backend) -> Outgoing:  # noqa: ARG002 - what the neuron is matters to others
-        """The same bytes, but for the model's name; see `rewrite.splice` and `Upload`."""
+    def outgoing(self, model: str, backend: Backend) -> Outgoing:
+        """The same bytes, but for the model's name (`rewrite.splice`, `Upload`), and the wish for usage (`usage`)."""
         request = self._request
         if (upload := request.upload) is None:
+            if backend.ask_usage and request.stream and request.path.partition(b"?")[0] in _WITH_USAGE:
+                return self._asking(model)
             return Outgoing(request.path, splice(request.body, request.model, model))
         whole = upload.whole(model)
         if whole is None:
             return Outgoing(request.path, b"", upload=upload.outgoing(model))
         return Outgoing(request.path, whole)
+
+    def _asking(self, model: str) -> Outgoing:
+        """The same, and it asks for usage of our own accord, unless the client has decided about that itself."""
+        path, body, field = self._request.path, self._request.body, self._request.model
+        wish = asking_for_usage(body)
+        if wish is None:
+            return Outgoing(path, splice(body, field, model))
+        edits = [wish]
+        if model != field.name:
+            edits.append(Edit(field.start, field.end, msgspec.json.encode(model)))
+        return Outgoing(path, edited(body, *edits), UsageStripper())
+
+
+_WITH_USAGE = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 
 
 class OpenAI:

@@ -94,14 +94,40 @@ async def test_speed_is_tokens_over_the_window_they_came_in(accounts, autojump_c
     assert sample(accounts, f"cortex_cached_prompt_tokens_total{ROUTE}") == 0
 
 
-async def test_tokens_nobody_counted_are_estimated_in_the_log_and_not_in_the_metrics(accounts):
-    """One per delta, marked as such."""
+async def test_tokens_nobody_counted_are_estimated_and_kept_apart(accounts):
+    """One per delta; marked in the log, and under another name among the metrics."""
     with capture_logs() as logs, accounts.open("id", "/") as record, record.routed("m", "n"):
         meter = record.meter = StreamMeter()
         meter.feed(DELTA * 3, 1.0)
 
     assert (logs[0]["completion_tokens"], logs[0]["tokens_estimated"]) == (3, True)
     assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") is None
+    assert sample(accounts, f"cortex_estimated_completion_tokens_total{ROUTE}") == 3
+
+
+async def test_half_of_a_usage_is_completed_by_an_estimate(accounts):
+    """What was told counts as told. Anthropic tells the prompt at the start of a stream, and 1 for the answer."""
+    start = b'data: {"type":"message_start","message":{"usage":{"input_tokens":7,"output_tokens":1}}}\n\n'
+    said = b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
+    end = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":9}}\n\n'
+    for stream in (start + said * 4, start + said * 4 + end):
+        with accounts.open("id", "/") as record, record.routed("m", "n"):
+            meter = record.meter = StreamMeter()
+            meter.feed(stream, 1.0)
+
+    assert sample(accounts, f"cortex_prompt_tokens_total{ROUTE}") == 14
+    assert sample(accounts, f"cortex_estimated_completion_tokens_total{ROUTE}") == 4
+    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") == 9
+
+
+async def test_thoughts_are_counted_where_they_are_told(accounts):
+    """Beside the completion they are part of."""
+    with capture_logs() as logs, accounts.open("id", "/") as record, record.routed("m", "n"):
+        record.usage = Usage(3, 10, None, 6)
+
+    assert sample(accounts, f"cortex_reasoning_tokens_total{ROUTE}") == 6
+    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") == 10
+    assert logs[0]["reasoning_tokens"] == 6
 
 
 async def test_one_delta_has_no_speed(accounts):

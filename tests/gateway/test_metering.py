@@ -198,6 +198,12 @@ def test_end_in_the_midst_of_an_event_is_noticed(stream, whole):
             {"prompt_tokens": 5.0, "completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 1}},
             Usage(5, 2, None, 1),
         ),
+        ({"input_tokens": 4, "cache_read_input_tokens": 90, "cache_creation_input_tokens": 6}, Usage(100, None, 90)),
+        ({"input_tokens": 4, "output_tokens": 2, "cache_read_input_tokens": None}, Usage(4, 2)),
+        ({"prompt_tokens": 100, "cache_read_input_tokens": 90}, Usage(100)),
+        ({"total_tokens": 12}, Usage(12)),
+        ({"type": "tokens", "input_tokens": 14, "output_tokens": 45, "total_tokens": 59}, Usage(14, 45)),
+        ({"type": "duration", "seconds": 9}, Usage()),
         ({"prompt_tokens": "many", "completion_tokens": -1, "prompt_tokens_details": None}, Usage()),
         ({"prompt_tokens": True, "completion_tokens": 1e300}, Usage()),
         ("free", None),
@@ -212,6 +218,42 @@ def test_usage_is_read_in_every_vocabulary_and_believed_within_reason(value, usa
     meter.finish()
 
     assert meter.usage == usage
+
+
+@pytest.mark.parametrize("content_type", [b"audio/wav", b"image/png", b"application/octet-stream", b"text/plain"])
+def test_nothing_is_kept_of_a_body_that_is_no_json(content_type):
+    """A megabyte for each speech under way would be a lot for nothing."""
+    meter = BodyMeter(content_type=content_type)
+    meter.feed(b'{"usage":{"prompt_tokens":1}}')
+
+    assert meter._pieces == []
+    meter.finish()
+    assert meter.usage is None
+
+
+MESSAGES = [
+    {
+        "type": "message_start",
+        "message": {"usage": {"input_tokens": 7, "cache_read_input_tokens": 3, "output_tokens": 1}},
+    },
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "ping"},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "a"}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "b"}},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 12}},
+    {"type": "message_stop"},
+]
+
+
+def test_messages_of_a_neuron_that_speaks_them_are_metered_like_any():
+    """The prompt from the start, the answer from the end; first token, finish and terminator by their own names."""
+    meter = fed(*[event(one) for one in MESSAGES])
+
+    assert meter.usage == Usage(10, 12, 3)
+    assert (meter.generated, meter.first_at, meter.last_at) == (2, 3, 4)
+    assert (meter.finish_reason, meter.finished, meter.done) == ("end_turn", True, True)
+    assert fed(*[event(one) for one in MESSAGES[:3]], finish=False).preamble
 
 
 @given(st.lists(st.integers(0, 200), max_size=5))

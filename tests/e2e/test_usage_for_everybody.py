@@ -1,0 +1,200 @@
+"""Usage for everybody: from the neuron's word, from one we asked for it ourselves, or marked as an estimate."""
+
+import gc
+import json
+
+import httpx
+import pytest
+import structlog
+import trio
+from fakes.engine import SimEngine, an_engine_gateway, counted
+from openai import AsyncOpenAI
+from structlog.testing import capture_logs
+
+from gateway.sim import PROBE, faults
+
+# The SDK leaves its own async generators to the garbage collector when a stream is read to its end; not ours to mend.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator .*:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"),
+]
+SMALL = "Qwen/Qwen3-1.7B"
+THINKER = "Qwen/Qwen3-14B"
+ROUTE = f'{{model="{SMALL}",node="box"}}'
+ASKED = {"stream_options": {"include_usage": True}}
+
+
+@pytest.fixture(autouse=True)
+def fresh_loggers():
+    """Loggers made while logs are captured must not outlive the capture."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def engine():
+    return SimEngine(SMALL)
+
+
+def question(**more):
+    return {"model": SMALL, "messages": [{"role": "user", "content": PROBE}], "stream": True} | more
+
+
+def sent(engine):
+    """What the engine was asked, as JSON."""
+    return [json.loads(received.body) for received in engine.requests]
+
+
+async def ask(url, body, path="/v1/chat/completions"):
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=10) as http:
+        return (await http.post(path, content=body if isinstance(body, bytes) else json.dumps(body))).text
+
+
+def chunks(text):
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "llamacpp", "ollama", "lmstudio", "tabbyapi"])
+async def test_engine_that_knows_the_option_is_asked_and_its_client_spared(engine, name):
+    """The client gets what it would have got of the engine itself, byte for byte; we get the numbers."""
+    async with an_engine_gateway(engine, engine=name) as (gateway, url):
+        told = await ask(url, question())
+        await counted(gateway, f"cortex_prompt_tokens_total{ROUTE} 20.0")
+        metrics = gateway.metrics.expose().decode()
+    engine.reset()
+    async with an_engine_gateway(engine) as (_, url):
+        unasked = await ask(url, question())
+
+    assert told == unasked
+    assert "usage" not in told
+    assert told.endswith("data: [DONE]\n\n")
+    assert f"cortex_completion_tokens_total{ROUTE} 2.0" in metrics
+    assert "estimated" not in metrics
+
+
+async def test_wish_is_all_that_is_added(engine):
+    """The rest of the body is as it came, but for the engine's own name of the model."""
+    body = b'{"stream": true,"model":"ours" ,"temperature":1.0,"messages":[{"role":"user","content":"repeat: x"}]}'
+    async with an_engine_gateway(engine, engine="vllm", serves={"ours": SMALL}) as (_, url):
+        await ask(url, body)
+
+    (received,) = engine.requests
+    expected = body.replace(b'"ours"', json.dumps(SMALL).encode())
+    assert received.body == b'{"stream_options":{"include_usage":true},' + expected[1:]
+
+
+@pytest.mark.parametrize("options", [ASKED, {"stream_options": {"include_usage": False}}])
+async def test_client_that_has_decided_gets_what_it_decided(engine, options):
+    """Its own chunk, or none; nothing of its body changes."""
+    async with an_engine_gateway(engine, engine="vllm") as (_, url):
+        told = chunks(await ask(url, question(**options)))
+
+    assert sent(engine) == [question(**options)]
+    assert [chunk["usage"]["completion_tokens"] for chunk in told if "usage" in chunk] == (
+        [2] if options == ASKED else []
+    )
+
+
+async def test_options_of_another_kind_are_kept_beside_the_wish(engine):
+    """Merged, and the chunk is taken out."""
+    async with an_engine_gateway(engine, engine="vllm") as (_, url):
+        told = await ask(url, question(stream_options={"continuous_usage_stats": False}))
+
+    assert sent(engine)[0]["stream_options"] == {"include_usage": True, "continuous_usage_stats": False}
+    assert "usage" not in told
+
+
+async def test_completions_are_asked_too(engine):
+    """They stream the same way."""
+    body = {"model": SMALL, "prompt": PROBE, "stream": True}
+    async with an_engine_gateway(engine, engine="vllm") as (gateway, url):
+        told = await ask(url, body, "/v1/completions")
+        await counted(gateway, f"cortex_completion_tokens_total{ROUTE} 2.0")
+
+    assert sent(engine)[0] == body | ASKED
+    assert "usage" not in told
+
+
+@pytest.mark.parametrize(
+    ("keys", "body"),
+    [
+        ({}, question()),
+        ({"engine": "transformers"}, question()),
+        ({"engine": "vllm", "ask_usage": False}, question()),
+        ({"engine": "vllm"}, question(stream=False)),
+    ],
+)
+async def test_nobody_is_asked_who_might_not_understand_or_has_no_need(engine, keys, body):
+    """An engine nobody named, one that refuses unknown fields, one whose operator says no; an answer in one piece."""
+    raw = json.dumps(body, indent=1).encode()
+    async with an_engine_gateway(engine, **keys) as (_, url):
+        await ask(url, raw)
+
+    assert [received.body for received in engine.requests] == [raw]
+
+
+@pytest.mark.parametrize("where", ["finish", "choices"])
+async def test_usage_that_rides_on_choices_stays(engine, where):
+    """It is the engine's habit, not our doing."""
+    engine.faults.add(faults.OddUsage(where=where))
+    async with an_engine_gateway(engine, engine="vllm") as (gateway, url):
+        told = chunks(await ask(url, question()))
+        await counted(gateway, f"cortex_completion_tokens_total{ROUTE} 2.0")
+
+    assert [bool(chunk["choices"]) for chunk in told if "usage" in chunk] == [True]
+
+
+async def test_engine_that_tells_nothing_is_estimated_and_marked(engine):
+    """In the log, and in a metric of its own: nobody takes a guess for a count."""
+    engine.faults.add(faults.OddUsage(where="none"))
+    with capture_logs() as logs:
+        async with an_engine_gateway(engine, engine="vllm") as (gateway, url):
+            await ask(url, question())
+            await counted(gateway, f"cortex_estimated_completion_tokens_total{ROUTE} 2.0")
+            metrics = gateway.metrics.expose().decode()
+
+    assert "cortex_completion_tokens_total" not in metrics
+    (event,) = [entry for entry in logs if entry["event"] == "request"]
+    assert (event["completion_tokens"], event["tokens_estimated"], event["prompt_tokens"]) == (2, True, None)
+
+
+async def test_stream_that_breaks_off_is_estimated_and_ends_in_its_error(engine):
+    """What had come was generated; the wish changes nothing of how a stream fails."""
+    engine.faults.add(faults.Drop(after=2))
+    async with an_engine_gateway(engine, engine="vllm") as (gateway, url):
+        told = await ask(url, question())
+        await counted(gateway, f"cortex_estimated_completion_tokens_total{ROUTE} 1.0")
+
+    assert "upstream_connection_error" in told.splitlines()[-2]
+    assert "[DONE]" not in told
+
+
+async def test_thoughts_are_counted():
+    """`reasoning_tokens`, in the log and as a metric."""
+    engine = SimEngine(THINKER)
+    with capture_logs() as logs:
+        async with an_engine_gateway(engine, engine="vllm") as (gateway, url):
+            await ask(url, question(model=THINKER))
+            with trio.fail_after(5):
+                while "cortex_reasoning_tokens_total" not in gateway.metrics.expose().decode():
+                    await trio.sleep(0.005)
+
+    (event,) = [entry for entry in logs if entry["event"] == "request"]
+    assert 0 < event["reasoning_tokens"] < event["completion_tokens"]
+    assert event["tokens_estimated"] is False
+
+
+async def test_official_sdk_does_not_notice(engine):
+    """No chunk without choices; asked for, it is there."""
+    async with (
+        an_engine_gateway(engine, engine="vllm") as (_, url),
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        plain = [chunk async for chunk in await client.chat.completions.create(**question())]
+        asked = [chunk async for chunk in await client.chat.completions.create(**question(**ASKED))]
+
+    assert all(chunk.choices and chunk.usage is None for chunk in plain)
+    assert asked[-1].choices == []
+    assert asked[-1].usage.completion_tokens == 2
+    assert [chunk.choices for chunk in asked[:-1]] == [chunk.choices for chunk in plain]
+    gc.collect()  # here, where it is forgiven
