@@ -21,6 +21,7 @@ from gateway.accounting import Accounts, Record
 from gateway.admission import Admission
 from gateway.asgi import Receive, Scope, Send
 from gateway.attempt import Retriable
+from gateway.bodies import Bodies, Room
 from gateway.counting import Count
 from gateway.dialects import Dialect
 from gateway.endpoints import ENDPOINTS, Endpoint
@@ -90,6 +91,7 @@ class Inference:
         self.shadows = shadows
         self.admission = Admission(fleet, catalogue=catalogue, limit=settings.limits.queue)
         self.draining = False
+        self.bodies = Bodies(int(settings.limits.bodies_mb * 1024**2))
         self.spools = Spools(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))
         self._body_limit_bytes = int(settings.gateway.body_limit_mb * 1024**2)
         self._origins: dict[str, Origin] = {}
@@ -105,8 +107,9 @@ class Inference:
                 if endpoint.is_form:
                     await self._serve_form(endpoint, scope, receive, answer, record)
                 else:
-                    request = await self._read(endpoint, scope, receive, record)
-                    await self._serve(endpoint, request, receive, answer, record)
+                    with self.bodies.room() as room:
+                        request = await self._read(endpoint, scope, receive, record, room)
+                        await self._serve(endpoint, request, receive, answer, record)
             except errors.GatewayError as error:
                 await _refuse(answer, record, error, endpoint.dialect)
             except ClientGone:
@@ -150,11 +153,13 @@ class Inference:
                 f"this gateway serves at most {self.settings.limits.requests} requests at a time", retry_after_s=1
             )
 
-    async def _read(self, endpoint: Endpoint, scope: Scope, receive: Receive, record: Record) -> InferenceRequest:
+    async def _read(
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, record: Record, room: Room
+    ) -> InferenceRequest:
         allowed = budget.asked_by_client(scope["headers"])
         deadline_s = self.settings.deadlines.header_seconds
         with trio.move_on_after(deadline_s if allowed is None else min(deadline_s, allowed.allowed_s)):
-            request = await read(scope, receive, record.request_id, self._body_limit_bytes)
+            request = await read(scope, receive, record.request_id, self._body_limit_bytes, room)
             request.budget = allowed
             record.read_at = trio.current_time()
             record.bytes_in = len(request.body)

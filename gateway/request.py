@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from catalogue.models import Sticky
 from gateway import budget, stickiness
 from gateway.asgi import Headers, Receive, Scope
+from gateway.bodies import Room
 from gateway.budget import Budget
 from gateway.dialects import Dialect, Dialogue
 from gateway.errors import MalformedMultipart, MethodNotAllowed, UnsupportedMediaType, body_too_large
@@ -98,11 +99,12 @@ def request_id_of(headers: Headers) -> str:
     return secrets.token_hex(16)
 
 
-async def read(scope: Scope, receive: Receive, request_id: str, body_limit_bytes: int) -> InferenceRequest:
-    """Wait for the body and read what routing needs of it.
+async def read(scope: Scope, receive: Receive, request_id: str, body_limit_bytes: int, room: Room) -> InferenceRequest:
+    """Wait for the body, as much as there is `room` for, and read what routing needs of it.
 
     Raises:
         MethodNotAllowed, UnsupportedMediaType, BodyTooLarge, MalformedJson, MissingModelField: As the names say.
+        Overloaded: The bodies of other requests leave too little room for this one.
         ClientGone: It left before its request was whole.
     """
     headers: Headers = scope["headers"]
@@ -111,7 +113,7 @@ async def read(scope: Scope, receive: Receive, request_id: str, body_limit_bytes
     # Whatever else it says it is, JSON is what it must be: curl calls everything a urlencoded form.
     if _media_type(_content_type(headers)).startswith(b"multipart/"):
         raise UnsupportedMediaType(f"{scope['path']} takes a JSON object, not a form")
-    body = await _read_body(receive, body_limit_bytes)
+    body = await _read_body(receive, body_limit_bytes, room)
     return InferenceRequest(_path_and_query(scope), headers, body, locate(body), request_id)
 
 
@@ -169,7 +171,7 @@ def _path_and_query(scope: Scope) -> bytes:
     return path + b"?" + query if query else path
 
 
-async def _read_body(receive: Receive, limit_bytes: int) -> bytes:
+async def _read_body(receive: Receive, limit_bytes: int, room: Room) -> bytes:
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -180,6 +182,7 @@ async def _read_body(receive: Receive, limit_bytes: int) -> bytes:
         size += len(piece)
         if size > limit_bytes:
             raise body_too_large(limit_bytes)
+        room.take(len(piece))
         if not message.get("more_body", False):
             return b"".join((*pieces, piece)) if pieces else piece
         pieces.append(piece)

@@ -110,6 +110,7 @@ class LimitSettings:
     queue: int = 1_000
     upstream_idle_connections: int = 256
     explain_requests: int = 1_000  # that have ended and are remembered
+    bodies_mb: float = 2048  # of requests in memory, all together; count on as much again for what is sent on of them
     spool_mb: float = 4096  # of uploads on disk, all together: 64 of the default body limit
 
 
@@ -389,6 +390,7 @@ LIMIT_FIELDS = {
     "queue": Field(_COUNT_OR_ZERO),
     "upstream_idle_connections": Field(_COUNT_OR_ZERO),
     "explain_requests": Field(_COUNT_OR_ZERO),
+    "bodies_mb": Field(_POSITIVE),
     "spool_mb": Field(_OR_ZERO),
 }
 LOG_FIELDS = {

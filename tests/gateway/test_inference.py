@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from functools import partial
 
 import pytest
 import structlog
@@ -19,6 +20,7 @@ from gateway.sim.fleet import neuron
 JSON = b'{"object":"chat.completion","choices":[]}'
 EVENTS = (ROLE, delta("Tbi"), delta("lisi"), b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n', DONE)
 UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+DRIPPING = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9000\r\n\r\n"
 LOG_FIELDS = {
     "request_id", "path", "alias", "model", "node", "status", "outcome", "stream", "duration_ms", "phases_ms",
     "bytes_in", "bytes_out",
@@ -421,6 +423,27 @@ async def test_one_request_too_many_is_told_to_come_back(autojump_clock, before)
 
     assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
     assert (await gateway.client().ask()).status == 200
+
+
+async def test_bodies_that_are_held_leave_no_room_for_another(autojump_clock, before):
+    """Nor does one that merely drips in, as far as it has come; what ends gives its room back."""
+    limits = LimitSettings(bodies_mb=10_000 / 1024**2)
+    gateway = before(neuron("beast", [24576], [SMALL]), limits=limits)
+    padding = "x" * 3_900
+    async with trio.open_nursery() as asking:
+        asking.start_soon(partial(gateway.client().ask, padding=padding))
+        dripping = gateway.client()
+        await dripping.stream.send_all(DRIPPING + b" " * 4_000)
+        await wait_all_tasks_blocked()
+        answer = await gateway.client().ask(padding=padding)
+        assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
+        assert 7_900 < gateway.inference.bodies.held_bytes < 8_200
+        await dripping.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert (await gateway.client().ask(padding=padding)).status == 200
+
+    assert gateway.inference.bodies.held_bytes == 0
+    await gateway.idle()
 
 
 # Refusals of the neuron's...
