@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import werkzeug.exceptions
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from gateway import errors
+from gateway import errors, paths
 from gateway.asgi import App, Headers, Message, Receive, Scope, Send
 from gateway.dialects.anthropic import errors as anthropic_errors
 from gateway.dialects.anthropic import models as anthropic
@@ -57,7 +58,7 @@ def make_windows(windows: Windows, version: str) -> QuartTrio:
     async def list_models() -> Response:
         entries = windows.models()
         if ANTHROPIC_VERSION in request.headers:
-            return _json(anthropic.listing(entries))
+            return _json(anthropic.listing(entries, request.args))
         return json_response({"object": "list", "data": entries})
 
     @app.get("/v1/models/<path:model_id>")
@@ -122,20 +123,22 @@ def _error_response(error: errors.GatewayError) -> Response:
         response.headers["request-id"] = request_id
     else:
         response = _json(errors.envelope(error), error.status)
-    if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(error.retry_after_s)
+    for name, value in error.headers:
+        response.headers[name.decode()] = value.decode()
     return response
 
 
 def _as_ours(error: HTTPException) -> errors.GatewayError:
     kinds: dict[int, type[errors.GatewayError]] = {
         404: errors.NotFound,
-        405: errors.MethodNotAllowed,
         413: errors.BodyTooLarge,
         415: errors.UnsupportedMediaType,
     }
     if error.code == 404:
-        return errors.NotFound("no such path; inference is under /v1, what can be asked for is at /v1/models")
+        return errors.NotFound(paths.hint(request.path))
+    if isinstance(error, werkzeug.exceptions.MethodNotAllowed):
+        allow = set(error.valid_methods or ())
+        return errors.MethodNotAllowed(f"{request.method} is not allowed on {request.path}", allow=allow)
     kind = kinds.get(error.code or 500, errors.BadRequest if (error.code or 500) < 500 else errors.InternalError)
     return kind(error.description or error.name)
 
@@ -153,12 +156,17 @@ class Door:
         if scope["type"] != "http":
             await self._windows(scope, receive, send)
             return
+        if scope["path"] not in ENDPOINTS and (path := paths.meant(scope["path"])) is not None:
+            scope = {**scope, "path": path}
         origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
         if origin is not None and (allowed := self._allow(origin)) is not None:
             if scope["method"] == "OPTIONS":
                 await _answer_preflight(scope, send, allowed)
                 return
             send = _with_headers(send, [*allowed, *_EXPOSED])
+        if scope["method"] == "OPTIONS" and scope["path"] in ENDPOINTS:
+            await _answer_options(send)
+            return
         await (self._inference if scope["path"] in ENDPOINTS else self._windows)(scope, receive, send)
 
     def _allow(self, origin: bytes) -> Headers | None:
@@ -187,6 +195,12 @@ async def _answer_preflight(scope: Scope, send: Send, allowed: Headers) -> None:
         (b"access-control-max-age", b"86400"),
     ]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _answer_options(send: Send) -> None:
+    """Of whoever asks what it may do here, and is no browser that asks for a page of another origin."""
+    await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", b"OPTIONS, POST")]})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -207,6 +207,6 @@ async def pass_on(refusal: Refusal, request: InferenceRequest, answer: Answer, r
     """Tell the client a neuron's no: its status, Retry-After and words, in the form the client's dialect has."""
     record.outcome = "upstream_error"
     content_type, body = request.dialect.refusal(refusal, record.request_id)
-    headers = heads.of_ours(record, None, request.dialect.headers(record.request_id), content_type)
+    headers = heads.of_ours(record, request.dialect.headers(record.request_id), content_type)
     headers += [(name, value) for name, value in refusal.headers if name == b"retry-after"]
     await answer.respond(refusal.status, headers, body)

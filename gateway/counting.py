@@ -111,7 +111,7 @@ class Count:
         return dialogue
 
     async def _tell(self, tokens: int | None) -> None:
-        headers = heads.of_ours(self._record, None, self._request.dialect.headers(self._record.request_id))
+        headers = heads.of_ours(self._record, self._request.dialect.headers(self._record.request_id))
         if tokens is None:
             tokens = self._dialogue.translated.input_tokens
             headers.append(count_tokens.ESTIMATE_HEADER)

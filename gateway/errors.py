@@ -9,7 +9,7 @@ are the contract's closed list (section 10); the shape is OpenAI's error object
     |   +-- MalformedJson, MalformedMultipart, MissingModelField
     +-- RequestTimeout        408  the request itself did not arrive in time
     +-- ModelNotFound         404  nobody has it, and nobody could
-    +-- NotFound, MethodNotAllowed, BodyTooLarge, UnsupportedMediaType, InvalidApiKey
+    +-- NotFound, MethodNotAllowed, BodyTooLarge, UnsupportedMediaType (UnsupportedEncoding), InvalidApiKey
     +-- RateLimited           429  more than somebody allows
     +-- ServiceUnavailable    503  not now; Retry-After says when to ask again
     |   +-- NoFeasibleNeuron, ShuttingDown, Overloaded, NoRoom
@@ -21,6 +21,7 @@ are the contract's closed list (section 10); the shape is OpenAI's error object
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import msgspec
@@ -44,6 +45,11 @@ class GatewayError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What HTTP has for it besides the status."""
+        return [] if self.retry_after_s is None else [(b"retry-after", b"%d" % self.retry_after_s)]
 
 
 class InternalError(GatewayError):
@@ -110,10 +116,19 @@ class ModelNotFound(NotFound):
 
 
 class MethodNotAllowed(BadRequest):
-    """The path exists, the method does not."""
+    """The path exists, the method does not; `allow` are those that do (RFC 9110, 15.5.6)."""
 
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: Iterable[str]) -> None:
+        super().__init__(message)
+        self.allow = sorted(allow)
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """With `allow`."""
+        return [*super().headers, (b"allow", ", ".join(self.allow).encode())]
 
 
 class BodyTooLarge(BadRequest):
@@ -128,6 +143,15 @@ class UnsupportedMediaType(BadRequest):
 
     status = 415
     code = "unsupported_media_type"
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """A compressed body."""
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """With what would do (RFC 9110, 15.5.16)."""
+        return [*super().headers, (b"accept-encoding", b"identity")]
 
 
 class RateLimited(BadRequest):

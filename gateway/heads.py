@@ -51,14 +51,9 @@ def of_early_stream(record: Record, extra: Headers) -> Headers:
     return headers
 
 
-def of_ours(
-    record: Record, retry_after_s: int | None, extra: Headers, content_type: bytes = b"application/json"
-) -> Headers:
+def of_ours(record: Record, extra: Headers, content_type: bytes = b"application/json") -> Headers:
     """For an answer of our own making."""
-    headers = [(b"content-type", content_type), *_who_and_what(record), *extra]
-    if retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % retry_after_s))
-    return headers
+    return [(b"content-type", content_type), *_who_and_what(record), *extra]
 
 
 def _who_and_what(record: Record) -> Headers:

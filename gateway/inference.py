@@ -251,7 +251,7 @@ async def _refuse(
     record.failed(error)
     try:
         if not answer.started:
-            headers = heads.of_ours(record, error.retry_after_s, dialect.headers(record.request_id))
+            headers = heads.of_ours(record, [*dialect.headers(record.request_id), *error.headers])
             await answer.respond(error.status, headers, dialect.error(error, record.request_id))
         elif record.stream and not answer.ended and errand is not None:
             await answer.fail(errand.error_event(error))

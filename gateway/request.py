@@ -12,7 +12,13 @@ from gateway.asgi import Headers, Receive, Scope
 from gateway.bodies import Room
 from gateway.budget import Budget
 from gateway.dialects import Dialect, Dialogue
-from gateway.errors import MalformedMultipart, MethodNotAllowed, UnsupportedMediaType, body_too_large
+from gateway.errors import (
+    MalformedMultipart,
+    MethodNotAllowed,
+    UnsupportedEncoding,
+    UnsupportedMediaType,
+    body_too_large,
+)
 from gateway.multipart import FormReader, boundary_of
 from gateway.relay import ClientGone
 from gateway.rewrite import ModelField, locate
@@ -43,6 +49,10 @@ _NOT_FOR_NEURONS = HOP_BY_HOP | {
     b"authorization",
     b"cookie",
     b"x-api-key",
+    b"api-key",  # Azure's
+    b"x-goog-api-key",
+    b"openai-organization",
+    b"openai-project",
     b"accept-encoding",
     b"expect",
     b"x-request-id",
@@ -109,6 +119,7 @@ async def read(scope: Scope, receive: Receive, request_id: str, body_limit_bytes
     """
     headers: Headers = scope["headers"]
     _check_method(scope)
+    _refuse_compressed(headers)
     _declared_length(headers, body_limit_bytes)
     # Whatever else it says it is, JSON is what it must be: curl calls everything a urlencoded form.
     if _media_type(_content_type(headers)).startswith(b"multipart/"):
@@ -125,6 +136,7 @@ def open_upload(scope: Scope, receive: Receive, spool: Spool, *, body_limit_byte
     """
     headers: Headers = scope["headers"]
     _check_method(scope)
+    _refuse_compressed(headers)
     length = _declared_length(headers, body_limit_bytes)
     content_type = _content_type(headers)
     if _media_type(content_type) != b"multipart/form-data":
@@ -142,7 +154,16 @@ async def read_form(scope: Scope, upload: Upload, request_id: str) -> InferenceR
 
 def _check_method(scope: Scope) -> None:
     if scope["method"] != "POST":
-        raise MethodNotAllowed(f"{scope['method']} is not allowed on {scope['path']}: use POST")
+        raise MethodNotAllowed(
+            f"{scope['method']} is not allowed on {scope['path']}: use POST", allow=("POST", "OPTIONS")
+        )
+
+
+def _refuse_compressed(headers: Headers) -> None:
+    """Its `model` has to be read, and what a few bytes may unfold to has no limit."""
+    for name, value in headers:
+        if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
+            raise UnsupportedEncoding("a compressed request body is not taken here: send it without content-encoding")
 
 
 def _declared_length(headers: Headers, limit_bytes: int) -> int | None:

@@ -186,7 +186,7 @@ def test_models_are_listed_on_one_page():
     """With the limits where they are known; `created_at` is RFC 3339."""
     entry = Entry("lab/a", "model", 1767225600, "helexa", True, (), (), limit={"context": 4096, "output": 512})
     bare = Entry("lab/b", "model", 1767225600, "helexa", False, (), ())
-    page = json.loads(models.listing([entry, bare]))
+    page = json.loads(models.listing([entry, bare], {}))
 
     assert page["data"][0] == {
         "type": "model",
@@ -199,7 +199,7 @@ def test_models_are_listed_on_one_page():
     }
     assert (page["first_id"], page["last_id"], page["has_more"]) == ("lab/a", "lab/b", False)
     assert json.loads(models.single(bare)) == page["data"][1]
-    assert json.loads(models.listing([]))["first_id"] is None
+    assert json.loads(models.listing([], {}))["first_id"] is None
 
 
 def test_usage_that_is_nonsense_does_no_harm():

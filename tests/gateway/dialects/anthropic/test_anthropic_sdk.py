@@ -134,5 +134,5 @@ def test_sdk_reads_counts_and_models():
     """The two small endpoints."""
     assert client(count_tokens.body(42)).messages.count_tokens(model="m", messages=HI["messages"]).input_tokens == 42
     entry = Entry("lab/a", "model", 1767225600, "helexa", True, (), ())
-    [model] = client(models.listing([entry])).models.list()
+    [model] = client(models.listing([entry], {})).models.list()
     assert (model.id, model.created_at.year) == ("lab/a", 2026)

@@ -1,0 +1,247 @@
+"""What clients do that no API asks of them: slashes too many, a `/v1` too many or too few, old HTTP, compressed bodies.
+
+What is meant beyond doubt is served; anything else is told so that its user can mend it.
+"""
+
+import gzip
+import json
+
+import anthropic
+import httpx
+import openai
+import pytest
+import trio
+from fakes.running import LARGE, PROBE, SMALL
+
+from gateway.endpoints import ENDPOINTS
+
+CHAT = "/v1/chat/completions"
+ASK = {"model": "helexa/small", "messages": PROBE}
+
+
+async def exchange(cortex, request):
+    """Bytes there and, until the connection closes, back."""
+    async with await trio.open_tcp_stream("127.0.0.1", cortex.port) as stream:
+        await stream.send_all(request)
+        return b"".join([piece async for piece in stream])
+
+
+# Paths...
+
+
+@pytest.mark.parametrize("path", [f"{CHAT}/", f"/{CHAT}", "/v1//chat/completions", "//v1//chat//completions//"])
+async def test_slashes_too_many_are_forgiven(cortex, http, beast, path):
+    """A base URL with a slash at its end makes two; the neuron is asked as always."""
+    answer = await http.post(cortex.url + path, json=ASK)
+
+    assert "Tbilisi" in answer.json()["choices"][0]["message"]["content"]
+    assert [received.path for received in beast.requests] == [CHAT]
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1/models/", None),
+        ("//v1/models", None),
+        ("/v1//models/helexa/small", "helexa/small"),
+        ("/v1/models//helexa%2Fsmall", "helexa/small"),
+    ],
+)
+async def test_slashes_too_many_are_forgiven_where_models_are_listed(cortex, http, path, model):
+    """But those of an id are its own."""
+    answer = await http.get(cortex.url + path)
+
+    assert answer.json()["object"] == ("list" if model is None else "model")
+    assert model is None or answer.json()["id"] == model
+    assert (await http.get("/v1/models/helexa//small")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/v1/chat/completions", CHAT),
+        ("/chat/completions", CHAT),
+        ("/completions", "/v1/completions"),
+        ("/api/v1/chat/completions/", CHAT),
+        ("/openai/deployments/helexa/chat/completions?api-version=1", CHAT),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/v1/v1/messages/count_tokens", "/v1/messages/count_tokens"),
+        ("/embeddings", "/v1/embeddings"),
+    ],
+)
+async def test_wrong_base_url_is_told_the_right_path(http, beast, path, meant):
+    """A 404 whose message says which, and what base URLs look like."""
+    answer = await http.post(path, json=ASK)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert f"did you mean {meant}?" in answer.json()["error"]["message"]
+    assert not beast.requests
+
+
+async def test_the_sdks_show_their_user_that_hint(cortex):
+    """Each with the mistake that is made with it, in its own exception."""
+
+    def ask_with_a_v1_too_many():
+        with anthropic.Anthropic(base_url=f"{cortex.url}/v1", api_key="k", max_retries=0) as sdk:
+            sdk.messages.create(max_tokens=9, **ASK)
+
+    def ask_without_one():
+        with openai.OpenAI(base_url=cortex.url, api_key="k", max_retries=0) as sdk:
+            sdk.chat.completions.create(**ASK)
+
+    with pytest.raises(anthropic.NotFoundError, match="did you mean /v1/messages"):
+        await trio.to_thread.run_sync(ask_with_a_v1_too_many)
+    with pytest.raises(openai.NotFoundError, match="did you mean /v1/chat/completions"):
+        await trio.to_thread.run_sync(ask_without_one)
+
+
+async def test_what_was_answered_is_not_asked_about_afterwards(http):
+    """Nothing of a response is kept, and whoever looks for it hears so."""
+    answer = await http.get("/v1/responses/resp_123")
+
+    assert answer.status_code == 404
+    assert "not kept" in answer.json()["error"]["message"]
+
+
+# Methods...
+
+
+@pytest.mark.parametrize("path", [path for path in ENDPOINTS if path.startswith("/v1/")])
+async def test_wrong_method_is_told_the_right_ones(http, path):
+    """In the header HTTP has for it, and in words; `OPTIONS` by itself is answered the same."""
+    wrong = await http.get(path)
+    asked = await http.options(path)
+
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "OPTIONS, POST")
+    assert "use POST" in wrong.text
+    assert (asked.status_code, asked.headers["allow"], asked.content) == (204, "OPTIONS, POST", b"")
+
+
+async def test_wrong_method_on_a_window_too(http):
+    """HEAD comes with GET."""
+    answer = await http.post("/v1/models", json={})
+
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+# Bodies and headers...
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/audio/transcriptions"])
+async def test_compressed_body_is_refused_in_words(http, beast, path):
+    """415, what would do, and nobody bothered; in either dialect."""
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+    answer = await http.post(path, content=gzip.compress(json.dumps(ASK).encode()), headers=headers)
+    plain = await http.post(CHAT, json=ASK, headers={"content-encoding": "identity"})
+
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+    assert "without content-encoding" in answer.json()["error"]["message"]
+    assert plain.status_code == 200
+    assert len(beast.requests) == 1
+
+
+async def test_keys_of_every_kind_stay_here(http, beast):
+    """OpenAI's, Anthropic's, Azure's, Google's: none is a neuron's business, nor is whose account it is."""
+    keys = ("authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie")
+    accounts = ("openai-organization", "openai-project")
+    await http.post(CHAT, json=ASK, headers=dict.fromkeys((*keys, *accounts), "secret"))
+
+    assert b"secret" not in repr(beast.requests[0].headers).encode()
+
+
+async def test_http_1_0_gets_whole_answers_and_streams(cortex):
+    """Without chunks, which it does not know; the connection's end is the stream's."""
+    body = json.dumps(ASK).encode()
+    head = f"POST {CHAT} HTTP/1.0\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    streaming = json.dumps({**ASK, "stream": True}).encode()
+    stream_head = f"POST {CHAT} HTTP/1.0\r\ncontent-length: {len(streaming)}\r\n\r\n".encode()
+
+    whole = await exchange(cortex, head + body)
+    stream = await exchange(cortex, stream_head + streaming)
+
+    assert b"Tbilisi" in whole
+    assert b"transfer-encoding" not in stream
+    assert stream.endswith(b"data: [DONE]\n\n")
+
+
+async def test_client_that_waits_for_100_continue_is_told_to_go_on(cortex):
+    """And one that cannot be served is told so instead."""
+    body = json.dumps(ASK).encode()
+    lines = f"host: x\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: {len(body)}\r\n"
+
+    async with await trio.open_tcp_stream("127.0.0.1", cortex.port) as stream:
+        await stream.send_all(f"POST {CHAT} HTTP/1.1\r\n{lines}\r\n".encode())
+        first = await stream.receive_some(1000)
+        await stream.send_all(body)
+        rest = b"".join([piece async for piece in stream])
+    refused = await exchange(cortex, f"POST {CHAT} HTTP/1.1\r\n{lines}content-encoding: gzip\r\n\r\n".encode())
+
+    assert first == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert b" 200 OK" in rest
+    assert refused.startswith(b"HTTP/1.1 415 ")
+
+
+async def test_optional_fields_may_be_null(http, beast):
+    """As SDKs of typed languages send them: every field there is, most of them null."""
+    nulls = dict.fromkeys(("stream", "stream_options", "tools", "tool_choice", "max_tokens", "stop", "user"))
+    answer = await http.post(CHAT, json={**ASK, **nulls, "max_completion_tokens": 4})
+
+    assert answer.json()["usage"]["completion_tokens"] == 4
+    assert json.loads(beast.requests[0].body)["stream_options"] is None
+
+
+# Lists...
+
+
+async def test_list_of_models_in_pages(cortex, http):
+    """The `anthropic` SDK walks through them; OpenAI's API has no pages, so there they mean nothing."""
+
+    def walk():
+        with anthropic.Anthropic(base_url=cortex.url, api_key="k", max_retries=0) as sdk:
+            return [model.id for model in sdk.models.list(limit=2)], sdk.models.list().has_more
+
+    ids, more = await trio.to_thread.run_sync(walk)
+    listed = (await http.get("/v1/models", params={"limit": 1, "after": "x"})).json()["data"]
+
+    assert ids == sorted(ids) == [entry["id"] for entry in listed]
+    assert {SMALL, LARGE, "helexa/small", "helexa/large"} <= set(ids)
+    assert not more
+
+
+@pytest.mark.parametrize(
+    ("query", "found", "more"),
+    [
+        ({"limit": "1"}, slice(0, 1), True),
+        ({"after_id": SMALL}, slice(1, 4), False),
+        ({"before_id": SMALL}, slice(0, 0), False),
+        ({"before_id": "helexa/small", "limit": "1"}, slice(2, 3), True),
+        ({"after_id": "Qwen/gone", "limit": "2"}, slice(2, 4), False),
+    ],
+)
+async def test_page_is_cut_where_it_is_asked_for(http, query, found, more):
+    """By ids, even of a model that is gone."""
+    ids = [SMALL, LARGE, "helexa/large", "helexa/small"]
+    page = (await http.get("/v1/models", params=query, headers={"anthropic-version": "2023-06-01"})).json()
+
+    assert [model["id"] for model in page["data"]] == ids[found]
+    assert page["has_more"] is more
+    assert (page["first_id"], page["last_id"]) == (
+        (page["data"][0]["id"], page["data"][-1]["id"]) if page["data"] else (None, None)
+    )
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "1.5", "9" * 5000, "\u0663"])
+async def test_limit_that_is_none_is_refused(http, limit):
+    """In Anthropic's words."""
+    answer = await http.get("/v1/models", params={"limit": limit}, headers={"anthropic-version": "2023-06-01"})
+
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+async def test_httpx_client_with_a_base_url_that_ends_in_a_slash(cortex):
+    """What `aider`, LangChain and others come to, told by one they are built on."""
+    async with httpx.AsyncClient(base_url=f"{cortex.url}/v1/", trust_env=False, timeout=60) as client:
+        answer = await client.post("/chat/completions", json=ASK)
+
+    assert answer.status_code == 200
