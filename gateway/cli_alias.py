@@ -106,6 +106,17 @@ def show(name: str, config: Path | None, *, as_json: bool) -> None:
     _run(config, lambda desk: alias_views.show_one(desk, name, as_json=as_json))
 
 
+@alias.command()
+@click.argument("name")
+@config_option
+@_json
+def compare(name: str, config: Path | None, *, as_json: bool) -> None:
+    """An alias beside its shadow: who is quicker, and who says the same. Asks the gateway, with the admin token."""
+    from gateway import compare_view  # noqa: PLC0415 - as above
+
+    _run(config, lambda desk: compare_view.compare(desk, name, as_json=as_json))
+
+
 @alias.command("set")
 @click.argument("name")
 @click.argument("target")

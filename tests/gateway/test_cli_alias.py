@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 
+import httpx
 import pytest
 from click.testing import CliRunner
 from fakes.process import cortex, running_cortex
@@ -573,3 +574,29 @@ def test_plan_without_anybody_to_ask_is_code_3(alone):
     without = alone.config.with_name("without.toml")
     without.write_text(alone.config.read_text().replace("token", "# token"))
     assert "for whoever has the admin token" in alone("plan", "-c", without).stderr
+
+
+# Compare.
+
+
+def test_compare_shows_an_alias_beside_its_shadow(operator):
+    """Figures of both, in a table or as JSON; without a shadow it says how to get one."""
+    assert "has no shadow" in operator.done("alias", "compare", "helexa/large", code=1)
+    assert "no alias is called 'nobody'" in operator.done("alias", "compare", "nobody", code=1)
+    shadowed = f'"helexa/small" = {{ target = "{SMALL}", shadow = {{ model = "{MIDDLE}", percent = 100 }} }}'
+    lines = operator.models.read_text().splitlines(keepends=True)
+    edited = [shadowed + "\n" if line.startswith('"helexa/small"') else line for line in lines]
+    operator.edit("".join(edited).encode())
+    wait_until(lambda: in_force(operator) == digest_of(operator.models.read_bytes()))
+    assert "nothing compared yet" in operator.done("alias", "compare", "helexa/small")
+
+    url = operating.Gateway.of(load(operator.config, {}).settings).endpoint
+    body = {"model": "helexa/small", "messages": [{"role": "user", "content": "What is the capital of Georgia?"}]}
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        assert client.post(f"{url}/v1/chat/completions", json=body).status_code == 200
+    wait_until(lambda: json.loads(operator.done("alias", "compare", "helexa/small", "--json"))["compared"] == 1)
+
+    said = operator.done("alias", "compare", "helexa/small")
+    assert f"only 1 compared; {MIDDLE} takes" in said
+    assert "same answer" in said
+    assert "stop 1" in said
