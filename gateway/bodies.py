@@ -1,4 +1,4 @@
-"""How much memory the bodies of all requests may take together. Uploads, which are larger, go to disk: `spool.py`."""
+"""How much memory the bodies of all requests may take together. Of an upload most is on disk: `spool.py`."""
 
 from __future__ import annotations
 

@@ -175,14 +175,16 @@ class Inference:
     ) -> None:
         """As any request, but begun as soon as its `model` has come. What is kept of it is gone when this returns."""
         patience_s = self.settings.deadlines.upload_seconds
-        async with self.spools.open() as spool:
-            upload = open_upload(scope, receive, spool, body_limit_bytes=self._body_limit_bytes, patience_s=patience_s)
-            try:
-                request = await self._read_form(scope, upload, record)
-                request.understand(endpoint.dialect, self._spoken)
-                await self._serve(endpoint, request, receive, answer, record)
-            finally:
-                record.bytes_in = upload.received_bytes
+        with self.bodies.room() as room:
+            async with self.spools.open(room) as spool:
+                limit_bytes = self._body_limit_bytes
+                upload = open_upload(scope, receive, spool, body_limit_bytes=limit_bytes, patience_s=patience_s)
+                try:
+                    request = await self._read_form(scope, upload, record)
+                    request.understand(endpoint.dialect, self._spoken)
+                    await self._serve(endpoint, request, receive, answer, record)
+                finally:
+                    record.bytes_in = upload.received_bytes
 
     async def _read_form(self, scope: Scope, upload: Upload, record: Record) -> InferenceRequest:
         """Read as far as routing needs. That may take long: it has no deadline but the client's own, if it has one."""

@@ -17,6 +17,7 @@ from typing import IO, Self, TypeVar
 import structlog
 import trio
 
+from gateway.bodies import Room
 from gateway.errors import Overloaded, ServiceUnavailable
 
 __all__ = ["MEMORY_BYTES", "Spool", "Spools"]
@@ -46,9 +47,12 @@ class Spools:
         self.on_disk_bytes = 0
         self.open_files = 0
 
-    def open(self) -> Spool:
-        """An empty one, as an async context manager; its file is made when there is something to put into it."""
-        return Spool(self)
+    def open(self, room: Room) -> Spool:
+        """An empty one, as an async context manager; its file is made when there is something to put into it.
+
+        `room` is in memory, for what is not in the file; whoever has taken it gives it back.
+        """
+        return Spool(self, room)
 
     def reserve(self, size: int) -> None:
         """Take room on the disk, or raise Overloaded. Sync, so that two requests cannot take the same."""
@@ -79,8 +83,9 @@ class Spool:
     All but the last `MEMORY_BYTES` at most are in the file, if there is one.
     """
 
-    def __init__(self, spools: Spools) -> None:
+    def __init__(self, spools: Spools, room: Room) -> None:
         self._spools = spools
+        self._room = room
         self._file: IO[bytes] | None = None
         self._on_disk = 0
         self._reserved = 0
@@ -95,9 +100,10 @@ class Spool:
         """Append.
 
         Raises:
-            Overloaded: All the uploads together take the disk they may.
+            Overloaded: All of them together take the memory, or the disk, that they may.
             ServiceUnavailable: The disk is full, or worse.
         """
+        self._room.take(max(len(self._recent) + len(data) - self._room.taken_bytes, 0))
         self._recent += data
         if len(self._recent) > MEMORY_BYTES:
             await self._to_disk()

@@ -51,7 +51,7 @@ def asking_for_usage(body: bytes) -> Edit | None:
         for the engine to judge.
     """
     try:
-        said = _said(body)
+        said = bytes(_decoder.decode(body).stream_options)  # 18 us for 20 KB; a search for the key's bytes takes 20
         options = msgspec.json.decode(said) if said else {}
     except (msgspec.DecodeError, RecursionError):
         return None
@@ -67,13 +67,6 @@ def asking_for_usage(body: bytes) -> Edit | None:
     if isinstance(options, dict) and "include_usage" not in options:
         return Edit(start + 1, start + 1, _WISH + (b"," if options else b""))
     return None
-
-
-def _said(body: bytes) -> bytes:
-    """The client's top-level `stream_options` as they stand there; nothing if there are none. Raises DecodeError."""
-    if b"stream_options" not in body and b"\\u" not in body:
-        return b""  # what nearly all bodies say costs a look
-    return bytes(_decoder.decode(body).stream_options)
 
 
 class _Fields(msgspec.Struct):
