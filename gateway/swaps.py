@@ -345,6 +345,7 @@ class Swaps:
                 absent = absent_homes(model, self._fleet, self._keeper.current)
                 if not absent:
                     return error.message
+                loads_awaited = 0  # what failed may have failed because its neuron went
                 await self._wait(swap, f"{error.message}; {', '.join(absent)} could have it, but is not available")
             except ProbeFailed as error:
                 return f"'{model}' is loaded, but {error}"
@@ -353,6 +354,7 @@ class Swaps:
                     return error.message
                 await self._wait(swap, error.message, error.retry_after_s)  # others failed before us; we try once too
             except (errors.ServiceUnavailable, ProbePostponed) as error:
+                loads_awaited = 0
                 await self._wait(swap, str(error))
         return None
 

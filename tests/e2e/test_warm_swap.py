@@ -17,7 +17,8 @@ from fakes.running import running_gateway
 from fakes.world import a_sim, a_sim_model
 from structlog.testing import capture_logs
 
-from gateway.settings import EvictionSettings, NeuronSettings, PollSettings
+from gateway.settings import EvictionSettings, NeuronSettings
+from gateway.sim.faults import Hang, HttpError
 
 STREAMS, SWAPS = 200, 50
 PATIENCE_S = 120  # a busy machine is no failure
@@ -155,6 +156,11 @@ async def test_50_swaps_that_each_push_out_and_load(tmp_path):
 
 
 SMALL, MIDDLE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B"
+TWO_MODELS = (
+    f'[aliases]\n"{ALIAS}" = "{SMALL}"\n'
+    f'[[models]]\nid = "{SMALL}"\nharness = "llamacpp"\nvram_mb = 4096\n'
+    f'[[models]]\nid = "{MIDDLE}"\nharness = "llamacpp"\nvram_mb = 7168\n'
+)
 
 
 @asynccontextmanager
@@ -182,59 +188,79 @@ async def a_neuron_process(port=0):
             await process.wait()
 
 
-async def swap_state(client):
-    health = (await client.get("/health")).json()
-    return health["status"], [(swap["alias"], swap["state"]) for swap in health.get("swaps", [])]
-
-
 async def test_new_targets_neuron_killed_while_it_warms_and_a_broken_file_in_between(tmp_path):
-    """Nobody notices but the operator, who is told; when the neuron is back, the swap can be tried again."""
+    """No client notices; the operator is told; and when the neuron is back, the alias moves after all."""
     near = a_sim("near", a_sim_model(SMALL, 4096, **BRIEF), vram_mb=(5000,), loaded=(SMALL,))
-    text = (
-        f'[aliases]\n"{ALIAS}" = "{SMALL}"\n'
-        f'[[models]]\nid = "{SMALL}"\nharness = "llamacpp"\nvram_mb = 4096\n'
-        f'[[models]]\nid = "{MIDDLE}"\nharness = "llamacpp"\nvram_mb = 7168\n'
-    )
     with capture_logs() as logged:
         async with a_neuron_process() as (process, url):
             far = NeuronSettings("far", url)
-            # Were it marked down first, the swap would wait for it instead of failing (tests/gateway/test_swaps.py).
-            patient = PollSettings(interval_seconds=0.5, misses=1000)
-            async with (
-                running_gateway(tmp_path, [near], models_toml=text, backends=(far,), poll=patient) as running,
-                httpx.AsyncClient(base_url=running.url, trust_env=False) as client,
-            ):
-                admin = running.metrics_url.removesuffix("/metrics")
-                bearer = {"authorization": "Bearer secret"}
+            async with running_gateway(tmp_path, [near], models_toml=TWO_MODELS, backends=(far,)) as running:
+                swaps = running.gateway.swaps
                 async with under_load(running, (10, ALIAS)) as load:
                     running.swap(ALIAS, MIDDLE)
                     await until(running.gateway.lifecycle.loads)
-                    assert await swap_state(client) == ("ok", [(ALIAS, "warming")])
                     good = running.models_toml.read_text()
                     running.save("[aliases\n")
                     await until(lambda: running.gateway.keeper.last_error)
                     process.kill()
-                    await until(lambda: running.gateway.keeper.current.warming[ALIAS].failed)
+                    await until(lambda: swaps.views()[0].reason)
                     running.save(good)
                     await until(lambda: not running.gateway.keeper.last_error)
-                    assert await swap_state(client) == ("impaired", [(ALIAS, "failed")])
-                    scraped = (await client.get(running.metrics_url)).text
-                    assert f'cortex_alias_swap_failed{{alias="{ALIAS}"}} 1.0' in scraped
-                    [told] = (await client.get(f"{admin}/admin/fleet", headers=bearer)).json()["swaps"]
-                    assert "could not be loaded" in told["reason"]
-                    assert (await client.post(f"{admin}/admin/swaps/nobody/retry", headers=bearer)).status_code == 404
-
+                    assert running.gateway.keeper.current.aliases[ALIAS].target == SMALL
                     async with a_neuron_process(port=int(url.rpartition(":")[2])):
-                        again = await client.post(f"{admin}/admin/swaps/{ALIAS}/retry", headers=bearer)
-                        assert again.json() == {"alias": ALIAS, "warming": [ALIAS]}
+                        swaps.retry(ALIAS)  # of no effect if it was found to be down first: then the swap waits for it
                         await running.pointing_at(ALIAS, MIDDLE)
-                        assert await swap_state(client) == ("ok", [])
                         await until(lambda: load.answered[MIDDLE.lower()])
                         load.going = False
                         await until(lambda: not load.under_way)
                 await until_nothing_lives(running)
 
                 assert_nobody_was_hurt(load, logged, running)
+
+
+async def test_swap_that_fails_shows_everywhere_until_it_is_tried_again(tmp_path):
+    """Health, metrics, admin API; then all of that clears."""
+    near = a_sim("near", a_sim_model(SMALL, 4096, **BRIEF), vram_mb=(5000,), loaded=(SMALL,))
+    far = a_sim("far", a_sim_model(MIDDLE, 7168, **BRIEF))
+    far.faults.add(HttpError(model=MIDDLE, text="CUDA error"))
+    async with (
+        running_gateway(tmp_path, [near, far], models_toml=TWO_MODELS) as running,
+        httpx.AsyncClient(base_url=running.url, trust_env=False) as client,
+    ):
+        admin = httpx.AsyncClient(
+            base_url=running.metrics_url.removesuffix("/metrics"),
+            headers={"authorization": "Bearer secret"},
+            trust_env=False,
+        )
+
+        async def shown():
+            health = (await client.get("/health")).json()
+            metrics = (await admin.get("/metrics")).text
+            gauges = [
+                line for line in metrics.splitlines() if line.startswith(("cortex_alias_w", "cortex_alias_swap_f"))
+            ]
+            return health["status"], [swap["state"] for swap in health.get("swaps", [])], gauges
+
+        async with admin:
+            running.swap(ALIAS, MIDDLE)
+            await until(lambda: [view for view in running.gateway.swaps.views() if view.state == "failed"])
+            assert await shown() == ("impaired", ["failed"], [f'cortex_alias_swap_failed{{alias="{ALIAS}"}} 1.0'])
+            [told] = (await admin.get("/admin/fleet")).json()["swaps"]
+            assert told["reason"] == f"'{MIDDLE}' is loaded, but it answers a small question with 500: CUDA error"
+            assert (await admin.post("/admin/reload")).json()["warming"] == [ALIAS]
+            assert (await admin.post("/admin/swaps/nobody/retry")).status_code == 404
+
+            far.faults.clear()
+            far.faults.add(Hang(model=MIDDLE))
+            again = await admin.post(f"/admin/swaps/{ALIAS}/retry")
+            assert again.json() == {"alias": ALIAS, "warming": [ALIAS]}
+            assert await shown() == ("ok", ["warming"], [f'cortex_alias_warming{{alias="{ALIAS}"}} 1.0'])
+            far.faults.clear()
+            running.swap(ALIAS, SMALL)
+            await until(lambda: not running.gateway.keeper.current.warming)
+            running.swap(ALIAS, MIDDLE)
+            await running.pointing_at(ALIAS, MIDDLE)
+            assert await shown() == ("ok", [], [])
 
 
 async def until(condition):

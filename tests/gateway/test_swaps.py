@@ -408,6 +408,22 @@ async def test_target_whose_neuron_is_killed_while_it_loads_is_loaded_elsewhere(
         assert (await world.ask("x")).node == "c"
 
 
+async def test_target_whose_only_neuron_is_killed_while_it_loads_is_loaded_when_that_is_back(autojump_clock):
+    """That its load broke off says nothing about the model."""
+    async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", NEW)) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+        await trio.sleep(2)
+        world.hosts["b"].kill()
+        await trio.sleep(60)
+        assert world.swaps.views()[0].state in {"warming", "failed"}
+        world.hosts["b"].restart()
+        world.swaps.retry("x")
+        await moved(world)
+
+        assert world.load_calls() == ["b", "b"]
+
+
 async def test_neuron_that_is_down_may_yet_have_the_room(autojump_clock):
     """The others have none: that is a reason to wait for it, and is shown meanwhile."""
     async with a_world(*two_hosts()) as world:
