@@ -198,6 +198,8 @@ def _params(value: object, place: Place) -> Mapping[str, str]:
             fields.name(key, place / key)
             if key in NOT_FOR_PARAMS:
                 (place / key).refuse("is what the request is about, and the client's to say")
+            if '"' in key or "\\" in key:
+                (place / key).refuse("must not contain quotes or backslashes")
             read[key] = fields.json_text(said, place / key)
         except fields.Refused:
             continue

@@ -25,6 +25,8 @@ from gateway.phases import Phases
 from gateway.recent import Recent
 from gateway.tool_calls import ToolCalls
 
+log = structlog.get_logger("cortex.accounting")
+
 __all__ = ["Accounts", "End", "Outcome", "Record", "Routed"]
 
 Outcome = Literal["ok", "error", "upstream_error", "client_disconnected", "cancelled"]
@@ -207,6 +209,15 @@ class Record:
         self.alias, self.model, self.target = resolution.alias, resolution.model, resolution.model
         self.watched = self._accounts.is_watched(self.alias) and not is_retry(headers)
 
+    def falls_back(self, model: str, error: GatewayError) -> None:
+        """Nobody could serve the model it was for; now it is for another one, and without a neuron again."""
+        before, alias = self.model or "", self.alias or ""
+        self._accounts.metrics.fallbacks(alias, before, model).inc()
+        log.warning(
+            "fallback", request_id=self.request_id, alias=alias, model=before, falls_back_to=model, reason=error.message
+        )
+        self.model, self.node = model, None
+
     def meter_stream(self) -> StreamMeter:
         """What to show the answer to, if it is a stream."""
         self.meter = StreamMeter(ToolCalls() if self.watched else None)
@@ -335,11 +346,23 @@ class Record:
             metrics.disconnects(*route).inc()
         if self.alias is not None and self.model is not None:
             metrics.alias_requests(self.alias, self.model).inc()
+            self._count_for_its_alias(self.alias, self.model, code, now)
         if self.node is None:
             return
         metrics.duration(*route).observe(now - self.started_at)
         self._count_overhead()
         self._count_tokens(route)
+
+    def _count_for_its_alias(self, alias: str, target: str, code: str | None, now: float) -> None:
+        first_at = None if self.meter is None else self.meter.first_at
+        self._accounts.metrics.by_target.record(
+            alias,
+            target,
+            self.generation,
+            code=code,
+            duration_s=None if self.node is None else now - self.started_at,
+            first_token_s=None if first_at is None else first_at - self.started_at,
+        )
 
     def _count_overhead(self) -> None:
         """Our own time: before the neuron was asked (waiting for a model is not ours), and from its first token on."""
@@ -402,6 +425,8 @@ class Record:
             event["tokens_estimated"] = self.estimated
         if self.retries:
             event["retries"] = self.retries
+        if self.target != self.model:
+            event["fell_back_from"] = self.target
         if self.error is not None:
             event["error"] = self.error.code
             event["message"] = self.error.message

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from catalogue.models import Alias
 from gateway import errors, heads, relay
 from gateway.accounting import Record
 from gateway.asgi import Headers
 from gateway.dialects import Outgoing, Translation
+from gateway.echo import Echo
 from gateway.heard import Heard
 from gateway.phases import Phases
 from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
 from gateway.request import InferenceRequest, outgoing_headers
+from gateway.rewrite import edit
 from gateway.routing import Route
 from gateway.upstream import Response, request_head
 
@@ -63,13 +66,14 @@ class Retriable(Exception):
 
 
 class Attempt:
-    """One. Its `phases` are its own or its request's; its lease is its caller's."""
+    """One. Its `phases` are its own or its request's; its lease is its caller's; `policy` is what its alias says."""
 
     __slots__ = (
         "_answer",
         "_begun",
         "_pacer",
         "_phases",
+        "_policy",
         "_record",
         "_request",
         "_shared",
@@ -79,7 +83,14 @@ class Attempt:
     )
 
     def __init__(
-        self, shared: Inference, request: InferenceRequest, record: Record, pacer: Pacer, phases: Phases
+        self,
+        shared: Inference,
+        request: InferenceRequest,
+        record: Record,
+        pacer: Pacer,
+        phases: Phases,
+        *,
+        policy: Alias | None = None,
     ) -> None:
         self._shared = shared
         self._request = request
@@ -87,6 +98,7 @@ class Attempt:
         self._pacer = pacer
         self._answer = pacer.answer
         self._phases = phases
+        self._policy = policy
         self.translation: Translation | None = None
         """What stands between the neuron's answer and the client; None for nothing."""
         self._begun = trio.current_time()
@@ -116,7 +128,18 @@ class Attempt:
         name = route.model_id if route.access is None else route.access.name_of(route.model_id)
         outgoing = self._request.dialogue.outgoing(name, route.backend)
         self.translation = outgoing.translation
-        return outgoing
+        return outgoing if self._policy is None else self._as_the_alias_wants(outgoing, self._policy)
+
+    def _as_the_alias_wants(self, outgoing: Outgoing, policy: Alias) -> Outgoing:
+        """Its parameters in what is asked, in the dialect it is asked in; its name in what is answered."""
+        if policy.echo == "alias":
+            self.translation = Echo(policy.name, outgoing.translation, self._error_event)
+        if outgoing.upload is not None or not (policy.params or policy.force):  # a form is no JSON
+            return outgoing
+        return outgoing._replace(body=edit(outgoing.body, policy.params, policy.force))
+
+    def _error_event(self, error: errors.GatewayError) -> bytes:
+        return self._request.dialect.error_event(error, self._record.request_id)
 
     def _message(self, route: Route, outgoing: Outgoing) -> tuple[bytes, ...]:
         path, body = outgoing.path, outgoing.body
@@ -158,6 +181,8 @@ class Attempt:
         self._record.stream = False  # asked for or not: what breaks off here has no events to say so in
         self._record.first_byte_at = trio.current_time()
         meter = self._record.meter_whole(response.header(b"content-type"))
+        if isinstance(self.translation, Echo) and not _is_json(response):
+            self.translation = self.translation.then  # sound, say: there is no name in it
 
         def head() -> tuple[int, Headers]:
             return self._head(response)
@@ -201,6 +226,10 @@ class Attempt:
             raise error
         self._record.attempts[-1].refused(error)
         await pass_on(refusal, self._request, self._answer, self._record)
+
+
+def _is_json(response: Response) -> bool:
+    return b"json" in (response.header(b"content-type") or b"").lower()
 
 
 async def pass_on(refusal: Refusal, request: InferenceRequest, answer: Answer, record: Record) -> None:

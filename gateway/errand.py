@@ -1,6 +1,7 @@
 """The errand: one request's way from a model's name to the last byte of its answer.
 
     resolve on one snapshot -> choose a neuron and lease it -> [wait for it] -> attempt -> [another] -> done
+                               [or begin again with the model that the alias falls back to]
 
 Which neuron is `routing`'s to say, whose turn it is `admission`'s, what is said to a neuron `attempt`'s. Here is who is
 asked, how often, and what the client hears if nobody is left.
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from catalogue.models import Catalogue
-from catalogue.resolve import resolve
+from catalogue.models import Alias, Catalogue
+from catalogue.resolve import Resolution, resolve
 from gateway import choices, errors, heads
 from gateway.accounting import Record
 from gateway.admission import Turn
@@ -51,7 +52,9 @@ class Errand:
         "_answer",
         "_attempt",
         "_attempts_left",
+        "_has_another_model",
         "_phases",
+        "_policy",
         "_record",
         "_request",
         "_shadowed",
@@ -70,12 +73,15 @@ class Errand:
         self._shortest: Refusal | None = None
         self._attempt: Attempt | None = None
         self._shadowed: Primary | None = None
+        self._policy: Alias | None = None
+        self._has_another_model = False  # to fall back to, should nobody serve the one that is being tried
         self.pacer = Pacer(answer, shared.settings.streaming, self._early_head)
 
     async def run(self) -> None:
         """Raises whatever `errors` has for it, or ClientGone."""
         catalogue = self._shared.catalogue.current
         resolution = resolve(catalogue, self._request.model.name, self._request.key_of)
+        self._policy = resolution.policy
         self._record.resolved(resolution, catalogue.generation, self._request.headers)
         self._record.made_up = not (
             resolution.model in catalogue.models or self._shared.fleet.holders(resolution.model) or resolution.alias
@@ -88,9 +94,9 @@ class Errand:
         budget = self._request.budget
         try:
             if budget is None:
-                await self._attempt_until_answered(resolution.model, catalogue)
+                await self._serve(resolution, catalogue)
             else:
-                await self._attempt_within(budget, resolution.model, catalogue)
+                await self._serve_within(budget, resolution, catalogue)
             self._let_shadow_follow()
         finally:
             self._record.phases_ms = self._phases.spent_ms(trio.current_time())
@@ -102,13 +108,13 @@ class Errand:
             return attempt.translation.fail(error)
         return self._request.dialect.error_event(error, self._record.request_id)
 
-    async def _attempt_within(self, budget: Budget, model: str, catalogue: Catalogue) -> None:
+    async def _serve_within(self, budget: Budget, resolution: Resolution, catalogue: Catalogue) -> None:
         """The same in its time. When that is over everything ends as if the client had left, and says so.
 
         It is around the attempts, not in their phases: that a client had no time says nothing about a neuron.
         """
         with trio.CancelScope(deadline=self._record.started_at + budget.allowed_s) as scope:
-            await self._attempt_until_answered(model, catalogue)
+            await self._serve(resolution, catalogue)
         if scope.cancelled_caught:
             raise budget.exceeded(self._phases.current, self._phases.spent_ms(trio.current_time()))
 
@@ -118,8 +124,46 @@ class Errand:
         if self._shadowed is not None and heard is not None and self._record.outcome == "ok":
             self._shadowed.answered(heard, self._record.model or "", self._record.node or "")
 
+    async def _serve(self, resolution: Resolution, catalogue: Catalogue) -> None:
+        """By the model resolved to, or else by what its alias falls back to; if nobody can, the first's no is told."""
+        fallback = () if resolution.policy is None else resolution.policy.fallback
+        models = [resolution.model, *(model for model in fallback if model != resolution.model)]
+        first: _Unserved | None = None
+        for model, then in zip(models, [*models[1:], None], strict=True):
+            self._has_another_model = then is not None
+            try:
+                await self._attempt_until_answered(model, catalogue)
+            except _Unserved as unserved:
+                first = first or unserved
+                if then is None or not self._may_fall_back(unserved):
+                    break
+                self._record.falls_back(then, unserved.error)
+            else:
+                return
+        if first is not None:
+            await self._tell(first)
+
+    def _may_fall_back(self, unserved: _Unserved) -> bool:
+        """Not from what the client has seen a part of, nor from an end that somebody has put to the request."""
+        if self._answer.committed or self._phases.interrupted or isinstance(unserved.error, errors.ShuttingDown):
+            return False
+        if not self._request.can_be_sent:
+            return False
+        return unserved.refusal is not None or isinstance(unserved.error, _CANNOT_SERVE)
+
+    async def _tell(self, unserved: _Unserved) -> None:
+        self._record.model, self._record.node = unserved.model, unserved.node
+        if unserved.refusal is None:
+            raise unserved.error
+        await pass_on(unserved.refusal, self._request, self._answer, self._record)
+
     async def _attempt_until_answered(self, model: str, catalogue: Catalogue) -> None:
-        """One neuron after another, within the budget, as long as the client has seen nothing of an answer."""
+        """One neuron after another, within the budget, as long as the client has seen nothing of an answer.
+
+        Raises:
+            _Unserved: Nobody is left who could serve this model.
+        """
+        self._attempts_left, self._shortest = self._shared.settings.retries.attempts, None
         turn = self._record.turn = self._shared.admission.turn(model, self._record.read_at or self._record.started_at)
         failed_on: set[str] = set()
         last: Retriable | None = None
@@ -129,8 +173,7 @@ class Errand:
                 route = await self._find_route(turn, catalogue, failed_on, last)
             except errors.GatewayError as error:
                 self._note(error, turn, catalogue, failed_on)
-                await self._give_up(last, error)
-                return
+                raise self._unserved(last, error) from error
             routed = self._record.routed(model, route.node)
             try:
                 # Decision and lease in one synchronous step: nobody can evict the model in between.
@@ -138,8 +181,7 @@ class Errand:
                     turn.entitle()
                     if self._shared.shadows is not None:
                         self._shared.shadows.give_way(route.node)
-                    self._attempt = Attempt(self._shared, self._request, self._record, self.pacer, self._phases)
-                    self._attempt.listens = self._shadowed is not None
+                    self._attempt = self._an_attempt()
                     await self._attempt.run(route)
                     self._shared.note_faulty(suspects)
                     return
@@ -154,10 +196,14 @@ class Errand:
             if not self._request.can_be_sent:
                 last, self._attempts_left = _of_a_spent_upload(last), 0
             if self._attempts_left == 0 or self._answer.committed:
-                await self._give_up(last, last.error)
-                return
+                raise self._unserved(last, last.error)
             self._attempts_left -= 1
             self._record.retried()
+
+    def _an_attempt(self) -> Attempt:
+        attempt = Attempt(self._shared, self._request, self._record, self.pacer, self._phases, policy=self._policy)
+        attempt.listens = self._shadowed is not None
+        return attempt
 
     # Finding a neuron...
 
@@ -222,20 +268,38 @@ class Errand:
         if known is None or _patience_s(refusal) <= _patience_s(known):
             self._shortest = refusal
 
-    async def _give_up(self, last: Retriable | None, error: errors.GatewayError) -> None:
+    def _unserved(self, last: Retriable | None, error: errors.GatewayError) -> _Unserved:
         """Nobody is left to ask: why the last one failed goes to the client rather than that nobody is left.
 
         Not so for a model that was merely gone: then `error` is of its load.
         """
-        if last is None or last.not_loaded or isinstance(error, errors.ShuttingDown):
-            raise error
-        if last.refusal is None or self._shortest is None or self._answer.started:
-            raise last.error
-        await pass_on(self._shortest, self._request, self._answer, self._record)
+        refusal: Refusal | None = None
+        if last is not None and not last.not_loaded and not isinstance(error, errors.ShuttingDown):
+            error = last.error
+            if last.refusal is not None and not self._answer.started:
+                refusal = self._shortest
+        return _Unserved(error, refusal, self._record.model, self._record.node)
 
     def _early_head(self) -> tuple[int, Headers]:
         extra = self._request.dialect.headers(self._record.request_id)
-        return 200, heads.of_early_stream(self._record, extra)
+        return 200, heads.of_early_stream(self._record, extra, undecided=self._has_another_model)
+
+
+# What another model may be able to do where one could not. A request that is wrong is wrong for both.
+_CANNOT_SERVE = (errors.ModelNotFound, errors.ServiceUnavailable, errors.UpstreamError, errors.DeadlineExceeded)
+
+
+class _Unserved(Exception):
+    """Nobody could serve one model: `refusal` is a neuron's own no, where that is what the client would be told."""
+
+    def __init__(
+        self, error: errors.GatewayError, refusal: Refusal | None, model: str | None, node: str | None
+    ) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.refusal = refusal
+        self.model = model
+        self.node = node
 
 
 def _choose(turn: Turn, catalogue: Catalogue, failed_on: set[str], last: Retriable | None) -> Decision:

@@ -43,10 +43,11 @@ def of_upstream(headers: Headers, record: Record, *, streaming: bool, translated
     return kept
 
 
-def of_early_stream(record: Record, extra: Headers) -> Headers:
-    """For a stream whose neuron has not answered yet."""
-    headers = [(b"content-type", b"text/event-stream"), *_who_and_what(record), *extra, *_STREAM_HEADERS]
-    if record.node is None and record.model is not None:  # it waits for its load: which model is known
+def of_early_stream(record: Record, extra: Headers, *, undecided: bool = False) -> Headers:
+    """For a stream whose neuron has not answered yet; `undecided` says that it may yet be another model that does."""
+    ours = _what(record) if undecided else _who_and_what(record)
+    headers = [(b"content-type", b"text/event-stream"), *ours, *extra, *_STREAM_HEADERS]
+    if record.node is None and record.model is not None and not undecided:  # it waits for its load
         headers.append((b"x-cortex-model", header_value(record.model)))
     return headers
 
@@ -57,10 +58,16 @@ def of_ours(record: Record, extra: Headers, content_type: bytes = b"application/
 
 
 def _who_and_what(record: Record) -> Headers:
-    headers = [(b"x-request-id", record.request_id.encode())]
+    headers = _what(record)
     if record.model is not None and record.node is not None:
         headers.append((b"x-cortex-model", header_value(record.model)))
         headers.append((b"x-cortex-node", header_value(record.node)))
+    return headers
+
+
+def _what(record: Record) -> Headers:
+    """What holds whoever answers."""
+    headers = [(b"x-request-id", record.request_id.encode())]
     if record.alias is not None:
         headers.append((b"x-cortex-alias", header_value(record.alias)))
     spent = timing.server_timing(record, trio.current_time())

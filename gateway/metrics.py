@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.target_metrics import TargetMetrics
+
 __all__ = ["CONTENT_TYPE", "CatalogueReadings", "FleetView", "Metrics", "NodeView"]
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
@@ -100,6 +102,10 @@ class Metrics:
             Gauge("cortex_rollout_percent", "What a rollout gives its target now", ("alias",), registry=registry)
         )
         self.alias_requests = counter("cortex_alias_requests", "Requests by alias", ("alias", "model"))
+        self.fallbacks = counter(
+            "cortex_alias_fallbacks", "Requests handed on because a target could not serve", ("alias", "model", "to")
+        )
+        self.by_target = TargetMetrics(registry)
         self.swaps = counter("cortex_alias_swaps", "Aliases that moved or were to, by how it went", ("alias", "result"))
         self.swap_duration = histogram(
             "cortex_alias_swap_duration_seconds", "Warm swaps: accepted file to moved alias", _SWAP_S, ("alias",)

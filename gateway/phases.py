@@ -75,6 +75,11 @@ class Phases:
         if self._scope is not None:
             self._scope.cancel()
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody has stopped all this for good."""
+        return self._interruption is not None
+
     def _allow_until(self, deadline: float) -> None:
         if self._scope is not None:
             self._scope.deadline = deadline

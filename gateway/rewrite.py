@@ -1,4 +1,4 @@
-"""The outgoing body: only the value of the top-level `model` changes, every other byte stays.
+"""The outgoing body: the value of the top-level `model` changes, and what an alias says of others. The rest stays.
 
 Reading the name and finding its place are one step (`locate`), so that what we route by is what we replace. No I/O,
 no routing. A body is never re-encoded: numbers, key order, whitespace, escapes and nested `model` keys belong to the
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import re
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from gateway.errors import MalformedJson, MissingModelField
+from gateway.errors import BadRequest, MalformedJson, MissingModelField
 
-__all__ = ["LONGEST_NAME_BYTES", "ModelField", "locate", "splice"]
+__all__ = ["LONGEST_NAME_BYTES", "ModelField", "Span", "edit", "find", "locate", "splice"]
 
 LONGEST_NAME_BYTES = 4096  # it ends up in log lines, messages and headers; the longest on the Hub has 96
 _NOTHING: Final = msgspec.Raw()
@@ -67,6 +69,91 @@ def splice(body: bytes, field: ModelField, name: str) -> bytes:
     return b"".join((body[: field.start], msgspec.json.encode(name), body[field.end :]))
 
 
+def edit(body: bytes, defaults: Mapping[str, str], forced: Mapping[str, str]) -> bytes:
+    """A JSON object's bytes with these top-level members; the very same object if there is nothing to do.
+
+    Args:
+        body: Valid JSON, an object with at least one member.
+        defaults: Key to JSON text. Inserted where the key is missing; who has said something is not overruled.
+        forced: The same, but replaced in its place where it is there.
+
+    Raises:
+        BadRequest: A forced key is there twice: which one counts would be for the neuron's parser to say.
+    """
+    wanted = {**defaults, **forced}
+    present = find(body, tuple(wanted))
+    for key in present.keys() & forced.keys():
+        _refuse_twice(key, present[key], body)
+    pieces: list[bytes] = []
+    copied = 0
+    for key, span in sorted(present.items(), key=lambda item: item[1]):
+        if key in forced:
+            pieces += (body[copied : span.start], forced[key].encode())
+            copied = span.end
+    missing = [
+        b"%b:%b," % (msgspec.json.encode(key), text.encode()) for key, text in wanted.items() if key not in present
+    ]
+    if not pieces and not missing:
+        return body
+    edited = b"".join((*pieces, body[copied:]))
+    inside = edited.index(b"{") + 1
+    return b"".join((edited[:inside], *missing, edited[inside:]))
+
+
+def _refuse_twice(key: str, span: Span, body: bytes) -> None:
+    if find(_up_to_key_before(span.start, body), (key,)):
+        raise BadRequest(
+            f"the request body has more than one top-level `{key}`: parsers disagree about which one counts", param=key
+        )
+
+
+# Finding members...
+
+
+class Span(NamedTuple):
+    """Where a value stands in a body, in bytes."""
+
+    start: int
+    end: int
+
+
+def find(body: bytes, keys: tuple[str, ...]) -> dict[str, Span]:
+    """Where the outermost object of a body has the values of these keys; of a key that is there twice, the last.
+
+    Costs a pass in C whatever else is in the body, as `locate` does. There are no quotes or backslashes in the keys
+    (`catalogue.aliases` sees to that), however a body may spell them.
+
+    Raises:
+        ValueError: It is no JSON object.
+    """
+    decoder = _decoder_of(keys)
+    try:
+        found = decoder.decode(body)
+    except msgspec.DecodeError:
+        body = _without_surrogates(body)
+        try:
+            found = decoder.decode(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    begin = _address(body)
+    spans = {}
+    for key, name in zip(keys, decoder.type.__struct_fields__, strict=True):
+        value = memoryview(getattr(found, name))
+        if value:
+            start = _address(getattr(found, name)) - begin
+            spans[key] = Span(start, start + len(value))
+    return spans
+
+
+@lru_cache(maxsize=1024)  # there are as many as aliases with parameters, and a few of our own
+def _decoder_of(keys: Iterable[str]) -> msgspec.json.Decoder[Any]:
+    names = {f"field_{index}": key for index, key in enumerate(keys)}
+    fields = [(name, msgspec.Raw, _NOTHING) for name in names]
+    return msgspec.json.Decoder(msgspec.defstruct("Wanted", fields, rename=names))
+
+
 # Reading...
 
 
@@ -97,11 +184,15 @@ def _decode(body: bytes) -> tuple[_Fields, bytes]:
     try:
         return _skim(body), body
     except MalformedJson:
-        # Any \\udXXX, half or not, becomes a \\u8XXX: what is skipped may say anything that is as long as before.
-        readable = body.replace(rb"\ud", rb"\u8").replace(rb"\uD", rb"\u8")
+        readable = _without_surrogates(body)
         if readable == body:
             raise
     return _skim(readable), readable
+
+
+def _without_surrogates(body: bytes) -> bytes:
+    r"""Any \udXXX, half or not, becomes a \u8XXX: what is skipped may say anything that is as long as before."""
+    return body.replace(rb"\ud", rb"\u8").replace(rb"\uD", rb"\u8")
 
 
 def _skim(body: bytes) -> _Fields:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import tomli
 
+from catalogue.aliases import alias_fields
 from catalogue.fields import Place, Report
 from catalogue.load import COST_FIELDS, LIMIT_FIELDS, MODEL_FIELDS, parse
+from catalogue.models import Alias, Hedge
 from gateway import settings
 
 ROOT = Path(__file__).parent.parent
@@ -86,3 +88,18 @@ def test_models_example_shows_every_key(rows):
     text = MODELS_EXAMPLE.read_text()
 
     assert [key for key in rows if not re.search(rf"^(# |\[models\.|limit\.)?{key}\b", text, re.MULTILINE)] == []
+
+
+def test_models_example_shows_every_key_of_an_alias_and_is_right_about_defaults():
+    """Every # of its table taken away, it says all there is to say, and what holds where it says nothing."""
+    _, header, table = MODELS_EXAMPLE.read_text().partition('[aliases."helexa/balanced"]')
+    text = header + uncommented(table)
+    said = tomli.loads(text)["aliases"]["helexa/balanced"]
+    alias = parse(text.encode(), path="x", generation=1, loaded_at=0.0).aliases["helexa/balanced"]
+    plain = Alias.plain("x", "m")
+
+    assert said.keys() == alias_fields(lambda value, _: value).keys() - {"target"}
+    for key in ("fallback", "swap", "echo", "force"):
+        assert getattr(alias, key) == getattr(plain, key), key
+    assert alias.warm_deadline_seconds == settings.DeadlineSettings().load_seconds
+    assert alias.hedge == Hedge()

@@ -144,6 +144,7 @@ def test_alias_without_anything_for_the_request_is_plain():
          None),
         (TARGET + "force.x = 1e300", 5, "force.x", "must be a finite number of a sensible size", None),
         (TARGET + 'force."" = 1', 5, 'force.""', "must not be empty", None),
+        (TARGET + "params.'a\"b' = 1", 5, 'params."a\\"b"', "must not contain quotes or backslashes", None),
         (TARGET + "params = { x = " + "[" * 40 + "]" * 40 + " }", 5, "params.x" + "[0]" * 16,
          "is nested more than 16 levels deep", None),
         (TARGET + "params = { a = 1, b = 2 }\nforce = { b = 3 }", 5, "params.b",

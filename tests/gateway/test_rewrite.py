@@ -10,8 +10,8 @@ from fakes.patience import best_of, measured
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import MalformedJson, MissingModelField
-from gateway.rewrite import locate, splice
+from gateway.errors import BadRequest, MalformedJson, MissingModelField
+from gateway.rewrite import edit, find, locate, splice
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(
@@ -209,3 +209,107 @@ def test_locate_raises_nothing_but_its_own_errors(body):
     except (MalformedJson, MissingModelField):
         return
     assert json.loads(body)["model"] == field.name
+
+
+# What an alias says of other members...
+
+KEYS = st.sampled_from(["temperature", "top_p", "stop", "é", "tools"]) | st.text(
+    alphabet=st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters='"\\'),
+    min_size=1,
+    max_size=3,
+)
+texts = st.dictionaries(KEYS, values.map(lambda value: json.dumps(value, ensure_ascii=False)), max_size=4).filter(
+    lambda said: is_unicode(json.dumps(said))
+)
+
+
+def is_unicode(text):
+    """Whether there are no lone surrogates in it: a TOML file cannot hold any."""
+    try:
+        json.loads(text).__repr__().encode()
+        json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@given(said=st.dictionaries(KEYS, values, max_size=6), defaults=texts, forced=texts, dump=dumps)
+def test_edit_sets_what_it_should_and_nothing_else(said, defaults, forced, dump):
+    """Parsed: defaults only where nothing was said, forced values always. In bytes: all else as it stood."""
+    value = {"model": "m", **said}
+    body = dump(value)
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return  # refused before it comes to this
+    out = edit(body, defaults, forced)
+
+    expected = {key: json.loads(text) for key, text in defaults.items()} | value
+    expected |= {key: json.loads(text) for key, text in forced.items()}
+    assert json.loads(out) == expected
+    inserted = b"".join(
+        json.dumps(key, ensure_ascii=False).encode() + b":" + text.encode() + b","
+        for key, text in (defaults | forced).items()
+        if key not in value
+    )
+    assert out.startswith(b"{" + inserted)
+    after = [span for _, span in sorted(find(body, tuple(value)).items(), key=lambda item: item[1])]
+    rest, at = out[1 + len(inserted) :], 1
+    for key, span in zip(value, after, strict=True):
+        assert rest.startswith(body[at : span.start])
+        rest, at = rest[span.start - at :], span.end
+        text = forced[key].encode() if key in forced else body[span.start : span.end]
+        assert rest.startswith(text)
+        rest = rest[len(text) :]
+    assert rest == body[at:]
+
+
+def test_edit_returns_the_same_object_when_there_is_nothing_to_do():
+    """The client has said it all."""
+    body = b'{"model":"m", "temperature" : 1 }'
+
+    assert edit(body, {"temperature": "0.2"}, {}) is body
+
+
+@pytest.mark.parametrize(
+    ("body", "out"),
+    [
+        (b'{"model":"m"}', b'{"d":2,"f":1,"model":"m"}'),
+        (b' {\n"model" : "m" }\n', b' {"d":2,"f":1,\n"model" : "m" }\n'),
+        (b'{"model":"m","f":  [1, {"f": 2}] ,"d":null}', b'{"model":"m","f":  1 ,"d":null}'),
+        (b'{"model":"m","\\u0066":"x","d":0}', b'{"model":"m","\\u0066":1,"d":0}'),
+        (b'{"model":"m","x":"\\"f\\":","y":[{"f":0}]}', b'{"d":2,"f":1,"model":"m","x":"\\"f\\":","y":[{"f":0}]}'),
+        (b'{"model":"m","\\ud800":0,"f":1e400}', b'{"d":2,"model":"m","\\ud800":0,"f":1}'),
+    ],
+)  # fmt: skip
+def test_edit_knows_members_from_what_looks_like_them(body, out):
+    """Nested keys, escaped keys, text that looks like a key, and what is the neuron's business."""
+    assert edit(body, {"d": "2"}, {"f": "1"}) == out
+
+
+@pytest.mark.parametrize("body", [b'{"f":0,"model":"m","f":1}', b'{"f":0,"model":"m","\\u0066":"x"}'])
+def test_forced_member_that_is_there_twice_is_refused(body):
+    """One of the two would be overruled, and nobody knows which."""
+    with pytest.raises(BadRequest, match="more than one top-level `f`"):
+        edit(body, {}, {"f": "1"})
+
+
+@measured
+@pytest.mark.parametrize("kind", NASTY)
+async def test_edit_takes_milliseconds_a_megabyte_of_anything(kind):
+    """As `locate` does: it would hold up everybody else."""
+    body = nasty(kind, 16 * 1024**2, end=b'0],"f":0}')
+
+    async def take():
+        began = time.process_time()
+        edit(body, {"d": "2"}, {"f": "1"})
+        return time.process_time() - began
+
+    await best_of(take, 0.5)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"5", b"{", b'{"a":1', b"[" * 100_000])
+def test_find_in_what_is_no_object_is_a_value_error(body):
+    """And nothing else."""
+    with pytest.raises(ValueError):
+        find(body, ("a",))

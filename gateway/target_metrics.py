@@ -1,0 +1,114 @@
+"""Per alias, target and generation of the catalogue: what a rollout compares, and what a swap is judged by.
+
+Generations would make series without end: every accepted file is one. So only the last few keep theirs; what ends under
+an older one (a stream may take hours) is counted under `older`.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+__all__ = ["GENERATIONS_KEPT", "TargetMetrics"]
+
+GENERATIONS_KEPT = 8  # in which there was a request: a rollout of four steps with its swaps, or an afternoon's edits
+OLDER = "older"
+
+_DURATION_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
+_FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
+
+
+_MetricT = TypeVar("_MetricT", Counter, Histogram)
+
+
+class TargetMetrics:
+    """The series, in the registry of all others."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("alias", "target", "generation")
+        requests = Counter(
+            "cortex_alias_target_requests", "Requests by alias and who answered", labels, registry=registry
+        )
+        failed = Counter(
+            "cortex_alias_target_errors", "Those that failed, by error code", (*labels, "code"), registry=registry
+        )
+        first_token = Histogram(
+            "cortex_alias_target_first_token_seconds",
+            "Request read to first generated delta",
+            labels,
+            buckets=_FIRST_TOKEN_S,
+            registry=registry,
+        )
+        duration = Histogram(
+            "cortex_alias_target_duration_seconds",
+            "Whole request, to the last byte",
+            labels,
+            buckets=_DURATION_S,
+            registry=registry,
+        )
+        self._kept: list[int] = []  # in order
+        self._requests = _Bound(requests)
+        self._errors = _Bound(failed)
+        self._first_token = _Bound(first_token)
+        self._duration = _Bound(duration)
+
+    def record(
+        self,
+        alias: str,
+        target: str,
+        generation: int,
+        *,
+        code: str | None,
+        duration_s: float | None,
+        first_token_s: float | None,
+    ) -> None:
+        """One request that has ended: `code` if it failed, `duration_s` if a neuron was asked."""
+        labels = (alias, target, self._label(generation))
+        self._requests(*labels).inc()
+        if code is not None:
+            self._errors(*labels, code).inc()
+        if duration_s is not None:
+            self._duration(*labels).observe(duration_s)
+        if first_token_s is not None:
+            self._first_token(*labels).observe(first_token_s)
+
+    def _label(self, generation: int) -> str:
+        if generation not in self._kept:
+            if len(self._kept) >= GENERATIONS_KEPT:
+                if generation < self._kept[0]:
+                    return OLDER
+                self._forget(str(self._kept.pop(0)))
+            insort(self._kept, generation)
+        return str(generation)
+
+    def _forget(self, generation: str) -> None:
+        for bound in (self._requests, self._errors, self._first_token, self._duration):
+            bound.remove_where(lambda labels: labels[_GENERATION] == generation)
+
+
+_GENERATION = 2  # its place among the labels
+
+
+class _Bound(Generic[_MetricT]):
+    """A metric whose children are bound on first use, as `metrics.Series`, and can go again."""
+
+    __slots__ = ("_children", "_metric")
+
+    def __init__(self, metric: _MetricT) -> None:
+        self._metric: _MetricT = metric
+        self._children: dict[tuple[str, ...], _MetricT] = {}
+
+    def __call__(self, *labels: str) -> _MetricT:
+        child = self._children.get(labels)
+        if child is None:
+            child = self._children[labels] = self._metric.labels(*labels)
+        return child
+
+    def remove_where(self, condition: Callable[[tuple[str, ...]], bool]) -> None:
+        """Take series off the page."""
+        for labels in list(filter(condition, self._children)):
+            del self._children[labels]
+            self._metric.remove(*labels)
