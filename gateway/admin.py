@@ -5,8 +5,9 @@ from __future__ import annotations
 import hmac
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import msgspec
 import trio
 from quart import Response, request
 from quart_trio import QuartTrio
@@ -50,6 +51,7 @@ def make_app(gateway: Gateway) -> QuartTrio:
     _mount_requests(app, gateway)
     _mount_fleet(app, gateway)
     _mount_shadows(app, gateway)
+    _mount_models(app, gateway)
     return app
 
 
@@ -122,13 +124,62 @@ def _mount_fleet(app: QuartTrio, gateway: Gateway) -> None:
     async def fleet() -> Response:
         return json_response(_fleet(gateway))
 
-    @app.post("/admin/nodes/<name>/<any(drain, undrain):what>")
-    async def drain(name: str, what: str) -> Response:
-        if name not in gateway.fleet.nodes:
-            raise errors.NotFound(f"no neuron is called '{name}'; there are {', '.join(gateway.fleet.nodes)}")
-        gateway.fleet.drain(name, draining=what == "drain")
-        node = gateway.fleet.nodes[name]
-        return json_response({"node": name, "draining": node.draining, "leases": node.leases})
+    @app.get("/admin/nodes/<name>")
+    async def node(name: str) -> Response:
+        return json_response(gateway.drains.view(_known(gateway, name)))
+
+    @app.post("/admin/nodes/<name>/drain")
+    async def drain(name: str) -> Response:
+        asked = await _body(Drain)
+        return json_response(gateway.drains.drain(_known(gateway, name), move=asked.move))
+
+    @app.post("/admin/nodes/<name>/undrain")
+    async def undrain(name: str) -> Response:
+        return json_response(gateway.drains.undrain(_known(gateway, name)))
+
+
+def _known(gateway: Gateway, name: str) -> str:
+    if name not in gateway.fleet.nodes:
+        raise errors.NotFound(f"no neuron is called '{name}'; there are {', '.join(gateway.fleet.nodes)}")
+    return name
+
+
+def _mount_models(app: QuartTrio, gateway: Gateway) -> None:
+    @app.post("/admin/load")
+    async def load() -> Response:
+        asked = await _body(Placed)
+        loading = gateway.orders.load(asked.model, asked.node)
+        return json_response(loading, 200 if loading.state == "loaded" else 202)
+
+    @app.post("/admin/unload")
+    async def unload() -> Response:
+        asked = await _body(Placed)
+        return json_response(gateway.orders.unload(asked.model, asked.node), 202)
+
+
+class Drain(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a drain; it may be left out."""
+
+    move: bool = False
+
+
+class Placed(msgspec.Struct, forbid_unknown_fields=True):
+    """A model, by id or alias, and a neuron; without one, any that will do."""
+
+    model: str
+    node: str | None = None
+
+
+_Body = TypeVar("_Body")
+
+
+async def _body(kind: type[_Body]) -> _Body:
+    """The request's body as `kind`. Raises MalformedJson."""
+    data = await request.get_data(as_text=False)
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except msgspec.MsgspecError as error:
+        raise errors.MalformedJson(f"this wants JSON: {error}") from error
 
 
 def _mount_shadows(app: QuartTrio, gateway: Gateway) -> None:
@@ -150,7 +201,9 @@ def _fleet(gateway: Gateway) -> dict[str, Any]:
     return {
         "health": gateway.health(),
         "nodes": gateway.fleet.snapshot().nodes,
+        "drains": [gateway.drains.view(name) for name in gateway.fleet.nodes],
         "loads": gateway.lifecycle.loads(),
+        "failing": gateway.lifecycle.failing(),
         "queue": gateway.inference.admission.lines(),
         "swaps": gateway.swaps.views(),
         "upstream": gateway.upstream.statistics(),

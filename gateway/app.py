@@ -144,17 +144,25 @@ def _as_ours(error: HTTPException) -> errors.GatewayError:
 
 
 class Door:
-    """The public ASGI application: inference to the data plane, the rest to Quart, CORS for both."""
+    """The public ASGI application: inference to the data plane, the rest to Quart, CORS for both.
 
-    def __init__(self, inference: Inference, windows: App, settings: Settings) -> None:
+    `admin` is what answers under `/admin/`, where the operator wants that here too; None leaves it to the other port.
+    No CORS there: no web page has any business with it.
+    """
+
+    def __init__(self, inference: Inference, windows: App, settings: Settings, *, admin: App | None = None) -> None:
         self._inference = inference
         self._windows = windows
+        self._admin = admin
         self._origins = frozenset(settings.gateway.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every request of the public port comes in here."""
         if scope["type"] != "http":
             await self._windows(scope, receive, send)
+            return
+        if self._admin is not None and scope["path"].startswith("/admin/"):
+            await self._admin(scope, receive, send)
             return
         if scope["path"] not in ENDPOINTS and (path := paths.meant(scope["path"])) is not None:
             scope = {**scope, "path": path}

@@ -135,13 +135,18 @@ def explain(request_id: str, admin: str, token: str, *, as_json: bool) -> None:
 
 @main.command()
 @click.argument("neuron")
+@click.option("--move", is_flag=True, help="First load what only this neuron holds elsewhere; until then it serves on.")
 @click.option("--admin", default="http://localhost:31314", show_default=True, help="The metrics port.")
 @click.option("--token", envvar="CORTEX_ADMIN__TOKEN", required=True, help="The admin token.")
-def drain(neuron: str, admin: str, token: str) -> None:
-    """Take a neuron out: new requests go elsewhere, running ones finish. Returns when the last one has."""
+def drain(neuron: str, admin: str, token: str, *, move: bool) -> None:
+    """Take a neuron out: new requests go elsewhere, running ones finish. Returns when the last one has.
+
+    It stays out, through its own restart too, until `cortex undrain`, or until the gateway itself is started anew. Exit
+    code 1 if a model cannot be moved: then the neuron stays as it was.
+    """
     from gateway import status as window  # noqa: PLC0415 - as above
 
-    sys.exit(window.drain(admin.rstrip("/"), token, neuron))
+    sys.exit(window.drain(admin.rstrip("/"), token, neuron, move=move))
 
 
 @main.command()

@@ -10,6 +10,7 @@ of an upload), and for streams a pacer. When it closes, everything the request s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -122,7 +123,7 @@ class Inference:
         """From now on refuse what is new, and what still waits for a model or a place: that may take minutes."""
         self.draining = True
         for record in list(self.accounts.live.values()):
-            if record.node is None or record.is_waiting:
+            if record.is_waiting:
                 record.cancel(shutting_down())
 
     def cut(self, error: errors.GatewayError) -> None:
@@ -158,7 +159,9 @@ class Inference:
     ) -> InferenceRequest:
         allowed = budget.asked_by_client(scope["headers"])
         deadline_s = self.settings.deadlines.header_seconds
-        with trio.move_on_after(deadline_s if allowed is None else min(deadline_s, allowed.allowed_s)):
+        with trio.move_on_after(deadline_s if allowed is None else min(deadline_s, allowed.allowed_s)) as arrival:
+            interruptions: list[errors.GatewayError] = []
+            record.cancel = partial(_interrupt, arrival, interruptions)
             request = await read(scope, receive, record.request_id, self._body_limit_bytes, room)
             request.budget = allowed
             record.read_at = trio.current_time()
@@ -166,6 +169,8 @@ class Inference:
             request.understand(endpoint.dialect, self._spoken)
             record.stream = request.stream
             return request
+        if interruptions:
+            raise interruptions[0]
         if allowed is not None and allowed.allowed_s < deadline_s:
             raise allowed.exceeded("header", {})
         raise errors.RequestTimeout(f"the request did not arrive within {deadline_s:g} s")
@@ -259,6 +264,11 @@ async def _refuse(
             await answer.fail(errand.error_event(error))
     except ClientGone:
         pass
+
+
+def _interrupt(scope: trio.CancelScope, interruptions: list[errors.GatewayError], error: errors.GatewayError) -> None:
+    interruptions.append(error)
+    scope.cancel()
 
 
 async def _watch_the_client(receive: Receive, answer: Answer, record: Record, scope: trio.CancelScope) -> None:

@@ -26,7 +26,7 @@ from gateway.poller import model_report
 from gateway.routing import Candidate, ColdLoad, Decision, Fit, WaitForLoad, is_guarded, own_name
 from gateway.settings import Settings
 
-__all__ = ["Lifecycle", "LoadStory", "LoadView", "Loader"]
+__all__ = ["FailingView", "Lifecycle", "LoadStory", "LoadView", "Loader"]
 
 RECHECK_S = 1.0  # how long to wait for news before looking again: VRAM changes without anybody telling us
 SETTLE_S = 0.05  # after news: a hundred waiters that wake together look once, not at every lease that comes back
@@ -108,6 +108,20 @@ class LoadStory:
     outcome: LoadOutcome | None = None
     reason: str | None = None
     evicted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FailingView:
+    """A pair of neuron and model whose last load failed, for status.
+
+    How often in a row, why, and when it is tried again at the earliest, in seconds from now.
+    """
+
+    node: str
+    model: str
+    failures: int
+    reason: str
+    retry_in_s: float
 
 
 class _Load:
@@ -207,6 +221,14 @@ class Lifecycle:
             for load in self._loads.values()
         ]
 
+    def failing(self) -> list[FailingView]:
+        """What could not be loaded, the last time it was tried."""
+        now = trio.current_time()
+        return [
+            FailingView(node, model, backoff.failures, backoff.reason, max(backoff.until - now, 0.0))
+            for (node, model), backoff in sorted(self._backoffs.items())
+        ]
+
     def estimate_s(self, node: str, model: str) -> float | None:
         """How long loading this model on this node takes, from the last times; None if it never was."""
         took = self._took_s.get((node, model))
@@ -296,8 +318,7 @@ class Lifecycle:
     def _join(self, wanted: ColdLoad) -> _Load | None:
         """The load to wait for, started now if need be; None to wait for room or for a busy neuron first."""
         profile = wanted.profile
-        loads = (load for load in self._loads.values() if load.model == profile.id and not load.done.is_set())
-        if (under_way := next(loads, None)) is not None:
+        if (under_way := self._under_way_at(wanted)) is not None:
             return under_way
         usable = [candidate for candidate in wanted.candidates if not self._is_backing_off(candidate.node, profile.id)]
         if not usable:
@@ -315,6 +336,11 @@ class Lifecycle:
         if rank[:2] > ranked[0][0][:2] and self._is_worth_waiting_for(best.node):
             return None
         return self._start(profile, candidate)
+
+    def _under_way_at(self, wanted: ColdLoad) -> _Load | None:
+        """Not one on a neuron that is no candidate: it is being drained, or somebody wants the model elsewhere too."""
+        found = (self._loads.get((candidate.node, wanted.profile.id)) for candidate in wanted.candidates)
+        return next((load for load in found if load is not None and not load.done.is_set()), None)
 
     def _is_worth_waiting_for(self, node: str) -> bool:
         """Whether the job on a better place began lately: one that hangs must not keep a model from all the others."""
@@ -611,11 +637,29 @@ class Lifecycle:
             raise ServiceUnavailable(f"'{model}' is needed by an alias that is being swapped", retry_after_s=30)
         self._begin_unload(held)
 
-    def load(self, profile: ModelProfile, candidate: Candidate) -> None:
-        """Load a model on a node, in a job of our own. Raises ServiceUnavailable if it cannot begin now."""
-        if candidate.node in self._busy:
-            raise ServiceUnavailable(f"{candidate.node} is busy with another load", retry_after_s=5)
-        self._start(profile, candidate)
+    def load(self, wanted: ColdLoad) -> str:
+        """Load a model in a job of our own, or find the job that does; the node.
+
+        Raises:
+            ServiceUnavailable: It cannot begin now: the neurons are busy, or their room is in use.
+            ColdLoadFailed, NoRoom: As `wait_until_routable` does.
+        """
+        load = self._join(wanted)
+        if load is None:
+            named = ", ".join(candidate.node for candidate in wanted.candidates)
+            raise ServiceUnavailable(
+                f"'{wanted.profile.id}' cannot be loaded now: {named} busy, or the room in use", retry_after_s=5
+            )
+        return load.node
+
+    def load_at_engine(self, node: str, model: str) -> None:
+        """Have an engine take one of its models into memory. Raises ServiceUnavailable if it cannot begin now.
+
+        Which models it lists and whether they are in memory are two things: it goes on serving them meanwhile.
+        """
+        if node in self._busy:
+            raise ServiceUnavailable(f"{node} is busy with another load", retry_after_s=5)
+        self._start(ModelProfile(model, "openai"), Candidate(node, (), Fit.UNKNOWN, None))
 
     # Idle models ......................................................................................................
 

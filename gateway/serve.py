@@ -2,7 +2,7 @@
 
 root nursery                      a crash of anything in it ends the process, loudly
 +-- signals                       SIGTERM and SIGINT drain, SIGHUP reloads the catalogue
-+-- poller, watcher, auditor, rollouts, lifecycle, swaps, shadows, upstream sweeper
++-- poller, watcher, auditor, rollouts, lifecycle, swaps, drains, shadows, upstream sweeper
 +-- metrics and admin server
 +-- public server                 drained first, then what is left is cut
 +-- one task per connection, one nursery per request
@@ -27,6 +27,7 @@ from gateway.accounting import Accounts
 from gateway.app import Door, Windows, make_windows
 from gateway.asgi import App
 from gateway.auditor import Auditor
+from gateway.drains import Drains
 from gateway.engines import EngineClient
 from gateway.fleet import Fleet
 from gateway.http1 import Server, ServerLimits
@@ -36,6 +37,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.metrics import CatalogueReadings, Metrics
 from gateway.models_api import CatalogueStatus, Entry, ModelsApi, health_body
 from gateway.neuron import NeuronClient
+from gateway.orders import Orders
 from gateway.planning import Plan
 from gateway.poller import Poller
 from gateway.records import Records
@@ -116,6 +118,10 @@ class Gateway:
         self.shadows = Shadows(
             self.fleet, self.upstream, catalogue=self.keeper, metrics=self.metrics, deadlines=settings.deadlines
         )
+        self.drains = Drains(
+            self.fleet, catalogue=self.keeper, lifecycle=self.lifecycle, load_s=settings.deadlines.load_seconds
+        )
+        self.orders = Orders(self.fleet, catalogue=self.keeper, lifecycle=self.lifecycle, neurons=self.neurons)
         self.inference = Inference(
             settings,
             catalogue=self.keeper,
@@ -128,8 +134,9 @@ class Gateway:
         )
         self.keeper.subscribe(lambda *_: self.inference.admission.look_again())
         self._models = ModelsApi(owned_by=settings.gateway.owned_by)
-        self.app = Door(self.inference, cast("App", make_windows(self._windows(), __version__)), settings)
         self.admin_app = cast("App", admin.make_app(self))
+        windows = cast("App", make_windows(self._windows(), __version__))
+        self.app = Door(self.inference, windows, settings, admin=self.admin_app if settings.admin.public else None)
         self.metrics.watch_fleet(lambda: self.fleet.snapshot().nodes)
         self.metrics.watch_catalogue(self._catalogue_readings)
         self.metrics.watch_queue(
@@ -236,6 +243,7 @@ async def _start_background(gateway: Gateway, root: trio.Nursery) -> None:
     """Each crash of these ends the root nursery: better no gateway than one without its poller."""
     await root.start(gateway.auditor.run)
     await root.start(gateway.lifecycle.run)
+    await root.start(gateway.drains.run)
     await root.start(gateway.swaps.run)
     await root.start(gateway.shadows.run)
     await root.start(gateway.keeper.watch)

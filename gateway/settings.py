@@ -124,9 +124,10 @@ class LogSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdminSettings:
-    """`[admin]`: bearer token for `/admin/*`; None leaves the admin API off."""
+    """`[admin]`: bearer token for `/admin/*`; None leaves the admin API off. `public`: on the public port, too."""
 
     token: str | None = field(default=None, repr=False)
+    public: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,7 @@ def _read_settings(document: dict[str, Any], root: Place, path: Path | None) -> 
         read["gateway"] = _with_its_spool_beside(path, read["gateway"], root / "gateway" / "spool_dir")
     fields.refuse_duplicates(document.get("neurons"), "name", root / "neurons")
     _warn_of_one_neuron_twice(read.get("neurons", ()), root / "neurons")
+    _warn_of_a_door_without_a_key(read.get("admin", AdminSettings()), root / "admin")
     if "models_config" in read:
         read["models_config"] = _beside(path, Path(read["models_config"]), root / "models_config")
     return None if root.report.faults else Settings(**read)
@@ -397,7 +399,7 @@ LOG_FIELDS = {
     "format": Field(fields.one_of("auto", "json", "console")),
     "level": Field(fields.one_of("debug", "info", "warning", "error", "critical")),
 }
-ADMIN_FIELDS = {"token": Field(_secret)}
+ADMIN_FIELDS = {"token": Field(_secret), "public": Field(fields.boolean)}
 AUDIT_FIELDS = {
     "path": Field(fields.name),
     "rotate_mb": Field(_POSITIVE),
@@ -475,6 +477,11 @@ def _with_its_spool_beside(config: Path | None, gateway: GatewaySettings, place:
     if gateway.spool_dir is None:
         return gateway
     return replace(gateway, spool_dir=_beside(config, gateway.spool_dir, place))
+
+
+def _warn_of_a_door_without_a_key(admin: AdminSettings, place: Place) -> None:
+    if admin.public and admin.token is None:
+        (place / "public").warn("opens nothing", "there is no admin API without a token")
 
 
 def _beside(config: Path | None, wanted: Path, place: Place) -> Path:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import click
 import httpx
@@ -113,12 +114,14 @@ def _render(known: dict[str, Any]) -> RenderableType:
     if "admin_error" in known:
         parts.append(Text(f"devices, leases and requests are not shown: {known['admin_error']}", style="yellow"))
     fleet = known.get("fleet")
-    parts.append(_held(known["models"]) if fleet is None else _nodes(fleet["nodes"]))
-    parts.append(_models(known["models"]))
+    parts.append(_held(known["models"]) if fleet is None else _nodes(fleet))
+    parts.append(_models(known["models"], () if fleet is None else fleet["nodes"]))
     parts.append(_aliases(known["models"]))
     parts.append(_swaps(known["health"].get("swaps", ())))
     if fleet is not None:
+        parts.append(_moves(fleet["drains"]))
         parts.append(_loads(fleet["loads"]))
+        parts.append(_failing(fleet["failing"]))
         parts.append(_lines(fleet["queue"]))
         parts.append(_requests(known["requests"]))
     return Group(*[part for part in parts if not isinstance(part, Table) or part.row_count])
@@ -150,10 +153,11 @@ def _faults(health: dict[str, Any]) -> list[RenderableType]:
     return [told]
 
 
-def _nodes(nodes: list[dict[str, Any]]) -> Table:
+def _nodes(fleet: Mapping[str, Any]) -> Table:
+    nodes, drains = fleet["nodes"], {drain["node"]: drain["state"] for drain in fleet["drains"]}
     table = _table("neurons", "neuron", "state", "device", "VRAM used / total MB", "leases", "queued there")
     for node in nodes:
-        state = "draining" if node["draining"] else "healthy" if node["healthy"] else "down"
+        state = _state(node, drains.get(node["name"], "open"))
         for index, device in enumerate(node["devices"] or [None]):
             used = "-" if device is None or device["vram_used_mb"] is None else str(device["vram_used_mb"])
             total = "-" if device is None else str(device["vram_total_mb"])
@@ -161,6 +165,21 @@ def _nodes(nodes: list[dict[str, Any]]) -> Table:
             queued = sum(model["queue_depth"] or 0 for model in node["models"])
             load = (str(node["leases"]), str(queued)) if index == 0 else ("", "")
             table.add_row(*first, "-" if device is None else device["name"], f"{used} / {total}", *load)
+    return table
+
+
+def _state(node: Mapping[str, Any], drain: str) -> str:
+    """Whether it is there, and on its way out: two things, and both matter."""
+    health = "healthy" if node["healthy"] else "down"
+    return health if drain == "open" else f"{health}, {drain}"
+
+
+def _moves(drains: list[dict[str, Any]]) -> Table:
+    table = _table("moving away", "from", "model", "state", "to", "why not")
+    for drain in drains:
+        if drain["state"] != "open" or any(move["state"] == "failed" for move in drain["moves"]):
+            for move in drain["moves"]:
+                table.add_row(drain["node"], move["model"], move["state"], move["node"] or "-", move["reason"] or "-")
     return table
 
 
@@ -174,13 +193,32 @@ def _held(models: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _models(models: list[dict[str, Any]]) -> Table:
-    table = _table("models", "model", "where", "could be loaded on")
+def _models(models: list[dict[str, Any]], nodes: Iterable[Mapping[str, Any]]) -> Table:
+    """A row per place; what the public port does not tell (leases, last use) is in `nodes`, if there are any."""
+    seen = {(node["name"], held["id"]): held for node in nodes for held in node["models"]}
+    more = ("leases", "last used") if seen else ()
+    table = _table("models", "model", "neuron", "state", *more, "could be loaded on")
     for model in models:
         if model.get("alias_of") is None:
-            where = ", ".join(f"{place['node']} {place['status']}" for place in model["locations"])
-            table.add_row(model["id"], where or "-", ", ".join(model["feasible_on"]) or "-")
+            first = model["id"], ", ".join(model["feasible_on"]) or "-"
+            places = [_place(place, _held_as(model["id"], place["node"], seen)) for place in model["locations"]]
+            for index, place in enumerate(places or [("-", "-", "-", "-")]):
+                name, feasible = first if index == 0 else ("", "")
+                table.add_row(name, *place[: 2 + len(more)], feasible)
     return table
+
+
+def _held_as(model: str, node: str, seen: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, Any] | None:
+    """A model that was loaded from a source goes by `source:id` at its neuron."""
+    places = (held for (at, name), held in seen.items() if at == node and (name == model or name.endswith(f":{model}")))
+    return next(places, None)
+
+
+def _place(place: Mapping[str, Any], held: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
+    if held is None:
+        return place["node"], place["status"], "-", "-"
+    idle = "never" if held["idle_s"] is None else "now" if held["leases"] else f"{held['idle_s']:.0f} s ago"
+    return place["node"], place["status"], str(held["leases"]), idle
 
 
 def _aliases(models: list[dict[str, Any]]) -> Table:
@@ -204,7 +242,16 @@ def _loads(loads: list[dict[str, Any]]) -> Table:
     table = _table("loading", "model", "neuron", "for", "usually takes", "waiting")
     for load in loads:
         usual = "-" if load["estimate_s"] is None else f"{load['estimate_s']:.0f} s"
-        table.add_row(load["model"], load["node"], f"{load['elapsed_s']:.0f} s", usual, str(load["waiters"]))
+        elapsed = f"{load['elapsed_s']:.0f} s" + (", overdue" if load["overdue"] else "")
+        table.add_row(load["model"], load["node"], elapsed, usual, str(load["waiters"]))
+    return table
+
+
+def _failing(failing: list[dict[str, Any]]) -> Table:
+    table = _table("loads that fail", "model", "neuron", "in a row", "tried again in", "reason")
+    for pair in failing:
+        again = f"{pair['retry_in_s']:.0f} s" if pair["retry_in_s"] else "any time"
+        table.add_row(pair["model"], pair["node"], str(pair["failures"]), again, pair["reason"])
     return table
 
 
@@ -212,7 +259,8 @@ def _lines(lines: list[dict[str, Any]]) -> Table:
     table = _table("queue", "model", "per neuron", "at work", "in line", "longest", "waiting for its load")
     for line in lines:
         ceiling = "-" if line["ceiling"] is None else str(line["ceiling"])
-        counts = str(line["waiting_for_place"]), f"{line['oldest_s']:.1f} s", str(line["waiting_for_load"])
+        longest = f"{line['oldest_s']:.1f} s" if line["waiting_for_place"] else "-"
+        counts = str(line["waiting_for_place"]), longest, str(line["waiting_for_load"])
         table.add_row(line["model"], ceiling, str(line["leases"]), *counts)
     return table
 
@@ -244,32 +292,74 @@ def _whereabouts(request: Mapping[str, Any]) -> str:
 # Draining .............................................................................................................
 
 
-def drain(admin: str, token: str, neuron: str) -> int:
-    """Take a neuron out and wait until its last request has ended, saying how many are left."""
-    return _operate(admin, token, f"{admin}/admin/nodes/{neuron}/drain", wait=True)
+def drain(admin: str, token: str, neuron: str, *, move: bool) -> int:
+    """Take a neuron out and wait until its last request has ended, with progress on the way.
+
+    Exit codes: 0 drained; 1 refused, or a model could not be moved and the neuron stays open; 2 no answer; 130 Ctrl-C,
+    which stops the watching and not the drain.
+    """
+    order = _Order(admin, token, neuron)
+    try:
+        return order.run("drain", {"move": move}, follow=True)
+    except KeyboardInterrupt:
+        _complain(f"the drain goes on; `cortex undrain {neuron}` takes it back")
+        return 130
 
 
 def undrain(admin: str, token: str, neuron: str) -> int:
     """Let requests on to it again."""
-    return _operate(admin, token, f"{admin}/admin/nodes/{neuron}/undrain", wait=False)
+    return _Order(admin, token, neuron).run("undrain", {}, follow=False)
 
 
-def _operate(admin: str, token: str, url: str, *, wait: bool) -> int:
-    console = _console()
-    try:
-        with asking.client() as client:
-            client.headers["authorization"] = f"Bearer {token}"
-            answer = client.post(url)
-            while answer.is_success and wait and answer.json()["leases"]:
-                console.print(f"{answer.json()['leases']} requests still run on {answer.json()['node']}")
-                time.sleep(DRAIN_LOOK_S)
-                answer = client.post(url)
-    except httpx.HTTPError as error:
-        _complain(f"cortex: no answer from {admin}: {error}")
-        return UNREACHABLE
-    if not answer.is_success:
-        _complain(f"cortex: {answer.json()['error']['message']}")
-        return 1
-    state = "drained" if answer.json()["draining"] else "open"
-    console.print(f"{answer.json()['node']}: {state}")
-    return 0
+class _Order:
+    """One order to one neuron, and what it says of its progress: a line whenever that changes."""
+
+    def __init__(self, admin: str, token: str, neuron: str) -> None:
+        self._token = token
+        self._url = f"{admin}/admin/nodes/{quote(neuron, safe='')}"
+        self._console = _console()
+        self._told: list[str] = []
+
+    def run(self, what: str, body: Mapping[str, Any], *, follow: bool) -> int:
+        bearer = {"authorization": f"Bearer {self._token}"}
+        data = json.dumps(body).encode()
+        try:
+            with asking.client() as client:
+                view = asking.post(client, f"{self._url}/{what}", ("state",), token=self._token, data=data)
+                while follow and view["state"] in {"moving", "draining"}:
+                    self._tell(view)
+                    time.sleep(DRAIN_LOOK_S)
+                    view = asking.get(client, self._url, ("state",), bearer)
+        except NoAnswer as error:
+            _complain(f"cortex: {error}")
+            return UNREACHABLE if error.status is None else 1
+        self._tell(view)
+        return int(follow and view["state"] == "open")
+
+    def _tell(self, view: Mapping[str, Any]) -> None:
+        for line in _progress(view):
+            if line not in self._told:
+                self._told.append(line)
+                self._console.print(line, soft_wrap=True)
+
+
+def _progress(view: Mapping[str, Any]) -> list[str]:
+    """What there is to say of a drain now, a sentence per line; a line that was said before is not news."""
+    node, leases = view["node"], view["leases"]
+    lines = []
+    for move in view["moves"]:
+        match move["state"]:
+            case "loading":
+                lines.append(f"{move['model']}: only {node} has it; loading it elsewhere")
+            case "moved":
+                lines.append(f"{move['model']}: on {move['node']} now")
+            case _:
+                lines.append(f"{move['model']}: cannot be moved: {move['reason']}")
+    match view["state"]:
+        case "draining":
+            lines.append(f"{node}: draining, {leases} request{'s' * (leases != 1)} still on it")
+        case "drained":
+            lines.append(f"{node}: drained")
+        case "open":
+            lines.append(f"{node}: open")
+    return lines

@@ -1,6 +1,7 @@
 """The command line: what it says, where, and with which exit code. Real processes where logs and signals count."""
 
 import json
+import re
 import signal
 import socket
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -189,7 +190,7 @@ def test_status_without_token_shows_what_everybody_may_see(demo):
     assert result.exit_code == 0
     assert "3 of 3 neurons healthy   catalogue generation 1" in result.output
     assert "VRAM held MB" in result.output
-    assert "benjy loaded, quadbrat loaded" in result.output
+    assert re.search(r"Qwen/Qwen3-1.7B +benjy +loaded +beast, benjy, quadbrat\n +quadbrat +loaded", result.output)
     assert "helexa/large" in result.output
     assert "leases" not in result.output
 

@@ -290,6 +290,15 @@ def test_file_that_is_not_there_is_a_fault(tmp_path):
     assert found == (None, None, "cannot be read: No such file or directory", None)
 
 
+def test_public_admin_api_without_a_token_is_warned_about(config):
+    """It would look as if a door were open; with a token it is one."""
+    path = config("[admin]\npublic = true")
+
+    [warning] = load(path, {}).warnings
+    assert (warning.line, warning.key, warning.message) == (2, "admin.public", "opens nothing")
+    assert load(path, {"CORTEX_ADMIN__TOKEN": SECRET}).warnings == ()
+
+
 def test_two_names_for_one_neuron_are_a_warning(config):
     """It works, and counts double."""
     path = config("[[neurons]]\nname='a'\nendpoint='http://x'\n[[neurons]]\nname='b'\nendpoint='http://x/'")

@@ -1,0 +1,358 @@
+"""The admin API and the commands that use it, on real sockets: who may, what it does, and what it says."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from functools import partial
+
+import httpx
+import pytest
+import trio
+from fakes import process
+from fakes.engine import SimEngine, start_gateway
+from fakes.in_memory import Client
+from fakes.running import MIDDLE, PROBE, SMALL, running_gateway
+
+from gateway.errors import NotFound
+from gateway.settings import AdminSettings, NeuronSettings
+from gateway.sim.faults import Hang, LoadHangs
+from gateway.sim.fleet import neuron
+
+TOKEN = {"authorization": "Bearer secret"}
+MODELS_TOML = f"""
+[aliases]
+"helexa/small" = "{SMALL}"
+"helexa/middle" = "{MIDDLE}"
+
+[[models]]
+id = "{SMALL}"
+harness = "llamacpp"
+vram_mb = 4096
+max_concurrent = 1
+
+[[models]]
+id = "{MIDDLE}"
+harness = "llamacpp"
+vram_mb = 7168
+"""
+
+
+@pytest.fixture
+def neurons():
+    """Two hosts; only the first has the small model, and both have room for the middle one."""
+    return [neuron("beast", [24576], [SMALL], speed=100), neuron("mule", [12288], [], speed=100)]
+
+
+@pytest.fixture
+async def cortex(tmp_path, neurons):
+    async with running_gateway(tmp_path, neurons, models_toml=MODELS_TOML) as running:
+        yield running
+
+
+@pytest.fixture
+async def admin(cortex):
+    """An operator's client of the metrics port."""
+    async with client_of(f"http://{cortex.addresses.metrics}") as client:
+        yield client
+
+
+def client_of(url, headers=TOKEN):
+    return httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=20)
+
+
+async def until(condition):
+    """Wait for other tasks to get somewhere."""
+    with trio.fail_after(20):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+# Who may ..............................................................................................................
+
+ROUTES = [
+    ("POST", "/admin/reload"),
+    ("GET", "/admin/fleet"),
+    ("GET", "/admin/requests"),
+    ("DELETE", "/admin/requests/x"),
+    ("GET", "/admin/nodes/beast"),
+    ("POST", "/admin/nodes/beast/drain"),
+    ("POST", "/admin/nodes/beast/undrain"),
+    ("POST", "/admin/load"),
+    ("POST", "/admin/unload"),
+]
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer sécret".encode()}]
+)
+async def test_nobody_without_the_token(cortex, headers):
+    """401 in the envelope, on every route."""
+    async with client_of(f"http://{cortex.addresses.metrics}", headers) as client:
+        for method, path in ROUTES:
+            answer = await client.request(method, path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
+
+
+async def test_public_port_has_none_of_it_unless_configured(cortex, tmp_path, neurons):
+    """404 there by default; with `[admin] public` the same API with the same token, and no CORS."""
+    async with client_of(cortex.url) as client:
+        for method, path in ROUTES:
+            assert (await client.request(method, path)).status_code == 404, path
+    settings = AdminSettings(token="secret", public=True)
+    async with running_gateway(tmp_path, [neuron("other", [24576])], admin=settings) as running:
+        async with client_of(running.url) as client:
+            answer = await client.get("/admin/fleet", headers={"origin": "https://evil.example"})
+            assert answer.status_code == 200
+            assert "access-control-allow-origin" not in answer.headers
+        async with client_of(running.url, {}) as client:
+            assert (await client.get("/admin/fleet")).status_code == 401
+
+
+# Loading and unloading ................................................................................................
+
+
+async def test_load_and_unload_at_a_neuron(cortex, admin, neurons):
+    """202 and a job of the gateway's; 200 when it is there already. An alias will do for a name."""
+    asked = {"model": "helexa/middle", "node": "mule"}
+    answer = await admin.post("/admin/load", json=asked)
+    assert (answer.status_code, answer.json()) == (
+        202,
+        {"model": MIDDLE, "node": "mule", "state": "loading", "estimate_s": None},
+    )
+    await until(lambda: cortex.gateway.fleet.replicas(MIDDLE))
+    answer = await admin.post("/admin/load", json=asked)
+    assert (answer.status_code, answer.json()["state"]) == (200, "loaded")
+
+    answer = await admin.post("/admin/unload", json={"model": MIDDLE})
+    assert (answer.status_code, answer.json()["nodes"], answer.json()["refused"]) == (202, ["mule"], [])
+    await until(lambda: neurons[1].counters["unloads"] == 1)
+    with trio.fail_after(20):  # its job has ended a moment after it is gone; until then the neuron is busy
+        while (answer := await admin.post("/admin/load", json=asked)).status_code == 503:
+            assert answer.headers["retry-after"] == "5"
+    assert answer.json()["estimate_s"] == pytest.approx(0.09, abs=1)  # 9 s at a hundred times the speed
+    await until(lambda: cortex.gateway.fleet.replicas(MIDDLE))
+
+
+async def test_load_without_a_neuron_goes_where_a_request_would_have_it(cortex, admin, neurons):
+    """To the one with the most room."""
+    answer = await admin.post("/admin/load", json={"model": MIDDLE})
+    assert (answer.status_code, answer.json()["node"]) == (202, "beast")
+    await until(lambda: cortex.gateway.fleet.replicas(MIDDLE))
+    assert neurons[0].loaded(MIDDLE)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/admin/load", {"model": "nobody/has-it"}, 404, "model_not_found"),
+        ("/admin/load", {"model": MIDDLE, "node": "nobody"}, 404, "not_found"),
+        ("/admin/load", {}, 400, "malformed_json"),
+        ("/admin/load", {"model": MIDDLE, "nodes": ["beast"]}, 400, "malformed_json"),
+        ("/admin/unload", {"model": MIDDLE}, 404, "not_found"),
+        ("/admin/unload", {"model": SMALL, "node": "mule"}, 404, "not_found"),
+        ("/admin/unload", {"model": SMALL, "node": "nobody"}, 404, "not_found"),
+        ("/admin/nodes/nobody/drain", {}, 404, "not_found"),
+        ("/admin/nodes/beast/drain", {"mvoe": True}, 400, "malformed_json"),
+    ],
+)
+async def test_order_that_cannot_be_carried_out_is_refused_in_the_envelope(cortex, admin, path, body, status, code):
+    """And what was mistyped is not guessed at."""
+    answer = await admin.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+async def test_model_in_use_is_not_unloaded(cortex, admin, neurons):
+    """503 with the time to ask again."""
+    neurons[0].faults.add(Hang())
+    async with a_request(cortex):
+        await until(lambda: cortex.gateway.fleet.leases == 1)
+        answer = await admin.post("/admin/unload", json={"model": SMALL})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
+async def test_engines_are_told_to_load_where_they_can_be(nursery):
+    """llama.cpp's router and Ollama; of others it is said that cortex knows no way."""
+    engine = SimEngine(SMALL)
+    url = await nursery.start(engine.serve)
+    names = {"router": "llamacpp", "plain": "vllm"}
+    settings = [NeuronSettings(name, url, "openai", engine=kind) for name, kind in names.items()]
+    gateway, _ = await start_gateway(nursery, settings)
+    loading = gateway.orders.load(SMALL, "router")
+    assert (loading.node, loading.state) == ("router", "loading")
+    await until(lambda: not gateway.lifecycle.loads())
+    assert engine.managed == ["/models/load"]
+    for order in (gateway.orders.load, gateway.orders.unload):
+        with pytest.raises(NotFound, match="knows no way to load or unload a model at plain"):
+            order(SMALL, "plain")
+        with pytest.raises(NotFound):
+            order("nobody/has-it", "router")
+    nursery.cancel_scope.cancel()
+
+
+# Requests and their end ...............................................................................................
+
+
+@asynccontextmanager
+async def a_request(cortex, model=SMALL, *, stream=False, body=None):
+    """A client whose request is under way; whoever wants its answer reads it."""
+    async with await trio.open_tcp_stream("127.0.0.1", cortex.port) as connection:
+        client = Client(connection)
+        await client.send(body or {"model": model, "messages": PROBE}, stream=stream)
+        yield client
+
+
+async def one_request(admin, state):
+    """The only request in this state, once there is one."""
+    with trio.fail_after(20):
+        while True:
+            requests = (await admin.get("/admin/requests")).json()["requests"]
+            if found := [request for request in requests if request["state"] == state]:
+                return found[0]
+            await trio.sleep(0.01)
+
+
+async def end_it(admin, state):
+    """End that request."""
+    request = await one_request(admin, state)
+    answer = await admin.delete(f"/admin/requests/{request['request_id']}")
+    assert answer.json() == {"cancelled": 1}
+    return request
+
+
+async def test_request_is_ended_while_it_waits_in_line(cortex, admin, neurons):
+    """With its position; the one at work is not touched."""
+    neurons[0].faults.add(Hang())
+    async with a_request(cortex):
+        await until(lambda: cortex.gateway.fleet.leases == 1)
+        async with a_request(cortex) as client:
+            request = await end_it(admin, "queued")
+            answer = await client.answer()
+        fleet = (await admin.get("/admin/fleet")).json()
+        assert cortex.gateway.fleet.leases == 1
+    assert (request["position"], request["node"]) == (1, None)
+    assert (answer.status, answer.error["message"]) == (503, "cancelled by an operator")
+    assert fleet["queue"] == []
+
+
+async def test_request_is_ended_while_it_waits_for_its_load(cortex, admin, neurons):
+    """The load goes on."""
+    for each in neurons:
+        each.faults.add(LoadHangs())
+    async with a_request(cortex, MIDDLE) as client:
+        await end_it(admin, "loading")
+        answer = await client.answer()
+    assert (answer.status, answer.error["message"]) == (503, "cancelled by an operator")
+    assert [load.model for load in cortex.gateway.lifecycle.loads()] == [MIDDLE]
+
+
+async def test_request_is_ended_in_mid_stream(cortex, admin, neurons):
+    """An error event and the end; the neuron is free."""
+    neurons[0].speed = 5
+    body = {"model": SMALL, "messages": [{"role": "user", "content": "Write 2000 words"}]}
+    async with a_request(cortex, stream=True, body=body) as client:
+        _, headers = await client.head()
+        assert await client.piece(headers)
+        request = await end_it(admin, "running")
+        answer = b""
+        while piece := await client.piece(headers):
+            answer += piece
+    assert request["node"] == "beast"
+    assert json.loads(answer.rpartition(b"data: ")[2])["error"]["message"] == "cancelled by an operator"
+    await until(lambda: neurons[0].residents[SMALL].places.in_flight == 0)
+
+
+async def test_request_is_ended_while_its_body_arrives(cortex, admin):
+    """A slow upload holds a place among the requests under way, too."""
+    async with await trio.open_tcp_stream("127.0.0.1", cortex.port) as connection:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n{"
+        await connection.send_all(head.encode())
+        await end_it(admin, "arriving")
+        answer = await Client(connection).answer()
+    assert (answer.status, answer.error["message"]) == (503, "cancelled by an operator")
+
+
+async def test_request_that_is_not_under_way_cannot_be_ended(admin):
+    """404."""
+    assert (await admin.delete("/admin/requests/nobody")).status_code == 404
+
+
+# The commands .........................................................................................................
+
+
+async def command(*arguments):
+    """`cortex` as a process: exit code and output."""
+    done = await trio.to_thread.run_sync(
+        partial(process.cortex, *arguments, CORTEX_ADMIN__TOKEN="secret", COLUMNS="180")
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+async def test_cortex_drain_returns_when_the_last_request_has_ended(cortex, admin, neurons):
+    """It says how many are left, each time that changes; undrain opens it again."""
+    neurons[0].faults.add(Hang(times=1))
+    metrics = f"http://{cortex.addresses.metrics}"
+    async with trio.open_nursery() as nursery:
+        ended = []
+
+        async def drain():
+            ended.append(await command("drain", "beast", "--admin", metrics))
+
+        async with a_request(cortex):
+            await until(lambda: cortex.gateway.fleet.leases == 1)
+            nursery.start_soon(drain)
+            await until(lambda: cortex.gateway.fleet.nodes["beast"].draining)
+            assert (await admin.get("/admin/nodes/beast")).json()["state"] == "draining"
+            await trio.sleep(0.1)
+            assert ended == []
+    assert ended == [(0, "beast: draining, 1 request still on it\nbeast: drained\n")]
+    assert "healthy, drained" in (await command("status", "-e", cortex.url, "--admin", metrics))[1]
+    assert await command("undrain", "beast", "--admin", metrics) == (0, "beast: open\n")
+
+
+async def test_cortex_drain_move_loads_elsewhere_first(cortex, neurons):
+    """With its progress; what cannot be moved keeps the neuron open, exit code 1."""
+    metrics = f"http://{cortex.addresses.metrics}"
+    neurons[1].faults.add(LoadHangs(seconds=150, times=1))  # a second and a half: long enough to be looked at
+    moved = await command("drain", "beast", "--move", "--admin", metrics)
+    assert moved == (
+        0,
+        f"{SMALL}: only beast has it; loading it elsewhere\n{SMALL}: on mule now\nbeast: drained\n",
+    )
+    assert neurons[1].loaded(SMALL)
+    code, told = await command("drain", "mule", "--move", "--admin", metrics)
+    assert code == 1
+    assert f"{SMALL}: cannot be moved:" in told
+    assert told.endswith("mule: open\n")
+
+
+@pytest.mark.parametrize("what", ["drain", "undrain"])
+async def test_command_that_is_refused_says_why(cortex, what):
+    """No such neuron: 1. Nobody there: 2."""
+    metrics = f"http://{cortex.addresses.metrics}"
+    code, told = await command(what, "a/b", "--admin", metrics)
+    assert (code, "no neuron is called" in told or "no such path" in told) == (1, True)
+    code, told = await command(what, "beast", "--admin", cortex.url)
+    assert (code, "no such path" in told) == (1, True)
+
+
+async def test_cortex_status_shows_all_there_is_to_see(cortex, admin, neurons):
+    """Devices, states, leases, the load under way with its time, the line, and who waits where."""
+    metrics = f"http://{cortex.addresses.metrics}"
+    neurons[0].faults.add(Hang())
+    for each in neurons:
+        each.faults.add(LoadHangs())
+    async with a_request(cortex), a_request(cortex), a_request(cortex, MIDDLE):
+        await one_request(admin, "queued")
+        await one_request(admin, "loading")
+        code, told = await command("status", "-e", cortex.url, "--admin", metrics)
+        _, as_json = await command("status", "-e", cortex.url, "--admin", metrics, "--json")
+    assert code == 0
+    for expected in ("in line, number 1", "waiting for its load", " / 24576", f"{MIDDLE}  beast"):
+        assert expected in told
+    fleet = json.loads(as_json)["fleet"]
+    assert [(line["model"], line["ceiling"], line["waiting_for_place"]) for line in fleet["queue"]] == [
+        (SMALL, 1, 1),
+        (MIDDLE, None, 0),
+    ]
+    assert [(drain["node"], drain["state"]) for drain in fleet["drains"]] == [("beast", "open"), ("mule", "open")]
