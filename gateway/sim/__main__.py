@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from functools import partial
 
 import click
 import trio
 
 from gateway.sim import fleet
-from gateway.sim.hardware import PRESETS
+from gateway.sim.hardware import PRESETS, SimModel
 from gateway.sim.neuron import SimNeuron
 
 
@@ -25,7 +26,10 @@ def _listed(value: str) -> list[str]:
 @click.option("--models", default=",".join(PRESETS), help="Model ids on disk, by comma.")
 @click.option("--loaded", default="Qwen/Qwen3-1.7B", help="Model ids loaded at start, by comma.", show_default=True)
 @click.option("--speed", default=1.0, help="10 is ten times faster.", show_default=True)
-def main(*, host: str, port: int, name: str, devices: str, models: str, loaded: str, speed: float) -> None:
+@click.option("--max-in-flight", type=int, help="Requests for one model at once.  [default: each model's own]")
+def main(
+    *, host: str, port: int, name: str, devices: str, models: str, loaded: str, speed: float, max_in_flight: int | None
+) -> None:
     """Serve one simulated neuron."""
     unknown = [model for model in _listed(models) + _listed(loaded) if model not in PRESETS]
     if unknown:
@@ -34,10 +38,15 @@ def main(*, host: str, port: int, name: str, devices: str, models: str, loaded: 
         name,
         [int(size) for size in _listed(devices)],
         _listed(loaded),
-        models=[PRESETS[model] for model in _listed(models)],
+        models=[_preset(model, max_in_flight) for model in _listed(models)],
         speed=speed,
     )
     trio.run(_run, simulated, host, port)
+
+
+def _preset(model: str, max_in_flight: int | None) -> SimModel:
+    preset = PRESETS[model]
+    return preset if max_in_flight is None else replace(preset, max_in_flight=max_in_flight)
 
 
 async def _run(simulated: SimNeuron, host: str, port: int) -> None:

@@ -343,6 +343,7 @@ class NeuronState:
         if resident is None or resident.residency is Residency.UNLOADED:
             raise Refusal(404, f"model '{name}' not loaded")
         if resident.residency is Residency.LOADING:
+            self.violate(f"unload of '{model_id}' while it is loading")
             raise Refusal(404, f"model '{name}' is loading")
         if busy := resident.places.in_flight + resident.places.queue_depth:
             self.violate(f"unload of '{model_id}' with {busy} requests in flight")

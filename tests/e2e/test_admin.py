@@ -12,6 +12,7 @@ import trio
 from fakes import process
 from fakes.engine import SimEngine, start_gateway
 from fakes.in_memory import Client
+from fakes.patience import SAFETY_NET_S, until
 from fakes.running import MIDDLE, PROBE, SMALL, running_gateway
 
 from gateway.errors import NotFound
@@ -58,14 +59,7 @@ async def admin(cortex):
 
 
 def client_of(url, headers=TOKEN):
-    return httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=20)
-
-
-async def until(condition):
-    """Wait for other tasks to get somewhere."""
-    with trio.fail_after(20):
-        while not condition():
-            await trio.sleep(0.01)
+    return httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=SAFETY_NET_S)
 
 
 # Who may ..............................................................................................................
@@ -127,7 +121,7 @@ async def test_load_and_unload_at_a_neuron(cortex, admin, neurons):
     answer = await admin.post("/admin/unload", json={"model": MIDDLE})
     assert (answer.status_code, answer.json()["nodes"], answer.json()["refused"]) == (202, ["mule"], [])
     await until(lambda: neurons[1].counters["unloads"] == 1)
-    with trio.fail_after(20):  # its job has ended a moment after it is gone; until then the neuron is busy
+    with trio.fail_after(SAFETY_NET_S):  # its job has ended a moment after it is gone; until then the neuron is busy
         while (answer := await admin.post("/admin/load", json=asked)).status_code == 503:
             assert answer.headers["retry-after"] == "5"
     assert answer.json()["estimate_s"] == pytest.approx(0.09, abs=1)  # 9 s at a hundred times the speed
@@ -204,7 +198,7 @@ async def a_request(cortex, model=SMALL, *, stream=False, body=None):
 
 async def one_request(admin, state):
     """The only request in this state, once there is one."""
-    with trio.fail_after(20):
+    with trio.fail_after(SAFETY_NET_S):
         while True:
             requests = (await admin.get("/admin/requests")).json()["requests"]
             if found := [request for request in requests if request["state"] == state]:

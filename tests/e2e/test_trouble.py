@@ -1,28 +1,14 @@
-"""Neurons that die, hang, break off or are full, and a gateway that stops: what each client gets."""
+"""Neurons that die, hang, break off or are full: what each client gets. All in memory; processes are test_processes."""
 
 from __future__ import annotations
 
-import math
-import signal
-import subprocess
-import sys
-from dataclasses import dataclass
-from functools import partial
-
-import httpx
 import pytest
 import trio
-from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, SAFETY_NET_S, until
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
 
 from gateway.breaker import FAILURES
-from gateway.serve import Addresses, Gateway, serve
 from gateway.settings import (
     DeadlineSettings,
-    GatewaySettings,
-    Listen,
-    LogSettings,
-    NeuronSettings,
     RetrySettings,
     Settings,
 )
@@ -307,148 +293,3 @@ async def test_shortest_retry_after_is_passed_on_when_all_replicas_are_busy(pati
         answer = await world.ask(M.id)
         assert (answer.status, answer.headers["retry-after"]) == (503, "4")
         assert [len(sim.requests) for sim in sims] == [1, 1, 1]
-
-
-# On real sockets: a process that is killed, and a gateway that stops...
-
-
-@dataclass
-class Served:
-    """A gateway on real sockets and how to stop it."""
-
-    url: str
-    gateway: Gateway
-    stop: trio.Event
-    ended: trio.Event
-
-
-async def serve_for_a_test(nursery, endpoints, models_toml, **more):
-    """Started, with a short poll interval; `models_toml` is a path."""
-    free = Listen("127.0.0.1", 0)
-    settings = Settings(
-        gateway=GatewaySettings(listen=free, metrics_listen=free, access_log=False, drain_seconds=20),
-        poll=PATIENT_POLL,
-        deadlines=PATIENT_DEADLINES,
-        log=LogSettings(level="error"),
-        neurons=tuple(NeuronSettings(name, url) for name, url in endpoints.items()),
-        models_config=models_toml,
-        **more,
-    )
-    gateway, stop, ended = Gateway(settings), trio.Event(), trio.Event()
-
-    async def run(**task_status):
-        await serve(gateway, stop=stop.wait, **task_status)
-        ended.set()
-
-    addresses: Addresses = await nursery.start(run)
-    return Served(addresses.url, gateway, stop, ended)
-
-
-@pytest.fixture
-def models_toml(tmp_path):
-    """A catalogue of the two models the simulated neurons have."""
-    path = tmp_path / "models.toml"
-    entries = [("Qwen/Qwen3-1.7B", 4096), ("Qwen/Qwen3-8B", 7168)]
-    path.write_text("".join(f'[[models]]\nid = "{m}"\nharness = "llamacpp"\nvram_mb = {mb}\n' for m, mb in entries))
-    return path
-
-
-SMALL, MIDDLE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B"
-
-
-async def stream(client, model, content, *, begun):
-    """One stream's lines, all of them; `begun` counts those with a first token."""
-    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": content}]}
-    lines, counted = [], False
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        async for line in response.aiter_lines():
-            lines.append(line)
-            if not counted and len([one for one in lines if one.startswith("data:")]) > 2:
-                counted = True
-                begun.append(model)
-    return response.status_code, [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-
-
-async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(nursery, models_toml):
-    """A real process and a real SIGKILL: one error event each and the end, and then the other neuron serves."""
-    program = [sys.executable, "-m", "gateway.sim", "--speed", "4", "--loaded", SMALL, "--name"]
-    processes = [
-        await trio.lowlevel.open_process([*program, name], stdout=subprocess.PIPE)  # the test owns and ends both
-        for name in ("a", "b")
-    ]
-    try:
-        urls = [bytes(await process.stdout.receive_some()).decode().strip() for process in processes]
-        served = await serve_for_a_test(nursery, dict(zip("ab", urls, strict=True)), models_toml)
-        served.gateway.fleet.drain("b", draining=True)
-        begun, ended = [], []
-        async with httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=60, limits=MANY) as client:
-
-            async def one():
-                ended.append(await stream(client, SMALL, "Write 4000 words", begun=begun))
-
-            async with trio.open_nursery() as streams:
-                for _ in range(8):  # as many as it serves at once; the rest waits in its line
-                    streams.start_soon(one)
-                await until(lambda: len(begun) == 8)
-                served.gateway.fleet.drain("b", draining=False)
-                for _ in range(22):
-                    streams.start_soon(partial(stream, client, SMALL, "Write 10 words", begun=[]))
-                processes[0].send_signal(signal.SIGKILL)
-
-            assert len(ended) == 8
-            for status, events in ended:
-                assert status == 200
-                assert [event for event in events if '"error"' in event] == events[-1:]
-            answer = await client.post(
-                "/v1/chat/completions", json={"model": SMALL, "messages": [{"role": "user", "content": "hi"}]}
-            )
-            assert (answer.status_code, answer.headers["x-cortex-node"]) == (200, "b")
-        served.stop.set()
-        await served.ended.wait()
-        served.gateway.fleet.assert_idle()
-    finally:
-        with trio.move_on_after(5, shield=True):
-            for process in processes:
-                process.kill()
-                await process.wait()
-
-
-MANY = httpx.Limits(max_connections=200)
-
-
-async def test_drain_lets_streams_finish_and_sends_those_who_wait_for_a_load_away(nursery, models_toml):
-    """Thirty streams end with `[DONE]`, long after ten waiters got 503 `shutting_down`; then `serve` returns."""
-    models = (a_sim_model(SMALL, 4096, overhead_s=0.3, decode_tok_s=10), a_sim_model(MIDDLE, 7168, load_s=300))
-    sim = a_sim("a", *models, vram_mb=(24_000,), loaded=(SMALL,))
-    url = await nursery.start(sim.serve)
-    served = await serve_for_a_test(nursery, {"a": url}, models_toml)
-    begun, finished, refused = [], [], []
-    async with httpx.AsyncClient(base_url=served.url, trust_env=False, timeout=60, limits=MANY) as client:
-
-        async def run_to_the_end():
-            finished.append(await stream(client, SMALL, "Write 90 words", begun=begun))
-
-        async def wait_for_a_load():
-            body = {"model": MIDDLE, "messages": [{"role": "user", "content": "hi"}]}
-            answer = await client.post("/v1/chat/completions", json=body)
-            refused.append((answer.status_code, answer.json()["error"]["code"]))
-
-        async with trio.open_nursery() as clients:
-            for _ in range(30):
-                clients.start_soon(run_to_the_end)
-            for _ in range(10):
-                clients.start_soon(wait_for_a_load)
-            await until(
-                lambda: len(begun) == 30 and sum(load.waiters for load in served.gateway.lifecycle.loads()) == 10
-            )
-            sim.speed = 1e-9
-            served.stop.set()
-            await until(lambda: len(refused) == 10)
-            assert not finished
-            sim.speed = math.inf
-
-    assert set(refused) == {(503, "shutting_down")}
-    assert [(status, events[-1]) for status, events in finished] == [(200, "[DONE]")] * 30
-    with trio.fail_after(SAFETY_NET_S):
-        await served.ended.wait()
-    served.gateway.fleet.assert_idle()

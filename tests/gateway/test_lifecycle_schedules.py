@@ -66,6 +66,7 @@ async def _schedule(rng):
             assert answer.text == "Tbilisi", (model.id, answer)
         assert world.violations() == []
         assert evicted_at_work == []
+        assert world.inference.admission.lines() == []
         loads = [(sim.name, entry.at, entry.action, entry.model, entry.outcome) for sim in sims for entry in sim.loads]
     return told, loads
 
@@ -105,10 +106,12 @@ def _vanish(world, rng, nursery, told):
 
 
 def _reload(world, rng, nursery, told):
-    """Another generation of the catalogue, with other residency classes."""
-    classes = (100, 100, 200)
-    profiles = [profile_of(model, residency_priority=rng.choice(classes)) for model in MODELS]
-    world.keeper.current = a_catalogue(*profiles, generation=world.keeper.current.generation + 1)
+    """Another generation of the catalogue, with other residency classes and ceilings."""
+    profiles = [
+        profile_of(model, residency_priority=rng.choice([100, 100, 200]), max_concurrent=rng.choice([None, 1, 2]))
+        for model in MODELS
+    ]
+    put_in_force(world, *profiles)
 
 
 def _misbehave(world, rng, nursery, told):
@@ -125,20 +128,34 @@ def _crash(world, rng, nursery, told):
         nursery.start_soon(_come_back, host, rng.choice([0.5, 15, 45]))
 
 
+def _drain(world, rng, nursery, told):
+    """An operator takes a neuron out, or lets it in again."""
+    name = rng.choice(list(NODES))
+    world.fleet.drain(name, draining=not world.fleet.nodes[name].draining)
+
+
 async def _come_back(host, after_s):
     await trio.sleep(after_s)
     host.restart()
 
 
-STEPS = (_ask, _unload, _vanish, _reload, _misbehave, _crash)
-WEIGHTS = (12, 1, 1, 1, 2, 0.5)
+STEPS = (_ask, _unload, _vanish, _reload, _misbehave, _crash, _drain)
+WEIGHTS = (12, 1, 1, 1, 2, 0.5, 0.5)
 
 
 def heal(world):
     """Everything well again, and no model above another."""
     for sim in world.sims:
         sim.faults.clear()
-    world.keeper.current = a_catalogue(*map(profile_of, MODELS), generation=world.keeper.current.generation + 1)
+    for name in NODES:
+        world.fleet.drain(name, draining=False)
+    put_in_force(world, *map(profile_of, MODELS))
+
+
+def put_in_force(world, *profiles):
+    """As the keeper does: one assignment, and everybody who wants to know is told."""
+    world.keeper.current = a_catalogue(*profiles, generation=world.keeper.current.generation + 1)
+    world.inference.admission.look_again()
 
 
 def watch_evictions(world):

@@ -1,0 +1,222 @@
+"""Real processes and real signals: a neuron that is killed, and a gateway that is told to stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from functools import partial
+
+import httpx
+import pytest
+import trio
+from fakes.patience import SAFETY_NET_S, until
+from fakes.process import environment
+from fakes.running import MIDDLE, SMALL, running_gateway
+from fakes.world import a_sim, a_sim_model
+
+from gateway.settings import NeuronSettings, PollSettings
+
+MANY = httpx.Limits(max_connections=200)
+POLL = PollSettings(interval_seconds=0.3, timeout_seconds=SAFETY_NET_S)
+SLOW = "Qwen/Qwen3-14B"  # 32 tokens a second: thirty streams of it are no load for a machine that has other work
+
+
+@asynccontextmanager
+async def a_program(*command, **env):
+    """A process of ours, its output in pipes; killed at the end should it still be there."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(PYTHONUNBUFFERED="1", **env),
+    )
+    try:
+        async with process.stdout, process.stderr:
+            yield process
+    finally:
+        with trio.move_on_after(5, shield=True):
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def a_neuron(name, port=0, *, speed=0.5):
+    """A simulated neuron as a program of its own; the process and its URL."""
+    options = ["--name", name, "--port", port, "--loaded", SLOW, "--speed", speed, "--max-in-flight", 100]
+    async with a_program("gateway.sim", *options) as process:
+        with trio.fail_after(SAFETY_NET_S):
+            url = bytes(await process.stdout.receive_some()).decode().strip()
+        yield process, url
+
+
+async def stream(client, model, content, begun=None):
+    """One stream's status and events; `begun` gets an entry at the first token."""
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": content}]}
+    events = []
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: "):
+                events.append(line.removeprefix("data: "))
+                if len(events) == 2 and begun is not None:
+                    begun.append(model)
+    return response.status_code, events
+
+
+# A neuron is killed...
+
+
+@pytest.mark.slow
+async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(tmp_path):
+    """One well-formed error event each and the end; the next requests go elsewhere; its return is noticed."""
+    async with a_neuron("a") as (process, first), a_neuron("b", speed=50) as (_, second):
+        backends = (NeuronSettings("a", first), NeuronSettings("b", second))
+        async with running_gateway(tmp_path, [], backends=backends, poll=POLL) as running:
+            fleet = running.gateway.fleet
+            fleet.drain("b", draining=True)
+            async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=120, limits=MANY) as client:
+                ended = await _thirty_streams_and_a_kill(client, process, fleet)
+                for status, events in ended:
+                    assert status == 200
+                    assert json.loads(events[-1])["error"]["code"] == "upstream_connection_error"
+                    assert len([event for event in events if '"error"' in event]) == 1
+                    assert "[DONE]" not in events
+                for _ in range(3):
+                    status, events = await stream(client, SLOW, "hi")
+                    assert (status, events[-1]) == (200, "[DONE]")
+                assert {held.node.name for held in fleet.replicas(SLOW)} == {"b"}
+
+            port = int(first.rpartition(":")[2])
+            async with a_neuron("a", port, speed=50):
+                await until(lambda: fleet.nodes["a"].healthy and fleet.nodes["a"].breaker.closed)
+                await until(lambda: len(fleet.replicas(SLOW)) == 2)
+            await until(lambda: fleet.leases == 0)
+
+
+async def _thirty_streams_and_a_kill(client, process, fleet):
+    """Thirty streams, all past their first token when their neuron dies; what each of them got."""
+    begun, ended = [], []
+
+    async def one():
+        ended.append(await stream(client, SLOW, "Write 4000 words", begun))
+
+    async with trio.open_nursery() as streams:
+        for _ in range(30):
+            streams.start_soon(one)
+        await until(lambda: len(begun) == 30)
+        fleet.drain("b", draining=False)
+        process.send_signal(signal.SIGKILL)
+    return ended
+
+
+# The gateway is told to stop...
+
+
+@pytest.mark.slow
+async def test_sigterm_with_thirty_streams_and_ten_requests_that_wait_for_a_load(tmp_path, nursery):
+    """The waiters hear 503 `shutting_down` while the streams run; those end as they would have; exit code 0."""
+    models = (a_sim_model(SMALL, 4096, overhead_s=0.3, decode_tok_s=10), a_sim_model(MIDDLE, 7168, load_s=1e6))
+    sim = a_sim("a", *models, vram_mb=(24_000,), loaded=(SMALL,))
+    url = await nursery.start(sim.serve)
+    config = _write_config(tmp_path, url)
+    async with a_program("gateway.cli", "serve", "-c", config) as process:
+        log = _Log(process.stderr)
+        nursery.start_soon(log.read)
+        await until(lambda: log.addresses)
+        api = f"http://{log.addresses[0]['api']}"
+        begun, finished, refused = [], [], []
+        async with httpx.AsyncClient(base_url=api, trust_env=False, timeout=120, limits=MANY) as client:
+
+            async def run_to_the_end():
+                finished.append(await stream(client, SMALL, "Write 90 words", begun))
+
+            async def wait_for_a_load():
+                body = {"model": MIDDLE, "messages": [{"role": "user", "content": "hi"}]}
+                answer = await client.post("/v1/chat/completions", json=body)
+                refused.append((answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]))
+
+            async with trio.open_nursery() as clients:
+                for _ in range(10):
+                    clients.start_soon(wait_for_a_load)
+                for _ in range(30):
+                    clients.start_soon(run_to_the_end)
+                await until(lambda: len(begun) == 30)
+                await until(partial(_has_seen, sim, MIDDLE))
+                await _ten_wait(client, log.addresses[0]["metrics"])
+                sim.speed = 1e-9  # from here on nothing ends by itself
+                process.send_signal(signal.SIGTERM)
+                await until(lambda: len(refused) == 10)
+                assert not finished
+                sim.speed = math.inf
+
+        assert set(refused) == {(503, "shutting_down", "5")}
+        assert [(status, events[-1]) for status, events in finished] == [(200, "[DONE]")] * 30
+        assert not any('"error"' in event for _, events in finished for event in events)
+        with trio.fail_after(SAFETY_NET_S):
+            assert await process.wait() == 0
+        await until(lambda: log.is_over)
+        assert "Traceback" not in log.text
+        assert '"event":"drained"' in log.text
+        assert '"event":"cut"' not in log.text
+    nursery.cancel_scope.cancel()
+
+
+def _write_config(folder, neuron_url):
+    (folder / "models.toml").write_text(
+        "".join(
+            f'[[models]]\nid = "{model}"\nharness = "llamacpp"\nvram_mb = {mb}\n'
+            for model, mb in ((SMALL, 4096), (MIDDLE, 7168))
+        )
+    )
+    config = folder / "cortex.toml"
+    config.write_text(f"""
+models_config = "models.toml"
+[gateway]
+listen = "127.0.0.1:0"
+metrics_listen = "127.0.0.1:0"
+drain_seconds = {SAFETY_NET_S}
+[admin]
+token = "secret"
+[log]
+format = "json"
+[[neurons]]
+name = "a"
+endpoint = "{neuron_url}"
+""")
+    return config
+
+
+class _Log:
+    """What a gateway logs, as it comes; `addresses` has the event that says where it listens."""
+
+    def __init__(self, stream):
+        self._stream = stream
+        self.text = ""
+        self.is_over = False
+
+    async def read(self):
+        async for data in self._stream:
+            self.text += bytes(data).decode()
+        self.is_over = True
+
+    @property
+    def addresses(self):
+        lines = [line for line in self.text.splitlines(keepends=True) if line.endswith("\n") and "listening" in line]
+        return [json.loads(line) for line in lines]
+
+
+def _has_seen(sim, model):
+    return model in sim.residents
+
+
+async def _ten_wait(client, metrics):
+    """Until all ten stand in the gateway's line for the load."""
+    with trio.fail_after(SAFETY_NET_S):
+        while True:
+            answer = await client.get(f"http://{metrics}/admin/requests", headers={"authorization": "Bearer secret"})
+            if [request["state"] for request in answer.json()["requests"]].count("loading") == 10:
+                return
+            await trio.sleep(0.02)
