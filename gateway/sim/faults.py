@@ -36,12 +36,16 @@ class Refuse(Inference, frozen=True, tag="refuse"):
 
 
 class HttpError(Inference, frozen=True, tag="http_error"):
-    """Answers with an error: flat JSON, text/plain, or FastAPI's `detail`; 503 with `retry_after_s`: a full neuron."""
+    """Answers with an error: flat JSON, text/plain, FastAPI's `detail`, or llama.cpp's, whose `code` is a number.
+
+    All but the first close the connection after it, unannounced. 503 with `retry_after_s`: a full neuron.
+    """
 
     status: int = 500
     text: str = "CUDA error: an illegal memory access was encountered"
     plain: bool = False
     detail: bool = False
+    numeric: bool = False
     retry_after_s: int | None = None
 
 
@@ -152,6 +156,21 @@ class CloseAfter(Inference, frozen=True, tag="close_after"):
     reset: bool = False
 
 
+# ---- between requests
+
+
+class CloseIdle(Fault, frozen=True, tag="close_idle"):
+    """Closes a connection on which nothing has come for this long, unannounced. `model` and `times` do not apply."""
+
+    seconds: float = 5.0
+
+
+class CloseEvery(Fault, frozen=True, tag="close_every"):
+    """Closes each connection after so many answers, unannounced. `model` and `times` do not apply."""
+
+    requests: int = 100
+
+
 # ---- the control API
 
 
@@ -221,6 +240,8 @@ AnyFault = (
     | UntilClose
     | ContentLength
     | CloseAfter
+    | CloseIdle
+    | CloseEvery
     | ReportStatus
     | Unservable
     | LoadFails

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
+import math
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
@@ -147,18 +149,36 @@ class Exchange:
 Handler = Callable[[Exchange], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When a connection is closed without a word: after so long without a request, after so many answers."""
+
+    idle_s: float = math.inf
+    requests: float = math.inf
+
+
 async def serve_connection(
-    stream: trio.abc.Stream, handler: Handler, on_breach: Callable[[str], None], on_cut: Callable[[], None]
+    stream: trio.abc.Stream,
+    handler: Handler,
+    on_breach: Callable[[str], None],
+    on_cut: Callable[[], None],
+    patience: Callable[[], Patience] = Patience,
 ) -> None:
     """Serve requests from one stream until either side ends it; closes it on every path out.
 
     While `handler` runs the stream is watched: when the client leaves, the handler is cancelled at once. A client that
     closes only its sending half counts as gone, as it does for uvicorn. `on_breach` hears what was wrong with a
-    request that is not HTTP, `on_cut` that a client left in the midst of one.
+    request that is not HTTP, `on_cut` that a client left in the midst of one. `patience` is asked before each request.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEADER_LIMIT_BYTES)
     try:
-        while (request := await _read_request(connection, stream, on_cut)) is not None:
+        for served in itertools.count():
+            request = None
+            if served < patience().requests:
+                with trio.move_on_after(patience().idle_s):
+                    request = await _read_request(connection, stream, on_cut)
+            if request is None:
+                break
             await _answer(Exchange(request, connection, stream), handler)
             if connection.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
                 break

@@ -186,6 +186,10 @@ async def _fail(exchange: Exchange, error: faults.HttpError) -> None:
         detail = [{"type": "extra_forbidden", "loc": ["body"], "msg": error.text}]
         await exchange.respond_json(error.status, {"detail": detail})
         raise HangUp
+    if error.numeric:
+        told = {"code": error.status, "message": error.text, "type": "server_error"}
+        await exchange.respond_json(error.status, {"error": told})
+        raise HangUp
     if not error.plain:
         raise Refusal(error.status, error.text, retry_after_s=error.retry_after_s)
     headers = [] if error.retry_after_s is None else [("retry-after", str(error.retry_after_s))]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import trio
 
 from gateway.sim import api
-from gateway.sim.faults import RefuseAccept
-from gateway.sim.http import Exchange, reset, serve_connection
+from gateway.sim.faults import CloseEvery, CloseIdle, RefuseAccept
+from gateway.sim.http import Exchange, Patience, reset, serve_connection
 from gateway.sim.state import NeuronState, Refusal
 
 
@@ -46,9 +47,14 @@ class SimNeuron(NeuronState):
                 reset(stream)
             await trio.aclose_forcefully(stream)
             return
-        await serve_connection(
-            stream, self._handle, lambda breach: self.violate(f"malformed HTTP: {breach}"), self._note_cut
-        )
+        await serve_connection(stream, self._handle, self._note_breach, self._note_cut, self._patience)
+
+    def _note_breach(self, breach: str) -> None:
+        self.violate(f"malformed HTTP: {breach}")
+
+    def _patience(self) -> Patience:
+        idle, every = self.faults.peek(CloseIdle), self.faults.peek(CloseEvery)
+        return Patience(idle.seconds if idle else math.inf, every.requests if every else math.inf)
 
     def _note_cut(self) -> None:
         self.counters["cut_off"] += 1

@@ -9,6 +9,7 @@ import pytest
 import trio
 from fakes.engine import SimEngine, an_engine_gateway, counted, start_gateway
 from fakes.patience import until
+from fakes.scripted import chunked, listening, read_request, with_length
 
 from gateway.settings import NeuronSettings
 from gateway.sim import PROBE, PROBE_ANSWER, faults
@@ -76,6 +77,69 @@ async def test_engine_that_closes_after_every_stream_while_advertising_keep_aliv
         gateway.fleet.assert_idle()
 
     assert engine.counters["requests"] == 100  # nothing was asked twice
+
+
+async def test_engine_that_closes_resting_connections_and_after_some_answers_is_asked_once_each(engine):
+    """llama.cpp's server and uvicorn at 5 s, llama.cpp's after 100 answers: nobody announces it, nobody notices."""
+    engine.faults.add(faults.CloseEvery(requests=3), faults.CloseIdle(seconds=0.05))
+    async with an_engine_gateway(engine) as (gateway, url), client(url) as http:
+        for number in range(20):
+            answer = await http.post(CHAT, json=question(stream=number % 2 == 0))
+            assert answer.status_code == 200
+            if number % 5 == 4:  # until the engine has closed what rests there
+                await until(lambda: all(not one.is_quiet() for one in resting(gateway)))
+        gateway.fleet.assert_idle()
+
+    assert engine.counters["requests"] == 20
+
+
+def resting(gateway):
+    """The connections that the pool keeps for the next request."""
+    return [connection for connections in gateway.upstream._idle.values() for connection in connections]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_error_whose_code_is_a_number_passes_as_it_is_and_its_connection_is_not_missed(engine, stream):
+    """llama.cpp's server closes after every error, unannounced; what passes through is not normalised."""
+    engine.faults.add(faults.HttpError(status=400, text="no messages", numeric=True, times=3))
+    async with an_engine_gateway(engine) as (_, url), client(url) as http:
+        for _ in range(3):
+            answer = await http.post(CHAT, json=question(stream=stream))
+            assert answer.status_code == 400
+            assert answer.json()["error"] == {"code": 400, "message": "no messages", "type": "server_error"}
+        assert (await http.post(CHAT, json=question(stream=stream))).status_code == 200
+
+    assert engine.counters["requests"] == 4
+
+
+async def test_messages_stream_of_an_engine_passes_in_whatever_order_its_blocks_come(nursery):
+    """llama.cpp's own `/v1/messages` starts block 1 before it has stopped block 0: ours not to mend."""
+    told = (
+        {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 1}}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
+        {"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "hi"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "content_block_stop", "index": 1},
+        {"type": "message_stop"},
+    )
+    events = b"".join(b"event: %b\ndata: %b\n\n" % (one["type"].encode(), json.dumps(one).encode()) for one in told)
+
+    async def answer(stream):
+        if (await read_request(stream)).startswith(b"GET"):
+            await stream.send_all(with_length(b'{"data":[{"id":"m"}]}'))
+        else:
+            await stream.send_all(chunked(events))
+
+    async with listening(answer) as endpoint:
+        settings = NeuronSettings("a", endpoint, "openai", engine="llamacpp", dialects=("openai", "anthropic"))
+        _, url = await start_gateway(nursery, [settings])
+        async with client(url) as http:
+            asked = {"model": "m", "max_tokens": 5, "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+            got = await http.post("/v1/messages", json=asked)
+        nursery.cancel_scope.cancel()
+
+    assert (got.status_code, got.content) == (200, events)
 
 
 async def test_engine_that_takes_any_name_is_not_relied_upon_to_refuse(engine):

@@ -78,6 +78,7 @@ ROWS = (
     Row("breaks off inside an event", faults.Drop(after=2, cut="event"), "later", only="stream"),
     Row("sends a malformed chunk after two tokens", faults.MalformedChunk(after=3), "later", only="stream"),
     # The request's own fault.
+    Row("answers 400 with a number for a code", faults.HttpError(status=400, text="no", numeric=True), "later"),
     Row("answers 422, as FastAPI does", faults.HttpError(status=422, text="extra inputs", detail=True), "later"),
     # Oddities.
     Row("is silent for 30 s after the role chunk", faults.SilentPrefill(seconds=30), "never"),
@@ -94,6 +95,8 @@ ROWS = (
     Row("has a content-length on its stream", faults.ContentLength(), "never"),
     Row("closes after every answer, unannounced", faults.CloseAfter(), "never"),
     Row("resets after every answer, unannounced", faults.CloseAfter(reset=True), "never", on_sockets=True),
+    Row("closes a connection that was idle for 5 s", faults.CloseIdle(), "never"),
+    Row("closes a connection after one answer", faults.CloseEvery(requests=1), "never"),
     # What it says of itself.
     Row("reports the model `poisoned`", faults.ReportStatus(), "reported"),
     Row("reports the model `recovering`", faults.ReportStatus(status="recovering"), "reported"),
@@ -221,7 +224,7 @@ def _told_whole(answered):
         return "answered"
     error = json.loads(answered.body).get("error")
     what = "in the engine's own words" if error is None else f"`{error['code']}`"
-    if error is not None and error["param"] is not None:
+    if error is not None and error.get("param") is not None:
         what += f" (`{error['param']}`)"
     patience = answered.headers.get("retry-after")
     return f"{answered.status} {what}" + ("" if patience is None else f", Retry-After {patience}")

@@ -43,6 +43,10 @@ async def test_refuse_with_reset(raw: Raw, simulated: SimNeuron, fault: Fault) -
         (faults.HttpError(text="boom"), (500, "application/json", '{"error":"boom"}')),
         (faults.HttpError(text="boom", plain=True), (500, "text/plain; charset=utf-8", "boom")),
         (
+            faults.HttpError(status=400, text="boom", numeric=True),
+            (400, "application/json", '{"error":{"code":400,"message":"boom","type":"server_error"}}'),
+        ),
+        (
             faults.NotLoaded(),
             (404, "application/json", """{"error":"model 'Qwen/Qwen3-1.7B' not loaded on this neuron"}"""),
         ),
@@ -283,3 +287,26 @@ async def test_connection_survives_pipelined_requests(raw: Raw, simulated: SimNe
     got = await raw(WHOLE, WHOLE, HEALTH)
     assert got.count(b"HTTP/1.1 200 OK") == 3
     assert not simulated.violations
+
+
+async def test_close_every_closes_after_so_many_answers_and_says_nothing_before(raw: Raw, simulated: SimNeuron) -> None:
+    """Three requests on one connection, two answers, neither of which announces the end."""
+    simulated.faults.add(faults.CloseEvery(requests=2))
+    keep = HEALTH.replace(b"connection: close\r\n", b"")
+    answer = await raw(keep, keep, keep)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert b"connection: close" not in answer.lower()
+
+
+async def test_close_idle_closes_a_connection_that_rests(
+    dial: Dial, simulated: SimNeuron, autojump_clock: object
+) -> None:
+    """Exactly then, and not while it is asked something."""
+    simulated.faults.add(faults.CloseIdle(seconds=5))
+    stream = dial()
+    for pause_s in (4.9, 4.9):
+        await trio.sleep(pause_s)
+        await stream.send_all(HEALTH.replace(b"connection: close\r\n", b""))
+        assert b"200 OK" in await stream.receive_some(65536)
+    assert await stream.receive_some(65536) == b""
+    assert trio.current_time() == pytest.approx(4.9 + 4.9 + 5)
