@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -77,3 +79,42 @@ def running_cortex(*arguments: object, cwd: object = None, open_files: int | Non
         finally:
             if popen.poll() is None:
                 popen.kill()
+
+
+@dataclass
+class Watched:
+    """One that thinks it is talking to a person."""
+
+    popen: subprocess.Popen[bytes]
+    terminal: int
+    seen: str = ""
+
+    def read_until(self, text: str, *, times: int) -> None:
+        """Wait until it has said this so often, from its start on."""
+        while self.seen.count(text) < times:
+            if not select.select([self.terminal], [], [], END_S)[0]:
+                raise AssertionError(f"did not say {text!r} {times} times: {self.seen}")
+            self.seen += os.read(self.terminal, 65536).decode("utf-8", "replace")
+
+
+@contextmanager
+def on_a_terminal(*arguments: object, **env: str):
+    """A `cortex` on a terminal of 24 x 120; killed at the end should it still be there."""
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "gateway.cli", *map(str, arguments)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment(TERM="xterm", COLUMNS="120", LINES="24", **env),
+            start_new_session=True,
+        ) as popen:
+            os.close(theirs)
+            try:
+                yield Watched(popen, ours)
+            finally:
+                if popen.poll() is None:
+                    popen.kill()
+    finally:
+        os.close(ours)

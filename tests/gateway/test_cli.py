@@ -10,7 +10,7 @@ from threading import Thread
 import click
 import pytest
 from click.testing import CliRunner
-from fakes.process import cortex, running_cortex
+from fakes.process import END_S, cortex, on_a_terminal, running_cortex
 
 from gateway import __version__, cli, status
 from gateway.settings import load
@@ -220,6 +220,20 @@ def test_status_json_is_one_object(demo):
     assert {"health", "models", "fleet", "requests"} == told.keys()
     assert told["health"]["status"] == "ok"
     assert [node["name"] for node in told["fleet"]["nodes"]] == ["beast", "benjy", "quadbrat"]
+
+
+def test_status_watch_redraws_and_outlives_the_gateway(tmp_path):
+    """On a terminal: again and again, in its place; a gateway that goes away is told and looked for. Ctrl-C ends it."""
+    with running_cortex("demo", "--dir", tmp_path / "demo", "--port", 0, "--speed", 50) as gateway:
+        gateway.read_until("Ctrl-C ends it")
+        listen = load(tmp_path / "demo" / "cortex.toml", {}).settings.gateway.listen
+        with on_a_terminal("status", "--watch", "-e", f"http://{listen}") as watching:
+            watching.read_until("neurons healthy", times=2)
+            gateway.interrupt()
+            gateway.end()
+            watching.read_until("still trying", times=1)
+            watching.popen.send_signal(signal.SIGINT)
+            assert watching.popen.wait(END_S) == 0
 
 
 def test_status_unreachable_is_one_line_and_code_2():
