@@ -86,6 +86,11 @@ class Admission:
         """How many requests wait for a place now."""
         return sum(len(line.at_the_door) for line in self._lines.values())
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The one in force."""
+        return self._catalogue.current
+
     def ceiling(self, model: str) -> int | None:
         """How many requests for the model one neuron is given at a time; None is as many as come."""
         profile = self._catalogue.current.models.get(model)
@@ -257,10 +262,17 @@ class Turn:
     def choose(self, catalogue: Catalogue, exclude: Collection[str] = ()) -> Decision:
         """`routing.choose` under the model's ceiling, and only if it is this request's turn. Raises the same.
 
+        A request keeps the name that it resolved by `catalogue`; where that goes, and who makes room for it, is decided
+        by the one in force, unless that has lost the model. Else a wait that began under other residency classes would
+        go by them for as long as it lasts, while whoever loads goes by today's.
+
         Synchronous: whoever is given a route takes the lease before the next checkpoint.
         """
         admission = self._admission
         ceiling = admission.ceiling(self.model)
+        in_force = admission.catalogue
+        if self.model in in_force.models or self.model not in catalogue.models:
+            catalogue = in_force
         decision = choose(self.model, admission.fleet, catalogue, exclude=exclude, ceiling=ceiling)
         # With room for everybody, order is nobody's gain.
         if ceiling is not None and isinstance(decision, Route) and admission.is_anybody_ahead(self, decision.node):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import trio
+from fakes.fleets import a_catalogue
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
 
 from gateway.settings import DeadlineSettings, EvictionSettings, Settings
@@ -358,6 +359,41 @@ async def test_lower_class_never_displaces_a_higher_one(autojump_clock):
     async with a_world(sim, profiles=profiles) as world:
         assert (await world.ask(M.id)).text == "Tbilisi"
         assert sim.counters["unloads"] == 1
+
+
+async def test_wait_goes_by_the_residency_classes_in_force(autojump_clock):
+    """Who waits when the operator gives it the right to the room takes it, and does not wait for half an hour."""
+    higher = profile_of(M, residency_priority=200)
+    async with a_world(a_sim("a", M, N), profiles=(higher, profile_of(N))) as world:
+        answers = {}
+
+        async def one(model):
+            answers[model.id] = await world.ask(model.id)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, M)
+            await trio.sleep(1)
+            nursery.start_soon(one, N)  # while the neuron has a job, it may yet be that there is room
+            await trio.sleep(1)
+            world.keeper.current = a_catalogue(profile_of(M), profile_of(N), generation=2)
+        assert {model: answer.text for model, answer in answers.items()} == {M.id: "Tbilisi", N.id: "Tbilisi"}
+        assert trio.current_time() < 20
+
+
+async def test_request_whose_model_leaves_the_catalogue_while_it_waits_is_still_served(autojump_clock):
+    """It keeps what it came with."""
+    async with a_world(a_sim("a", M), profiles=(profile_of(M),)) as world:
+        async with trio.open_nursery() as nursery:
+            answers = []
+
+            async def one():
+                answers.append(await world.ask(M.id))
+
+            nursery.start_soon(one)
+            await trio.sleep(1)
+            world.keeper.current = a_catalogue(profile_of(N), generation=2)
+            world.inference.admission.look_again()
+        assert answers[0].text == "Tbilisi"
 
 
 async def test_model_too_large_for_every_device_is_told_so(autojump_clock):

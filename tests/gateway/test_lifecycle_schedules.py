@@ -294,12 +294,20 @@ class FleetMachine(RuleBasedStateMachine):
         """The next load there fails."""
         self.stage.do(lambda: self.world.hosts[node].sim.faults.add(LoadFails(seconds=1, times=1)))
 
-    @rule(priority=st.sampled_from([100, 200]), model=st.sampled_from(MODELS[:3]))
-    def reload(self, priority, model):
-        """A model's class changes."""
+    @rule(
+        priority=st.sampled_from([100, 200]), model=st.sampled_from(MODELS[:3]), ceiling=st.sampled_from([None, 1, 2])
+    )
+    def reload(self, priority, model, ceiling):
+        """A model's class and ceiling change."""
         known = self.world.keeper.current.models
-        changed = [replace(one, residency_priority=priority) if one.id == model.id else one for one in known.values()]
-        self.world.keeper.current = a_catalogue(*changed, generation=self.world.keeper.current.generation + 1)
+        changed = replace(known[model.id], residency_priority=priority, max_concurrent=ceiling)
+        profiles = [changed if one.id == model.id else one for one in known.values()]
+        self.stage.do(lambda: put_in_force(self.world, *profiles))
+
+    @rule(node=st.sampled_from("ab"), draining=st.booleans())
+    def drain(self, node, draining):
+        """An operator takes a neuron out, or lets it in again."""
+        self.stage.do(lambda: self.world.fleet.drain(node, draining=draining))
 
     @precondition(lambda self: self.world.hosts["b"].up)
     @rule()
@@ -329,6 +337,18 @@ class FleetMachine(RuleBasedStateMachine):
             assert len({node for node, _ in pairs}) == len(pairs)  # one job per neuron
 
     @invariant()
+    def nobody_waits_beside_a_free_place(self):
+        """Everybody has reacted by now: whoever is in line for a place finds every neuron full."""
+        if not hasattr(self, "world"):
+            return
+        admission, fleet = self.world.inference.admission, self.world.fleet
+        for line in admission._lines.values():
+            for turn in line.at_the_door:
+                ceiling = admission.ceiling(turn.model)
+                free = [held for held in fleet.replicas(turn.model) if ceiling is None or held.leases < ceiling]
+                assert {held.node.name for held in free} <= turn.avoids
+
+    @invariant()
     def answers_are_whole(self):
         """Whoever stayed got all of it, or an honest error."""
         for leave, answer in getattr(self, "answers", ()):
@@ -356,8 +376,9 @@ def heal_two(world):
     world.hosts["b"].up or world.hosts["b"].restart()
     for sim in world.sims:
         sim.faults.clear()
+        world.fleet.drain(sim.name, draining=False)
     equal = [replace(profile, residency_priority=100) for profile in world.keeper.current.models.values()]
-    world.keeper.current = a_catalogue(*equal, generation=world.keeper.current.generation + 1)
+    put_in_force(world, *equal)
 
 
 FleetMachine.TestCase.settings = settings(
