@@ -635,8 +635,14 @@ class Fleet:
         self._change(node, report.id, None, report)
 
     def unchanged(self, node: str, model_id: str) -> None:
-        """A load or unload of ours failed: what the neuron last reported holds again."""
-        self._change(node, model_id, None, self._report(node, model_id))
+        """A load or unload of ours failed: what the neuron last reported holds again.
+
+        But for a `loading` that was our load's: that is over, and a neuron that died with it will not say so.
+        """
+        held, report = self.nodes[node].models.get(model_id), self._report(node, model_id)
+        if held is not None and held.change == "loading" and report is not None and report.status == "loading":
+            report = None
+        self._change(node, model_id, None, report)
 
     def is_confirmed(self, node: str) -> bool:
         """Whether a poll that began after our last change to any of its models has answered.

@@ -13,15 +13,14 @@ from functools import partial
 import httpx
 import pytest
 import trio
-from fakes.patience import SAFETY_NET_S, until
+from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, SAFETY_NET_S, until
 from fakes.process import environment
 from fakes.running import MIDDLE, SMALL, running_gateway
 from fakes.world import a_sim, a_sim_model
 
-from gateway.settings import NeuronSettings, PollSettings
+from gateway.settings import NeuronSettings
 
 MANY = httpx.Limits(max_connections=200)
-POLL = PollSettings(interval_seconds=0.3, timeout_seconds=SAFETY_NET_S)
 SLOW = "Qwen/Qwen3-14B"  # 32 tokens a second: thirty streams of it are no load for a machine that has other work
 
 
@@ -74,7 +73,9 @@ async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(tmp_
     """One well-formed error event each and the end; the next requests go elsewhere; its return is noticed."""
     async with a_neuron("a") as (process, first), a_neuron("b", speed=50) as (_, second):
         backends = (NeuronSettings("a", first), NeuronSettings("b", second))
-        async with running_gateway(tmp_path, [], backends=backends, poll=POLL) as running:
+        async with running_gateway(
+            tmp_path, [], backends=backends, poll=PATIENT_POLL, deadlines=PATIENT_DEADLINES
+        ) as running:
             fleet = running.gateway.fleet
             fleet.drain("b", draining=True)
             async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=120, limits=MANY) as client:

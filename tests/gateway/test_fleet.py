@@ -283,6 +283,19 @@ def test_drained_node_stays_drained_until_somebody_says_otherwise():
     assert [change.kind for change in seen] == ["draining", "neuron_down", "neuron_up", "undrained"]
 
 
+def test_load_that_failed_leaves_no_loading_behind_that_was_its_own():
+    """A poll saw it under way; the neuron that died with it cannot take that back, and nobody is to wait for it."""
+    fleet = a_fleet("a")
+    answers(fleet, "a")
+    fleet.loading("a", "m")
+    answers(fleet, "a", a_model("m", "loading"))
+    fleet.unchanged("a", "m")
+    assert not fleet.nodes["a"].is_loading("m")
+    assert fleet.holders("m") == ()
+    answers(fleet, "a", a_model("m", "loading"))  # unless it says so again: then it goes on without us
+    assert fleet.nodes["a"].is_loading("m")
+
+
 def test_overdue_load_is_still_a_load_but_none_to_wait_for():
     """Until it ends: however it does, the next one is a new one."""
     fleet = a_fleet("a")
