@@ -14,9 +14,9 @@ from quart_trio import QuartTrio
 
 from catalogue.load import parse
 from catalogue.models import FaultyFile
-from gateway import errors
+from gateway import __version__, errors, openapi
 from gateway.accounting import Record
-from gateway.app import json_response, new_app
+from gateway.app import json_response, mount_document, new_app
 from gateway.auditor import acting
 from gateway.explain import stories
 from gateway.metrics import CONTENT_TYPE
@@ -33,6 +33,7 @@ ADMIN = "admin"  # what the audit trail calls whoever has the token
 def make_app(gateway: Gateway) -> QuartTrio:
     """The Quart application of the metrics port."""
     app = new_app("cortex.admin")
+    mount_document(app, openapi.admin(__version__))
 
     @app.get("/metrics")
     async def metrics() -> Response:

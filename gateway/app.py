@@ -17,7 +17,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from gateway import errors, paths
+from gateway import errors, openapi, paths
 from gateway.asgi import App, Headers, Message, Receive, Scope, Send
 from gateway.dialects.anthropic import errors as anthropic_errors
 from gateway.dialects.anthropic import models as anthropic
@@ -26,7 +26,7 @@ from gateway.inference import Inference
 from gateway.models_api import Entry
 from gateway.settings import Settings
 
-__all__ = ["Door", "Windows", "json_response", "make_windows", "new_app"]
+__all__ = ["Door", "Windows", "json_response", "make_windows", "mount_document", "new_app"]
 
 ANTHROPIC_VERSION = "anthropic-version"  # a header that every client of that API sends, and no other does
 WINDOW_BODY_LIMIT_BYTES = 1024 * 1024  # nothing but inference takes a body worth the name
@@ -53,6 +53,7 @@ class Windows:
 def make_windows(windows: Windows, version: str) -> QuartTrio:
     """The Quart application of the public port."""
     app = new_app("cortex")
+    mount_document(app, openapi.public(version))
 
     @app.get("/v1/models")
     async def list_models() -> Response:
@@ -104,6 +105,14 @@ def new_app(name: str) -> QuartTrio:
         return _error_response(errors.InternalError("an error inside the gateway; its log has more"))
 
     return app
+
+
+def mount_document(app: QuartTrio, document: bytes) -> None:
+    """`/openapi.json`."""
+
+    @app.get("/openapi.json")
+    async def describe() -> Response:
+        return _json(document)
 
 
 def json_response(body: object, status: int = 200) -> Response:

@@ -229,6 +229,21 @@ def body_too_large(limit_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"the request body is larger than the {limit_bytes / 1024**2:g} MiB this gateway accepts")
 
 
+class Problem(msgspec.Struct, frozen=True):
+    """What is wrong. `param` is the field or the phase at fault."""
+
+    message: str
+    type: str
+    code: str | None
+    param: str | None
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """The body of an answer that is an error of ours."""
+
+    error: Problem
+
+
 def envelope(error: GatewayError) -> bytes:
     """The error as a JSON body: `{"error":{"message","type","code","param"}}`."""
     return envelope_of(error.message, error.type, error.code, error.param)
@@ -236,4 +251,4 @@ def envelope(error: GatewayError) -> bytes:
 
 def envelope_of(message: str, type_: str, code: str | None, param: str | None = None) -> bytes:
     """The same envelope from loose parts: for an error that began life at a neuron."""
-    return msgspec.json.encode({"error": {"message": message, "type": type_, "code": code, "param": param}})
+    return msgspec.json.encode(Envelope(Problem(message, type_, code, param)))

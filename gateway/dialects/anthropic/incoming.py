@@ -16,7 +16,7 @@ from gateway.dialects.reading import read
 
 __all__ = ["Block", "Content", "Message", "Request", "Source", "Thinking", "Tool", "blocks", "nested"]
 
-ABSENT = msgspec.Raw()
+ABSENT: Any = msgspec.field(default_factory=msgspec.Raw)  # a shared default would not go into a JSON schema
 
 
 class Block(msgspec.Struct):

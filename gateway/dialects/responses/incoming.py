@@ -16,7 +16,7 @@ from gateway.dialects.reading import read
 
 __all__ = ["Function", "Item", "Part", "Request", "Text", "Tool", "ToolChoice", "items", "parts"]
 
-ABSENT = msgspec.Raw()
+ABSENT: Any = msgspec.field(default_factory=msgspec.Raw)  # a shared default would not go into a JSON schema
 
 
 class Item(msgspec.Struct):
