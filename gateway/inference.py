@@ -289,8 +289,9 @@ async def _take_the_rest(upload: Upload, receive: Receive, record: Record, pacer
         record.cancel(error)
         return
     except ClientGone:
-        record.outcome = "client_disconnected"
-        nursery.cancel_scope.cancel()
+        if not pacer.answer.ending:  # as above: after an early answer this is no news
+            record.outcome = "client_disconnected"
+            nursery.cancel_scope.cancel()
         return
     if upload.stream and not pacer.answer.started:
         record.stream = True

@@ -14,6 +14,7 @@ from fakes.patience import SAFETY_NET_S
 from fakes.running import SMALL, running_gateway
 from openai import AsyncOpenAI, OpenAI
 
+from gateway.settings import GatewaySettings, Listen
 from gateway.sim.fleet import neuron
 from gateway.sim.media import png, wav
 from gateway.sim.text import tokens
@@ -159,6 +160,26 @@ class InPieces:
             raise StopAsyncIteration
         piece, self.rest = self.rest[:50_000], self.rest[50_000:]
         return piece
+
+
+@pytest.mark.parametrize("model_first", [True, False])
+async def test_forms_through_the_other_front(tmp_path, model_first):
+    """Hypercorn reads ahead and says a client's leaving in its own way; a form passes there, too."""
+    front = GatewaySettings(
+        listen=Listen("127.0.0.1", 0), metrics_listen=Listen("127.0.0.1", 0), http_server="hypercorn"
+    )
+    beast = neuron("beast", [24576], [SMALL], speed=1000)
+    parts = [("model", (None, ALIAS)), ("file", ("speech.wav", LARGE_SPEECH))]
+    async with (
+        running_gateway(tmp_path, [beast], gateway=front) as running,
+        httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=60) as http,
+    ):
+        answer = await http.post("/v1/audio/transcriptions", files=parts if model_first else parts[::-1])
+        refused = await http.post("/v1/audio/transcriptions", json={"model": ALIAS})
+
+    assert answer.status_code == 200
+    assert beast.requests[0].files == (hashlib.sha256(LARGE_SPEECH).hexdigest(),)
+    assert refused.status_code == 415
 
 
 async def test_streamed_transcript(running, client):

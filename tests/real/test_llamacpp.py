@@ -115,6 +115,36 @@ async def test_chat_streams_to_its_own_end(engine):
     assert json.loads(told[-1])["usage"]["completion_tokens"] == 20
 
 
+async def test_usage_is_known_although_the_client_did_not_ask(engine):
+    """We ask, and the chunk without choices does not reach the client: it gets what the engine would have told it."""
+    asked = question(20, stream=True, seed=1, **FOREVER)
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
+        told = chunks((await client.post(CHAT, json=asked)).text)
+        await counted(gateway, 'cortex_completion_tokens_total{model="Tiny/Random",node="real"} 20.0')
+        metrics = gateway.metrics.expose().decode()
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}, ask_usage=False) as (gateway, client):
+        unasked = chunks((await client.post(CHAT, json=asked)).text)
+        await counted(gateway, 'cortex_estimated_completion_tokens_total{model="Tiny/Random",node="real"}')
+
+    assert 'cortex_prompt_tokens_total{model="Tiny/Random",node="real"}' in metrics
+    assert "cortex_estimated" not in metrics
+    assert told[-1] == "[DONE]"
+    assert all(json.loads(chunk)["choices"] for chunk in told[:-1])
+    assert len(told) == len(unasked)
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+async def test_tokens_there_and_back(engine, prefix):
+    """This engine has its tokenizer at the root, and another shape than vLLM; both pass."""
+    async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
+        there = await client.post(f"{prefix}/tokenize", json={"model": "Tiny/Random", "content": "Tbilisi"})
+        tokens = there.json()["tokens"]
+        back = await client.post(f"{prefix}/detokenize", json={"model": "Tiny/Random", "tokens": tokens})
+
+    assert there.status_code == 200
+    assert back.json()["content"].strip() == "Tbilisi"
+
+
 async def test_engine_is_free_again_when_a_client_leaves_mid_stream(engine):
     """Twenty thousand tokens nobody wants are not generated."""
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
