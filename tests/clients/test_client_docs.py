@@ -1,0 +1,51 @@
+"""docs/clients.md: what is copied from it works, and the versions it names are those that ran.
+
+The blocks of clients that are not in our own environment are run by tests/clients/installed/test_examples_of_docs.py.
+"""
+
+import json
+import re
+import sys
+
+import pytest
+import trio
+from fakes.client_docs import BLOCKS, PAGE
+from fakes.process import environment
+from fakes.scene import TOP
+
+OURS = [block for block in BLOCKS if block.name in {"python-openai", "python-anthropic"}]
+
+
+def pinned(path):
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("block", OURS, ids=lambda block: block.name)
+async def test_example_of_the_official_sdks_runs(cortex, tmp_path, block):
+    """As a script of its own."""
+    path = block.written(tmp_path, cortex.url)
+    done = await trio.run_process([sys.executable, str(path)], capture_stdout=True, env=environment())
+
+    assert "Tbilisi" in done.stdout.decode()
+
+
+def test_both_official_sdks_have_an_example():
+    """So that the test above is about something."""
+    assert len(OURS) == 2
+
+
+def test_versions_on_the_page_are_the_pinned_ones():
+    """Each name of the table, where it is pinned; and none that ran is missing."""
+    told = {
+        (name, version)
+        for name, version in re.findall(r"^\| `([^`]+)`[^|]*\| ([\d.]+) \|", PAGE.read_text(), re.MULTILINE)
+    }
+    ours, others = pinned(TOP / "constraints.txt"), pinned(TOP / "constraints-clients.txt")
+    npm = json.loads((TOP / "tests" / "clients" / "js" / "package.json").read_text())["dependencies"]
+    wanted = re.findall(r"^([a-z-]+)", (TOP / "tests" / "clients" / "requirements.txt").read_text(), re.MULTILINE)
+
+    assert told == {
+        *((name, ours[name]) for name in ("openai", "anthropic")),
+        *((name, others[name]) for name in {*wanted, "openai"} - {"schemathesis"}),
+        *((name, version) for name, version in npm.items() if name != "zod"),
+    }

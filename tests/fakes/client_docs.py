@@ -1,0 +1,37 @@
+"""docs/clients.md, taken apart: its blocks of code, ready to be run against a gateway of a test's own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fakes.scene import TOP
+
+PAGE = TOP / "docs" / "clients.md"
+ADDRESS = "http://127.0.0.1:31313"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of code; `names` is what it imports, or its first word."""
+
+    language: str
+    code: str
+
+    @property
+    def name(self) -> str:
+        imported = re.findall(r"^(?:from|import) ([\w]+)|from \"([^\"]+)\"", self.code, re.MULTILINE)
+        return f"{self.language}-" + "-".join(one or other for one, other in imported)
+
+    def written(self, folder: Path, url: str) -> Path:
+        """As a file, with this gateway's address in place of the page's."""
+        suffix = {"python": ".py", "javascript": ".mjs", "sh": ".sh"}[self.language]
+        path = folder / f"example{suffix}"
+        assert ADDRESS in self.code
+        path.write_text(self.code.replace(ADDRESS, url))
+        return path
+
+
+FENCED = re.compile(r"^```(python|javascript|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = [Block(language, code) for language, code in FENCED.findall(PAGE.read_text())]
