@@ -1,6 +1,7 @@
 """The official `openai` SDK, unmodified: what tests/e2e/test_openai_sdk.py and test_responses.py leave to be shown."""
 
 import base64
+import hashlib
 import io
 import json
 import wave
@@ -200,6 +201,64 @@ async def test_speech_comes_piece_by_piece(cortex):
     assert whole == b"".join(pieces)
     with wave.open(io.BytesIO(whole)) as sound:
         assert sound.getnframes() > 0
+
+
+async def test_recording_is_transcribed_and_translated(cortex, beast):
+    """Sync, async and streamed: a form, whose model is replaced on its way and whose file is not touched."""
+    file = ("a.wav", SPEECH)
+    whole = await in_thread(
+        cortex, lambda client: client.audio.transcriptions.create(model="helexa/small", file=file, language="en")
+    )
+    async with async_client(cortex) as client:
+        stream = await client.audio.transcriptions.create(model="helexa/small", file=file, stream=True)
+        events = [event async for event in stream]
+        plain = await client.audio.transcriptions.create(model="helexa/small", file=file, response_format="text")
+        english = await client.audio.translations.create(model="helexa/small", file=file)
+
+    assert whole.text == str(plain) == events[-1].text == "".join(event.delta for event in events[:-1])
+    assert english.text != whole.text
+    assert {received.model for received in beast.requests} == {SMALL}
+    assert {received.files for received in beast.requests} == {(hashlib.sha256(SPEECH).hexdigest(),)}
+
+
+async def test_picture_is_edited_and_text_is_judged(cortex):
+    """A form and a JSON body that no other test of an SDK sends."""
+    async with async_client(cortex) as client:
+        edited = await client.images.edit(model="helexa/small", prompt="bluer", image=("x.png", b"a picture"))
+        judged = await client.moderations.create(model="helexa/small", input=["a kind word", "a bomb"])
+
+    assert base64.b64decode(edited.data[0].b64_json)[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [verdict.flagged for verdict in judged.results] == [False, True]
+
+
+async def test_errors_of_uploads_are_typed_as_well(cortex):
+    """The model's name is found before the file is read to its end."""
+    async with async_client(cortex) as client:
+        with pytest.raises(openai.NotFoundError, match="not found") as caught:
+            await client.audio.transcriptions.create(model="nobody/has-it", file=("a.wav", SPEECH))
+
+    assert caught.value.code == "model_not_found"
+
+
+# Responses...
+
+
+async def test_responses_carry_thoughts_tools_and_a_schema(cortex, beast):
+    """Async, streamed, in one conversation: what the SDK's own reader makes of it."""
+    tool = {"type": "function", "name": "weather", "parameters": WEATHER["function"]["parameters"]}
+    async with async_client(cortex) as client:
+        async with client.responses.stream(
+            model=THINKER, input="call weather", tools=[tool], reasoning={"effort": "medium"}
+        ) as stream:
+            first = await stream.get_final_response()
+        parsed = await client.responses.parse(
+            model="helexa/small", input='repeat: {"city":"Tbilisi"}', text_format=Capital
+        )
+
+    assert [item.type for item in first.output] == ["reasoning", "function_call"]
+    assert first.usage.output_tokens_details.reasoning_tokens > 0
+    assert parsed.output_parsed == Capital(city="Tbilisi")
+    assert sent(beast)["response_format"]["json_schema"]["schema"]["required"] == ["city"]
 
 
 # Errors...
