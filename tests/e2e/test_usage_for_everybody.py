@@ -8,6 +8,7 @@ import pytest
 import structlog
 import trio
 from fakes.engine import SimEngine, an_engine_gateway, counted
+from fakes.patience import SAFETY_NET_S
 from openai import AsyncOpenAI
 from structlog.testing import capture_logs
 
@@ -46,7 +47,7 @@ def sent(engine):
 
 
 async def ask(url, body, path="/v1/chat/completions"):
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=SAFETY_NET_S) as http:
         return (await http.post(path, content=body if isinstance(body, bytes) else json.dumps(body))).text
 
 
@@ -175,7 +176,7 @@ async def test_thoughts_are_counted():
     with capture_logs() as logs:
         async with an_engine_gateway(engine, engine="vllm") as (gateway, url):
             await ask(url, question(model=THINKER))
-            with trio.fail_after(5):
+            with trio.fail_after(SAFETY_NET_S):
                 while "cortex_reasoning_tokens_total" not in gateway.metrics.expose().decode():
                     await trio.sleep(0.005)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import structlog
 import trio
+from fakes.patience import SAFETY_NET_S
 from structlog.testing import capture_logs
 
 from gateway import auditor as auditing
@@ -42,7 +43,7 @@ class Desk:
 
     async def written(self):
         """All lines, once nothing waits."""
-        with trio.fail_after(30):
+        with trio.fail_after(SAFETY_NET_S):
             while self.auditor.status()["pending"]:
                 await trio.sleep(0.002)
         return self.lines()
@@ -263,7 +264,7 @@ async def test_directory_that_cannot_be_written_keeps_nobody_from_serving(tmp_pa
     desk.records.trail.path = Path("/proc/nowhere/models.audit.jsonl")
     with capture_logs() as logs:
         await nursery.start(desk.auditor.run)
-        with trio.fail_after(30):
+        with trio.fail_after(SAFETY_NET_S):
             while desk.auditor.status()["error"] is None:
                 await trio.sleep(0.002)
 

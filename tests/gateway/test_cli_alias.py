@@ -7,6 +7,7 @@ import time
 import httpx
 import pytest
 from click.testing import CliRunner
+from fakes.patience import SAFETY_NET_S
 from fakes.process import cortex, running_cortex
 
 from gateway import cli, operating
@@ -592,7 +593,7 @@ def test_compare_shows_an_alias_beside_its_shadow(operator):
 
     url = operating.Gateway.of(load(operator.config, {}).settings).endpoint
     body = {"model": "helexa/small", "messages": [{"role": "user", "content": "What is the capital of Georgia?"}]}
-    with httpx.Client(trust_env=False, timeout=30) as client:
+    with httpx.Client(trust_env=False, timeout=SAFETY_NET_S) as client:
         assert client.post(f"{url}/v1/chat/completions", json=body).status_code == 200
     wait_until(lambda: json.loads(operator.done("alias", "compare", "helexa/small", "--json"))["compared"] == 1)
 

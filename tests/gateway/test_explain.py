@@ -16,6 +16,7 @@ from gateway.errors import ServiceUnavailable
 from gateway.explain import stories
 from gateway.metrics import Metrics
 from gateway.recent import NOTES_PER_REQUEST, Recent
+from gateway.rewrite import LONGEST_NAME_BYTES
 from gateway.settings import Settings
 from gateway.sim import faults
 from gateway.sim.fleet import neuron
@@ -229,7 +230,9 @@ async def test_what_a_client_made_long_is_not_kept(autojump_clock, nursery):
 
     async def flood():
         for _ in range(5):
-            await gateway.client().ask({"model": "m" * 1_000_000}, headers=MINE)
+            await gateway.client().ask(
+                {"model": "m" * (LONGEST_NAME_BYTES - 2), "padding": "x" * 1_000_000}, headers=MINE
+            )
             await gateway.client().ask(padding="x" * 1_000_000, headers=MINE)
 
     assert await kept_bytes_of(flood) < 500_000  # ten requests of a megabyte each

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 import structlog
 import trio
+from fakes.patience import SAFETY_NET_S
 from structlog.testing import capture_logs
 
 from gateway import edit, rollout_state
@@ -358,7 +359,7 @@ async def test_two_rollouts_do_not_mind_each_other(house):
 async def test_task_looks_by_itself_and_leaves_nothing(house, nursery):
     """Started with what is written down; ended without an observer left."""
     house.begin()
-    with trio.fail_after(30):
+    with trio.fail_after(SAFETY_NET_S):
         async with trio.open_nursery() as inner:
             await inner.start(house.rollouts.run)
             while not house.accounts.is_watched("tier"):
