@@ -129,12 +129,12 @@ def plan(
 
     Args:
         in_force: Now; an alias that is warming is taken to be on its way already.
-        wanted: What a file says.
+        wanted: What a file says; one that was accepted, and has aliases that wait, is taken by its word.
         fleet: As it is.
         live: Alias and model of every request under way.
         min_residency_s: Models younger than this are spared if there is another way.
     """
-    accepted = _as_written(in_force)
+    accepted, wanted = _as_written(in_force), _as_written(wanted)
     imagination = _Imagination(fleet, hold_back(wanted, in_force, FleetReadiness(fleet)), min_residency_s)
     changes = diff(accepted, wanted)
     requests = Counter(pair for pair in live if pair[0] is not None and pair[1] is not None)

@@ -140,6 +140,17 @@ def _headline(health: dict[str, Any]) -> Text:
 
 
 def _faults(health: dict[str, Any]) -> list[RenderableType]:
+    return [*_faults_of_the_file(health), *_faults_of_the_trail(health.get("audit") or {})]
+
+
+def _faults_of_the_trail(audit: dict[str, Any]) -> list[RenderableType]:
+    if audit.get("error") is None:
+        return []
+    pending = f"{audit['pending']} lines wait" + (f", {audit['lost']} are lost" if audit["lost"] else "")
+    return [Text(f"the audit trail cannot be written: {audit['error']}; {pending}", style="bold yellow")]
+
+
+def _faults_of_the_file(health: dict[str, Any]) -> list[RenderableType]:
     error = health["catalogue"]["error"]
     if error is None:
         return []

@@ -143,6 +143,16 @@ async def test_plan_is_part_of_the_line(tmp_path, nursery):
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["plan_failed"]
 
 
+async def test_change_of_very_many_aliases_is_not_planned(tmp_path, nursery):
+    """The loop has better things to do than to forecast them all."""
+    desk = Desk(tmp_path, plan=lambda *_: {"made": True})
+    await nursery.start(desk.auditor.run)
+    await desk.edit(A + b"".join(b'a%d = "A"\n' % number for number in range(20)))
+    await desk.edit(A + b"".join(b'b%d = "A"\n' % number for number in range(21)))
+
+    assert brief(await desk.written(), "plan")[1:] == [({"made": True},), (None,)]
+
+
 async def test_edit_while_no_gateway_ran_is_found_at_the_next_start(tmp_path, nursery):
     """By the hash: generations begin again with the process, the numbers of the lines do not."""
     first = Desk(tmp_path)

@@ -328,6 +328,18 @@ def test_status_shows_aliases_that_are_not_where_their_file_wants_them(capsys):
     assert "y a [b 1, c 1] failed - no room" in told
 
 
+def test_status_shows_a_trail_that_cannot_be_written(capsys):
+    """Swaps go on; who relies on the trail must hear of it."""
+    catalogue = {"generation": 1, "path": None, "error": None}
+    audit = {"error": "models.audit.jsonl: No space left on device", "pending": 3, "lost": 0}
+    health = {"status": "ok", "nodes": {"healthy": 1, "total": 1}, "catalogue": catalogue, "audit": audit}
+
+    status._console().print(status._render({"health": health, "models": []}))
+
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the audit trail cannot be written: models.audit.jsonl: No space left on device; 3 lines wait" in shown
+
+
 def test_status_shows_odd_names_as_they_are(capsys):
     """Names come from operators and neurons: `[/b]` and `:smile:` are names here, no markup."""
     model = {"id": "[/b] :smile:", "locations": [], "feasible_on": [], "loaded": False}

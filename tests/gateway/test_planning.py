@@ -249,6 +249,7 @@ def test_alias_on_its_way_is_compared_with_where_it_goes(fleet):
     assert waiting.warming
 
     assert plan(waiting, to("B"), fleet).verdict == "nothing"
+    assert placement(plan(to("A"), waiting, fleet)).nodes == ("large",)
     assert plan(waiting, to("A"), fleet).verdict == "changes"
 
 
