@@ -35,6 +35,7 @@ DEFAULT_MINIMUM = 20  # requests at the new target, and at the old, before a ste
 BLOCK_REQUESTS = 5  # of each group at least; smaller blocks waste evidence, larger ones keep it waiting
 BLOCK_LIMIT = 1000  # of either group at most
 CALIBRATION_REQUESTS = 20  # of the old group, from which the first thresholds come
+SURE = 1_000_000  # beyond this nobody counts
 KEPT_VALUES = 1000  # of either group, for thresholds and for what people are told
 _WORSE = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # the odds ratios that are betted on
 _DIFFERENT = (*_WORSE, *(1 / ratio for ratio in _WORSE))
@@ -50,7 +51,8 @@ class Trip:
     evidence: float
 
     def __str__(self) -> str:
-        return f"{self.guard}: {self.words} (between equals once in {self.evidence:,.0f} steps)"
+        steps = f"{self.evidence:,.0f}" if self.evidence < SURE else f"more than {SURE:,}"
+        return f"{self.guard}: {self.words} (between equals once in {steps} steps)"
 
 
 @dataclass(frozen=True, slots=True)

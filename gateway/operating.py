@@ -205,7 +205,11 @@ class Desk:
             self._say("the file says so already; nothing was written")
             return DONE
         said = meaning_of(done, str(self.records.models))
-        self._say(f"{self.records.models}: {said}")
+        if said is None:
+            self._say(f"{self.records.models}: good again, as file {done.digest[:10]}")
+            said = CatalogueDiff()
+        else:
+            self._say(f"{self.records.models}: {said}")
         for name in sorted(_touched(said) & self.running_rollouts().keys()):
             self._say(f"the rollout of {name} ends with this")
         began = time.monotonic()
@@ -289,12 +293,12 @@ class Desk:
             self._say(words)
 
 
-def meaning_of(done: Change, path: str) -> CatalogueDiff:
-    """What the change changes; of a file that was at fault before, everything."""
+def meaning_of(done: Change, path: str) -> CatalogueDiff | None:
+    """What the change changes; None if the file was at fault before, and so meant nothing."""
     try:
         before = parse(done.before, path=path, generation=0, loaded_at=0.0)
     except FaultyFile:
-        before = Catalogue()
+        return None
     return diff(before, parse(done.after, path=path, generation=0, loaded_at=0.0))
 
 

@@ -142,11 +142,11 @@ def show(desk: Desk, name: str, *, as_json: bool) -> int:
         click.echo(json.dumps(told, indent=2, ensure_ascii=False))
         return DONE
     out = console()
-    out.print(_words(rollout))
+    out.print(_words(rollout), soft_wrap=True)
     if live is not None:
         out.print(_comparison(rollout, live))
     elif rollout.state == "running" and desk.gateway.token is None:
-        out.print("how the targets compare is told to whoever has the admin token")
+        out.print("how the targets compare is told to whoever has the admin token", soft_wrap=True)
     return DONE
 
 
