@@ -7,6 +7,7 @@ in the object that an event is about (`response`, `message`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -21,6 +22,14 @@ __all__ = ["Echo", "renamed"]
 LINE_LIMIT_BYTES = sse.EVENT_LIMIT_BYTES  # of a line that is held until it is whole; the rest of a longer one passes
 
 _KEY = b'"model"'  # as every engine spells it; in a text its quotes are escaped, so texts are not looked into
+# The name at the top with nothing but strings and scalars before it, as in nearly every chunk there is: strings are
+# taken whole and no bracket is passed over, so it is that key and no other. `find` takes 10 us longer. Possessive, so
+# linear in whatever it is given.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_PLAIN = re.compile(
+    rb"[ \t]*+\{(?:[^\"{}\[\]]++|(?!\"model\"[ \t]*:)" + _STRING + rb')*+"model"[ \t]*+:[ \t]*+(' + _STRING + rb")",
+    re.DOTALL,
+)
 _DATA = b"data:"
 _PLACES = ("model", "response", "message")
 
@@ -34,6 +43,8 @@ def renamed(body: bytes, name: bytes) -> bytes:
     """
     if _KEY not in body:
         return body
+    if (plain := _PLAIN.match(body)) is not None:
+        return b"".join((body[: plain.start(1)], name, body[plain.end(1) :]))
     try:
         span = _find(body)
     except ValueError:  # somebody else will say so

@@ -88,7 +88,7 @@ class Metrics:
         self.estimated_completion_tokens = counter(
             "cortex_estimated_completion_tokens", "Completion tokens of answers without usage: one per delta"
         )
-        self.cold_starts = counter("cortex_cold_starts", "Loads a request waited for")
+        self.cold_starts = counter("cortex_cold_starts", "Loads begun, for a request or a warm swap")
         self.evictions = counter("cortex_evictions", "Models unloaded to make room or for idleness")
         self.inflight: Series[Gauge] = Series(
             Gauge("cortex_inflight_requests", "Requests at a neuron now", route, registry=registry)

@@ -46,6 +46,8 @@ def test_model_at_the_top_is_renamed_and_nothing_else(value, dump):
     [
         b'{"id":"a","model":"m","choices":[]}',
         b'{"id":"{[","model" : "m" ,"x":1}',
+        b'{"a":"model","model":"m","b":{"model":"inner"}}',
+        b' {"a":"\\"model\\":\\"x\\"","model":"m"}',
         b'{"type":"response.created","response":{"model":"m"}}',
         b'{"type":"message_start","message":{"id":"i","model":"m","content":[]}}',
         b'{"data":[{"model":"inner"},{"embedding":[1,2]}],"model":"m"}',
