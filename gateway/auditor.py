@@ -37,6 +37,7 @@ LAST_WORDS_S = 2.0  # for the lines that are left when the process ends
 
 ENDED_LOOK_S = 0.01
 BY_FILE = frozenset({"started", "applied"})  # the events that say which file came into force
+ANNOUNCED = BY_FILE | {"recovered"}  # and those that somebody may have announced
 
 log = structlog.get_logger("cortex.audit")
 
@@ -170,6 +171,10 @@ class Auditor:
             return None
 
     def _rejected(self, faults: tuple[Fault, ...]) -> None:
+        if not faults:
+            self._refused = None
+            self._note("recovered", self._keeper.current, "in force", {"summary": "the file in force is back"})
+            return
         digest = hashlib.sha256(self._keeper.last_read).hexdigest()
         told = [asdict(fault) for fault in faults]
         key = f"{digest} {told}"
@@ -254,7 +259,7 @@ class Auditor:
     def _append(self, said: dict[str, Any]) -> dict[str, Any]:
         """With the name of whoever announced the file."""
         history, digest = self._records.history, said["file"]
-        announced = history.announced(digest) if said["event"] in BY_FILE else None
+        announced = history.announced(digest) if said["event"] in ANNOUNCED else None
         if announced is None:
             return self._records.trail.append(_shortened(said))
         line = self._records.trail.append(_shortened(said | {"who": announced.who, "command": announced.command}))

@@ -121,7 +121,10 @@ class CatalogueKeeper:
         self._subscribers.append(subscriber)
 
     def subscribe_to_refusals(self, subscriber: RefusalSubscriber) -> None:
-        """Have `subscriber(faults)` called, in the same way, for every look at a file that cannot be accepted."""
+        """Have `subscriber(faults)` called, in the same way, for every look at a file that cannot be accepted.
+
+        And without faults, once, when the file that is in force is back in its place.
+        """
         self._told_of_refusals.append(subscriber)
 
     def load_initial(self) -> Catalogue:
@@ -222,7 +225,9 @@ class CatalogueKeeper:
     def _settle(self, found: _Found) -> ReloadResult:
         if found is None:
             outcome = ReloadResult("unchanged", self.current)
-            self._recover()
+            if self.last_error is not None:
+                self._recover()
+                self._tell_of_refusal(())
         elif isinstance(found, Catalogue):
             outcome = self.accept(found)
         else:
@@ -246,9 +251,12 @@ class CatalogueKeeper:
             {"line": fault.line, "key": fault.key, "message": fault.message, "hint": fault.hint} for fault in faults
         ]
         _log.error("catalogue_rejected", path=str(self.path), generation_in_force=self.current.generation, faults=told)
+        self._tell_of_refusal(faults)
+        return ReloadResult("rejected", self.current, faults=faults)
+
+    def _tell_of_refusal(self, faults: tuple[Fault, ...]) -> None:
         for subscriber in self._told_of_refusals:
             _tell(subscriber, faults)
-        return ReloadResult("rejected", self.current, faults=faults)
 
     def _recover(self) -> None:
         if self.last_error is not None:

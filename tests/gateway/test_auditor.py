@@ -123,6 +123,21 @@ async def test_refused_file_is_a_line_with_its_faults(desk):
     assert lines[1]["faults"][0]["line"] == 2
 
 
+async def test_file_that_is_mended_is_a_line_with_who_mended_it(desk):
+    """Nothing new is in force; that the file on disk is what is, is news."""
+    await desk.edit(BROKEN)
+    announcement = Announcement(who="anna", command="cortex alias rollback", before=digest_of(BROKEN), at=0)
+    desk.records.history.announce(digest_of(A), announcement)
+    await desk.edit(A)
+    await desk.edit(A)
+
+    assert brief(await desk.written(), "event", "generation", "who", "file")[1:] == [
+        ("rejected", 1, "file", digest_of(BROKEN)),
+        ("recovered", 1, "anna", digest_of(A)),
+    ]
+    assert desk.records.history.announced(digest_of(A)) is None
+
+
 async def test_same_refused_file_after_a_good_one_is_news(desk):
     """It was tried again."""
     for data in (BROKEN, B, BROKEN):
