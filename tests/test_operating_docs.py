@@ -1,0 +1,58 @@
+"""The commands that our pages show are commands there are, with the options they have."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from gateway import cli
+
+ROOT = Path(__file__).parent.parent
+OPERATING = ROOT / "docs" / "operating.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
+SHOWN = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?(cortex (?!demo:).+)$", re.MULTILINE)
+FENCED = re.compile(r"^```(?:console|sh|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    """Every command line in a page's shell blocks."""
+    lines = [line for block in FENCED.findall(page.read_text()) for line in SHOWN.findall(block)]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def parse(arguments):
+    """As click would, down to the last subcommand, without running it. Raises UsageError."""
+    command, context = cli.main, cli.main.make_context("cortex", list(arguments))
+    while isinstance(command, click.Group):
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, rest, parent=context)
+    return context
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_shown_can_be_given(page, tmp_path, monkeypatch):
+    """A renamed option takes its page along."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CORTEX_ADMIN__TOKEN", "x")
+    (tmp_path / "wanted.toml").touch()  # the plan's
+
+    for arguments in commands(page):
+        parse(arguments)
+
+
+def test_command_that_is_not_there_would_be_found():
+    """The test above can fail."""
+    for wrong in (["alias", "sett", "a", "b"], ["alias", "set", "a", "b", "--weigth", "5"], ["plan", "nowhere.toml"]):
+        with pytest.raises(click.UsageError):
+            parse(wrong)
+
+
+def test_day_shows_every_command_for_aliases():
+    """What an operator can do is on the operator's page."""
+    text = OPERATING.read_text()
+
+    assert len(commands(OPERATING)) >= 15
+    assert [name for name in cli.main.commands["alias"].commands if f"cortex alias {name}" not in text] == []
+    assert [name for name in cli.main.commands["audit"].commands if f"cortex audit {name}" not in text] == []
