@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypedDict
 
@@ -85,12 +85,29 @@ class AuditStatus(TypedDict):
 
 @dataclass(slots=True)
 class _Entry:
-    """A line to be, and the file that it speaks of, if that is to be kept."""
+    """A line to be, and the file that it speaks of, if that is to be kept.
+
+    Written by the one thread that takes it. Who waits for a thread may be cancelled before it has so much as begun, and
+    nobody can tell: so another is sent, and the second to come finds nothing to take.
+    """
 
     said: dict[str, Any]
     data: bytes | None = None
-    begun: bool = False
-    ended: bool = False  # set by the thread: whoever waited for it may have been cancelled
+    ended: bool = False  # set by the thread
+    _there: list[None] = field(default_factory=lambda: [None])
+
+    def take(self) -> bool:
+        """Whether it is the caller's to write; of any number of threads, one's. (`list.pop` is atomic.)"""
+        try:
+            self._there.pop()
+        except IndexError:
+            return False
+        return True
+
+    def untake(self) -> None:
+        """It could not be written, and is to be tried again."""
+        self.ended = False
+        self._there = [None]
 
 
 class Auditor:
@@ -211,17 +228,17 @@ class Auditor:
         """Write all that waits, the oldest first; False if that did not succeed."""
         while self._pending:
             entry, lost = self._pending[0], self._lost
-            if entry.begun:  # whoever began it was cancelled, its thread was not: twice would be once too often
-                await _until_ended(entry)
-                self._pending.popleft()
-                continue
             try:
                 line = await trio.to_thread.run_sync(self._write, entry, lost, abandon_on_cancel=True)
             except OSError as error:
-                entry.begun = entry.ended = False
+                entry.untake()
                 self._complain(error)
                 return False
-            self._settle(entry, line, lost)
+            if line is None:  # whoever began it was cancelled, its thread was not
+                await _until_ended(entry)
+                self._pending.popleft()
+            else:
+                self._settle(entry, line, lost)
         return True
 
     def _settle(self, entry: _Entry, line: Mapping[str, Any], lost: int) -> None:
@@ -241,9 +258,10 @@ class Auditor:
             self._error = reason
             log.error("audit_failed", reason=reason, pending=len(self._pending), retry_s=RETRY_S)
 
-    def _write(self, entry: _Entry, lost: int) -> dict[str, Any]:
-        """One line, and the file it speaks of. Raises OSError."""
-        entry.begun = True
+    def _write(self, entry: _Entry, lost: int) -> dict[str, Any] | None:
+        """One line, and the file it speaks of; None if another thread has it in hand. Raises OSError."""
+        if not entry.take():
+            return None
         try:
             said = dict(entry.said)
             if entry.data is not None and (why_not := self._keep(entry.data)) is not None:

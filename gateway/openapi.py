@@ -329,9 +329,17 @@ def _administration() -> Json:
             "delete": _guarded("End one", _object({"cancelled": _COUNT}), request_id),
         },
         "/admin/fleet": {"get": _guarded("Neurons, loads, lines and connections", fleet)},
+        "/admin/load": {"post": _guarded("Load a model", {"type": "object"}) | _JSON_BODY},
+        "/admin/unload": {"post": _guarded("Unload a model", {"type": "object"}) | _JSON_BODY},
+        "/admin/nodes/{name}": {
+            "get": _guarded("One neuron, and how its drain goes", {"type": "object"}, _in_path("name"))
+        },
         "/admin/nodes/{name}/drain": {"post": _guarded("Give a neuron nothing new", drained, _in_path("name"))},
         "/admin/nodes/{name}/undrain": {"post": _guarded("Let requests on to it again", drained, _in_path("name"))},
     }
+
+
+_JSON_BODY: Json = {"requestBody": {"content": {JSON: {"schema": {"type": "object"}}}}}
 
 
 def _guarded(summary: str, schema: Json, *parameters: Json) -> Json:

@@ -199,6 +199,17 @@ async def test_last_lines_are_written_before_the_end(tmp_path):
     assert desk.records.trail.verify().broken is None
 
 
+async def test_thread_that_begins_late_does_not_write_again(tmp_path, monkeypatch):
+    """The one that was cancelled before it began comes to a line that is written."""
+    desk = Desk(tmp_path)
+    entry = auditing._Entry({"event": "applied", "file": None})
+    first = desk.auditor._write(entry, 0)
+
+    assert first is not None
+    assert desk.auditor._write(entry, 0) is None
+    assert brief(desk.lines(), "event") == [("applied",)]
+
+
 # Disks.
 
 
