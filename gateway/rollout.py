@@ -283,5 +283,6 @@ class Rollouts:
 
 
 async def _in_thread(do: Callable[[], _T]) -> _T:
-    # Not abandoned when cancelled: what was begun under the lock is finished, or the file would say half of it.
-    return await trio.to_thread.run_sync(do)
+    # Abandoned when cancelled: a disk that hangs must not hold up the process's end. What the thread leaves undone is
+    # what a crash would leave, and the state file is written for that.
+    return await trio.to_thread.run_sync(do, abandon_on_cancel=True)
