@@ -32,11 +32,7 @@ def connections_within(wanted: int) -> int:
         return wanted
     enough_for = max(1, (soft - RESERVE) // PER_CONNECTION)
     if enough_for < wanted:
-        log.warning(
-            "connections_limited",
-            wanted=wanted,
-            limit=enough_for,
-            open_files=soft,
-            hint="raise LimitNOFILE / ulimit -n",
-        )
+        tell = log.warning if enough_for < wanted / 2 else log.info  # the usual 20,000 files are nearly enough
+        hint = "raise ulimit -n (LimitNOFILE)"
+        tell("connections_limited", wanted=wanted, limit=enough_for, open_files=soft, hint=hint)
     return min(wanted, enough_for)

@@ -1,4 +1,4 @@
-"""Hypercorn's Trio worker on a socket of ours: for the metrics port always, for the public port where HTTP/2 is wanted.
+"""Hypercorn's Trio worker on a socket of ours: for the public port, where HTTP/2 is wanted.
 
 The one file that imports Hypercorn. Why the public port has a front of its own by default:
 docs/decisions/0003-own-http-front.md.

@@ -51,6 +51,7 @@ from gateway.watcher import CatalogueKeeper
 __all__ = ["Addresses", "Gateway", "run", "serve"]
 
 BACKLOG = 2048
+ADMIN_CONNECTIONS = 64  # scrapers, and operators; out of what descriptors.py keeps back
 CUT_GRACE_S = 5.0  # after the drain has run out: for the error event of each stream left to reach its client
 CLOSE_DEADLINE_S = 1.0
 SECOND_SIGNAL_EXIT_CODE = 130  # 128 + SIGINT, as a shell reports it
@@ -231,7 +232,7 @@ async def _serve_until_drained(
     async with _listening(settings.listen) as api, _listening(settings.metrics_listen) as metrics:
         addresses = Addresses(_address_of(api), _address_of(metrics))
         await _start_background(gateway, root)
-        await root.start(HypercornServer(gateway.admin_app, metrics, gateway.settings).serve)
+        await root.start(_admin_server(gateway).serve, [_listener(metrics)])
         server = await _start_public(gateway, api, root)
         log.info("listening", api=str(addresses.api), metrics=str(addresses.metrics), version=__version__)
         task_status.started(addresses)
@@ -270,13 +271,18 @@ async def _drain(gateway: Gateway, server: Server | HypercornServer) -> None:
     log.info("drained")
 
 
-def _server_limits(settings: Settings) -> ServerLimits:
+def _server_limits(settings: Settings, connections: int) -> ServerLimits:
     return ServerLimits(
         header_bytes=settings.limits.header_bytes,
         header_s=settings.deadlines.header_seconds,
         client_write_s=settings.deadlines.client_write_seconds,
-        connections=descriptors.connections_within(settings.limits.connections),
+        connections=connections,
     )
+
+
+def _admin_server(gateway: Gateway) -> Server:
+    """The metrics port: ours too, so that a scraper that stops reading cannot keep the process from ending."""
+    return Server(gateway.admin_app, limits=_server_limits(gateway.settings, ADMIN_CONNECTIONS), log=log)
 
 
 async def _start_public(gateway: Gateway, sock: socket.socket, root: trio.Nursery) -> Server | HypercornServer:
@@ -285,10 +291,14 @@ async def _start_public(gateway: Gateway, sock: socket.socket, root: trio.Nurser
         worker = HypercornServer(gateway.app, sock, gateway.settings)
         await root.start(worker.serve)
         return worker
-    server = Server(gateway.app, limits=_server_limits(gateway.settings), log=log)
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    await root.start(server.serve, [listener])
+    connections = descriptors.connections_within(gateway.settings.limits.connections)
+    server = Server(gateway.app, limits=_server_limits(gateway.settings, connections), log=log)
+    await root.start(server.serve, [_listener(sock)])
     return server
+
+
+def _listener(sock: socket.socket) -> trio.SocketListener:
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 
 # Sockets ..............................................................................................................
