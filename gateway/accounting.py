@@ -138,6 +138,8 @@ class Record:
         "first_byte_at",
         "first_token_at",
         "generation",
+        "hedge",
+        "is_contested",
         "made_up",
         "meter",
         "model",
@@ -178,6 +180,8 @@ class Record:
         self.watched = False
         self.made_up = False  # the model's name is the client's own: no label, or it could fill the memory with them
         self.node: str | None = None
+        self.is_contested = False  # while either of two neurons may answer: neither is named to the client
+        self.hedge: str | None = None  # what became of asking another neuron as well
         self.stream = False
         self.status = 0
         self.upstream_status: int | None = None
@@ -218,13 +222,12 @@ class Record:
         )
         self.model, self.node = model, None
 
-    def meter_stream(self) -> StreamMeter:
-        """What to show the answer to, if it is a stream."""
-        self.meter = StreamMeter(ToolCalls() if self.watched else None)
-        return self.meter
+    def stream_meter(self) -> StreamMeter:
+        """What to show an answer to that is a stream: it is the request's `meter` once it is the one that counts."""
+        return StreamMeter(ToolCalls() if self.watched else None)
 
     def meter_whole(self, content_type: bytes | None) -> BodyMeter:
-        """And if it is not."""
+        """What to show the answer to if it is none."""
         self._whole = BodyMeter(ToolCalls() if self.watched else None, content_type)
         return self._whole
 
@@ -259,6 +262,12 @@ class Record:
         self.model, self.node = model, node
         began_at = trio.current_time() if self.attempts or self.routed_at is None else self.routed_at
         routed = Routed(self._accounts.metrics, model, node, began_at)
+        self.attempts.append(routed)
+        return routed
+
+    def hedged(self, model: str, node: str) -> Routed:
+        """The same for an attempt beside the one under way: who answers is not settled, so `node` stays."""
+        routed = Routed(self._accounts.metrics, model, node, trio.current_time(), is_hedge=True)
         self.attempts.append(routed)
         return routed
 
@@ -427,6 +436,8 @@ class Record:
             event["retries"] = self.retries
         if self.target != self.model:
             event["fell_back_from"] = self.target
+        if self.hedge is not None:
+            event["hedge"] = self.hedge
         if self.error is not None:
             event["error"] = self.error.code
             event["message"] = self.error.message
@@ -436,17 +447,18 @@ class Record:
 class Routed:
     """One attempt at one neuron. See `Record.routed`.
 
-    `result` says how it ended: `answered`, `refused` (the neuron's own no went to the client), `failed`, or `cancelled`
-    by whatever ended the request. Times are Trio's clock.
+    `result` says how it ended: `answered`, `refused` (the neuron's own no went to the client), `failed`, `lost` to
+    another at the same request, or `cancelled` by whatever ended the request. Times are Trio's clock.
     """
 
-    __slots__ = ("_gauge", "_metrics", "began_at", "end", "ended_at", "model", "node", "result")
+    __slots__ = ("_gauge", "_metrics", "began_at", "end", "ended_at", "is_hedge", "model", "node", "result")
 
-    def __init__(self, metrics: Metrics, model: str, node: str, began_at: float) -> None:
+    def __init__(self, metrics: Metrics, model: str, node: str, began_at: float, *, is_hedge: bool = False) -> None:
         self._metrics = metrics
         self.model = model
         self.node = node
         self.began_at = began_at
+        self.is_hedge = is_hedge
         self.ended_at: float | None = None
         self.result: str | None = None  # while it is under way
         self.end: End | None = None
@@ -460,6 +472,10 @@ class Routed:
     def failed(self, error: GatewayError) -> None:
         """The neuron did not answer, or not to the end."""
         self.result, self.end = "failed", End.of(error)
+
+    def lost(self) -> None:
+        """Another was quicker."""
+        self.result = self.result or "lost"
 
     def refused(self, error: GatewayError) -> None:
         """The neuron said no, and that is the answer."""

@@ -1,19 +1,22 @@
 """One attempt: one request sent to one neuron, and its answer carried to the client. Who is asked, others decide.
 
-An attempt either carries the answer to its end, or raises `Retriable` while another neuron could still take over, or
-raises what went wrong after that.
+An attempt either carries the answer to its end, or raises `Retriable` while another neuron could still take over,
+`Refused` if none need be asked, or what went wrong after that. Until there is something to tell the client it touches
+nothing that another attempt at the same request could touch too.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 import trio
 
 from catalogue.models import Alias
 from gateway import errors, heads, relay
-from gateway.accounting import Record
+from gateway.accounting import Record, Routed
 from gateway.asgi import Headers
 from gateway.dialects import Outgoing, Translation
 from gateway.echo import Echo
@@ -29,7 +32,7 @@ from gateway.upstream import Response, request_head
 if TYPE_CHECKING:
     from gateway.inference import Inference
 
-__all__ = ["Attempt", "Retriable", "pass_on"]
+__all__ = ["Attempt", "Refused", "Retriable", "pass_on"]
 
 _JOIN_LIMIT_BYTES = 128 * 1024  # copying this much costs less than a second system call
 
@@ -65,17 +68,40 @@ class Retriable(Exception):
         return isinstance(self.error, errors.UpstreamMalformedResponse)
 
 
+class Refused(Exception):
+    """The neuron says no to the request as it is: 400, 413 and the like. Another would say the same."""
+
+    def __init__(self, refusal: Refusal, error: errors.GatewayError) -> None:
+        super().__init__(error.message)
+        self.refusal = refusal
+        self.error = error
+
+
 class Attempt:
-    """One. Its `phases` are its own or its request's; its lease is its caller's; `policy` is what its alias says."""
+    """One. Its lease and its `phases` are its caller's.
+
+    Args:
+        shared: What the requests share.
+        request: The client's.
+        record: Written once this attempt answers, and not before.
+        pacer: The request's.
+        phases: Nobody else's while it runs.
+        routed: Where it goes, as it is accounted for.
+        policy: What its alias says.
+        claim: Asked in the moment in which there is something to tell the client: False if somebody else answers it
+            already; this attempt's scope is cancelled then. None if nobody else could.
+    """
 
     __slots__ = (
         "_answer",
         "_begun",
+        "_claim",
         "_pacer",
         "_phases",
         "_policy",
         "_record",
         "_request",
+        "_routed",
         "_shared",
         "heard",
         "listens",
@@ -88,9 +114,11 @@ class Attempt:
         request: InferenceRequest,
         record: Record,
         pacer: Pacer,
-        phases: Phases,
         *,
+        phases: Phases,
+        routed: Routed,
         policy: Alias | None = None,
+        claim: Callable[[Attempt], bool] | None = None,
     ) -> None:
         self._shared = shared
         self._request = request
@@ -99,6 +127,8 @@ class Attempt:
         self._answer = pacer.answer
         self._phases = phases
         self._policy = policy
+        self._routed = routed
+        self._claim = claim
         self.translation: Translation | None = None
         """What stands between the neuron's answer and the client; None for nothing."""
         self._begun = trio.current_time()
@@ -107,7 +137,7 @@ class Attempt:
         """What the answer said, if it was to be listened to."""
 
     async def run(self, route: Route) -> None:
-        """Ask, and carry the answer. Raises Retriable, GatewayError or ClientGone."""
+        """Ask, and carry the answer. Raises Retriable, Refused, GatewayError or ClientGone."""
         try:
             origin = self._shared.origin(route.url)
             outgoing = self._prepare(route)
@@ -115,7 +145,10 @@ class Attempt:
             with self._phases:
                 async with self._shared.upstream.exchange(origin, message, self._phases, outgoing.upload) as response:
                     await self._deliver(response)
-            self._shared.fleet.succeeded(route.node, route.model_id, answered=self._record.outcome == "ok")
+            self._shared.fleet.succeeded(route.node, route.model_id, answered=True)
+        except Refused:
+            self._shared.fleet.succeeded(route.node, route.model_id)  # in being a neuron
+            raise
         except (errors.UpstreamError, errors.DeadlineExceeded) as error:
             failure = Retriable(error, unreachable=not isinstance(error, errors.UpstreamMalformedResponse))
             if self._answer.committed:
@@ -151,17 +184,13 @@ class Attempt:
         return (head + body,) if len(body) < _JOIN_LIMIT_BYTES else (head, body)
 
     async def _deliver(self, response: Response) -> None:
-        self._record.upstream_status = response.status
         if response.status >= 300:
-            await self._consider_refusal(response)
-            return
+            await self._refuse(response)
         is_stream = (response.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
         if self.listens:
             self._listen(response, stream=is_stream)
         if is_stream:
             await self._deliver_stream(response)
-        elif self._answer.started:
-            raise errors.UpstreamMalformedResponse("the neuron answered a request for a stream with something else")
         else:
             await self._deliver_body(response)
         self._record.outcome = "ok"
@@ -171,50 +200,71 @@ class Attempt:
         response.listener = lambda chunk: heard.feed(chunk, trio.current_time())
 
     async def _deliver_stream(self, response: Response) -> None:
-        self._record.stream = True
-        meter = self._record.meter_stream()
-        self._pacer.opened(lambda: self._head(response))
-        await relay.relay_stream(response, meter, self._phases, self._pacer, self.translation)
+        meter = self._record.stream_meter()
+        head = partial(self._head, response, streaming=True)
+        # While another may answer in the end, silence is filled under a head that names neither.
+        self._pacer.opened(head if self._claim is None else None)
+        preamble = await relay.read_preamble(response, meter)
+        await self._begin_to_answer(response)
+        self._pacer.head = head
+        self._record.stream, self._record.meter = True, meter
+        await relay.relay_stream(response, preamble, meter, self._phases, self._pacer, translation=self.translation)
 
     async def _deliver_body(self, response: Response) -> None:
+        self._refuse_unless_it_can_be_told()
+        if self._claim is None:
+            self._pacer.hush()
+        first = await response.receive()
+        self._refuse_unless_it_can_be_told()
+        await self._begin_to_answer(response)
         self._pacer.hush()
         self._record.stream = False  # asked for or not: what breaks off here has no events to say so in
         self._record.first_byte_at = trio.current_time()
         meter = self._record.meter_whole(response.header(b"content-type"))
+        head = partial(self._head, response, streaming=False)
         if isinstance(self.translation, Echo) and not _is_json(response):
             self.translation = self.translation.then  # sound, say: there is no name in it
-
-        def head() -> tuple[int, Headers]:
-            return self._head(response)
-
         try:
             if self.translation is None:
-                await relay.relay_body(response, meter, self._phases, self._answer, head)
+                await relay.relay_body(response, first, meter, self._phases, self._answer, head=head)
             else:
-                await relay.relay_whole(response, meter, self._phases, self._answer, head, translation=self.translation)
+                await relay.relay_whole(
+                    response, first, meter, self._phases, self._answer, head=head, translation=self.translation
+                )
         finally:
             self._record.usage = meter.usage
 
-    def _head(self, response: Response) -> tuple[int, Headers]:
+    def _refuse_unless_it_can_be_told(self) -> None:
+        if self._answer.started:
+            raise errors.UpstreamMalformedResponse("the neuron answered a request for a stream with something else")
+
+    async def _begin_to_answer(self, response: Response) -> None:
+        """From here on this is the attempt whose answer the client gets.
+
+        Unless another was quicker, even if in the same moment: then we have been cancelled, and notice it here.
+        """
+        if self._claim is not None and not self._claim(self):
+            await trio.sleep_forever()
+        self._record.node, self._record.upstream_status = self._routed.node, response.status
+
+    def _head(self, response: Response, *, streaming: bool) -> tuple[int, Headers]:
         headers = heads.of_upstream(
             response.headers,
             self._record,
-            streaming=self._pacer.head_came,
+            streaming=streaming,
             translated=self.translation is not None,
             extra=self._request.dialect.headers(self._record.request_id),
         )
         return response.status, headers
 
-    # A neuron says no...
-
-    async def _consider_refusal(self, response: Response) -> None:
+    async def _refuse(self, response: Response) -> NoReturn:
         refusal = await Refusal.read(response)
         error = refusal.as_error()
         log.warning(
             "upstream_refused",
             request_id=self._record.request_id,
             model=self._record.model,
-            node=self._record.node,
+            node=self._routed.node,
             status=response.status,
             body=refusal.body.decode("utf-8", "replace"),
         )
@@ -222,10 +272,7 @@ class Attempt:
             raise Retriable(error, not_loaded=True)
         if refusal.may_differ_elsewhere:
             raise Retriable(error, refusal=refusal)
-        if self._answer.started:
-            raise error
-        self._record.attempts[-1].refused(error)
-        await pass_on(refusal, self._request, self._answer, self._record)
+        raise Refused(refusal, error)
 
 
 def _is_json(response: Response) -> bool:
@@ -234,7 +281,7 @@ def _is_json(response: Response) -> bool:
 
 async def pass_on(refusal: Refusal, request: InferenceRequest, answer: Answer, record: Record) -> None:
     """Tell the client a neuron's no: its status, Retry-After and words, in the form the client's dialect has."""
-    record.outcome = "upstream_error"
+    record.outcome, record.upstream_status = "upstream_error", refusal.status
     content_type, body = request.dialect.refusal(refusal, record.request_id)
     headers = heads.of_ours(record, request.dialect.headers(record.request_id), content_type)
     headers += [(name, value) for name, value in refusal.headers if name == b"retry-after"]

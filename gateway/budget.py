@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from catalogue.models import Alias
 from gateway.asgi import Headers
 from gateway.errors import BadRequest, DeadlineExceeded
 from gateway.phases import WAITING_FOR, Phase
 
-__all__ = ["HEADER", "LONGEST_MS", "Budget", "asked_by_client"]
+__all__ = ["HEADER", "LONGEST_MS", "Budget", "asked_by_client", "of_alias", "tightest"]
 
 HEADER = b"x-request-deadline-ms"
 """Counted from when the request's head has been read. No neuron gets to see it: what they see is that we hang up."""
@@ -54,6 +55,20 @@ def asked_by_client(headers: Headers) -> Budget | None:
                 raise _senseless()
             said = _milliseconds(value)
     return None if said is None else Budget(said / 1000, HEADER.decode())
+
+
+def of_alias(policy: Alias | None) -> Budget | None:
+    """What the alias allows, None if there is no limit to it."""
+    if policy is None or policy.deadline_seconds is None:
+        return None
+    return Budget(policy.deadline_seconds, f"the alias {policy.name}")
+
+
+def tightest(one: Budget | None, other: Budget | None) -> Budget | None:
+    """The smaller of the two."""
+    if one is None or other is None:
+        return one or other
+    return min(one, other)
 
 
 def _milliseconds(value: bytes) -> int:

@@ -3,29 +3,28 @@
     resolve on one snapshot -> choose a neuron and lease it -> [wait for it] -> attempt -> [another] -> done
                                [or begin again with the model that the alias falls back to]
 
-Which neuron is `routing`'s to say, whose turn it is `admission`'s, what is said to a neuron `attempt`'s. Here is who is
-asked, how often, and what the client hears if nobody is left.
+Which neuron is `routing`'s to say, whose turn it is `admission`'s, what is said to a neuron `attempt`'s, whether one is
+asked or two `inquiry`'s. Here is who is asked, how often, and what the client hears if nobody is left.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from catalogue.models import Alias, Catalogue
+from catalogue.models import Catalogue
 from catalogue.resolve import Resolution, resolve
 from gateway import choices, errors, heads
 from gateway.accounting import Record
 from gateway.admission import Turn
 from gateway.asgi import Headers
-from gateway.attempt import Attempt, Retriable, pass_on
-from gateway.budget import Budget
+from gateway.attempt import Refused, Retriable, pass_on
+from gateway.budget import Budget, of_alias, tightest
 from gateway.context_length import refuse_if_too_long
-from gateway.phases import Phases
+from gateway.inquiry import Failures, Inquiry
 from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
 from gateway.request import InferenceRequest
@@ -50,16 +49,13 @@ class Errand:
 
     __slots__ = (
         "_answer",
-        "_attempt",
         "_attempts_left",
         "_has_another_model",
-        "_phases",
-        "_policy",
+        "_inquiry",
         "_record",
         "_request",
         "_shadowed",
         "_shared",
-        "_shortest",
         "pacer",
     )
 
@@ -69,19 +65,15 @@ class Errand:
         self._answer = answer
         self._record = record
         self._attempts_left = shared.settings.retries.attempts
-        self._phases = Phases(shared.settings.deadlines)
-        self._shortest: Refusal | None = None
-        self._attempt: Attempt | None = None
         self._shadowed: Primary | None = None
-        self._policy: Alias | None = None
         self._has_another_model = False  # to fall back to, should nobody serve the one that is being tried
         self.pacer = Pacer(answer, shared.settings.streaming, self._early_head)
+        self._inquiry = Inquiry(shared, request, record, self.pacer)
 
     async def run(self) -> None:
         """Raises whatever `errors` has for it, or ClientGone."""
         catalogue = self._shared.catalogue.current
         resolution = resolve(catalogue, self._request.model.name, self._request.key_of)
-        self._policy = resolution.policy
         self._record.resolved(resolution, catalogue.generation, self._request.headers)
         self._record.made_up = not (
             resolution.model in catalogue.models or self._shared.fleet.holders(resolution.model) or resolution.alias
@@ -89,9 +81,9 @@ class Errand:
         refuse_if_too_long(self._request, resolution.model, catalogue, self._shared.fleet)
         if resolution.policy is not None and self._shared.shadows is not None:
             self._shadowed = self._shared.shadows.begin(resolution.policy, self._request)
-        self._record.cancel = self._phases.interrupt
-        self._record.phases = self._phases
-        budget = self._request.budget
+        self._inquiry.policy, self._inquiry.listens = resolution.policy, self._shadowed is not None
+        self._record.cancel, self._record.phases = self._inquiry.interrupt, self._inquiry.phases
+        budget = tightest(self._request.budget, of_alias(resolution.policy))
         try:
             if budget is None:
                 await self._serve(resolution, catalogue)
@@ -99,11 +91,11 @@ class Errand:
                 await self._serve_within(budget, resolution, catalogue)
             self._let_shadow_follow()
         finally:
-            self._record.phases_ms = self._phases.spent_ms(trio.current_time())
+            self._record.phases_ms = self._inquiry.phases.spent_ms(trio.current_time())
 
     def error_event(self, error: errors.GatewayError) -> bytes:
         """How a stream that has begun ends: by its translation, if that has told something, else by its dialect."""
-        attempt = self._attempt
+        attempt = self._inquiry.attempt
         if self._answer.committed and attempt is not None and attempt.translation is not None:
             return attempt.translation.fail(error)
         return self._request.dialect.error_event(error, self._record.request_id)
@@ -116,11 +108,12 @@ class Errand:
         with trio.CancelScope(deadline=self._record.started_at + budget.allowed_s) as scope:
             await self._serve(resolution, catalogue)
         if scope.cancelled_caught:
-            raise budget.exceeded(self._phases.current, self._phases.spent_ms(trio.current_time()))
+            phases = self._inquiry.phases
+            raise budget.exceeded(phases.current, phases.spent_ms(trio.current_time()))
 
     def _let_shadow_follow(self) -> None:
         """Of a request that was answered well; what it heard is of no other use."""
-        heard = None if self._attempt is None else self._attempt.heard
+        heard = None if self._inquiry.attempt is None else self._inquiry.attempt.heard
         if self._shadowed is not None and heard is not None and self._record.outcome == "ok":
             self._shadowed.answered(heard, self._record.model or "", self._record.node or "")
 
@@ -145,7 +138,11 @@ class Errand:
 
     def _may_fall_back(self, unserved: _Unserved) -> bool:
         """Not from what the client has seen a part of, nor from an end that somebody has put to the request."""
-        if self._answer.committed or self._phases.interrupted or isinstance(unserved.error, errors.ShuttingDown):
+        if (
+            self._answer.committed
+            or self._inquiry.phases.interrupted
+            or isinstance(unserved.error, errors.ShuttingDown)
+        ):
             return False
         if not self._request.can_be_sent:
             return False
@@ -163,47 +160,32 @@ class Errand:
         Raises:
             _Unserved: Nobody is left who could serve this model.
         """
-        self._attempts_left, self._shortest = self._shared.settings.retries.attempts, None
+        self._attempts_left = self._shared.settings.retries.attempts
         turn = self._record.turn = self._shared.admission.turn(model, self._record.read_at or self._record.started_at)
-        failed_on: set[str] = set()
+        failures = Failures()
         last: Retriable | None = None
-        suspects: list[tuple[Route, str]] = []
         while True:
             try:
-                route = await self._find_route(turn, catalogue, failed_on, last)
+                route = await self._find_route(turn, catalogue, failures.on, last)
             except errors.GatewayError as error:
-                self._note(error, turn, catalogue, failed_on)
-                raise self._unserved(last, error) from error
-            routed = self._record.routed(model, route.node)
+                self._note(error, turn, catalogue, failures.on)
+                raise self._unserved(last, failures, error) from error
             try:
-                # Decision and lease in one synchronous step: nobody can evict the model in between.
-                with self._shared.fleet.lease(route.node, route.model_id), routed:
-                    turn.entitle()
-                    if self._shared.shadows is not None:
-                        self._shared.shadows.give_way(route.node)
-                    self._attempt = self._an_attempt()
-                    await self._attempt.run(route)
-                    self._shared.note_faulty(suspects)
-                    return
+                await self._inquiry.ask(route, turn, catalogue, failures)
+            except Refused as refused:
+                await self._pass_on(refused)
+                return
             except Retriable as retriable:
                 last = retriable
-                routed.failed(last.error)
-            failed_on.add(route.node)
-            if last.may_be_the_request:
-                suspects.append((route, last.error.message))
-            self._shared.note_failure(route, last)
-            self._remember_the_shortest(last.refusal)
+            else:
+                self._shared.note_faulty(failures.suspects)
+                return
             if not self._request.can_be_sent:
                 last, self._attempts_left = _of_a_spent_upload(last), 0
             if self._attempts_left == 0 or self._answer.committed:
-                raise self._unserved(last, last.error)
+                raise self._unserved(last, failures, last.error)
             self._attempts_left -= 1
             self._record.retried()
-
-    def _an_attempt(self) -> Attempt:
-        attempt = Attempt(self._shared, self._request, self._record, self.pacer, self._phases, policy=self._policy)
-        attempt.listens = self._shadowed is not None
-        return attempt
 
     # Finding a neuron...
 
@@ -233,14 +215,15 @@ class Errand:
         lifecycle = self._shared.lifecycle
         if self._request.upload is not None:
             self._request.upload.keep_all()
+        phases = self._inquiry.phases
         try:
-            with self._phases, turn:
+            with phases, turn:
                 while not isinstance(decision, Route):
                     if isinstance(decision, WaitForPlace):
-                        self._phases.resume("queue")
+                        phases.resume("queue")
                         await turn.wait_for_place()
                     else:
-                        self._phases.resume("load")
+                        phases.resume("load")
                         await turn.wait_for_load(partial(lifecycle.wait_until_routable, decision))
                     decision = _choose(turn, catalogue, failed_on, last)
         except errors.DeadlineExceeded as error:
@@ -260,15 +243,13 @@ class Errand:
 
     # Nobody is left...
 
-    def _remember_the_shortest(self, refusal: Refusal | None) -> None:
-        """When every replica is busy, the client is told the shortest of their Retry-Afters."""
-        if refusal is None:
-            return
-        known = self._shortest
-        if known is None or _patience_s(refusal) <= _patience_s(known):
-            self._shortest = refusal
+    async def _pass_on(self, refused: Refused) -> None:
+        """It is the request that is at fault, and the neuron has said why."""
+        if self._answer.started:
+            raise refused.error
+        await pass_on(refused.refusal, self._request, self._answer, self._record)
 
-    def _unserved(self, last: Retriable | None, error: errors.GatewayError) -> _Unserved:
+    def _unserved(self, last: Retriable | None, failures: Failures, error: errors.GatewayError) -> _Unserved:
         """Nobody is left to ask: why the last one failed goes to the client rather than that nobody is left.
 
         Not so for a model that was merely gone: then `error` is of its load.
@@ -277,7 +258,7 @@ class Errand:
         if last is not None and not last.not_loaded and not isinstance(error, errors.ShuttingDown):
             error = last.error
             if last.refusal is not None and not self._answer.started:
-                refusal = self._shortest
+                refusal = failures.shortest
         return _Unserved(error, refusal, self._record.model, self._record.node)
 
     def _early_head(self) -> tuple[int, Headers]:
@@ -334,7 +315,3 @@ def _of_a_spent_upload(failure: Retriable) -> Retriable:
             "the model was unloaded while the upload was on its way to it: send it again", retry_after_s=1
         )
     )
-
-
-def _patience_s(refusal: Refusal) -> float:
-    return math.inf if refusal.retry_after_s is None else refusal.retry_after_s

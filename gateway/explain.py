@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from catalogue.resolve import Resolution
 from gateway.accounting import Accounts, End, Record, Routed
 from gateway.choices import Choice
 from gateway.lifecycle import LoadStory
@@ -65,9 +66,22 @@ def _asked_for(record: Record) -> Story:
     return {
         "alias": record.alias,
         "model": record.model,
-        "resolved": None if resolution is None else "by its alias" if resolution.alias else "by its own name",
+        "resolved": None if resolution is None else _why(resolution),
         "generation": record.generation,
     }
+
+
+def _why(resolution: Resolution) -> str:
+    """Why this model, as the end of a sentence."""
+    policy = resolution.policy
+    if resolution.alias is None:
+        return "by its own name"
+    if policy is None or len(policy.targets) == 1:
+        return "the target of its alias"
+    total = sum(target.weight for target in policy.targets)
+    mine = sum(target.weight for target in policy.targets if target.model == resolution.model)
+    kept = "" if policy.sticky == "none" else f", kept by {policy.sticky}"
+    return f"{mine:g} of {total:g} by weight among {len(policy.targets)} targets{kept}"
 
 
 def _choice(choice: Choice, record: Record) -> Story:
@@ -109,6 +123,7 @@ def _attempt(attempt: Routed, record: Record, until: float) -> Story:
         "node": attempt.node,
         "at_ms": _ms(attempt.began_at - record.started_at),
         "took_ms": _ms(ended_at - attempt.began_at),
+        "hedge": attempt.is_hedge,
         "result": attempt.result,
         "error": _end(attempt.end),
     }

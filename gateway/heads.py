@@ -44,10 +44,11 @@ def of_upstream(headers: Headers, record: Record, *, streaming: bool, translated
 
 
 def of_early_stream(record: Record, extra: Headers, *, undecided: bool = False) -> Headers:
-    """For a stream whose neuron has not answered yet; `undecided` says that it may yet be another model that does."""
+    """For a stream whose neuron is not known yet; `undecided` says that it may yet be another model that answers."""
     ours = _what(record) if undecided else _who_and_what(record)
     headers = [(b"content-type", b"text/event-stream"), *ours, *extra, *_STREAM_HEADERS]
-    if record.node is None and record.model is not None and not undecided:  # it waits for its load
+    # It waits for its load, or two neurons have been asked.
+    if record.model is not None and not undecided and (record.node is None or record.is_contested):
         headers.append((b"x-cortex-model", header_value(record.model)))
     return headers
 
@@ -59,7 +60,7 @@ def of_ours(record: Record, extra: Headers, content_type: bytes = b"application/
 
 def _who_and_what(record: Record) -> Headers:
     headers = _what(record)
-    if record.model is not None and record.node is not None:
+    if record.model is not None and record.node is not None and not record.is_contested:
         headers.append((b"x-cortex-model", header_value(record.model)))
         headers.append((b"x-cortex-node", header_value(record.node)))
     return headers

@@ -28,6 +28,7 @@ from gateway.dialects import Dialect
 from gateway.endpoints import ENDPOINTS, Endpoint
 from gateway.errand import Errand, shutting_down
 from gateway.fleet import Fleet
+from gateway.hedging import Hedging
 from gateway.relay import Answer, ClientGone, Pacer
 from gateway.request import InferenceRequest, open_upload, read, read_form, request_id_of
 from gateway.routing import Decision, Route
@@ -90,6 +91,7 @@ class Inference:
         self.poke = poke
         self.lifecycle = lifecycle
         self.shadows = shadows
+        self.hedging = Hedging(accounts.metrics)
         self.admission = Admission(fleet, catalogue=catalogue, limit=settings.limits.queue)
         self.draining = False
         self.bodies = Bodies(int(settings.limits.bodies_mb * 1024**2))

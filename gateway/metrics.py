@@ -95,8 +95,13 @@ class Metrics:
         )
         self.disconnects = counter("cortex_client_disconnects", "Clients that left before their answer ended")
         self.retries = counter("cortex_retries", "Attempts given up for another neuron or connection")
+        of_alias = ("alias", "model")
         self.shadows = counter(
-            "cortex_shadows", "Requests asked again of a candidate, by what came of it", ("alias", "model", "result")
+            "cortex_shadows", "Requests asked again of a candidate, by what came of it", (*of_alias, "result")
+        )
+        self.hedges = counter("cortex_hedges", "Second attempts, by what became of them", (*of_alias, "result"))
+        self.hedges_withheld = counter(
+            "cortex_hedges_withheld", "Second attempts that were due, by what was lacking", (*of_alias, "reason")
         )
         self.rollout_percent: Series[Gauge] = Series(
             Gauge("cortex_rollout_percent", "What a rollout gives its target now", ("alias",), registry=registry)

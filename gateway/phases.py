@@ -69,6 +69,19 @@ class Phases:
         if self.current is not None:
             self._allow_until(trio.current_time() + self.allowed_s(self.current))
 
+    def has_been(self, phase: Phase) -> bool:
+        """Whether it was waited for at any time."""
+        return any(begun == phase for begun, _ in self.begun)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether `interrupt` was called."""
+        return self._interruption is not None
+
+    def go_on_from(self, other: Phases) -> None:
+        """What was waited for until now was waited for there."""
+        self.begun[:] = other.begun
+
     def interrupt(self, error: GatewayError) -> None:
         """Stop what is going on, whatever it is; leaving the block raises `error`. For shutdown and operators."""
         self._interruption = error

@@ -21,7 +21,7 @@ from gateway.phases import Phases
 from gateway.settings import StreamingSettings
 from gateway.upstream import Response
 
-__all__ = ["Answer", "ClientGone", "Head", "Pacer", "relay_body", "relay_stream", "relay_whole"]
+__all__ = ["Answer", "ClientGone", "Head", "Pacer", "read_preamble", "relay_body", "relay_stream", "relay_whole"]
 
 Head = Callable[[], tuple[int, Headers]]
 
@@ -156,9 +156,14 @@ class Pacer:
         self._begun = self.quiet_since = trio.current_time()  # begun anew by `run`
         self.head_came = False
 
-    def opened(self, head: Head) -> None:
-        """The neuron's head is there: from now on silence is filled after `keepalive_seconds`, under that head."""
-        self.head = head
+    def opened(self, head: Head | None) -> None:
+        """A neuron's head is there: from now on silence is filled after `keepalive_seconds`, under that head.
+
+        None leaves it at the one there was to begin with; a second one changes nothing then.
+        """
+        if head is None and self.head_came:
+            return
+        self.head = head or self.head
         self.head_came = True
         self.quiet_since = trio.current_time()
 
@@ -185,24 +190,43 @@ class Pacer:
         return self._begun + self._early_commit_s
 
 
-async def relay_stream(
-    response: Response, meter: StreamMeter, phases: Phases, pacer: Pacer, translation: Translation | None = None
-) -> None:
-    """Carry an event stream to its end.
+async def read_preamble(response: Response, meter: StreamMeter) -> bytes:
+    """Everything up to and including the chunk with the first generated delta; all of it if there is none.
 
-    What comes before the first generated delta (a role chunk) is held back, so that a neuron that fails there can
-    still be replaced unseen; the pacer keeps the client company meanwhile. From then on every chunk leaves as it
-    came. Until that first delta `first_byte` is the phase, a long prefill being no idleness; then `idle`.
+    It is held back, so that a neuron that fails there can still be replaced unseen; the pacer keeps the client company
+    meanwhile. The phase is still `first_byte`: a long prefill is no idleness.
+
+    Raises:
+        UpstreamConnectionError, UpstreamMalformedResponse: The neuron broke off.
+    """
+    held = b""
+    while chunk := await response.receive():
+        held += chunk
+        meter.feed(chunk, trio.current_time())
+        if not meter.preamble or len(held) > PREAMBLE_LIMIT_BYTES:
+            break
+    if response.complete and meter.preamble:
+        _check_the_end(response, meter)
+    return held
+
+
+async def relay_stream(
+    response: Response,
+    preamble: bytes,
+    meter: StreamMeter,
+    phases: Phases,
+    pacer: Pacer,
+    *,
+    translation: Translation | None = None,
+) -> None:
+    """Carry an event stream to its end, from its preamble on: every chunk leaves as it came. The phase is `idle`.
 
     Raises:
         ClientGone: Nobody to write to.
         UpstreamConnectionError, UpstreamMalformedResponse: The neuron broke off; see `answer.committed` for whether
             the client has seen any of it.
     """
-    answer = pacer.answer
-    chunk = await _preamble(response, meter)
-    if response.complete and meter.preamble:
-        _check_the_end(response, meter)
+    answer, chunk = pacer.answer, preamble
     phases.enter("idle")
     if translation is not None:
         await _relay_translated(response, meter, phases, pacer, translation, chunk=chunk)
@@ -258,17 +282,6 @@ async def _end_in_error(told: bytes, error: GatewayError, answer: Answer) -> NoR
     raise error
 
 
-async def _preamble(response: Response, meter: StreamMeter) -> bytes:
-    """Everything up to and including the chunk with the first generated delta; all of it if there is none."""
-    held = b""
-    while chunk := await response.receive():
-        held += chunk
-        meter.feed(chunk, trio.current_time())
-        if not meter.preamble or len(held) > PREAMBLE_LIMIT_BYTES:
-            break
-    return held
-
-
 def _check_the_end(response: Response, meter: StreamMeter) -> None:
     """Whether the end of the body is the end of the answer.
 
@@ -283,17 +296,18 @@ def _check_the_end(response: Response, meter: StreamMeter) -> None:
 
 async def relay_whole(
     response: Response,
+    first: bytes,
     meter: BodyMeter,
     phases: Phases,
     answer: Answer,
-    head: Head,
     *,
+    head: Head,
     translation: Translation,
 ) -> None:
     """Carry an answer that has to be read whole before it can be said. Raises as `relay_stream` does."""
     pieces: list[bytes] = []
     size = 0
-    chunk = await response.receive()
+    chunk = first
     phases.enter("idle")
     while chunk:
         pieces.append(chunk)
@@ -309,9 +323,11 @@ async def relay_whole(
     await answer.respond(*head(), told)
 
 
-async def relay_body(response: Response, meter: BodyMeter, phases: Phases, answer: Answer, head: Head) -> None:
-    """Carry an answer that is no event stream. Raises as `relay_stream` does."""
-    chunk = await response.receive()
+async def relay_body(
+    response: Response, first: bytes, meter: BodyMeter, phases: Phases, answer: Answer, *, head: Head
+) -> None:
+    """Carry an answer that is no event stream, from its first piece on. Raises as `relay_stream` does."""
+    chunk = first
     phases.enter("idle")
     await answer.start(*head())
     answer.committed = True

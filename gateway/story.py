@@ -79,8 +79,10 @@ def _fact(name: str, value: str, style: str = "") -> Text:
 
 def _asked_for(story: Story) -> str:
     model = story["model"] or "a model that could not be read"
-    told = model if story["alias"] is None else f"{story['alias']}, which stood for {model}"
-    return told if story["resolved"] is None else f"{told}, in generation {story['generation']} of the catalogue"
+    told = model if story["alias"] is None else f"{story['alias']}: {model}"
+    if story["resolved"] is None:
+        return told
+    return f"{told} ({story['resolved']}), in generation {story['generation']} of the catalogue"
 
 
 def _ending(story: Story) -> str:
@@ -146,7 +148,8 @@ def _load(load: Story) -> Text:
 
 def _attempt(attempt: Story, as_what: str) -> Text:
     result = attempt["result"] or "under way"
-    told = f"{attempt['node']}{as_what} was asked; {result} after {_duration(attempt['took_ms'])}"
+    asked = "was asked as well" if attempt["hedge"] else "was asked"
+    told = f"{attempt['node']}{as_what} {asked}; {result} after {_duration(attempt['took_ms'])}"
     error = "" if attempt["error"] is None else f": {attempt['error']['message']}"
     return Text(told + error, style="" if attempt["result"] in {"answered", None} else "yellow")
 

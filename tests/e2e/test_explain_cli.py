@@ -38,7 +38,7 @@ async def test_story_reads_from_question_to_end(http, admin):
 
     assert code == 0
     assert lines[0] == "request mine"
-    assert f"asked for  helexa/small, which stood for {SMALL}, in generation 1 of the catalogue" in lines
+    assert f"asked for  helexa/small: {SMALL} (the target of its alias), in generation 1 of the catalogue" in lines
     assert any(line.startswith("ended      ok with status 200, after ") for line in lines)
     assert any("first_byte " in line and line.startswith("time ") for line in lines)
     assert "8 completion" in out

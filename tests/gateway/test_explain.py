@@ -10,6 +10,8 @@ from fakes.scripted import answering, read_request, with_length
 from fakes.world import a_sim, a_sim_model, a_world, profile_of
 from trio.testing import wait_all_tasks_blocked
 
+from catalogue.models import Alias, Target
+from catalogue.resolve import Resolution
 from gateway.accounting import Accounts
 from gateway.choices import Choice, Verdict
 from gateway.errors import ServiceUnavailable
@@ -60,7 +62,7 @@ async def test_plain_request_is_told_in_full(autojump_clock, nursery):
         "stream": True,
         "alias": "helexa/small",
         "model": SMALL,
-        "resolved": "by its alias",
+        "resolved": "the target of its alias",
         "generation": 1,
         "choices": [
             {
@@ -74,7 +76,9 @@ async def test_plain_request_is_told_in_full(autojump_clock, nursery):
             }
         ],
         "loads": [],
-        "attempts": [{"node": "a", "at_ms": 0, "took_ms": took_ms, "result": "answered", "error": None}],
+        "attempts": [
+            {"node": "a", "at_ms": 0, "took_ms": took_ms, "hedge": False, "result": "answered", "error": None}
+        ],
         "retries": 0,
         "total_ms": took_ms,
         "bytes_in": story["bytes_in"],
@@ -287,3 +291,20 @@ async def test_error_that_is_remembered_holds_on_to_nothing(autojump_clock):
 
     assert record.error is None
     assert (record.end.code, record.end.param, len(record.end.message)) == ("service_unavailable", "load", 1000)
+
+
+@pytest.mark.parametrize(
+    ("sticky", "why"),
+    [
+        ("none", "90 of 100 by weight among 2 targets"),
+        ("conversation", "90 of 100 by weight among 2 targets, kept by conversation"),
+    ],
+)
+async def test_target_that_was_drawn_says_how(autojump_clock, nursery, sticky, why):
+    """Which of several, and what it would be drawn by again."""
+    gateway = two(nursery)
+    alias = Alias("helexa/small", (Target(SMALL, 90), Target("other", 10)), sticky=sticky)
+    record = ended(gateway.accounts, "mine", resolution=Resolution(SMALL, alias.name, alias))
+
+    assert record.end is None
+    assert [story["resolved"] for story in await told(gateway)] == [why]
