@@ -40,6 +40,10 @@ from gateway.upstream import Origin, Upstream
 
 __all__ = ["CatalogueSource", "Inference"]
 
+# For the neuron to end the body of a stream whose terminator is out already and whose client has left on it. Mostly the
+# end is on its way, and the connection can be used again.
+LAST_BYTES_S = 1.0
+
 log = structlog.get_logger("cortex.inference")
 
 
@@ -257,6 +261,10 @@ async def _refuse(
 
     Returning with the body unfinished makes the server break the connection: better than a false end.
     """
+    if answer.told_all:
+        record.outcome = "ok"  # whatever it is, the client has its answer and the word that it is over
+        await answer.end()
+        return
     record.failed(error)
     try:
         if not answer.started:
@@ -279,6 +287,10 @@ async def _watch_the_client(receive: Receive, answer: Answer, record: Record, sc
         pass
     if answer.ending:
         return  # a server says `disconnect` after a complete response too (ASGI); nothing is left to stop
+    if answer.told_all:
+        record.outcome = "ok"
+        scope.deadline = trio.current_time() + LAST_BYTES_S
+        return
     record.outcome = "client_disconnected"
     scope.cancel()
 

@@ -53,6 +53,7 @@ class Answer:
         "keep_alive",
         "started",
         "status",
+        "told_all",
     )
 
     def __init__(self, send: Send) -> None:
@@ -64,6 +65,8 @@ class Answer:
         self.committed = False
         self.ending = False
         self.ended = False
+        self.told_all = False
+        """Whether a stream's own terminator is out: OpenAI's SDKs hang up on `[DONE]`, before the body has ended."""
         self.status = 0
         self.bytes_sent = 0
         self.keep_alive = sse.KEEP_ALIVE
@@ -96,7 +99,11 @@ class Answer:
             await self._comment.wait()
         self.bytes_sent += len(data)
         self.ending = True
-        await self._pass({"type": "http.response.body", "body": data, "more_body": False})
+        try:
+            await self._pass({"type": "http.response.body", "body": data, "more_body": False})
+        except ClientGone:
+            if not self.told_all:
+                raise
         self.ended = True
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
@@ -110,7 +117,7 @@ class Answer:
 
         Whoever writes meanwhile waits for it to be out: a comment is never cut in two.
         """
-        if self._writing or self.ending or not self.between_events:
+        if self._writing or self.ending or self.told_all or not self.between_events:
             return
         self._comment = done = trio.Event()
         try:
@@ -236,14 +243,25 @@ async def relay_stream(
     answer.committed = True
     while chunk:
         await answer.write(chunk)
+        answer.told_all = meter.done
         pacer.quiet_since = trio.current_time()
         phases.progressed()
-        chunk = await response.receive()
+        chunk = await _more(response, meter)
         meter.feed(chunk, trio.current_time())
     _check_the_end(response, meter)
     if not answer.started:
         await answer.start(*pacer.head())
     await answer.end()
+
+
+async def _more(response: Response, meter: StreamMeter) -> bytes:
+    """The next piece of a stream. One that breaks off behind its terminator has ended: nobody may hear of both."""
+    try:
+        return await response.receive()
+    except UpstreamConnectionError:
+        if meter.done:
+            return b""
+        raise
 
 
 async def _relay_translated(
@@ -263,7 +281,7 @@ async def _relay_translated(
             await answer.write(told)
             pacer.quiet_since = trio.current_time()
         phases.progressed()
-        chunk = await response.receive()
+        chunk = await _more(response, meter)
         meter.feed(chunk, trio.current_time())
     _check_the_end(response, meter)
     told = translation.finish()
