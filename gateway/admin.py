@@ -16,6 +16,7 @@ from catalogue.load import parse
 from catalogue.models import FaultyFile
 from gateway import __version__, errors, openapi
 from gateway.accounting import Record
+from gateway.admin_requests import Drain, Placed
 from gateway.app import json_response, mount_document, new_app
 from gateway.auditor import acting
 from gateway.explain import stories
@@ -156,19 +157,6 @@ def _mount_models(app: QuartTrio, gateway: Gateway) -> None:
     async def unload() -> Response:
         asked = await _body(Placed)
         return json_response(gateway.orders.unload(asked.model, asked.node), 202)
-
-
-class Drain(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a drain; it may be left out."""
-
-    move: bool = False
-
-
-class Placed(msgspec.Struct, forbid_unknown_fields=True):
-    """A model, by id or alias, and a neuron; without one, any that will do."""
-
-    model: str
-    node: str | None = None
 
 
 _Body = TypeVar("_Body")

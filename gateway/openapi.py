@@ -14,14 +14,17 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gateway import budget
+from gateway.admin_requests import Drain, Placed
 from gateway.admission import LineView
 from gateway.dialects.anthropic import incoming as anthropic
 from gateway.dialects.responses import incoming as responses
+from gateway.drains import DrainView
 from gateway.endpoints import ENDPOINTS, Endpoint
 from gateway.errors import Envelope
 from gateway.fleet import NodeSnapshot
 from gateway.lifecycle import LoadView
 from gateway.models_api import CatalogueStatus, Entry
+from gateway.orders import Loading, Unloading
 from gateway.swaps import SwapView
 
 __all__ = ["ASKED", "admin", "public"]
@@ -114,7 +117,10 @@ _OF_AN_ENGINE: Json = {"type": "object", "description": "JSON of an engine's own
 # Types ...............................................................................................................
 
 _OF_CLIENTS = (anthropic.Request, responses.Request, Entry, Envelope, CatalogueStatus, SwapView)
-_OF_OPERATORS = (Envelope, CatalogueStatus, NodeSnapshot, LoadView, LineView, SwapView)
+_OF_OPERATORS = (
+    *(Envelope, CatalogueStatus, NodeSnapshot, LoadView, LineView, SwapView),
+    *(Drain, DrainView, Placed, Loading, Unloading),
+)
 
 
 def _components(types: Sequence[Any]) -> tuple[Mapping[Any, Json], Json]:
@@ -303,7 +309,7 @@ def _administration() -> Json:
         }
     )
     reloaded = _object({"result": _TEXT, "generation": _COUNT, "diff": {"type": "object"}, "faults": _list({})})
-    drained = _object({"node": _TEXT, "draining": {"type": "boolean"}, "leases": _COUNT})
+    drained = _REFERENCE_OF[DrainView]
     request_id, alias = _in_path("request_id"), _in_path("alias")
     return {
         "/metrics": {"get": {"summary": "For Prometheus", "responses": {"200": _answer("Text.", {TEXT: {}})}}},
@@ -329,17 +335,31 @@ def _administration() -> Json:
             "delete": _guarded("End one", _object({"cancelled": _COUNT}), request_id),
         },
         "/admin/fleet": {"get": _guarded("Neurons, loads, lines and connections", fleet)},
-        "/admin/load": {"post": _guarded("Load a model", {"type": "object"}) | _JSON_BODY},
-        "/admin/unload": {"post": _guarded("Unload a model", {"type": "object"}) | _JSON_BODY},
-        "/admin/nodes/{name}": {
-            "get": _guarded("One neuron, and how its drain goes", {"type": "object"}, _in_path("name"))
+        "/admin/load": {"post": _ordered("Load a model", Loading)},
+        "/admin/unload": {"post": _ordered("Unload a model", Unloading)},
+        "/admin/nodes/{name}": {"get": _guarded("How the drain of a neuron goes", drained, _in_path("name"))},
+        "/admin/nodes/{name}/drain": {
+            "post": _with_body(_guarded("Give a neuron nothing new", drained, _in_path("name")), Drain, required=False)
         },
-        "/admin/nodes/{name}/drain": {"post": _guarded("Give a neuron nothing new", drained, _in_path("name"))},
         "/admin/nodes/{name}/undrain": {"post": _guarded("Let requests on to it again", drained, _in_path("name"))},
     }
 
 
-_JSON_BODY: Json = {"requestBody": {"content": {JSON: {"schema": {"type": "object"}}}}}
+def _with_body(operation: Json, kind: type[msgspec.Struct], *, required: bool) -> Json:
+    """An operation that takes JSON, and says so of what is none."""
+    body = {"required": required, "content": {JSON: {"schema": _REFERENCE_OF[kind]}}}
+    refused = {"400": _answer("Not such a body.", _ERRORS)}
+    return operation | {"requestBody": body, "responses": operation["responses"] | refused}
+
+
+def _ordered(summary: str, view: type) -> Json:
+    """An order for a model, which is carried out after it was answered."""
+    operation = _with_body(_guarded(summary, _REFERENCE_OF[view]), Placed, required=True)
+    more = {
+        "202": _answer("Under way.", {JSON: {"schema": _REFERENCE_OF[view]}}),
+        "503": _answer("Not now.", _ERRORS),
+    }
+    return operation | {"responses": operation["responses"] | more}
 
 
 def _guarded(summary: str, schema: Json, *parameters: Json) -> Json:

@@ -23,10 +23,10 @@ NOT_OURS = "positive_data_acceptance,negative_data_rejection"
 PATIENT = "x-request-deadline-ms: 60000"
 
 
-async def find_nothing(location, folder, *arguments):
+async def find_nothing(location, folder, *arguments, besides=NOT_OURS):
     """Run it with a seed, so that what it finds once it finds again."""
     command = [SCHEMATHESIS, "run", location, "--seed", "1", "--max-examples", "30", "--header", PATIENT]
-    checks = ["--checks", "all", "--exclude-checks", NOT_OURS, "--phases", "examples,coverage,fuzzing"]
+    checks = ["--checks", "all", "--exclude-checks", besides, "--phases", "examples,coverage,fuzzing"]
     done = await trio.run_process(
         list(map(str, [*command, *checks, *arguments])),
         cwd=folder,
@@ -62,9 +62,20 @@ async def test_answers_of_neurons_are_as_the_document_says(cortex, tmp_path):
     await find_nothing(local, tmp_path, "--url", cortex.url)
 
 
+TOKEN = ("--header", "Authorization: Bearer secret")
+ORDERS = "/admin/(un)?load"
+
+
 @pytest.mark.slow
 async def test_admin_port_is_as_its_document_says(cortex, tmp_path):
     """With the token, and where it is guarded also without."""
-    await find_nothing(
-        f"http://{cortex.addresses.metrics}/openapi.json", tmp_path, "--header", "Authorization: Bearer secret"
-    )
+    where = f"http://{cortex.addresses.metrics}/openapi.json"
+    await find_nothing(where, tmp_path, *TOKEN, "--exclude-path-regex", ORDERS)
+
+
+@pytest.mark.slow
+async def test_orders_are_as_the_document_says(cortex, tmp_path):
+    """Loading and unloading: a 503 is an answer there ("in use"); any other 5xx is not in the document."""
+    where = f"http://{cortex.addresses.metrics}/openapi.json"
+    besides = f"{NOT_OURS},not_a_server_error"
+    await find_nothing(where, tmp_path, *TOKEN, "--include-path-regex", ORDERS, besides=besides)
