@@ -5,7 +5,7 @@ import random
 import re
 import socket
 import struct
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -70,8 +70,11 @@ class Cortex:
 
     def open_files(self):
         """What it has open in the spool's directory."""
-        links = [link.readlink() for link in Path(f"/proc/{self.pid}/fd").iterdir()]
-        return [link for link in links if link.is_relative_to(self.spool_dir)]
+        found = []
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since it was listed
+                found.append(link.readlink())
+        return [path for path in found if path.is_relative_to(self.spool_dir)]
 
     @asynccontextmanager
     async def connected(self, length):
