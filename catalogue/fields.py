@@ -13,7 +13,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
@@ -75,6 +75,11 @@ class Place:
     def __truediv__(self, part: str | int) -> Place:
         """The place of a key or an element below this one."""
         return Place(self.report, (*self.key, part))
+
+    @property
+    def line(self) -> int | None:
+        """Where it stands in the file, if it is in there."""
+        return None if self.report.override_of(self.key) is not None else self.report.positions.line(self.key)
 
     def fault(self, message: str, hint: str | None = None) -> None:
         """Record a reason to refuse the file, and go on."""
@@ -168,14 +173,16 @@ def array(check: Check, *, of_tables: bool = False) -> Check:
 
 def refuse_duplicates(entries: object, name: str, place: Place) -> None:
     """A fault at every table of the array whose `name` an earlier one already has. Other oddities are for others."""
-    seen: set[Hashable] = set()
+    seen: dict[str, int | None] = {}
     for index, entry in enumerate(entries if isinstance(entries, list) else ()):
         value = entry.get(name) if isinstance(entry, dict) else None
         if not isinstance(value, str):
             continue
         if value in seen:
-            (place / index / name).fault(f"{json.dumps(value, ensure_ascii=False)} is taken by an earlier entry")
-        seen.add(value)
+            line = seen[value]
+            hint = None if line is None else f"that is in line {line}"
+            (place / index / name).fault(f"{json.dumps(value, ensure_ascii=False)} is taken by an earlier entry", hint)
+        seen.setdefault(value, (place / index / name).line)
 
 
 # Single values.
@@ -324,7 +331,12 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str | None:
 
 
 def _header_hint(place: Place) -> str | None:
-    return f"write [{dotted(place.key)}] on a line of its own" if place.key else None
+    """How the table is written. Elements of a list have no numbers there: the header is of the newest one."""
+    names = tuple(part for part in place.key if isinstance(part, str))
+    if not names:
+        return None
+    header = f"[{dotted(names)}]"
+    return f"write {header if isinstance(place.key[-1], str) else f'[{header}]'} on a line of its own"
 
 
 def _quotes_hint(value: object, place: Place) -> str | None:

@@ -86,8 +86,10 @@ def parse_toml(data: bytes, *, path: str) -> tuple[str, dict[str, Any]]:
         fault = Fault(path, data.count(b"\n", 0, error.start) + 1, None, "not UTF-8", "save the file as UTF-8")
     except tomli.TOMLDecodeError as error:
         fault = Fault(path, error.lineno, None, f"not TOML: {error.msg}", _syntax_hint(error))
-    except (ValueError, RecursionError) as error:  # tomli's limits: digits of a number, depth, parts of a key
+    except RecursionError as error:  # tomli's limits: depth, parts of a key
         fault = Fault(path, None, None, f"not acceptable TOML: {error}")
+    except ValueError:  # Python's: digits of a number. Its own words are advice on Python
+        fault = Fault(path, None, None, "not acceptable TOML: a number has more digits than a number may have")
     raise FaultyFile((fault,))
 
 
@@ -125,9 +127,31 @@ def _read(document: Mapping[str, Any], root: Place) -> tuple[tuple[ModelProfile,
     return models, aliases
 
 
+# What tomli says, and what most likely has to be done then.
+_SYNTAX_HINTS = {
+    "Illegal character '\\n'": "a string ends on the line it begins on: close its quotes",
+    "Unterminated string": "close the quotes of the string",
+    "Unescaped '\\' in a string": "write it in 'single quotes', where a \\ is nothing special",
+    "Invalid value": "text takes quotes; true and false are written small",
+    "after a statement": "nothing but a # comment may follow a value on its line",
+}
+_CURLY_QUOTES = frozenset("\u201c\u201d\u201e\u2018\u2019")
+
+
 def _syntax_hint(error: tomli.TOMLDecodeError) -> str | None:
+    if _CURLY_QUOTES & set(error.doc[error.pos : error.pos + 1]):
+        return "quotes are straight: \" or '"
     if "Expected '=' after a key" in error.msg:
-        return "put quotes around a name that has anything but letters, digits, - and _ in it"
-    if "Cannot overwrite a value" in error.msg:
+        return _missing_equals_hint(error.doc[error.pos : error.pos + 2])
+    if "Cannot overwrite a value" in error.msg or "Cannot declare" in error.msg:
+        if error.doc.split("\n")[error.lineno - 1].lstrip().startswith("["):
+            return "there is such a table already; only a list has several, each of them in [[two brackets]]"
         return "the same key stands here twice; keep one"
-    return None
+    return next((hint for words, hint in _SYNTAX_HINTS.items() if words in error.msg), None)
+
+
+def _missing_equals_hint(found: str) -> str:
+    """By what stands there instead: `a: 1` is another language, `qwen3:8b` a name."""
+    if not found or found[0] in "\r\n" or found == ":" or (found[0] == ":" and found[1].isspace()):
+        return "write `key = value`"
+    return "put quotes around a name that has anything but letters, digits, - and _ in it"

@@ -333,9 +333,13 @@ def _read(path: Path) -> bytes:
             data = file.read(FILE_LIMIT_BYTES + 1)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise FaultyFile((Fault(str(path), None, None, f"cannot be read: {reason}"),)) from error
+        hint = "the user that cortex runs as has to be able to read it" if isinstance(error, PermissionError) else None
+        raise FaultyFile((Fault(str(path), None, None, f"cannot be read: {reason}", hint),)) from error
     if len(data) > FILE_LIMIT_BYTES:
-        raise FaultyFile((Fault(str(path), None, None, f"is larger than {FILE_LIMIT_BYTES} bytes"),))
+        message = f"is larger than {FILE_LIMIT_BYTES // 1024**2} MiB"
+        raise FaultyFile(
+            (Fault(str(path), None, None, message, "a thousand models take 100 KB: is it the right file?"),)
+        )
     return data
 
 

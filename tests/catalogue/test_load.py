@@ -106,14 +106,20 @@ def test_byte_order_mark_is_no_fault():
         ("cost.input = nan", 4, "models[0].cost.input", "must be a finite number of a sensible size", None),
         ("idle_ttl_seconds = inf", 4, "models[0].idle_ttl_seconds", "must be a finite number of a sensible size", None),
         ("idle_ttl_seconds = 07:00:00", 4, "models[0].idle_ttl_seconds", "must be a number, not a date or time", None),
-        ("limit = 5", 4, "models[0].limit", "must be a table, not an integer", None),
+        (
+            "limit = 5", 4, "models[0].limit", "must be a table, not an integer",
+            "write [models.limit] on a line of its own",
+        ),
         ('pinned_on = "beast"', 4, "models[0].pinned_on", "must be an array, not a string", None),
         ('pinned_on = [\n"a",\n"",\n]', 6, "models[0].pinned_on[1]", "must not be empty", None),
         ('quant = " q8"', 4, "models[0].quant", "must not begin or end with white space", None),
         ('quant = "a\\r\\nx: y"', 4, "models[0].quant", "must not contain control characters", None),
         ('[[models]]\nharness = "h"', 4, "models[1].id", "is required and missing", None),
         ('[[models]]\nharness = "h"\nid = ""', 6, "models[1].id", "must not be empty", None),
-        ('[[models]]\nharness = "h"\nid = "m"', 6, "models[1].id", '"m" is taken by an earlier entry', None),
+        (
+            '[[models]]\nharness = "h"\nid = "m"', 6, "models[1].id", '"m" is taken by an earlier entry',
+            "that is in line 2",
+        ),
         ('[aliases]\na = "b"\nb = "m"', 5, "aliases.a", "points at another alias", 'name the model itself: "m"'),
         ('[aliases]\na = "a"', 5, "aliases.a", "points at itself", "name the model itself"),
         ('[aliases]\na = ""', 5, "aliases.a", "has an empty target", None),
@@ -135,7 +141,30 @@ def test_byte_order_mark_is_no_fault():
             '[aliases]\nx = "m"\nx = "n"', 6, None, "not TOML: Cannot overwrite a value",
             "the same key stands here twice; keep one",
         ),
-        ('quant = "half', 4, None, "not TOML: Illegal character '\\n'", None),
+        (
+            'quant = "half', 4, None, "not TOML: Illegal character '\\n'",
+            "a string ends on the line it begins on: close its quotes",
+        ),
+        (
+            "[aliases]\n[models]", 5, None, "not TOML: Cannot declare ('models',) twice",
+            "there is such a table already; only a list has several, each of them in [[two brackets]]",
+        ),
+        ("quant = q8", 4, None, "not TOML: Invalid value", "text takes quotes; true and false are written small"),
+        ("quant: q8", 4, None, "not TOML: Expected '=' after a key in a key/value pair", "write `key = value`"),
+        ("quant\n[aliases]", 4, None, "not TOML: Expected '=' after a key in a key/value pair", "write `key = value`"),
+        (
+            '[aliases]\nqwen3:8b = "m"', 5, None, "not TOML: Expected '=' after a key in a key/value pair",
+            "put quotes around a name that has anything but letters, digits, - and _ in it",
+        ),
+        (
+            'quant = "q8",', 4, None, "not TOML: Expected newline or end of document after a statement",
+            "nothing but a # comment may follow a value on its line",
+        ),
+        (
+            'source = "C:\\models"', 4, None, "not TOML: Unescaped '\\' in a string",
+            "write it in 'single quotes', where a \\ is nothing special",
+        ),
+        ("quant = \u201cq8\u201d", 4, None, "not TOML: Invalid value", "quotes are straight: \" or '"),
     ],
 )  # fmt: skip
 def test_fault_names_line_key_and_what_to_do(text, line, key, message, hint):
@@ -151,7 +180,7 @@ def test_fault_names_line_key_and_what_to_do(text, line, key, message, hint):
     ("text", "message", "hint"),
     [
         ("[models]\nid='x'", "must be an array of tables, not a table", "write [[models]], in double brackets"),
-        ("models = [1]", "must be a table, not an integer", None),
+        ("models = [1]", "must be a table, not an integer", "write [[models]] on a line of its own"),
         ("aliases = []", "must be a table, not an array", "write [aliases] on a line of its own"),
     ],
 )
@@ -204,6 +233,7 @@ def test_tomlis_own_limits_are_faults_too():
     for text in ("a = " + "[" * 5000, "a = " + "1" * 5000, ".".join(["a"] * 5000) + " = 1", "a = " + "{b=" * 5000):
         [found] = faults(text)
         assert found[2].startswith("not ")
+        assert "sys." not in found[2], "an operator edits a file, not Python"
 
 
 def test_alias_that_shadows_a_model_is_a_warning():

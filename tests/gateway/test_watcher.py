@@ -1,5 +1,6 @@
 """The door for new catalogues, on a real file system with real time: inotify knows no mock clock."""
 
+import os
 import shutil
 from contextlib import asynccontextmanager
 from itertools import cycle
@@ -148,6 +149,18 @@ def directory_in_its_place(path):
     path.mkdir()
 
 
+def pipe_in_its_place(path):
+    """Whoever opens it waits until somebody writes."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_to_itself_in_its_place(path):
+    """A slip with `ln -s`."""
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -158,10 +171,24 @@ def directory_in_its_place(path):
         (lambda p: p.write_text("# all gone\n"), "the file is empty"),
         (lambda p: p.unlink(), "No such file"),
         (directory_in_its_place, "not a regular file"),
-        (lambda p: p.write_text("#" * (watcher.FILE_LIMIT_BYTES + 1)), "larger than"),
+        (pipe_in_its_place, "not a regular file"),
+        (link_to_itself_in_its_place, "symbolic links"),
+        (lambda p: p.write_text("#" * (watcher.FILE_LIMIT_BYTES + 1)), "larger than 4 MiB"),
         (lambda p: shutil.rmtree(p.parent), "No such file"),
     ],
-    ids=["faulty", "half-written", "zeros", "empty", "comments", "deleted", "unreadable", "huge", "no directory"],
+    ids=[
+        "faulty",
+        "half-written",
+        "zeros",
+        "empty",
+        "comments",
+        "deleted",
+        "unreadable",
+        "pipe",
+        "loop",
+        "huge",
+        "no directory",
+    ],
 )
 async def test_bad_file_keeps_the_last_good_catalogue(keeper, path, spoil, reason):
     """And says why, until it is good again, also if good means the very bytes in force."""
@@ -183,6 +210,20 @@ async def test_bad_file_keeps_the_last_good_catalogue(keeper, path, spoil, reaso
     assert keeper.last_error is None
     assert [entry["event"] for entry in logs] == ["catalogue_recovered"]
     assert keeper.current is before
+
+
+async def test_file_of_another_user_says_whose_permission_is_missing(keeper, path, monkeypatch):
+    """`chmod 600` by root is the usual way there; root, who may run this, could read it all the same."""
+
+    def refused(self, mode):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "open", refused)
+
+    [fault] = (await keeper.reload()).faults
+
+    assert fault.message == "cannot be read: Permission denied"
+    assert fault.hint == "the user that cortex runs as has to be able to read it"
 
 
 async def test_good_file_after_a_bad_one_clears_the_error(keeper, path):
