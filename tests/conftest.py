@@ -8,6 +8,7 @@ which would have several write.
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -30,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="also run tests/real, against real engines")
     parser.addoption("--clients", action="store_true", help="also run tests/clients/installed, with real clients")
     parser.addoption("--write-docs", action="store_true", help="write what the tests observe into the tables of docs/")
+
+
+def pytest_configure() -> None:
+    """Processes that tests start are to hear Ctrl-C, also where a shell has put us in the background, deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
