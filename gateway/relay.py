@@ -280,6 +280,7 @@ async def _relay_translated(
             answer.keep_alive = translation.keep_alive
             await answer.write(told)
             pacer.quiet_since = trio.current_time()
+        answer.told_all = meter.done and answer.committed
         phases.progressed()
         chunk = await _more(response, meter)
         meter.feed(chunk, trio.current_time())

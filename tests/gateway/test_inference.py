@@ -13,9 +13,17 @@ from fakes.scripted import DONE, ROLE, answering, chunked, delta, read_request, 
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.settings import DeadlineSettings, GatewaySettings, LimitSettings, RetrySettings, Settings
+from gateway.settings import (
+    DeadlineSettings,
+    GatewaySettings,
+    LimitSettings,
+    RetrySettings,
+    Settings,
+    StreamingSettings,
+)
 from gateway.sim import faults
 from gateway.sim.fleet import neuron
+from gateway.sse import KEEP_ALIVE
 
 JSON = b'{"object":"chat.completion","choices":[]}'
 EVENTS = (ROLE, delta("Tbi"), delta("lisi"), b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n', DONE)
@@ -230,6 +238,40 @@ async def test_stream_is_whole_however_the_neuron_frames_it(autojump_clock, befo
     await gateway.idle()
 
 
+async def test_silence_in_a_stream_with_a_length_is_filled_all_the_same(autojump_clock, before):
+    """Comments make it longer than its neuron announced, so that announcement goes no further."""
+    half, rest = b"".join(EVENTS[:2]), b"".join(EVENTS[2:])
+
+    async def peer(stream):
+        await read_request(stream)
+        await stream.send_all(with_length(half + rest, kind="text/event-stream").removesuffix(rest))
+        await trio.sleep(2.5)
+        await stream.send_all(rest)
+
+    answer = await before(peer).client().ask(stream=True)
+
+    assert "content-length" not in answer.headers
+    assert answer.body == half + 2 * KEEP_ALIVE + rest
+
+
+async def test_what_is_no_preamble_is_not_held_back(autojump_clock, before):
+    """Half a megabyte before the first token fills no memory and hides no answer: 64 KiB is the most that waits."""
+    early = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","padding":"%b"}}]}\n\n' % (b"x" * 40_000)
+
+    async def peer(stream):
+        await read_request(stream)
+        await stream.send_all(chunked(early, end=b""))
+        await trio.sleep(1)
+        await stream.send_all(b"%x\r\n%b\r\n" % (len(early), early))
+        await trio.sleep(1)
+        await stream.send_all(chunked(delta("x"), DONE).partition(b"\r\n\r\n")[2])
+
+    answer = await before(peer, streaming=StreamingSettings(keepalive_seconds=0)).client().ask(stream=True)
+
+    assert answer.body == 2 * early + delta("x") + DONE
+    assert answer.arrivals[0][0] == 1, "the first two went together, before there was a token"
+
+
 @pytest.mark.parametrize(
     ("answer", "end", "code"),
     [
@@ -415,13 +457,19 @@ async def test_body_that_does_not_arrive_is_a_408(autojump_clock, before):
 async def test_one_request_too_many_is_told_to_come_back(autojump_clock, before):
     """What one gateway serves at a time is bounded."""
     gateway = before(neuron("beast", [24576], [SMALL]), limits=LimitSettings(requests=2))
+    served = []
+
+    async def ask():
+        served.append((await gateway.client().ask()).status)
+
     async with trio.open_nursery() as asking:
         for _ in range(2):
-            asking.start_soon(gateway.client().ask)
+            asking.start_soon(ask)
         await wait_all_tasks_blocked()
         answer = await gateway.client().ask()
 
     assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
+    assert served == [200, 200]
     assert (await gateway.client().ask()).status == 200
 
 

@@ -11,6 +11,7 @@ from gateway.sim.faults import Drop, Hang, HttpError, LateHeaders, Refuse, Silen
 from gateway.sim.fleet import neuron
 
 SMALL = "Qwen/Qwen3-1.7B"
+CHAT = "/v1/chat/completions"
 NO_RETRIES = RetrySettings(attempts=0)
 
 
@@ -56,8 +57,9 @@ async def test_nine_minutes_of_prefill_survive(autojump_clock, start, beast, lat
     await gateway.idle()
 
 
-async def test_twenty_minutes_of_stream_survive(autojump_clock, nursery):
-    """There is no total deadline on a stream (lessons: every answer cut at exactly 300 s)."""
+@pytest.mark.parametrize(("path", "end"), [(CHAT, "[DONE]"), ("/v1/messages", '{"type":"message_stop"}')])
+async def test_twenty_minutes_of_stream_survive(autojump_clock, nursery, path, end):
+    """There is no total deadline on a stream (lessons: every answer cut at exactly 300 s), translated or not."""
 
     async def serve(wire):
         await wire.receive_some()
@@ -68,9 +70,11 @@ async def test_twenty_minutes_of_stream_survive(autojump_clock, nursery):
         await wire.send_all(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
     gateway = InMemoryGateway(nursery, {"beast": serve})
-    answer = await gateway.client().ask(stream=True)
+    answer = await gateway.client().ask(path=path, stream=True, max_tokens=99)
 
-    assert answer.events == ['{"choices":[{"delta":{"content":"x"}}]}'] * 12 + ["[DONE]"]
+    data = [line.removeprefix("data: ") for line in answer.body.decode().splitlines() if line.startswith("data: ")]
+    assert sum('"x"' in one for one in data) == 12
+    assert data[-1] == end
     assert trio.current_time() == 1200
     await gateway.idle()
 
@@ -226,4 +230,19 @@ async def test_fault_before_the_first_token_is_invisible_with_two_replicas(nurse
     assert answer.status == 200
     assert b"error" not in answer.body
     assert [len(each.requests) for each in neurons.values()] == [1, 1]
+    await gateway.idle()
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+@pytest.mark.parametrize("fault", [Refuse(), HttpError(status=503, retry_after_s=3), HttpError(status=500)])
+async def test_so_many_are_asked_and_no_more(nursery, autojump_clock, fault, retries):
+    """One budget over all kinds of failure: `retries.attempts` further neurons, though there are more."""
+    neurons = {name: neuron(name, [24576], [SMALL]) for name in "abcde"}
+    for each in neurons.values():
+        each.faults.add(fault)
+    gateway = InMemoryGateway(nursery, neurons, Settings(retries=RetrySettings(attempts=retries)))
+    answer = await gateway.client().ask()
+
+    assert answer.status >= 500
+    assert sorted(len(each.requests) for each in neurons.values()) == [0] * (4 - retries) + [1] * (1 + retries)
     await gateway.idle()

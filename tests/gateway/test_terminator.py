@@ -1,14 +1,17 @@
 """What comes after a stream's own terminator: nothing a client hears of, and no reason to call its answer broken."""
 
 import contextlib
+import dataclasses
+import re
 
 import pytest
 import structlog
 import trio
-from fakes.in_memory import InMemoryGateway
+from fakes.in_memory import SMALL, InMemoryGateway
 from fakes.scripted import DONE, chunked, delta, read_request
 from structlog.testing import capture_logs
 
+from catalogue.models import Alias
 from gateway.inference import LAST_BYTES_S
 from gateway.settings import RetrySettings, Settings
 
@@ -113,3 +116,41 @@ async def test_terminator_is_the_last_word(autojump_clock, nursery, what, after_
     assert trio.current_time() == after_s
     assert [entry["outcome"] for entry in logs if entry["event"] == "request"] == ["ok"]
     assert gateway.upstream.statistics()["idle"] == 0
+    assert gateway.fleet.nodes["beast"].misses == (1 if what is hangs else 0), "a strike only for what keeps us waiting"
+
+
+CHAT = {"model": "helexa/small", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+TRANSLATED = [
+    ("/v1/messages", {**CHAT, "max_tokens": 9}, None),
+    ("/v1/responses", {"model": "helexa/small", "stream": True, "input": "Hello"}, None),
+    ("/v1/chat/completions", CHAT, dataclasses.replace(Alias.plain("helexa/small", SMALL), echo="alias")),
+]
+
+
+async def ends(neuron, stream):
+    await stream.send_all(END)
+
+
+def without_what_varies(body):
+    """Ids are made anew for each answer, and time goes by."""
+    return re.sub(rb'"(id|item_id|created_at|completed_at)":("[^"]*"|[0-9.]+)', b"", body)
+
+
+@pytest.mark.parametrize(("what", "after_s"), [(hangs_up, 0), (talks_nonsense, 0), (hangs, 300)])
+@pytest.mark.parametrize(("path", "body", "alias"), TRANSLATED, ids=["messages", "responses", "echo"])
+async def test_terminator_is_the_last_word_in_translation_too(
+    autojump_clock, nursery, path, body, alias, what, after_s
+):
+    """The end that the client was told in its own dialect is neither followed by an error nor booked as one."""
+    settings = Settings(retries=RetrySettings(attempts=0))
+    orderly = InMemoryGateway(nursery, {"beast": AfterDone(ends)}, settings, alias=alias)
+    expected = (await orderly.client().ask(body, path)).body
+    await orderly.idle()
+    gateway = InMemoryGateway(nursery, {"beast": AfterDone(what)}, settings, alias=alias)
+    with capture_logs() as logs:
+        answer = await gateway.client().ask(body, path)
+        await gateway.idle()
+
+    assert without_what_varies(answer.body) == without_what_varies(expected)
+    assert trio.current_time() == after_s
+    assert [entry["outcome"] for entry in logs if entry["event"] == "request"] == ["ok"]
