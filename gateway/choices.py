@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from catalogue.models import Catalogue
 from gateway.errors import GatewayError
-from gateway.fleet import Fleet, Node, NodeModel
+from gateway.fleet import Fleet
+from gateway.node import Node, NodeModel
 from gateway.routing import ColdLoad, Decision, Fit, Route, WaitForLoad, WaitForPlace, own_name, replicas_of
 
 __all__ = ["Choice", "Verdict", "note"]

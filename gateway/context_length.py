@@ -18,7 +18,8 @@ import msgspec
 
 from catalogue.models import Catalogue, Limit
 from gateway.errors import ContextLengthExceeded
-from gateway.fleet import Fleet, NodeModel
+from gateway.fleet import Fleet
+from gateway.node import NodeModel
 from gateway.request import InferenceRequest
 from gateway.routing import own_name
 

@@ -19,7 +19,8 @@ import trio
 
 from catalogue.models import Catalogue
 from gateway.errors import GatewayError, ServiceUnavailable
-from gateway.fleet import Fleet, Node
+from gateway.fleet import Fleet
+from gateway.node import Node
 from gateway.routing import Decision, Route, catalogue_id, choose, replicas_of
 
 __all__ = ["DrainView", "Drains", "MoveView", "only_here"]

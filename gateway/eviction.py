@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from catalogue.models import Catalogue, ModelProfile
 from catalogue.placement import may_displace
-from gateway.fleet import Node, NodeModel
+from gateway.node import Node, NodeModel
 from gateway.routing import catalogue_id, held_mb, may_be_evicted, priority_of
 
 __all__ = ["expired", "fits", "plan", "room_may_come", "why_no_room"]

@@ -14,24 +14,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
 import trio
 
-from catalogue.models import Limit
-from gateway.access import Access
-from gateway.backend import ENGINES_WITH_TOKENIZER, ENGINES_WITH_USAGE, Backend
-from gateway.breaker import Breaker
+from gateway.fleet_snapshot import FleetSnapshot, FleetStatistics, node_snapshot
+from gateway.node import ROUTABLE_STATUSES, Change, Node, NodeModel
+from gateway.reports import ModelReport, NodeReport, not_ours, without_readings
 from gateway.settings import NeuronSettings
 
-ROUTABLE_STATUSES = frozenset({"loaded", "reloading"})  # contract section 2; whatever else a neuron says is not
-
-# Either it serves, or that will be over: by our doing or by the neuron's.
-_PASSING_STATUSES = ROUTABLE_STATUSES | {None, "unloaded", "loading", "unloading", "recovering"}
-
-Change = Literal["loading", "unloading"]
 ChangeKind = Literal[
     "neuron_up",
     "neuron_down",
@@ -44,80 +37,6 @@ ChangeKind = Literal[
     "draining",
     "undrained",
 ]
-
-
-# What a neuron reports ................................................................................................
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One GPU. Memory in MB as the neuron counts it; a reading is None when the last `/health` had none."""
-
-    index: int
-    name: str
-    vram_total_mb: int
-    compute_capability: str | None = None
-    vram_used_mb: int | None = None
-    vram_free_mb: int | None = None
-    utilization_pct: float | None = None
-    temp_c: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelReport:
-    """One model as its neuron last described it.
-
-    `in_flight` and `queue_depth` are the neuron's own counters, ours included; None where it does not count, which is
-    not the same as idle. `url` is the base of the model's inference API as *we* reach it; None while nobody could
-    tell, and without it the model is not routable.
-    """
-
-    id: str
-    status: str
-    harness: str | None = None
-    devices: tuple[int, ...] = ()
-    vram_used_mb: int | None = None
-    capabilities: tuple[str, ...] | None = None
-    limit: Limit | None = None
-    tool_call: bool | None = None
-    reasoning: bool | None = None
-    servable_ok: bool = True
-    servable_reason: str | None = None
-    in_flight: int | None = None
-    queue_depth: int | None = None
-    url: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """What a neuron is pre-warming on its own account. Ids in its own order; `failed` maps id to error."""
-
-    state: str = "ready"
-    in_progress: str | None = None
-    pending: tuple[str, ...] = ()
-    completed: tuple[str, ...] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def awaited(self) -> tuple[str, ...]:
-        """The ids it is about to have, the one under way first."""
-        return self.pending if self.in_progress is None else (self.in_progress, *self.pending)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeReport:
-    """Everything one poll learnt.
-
-    None where it could not: the fleet then keeps its topology, its activation and its uptime as they were (a failing
-    `/health` must neither hide a GPU nor start a second load), and device readings become unknown. Only
-    `max_prompt_tokens`, the longest prompt that the neuron takes for any model, is None where it has no such limit.
-    """
-
-    models: tuple[ModelReport, ...]
-    devices: tuple[Device, ...] | None = None
-    activation: Activation | None = None
-    uptime_s: float | None = None
-    max_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,177 +57,6 @@ class FleetChange:
     before: str | None = None
     after: str | None = None
     detail: str | None = None
-
-
-# What we hold .........................................................................................................
-
-
-class NodeModel:
-    """One model on one node: the neuron's facts about it and our own. Owned and written by the fleet; read by all.
-
-    Lives as long as either the neuron reports it, or we are changing it, or somebody holds a lease: so a model that
-    vanishes and comes back within a request's life keeps one counter.
-
-    Times are Trio's clock in seconds. `resident_since` is when we first knew it loaded in this stay; `last_used` the
-    last beginning or end of a lease, None if we never used it; `busy_until` is the end of the last Retry-After that it
-    answered with, 0 if none is remembered. `is_overdue` says of a load of ours that it takes far longer than it should;
-    `proven`, that the model has answered a request well in this stay.
-    """
-
-    __slots__ = (
-        "busy_until",
-        "change",
-        "id",
-        "is_overdue",
-        "last_used",
-        "leases",
-        "node",
-        "others",
-        "proven",
-        "report",
-        "resident_since",
-        "shadows",
-    )
-
-    def __init__(self, node: Node, model_id: str) -> None:
-        self.node = node
-        self.id = model_id
-        self.report: ModelReport | None = None
-        self.change: Change | None = None
-        self.leases = 0
-        self.shadows = 0  # of ours too, but nobody's: they give way, so no decision is made upon them
-        self.others = 0
-        self.last_used: float | None = None
-        self.resident_since: float | None = None
-        self.busy_until = 0.0
-        self.is_overdue = False
-        self.proven = False
-
-    @property
-    def status(self) -> str | None:
-        """What it is as far as we know, our own change under way included; None is "not on this node"."""
-        reported = None if self.report is None else self.report.status
-        if self.change == "loading" and reported in ROUTABLE_STATUSES:
-            return reported  # the neuron is ahead of its own answer to our load call
-        return self.change or reported
-
-    @property
-    def url(self) -> str | None:
-        """The base of its inference API, None while unknown."""
-        return None if self.report is None else self.report.url
-
-    @property
-    def servable(self) -> bool:
-        """False if the neuron says that it holds the model but cannot serve it."""
-        return self.report is None or self.report.servable_ok
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether it is there and will neither serve nor go of itself: `poisoned`, or a status we do not know."""
-        return self.status not in _PASSING_STATUSES
-
-    @property
-    def routable(self) -> bool:
-        """Whether a request may be sent to it, its node's health apart."""
-        return self.status in ROUTABLE_STATUSES and self.servable and self.url is not None
-
-    @property
-    def troubled(self) -> bool:
-        """Whether routing must look at the clock before it sends a request there."""
-        return self.busy_until > 0.0 or not self.node.breaker.closed
-
-    @property
-    def load(self) -> int:
-        """How many requests it has, as far as we can know: ours now, plus others' when last reported.
-
-        A neuron's counters are up to one poll old and contain our own requests. Adding them to our leases would count
-        ours twice; using them alone would send a whole interval's requests to whoever looked idle (the herd of
-        lessons.md). So a poll keeps only what is not ours, `others`, and our part is always live.
-        """
-        return self.leases + self.others
-
-    def __repr__(self) -> str:
-        return f"<NodeModel {self.id} on {self.node.name}: {self.status}, {self.leases}+{self.others}>"
-
-
-class Node:
-    """One configured neuron. Owned and written by the fleet; read by all.
-
-    `devices` is None until a `/discovery` was read: unknown, which is not "none". `misses` counts failures in a row.
-    `urls_doubtful` says that a connection failed since the last poll, so that cached inference URLs are asked anew.
-    `max_prompt_tokens` is the longest prompt it takes for any model, None if it does not say.
-    `access` is None for a neuron; a server of another kind wants to be spoken to in its own way. `backend` is what
-    either takes beyond plain chat completions.
-    """
-
-    __slots__ = (
-        "access",
-        "activation",
-        "backend",
-        "breaker",
-        "devices",
-        "draining",
-        "endpoint",
-        "ever_answered",
-        "healthy",
-        "kind",
-        "max_prompt_tokens",
-        "misses",
-        "models",
-        "name",
-        "own_changes",
-        "uptime_s",
-        "urls_doubtful_since",
-    )
-
-    def __init__(self, settings: NeuronSettings) -> None:
-        self.name = settings.name
-        self.endpoint = settings.endpoint
-        self.kind = settings.kind
-        self.access = Access.of(settings)
-        self.backend = Backend(
-            dialects=frozenset(settings.dialects),
-            reasoning_content=settings.reasoning_content,
-            system_anywhere=settings.system_anywhere,
-            thinking_switch=settings.thinking,
-            ask_usage=settings.engine in ENGINES_WITH_USAGE if settings.ask_usage is None else settings.ask_usage,
-            tokenizer=settings.engine in ENGINES_WITH_TOKENIZER,
-        )
-        self.healthy = False
-        self.ever_answered = False
-        self.draining = False
-        self.misses = 0
-        self.devices: tuple[Device, ...] | None = None
-        self.models: dict[str, NodeModel] = {}
-        self.activation = Activation()
-        self.uptime_s: float | None = None
-        self.max_prompt_tokens: int | None = None
-        self.own_changes: dict[str, int] = {}
-        self.urls_doubtful_since: int | None = None
-        self.breaker = Breaker()
-
-    @property
-    def urls_doubtful(self) -> bool:
-        """Whether a connection failed since the last good poll."""
-        return self.urls_doubtful_since is not None
-
-    @property
-    def takes_placements(self) -> bool:
-        """Whether it is for us to say which models it holds. An engine (`kind = "openai"`) sees to that itself."""
-        return self.access is None
-
-    @property
-    def leases(self) -> int:
-        """How many requests of ours it has right now."""
-        return sum(held.leases for held in self.models.values())
-
-    def is_loading(self, model_id: str) -> bool:
-        """Whether it is loading the model or about to, at our word, another's, or its own; and is worth waiting for."""
-        held = self.models.get(model_id)
-        if held is not None and held.is_overdue:
-            return False
-        status = None if held is None else held.status
-        return status == "loading" or (status in (None, "unloaded") and model_id in self.activation.awaited)
 
 
 class Lease:
@@ -339,69 +87,6 @@ class Lease:
             self._node.breaker.end_trial()
         if held is not None:
             self._fleet._give_back(held)  # noqa: SLF001 - as above
-
-
-# What others may take away ............................................................................................
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSnapshot:
-    """One model on one node, for display. `idle_s` and `resident_s` are ages in seconds, None if never."""
-
-    id: str
-    status: str
-    routable: bool
-    harness: str | None
-    devices: tuple[int, ...]
-    vram_used_mb: int | None
-    servable_ok: bool
-    servable_reason: str | None
-    in_flight: int | None
-    queue_depth: int | None
-    url: str | None
-    leases: int
-    load: int
-    idle_s: float | None
-    resident_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSnapshot:
-    """One neuron, for display."""
-
-    name: str
-    endpoint: str
-    kind: str
-    healthy: bool
-    ever_answered: bool
-    draining: bool
-    misses: int
-    uptime_s: float | None
-    leases: int
-    devices: tuple[Device, ...] | None
-    activation: Activation
-    models: tuple[ModelSnapshot, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FleetSnapshot:
-    """The whole fleet at one moment. Immutable; msgspec encodes it as it is."""
-
-    version: int
-    nodes: tuple[NodeSnapshot, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FleetStatistics:
-    """The totals, cheap enough to ask on every `/health`."""
-
-    nodes_healthy: int
-    nodes_total: int
-    leases: int
-    ever_answered: bool
-
-
-# The fleet ............................................................................................................
 
 
 class Fleet:
@@ -476,7 +161,8 @@ class Fleet:
 
     def snapshot(self) -> FleetSnapshot:
         """Everything now, for the status page, the admin API and the metrics."""
-        return FleetSnapshot(self.version, tuple(self._node_snapshot(node) for node in self.nodes.values()))
+        now = self._clock()
+        return FleetSnapshot(self.version, tuple(node_snapshot(node, now) for node in self.nodes.values()))
 
     def imagine(self) -> Fleet:
         """Another fleet in the same state, to think ahead on: nothing done to it reaches this one, or a neuron."""
@@ -687,14 +373,14 @@ class Fleet:
         held = self._entry(home, model_id)
         before, known = held.status, held.report
         held.report = report
-        held.others = _others(report, max(held.leases + held.shadows, since.leases.get(model_id, 0)))
+        held.others = not_ours(report, max(held.leases + held.shadows, since.leases.get(model_id, 0)))
         if report != known:
             self.version += 1
         self._settle(held, before)
 
     def _learn_surroundings(self, home: Node, report: NodeReport) -> None:
-        devices = report.devices if report.devices is not None else _without_readings(home.devices)
-        if _without_readings(devices) != _without_readings(home.devices):
+        devices = report.devices if report.devices is not None else without_readings(home.devices)
+        if without_readings(devices) != without_readings(home.devices):
             self.version += 1
         home.devices = devices
         home.max_prompt_tokens = report.max_prompt_tokens
@@ -754,61 +440,3 @@ class Fleet:
             held = node.models.get(model_id) if node.healthy and not node.draining else None
             if held is not None and held.routable:
                 yield held
-
-    def _node_snapshot(self, node: Node) -> NodeSnapshot:
-        known = sorted((held for held in node.models.values() if held.status is not None), key=lambda held: held.id)
-        return NodeSnapshot(
-            name=node.name,
-            endpoint=node.endpoint,
-            kind=node.kind,
-            healthy=node.healthy,
-            ever_answered=node.ever_answered,
-            draining=node.draining,
-            misses=node.misses,
-            uptime_s=node.uptime_s,
-            leases=node.leases,
-            devices=node.devices,
-            activation=node.activation,
-            models=tuple(self._model_snapshot(held) for held in known),
-        )
-
-    def _model_snapshot(self, held: NodeModel) -> ModelSnapshot:
-        report = held.report or ModelReport(held.id, held.status or "")
-        now = self._clock()
-        return ModelSnapshot(
-            id=held.id,
-            status=held.status or "",
-            routable=held.routable,
-            harness=report.harness,
-            devices=report.devices,
-            vram_used_mb=report.vram_used_mb,
-            servable_ok=report.servable_ok,
-            servable_reason=report.servable_reason,
-            in_flight=report.in_flight,
-            queue_depth=report.queue_depth,
-            url=report.url,
-            leases=held.leases,
-            load=held.load,
-            idle_s=None if held.last_used is None else now - held.last_used,
-            resident_s=None if held.resident_since is None else now - held.resident_since,
-        )
-
-
-def _others(report: ModelReport | None, ours: int) -> int:
-    """How many of the reported requests are not ours.
-
-    `ours` is the larger of our leases when the poll began and when it ended: the neuron counted somewhere in between.
-    Taking the larger errs towards "they are all mine", an error that our live leases mend at once, where the opposite
-    would hold phantom requests against the node until the next poll.
-    """
-    if report is None:
-        return 0
-    return max((report.in_flight or 0) + (report.queue_depth or 0) - ours, 0)
-
-
-def _without_readings(devices: tuple[Device, ...] | None) -> tuple[Device, ...] | None:
-    if devices is None:
-        return None
-    return tuple(
-        Device(device.index, device.name, device.vram_total_mb, device.compute_capability) for device in devices
-    )

@@ -19,9 +19,10 @@ import trio
 from catalogue.models import Catalogue, ModelProfile
 from gateway import eviction
 from gateway.errors import ColdLoadFailed, NoRoom, ServiceUnavailable
-from gateway.fleet import ROUTABLE_STATUSES, Fleet, FleetChange, Node, NodeModel
+from gateway.fleet import Fleet, FleetChange
 from gateway.metrics import Metrics
 from gateway.neuron import ControlApi, Health, NeuronError, NeuronRefused
+from gateway.node import ROUTABLE_STATUSES, Node, NodeModel
 from gateway.poller import model_report
 from gateway.routing import Candidate, ColdLoad, Decision, Fit, WaitForLoad, is_guarded, own_name
 from gateway.settings import Settings

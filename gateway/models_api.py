@@ -15,7 +15,9 @@ import structlog
 
 from catalogue.models import Catalogue, Cost, Limit, ModelProfile
 from catalogue.placement import feasible
-from gateway.fleet import Fleet, ModelReport, NodeModel
+from gateway.fleet import Fleet
+from gateway.node import NodeModel
+from gateway.reports import ModelReport
 from gateway.routing import own_name
 from gateway.swaps import SwapView
 

@@ -21,7 +21,7 @@ from gateway.dialects.responses import incoming as responses
 from gateway.drains import DrainView
 from gateway.endpoints import ENDPOINTS, Endpoint
 from gateway.errors import Envelope
-from gateway.fleet import NodeSnapshot
+from gateway.fleet_snapshot import NodeSnapshot
 from gateway.lifecycle import LoadView
 from gateway.models_api import CatalogueStatus, Entry
 from gateway.orders import Loading, Unloading

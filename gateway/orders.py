@@ -13,8 +13,9 @@ from catalogue.models import Catalogue
 from catalogue.resolve import resolve
 from gateway.engines import EngineClient
 from gateway.errors import NotFound, ServiceUnavailable
-from gateway.fleet import Fleet, Node, NodeModel
+from gateway.fleet import Fleet
 from gateway.lifecycle import Lifecycle, Loader
+from gateway.node import Node, NodeModel
 from gateway.routing import ColdLoad, Route, WaitForLoad, choose, own_name
 
 __all__ = ["Loading", "Orders", "Unloading"]

@@ -18,7 +18,9 @@ from catalogue.placement import feasible
 from catalogue.warming import hold_back, moved
 from gateway import eviction
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
-from gateway.fleet import Device, Fleet, ModelReport, Node, NodeModel, NodeReport
+from gateway.fleet import Fleet
+from gateway.node import Node, NodeModel
+from gateway.reports import Device, ModelReport, NodeReport
 from gateway.routing import Candidate, ColdLoad, Fit, Route, WaitForPlace, choose, held_mb, own_name, replicas_of
 from gateway.swaps import FleetReadiness
 

@@ -17,16 +17,7 @@ import structlog
 import trio
 
 from catalogue.models import Limit
-from gateway.fleet import (
-    ROUTABLE_STATUSES,
-    Activation,
-    Device,
-    Fleet,
-    FleetChange,
-    ModelReport,
-    Node,
-    NodeReport,
-)
+from gateway.fleet import Fleet, FleetChange
 from gateway.neuron import (
     ActivationState,
     ControlApi,
@@ -39,6 +30,8 @@ from gateway.neuron import (
     NeuronModel,
     Number,
 )
+from gateway.node import ROUTABLE_STATUSES, Node
+from gateway.reports import Activation, Device, ModelReport, NodeReport
 from gateway.settings import PollSettings
 
 log = structlog.get_logger("cortex.poller")

@@ -18,7 +18,8 @@ from gateway import errors
 from gateway.accounting import Record, Routed
 from gateway.admission import Turn
 from gateway.attempt import Attempt, Refused, Retriable
-from gateway.fleet import Fleet, NodeModel
+from gateway.fleet import Fleet
+from gateway.node import NodeModel
 from gateway.phases import Phases
 from gateway.relay import ClientGone
 from gateway.routing import Route, replicas_of

@@ -16,7 +16,8 @@ from catalogue.placement import feasible, may_displace
 from gateway.access import Access
 from gateway.backend import PLAIN, Backend
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
-from gateway.fleet import Fleet, Node, NodeModel
+from gateway.fleet import Fleet
+from gateway.node import Node, NodeModel
 
 # Whole seconds in Retry-After, per step of section 6 (and 13 for the last).
 NO_HEALTHY_NODE_RETRY_S = 5

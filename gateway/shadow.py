@@ -20,9 +20,10 @@ import trio
 
 from catalogue.models import Alias, Catalogue
 from gateway import errors
-from gateway.fleet import Fleet, FleetChange, Node
+from gateway.fleet import Fleet, FleetChange
 from gateway.heard import Heard, Side
 from gateway.metrics import Metrics
+from gateway.node import Node
 from gateway.phases import Phases
 from gateway.request import InferenceRequest, outgoing_headers
 from gateway.routing import Route, choose

@@ -21,8 +21,9 @@ import trio
 from catalogue.diff import CatalogueDiff, shown_targets
 from catalogue.models import Alias, Catalogue, Warming
 from gateway import errors, probe
-from gateway.fleet import Fleet, NodeModel
+from gateway.fleet import Fleet
 from gateway.metrics import Metrics
+from gateway.node import NodeModel
 from gateway.phases import Phases
 from gateway.probe import ProbeFailed, ProbePostponed
 from gateway.routing import Decision, Route, absent_homes, choose, replicas_of

@@ -14,8 +14,8 @@ from fakes.patience import best_of, measured, until
 from fakes.running import MODELS_TOML, SMALL, running_gateway
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
-from gateway.fleet import ModelReport, NodeReport
 from gateway.http1 import Server, ServerLimits
+from gateway.reports import ModelReport, NodeReport
 from gateway.serve import Gateway
 from gateway.settings import DeadlineSettings, NeuronSettings, RetrySettings, Settings, StreamingSettings
 from gateway.sim.faults import Hang, LateHeaders, SilentPrefill, Slow

@@ -16,7 +16,7 @@ from fakes.running import SMALL
 from fakes.scripted import with_length
 
 from gateway import tls
-from gateway.fleet import ModelReport, NodeReport
+from gateway.reports import ModelReport, NodeReport
 from gateway.serve import Gateway
 from gateway.settings import NeuronSettings
 from gateway.sim.faults import CloseAfter, Slow

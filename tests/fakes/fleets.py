@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from catalogue.models import Alias, Catalogue, ModelProfile
-from gateway.fleet import Device, Fleet, ModelReport, NodeReport
+from gateway.fleet import Fleet
+from gateway.reports import Device, ModelReport, NodeReport
 from gateway.settings import NeuronSettings
 
 
@@ -42,6 +43,11 @@ A_GPU = (a_gpu(),)
 def answers(fleet, node, *models, devices=A_GPU, **more):
     """One good poll of a node."""
     fleet.answered(node, NodeReport(tuple(models), devices, **more))
+
+
+def where(fleet, model_id):
+    """The names of the neurons that a request for the model may go to now."""
+    return [held.node.name for held in fleet.replicas(model_id)]
 
 
 def a_catalogue(*profiles, aliases=None, generation=1):

@@ -14,10 +14,11 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from catalogue.models import Alias, Catalogue
 from gateway.accounting import Accounts
-from gateway.fleet import Fleet, ModelReport, NodeReport
+from gateway.fleet import Fleet
 from gateway.http1 import Server, ServerLimits
 from gateway.inference import Inference
 from gateway.metrics import Metrics
+from gateway.reports import ModelReport, NodeReport
 from gateway.settings import NeuronSettings, Settings
 from gateway.shadow import Shadows
 from gateway.sim.neuron import SimNeuron

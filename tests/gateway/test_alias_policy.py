@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from catalogue.load import parse
 from catalogue.models import Alias, Target
 from gateway.errand import shutting_down
-from gateway.fleet import ModelReport, NodeReport
+from gateway.reports import ModelReport, NodeReport
 from gateway.settings import DeadlineSettings, RetrySettings, Settings
 from gateway.sim.faults import Drop, Hang, HttpError, LoadFails, Refuse
 

@@ -1,19 +1,11 @@
 """The fleet: strikes, leases, the index of replicas, and what outlives a poll that began too early."""
 
-import msgspec
 import pytest
 import trio
-from fakes.fleets import Clock, a_fleet, a_gpu, a_model, answers
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from fakes.fleets import Clock, a_fleet, a_gpu, a_model, answers, where
 
 from gateway.breaker import FAILURES
-from gateway.fleet import Activation, NodeReport
-
-
-def where(fleet, model_id):
-    return [held.node.name for held in fleet.replicas(model_id)]
+from gateway.reports import Activation, NodeReport
 
 
 def test_node_is_unhealthy_until_it_first_answers():
@@ -57,35 +49,6 @@ def test_misses_are_forgiven_by_an_answered_request_but_only_while_healthy():
     fleet.missed("a")
     fleet.succeeded("a")
     assert not fleet.any_healthy()
-
-
-@pytest.mark.parametrize(
-    ("status", "routable"),
-    [
-        ("loaded", True),
-        ("reloading", True),
-        ("unloaded", False),
-        ("loading", False),
-        ("recovering", False),
-        ("poisoned", False),
-        ("LOADED", False),
-        ("something-new", False),
-        ("", False),
-    ],
-)
-def test_only_loaded_and_reloading_are_routable(status, routable):
-    """A status we do not know is not a licence to send traffic."""
-    fleet = a_fleet("a")
-    answers(fleet, "a", a_model("m", status))
-    assert bool(fleet.replicas("m")) is routable
-
-
-@pytest.mark.parametrize("more", [{"servable_ok": False}, {"url": None}])
-def test_loaded_is_not_routable_when_unservable_or_without_a_url(more):
-    """Resident weights that cannot answer, or that we cannot reach, are no replica."""
-    fleet = a_fleet("a")
-    answers(fleet, "a", a_model("m", **more))
-    assert fleet.replicas("m") == ()
 
 
 def test_models_no_longer_reported_are_pruned():
@@ -141,26 +104,6 @@ def test_lease_cannot_be_taken_twice():
     fleet.assert_idle()
 
 
-def test_load_counts_our_own_requests_once():
-    """A neuron's counters contain ours; only what is beyond them is others'."""
-    fleet = a_fleet("a")
-    answers(fleet, "a", a_model("m"))
-    with fleet.lease("a", "m"), fleet.lease("a", "m"):
-        answers(fleet, "a", a_model("m", in_flight=4, queue_depth=1))
-        assert fleet.replicas("m")[0].load == 5
-    assert fleet.replicas("m")[0].load == 3
-
-
-def test_load_never_mistakes_a_finished_request_of_ours_for_anothers():
-    """A request that ended while the poll was under way was still ours when the neuron counted it."""
-    fleet = a_fleet("a")
-    answers(fleet, "a", a_model("m"))
-    with fleet.lease("a", "m"):
-        mark = fleet.mark("a")
-    fleet.answered("a", NodeReport((a_model("m", in_flight=1),)), since=mark)
-    assert fleet.replicas("m")[0].load == 0
-
-
 def local_changes():
     def unload(fleet):
         fleet.unloading("a", "m")
@@ -208,30 +151,6 @@ def test_poll_that_began_before_a_refused_connection_does_not_forgive_it():
     assert (fleet.nodes["a"].misses, fleet.nodes["a"].urls_doubtful) == (0, False)
 
 
-def test_model_being_unloaded_takes_no_requests_but_is_still_there():
-    """A victim is known until it is gone, so nobody gets a 404 for it."""
-    fleet = a_fleet("a")
-    answers(fleet, "a", a_model("m"))
-    fleet.unloading("a", "m")
-    assert fleet.replicas("m") == ()
-    answers(fleet, "a", a_model("m"))
-    assert fleet.holders("m")[0].status == "unloading"
-    fleet.unchanged("a", "m")
-    assert where(fleet, "m") == ["a"]
-
-
-def test_model_we_load_is_routable_as_soon_as_the_neuron_says_loaded():
-    """The poll may see the end of a load before the load call returns."""
-    fleet = a_fleet("a")
-    answers(fleet, "a")
-    fleet.loading("a", "m")
-    assert fleet.nodes["a"].is_loading("m")
-    answers(fleet, "a", a_model("m", "loading"))
-    assert fleet.replicas("m") == ()
-    answers(fleet, "a", a_model("m"))
-    assert where(fleet, "m") == ["a"]
-
-
 def test_load_that_failed_leaves_no_trace():
     """After the failure the model is where it was: nowhere."""
     fleet = a_fleet("a")
@@ -239,18 +158,6 @@ def test_load_that_failed_leaves_no_trace():
     fleet.loading("a", "m")
     fleet.unchanged("a", "m")
     assert fleet.nodes["a"].models == {}
-
-
-def test_residence_begins_when_first_seen_loaded_and_ends_with_it():
-    """Minimum residency counts from when we could first use the model."""
-    clock = Clock()
-    fleet = a_fleet("a", clock=clock)
-    since = []
-    for now, status in [(1, "loading"), (2, "loaded"), (3, "reloading"), (4, "unloaded"), (5, "loaded")]:
-        clock.now = now
-        answers(fleet, "a", a_model("m", status))
-        since.append(fleet.holders("m")[0].resident_since)
-    assert since == [None, 2, 2, None, 5]
 
 
 def test_draining_node_takes_no_new_requests():
@@ -296,21 +203,6 @@ def test_load_that_failed_leaves_no_loading_behind_that_was_its_own():
     assert fleet.nodes["a"].is_loading("m")
 
 
-def test_overdue_load_is_still_a_load_but_none_to_wait_for():
-    """Until it ends: however it does, the next one is a new one."""
-    fleet = a_fleet("a")
-    answers(fleet, "a")
-    for end in (lambda: fleet.unchanged("a", "m"), lambda: fleet.loaded("a", a_model("m"))):
-        fleet.loading("a", "m")
-        assert fleet.nodes["a"].is_loading("m")
-        fleet.overdue("a", "m")
-        assert fleet.nodes["a"].models["m"].status == "loading"
-        assert not fleet.nodes["a"].is_loading("m")
-        end()
-    assert where(fleet, "m") == ["a"]
-    assert not fleet.nodes["a"].models["m"].is_overdue
-
-
 def test_fault_of_a_neuron_that_answers_is_the_breakers_and_no_strike():
     """It is there, and says so; but it breaks what it is sent."""
     fleet = a_fleet("a")
@@ -331,18 +223,6 @@ def test_devices_and_activation_outlive_a_poll_without_them_but_readings_do_not(
     assert (node.activation, node.uptime_s) == (warming, 5.0)
     assert node.devices[0].vram_total_mb == 24_000
     assert node.devices[0].vram_free_mb is None
-
-
-def test_snapshot_is_json_and_does_not_change_with_the_fleet():
-    """A window shows one moment."""
-    fleet = a_fleet("b", "a")
-    answers(fleet, "a", a_model("m"))
-    snapshot = fleet.snapshot()
-    text = msgspec.json.encode(snapshot)
-    fleet.dropped("a", "m")
-    assert msgspec.json.encode(snapshot) == text
-    assert [node["name"] for node in msgspec.json.decode(text)["nodes"]] == ["a", "b"]
-    assert msgspec.json.decode(text)["nodes"][0]["models"][0]["routable"] is True
 
 
 async def test_waiters_wake_when_a_model_arrives_or_falls_idle(autojump_clock):
@@ -367,101 +247,3 @@ async def test_waiters_wake_when_a_model_arrives_or_falls_idle(autojump_clock):
         await trio.sleep(1)
         nursery.cancel_scope.cancel()
     assert woken == [1, 3]
-
-
-# Any order of anything ................................................................................................
-
-NODES = st.sampled_from(["a", "b", "c"])
-MODELS = st.sampled_from(["m", "n"])
-STATUSES = st.sampled_from(["loaded", "reloading", "unloaded", "loading", "poisoned"])
-
-
-class AnyHistory(RuleBasedStateMachine):
-    """Whatever happens in whatever order, the index and the counts are what a naive look would say."""
-
-    def __init__(self):
-        super().__init__()
-        self.fleet = a_fleet("a", "b", "c")
-        self.out = []
-        self.marks = []
-        self.told = {}  # what somebody knows who looks only when told that replicas have changed
-        self.fleet.replica_observers.append(lambda model_id: self.told.update({model_id: where(self.fleet, model_id)}))
-        self.came_back = 0
-        self.fleet.return_observers.append(self.note_return)
-
-    def note_return(self, _):
-        self.came_back += 1
-
-    @rule(node=NODES)
-    def begin_poll(self, node):
-        self.marks.append((node, self.fleet.mark(node)))
-
-    @precondition(lambda self: self.marks)
-    @rule(data=st.data(), models=st.dictionaries(MODELS, STATUSES), busy=st.integers(0, 5))
-    def end_poll(self, data, models, busy):
-        node, mark = self.marks.pop(data.draw(st.integers(0, len(self.marks) - 1)))
-        reports = tuple(a_model(model_id, status, in_flight=busy) for model_id, status in models.items())
-        self.fleet.answered(node, NodeReport(reports), since=mark)
-
-    @rule(node=NODES)
-    def miss(self, node):
-        self.fleet.missed(node)
-
-    @rule(node=NODES, model_id=MODELS, what=st.sampled_from(["dropped", "loading", "unloading", "unchanged"]))
-    def change(self, node, model_id, what):
-        getattr(self.fleet, what)(node, model_id)
-
-    @rule(node=NODES, model_id=MODELS)
-    def finish_load(self, node, model_id):
-        self.fleet.loaded(node, a_model(model_id))
-
-    @rule(node=NODES, draining=st.booleans())
-    def drain(self, node, draining):
-        self.fleet.drain(node, draining=draining)
-
-    @rule(node=NODES, model_id=MODELS)
-    def take(self, node, model_id):
-        lease = self.fleet.lease(node, model_id)
-        lease.__enter__()
-        self.out.append((node, model_id, lease))
-        self.came_back -= 1
-
-    @precondition(lambda self: self.out)
-    @rule(data=st.data())
-    def give_back(self, data):
-        self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))[2].__exit__(None, None, None)
-
-    @invariant()
-    def index_is_what_a_naive_look_says(self):
-        for model_id in ("m", "n"):
-            naive = [
-                node.name
-                for node in self.fleet.nodes.values()
-                if node.healthy and not node.draining and model_id in node.models and node.models[model_id].routable
-            ]
-            assert where(self.fleet, model_id) == naive
-            assert self.told.get(model_id, []) == naive
-
-    @invariant()
-    def leases_are_exactly_those_out(self):
-        assert self.fleet.leases == len(self.out) == -self.came_back
-        for node in self.fleet.nodes.values():
-            for model_id in ("m", "n"):
-                held = node.models.get(model_id)
-                count = sum(out[:2] == (node.name, model_id) for out in self.out)
-                assert (held.leases if held else 0) == count
-                assert held is None or (held.others >= 0 and held.load >= count)
-
-    @invariant()
-    def nothing_is_kept_that_nobody_needs(self):
-        for node in self.fleet.nodes.values():
-            assert all(held.leases or held.status is not None for held in node.models.values())
-
-    def teardown(self):
-        for _, _, lease in self.out:
-            lease.__exit__(None, None, None)
-        self.fleet.assert_idle()
-
-
-TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -8,8 +8,8 @@ import structlog
 from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
 
 from catalogue.models import Alias, Cost, Limit, Target
-from gateway.fleet import Activation
 from gateway.models_api import ModelsApi, health_body
+from gateway.reports import Activation
 
 
 def listed(catalogue, fleet, api=None):

@@ -17,9 +17,9 @@ from gateway.accounting import Accounts
 from gateway.attempt import Retriable
 from gateway.errors import ServiceUnavailable
 from gateway.explain import stories
-from gateway.fleet import ModelReport
 from gateway.metrics import Metrics
 from gateway.race import Leg, Race
+from gateway.reports import ModelReport
 from gateway.settings import DeadlineSettings, RetrySettings, Settings
 from gateway.sim import faults
 from gateway.sim.fleet import neuron

@@ -7,7 +7,7 @@ from fakes.fleets import a_catalogue, a_fleet, a_gpu, a_model, a_profile, answer
 from fakes.patience import measured
 
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
-from gateway.fleet import Activation
+from gateway.reports import Activation
 from gateway.routing import ColdLoad, Fit, Route, WaitForLoad, WaitForPlace, choose
 
 LISTED = a_catalogue(a_profile("m"))

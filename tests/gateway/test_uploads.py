@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import UpstreamConnectionError
-from gateway.fleet import ModelReport, NodeReport
+from gateway.reports import ModelReport, NodeReport
 from gateway.settings import GatewaySettings, Settings
 from gateway.spool import MEMORY_BYTES
 
