@@ -20,7 +20,8 @@ ASK = {"model": "helexa/small", "max_tokens": 64, "messages": PROBE}
 
 @pytest.fixture
 def sdk(cortex):
-    return anthropic.Anthropic(base_url=cortex.url, api_key="a-client's-own", max_retries=0)
+    with anthropic.Anthropic(base_url=cortex.url, api_key="a-client's-own", max_retries=0) as opened:
+        yield opened
 
 
 def in_thread(call):
@@ -158,7 +159,8 @@ async def before(tmp_path, peer, **neuron):
     async with listening(serve) as url:
         backend = NeuronSettings("engine", url, kind="openai", **neuron)
         async with running_gateway(tmp_path, [], backends=(backend,)) as cortex:
-            yield anthropic.Anthropic(base_url=cortex.url, api_key="k", max_retries=0)
+            with anthropic.Anthropic(base_url=cortex.url, api_key="k", max_retries=0) as opened:
+                yield opened
 
 
 async def test_backend_that_speaks_messages_gets_the_body_as_it_came(tmp_path):
