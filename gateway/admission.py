@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from itertools import islice
 from math import ceil
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 import trio
 
 from catalogue.models import Catalogue
+from gateway.catalogue_source import CatalogueSource
 from gateway.errors import Overloaded
 from gateway.fleet import Fleet
 from gateway.routing import Decision, Route, WaitForPlace, choose, own_name
@@ -37,15 +38,6 @@ RECHECK_S = 1.0
 LONGEST_RETRY_S = 60
 
 WaitsFor = Literal["place", "load"]
-
-
-class CatalogueSource(Protocol):
-    """Whoever holds the catalogue in force."""
-
-    @property
-    def current(self) -> Catalogue:
-        """The snapshot now: a ceiling that was changed holds for those who wait already."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

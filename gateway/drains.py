@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from catalogue.models import Catalogue
+from gateway.catalogue_source import CatalogueSource
 from gateway.errors import GatewayError, ServiceUnavailable
 from gateway.fleet import Fleet
 from gateway.node import Node
@@ -29,15 +30,6 @@ State = Literal["open", "moving", "draining", "drained"]
 MoveState = Literal["loading", "moved", "failed"]
 
 log = structlog.get_logger("cortex.drains")
-
-
-class CatalogueSource(Protocol):
-    """Whoever holds the catalogue in force."""
-
-    @property
-    def current(self) -> Catalogue:
-        """The snapshot now."""
-        ...
 
 
 class Lifecycle(Protocol):

@@ -16,13 +16,13 @@ from typing import Protocol
 import structlog
 import trio
 
-from catalogue.models import Catalogue
 from gateway import budget, errors, heads, timing
 from gateway.accounting import Accounts, Record
 from gateway.admission import Admission
 from gateway.asgi import Receive, Scope, Send
 from gateway.attempt import Retriable
 from gateway.bodies import Bodies, Room
+from gateway.catalogue_source import CatalogueSource
 from gateway.counting import Count
 from gateway.dialects import Dialect
 from gateway.endpoints import ENDPOINTS, Endpoint
@@ -38,22 +38,13 @@ from gateway.spool import Spools
 from gateway.upload import Upload
 from gateway.upstream import Origin, Upstream
 
-__all__ = ["CatalogueSource", "Inference"]
+__all__ = ["Inference"]
 
 # For the neuron to end the body of a stream whose terminator is out already and whose client has left on it. Mostly the
 # end is on its way, and the connection can be used again.
 LAST_BYTES_S = 1.0
 
 log = structlog.get_logger("cortex.inference")
-
-
-class CatalogueSource(Protocol):
-    """Whoever holds the catalogue in force."""
-
-    @property
-    def current(self) -> Catalogue:
-        """The snapshot to resolve by; a request takes it once and keeps it."""
-        ...
 
 
 class Lifecycle(Protocol):

@@ -16,8 +16,9 @@ from typing import Literal, NoReturn, Protocol
 import structlog
 import trio
 
-from catalogue.models import Catalogue, ModelProfile
+from catalogue.models import ModelProfile
 from gateway import eviction
+from gateway.catalogue_source import CatalogueSource
 from gateway.errors import ColdLoadFailed, NoRoom, ServiceUnavailable
 from gateway.fleet import Fleet, FleetChange
 from gateway.metrics import Metrics
@@ -67,15 +68,6 @@ class Loader(ControlApi, Protocol):
 
     async def unload(self, model_id: str) -> None:
         """See NeuronClient."""
-        ...
-
-
-class CatalogueSource(Protocol):
-    """Whoever holds the catalogue in force."""
-
-    @property
-    def current(self) -> Catalogue:
-        """The snapshot now."""
         ...
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-from catalogue.models import Catalogue
 from catalogue.resolve import resolve
+from gateway.catalogue_source import CatalogueSource
 from gateway.engines import EngineClient
 from gateway.errors import NotFound, ServiceUnavailable
 from gateway.fleet import Fleet
@@ -19,15 +19,6 @@ from gateway.node import Node, NodeModel
 from gateway.routing import ColdLoad, Route, WaitForLoad, choose, own_name
 
 __all__ = ["Loading", "Orders", "Unloading"]
-
-
-class CatalogueSource(Protocol):
-    """Whoever holds the catalogue in force."""
-
-    @property
-    def current(self) -> Catalogue:
-        """The snapshot now."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import structlog
 import trio
 
-from catalogue.models import Alias, Catalogue
+from catalogue.models import Alias
 from gateway import errors
+from gateway.catalogue_source import CatalogueSource
 from gateway.fleet import Fleet, FleetChange
 from gateway.heard import Heard, Side
 from gateway.metrics import Metrics
@@ -42,15 +43,6 @@ KEPT = 500  # comparisons of an alias
 Result = Literal["compared", "failed", "cancelled", "busy", "not_loaded", "too_large"]
 
 log = structlog.get_logger("cortex.shadow")
-
-
-class CatalogueSource(Protocol):
-    """Whoever holds the catalogue in force."""
-
-    @property
-    def current(self) -> Catalogue:
-        """The snapshot now."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
