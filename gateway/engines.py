@@ -18,8 +18,7 @@ import msgspec
 import trio
 
 from gateway.access import bearer
-from gateway.neuron import (
-    ControlHttp,
+from gateway.control_api import (
     DeviceReading,
     DiscoveredDevice,
     Discovery,
@@ -29,8 +28,8 @@ from gateway.neuron import (
     NeuronModel,
     NeuronRefused,
     TokenLimit,
-    decode,
 )
+from gateway.neuron import ControlHttp, decode
 from gateway.settings import NeuronSettings
 
 __all__ = ["EngineClient"]
@@ -88,7 +87,7 @@ class _RunningList(msgspec.Struct, frozen=True):
 
 
 class EngineClient:
-    """One engine's control API: a `lifecycle.Loader`, as `NeuronClient` is, and with the same manners.
+    """One engine's control API: a `control_api.Loader`, as `NeuronClient` is, and with the same manners.
 
     No method has a deadline of its own. Every method raises `NeuronError`; `NeuronRefused` with status 501 for what
     this engine cannot be asked to do. Whoever builds a client closes it.

@@ -19,16 +19,16 @@ import trio
 from catalogue.models import ModelProfile
 from gateway import eviction
 from gateway.catalogue_source import CatalogueSource
+from gateway.control_api import Health, Loader, NeuronError, NeuronRefused
 from gateway.errors import ColdLoadFailed, NoRoom, ServiceUnavailable
 from gateway.fleet import Fleet, FleetChange
 from gateway.metrics import Metrics
-from gateway.neuron import ControlApi, Health, NeuronError, NeuronRefused
 from gateway.node import ROUTABLE_STATUSES, Node, NodeModel
 from gateway.poller import model_report
 from gateway.routing import Candidate, ColdLoad, Decision, Fit, WaitForLoad, is_guarded, own_name
 from gateway.settings import Settings
 
-__all__ = ["FailingView", "Lifecycle", "LoadStory", "LoadView", "Loader"]
+__all__ = ["FailingView", "Lifecycle", "LoadStory", "LoadView"]
 
 RECHECK_S = 1.0  # how long to wait for news before looking again: VRAM changes without anybody telling us
 SETTLE_S = 0.05  # after news: a hundred waiters that wake together look once, not at every lease that comes back
@@ -49,26 +49,6 @@ STORIES = 256  # of the last loads, for `cortex explain`; a fleet of ten neurons
 LoadOutcome = Literal["loaded", "failed", "postponed"]
 
 log = structlog.get_logger("cortex.lifecycle")
-
-
-class Loader(ControlApi, Protocol):
-    """What lifecycle needs of a neuron beyond what the poller asks."""
-
-    async def load(
-        self,
-        model_id: str,
-        harness: str,
-        *,
-        quant: str | None = None,
-        tensor_parallel: int | None = None,
-        devices: Sequence[int] | None = None,
-    ) -> None:
-        """See NeuronClient."""
-        ...
-
-    async def unload(self, model_id: str) -> None:
-        """See NeuronClient."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from typing import Literal
 
 from catalogue.resolve import resolve
 from gateway.catalogue_source import CatalogueSource
+from gateway.control_api import Loader
 from gateway.engines import EngineClient
 from gateway.errors import NotFound, ServiceUnavailable
 from gateway.fleet import Fleet
-from gateway.lifecycle import Lifecycle, Loader
+from gateway.lifecycle import Lifecycle
 from gateway.node import Node, NodeModel
 from gateway.routing import ColdLoad, Route, WaitForLoad, choose, own_name
 

@@ -17,8 +17,7 @@ import structlog
 import trio
 
 from catalogue.models import Limit
-from gateway.fleet import Fleet, FleetChange
-from gateway.neuron import (
+from gateway.control_api import (
     ActivationState,
     ControlApi,
     DeviceReading,
@@ -30,6 +29,7 @@ from gateway.neuron import (
     NeuronModel,
     Number,
 )
+from gateway.fleet import Fleet, FleetChange
 from gateway.node import ROUTABLE_STATUSES, Node
 from gateway.reports import Activation, Device, ModelReport, NodeReport
 from gateway.settings import PollSettings

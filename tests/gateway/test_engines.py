@@ -7,9 +7,9 @@ import trio
 from fakes.engine import FakeEngine, listing
 from fakes.fleets import a_catalogue, a_profile
 
+from gateway.control_api import NeuronMalformed, NeuronRefused
 from gateway.engines import EngineClient
 from gateway.fleet import Fleet
-from gateway.neuron import NeuronMalformed, NeuronRefused
 from gateway.poller import Poller
 from gateway.routing import Route, choose
 from gateway.settings import NeuronSettings, PollSettings

@@ -9,14 +9,8 @@ from fakes.neuron import ENDPOINT, FakeNeuron, answer, model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.neuron import (
-    ANSWER_LIMIT_BYTES,
-    NeuronClient,
-    NeuronMalformed,
-    NeuronRefused,
-    NeuronUnreachable,
-    loopback_rewrite,
-)
+from gateway.control_api import NeuronMalformed, NeuronRefused, NeuronUnreachable
+from gateway.neuron import ANSWER_LIMIT_BYTES, NeuronClient, loopback_rewrite
 
 
 @pytest.fixture

@@ -1,0 +1,174 @@
+"""The neuron control API, as types: what may be asked, what is answered, how it fails. Asking over HTTP is `neuron.py`.
+
+Requests and answers are the contract's, section 2. Neurons differ in age, so answers are read leniently: unknown fields
+are ignored, optional ones may be missing or null, and a float will do where an integer is meant. What cannot be read is
+`NeuronMalformed`, never a guess.
+
+    NeuronError
+    +-- NeuronUnreachable   no connection, or it broke before the answer was whole
+    +-- NeuronRefused       it answered, and not with 200; `status` and its own words in `text`
+    +-- NeuronMalformed     it answered 200 with something that is not this API
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+Number = int | float
+
+
+class NeuronError(Exception):
+    """The neuron did not do what it was asked. `str()` is fit for a log line."""
+
+
+class NeuronUnreachable(NeuronError):
+    """No connection, or it broke before the answer was whole. Whether the neuron acted is unknown."""
+
+
+class NeuronRefused(NeuronError):
+    """The neuron answered with a status other than 200."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+        self.text = text
+
+
+class NeuronMalformed(NeuronError):
+    """The neuron answered 200, but not with what its API promises."""
+
+
+# Answers: msgspec ignores unknown fields by default, and we mean it to ................................................
+
+
+class DiscoveredDevice(msgspec.Struct, frozen=True):
+    """A GPU's unchanging part. Memory in MB."""
+
+    index: Number
+    vram_total_mb: Number
+    name: str | None = None
+    compute_capability: str | None = None
+
+
+class Discovery(msgspec.Struct, frozen=True):
+    """`GET /discovery`."""
+
+    hostname: str | None = None
+    os: str | None = None
+    kernel: str | None = None
+    cuda_version: str | None = None
+    driver_version: str | None = None
+    cuda_unavailable_reason: str | None = None
+    max_prompt_tokens: Number | None = None
+    devices: tuple[DiscoveredDevice, ...] | None = None
+    harnesses: tuple[str, ...] | None = None
+
+
+class DeviceReading(msgspec.Struct, frozen=True):
+    """A GPU's changing part. Memory in MB, utilization in percent, temperature in degrees Celsius."""
+
+    index: Number
+    vram_used_mb: Number | None = None
+    vram_free_mb: Number | None = None
+    utilization_pct: Number | None = None
+    temp_c: Number | None = None
+
+
+class FailedActivation(msgspec.Struct, frozen=True):
+    """A model the neuron could not pre-warm."""
+
+    model_id: str
+    error: str | None = None
+
+
+class ActivationState(msgspec.Struct, frozen=True):
+    """What the neuron is pre-warming."""
+
+    state: str | None = None
+    pending: tuple[str, ...] | None = None
+    in_progress: str | None = None
+    completed: tuple[str, ...] | None = None
+    failed: tuple[FailedActivation, ...] | None = None
+
+
+class ModelCounters(msgspec.Struct, frozen=True):
+    """The neuron's own counters for one model."""
+
+    id: str
+    in_flight: Number | None = 0
+    queue_depth: Number | None = 0
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`GET /health`. `models` is None on neurons that do not count."""
+
+    uptime_secs: Number | None = None
+    devices: tuple[DeviceReading, ...] | None = None
+    activation: ActivationState | None = None
+    models: tuple[ModelCounters, ...] | None = None
+
+
+class TokenLimit(msgspec.Struct, frozen=True):
+    """Token limits as the neuron knows them."""
+
+    context: Number | None = None
+    input: Number | None = None
+    output: Number | None = None
+
+
+class Servable(msgspec.Struct, frozen=True):
+    """Whether a model that is there can also answer."""
+
+    ok: bool = True
+    reason: str | None = None
+    detail: str | None = None
+
+
+class NeuronModel(msgspec.Struct, frozen=True):
+    """One entry of `GET /models`."""
+
+    id: str
+    status: str
+    harness: str | None = None
+    devices: tuple[Number, ...] | None = None
+    vram_used_mb: Number | None = None
+    capabilities: tuple[str, ...] | None = None
+    limit: TokenLimit | None = None
+    tool_call: bool | None = None
+    reasoning: bool | None = None
+    servable: Servable | None = None
+
+
+# Asking ...............................................................................................................
+
+
+class ControlApi(Protocol):
+    """What the poller asks of a neuron. Every method may hang: the caller owns the deadline."""
+
+    async def discovery(self) -> Discovery: ...  # noqa: D102 - see NeuronClient
+    async def health(self) -> Health: ...  # noqa: D102 - as above
+    async def models(self) -> tuple[NeuronModel, ...]: ...  # noqa: D102 - as above
+    async def endpoint(self, model_id: str) -> str: ...  # noqa: D102 - as above
+
+
+class Loader(ControlApi, Protocol):
+    """What the lifecycle asks of it, beyond that."""
+
+    async def load(
+        self,
+        model_id: str,
+        harness: str,
+        *,
+        quant: str | None = None,
+        tensor_parallel: int | None = None,
+        devices: Sequence[int] | None = None,
+    ) -> None:
+        """See NeuronClient."""
+        ...
+
+    async def unload(self, model_id: str) -> None:
+        """See NeuronClient."""
+        ...
