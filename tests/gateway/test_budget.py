@@ -19,6 +19,7 @@ from gateway.sim.fleet import neuron
 
 JSON = b'{"object":"chat.completion","choices":[]}'
 HEADER = "x-request-deadline-ms"
+ASKED = {"model": "helexa/small", "input": "What is the capital of Georgia?"}
 IN_2500_MS = (f"{HEADER}: 2500",)
 
 
@@ -158,6 +159,35 @@ async def test_messages_client_hears_of_it_as_an_event_of_its_own(autojump_clock
     await gateway.idle()
 
 
+async def test_responses_client_hears_of_it_in_the_responses_own_terms(autojump_clock, before):
+    """An `error` with our code and `response.failed`, numbered like the rest, and nothing after it."""
+    beast = neuron("a", [24576], [SMALL])
+    gateway = before(beast)
+    answer = await gateway.client().ask(ASKED, "/v1/responses", stream=True, headers=IN_2500_MS)
+
+    events = [json.loads(line[len("data: ") :]) for line in answer.body.decode().splitlines() if line[:5] == "data:"]
+    *_, error, last = events
+    assert (error["type"], error["error"]["code"], error["error"]["param"]) == ("error", "deadline_exceeded", "total")
+    assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+    assert "in total ran out waiting for the neuron's next chunk (idle)" in last["response"]["error"]["message"]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert any(event["type"] == "response.output_text.delta" for event in events)
+    assert trio.current_time() == 2.5
+    await gateway.idle()
+    assert [(gone.phase, gone.at) for gone in beast.cancelled] == [("decode", 2.5)]
+
+
+async def test_responses_client_that_streams_nothing_gets_the_504(autojump_clock, before):
+    """In OpenAI's envelope, as on every other path of that dialect."""
+    gateway = before(neuron("a", [24576], [SMALL]))
+    answer = await gateway.client().ask(ASKED, "/v1/responses", headers=IN_2500_MS)
+
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (504, "deadline_exceeded", "total")
+    assert "in total ran out waiting for the neuron's first token (first_byte)" in answer.error["message"]
+    assert trio.current_time() == 2.5
+    await gateway.idle()
+
+
 async def test_plain_body_that_outlives_it_is_visibly_broken(autojump_clock, before):
     """Its status is out; there is no other way to say that it is not whole."""
     gateway = before(saying(chunked(JSON, kind="application/json", end=b"")))
@@ -197,6 +227,34 @@ async def test_it_covers_a_cold_load_which_goes_on(autojump_clock):
         await trio.sleep(4)
         assert (await world.ask("m")).ended_at - began == pytest.approx(2.5 + 4 + 1.02, abs=0.01)
         assert world.load_calls() == ["beast"]
+
+
+async def test_it_covers_the_line_for_a_place(autojump_clock):
+    """Who waits behind others for a neuron leaves the line when it is over, and whoever is behind moves up."""
+    model = a_sim_model("m", overhead_s=10)
+    profile = profile_of(model, max_concurrent=1)
+    async with (
+        a_world(a_sim("beast", model, loaded=("m",)), profiles=(profile,)) as world,
+        trio.open_nursery() as clients,
+    ):
+        began = trio.current_time()
+        clients.start_soon(world.ask, "m")
+        await wait_all_tasks_blocked()
+        answer = await world.ask("m", headers=[(HEADER.encode(), b"2500")])
+
+        assert trio.current_time() - began == 2.5
+        assert (answer.status, answer.errors[0]["code"], answer.errors[0]["param"]) == (
+            504,
+            "deadline_exceeded",
+            "total",
+        )
+        assert answer.errors[0]["message"] == (
+            f"the 2.5 s that {HEADER} allows in total ran out waiting for a place at a neuron (queue);"
+            " spent: queue 2.500 s"
+        )
+        assert world.inference.admission.lines() == []
+        assert world.fleet.leases == 1
+        assert (await world.ask("m")).ended_at - began == pytest.approx(2 * 10.02, abs=0.01)
 
 
 def head_alone(content_length):
