@@ -1,4 +1,4 @@
-"""Real processes and real signals: a neuron that is killed, and a gateway that is told to stop."""
+"""Real processes and real signals: a neuron that is killed, a gateway that is told to stop, or is killed as well."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import httpx
 import pytest
 import trio
 from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, SAFETY_NET_S, until
-from fakes.process import environment
+from fakes.process import cortex, environment
 from fakes.running import MIDDLE, SMALL, running_gateway
 from fakes.world import a_sim, a_sim_model
 
 from gateway.settings import NeuronSettings
 
 MANY = httpx.Limits(max_connections=200)
+QUICK = [a_sim_model(name, 4096, overhead_s=0.005, decode_tok_s=2000.0) for name in (SMALL, MIDDLE)]
 SLOW = "Qwen/Qwen3-14B"  # 32 tokens a second: thirty streams of it are no load for a machine that has other work
 
 
@@ -211,6 +212,98 @@ class _Log:
 
 def _has_seen(sim, model):
     return model in sim.residents
+
+
+# The gateway is killed in the middle of a rollout...
+
+
+@pytest.mark.slow
+async def test_rollout_goes_on_where_it_was_after_kill_dash_nine_of_the_gateway(tmp_path, nursery):
+    """The next process finds the step and its clock in the file; killed again amid a step's change, the third ends it.
+
+    No requests, no end of a step: so nobody but the test says when the process is killed.
+    """
+    url = await nursery.start(a_sim("a", *QUICK, loaded=(SMALL, MIDDLE)).serve)
+    config = _write_config(tmp_path, url)
+    models = tmp_path / "models.toml"
+    models.write_text(f'# kept\n[aliases]\n"tier" = "{SMALL}"  # for now\n\n{models.read_text()}')
+    async with a_gateway(config) as (api, _):
+        order = ("alias", "rollout", "tier", MIDDLE, "--steps", "40,70,100", "--every", "0.1s", "-c", config)
+        begin = partial(cortex, *order, CORTEX_GATEWAY__LISTEN=api.removeprefix("http://"))
+        done = await trio.to_thread.run_sync(begin)
+        assert (done.returncode, done.stderr) == (0, "")
+        await until(lambda: _rollout(tmp_path)["since"])
+        left = _rollout(tmp_path)
+        assert (left["step"], left["state"]) == (0, "running")
+
+    async with a_gateway(config) as (api, metrics):
+        await _waits_for_requests(metrics)
+        assert _rollout(tmp_path) == left
+        async with clients_of_a_tier(api):
+            await until(lambda: _rollout(tmp_path)["step"] == 1)
+
+    async with a_gateway(config) as (api, _), clients_of_a_tier(api) as answers:
+        await until(lambda: _rollout(tmp_path)["state"] != "running")
+
+    assert (_rollout(tmp_path)["state"], _rollout(tmp_path)["started"]) == ("done", left["started"])
+    assert f'# kept\n[aliases]\n"tier" = "{MIDDLE}"  # for now\n' in models.read_text()
+    assert {status for _, status in answers} == {200}
+    verified = await trio.to_thread.run_sync(cortex, "audit", "verify", "-c", config)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def a_gateway(config):
+    """A gateway as a process, from when it listens until it is killed; yields the URLs of its ports."""
+    async with a_program("gateway.cli", "serve", "-c", config) as process, trio.open_nursery() as reading:
+        log = _Log(process.stderr)
+        reading.start_soon(log.read)
+        await until(lambda: log.addresses)
+        yield tuple(f"http://{log.addresses[0][port]}" for port in ("api", "metrics"))
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        await until(lambda: log.is_over)
+        assert "Traceback" not in log.text
+
+
+@asynccontextmanager
+async def clients_of_a_tier(api):
+    """Four of them, one request after another; yields what they got, by model and status."""
+    answers, going_on = set(), True
+
+    async def ask(client):
+        body = {"model": "tier", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+        while going_on:
+            answer = await client.post("/v1/chat/completions", json=body)
+            answers.add((answer.headers.get("x-cortex-model"), answer.status_code))
+
+    async with (
+        httpx.AsyncClient(base_url=api, trust_env=False, timeout=SAFETY_NET_S) as client,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(4):
+            nursery.start_soon(ask, client)
+        try:
+            yield answers
+        finally:
+            going_on = False
+
+
+async def _waits_for_requests(metrics):
+    """Until the step has lasted long enough for the gateway, which only misses whom to judge by."""
+    headers = {"authorization": "Bearer secret"}
+    async with httpx.AsyncClient(base_url=metrics, trust_env=False, headers=headers) as client:
+        with trio.fail_after(SAFETY_NET_S):
+            while [view["waits_for"] for view in (await client.get("/admin/rollouts")).json()["rollouts"]] != [
+                "requests"
+            ]:
+                await trio.sleep(0.02)
+
+
+def _rollout(folder):
+    [state] = folder.glob("*rollout*.json")
+    return json.loads(state.read_text())["rollouts"]["tier"]
 
 
 async def _ten_wait(client, metrics):
