@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -153,6 +154,51 @@ async def test_50_swaps_that_each_push_out_and_load(tmp_path):
             assert sum(len(loads_of(sim)) for sim in sims) == SWAPS
             swaps = Counter(entry["event"] for entry in logged if entry["event"].startswith("swap_"))
             assert swaps == {"swap_warming": SWAPS, "swap_done": SWAPS}
+
+
+TIERS = [f"helexa/tier-{number}" for number in range(8)]
+CAST = [a_sim_model(f"lab/cast-{number:02}", 8000, **BRIEF) for number in range(12)]
+ROUNDS = 24
+
+
+async def test_8_aliases_move_to_and_fro_among_12_models_with_room_for_10(tmp_path):
+    """Two in every file, at random; every third file is changed again before it has come true. Nobody is lost by it."""
+    sims = [a_sim(name, *CAST, vram_mb=(16_500,), loaded=_pair(2 * index)) for index, name in enumerate("abcde")]
+    dice = random.Random(45)  # noqa: S311 - replayable, not secret
+    wanted = {tier: CAST[number].id for number, tier in enumerate(TIERS)}
+    at_once = EvictionSettings(min_residency_seconds=0)
+    with capture_logs() as logged:
+        text = models_toml(*CAST, **wanted)
+        async with running_gateway(tmp_path, sims, models_toml=text, eviction=at_once) as running:
+            async with under_load(running, *((3, tier) for tier in TIERS)) as load:
+                for number in range(ROUNDS):
+                    for _ in range(2 if number % 3 == 0 else 1):
+                        told = wanted | {tier: dice.choice(CAST).id for tier in dice.sample(TIERS, 2)}
+                        running.save(models_toml(*CAST, **told))
+                        await until(lambda told=told: _is_in_force(running, told))
+                    for tier, target in told.items():
+                        await running.pointing_at(tier, target)
+                    wanted = told
+            await until_nothing_lives(running)
+
+            assert_nobody_was_hurt(load, logged, running)
+            swaps = Counter(entry["event"] for entry in logged if entry["event"].startswith("swap_"))
+            assert swaps["swap_warming"] == swaps["swap_done"] + swaps["swap_superseded"]
+            assert swaps["swap_failed"] == 0
+            assert sum(len(loads_of(sim)) for sim in sims) > ROUNDS // 4
+            assert load.answered.keys() <= {model.id for model in CAST}
+            assert len(load.answered) > len(TIERS)
+
+
+def _pair(index):
+    return tuple(model.id for model in CAST[index : index + 2])
+
+
+def _is_in_force(running, told):
+    """Whether the gateway has read this file; what it warms may be on its way yet."""
+    catalogue = running.gateway.keeper.current
+    warming = {name: each.wanted.target for name, each in catalogue.warming.items()}
+    return {name: warming.get(name, catalogue.aliases[name].target) for name in told} == told
 
 
 SMALL, MIDDLE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B"
