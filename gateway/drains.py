@@ -5,7 +5,8 @@
                              +--something cannot be--> open again, and it is told what and why
 
 While models move the neuron serves on, so nobody waits for a load that a drain has caused. What has been moved is held
-by a lease until the neuron is out: making room for the next model must not undo it.
+by a lease until the neuron is out: making room for the next model must not undo it. Room is made where that costs no
+other model its last place, if there is such a place; if there is none, it is told who paid.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import structlog
 import trio
 
 from catalogue.models import Catalogue
+from gateway import eviction
 from gateway.catalogue_source import CatalogueSource
 from gateway.errors import GatewayError, ServiceUnavailable
 from gateway.fleet import Fleet
+from gateway.lifecycle import LoadStory
 from gateway.node import Node
-from gateway.routing import Decision, Route, catalogue_id, choose, replicas_of
+from gateway.routing import Candidate, ColdLoad, Decision, Route, catalogue_id, choose, replicas_of
 
 __all__ = ["DrainView", "Drains", "MoveView", "only_here"]
 
@@ -39,15 +42,23 @@ class Lifecycle(Protocol):
         """Return when it is worth choosing again. Raises a GatewayError if it never will be."""
         ...
 
+    def loads_between(self, model: str, since: float, until: float) -> list[LoadStory]:
+        """The loads of the model that were under way in between, by Trio's clock."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class MoveView:
-    """One model on its way to another neuron. `node` is where it is now, `reason` why it could not be moved."""
+    """One model on its way to another neuron. `node` is where it is now, `reason` why it could not be moved.
+
+    `displaced` are the models that were loaded nowhere else, and had to go for it.
+    """
 
     model: str
     state: MoveState
     node: str | None
     reason: str | None
+    displaced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +75,18 @@ class DrainView:
 class _Move:
     """One model's."""
 
-    __slots__ = ("model", "node", "reason", "state")
+    __slots__ = ("displaced", "model", "node", "reason", "state")
 
     def __init__(self, model: str, reason: str | None = None) -> None:
         self.model = model
         self.state: MoveState = "loading" if reason is None else "failed"
         self.node: str | None = None
         self.reason = reason
+        self.displaced: tuple[str, ...] = ()
+
+    @property
+    def view(self) -> MoveView:
+        return MoveView(self.model, self.state, self.node, self.reason, self.displaced)
 
 
 class _Moving:
@@ -131,7 +147,7 @@ class Drains:
         """How far it is."""
         home = self._fleet.nodes[node]
         moving = self._moving.get(node)
-        moves = () if moving is None else tuple(MoveView(m.model, m.state, m.node, m.reason) for m in moving.moves)
+        moves = () if moving is None else tuple(move.view for move in moving.moves)
         return DrainView(node, self._state(home), home.draining, home.leases, moves)
 
     def _state(self, home: Node) -> State:
@@ -181,7 +197,7 @@ class Drains:
                     if move.state == "failed":
                         log.warning("move_failed", node=node, model=model, reason=move.reason)
                         return
-                    log.info("moved", node=node, model=model, to=move.node)
+                    log.info("moved", node=node, model=model, to=move.node, displaced=move.displaced)
                 self._fleet.drain(node, draining=True)
         finally:
             moving.is_over = True
@@ -193,11 +209,13 @@ class Drains:
         return next(left, None)
 
     async def _move_one(self, node: str, move: _Move, kept: ExitStack) -> None:
+        began = trio.current_time()
         try:
             with trio.fail_after(self._load_s):
                 route = await self._load_elsewhere(node, move.model)
                 kept.enter_context(self._fleet.lease(route.node, route.model_id))
                 move.state, move.node = "moved", route.node
+                move.displaced = self._displaced(node, route, move.model, began)
         except GatewayError as error:
             move.state, move.reason = "failed", error.message
         except trio.TooSlowError:
@@ -212,7 +230,35 @@ class Drains:
         """Where a request for the model would go, were this neuron not there."""
         if model not in self._catalogue.current.models:
             raise ServiceUnavailable("it is not in models.toml, so nobody knows how to load it")
-        return choose(model, self._fleet, self._catalogue.current, exclude=(node,))
+        decision = choose(model, self._fleet, self._catalogue.current, exclude=(node,))
+        if not isinstance(decision, ColdLoad):
+            return decision
+        sparing = tuple(place for place in decision.candidates if self._spares_last_places(node, decision, place))
+        return decision._replace(candidates=sparing or decision.candidates)
+
+    # What it costs others .............................................................................................
+
+    def _spares_last_places(self, leaving: str, wanted: ColdLoad, place: Candidate) -> bool:
+        """Whether it fits there now, and whoever would have to go is loaded elsewhere, too; as last polled."""
+        home = self._fleet.nodes[place.node]
+        devices = [device for device in home.devices or () if device.index in place.devices]
+        free_mb = {device.index: device.vram_free_mb for device in devices if device.vram_free_mb is not None}
+        victims = eviction.plan(wanted.profile, home, free_mb, self._catalogue.current)
+        if victims is None:
+            return False
+        return not any(self._is_last(held.id, {leaving, place.node}) for held in victims)
+
+    def _displaced(self, leaving: str, route: Route, model: str, began: float) -> tuple[str, ...]:
+        """Who made room for what is loaded there by now, and is loaded nowhere else."""
+        stories = self._lifecycle.loads_between(model, began, trio.current_time())
+        evicted = {name for story in stories if story.node == route.node for name in story.evicted}
+        lost = {name for name in evicted if self._is_last(name, {leaving, route.node})}
+        return tuple(sorted(catalogue_id(name, self._catalogue.current) for name in lost))
+
+    def _is_last(self, name: str, apart_from: set[str]) -> bool:
+        catalogue = self._catalogue.current
+        replicas = replicas_of(catalogue_id(name, catalogue), self._fleet, catalogue)
+        return all(held.node.name in apart_from for held in replicas)
 
 
 def only_here(node: str, fleet: Fleet, catalogue: Catalogue) -> list[str]:

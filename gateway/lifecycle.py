@@ -604,8 +604,16 @@ class Lifecycle:
     def unload(self, node: str, model: str) -> None:
         """Unload a model from a node, in a job of our own. Raises ServiceUnavailable if it cannot begin now."""
         held = self._fleet.nodes[node].models.get(model)
-        if held is None or held.status != "loaded" or held.leases or node in self._busy or self._nursery is None:
-            raise ServiceUnavailable(f"'{model}' on {node} is not loaded, in use, or the node is busy", retry_after_s=5)
+        if self._nursery is None:
+            raise ServiceUnavailable("this gateway cannot unload models yet", retry_after_s=1)
+        if node in self._busy:
+            raise ServiceUnavailable(f"{node} is busy with another load or unload", retry_after_s=5)
+        if held is None or held.status != "loaded":
+            state = "gone" if held is None else held.status
+            raise ServiceUnavailable(f"'{model}' on {node} is {state}, not loaded", retry_after_s=5)
+        if held.leases:
+            under_way = f"{held.leases} request{'s' * (held.leases != 1)} of ours under way"
+            raise ServiceUnavailable(f"'{model}' on {node} is in use: {under_way}", retry_after_s=5)
         if is_guarded(model, self._catalogue.current):
             raise ServiceUnavailable(f"'{model}' is needed by an alias that is being swapped", retry_after_s=30)
         self._begin_unload(held)

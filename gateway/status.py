@@ -364,6 +364,7 @@ def _progress(view: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{move['model']}: only {node} has it; loading it elsewhere")
             case "moved":
                 lines.append(f"{move['model']}: on {move['node']} now")
+                lines += [f"{lost}: loaded nowhere now: its place was needed" for lost in move.get("displaced", ())]
             case _:
                 lines.append(f"{move['model']}: cannot be moved: {move['reason']}")
     match view["state"]:

@@ -157,12 +157,19 @@ async def test_order_that_cannot_be_carried_out_is_refused_in_the_envelope(corte
 
 
 async def test_model_in_use_is_not_unloaded(cortex, admin, neurons):
-    """503 with the time to ask again."""
+    """503 with the time to ask again, and why. Where others of it are idle they go, and the one in use is named."""
     neurons[0].faults.add(Hang())
     async with a_request(cortex):
         await until(lambda: cortex.gateway.fleet.leases == 1)
         answer = await admin.post("/admin/unload", json={"model": SMALL})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        why = f"'{SMALL}' on beast is in use: 1 request of ours under way"
+        assert answer.json()["error"]["message"] == why
+
+        await admin.post("/admin/load", json={"model": SMALL, "node": "mule"})
+        await until(lambda: len(cortex.gateway.fleet.replicas(SMALL)) == 2 and not cortex.gateway.lifecycle.loads())
+        answer = await admin.post("/admin/unload", json={"model": SMALL})
+        assert (answer.status_code, answer.json()["nodes"], answer.json()["refused"]) == (202, ["mule"], [why])
 
 
 async def test_engines_are_told_to_load_where_they_can_be(nursery):
@@ -318,6 +325,18 @@ async def test_cortex_drain_move_loads_elsewhere_first(cortex, neurons):
     assert code == 1
     assert f"{SMALL}: cannot be moved:" in told
     assert told.endswith("mule: open\n")
+
+
+async def test_cortex_drain_move_says_who_paid_for_it(tmp_path):
+    """There was room only where another model had its one place."""
+    hosts = [neuron("beast", [24576], [SMALL], speed=100), neuron("tiny", [8192], [MIDDLE], speed=100)]
+    async with running_gateway(tmp_path, hosts, models_toml=MODELS_TOML) as running:
+        metrics = f"http://{running.addresses.metrics}"
+        code, told = await command("drain", "beast", "--move", "--admin", metrics)
+    assert (code, told.splitlines()[-3:]) == (
+        0,
+        [f"{SMALL}: on tiny now", f"{MIDDLE}: loaded nowhere now: its place was needed", "beast: drained"],
+    )
 
 
 @pytest.mark.parametrize("what", ["drain", "undrain"])

@@ -15,6 +15,7 @@ from gateway.sim.faults import LoadFails, LoadHangs, SilentPrefill
 
 LOAD_S, PROBE_S = 5.0, 1.02
 M, N = a_sim_model("lab/m"), a_sim_model("lab/n", 4000)
+DOUBLE = a_sim_model("lab/double")
 
 
 @asynccontextmanager
@@ -95,6 +96,30 @@ async def test_model_that_was_moved_is_not_evicted_for_the_next_one(autojump_clo
         assert (view.state, view.draining) == ("open", False)
         assert sims[1].counters["unloads"] == 0
         assert (await world.ask(N.id)).node == "a"
+
+
+async def test_room_is_made_where_it_costs_nobody_the_last_place(autojump_clock):
+    """Two neurons could have it, each for the model it holds; one of those is held by a third as well."""
+    other, third = a_sim("b", M, N, loaded=(N.id,)), a_sim("d", DOUBLE, loaded=(DOUBLE.id,))
+    sims = a_sim("a", M, loaded=(M.id,)), other, a_sim("c", M, DOUBLE, loaded=(DOUBLE.id,)), third
+    profiles = profile_of(M, pinned_on=("a", "b", "c")), profile_of(N), profile_of(DOUBLE)
+    async with a_draining_world(*sims, profiles=profiles) as (world, drains):
+        drains.drain("a", move=True)
+        view = await until_over(drains, "a")
+        assert [(move.node, move.displaced) for move in view.moves] == [("c", ())]
+        assert other.counters["unloads"] == 0
+        assert {held.node.name for held in world.fleet.replicas(DOUBLE.id)} == {"d"}
+
+
+async def test_who_lost_its_last_place_to_a_move_is_told(autojump_clock):
+    """There was no other room: it goes, as it would for any load, and the operator hears of it."""
+    sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, N, loaded=(N.id,))
+    async with a_draining_world(*sims, profiles=(profile_of(M), profile_of(N))) as (world, drains):
+        drains.drain("a", move=True)
+        view = await until_over(drains, "a")
+        assert [(move.model, move.node, move.displaced) for move in view.moves] == [(M.id, "b", (N.id,))]
+        assert view.state == "drained"
+        assert world.fleet.replicas(N.id) == ()
 
 
 @pytest.mark.parametrize(

@@ -30,18 +30,18 @@ async def test_load_under_way_is_shown_with_its_age_estimate_and_waiters(autojum
 
 
 async def test_operator_may_not_unload_what_is_in_use_or_not_there(autojump_clock, nursery):
-    """Nor while the node has another job."""
+    """Nor while the node has another job. Each says which of them it is."""
     async with a_world(a_sim("a", M, N, loaded=(M.id,)), profiles=PROFILES) as world:
-        with pytest.raises(ServiceUnavailable):
+        with pytest.raises(ServiceUnavailable, match="is gone, not loaded"):
             world.lifecycle.unload("a", N.id)
         nursery.start_soon(world.ask, M.id)
         await trio.sleep(0.5)
-        with pytest.raises(ServiceUnavailable):
+        with pytest.raises(ServiceUnavailable, match="is in use: 1 request of ours under way"):
             world.lifecycle.unload("a", M.id)
         nursery.start_soon(world.ask, N.id)
         await trio.sleep(3)
         assert len(world.lifecycle.loads()) == 1
-        with pytest.raises(ServiceUnavailable):
+        with pytest.raises(ServiceUnavailable, match="a is busy with another load or unload"):
             world.lifecycle.unload("a", M.id)
         await trio.sleep(10)
         assert world.violations() == []
