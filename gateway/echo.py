@@ -86,7 +86,7 @@ class Echo:
         self._name = msgspec.json.encode(alias)
         self.then = then
         self._error_event = error_event
-        self._held = b""  # of a line that is not whole yet
+        self._held = bytearray()  # of a line that is not whole yet
         self._in_long_line = False
 
     @property
@@ -101,17 +101,19 @@ class Echo:
 
     def feed(self, chunk: bytes) -> bytes:
         """Whole lines, renamed."""
-        data = self._held + chunk
-        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        self._held = data[end:]
-        told = self._lines(data[:end]) if end else b""
+        end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1  # there is none in what is held
+        told = b""
+        if end:
+            self._held += chunk[:end]
+            told = self._lines(self._take_held())
+        self._held += chunk[end:]
         if len(self._held) > LINE_LIMIT_BYTES:
-            told, self._held, self._in_long_line = told + self._held, b"", True
+            told, self._in_long_line = told + self._take_held(), True
         return told if self.then is None else self.then.feed(told)
 
     def finish(self) -> bytes:
         """A last line need not be ended (`sse.Reader` says why)."""
-        told, self._held = self._lines(self._held), b""
+        told = self._lines(self._take_held())
         return told if self.then is None else self.then.feed(told) + self.then.finish()
 
     def fail(self, error: GatewayError) -> bytes:
@@ -122,6 +124,11 @@ class Echo:
         """An answer that is no stream."""
         told = renamed(body, self._name)
         return told if self.then is None else self.then.whole(told)
+
+    def _take_held(self) -> bytes:
+        held = bytes(self._held)
+        self._held.clear()
+        return held
 
     def _lines(self, data: bytes) -> bytes:
         if _KEY not in data:

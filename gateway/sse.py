@@ -39,10 +39,11 @@ class Reader:
     `pending` tells whether there is any. Comments, `id` and `retry` are read and dropped.
     """
 
-    __slots__ = ("_begun", "_data", "_held", "_limit_bytes", "_partial", "_type")
+    __slots__ = ("_ahead", "_begun", "_data", "_held", "_limit_bytes", "_partial", "_type")
 
     def __init__(self, limit_bytes: int = EVENT_LIMIT_BYTES) -> None:
-        self._partial = b""
+        self._ahead = b""  # of a line end or a byte order mark, perhaps: it waits for the byte that tells
+        self._partial = bytearray()  # of a line; grows without being copied or looked at again: it may be megabytes
         self._data: list[bytes] = []
         self._held = 0
         self._type: bytes | None = None
@@ -52,7 +53,7 @@ class Reader:
     @property
     def pending(self) -> bool:
         """Whether bytes of an event that has not been dispatched are held."""
-        return bool(self._partial or self._data or self._type)
+        return bool(self._ahead or self._partial or self._data or self._type)
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that `chunk` completes, in order.
@@ -71,17 +72,22 @@ class Reader:
         return events
 
     def _lines(self, chunk: bytes) -> list[bytes]:
-        text = self._partial + chunk
+        text = self._ahead + chunk
         if not self._begun:
             if len(text) < len(_BOM) and _BOM.startswith(text):
-                self._partial = text
+                self._ahead = text
                 return []
             self._begun = True
             text = text.removeprefix(_BOM)
-        # A CR at the very end may be half of a CRLF: it waits for the next byte, so that one line end stays one.
-        held_cr = text.endswith(b"\r")
-        lines = _LINE_END.split(text[:-1] if held_cr else text)
-        self._partial = lines.pop() + (b"\r" if held_cr else b"")
+        # A CR at the very end may be half of a CRLF, and one line end must stay one.
+        self._ahead = b"\r" if text.endswith(b"\r") else b""
+        lines = _LINE_END.split(text[:-1] if self._ahead else text)
+        rest = lines.pop()
+        if lines and self._partial:
+            self._partial += lines[0]
+            lines[0] = bytes(self._partial)
+            self._partial.clear()
+        self._partial += rest
         return lines
 
     def _field(self, line: bytes) -> None:

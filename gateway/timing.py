@@ -72,22 +72,34 @@ class LastComment:
 
     def __init__(self, tell: Callable[[], bytes]) -> None:
         self._tell: Callable[[], bytes] | None = tell
-        self._held = b""
+        self._held = bytearray()  # grows without being copied or looked at again: an event may be megabytes
 
     def feed(self, chunk: bytes) -> bytes:
         """What may be sent now."""
-        data = self._held + chunk
-        whole = _end_of_last_event(data)
-        if self._tell is None or len(data) - whole > EVENT_LIMIT_BYTES:
-            self._tell, self._held = None, b""
-            return data
-        self._held = data[whole:]
-        return self._annotated(data[:whole])
+        if self._tell is None:
+            return chunk
+        seam = bytes(self._held[1 - _LONGEST_BLANK_LINE :])  # where a blank line may have begun
+        whole = max(_end_of_last_event(seam + chunk) - len(seam), 0)
+        if whole:
+            self._held += chunk[:whole]
+            told = self._annotated(self._take_held())
+        else:
+            told = b""
+        self._held += chunk[whole:]
+        if len(self._held) > EVENT_LIMIT_BYTES:
+            self._tell = None
+            return told + self._take_held()
+        return told
+
+    def _take_held(self) -> bytes:
+        held = bytes(self._held)
+        self._held.clear()
+        return held
 
     def finish(self, chunk: bytes = b"") -> bytes:
         """The same for the end of the stream."""
         sent = self.feed(chunk)
-        held, self._held = self._held, b""
+        held = self._take_held()
         if held and self._tell is not None:
             held = self._annotated(held)
         cut = b"\n\n" if held and self._tell is not None else b""
@@ -95,7 +107,7 @@ class LastComment:
 
     def fail(self, event: bytes) -> bytes:
         """The same for a stream that ends in an error. What is held of an event that never became whole is left out."""
-        self._held = b""
+        self._held.clear()
         return self._comment() + event
 
     def _annotated(self, events: bytes) -> bytes:
@@ -111,6 +123,7 @@ class LastComment:
 
 
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\r\n|\r\r|\n\n")
+_LONGEST_BLANK_LINE = 4
 _TERMINATOR = re.compile(
     rb"(?:^|(?<=[\r\n]))"
     rb"(?:data: ?\[DONE\]|event: ?(?:message_stop|response\.(?:completed|incomplete|failed))(?=[\r\n]))"

@@ -15,13 +15,14 @@ __all__ = ["Call", "Calls", "decoded"]
 class Call:
     """A tool call in the making."""
 
-    __slots__ = ("_pieces", "id", "index", "name")
+    __slots__ = ("_begins_with", "_pieces", "id", "index", "name")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.id: str | None = None
         self.name = ""
         self._pieces: list[str] = []
+        self._begins_with = ""
 
     def add(self, part: ToolCall) -> str:
         """Take in what a chunk says of it; returns the piece of arguments in it. Id and name count once."""
@@ -34,6 +35,7 @@ class Call:
         piece = part.function.text
         if piece:
             self._pieces.append(piece)
+            self._begins_with = self._begins_with or piece.lstrip()[:1]
         return piece
 
     @property
@@ -44,7 +46,7 @@ class Call:
     @property
     def is_well_begun(self) -> bool:
         """Whether it can be streamed: it has a name, and its arguments begin as an object does."""
-        return bool(self.name) and self.arguments.lstrip().startswith("{")
+        return bool(self.name) and self._begins_with == "{"
 
 
 class Calls:

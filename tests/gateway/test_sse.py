@@ -1,10 +1,17 @@
 """The SSE reader against every way a network can cut a stream."""
 
+import time
+from functools import partial
+
 import pytest
+from fakes.patience import best_of, measured
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import sse
+from gateway.echo import Echo
+from gateway.metering import StreamMeter
+from gateway.timing import LastComment
 
 SAMPLE = (
     b"\xef\xbb\xbf: hello\r\n\r\n"
@@ -72,6 +79,33 @@ def test_reader_refuses_an_event_without_end():
     with pytest.raises(sse.EventTooLong):
         for _ in range(20):
             reader.feed(b"data: 0123456789\n")
+
+
+@measured
+@pytest.mark.parametrize("cut_bytes", [16 * 1024, 1024])
+@pytest.mark.parametrize(
+    "reader",
+    [
+        lambda: sse.Reader().feed,
+        lambda: partial(StreamMeter().feed, now=0.0),
+        lambda: LastComment(lambda: b"total;dur=1").feed,
+        lambda: Echo("alias", None, lambda _: b"").feed,
+    ],
+    ids=["reader", "meter", "timing", "echo"],
+)
+async def test_event_of_megabytes_takes_milliseconds_each(reader, cut_bytes):
+    """A picture in one event, in as many pieces as the network makes of it; 8 MiB were half a minute of CPU once."""
+    data = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % (b"a" * 4 * 1024**2)
+    pieces = [data[at : at + cut_bytes] for at in range(0, len(data), cut_bytes)]
+
+    async def take():
+        feed = reader()
+        began = time.process_time()
+        for piece in pieces:
+            feed(piece)
+        return time.process_time() - began
+
+    await best_of(take, 1.0)
 
 
 @pytest.mark.parametrize(
