@@ -14,7 +14,19 @@ import msgspec
 
 from gateway.dialects.reading import read
 
-__all__ = ["Block", "Content", "Message", "Request", "Source", "Thinking", "Tool", "blocks", "nested"]
+__all__ = [
+    "Block",
+    "ChangedTool",
+    "Content",
+    "Message",
+    "Request",
+    "Source",
+    "Thinking",
+    "Tool",
+    "ToolChoice",
+    "blocks",
+    "nested",
+]
 
 ABSENT: Any = msgspec.field(default_factory=msgspec.Raw)  # a shared default would not go into a JSON schema
 
@@ -30,6 +42,7 @@ class Block(msgspec.Struct):
     id: Any = None
     name: Any = None
     input: msgspec.Raw = ABSENT
+    tool: msgspec.Raw = ABSENT
     tool_use_id: Any = None
     tool_name: Any = None
     is_error: Any = None
@@ -48,13 +61,24 @@ class Message(msgspec.Struct):
 
 
 class Tool(msgspec.Struct):
-    """One of `tools`; those without `input_schema` are Anthropic's own and run on its servers."""
+    """One of `tools`; those without `input_schema` are Anthropic's own and run on its servers.
+
+    One with `defer_loading` is for later: see `tools`.
+    """
 
     name: str
     type: str | None = None
     description: Any = None
     input_schema: msgspec.Raw = ABSENT
     strict: Any = None
+    defer_loading: Any = None
+
+
+class ChangedTool(msgspec.Struct):
+    """What a `tool_addition` or a `tool_removal` is about: a tool by its name, or a new one in full."""
+
+    name: str | None = None
+    definition: Tool | None = None
 
 
 class ToolChoice(msgspec.Struct):
@@ -115,6 +139,7 @@ class Source(msgspec.Struct):
 
 request_decoder = msgspec.json.Decoder(Request)
 source_decoder = msgspec.json.Decoder(Source)
+changed_tool_decoder = msgspec.json.Decoder(ChangedTool)
 _content_decoder: msgspec.json.Decoder[Content] = msgspec.json.Decoder(Content)
 
 

@@ -17,9 +17,9 @@ import msgspec
 
 from gateway.backend import PLAIN, Backend
 from gateway.dialects import tokens
-from gateway.dialects.anthropic import incoming, signature
+from gateway.dialects.anthropic import incoming, signature, tools
 from gateway.dialects.anthropic.answer import Asked
-from gateway.dialects.anthropic.incoming import Block, Content, Message, Request, Source, Tool, ToolChoice
+from gateway.dialects.anthropic.incoming import Block, Content, Message, Request, Source
 from gateway.dialects.reading import read, refusal
 from gateway.rewrite import ModelField, locate
 
@@ -69,8 +69,8 @@ class Translated:
     def _estimate(self, messages: list[Outgoing]) -> int:
         encoded, parameters = self._encoded[PLAIN]
         images = list(_image_urls(messages))
-        tools = msgspec.json.encode(parameters.get("tools", ()))
-        return tokens.estimate(len(encoded) + len(tools) - sum(map(len, images)), len(images))
+        offered = msgspec.json.encode(parameters.get("tools", ()))
+        return tokens.estimate(len(encoded) + len(offered) - sum(map(len, images)), len(images))
 
     def _parameters(self, backend: Backend) -> Outgoing:
         """Everything but `model` and `messages`, in a fixed order."""
@@ -84,7 +84,7 @@ class Translated:
             "user": _user_id(request.metadata),
             "response_format": _response_format(request.output_config),
         }
-        found |= _tool_parameters(request)
+        found |= tools.parameters(request)
         found |= self._thinking_parameters(backend)
         if self.stream:
             found |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -152,10 +152,18 @@ meant for Anthropic's servers, no model reads it, and passed on it voids the pre
 
 
 def _system_turn(content: Content, path: str, *, as_system: bool) -> Outgoing:
-    text = _system_text(content, path)
+    told = [_system_text(content, path), *(_told(change) for change in tools.changes(content, path))]
+    text = "\n".join(filter(None, told))
     if as_system:
         return {"role": "system", "content": text}
     return {"role": "user", "content": f"<system-reminder>\n{text}\n</system-reminder>"}
+
+
+def _told(change: tools.Change) -> str:
+    return _AVAILABLE.format(change.name) if change.added else f"[tool {change.name} is no longer available]"
+
+
+_AVAILABLE = "[tool {} is available]"
 
 
 def _user_turn(content: Content, path: str) -> Iterator[Outgoing]:
@@ -257,7 +265,7 @@ def _parts(block: Block, path: str) -> list[Outgoing]:
         case "search_result":
             return [_text("\n".join(_search_result(block, path)))]
         case "tool_reference":
-            return [_text(f"[tool {block.tool_name} is available]")]
+            return [_text(_AVAILABLE.format(block.tool_name))]
         case "thinking" | "redacted_thinking":
             return []
     return [_text(block.text)] if isinstance(block.text, str) else []
@@ -339,57 +347,9 @@ def _user_id(metadata: object) -> str | None:
 
 
 def _response_format(config: incoming.OutputConfig | None) -> Outgoing | None:
-    if config is None or config.format is None or not _is_object(config.format.schema):
+    if config is None or config.format is None or not tools.is_object(config.format.schema):
         return None
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": config.format.schema}}
-
-
-def _tool_parameters(request: Request) -> Outgoing:
-    """An empty list is left out: OpenAI refuses it, and a choice without tools as well."""
-    tools = [_function(tool) for tool in request.tools or () if _is_ours_to_offer(tool)]
-    if not tools:
-        return {}
-    choice = ToolChoice(request.tool_choice) if isinstance(request.tool_choice, str) else request.tool_choice
-    found: Outgoing = {"tools": tools}
-    if choice is not None:
-        found["tool_choice"] = _tool_choice(choice, {tool["function"]["name"] for tool in tools})
-        if choice.disable_parallel_tool_use is True:
-            found["parallel_tool_calls"] = False
-    return found
-
-
-def _is_ours_to_offer(tool: Tool) -> bool:
-    """Anthropic's own tools (`web_search_20250305`) come without a schema: nobody here could run or describe them."""
-    return _is_object(tool.input_schema) or tool.type in {None, "custom"}
-
-
-def _is_object(value: msgspec.Raw) -> bool:
-    return bytes(value).startswith(b"{")
-
-
-def _function(tool: Tool) -> Outgoing:
-    function: Outgoing = {"name": tool.name}
-    if isinstance(tool.description, str):
-        function["description"] = tool.description
-    # As the client wrote it: a schema's order of properties is part of the prompt.
-    no_parameters = {"type": "object", "properties": {}}
-    function["parameters"] = tool.input_schema if _is_object(tool.input_schema) else no_parameters
-    if tool.strict is True:
-        function["strict"] = True
-    return {"type": "function", "function": function}
-
-
-def _tool_choice(choice: ToolChoice, names: set[str]) -> str | Outgoing:
-    match choice.type:
-        case "auto" | "none":
-            return choice.type
-        case "any":
-            return "required"
-        case "tool":
-            if choice.name not in names:
-                raise refusal("tool_choice.name", f"no tool of that name is among `tools`: {choice.name}")
-            return {"type": "function", "function": {"name": choice.name}}
-    raise refusal("tool_choice.type", f"must be `auto`, `any`, `tool` or `none`, not `{choice.type}`")
 
 
 def _effort(request: Request) -> str:

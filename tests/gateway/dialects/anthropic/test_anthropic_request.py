@@ -277,6 +277,91 @@ def test_document_of_text_is_passed_on_with_its_title(source, text):
     assert messages(user([{"type": "document", "title": "T", "source": source}])) == [user(f"T\n{text}")]
 
 
+# Tools that come later...
+
+
+def deferred(name):
+    return {"name": name, "description": f"does {name}", "input_schema": {"type": "object"}, "defer_loading": True}
+
+
+def found(*names):
+    """A client's own search has found these."""
+    references = [{"type": "tool_reference", "tool_name": name} for name in names]
+    return user([{"type": "tool_result", "tool_use_id": "a", "content": references}])
+
+
+def changed(kind, **tool):
+    return {"role": "system", "content": [{"type": kind, "tool": tool}]}
+
+
+def by_name(kind, name):
+    return changed(kind, type="tool_reference", name=name)
+
+
+SEARCH = {"name": "Search", "input_schema": {"type": "object"}}
+NOVELTY = {"name": "Novelty", "description": "new", "input_schema": {"type": "object", "properties": {"z": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("turns", "offered"),
+    [
+        ([], ["Search"]),
+        ([found("C")], ["Search", "C"]),
+        ([found("C"), user("and"), found("A", "C")], ["Search", "C", "A"]),
+        ([found("nowhere")], ["Search"]),
+        ([by_name("tool_addition", "B")], ["Search", "B"]),
+        ([by_name("tool_addition", "B"), by_name("tool_removal", "B")], ["Search"]),
+        ([by_name("tool_removal", "Search")], []),
+        ([by_name("tool_removal", "Search"), by_name("tool_addition", "Search")], ["Search"]),
+        ([changed("tool_addition", type="tool_definition", definition=NOVELTY)], ["Search", "Novelty"]),
+        ([{"role": "system", "content": [{"type": "tool_addition"}]}], ["Search"]),
+    ],
+)
+def test_tool_for_later_is_offered_once_the_conversation_brings_it_in(turns, offered):
+    """Behind the others and in the order in which they came, so that what was there stays where it was."""
+    asked = {"messages": [user("hi"), *turns], "tools": [deferred("A"), SEARCH, deferred("B"), deferred("C")]}
+
+    assert [tool["function"]["name"] for tool in outgoing(asked).get("tools", [])] == offered
+
+
+def test_tool_in_full_is_offered_as_it_was_written():
+    """It need not be among `tools`."""
+    turn = changed("tool_addition", type="tool_definition", definition=NOVELTY)
+    [tool] = outgoing({"messages": [user("hi"), turn]})["tools"]
+
+    assert tool["function"] == {"name": "Novelty", "description": "new", "parameters": NOVELTY["input_schema"]}
+
+
+def test_model_is_told_of_tools_that_come_and_go():
+    """Where it happened, beside what else the turn says."""
+    turn = {
+        "role": "system",
+        "content": [
+            {"type": "text", "text": "Listen."},
+            {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "A"}},
+            {"type": "tool_removal", "tool": {"type": "tool_reference", "name": "B"}},
+        ],
+    }
+    told = "Listen.\n[tool A is available]\n[tool B is no longer available]"
+
+    assert messages(user("hi"), turn)[1] == user(f"<system-reminder>\n{told}\n</system-reminder>")
+
+
+def test_tools_that_only_the_server_could_find_are_all_offered():
+    """Anthropic's search is not ours to run; a model that is offered nothing can do nothing."""
+    search = {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"}
+    sent = outgoing({"messages": [user("hi")], "tools": [search, deferred("A"), deferred("B")]})
+
+    assert [tool["function"]["name"] for tool in sent["tools"]] == ["A", "B"]
+
+
+def test_tool_for_later_can_be_chosen():
+    """Who names it wants it now."""
+    sent = outgoing({"messages": [user("hi")], "tools": [deferred("A")], "tool_choice": {"type": "tool", "name": "A"}})
+
+    assert [tool["function"]["name"] for tool in sent["tools"]] == ["A"]
+
+
 # Parameters...
 
 
