@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -15,7 +15,7 @@ from gateway.sim.hardware import SimModel
 from gateway.sim.http import Exchange
 from gateway.sim.state import Cancelled, NeuronState, Refusal, Residency, Resident
 
-_INFERENCE = {**inference.ENDPOINTS, **media.ENDPOINTS}
+INFERENCE = {**inference.ENDPOINTS, **media.ENDPOINTS}
 _VERSION = "0.1.0-sim"
 _IDLE_TEMP_C = 38
 _BUSY_TEMP_C = 67
@@ -24,8 +24,10 @@ Json = Any
 T = TypeVar("T")
 
 
-async def handle(state: NeuronState, exchange: Exchange) -> None:
-    """Answer one request.
+async def handle(
+    state: NeuronState, exchange: Exchange, endpoints: Mapping[str, inference.Endpoint] = INFERENCE
+) -> None:
+    """Answer one request; `endpoints` are those of inference.
 
     Raises:
         HangUp: the connection must end here.
@@ -34,7 +36,7 @@ async def handle(state: NeuronState, exchange: Exchange) -> None:
     try:
         if not path.startswith("/sim/"):
             await _misbehave(state, path)
-        answer = _INFERENCE.get(path)
+        answer = endpoints.get(path)
         if answer is not None:
             _expect(exchange, "POST")
             await inference.infer(state, exchange, answer, is_form=path in media.FORMS)

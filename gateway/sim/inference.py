@@ -71,15 +71,17 @@ class Job:
         )
 
 
-async def infer(
-    state: NeuronState, exchange: Exchange, answer: Callable[[Job], Awaitable[None]], *, is_form: bool
-) -> None:
+Endpoint = Callable[[Job], Awaitable[None]]
+"""What a path does once its request has its place."""
+
+
+async def infer(state: NeuronState, exchange: Exchange, answer: Endpoint, *, is_form: bool) -> None:
     """Answer one inference request, as well or as badly as the faults in force want it.
 
     Args:
         state: Of the neuron.
         exchange: With the request.
-        answer: What its endpoint does once the request has its place.
+        answer: Of its path.
         is_form: The request must be a form, else JSON.
 
     Raises:
@@ -208,15 +210,15 @@ async def _silence(job: Job, seconds: float | None) -> None:
 
 
 async def _chat(job: Job) -> None:
-    await _generate(job, _parsed(shapes.chat, job))
+    await generate(job, _parsed(shapes.chat, job))
 
 
 async def _responses(job: Job) -> None:
-    await _generate(job, _parsed(responses.answer, job))
+    await generate(job, _parsed(responses.answer, job))
 
 
 async def _completion(job: Job) -> None:
-    await _generate(job, _parsed(shapes.completion, job))
+    await generate(job, _parsed(shapes.completion, job))
 
 
 def _parsed(shape: Callable[[SimModel, bytes], shapes.Generation], job: Job) -> shapes.Generation:
@@ -230,7 +232,8 @@ def _parsed(shape: Callable[[SimModel, bytes], shapes.Generation], job: Job) -> 
     return generation
 
 
-async def _generate(job: Job, generation: shapes.Generation) -> None:
+async def generate(job: Job, generation: shapes.Generation) -> None:
+    """Say it, at the model's own pace."""
     cached = job.resident.remember(generation.prompt)  # reported, not sped up: the probe takes its time every time
     if generation.stream:
         await _stream(job, generation, cached)
@@ -426,7 +429,7 @@ def read(kind: type[T], body: bytes) -> T:
         raise Refusal(400, f"invalid request: {fault}") from None
 
 
-ENDPOINTS: Mapping[str, Callable[[Job], Awaitable[None]]] = MappingProxyType(
+ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
     {
         "/v1/chat/completions": _chat,
         "/v1/responses": _responses,
