@@ -154,7 +154,7 @@ class ControlApi(Protocol):
     async def endpoint(self, model_id: str) -> str: ...  # noqa: D102 - as above
 
 
-class Loader(ControlApi, Protocol):
+class LoadingApi(ControlApi, Protocol):
     """What the lifecycle asks of it, beyond that."""
 
     async def load(

@@ -87,7 +87,7 @@ class _RunningList(msgspec.Struct, frozen=True):
 
 
 class EngineClient:
-    """One engine's control API: a `control_api.Loader`, as `NeuronClient` is, and with the same manners.
+    """One engine's control API: a `control_api.LoadingApi`, as `NeuronClient` is, and with the same manners.
 
     No method has a deadline of its own. Every method raises `NeuronError`; `NeuronRefused` with status 501 for what
     this engine cannot be asked to do. Whoever builds a client closes it.

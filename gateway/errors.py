@@ -22,6 +22,7 @@ are the contract's closed list (section 10); the shape is OpenAI's error object
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import ceil
 from typing import ClassVar
 
 import msgspec
@@ -50,6 +51,11 @@ class GatewayError(Exception):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What HTTP has for it besides the status."""
         return [] if self.retry_after_s is None else [(b"retry-after", b"%d" % self.retry_after_s)]
+
+
+def whole_s(seconds: float) -> int:
+    """For a Retry-After: at least 1, and 5.0000001 is 5."""
+    return max(1, ceil(round(seconds, 3)))
 
 
 class InternalError(GatewayError):

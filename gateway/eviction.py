@@ -1,4 +1,4 @@
-"""Who must go so that a model fits: one plan, computed before the first unload. Pure; doing it is `lifecycle.py`."""
+"""Who must go so that a model fits: one plan, computed before the first unload. Pure; doing it is `room.py`."""
 
 from __future__ import annotations
 

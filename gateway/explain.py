@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from catalogue.resolve import Resolution
 from gateway.accounting import Accounts, End, Record, Routed
 from gateway.choices import Choice
-from gateway.lifecycle import LoadStory
+from gateway.loads import LoadStory
 
 __all__ = ["Loads", "stories"]
 

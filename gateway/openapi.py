@@ -22,7 +22,7 @@ from gateway.drains import DrainView
 from gateway.endpoints import ENDPOINTS, Endpoint
 from gateway.errors import Envelope
 from gateway.fleet_snapshot import NodeSnapshot
-from gateway.lifecycle import LoadView
+from gateway.loads import LoadView
 from gateway.models_api import CatalogueStatus, Entry
 from gateway.orders import Loading, Unloading
 from gateway.swaps import SwapView

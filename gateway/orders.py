@@ -11,7 +11,7 @@ from typing import Literal
 
 from catalogue.resolve import resolve
 from gateway.catalogue_source import CatalogueSource
-from gateway.control_api import Loader
+from gateway.control_api import LoadingApi
 from gateway.engines import EngineClient
 from gateway.errors import NotFound, ServiceUnavailable
 from gateway.fleet import Fleet
@@ -46,7 +46,7 @@ class Orders:
     """Carried out on one gateway. `neurons` are the control APIs by node name."""
 
     def __init__(
-        self, fleet: Fleet, *, catalogue: CatalogueSource, lifecycle: Lifecycle, neurons: Mapping[str, Loader]
+        self, fleet: Fleet, *, catalogue: CatalogueSource, lifecycle: Lifecycle, neurons: Mapping[str, LoadingApi]
     ) -> None:
         self._fleet = fleet
         self._catalogue = catalogue

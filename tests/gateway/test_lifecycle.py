@@ -6,9 +6,8 @@ import pytest
 import trio
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
 
-from gateway.breaker import FAILURES, Breaker
 from gateway.errors import ServiceUnavailable
-from gateway.sim.faults import EndpointFails, LoadFails, SilentPrefill
+from gateway.sim.faults import LoadFails
 
 M, N = a_sim_model("lab/m"), a_sim_model("lab/n")
 PROFILES = (profile_of(M), profile_of(N))
@@ -47,40 +46,6 @@ async def test_operator_may_not_unload_what_is_in_use_or_not_there(autojump_cloc
         assert world.violations() == []
 
 
-async def test_victim_that_is_gone_already_is_no_failure(autojump_clock):
-    """404 to an unload means "not here" as well: its list tells which."""
-    sim = a_sim("a", M, N, loaded=(M.id,), vram_mb=(16_500,))
-    async with a_world(sim, profiles=(profile_of(M), profile_of(N, vram_mb=9000))) as world:
-        sim.models[N.id] = a_sim_model(N.id, 9000)
-        sim.unload(M.id)
-        answer = await world.ask(N.id)
-        assert answer.text == "Tbilisi"
-        assert world.violations() == []
-
-
-async def test_neuron_that_refuses_to_unload_fails_the_load_and_keeps_its_model(autojump_clock):
-    """Its model is routable again, and another neuron is tried."""
-    stubborn, other = a_sim("a", M, N, loaded=(M.id,), vram_mb=(15_000,)), a_sim("b", M, N, loaded=(M.id,))
-    stubborn.faults.add(EndpointFails(path="/models/unload", status=404, text="pinned by its operator"))
-    async with a_world(stubborn, other, profiles=PROFILES) as world:
-        answer = await world.ask(N.id)
-        assert (answer.text, answer.node) == ("Tbilisi", "b")
-        assert world.fleet.nodes["a"].models[M.id].routable
-
-
-async def test_busy_victim_of_somebody_else_is_not_evicted(autojump_clock, nursery):
-    """Requests that did not come through us count: the neuron's own numbers are asked for before the unload."""
-    sim = a_sim("a", M, N, loaded=(M.id,))
-    sim.faults.add(SilentPrefill(model=M.id, seconds=20))
-    async with a_world(sim, profiles=PROFILES) as world, a_world(sim, profiles=PROFILES) as other:
-        nursery.start_soon(lambda: other.ask(M.id, stream=True))
-        await trio.sleep(1)
-        answer = await world.ask(N.id)
-        assert answer.text == "Tbilisi"
-        assert world.violations() == []
-        assert trio.current_time() > 21
-
-
 async def test_waiters_of_a_load_have_the_model_before_anybody_may_evict_it(autojump_clock, nursery):
     """A request for another model that comes at the very moment does not take it from under them."""
     sim = a_sim("a", M, N)
@@ -111,49 +76,3 @@ async def test_waiter_of_a_failing_load_hears_of_every_neuron(autojump_clock):
         (error,) = (await world.ask(M.id)).errors
         assert "a: 400: no kernel on a" in error["message"]
         assert "b: 400: no kernel on b" in error["message"]
-
-
-# The breaker ..........................................................................................................
-
-
-def opened(at=0.0):
-    """A breaker after just enough failures."""
-    breaker = Breaker()
-    changes = [breaker.failed(at, "reset") for _ in range(FAILURES)]
-    assert changes == [False] * (FAILURES - 1) + [True]
-    return breaker
-
-
-def test_breaker_admits_everybody_until_failures_in_a_row():
-    """A success in between begins the count anew."""
-    breaker = Breaker()
-    for _ in range(3):
-        for _ in range(FAILURES - 1):
-            breaker.failed(0.0, "reset")
-        breaker.succeeded()
-    assert breaker.closed
-    assert breaker.admits(0.0)
-    assert not breaker.begin_trial(0.0)
-
-
-def test_breaker_admits_one_at_a_time_once_it_has_cooled_down():
-    """Until the trial has ended, nobody else."""
-    breaker = opened()
-    assert [breaker.admits(now) for now in (0.0, 0.99, 1.0)] == [False, False, True]
-    assert breaker.begin_trial(1.0)
-    assert not breaker.admits(1.5)
-    breaker.end_trial()
-    assert breaker.admits(1.5)
-    assert breaker.succeeded()
-    assert breaker.closed
-
-
-def test_breaker_cools_down_twice_as_long_after_each_failed_trial():
-    """1, 2, 4, 8, 16, 30, 30 s; what fails meanwhile was sent before and counts for nothing."""
-    breaker, now, waits = opened(), 0.0, []
-    for _ in range(7):
-        waits.append(breaker.until - now)
-        assert not breaker.failed(now, "late news")
-        now = breaker.until
-        assert breaker.failed(now, "reset")
-    assert waits == [1, 2, 4, 8, 16, 30, 30]
