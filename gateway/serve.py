@@ -394,7 +394,9 @@ async def _run_with_signals(gateway: Gateway) -> int:
 
 
 async def _reload(gateway: Gateway) -> None:
-    await gateway.keeper.reload()
+    """And say what came of it: whoever sent the signal sees nothing else, should the file be as it was."""
+    outcome = await gateway.keeper.reload()
+    log.info("looked_at_sighup", result=outcome.result, generation=outcome.catalogue.generation)
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

@@ -65,6 +65,19 @@ def running_cortex(*arguments: object, cwd: object = None, open_files: int | Non
     command = [sys.executable, "-m", "gateway.cli", *map(str, arguments)]
     if open_files is not None:
         command = ["bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash", *command]
+    with _running(command, cwd=cwd, **env) as process:
+        yield process
+
+
+@contextmanager
+def running_program(program: str, *arguments: object):
+    """The same for a program of a test's own making: a gateway with something broken in it."""
+    with _running([sys.executable, "-c", program, *map(str, arguments)]) as process:
+        yield process
+
+
+@contextmanager
+def _running(command: list[str], *, cwd: object = None, **env: str):
     with subprocess.Popen(
         command,
         cwd=cwd,

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import trio
 from fakes.patience import SAFETY_NET_S, until
-from fakes.process import environment, running_cortex
+from fakes.process import environment, running_cortex, running_program
 
 from gateway import serve
 from gateway.serve import STUCK_READER_MS, _listening
@@ -55,8 +55,49 @@ async def test_sighup_looks_at_the_file(config):
         assert not looks()
         process.popen.send_signal(signal.SIGHUP)
         await until(looks)
+        said = json.loads(process.log_line("looked_at_sighup"))
+        assert (said["result"], said["generation"]) == ("unchanged", 1)
         process.popen.send_signal(signal.SIGTERM)
         assert process.end()[0] == 0
+
+
+HANGING_FILE = """
+import sys
+import time
+from pathlib import Path
+
+from gateway import log, serve, settings, watcher
+
+read = watcher._read
+hangs, noticed = (Path(sys.argv[1]).with_name(name) for name in ("hangs", "noticed"))
+
+
+def read_unless_it_hangs(path):
+    while hangs.exists():
+        noticed.touch()
+        time.sleep(0.05)
+    return read(path)
+
+
+watcher._read = read_unless_it_hangs
+loaded = settings.load(Path(sys.argv[1]), {}).settings
+log.configure(loaded.log)
+sys.exit(serve.run(serve.Gateway(loaded)))
+"""
+
+
+async def test_file_system_that_hangs_does_not_hold_up_the_end(config):
+    """An NFS server that went away: neither the watcher nor a SIGHUP keeps SIGTERM waiting."""
+    with running_program(HANGING_FILE, config) as process:
+        listening(process)
+        config.with_name("hangs").touch()
+        await until(config.with_name("noticed").exists)
+        process.popen.send_signal(signal.SIGHUP)
+        process.popen.send_signal(signal.SIGTERM)
+        code, _, err = process.end()
+
+    assert code == 0
+    assert "Traceback" not in err
 
 
 def test_collector_does_not_look_through_what_stays(monkeypatch):
