@@ -3,7 +3,7 @@
     first ----------------------- its first token: it answers, the second is called off (or never asked)
       +-- after_s --> second ---- its first token: it answers, the first is called off
 
-Who answers is settled by one synchronous claim (docs/decisions/0012-hedging.md). Both belong to the nursery of `run`,
+Who answers is settled by one synchronous claim (docs/decisions/0009-hedging.md). Both belong to the nursery of `run`,
 so neither outlives the request. One that fails leaves the other running.
 """
 
