@@ -79,7 +79,8 @@ def show_history(desk: Desk, name: str | None, limit: int, *, as_json: bool) -> 
     if found:
         _print_history(f"{desk.records.models}" + (":" if name is None else f", where {name} changed:"), found)
     else:
-        console().print(f"no version is known: {desk.records.trail.path} has none", soft_wrap=True)
+        where = f"{desk.records.trail.path} has none" + ("" if name is None else f" in which '{name}' changed")
+        console().print(f"no version is known: {where}", soft_wrap=True)
     return DONE
 
 
@@ -91,7 +92,7 @@ class _States:
         self.aliases = [catalogue.aliases[name] for name in sorted(catalogue.aliases)]
         self._health = desk.health()
         self._digest = digest_of(data)
-        self._rollouts = desk.running_rollouts()
+        self._rollouts = _rollouts(desk)
         swaps = () if self._health is None else self._health.get("swaps", ())
         self._swaps: dict[str, dict[str, Any]] = {swap["alias"]: swap for swap in swaps}
 
@@ -107,6 +108,15 @@ class _States:
             words = words_of_swap(self._swaps[alias.name])
         rollout = self._rollouts.get(alias.name)
         return words if rollout is None else f"{words}; {_words_of(rollout)}"
+
+
+def _rollouts(desk: Desk) -> dict[str, Rollout]:
+    """Those under way. That they cannot be read is no reason to keep quiet about the aliases."""
+    try:
+        return desk.running_rollouts()
+    except Refused as error:
+        click.echo(f"warning: {error}", err=True)
+        return {}
 
 
 def _words_of(rollout: Rollout) -> str:

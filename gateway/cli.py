@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,7 +23,33 @@ from gateway.cli_settings import config_option, load_settings, refuse, tell
 __all__ = ["main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Exit code 1 for a command line that is wrong, instead of Click's 2: that is an answer of several commands here.
+
+    Whoever takes the 2 of `cortex plan` for "there are changes" should not be told so by a typing mistake.
+    """
+
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        """As Click does."""
+        with _refused():
+            return super().make_context(*arguments, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As Click does: it reads the command lines of all commands below."""
+        with _refused():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        error.exit_code = 1  # type: ignore[misc]  # where Click reads it
+        raise
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cortex")
 def main() -> None:
     """One address in front of your GPU hosts: OpenAI-compatible, tier aliases, hot swaps."""

@@ -1,7 +1,7 @@
 """`cortex alias …`: options in, exit codes out. What is done is in `operating.py`, what is shown in `alias_views.py`.
 
-Exit codes: 0 done and in force; 1 refused, nothing was written; 2 written, and no gateway answers; 3 written, and the
-gateway has not taken it up, or could not move the alias.
+Exit codes: 0 done and in force; 1 refused or not understood, nothing was written; 2 written, and no gateway answers;
+3 written, and the gateway has not taken it up, or could not move the alias.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,22 @@ class _Seconds(click.ParamType[float]):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?", str(value).strip())
         if found is None:
             self.fail(f"{value!r} is no time: write 30s, 10m or 2h", param, ctx)
-        return float(found[1]) * {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
+        seconds = float(found[1]) * {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
+        if not isfinite(seconds):
+            self.fail("nobody waits for so long", param, ctx)
+        return seconds
+
+
+class _Percent(click.FloatRange):
+    """A share that is one: `nan` is a float, too."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        percent = float(super().convert(value, param, ctx))
+        if not isfinite(percent):
+            self.fail(f"{value!r} is no percentage", param, ctx)
+        return percent
 
 
 class _Steps(click.ParamType[tuple[float, ...]]):
@@ -75,7 +91,7 @@ class _Guard(click.ParamType[tuple[str, float | None]]):
             allowed = float(tolerance) if tolerance else None
         except ValueError:
             self.fail(f"{tolerance!r} is no number", param, ctx)
-        if allowed is not None and (allowed < 0 or name == "none"):
+        if allowed is not None and (not 0 <= allowed < inf or name == "none"):
             self.fail("a tolerance is a fraction of 0 or more, of a guard", param, ctx)
         return name, allowed
 
@@ -122,7 +138,7 @@ def compare(name: str, config: Path | None, *, as_json: bool) -> None:
 @click.argument("target")
 @click.option(
     "--weight",
-    type=click.FloatRange(0, 100, min_open=True),
+    type=_Percent(0, 100, min_open=True),
     metavar="PERCENT",
     default=100.0,
     show_default=True,
@@ -240,6 +256,7 @@ def _run(config: Path | None, do: Callable[[Desk], int]) -> None:
         click.echo("\n".join(f"error: {line}" for line in str(error).splitlines()), err=True)
         code = operating.REFUSED
     except KeyboardInterrupt:
-        click.echo("what was begun goes on; only the watching has ended", err=True)
+        told = "what was begun goes on; only the watching has ended" if desk.has_begun else "nothing was written"
+        click.echo(f"interrupted: {told}", err=True)
         code = 130
     sys.exit(code)

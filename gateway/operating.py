@@ -84,12 +84,16 @@ def _from_here(listen: Listen) -> str:
 
 
 class Desk:
-    """An operator's place: the file, its records, the gateway that reads it, and where to say what happens."""
+    """An operator's place: the file, its records, the gateway that reads it, and where to say what happens.
+
+    `has_begun` tells whether anything may have been written: whoever is interrupted wants to know.
+    """
 
     def __init__(self, records: Records, gateway: Gateway, say: Say) -> None:
         self.records = records
         self.gateway = gateway
         self._say = say
+        self.has_begun = False
 
     @classmethod
     def of(cls, settings: Settings, say: Say) -> Self:
@@ -165,6 +169,7 @@ class Desk:
 
     def _change(self, edit_: Callable[[bytes], bytes], command: str) -> Change:
         self._refuse_another_file()
+        self.has_begun = True
         try:
             done = changes.change(self.records, edit_, who=os_user(), command=command)
         except FaultyFile as error:
@@ -210,8 +215,7 @@ class Desk:
             said = CatalogueDiff()
         else:
             self._say(f"{self.records.models}: {said}")
-        for name in sorted(_touched(said) & self.running_rollouts().keys()):
-            self._say(f"the rollout of {name} ends with this")
+        self._tell_ended_rollouts(said)
         began = time.monotonic()
         with asking.client() as client:
             self._hurry(client)
@@ -221,6 +225,16 @@ class Desk:
             took_ms = (time.monotonic() - began) * 1000
             self._say(f"in force: generation {health['catalogue']['generation']}, after {took_ms:.0f} ms")
             return self._swaps(client, health, names or _moving(said), wait=wait)
+
+    def _tell_ended_rollouts(self, said: CatalogueDiff) -> None:
+        """By now it is written: that rollouts cannot be read is no refusal any more."""
+        try:
+            running = self.running_rollouts()
+        except Refused as error:
+            self._say(f"warning: {error}")
+            return
+        for name in sorted(_touched(said) & running.keys()):
+            self._say(f"the rollout of {name} ends with this")
 
     def _hurry(self, client: httpx.Client) -> None:
         """With the token, have the gateway look now; it will in any case."""

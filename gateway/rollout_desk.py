@@ -59,9 +59,12 @@ def start(
             old={each.model: each.weight for each in alias.targets},
         )
         _rehearse(desk, rollout, data)
+        desk.has_begun = True
         rollout_state.begin(desk.records, rollout)
-    except (AlreadyRunning, BrokenState, CannotSave, OSError, ValueError) as error:
+    except (AlreadyRunning, BrokenState, CannotSave, ValueError) as error:
         raise Refused(str(error)) from error
+    except OSError as error:
+        raise Refused(f"{error.filename or desk.records.models.parent}: {error.strerror or error}") from error
     except FaultyFile as error:
         raise Refused("\n".join(map(str, error.faults))) from error
     told = ", ".join(f"{guard} (within {tolerance:g})" for guard, tolerance in chosen.items()) or "none"
@@ -125,6 +128,7 @@ def _abort(desk: Desk, name: str) -> Rollout:
         rollout = desk.rollouts().get(name)
         if rollout is None or rollout.state != "running":
             raise Refused(f"{name} is not being rolled out")
+        desk.has_begun = True
         over = rollout_state.end(desk.records, rollout, "aborted", f"aborted by {os_user()}", time.time())
         if over.state != "running":
             return over

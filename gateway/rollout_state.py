@@ -142,6 +142,10 @@ class _File(msgspec.Struct, frozen=True):
     version: Literal[1] = 1
 
 
+def _decode(data: bytes) -> _File:
+    return msgspec.json.decode(data, type=_File)
+
+
 def read(records: Records) -> dict[str, Rollout]:
     """Every rollout by its alias: one that runs, or the last that ended. Raises BrokenState, OSError."""
     try:
@@ -149,9 +153,10 @@ def read(records: Records) -> dict[str, Rollout]:
     except FileNotFoundError:
         return {}
     try:
-        return msgspec.json.decode(data, type=_File).rollouts
+        return _decode(data).rollouts
     except msgspec.DecodeError as error:
-        raise BrokenState(f"{records.rollouts}: {error}") from error
+        hint = "mend it, or move it away: then nothing is being rolled out, and aliases stay where they are"
+        raise BrokenState(f"{records.rollouts}: {error}; {hint}") from error
 
 
 def stamp(records: Records) -> tuple[int, int, int] | None:
@@ -168,6 +173,10 @@ def _write(records: Records, rollouts: Mapping[str, Rollout]) -> None:
     forgotten = {each.alias for each in over[:-FINISHED_KEPT]}
     kept = {alias: each for alias, each in sorted(rollouts.items()) if alias not in forgotten}
     data = msgspec.json.format(msgspec.json.encode(_File(kept)), indent=2)
+    try:
+        _decode(data)
+    except msgspec.DecodeError as error:  # JSON has no word for some floats, and one of them would stop every rollout
+        raise ValueError(f"this rollout could not be read again: {error}") from error
     saving.write(records.rollouts, data + b"\n")
 
 
@@ -182,7 +191,12 @@ def _put(records: Records, rollout: Rollout) -> Rollout:
 
 
 def begin(records: Records, rollout: Rollout) -> None:
-    """Write down a new rollout; a gateway begins with it. Raises AlreadyRunning, CannotSave, BrokenState, OSError."""
+    """Write down a new rollout; a gateway begins with it.
+
+    Raises:
+        AlreadyRunning, CannotSave, BrokenState, OSError: As they say.
+        ValueError: Something in it has no form in the file.
+    """
     with saving.locked(records.models):
         known = read(records).get(rollout.alias)
         if known is not None and known.state == "running":

@@ -95,7 +95,8 @@ def replace(path: Path, data: bytes, *, expected: bytes) -> None:
             new.replace(real)
         _sync_directory(real.parent)
     except OSError as error:
-        raise CannotSave(f"{path} cannot be replaced: {error.strerror or error}") from error
+        told = f"{path} cannot be replaced by a new file in {real.parent}: {error.strerror or error}"
+        raise CannotSave(told) from error
 
 
 def write(path: Path, data: bytes) -> None:

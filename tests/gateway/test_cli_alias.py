@@ -280,15 +280,83 @@ def test_refusal_writes_nothing_and_says_why(operator, arguments, reason):
         (("--guard", "luck"), "there is no guard 'luck'"),
         (("--guard", "errors=x"), "is no number"),
         (("--guard", "errors=-1"), "a tolerance is"),
+        (("--guard", "errors=nan"), "a tolerance is"),
+        (("--guard", "ttft=inf"), "a tolerance is"),
+        (("--steps", "nan"), "steps rise"),
+        (("--every", "9" * 400 + "d"), "nobody waits for so long"),
         (("--status",), "say one of TARGET, --status and --abort"),
     ],
 )
 def test_odd_rollout_is_a_usage_error(operator, arguments, reason):
-    """Click's exit code, and what would have been right."""
+    """Exit code 1, as for every refusal, and what would have been right."""
     result = operator("alias", "rollout", "helexa/small", MIDDLE, *arguments)
 
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert reason in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("alias", "set", "helexa/small", MIDDLE, "--weight", "101"),
+        ("alias", "set", "helexa/small", MIDDLE, "--weight", "nan"),
+        ("alias", "set", "helexa/small"),
+        ("alias", "sett"),
+        ("plan", "--online"),
+        ("plan", "no/such.toml"),
+        ("--verbose",),
+    ],
+)
+def test_command_line_that_is_wrong_is_no_answer(operator, arguments):
+    """Exit code 1: the 2 of `plan` means changes, that of `alias` that it is written and no gateway answers."""
+    result = operator(*arguments)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Error: " in result.stderr
+
+
+def test_rollouts_that_cannot_be_read_are_said_and_hinder_nobody(operator):
+    """A list is a list, and what was written is told to be written."""
+    operator.records.rollouts.write_text("{}}")
+    try:
+        result = operator("alias", "list")
+        assert (result.exit_code, "helexa/small" in result.stdout) == (0, True)
+        assert result.stderr.startswith(f"warning: {operator.records.rollouts}: ")
+        assert "mend it, or move it away" in result.stderr
+
+        said = operator.done("alias", "set", "helexa/small", MIDDLE)
+        assert "warning: " in said
+        assert "in force: generation " in said
+        refused = operator("alias", "rollout", "helexa/small", SMALL)
+        assert (refused.exit_code, "mend it, or move it away" in refused.stderr) == (1, True)
+    finally:
+        operator.records.rollouts.unlink()
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "told"),
+    [
+        ("_refuse_another_file", "interrupted: nothing was written\n"),
+        ("see_through", "interrupted: what was begun goes on; only the watching has ended\n"),
+    ],
+)
+def test_interrupt_says_whether_anything_was_written(operator, monkeypatch, interrupted, told):
+    """Exit code 130, and no more than is true."""
+
+    def ctrl_c(*_, **__):
+        raise KeyboardInterrupt
+
+    before = operator.models.read_bytes()
+    monkeypatch.setattr(operating.Desk, interrupted, ctrl_c)
+    result = operator("alias", "set", "helexa/small", MIDDLE, "--wait")
+
+    assert (result.exit_code, result.stderr) == (130, told)
+    assert (operator.models.read_bytes() == before) == ("nothing" in told)
+
+
+def test_history_of_an_alias_that_never_changed_says_so(operator):
+    """There are versions, and none of them is about it."""
+    assert "none in which 'nobody' changed" in operator.done("alias", "history", "nobody")
 
 
 def test_file_at_fault_is_not_edited(operator):

@@ -321,3 +321,11 @@ def test_stamp_changes_with_the_file(records):
     assert before != rollout_state.stamp(records)
     assert Path(records.rollouts).name == "models.rollouts.json"
     assert digest_of(FILE) == rollout.before
+
+
+def test_rollout_that_could_not_be_read_again_is_not_written(records):
+    """One figure that JSON has no word for would stop every other rollout."""
+    with pytest.raises(ValueError, match="could not be read again"):
+        a_rollout(records, guards={"errors": float("nan")})
+
+    assert rollout_state.read(records) == {}
