@@ -11,6 +11,7 @@ from gateway.upstream import Response
 __all__ = ["Refusal"]
 
 LIMIT_BYTES = 64 * 1024  # contract section 10: of an error body that is buffered, logged and perhaps wrapped
+RETRY_AFTER_DIGITS = 9  # thirty years; int() and a clock have their limits, and a neuron may say anything
 NOT_LOADED = b"not loaded"  # contract section 2: how a neuron says that it does not have the model (any more)
 
 
@@ -46,9 +47,9 @@ class Refusal(msgspec.Struct):
 
     @property
     def retry_after_s(self) -> int | None:
-        """The neuron's Retry-After where it is in seconds."""
+        """The neuron's Retry-After where it is in seconds, and so many that it can be meant."""
         value = next((value for name, value in self.headers if name == b"retry-after"), b"")
-        return int(value) if value.isdigit() else None
+        return int(value) if value.isdigit() and len(value) <= RETRY_AFTER_DIGITS else None
 
     def envelope(self) -> bytes:
         """The body as it came if it is in the envelope already, or JSON of another shape; else wrapped."""

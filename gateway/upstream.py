@@ -254,6 +254,10 @@ class _HeadTooLong(Exception):
     """Raised inside llhttp's callback, which can only be left by an exception."""
 
 
+class _NotUndone(Exception):
+    """As above: the body is packed in a way that we would have to undo, as the header that says so goes no further."""
+
+
 def _too_long() -> UpstreamMalformedResponse:
     return UpstreamMalformedResponse(f"the neuron sent more than {HEADER_LIMIT_BYTES} bytes of headers or trailers")
 
@@ -350,6 +354,8 @@ class Response:
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _HeadTooLong):
                 raise _too_long() from None
+            if isinstance(error.__context__, _NotUndone):
+                raise UpstreamMalformedResponse("the neuron's transfer-encoding is another than `chunked`") from None
             if not self.complete:
                 raise UpstreamMalformedResponse(f"the neuron's answer is not HTTP/1.1: {error}") from error
             self.reusable = False
@@ -380,6 +386,9 @@ class Response:
         elif not self.status:
             if self._section_bytes > HEADER_LIMIT_BYTES:
                 self._refuse_a_long_head()
+            encoding = self.header(b"transfer-encoding")
+            if encoding is not None and encoding.lower() != b"chunked":
+                raise _NotUndone
             self.status = status
             self.framed = status in {204, 304} or any(name in _FRAMING for name, _ in self.headers)
             self._section_bytes = 0

@@ -166,7 +166,51 @@ async def test_sigterm_with_thirty_streams_and_ten_requests_that_wait_for_a_load
     nursery.cancel_scope.cancel()
 
 
-def _write_config(folder, neuron_url):
+@pytest.mark.slow
+async def test_drain_that_runs_out_tells_each_stream_that_is_left(tmp_path, nursery):
+    """One error event, no end that nobody sent, a plain answer broken off or refused; exit code 0 all the same."""
+    model = a_sim_model(SMALL, 4096, overhead_s=0.3, decode_tok_s=10)
+    sim = a_sim("a", model, vram_mb=(24_000,), loaded=(SMALL,))
+    config = _write_config(tmp_path, await nursery.start(sim.serve), drain_s=0.5)
+    async with a_program("gateway.cli", "serve", "-c", config) as process:
+        log = _Log(process.stderr)
+        nursery.start_soon(log.read)
+        await until(lambda: log.addresses)
+        begun, ended, plain = [], [], []
+        api = f"http://{log.addresses[0]['api']}"
+        async with httpx.AsyncClient(base_url=api, trust_env=False, timeout=120, limits=MANY) as client:
+
+            async def one():
+                ended.append(await stream(client, SMALL, "Write 4000 words", begun))
+
+            async def one_in_one_piece():
+                body = {"model": SMALL, "messages": [{"role": "user", "content": "Write 4000 words"}]}
+                answer = await client.post("/v1/chat/completions", json=body)
+                plain.append((answer.status_code, answer.json()["error"]["code"]))
+
+            async with trio.open_nursery() as clients:
+                clients.start_soon(one_in_one_piece)
+                for _ in range(3):
+                    clients.start_soon(one)
+                await until(lambda: len(begun) == 3)
+                sim.speed = 1e-9  # from here on nothing ends by itself
+                process.send_signal(signal.SIGTERM)
+
+        for status, events in ended:
+            assert status == 200
+            assert json.loads(events[-1])["error"]["code"] == "shutting_down"
+            assert len([event for event in events if '"error"' in event]) == 1
+            assert "[DONE]" not in events
+        assert plain == [(503, "shutting_down")]
+        with trio.fail_after(SAFETY_NET_S):
+            assert await process.wait() == 0
+        await until(lambda: log.is_over)
+        assert "Traceback" not in log.text
+        assert '"event":"cut"' in log.text
+    nursery.cancel_scope.cancel()
+
+
+def _write_config(folder, neuron_url, *, drain_s=SAFETY_NET_S):
     (folder / "models.toml").write_text(
         "".join(
             f'[[models]]\nid = "{model}"\nharness = "llamacpp"\nvram_mb = {mb}\n'
@@ -179,7 +223,7 @@ models_config = "models.toml"
 [gateway]
 listen = "127.0.0.1:0"
 metrics_listen = "127.0.0.1:0"
-drain_seconds = {SAFETY_NET_S}
+drain_seconds = {drain_s}
 [admin]
 token = "secret"
 [log]

@@ -545,6 +545,16 @@ async def test_full_neuron_is_passed_on_with_its_retry_after(autojump_clock, bef
     assert (answer.status, answer.headers["retry-after"], answer.error["message"]) == (503, "3", "queue full")
 
 
+@pytest.mark.parametrize("said", ["9" * 400, "9" * 5000, "-4", "soon", "Wed, 25 Nov 2026 14:00:00 GMT"])
+async def test_retry_after_that_cannot_be_meant_hurts_nobody(autojump_clock, before, said):
+    """Its neuron is asked again as if it had said nothing."""
+    full = with_length(b'{"error":"queue full"}', status="503 Service Unavailable", more=f"retry-after: {said}\r\n")
+    gateway = before(answering(full, with_length(JSON)))
+
+    assert (await gateway.client().ask()).error["message"] == "queue full"
+    assert (await gateway.client().ask()).body == JSON
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_oversized_headers_are_a_502(autojump_clock, before, stream):
     """64 KiB is the limit (contract section 13)."""
