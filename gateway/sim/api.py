@@ -238,7 +238,9 @@ async def _read_weights(state: NeuronState, model: SimModel) -> str | None:
     if hangs is not None and hangs.seconds is None:
         await trio.sleep_forever()
     extra_s = hangs.seconds or 0.0 if hangs is not None else 0.0
-    await trio.sleep(state.real_s((fails.seconds if fails else model.load_seconds) + extra_s))
+    takes_s = (fails.seconds if fails else model.load_seconds) + extra_s
+    begun_at = trio.current_time()
+    await state.sleep_until(lambda: begun_at + state.real_s(takes_s))
     return fails.text if fails else None
 
 

@@ -254,7 +254,7 @@ class NeuronState:
 
     @property
     def speed(self) -> float:
-        """Simulated seconds per second of the clock. What is being answered goes on at a new speed at once."""
+        """Simulated seconds per second of the clock. What is under way goes on at a new speed at once."""
         return self._speed
 
     @speed.setter

@@ -124,7 +124,7 @@ async def test_load_and_unload_at_a_neuron(cortex, admin, neurons):
     with trio.fail_after(SAFETY_NET_S):  # its job has ended a moment after it is gone; until then the neuron is busy
         while (answer := await admin.post("/admin/load", json=asked)).status_code == 503:
             assert answer.headers["retry-after"] == "5"
-    assert answer.json()["estimate_s"] == pytest.approx(0.09, abs=1)  # 9 s at a hundred times the speed
+    assert answer.json()["estimate_s"] >= 0.09  # 9 s at a hundred times the speed, on a machine that goes on
     await until(lambda: cortex.gateway.fleet.replicas(MIDDLE))
 
 
@@ -249,11 +249,11 @@ async def test_request_is_ended_while_it_waits_for_its_load(cortex, admin, neuro
 
 async def test_request_is_ended_in_mid_stream(cortex, admin, neurons):
     """An error event and the end; the neuron is free."""
-    neurons[0].speed = 5
-    body = {"model": SMALL, "messages": [{"role": "user", "content": "Write 2000 words"}]}
+    body = {"model": SMALL, "messages": [{"role": "user", "content": "Write 4000 words"}]}
     async with a_request(cortex, stream=True, body=body) as client:
         _, headers = await client.head()
         assert await client.piece(headers)
+        neurons[0].speed = 1e-9  # from its first word on it has all the time in the world
         request = await end_it(admin, "running")
         answer = b""
         while piece := await client.piece(headers):
@@ -314,12 +314,14 @@ async def test_cortex_drain_returns_when_the_last_request_has_ended(cortex, admi
 async def test_cortex_drain_move_loads_elsewhere_first(cortex, neurons):
     """With its progress; what cannot be moved keeps the neuron open, exit code 1."""
     metrics = f"http://{cortex.addresses.metrics}"
-    neurons[1].faults.add(LoadHangs(seconds=150, times=1))  # a second and a half: long enough to be looked at
-    moved = await command("drain", "beast", "--move", "--admin", metrics)
-    assert moved == (
-        0,
-        f"{SMALL}: only beast has it; loading it elsewhere\n{SMALL}: on mule now\nbeast: drained\n",
-    )
+    neurons[1].speed = 1e-9  # until that has been looked at
+    env = {"CORTEX_ADMIN__TOKEN": "secret", "COLUMNS": "180"}
+    with process.running_cortex("drain", "beast", "--move", "--admin", metrics, **env) as drain:
+        told = await trio.to_thread.run_sync(drain.read_until, "\n")
+        neurons[1].speed = 100
+        code, rest, complaints = await trio.to_thread.run_sync(drain.end)
+    assert told == f"{SMALL}: only beast has it; loading it elsewhere\n"
+    assert (code, rest, complaints) == (0, f"{SMALL}: on mule now\nbeast: drained\n", "")
     assert neurons[1].loaded(SMALL)
     code, told = await command("drain", "mule", "--move", "--admin", metrics)
     assert code == 1

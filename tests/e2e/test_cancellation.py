@@ -7,14 +7,17 @@ import math
 import random
 import socket
 import struct
+from dataclasses import replace
 
 import pytest
 import trio
 from fakes.in_memory import Client
 from fakes.patience import best_of, measured, until
-from fakes.running import LARGE, SMALL
+from fakes.running import LARGE, SMALL, settled
 from msgspec import structs
+from trio.testing import wait_all_tasks_blocked
 
+from gateway import upstream
 from gateway.sim.faults import Hang, LateHeaders, Slow
 
 LONG = [{"role": "user", "content": "Write 4000 words"}]
@@ -29,8 +32,7 @@ def reset(client):
 async def nothing_is_left(cortex):
     """Leases, gauges, live requests and connections in use: all 0; and no broken connection in the pool."""
     gateway = cortex.gateway
-    await until(lambda: not gateway.accounts.live and not gateway.upstream.in_use)
-    gateway.fleet.assert_idle()
+    await settled(gateway)
     gauges = [line for line in gateway.metrics.expose().decode().splitlines() if line.startswith("cortex_inflight")]
     assert all(line.endswith(" 0.0") for line in gauges)
     resting = [connection for each in gateway.upstream._idle.values() for connection in each]
@@ -51,15 +53,17 @@ async def in_prefill(beast, client):
 
 
 async def after_a_token(beast, client):
-    """The first piece has arrived."""
+    """The first piece has arrived, and no other comes: it is far from the last, and not to be so by our being slow."""
     _, headers = await client.head()
     await client.piece(headers)
+    beast.speed = 1e-9
 
 
 async def in_decode(beast, client):
-    """The neuron is past prefill: it sleeps until then, and we until later."""
+    """The neuron is past prefill: it sleeps until then, and we until later; it goes on with it for ever."""
     await in_prefill(beast, client)
     await trio.sleep(0.05)
+    await wait_all_tasks_blocked()
 
 
 MOMENTS = [
@@ -78,6 +82,8 @@ async def leave(beast, wire, stream, faults, moment, how):
     beast.requests.clear()
     beast.cancelled.clear()
     beast.speed = 100
+    small = beast.models[SMALL]
+    beast.residents[SMALL].model = replace(small, decode_tok_s=1e-9) if moment is in_decode else small
     beast.faults.add(Slow(model=LARGE, factor=FOR_EVER, times=1))
     async with wire() as sibling, wire() as client:
         await sibling.send(model="helexa/large", stream=True)
@@ -158,14 +164,17 @@ async def test_client_that_leaves_the_queue_of_a_neuron_does_so_within_100_ms(be
     await best_of(lambda: leave_the_queue(beast, wire), WITHIN_S)
 
 
-async def test_leaving_after_the_end_changes_nothing(cortex, beast, wire):
+async def test_leaving_after_the_end_changes_nothing(cortex, beast, wire, monkeypatch):
     """The connection to the neuron is at rest, and good for the next."""
+    monkeypatch.setattr(upstream, "IDLE_LIMIT_S", math.inf)  # however long we take for the next
     for stream in (True, False):
         async with wire() as client:
             await client.ask(stream=stream)
             reset(client)
+        await settled(cortex.gateway)
     async with wire() as client:
         await client.ask()
+    await settled(cortex.gateway)
 
     assert not beast.cancelled
     assert cortex.gateway.upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 1, "reused": 2}

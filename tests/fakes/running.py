@@ -90,6 +90,12 @@ class Running:
         await until(lambda: self.gateway.keeper.current.generation > generation)
 
 
+async def settled(gateway: Gateway) -> None:
+    """Wait until nothing is left of any request: a client has its last byte a moment before the books are closed."""
+    await until(lambda: not gateway.accounts.live and not gateway.upstream.in_use)
+    gateway.fleet.assert_idle()
+
+
 def one_neuron(speed: float = 100.0) -> list[SimNeuron]:
     """One host with both tiers loaded, a hundred times faster than life."""
     return [neuron("beast", [24576, 24576], [SMALL, LARGE], speed=speed)]
