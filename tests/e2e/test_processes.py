@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
-import sys
 from contextlib import asynccontextmanager
 from functools import partial
 
 import httpx
 import pytest
 import trio
-from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, SAFETY_NET_S, until
-from fakes.process import cortex, environment
+from fakes.patience import SAFETY_NET_S, until
+from fakes.process import a_neuron, a_port_of_our_own, a_program, cortex
 from fakes.running import MIDDLE, SMALL, running_gateway
 from fakes.world import a_sim, a_sim_model
 
@@ -23,34 +21,7 @@ from gateway.settings import NeuronSettings
 MANY = httpx.Limits(max_connections=200)
 QUICK = [a_sim_model(name, 4096, overhead_s=0.005, decode_tok_s=2000.0) for name in (SMALL, MIDDLE)]
 SLOW = "Qwen/Qwen3-14B"  # 32 tokens a second: thirty streams of it are no load for a machine that has other work
-
-
-@asynccontextmanager
-async def a_program(*command, **env):
-    """A process of ours, its output in pipes; killed at the end should it still be there."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(PYTHONUNBUFFERED="1", **env),
-    )
-    try:
-        async with process.stdout, process.stderr:
-            yield process
-    finally:
-        with trio.move_on_after(5, shield=True):
-            process.kill()
-            await process.wait()
-
-
-@asynccontextmanager
-async def a_neuron(name, port=0, *, speed=0.5):
-    """A simulated neuron as a program of its own; the process and its URL."""
-    options = ["--name", name, "--port", port, "--loaded", SLOW, "--speed", speed, "--max-in-flight", 100]
-    async with a_program("gateway.sim", *options) as process:
-        with trio.fail_after(SAFETY_NET_S):
-            url = bytes(await process.stdout.receive_some()).decode().strip()
-        yield process, url
+BOTH = ("--loaded", SLOW, "--max-in-flight", 100)
 
 
 async def stream(client, model, content, begun=None):
@@ -72,11 +43,14 @@ async def stream(client, model, content, begun=None):
 @pytest.mark.slow
 async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(tmp_path):
     """One well-formed error event each and the end; the next requests go elsewhere; its return is noticed."""
-    async with a_neuron("a") as (process, first), a_neuron("b", speed=50) as (_, second):
+    port = a_port_of_our_own()
+    a = ("--name", "a", "--port", port, *BOTH)
+    async with (
+        a_neuron(*a, "--speed", 0.5) as (process, first),
+        a_neuron("--name", "b", "--speed", 50, *BOTH) as (_, second),
+    ):
         backends = (NeuronSettings("a", first), NeuronSettings("b", second))
-        async with running_gateway(
-            tmp_path, [], backends=backends, poll=PATIENT_POLL, deadlines=PATIENT_DEADLINES
-        ) as running:
+        async with running_gateway(tmp_path, [], backends=backends) as running:
             fleet = running.gateway.fleet
             fleet.drain("b", draining=True)
             async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=120, limits=MANY) as client:
@@ -91,8 +65,7 @@ async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(tmp_
                     assert (status, events[-1]) == (200, "[DONE]")
                 assert {held.node.name for held in fleet.replicas(SLOW)} == {"b"}
 
-            port = int(first.rpartition(":")[2])
-            async with a_neuron("a", port, speed=50):
+            async with a_neuron(*a, "--speed", 50):
                 await until(lambda: fleet.nodes["a"].healthy and fleet.nodes["a"].breaker.closed)
                 await until(lambda: len(fleet.replicas(SLOW)) == 2)
             await until(lambda: fleet.leases == 0)
@@ -120,7 +93,8 @@ async def _thirty_streams_and_a_kill(client, process, fleet):
 @pytest.mark.slow
 async def test_sigterm_with_thirty_streams_and_ten_requests_that_wait_for_a_load(tmp_path, nursery):
     """The waiters hear 503 `shutting_down` while the streams run; those end as they would have; exit code 0."""
-    models = (a_sim_model(SMALL, 4096, overhead_s=0.3, decode_tok_s=10), a_sim_model(MIDDLE, 7168, load_s=1e6))
+    # One token a second, so that the first of them is not over before the last has begun.
+    models = (a_sim_model(SMALL, 4096, overhead_s=0.3, decode_tok_s=1), a_sim_model(MIDDLE, 7168, load_s=1e6))
     sim = a_sim("a", *models, vram_mb=(24_000,), loaded=(SMALL,))
     url = await nursery.start(sim.serve)
     config = _write_config(tmp_path, url)
@@ -146,9 +120,9 @@ async def test_sigterm_with_thirty_streams_and_ten_requests_that_wait_for_a_load
                 for _ in range(30):
                     clients.start_soon(run_to_the_end)
                 await until(lambda: len(begun) == 30)
+                sim.speed = 1e-9  # from here on nothing ends by itself
                 await until(partial(_has_seen, sim, MIDDLE))
                 await _ten_wait(client, log.addresses[0]["metrics"])
-                sim.speed = 1e-9  # from here on nothing ends by itself
                 process.send_signal(signal.SIGTERM)
                 await until(lambda: len(refused) == 10)
                 assert not finished
@@ -228,6 +202,10 @@ drain_seconds = {drain_s}
 token = "secret"
 [log]
 format = "json"
+[deadlines]
+connect_seconds = {SAFETY_NET_S}
+[poll]
+timeout_seconds = {SAFETY_NET_S}
 [[neurons]]
 name = "a"
 endpoint = "{neuron_url}"
@@ -240,18 +218,22 @@ class _Log:
 
     def __init__(self, stream):
         self._stream = stream
-        self.text = ""
+        self._read = b""
         self.is_over = False
 
     async def read(self):
         async for data in self._stream:
-            self.text += bytes(data).decode()
+            self._read += data
         self.is_over = True
 
     @property
+    def text(self):
+        """Whole lines: a read may end anywhere."""
+        return self._read[: self._read.rfind(b"\n") + 1].decode()
+
+    @property
     def addresses(self):
-        lines = [line for line in self.text.splitlines(keepends=True) if line.endswith("\n") and "listening" in line]
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in self.text.splitlines() if "listening" in line]
 
 
 def _has_seen(sim, model):
@@ -272,8 +254,8 @@ async def test_rollout_goes_on_where_it_was_after_kill_dash_nine_of_the_gateway(
     models = tmp_path / "models.toml"
     models.write_text(f'# kept\n[aliases]\n"tier" = "{SMALL}"  # for now\n\n{models.read_text()}')
     async with a_gateway(config) as (api, _):
-        order = ("alias", "rollout", "tier", MIDDLE, "--steps", "40,70,100", "--every", "0.1s", "-c", config)
-        begin = partial(cortex, *order, CORTEX_GATEWAY__LISTEN=api.removeprefix("http://"))
+        order = ("alias", "rollout", "tier", MIDDLE, "--steps", "40,70,100", "--every", "0.1s", "--guard", "errors")
+        begin = partial(cortex, *order, "-c", config, CORTEX_GATEWAY__LISTEN=api.removeprefix("http://"))
         done = await trio.to_thread.run_sync(begin)
         assert (done.returncode, done.stderr) == (0, "")
         await until(lambda: _rollout(tmp_path)["since"])
@@ -337,7 +319,7 @@ async def clients_of_a_tier(api):
 async def _waits_for_requests(metrics):
     """Until the step has lasted long enough for the gateway, which only misses whom to judge by."""
     headers = {"authorization": "Bearer secret"}
-    async with httpx.AsyncClient(base_url=metrics, trust_env=False, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=metrics, trust_env=False, headers=headers, timeout=SAFETY_NET_S) as client:
         with trio.fail_after(SAFETY_NET_S):
             while [view["waits_for"] for view in (await client.get("/admin/rollouts")).json()["rollouts"]] != [
                 "requests"

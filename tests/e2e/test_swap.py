@@ -5,7 +5,7 @@ import json
 import httpx
 import trio
 from fakes.patience import until
-from fakes.running import LARGE, PROBE, SMALL, running_gateway
+from fakes.running import LARGE, PROBE, SMALL, running_gateway, settled
 
 STREAMS = 50
 SWAPS = 200
@@ -51,18 +51,17 @@ async def test_alias_swapped_200_times_under_50_streams_loses_nothing(tmp_path):
         async with trio.open_nursery() as nursery:
             for _ in range(STREAMS):
                 nursery.start_soon(keep_streaming)
-            for swap in range(SWAPS):
-                target = LARGE if swap % 2 == 0 else SMALL
+            swaps = 0
+            while swaps < SWAPS or min(answered.values()) <= STREAMS:
+                target = LARGE if swaps % 2 == 0 else SMALL
                 running.swap("helexa/small", target)
                 await running.pointing_at("helexa/small", target)
+                swaps += 1
             swapping = False
 
         warmed = 2  # at most: one that has answered clients before is swapped to at once
-        assert SWAPS + 1 <= running.gateway.keeper.current.generation <= SWAPS + 1 + warmed
-        assert min(answered.values()) > SWAPS // 4
-        # A client has its last byte a moment before its request's nursery closes.
-        await until(lambda: not running.gateway.accounts.live)
-        running.gateway.fleet.assert_idle()
+        assert swaps + 1 <= running.gateway.keeper.current.generation <= swaps + 1 + warmed
+        await settled(running.gateway)
         assert running.neurons[0].violations == []
 
 
@@ -72,11 +71,11 @@ async def test_request_under_way_keeps_the_target_it_resolved_to(tmp_path):
         body = {"model": "helexa/small", "stream": True, "messages": PROBE}
         running.neurons[0].speed = 5
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            lines = response.aiter_lines()
+            lines = (line async for line in response.aiter_lines() if line.startswith("data: {"))
             first = json.loads((await anext(lines))[len("data: ") :])
             running.swap("helexa/small", LARGE)
             await running.pointing_at("helexa/small", LARGE)
-            rest = [json.loads(line[len("data: ") :]) async for line in lines if line.startswith("data: {")]
+            rest = [json.loads(line[len("data: ") :]) async for line in lines]
         _, _, models, _ = await stream_by_alias(client)
 
     assert {chunk["model"] for chunk in [first, *rest]} == {SMALL}

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import select
 import signal
+import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+
+import trio
+from fakes.patience import SAFETY_NET_S
 
 END_S = 60  # to start and to end; a busy machine is no failure
 
@@ -92,6 +97,55 @@ def _running(command: list[str], *, cwd: object = None, **env: str):
         finally:
             if popen.poll() is None:
                 popen.kill()
+
+
+# Kernels choose from 32768 on (Linux) or 16000 to 65535 (gVisor), for those who listen and for those who connect.
+OUR_PORTS = range(12_000, 16_000)
+
+
+def a_port_of_our_own() -> int:
+    """One that is given to nobody who does not ask for it by number: it is still free when a process comes back to it."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # each has its own eighth
+    while True:
+        port = random.SystemRandom().choice(OUR_PORTS[worker % 8 :: 8])
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+@asynccontextmanager
+async def a_program(*command: object, **env: str):
+    """A module of ours as a process, its output in pipes; killed at the end should it still be there."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(PYTHONUNBUFFERED="1", **env),
+    )
+    try:
+        async with process.stdout, process.stderr:
+            yield process
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):  # ends at once: it was killed
+            await process.wait()
+
+
+@asynccontextmanager
+async def a_neuron(*options: object):
+    """A simulated neuron as a program of its own, on a port that it can be started on again: the process and its URL."""
+    async with a_program("gateway.sim", *options) as process:
+        said = b""
+        with trio.fail_after(SAFETY_NET_S):
+            while not said.endswith(b"\n"):
+                piece = await process.stdout.receive_some()
+                assert piece, "it ended before it said where it listens"
+                said += piece
+        yield process, said.decode().strip()
 
 
 @dataclass
