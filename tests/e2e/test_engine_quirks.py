@@ -9,6 +9,7 @@ import pytest
 import trio
 from fakes.engine import SimEngine, an_engine_gateway, counted, start_gateway
 from fakes.patience import until
+from fakes.running import settled
 from fakes.scripted import chunked, listening, read_request, with_length
 
 from gateway.settings import NeuronSettings
@@ -74,7 +75,7 @@ async def test_engine_that_closes_after_every_stream_while_advertising_keep_aliv
         for _ in range(100):
             answer = await http.post(CHAT, json=question(stream=True))
             assert (answer.status_code, said(answer.text)) == (200, PROBE_ANSWER)
-        gateway.fleet.assert_idle()
+        await settled(gateway)
 
     assert engine.counters["requests"] == 100  # nothing was asked twice
 
@@ -88,7 +89,7 @@ async def test_engine_that_closes_resting_connections_and_after_some_answers_is_
             assert answer.status_code == 200
             if number % 5 == 4:  # until the engine has closed what rests there
                 await until(lambda: all(not one.is_quiet() for one in resting(gateway)))
-        gateway.fleet.assert_idle()
+        await settled(gateway)
 
     assert engine.counters["requests"] == 20
 
@@ -199,7 +200,7 @@ async def test_engine_that_works_on_for_a_client_who_left_is_waited_for_not_fail
     async with an_engine_gateway(slow) as (gateway, url), client(url) as http:
         async with trio.open_nursery() as leaving:
             leaving.start_soon(partial(http.post, CHAT, json=question()))
-            await until(lambda: slow.counters["requests"])
+            await until(lambda: slow.residents[SMALL].places.in_flight)
             leaving.cancel_scope.cancel()
         await until(lambda: not gateway.fleet.leases)
         still_at_it = slow.residents[SMALL].places.in_flight
@@ -238,8 +239,8 @@ async def test_cortex_behind_cortex(engine):
         async with client(url) as http:
             listed = [entry["id"] for entry in (await http.get("/v1/models")).json()["data"]]
             answer = await http.post(CHAT, json=question("site/small", stream=True))
-        outer.fleet.assert_idle()
-        inner.fleet.assert_idle()
+        await settled(outer)
+        await settled(inner)
         nursery.cancel_scope.cancel()
 
     assert listed == [EMBEDDING, "site/small"]
@@ -255,8 +256,8 @@ async def test_base_path_is_where_control_and_inference_go(nursery):
 
     async def answer(stream):
         async with stream:
-            head = await stream.receive_some(65536)
-            method, path, _ = head.split(b" ", 2)
+            request = await read_request(stream)
+            method, path, _ = request.split(b" ", 2)
             asked.append((method, path))
             body = bodies[method]
             await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))

@@ -1,19 +1,22 @@
 """What a client sees, black box: a gateway on real sockets, a simulated neuron behind it, every fault it knows."""
 
 import json
+import math
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import replace
 from itertools import accumulate
 
 import httpx
 import pytest
 import trio
-from fakes.patience import SAFETY_NET_S
-from fakes.running import LARGE, PROBE, SMALL, running_gateway
-from fakes.scripted import DONE, answering, chunked, delta, read_request, with_length
+from fakes.patience import PATIENT_DEADLINES, SAFETY_NET_S
+from fakes.running import LARGE, PROBE, SMALL, running_gateway, settled
+from fakes.scripted import DONE, answering, chunked, delta, listening, read_request, with_length
 
-from gateway.settings import DeadlineSettings, RetrySettings
+from gateway import upstream
+from gateway.settings import RetrySettings
 from gateway.sim import faults
+from gateway.upstream import Origin, open_stream
 
 CHAT = "/v1/chat/completions"
 
@@ -94,6 +97,7 @@ async def test_metrics_appear_after_the_first_request_and_not_before(cortex, htt
     """On their own port."""
     assert "cortex_requests_total" not in await metrics_of(cortex)
     await http.post(CHAT, json=a_question())
+    await settled(cortex.gateway)
 
     assert f'cortex_requests_total{{model="{SMALL}",node="beast"}} 1.0' in await metrics_of(cortex)
 
@@ -160,7 +164,7 @@ async def test_quirk_of_a_neuron_is_no_trouble_to_its_client(cortex, http, beast
         assert '"error"' not in answer.text
         assert (events(answer)[-1:] == ["[DONE]"]) is (stream and faults.NoDone not in beast.faults.plan(SMALL))
     assert len(beast.requests) == 3
-    cortex.gateway.fleet.assert_idle()
+    await settled(cortex.gateway)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -183,7 +187,8 @@ async def test_quirk_of_a_neuron_is_no_trouble_to_its_client(cortex, http, beast
 async def test_fault_before_an_answer_is_an_error_in_form(tmp_path, beast, fault, status, code, stream):
     """Well-formed JSON with a fitting status, streaming or not; and the next request is served."""
     beast.faults.add(fault)
-    sections = {"deadlines": DeadlineSettings(first_byte_seconds=0.2), "retries": RetrySettings(attempts=0)}
+    patience = replace(PATIENT_DEADLINES, first_byte_seconds=0.2) if code == "deadline_exceeded" else PATIENT_DEADLINES
+    sections = {"deadlines": patience, "retries": RetrySettings(attempts=0)}
     async with running_gateway(tmp_path, [beast], **sections) as cortex, a_client(cortex) as http:
         answer = await http.post(CHAT, json=a_question(stream=stream))
         beast.faults.clear()
@@ -237,7 +242,7 @@ async def test_answer_that_breaks_off_is_never_taken_for_whole(cortex, http, bea
         assert plain.status_code == 502
     beast.faults.clear()
     assert (await http.post(CHAT, json=a_question())).status_code == 200
-    cortex.gateway.fleet.assert_idle()
+    await settled(cortex.gateway)
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -248,6 +253,7 @@ async def test_200_answers_in_a_row_from_a_neuron_that_hangs_up_after_each(corte
     for number in range(200):
         assert "Tbilisi" in said(await http.post(CHAT, json=a_question(stream=number % 2 == 0)))
 
+    await settled(cortex.gateway)
     assert beast.counters["requests"] == 200
     assert "cortex_request_errors_total" not in await metrics_of(cortex)
 
@@ -258,16 +264,10 @@ async def test_200_answers_in_a_row_from_a_neuron_that_hangs_up_after_each(corte
 @asynccontextmanager
 async def before(tmp_path, beast, peer):
     """A gateway whose poller sees `beast`, and whose requests go to `peer` instead."""
-    async with running_gateway(tmp_path, [beast]) as cortex, a_client(cortex) as http:
-
-        async def elsewhere(origin):
-            return await trio.open_tcp_stream("127.0.0.1", listeners[0].socket.getsockname()[1])
-
-        async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(partial(trio.serve_tcp, peer, 0, host="127.0.0.1"))
-            cortex.gateway.upstream._connect = elsewhere
-            yield cortex, http
-            nursery.cancel_scope.cancel()
+    async with running_gateway(tmp_path, [beast]) as cortex, a_client(cortex) as http, listening(peer) as url:
+        origin = Origin.parse(url)
+        cortex.gateway.upstream._connect = lambda _: open_stream(origin)
+        yield cortex, http
 
 
 async def test_stream_arrives_as_it_is_made(tmp_path, beast):
@@ -295,8 +295,10 @@ async def test_stream_arrives_as_it_is_made(tmp_path, beast):
     assert got == b"".join(made)
 
 
-async def test_reused_connection_that_dies_under_a_request_is_replaced_once(tmp_path, beast):
+async def test_reused_connection_that_dies_under_a_request_is_replaced_once(tmp_path, beast, monkeypatch):
     """It was quiet when it was taken, and closed on the request: the client gets its answer all the same."""
+    monkeypatch.setattr(upstream, "IDLE_LIMIT_S", math.inf)  # however long we take for the next request
+    statuses = []
     asked = 0
 
     async def peer(stream):
@@ -309,7 +311,9 @@ async def test_reused_connection_that_dies_under_a_request_is_replaced_once(tmp_
                 await stream.send_all(with_length(b"{}"))
 
     async with before(tmp_path, beast, peer) as (cortex, http):
-        statuses = [(await http.post(CHAT, json=a_question())).status_code for _ in range(6)]
+        for _ in range(6):
+            statuses.append((await http.post(CHAT, json=a_question())).status_code)
+            await settled(cortex.gateway)
         statistics = cortex.gateway.upstream.statistics()
 
     assert statuses == [200] * 6

@@ -8,7 +8,7 @@ import pytest
 import structlog
 import trio
 from fakes.patience import SAFETY_NET_S
-from fakes.running import LARGE, PROBE, SMALL, one_neuron, running_gateway
+from fakes.running import LARGE, PROBE, SMALL, one_neuron, running_gateway, settled
 
 from gateway.sim.fleet import neuron
 
@@ -144,6 +144,7 @@ async def test_metrics_appear_with_the_first_request_and_not_before(running, cli
     """Gauges of catalogue and fleet apart; and no `_created` series ever."""
     before = (await client.get(running.metrics_url)).text
     await client.post(CHAT, json={"model": "helexa/small", "stream": True, "messages": PROBE})
+    await settled(running.gateway)
     after = (await client.get(running.metrics_url)).text
     route = f'{{model="{SMALL}",node="beast"}}'
 
@@ -164,6 +165,7 @@ async def test_each_request_has_exactly_one_terminal_log_event(running, client):
         await client.post(CHAT, json={"model": "helexa/small", "messages": PROBE})
         await client.post(CHAT, json={"model": "nobody/has-it"})
         await client.post(CHAT, content=b"{")
+        await settled(running.gateway)
     events = [entry for entry in logs if entry["event"] == "request"]
 
     assert [(entry["status"], entry["outcome"]) for entry in events] == [(200, "ok"), (404, "error"), (400, "error")]

@@ -4,20 +4,21 @@ To the second, in memory, on the autojump clock: tests/gateway/test_silence.py.
 """
 
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
 import structlog
 import trio
 from fakes.in_memory import Client
-from fakes.patience import best_of, measured, until
-from fakes.running import MODELS_TOML, SMALL, running_gateway
+from fakes.patience import PATIENT_DEADLINES, best_of, measured, until
+from fakes.running import MODELS_TOML, SMALL, running_gateway, settled
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from gateway.http1 import Server, ServerLimits
 from gateway.reports import ModelReport, NodeReport
 from gateway.serve import Gateway
-from gateway.settings import DeadlineSettings, NeuronSettings, RetrySettings, Settings, StreamingSettings
+from gateway.settings import NeuronSettings, RetrySettings, Settings, StreamingSettings
 from gateway.sim.faults import Hang, LateHeaders, SilentPrefill, Slow
 from gateway.sim.fleet import neuron
 
@@ -71,7 +72,7 @@ async def test_nothing_in_the_whole_application_has_a_total_deadline(autojump_cl
 
 FIRST_BYTE_S = 0.3
 SHORT = {
-    "deadlines": DeadlineSettings(first_byte_seconds=FIRST_BYTE_S, idle_seconds=0.3),
+    "deadlines": replace(PATIENT_DEADLINES, first_byte_seconds=FIRST_BYTE_S, idle_seconds=0.3),
     "retries": RetrySettings(attempts=0),
     "streaming": StreamingSettings(keepalive_seconds=0.05, early_commit_seconds=0.1),
 }
@@ -87,19 +88,21 @@ async def ask_with_short_deadlines(tmp_path, fault, *, stream):
             answer = await http.post(CHAT, json={**QUESTION, "stream": stream})
             took_s = trio.current_time() - begun
         await until(lambda: beast.cancelled)
-        cortex.gateway.fleet.assert_idle()
+        await settled(cortex.gateway)
     return answer, took_s, beast.cancelled[0].at - begun
 
 
 @pytest.mark.parametrize("fault", [Hang(), SilentPrefill(seconds=100)])
 async def test_neuron_is_freed_when_its_first_byte_deadline_has_passed(tmp_path, fault):
-    """The client, committed early, gets comments and then one error event; the neuron sees us leave."""
+    """The client, committed early, gets comments and then one error event; the neuron sees us leave.
+
+    If we stood still until the deadline had passed there was no time to commit: then it is a 504.
+    """
     answer, took_s, noticed_s = await ask_with_short_deadlines(tmp_path, fault, stream=True)
     parts = [part for part in answer.text.split("\n\n") if part]
     error = json.loads(parts[-1].removeprefix("data: "))["error"]
 
-    assert answer.status_code == 200
-    assert set(parts[:-1]) == {": keep-alive"}
+    assert (answer.status_code, set(parts[:-1])) in [(200, {": keep-alive"}), (504, set())]
     assert (error["code"], error["param"]) == ("deadline_exceeded", "first_byte")
     assert min(took_s, noticed_s) >= FIRST_BYTE_S
 

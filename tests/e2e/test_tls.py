@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +12,11 @@ import httpx
 import pytest
 import trio
 from fakes.engine import SimEngine, start_gateway
-from fakes.patience import until
-from fakes.running import SMALL
+from fakes.patience import SAFETY_NET_S, until
+from fakes.running import SMALL, settled
 from fakes.scripted import with_length
 
-from gateway import tls
+from gateway import tls, upstream
 from gateway.reports import ModelReport, NodeReport
 from gateway.serve import Gateway
 from gateway.settings import NeuronSettings
@@ -84,12 +85,19 @@ async def before(nursery, url):
     nursery.cancel_scope.cancel()
 
 
-async def test_neuron_behind_tls_is_polled_and_asked(trusted, cortex):
+@pytest.fixture
+def never_too_old(monkeypatch):
+    """Connections rest for as long as it takes us to make the next request."""
+    monkeypatch.setattr(upstream, "IDLE_LIMIT_S", math.inf)
+
+
+async def test_neuron_behind_tls_is_polled_and_asked(trusted, cortex, never_too_old):
     """Streams and plain answers, all on one connection: a session ticket on it does not make it suspicious."""
     for number in range(10):
         answer = await cortex.http.post(CHAT, json=question(stream=number % 2 == 0))
         assert answer.status_code == 200
         assert "isi" in answer.text
+        await settled(cortex.gateway)
 
     assert cortex.gateway.upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 1, "reused": 9}
 
@@ -101,7 +109,7 @@ async def test_neuron_behind_tls_that_hangs_up_after_each_answer(trusted, cortex
         assert (await cortex.http.post(CHAT, json=question(stream=number % 2 == 0))).status_code == 200
 
     assert beast.counters["requests"] == 40
-    assert cortex.gateway.upstream.in_use == 0
+    await settled(cortex.gateway)
 
 
 async def test_neuron_behind_tls_sees_a_client_leave(trusted, cortex, beast):
@@ -112,7 +120,7 @@ async def test_neuron_behind_tls_sees_a_client_leave(trusted, cortex, beast):
         await until(lambda: beast.residents[SMALL].places.in_flight)
         leaving.cancel_scope.cancel()
     await until(lambda: beast.cancelled)
-    await until(lambda: not cortex.gateway.accounts.live)
+    await settled(cortex.gateway)
 
     assert cortex.gateway.upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
 
@@ -122,8 +130,13 @@ async def test_neuron_nobody_vouches_for_is_not_asked(cortex):
     node = cortex.gateway.fleet.nodes["beast"]
     await until(lambda: node.misses >= 3)
     assert not node.healthy
-    cortex.gateway.fleet.answered("beast", NodeReport((ModelReport(SMALL, "loaded", url=node.endpoint),), devices=()))
-    answer = await cortex.http.post(CHAT, json=question())
+    report = NodeReport((ModelReport(SMALL, "loaded", url=node.endpoint),), devices=())
+    with trio.fail_after(SAFETY_NET_S):
+        while True:
+            cortex.gateway.fleet.answered("beast", report)
+            answer = await cortex.http.post(CHAT, json=question())
+            if answer.status_code != 503:  # else it was found to be down again before we got there
+                break
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_connection_error")
     assert "certificate verify failed" in answer.json()["error"]["message"]
@@ -155,7 +168,7 @@ async def test_early_answer_of_a_neuron_behind_tls_is_heard(trusted, nursery):
     assert (answer.status_code, answer.json()["error"]["message"]) == (413, "too long")
 
 
-async def test_large_body_arrives_whole_over_tls(trusted, nursery):
+async def test_large_body_arrives_whole_over_tls(trusted, nursery, never_too_old):
     """In pieces of which none is lost, and the connection can be used again."""
     received = []
 
@@ -166,8 +179,11 @@ async def test_large_body_arrives_whole_over_tls(trusted, nursery):
         await stream.send_all(with_length(b"{}"))
 
     body = json.dumps(question(padding="x" * 4 * 1024**2, last="the end"), separators=(",", ":")).encode()
+    statuses = []
     async with before(nursery, await serve_tls(nursery, listing_then(peer))) as cortex:
-        statuses = [(await cortex.http.post(CHAT, content=body)).status_code for _ in range(2)]
+        for _ in range(2):
+            statuses.append((await cortex.http.post(CHAT, content=body)).status_code)
+            await settled(cortex.gateway)
         statistics = cortex.gateway.upstream.statistics()
 
     assert statuses == [200, 200]
