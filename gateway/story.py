@@ -13,9 +13,10 @@ import httpx
 from rich.console import Console
 from rich.text import Text
 
+from gateway import asking
+
 __all__ = ["explain"]
 
-ANSWER_S = 5.0
 NOT_FOUND, UNREACHABLE = 1, 2  # exit codes
 
 Story = dict[str, Any]
@@ -27,7 +28,7 @@ def explain(admin: str, token: str, request_id: str, *, as_json: bool) -> int:
     errors = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
     url = f"{admin}/admin/requests/{quote(request_id, safe='')}"
     try:
-        answer = httpx.get(url, headers={"authorization": f"Bearer {token}"}, timeout=ANSWER_S, trust_env=False)
+        answer = httpx.get(url, headers={"authorization": f"Bearer {token}"}, timeout=asking.ANSWER_S, trust_env=False)
         body = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         errors.print(f"cortex explain: no answer from {admin}: {error}")

@@ -12,6 +12,7 @@ from fakes.patience import SAFETY_NET_S
 from fakes.running import PROBE, SMALL, running_gateway
 from fakes.scripted import DONE, chunked, delta, listening, read_request, with_length
 
+from gateway import counting
 from gateway.settings import NeuronSettings
 from gateway.sim import faults
 
@@ -205,8 +206,9 @@ async def test_count_tokens_estimates_and_says_so(sdk, beast):
         ({"engine": "vllm"}, "/tokenize", b"[]", None),
     ],
 )
-async def test_count_tokens_asks_who_can_count(tmp_path, neuron, path, answer, counted):
+async def test_count_tokens_asks_who_can_count(tmp_path, monkeypatch, neuron, path, answer, counted):
     """A tokenizer or the endpoint itself; when it answers nonsense, an estimate."""
+    monkeypatch.setattr(counting, "COUNT_DEADLINE_S", SAFETY_NET_S)
     asked = []
 
     async def peer(stream, request):

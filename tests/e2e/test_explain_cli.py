@@ -1,13 +1,15 @@
 """`cortex explain` against a running gateway: what the admin API says, and what a person reads."""
 
 import json
+import socket
 
 import httpx
 import pytest
 import trio
 from click.testing import CliRunner
-from fakes.patience import SAFETY_NET_S
-from fakes.running import LARGE, PROBE, SMALL, running_gateway
+from fakes.patience import until
+from fakes.running import LARGE, PROBE, SMALL, running_gateway, settled
+from structlog.testing import capture_logs
 
 from gateway import cli
 from gateway.sim import faults
@@ -26,13 +28,15 @@ def admin(cortex):
 async def explained(admin, request_id, *options, token="secret"):  # noqa: S107 - the test gateway's
     """Exit code, standard output and standard error of the command."""
     arguments = ["explain", request_id, "--admin", admin, "--token", token, *options]
-    result = await trio.to_thread.run_sync(lambda: CliRunner().invoke(cli.main, arguments))
+    with capture_logs():  # what the gateway logs meanwhile, in this process, would be taken for the command's output
+        result = await trio.to_thread.run_sync(lambda: CliRunner().invoke(cli.main, arguments))
     return result.exit_code, result.stdout, result.stderr
 
 
-async def test_story_reads_from_question_to_end(http, admin):
+async def test_story_reads_from_question_to_end(cortex, http, admin):
     """What was asked for, how it ended, where the time went, and what happened, in order."""
     await http.post("/v1/chat/completions", json=ASK, headers={"x-request-id": "mine"})
+    await settled(cortex.gateway)
     code, out, _ = await explained(admin, "mine")
     lines = [line.strip() for line in out.splitlines()]
 
@@ -52,6 +56,7 @@ async def test_story_of_trouble_says_who_failed_and_who_was_passed_over(tmp_path
     async with running_gateway(tmp_path, neurons) as running:
         async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=60) as client:
             await client.post("/v1/chat/completions", json=ASK, headers={"x-request-id": "mine"})
+        await settled(running.gateway)
         code, out, _ = await explained(f"http://{running.addresses.metrics}", "mine")
 
     told = [line.split(maxsplit=2)[2] if "ms  " in line[:14] else line.strip() for line in out.splitlines()]
@@ -65,10 +70,11 @@ async def test_story_of_trouble_says_who_failed_and_who_was_passed_over(tmp_path
     assert events[7].startswith("b was asked; answered after ")
 
 
-async def test_id_used_twice_tells_both(http, admin):
+async def test_id_used_twice_tells_both(cortex, http, admin):
     """Also as JSON, just as the admin API has it."""
     for model in ("helexa/small", "nobody/has-it"):
         await http.post("/v1/chat/completions", json=ASK | {"model": model}, headers={"x-request-id": "mine"})
+        await settled(cortex.gateway)
     _, out, _ = await explained(admin, "mine")
     _, as_json, _ = await explained(admin, "mine", "--json")
     answer = (await http.get(f"{admin}/admin/requests/mine", headers=TOKEN)).json()
@@ -84,9 +90,7 @@ async def test_request_under_way_is_told_while_it_waits(http, admin, wire, beast
     beast.faults.add(faults.Hang())
     async with wire() as client:
         await client.send(ASK, headers=("x-request-id: mine",))
-        with trio.fail_after(SAFETY_NET_S):
-            while not beast.requests:
-                await trio.sleep(0.01)
+        await until(lambda: beast.requests)
         _, out, _ = await explained(admin, "mine")
 
     assert "  now        running, for " in out
@@ -107,6 +111,9 @@ async def test_wrong_token_and_silence_are_one_line(admin):
     assert code == 1
     assert "the admin API wants its token" in err
 
-    code, _, err = await explained("http://127.0.0.1:9", "mine")
+    with socket.socket() as deaf:  # nobody else's either, for as long as it is bound
+        deaf.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        code, _, err = await explained(nobody, "mine")
     assert code == 2
-    assert err.startswith("cortex explain: no answer from http://127.0.0.1:9: ")
+    assert err.startswith(f"cortex explain: no answer from {nobody}: ")

@@ -78,7 +78,7 @@ class Street:
             nursery.cancel_scope.cancel()
 
     def begin(self, gateway, **how):
-        """As `cortex alias rollout` writes it down. Times are guarded where they are the point: ours are a machine's."""
+        """As `cortex alias rollout` writes it down; times are a machine's, so not guarded where they are no point."""
         data = self.models.read_bytes()
         wanted = {
             "alias": "tier",

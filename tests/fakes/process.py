@@ -104,7 +104,7 @@ OUR_PORTS = range(12_000, 16_000)
 
 
 def a_port_of_our_own() -> int:
-    """One that is given to nobody who does not ask for it by number: it is still free when a process comes back to it."""
+    """One that nobody gets who does not ask for it by number: still free when a process comes back to it."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # each has its own eighth
     while True:
         port = random.SystemRandom().choice(OUR_PORTS[worker % 8 :: 8])
@@ -137,7 +137,7 @@ async def a_program(*command: object, **env: str):
 
 @asynccontextmanager
 async def a_neuron(*options: object):
-    """A simulated neuron as a program of its own, on a port that it can be started on again: the process and its URL."""
+    """A simulated neuron as a program of its own: the process, and its URL."""
     async with a_program("gateway.sim", *options) as process:
         said = b""
         with trio.fail_after(SAFETY_NET_S):

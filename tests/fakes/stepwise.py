@@ -7,7 +7,7 @@ Words are awaited, never slept for: a box in between that waits for company hang
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -42,12 +42,13 @@ class Stepwise:
             return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._notice, stream, nursery.cancel_scope)
-            await stream.send_all(chunked(end=b""))
-            for word, heard in zip(self.words, self.heard, strict=True):
-                await stream.send_all(b"%x\r\n%b\r\n" % (len(word), word))
-                await heard.wait()
-            await stream.send_all(b"0\r\n\r\n")
-            nursery.cancel_scope.cancel()
+            with suppress(trio.BrokenResourceError):  # it left: that is noticed there
+                await stream.send_all(chunked(end=b""))
+                for word, heard in zip(self.words, self.heard, strict=True):
+                    await stream.send_all(b"%x\r\n%b\r\n" % (len(word), word))
+                    await heard.wait()
+                await stream.send_all(b"0\r\n\r\n")
+                nursery.cancel_scope.cancel()
 
     async def _notice(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
         try:

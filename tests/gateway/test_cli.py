@@ -238,10 +238,10 @@ def test_status_watch_redraws_and_outlives_the_gateway(tmp_path):
 
 def test_status_unreachable_is_one_line_and_code_2():
     """Nobody there: say who was asked, and why not."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
-
-    result = CliRunner().invoke(cli.main, ["status", "-e", endpoint])
+    with socket.socket() as deaf:  # nobody else's either, for as long as it is bound
+        deaf.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        result = CliRunner().invoke(cli.main, ["status", "-e", endpoint])
 
     assert result.exit_code == 2
     assert result.stdout == ""

@@ -25,9 +25,13 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\nserver: sim-neuron\r\ncontent-type: text/even
     [faults.Refuse(), faults.RefuseAccept(), faults.Refuse(model=SMALL)],
 )
 async def test_refuse_closes_before_any_byte(raw: Raw, simulated: SimNeuron, fault: Fault) -> None:
-    """Not a byte comes back."""
+    """Not a byte comes back. Some kernels call it a reset, as what was sent came to a closed door."""
     simulated.faults.add(fault)
-    assert await raw(STREAM) == b""
+    try:
+        got = await raw(STREAM)
+    except trio.BrokenResourceError:
+        got = b""
+    assert got == b""
 
 
 @pytest.mark.parametrize("fault", [faults.Refuse(reset=True), faults.RefuseAccept(reset=True)])
@@ -274,7 +278,7 @@ async def test_malformed_request_is_a_violation(raw: Raw, simulated: SimNeuron) 
 
 async def test_unload_under_a_running_request_is_a_violation(connect: Dial, simulated: SimNeuron) -> None:
     """A gateway that unloads what is answering is caught at it."""
-    simulated.speed = 1
+    simulated.speed = 1e-9
     async with await connect() as stream:
         await stream.send_all(STREAM)
         await read_until(stream, b'"role"')
