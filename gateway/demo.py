@@ -53,6 +53,8 @@ vram_mb = 20480
 min_device_vram_mb = 24000
 """
 
+PORT_ATTEMPTS = 5
+
 WELCOME = """
 cortex demo: {api}   (metrics {metrics})
 three simulated neurons: beast 2x24 GB, benjy 16 GB, quadbrat 8 GB
@@ -88,10 +90,23 @@ def run(folder: Path | None, *, speed: float, port: int) -> int:
     exit_code = 1
     try:
         home = _make_home(folder)
-        exit_code = trio.run(_demo, home, demo_fleet(speed), _free_ports(port))
+        exit_code = _on_free_ports(home, speed, port)
     except* OSError as group:
         click.echo(f"cortex demo: {_first(group)}", err=True)
     return exit_code
+
+
+def _on_free_ports(home: Path, speed: float, port: int) -> int:
+    """Run on ports that are free, and on others if somebody takes one between our choice and our listening."""
+    ports = _free_ports(port)
+    for _ in range(PORT_ATTEMPTS - 1):
+        try:
+            return trio.run(_demo, home, demo_fleet(speed), ports)
+        except* serve.CannotListen as group:
+            if port:
+                click.echo(f"{_first(group)}; using free ports", err=True)
+            ports = _bound(0, 0)
+    return trio.run(_demo, home, demo_fleet(speed), ports)
 
 
 def _first(group: BaseExceptionGroup[OSError]) -> BaseException:
@@ -159,7 +174,7 @@ def _welcome(addresses: serve.Addresses, models: Path, token: str) -> str:
 
 
 def _free_ports(wanted: int) -> tuple[int, int]:
-    """Ports for API and metrics. Nobody holds them until the gateway does; should another be quicker, it says so."""
+    """Ports for API and metrics. Nobody holds them until the gateway does."""
     if wanted:
         try:
             return _bound(wanted, wanted + 1)

@@ -176,8 +176,9 @@ class Gateway:
     async def aclose(self) -> None:
         """Close what is open towards the neurons."""
         self.upstream.close()
-        for client in self.neurons.values():
-            await client.aclose()
+        async with trio.open_nursery() as nursery:  # each is begun, and so done, even if there is no time left for it
+            for client in self.neurons.values():
+                nursery.start_soon(client.aclose)
 
 
 def _client(neuron: NeuronSettings) -> NeuronClient | EngineClient:

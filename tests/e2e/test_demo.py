@@ -6,8 +6,12 @@ import subprocess
 import time
 
 import pytest
+import trio
 from fakes.patience import SAFETY_NET_S
 from fakes.process import environment, running_cortex
+
+from gateway import demo as demonstration
+from gateway.serve import CannotListen
 
 SMALL, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3.6-27B"
 
@@ -98,6 +102,23 @@ def test_demo_port_taken_uses_another_and_says_so(tmp_path):
     assert f":{taken}/" not in welcome
     assert "helexa/small" in listed
     assert code == 0
+
+
+def test_demo_port_taken_before_it_listens_is_given_up(tmp_path, monkeypatch):
+    """Between choosing ports and listening on them files are written: time enough for somebody else to be quicker."""
+    tried = []
+
+    async def taken_once(home, neurons, ports):
+        tried.append(ports)
+        await trio.lowlevel.checkpoint()
+        if len(tried) == 1:
+            raise ExceptionGroup("in a nursery", [CannotListen("cannot listen")])
+        return 0
+
+    monkeypatch.setattr(demonstration, "_demo", taken_once)
+
+    assert demonstration.run(tmp_path, speed=1, port=0) == 0
+    assert len(tried) == 2
 
 
 def test_demo_folder_with_foreign_files_is_left_alone(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import structlog
 import trio
-from fakes.patience import SAFETY_NET_S
+from fakes.patience import SAFETY_NET_S, until
 from structlog.testing import capture_logs
 
 from gateway import auditor as auditing
@@ -43,9 +43,7 @@ class Desk:
 
     async def written(self):
         """All lines, once nothing waits."""
-        with trio.fail_after(SAFETY_NET_S):
-            while self.auditor.status()["pending"]:
-                await trio.sleep(0.002)
+        await until(lambda: not self.auditor.status()["pending"])
         return self.lines()
 
     def lines(self):
@@ -186,8 +184,9 @@ async def test_edit_while_no_gateway_ran_is_found_at_the_next_start(tmp_path, nu
     assert line["summary"].endswith("edited while none was running: ~alias tier: A -> B")
 
 
-async def test_last_lines_are_written_before_the_end(tmp_path):
+async def test_last_lines_are_written_before_the_end(tmp_path, monkeypatch):
     """What was heard in the last moment, too, and once."""
+    monkeypatch.setattr(auditing, "LAST_WORDS_S", SAFETY_NET_S)
     desk = Desk(tmp_path)
     async with trio.open_nursery() as nursery:
         await nursery.start(desk.auditor.run)
@@ -235,7 +234,7 @@ async def test_full_disk_loses_no_swap_and_no_line(desk, monkeypatch):
     with capture_logs() as logs:
         for data in (B, A, B):
             assert (await desk.edit(data)).result == "applied"
-        await trio.sleep(0.1)
+        await until(lambda: desk.auditor.status()["error"])
         status = desk.auditor.status()
         disk.is_full = False
         lines = await desk.written()
@@ -300,9 +299,7 @@ async def test_directory_that_cannot_be_written_keeps_nobody_from_serving(tmp_pa
     desk.records.trail.path = Path("/proc/nowhere/models.audit.jsonl")
     with capture_logs() as logs:
         await nursery.start(desk.auditor.run)
-        with trio.fail_after(SAFETY_NET_S):
-            while desk.auditor.status()["error"] is None:
-                await trio.sleep(0.002)
+        await until(lambda: desk.auditor.status()["error"])
 
     assert "audit_failed" in [entry["event"] for entry in logs]
     assert (await desk.edit(B)).result == "applied"

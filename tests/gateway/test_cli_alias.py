@@ -42,15 +42,9 @@ class Operator:
     def records(self):
         return Records.of(load(self.config, {}).settings)
 
-    def lines(self, count):
-        """The newest lines of the audit trail, oldest first, once there are so many."""
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            lines = [line.said for line in self.records.trail.newest_first()]
-            if len(lines) >= count:
-                return lines[::-1]
-            time.sleep(0.02)
-        raise AssertionError(lines)
+    def lines(self):
+        """The audit trail, oldest first."""
+        return [line.said for line in self.records.trail.newest_first()][::-1]
 
     def edit(self, data):
         """By hand: an editor's new file, renamed over the old one."""
@@ -78,19 +72,24 @@ def operator(house):
     if house.models.read_bytes() != original:
         house.edit(original)
         house.done("alias", "set", "helexa/large", LARGE)  # says nothing new, and so waits for nothing
-        wait_until(lambda: in_force(house) == digest_of(original))
+    # What is still on its way, to its target or into the trail, is none of the next test's.
+    wait_until(lambda: in_force(house) == digest_of(original) and not health(house).get("swaps"))
+    wait_until(lambda: house.lines()[-1]["file"] == digest_of(original))
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + SAFETY_NET_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
+def health(operator):
+    return operating.Desk.of(load(operator.config, {}).settings, print).health()
+
+
 def in_force(operator):
-    desk = operating.Desk.of(load(operator.config, {}).settings, print)
-    return desk.health()["catalogue"]["digest"]
+    return health(operator)["catalogue"]["digest"]
 
 
 @pytest.fixture
@@ -530,18 +529,20 @@ def test_real_process_says_the_same(operator):
 def test_trail_says_who_did_what(operator):
     """The OS user and their command; an edit is a file's; a broken one is refused by name."""
     before = operator.models.read_bytes()
-    already = len(list(operator.records.trail.newest_first()))
+    already = len(operator.lines())
     operator.done("alias", "set", "helexa/balanced", SMALL, "--wait")
     operator.edit(before)
     wait_until(lambda: in_force(operator) == digest_of(before))
 
-    applied = [line for line in operator.lines(already + 2)[already:] if line["event"] == "applied"]
+    def applied():
+        return [line for line in operator.lines()[already:] if line["event"] == "applied"]
 
-    assert [(line["who"], line.get("command")) for line in applied] == [
+    wait_until(lambda: len(applied()) == 2)
+    assert [(line["who"], line.get("command")) for line in applied()] == [
         (os_user(), f"cortex alias set helexa/balanced {SMALL}"),
         ("file", None),
     ]
-    assert applied[0]["plan"]["aliases"][0]["name"] == "helexa/balanced"
+    assert applied()[0]["plan"]["aliases"][0]["name"] == "helexa/balanced"
 
 
 def test_audit_verify_and_show(operator):
@@ -557,7 +558,7 @@ def test_audit_verify_and_show(operator):
 def test_audit_verify_names_the_first_broken_line(operator, tmp_path):
     """Of a copy that somebody touched."""
     operator.done("alias", "set", "helexa/balanced", SMALL)
-    operator.lines(2)
+    wait_until(lambda: len(operator.lines()) >= 2)
     for path in (operator.config, operator.models, operator.records.trail.path):
         shutil.copy(path, tmp_path / path.name)
     touched = tmp_path / operator.records.trail.path.name

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import httpx
 import pytest
 import trio
 from fakes.patience import SAFETY_NET_S
-from fakes.process import environment
+from fakes.process import a_port_of_our_own, environment
 from fakes.running import PROBE, SMALL
 
 from gateway.log import KEPT_BYTES, Lines
@@ -107,6 +106,8 @@ CONFIG = """
 [gateway]
 listen = "127.0.0.1:{api}"
 metrics_listen = "127.0.0.1:{metrics}"
+[deadlines]
+connect_seconds = 60
 [[neurons]]
 name = "sim"
 endpoint = "{endpoint}"
@@ -134,19 +135,12 @@ def full_disk():
     return os.open("/dev/full", os.O_WRONLY)
 
 
-def free_ports():
-    """Two that were free a moment ago: a process that cannot say where it listens has to be told."""
-    with socket.socket() as one, socket.socket() as other:
-        for sock in (one, other):
-            sock.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
-
-
 @contextmanager
 def serving(config, stderr, endpoint):
     """`cortex serve` with this stderr: its process and its port; on others if somebody was quicker."""
     for _ in range(10):
-        api, metrics = free_ports()
+        # A process that cannot say where it listens has to be told.
+        api, metrics = a_port_of_our_own(), a_port_of_our_own()
         config.write_text(CONFIG.format(api=api, metrics=metrics, endpoint=endpoint))
         log = stderr()
         command = [sys.executable, "-m", "gateway.cli", "serve", "-c", str(config)]

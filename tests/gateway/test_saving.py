@@ -5,6 +5,7 @@ import stat
 from threading import Thread
 
 import pytest
+from fakes.patience import SAFETY_NET_S
 
 from gateway import saving
 from gateway.saving import CannotSave, ChangedUnderneath, locked, replace
@@ -108,8 +109,9 @@ def test_replace_of_a_missing_file_says_so(tmp_path):
         replace(tmp_path / "models.toml", b"new", expected=b"")
 
 
-def test_edits_that_take_turns_lose_nothing(models):
+def test_edits_that_take_turns_lose_nothing(models, monkeypatch):
     """Ten shells, each adding a line of its own: every line is there in the end."""
+    monkeypatch.setattr(saving, "LOCK_DEADLINE_S", SAFETY_NET_S)
 
     def add(number):
         with locked(models):

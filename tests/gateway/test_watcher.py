@@ -317,8 +317,9 @@ def delete_and_recreate(path, text):
 
 
 @pytest.mark.parametrize("replace", [rename_over, in_place, like_vim, delete_and_recreate])
-async def test_swap_is_noticed(keeper, path, replace):
-    """However editors do it, and again and again."""
+async def test_swap_is_noticed(keeper, path, replace, monkeypatch):
+    """However editors do it, and again and again; what is half-written is never believed, however long it takes us."""
+    monkeypatch.setattr(watcher, "HALF_WRITTEN_S", POLL_NEVER_S)
     async with watching(keeper):
         for text, expected in [(LARGE, "large-model"), (SMALL, "small-model")] * 4:
             replace(path, text)
@@ -386,7 +387,7 @@ async def test_bad_file_shows_and_clears_by_itself(keeper, path):
         (path.parent / "unrelated").write_text("x")
         path.unlink()
         await until(lambda: keeper.last_error[0].message.startswith("cannot be read"))
-        path.write_text(SMALL)
+        rename_over(path, SMALL)
         await until(lambda: keeper.last_error is None)
 
     assert keeper.reloads == {"applied": 0, "unchanged": 1, "rejected": 2}
