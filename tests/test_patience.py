@@ -23,6 +23,18 @@ def too_strict(tree):
                 yield from (node.lineno for bound in bounds if _number(bound) < SAFETY_NET_S)
 
 
+def impatient_clients(tree):
+    """Lines where a client of httpx has the patience that it has by itself, 5 s. (In memory it needs none.)"""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"httpx.Client", "httpx.AsyncClient", *CALLS}:
+            named = {keyword.arg for keyword in node.keywords}
+            if not named & {"timeout", "transport", None}:
+                yield node.lineno
+
+
+CALLS = {f"httpx.{method}" for method in ("get", "post", "put", "delete", "head", "options", "request", "stream")}
+
+
 def _number(bound):
     is_number = isinstance(bound, ast.Constant) and isinstance(bound.value, int | float)
     return bound.value if is_number else SAFETY_NET_S  # a name: whoever gave it one has thought about it
@@ -32,3 +44,9 @@ def _number(bound):
 def test_bound_in_a_test_is_a_safety_net(path):
     """What must be quick is `measured`, by `best_of`; everything else has `SAFETY_NET_S`."""
     assert list(too_strict(ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_client_in_a_test_has_patience(path):
+    """A gateway that stands still for a moment is no failure."""
+    assert list(impatient_clients(ast.parse(path.read_text()))) == []

@@ -5,13 +5,13 @@ So it speaks HTTP/1.0 to the gateway, buffers unless told not to, and compresses
 
 import os
 import re
-import socket
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 import trio
 from fakes.patience import SAFETY_NET_S, best_of, measured, until
+from fakes.process import a_port_of_our_own
 from fakes.running import PROBE, SMALL, running_gateway
 from fakes.scene import TOP
 from fakes.stepwise import CHAT, leave_after_a_word, read_word_by_word, stepwise
@@ -26,9 +26,7 @@ SITE = "server {{ listen 127.0.0.1:{ours}; location / {{ proxy_pass http://127.0
 
 def configured(folder, port):
     """Debian's nginx.conf with its paths in `folder`, and where nginx then listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        ours = free.getsockname()[1]
+    ours = a_port_of_our_own()
     (folder / "sites").mkdir()
     (folder / "sites" / "cortex").write_text(SITE.format(ours=ours, theirs=port))
     conf = (DEBIAN / "etc/nginx/nginx.conf").read_text()
