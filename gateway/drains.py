@@ -23,7 +23,7 @@ from gateway import eviction
 from gateway.catalogue_source import CatalogueSource
 from gateway.errors import GatewayError, ServiceUnavailable
 from gateway.fleet import Fleet
-from gateway.lifecycle import LoadStory
+from gateway.loads import LoadStory
 from gateway.node import Node
 from gateway.routing import Candidate, ColdLoad, Decision, Route, catalogue_id, choose, replicas_of
 
