@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from catalogue.models import Fault, FaultyFile
-from gateway.settings import LoadedSettings, load
+from gateway.settings_file import LoadedSettings, load
 
 __all__ = ["config_option", "load_settings", "refuse", "tell"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import trio
 
-from gateway import log, serve, settings
+from gateway import log, serve, settings_file
 from gateway.sim.fleet import demo_fleet
 from gateway.sim.neuron import SimNeuron
 
@@ -127,7 +127,7 @@ async def _demo(home: Path, neurons: list[SimNeuron], ports: tuple[int, int]) ->
         config = home / "cortex.toml"
         token = secrets.token_urlsafe(12)
         await trio.to_thread.run_sync(_write_files, config, _cortex_toml(endpoints, ports, token))
-        gateway = serve.Gateway(settings.load(config, {}).settings)
+        gateway = serve.Gateway(settings_file.load(config, {}).settings)
         log.configure(gateway.settings.log)
         async with trio.open_nursery() as serving:
             addresses: serve.Addresses = await serving.start(partial(serve.serve, gateway, stop=stop.asked.wait))

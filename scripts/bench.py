@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from catalogue.models import FaultyFile
 from gateway import sse
 from gateway.neuron import loopback_rewrite
-from gateway.settings import load
+from gateway.settings_file import load
 
 CONNECT_S = 5.0
 SILENCE_S = 1800.0  # a cold load may say nothing for as long as `deadlines.load_seconds`

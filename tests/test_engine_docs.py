@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from gateway import settings
+from gateway import settings, settings_file, settings_keys
 from gateway.backend import ENGINES_WITH_USAGE
 from gateway.engines import EngineClient
 
@@ -16,7 +16,7 @@ def test_every_table_is_accepted_and_together_they_are_a_config(tmp_path):
     config = tmp_path / "cortex.toml"
     config.write_text("\n".join(SNIPPETS))
 
-    loaded = settings.load(config, {})
+    loaded = settings_file.load(config, {})
 
     assert loaded.warnings == ()
     assert len(loaded.settings.neurons) == len(SNIPPETS)
@@ -27,17 +27,17 @@ def test_every_engine_that_can_be_named_has_a_table_and_a_row(tmp_path):
     """A hint that is accepted is explained."""
     config = tmp_path / "cortex.toml"
     config.write_text("\n".join(SNIPPETS))
-    shown = {neuron.engine for neuron in settings.load(config, {}).settings.neurons}
+    shown = {neuron.engine for neuron in settings_file.load(config, {}).settings.neurons}
 
-    assert shown - {None} == set(settings.ENGINES)
-    assert all(f"| `{engine}`" in PAGE.read_text() for engine in settings.ENGINES)
+    assert shown - {None} == set(settings_keys.ENGINES)
+    assert all(f"| `{engine}`" in PAGE.read_text() for engine in settings_keys.ENGINES)
 
 
 def test_engines_said_to_be_asked_for_usage_are_those_that_are():
     """The last column is the default of `ask_usage`."""
     rows = re.findall(r"^\| `(\w+)`[^|]*(?:\|[^|]*){3}\| (\w+)[^|]*\|$", PAGE.read_text(), re.MULTILINE)
 
-    assert {engine for engine, _ in rows} == {*settings.ENGINES, "engine"}  # the heading
+    assert {engine for engine, _ in rows} == {*settings_keys.ENGINES, "engine"}  # the heading
     assert {engine for engine, asked in rows if asked == "yes"} == ENGINES_WITH_USAGE
 
 
@@ -46,6 +46,6 @@ async def test_every_engine_said_to_have_no_api_for_loading_has_none():
     rows = dict(re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\| ([^|]*) \|", PAGE.read_text(), re.MULTILINE))
     can = {engine for engine, load in rows.items() if load.startswith("`POST")}
 
-    for engine in settings.ENGINES:
+    for engine in settings_keys.ENGINES:
         async with EngineClient(settings.NeuronSettings("x", "http://x", "openai", engine=engine)) as client:
             assert (engine in can) == client.can_load

@@ -12,7 +12,8 @@ from fakes.patience import best_of, measured, until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 from fakes.stepwise import CHAT, leave_after_a_word, read_word_by_word, stepwise
 
-from gateway.settings import NeuronSettings, load
+from gateway.settings import NeuronSettings
+from gateway.settings_file import load
 from gateway.sim import faults
 
 OUTER_TOML = '[aliases]\n"outer/small" = "helexa/small"\n'

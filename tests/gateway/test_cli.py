@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from fakes.process import END_S, cortex, on_a_terminal, running_cortex
 
 from gateway import __version__, cli, status
-from gateway.settings import load
+from gateway.settings_file import load
 
 BAD_MODELS = '[[models]]\nid = "a"\nmin_device = 1\n[aliases]\nx = ""\n'
 BAD_MODELS_FAULTS = [

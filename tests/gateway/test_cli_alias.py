@@ -15,7 +15,7 @@ from gateway.edit import set_alias
 from gateway.history import digest_of
 from gateway.operating import os_user
 from gateway.records import Records
-from gateway.settings import load
+from gateway.settings_file import load
 
 SMALL, MIDDLE, LARGE, COLD = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "Qwen/Qwen3.6-27B", "Qwen/Qwen3-14B"
 

@@ -67,7 +67,7 @@ import sys
 import time
 from pathlib import Path
 
-from gateway import log, serve, settings, watcher
+from gateway import log, serve, settings_file, watcher
 
 read = watcher._read
 hangs, noticed = (Path(sys.argv[1]).with_name(name) for name in ("hangs", "noticed"))
@@ -81,7 +81,7 @@ def read_unless_it_hangs(path):
 
 
 watcher._read = read_unless_it_hangs
-loaded = settings.load(Path(sys.argv[1]), {}).settings
+loaded = settings_file.load(Path(sys.argv[1]), {}).settings
 log.configure(loaded.log)
 sys.exit(serve.run(serve.Gateway(loaded)))
 """
@@ -167,7 +167,7 @@ import sys
 from pathlib import Path
 
 import trio
-from gateway import serve, settings
+from gateway import serve, settings_file
 from gateway.{module} import {owner}
 
 
@@ -178,7 +178,7 @@ async def crash(*_, task_status=trio.TASK_STATUS_IGNORED, **__):
 
 
 {owner}.{method} = crash
-sys.exit(serve.run(serve.Gateway(settings.load(Path(sys.argv[1]), {{}}).settings)))
+sys.exit(serve.run(serve.Gateway(settings_file.load(Path(sys.argv[1]), {{}}).settings)))
 """
 
 

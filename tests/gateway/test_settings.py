@@ -2,17 +2,20 @@
 
 import dataclasses
 import traceback
+from functools import partial
 from pathlib import Path
 
 import pytest
+from fakes.configs import faults, write_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 from catalogue.fields import Place, Report
 from catalogue.models import FaultyFile
-from gateway import settings
+from gateway import settings_keys
 from gateway.backend import DIALECTS
-from gateway.settings import Listen, NeuronSettings, Settings, load
+from gateway.settings import Listen, NeuronSettings, Settings
+from gateway.settings_file import load
 
 SECRET = "hunter2-hunter2"
 NEURON = "[[neurons]]\nname = 'a'\nendpoint = 'http://a'"
@@ -23,19 +26,7 @@ PASTED = ENGINE.replace("http://a", "http://a/v1")
 @pytest.fixture
 def config(tmp_path):
     """Writes a cortex.toml and returns its path."""
-
-    def write(text):
-        path = tmp_path / "cortex.toml"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-
-    return write
-
-
-def faults(path, environ=None):
-    with pytest.raises(FaultyFile) as caught:
-        load(path, environ or {})
-    return [(fault.line, fault.key, fault.message, fault.hint) for fault in caught.value.faults]
+    return partial(write_config, tmp_path)
 
 
 def test_nothing_said_means_the_defaults():
@@ -78,10 +69,10 @@ def test_file_says_what_it_says_and_defaults_the_rest(config):
     )
 
 
-@pytest.mark.parametrize("section", settings.SECTIONS)
+@pytest.mark.parametrize("section", settings_keys.SECTIONS)
 def test_rows_and_dataclass_have_the_same_keys_and_agree_on_defaults(section):
     """A key added in one place only would be unreadable, or crash the reader."""
-    kind, rows = settings.SECTIONS[section]
+    kind, rows = settings_keys.SECTIONS[section]
     defaults = {field.name: getattr(kind(), field.name) for field in dataclasses.fields(kind)}
 
     assert defaults.keys() == rows.keys()
@@ -93,8 +84,8 @@ def test_rows_and_dataclass_have_the_same_keys_and_agree_on_defaults(section):
 
 def test_rows_cover_everything_there_is():
     """At the top level and in a neuron's table."""
-    assert settings.SETTINGS_FIELDS.keys() == {field.name for field in dataclasses.fields(Settings)}
-    assert settings.NEURON_FIELDS.keys() == {field.name for field in dataclasses.fields(NeuronSettings)}
+    assert settings_keys.SETTINGS_FIELDS.keys() == {field.name for field in dataclasses.fields(Settings)}
+    assert settings_keys.NEURON_FIELDS.keys() == {field.name for field in dataclasses.fields(NeuronSettings)}
 
 
 # Where the catalogue is.
@@ -308,93 +299,7 @@ def test_two_names_for_one_neuron_are_a_warning(config):
     assert (warning.line, warning.key) == (6, "neurons[1].endpoint")
 
 
-# The environment.
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "read", "expected"),
-    [
-        ("CORTEX_GATEWAY__LISTEN", "127.0.0.1:9000", lambda s: s.gateway.listen, Listen("127.0.0.1", 9000)),
-        ("CORTEX_GATEWAY__LISTEN", '"127.0.0.1:9000"', lambda s: s.gateway.listen, Listen("127.0.0.1", 9000)),
-        ("cortex_Gateway__access_LOG", "false", lambda s: s.gateway.access_log, False),
-        ("CORTEX_DEADLINES__IDLE_SECONDS", "1.5", lambda s: s.deadlines.idle_seconds, 1.5),
-        ("CORTEX_GATEWAY__CORS_ORIGINS", '["a", "b"]', lambda s: s.gateway.cors_origins, ("a", "b")),
-        ("CORTEX_POLL", "{misses = 7}", lambda s: (s.poll.misses, s.poll.interval_seconds), (7, 2)),
-        (
-            "CORTEX_NEURONS", '[{name="a",endpoint="http://a:13131"}]', lambda s: s.neurons,
-            (NeuronSettings("a", "http://a:13131"),),
-        ),
-        ("CORTEX_GATEWAY__OWNED_BY", "42", lambda s: s.gateway.owned_by, "42"),  # a string is wanted: taken as written
-        ("CORTEX_GATEWAY__OWNED_BY", "a = 1\nb = 2", lambda s: s.gateway.owned_by, None),
-    ],
-)  # fmt: skip
-def test_environment_beats_the_file(config, variable, value, read, expected):
-    """Contract section 1: any case, TOML where it parses, else a string."""
-    path = config("""
-        [gateway]
-        listen = "127.0.0.1:1"
-        [poll]
-        interval_seconds = 2
-        [[neurons]]
-        name = "file"
-        endpoint = "http://file"
-    """)
-    if expected is None:
-        assert len(faults(path, {variable: value})) == 1
-        return
-    loaded = load(path, {variable: value, "PATH": "/bin", "CORTEXT": "x"})
-
-    assert read(loaded.settings) == expected
-    assert loaded.warnings == ()
-
-
-def test_single_key_beats_its_whole_table(config):
-    """Whatever order the environment has them in."""
-    environ = {"CORTEX_POLL__MISSES": "9", "cortex_poll": "{misses = 7, timeout_seconds = 1}"}
-    for order in (environ, dict(reversed(environ.items()))):
-        poll = load(config(""), order).settings.poll
-        assert (poll.misses, poll.timeout_seconds) == (9, 1)
-
-
-def test_unknown_variable_is_a_warning_with_a_hint(config):
-    """Kubernetes sets some beside every service called cortex; a typo should still be heard of."""
-    environ = {
-        "CORTEX_GATEWAY__LISTN": SECRET,
-        "CORTEX_PORT_31313_TCP_ADDR": SECRET,
-        "CORTEX_NEURONS__0__NAME": SECRET,
-        "CORTEX_": SECRET,
-        "CORTEX_CONFIG": "cortex.toml",  # the command line's own
-    }
-    loaded = load(config(""), environ)
-
-    assert loaded.settings == Settings()
-    told = {warning.path: warning.hint for warning in loaded.warnings}
-    assert told.keys() == environ.keys() - {"CORTEX_CONFIG"}
-    assert told["CORTEX_GATEWAY__LISTN"] == "did you mean CORTEX_GATEWAY__LISTEN?"
-    assert SECRET not in str(loaded.warnings)
-
-
-def test_one_key_under_two_spellings_is_a_warning():
-    """One of them holds, and which is said."""
-    loaded = load(None, {"CORTEX_POLL__MISSES": "4", "cortex_poll__misses": "5"})
-
-    assert loaded.settings.poll.misses == 4
-    assert [warning.path for warning in loaded.warnings] == ["cortex_poll__misses"]
-
-
-def test_environment_over_a_broken_table_is_a_fault_of_the_file(config):
-    """The override does not paper over it."""
-    [found] = faults(config("poll = 3"), {"CORTEX_POLL__MISSES": "4"})
-    assert found[:2] == (1, "poll")
-
-
 # Secrets.
-
-
-@pytest.mark.parametrize("value", [SECRET, "12345678", "true", "1979-05-27", "1e5"])
-def test_token_from_the_environment_is_taken_as_written(value):
-    """A token of digits is a token."""
-    assert load(None, {"CORTEX_ADMIN__TOKEN": value}).settings.admin.token == value
 
 
 def test_secret_is_shown_nowhere(config):
@@ -431,23 +336,6 @@ def test_no_file_raises_anything_but_faulty_file(tmp_path_factory, data):
     path.write_bytes(data)
     try:
         load(path, {})
-    except FaultyFile as error:
-        reasons = error.faults
-    else:
-        return
-    assert reasons
-
-
-KEYS = [section.upper() for section in settings.SETTINGS_FIELDS] + [
-    f"{section}__{key}".upper() for section, (_, rows) in settings.SECTIONS.items() for key in rows
-]
-
-
-@given(st.dictionaries(st.sampled_from(KEYS).map("CORTEX_{}".format), st.text() | st.sampled_from(["1", "{}", "[[]]"])))
-def test_no_environment_raises_anything_but_faulty_file(environ):
-    """Whatever is in it."""
-    try:
-        load(None, environ)
     except FaultyFile as error:
         reasons = error.faults
     else:

@@ -1,0 +1,22 @@
+"""A `cortex.toml` for tests, and what is wrong with it."""
+
+from __future__ import annotations
+
+import pytest
+
+from catalogue.models import FaultyFile
+from gateway.settings_file import load
+
+
+def write_config(directory, text):
+    """Write a cortex.toml there and return its path."""
+    path = directory / "cortex.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def faults(path, environ=None):
+    """Every reason why these settings are refused: line, key, message and hint."""
+    with pytest.raises(FaultyFile) as caught:
+        load(path, environ or {})
+    return [(fault.line, fault.key, fault.message, fault.hint) for fault in caught.value.faults]
