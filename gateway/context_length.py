@@ -1,40 +1,31 @@
 """Prompts that cannot fit are refused before they wait in line, load a model or travel. No tokenizer, no I/O.
 
-What is counted is words: what stands between white space in everything that becomes prompt. A tokenizer does not make
-one token of two words, so a prompt with more words than its model takes tokens is too long for certain, and one that
-fits is not refused. That is the margin: English prose is refused from about 1.3 times the limit on, code from about 3
-times, pictures and text without spaces never; whatever is in between, the neuron judges as before. (Some tokenizers
-join a sign at a line's end and a slash on the next line; text has other tokens to make up for that.)
+What is counted is words (`prompt_words.py`). A tokenizer makes no token of two words: those of the engines' models cut
+at white space first. So a prompt with more words than its model takes tokens is too long, and one that fits is not
+refused. That is the margin: English prose is refused from about 1.3 times the limit on, code from about 3 times,
+pictures and text without spaces never; whatever is in between, the neuron judges as before.
+
+It is no proof. Some tokenizers join a sign at a line's end and a slash on the next line; text has other tokens to make
+up for that. Some are made of phrases (SuperBPE): give a model with such a one no `limit`. And some engines cut a prompt
+silently: a limit says that it is not to be.
 
 An estimate, as `dialects.tokens` gives one, would come nearer to the limit and would refuse what fits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import msgspec
-
 from catalogue.models import Catalogue, Limit
 from gateway.errors import ContextLengthExceeded
 from gateway.fleet import Fleet
 from gateway.node import NodeModel
+from gateway.prompt_words import PROMPTS, words
 from gateway.request import InferenceRequest
 from gateway.routing import own_name
 
-__all__ = ["prompt_limit", "refuse_if_too_long", "words"]
+__all__ = ["prompt_limit", "refuse_if_too_long"]
 
 SMALL_BODY_BYTES = 8 * 1024  # 1,400 words of English: no model of today is too small for that
 BYTES_PER_WORD = 4  # English has 6, the space included; what has less is no prose, and the neuron's to judge
-
-PROMPTS = {
-    b"/v1/chat/completions": ("messages",),
-    b"/v1/completions": ("prompt",),
-    b"/v1/messages": ("messages", "system"),
-    b"/v1/responses": ("input", "instructions"),
-}
-"""Where a body has one prompt, and in which fields. Elsewhere are many (embeddings), or limits of another kind."""
 
 
 def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: Catalogue, fleet: Fleet) -> None:
@@ -85,43 +76,3 @@ def _tokens(limit: Limit | None) -> int | None:
 
 def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-# The prompt...
-
-
-def words(body: bytes, fields: tuple[str, ...], enough: int) -> int:
-    """How many words of these fields become prompt, at least, in any of the dialects; counts no further than needed.
-
-    0 where a neuron was told to cut the prompt, or where the body cannot be read here: that is for the neuron to say.
-    """
-    counted = 0
-    try:
-        value = msgspec.json.decode(body)
-        if value.get("truncate_prompt_tokens") or value.get("truncation") == "auto":
-            return 0
-        if isinstance(value.get("prompt"), list):  # several prompts, each with the limit for itself
-            return 0
-        for text in _texts([value.get(field) for field in fields]):
-            counted += len(text.split(None, enough - counted))  # the rest of a text stays in one piece
-            if counted >= enough:
-                break
-    except (msgspec.DecodeError, RecursionError):
-        return 0
-    return counted
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Thoughts of earlier turns are left out, as dialects and chat templates leave them out."""
-    if isinstance(value, str):
-        yield value.rpartition("</think>")[2]
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-    elif isinstance(value, dict) and value.get("type") not in _THOUGHTS:
-        for key in _TEXTS_IN:
-            yield from _texts(value.get(key))
-
-
-_TEXTS_IN = ("content", "text", "output")
-_THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning"})

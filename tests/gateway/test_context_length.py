@@ -7,7 +7,7 @@ from fakes.fleets import a_catalogue, a_fleet, a_model, a_profile, answers
 
 from catalogue.models import Limit
 from gateway import errors
-from gateway.context_length import prompt_limit, refuse_if_too_long, words
+from gateway.context_length import prompt_limit, refuse_if_too_long
 from gateway.request import InferenceRequest
 from gateway.rewrite import locate
 
@@ -29,10 +29,6 @@ def user(content):
 
 def refuse(request, catalogue=CATALOGUE, fleet=None):
     refuse_if_too_long(request, "m", catalogue, fleet or a_fleet("a"))
-
-
-def count(enough=1_000, fields=("messages", "system"), **body):
-    return words(json.dumps(body).encode(), fields, enough)
 
 
 # What is refused...
@@ -105,50 +101,6 @@ def test_body_that_cannot_be_read_here_is_for_the_neuron_to_judge():
     body = b'{"model":"m","x":1e400,"messages":[{"role":"user","content":"\\ud83d %b"}]}' % TOO_LONG.encode()
 
     refuse(InferenceRequest(CHAT, [], body, locate(body), "req-1"))
-
-
-# What counts...
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ("one two\nthree\t four \u3000 five", 5),
-        ("", 0),
-        (None, 0),
-        (5, 0),
-        (["one two", {"type": "text", "text": "three"}, {"type": "novelty", "x": "no no"}], 3),
-        ("<think>not any more</think> one two", 2),
-        ([{"type": "thinking", "thinking": "no", "text": "no"}, {"type": "text", "text": "one"}], 1),
-        ([{"type": "tool_result", "content": [{"type": "text", "text": "one two"}]}], 2),
-    ],
-)
-def test_words_of_a_turn(content, expected):
-    """Texts of every kind, without the thoughts that no template shows a model again."""
-    assert count(messages=user(content)) == expected
-
-
-def test_words_of_items():
-    """Messages and outputs; thoughts are none."""
-    items = [
-        {"role": "user", "content": [{"type": "input_text", "text": "one two"}]},
-        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "no"}]},
-        {"type": "function_call_output", "output": "three"},
-    ]
-
-    assert count(fields=("input",), input=items) == 3
-
-
-def test_words_are_counted_no_further_than_needed():
-    """A text of a million words would be a million pieces."""
-    assert 10 <= count(enough=10, messages=user("a " * 1_000_000)) <= 11
-
-
-def test_body_nested_too_deeply_has_no_words():
-    """It is refused elsewhere, if at all."""
-    depth = 100_000
-
-    assert words(b'{"messages":' + b"[" * depth + b"]" * depth + b"}", ("messages",), 5) == 0
 
 
 # Whose limit...
