@@ -27,7 +27,7 @@ from gateway.tool_calls import ToolCalls
 
 log = structlog.get_logger("cortex.accounting")
 
-__all__ = ["Accounts", "End", "Outcome", "Record", "Routed"]
+__all__ = ["Accounts", "End", "Fallback", "Outcome", "Record", "Routed"]
 
 Outcome = Literal["ok", "error", "upstream_error", "client_disconnected", "cancelled"]
 
@@ -46,6 +46,19 @@ class End(NamedTuple):
     def of(cls, error: GatewayError) -> End:
         """Without the exception: its traceback holds on to everything that was going on."""
         return cls(error.code, error.message[:MESSAGE_CHARACTERS], error.param)
+
+
+class Fallback(NamedTuple):
+    """What its alias falls back to was tried in a model's place, or passed over; at a time by Trio's clock.
+
+    `end` is why: what the model ended with, or why this one cannot serve either.
+    """
+
+    at: float
+    model: str
+    to: str
+    end: End
+    is_passed_over: bool = False
 
 
 class Waiting(Protocol):
@@ -135,6 +148,7 @@ class Record:
         "ended_at",
         "error",
         "estimated",
+        "fallbacks",
         "first_byte_at",
         "first_token_at",
         "generation",
@@ -190,6 +204,7 @@ class Record:
         self.end: End | None = None  # of `error`, once it is over
         self.choices: list[Choice] = []
         self.attempts: list[Routed] = []
+        self.fallbacks: tuple[Fallback, ...] = ()
         self.retries = 0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -220,7 +235,15 @@ class Record:
         log.warning(
             "fallback", request_id=self.request_id, alias=alias, model=before, falls_back_to=model, reason=error.message
         )
+        self.fallbacks += (Fallback(trio.current_time(), before, model, End.of(error)),)
         self.model, self.node = model, None
+
+    def passes_over(self, model: str, error: GatewayError) -> None:
+        """It would be the next to fall back to, but it could not serve this request at all."""
+        log.info(
+            "fallback_passed_over", request_id=self.request_id, alias=self.alias, model=model, reason=error.message
+        )
+        self.fallbacks += (Fallback(trio.current_time(), self.model or "", model, End.of(error), is_passed_over=True),)
 
     def stream_meter(self) -> StreamMeter:
         """What to show an answer to that is a stream: it is the request's `meter` once it is the one that counts."""
@@ -318,13 +341,13 @@ class Record:
     def notes(self) -> int:
         """How much there is to be remembered of it, beyond what there is of every request."""
         verdicts = sum(len(choice.verdicts) + len(choice.loads) for choice in self.choices) if self.choices else 0
-        return len(self.attempts) + verdicts
+        return len(self.attempts) + len(self.fallbacks) + verdicts
 
     def _let_go(self, now: float) -> None:
         """It will be around for a while; what it was about must not be, nor anything that a client can make long."""
         self.ended_at = now
         for attempt in self.attempts:
-            attempt.ended_at = attempt.ended_at or now
+            attempt.ended_at = now if attempt.ended_at is None else attempt.ended_at
         self.cancel = _nothing_to_cancel
         self.phases = self.turn = None
         if self.meter is not None:

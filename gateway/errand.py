@@ -120,21 +120,34 @@ class Errand:
     async def _serve(self, resolution: Resolution, catalogue: Catalogue) -> None:
         """By the model resolved to, or else by what its alias falls back to; if nobody can, the first's no is told."""
         fallback = () if resolution.policy is None else resolution.policy.fallback
-        models = [resolution.model, *(model for model in fallback if model != resolution.model)]
+        left = [model for model in fallback if model != resolution.model]
+        model: str | None = resolution.model
         first: _Unserved | None = None
-        for model, then in zip(models, [*models[1:], None], strict=True):
-            self._has_another_model = then is not None
+        while model is not None:
+            self._has_another_model = bool(left)
             try:
                 await self._attempt_until_answered(model, catalogue)
             except _Unserved as unserved:
                 first = first or unserved
-                if then is None or not self._may_fall_back(unserved):
-                    break
-                self._record.falls_back(then, unserved.error)
+                model = self._next_of(left, catalogue) if self._may_fall_back(unserved) else None
+                if model is not None:
+                    self._record.falls_back(model, unserved.error)
             else:
                 return
         if first is not None:
             await self._tell(first)
+
+    def _next_of(self, left: list[str], catalogue: Catalogue) -> str | None:
+        """The next model to fall back to, but for those that cannot take the prompt; it leaves the list with them."""
+        while left:
+            model = left.pop(0)
+            try:
+                refuse_if_too_long(self._request, model, catalogue, self._shared.fleet)
+            except errors.ContextLengthExceeded as error:
+                self._record.passes_over(model, error)
+            else:
+                return model
+        return None
 
     def _may_fall_back(self, unserved: _Unserved) -> bool:
         """Not from what the client has seen a part of, nor from an end that somebody has put to the request."""

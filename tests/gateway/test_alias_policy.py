@@ -12,7 +12,7 @@ from fakes.world import a_sim, a_sim_model, a_world, profile_of
 from structlog.testing import capture_logs
 
 from catalogue.load import parse
-from catalogue.models import Alias, Target
+from catalogue.models import Alias, Limit, Target
 from gateway.errand import shutting_down
 from gateway.reports import ModelReport, NodeReport
 from gateway.settings import DeadlineSettings, RetrySettings, Settings
@@ -341,6 +341,49 @@ async def test_when_all_fail_the_first_one_is_told_of(autojump_clock, attempts):
         assert answer.headers["x-cortex-model"] == A.id
         assert answer.errors[0]["message"] == "a is full"
         assert len([entry for sim in sims for entry in sim.requests if entry.model == B.id]) == min(attempts, 1) + 1
+
+
+LONG = "word " * 3_000
+
+
+async def test_fallback_that_cannot_take_the_prompt_is_passed_over(autojump_clock):
+    """It would only have said 400 to what the target would have taken; the next one is asked, without a try in vain."""
+    async with a_world(a_sim("n", A, B, C, loaded=(A.id, C.id), vram_mb=(30_000,)), settings=ONE_TRY) as world:
+        falling_back_to(world, B, C, known=(A, B, C))
+        short = profile_of(B, limit=Limit(context=2_000))
+        world.keeper.accept(
+            dataclasses.replace(world.keeper.current, models=world.keeper.current.models | {B.id: short})
+        )
+        world.hosts["n"].sim.faults.add(HttpError(model=A.id, status=503))
+        answer = await world.ask("x", content=LONG)
+
+        assert (answer.status, answer.headers["x-cortex-model"]) == (200, C.id)
+        assert world.load_calls(B.id) == []
+        assert (await world.ask("x")).headers["x-cortex-model"] == B.id
+
+
+async def test_when_no_fallback_can_take_the_prompt_the_target_is_told_of(autojump_clock):
+    """Not of a limit of a model that nobody asked for: once the target is well, the same prompt will do."""
+    async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,)), settings=ONE_TRY) as world:
+        falling_back_to(world, B)
+        short = profile_of(B, limit=Limit(context=2_000))
+        world.keeper.accept(dataclasses.replace(world.keeper.current, models={B.id: short}))
+        world.hosts["n"].sim.faults.add(HttpError(model=A.id, status=503, retry_after_s=7, text="a is full"))
+        answer = await world.ask("x", content=LONG)
+
+        assert (answer.status, answer.errors[0]["message"], answer.headers["retry-after"]) == (503, "a is full", "7")
+        assert "fallbacks" not in world.metrics.expose().decode()
+
+
+async def test_prompt_that_its_target_cannot_take_is_wrong_also_where_a_fallback_could(autojump_clock):
+    """A fallback is for a target that cannot serve, not for a request that it cannot be served with."""
+    async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,))) as world:
+        falling_back_to(world, B)
+        short = profile_of(A, limit=Limit(context=2_000))
+        world.keeper.accept(dataclasses.replace(world.keeper.current, models={A.id: short}))
+        answer = await world.ask("x", content=LONG)
+
+        assert (answer.status, answer.errors[0]["code"]) == (400, "context_length_exceeded")
 
 
 async def test_fallback_is_told_in_the_log(nursery, autojump_clock):
