@@ -32,13 +32,14 @@ class Verdict(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One decision, at a time by Trio's clock.
+    """One decision on a model, at a time by Trio's clock.
 
     `decision` is what was to be done, `node` where, if it was to be somewhere. `verdicts` are on all neurons, where
     something stood in the way. Otherwise `rivals` are those that were as good, and `loads` their requests.
     """
 
     at: float
+    model: str
     decision: str
     node: str | None
     verdicts: tuple[Verdict, ...] = ()
@@ -80,11 +81,13 @@ def note(
         if len(found) == 1 and not found[0].troubled:
             return
         if not any(held.troubled for held in found):
-            noted.append(Choice(fleet.now(), "route", made.node, (), found, tuple([held.load for held in found])))
+            noted.append(
+                Choice(fleet.now(), model, "route", made.node, (), found, tuple([held.load for held in found]))
+            )
             return
     look = _Look(made, _names(model, catalogue), failed_on, fleet.now())
     chosen = made.node if isinstance(made, Route) else None
-    noted.append(Choice(look.now, _word_for(made), chosen, tuple(map(look.verdict, fleet.nodes.values()))))
+    noted.append(Choice(look.now, model, _word_for(made), chosen, tuple(map(look.verdict, fleet.nodes.values()))))
 
 
 def _word_for(made: Decision | GatewayError) -> str:

@@ -1,9 +1,9 @@
 """`GET /admin/requests/{id}`: the story of one request, told from what was noted on its way. No I/O, nothing kept here.
 
 Noted of every request: what it asked for, the catalogue's generation, each attempt with its beginning, end and result,
-phases, bytes, tokens, and how it ended. Only where something stood in the way of a decision: a verdict on every neuron
-(`choices.py`). Loads are the gateway's and not a request's, so they are looked up now, by model and time, among the
-last few hundred; a request whose load is forgotten still tells how long it waited.
+what its alias fell back to and why, phases, bytes, tokens, and how it ended. Only where something stood in the way of a
+decision: a verdict on every neuron (`choices.py`). Loads are the gateway's and not a request's, so they are looked up
+now, by model and time, among the last few hundred; a request whose load is forgotten still tells how long it waited.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from catalogue.resolve import Resolution
-from gateway.accounting import Accounts, End, Record, Routed
+from gateway.accounting import Accounts, End, Fallback, Record, Routed
 from gateway.choices import Choice
 from gateway.loads import LoadStory
 
@@ -46,6 +46,7 @@ def _story(record: Record, loads: Loads, now: float) -> Story:
         **_asked_for(record),
         "choices": [_choice(choice, record) for choice in record.choices],
         "loads": _loads(record, loads, until),
+        "fallbacks": [_fallback(one, record) for one in record.fallbacks],
         "attempts": [_attempt(attempt, record, until) for attempt in record.attempts],
         "retries": record.retries,
         "phases_ms": record.phases_ms if record.phases is None else record.phases.spent_ms(now),
@@ -65,6 +66,7 @@ def _asked_for(record: Record) -> Story:
     resolution = record.resolution
     return {
         "alias": record.alias,
+        "target": record.target,
         "model": record.model,
         "resolved": None if resolution is None else _why(resolution),
         "generation": record.generation,
@@ -88,6 +90,7 @@ def _choice(choice: Choice, record: Record) -> Story:
     verdicts = [{"node": one.node, "state": one.state, "detail": one.detail} for one in choice.told()]
     return {
         "at_ms": _ms(choice.at - record.started_at),
+        "model": choice.model,
         "decision": choice.decision,
         "node": choice.node,
         "candidates": verdicts,
@@ -95,12 +98,24 @@ def _choice(choice: Choice, record: Record) -> Story:
 
 
 def _loads(record: Record, loads: Loads, until: float) -> list[Story]:
-    """Those that were under way while it waited for one."""
-    waits = [choice.at for choice in record.choices if choice.decision in _LOADS]
-    if record.model is None or not waits:
-        return []
-    until = next((attempt.began_at for attempt in record.attempts if attempt.began_at >= waits[-1]), until)
-    return [_load(load, record) for load in loads.loads_between(record.model, waits[0], until)]
+    """Those that were under way while it waited for one, of each model that it waited for."""
+    waits: dict[str, list[float]] = {}
+    for choice in record.choices:
+        if choice.decision in _LOADS:
+            waits.setdefault(choice.model, []).append(choice.at)
+    found = (
+        load
+        for model, times in waits.items()
+        for load in loads.loads_between(model, times[0], _went_on(record, model, times[-1], until))
+    )
+    return [_load(load, record) for load in sorted(found, key=lambda load: load.began_at)]
+
+
+def _went_on(record: Record, model: str, since: float, until: float) -> float:
+    """When the last wait for the model was over: it was asked then, or another in its place."""
+    asked = (attempt.began_at for attempt in record.attempts if attempt.model == model)
+    given_up = (fallback.at for fallback in record.fallbacks if fallback.model == model)
+    return min((at for at in (*asked, *given_up) if at >= since), default=until)
 
 
 _LOADS = frozenset({"load", "wait for the load"})
@@ -108,6 +123,7 @@ _LOADS = frozenset({"load", "wait for the load"})
 
 def _load(load: LoadStory, record: Record) -> Story:
     return {
+        "model": load.model,
         "node": load.node,
         "at_ms": _ms(load.began_at - record.started_at),
         "took_ms": None if load.ended_at is None else _ms(load.ended_at - load.began_at),
@@ -117,9 +133,20 @@ def _load(load: LoadStory, record: Record) -> Story:
     }
 
 
+def _fallback(fallback: Fallback, record: Record) -> Story:
+    return {
+        "at_ms": _ms(fallback.at - record.started_at),
+        "model": fallback.model,
+        "to": fallback.to,
+        "passed_over": fallback.is_passed_over,
+        "error": _end(fallback.end),
+    }
+
+
 def _attempt(attempt: Routed, record: Record, until: float) -> Story:
     ended_at = until if attempt.ended_at is None else attempt.ended_at
     return {
+        "model": attempt.model,
         "node": attempt.node,
         "at_ms": _ms(attempt.began_at - record.started_at),
         "took_ms": _ms(ended_at - attempt.began_at),

@@ -52,7 +52,7 @@ def lines(story: Story) -> Iterator[Text]:
     yield Text(f"request {story['request_id']}", style="bold")
     yield from _facts(story)
     yield Text()
-    for at_ms, told in sorted(_happenings(story), key=lambda happening: happening[0]):
+    for (at_ms, _), told in sorted(_happenings(story), key=lambda happening: happening[0]):
         for number, line in enumerate(told):
             yield Text.assemble((f"{_duration(at_ms) if not number else '':>10}  ", "cyan"), line)
 
@@ -79,7 +79,7 @@ def _fact(name: str, value: str, style: str = "") -> Text:
 
 
 def _asked_for(story: Story) -> str:
-    model = story["model"] or "a model that could not be read"
+    model = story["target"] or story["model"] or "a model that could not be read"
     told = model if story["alias"] is None else f"{story['alias']}: {model}"
     if story["resolved"] is None:
         return told
@@ -91,7 +91,8 @@ def _ending(story: Story) -> str:
     if story["state"] != "ended":
         return f"{story['state']}, for {total}"
     status = "without a status" if story["status"] is None else f"with status {story['status']}"
-    return f"{story['outcome']} {status}, after {total}"
+    stood_in = "" if story["target"] in {None, story["model"]} else f", by {story['model']} in its place"
+    return f"{story['outcome']} {status}, after {total}{stood_in}"
 
 
 def _times(story: Story) -> str:
@@ -108,26 +109,37 @@ def _tokens(tokens: Story) -> str:
 # What happened, each as its time and one line or more...
 
 
-def _happenings(story: Story) -> Iterator[tuple[float, list[Text]]]:
+def _happenings(story: Story) -> Iterator[tuple[tuple[float, float], list[Text]]]:
+    """With when it was: what is of one moment stays in the order in which models were tried."""
+    tried = [story["target"], *(fallback["to"] for fallback in story["fallbacks"] if not fallback["passed_over"])]
+    names = len(tried) > 1  # else all is of the model that was asked for
+
+    def when(happening: Story, then: float = 0) -> tuple[float, float]:
+        model = happening["model"]
+        return happening["at_ms"], (tried.index(model) if model in tried else 0) + then
+
     for choice in story["choices"]:
-        yield choice["at_ms"], [Text(_decided(choice)), *map(_candidate, choice["candidates"])]
+        yield when(choice), [Text(_decided(choice, names=names)), *map(_candidate, choice["candidates"])]
     for load in story["loads"]:
-        yield load["at_ms"], [_load(load)]
+        yield when(load), [_load(load, names=names)]
     for number, attempt in enumerate(story["attempts"]):
         is_alone = not number and not story["choices"]  # then nothing was noted: there was nothing to decide
-        yield attempt["at_ms"], [_attempt(attempt, ", the only one to have it," if is_alone else "")]
+        yield when(attempt), [_attempt(attempt, ", the only one to have it," if is_alone else "", names=names)]
+    for fallback in story["fallbacks"]:
+        yield when(fallback, 0.5), [_fallback(fallback)]
 
 
-def _decided(choice: Story) -> str:
+def _decided(choice: Story, *, names: bool) -> str:
     if choice["node"] is not None:
-        return f"{choice['node']} was chosen"
-    return _DECISIONS.get(choice["decision"], f"nobody could be asked: {choice['decision']}")
+        return f"{choice['node']} was chosen" + (f" for {choice['model']}" if names else "")
+    told = _DECISIONS.get(choice["decision"], f"nobody could be asked for {{}}: {choice['decision']}")
+    return told.format(choice["model"] if names else "it")
 
 
 _DECISIONS = {
-    "load": "it had to be loaded",
-    "wait for the load": "it was being loaded",
-    "wait for a place": "every place was taken",
+    "load": "{} had to be loaded",
+    "wait for the load": "{} was being loaded",
+    "wait for a place": "every place for {} was taken",
 }
 
 
@@ -137,8 +149,8 @@ def _candidate(candidate: Story) -> Text:
     return Text(f"  {candidate['node']:<12} {candidate['state']}{detail}", style=style)
 
 
-def _load(load: Story) -> Text:
-    told = f"{load['node']} began to load it"
+def _load(load: Story, *, names: bool) -> Text:
+    told = f"{load['node']} began to load {load['model'] if names else 'it'}"
     if load["evicted"]:
         told += f" in place of {', '.join(load['evicted'])}"
     if load["took_ms"] is None:
@@ -147,10 +159,18 @@ def _load(load: Story) -> Text:
     return Text(f"{told}; {load['outcome']} after {_duration(load['took_ms'])}{reason}")
 
 
-def _attempt(attempt: Story, as_what: str) -> Text:
+def _fallback(fallback: Story) -> Text:
+    why = fallback["error"]["message"]
+    if fallback["passed_over"]:
+        return Text(f"{fallback['to']} was passed over: {why}", style="yellow")
+    return Text(f"nobody could serve {fallback['model']}, so it fell back to {fallback['to']}: {why}", style="yellow")
+
+
+def _attempt(attempt: Story, as_what: str, *, names: bool) -> Text:
     result = attempt["result"] or "under way"
     asked = "was asked as well" if attempt["hedge"] else "was asked"
-    told = f"{attempt['node']}{as_what} {asked}; {result} after {_duration(attempt['took_ms'])}"
+    whom = f" for {attempt['model']}" if names else ""
+    told = f"{attempt['node']}{as_what} {asked}{whom}; {result} after {_duration(attempt['took_ms'])}"
     error = "" if attempt["error"] is None else f": {attempt['error']['message']}"
     return Text(told + error, style="" if attempt["result"] in {"answered", None} else "yellow")
 

@@ -50,7 +50,7 @@ def test_of_several_replicas_it_is_how_busy_each_was(fleet):
     answers(fleet, "b", a_model("m"))
     [choice] = noted(fleet)
     with fleet.lease("b", "m"):
-        assert choice[:3] == (100.0, "route", "b")
+        assert choice[:4] == (100.0, "m", "route", "b")
         assert choice.told() == (Verdict("a", "passed over", "2 requests"), Verdict("b", "chosen", "0 requests"))
 
 

@@ -1,5 +1,6 @@
 """The story of a request as the admin API tells it, and what remembering it costs. In memory."""
 
+import dataclasses
 import gc
 import tracemalloc
 
@@ -10,7 +11,7 @@ from fakes.scripted import answering, read_request, with_length
 from fakes.world import a_sim, a_sim_model, a_world, profile_of
 from trio.testing import wait_all_tasks_blocked
 
-from catalogue.models import Alias, Target
+from catalogue.models import Alias, Limit, Target
 from catalogue.resolve import Resolution
 from gateway.accounting import Accounts
 from gateway.choices import Choice, Verdict
@@ -19,9 +20,10 @@ from gateway.explain import stories
 from gateway.metrics import Metrics
 from gateway.recent import NOTES_PER_REQUEST, Recent
 from gateway.rewrite import LONGEST_NAME_BYTES
-from gateway.settings import Settings
+from gateway.settings import RetrySettings, Settings
 from gateway.sim import faults
 from gateway.sim.fleet import neuron
+from gateway.story import lines
 
 JSON = b'{"object":"chat.completion","choices":[]}'
 MINE = ("x-request-id: mine",)
@@ -61,12 +63,14 @@ async def test_plain_request_is_told_in_full(autojump_clock, nursery):
         "path": "/v1/chat/completions",
         "stream": True,
         "alias": "helexa/small",
+        "target": SMALL,
         "model": SMALL,
         "resolved": "the target of its alias",
         "generation": 1,
         "choices": [
             {
                 "at_ms": 0,
+                "model": SMALL,
                 "decision": "route",
                 "node": "a",
                 "candidates": [
@@ -76,8 +80,17 @@ async def test_plain_request_is_told_in_full(autojump_clock, nursery):
             }
         ],
         "loads": [],
+        "fallbacks": [],
         "attempts": [
-            {"node": "a", "at_ms": 0, "took_ms": took_ms, "hedge": False, "result": "answered", "error": None}
+            {
+                "model": SMALL,
+                "node": "a",
+                "at_ms": 0,
+                "took_ms": took_ms,
+                "hedge": False,
+                "result": "answered",
+                "error": None,
+            }
         ],
         "retries": 0,
         "total_ms": took_ms,
@@ -159,6 +172,49 @@ async def test_failed_load_is_told_with_its_reason(autojump_clock):
         assert [choice["decision"] for choice in story["choices"]] == ["load", "cold_load_failed"]
 
 
+async def test_fallback_whose_own_load_fails_is_told_by_its_name(autojump_clock):
+    """What was tried in whose place, each with its loads and attempts; and who was passed over."""
+    target, first, short, last = models = [a_sim_model(name, load_s=5) for name in ("target", "first", "short", "last")]
+    sim = a_sim("beast", *models, loaded=("target", "last"), vram_mb=(40_000,))
+    sim.faults.add(faults.HttpError(model=target.id, status=503, text="queue is full"))
+    sim.faults.add(faults.LoadFails(model=first.id, seconds=3))
+    profiles = [profile_of(model, limit=Limit(context=2_000) if model is short else None) for model in models]
+    alias = Alias("x", (Target(target.id),), fallback=(first.id, short.id, last.id))
+    async with a_world(sim, profiles=tuple(profiles), settings=Settings(retries=RetrySettings(attempts=0))) as world:
+        world.keeper.accept(dataclasses.replace(world.keeper.current, aliases={"x": alias}))
+        await world.ask("x", content="word " * 3_000, headers=[(b"x-request-id", b"mine")])
+        [story] = stories("mine", world.inference.accounts, world.lifecycle, trio.current_time())
+
+    assert (story["alias"], story["target"], story["model"], story["outcome"]) == ("x", "target", "last", "ok")
+    assert [(attempt["model"], attempt["result"]) for attempt in story["attempts"]] == [
+        ("target", "failed"),
+        ("last", "answered"),
+    ]
+    [load] = story["loads"]
+    assert (load["model"], load["outcome"]) == ("first", "failed")
+    assert [(choice["model"], choice["decision"]) for choice in story["choices"]] == [
+        ("first", "load"),
+        ("first", "cold_load_failed"),
+    ]
+    assert [(one["model"], one["to"], one["passed_over"], one["error"]["code"]) for one in story["fallbacks"]] == [
+        ("target", "first", False, "service_unavailable"),
+        ("first", "short", True, "context_length_exceeded"),
+        ("first", "last", False, "cold_load_failed"),
+    ]
+    told = [str(line) for line in lines(story)]
+    assert told[3].endswith(", by last in its place")
+    assert [line[12:].partition(":")[0] for line in told[told.index("") + 1 :] if "beast  " not in line] == [
+        "beast was asked for target; failed after 0.0 ms",
+        "nobody could serve target, so it fell back to first",
+        "first had to be loaded",
+        "beast began to load first; failed after 3.00 s",
+        "nobody could be asked for first",
+        "short was passed over",
+        "nobody could serve first, so it fell back to last",
+        "beast was asked for last; answered after 1.29 s",
+    ]
+
+
 async def test_request_under_way_is_told_as_far_as_it_is(autojump_clock, nursery):
     """Which phase it is in, since when."""
     gateway = two(nursery)
@@ -216,7 +272,7 @@ async def test_only_the_last_are_remembered(autojump_clock):
 
 async def test_requests_with_much_to_be_noted_are_remembered_for_less_long(autojump_clock):
     """Fewer of them instead of more memory."""
-    choice = Choice(0.0, "load", None, tuple(Verdict(str(number), "not loaded") for number in range(100)))
+    choice = Choice(0.0, "m", "load", None, tuple(Verdict(str(number), "not loaded") for number in range(100)))
     recent = Recent(100)
     accounts = Accounts(Metrics(), log_requests=False)
     accounts.recent = recent
