@@ -20,6 +20,10 @@ def pinned(path):
     return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE))
 
 
+def named_by_npm(folder):
+    return json.loads((TOP / "tests" / "clients" / folder / "package.json").read_text())["dependencies"]
+
+
 @pytest.mark.parametrize("block", OURS, ids=lambda block: block.name)
 async def test_example_of_the_official_sdks_runs(cortex, tmp_path, block):
     """As a script of its own."""
@@ -41,11 +45,13 @@ def test_versions_on_the_page_are_the_pinned_ones():
         for name, version in re.findall(r"^\| `([^`]+)`[^|]*\| ([\d.]+) \|", PAGE.read_text(), re.MULTILINE)
     }
     ours, others = pinned(TOP / "constraints.txt"), pinned(TOP / "constraints-clients.txt")
-    npm = json.loads((TOP / "tests" / "clients" / "js" / "package.json").read_text())["dependencies"]
+    programs = pinned(TOP / "constraints-programs.txt")
+    npm = named_by_npm("js") | named_by_npm("programs")
     wanted = re.findall(r"^([a-z-]+)", (TOP / "tests" / "clients" / "requirements.txt").read_text(), re.MULTILINE)
 
     assert told == {
         *((name, ours[name]) for name in ("openai", "anthropic")),
         *((name, others[name]) for name in {*wanted, "openai"} - {"schemathesis"}),
         *((name, version) for name, version in npm.items() if name != "zod"),
+        ("aider-chat", programs["aider-chat"]),
     }

@@ -35,3 +35,15 @@ class Block:
 
 FENCED = re.compile(r"^```(python|javascript|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = [Block(language, code) for language, code in FENCED.findall(PAGE.read_text())]
+
+
+def settings(program: str, url: str) -> str:
+    """The first block after a program's name in bold type: what its user writes, with this gateway's address."""
+    _, _, rest = PAGE.read_text().partition(f"**{program}**")
+    found = ANY_FENCED.search(rest)
+    assert found is not None, f"the page says nothing of {program}"
+    assert ADDRESS in found[1]
+    return found[1].replace(ADDRESS, url)
+
+
+ANY_FENCED = re.compile(r"^```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
