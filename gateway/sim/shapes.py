@@ -83,6 +83,16 @@ class ChatRequest(TextRequest, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        """What the answer is to look like, if it is to be JSON."""
+        wanted = self.response_format or {}
+        if wanted.get("type") == "json_object":
+            return {"properties": {"answer": {"type": "string"}}}
+        found = (wanted.get("json_schema") or {}).get("schema") if wanted.get("type") == "json_schema" else None
+        return found if isinstance(found, dict) else None
 
 
 class CompletionRequest(TextRequest, kw_only=True):
@@ -197,6 +207,8 @@ def chat_answer(model: SimModel, asked: ChatRequest) -> Generation:
     calls = _tool_calls(model, asked, whole_prompt)
     thought = text.tokens(text.reasoning(model.id, whole_prompt)) if _reasons(model, asked) else []
     said, finish_reason = _said(model, asked, whole_prompt, _last_user(asked.messages)) if not calls else ([], "stop")
+    if asked.schema is not None and not calls:
+        said = _as_json(asked.schema, said)
     deltas = [{"reasoning_content": token} for token in thought]
     deltas += _call_deltas(calls) or [{"content": token} for token in said]
     return _generation(asked, prompt, deltas, "tool_calls" if calls else finish_reason, model, chat=True)
@@ -243,6 +255,15 @@ def _said(model: SimModel, asked: TextRequest, prompt: str, last_user: str) -> t
     said = text.answer(model.id, prompt, last_user)
     ends = [at for stop in asked.stops if stop and (at := said.find(stop)) >= 0]
     return text.tokens(said[: min(ends)] if ends else said), "stop"
+
+
+def _as_json(schema: dict[str, Any], said: list[str]) -> list[str]:
+    """An example of what was asked for; what is JSON already, having been repeated, stays."""
+    try:
+        msgspec.json.decode("".join(said), type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return text.tokens(_ENCODE(_example(schema, schema.get("$defs") or {})).decode())
+    return said
 
 
 def _reasons(model: SimModel, asked: ChatRequest) -> bool:
@@ -314,19 +335,41 @@ def _wanted(asked: ChatRequest, tools: list[Tool]) -> list[Tool]:
 
 
 _EXAMPLES: dict[str, Any] = {"integer": 7, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}
+_NESTED = 20  # a schema may contain itself
+_NULL = {"type": "null"}
 
 
 def _arguments(function: Function) -> str:
     """A JSON object with a value for every property of the schema."""
-    properties = (function.parameters or {}).get("properties", {})
-    return _ENCODE({name: _example(schema) for name, schema in properties.items()}).decode()
+    schema = {"properties": {}} | (function.parameters or {})
+    return _ENCODE(_example(schema, schema.get("$defs") or {})).decode()
 
 
-def _example(schema: Any) -> Any:
-    if not isinstance(schema, dict):
-        return "Tbilisi"
-    choices = schema.get("enum")
-    return choices[0] if choices else _EXAMPLES.get(str(schema.get("type")), "Tbilisi")
+def _example(schema: Any, defs: dict[str, Any], depth: int = 0) -> Any:
+    """A value that a schema allows, as far as schemas are simple: no patterns, no bounds."""
+    schema = _resolved(schema, defs) if depth < _NESTED else {}
+    if fixed := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
+        return fixed[0]
+    if isinstance(properties := schema.get("properties"), dict):
+        return {name: _example(inner, defs, depth + 1) for name, inner in properties.items()}
+    if schema.get("type") == "array" and schema.get("minItems"):
+        return [_example(schema.get("items"), defs, depth + 1)] * int(schema["minItems"])
+    kind = schema.get("type")
+    return _EXAMPLES.get(str(kind[0] if isinstance(kind, list) and kind else kind), "Tbilisi")
+
+
+def _resolved(schema: Any, defs: dict[str, Any]) -> dict[str, Any]:
+    """The schema that a reference leads to, or the simplest of several."""
+    for _ in range(_NESTED):
+        if not isinstance(schema, dict):
+            break
+        if isinstance(reference := schema.get("$ref"), str):
+            schema = defs.get(reference.rpartition("/")[2])
+        elif alternatives := schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf"):
+            schema = _NULL if _NULL in alternatives else alternatives[0]
+        else:
+            return schema
+    return {}
 
 
 def _call_deltas(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:

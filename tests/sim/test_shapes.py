@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import AsyncIterator
+from typing import Annotated, Literal
 
 import httpx
 import pytest
 from openai import AsyncOpenAI, NotFoundError
+from pydantic import BaseModel, Field
 
 from gateway.sim import PRESETS, PROBE, SimNeuron, shapes, text
 
@@ -303,3 +306,33 @@ async def test_responses_that_are_cut_are_incomplete(openai: AsyncOpenAI) -> Non
     response = await openai.responses.create(model=SMALL, input="Tell me something.", max_output_tokens=2)
 
     assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+
+
+class Street(BaseModel):
+    """What a schema may nest."""
+
+    name: str
+    lanes: list[int]
+    kind: Literal["road", "lane"]
+    beside: Street | None = None
+
+
+class City(BaseModel):
+    """What is asked for below."""
+
+    name: str
+    inhabitants: int
+    streets: Annotated[list[Street], Field(min_length=2)]
+
+
+async def test_answer_has_the_shape_that_was_asked_for(openai: AsyncOpenAI) -> None:
+    """An example of the schema, which the SDK can parse; what is JSON because it was repeated stays what it is."""
+    answer = await openai.chat.completions.parse(model=SMALL, messages=user("A city"), response_format=City)
+    city = answer.choices[0].message.parsed
+    assert (city.inhabitants, [street.kind for street in city.streets]) == (7, ["road", "road"])
+
+    said = '{"name":"Gori","inhabitants":44000,"streets":[]}'
+    form = {"type": "json_object"}
+    for content, expected in (("hi", {"answer": "Tbilisi"}), (f"repeat: {said}", json.loads(said))):
+        answer = await openai.chat.completions.create(model=SMALL, messages=user(content), response_format=form)
+        assert json.loads(answer.choices[0].message.content) == expected
