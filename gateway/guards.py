@@ -74,7 +74,8 @@ class Comparison:
     Args:
         guards: What is watched, and how much worse each may look.
         alpha: The chance that one of these guards ever trips between equals; the caller divides it among steps.
-        minimum: No guard trips, and nothing is `enough`, before each group has so many requests.
+        minimum: No guard trips, and nothing is `enough`, before each group has so many requests. Those whose clients
+            have left count for the first: they may be all there are of a target that never answers.
         old, new: What to call the targets.
     """
 
@@ -94,8 +95,12 @@ class Comparison:
 
     @property
     def enough(self) -> bool:
-        """Whether both groups have the minimum."""
+        """Whether both groups have the minimum of requests that came to an end."""
         return all(group.requests >= self.minimum for group in self._groups)
+
+    @property
+    def _may_trip(self) -> bool:
+        return all(group.requests + group.left >= self.minimum for group in self._groups)
 
     @property
     def requests(self) -> tuple[int, int]:
@@ -104,7 +109,7 @@ class Comparison:
 
     def trip(self) -> Trip | None:
         """The guard that is surest that the new target is worse, if any is sure enough."""
-        if not self.enough or not self._undecided:
+        if not self._may_trip or not self._undecided:
             return None
         self._undecided = False
         sure = [test for test in self._tests if test.evidence >= self._limit and test.matters(*self._groups)]
@@ -127,6 +132,7 @@ class _Group:
     def __init__(self) -> None:
         self.requests = 0
         self.failed = 0
+        self.left = 0  # clients that had waited in vain
         self.errors: Counter[str] = Counter()
         self.waited_s: deque[float] = deque(maxlen=KEPT_VALUES)
         self.first_token_s: deque[float] = deque(maxlen=KEPT_VALUES)
@@ -142,6 +148,7 @@ class _Group:
         if seen.error is not None:
             self.errors[seen.error] += 1  # from a closed list
         if seen.waited_s is not None:
+            self.left += 1
             self.waited_s.append(seen.waited_s)
         if seen.first_token_s is not None:
             self.first_token_s.append(seen.first_token_s)

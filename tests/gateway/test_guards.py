@@ -96,6 +96,38 @@ def test_difference_that_is_sure_but_small_is_tolerated():
     assert all(a_step(seeded(seed), 0.5, 1500, guards=guards, slower=3.0) for seed in range(5))
 
 
+def test_failures_that_are_sure_but_few_are_tolerated():
+    """Three in two hundred against none are no chance, and within five of a hundred."""
+    for tolerance, trips in ((0.05, False), (0.005, True)):
+        comparison = a_comparison({"errors": tolerance})
+        for number in range(4000):
+            comparison.add(Observation("a", "t", failed=False), is_new=False)
+            failed = number % 200 < 3
+            error = "upstream 500" if failed else None
+            comparison.add(Observation("a", "t", failed=failed, error=error), is_new=True)
+
+        assert comparison._tests[0].evidence > comparison._limit
+        assert (comparison.trip() is not None) == trips
+
+
+def test_target_that_never_answers_is_slow_though_no_first_token_is_known():
+    """Its clients leave: they have waited longer than anybody does at the old one, and that is known."""
+    comparison = a_comparison({"ttft": 0.25})
+    for _ in range(100):
+        comparison.add(Observation("a", "t", failed=False, first_token_s=1.0), is_new=False)
+        comparison.add(Observation("a", "t", None, waited_s=9.0), is_new=True)
+
+    assert not comparison.enough
+    trip = comparison.trip()
+    assert trip is not None
+    assert "is 9 s at NEW, 1 s at OLD" in str(trip)
+
+
+def test_guards_share_the_chance_of_a_false_alarm():
+    """The more are watched, the surer each has to be."""
+    assert a_comparison(DEFAULTS)._limit == pytest.approx(len(DEFAULTS) * len(STEPS) / DEFAULT_ALPHA)
+
+
 def test_guard_that_is_not_set_does_not_trip():
     """Who expects longer answers says so by leaving `finish` out."""
     guards = {"errors": 0.02}
