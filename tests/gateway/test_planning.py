@@ -89,6 +89,31 @@ def test_what_must_go_is_named(fleet):
     assert (large.node, large.used_before_mb, large.used_after_mb) == ("large", 10_000, 20_000)
 
 
+def test_young_models_are_spared_where_others_can_go():
+    """As the lifecycle would: rather the place with less room than a model that has only just come."""
+    clock = Clock()
+    fleet = a_fleet("roomy", "tight", clock=clock)
+    answers(fleet, "tight", a_model("old", vram_used_mb=8000), devices=(a_gpu(0, 10_000, 1500),))
+    clock.now = 100
+    answers(fleet, "roomy", a_model("young", vram_used_mb=8000), devices=(a_gpu(0, 10_000, 1900),))
+    clock.now = 110
+
+    assert placement(plan(to("A"), to("B"), fleet, min_residency_s=30)).evicts == ("old",)
+    assert placement(plan(to("A"), to("B"), fleet, min_residency_s=5)).evicts == ("young",)
+
+
+def test_memory_that_is_freed_beside_the_newcomer_is_counted():
+    """A victim over two devices makes room on both, and what comes needs one."""
+    fleet = a_fleet("pair", clock=Clock())
+    wide = a_model("wide", vram_used_mb=16_000, devices=(0, 1))
+    answers(fleet, "pair", wide, devices=(a_gpu(0, 10_000, 2000), a_gpu(1, 10_000, 2000)))
+
+    planned = plan(to("A"), to("B"), fleet)
+
+    assert (placement(planned).devices, placement(planned).evicts) == ((0,), ("wide",))
+    assert [(device.used_before_mb, device.used_after_mb) for device in planned.devices] == [(8000, 8000), (8000, 0)]
+
+
 def test_second_load_finds_what_the_first_has_left(fleet):
     """Two aliases, one room: the plan counts what it has given away."""
     old = a_catalogue(A, B, C, aliases={"one": "A", "two": "A"})
@@ -224,7 +249,7 @@ def test_model_that_is_taken_out_stays_until_it_must_go(fleet):
 
 def test_requests_under_way_are_counted_by_what_they_went_to(fleet):
     """Those of the aliases that change: they end where they are."""
-    live = [("tier", "A"), ("tier", "A"), ("tier", "B"), ("other", "A"), (None, "A"), ("tier", None)]
+    live = [("tier", "A"), ("tier", "A"), ("tier", "B"), ("other", "A"), ("zeta", "A"), (None, "A"), ("tier", None)]
 
     planned = plan(to("A"), to("B"), fleet, live=live)
 

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from gateway import edit, rollout_state
 from gateway.accounting import Accounts
+from gateway.guards import DEFAULT_ALPHA
 from gateway.metrics import Metrics
 from gateway.observation import Observation
 from gateway.records import Records
@@ -120,6 +121,18 @@ async def test_equal_target_goes_all_the_way(house):
     assert (house.state.state, house.state.reason) == ("done", "B has every request")
     assert not house.accounts.is_watched("tier")
     assert b'cortex_rollout_percent{alias="tier"} 100.0' in house.metrics.expose()
+
+
+async def test_steps_share_the_chance_of_a_false_alarm(house):
+    """What is promised is of a whole rollout: each step that compares gets its part."""
+    house.begin(steps=(5, 50, 100))
+    await house.look()
+    house.requests("A", 1)
+    compared_steps, guards = 2, 2
+
+    limit = house.rollouts._watches["tier"].comparison._limit
+
+    assert limit == pytest.approx(guards * compared_steps / DEFAULT_ALPHA)
 
 
 async def test_step_waits_for_its_requests(house):

@@ -17,6 +17,7 @@ def user(content):
     return {"role": "user", "content": content}
 
 
+SPOKEN = {"type": "input_audio", "input_audio": {"data": "aaaa"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
@@ -43,6 +44,15 @@ def test_first_thing_said_is_the_same_however_it_is_wrapped(first, same_later):
         ({"messages": [user("a")]}, {"messages": [user("b")]}),
         ({"messages": [user([{"text": "ab"}, {"text": "c"}])]}, {"messages": [user([{"text": "a"}, {"text": "bc"}])]}),
         ({"messages": [user([IMAGE])]}, {"messages": [user([IMAGE | {"image_url": {"url": "http://x"}}])]}),
+        ({"messages": [user([SPOKEN])]}, {"messages": [user([SPOKEN | {"input_audio": {"data": "bbbb"}}])]}),
+        (
+            {"messages": [user([{"type": "file", "file": {"file_id": "f1"}}])]},
+            {"messages": [user([{"type": "file", "file": {"file_id": "f2"}}])]},
+        ),
+        (
+            {"input": [user([{"type": "input_file", "file_id": "f1"}])]},
+            {"input": [user([{"type": "input_file", "file_id": "f2"}])]},
+        ),
         ({"input": "a"}, {"input": "b"}),
         ({"prompt": "a"}, {"prompt": "b"}),
         ({"input": ["a", "b"]}, {"input": ["a", "c"]}),
@@ -111,7 +121,8 @@ def test_api_key_is_hashed_from_either_header():
     anthropic = key_of([(b"x-api-key", b"sk-1")], b"{}", "key")
 
     assert len({bearer, other, anthropic}) == 3
-    assert bearer is not None
+    assert None not in {bearer, anthropic}
+    assert anthropic != key_of([(b"x-api-key", b"sk-2")], b"{}", "key")
     assert b"sk-1" not in bearer
     assert key_of([(b"x-session-id", b"s")], b"{}", "key") is None
 

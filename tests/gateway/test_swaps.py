@@ -341,6 +341,8 @@ async def test_probe_that_hangs_counts_against_the_deadline(autojump_clock):
         world.keeper.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(Hang(model=NEW.id))
         world.keeper.accept(pointing_at(NEW, warm_deadline_seconds=60.0))
+        await trio.sleep(30)
+        assert world.fleet.nodes["b"].models[NEW.id].leases == 1  # it is in use: nobody may unload it
 
         assert await given_up(world) == "not ready within 60 s: still at phase probe"
         assert world.fleet.leases == 0
