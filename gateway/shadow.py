@@ -169,6 +169,7 @@ class Shadows:
         if self._nursery is None or self._waiting >= WAITING_LIMIT:
             self._count(alias, model, "busy")
             return
+        self._waiting += 1  # not in its task: many may end before the first of those tasks has begun
         self._nursery.start_soon(self._shadow, alias, model, request, primary)
 
     def stop(self) -> None:
@@ -184,7 +185,6 @@ class Shadows:
     # One shadow...
 
     async def _shadow(self, alias: str, model: str, request: InferenceRequest, primary: Side) -> None:
-        self._waiting += 1
         try:
             route = await self._wait_until_idle(model)
         finally:

@@ -83,6 +83,34 @@ async def test_shadow_gives_way_to_a_request(gateway, autojump_clock):
     await gateway.idle()
 
 
+async def test_shadow_gives_way_to_a_load(gateway, autojump_clock):
+    """Whatever happens at its neuron wants that for itself; until then it is known to be ours, not somebody's load."""
+    beast = gateway.neurons["beast"]
+    await gateway.client().ask()
+    await asked_of(beast, 1)
+    held = gateway.fleet.nodes["beast"].models[LARGE]
+    assert (held.shadows, held.leases) == (1, 0)
+
+    gateway.fleet.loading("beast", "another/model")
+    await wait_all_tasks_blocked()
+
+    assert (held.shadows, results(gateway)) == (0, {"cancelled": 1})
+    assert beast.counters["cancelled"] == 1
+
+
+async def test_neuron_in_trouble_is_not_asked_for_a_shadow(gateway, autojump_clock):
+    """Its breaker's trial is for a request; the shadow waits, and finds it well or gives up."""
+    beast = gateway.neurons["beast"]
+    for _ in range(20):
+        gateway.fleet.nodes["beast"].breaker.failed(gateway.fleet.now(), "it breaks off")
+    assert not gateway.fleet.nodes["beast"].breaker.closed
+    await gateway.client().ask()
+    await trio.sleep(120)
+
+    assert not beast.requests
+    assert "compared" not in results(gateway)
+
+
 async def test_shadow_waits_until_its_neuron_is_idle(gateway, autojump_clock):
     """And is not started beside a request."""
     beast = gateway.neurons["beast"]
@@ -164,6 +192,7 @@ async def test_burst_is_shadowed_one_by_one_within_a_limit(gateway, autojump_clo
     async with trio.open_nursery() as nursery:
         for _ in range(40):
             nursery.start_soon(lambda: gateway.client().ask())
+    assert gateway.shadows._waiting == 16
     await trio.sleep(200)
 
     counted = results(gateway)
