@@ -224,6 +224,33 @@ def _append_many(path, who):
         trail.append({"summary": f"{who} {number}"})
 
 
+def test_line_is_on_disk_when_append_returns(trail, monkeypatch):
+    """What was in force before a power cut is in the trail after it."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.pread(file, 10_000, 0)))
+
+    fill(trail, 2)
+
+    assert [len(written.splitlines()) for written in synced] == [1, 2]
+
+
+def test_file_that_is_put_aside_while_somebody_waits_for_it_gets_no_further_line(trail, monkeypatch):
+    """Another process was quicker and rotated: the line belongs into the file that grows now."""
+    fill(trail, 1)
+    aside = trail.path.with_name(f"{trail.path.name}.000000001")
+
+    def lock_after_another(file, how):
+        if not aside.exists():
+            trail.path.rename(aside)
+
+    monkeypatch.setattr(audit.fcntl, "flock", lock_after_another)
+    trail.append({"event": "applied", "summary": "change 1"})
+
+    assert (len(aside.read_bytes().splitlines()), len(trail.path.read_bytes().splitlines())) == (1, 1)
+    verdict = trail.verify()
+    assert (verdict.lines, verdict.broken) == (2, None)
+
+
 def test_processes_that_append_at_once_make_one_chain(tmp_path):
     """Through rotations, too: each line is written under a lock."""
     path = tmp_path / "models.audit.jsonl"
