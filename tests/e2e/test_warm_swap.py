@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
@@ -18,8 +18,11 @@ from fakes.running import running_gateway
 from fakes.world import a_sim, a_sim_model
 from structlog.testing import capture_logs
 
+from catalogue.load import parse
+from gateway import changes, edit, versions
 from gateway.settings import EvictionSettings, NeuronSettings
 from gateway.sim.faults import Hang, HttpError
+from gateway.versions import NoVersion
 
 STREAMS, SWAPS = 200, 50
 PATIENCE_S = 120  # a busy machine is no failure
@@ -155,6 +158,44 @@ async def test_50_swaps_that_each_push_out_and_load(tmp_path):
             assert sum(len(loads_of(sim)) for sim in sims) == SWAPS
             swaps = Counter(entry["event"] for entry in logged if entry["event"].startswith("swap_"))
             assert swaps == {"swap_warming": SWAPS, "swap_done": SWAPS}
+
+
+RACES = 15
+
+
+async def test_rollback_that_races_a_set_under_streams_hurts_nobody(tmp_path):
+    """Two shells at the same moment, again and again: the file is one of the two, the gateway follows it, and every
+    stream is whole.
+    """
+    sims = [a_sim(name, FIRST, SECOND, loaded=(held.id,)) for name, held in (("a", FIRST), ("b", SECOND))]
+    text = models_toml(FIRST, SECOND)
+    with capture_logs() as logged:
+        async with running_gateway(tmp_path, sims, models_toml=text) as running:
+            records, names = running.gateway.records, (FIRST.id, SECOND.id)
+            async with under_load(running, (40, ALIAS)) as load:
+                for number in range(RACES):
+                    async with trio.open_nursery() as shells:
+                        shells.start_soon(trio.to_thread.run_sync, _set, records, names[(number + 1) % 2])
+                        shells.start_soon(trio.to_thread.run_sync, _roll_back, records)
+                    said = parse(running.models_toml.read_bytes(), path="", generation=0, loaded_at=0.0)
+                    assert said.aliases[ALIAS].target in names
+                    await running.pointing_at(ALIAS, said.aliases[ALIAS].target)
+                await until(lambda: load.answered.keys() == set(names))
+            await until_nothing_lives(running)
+
+            assert_nobody_was_hurt(load, logged, running)
+            assert running.gateway.keeper.last_error is None
+
+
+def _set(records, target):
+    """As `cortex alias set` does it."""
+    changes.change(records, lambda data: edit.set_alias(data, ALIAS, {target: 1.0}), who="anna", command="set")
+
+
+def _roll_back(records):
+    """As `cortex alias rollback` does it; there may be nothing to go back to yet."""
+    with suppress(NoVersion):
+        changes.change(records, lambda data: versions.earlier(records, data), who="bert", command="rollback")
 
 
 TIERS = [f"helexa/tier-{number}" for number in range(8)]
