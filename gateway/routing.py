@@ -182,12 +182,14 @@ def _unlisted(model: str, holders: list[NodeModel]) -> Exception:
     """A model outside the catalogue: "not now" if anybody knows it, "never" if nobody does."""
     if not holders:
         return ModelNotFound(f"model '{model}' not found on any node and not in catalogue")
-    return _not_serving(model, holders)
+    is_gone = all(held.status == "unloaded" for held in holders)
+    hint = "; no [[models]] table describes it, so it is not loaded here" if is_gone else ""
+    return _not_serving(model, holders, hint)
 
 
-def _not_serving(model: str, holders: list[NodeModel]) -> ServiceUnavailable:
+def _not_serving(model: str, holders: list[NodeModel], hint: str = "") -> ServiceUnavailable:
     states = ", ".join(f"{_state(held)} on {held.node.name}" for held in holders)
-    return ServiceUnavailable(f"model '{model}' cannot serve now: {states}", retry_after_s=NOT_SERVING_RETRY_S)
+    return ServiceUnavailable(f"model '{model}' cannot serve now: {states}{hint}", retry_after_s=NOT_SERVING_RETRY_S)
 
 
 def _state(held: NodeModel) -> str:

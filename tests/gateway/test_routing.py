@@ -180,6 +180,8 @@ def test_known_model_outside_the_catalogue_that_cannot_serve_is_not_now(status):
     answers(fleet, "a", a_model("m", status))
     error = refusal(ServiceUnavailable, "m", fleet, UNLISTED)
     assert (error.code, error.retry_after_s) == ("service_unavailable", 5)
+    told = "no [[models]] table describes it, so it is not loaded here"  # its operator must be told what is missing
+    assert (told in error.message) == (status == "unloaded")
 
 
 def test_known_model_whose_only_node_is_down_is_not_now():
