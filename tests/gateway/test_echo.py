@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import sse
+from gateway import echo, sse
 from gateway.echo import LINE_LIMIT_BYTES, Echo, renamed
 from gateway.errors import ServiceUnavailable
 
@@ -156,3 +156,14 @@ def test_without_another_translation_errors_are_the_clients_dialects():
     echo = an_echo()
 
     assert (echo.error, echo.keep_alive, echo.fail(ServiceUnavailable("no"))) == (None, sse.KEEP_ALIVE, b"data: no\n\n")
+
+
+def test_rest_of_a_line_that_is_too_long_to_be_held_is_no_line_of_its_own(monkeypatch):
+    """It passes as it came, whatever it looks like; the next line is renamed again."""
+    monkeypatch.setattr(echo, "LINE_LIMIT_BYTES", 100)
+    one = an_echo()
+    event = b'data: {"model":"real"}\n\n'
+
+    assert one.feed(b'data: {"text":"' + b"a" * 200) == b'data: {"text":"' + b"a" * 200
+    assert one.feed(event) == event
+    assert one.feed(event) == event.replace(b"real", NAME.encode())
