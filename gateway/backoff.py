@@ -12,6 +12,7 @@ from gateway.errors import ColdLoadFailed, whole_s
 __all__ = ["Backoffs", "FailingView"]
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 300.0
+DOUBLINGS = 10  # more than it takes to get there: 2**1024 is no float, and a load can fail for a week
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Backoffs:
         backoff = self._backoffs.setdefault((node, model), _Backoff())
         backoff.failures += 1
         backoff.reason = reason
-        wait_s = min(FIRST_BACKOFF_S * 2 ** (backoff.failures - 1), LONGEST_BACKOFF_S)
+        wait_s = min(FIRST_BACKOFF_S * 2 ** min(backoff.failures - 1, DOUBLINGS), LONGEST_BACKOFF_S)
         backoff.until = trio.current_time() + wait_s
 
     def forget(self, node: str, model: str) -> None:

@@ -15,6 +15,7 @@ __all__ = ["Breaker"]
 # Above the three strikes, so that a neuron which is simply gone is down before its breaker has an opinion.
 FAILURES = 5
 FIRST_COOL_DOWN_S, LONGEST_COOL_DOWN_S = 1.0, 30.0
+DOUBLINGS = 10  # more than it takes to get there: 2**1024 is no float, and a neuron can fail for a night
 
 
 class Breaker:
@@ -69,7 +70,7 @@ class Breaker:
         self._failures += 1
         if not self._openings and self._failures < FAILURES:
             return False
-        self.until = now + min(FIRST_COOL_DOWN_S * 2**self._openings, LONGEST_COOL_DOWN_S)
+        self.until = now + min(FIRST_COOL_DOWN_S * 2 ** min(self._openings, DOUBLINGS), LONGEST_COOL_DOWN_S)
         self._openings += 1
         return True
 

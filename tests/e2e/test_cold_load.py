@@ -165,6 +165,25 @@ async def test_pair_that_keeps_failing_is_left_alone_for_longer_each_time_and_sa
         assert (await world.ask(M.id)).text == "Tbilisi"
 
 
+async def test_pair_that_fails_for_days_is_tried_every_five_minutes(autojump_clock):
+    """Asked for every minute all along; then it is mended, and served within five minutes."""
+    sim = a_sim("a", M)
+    sim.faults.add(LoadFails(text="out of memory"))
+    async with a_world(sim, profiles=(profile_of(M),)) as world:
+        backoffs = world.lifecycle._backoffs
+        for _ in range(3_000):
+            backoffs.note_failure("a", M.id, "out of memory")
+        assert (await world.ask(M.id)).headers["retry-after"] == "300"
+        await trio.sleep(300.1)
+        calls = len(world.load_calls())
+        assert (await world.ask(M.id)).headers["retry-after"] == "300"
+        assert len(world.load_calls()) == calls + 1
+
+        sim.faults.clear()
+        await trio.sleep(300.1)
+        assert (await world.ask(M.id)).text == "Tbilisi"
+
+
 async def test_wait_that_outlives_the_load_deadline_says_when_to_ask_again(autojump_clock):
     """503 with Retry-After and an estimate from earlier loads of that model on that neuron."""
     sim = a_sim("a", M)

@@ -126,6 +126,28 @@ async def test_load_on_a_host_that_lost_its_power_is_given_up_when_it_is_back(au
         assert (await world.ask(M.id)).text == "Tbilisi"
 
 
+async def test_waiters_look_elsewhere_when_the_host_of_their_load_lost_its_power(autojump_clock):
+    """Its call hangs, as nobody says that it broke; three polls without an answer are enough to go elsewhere."""
+    dark, other = a_sim("a", M, vram_mb=(20_000,)), a_sim("b", M)
+    dark.faults.add(LoadHangs())
+    async with a_world(dark, other, profiles=(profile_of(M),)) as world:
+        answers = []
+
+        async def one():
+            answers.append(await world.ask(M.id))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(one)
+            await trio.sleep(1)
+            assert world.load_calls(M.id) == ["a"]
+            dark.faults.add(Unresponsive())
+
+        assert {(answer.text, answer.node) for answer in answers} == {("Tbilisi", "b")}
+        poll = world.settings.poll
+        assert max(answer.ended_at for answer in answers) < (poll.misses + 1) * poll.interval_seconds + 10
+
+
 # A neuron hangs...
 
 

@@ -205,6 +205,21 @@ async def test_full_line_refuses_with_the_time_when_there_will_be_room(autojump_
     assert len(door.diary) == 6
 
 
+async def test_line_that_hardly_moves_says_no_more_than_a_minute(autojump_clock):
+    """Nobody can tell when an hour's answer ends, and whoever comes too early loses nothing."""
+    door = Door(("a",), limit=1)
+    async with trio.open_nursery() as nursery:
+        for number in range(2):
+            nursery.start_soon(lambda number=number: door.visit(number, work_s=3600.0))
+            await wait_all_tasks_blocked()
+        await trio.sleep(3600.5)  # one was admitted
+        nursery.start_soon(door.visit, "late")
+        await trio.sleep(3000)
+        with pytest.raises(Overloaded) as caught:
+            await door.visit("too many")
+    assert caught.value.retry_after_s == 60
+
+
 async def test_request_that_was_let_through_before_is_not_turned_away(autojump_clock):
     """A retry of one that was admitted: a full line is no reason to lose it."""
     door = Door(("a", "b"), limit=0)

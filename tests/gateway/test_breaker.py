@@ -44,3 +44,14 @@ def test_breaker_cools_down_twice_as_long_after_each_failed_trial():
         now = breaker.until
         assert breaker.failed(now, "reset")
     assert waits == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_breaker_of_a_neuron_that_fails_for_days_still_counts():
+    """Every 30 s, for as long as it takes: half a minute stays half a minute."""
+    breaker = opened()
+    for _ in range(3_000):
+        assert breaker.failed(breaker.until, "reset")
+    before = breaker.until
+
+    assert breaker.failed(before, "reset")
+    assert breaker.until == before + 30

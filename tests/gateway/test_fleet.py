@@ -49,6 +49,31 @@ def test_misses_are_forgiven_by_an_answered_request_but_only_while_healthy():
     fleet.missed("a")
     fleet.succeeded("a")
     assert not fleet.any_healthy()
+    assert fleet.nodes["a"].misses == 3, "still the same outage, which is announced once"
+
+
+def test_answered_request_ends_a_neurons_time_out():
+    """It said that it was full for a minute, and has answered since: others are no longer asked first."""
+    fleet = a_fleet("a", clock=lambda: 0.0)
+    answers(fleet, "a", a_model("m"))
+    fleet.busy("a", "m", 60)
+    (held,) = fleet.replicas("m")
+    assert held.troubled
+    fleet.succeeded("a", "m")
+    assert not held.troubled
+
+
+def test_restarted_neuron_has_a_breaker_as_new():
+    """Its uptime went back: what failed, failed in another life."""
+    fleet = a_fleet("a", clock=lambda: 0.0)
+    answers(fleet, "a", a_model("m"), uptime_s=1000.0)
+    for _ in range(FAILURES):
+        fleet.at_fault("a", "500")
+    assert not fleet.nodes["a"].breaker.closed
+    answers(fleet, "a", a_model("m"), uptime_s=1010.0)
+    assert not fleet.nodes["a"].breaker.closed
+    answers(fleet, "a", a_model("m"), uptime_s=3.0)
+    assert fleet.nodes["a"].breaker.closed
 
 
 def test_models_no_longer_reported_are_pruned():

@@ -326,6 +326,24 @@ async def test_body_that_turns_out_malformed_is_never_answered_with_success(auto
     assert not data.endswith(b"0\r\n\r\n")
 
 
+async def test_early_answer_leaves_its_client_time_to_stop_sending(autojump_clock):
+    """Closing on what is still coming would be a reset, which may eat the answer (RFC 9112, 9.6)."""
+
+    async def early(scope, receive, send):
+        await respond(send, b"too large", status=413)
+
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_server(early).serve_stream, theirs)
+        await ours.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\nx")
+        assert statuses(bytes(await ours.receive_some())) == [413]
+        for _ in range(3):
+            await trio.sleep(0.5)
+            await ours.send_all(b"x")  # still taken
+        assert await ours.receive_some() == b""
+    assert trio.current_time() == 2
+
+
 async def test_fault_behind_a_good_request_comes_after_its_answer(autojump_clock):
     """Pipelined garbage does not eat the answer before it."""
     data = await exchange(POST + b"garbage\r\n\r\n")
