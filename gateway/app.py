@@ -140,6 +140,7 @@ def _error_response(error: errors.GatewayError) -> Response:
 def _as_ours(error: HTTPException) -> errors.GatewayError:
     kinds: dict[int, type[errors.GatewayError]] = {
         404: errors.NotFound,
+        408: errors.RequestTimeout,
         413: errors.BodyTooLarge,
         415: errors.UnsupportedMediaType,
     }

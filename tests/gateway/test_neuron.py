@@ -6,6 +6,7 @@ import httpx
 import pytest
 import trio
 from fakes.neuron import ENDPOINT, FakeNeuron, answer, model
+from fakes.scripted import answering, listening, with_length
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,6 +116,27 @@ async def test_refusal_carries_status_and_the_neurons_own_words(client, neuron, 
     with pytest.raises(NeuronRefused) as caught:
         await client.models()
     assert (caught.value.status, caught.value.text) == (status, words)
+
+
+async def test_neuron_that_sends_us_elsewhere_is_not_followed(client, neuron):
+    """An engine's key would go along, and an answer from elsewhere is not the neuron's."""
+    elsewhere = {"location": "http://evil.example/models"}
+    neuron.overrides["/models"] = lambda: httpx.Response(307, headers=elsewhere, stream=httpx.ByteStream(b""))
+    with pytest.raises(NeuronRefused) as caught:
+        await client.models()
+
+    assert caught.value.status == 307
+    assert [called for _, called in neuron.calls] == ["GET /models"]
+
+
+async def test_proxies_of_the_environment_are_not_for_neurons(monkeypatch):
+    """Whoever started us may have a proxy for the web; the fleet is not behind it."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody there
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    async with listening(answering(with_length(b"[]"))) as url, NeuronClient(url) as client:
+        assert await client.models() == ()
 
 
 async def test_refused_connection_is_unreachable(client, neuron):
