@@ -31,6 +31,8 @@ class Engine:
 
     async def __call__(self, stream):
         head, _, body = (await self._until(stream, b"\r\n\r\n")).partition(b"\r\n\r\n")
+        if not head:
+            return  # whoever came has left without a word
         if head.startswith(b"GET"):
             await stream.send_all(with_length(b'{"data":[{"id":"m"}]}'))
             return
@@ -117,8 +119,11 @@ async def cortex(tmp_path, engine):
             spool_dir = "spool"
             [log]
             format = "json"
+            [deadlines]
+            connect_seconds = {SAFETY_NET_S}
             [poll]
             interval_seconds = 60
+            timeout_seconds = {SAFETY_NET_S}
             [[neurons]]
             name = "engine"
             endpoint = "{url}"

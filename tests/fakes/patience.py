@@ -14,7 +14,7 @@ import trio
 from gateway.settings import DeadlineSettings, PollSettings
 
 SAFETY_NET_S = 60.0  # a hang is a failure; slowness is none
-ATTEMPTS = 8
+ATTEMPTS = 25  # as many as a neighbour on the same machine may spoil; one is enough, and ends them
 
 PATIENT_DEADLINES = DeadlineSettings(connect_seconds=SAFETY_NET_S)
 PATIENT_POLL = PollSettings(interval_seconds=0.3, timeout_seconds=SAFETY_NET_S)
