@@ -25,9 +25,10 @@ from gateway.phases import Phases
 from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
 from gateway.request import InferenceRequest, outgoing_headers
+from gateway.response import Response
 from gateway.rewrite import edit
 from gateway.routing import Route
-from gateway.upstream import Response, request_head
+from gateway.upstream import request_head
 
 if TYPE_CHECKING:
     from gateway.inference import Inference

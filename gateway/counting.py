@@ -22,8 +22,9 @@ from gateway.dialects.anthropic.dialect import NAME, MessagesDialogue
 from gateway.phases import Phases
 from gateway.relay import Answer
 from gateway.request import InferenceRequest, outgoing_headers
+from gateway.response import Response
 from gateway.routing import Route, choose
-from gateway.upstream import Response, request_head
+from gateway.upstream import request_head
 
 if TYPE_CHECKING:
     from gateway.inference import Inference

@@ -11,8 +11,9 @@ from gateway import errors
 from gateway.asgi import Headers
 from gateway.phases import Phases
 from gateway.refusal import Refusal
+from gateway.response import Response
 from gateway.routing import Route
-from gateway.upstream import Origin, Response, Upstream, request_head
+from gateway.upstream import Origin, Upstream, request_head
 
 __all__ = ["Probe", "ProbeFailed", "ProbePostponed", "ask", "probe_of"]
 

@@ -6,7 +6,7 @@ import msgspec
 
 from gateway import errors
 from gateway.asgi import Headers
-from gateway.upstream import Response
+from gateway.response import Response
 
 __all__ = ["Refusal"]
 

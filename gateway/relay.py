@@ -18,8 +18,8 @@ from gateway.dialects import Translation
 from gateway.errors import GatewayError, UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.metering import BodyMeter, StreamMeter
 from gateway.phases import Phases
+from gateway.response import Response
 from gateway.settings import StreamingSettings
-from gateway.upstream import Response
 
 __all__ = ["Answer", "ClientGone", "Head", "Pacer", "read_preamble", "relay_body", "relay_stream", "relay_whole"]
 

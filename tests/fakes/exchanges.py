@@ -1,0 +1,33 @@
+"""One exchange with a scripted neuron, for tests of what lies below the data plane."""
+
+from __future__ import annotations
+
+from fakes.scripted import read_request
+
+from gateway.phases import Phases
+from gateway.settings import DeadlineSettings
+from gateway.upstream import Origin, request_head
+
+ORIGIN = Origin.parse("http://beast:13131")
+REQUEST = (request_head(ORIGIN, b"/v1/chat/completions", [], 2), b"{}")
+
+
+async def ask(upstream, origin=ORIGIN, request=REQUEST):
+    """One exchange to its end: status and body."""
+    async with upstream.exchange(origin, request, Phases(DeadlineSettings())) as response:
+        body = b""
+        while piece := await response.receive():
+            body += piece
+        return response.status, body
+
+
+def piecemeal(data, size=1):
+    """A peer that sends its answer in pieces of so many bytes, and closes."""
+
+    async def peer(stream):
+        await read_request(stream)
+        for at in range(0, len(data), size):
+            await stream.send_all(data[at : at + size])
+        await stream.aclose()
+
+    return peer
