@@ -15,12 +15,12 @@ from quart_trio import QuartTrio
 from catalogue.load import parse
 from catalogue.models import FaultyFile
 from gateway import __version__, errors, openapi
-from gateway.accounting import Record
 from gateway.admin_requests import Drain, Placed
 from gateway.app import json_response, mount_document, new_app
 from gateway.auditor import acting
 from gateway.explain import stories
 from gateway.metrics import CONTENT_TYPE
+from gateway.record import Record
 from gateway.verdict import summary
 
 if TYPE_CHECKING:

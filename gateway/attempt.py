@@ -16,17 +16,18 @@ import trio
 
 from catalogue.models import Alias
 from gateway import errors, heads, relay
-from gateway.accounting import Record, Routed
 from gateway.asgi import Headers
 from gateway.dialects import Outgoing, Translation
 from gateway.echo import Echo
 from gateway.heard import Heard
 from gateway.phases import Phases
+from gateway.record import Record
 from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
 from gateway.request import InferenceRequest, outgoing_headers
 from gateway.response import Response
 from gateway.rewrite import edit
+from gateway.routed import Routed
 from gateway.routing import Route
 from gateway.upstream import request_head
 

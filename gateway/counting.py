@@ -15,11 +15,11 @@ import trio
 
 from catalogue.resolve import resolve
 from gateway import errors, heads
-from gateway.accounting import Record
 from gateway.dialects import Outgoing
 from gateway.dialects.anthropic import count_tokens
 from gateway.dialects.anthropic.dialect import NAME, MessagesDialogue
 from gateway.phases import Phases
+from gateway.record import Record
 from gateway.relay import Answer
 from gateway.request import InferenceRequest, outgoing_headers
 from gateway.response import Response

@@ -18,13 +18,13 @@ import trio
 from catalogue.models import Catalogue
 from catalogue.resolve import Resolution, resolve
 from gateway import choices, errors, heads
-from gateway.accounting import Record
 from gateway.admission import Turn
 from gateway.asgi import Headers
 from gateway.attempt import Refused, Retriable, pass_on
 from gateway.budget import Budget, of_alias, tightest
 from gateway.context_length import refuse_if_too_long
 from gateway.inquiry import Failures, Inquiry
+from gateway.record import Record
 from gateway.refusal import Refusal
 from gateway.relay import Answer, Pacer
 from gateway.request import InferenceRequest

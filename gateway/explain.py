@@ -11,9 +11,11 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from catalogue.resolve import Resolution
-from gateway.accounting import Accounts, End, Fallback, Record, Routed
+from gateway.accounting import Accounts
 from gateway.choices import Choice
 from gateway.loads import LoadStory
+from gateway.record import Fallback, Record
+from gateway.routed import End, Routed
 
 __all__ = ["Loads", "stories"]
 

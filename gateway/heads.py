@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 
 from gateway import timing
-from gateway.accounting import Record
 from gateway.asgi import Headers
+from gateway.record import Record
 from gateway.request import HOP_BY_HOP, named_by_connection
 
 __all__ = ["header_value", "of_early_stream", "of_ours", "of_upstream"]

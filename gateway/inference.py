@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from gateway import budget, errors, heads, timing
-from gateway.accounting import Accounts, Record
+from gateway.accounting import Accounts
 from gateway.admission import Admission
 from gateway.asgi import Receive, Scope, Send
 from gateway.attempt import Retriable
@@ -29,6 +29,7 @@ from gateway.endpoints import ENDPOINTS, Endpoint
 from gateway.errand import Errand, shutting_down
 from gateway.fleet import Fleet
 from gateway.hedging import Hedging
+from gateway.record import Record
 from gateway.relay import Answer, ClientGone, Pacer
 from gateway.request import InferenceRequest, open_upload, read, read_form, request_id_of
 from gateway.routing import Decision, Route

@@ -11,12 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from catalogue.models import Alias, Catalogue
-from gateway.accounting import Record
 from gateway.admission import Turn
 from gateway.attempt import Attempt, Refused, Retriable
 from gateway.errors import GatewayError
 from gateway.phases import Phases
 from gateway.race import Leg, Race, beside
+from gateway.record import Record
 from gateway.refusal import Refusal
 from gateway.relay import Pacer
 from gateway.request import InferenceRequest

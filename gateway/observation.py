@@ -10,7 +10,7 @@ from gateway import errors
 from gateway.asgi import Headers
 
 if TYPE_CHECKING:
-    from gateway.accounting import Record
+    from gateway.record import Record
 
 __all__ = ["Observation", "Observer", "is_retry", "observe"]
 

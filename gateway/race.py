@@ -15,13 +15,14 @@ import trio
 
 from catalogue.models import Catalogue
 from gateway import errors
-from gateway.accounting import Record, Routed
 from gateway.admission import Turn
 from gateway.attempt import Attempt, Refused, Retriable
 from gateway.fleet import Fleet
 from gateway.node import NodeModel
 from gateway.phases import Phases
+from gateway.record import Record
 from gateway.relay import ClientGone
+from gateway.routed import Routed
 from gateway.routing import Route, replicas_of
 
 __all__ = ["Leg", "Race", "beside"]

@@ -1,6 +1,6 @@
 """Requests that have ended, remembered for a while: a ring that is bounded in number and in what each may hold. No I/O.
 
-What is kept is the record itself, which has let go of everything large by then (`accounting.Record`); it becomes an
+What is kept is the record itself, which has let go of everything large by then (`record.Record`); it becomes an
 account to read only when somebody asks for one (`explain.py`).
 """
 
@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.accounting import Record
+    from gateway.record import Record
 
 __all__ = ["Recent"]
 

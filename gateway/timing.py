@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.accounting import Record
 from gateway.asgi import Headers, Send
+from gateway.record import Record
 from gateway.relay import Answer
 
 __all__ = ["LastComment", "TimedAnswer", "server_timing", "summary", "wanted"]
