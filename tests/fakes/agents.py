@@ -22,7 +22,10 @@ from fakes.patience import SAFETY_NET_S
 from fakes.scene import SCENES, TOP
 from fakes.scripted_model import Call
 
-BINARIES = SCENES / "programs" / "node_modules" / ".bin", TOP / ".clients" / "aider" / "bin"
+BINARIES = (
+    SCENES / "programs" / "node_modules" / ".bin",
+    *(TOP / ".clients" / environment / "bin" for environment in ("aider", "python")),
+)
 PROGRAM_S = 4 * SAFETY_NET_S  # they are large, and some ask the internet first
 UNKNOWN = "nobody/has-it"
 
@@ -101,8 +104,23 @@ class Aider(Agent):
         return f"{told}export AIDER_ANALYTICS=false"
 
 
-CLAUDE_CODE, CODEX, OPENCODE, AIDER = ClaudeCode(), Codex(), OpenCode(), Aider()
-AGENTS = (CLAUDE_CODE, CODEX, OPENCODE, AIDER)
+class Llm(Agent):
+    """No agent, but for its tools: one question, one answer."""
+
+    name, asks = "llm", "/v1/chat/completions"
+    unknown_model = ("-m", UNKNOWN)
+
+    def command(self, prompt: str, *more: str) -> list[str]:
+        return ["llm", "-m", "cortex", *more, prompt]
+
+    def settle(self, home: Path, told: str) -> str:
+        nobody = told.replace("model_id: cortex", f"model_id: {UNKNOWN}").replace("helexa/large", UNKNOWN)
+        _write(home / ".config" / "io.datasette.llm" / "extra-openai-models.yaml", told + nobody)
+        return ""
+
+
+CLAUDE_CODE, CODEX, OPENCODE, AIDER, LLM = ClaudeCode(), Codex(), OpenCode(), Aider(), Llm()
+AGENTS = (CLAUDE_CODE, CODEX, OPENCODE, AIDER, LLM)
 
 
 def _write(path: Path, text: str) -> None:

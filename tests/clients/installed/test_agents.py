@@ -1,6 +1,6 @@
 """Coding agents from npm and PyPI, unmodified, set as docs/clients.md has it, before a neuron that says its part.
 
-Their scenes: an answer, a tool called and its result sent back, a model that nobody has, a stream that breaks off, a
+The scenes: an answer, a tool called and its result sent back, a model that nobody has, a stream that breaks off, a
 neuron that is full, and Ctrl-C. What only one of them does comes after.
 """
 
@@ -11,7 +11,7 @@ import sys
 import pytest
 import structlog
 import trio
-from fakes.agents import AGENTS, AIDER, CLAUDE_CODE, CODEX, OPENCODE, UNKNOWN, desk, reading
+from fakes.agents import AGENTS, AIDER, CLAUDE_CODE, CODEX, LLM, OPENCODE, UNKNOWN, desk, reading
 from fakes.patience import until
 from fakes.running import LARGE, SMALL, running_gateway
 from fakes.scene import SCENES
@@ -21,7 +21,7 @@ from gateway.sim.faults import Drop, HttpError
 
 ANSWER = "The capital of Georgia is Tbilisi, on the Mtkvari."
 QUESTION = "What is the capital of Georgia?"
-WITH_TOOLS = [agent for agent in AGENTS if agent is not AIDER]
+READERS = [CLAUDE_CODE, CODEX, OPENCODE]
 
 
 def tools(asked):
@@ -68,7 +68,7 @@ async def test_answer_is_what_the_model_said(cortex, beast, user, agent):
     assert (LARGE, True) in {(request.model, request.stream) for request in beast.requests}
 
 
-@named(WITH_TOOLS)
+@named(READERS)
 async def test_tool_is_run_and_the_model_told_its_result(beast, user, agent):
     """A file is read on the user's machine, and what it says is with the model in the next request."""
     notes = user.folder / "notes.txt"
@@ -108,10 +108,11 @@ async def test_stream_that_breaks_off_is_asked_for_again(beast, user, agent):
     assert [request.model for request in beast.requests].count(LARGE) == 2
 
 
-async def test_stream_that_breaks_off_is_told_by_opencode(beast, user):
-    """It leaves it to its user to ask again."""
+@named([OPENCODE, LLM])
+async def test_stream_that_breaks_off_is_told(beast, user, agent):
+    """These leave it to their user to ask again."""
     beast.faults.add(Drop(model=LARGE, after=5, times=1))
-    said = await user.run(OPENCODE, QUESTION)
+    said = await user.run(agent, QUESTION)
 
     assert said.process.returncode == 1
     assert "the neuron broke off in the middle of its answer" in said.text
@@ -246,3 +247,15 @@ async def test_aider_applies_and_commits_what_the_model_writes(beast, user, stre
     log = await trio.run_process([*git, "log", "--format=%s"], capture_stdout=True)
     assert log.stdout.decode().splitlines() == ["feat: greet Tbilisi", "first"]
     assert [request.stream for request in beast.requests if request.model == LARGE] == [streamed == "--stream"]
+
+
+# llm...
+
+
+async def test_llm_calls_a_tool_of_its_own(beast, user):
+    """And the model is told what came of it."""
+    beast.script = lambda asked: " ".join(["Version", *results(asked)]) if results(asked) else Call("llm_version", {})
+    said = await user.run(LLM, "Which version?", "-T", "llm_version")
+
+    [version] = results(beast.asked[-1])
+    assert f"Version {version}" in said.text

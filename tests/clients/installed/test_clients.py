@@ -32,6 +32,8 @@ CLIENTS = {
     "pydantic-ai": ("pydantic_ai_client.py", {}, CHAT, "ModelHTTPError"),
     "pydantic-ai-responses": ("pydantic_ai_client.py", {"PYDANTIC_AI": "responses"}, RESPONSES, "ModelHTTPError"),
     "pydantic-ai-anthropic": ("pydantic_ai_client.py", {"PYDANTIC_AI": "anthropic"}, MESSAGES, "ModelHTTPError"),
+    "openai-agents": ("openai_agents_client.py", {}, RESPONSES, "NotFoundError"),
+    "openai-agents-chat": ("openai_agents_client.py", {"OPENAI_AGENTS": "chat"}, CHAT, "NotFoundError"),
     "instructor": ("instructor_client.py", {}, CHAT, "InstructorRetryException"),
     "js-openai": ("openai.mjs", {}, CHAT, "NotFoundError"),
     "js-anthropic": ("anthropic.mjs", {}, MESSAGES, "NotFoundError"),
