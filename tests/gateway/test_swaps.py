@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from catalogue.models import Alias, Target
 from gateway.errors import ServiceUnavailable
 from gateway.settings import DeadlineSettings, EvictionSettings, Settings
-from gateway.sim.faults import Hang, HttpError, LoadFails, NotLoaded, Refuse
+from gateway.sim.faults import Hang, HttpError, LoadFails, NotLoaded, Refuse, SilentPrefill
 
 OLD, NEW, THIRD = a_sim_model("lab/old"), a_sim_model("lab/new"), a_sim_model("lab/third")
 LOAD_S, PROBE_S = 5.0, 1.01  # as these models are made: a second of silence, and one token
@@ -90,6 +90,44 @@ async def test_alias_moves_once_its_target_is_loaded_and_has_answered(autojump_c
         }
         assert (told["swap_done"]["from"], told["swap_done"]["to"]) == (OLD.id, NEW.id)
         assert told["swap_done"]["generation"] == generation + 2
+        assert samples(world, "cortex_alias_swap") >= {
+            'cortex_alias_swaps_total{alias="x",result="done"} 1.0',
+            'cortex_alias_swap_duration_seconds_count{alias="x"} 1.0',
+        }
+        assert not any("at_once" in line for line in samples(world, "cortex_alias_swaps"))
+        assert world.violations() == []
+
+
+async def test_old_target_may_be_evicted_when_its_last_request_has_ended(autojump_clock, nursery):
+    """Not before, though the alias has moved: what is under way ends where it began."""
+    async with a_world(*two_hosts()) as world:
+        pinned = profile_of(THIRD, pinned_on=("a",))
+        catalogues = [pointing_at(target) for target in (OLD, NEW)]
+        first, second = (dataclasses.replace(each, models={**each.models, THIRD.id: pinned}) for each in catalogues)
+        world.keeper.accept(first)
+        began = trio.current_time()
+        world.hosts["a"].sim.faults.add(SilentPrefill(model=OLD.id, seconds=30))
+        answers = []
+
+        async def ask(model, stream):
+            answers.append(await world.ask(model, stream=stream))
+
+        nursery.start_soon(ask, "x", True)
+        await trio.sleep(1)
+        world.keeper.accept(second)
+        await moved(world)
+        nursery.start_soon(ask, THIRD.id, False)
+        await trio.sleep(20)
+        assert world.load_calls(THIRD.id) == []
+        while len(answers) < 2:
+            await trio.sleep(0.1)
+
+        old, third = answers
+        assert (old.headers["x-cortex-model"], old.text, old.events[-1]) == (OLD.id, "Tbilisi", "[DONE]")
+        assert old.ended_at - began == pytest.approx(30 + PROBE_S, abs=0.1)
+        assert (third.headers["x-cortex-model"], third.node) == (THIRD.id, "a")
+        assert third.ended_at == pytest.approx(old.ended_at + LOAD_S + PROBE_S, abs=1)
+        assert [held.id for held in world.fleet.nodes["a"].models.values() if held.routable] == [THIRD.id]
         assert world.violations() == []
 
 
