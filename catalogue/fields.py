@@ -157,6 +157,8 @@ def array(check: Check, *, of_tables: bool = False) -> Check:
             hint = (
                 f"write [[{dotted(place.key)}]], in double brackets" if of_tables else "write it in [square brackets]"
             )
+            if place.report.override_of(place.key) is not None and isinstance(value, str):
+                hint = "its text does not read as TOML"
             place.refuse(f"must be an array{' of tables' * of_tables}, not {kind_of(value)}", hint)
         read, refused = [], False
         for index, element in enumerate(value):

@@ -160,6 +160,8 @@ def _reason(error: httptools.HttpParserError) -> Refused:
         return ours
     if str(error) == "Invalid HTTP version":  # llhttp's words for what is not 0.9, 1.0, 1.1 or 2.0
         return _version_not_supported("this version")
+    if "PRI" in str(error):  # the first line of HTTP/2 by prior knowledge; llhttp pauses there
+        return _version_not_supported("HTTP/2")
     return Refused(400, "malformed_request", f"not a valid HTTP/1.1 request: {error}")
 
 

@@ -92,6 +92,14 @@ def test_one_key_under_two_spellings_is_a_warning():
     assert [warning.path for warning in loaded.warnings] == ["cortex_poll__misses"]
 
 
+def test_table_that_does_not_parse_is_told_as_such():
+    """What is no TOML is taken as text, and text is no list: a bracket is missing, not two too few."""
+    with pytest.raises(FaultyFile) as caught:
+        load(None, {"CORTEX_NEURONS": '[{name="a"'})
+    [fault] = caught.value.faults
+    assert (fault.path, fault.hint) == ("CORTEX_NEURONS", "its text does not read as TOML")
+
+
 def test_environment_over_a_broken_table_is_a_fault_of_the_file(config):
     """The override does not paper over it."""
     [found] = faults(config("poll = 3"), {"CORTEX_POLL__MISSES": "4"})
