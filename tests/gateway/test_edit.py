@@ -7,6 +7,7 @@ import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import edit
 from gateway.edit import CannotEdit, remove_alias, restore_alias, set_alias
 
 FILE = b"""\
@@ -76,6 +77,28 @@ def test_set_changes_one_line(name, targets, swap, expected):
 
     assert [line[1:] for line in changed(FILE, edited) if line[0] == "+"] == expected
     assert len(changed(FILE, edited)) == 2
+
+
+def test_default_swap_is_written_only_where_another_was():
+    """Who never said how an alias moves need not read it afterwards."""
+    edited = set_alias(FILE, "helexa/large", {"B": 1}, swap="warm")
+    assert "swap" not in aliases(edited)["helexa/large"]
+
+    cold = set_alias(FILE, "helexa/large", {"B": 1}, swap="cold")
+    assert aliases(set_alias(cold, "helexa/large", {"B": 1}, swap="warm"))["helexa/large"]["swap"] == "warm"
+
+
+def test_edit_that_would_touch_another_alias_is_refused(monkeypatch):
+    """TOML Kit has had faults of the kind: what it wrote is read again before anybody gets it."""
+    dumps = edit.tomlkit.dumps
+
+    def faulty(document):
+        text = dumps(document)
+        return text.replace("'Qwen/Qwen3-8B'", "'lost'") if "NEW" in text else text
+
+    monkeypatch.setattr(edit.tomlkit, "dumps", faulty)
+    with pytest.raises(CannotEdit, match="cannot be changed without touching more"):
+        set_alias(FILE, "helexa/small", {"NEW": 1})
 
 
 def test_swap_of_a_table_is_added_below_its_other_keys():

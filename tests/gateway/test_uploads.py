@@ -14,10 +14,12 @@ from fakes.scripted import chunked, read_request, with_length
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
+from gateway import request
 from gateway.errors import UpstreamConnectionError
 from gateway.reports import ModelReport, NodeReport
 from gateway.settings import GatewaySettings, Settings
 from gateway.spool import MEMORY_BYTES
+from gateway.upload import Upload
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 ANSWER = with_length(b'{"text":"Tbilisi"}')
@@ -173,6 +175,31 @@ async def test_form_in_chunks_goes_on_in_chunks(autojump_clock, before):
 
 
 # Time, and clients that leave...
+
+
+async def test_little_is_read_before_a_neuron_takes_it(autojump_clock, before, monkeypatch):
+    """A client that is quicker than its neuron's door waits: what is read ahead needs no file."""
+    opened = []
+
+    def opening(*arguments, **more):
+        opened.append(Upload(*arguments, **more))
+        return opened[0]
+
+    async def never(origin):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(request, "Upload", opening)
+    gateway = before(Neuron())
+    gateway.upstream._connect = never
+    body = a_form(ALIAS, a_file(LARGE * 4))
+    client = gateway.client()
+    await client.stream.send_all(head(len(body)) + body)
+    await trio.sleep(1)
+
+    assert opened[0].received_bytes <= MEMORY_BYTES < len(body) / 4
+    await client.leave()
+    await trio.sleep(60)  # what has not been read hides that it left: the deadlines of connecting end it
+    await gateway.idle()
 
 
 async def test_upload_may_take_long_while_it_goes_on_and_ends_when_it_does_not(autojump_clock, before):
