@@ -22,8 +22,10 @@ from fakes.patience import SAFETY_NET_S
 from fakes.scene import SCENES, TOP
 from fakes.scripted_model import Call
 
+NODE_MODULES = SCENES / "programs" / "node_modules"
 BINARIES = (
-    SCENES / "programs" / "node_modules" / ".bin",
+    NODE_MODULES / ".bin",
+    NODE_MODULES / "opencode-linux-x64" / "bin",
     *(TOP / ".clients" / environment / "bin" for environment in ("aider", "python")),
 )
 PROGRAM_S = 4 * SAFETY_NET_S  # they are large, and some ask the internet first
