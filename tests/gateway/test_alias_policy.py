@@ -314,6 +314,31 @@ async def test_nobody_stands_in_after_the_commit_point(autojump_clock):
         assert [entry for entry in world.hosts["n"].sim.requests if entry.model == B.id] == []
 
 
+async def test_nobody_stands_in_once_the_gateway_is_stopping(autojump_clock):
+    """Its target turned out to be gone, and would have to be loaded: who would wait is told to ask another gateway."""
+
+    async def stop(world):
+        await trio.sleep(0.5)
+        world.inference.drain()
+        world.hosts["n"].sim.unload(A.id)
+
+    async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,))) as world:
+        falling_back_to(world, B, known=(A, B))
+        connect = world.upstream._connect
+
+        async def connect_slowly(origin):
+            await trio.sleep(1)
+            return await connect(origin)
+
+        world.upstream._connect = connect_slowly
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop, world)
+            answer = await world.ask("x")
+
+        assert (answer.status, answer.errors[0]["code"]) == (503, "shutting_down")
+        assert [entry for entry in world.hosts["n"].sim.requests if entry.model == B.id] == []
+
+
 async def test_request_that_is_wrong_is_wrong_for_all(autojump_clock):
     """A 400 is the client's to mend."""
     async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,))) as world:
