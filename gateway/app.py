@@ -168,6 +168,9 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every request of the public port comes in here."""
+        if scope["type"] == "websocket":
+            await _refuse_websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._windows(scope, receive, send)
             return
@@ -220,6 +223,18 @@ async def _answer_options(send: Send) -> None:
     """Of whoever asks what it may do here, and is no browser that asks for a page of another origin."""
     await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", b"OPTIONS, POST")]})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    """Hypercorn's offer; our own front lets such a request pass as the GET it is. There is nothing to talk to here."""
+    await receive()
+    if "websocket.http.response" not in scope["extensions"]:
+        await send({"type": "websocket.close"})
+        return
+    error = errors.NotFound(paths.hint(scope["path"]))
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": errors.envelope(error), "more_body": False})
 
 
 def _with_headers(send: Send, headers: Headers) -> Send:

@@ -43,3 +43,17 @@ def test_equals_may_displace_each_other():
     assert may_displace(100, 100)
     assert may_displace(1000, 100)
     assert not may_displace(100, 1000)
+
+
+@pytest.mark.parametrize(
+    ("said", "priority"),
+    [
+        ({}, 100),
+        ({"pinned_on": ("beast",)}, 1000),
+        ({"pinned_on": ("beast",), "residency_priority": 7}, 7),
+        ({"residency_priority": -5}, -5),
+    ],
+)
+def test_residency_class_is_what_is_said_or_follows_from_a_pin(said, priority):
+    """Contract section 6: whoever pins a model wants it to stay, unless they say how much."""
+    assert ModelProfile("m", "h", **said).priority == priority

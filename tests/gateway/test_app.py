@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from gateway import app as app_module
-from gateway.app import Door, new_app
+from gateway.app import Door, Windows, make_windows, new_app
 from gateway.settings import GatewaySettings, Settings
 
 CHAT = "/v1/chat/completions"
@@ -72,7 +72,9 @@ async def test_pages_of_configured_origins_may_call_and_no_others(door, origins,
     """The answer goes out in any case; it is the browser that keeps it from a page which is not named here."""
     _, headers, _ = await call(door(*origins), "GET", path, (b"origin", PAGE))
     assert headers.get(b"access-control-allow-origin") == allowed
-    assert (b"access-control-expose-headers" in headers) is (allowed is not None)
+    exposed = headers.get(b"access-control-expose-headers", b"").split(b", ")
+    told = {b"x-request-id", b"x-cortex-model", b"x-cortex-node", b"x-cortex-alias", b"retry-after"}
+    assert told <= set(exposed) if allowed is not None else exposed == [b""]
     assert headers.get(b"vary") == (b"origin" if allowed == PAGE else None)
 
 
@@ -111,3 +113,36 @@ async def test_body_of_a_window_that_does_not_arrive_is_a_408(autojump_clock, wi
     status, _, body = await call(window, "POST", "/window", body=b"x", arrives=False)
     assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
     assert trio.current_time() == app_module.WINDOW_TIMEOUT_S
+
+
+@pytest.mark.parametrize(("ready", "status"), [(False, 503), (True, 200)])
+async def test_ready_is_for_whoever_sends_traffic_here(ready, status):
+    """Started, and some neuron has answered once; until then a load balancer had better ask elsewhere."""
+    app = make_windows(Windows(models=list, model=lambda _: None, health=dict, ready=lambda: ready), "1")
+
+    got, _, body = await call(app, "GET", "/ready")
+
+    assert (got, json.loads(body)) == (status, {"ready": ready})
+
+
+async def _told_of_a_websocket(app, extensions):
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "extensions": extensions}
+    inbox, sent = [{"type": "websocket.connect"}], []
+
+    async def receive():
+        await trio.lowlevel.checkpoint()
+        return inbox.pop()
+
+    async def send(message):
+        await trio.lowlevel.checkpoint()
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+async def test_websocket_is_refused_in_words_where_the_server_can_say_them(door):
+    """A realtime client meets a 404, as it does at our own front; it was a 500 and a traceback behind Hypercorn."""
+    start, body = await _told_of_a_websocket(door(), {"websocket.http.response": {}})
+    assert (start["status"], json.loads(body["body"])["error"]["code"]) == (404, "not_found")
+    assert await _told_of_a_websocket(door(), {}) == [{"type": "websocket.close"}]

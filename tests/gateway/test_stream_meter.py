@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import metering
 from gateway.metering import BodyMeter, StreamMeter, Usage
 
 ROLE = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
@@ -34,6 +35,20 @@ def summary(meter):
 
 
 PLAIN = stream(ROLE, delta(content="a"), delta(content="b"), delta(content="c"), {"choices": [], "usage": USAGE})
+
+
+def test_plain_deltas_are_not_decoded(monkeypatch):
+    """Of a thousand chunks, only those that bytes alone cannot judge: up to the first token, the finish, the usage."""
+    decoded, decode = [], metering._decode_event
+    monkeypatch.setattr(metering, "_decode_event", lambda data: decoded.append(data) or decode(data))
+    plain = json.dumps(delta(content="word"), separators=(",", ":"))
+    finish = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    pieces = [stream(ROLE, done=False), *[f"data: {plain}\n\n".encode()] * 1000, stream(finish, {"usage": USAGE})]
+    meter = metered(*pieces)
+
+    assert (meter.generated, meter.finished, meter.done) == (1000, True, True)
+    assert meter.usage is not None
+    assert len(decoded) == 4
 
 
 def test_usage_is_found_wherever_it_rides():
