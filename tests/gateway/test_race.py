@@ -26,6 +26,7 @@ from gateway.sim.fleet import neuron
 
 JSON = b'{"object":"chat.completion","model":"%b","choices":[]}'
 MINE = ("x-request-id: mine",)
+OTHER = "Qwen/Qwen3-8B"
 
 
 @pytest.fixture(autouse=True)
@@ -540,6 +541,22 @@ async def test_total_deadline_ends_both(autojump_clock, before):
     await gateway.idle()
     assert hedges(gateway) == {"cancelled": 1}
     assert [result for _, _, result, _, _ in await attempts(gateway)] == ["cancelled", "cancelled"]
+
+
+async def test_nobody_is_asked_beside_a_fallback(autojump_clock, nursery):
+    """Its target has failed already: what stands in for it is not asked twice."""
+    gone, a, b = refusing(0.5), whole("a", 10), whole("b", 10)
+    settings = Settings(retries=RetrySettings(0))
+    held = {"a": OTHER, "b": OTHER}
+    gateway = InMemoryGateway(nursery, {"gone": gone, "a": a, "b": b}, settings, loaded=held)
+    alias = Alias("helexa/small", (Target(SMALL),), fallback=(OTHER,), hedge=Hedge(1.0, 100.0))
+    gateway.inference.catalogue.current = Catalogue(1, {}, {alias.name: alias})
+    answer = await gateway.client().ask(headers=MINE)
+
+    assert (answer.status, answer.headers["x-cortex-model"]) == (200, OTHER.lower())
+    assert (len(gone.asked_at), len(a.asked_at), len(b.asked_at)) == (1, 1, 0)
+    assert hedges(gateway) == {}
+    await gateway.idle()
 
 
 async def test_alias_deadline_counts_if_it_is_the_smaller(autojump_clock, before):
