@@ -4,6 +4,7 @@ import json
 from contextlib import asynccontextmanager
 
 import anthropic
+import httpx
 import pytest
 import trio
 from fakes import coding_cli
@@ -196,6 +197,19 @@ async def test_count_tokens_estimates_and_says_so(sdk, beast):
     assert short.headers["x-cortex-token-count"] == "estimate"
     assert long.input_tokens > short.parse().input_tokens + 700
     assert not beast.requests
+
+
+async def test_count_tokens_needs_nobody_to_be_there(tmp_path):
+    """A client counts before it asks: whoever will answer may be coming up only then."""
+    async with (
+        running_gateway(tmp_path) as running,
+        httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=SAFETY_NET_S) as http,
+    ):
+        await running.down()
+        answer = await http.post("/v1/messages/count_tokens", json={"model": "helexa/small", "messages": PROBE})
+
+    assert (answer.status_code, answer.headers["x-cortex-token-count"]) == (200, "estimate")
+    assert answer.json()["input_tokens"] > 5
 
 
 @pytest.mark.parametrize(

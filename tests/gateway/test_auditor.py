@@ -25,12 +25,12 @@ BROKEN = b"[aliases]\ntier = 7\n"
 class Desk:
     """A keeper, an auditor, and the file that both are about."""
 
-    def __init__(self, folder, **how):
+    def __init__(self, folder, *, readiness=None, **how):
         self.models = folder / "models.toml"
         if not self.models.exists():
             self.models.write_bytes(A)
         self.records = Records.of(Settings(models_config=self.models, audit=AuditSettings()))
-        self.keeper = CatalogueKeeper(self.models)
+        self.keeper = CatalogueKeeper(self.models, readiness=readiness)
         self.keeper.load_initial()
         self.auditor = Auditor(self.records, self.keeper, **how)
 
@@ -81,6 +81,36 @@ async def test_edit_is_a_line_with_its_difference(desk):
     ]
     assert line["diff"]["aliases_changed"][0]["name"] == "tier"
     assert desk.records.history.get(digest_of(B)) == B
+
+
+async def test_move_of_an_alias_that_was_warming_is_a_line_of_its_own(tmp_path, nursery):
+    """Nobody brought a file: it is the gateway's own doing, under the same file."""
+    desk = Desk(tmp_path, readiness=ServableAndUnproven())
+    await nursery.start(desk.auditor.run)
+    await desk.edit(B, who="anna")
+    desk.keeper.give_up("tier", "it does not answer")
+    desk.keeper.try_again("tier")
+    desk.keeper.move("tier")
+
+    assert brief(await desk.written(), "event", "who", "generation", "outcome") == [
+        ("started", "cortex", 1, "in force"),
+        ("applied", "anna", 2, "in force, but for aliases that are warming"),
+        ("swap_failed", "cortex", 2, "not moved"),
+        ("warming", "cortex", 2, "warming again"),
+        ("moved", "cortex", 3, "in force"),
+    ]
+    assert {line["file"] for line in desk.lines()[1:]} == {digest_of(B)}
+    structlog.reset_defaults()
+
+
+class ServableAndUnproven:
+    """Every model could be asked, and none has answered: so every change has to be warmed."""
+
+    def is_servable(self, model, catalogue):
+        return True
+
+    def is_proven(self, model, catalogue):
+        return False
 
 
 async def test_whoever_makes_the_keeper_look_is_named(desk):

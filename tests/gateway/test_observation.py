@@ -15,6 +15,7 @@ from gateway.errors import (
     DeadlineExceeded,
     ModelNotFound,
     NoRoom,
+    Overloaded,
     ShuttingDown,
     UpstreamConnectionError,
 )
@@ -124,6 +125,7 @@ async def test_what_a_target_is_to_blame_for(accounts, outcome, failed, error):
     [
         {"outcome": "error", "error": BadRequest("x")},
         {"outcome": "error", "error": ShuttingDown("x")},
+        {"outcome": "error", "error": Overloaded("x")},
         {"outcome": "cancelled"},
         {"outcome": "ok", "alias": None},
         {"outcome": "ok", "headers": [(b"x-stainless-retry-count", b"1")]},

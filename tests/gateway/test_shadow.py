@@ -8,6 +8,8 @@ from fakes.in_memory import BODY, SMALL, InMemoryGateway
 from trio.testing import wait_all_tasks_blocked
 
 from catalogue.models import Alias, Shadow, Target
+from gateway.heard import Side
+from gateway.shadow import Comparison, Verdict
 from gateway.sim.faults import Drop, Hang, HttpError
 from gateway.sim.fleet import neuron
 from gateway.verdict import summary
@@ -228,3 +230,25 @@ async def test_share_of_requests_is_shadowed(nursery, autojump_clock):
     await wait_all_tasks_blocked()
 
     assert results(gateway) == {"not_loaded": 2, "too_large": 1}
+
+
+def test_verdict_tells_apart_what_agrees_and_what_does_not():
+    """The same words, the same end: each is a share of its own."""
+
+    def side(said, finish_reason, duration_ms=100.0):
+        return Side("m", "n", ok=True, first_token_ms=10.0, duration_ms=duration_ms, completion_tokens=9,
+                    finish_reason=finish_reason, said=said, calls=0, calls_valid=None)  # fmt: skip
+
+    pairs = [
+        Comparison("1", side(b"a", "stop"), side(b"a", "stop", 200.0)),
+        Comparison("2", side(b"a", "stop"), side(b"b", "stop", 200.0)),
+        Comparison("3", side(b"a", "stop"), side(b"b", "length", 200.0)),
+        Comparison("4", side(b"a", "stop"), side(b"c", "length", 200.0)),
+    ]
+    told = summary(Verdict("x", LARGE, tuple(pairs), {"compared": 4, "failed": 2}))
+
+    assert (told["same_answer"], told["same_finish_reason"]) == (0.25, 0.5)
+    assert told["shadow"]["finish_reasons"] == {"stop": 2, "length": 2}
+    assert told["verdict"] == (
+        f"only 4 compared; {LARGE} takes 2.00 times as long (median), says the same in 25%, failed 2 times"
+    )

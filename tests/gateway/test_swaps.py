@@ -9,8 +9,10 @@ import pytest
 import structlog
 import trio
 from fakes.fleets import a_catalogue
+from fakes.scripted import read_request, with_length
 from fakes.world import a_sim, a_sim_model, a_world, profile_of
 from structlog.testing import capture_logs
+from trio.testing import memory_stream_pair
 
 from catalogue.models import Alias, Target
 from gateway.errors import ServiceUnavailable
@@ -344,6 +346,34 @@ async def test_target_that_answers_badly_is_not_moved_to(autojump_clock):
         assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
 
 
+@pytest.mark.parametrize("body", [b'{"error":{"message":"no kernel"}}', b"[]", b"pong", b""])
+async def test_target_that_says_200_and_no_answer_is_not_moved_to(autojump_clock, nursery, body):
+    """Some engines report their own faults with a good status."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.upstream._connect = _all_say(with_length(body), nursery)
+        world.keeper.accept(pointing_at(NEW))
+
+        told = "it answers a small question with 200 and something that is no answer"
+        assert await given_up(world) == f"'lab/new' is loaded, but {told}"
+
+
+def _all_say(answer, nursery):
+    """Connections on which every model says this."""
+
+    async def say(stream):
+        await read_request(stream)
+        await stream.send_all(answer)
+        await stream.aclose()
+
+    async def connect(origin):
+        ours, theirs = memory_stream_pair()
+        nursery.start_soon(say, theirs)
+        return ours
+
+    return connect
+
+
 async def test_target_that_cannot_be_loaded_is_not_moved_to(autojump_clock):
     """Every neuron that could have it was tried; the next file that is accepted tries again."""
     async with a_world(*two_hosts()) as world:
@@ -360,7 +390,12 @@ async def test_target_that_cannot_be_loaded_is_not_moved_to(autojump_clock):
 
 
 @pytest.mark.parametrize(
-    "fault", [Refuse(times=2), HttpError(status=503, retry_after_s=1, times=2), NotLoaded(times=2)]
+    "fault",
+    [
+        Refuse(times=2),
+        *(HttpError(status=status, retry_after_s=1, times=2) for status in (503, 429)),
+        NotLoaded(times=2),
+    ],
 )
 async def test_probe_that_meets_a_passing_trouble_is_asked_again(autojump_clock, fault):
     """A full queue or a broken connection says nothing about the model."""

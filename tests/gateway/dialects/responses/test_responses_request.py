@@ -261,6 +261,15 @@ def test_developers_messages_stand_where_they_stood():
     ]
 
 
+def test_text_on_either_side_of_a_call_stays_in_order():
+    """It is one answer's, and no word of it is lost."""
+    conversation = [user("hi"), message("assistant", "First "), function_call("a"), message("assistant", "then this.")]
+
+    assert messages(*conversation)[1:] == [
+        {"role": "assistant", "content": "First then this.", "tool_calls": called(("a", "f", "{}"))}
+    ]
+
+
 def test_text_and_calls_of_one_answer_are_one_message():
     """In whichever order they came; after their outputs begins another."""
     conversation = [
