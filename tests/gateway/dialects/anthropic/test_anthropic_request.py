@@ -365,6 +365,11 @@ def test_tool_for_later_can_be_chosen():
 # Parameters...
 
 
+def test_zero_tokens_are_one():
+    """Anthropic's API takes 0 for warming its cache; no engine does."""
+    assert outgoing({"messages": [user("hi")], "max_tokens": 0})["max_tokens"] == 1
+
+
 def test_parameters_have_their_counterparts():
     """One row each of the contract's table."""
     sent = outgoing(

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from fakes.chat_completions import USAGE, whole
 
@@ -156,6 +157,7 @@ def test_error_of_ours_has_anthropics_type(error, type_):
         (422, b'{"detail":[{"loc":["body"]}]}', "invalid_request_error", '[{"loc":["body"]}]'),
         (500, b"Internal Server Error", "api_error", "Internal Server Error"),
         (503, b"", "overloaded_error", "the neuron answered 503"),
+        (529, b"", "overloaded_error", "the neuron answered 529"),
         (500, b'{"error":{}}', "api_error", "the neuron answered 500"),
         (400, b'{"object":"error","message":"old vLLM"}', "invalid_request_error", "old vLLM"),
         (402, b'{"type":"error","error":{"type":"billing_error","message":"pay"}}', "billing_error", "pay"),
@@ -200,6 +202,9 @@ def test_models_are_listed_on_one_page():
     assert (page["first_id"], page["last_id"], page["has_more"]) == ("lab/a", "lab/b", False)
     assert json.loads(models.single(bare)) == page["data"][1]
     assert json.loads(models.listing([], {}))["first_id"] is None
+    narrow = msgspec.structs.replace(entry, limit={"context": 8192, "input": 4096})
+    told = json.loads(models.single(narrow))
+    assert (told["max_input_tokens"], told["max_tokens"]) == (4096, None)
 
 
 def test_usage_that_is_nonsense_does_no_harm():
