@@ -213,12 +213,12 @@ class StreamTranslator:
 
     def _waiting_calls(self) -> bytes:
         """The calls that were not streamed live, whole."""
-        told = b""
+        told: list[bytes] = []  # joined once: a model in a loop calls thousands
         for position, call in enumerate(self._calls.in_order()):
             if call is not self._live:
-                told += self._close() + self._open_tool(call, position)
-                told += self._prefix + _encode(self._arguments(call)) + _TAIL
-        return told
+                told += self._close(), self._open_tool(call, position)
+                told += self._prefix, _encode(self._arguments(call)), _TAIL
+        return b"".join(told)
 
     def _arguments(self, call: Call) -> str:
         """Cut short by the limit of tokens they stay as they are, as in the API; otherwise they are an object."""

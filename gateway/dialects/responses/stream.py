@@ -268,15 +268,18 @@ class StreamTranslator:
 
     def _remaining_calls(self) -> bytes:
         """The end of the one that is live, what was said meanwhile, and the others, whole."""
-        told = b""
+        told: list[bytes] = []  # joined once: a model in a loop calls thousands
         waiting = self._calls.in_order()
+        first = 0
         if self._live is not None:
-            told = self._close_call(waiting.pop(0))
+            first = 1
+            told.append(self._close_call(waiting.pop(0)))
             self._live = None
-            told += b"".join(self._write(kind, text) for kind, text in self._late)
-        for position, call in enumerate(waiting, start=len(self._calls.in_order()) - len(waiting)):
-            told += self._close_part() + self._close_item() + self._open_call(call, position) + self._close_call(call)
-        return told
+            told += [self._write(kind, text) for kind, text in self._late]
+        for position, call in enumerate(waiting, start=first):
+            told += self._close_part(), self._close_item()
+            told += self._open_call(call, position), self._close_call(call)
+        return b"".join(told)
 
     # Items...
 

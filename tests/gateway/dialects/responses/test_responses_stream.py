@@ -1,9 +1,11 @@
 """The stream translator: whatever an engine sends, a client hears a grammatical stream that says the same."""
 
 import json
+import time
 
 import pytest
 from fakes.chat_completions import USAGE, answers, call, chunk
+from fakes.patience import best_of, measured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from responses_grammar import events, listen
@@ -397,3 +399,16 @@ def test_time_is_the_neurons(created, told):
     data = json.dumps({"created": created, "choices": []}).encode()
 
     assert next(events(StreamTranslator(ASKED).feed(data)))["response"]["created_at"] == told
+
+
+@measured
+async def test_thousands_of_calls_end_in_milliseconds_each():
+    """A model in a loop calls a tool over and over; 5,000 calls held everybody up for seconds once."""
+    datas = [chunk(call(number, f"c{number}", "f", "{}")) for number in range(5_000)]
+
+    async def take():
+        began = time.process_time()
+        translated(*datas, chunk({}, "tool_calls"), b"[DONE]")
+        return time.process_time() - began
+
+    await best_of(take, 0.5)
