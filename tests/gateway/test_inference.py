@@ -13,6 +13,7 @@ from fakes.scripted import DONE, ROLE, answering, chunked, delta, read_request, 
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.breaker import FAILURES
 from gateway.settings import (
     DeadlineSettings,
     GatewaySettings,
@@ -543,6 +544,49 @@ async def test_full_neuron_is_passed_on_with_its_retry_after(autojump_clock, bef
     answer = await before(answering(full)).client().ask()
 
     assert (answer.status, answer.headers["retry-after"], answer.error["message"]) == (503, "3", "queue full")
+
+
+async def test_no_to_a_request_is_a_word_from_a_neuron_that_is_there(autojump_clock, before):
+    """A 400 is the request's fault: two polls missed before it are forgiven, as by any answer."""
+    gateway = before(answering(with_length(b'{"error":"too hot"}', status="400 Bad Request")))
+    gateway.fleet.missed("beast")
+    gateway.fleet.missed("beast")
+    assert (await gateway.client().ask()).status == 400
+    assert gateway.fleet.nodes["beast"].misses == 0
+
+
+@pytest.mark.parametrize(("status", "opens"), [(503, False), (429, False), (500, True)])
+async def test_being_full_is_not_held_against_a_neuron(autojump_clock, nursery, status, opens):
+    """Another answers what it would not take, time and again: that is what others are for. A 500 is another matter."""
+    neurons = {name: neuron(name, [24576], [SMALL]) for name in "ab"}
+    neurons["a"].faults.add(faults.HttpError(status=status))
+    gateway = InMemoryGateway(nursery, neurons)
+    for _ in range(2 * FAILURES):
+        assert (await gateway.client().ask()).status == 200
+
+    assert gateway.fleet.nodes["a"].breaker.closed is not opens
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "500 Internal Server Error"])
+async def test_not_loaded_is_a_404_or_something_else(autojump_clock, before, status):
+    """What an engine says of an adapter, or of its weights, in other words: its model stays where it is."""
+    gateway = before(answering(with_length(b'{"error":"the draft model is not loaded"}', status=status)))
+    answer = await gateway.client().ask()
+
+    assert (answer.status, answer.error["message"]) == (int(status[:3]), "the draft model is not loaded")
+    assert [held.id for held in gateway.fleet.replicas(SMALL)] == [SMALL]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("größe/klein", "gr%c3%b6%c3%9fe/klein"), ("a\r\nx-evil: 1", "a%0d%0ax-evil: 1"), ("a b", "a b")]
+)
+async def test_names_of_any_kind_fit_into_headers(autojump_clock, nursery, name, told):
+    """A neuron may call its model what it likes; a header has room for ASCII, and for one line."""
+    gateway = InMemoryGateway(nursery, {"beast": answering(with_length(JSON))}, loaded={"beast": name})
+    answer = await gateway.client().ask(model=name)
+
+    assert (answer.status, answer.headers["x-cortex-model"]) == (200, told)
+    assert "x-evil" not in answer.headers
 
 
 @pytest.mark.parametrize("said", ["9" * 400, "9" * 5000, "-4", "soon", "Wed, 25 Nov 2026 14:00:00 GMT"])
