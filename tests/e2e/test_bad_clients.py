@@ -2,16 +2,17 @@
 
 import json
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import httpx
 import pytest
 import trio
 from fakes.in_memory import Client
-from fakes.patience import SAFETY_NET_S, until
+from fakes.patience import PATIENT_STREAMING, SAFETY_NET_S, until
 from fakes.running import SMALL, running_gateway
 from fakes.scripted import DONE, chunked, delta, listening, read_request
 
-from gateway.settings import DeadlineSettings, StreamingSettings
+from gateway.settings import DeadlineSettings
 from gateway.sim.fleet import neuron
 from gateway.upstream import Origin, open_stream
 
@@ -26,7 +27,9 @@ def settings(header_s):
     deadlines = DeadlineSettings(connect_seconds=SAFETY_NET_S, header_seconds=header_s, client_write_seconds=HASTY_S)
     return {
         "deadlines": deadlines,
-        "streaming": StreamingSettings(keepalive_seconds=0),  # a comment would be something else than the next word
+        "streaming": replace(
+            PATIENT_STREAMING, keepalive_seconds=0
+        ),  # a comment would be something else than the next word
     }
 
 
@@ -158,7 +161,7 @@ async def refused(beside, sent):
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), 400, "malformed_request"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", 400, "malformed_request"),
         (bytes(range(256)) * 100, 400, "malformed_request"),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "malformed_request"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http_version_not_supported"),
         (POST + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400, "malformed_request"),
         (POST + b"content-length: 4\r\ncontent-length: 5\r\n\r\n{}   ", 400, "malformed_request"),
         (POST + b"connection: close\r\ncontent-length: 200000\r\n\r\n" + b"[" * 200_000, 400, "malformed_json"),

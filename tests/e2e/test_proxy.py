@@ -9,7 +9,7 @@ from itertools import accumulate
 import httpx
 import pytest
 import trio
-from fakes.patience import PATIENT_DEADLINES, SAFETY_NET_S
+from fakes.patience import PATIENT_DEADLINES, PATIENT_STREAMING, SAFETY_NET_S
 from fakes.running import LARGE, PROBE, SMALL, running_gateway, settled
 from fakes.scripted import DONE, answering, chunked, delta, listening, read_request, with_length
 
@@ -263,8 +263,13 @@ async def test_200_answers_in_a_row_from_a_neuron_that_hangs_up_after_each(corte
 
 @asynccontextmanager
 async def before(tmp_path, beast, peer):
-    """A gateway whose poller sees `beast`, and whose requests go to `peer` instead."""
-    async with running_gateway(tmp_path, [beast]) as cortex, a_client(cortex) as http, listening(peer) as url:
+    """A gateway whose poller sees `beast`, and whose requests go to `peer` instead; it adds no comments of its own."""
+    silent = replace(PATIENT_STREAMING, keepalive_seconds=0)
+    async with (
+        running_gateway(tmp_path, [beast], streaming=silent) as cortex,
+        a_client(cortex) as http,
+        listening(peer) as url,
+    ):
         origin = Origin.parse(url)
         cortex.gateway.upstream._connect = lambda _: open_stream(origin)
         yield cortex, http

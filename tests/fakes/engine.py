@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import httpx
 import trio
-from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, until
+from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, PATIENT_STREAMING, until
 
 from gateway.serve import Gateway, serve
-from gateway.settings import GatewaySettings, Listen, NeuronSettings, Settings, StreamingSettings
+from gateway.settings import GatewaySettings, Listen, NeuronSettings, Settings
 from gateway.sim import PRESETS, SimDevice, SimNeuron
 
 
@@ -85,7 +86,7 @@ async def start_gateway(nursery, neurons):
         gateway=GatewaySettings(listen=Listen("127.0.0.1", 0), metrics_listen=Listen("127.0.0.1", 0)),
         poll=PATIENT_POLL,
         deadlines=PATIENT_DEADLINES,
-        streaming=StreamingSettings(keepalive_seconds=0),
+        streaming=replace(PATIENT_STREAMING, keepalive_seconds=0),
         neurons=tuple(neurons),
     )
     gateway = Gateway(settings)

@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from gateway.settings import DeadlineSettings, PollSettings
+from gateway.settings import DeadlineSettings, PollSettings, StreamingSettings
 
 SAFETY_NET_S = 60.0  # a hang is a failure; slowness is none
 ATTEMPTS = 25  # as many as a neighbour on the same machine may spoil; one is enough, and ends them
 
 PATIENT_DEADLINES = DeadlineSettings(connect_seconds=SAFETY_NET_S)
 PATIENT_POLL = PollSettings(interval_seconds=0.3, timeout_seconds=SAFETY_NET_S)
+PATIENT_STREAMING = StreamingSettings(early_commit_seconds=SAFETY_NET_S)  # an early 200 knows no neuron and no error
 """For gateways on real sockets: their defaults are of a machine that does not stand still for seconds."""
 
 measured = pytest.mark.measured

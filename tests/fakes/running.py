@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, until
+from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, PATIENT_STREAMING, until
 
 from gateway.serve import Addresses, Gateway, serve
 from gateway.settings import AdminSettings, GatewaySettings, Listen, NeuronSettings, Settings
@@ -125,6 +125,7 @@ async def running_gateway(
             gateway=GatewaySettings(listen=Listen("127.0.0.1", 0), metrics_listen=Listen("127.0.0.1", 0)),
             poll=PATIENT_POLL,
             deadlines=PATIENT_DEADLINES,
+            streaming=PATIENT_STREAMING,
             admin=AdminSettings(token="secret"),
             neurons=(
                 *(
