@@ -13,11 +13,15 @@ are ignored, optional ones may be missing or null, and a float will do where an 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
 
-Number = int | float
+LARGEST = 2**53  # of a number that can be meant: what is beyond would have int(), float() or a scrape of ours overflow
+Number: TypeAlias = (
+    Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+    | Annotated[float, msgspec.Meta(ge=-float(LARGEST), le=float(LARGEST))]
+)
 
 
 class NeuronError(Exception):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import httpx
 import msgspec
@@ -19,6 +19,7 @@ import trio
 
 from gateway.access import bearer
 from gateway.control_api import (
+    LARGEST,
     DeviceReading,
     DiscoveredDevice,
     Discovery,
@@ -76,7 +77,7 @@ class _Running(msgspec.Struct, frozen=True):
     """One entry of Ollama's `GET /api/ps`."""
 
     name: str
-    size_vram: int = 0
+    size_vram: Annotated[int, msgspec.Meta(ge=0, le=LARGEST)] = 0
 
 
 class _RunningList(msgspec.Struct, frozen=True):
@@ -328,4 +329,4 @@ def _limit_of(entry: _Listed) -> TokenLimit | None:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST

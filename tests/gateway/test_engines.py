@@ -134,7 +134,7 @@ async def test_oddities_in_an_entry_hurt_nobody():
         "id": "m",
         "meta": [],
         "limit": "big",
-        "max_model_len": True,
+        "max_model_len": 10**400,
         "capabilities": {},
         "tool_call": 1,
         "status": 3,

@@ -2,6 +2,7 @@
 
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 import structlog
 import trio
@@ -9,6 +10,7 @@ from fakes.fleets import a_model
 from fakes.neuron import FakeNeuron, gpu, model
 
 from gateway.fleet import Fleet
+from gateway.metrics import Metrics
 from gateway.neuron import NeuronClient
 from gateway.poller import Poller
 from gateway.settings import NeuronSettings, PollSettings
@@ -86,6 +88,36 @@ async def test_health_failing_alone_never_marks_a_neuron_unhealthy(autojump_cloc
         assert fleet.replicas("m")[0].url == "http://a:8080"
         assert fleet.nodes["a"].devices[0].vram_free_mb is None
         assert fleet.nodes["a"].devices[0].vram_total_mb == 24_000
+
+
+ABSURD = "1" + "0" * 400  # an integer that is no float
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/health", f'{{"uptime_secs":{ABSURD}}}'),
+        ("/health", f'{{"devices":[{{"index":0,"vram_free_mb":{ABSURD}}}]}}'),
+        ("/health", f'{{"devices":[{{"index":0,"temp_c":{ABSURD}}}]}}'),
+        ("/health", f'{{"models":[{{"id":"m","in_flight":{ABSURD}}}]}}'),
+        ("/discovery", f'{{"devices":[{{"index":0,"vram_total_mb":{ABSURD}}}]}}'),
+        ("/models", f'[{{"id":"m","status":"loaded","vram_used_mb":{ABSURD}}}]'),
+        ("/health", '{"uptime_secs":1e300,"devices":[{"index":1e300}]}'),
+    ],
+)
+async def test_number_that_cannot_be_meant_is_one_neurons_trouble(autojump_clock, path, text):
+    """It took the whole gateway along once; now what it says is malformed, and metrics are there for all others."""
+    mad, sane = FakeNeuron(model("m")), FakeNeuron(model("m"))
+    async with polling(a=mad, b=sane) as (fleet, _):
+        metrics = Metrics()
+        metrics.watch_fleet(lambda: fleet.snapshot().nodes)
+        mad.restart()  # so that it is asked for everything again
+        mad.overrides[path] = lambda: httpx.Response(200, stream=httpx.ByteStream(text.encode()))
+        await trio.sleep_until(65)
+
+        assert fleet.nodes["a"].healthy is (path != "/models")
+        assert [held.node.name for held in fleet.replicas("m")][-1] == "b"
+        assert b'cortex_node_healthy{node="b"} 1.0' in metrics.expose()
 
 
 async def test_models_failing_is_a_miss(autojump_clock):
