@@ -179,7 +179,7 @@ async def _translated() -> AsyncIterator[None]:
     """Errors of httpx as ours, once, at the edge."""
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last one of a host with a label too long
         raise NeuronUnreachable(str(error) or type(error).__name__) from error
 
 

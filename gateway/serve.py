@@ -325,6 +325,8 @@ async def _listening(listen: Listen) -> AsyncIterator[socket.socket]:
             sock.setblocking(False)
         except OSError as error:
             raise CannotListen(f"cannot listen on {listen}: {error.strerror or error}") from error
+        except UnicodeError as error:  # of a host with a label too long, or none between two dots
+            raise CannotListen(f"cannot listen on {listen}: that is no host's name") from error
         yield sock
 
 

@@ -56,11 +56,22 @@ def _endpoint(value: object, place: Place) -> str:
         place.refuse("must be an http or https URL with a host", _ENDPOINT_EXAMPLE)
     if parts.username is not None:
         place.refuse("must not carry a user or password")
+    if not _can_be_looked_up(parts.hostname):
+        place.refuse("has a host that no name server could know", "labels of 1 to 63 characters, one dot between them")
     if "?" in url or "#" in url:
         place.refuse("must not have a query or a fragment", "paths are appended to it")
     if any(part in {"", ".", ".."} for part in parts.path.rstrip("/").split("/")[1:]) or set(url) & set(" \\"):
         place.refuse("has a path that servers would read in different ways", "no //, ., .., spaces or backslashes")
     return url.rstrip("/")
+
+
+def _can_be_looked_up(host: str) -> bool:
+    """As the resolver will encode it; it raises, of all things, a UnicodeError."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _base_path(value: object, place: Place) -> str:

@@ -75,6 +75,7 @@ async def open_stream(origin: Origin) -> trio.abc.Stream:
 
     Raises:
         OSError: Refused, unreachable, or the name does not resolve.
+        UnicodeError: The name is none: two dots in a row, a label too long.
         trio.BrokenResourceError: The TLS handshake failed.
     """
     stream: trio.abc.Stream = await trio.open_tcp_stream(origin.host, origin.port)
@@ -162,7 +163,7 @@ class Upstream:
         """A fresh connection; the caller owns it. Raises UpstreamConnectionError."""
         try:
             stream = await self._connect(origin)
-        except (OSError, trio.BrokenResourceError) as error:
+        except (OSError, trio.BrokenResourceError, UnicodeError) as error:
             raise UpstreamConnectionError(
                 f"cannot connect to the neuron at {origin.authority}: {_reason(error)}"
             ) from error

@@ -163,6 +163,14 @@ def test_serve_port_taken_is_one_line(folder):
     assert done.stderr == f"cortex: cannot listen on {address}: Address already in use\n"
 
 
+def test_serve_on_no_hosts_name_is_one_line(folder):
+    """A dot too many: resolvers have an exception of their own for that."""
+    done = cortex("serve", "-c", folder / "cortex.toml", CORTEX_GATEWAY__LISTEN="a..b:1", CORTEX_LOG__LEVEL="error")
+
+    assert done.returncode == 1
+    assert done.stderr == "cortex: cannot listen on a..b:1: that is no host's name\n"
+
+
 # status.
 
 

@@ -139,6 +139,14 @@ async def test_proxies_of_the_environment_are_not_for_neurons(monkeypatch):
         assert await client.models() == ()
 
 
+@pytest.mark.parametrize("host", ["beast..lan", "a" * 64, "xn--zz--.invalid"])
+async def test_host_that_is_no_name_is_unreachable(host):
+    """A typo is no crash of whoever polls."""
+    async with NeuronClient(f"http://{host}:1") as client:
+        with pytest.raises(NeuronUnreachable):
+            await client.models()
+
+
 async def test_refused_connection_is_unreachable(client, neuron):
     """Httpx's errors do not leave the file."""
     neuron.unreachable = True

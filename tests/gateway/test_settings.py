@@ -238,6 +238,7 @@ def test_fault_names_line_key_and_what_to_do(config, text, line, key, part, hint
         "beast:13131", "ftp://beast", "http://", "http:///x", "http://a:0", "http://a:99999", "http://a:b", "http://[::1",
         "http://a/?x=1", "http://a/#x", "http://a?", f"http://user:{SECRET}@a", f"http://{SECRET}@a", "http://a//x",
         "http://a/../x", "http://a/x/.", "http://a/x y", "http://a\\b", " http://a",
+        "http://a..b", f"http://{'a' * 64}.lan",
     ],
 )  # fmt: skip
 def test_endpoint_that_is_no_plain_base_url_is_refused_without_quoting_it(config, endpoint):

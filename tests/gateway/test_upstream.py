@@ -257,6 +257,13 @@ async def test_refused_connection_says_where():
     assert upstream.in_use == 0
 
 
+@pytest.mark.parametrize("host", ["beast..lan", "a" * 64, "."])
+async def test_host_that_is_no_name_is_like_one_that_is_not_there(host):
+    """A neuron says where its model is; resolvers raise a UnicodeError for these."""
+    with pytest.raises(UpstreamConnectionError, match="cannot connect"):
+        await ask(Upstream(), Origin.parse(f"http://{host}:1"))
+
+
 @pytest.mark.parametrize(
     ("url", "authority"),
     [
