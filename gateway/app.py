@@ -7,6 +7,7 @@ imported here and by the admin window only.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -117,7 +118,11 @@ def mount_document(app: QuartTrio, document: bytes) -> None:
 
 def json_response(body: object, status: int = 200) -> Response:
     """JSON, keys in the order given (Quart's own would sort them)."""
-    return _json(msgspec.json.encode(body), status)
+    try:
+        encoded = msgspec.json.encode(body)
+    except UnicodeEncodeError:  # the path of a file, whose name need not be UTF-8
+        encoded = json.dumps(msgspec.to_builtins(body), ensure_ascii=False).encode("utf-8", "replace")
+    return _json(encoded, status)
 
 
 def _json(body: bytes, status: int = 200) -> Response:

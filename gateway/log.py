@@ -7,6 +7,7 @@ a reader that has gone) is counted, and told once lines can be written again.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import select
@@ -56,7 +57,10 @@ def _console(*, colors: bool) -> list[structlog.typing.Processor]:
 
 
 def _encode(event: dict[str, Any], **_: object) -> bytes:
-    return msgspec.json.encode(event, enc_hook=str)
+    try:
+        return msgspec.json.encode(event, enc_hook=str)
+    except UnicodeEncodeError:  # a file's name may be no UTF-8; nobody dies of a line in the log
+        return json.dumps(event, default=str).encode()
 
 
 class Lines:

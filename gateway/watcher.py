@@ -137,7 +137,9 @@ class CatalogueKeeper:
         found = self._examine()
         if found is None:
             hint = "nothing is catalogued; set models_config, or create the file"
-            found = Catalogue(path=str(self.path), warnings=(Fault(str(self.path), None, None, "not there", hint),))
+            found = Catalogue(
+                path=_shown(self.path), warnings=(Fault(_shown(self.path), None, None, "not there", hint),)
+            )
         elif not isinstance(found, Catalogue):
             raise FaultyFile(found)
         else:
@@ -215,8 +217,8 @@ class CatalogueKeeper:
                 return None
             if says_nothing(data) and (self.current.models or self.current.aliases):
                 hint = "to have no models on purpose, write `models = []`"
-                return (Fault(str(self.path), None, None, "the file is empty", hint),)
-            return parse(data, path=str(self.path), generation=0, loaded_at=time.time())
+                return (Fault(_shown(self.path), None, None, "the file is empty", hint),)
+            return parse(data, path=_shown(self.path), generation=0, loaded_at=time.time())
         except FaultyFile as error:
             return error.faults
 
@@ -250,7 +252,9 @@ class CatalogueKeeper:
         told = [
             {"line": fault.line, "key": fault.key, "message": fault.message, "hint": fault.hint} for fault in faults
         ]
-        _log.error("catalogue_rejected", path=str(self.path), generation_in_force=self.current.generation, faults=told)
+        _log.error(
+            "catalogue_rejected", path=_shown(self.path), generation_in_force=self.current.generation, faults=told
+        )
         self._tell_of_refusal(faults)
         return ReloadResult("rejected", self.current, faults=faults)
 
@@ -261,14 +265,14 @@ class CatalogueKeeper:
     def _recover(self) -> None:
         if self.last_error is not None:
             self.last_error = None
-            _log.info("catalogue_recovered", path=str(self.path), generation=self.current.generation)
+            _log.info("catalogue_recovered", path=_shown(self.path), generation=self.current.generation)
 
     def _assign(self, new: Catalogue) -> CatalogueDiff:
         """The one assignment; then everybody is told."""
         old, self.current = self.current, new
         changes = diff(old, new)
         if new.generation != old.generation:
-            _log.info("catalogue_applied", path=str(self.path), generation=new.generation, diff=str(changes))
+            _log.info("catalogue_applied", path=_shown(self.path), generation=new.generation, diff=str(changes))
         for subscriber in self._subscribers:
             _tell(subscriber, old, new, changes)
         return changes
@@ -309,6 +313,11 @@ def _log_warnings(catalogue: Catalogue) -> None:
         )
 
 
+def _shown(path: Path) -> str:
+    """A path for people, logs and JSON: its bytes need not be UTF-8, but what we say is."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def _is_absent(path: Path) -> bool:
     """Whether nothing has that name; what cannot be looked at is not absent."""
     try:
@@ -328,17 +337,17 @@ def _read(path: Path) -> bytes:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for somebody to write into it
-            raise FaultyFile((Fault(str(path), None, None, "is not a regular file"),))
+            raise FaultyFile((Fault(_shown(path), None, None, "is not a regular file"),))
         with path.open("rb") as file:
             data = file.read(FILE_LIMIT_BYTES + 1)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         hint = "the user that cortex runs as has to be able to read it" if isinstance(error, PermissionError) else None
-        raise FaultyFile((Fault(str(path), None, None, f"cannot be read: {reason}", hint),)) from error
+        raise FaultyFile((Fault(_shown(path), None, None, f"cannot be read: {reason}", hint),)) from error
     if len(data) > FILE_LIMIT_BYTES:
         message = f"is larger than {FILE_LIMIT_BYTES // 1024**2} MiB"
         raise FaultyFile(
-            (Fault(str(path), None, None, message, "a thousand models take 100 KB: is it the right file?"),)
+            (Fault(_shown(path), None, None, message, "a thousand models take 100 KB: is it the right file?"),)
         )
     return data
 
@@ -374,7 +383,7 @@ class _WatchedDirectories:
             return
         try:
             self._events = RustNotify(list(directories), False, False, 0, False, True)
-        except (OSError, WatchfilesRustInternalError) as error:
+        except (OSError, UnicodeError, WatchfilesRustInternalError) as error:  # a directory's name may be no UTF-8
             self._complain(error)
 
     async def wait_for_event(self, at_most_s: float) -> bool:
@@ -408,7 +417,7 @@ class _WatchedDirectories:
     def _complain(self, error: Exception) -> None:
         if not self._complained:
             self._complained = True
-            _log.warning("catalogue_events_unavailable", path=str(self._path), reason=str(error), fallback="polling")
+            _log.warning("catalogue_events_unavailable", path=_shown(self._path), reason=str(error), fallback="polling")
 
 
 def _directories_of(path: Path) -> dict[str, tuple[int, int]]:

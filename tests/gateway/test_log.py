@@ -15,7 +15,7 @@ from fakes.patience import SAFETY_NET_S
 from fakes.process import a_port_of_our_own, environment
 from fakes.running import PROBE, SMALL
 
-from gateway.log import KEPT_BYTES, Lines
+from gateway.log import KEPT_BYTES, Lines, _encode
 from gateway.sim.fleet import neuron
 
 
@@ -184,3 +184,8 @@ async def test_gateway_whose_log_cannot_be_written_serves_on(tmp_path, nursery, 
             assert process.wait(SAFETY_NET_S) == 0
 
     await trio.to_thread.run_sync(use)
+
+
+def test_text_that_is_no_unicode_is_logged_all_the_same():
+    """The name of a file, as the system calls give it; nobody dies of a line in the log."""
+    assert json.loads(_encode({"event": "seen", "path": "caf\udce9"})) == {"event": "seen", "path": "caf\udce9"}

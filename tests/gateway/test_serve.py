@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -99,6 +100,21 @@ async def test_file_system_that_hangs_does_not_hold_up_the_end(config):
 
     assert code == 0
     assert "Traceback" not in err
+
+
+async def test_directory_whose_name_is_no_utf_8_is_one_like_any_other(tmp_path):
+    """Log and `/health` say what of it can be said; its events cannot be had, so the poll sees to changes."""
+    home = tmp_path / os.fsdecode(b"caf\xe9")
+    home.mkdir()
+    (home / "models.toml").write_text("models = []\n")
+    (home / "cortex.toml").write_text(CONFIG)
+    with running_cortex("serve", "-c", home / "cortex.toml") as process:
+        health = f"http://{listening(process)['api']}/health"
+        (home / "models.toml").write_text("broken\n")
+        await until(lambda: httpx.get(health, timeout=60).json()["catalogue"]["error"])
+        process.log_line("catalogue_rejected")
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.end()[0] == 0
 
 
 def test_collector_does_not_look_through_what_stays(monkeypatch):
