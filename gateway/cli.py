@@ -18,7 +18,7 @@ from catalogue.models import FaultyFile
 from gateway import __version__, log
 from gateway.cli_alias import alias
 from gateway.cli_records import audit, plan
-from gateway.cli_settings import config_option, load_settings, refuse, tell
+from gateway.cli_settings import config_option, load_settings, refuse, tell, token_option
 
 __all__ = ["main"]
 
@@ -149,7 +149,7 @@ def status(endpoint: str, admin: str, token: str | None, *, as_json: bool, watch
 @main.command()
 @click.argument("request_id")
 @click.option("--admin", default="http://localhost:31314", show_default=True, help="The metrics port.")
-@click.option("--token", envvar="CORTEX_ADMIN__TOKEN", required=True, help="The admin token.")
+@token_option
 @click.option("--json", "as_json", is_flag=True, help="The admin API's answer for programs, instead of a story.")
 def explain(request_id: str, admin: str, token: str, *, as_json: bool) -> None:
     """Tell what became of a request and why: where it went, what it waited for, who was asked, how it ended.
@@ -166,7 +166,7 @@ def explain(request_id: str, admin: str, token: str, *, as_json: bool) -> None:
 @click.argument("neuron")
 @click.option("--move", is_flag=True, help="First load what only this neuron holds elsewhere; until then it serves on.")
 @click.option("--admin", default="http://localhost:31314", show_default=True, help="The metrics port.")
-@click.option("--token", envvar="CORTEX_ADMIN__TOKEN", required=True, help="The admin token.")
+@token_option
 def drain(neuron: str, admin: str, token: str, *, move: bool) -> None:
     """Take a neuron out: new requests go elsewhere, running ones finish. Returns when the last one has.
 
@@ -181,7 +181,7 @@ def drain(neuron: str, admin: str, token: str, *, move: bool) -> None:
 @main.command()
 @click.argument("neuron")
 @click.option("--admin", default="http://localhost:31314", show_default=True, help="The metrics port.")
-@click.option("--token", envvar="CORTEX_ADMIN__TOKEN", required=True, help="The admin token.")
+@token_option
 def undrain(neuron: str, admin: str, token: str) -> None:
     """Let requests on to a neuron again."""
     from gateway import status as window  # noqa: PLC0415 - as above

@@ -13,7 +13,7 @@ import click
 from catalogue.models import Fault, FaultyFile
 from gateway.settings_file import LoadedSettings, load
 
-__all__ = ["config_option", "load_settings", "refuse", "tell"]
+__all__ = ["config_option", "load_settings", "refuse", "tell", "token_option"]
 
 USUAL_CONFIGS = (Path("cortex.toml"), Path("/etc/cortex/cortex.toml"))
 
@@ -23,6 +23,14 @@ config_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="CORTEX_CONFIG",
     help="The cortex.toml. Without it: ./cortex.toml, then /etc/cortex/cortex.toml, then defaults and environment.",
+)
+
+token_option = click.option(
+    "--token",
+    envvar="CORTEX_ADMIN__TOKEN",
+    show_envvar=True,
+    required=True,
+    help="The admin token, [admin] token in cortex.toml.",
 )
 
 

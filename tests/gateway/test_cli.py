@@ -258,6 +258,15 @@ def test_status_unreachable_is_one_line_and_code_2():
     )
 
 
+@pytest.mark.parametrize("command", [["explain", "some-request"], ["drain", "beast"], ["undrain", "beast"]])
+def test_missing_token_says_where_it_may_come_from(command):
+    """Nobody types a secret where `ps` shows it, for want of being told of the environment."""
+    result = CliRunner().invoke(cli.main, command, env={"CORTEX_ADMIN__TOKEN": None})
+
+    assert result.exit_code == 1
+    assert "CORTEX_ADMIN__TOKEN" in result.output
+
+
 @pytest.mark.parametrize("endpoint", ["localhost:31313", "http://[", "http://:99999"])
 def test_status_of_no_url_is_code_2(endpoint):
     """A typing mistake is answered, not crashed on."""
