@@ -54,6 +54,7 @@ min_device_vram_mb = 24000
 """
 
 PORT_ATTEMPTS = 5
+DRAIN_S = 10
 
 WELCOME = """
 cortex demo: {api}   (metrics {metrics})
@@ -66,10 +67,10 @@ files: {folder}
   2  ask by tier, and see it stream
      curl -sN {api}/v1/chat/completions -H 'content-type: application/json' -d '{{"model":"helexa/small","stream":true,"messages":[{{"role":"user","content":"What is the capital of Georgia?"}}]}}'
 
-  3  swap what helexa/small points at, in one line, while anything runs; it moves once the new model has answered cortex
+  3  swap what helexa/small points at, in one line, while anything runs
      sed -i 's#^"helexa/small" = .*#"helexa/small" = "Qwen/Qwen3.6-27B"#' {models}
 
-  4  the same question, the other model: x-cortex-model says so
+  4  some seconds later, when that model has answered cortex: the same question; x-cortex-model says who it is now
      curl -si {api}/v1/chat/completions -H 'content-type: application/json' -d '{{"model":"helexa/small","messages":[{{"role":"user","content":"What is the capital of Georgia?"}}]}}'
 
   5  the fleet at a glance
@@ -133,7 +134,7 @@ async def _demo(home: Path, neurons: list[SimNeuron], ports: tuple[int, int]) ->
             addresses: serve.Addresses = await serving.start(partial(serve.serve, gateway, stop=stop.asked.wait))
             click.echo(_welcome(addresses, home / "models.toml", token))
             await stop.asked.wait()
-            click.echo("\nstopping; what runs may finish (Ctrl-C again: at once)")
+            click.echo(f"\nstopping; what runs has {DRAIN_S} s to finish (Ctrl-C again: at once)")
         nursery.cancel_scope.cancel()  # the gateway has drained: the neurons may go
     return stop.exit_code
 
@@ -217,7 +218,7 @@ def _cortex_toml(neurons: dict[str, str], ports: tuple[int, int], token: str) ->
         "[gateway]",
         f'listen = "127.0.0.1:{api}"',
         f'metrics_listen = "127.0.0.1:{metrics}"',
-        "drain_seconds = 10",
+        f"drain_seconds = {DRAIN_S}",
         "",
         "[limits]",
         "connections = 256   # as many as the usual limit of 1,024 open files allows",
