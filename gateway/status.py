@@ -228,8 +228,15 @@ def _held_as(model: str, node: str, seen: Mapping[tuple[str, str], dict[str, Any
 def _place(place: Mapping[str, Any], held: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
     if held is None:
         return place["node"], place["status"], "-", "-"
-    idle = "never" if held["idle_s"] is None else "now" if held["leases"] else f"{held['idle_s']:.0f} s ago"
+    idle = "never" if held["idle_s"] is None else "now" if held["leases"] else _ago(held["idle_s"])
     return place["node"], place["status"], str(held["leases"]), idle
+
+
+def _ago(elapsed_s: float) -> str:
+    for unit, name in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if elapsed_s >= 2 * unit:
+            return f"{elapsed_s // unit:.0f} {name} ago"
+    return f"{elapsed_s:.0f} s ago"
 
 
 def _aliases(models: list[dict[str, Any]]) -> Table:

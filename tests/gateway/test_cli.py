@@ -357,6 +357,21 @@ def test_status_shows_a_trail_that_cannot_be_written(capsys):
     assert "the audit trail cannot be written: models.audit.jsonl: No space left on device; 3 lines wait" in shown
 
 
+@pytest.mark.parametrize(
+    ("idle_s", "told"),
+    [(0.4, "0 s ago"), (119, "119 s ago"), (774, "12 min ago"), (9_000, "2 h ago"), (1_000_000, "11 days ago")],
+)
+def test_status_says_when_a_model_was_last_used_in_units_one_can_picture(capsys, idle_s, told):
+    """Two of a unit before it is used."""
+    place = {"node": "beast", "status": "loaded", "vram_estimate_mb": 1}
+    model = {"id": "m", "alias_of": None, "locations": [place], "feasible_on": []}
+    held = {"id": "m", "idle_s": idle_s, "leases": 0}
+
+    status._console().print(status._models([model], [{"name": "beast", "models": [held]}]))
+
+    assert told in capsys.readouterr().out
+
+
 def test_status_shows_odd_names_as_they_are(capsys):
     """Names come from operators and neurons: `[/b]` and `:smile:` are names here, no markup."""
     model = {"id": "[/b] :smile:", "locations": [], "feasible_on": [], "loaded": False}
