@@ -55,17 +55,6 @@ class Accounts:
         """Whether more than usual is to be learned of its requests. One look-up: every request asks this."""
         return alias in self._observers
 
-    def tell(self, record: Record, now: float) -> None:
-        """A watched request has ended."""
-        seen = observe(record, now)
-        if seen is None:
-            return
-        for observer in list(self._observers.get(seen.alias, ())):
-            try:
-                observer(seen)
-            except Exception:
-                self.log.exception("observer_failed", alias=seen.alias)
-
     def open(self, request_id: str, path: str) -> Record:
         """A context manager around one request. Leaving it writes the record, however it is left."""
         return Record(self, request_id, path)
@@ -77,11 +66,22 @@ class Accounts:
         record.take_usage()
         self._count(record, now)
         if record.watched:
-            self.tell(record, now)
+            self._tell(record, now)
         if self.log_requests:
             self.log.info("request", **_event(record, now))
         record.let_go(now)
         self.recent.add(record)
+
+    def _tell(self, record: Record, now: float) -> None:
+        """A watched request has ended."""
+        seen = observe(record, now)
+        if seen is None:
+            return
+        for observer in list(self._observers.get(seen.alias, ())):
+            try:
+                observer(seen)
+            except Exception:
+                self.log.exception("observer_failed", alias=seen.alias)
 
     def _count(self, record: Record, now: float) -> None:
         metrics, route = self.metrics, ("" if record.made_up else record.model or "", record.node or "")

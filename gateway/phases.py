@@ -1,6 +1,6 @@
 """The phases of a request: one cancel scope whose deadline moves, and a note of when each began.
 
-A new scope per step costs three times what moving a live one does (docs/architecture.md, costs), and a stream takes
+A new scope per step costs three times what moving a live one does (4.6 us of CPU against 1.5), and a stream takes
 thousands of steps. Which phases there are, and how long each may take, is `DeadlineSettings`.
 """
 
@@ -72,11 +72,6 @@ class Phases:
     def has_been(self, phase: Phase) -> bool:
         """Whether it was waited for at any time."""
         return any(begun == phase for begun, _ in self.begun)
-
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether `interrupt` was called."""
-        return self._interruption is not None
 
     def go_on_from(self, other: Phases) -> None:
         """What was waited for until now was waited for there."""

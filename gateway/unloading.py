@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import structlog
 import trio
@@ -68,15 +67,14 @@ class Unloader:
         Raises Postponed if it takes too long.
         """
         with trio.move_on_after(QUIET_DEADLINE_S) as scope:
-            # ASYNC110: it is another machine that is waited for, and it sends no events
-            while any(counter.id in victims and counter.in_flight for counter in await self._counters(node)):  # noqa: ASYNC110
+            while await self._are_busy(node, victims):  # noqa: ASYNC110 - another machine, without events
                 await trio.sleep(ASK_INTERVAL_S)
         if scope.cancelled_caught:
             raise Postponed(f"{', '.join(sorted(victims))} still busy after {QUIET_DEADLINE_S:g} s, not evicted")
 
-    async def _counters(self, node: Node) -> Sequence[_Counter]:
+    async def _are_busy(self, node: Node, models: set[str]) -> bool:
         health = await self._neurons[node.name].health()
-        return health.models or ()
+        return any(counter.id in models and counter.in_flight for counter in health.models or ())
 
     async def unload(self, node: str, model: str) -> None:
         """Return when it is gone. Raises NeuronError."""
@@ -111,10 +109,3 @@ class Unloader:
             log.warning(
                 "defrag_advised", node=node, cycles=self._cycles[node], advice="restart the neuron when it is idle"
             )
-
-
-class _Counter(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def in_flight(self) -> float | None: ...

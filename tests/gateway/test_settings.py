@@ -109,7 +109,7 @@ def test_spool_dir_is_beside_the_config_file_too(config):
 
     assert load(path, {}).settings.gateway.spool_dir == path.parent / "spool"
     assert load(path, {}).settings.limits.spool_mb == 0.5
-    assert load(path, {"CORTEX_GATEWAY__SPOOL_DIR": "/var/tmp"}).settings.gateway.spool_dir == Path("/var/tmp")  # noqa: S108
+    assert load(path, {"CORTEX_GATEWAY__SPOOL_DIR": "/srv/spool"}).settings.gateway.spool_dir == Path("/srv/spool")
     assert load(None, {}).settings.gateway.spool_dir is None
     with pytest.raises(FaultyFile, match="relative"):
         load(None, {"CORTEX_GATEWAY__SPOOL_DIR": "spool"})
