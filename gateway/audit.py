@@ -161,7 +161,11 @@ class Trail:
     def newest_first(self) -> Iterator[Line]:
         """Every line that is as it was written, from the last back. Raises OSError."""
         for path in reversed(self._files()):
-            for number, line in _backwards(path):
+            try:
+                lines = list(_backwards(path))
+            except FileNotFoundError:  # put aside, or dropped, since it was listed
+                continue
+            for number, line in lines:
                 said = _unsealed(line)
                 if said is not None:
                     yield Line(path, number, said)
@@ -169,10 +173,23 @@ class Trail:
     def verify(self) -> Verdict:
         """Whether every line is as it was written, and none is missing. Raises OSError.
 
-        The oldest line that is kept may have had a predecessor; that it says so is taken on trust.
+        The oldest line that is kept may have had a predecessor; that it says so is taken on trust. A file that is put
+        aside meanwhile by whoever writes is no line missing: what was read is read again.
         """
+        while True:
+            files = self._files()
+            try:
+                verdict = self._verify(files)
+            except FileNotFoundError:
+                if self._files() == files:
+                    raise
+                continue
+            if self._files() == files:
+                return verdict
+
+    def _verify(self, files: list[Path]) -> Verdict:
         sound = Verdict()
-        for path in self._files():
+        for path in files:
             with path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     said = _unsealed(line.removesuffix(b"\n"))

@@ -127,6 +127,28 @@ def test_oldest_rotated_files_go(tmp_path):
     assert (verdict.first, verdict.last) == (25 - verdict.lines + 1, 25)
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_file_put_aside_while_it_is_read_is_no_line_missing(tmp_path, monkeypatch, kept):
+    """Whoever verifies takes no lock, so a writer may rotate between the listing and the reading."""
+    trail, writer = small(tmp_path, kept), small(tmp_path, kept)
+    fill(writer, 5)
+    listed = trail._files
+
+    def listed_too_early():
+        files = listed()
+        monkeypatch.setattr(trail, "_files", listed)
+        fill(writer, 4)
+        return files
+
+    monkeypatch.setattr(trail, "_files", listed_too_early)
+    verdict = trail.verify()
+    monkeypatch.setattr(trail, "_files", listed_too_early)
+    shown = [line.said["seq"] for line in trail.newest_first()]
+
+    assert (verdict.broken, verdict.last) == (None, 9)
+    assert shown == sorted(shown, reverse=True)
+
+
 def test_rotated_file_that_is_missing_is_found(tmp_path):
     """By the line after the gap."""
     trail = small(tmp_path)
