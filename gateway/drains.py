@@ -198,7 +198,8 @@ class Drains:
                         log.warning("move_failed", node=node, model=model, reason=move.reason)
                         return
                     log.info("moved", node=node, model=model, to=move.node, displaced=move.displaced)
-                self._fleet.drain(node, draining=True)
+                if not moving.scope.cancel_called:  # in the very moment in which the last load ended
+                    self._fleet.drain(node, draining=True)
         finally:
             moving.is_over = True
 

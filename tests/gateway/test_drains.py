@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 import trio
+import trio.testing
 from fakes.fleets import a_catalogue, a_fleet, a_model, a_profile, answers
 from fakes.world import a_sim, a_sim_model, a_world, profile_of
 
@@ -227,3 +229,43 @@ def test_only_here_is_what_no_other_open_neuron_has():
     assert only_here("a", fleet, catalogue) == ["stray"]
     fleet.drain("b", draining=True)
     assert only_here("a", fleet, catalogue) == ["both", "stray"]
+
+
+class OneLoad:
+    """A lifecycle whose load ends at the moment that a test says."""
+
+    def __init__(self, fleet):
+        self.fleet = fleet
+        self.news = trio.Event()
+
+    async def wait_until_routable(self, decision):
+        await self.news.wait()
+
+    def loads_between(self, model, since, until):
+        return []
+
+    def ends_well(self, node, report):
+        self.fleet.loaded(node, report)
+        self.news.set()
+
+
+async def test_undrain_holds_in_the_moment_in_which_the_last_model_is_there():
+    """The job has been woken by then, so its scope cannot stop it any more; the operator's word does."""
+    fleet = a_fleet("a", "b")
+    answers(fleet, "a", a_model("m"))
+    answers(fleet, "b")
+    lifecycle = OneLoad(fleet)
+    catalogue = SimpleNamespace(current=a_catalogue(a_profile("m", vram_mb=1000)))
+    drains = Drains(fleet, catalogue=catalogue, lifecycle=lifecycle, load_s=60)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(drains.run)
+        drains.drain("a", move=True)
+        await trio.testing.wait_all_tasks_blocked()
+        assert drains.view("a").state == "moving"
+
+        lifecycle.ends_well("b", a_model("m"))
+        drains.undrain("a")
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert drains.view("a").state == "open"
+        nursery.cancel_scope.cancel()
