@@ -183,7 +183,8 @@ def _check_token(expected: str | None, header: str) -> None:
     if expected is None:
         raise errors.NotFound("the admin API is off: set [admin] token in cortex.toml to turn it on")
     if not hmac.compare_digest(header.removeprefix("Bearer ").encode(), expected.encode()):
-        raise errors.InvalidApiKey("the admin API wants its token: authorization: Bearer <[admin] token>")
+        told = "that is another token than the admin API's" if header else "the admin API wants its token"
+        raise errors.InvalidApiKey(f"{told}: authorization: Bearer <[admin] token>")
 
 
 def _fleet(gateway: Gateway) -> dict[str, Any]:

@@ -81,11 +81,12 @@ ROUTES = [
     "headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer sécret".encode()}]
 )
 async def test_nobody_without_the_token(cortex, headers):
-    """401 in the envelope, on every route."""
+    """401 in the envelope, on every route; it says whether there was no token or another one."""
     async with client_of(f"http://{cortex.addresses.metrics}", headers) as client:
         for method, path in ROUTES:
             answer = await client.request(method, path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
+            assert ("another token" in answer.json()["error"]["message"]) == bool(headers)
 
 
 async def test_public_port_has_none_of_it_unless_configured(cortex, tmp_path, neurons):

@@ -109,7 +109,7 @@ async def test_wrong_token_and_silence_are_one_line(admin):
     """No traceback."""
     code, _, err = await explained(admin, "mine", token="wrong")
     assert code == 1
-    assert "the admin API wants its token" in err
+    assert "that is another token than the admin API's" in err
 
     with socket.socket() as deaf:  # nobody else's either, for as long as it is bound
         deaf.bind(("127.0.0.1", 0))

@@ -217,7 +217,7 @@ def test_status_with_wrong_token_says_so_and_shows_the_rest(demo):
     result = look(demo, token="wrong")
 
     assert result.exit_code == 0
-    assert "says 401: the admin API wants its token" in result.output
+    assert "says 401: that is another token than the admin API's" in result.output
     assert "helexa/large" in result.output
 
 
