@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from catalogue import fields
-from catalogue.fields import Check, Field, Fields, Place
 from catalogue.models import Alias, Hedge, Shadow, Target
+from catalogue.toml import fields
+from catalogue.toml.fields import Check, Field, Fields, Place
 
 # What a request is about, as against how it is to be answered. Routing reads some of these and clients own the rest.
 NOT_FOR_PARAMS = frozenset({"model", "messages", "stream", "prompt", "input"})

@@ -13,10 +13,10 @@ from typing import Any
 import tomli
 
 from catalogue import aliases as aliases_table
-from catalogue import fields
-from catalogue.fields import Field, Place, Report
 from catalogue.models import Alias, Catalogue, Cost, Fault, FaultyFile, Limit, ModelProfile
-from catalogue.positions import scan
+from catalogue.toml import fields
+from catalogue.toml.fields import Field, Place, Report
+from catalogue.toml.positions import scan
 
 _BYTE_ORDER_MARK = "\ufeff"
 

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from catalogue.models import FaultyFile
-from gateway import sse
-from gateway.neuron import loopback_rewrite
-from gateway.settings_file import load
+from gateway.config.load import load
+from gateway.fleet.control.neuron_client import loopback_rewrite
+from gateway.http import sse
 
 CONNECT_S = 5.0
 SILENCE_S = 1800.0  # a cold load may say nothing for as long as `deadlines.load_seconds`

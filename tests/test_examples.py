@@ -8,10 +8,10 @@ import pytest
 import tomli
 
 from catalogue.aliases import alias_fields
-from catalogue.fields import Place, Report
 from catalogue.load import COST_FIELDS, LIMIT_FIELDS, MODEL_FIELDS, parse
 from catalogue.models import Alias, Hedge
-from gateway import settings, settings_file, settings_keys
+from catalogue.toml.fields import Place, Report
+from gateway.config import keys, load, settings
 
 ROOT = Path(__file__).parent.parent
 CORTEX_EXAMPLE = ROOT / "cortex.example.toml"
@@ -25,7 +25,7 @@ def uncommented(text):
 
 def test_cortex_example_is_accepted():
     """Copy it, and it works."""
-    loaded = settings_file.load(CORTEX_EXAMPLE, {})
+    loaded = load.load(CORTEX_EXAMPLE, {})
 
     assert loaded.warnings == ()
     assert [neuron.name for neuron in loaded.settings.neurons] == ["beast", "mule", "workstation"]
@@ -50,17 +50,17 @@ def test_cortex_example_shows_every_key():
     """Whatever can be set is in the manual."""
     shown = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))
 
-    assert shown.keys() == settings_keys.SETTINGS_FIELDS.keys()
-    for section, (_, rows) in settings_keys.SECTIONS.items():
+    assert shown.keys() == keys.SETTINGS_FIELDS.keys()
+    for section, (_, rows) in keys.SECTIONS.items():
         assert shown[section].keys() == rows.keys(), section
-    assert set().union(*shown["neurons"]) == settings_keys.NEURON_FIELDS.keys()
+    assert set().union(*shown["neurons"]) == keys.NEURON_FIELDS.keys()
 
 
 def test_cortex_example_is_right_about_defaults():
     """What stands behind a # is what holds without it."""
     said = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))
     given = tomli.loads(CORTEX_EXAMPLE.read_text())
-    for section, (kind, _) in settings_keys.SECTIONS.items():
+    for section, (kind, _) in keys.SECTIONS.items():
         defaults = dataclasses.asdict(kind())
         defaults |= {name: str(value) for name, value in vars_of(kind()) if isinstance(value, settings.Listen)}
         for key in said[section].keys() - given[section].keys() - {"token", "spool_dir"}:  # neither has one
@@ -77,9 +77,7 @@ def test_cortex_example_is_right_about_every_key_of_an_engine():
     shown = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))["neurons"][-1]
     report = Report("cortex.example.toml")
 
-    assert (
-        settings_keys.SETTINGS_FIELDS["neurons"].check([shown | {"api_key": "k"}], Place(report))[0].engine == "ollama"
-    )
+    assert keys.SETTINGS_FIELDS["neurons"].check([shown | {"api_key": "k"}], Place(report))[0].engine == "ollama"
     assert report.faults == []
     assert shown["base_path"] == settings.NeuronSettings("x", "http://x").base_path
 

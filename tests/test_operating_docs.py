@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from gateway import cli
+from gateway.cli import main
 
 ROOT = Path(__file__).parent.parent
 OPERATING = ROOT / "docs" / "operating.md"
@@ -24,7 +24,7 @@ def commands(page):
 
 def parse(arguments):
     """As click would, down to the last subcommand, without running it. Raises UsageError."""
-    command, context = cli.main, cli.main.make_context("cortex", list(arguments))
+    command, context = main.main, main.main.make_context("cortex", list(arguments))
     while isinstance(command, click.Group):
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         context = command.make_context(name, rest, parent=context)
@@ -54,5 +54,5 @@ def test_day_shows_every_command_for_aliases():
     text = OPERATING.read_text()
 
     assert len(commands(OPERATING)) >= 15
-    assert [name for name in cli.main.commands["alias"].commands if f"cortex alias {name}" not in text] == []
-    assert [name for name in cli.main.commands["audit"].commands if f"cortex audit {name}" not in text] == []
+    assert [name for name in main.main.commands["alias"].commands if f"cortex alias {name}" not in text] == []
+    assert [name for name in main.main.commands["audit"].commands if f"cortex audit {name}" not in text] == []

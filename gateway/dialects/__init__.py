@@ -14,13 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gateway.asgi import Headers
-from gateway.backend import Backend
+from gateway.config.engine_traits import Backend
+from gateway.dialects.refusal import Refusal
 from gateway.errors import GatewayError
-from gateway.refusal import Refusal
-from gateway.sending import Body
+from gateway.http.streamed_body import Body
 
 if TYPE_CHECKING:
-    from gateway.request import InferenceRequest
+    from gateway.proxy.request import InferenceRequest
 
 __all__ = ["Dialect", "Dialogue", "Outgoing", "Translation"]
 

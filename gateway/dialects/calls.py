@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.dialects import loose_json
-from gateway.dialects.chat import ToolCall
+from gateway.dialects.chat_chunks import ToolCall
 
 __all__ = ["Call", "Calls", "decoded"]
 

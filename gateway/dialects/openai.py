@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway import errors, sse
+from gateway import errors
 from gateway.asgi import Headers
-from gateway.backend import Backend
+from gateway.config.engine_traits import Backend
 from gateway.dialects import Outgoing
-from gateway.dialects.usage import Edit, UsageStripper, asking_for_usage, edited
+from gateway.dialects.include_usage import Edit, UsageStripper, asking_for_usage, edited
+from gateway.dialects.json_splice import splice
+from gateway.dialects.refusal import Refusal
 from gateway.errors import GatewayError
-from gateway.refusal import Refusal
-from gateway.rewrite import splice
+from gateway.http import sse
 
 if TYPE_CHECKING:
-    from gateway.request import InferenceRequest
+    from gateway.proxy.request import InferenceRequest
 
 __all__ = ["OpenAI", "PassThrough"]
 

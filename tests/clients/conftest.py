@@ -5,7 +5,7 @@ import gc
 import pytest
 from fakes.running import LARGE, SMALL, running_gateway
 
-from gateway.sim.fleet import neuron
+from neuron.simulated.fleet import neuron
 
 THINKER, EMBEDDER = "Qwen/Qwen3-14B", "Qwen/Qwen3-Embedding-0.6B"
 

@@ -9,7 +9,7 @@ from anthropic import Anthropic, AsyncAnthropic
 from fakes.patience import until
 from fakes.running import PROBE, SMALL
 
-from gateway.sim import faults
+from neuron.simulated import faults
 
 # The SDK leaves its own async generators to the garbage collector when a stream is read to its end; not ours to mend.
 pytestmark = [

@@ -14,7 +14,7 @@ from fakes.running import PROBE, SMALL
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
-from gateway.sim import faults
+from neuron.simulated import faults
 
 # The SDK leaves its own async generators to the garbage collector when a stream is read to its end; not ours to mend.
 pytestmark = [

@@ -10,7 +10,7 @@ import trio
 from fakes.in_memory import Client
 from fakes.running import LARGE, SMALL, running_gateway
 
-from gateway.sim.fleet import neuron
+from neuron.simulated.fleet import neuron
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from fakes.in_memory import Client
 from fakes.patience import SAFETY_NET_S, until
 from fakes.running import MIDDLE, PROBE, SMALL, running_gateway
 
+from gateway.config.settings import AdminSettings, NeuronSettings
 from gateway.errors import NotFound
-from gateway.settings import AdminSettings, NeuronSettings
-from gateway.sim.faults import Hang, LoadHangs
-from gateway.sim.fleet import neuron
+from neuron.simulated.faults import Hang, LoadHangs
+from neuron.simulated.fleet import neuron
 
 TOKEN = {"authorization": "Bearer secret"}
 MODELS_TOML = f"""

@@ -13,9 +13,9 @@ from fakes.patience import SAFETY_NET_S
 from fakes.running import PROBE, SMALL, running_gateway
 from fakes.scripted import DONE, chunked, delta, listening, read_request, with_length
 
-from gateway import counting
-from gateway.settings import NeuronSettings
-from gateway.sim import faults
+from gateway.config.settings import NeuronSettings
+from gateway.proxy import count_tokens
+from neuron.simulated import faults
 
 ASK = {"model": "helexa/small", "max_tokens": 64, "messages": PROBE}
 
@@ -222,7 +222,7 @@ async def test_count_tokens_needs_nobody_to_be_there(tmp_path):
 )
 async def test_count_tokens_asks_who_can_count(tmp_path, monkeypatch, neuron, path, answer, counted):
     """A tokenizer or the endpoint itself; when it answers nonsense, an estimate."""
-    monkeypatch.setattr(counting, "COUNT_DEADLINE_S", SAFETY_NET_S)
+    monkeypatch.setattr(count_tokens, "COUNT_DEADLINE_S", SAFETY_NET_S)
     asked = []
 
     async def peer(stream, request):

@@ -12,9 +12,9 @@ from fakes.patience import PATIENT_STREAMING, SAFETY_NET_S, until
 from fakes.running import SMALL, running_gateway
 from fakes.scripted import DONE, chunked, delta, listening, read_request
 
-from gateway.settings import DeadlineSettings
-from gateway.sim.fleet import neuron
-from gateway.upstream import Origin, open_stream
+from gateway.config.settings import DeadlineSettings
+from gateway.http.pool import Origin, open_stream
+from neuron.simulated.fleet import neuron
 
 CHAT = "/v1/chat/completions"
 MIB = 1024**2

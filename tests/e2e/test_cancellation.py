@@ -17,8 +17,8 @@ from fakes.running import LARGE, SMALL, settled
 from msgspec import structs
 from trio.testing import wait_all_tasks_blocked
 
-from gateway import upstream
-from gateway.sim.faults import Hang, LateHeaders, Slow
+from gateway.http import pool
+from neuron.simulated.faults import Hang, LateHeaders, Slow
 
 LONG = [{"role": "user", "content": "Write 4000 words"}]
 WITHIN_S = 0.1
@@ -166,7 +166,7 @@ async def test_client_that_leaves_the_queue_of_a_neuron_does_so_within_100_ms(be
 
 async def test_leaving_after_the_end_changes_nothing(cortex, beast, wire, monkeypatch):
     """The connection to the neuron is at rest, and good for the next."""
-    monkeypatch.setattr(upstream, "IDLE_LIMIT_S", math.inf)  # however long we take for the next
+    monkeypatch.setattr(pool, "IDLE_LIMIT_S", math.inf)  # however long we take for the next
     for stream in (True, False):
         async with wire() as client:
             await client.ask(stream=stream)

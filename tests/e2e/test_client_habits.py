@@ -13,7 +13,7 @@ import pytest
 import trio
 from fakes.running import LARGE, PROBE, SMALL
 
-from gateway.endpoints import ENDPOINTS
+from gateway.proxy.endpoints import ENDPOINTS
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "helexa/small", "messages": PROBE}

@@ -9,8 +9,16 @@ import trio
 from fakes.fleets import a_catalogue
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
 
-from gateway.settings import DeadlineSettings, EvictionSettings, Settings
-from gateway.sim.faults import EndpointFails, HttpError, LoadFails, LoadHangs, NotLoaded, ReportStatus, SilentPrefill
+from gateway.config.settings import DeadlineSettings, EvictionSettings, Settings
+from neuron.simulated.faults import (
+    EndpointFails,
+    HttpError,
+    LoadFails,
+    LoadHangs,
+    NotLoaded,
+    ReportStatus,
+    SilentPrefill,
+)
 
 PROBE_S = 1.02  # what `a_sim_model` takes to answer
 LOAD_S = 5.0
@@ -438,7 +446,7 @@ async def test_room_that_a_poisoned_model_holds_is_not_waited_for(autojump_clock
 
 async def test_models_whose_size_the_neuron_does_not_tell_can_still_be_swapped(autojump_clock, monkeypatch):
     """`vram_used_mb` may be null: then the catalogue's figure has to do."""
-    from gateway.sim import api  # noqa: PLC0415 - patched for this one test
+    from neuron.simulated import api  # noqa: PLC0415 - patched for this one test
 
     entry = api._model_entry
     monkeypatch.setattr(api, "_model_entry", lambda state, held: entry(state, held) | {"vram_used_mb": None})

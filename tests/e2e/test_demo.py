@@ -10,8 +10,8 @@ import trio
 from fakes.patience import SAFETY_NET_S
 from fakes.process import environment, running_cortex
 
-from gateway import demo as demonstration
-from gateway.serve import CannotListen
+from gateway.cli import demo as demonstration
+from gateway.server.main import CannotListen
 
 SMALL, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3.6-27B"
 

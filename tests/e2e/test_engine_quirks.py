@@ -12,8 +12,8 @@ from fakes.patience import until
 from fakes.running import settled
 from fakes.scripted import chunked, listening, read_request, with_length
 
-from gateway.settings import NeuronSettings
-from gateway.sim import PROBE, PROBE_ANSWER, faults
+from gateway.config.settings import NeuronSettings
+from neuron.simulated import PROBE, PROBE_ANSWER, faults
 
 SMALL, EMBEDDING = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-Embedding-0.6B"
 CHAT = "/v1/chat/completions"

@@ -11,9 +11,9 @@ from fakes.patience import until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway, settled
 from structlog.testing import capture_logs
 
-from gateway import cli
-from gateway.sim import faults
-from gateway.sim.fleet import neuron
+from gateway.cli import main
+from neuron.simulated import faults
+from neuron.simulated.fleet import neuron
 
 TOKEN = {"authorization": "Bearer secret"}
 ASK = {"model": "helexa/small", "messages": PROBE, "max_tokens": 8}
@@ -29,7 +29,7 @@ async def explained(admin, request_id, *options, token="secret"):  # noqa: S107 
     """Exit code, standard output and standard error of the command."""
     arguments = ["explain", request_id, "--admin", admin, "--token", token, *options]
     with capture_logs():  # what the gateway logs meanwhile, in this process, would be taken for the command's output
-        result = await trio.to_thread.run_sync(lambda: CliRunner().invoke(cli.main, arguments))
+        result = await trio.to_thread.run_sync(lambda: CliRunner().invoke(main.main, arguments))
     return result.exit_code, result.stdout, result.stderr
 
 

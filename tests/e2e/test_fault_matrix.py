@@ -17,9 +17,9 @@ from fakes.in_memory import Client
 from fakes.running import SMALL, running_gateway
 from fakes.world import Answered, a_sim, a_sim_model, a_world, profile_of
 
-from gateway.sim import PROBE, PROBE_ANSWER, faults
-from gateway.sim.faults import AnyFault, Fault
-from gateway.sim.fleet import neuron
+from neuron.simulated import PROBE, PROBE_ANSWER, faults
+from neuron.simulated.faults import AnyFault, Fault
+from neuron.simulated.fleet import neuron
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 REWRITE = "pytest tests/e2e/test_fault_matrix.py --write-docs"

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from fakes.patience import until
 from fakes.running import MODELS_TOML, PROBE, SMALL, running_gateway
 
-from gateway import cli
-from gateway.watcher import FILE_LIMIT_BYTES
+from gateway.aliases.catalogue_store import FILE_LIMIT_BYTES
+from gateway.cli import main
 
 CHAT = "/v1/chat/completions"
 
@@ -66,7 +66,7 @@ def remove(path):
 async def status_of(running):
     """What `cortex status` shows."""
     arguments = ["status", "-e", running.url, "--admin", running.metrics_url.removesuffix("/metrics")]
-    result = await trio.to_thread.run_sync(lambda: CliRunner().invoke(cli.main, arguments, env={"COLUMNS": "200"}))
+    result = await trio.to_thread.run_sync(lambda: CliRunner().invoke(main.main, arguments, env={"COLUMNS": "200"}))
     assert result.exit_code == 0
     return result.output
 

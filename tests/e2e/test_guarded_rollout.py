@@ -12,19 +12,13 @@ import pytest
 import trio
 from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, until
 
-from gateway import rollout, rollout_state
-from gateway.rollout_state import Rollout
-from gateway.serve import Gateway, serve
-from gateway.settings import (
-    AdminSettings,
-    GatewaySettings,
-    Listen,
-    LogSettings,
-    NeuronSettings,
-    Settings,
-)
-from gateway.sim import SimDevice, SimModel, SimNeuron
-from gateway.sim.faults import HttpError, SilentPrefill
+from gateway.aliases import rollout
+from gateway.aliases.files import rollout_state
+from gateway.aliases.files.rollout_state import Rollout
+from gateway.config.settings import AdminSettings, GatewaySettings, Listen, LogSettings, NeuronSettings, Settings
+from gateway.server.main import Gateway, serve
+from neuron.simulated import SimDevice, SimModel, SimNeuron
+from neuron.simulated.faults import HttpError, SilentPrefill
 
 MODELS = b"""\
 # Both are loaded, and as quick as each other.

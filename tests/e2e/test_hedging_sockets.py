@@ -8,8 +8,8 @@ from fakes.in_memory import Client
 from fakes.patience import best_of, measured, until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 
-from gateway.sim.faults import Hang
-from gateway.sim.fleet import neuron
+from neuron.simulated.faults import Hang
+from neuron.simulated.fleet import neuron
 
 WITHIN_S = 0.1
 MODELS_TOML = f"""

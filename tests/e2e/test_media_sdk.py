@@ -14,10 +14,10 @@ from fakes.patience import SAFETY_NET_S
 from fakes.running import SMALL, running_gateway
 from openai import AsyncOpenAI, OpenAI
 
-from gateway.settings import GatewaySettings, Listen
-from gateway.sim.fleet import neuron
-from gateway.sim.media import png, wav
-from gateway.sim.text import tokens
+from gateway.config.settings import GatewaySettings, Listen
+from neuron.simulated.fleet import neuron
+from neuron.simulated.media import png, wav
+from neuron.simulated.text import tokens
 
 pytestmark = [
     # The SDK leaves its own async generators to the garbage collector when a stream is read to its end.

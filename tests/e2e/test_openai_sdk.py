@@ -9,8 +9,8 @@ from fakes.patience import until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 from openai import APIConnectionError, AsyncOpenAI, OpenAI
 
-from gateway.sim.faults import Drop, HttpError
-from gateway.sim.fleet import neuron
+from neuron.simulated.faults import Drop, HttpError
+from neuron.simulated.fleet import neuron
 
 # The SDK leaves its own async generators to the garbage collector when a stream is read to its end; not ours to mend.
 pytestmark = [

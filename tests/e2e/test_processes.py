@@ -16,7 +16,7 @@ from fakes.process import a_neuron, a_port_of_our_own, a_program, cortex
 from fakes.running import MIDDLE, SMALL, running_gateway
 from fakes.world import a_sim, a_sim_model
 
-from gateway.settings import NeuronSettings
+from gateway.config.settings import NeuronSettings
 
 MANY = httpx.Limits(max_connections=200)
 QUICK = [a_sim_model(name, 4096, overhead_s=0.005, decode_tok_s=2000.0) for name in (SMALL, MIDDLE)]

@@ -13,10 +13,10 @@ from fakes.patience import PATIENT_DEADLINES, PATIENT_STREAMING, SAFETY_NET_S
 from fakes.running import LARGE, PROBE, SMALL, running_gateway, settled
 from fakes.scripted import DONE, answering, chunked, delta, listening, read_request, with_length
 
-from gateway import upstream
-from gateway.settings import RetrySettings
-from gateway.sim import faults
-from gateway.upstream import Origin, open_stream
+from gateway.config.settings import RetrySettings
+from gateway.http import pool
+from gateway.http.pool import Origin, open_stream
+from neuron.simulated import faults
 
 CHAT = "/v1/chat/completions"
 
@@ -192,7 +192,7 @@ async def test_fault_before_an_answer_is_an_error_in_form(tmp_path, beast, fault
     async with running_gateway(tmp_path, [beast], **sections) as cortex, a_client(cortex) as http:
         answer = await http.post(CHAT, json=a_question(stream=stream))
         beast.faults.clear()
-        cortex.gateway.poller.poke("beast")
+        cortex.gateway.poller.poll_soon("beast")
         await _served_again(http)
 
     assert answer.status_code == status
@@ -302,7 +302,7 @@ async def test_stream_arrives_as_it_is_made(tmp_path, beast):
 
 async def test_reused_connection_that_dies_under_a_request_is_replaced_once(tmp_path, beast, monkeypatch):
     """It was quiet when it was taken, and closed on the request: the client gets its answer all the same."""
-    monkeypatch.setattr(upstream, "IDLE_LIMIT_S", math.inf)  # however long we take for the next request
+    monkeypatch.setattr(pool, "IDLE_LIMIT_S", math.inf)  # however long we take for the next request
     statuses = []
     asked = 0
 

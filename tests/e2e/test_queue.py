@@ -10,9 +10,9 @@ from fakes.fleets import a_catalogue
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.config.settings import DeadlineSettings, LimitSettings, Settings
 from gateway.errors import ServiceUnavailable
-from gateway.settings import DeadlineSettings, LimitSettings, Settings
-from gateway.sim.faults import HttpError, NotLoaded, Refuse
+from neuron.simulated.faults import HttpError, NotLoaded, Refuse
 
 PROBE_S = 1.02
 LOAD_S = 5.0

@@ -14,8 +14,8 @@ from fakes.running import SMALL, running_gateway
 from fakes.scripted import chunked, delta, listening, read_request, with_length
 from openai import AsyncOpenAI, OpenAI
 
-from gateway.settings import NeuronSettings
-from gateway.sim import faults
+from gateway.config.settings import NeuronSettings
+from neuron.simulated import faults
 
 # The SDK leaves its own async generators to the garbage collector when a stream is read to its end; not ours to mend.
 pytestmark = [

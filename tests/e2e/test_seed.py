@@ -10,7 +10,7 @@ import trio
 from fakes.patience import SAFETY_NET_S
 from fakes.running import LARGE, PROBE, SMALL, one_neuron, running_gateway, settled
 
-from gateway.sim.fleet import neuron
+from neuron.simulated.fleet import neuron
 
 CHAT = "/v1/chat/completions"
 

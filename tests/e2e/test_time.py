@@ -15,12 +15,12 @@ from fakes.patience import PATIENT_DEADLINES, best_of, measured, until
 from fakes.running import MODELS_TOML, SMALL, running_gateway, settled
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
-from gateway.http1 import Server, ServerLimits
-from gateway.reports import ModelReport, NodeReport
-from gateway.serve import Gateway
-from gateway.settings import NeuronSettings, RetrySettings, Settings, StreamingSettings
-from gateway.sim.faults import Hang, LateHeaders, SilentPrefill, Slow
-from gateway.sim.fleet import neuron
+from gateway.config.settings import NeuronSettings, RetrySettings, Settings, StreamingSettings
+from gateway.fleet.reports import ModelReport, NodeReport
+from gateway.http.server import Server, ServerLimits
+from gateway.server.main import Gateway
+from neuron.simulated.faults import Hang, LateHeaders, SilentPrefill, Slow
+from neuron.simulated.fleet import neuron
 
 CHAT = "/v1/chat/completions"
 QUESTION = {"model": "helexa/small", "messages": [{"role": "user", "content": "What is the capital of Georgia?"}]}

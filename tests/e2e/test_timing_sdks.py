@@ -7,7 +7,7 @@ import trio
 from fakes.patience import SAFETY_NET_S
 from fakes.running import PROBE
 
-from gateway.sim import faults
+from neuron.simulated import faults
 
 PLEASE = {"x-cortex-timing": "1"}
 IN_300_MS = {"x-request-deadline-ms": "300"}

@@ -16,11 +16,11 @@ from fakes.patience import SAFETY_NET_S, until
 from fakes.running import SMALL, settled
 from fakes.scripted import with_length
 
-from gateway import tls, upstream
-from gateway.reports import ModelReport, NodeReport
-from gateway.serve import Gateway
-from gateway.settings import NeuronSettings
-from gateway.sim.faults import CloseAfter, Slow
+from gateway.config.settings import NeuronSettings
+from gateway.fleet.reports import ModelReport, NodeReport
+from gateway.http import pool, tls
+from gateway.server.main import Gateway
+from neuron.simulated.faults import CloseAfter, Slow
 
 CHAT = "/v1/chat/completions"
 TLS = Path(__file__).parents[1] / "fakes" / "tls"  # a certificate for localhost that signed itself, and its key
@@ -88,7 +88,7 @@ async def before(nursery, url):
 @pytest.fixture
 def never_too_old(monkeypatch):
     """Connections rest for as long as it takes us to make the next request."""
-    monkeypatch.setattr(upstream, "IDLE_LIMIT_S", math.inf)
+    monkeypatch.setattr(pool, "IDLE_LIMIT_S", math.inf)
 
 
 async def test_neuron_behind_tls_is_polled_and_asked(trusted, cortex, never_too_old):

@@ -6,13 +6,9 @@ import pytest
 import trio
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
 
-from gateway.breaker import FAILURES
-from gateway.settings import (
-    DeadlineSettings,
-    RetrySettings,
-    Settings,
-)
-from gateway.sim.faults import Drop, Garbage, Hang, HttpError, LoadHangs, Refuse, Unresponsive
+from gateway.config.settings import DeadlineSettings, RetrySettings, Settings
+from gateway.fleet.circuit_breaker import FAILURES
+from neuron.simulated.faults import Drop, Garbage, Hang, HttpError, LoadHangs, Refuse, Unresponsive
 
 PROBE_S = 1.02
 M = a_sim_model("lab/m")

@@ -12,9 +12,9 @@ from fakes.patience import best_of, measured, until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 from fakes.stepwise import CHAT, leave_after_a_word, read_word_by_word, stepwise
 
-from gateway.settings import NeuronSettings
-from gateway.settings_file import load
-from gateway.sim import faults
+from gateway.config.load import load
+from gateway.config.settings import NeuronSettings
+from neuron.simulated import faults
 
 OUTER_TOML = '[aliases]\n"outer/small" = "helexa/small"\n'
 

@@ -12,7 +12,7 @@ from fakes.patience import SAFETY_NET_S
 from openai import AsyncOpenAI
 from structlog.testing import capture_logs
 
-from gateway.sim import PROBE, faults
+from neuron.simulated import PROBE, faults
 
 # The SDK leaves its own async generators to the garbage collector when a stream is read to its end; not ours to mend.
 pytestmark = [

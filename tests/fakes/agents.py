@@ -150,7 +150,7 @@ class Said:
 
 
 @dataclass
-class Desk:
+class AliasCommands:
     """A folder to work in, and a home beside it."""
 
     folder: Path
@@ -199,11 +199,11 @@ async def _hear(stream: trio.abc.ReceiveStream, said: Said, voice: str) -> None:
         setattr(said, voice, getattr(said, voice) + bytes(piece))
 
 
-def desk(folder: Path, url: str) -> Desk:
+def desk(folder: Path, url: str) -> AliasCommands:
     """A new one, empty."""
     for name in ("project", "home"):
         (folder / name).mkdir()
-    return Desk(folder / "project", folder / "home", url)
+    return AliasCommands(folder / "project", folder / "home", url)
 
 
 def reading(agent: Agent, path: Path) -> Call:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from catalogue.models import FaultyFile
-from gateway.settings_file import load
+from gateway.config.load import load
 
 
 def write_config(directory, text):

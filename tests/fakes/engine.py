@@ -1,7 +1,7 @@
 """An OpenAI-compatible server's management side in memory, as an httpx transport. What it says is what it is told to.
 
-`SimEngine` answers requests, quirks and all: it is `gateway.sim` with nothing but `/v1`. The engine that is none of
-ours is in tests/real.
+`SimEngine` answers requests, quirks and all: it is `neuron.simulated` with nothing but `/v1`. The real engine
+is in tests/real.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import httpx
 import trio
 from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, PATIENT_STREAMING, until
 
-from gateway.serve import Gateway, serve
-from gateway.settings import GatewaySettings, Listen, NeuronSettings, Settings
-from gateway.sim import PRESETS, SimDevice, SimNeuron
+from gateway.config.settings import GatewaySettings, Listen, NeuronSettings, Settings
+from gateway.server.main import Gateway, serve
+from neuron.simulated import PRESETS, SimDevice, SimNeuron
 
 
 class FakeEngine(httpx.AsyncBaseTransport):

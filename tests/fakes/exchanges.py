@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fakes.scripted import read_request
 
-from gateway.phases import Phases
-from gateway.settings import DeadlineSettings
-from gateway.upstream import Origin, request_head
+from gateway.config.settings import DeadlineSettings
+from gateway.http.phase_deadlines import Phases
+from gateway.http.pool import Origin, request_head
 
 ORIGIN = Origin.parse("http://beast:13131")
 REQUEST = (request_head(ORIGIN, b"/v1/chat/completions", [], 2), b"{}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from catalogue.models import Alias, Catalogue, ModelProfile
-from gateway.fleet import Fleet
-from gateway.reports import Device, ModelReport, NodeReport
-from gateway.settings import NeuronSettings
+from gateway.config.settings import NeuronSettings
+from gateway.fleet.reports import Device, ModelReport, NodeReport
+from gateway.fleet.state import Fleet
 
 
 class Clock:

@@ -13,16 +13,16 @@ import trio
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from catalogue.models import Alias, Catalogue
-from gateway.accounting import Accounts
-from gateway.fleet import Fleet
-from gateway.http1 import Server, ServerLimits
-from gateway.inference import Inference
-from gateway.metrics import Metrics
-from gateway.reports import ModelReport, NodeReport
-from gateway.settings import NeuronSettings, Settings
-from gateway.shadow import Shadows
-from gateway.sim.neuron import SimNeuron
-from gateway.upstream import Upstream
+from gateway.config.settings import NeuronSettings, Settings
+from gateway.fleet.reports import ModelReport, NodeReport
+from gateway.fleet.state import Fleet
+from gateway.http.pool import Upstream
+from gateway.http.server import Server, ServerLimits
+from gateway.proxy.app import Inference
+from gateway.proxy.shadow.shadower import Shadows
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.request_log import Accounts
+from neuron.simulated.neuron import SimNeuron
 
 SMALL = "Qwen/Qwen3-1.7B"
 BODY = {"model": "helexa/small", "messages": [{"role": "user", "content": "What is the capital of Georgia?"}]}
@@ -89,7 +89,7 @@ class InMemoryGateway:
             fleet=self.fleet,
             upstream=self.upstream,
             accounts=self.accounts,
-            poke=lambda _: None,
+            poll_soon=lambda _: None,
             lifecycle=NoLifecycle(),
             shadows=self.shadows,
         )

@@ -1,6 +1,6 @@
 """A neuron's control API in memory, as an httpx transport: no sockets, so tests may use the autojump clock.
 
-It says what it is told to say. The neuron that behaves like one (pace, memory, faults on the wire) is `gateway.sim`.
+It answers what a test sets. The neuron that behaves like one (pace, memory, faults on the wire) is `neuron.simulated`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from gateway.settings import DeadlineSettings, PollSettings, StreamingSettings
+from gateway.config.settings import DeadlineSettings, PollSettings, StreamingSettings
 
 SAFETY_NET_S = 60.0  # a hang is a failure; slowness is none
 ATTEMPTS = 25  # as many as a neighbour on the same machine may spoil; one is enough, and ends them

@@ -138,7 +138,7 @@ async def a_program(*command: object, **env: str):
 @asynccontextmanager
 async def a_neuron(*options: object):
     """A simulated neuron as a program of its own: the process, and its URL."""
-    async with a_program("gateway.sim", *options) as process:
+    async with a_program("neuron.simulated", *options) as process:
         said = b""
         with trio.fail_after(SAFETY_NET_S):
             while not said.endswith(b"\n"):

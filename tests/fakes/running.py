@@ -11,11 +11,11 @@ from pathlib import Path
 import trio
 from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, PATIENT_STREAMING, until
 
-from gateway.serve import Addresses, Gateway, serve
-from gateway.settings import AdminSettings, GatewaySettings, Listen, NeuronSettings, Settings
-from gateway.sim.faults import EndpointFails
-from gateway.sim.fleet import neuron
-from gateway.sim.neuron import SimNeuron
+from gateway.config.settings import AdminSettings, GatewaySettings, Listen, NeuronSettings, Settings
+from gateway.server.main import Addresses, Gateway, serve
+from neuron.simulated.faults import EndpointFails
+from neuron.simulated.fleet import neuron
+from neuron.simulated.neuron import SimNeuron
 
 SMALL, MIDDLE, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "Qwen/Qwen3.6-27B"
 

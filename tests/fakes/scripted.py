@@ -1,7 +1,7 @@
 """Peers of a test's own making, byte by byte: neurons behind memory streams or a real port, and the answers they give.
 
-A peer is an async function of one stream. `gateway.sim` is the neuron that behaves like one; these are for bytes that
-no neuron in its right mind would send.
+A peer is an async function of one stream. `neuron.simulated` is the neuron that behaves like one; these are for bytes
+that no correct neuron sends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 import trio
 from trio.testing import memory_stream_pair
 
-from gateway.upstream import Origin
+from gateway.http.pool import Origin
 
 Peer = Callable[[trio.abc.Stream], Awaitable[None]]
 

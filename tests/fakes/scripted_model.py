@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.sim import PRESETS, SimDevice, SimNeuron, api, shapes, text
-from gateway.sim.http import Exchange
-from gateway.sim.inference import Job, generate
+from neuron.simulated import PRESETS, SimDevice, SimNeuron, api, shapes, text
+from neuron.simulated.http import Exchange
+from neuron.simulated.inference import Job, generate
 
 CHAT = "/v1/chat/completions"
 

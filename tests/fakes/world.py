@@ -21,18 +21,18 @@ from fakes.fleets import a_catalogue
 from trio.testing import memory_stream_pair
 
 from catalogue.models import ModelProfile
-from gateway.accounting import Accounts
-from gateway.fleet import Fleet
-from gateway.inference import Inference
-from gateway.lifecycle import Lifecycle
-from gateway.metrics import Metrics
-from gateway.neuron import NeuronClient
-from gateway.poller import Poller
-from gateway.settings import NeuronSettings, Settings
-from gateway.sim import PROBE, SimDevice, SimModel, SimNeuron
-from gateway.swaps import FleetReadiness, Swaps
-from gateway.upstream import Origin, Upstream
-from gateway.watcher import CatalogueKeeper
+from gateway.aliases.catalogue_store import CatalogueKeeper
+from gateway.aliases.warm_swap import FleetReadiness, Swaps
+from gateway.config.settings import NeuronSettings, Settings
+from gateway.fleet.control.neuron_client import NeuronClient
+from gateway.fleet.control.poller import Poller
+from gateway.fleet.loading.scheduler import Lifecycle
+from gateway.fleet.state import Fleet
+from gateway.http.pool import Origin, Upstream
+from gateway.proxy.app import Inference
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.request_log import Accounts
+from neuron.simulated import PROBE, SimDevice, SimModel, SimNeuron
 
 CHAT = "/v1/chat/completions"
 
@@ -206,7 +206,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
     poller = Poller(fleet, neurons, settings.poll)
     upstream = Upstream(connect=connect)
     lifecycle = Lifecycle(
-        fleet, catalogue=keeper, neurons=neurons, settings=settings, metrics=metrics, poke=poller.poke
+        fleet, catalogue=keeper, neurons=neurons, settings=settings, metrics=metrics, poll_soon=poller.poll_soon
     )
     inference = Inference(
         settings,
@@ -214,7 +214,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
         fleet=fleet,
         upstream=upstream,
         accounts=Accounts(metrics, log_requests=False),
-        poke=poller.poke,
+        poll_soon=poller.poll_soon,
         lifecycle=lifecycle,
     )
     swaps = Swaps(
@@ -224,7 +224,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
         upstream=upstream,
         settings=settings,
         metrics=metrics,
-        poke=poller.poke,
+        poll_soon=poller.poll_soon,
     )
     return World(hosts, keeper, settings, fleet, poller, upstream, lifecycle, inference, swaps, metrics)
 

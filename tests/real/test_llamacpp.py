@@ -17,7 +17,7 @@ from fakes.engine import counted, start_gateway
 from fakes.patience import SAFETY_NET_S, until
 from fakes.running import settled
 
-from gateway.settings import NeuronSettings
+from gateway.config.settings import NeuronSettings
 
 SERVER = Path(__file__).parent / "llamacpp_server.py"
 KEY = "only-the-gateway-knows-it"

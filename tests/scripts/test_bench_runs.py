@@ -12,8 +12,8 @@ from fakes.patience import SAFETY_NET_S
 from fakes.process import environment
 from fakes.running import LARGE, SMALL, running_gateway
 
-from gateway.sim.faults import HttpError, WrongModel
-from gateway.sim.fleet import neuron
+from neuron.simulated.faults import HttpError, WrongModel
+from neuron.simulated.fleet import neuron
 
 BENCH = Path(__file__).parents[2] / "scripts" / "bench.py"
 

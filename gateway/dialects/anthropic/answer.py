@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.dialects.calls import decoded
-from gateway.metering import Usage
+from gateway.telemetry.meter import Usage
 
 __all__ = [
     "MALFORMED_ARGUMENTS",

@@ -9,18 +9,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.asgi import Headers
-from gateway.backend import Backend
+from gateway.config.engine_traits import Backend
 from gateway.dialects import Outgoing
 from gateway.dialects.anthropic import errors, response
 from gateway.dialects.anthropic.request import Translated, translate
 from gateway.dialects.anthropic.stream import PING, StreamTranslator
-from gateway.dialects.from_chat import FromChat
+from gateway.dialects.chat_translator import FromChat
+from gateway.dialects.json_splice import splice
+from gateway.dialects.refusal import Refusal
 from gateway.errors import GatewayError
-from gateway.refusal import Refusal
-from gateway.rewrite import splice
 
 if TYPE_CHECKING:
-    from gateway.request import InferenceRequest
+    from gateway.proxy.request import InferenceRequest
 
 __all__ = ["NAME", "Messages", "MessagesDialogue"]
 

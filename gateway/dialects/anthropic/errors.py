@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway import errors, sse
+from gateway import errors
 from gateway.dialects import upstream_errors
+from gateway.http import sse
 
 __all__ = ["body", "event", "translate"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.dialects.reading import read
+from gateway.dialects.validate import read
 
 __all__ = [
     "Block",
@@ -111,7 +111,7 @@ class OutputConfig(msgspec.Struct):
 
 
 class Request(msgspec.Struct):
-    """A request as far as it changes the answer. `model` and `stream` are read by `gateway.rewrite`."""
+    """A request as far as it changes the answer. `model` and `stream` are read by `gateway.dialects.json_splice`."""
 
     messages: list[Message]
     system: Content = None

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import BadRequest
-from gateway.models_api import Entry
+from gateway.server.models_api import Entry
 
 __all__ = ["listing", "single"]
 

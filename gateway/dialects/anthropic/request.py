@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 
-from gateway.backend import PLAIN, Backend
-from gateway.dialects import tokens
+from gateway.config.engine_traits import PLAIN, Backend
+from gateway.dialects import token_estimate
 from gateway.dialects.anthropic import incoming, signature, tools
 from gateway.dialects.anthropic.answer import Asked
 from gateway.dialects.anthropic.incoming import Block, Content, Message, Request, Source
-from gateway.dialects.reading import read, refusal
-from gateway.rewrite import ModelField, locate
+from gateway.dialects.json_splice import ModelField, locate
+from gateway.dialects.validate import read, refusal
 
 __all__ = ["PLAIN", "Backend", "Translated", "translate"]
 
@@ -70,7 +70,7 @@ class Translated:
         encoded, parameters = self._encoded[PLAIN]
         images = list(_image_urls(messages))
         offered = msgspec.json.encode(parameters.get("tools", ()))
-        return tokens.estimate(len(encoded) + len(offered) - sum(map(len, images)), len(images))
+        return token_estimate.estimate(len(encoded) + len(offered) - sum(map(len, images)), len(images))
 
     def _parameters(self, backend: Backend) -> Outgoing:
         """Everything but `model` and `messages`, in a fixed order."""
@@ -102,7 +102,7 @@ def translate(body: bytes, model: ModelField | None = None) -> Translated:
     """Read a body of `/v1/messages` or `/v1/messages/count_tokens`, whose `model` may have been located already.
 
     Raises:
-        MalformedJson, MissingModelField: As for every other endpoint (`gateway.rewrite.locate`).
+        MalformedJson, MissingModelField: As for every other endpoint (`gateway.dialects.json_splice.locate`).
         BadRequest: Something in it cannot be understood or passed on; message and `param` name its path.
     """
     model = locate(body) if model is None else model

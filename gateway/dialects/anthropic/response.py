@@ -9,10 +9,10 @@ import msgspec
 
 from gateway.dialects.anthropic.answer import Asked, arguments_object, message, stop_of, tool_id, usage_of
 from gateway.dialects.anthropic.signature import sign
-from gateway.dialects.chat import Said, read_whole
-from gateway.dialects.tokens import BYTES_PER_TOKEN
+from gateway.dialects.chat_chunks import Said, read_whole
+from gateway.dialects.token_estimate import BYTES_PER_TOKEN
 from gateway.errors import UpstreamMalformedResponse
-from gateway.metering import read_usage
+from gateway.telemetry.meter import read_usage
 
 __all__ = ["translate"]
 

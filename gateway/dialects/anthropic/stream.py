@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway import errors, sse
+from gateway import errors
 from gateway.dialects.anthropic import errors as dialect_errors
 from gateway.dialects.anthropic.answer import (
     MALFORMED_ARGUMENTS,
@@ -32,8 +32,9 @@ from gateway.dialects.anthropic.answer import (
 )
 from gateway.dialects.anthropic.signature import Signer
 from gateway.dialects.calls import Call, Calls
-from gateway.dialects.chat import BROKEN_OFF, Choice, Chunk, Said, ToolCall, read_chunk
-from gateway.metering import Usage, read_usage
+from gateway.dialects.chat_chunks import BROKEN_OFF, Choice, Chunk, Said, ToolCall, read_chunk
+from gateway.http import sse
+from gateway.telemetry.meter import Usage, read_usage
 
 __all__ = ["PING", "StreamTranslator"]
 

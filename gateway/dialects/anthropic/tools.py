@@ -16,7 +16,7 @@ import msgspec
 
 from gateway.dialects.anthropic import incoming
 from gateway.dialects.anthropic.incoming import Content, Request, Tool, ToolChoice
-from gateway.dialects.reading import read, refusal
+from gateway.dialects.validate import read, refusal
 
 __all__ = ["Change", "changes", "is_object", "parameters"]
 

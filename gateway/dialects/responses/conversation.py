@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from gateway.backend import Backend
-from gateway.dialects.reading import read, refusal
+from gateway.config.engine_traits import Backend
 from gateway.dialects.responses import incoming, tools
 from gateway.dialects.responses.incoming import Item, Part, Request
+from gateway.dialects.validate import read, refusal
 
 __all__ = ["NO_STORE", "Conversation", "messages"]
 

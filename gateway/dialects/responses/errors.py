@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from gateway import sse
 from gateway.errors import GatewayError
+from gateway.http import sse
 
 __all__ = ["event", "object_of"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.dialects.reading import read
+from gateway.dialects.validate import read
 
 __all__ = ["Function", "Item", "Part", "Request", "Text", "Tool", "ToolChoice", "items", "parts"]
 
@@ -101,7 +101,7 @@ class Reasoning(msgspec.Struct):
 
 
 class Request(msgspec.Struct):
-    """A request as far as it changes the answer or is told again in it; `gateway.rewrite` has `model` and `stream`."""
+    """A request as far as it changes the answer or is repeated in it; `json_splice` reads the rest."""
 
     input: str | list[str | Item | None] | None = None
     instructions: str | None = None

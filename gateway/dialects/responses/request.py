@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 
-from gateway.backend import PLAIN, Backend
-from gateway.dialects import tokens
-from gateway.dialects.reading import read, refusal
+from gateway.config.engine_traits import PLAIN, Backend
+from gateway.dialects import token_estimate
+from gateway.dialects.json_splice import ModelField, locate
 from gateway.dialects.responses import conversation, incoming, tools
 from gateway.dialects.responses.answer import Asked
 from gateway.dialects.responses.incoming import Format, Request
-from gateway.rewrite import ModelField, locate
+from gateway.dialects.validate import read, refusal
 
 __all__ = ["Translated", "translate"]
 
@@ -65,7 +65,7 @@ class Translated:
         encoded, _ = self._encoded[PLAIN]
         images = list(_image_urls(messages))
         functions = msgspec.json.encode(self._offer.functions)
-        return tokens.estimate(len(encoded) + len(functions) - sum(map(len, images)), len(images))
+        return token_estimate.estimate(len(encoded) + len(functions) - sum(map(len, images)), len(images))
 
     def _parameters(self, backend: Backend) -> Outgoing:
         """Everything but `model` and `messages`, in a fixed order."""
@@ -93,7 +93,7 @@ def translate(body: bytes, model: ModelField | None = None) -> Translated:
     """Read a body of `/v1/responses`, whose `model` may have been located already.
 
     Raises:
-        MalformedJson, MissingModelField: As for every other endpoint (`gateway.rewrite.locate`).
+        MalformedJson, MissingModelField: As for every other endpoint (`gateway.dialects.json_splice.locate`).
         BadRequest: Something in it cannot be understood or passed on; message and `param` name its path.
     """
     model = locate(body) if model is None else model

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.dialects.chat import Said, read_whole
+from gateway.dialects.chat_chunks import Said, read_whole
 from gateway.dialects.responses.answer import (
     Asked,
     Status,
@@ -19,9 +19,9 @@ from gateway.dialects.responses.answer import (
     response,
     usage_of,
 )
-from gateway.dialects.tokens import BYTES_PER_TOKEN
+from gateway.dialects.token_estimate import BYTES_PER_TOKEN
 from gateway.errors import UpstreamMalformedResponse
-from gateway.metering import read_usage
+from gateway.telemetry.meter import read_usage
 
 __all__ = ["translate"]
 

@@ -25,9 +25,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway import errors, sse
+from gateway import errors
 from gateway.dialects.calls import Call, Calls
-from gateway.dialects.chat import BROKEN_OFF, Choice, Chunk, Said, ToolCall, read_chunk
+from gateway.dialects.chat_chunks import BROKEN_OFF, Choice, Chunk, Said, ToolCall, read_chunk
 from gateway.dialects.responses import errors as dialect_errors
 from gateway.dialects.responses.answer import (
     Asked,
@@ -41,7 +41,8 @@ from gateway.dialects.responses.answer import (
     response,
     usage_of,
 )
-from gateway.metering import Usage, read_usage
+from gateway.http import sse
+from gateway.telemetry.meter import Usage, read_usage
 
 __all__ = ["StreamTranslator"]
 

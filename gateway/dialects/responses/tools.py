@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from gateway.dialects.calls import decoded
-from gateway.dialects.reading import read, refusal
 from gateway.dialects.responses import incoming
 from gateway.dialects.responses.incoming import Request, Tool, ToolChoice
+from gateway.dialects.validate import read, refusal
 
 __all__ = ["Callee", "Offer", "custom_arguments", "custom_input", "offer", "outgoing_name"]
 

@@ -17,7 +17,7 @@ from fakes.running import LARGE, SMALL, running_gateway
 from fakes.scene import SCENES
 from fakes.scripted_model import Call, ScriptedNeuron
 
-from gateway.sim.faults import Drop, HttpError
+from neuron.simulated.faults import Drop, HttpError
 
 ANSWER = "The capital of Georgia is Tbilisi, on the Mtkvari."
 QUESTION = "What is the capital of Georgia?"

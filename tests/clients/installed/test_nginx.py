@@ -16,9 +16,9 @@ from fakes.running import PROBE, SMALL, running_gateway
 from fakes.scene import TOP
 from fakes.stepwise import CHAT, leave_after_a_word, read_word_by_word, stepwise
 
-from gateway.settings import NeuronSettings
-from gateway.sim import faults
-from gateway.sim.fleet import neuron
+from gateway.config.settings import NeuronSettings
+from neuron.simulated import faults
+from neuron.simulated.fleet import neuron
 
 DEBIAN = TOP / ".clients" / "nginx"
 SITE = "server {{ listen 127.0.0.1:{ours}; location / {{ proxy_pass http://127.0.0.1:{theirs}; }} }}\n"

@@ -7,12 +7,12 @@ import pytest
 from fakes.chat_completions import USAGE, whole
 
 from gateway import errors
-from gateway.dialects import tokens
+from gateway.dialects import token_estimate
 from gateway.dialects.anthropic import count_tokens, models, response
 from gateway.dialects.anthropic import errors as dialect_errors
 from gateway.dialects.anthropic.answer import MALFORMED_ARGUMENTS, Asked
 from gateway.dialects.anthropic.signature import sign
-from gateway.models_api import Entry
+from gateway.server.models_api import Entry
 
 ASKED = Asked("req-1", "lab/m", input_tokens=12, stop_sequences=("END",))
 
@@ -181,7 +181,7 @@ def test_refusal_of_a_neuron_is_translated_from_any_form(status, body, type_, me
 
 def test_token_count_is_told_as_the_api_does():
     """One number."""
-    assert json.loads(count_tokens.body(tokens.estimate(350, images=1))) == {"input_tokens": 1100}
+    assert json.loads(count_tokens.body(token_estimate.estimate(350, images=1))) == {"input_tokens": 1100}
 
 
 def test_models_are_listed_on_one_page():

@@ -15,7 +15,7 @@ from gateway.dialects.anthropic import request as dialect_request
 from gateway.dialects.anthropic.answer import Asked
 from gateway.dialects.anthropic.signature import is_genuine
 from gateway.dialects.anthropic.stream import StreamTranslator
-from gateway.models_api import Entry
+from gateway.server.models_api import Entry
 
 ASKED = Asked("req-1", "lab/m", input_tokens=12)
 HI = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}

@@ -10,10 +10,11 @@ from fakes.patience import best_of, measured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import errors, sse
+from gateway import errors
 from gateway.dialects.anthropic.answer import MALFORMED_ARGUMENTS, Asked
 from gateway.dialects.anthropic.signature import is_genuine
 from gateway.dialects.anthropic.stream import StreamTranslator
+from gateway.http import sse
 
 ASKED = Asked("req-1", "lab/m", input_tokens=12)
 BROKE_OFF = errors.UpstreamConnectionError("the neuron broke off")

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway import errors
-from gateway.backend import PLAIN, Backend
+from gateway.config.engine_traits import PLAIN, Backend
 from gateway.dialects.responses import request
 
 IMAGE = {"type": "image_url", "image_url": {"url": PICTURE["image_url"]}}

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from responses_grammar import events
 
-from gateway import errors, sse
+from gateway import errors
 from gateway.dialects.responses import request, response
 from gateway.dialects.responses.answer import Asked
 from gateway.dialects.responses.stream import StreamTranslator
 from gateway.dialects.responses.tools import Callee
+from gateway.http import sse
 
 HI = {"model": "m", "input": "hi"}
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

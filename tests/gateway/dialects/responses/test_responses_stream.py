@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from responses_grammar import events, listen
 
-from gateway import errors, sse
+from gateway import errors
 from gateway.dialects.responses.answer import Asked
 from gateway.dialects.responses.stream import StreamTranslator
 from gateway.dialects.responses.tools import Callee
+from gateway.http import sse
 
 TOLD = {"instructions": "be nice", "tools": [], "metadata": {}}
 ASKED = Asked("req-1", "lab/m", input_tokens=12, told=TOLD)

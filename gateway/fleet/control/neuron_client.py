@@ -1,0 +1,251 @@
+"""The neuron control API over HTTP: ask, load, unload. When to ask is the poller's and the lifecycle's business.
+
+Servers that are no neurons have the same API (`control_api.py`), made of what they offer: `engines.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import SplitResult, quote, urlsplit
+
+import httpx
+import msgspec
+import trio
+
+from gateway.fleet.control.types import (
+    Discovery,
+    Health,
+    NeuronMalformed,
+    NeuronModel,
+    NeuronRefused,
+    NeuronUnreachable,
+)
+from gateway.http import tls
+
+# The largest answer of the control API is /models; 8 MiB is some ten thousand models, and far from hurting us.
+ANSWER_LIMIT_BYTES = 8 * 1024 * 1024
+ERROR_TEXT_LIMIT = 500  # characters of a refusal that a log line or a client is shown
+
+# Two per poll, one lookup per newly loaded model, and loads that stay open for many minutes.
+CONNECTIONS_PER_NEURON = 16
+IDLE_CONNECTION_S = 3.0  # servers commonly close idle connections after 5 s (lessons.md)
+
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1"})
+
+T = TypeVar("T")
+
+
+class _Endpoint(msgspec.Struct, frozen=True):
+    url: str
+
+
+class _Words(msgspec.Struct, frozen=True):
+    """An error body: a neuron's `{"error": text}`, OpenAI's `{"error": {"message": text}}`, FastAPI's `detail`."""
+
+    error: Any = None
+    message: Any = None
+    detail: Any = None
+
+
+# Asking ...............................................................................................................
+
+
+class ControlHttp:
+    """HTTP to one server's control API: JSON out, a bounded body back. Whoever builds it closes it.
+
+    Args:
+        endpoint: Base URL as configured.
+        authorization: Value of a header to send with every call, or None.
+        transport: In place of the network, for tests.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        authorization: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        # identity: an answer that cannot be inflated cannot be a bomb. We read raw bytes for the same reason.
+        headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "cortex"}
+        if authorization is not None:
+            headers["authorization"] = authorization
+        self._http = httpx.AsyncClient(
+            transport=transport,
+            timeout=None,  # noqa: S113 - scopes sit with the caller; httpx's own 5 s would end a load
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS_PER_NEURON,
+                max_keepalive_connections=CONNECTIONS_PER_NEURON,
+                keepalive_expiry=IDLE_CONNECTION_S,
+            ),
+            headers=headers,
+            follow_redirects=False,
+            trust_env=False,
+            verify=tls.context(),
+        )
+
+    async def call(self, method: str, path: str, body: Any = None) -> bytes:
+        """The body of a 200. Raises NeuronError for everything else."""
+        content = None if body is None else msgspec.json.encode(body)
+        headers = None if body is None else {"content-type": "application/json"}
+        async with (
+            _translated(),
+            self._http.stream(method, f"{self.endpoint}{path}", content=content, headers=headers) as answer,
+        ):
+            text = await _read(answer)
+        if answer.status_code != 200:
+            raise NeuronRefused(answer.status_code, _refusal_text(text))
+        return text
+
+    async def aclose(self) -> None:
+        """Close all connections. Idempotent."""
+        await self._http.aclose()
+
+
+class NeuronClient:
+    """One neuron's control API. One client per neuron, so that a hung one cannot use up another's connections.
+
+    No method has a deadline of its own: put a cancel scope around it. A cancelled call closes its connection. Every
+    method raises `NeuronError`. Whoever builds a client closes it, with `async with` or `aclose`.
+
+    Args:
+        endpoint: Base URL as configured, without a trailing slash.
+        transport: In place of the network, for tests.
+    """
+
+    def __init__(self, endpoint: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._http = ControlHttp(endpoint, transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections. Idempotent."""
+        await self._http.aclose()
+
+    async def discovery(self) -> Discovery:
+        """Its hardware; unchanging while it runs."""
+        return decode(await self._http.call("GET", "/discovery"), Discovery)
+
+    async def health(self) -> Health:
+        """Its readings, its pre-warming, its counters."""
+        return decode(await self._http.call("GET", "/health"), Health)
+
+    async def models(self) -> tuple[NeuronModel, ...]:
+        """Every model it knows, in its own order."""
+        return decode(await self._http.call("GET", "/models"), tuple[NeuronModel, ...])
+
+    async def endpoint(self, model_id: str) -> str:
+        """The base URL of a loaded model's inference API, as we can reach it, without a trailing slash."""
+        path = f"/models/{quote(model_id, safe='')}/endpoint"
+        found = decode(await self._http.call("GET", path), _Endpoint)
+        return loopback_rewrite(found.url, self._http.endpoint).rstrip("/")
+
+    async def load(
+        self,
+        model_id: str,
+        harness: str,
+        *,
+        quant: str | None = None,
+        tensor_parallel: int | None = None,
+        devices: Sequence[int] | None = None,
+    ) -> None:
+        """Return when the weights are resident, which can take many minutes.
+
+        `already loaded` is success. A call that is cancelled or breaks does not stop the load: a neuron cannot be told.
+        """
+        body = {
+            "model_id": model_id,
+            "harness": harness,
+            "quant": quant,
+            "tensor_parallel": tensor_parallel,
+            "devices": devices,
+        }
+        try:
+            await self._http.call("POST", "/models/load", body)
+        except NeuronRefused as refusal:
+            if "already loaded" not in refusal.text.lower():
+                raise
+
+    async def unload(self, model_id: str) -> None:
+        """Return when the memory is free. `NeuronRefused` 404 is both "not here" and "I will not"."""
+        await self._http.call("POST", "/models/unload", {"model_id": model_id})
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    """Errors of httpx as ours, once, at the edge."""
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last one of a host with a label too long
+        raise NeuronUnreachable(str(error) or type(error).__name__) from error
+
+
+async def _read(answer: httpx.Response) -> bytes:
+    received = bytearray()
+    # httpx reads through nested async generators. Leaving the loop would abandon the inner ones to the garbage
+    # collector; a cancellation arrives in the innermost and unwinds them all.
+    with trio.CancelScope() as too_long:
+        async for chunk in answer.aiter_raw():
+            received += chunk
+            if len(received) > ANSWER_LIMIT_BYTES:
+                too_long.cancel()
+    if len(received) > ANSWER_LIMIT_BYTES:
+        raise NeuronMalformed(f"answer longer than {ANSWER_LIMIT_BYTES} bytes")
+    return bytes(received)
+
+
+def decode(text: bytes, shape: type[T]) -> T:
+    """An answer as what it should be. Raises NeuronMalformed."""
+    try:
+        return msgspec.json.decode(text, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NeuronMalformed(str(error)) from error
+
+
+def _refusal_text(text: bytes) -> str:
+    """The server's own words, in whichever shape it wraps them, else whatever it sent."""
+    try:
+        body = msgspec.json.decode(text, type=_Words)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        body = _Words()
+    error = body.error.get("message") if isinstance(body.error, dict) else body.error
+    words = next((word for word in (error, body.message, body.detail) if isinstance(word, str)), None)
+    return (text.decode(errors="replace") if words is None else words).strip()[:ERROR_TEXT_LIMIT]
+
+
+# Where a neuron thinks it is ..........................................................................................
+
+
+def loopback_rewrite(inference_url: str, configured_endpoint: str) -> str:
+    """A neuron's inference URL as seen from here.
+
+    A neuron cannot know its own outside name and says `localhost`; we know it by the configured endpoint. Scheme, port
+    and path stay, a trailing slash goes. Any other host, and anything that is not a URL, comes back untouched.
+    """
+    inference, configured = _split(inference_url), _split(configured_endpoint)
+    if inference is None or configured is None or inference.hostname not in LOOPBACK_HOSTS:
+        return inference_url
+    userinfo, at, _ = inference.netloc.rpartition("@")
+    host = configured.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    port = "" if inference.port is None else f":{inference.port}"
+    return inference._replace(netloc=f"{userinfo}{at}{host}{port}").geturl().rstrip("/")
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # parsed only when asked, and may raise
+    except ValueError:
+        return None
+    return parts if parts.scheme and parts.hostname else None

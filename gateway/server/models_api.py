@@ -1,0 +1,273 @@
+"""The bodies of `/v1/models` and `/health`, from a catalogue and the fleet. No HTTP, no waiting, no decisions.
+
+The shapes are the contract's, sections 4 and 8.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypedDict, TypeVar
+
+import msgspec
+import structlog
+
+from catalogue.models import Catalogue, Cost, Limit, ModelProfile
+from catalogue.placement import feasible
+from gateway.aliases.warm_swap import SwapView
+from gateway.fleet.node import NodeModel
+from gateway.fleet.reports import ModelReport
+from gateway.fleet.routing.choose import neuron_model_id
+from gateway.fleet.state import Fleet
+
+log = structlog.get_logger("cortex.models_api")
+
+T = TypeVar("T")
+
+# `created` is remembered for every id ever listed, so that an evicted model comes back with the same. Ids come from
+# operators and neurons, not from clients, so this is only a guard against a neuron gone mad.
+REMEMBERED_IDS = 10_000
+
+
+class Location(msgspec.Struct, frozen=True):
+    """A model on a node. `vram_estimate_mb` in MB, None while unknown."""
+
+    node: str
+    status: str
+    vram_estimate_mb: int | None
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One model or alias, in the order its fields are sent. Encode with msgspec: UNSET fields are left out.
+
+    `created` is in unix seconds: when this gateway first listed the id. `max_model_len` is the context once more, under
+    the name that vLLM gave it and clients look for.
+    """
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    loaded: bool
+    feasible_on: tuple[str, ...]
+    locations: tuple[Location, ...]
+    capabilities: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    limit: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    cost: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    tool_call: bool | msgspec.UnsetType = msgspec.UNSET
+    reasoning: bool | msgspec.UnsetType = msgspec.UNSET
+    max_model_len: int | msgspec.UnsetType = msgspec.UNSET
+    alias_of: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ModelsApi:
+    """What `/v1/models` answers. Remembers when it first listed an id, and the last list until something changes.
+
+    Args:
+        owned_by: The same for every entry.
+        unix_time: Seconds since 1970; tests bring their own.
+    """
+
+    def __init__(self, *, owned_by: str, unix_time: Callable[[], float] = time.time) -> None:
+        self._owned_by = owned_by
+        self._unix_time = unix_time
+        self._created: dict[str, int] = {}
+        self._warned_generation = -1
+        self._listed: dict[str, Entry] = {}
+        self._listed_for: tuple[Catalogue, int] | None = None
+
+    def list_models(self, catalogue: Catalogue, fleet: Fleet) -> list[Entry]:
+        """Every model and alias, sorted by id. The list is the caller's, its entries are shared and frozen."""
+        return list(self._current(catalogue, fleet).values())
+
+    def model_entry(self, catalogue: Catalogue, fleet: Fleet, model_id: str) -> Entry | None:
+        """One entry, an alias's included, or None if the id would not be listed."""
+        return self._current(catalogue, fleet).get(model_id)
+
+    def _current(self, catalogue: Catalogue, fleet: Fleet) -> dict[str, Entry]:
+        # The catalogue itself is kept and compared by identity: a generation number alone could be another process's.
+        if self._listed_for is None or self._listed_for[0] is not catalogue or self._listed_for[1] != fleet.version:
+            self._listed = self._build(catalogue, fleet)
+            self._listed_for = (catalogue, fleet.version)
+        return self._listed
+
+    def _build(self, catalogue: Catalogue, fleet: Fleet) -> dict[str, Entry]:
+        # What was loaded from a profile's `source` has another name on the node; it is that profile's all the same.
+        listed_as = {neuron_model_id(profile): profile.id for profile in catalogue.models.values()}
+        drafts = _topology(catalogue, fleet)
+        _add_node_state(drafts, fleet, listed_as)
+        _add_prewarming(drafts, fleet, listed_as)
+        entries = {model_id: self._entry(model_id, draft) for model_id, draft in drafts.items()}
+        entries |= self._alias_entries(catalogue, entries)
+        self._forget_beyond_limit(entries)
+        return dict(sorted(entries.items()))
+
+    def _entry(self, model_id: str, draft: _Draft) -> Entry:
+        return Entry(
+            id=model_id,
+            object="model",
+            created=self._created_at(model_id),
+            owned_by=self._owned_by,
+            loaded=any(location.status == "loaded" for location in draft.locations),
+            feasible_on=draft.feasible_on,
+            locations=tuple(draft.locations),
+            **_additions(draft.profile, draft.reports),
+        )
+
+    def _alias_entries(self, catalogue: Catalogue, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Pass 4. An alias with a model's name shadows it here as it does for requests.
+
+        An alias of several models is shown as the one of them that gets most requests, of those there are.
+        """
+        shown_as = {
+            alias.name: next(filter(entries.__contains__, alias.by_weight), None)
+            for alias in catalogue.aliases.values()
+        }
+        dead = sorted(name for name, model in shown_as.items() if model is None)
+        if dead and self._warned_generation != catalogue.generation:
+            self._warned_generation = catalogue.generation
+            log.warning("dead_aliases", aliases=dead, generation=catalogue.generation)
+        return {
+            name: msgspec.structs.replace(entries[model], id=name, created=self._created_at(name), alias_of=model)
+            for name, model in shown_as.items()
+            if model is not None
+        }
+
+    def _created_at(self, model_id: str) -> int:
+        return self._created.setdefault(model_id, int(self._unix_time()))
+
+    def _forget_beyond_limit(self, listed: Mapping[str, Entry]) -> None:
+        if len(self._created) > REMEMBERED_IDS:
+            self._created = {key: created for key, created in self._created.items() if key in listed}
+
+
+# The passes ...........................................................................................................
+
+
+class _Draft:
+    """An entry in the making."""
+
+    __slots__ = ("feasible_on", "locations", "profile", "reports")
+
+    def __init__(self, profile: ModelProfile | None = None, feasible_on: tuple[str, ...] = ()) -> None:
+        self.profile = profile
+        self.feasible_on = feasible_on
+        self.locations: list[Location] = []
+        self.reports: list[ModelReport] = []
+
+
+def _topology(catalogue: Catalogue, fleet: Fleet) -> dict[str, _Draft]:
+    """Pass 1: every profile, and the nodes that satisfy it."""
+    return {profile.id: _Draft(profile, tuple(_feasible_on(profile, fleet))) for profile in catalogue.models.values()}
+
+
+def _feasible_on(profile: ModelProfile, fleet: Fleet) -> Iterable[str]:
+    for node in fleet.nodes.values():
+        if not node.healthy or not node.takes_placements or node.devices is None:
+            continue
+        if feasible(profile, node.name, node.devices) is not None:
+            yield node.name
+
+
+def _add_node_state(drafts: dict[str, _Draft], fleet: Fleet, listed_as: Mapping[str, str]) -> None:
+    """Pass 2: what every node has, healthy or not."""
+    for node in fleet.nodes.values():
+        for held in node.models.values():
+            if held.status is not None:
+                _locate(drafts.setdefault(listed_as.get(held.id, held.id), _Draft()), held, held.status)
+
+
+def _locate(draft: _Draft, held: NodeModel, status: str) -> None:
+    vram_mb = None if held.report is None else held.report.vram_used_mb
+    draft.locations.append(Location(held.node.name, status, vram_mb))
+    if held.report is not None:
+        draft.reports.append(held.report)
+
+
+def _add_prewarming(drafts: dict[str, _Draft], fleet: Fleet, listed_as: Mapping[str, str]) -> None:
+    """Pass 3: what every node is about to have, unless it already says something about it."""
+    for node in fleet.nodes.values():
+        for model_id in node.activation.awaited:
+            draft = drafts.setdefault(listed_as.get(model_id, model_id), _Draft())
+            if all(location.node != node.name for location in draft.locations):
+                draft.locations.append(Location(node.name, "loading", None))
+
+
+def _additions(profile: ModelProfile | None, reports: list[ModelReport]) -> dict[str, Any]:
+    """What is known beyond the required fields: the operator's word first, then the first neuron's that has one."""
+    capabilities = (profile and profile.capabilities) or _first(report.capabilities for report in reports)
+    limit = (profile and profile.limit) or _first(report.limit for report in reports)
+    known = {
+        "capabilities": capabilities,
+        "limit": None if limit is None else _limit(limit),
+        "cost": None if profile is None or profile.cost is None else _cost(profile.cost),
+        "tool_call": _first(report.tool_call for report in reports),
+        "reasoning": _first(report.reasoning for report in reports),
+        "max_model_len": None if limit is None else limit.context,
+    }
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _first(values: Iterable[T | None]) -> T | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _limit(limit: Limit) -> dict[str, int]:
+    known = {"context": limit.context, "input": limit.input, "output": limit.output}
+    return {key: tokens for key, tokens in known.items() if tokens is not None}
+
+
+def _cost(cost: Cost) -> dict[str, float]:
+    """Unknown prices are left out; 0.0 is a price."""
+    known = {
+        "input": cost.input,
+        "output": cost.output,
+        "cache_read": cost.cache_read,
+        "cache_write": cost.cache_write,
+    }
+    return {key: usd for key, usd in known.items() if usd is not None}
+
+
+# Health ...............................................................................................................
+
+
+class CatalogueStatus(TypedDict):
+    """The watcher's account of itself. `error` is None while the file in force is the file on disk."""
+
+    generation: int
+    digest: str | None
+    loaded_at: float
+    path: str | None
+    error: Mapping[str, Any] | None
+
+
+def health_body(fleet: Fleet, catalogue_status: CatalogueStatus, swaps: Sequence[SwapView] = ()) -> dict[str, Any]:
+    """`GET /health`: always an answer, and worst first: nobody healthy, something impaired, all well.
+
+    An alias that is warming impairs nobody; one that could not be moved is not what its operator thinks it is.
+    """
+    totals = fleet.statistics()
+    unservable = _unservable(fleet)
+    stuck = any(swap.state == "failed" for swap in swaps)
+    impaired = bool(unservable) or stuck or catalogue_status["error"] is not None
+    body: dict[str, Any] = {
+        "status": "degraded" if not totals.nodes_healthy else "impaired" if impaired else "ok",
+        "nodes": {"healthy": totals.nodes_healthy, "total": totals.nodes_total},
+        "catalogue": dict(catalogue_status),
+    }
+    if unservable:
+        body["unservable"] = unservable
+    if swaps:
+        body["swaps"] = [asdict(swap) for swap in swaps]
+    return body
+
+
+def _unservable(fleet: Fleet) -> list[dict[str, str | None]]:
+    return [
+        {"node": node.name, "model": held.id, "reason": held.report.servable_reason}
+        for node in fleet.nodes.values()
+        if node.healthy
+        for held in sorted(node.models.values(), key=lambda held: held.id)
+        if held.report is not None and not held.report.servable_ok
+    ]

@@ -1,0 +1,260 @@
+"""Prometheus: which series there are, and how they are shown. Who counts what is `accounting.py`.
+
+Names, labels and buckets are contract section 9. A labelled series appears with its first sample, and a metric's name
+with its first series; gauges of the fleet are read from it at scrape time, so a vanished node leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.telemetry.target_metrics import TargetMetrics
+
+__all__ = ["CONTENT_TYPE", "CatalogueReadings", "FleetView", "Metrics", "NodeView"]
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
+
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # no annotations in the library
+
+_DURATION_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
+_FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
+_TOKENS_PER_S = (1, 2.5, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200)
+_SWAP_S = (0.05, 0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
+_OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+
+_MetricT = TypeVar("_MetricT", Counter, Gauge, Histogram)
+
+
+class Series(Generic[_MetricT]):
+    """A metric whose children are bound on first use and kept: `labels()` costs four times what a look-up does.
+
+    Labels come from the catalogue, the fleet and a closed list of codes, never from a client, so they are bounded.
+    """
+
+    __slots__ = ("_bound", "_metric")
+
+    def __init__(self, metric: _MetricT) -> None:
+        self._metric: _MetricT = metric
+        self._bound: dict[tuple[str, ...], _MetricT] = {}
+
+    def __call__(self, *labels: str) -> _MetricT:
+        """The child for these label values; made, and so shown, the first time."""
+        try:
+            return self._bound[labels]
+        except KeyError:
+            child: _MetricT = self._metric.labels(*labels)
+            self._bound[labels] = child
+            return child
+
+
+class Metrics:
+    """All series of one gateway, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        route = ("model", "node")
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = route) -> Series[Counter]:
+            return Series(Counter(name, text, labels, registry=registry))
+
+        def histogram(
+            name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = route
+        ) -> Series[Histogram]:
+            return Series(Histogram(name, text, labels, buckets=buckets, registry=registry))
+
+        self.requests = counter("cortex_requests", "Requests routed to a neuron")
+        self.errors = counter("cortex_request_errors", "Requests that failed, by error code", (*route, "code"))
+        self.duration = histogram("cortex_request_duration_seconds", "Whole request, to the last byte", _DURATION_S)
+        self.first_token = histogram(
+            "cortex_time_to_first_token_seconds", "Request read to first generated delta", _FIRST_TOKEN_S
+        )
+        self.tokens_per_second = histogram(
+            "cortex_tokens_per_second", "Completion tokens over the first-to-last-delta window", _TOKENS_PER_S
+        )
+        self.overhead = histogram("cortex_overhead_seconds", "The gateway's own time", _OVERHEAD_S, ("phase",))
+        self.prompt_tokens = counter("cortex_prompt_tokens", "Prompt tokens, from usage")
+        self.completion_tokens = counter("cortex_completion_tokens", "Completion tokens, from usage")
+        self.cached_prompt_tokens = counter(
+            "cortex_cached_prompt_tokens", "Prompt tokens served from cache, from usage"
+        )
+        self.reasoning_tokens = counter("cortex_reasoning_tokens", "Completion tokens spent on thinking, from usage")
+        self.estimated_completion_tokens = counter(
+            "cortex_estimated_completion_tokens", "Completion tokens of answers without usage: one per delta"
+        )
+        self.cold_starts = counter("cortex_cold_starts", "Loads begun, for a request or a warm swap")
+        self.evictions = counter("cortex_evictions", "Models unloaded to make room or for idleness")
+        self.inflight: Series[Gauge] = Series(
+            Gauge("cortex_inflight_requests", "Requests at a neuron now", route, registry=registry)
+        )
+        self.disconnects = counter("cortex_client_disconnects", "Clients that left before their answer ended")
+        self.retries = counter("cortex_retries", "Attempts given up for another neuron or connection")
+        of_alias = ("alias", "model")
+        self.shadows = counter(
+            "cortex_shadows", "Requests asked again of a candidate, by what came of it", (*of_alias, "result")
+        )
+        self.hedges = counter("cortex_hedges", "Second attempts, by what became of them", (*of_alias, "result"))
+        self.hedges_withheld = counter(
+            "cortex_hedges_withheld", "Second attempts that were due, by what was lacking", (*of_alias, "reason")
+        )
+        self.rollout_percent: Series[Gauge] = Series(
+            Gauge("cortex_rollout_percent", "What a rollout gives its target now", ("alias",), registry=registry)
+        )
+        self.alias_requests = counter("cortex_alias_requests", "Requests by alias", ("alias", "model"))
+        self.fallbacks = counter(
+            "cortex_alias_fallbacks", "Requests handed on because a target could not serve", ("alias", "model", "to")
+        )
+        self.by_target = TargetMetrics(registry)
+        self.swaps = counter("cortex_alias_swaps", "Aliases that moved or were to, by how it went", ("alias", "result"))
+        self.swap_duration = histogram(
+            "cortex_alias_swap_duration_seconds", "Warm swaps: accepted file to moved alias", _SWAP_S, ("alias",)
+        )
+
+    def watch_fleet(self, nodes: Callable[[], FleetView]) -> None:
+        """Show the gauges of whatever nodes there are at the time of each scrape."""
+        self.registry.register(_FleetCollector(nodes))
+
+    def watch_queue(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+        """Show how many wait for a place at the time of each scrape; models without a line are not in it."""
+        self.registry.register(_QueueCollector(waiting))
+
+    def watch_catalogue(self, read: Callable[[], CatalogueReadings]) -> None:
+        """Show the state of the catalogue at the time of each scrape; from the start, unlike everything else."""
+        self.registry.register(_CatalogueCollector(read))
+
+    def expose(self) -> bytes:
+        """The text format, without metrics that have no sample yet."""
+        return prometheus_client.generate_latest(_Populated(self.registry))
+
+
+class DeviceView(Protocol):
+    """What a device gauge needs; readings in MB, percent and degrees Celsius, None when unknown."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def vram_used_mb(self) -> int | None: ...
+    @property
+    def vram_free_mb(self) -> int | None: ...
+    @property
+    def utilization_pct(self) -> float | None: ...
+    @property
+    def temp_c(self) -> float | None: ...
+
+
+class NodeView(Protocol):
+    """What a node gauge needs."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - the class says it
+    @property
+    def healthy(self) -> bool: ...  # noqa: D102 - as above
+    @property
+    def devices(self) -> Iterable[DeviceView] | None: ...  # noqa: D102 - as above
+
+
+FleetView = Iterable[NodeView]
+
+_DEVICE_GAUGES = {
+    "vram_used_mb": "VRAM in use, MB",
+    "vram_free_mb": "VRAM free, MB",
+    "utilization_pct": "Utilization, percent",
+    "temp_c": "Temperature, degrees Celsius",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueReadings:
+    """What the watcher says of itself; `reloads` by result, counted since the start.
+
+    `waiting` has every alias that is not where its file wants it, and whether that has been given up.
+    """
+
+    generation: int
+    last_reload_succeeded: bool
+    reloads: Mapping[str, int]
+    waiting: Mapping[str, bool] = field(default_factory=dict)
+
+
+class _QueueCollector(Collector):
+    """The lines count for themselves."""
+
+    def __init__(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+        self._waiting = waiting
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily("cortex_queued_requests", "Requests waiting for a place", labels=["model"])
+        for model, count in self._waiting().items():
+            family.add_metric([model], count)
+        yield family
+
+
+class _CatalogueCollector(Collector):
+    """The watcher counts for itself; this shows it when somebody asks."""
+
+    def __init__(self, read: Callable[[], CatalogueReadings]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        readings = self._read()
+        yield GaugeMetricFamily(
+            "cortex_catalogue_generation", "Generation of the catalogue in force", value=readings.generation
+        )
+        yield GaugeMetricFamily(
+            "cortex_catalogue_last_reload_success",
+            "1 if the file as it is now is in force, else 0",
+            value=float(readings.last_reload_succeeded),
+        )
+        reloads = CounterMetricFamily("cortex_catalogue_reloads", "Looks at the file by result", labels=["result"])
+        for result, times in readings.reloads.items():
+            if times:
+                reloads.add_metric([result], times)
+        yield reloads
+        yield from _waiting(readings.waiting)
+
+
+def _waiting(waiting: Mapping[str, bool]) -> Iterator[Metric]:
+    warming = GaugeMetricFamily("cortex_alias_warming", "1 while the new target is made ready", labels=["alias"])
+    failed = GaugeMetricFamily("cortex_alias_swap_failed", "1 while an alias could not be moved", labels=["alias"])
+    for alias, given_up in waiting.items():
+        (failed if given_up else warming).add_metric([alias], 1.0)
+    yield warming
+    yield failed
+
+
+class _FleetCollector(Collector):
+    """Gauges read from the fleet when somebody asks."""
+
+    def __init__(self, nodes: Callable[[], FleetView]) -> None:
+        self._nodes = nodes
+
+    def collect(self) -> Iterator[Metric]:
+        nodes = list(self._nodes())
+        healthy = GaugeMetricFamily("cortex_node_healthy", "1 if the neuron answers", labels=["node"])
+        for node in nodes:
+            healthy.add_metric([node.name], float(node.healthy))
+        yield healthy
+        for reading, text in _DEVICE_GAUGES.items():
+            family = GaugeMetricFamily(f"cortex_device_{reading}", text, labels=["node", "device"])
+            for node in nodes:
+                for device in node.devices or ():
+                    value = getattr(device, reading)
+                    if value is not None:
+                        family.add_metric([node.name, str(device.index)], float(value))
+            yield family
+
+
+class _Populated:
+    """A registry as `generate_latest` sees it, less the families without samples."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        return (family for family in self._registry.collect() if family.samples)

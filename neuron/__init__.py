@@ -1,0 +1,1 @@
+"""The daemon on a GPU host, and its simulation."""

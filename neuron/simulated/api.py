@@ -1,0 +1,333 @@
+"""The simulated neuron's routes: management as in contract section 2, inference, and `/sim` to make it misbehave."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+import trio
+
+from neuron.simulated import faults, inference, media
+from neuron.simulated.hardware import SimModel
+from neuron.simulated.http import Exchange
+from neuron.simulated.state import Cancelled, NeuronState, Refusal, Residency, Resident
+
+INFERENCE = {**inference.ENDPOINTS, **media.ENDPOINTS}
+_VERSION = "0.1.0-sim"
+_IDLE_TEMP_C = 38
+_BUSY_TEMP_C = 67
+
+Json = Any
+T = TypeVar("T")
+
+
+async def handle(
+    state: NeuronState, exchange: Exchange, endpoints: Mapping[str, inference.Endpoint] = INFERENCE
+) -> None:
+    """Answer one request; `endpoints` are those of inference.
+
+    Raises:
+        HangUp: the connection must end here.
+    """
+    path = exchange.request.path
+    try:
+        if not path.startswith("/sim/"):
+            await _misbehave(state, path)
+        answer = endpoints.get(path)
+        if answer is not None:
+            _expect(exchange, "POST")
+            await inference.infer(state, exchange, answer, is_form=path in media.FORMS)
+        else:
+            await exchange.respond_json(200, await _manage(state, exchange))
+    except Refusal as refusal:
+        headers = [] if refusal.retry_after_s is None else [("retry-after", str(refusal.retry_after_s))]
+        await exchange.respond_json(refusal.status, {"error": refusal.text}, headers)
+
+
+async def _misbehave(state: NeuronState, path: str) -> None:
+    if state.faults.take(faults.Unresponsive):
+        await trio.sleep_forever()
+    failing = state.faults.peek(faults.EndpointFails)
+    if failing is not None and failing.path == path:
+        state.faults.take(faults.EndpointFails)
+        raise Refusal(failing.status, failing.text)
+
+
+async def _manage(state: NeuronState, exchange: Exchange) -> Json:
+    path = exchange.request.path
+    if path == "/models/load":  # the one route that takes time
+        _expect(exchange, "POST")
+        await load(state, exchange, _read(LoadRequest, exchange))
+        return {"status": "loaded"}
+    if path.startswith("/models/") and path.count("/") == 3:
+        return _model_route(state, exchange)
+    route = _ROUTES.get(path)
+    if route is None:
+        raise Refusal(404, f"no such path: {path}")
+    answers = route.get("GET" if exchange.request.method == "HEAD" else exchange.request.method)
+    if answers is None:
+        raise Refusal(405, f"{path} takes {', '.join(route)}")
+    return answers(state, exchange)
+
+
+def _expect(exchange: Exchange, method: str) -> None:
+    if exchange.request.method != method:
+        raise Refusal(405, f"{exchange.request.path} takes {method}")
+
+
+# ---- what the neuron is
+
+
+def _discovery(state: NeuronState, _: Exchange) -> Json:
+    told = {
+        "hostname": state.name,
+        "os": "Linux (simulated)",
+        "kernel": "6.12.0-sim",
+        "cuda_version": "12.8",
+        "driver_version": "570.86.10",
+        "devices": [dataclasses.asdict(device) for device in state.devices],
+        "harnesses": sorted({model.harness for model in state.models.values()}),
+    }
+    return told if state.max_prompt_tokens is None else {**told, "max_prompt_tokens": state.max_prompt_tokens}
+
+
+def _health(state: NeuronState, _: Exchange) -> Json:
+    activation = state.activation
+    return {
+        "uptime_secs": int(trio.current_time() - (state.started_at or 0.0)),
+        "devices": [_device_health(state, device.index) for device in state.devices],
+        "activation": {
+            "state": activation.state,
+            "pending": activation.pending,
+            "in_progress": activation.in_progress,
+            "completed": activation.completed,
+            "failed": [{"model_id": model_id, "error": error} for model_id, error in activation.failed],
+        },
+        "models": [_model_health(resident) for resident in state.residents.values() if _is_loaded(resident)],
+    }
+
+
+def _device_health(state: NeuronState, index: int) -> Json:
+    busy = any(resident.places.in_flight and index in resident.devices for resident in state.residents.values())
+    return {
+        "index": index,
+        "vram_used_mb": state.vram_used_mb(index),
+        "vram_free_mb": state.vram_free_mb(index),
+        "utilization_pct": 97 if busy else 0,
+        "temp_c": _BUSY_TEMP_C if busy else _IDLE_TEMP_C,
+    }
+
+
+def _model_health(resident: Resident) -> Json:
+    model, places = resident.model, resident.places
+    return {
+        "id": model.id,
+        "in_flight": places.in_flight,
+        "queue_depth": places.queue_depth,
+        "max_in_flight": model.max_in_flight,
+        "max_queue_depth": model.max_queue_depth,
+        "tok_s_prefill": model.prefill_tok_s,
+        "tok_s_decode": model.decode_tok_s,
+        "rejected_queue_full": places.rejected_queue_full,
+        "rejected_timeout": 0,
+    }
+
+
+def _is_loaded(resident: Resident) -> bool:
+    return resident.residency is Residency.LOADED
+
+
+def _version(state: NeuronState, _: Exchange) -> Json:
+    return {"version": _VERSION, "name": state.name}
+
+
+# ---- its models
+
+
+def _models(state: NeuronState, _: Exchange) -> Json:
+    return [_model_entry(state, resident) for resident in state.residents.values()]
+
+
+def _model_entry(state: NeuronState, resident: Resident) -> Json:
+    model = resident.model
+    reported = state.faults.peek(faults.ReportStatus, model.id)
+    unservable = state.faults.peek(faults.Unservable, model.id)
+    gone = resident.residency is Residency.UNLOADED
+    entry = {
+        "id": model.id,
+        "harness": resident.harness,
+        "status": reported.status if reported else resident.residency.value,
+        "devices": [] if gone else list(resident.devices),
+        "vram_used_mb": None if gone else model.vram_mb,
+        **_abilities(model),
+    }
+    if unservable is not None:
+        entry["servable"] = {"ok": False, "reason": unservable.reason, "detail": unservable.detail}
+    return entry
+
+
+def _abilities(model: SimModel) -> dict[str, Json]:
+    return {
+        "capabilities": list(model.capabilities),
+        "limit": {"context": model.context, "output": model.output},
+        "tool_call": model.tool_call,
+        "reasoning": model.reasoning,
+    }
+
+
+def _model_route(state: NeuronState, exchange: Exchange) -> Json:
+    """`/models/{id}/endpoint` and `/capabilities`, the id being one percent-encoded segment."""
+    _expect(exchange, "GET")
+    _, _, quoted, what = exchange.request.path.split("/")
+    model_id = unquote(quoted)
+    resident = state.loaded(model_id)
+    if resident is None:
+        raise Refusal(404, f"model '{model_id}' not loaded")
+    if what == "endpoint":
+        return {"url": f"http://localhost:{state.port}"}
+    if what == "capabilities":
+        return {"id": model_id, **_abilities(resident.model)}
+    raise Refusal(404, f"no such path: {exchange.request.path}")
+
+
+class LoadRequest(msgspec.Struct):
+    """`POST /models/load`."""
+
+    model_id: str
+    harness: str | None = None
+    quant: str | None = None
+    tensor_parallel: int | None = None
+    devices: list[int] | None = None
+
+
+class UnloadRequest(msgspec.Struct):
+    """`POST /models/unload`."""
+
+    model_id: str
+
+
+async def load(state: NeuronState, exchange: Exchange | None, asked: LoadRequest) -> None:
+    """Load a model and return when its weights are resident; VRAM is taken from the start.
+
+    A client that leaves meanwhile (`exchange` is its) aborts the load, unless `load_survives_client`.
+
+    Raises:
+        Refusal: 400, with the reason.
+    """
+    if exchange is not None:
+        exchange.goes_on_alone = state.load_survives_client
+    resident = state.begin_load(asked.model_id, asked.harness, asked.tensor_parallel, asked.devices)
+    outcome: str | None = "aborted"
+    try:
+        outcome = await _read_weights(state, resident.model)
+    finally:
+        if outcome == "aborted":
+            _note_departure(state, exchange, resident.model.id)
+        state.end_load(resident, outcome)
+    if outcome is not None:
+        raise Refusal(400, outcome)
+
+
+async def _read_weights(state: NeuronState, model: SimModel) -> str | None:
+    """The time a load takes; returns why it failed, or None."""
+    fails = state.faults.take(faults.LoadFails, model.id)
+    hangs = state.faults.take(faults.LoadHangs, model.id)
+    if hangs is not None and hangs.seconds is None:
+        await trio.sleep_forever()
+    extra_s = hangs.seconds or 0.0 if hangs is not None else 0.0
+    takes_s = (fails.seconds if fails else model.load_seconds) + extra_s
+    begun_at = trio.current_time()
+    await state.sleep_until(lambda: begun_at + state.real_s(takes_s))
+    return fails.text if fails else None
+
+
+def _note_departure(state: NeuronState, exchange: Exchange | None, model_id: str) -> None:
+    if exchange is not None and exchange.client_left_at is not None:
+        state.counters["cancelled"] += 1
+        state.cancelled.append(Cancelled(exchange.client_left_at, model_id, "loading", False, None))
+
+
+def _unload(state: NeuronState, exchange: Exchange) -> Json:
+    state.unload(_read(UnloadRequest, exchange).model_id)
+    return {"status": "unloaded"}
+
+
+def _openai_models(state: NeuronState, _: Exchange) -> Json:
+    data = [
+        {"id": model_id, "object": "model", "created": 0, "owned_by": state.name}
+        for model_id, resident in state.residents.items()
+        if _is_loaded(resident)
+    ]
+    return {"object": "list", "data": data}
+
+
+def _read(kind: type[T], exchange: Exchange) -> T:
+    try:
+        return msgspec.json.decode(exchange.request.body, type=kind)
+    except msgspec.MsgspecError as fault:
+        raise Refusal(400, f"invalid request: {fault}") from None
+
+
+# ---- making it misbehave
+
+
+def _add_fault(state: NeuronState, exchange: Exchange) -> Json:
+    try:
+        state.faults.add(faults.parse(exchange.request.body))
+    except msgspec.MsgspecError as fault:
+        raise Refusal(400, f"invalid fault: {fault}") from None
+    return state.faults.in_force()
+
+
+def _clear_faults(state: NeuronState, _: Exchange) -> Json:
+    state.faults.clear()
+    return state.faults.in_force()
+
+
+def _faults(state: NeuronState, _: Exchange) -> Json:
+    return state.faults.in_force()
+
+
+def _sim_state(state: NeuronState, _: Exchange) -> Json:
+    return snapshot(state)
+
+
+def _reset(state: NeuronState, _: Exchange) -> Json:
+    state.reset()
+    return snapshot(state)
+
+
+def snapshot(state: NeuronState) -> dict[str, Json]:
+    """What `GET /sim/state` says: counters, what is in flight now, logs, violations. Bodies by their hash only."""
+    return {
+        "name": state.name,
+        "now": trio.current_time(),
+        "speed": state.speed,
+        "counters": dict(state.counters),
+        "in_flight": {model_id: resident.places.in_flight for model_id, resident in state.residents.items()},
+        "queue_depth": {model_id: resident.places.queue_depth for model_id, resident in state.residents.items()},
+        "violations": state.violations,
+        "faults": state.faults.in_force(),
+        "cancelled": [dataclasses.asdict(entry) for entry in state.cancelled],
+        "loads": [dataclasses.asdict(entry) for entry in state.loads],
+        "requests": [
+            {name: value for name, value in dataclasses.asdict(entry).items() if name != "body"}
+            for entry in state.requests
+        ],
+    }
+
+
+_ROUTES: dict[str, dict[str, Callable[[NeuronState, Exchange], Json]]] = {
+    "/discovery": {"GET": _discovery},
+    "/health": {"GET": _health},
+    "/version": {"GET": _version},
+    "/models": {"GET": _models},
+    "/models/unload": {"POST": _unload},
+    "/v1/models": {"GET": _openai_models},
+    "/sim/faults": {"GET": _faults, "POST": _add_fault, "DELETE": _clear_faults},
+    "/sim/state": {"GET": _sim_state},
+    "/sim/reset": {"POST": _reset},
+}

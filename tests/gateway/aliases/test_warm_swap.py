@@ -1,0 +1,574 @@
+"""Warm swaps, to the second: what an alias waits for, what it does not, and what becomes of it. All in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import structlog
+import trio
+from fakes.fleets import a_catalogue
+from fakes.scripted import read_request, with_length
+from fakes.world import a_sim, a_sim_model, a_world, profile_of
+from structlog.testing import capture_logs
+from trio.testing import memory_stream_pair
+
+from catalogue.models import Alias, Target
+from gateway.config.settings import DeadlineSettings, EvictionSettings, Settings
+from gateway.errors import ServiceUnavailable
+from neuron.simulated.faults import Hang, HttpError, LoadFails, NotLoaded, Refuse, SilentPrefill
+
+OLD, NEW, THIRD = a_sim_model("lab/old"), a_sim_model("lab/new"), a_sim_model("lab/third")
+LOAD_S, PROBE_S = 5.0, 1.01  # as these models are made: a second of silence, and one token
+
+
+@pytest.fixture(autouse=True)
+def fresh_loggers():
+    """Loggers made while logs are captured must not outlive the capture."""
+    yield
+    structlog.reset_defaults()
+
+
+def two_hosts(*, loaded_too=()):
+    """Each has room for one of the models; the old one serves on the first."""
+    return a_sim("a", OLD, NEW, THIRD, loaded=(OLD.id,)), a_sim("b", OLD, NEW, THIRD, loaded=loaded_too)
+
+
+def pointing_at(model, **more):
+    """A catalogue of all three, in which `x` stands for this model."""
+    alias = Alias("x", (Target(model.id),), **more)
+    return dataclasses.replace(a_catalogue(*map(profile_of, (OLD, NEW, THIRD))), aliases={"x": alias})
+
+
+def in_force(world):
+    return world.keeper.current.aliases["x"].target
+
+
+async def moved(world):
+    """Wait until the alias stands for something else; returns when that was."""
+    before = in_force(world)
+    while in_force(world) == before:
+        await trio.sleep(0.01)
+    return trio.current_time()
+
+
+async def given_up(world):
+    """Wait until a swap has failed; the reason."""
+    while (reason := world.keeper.current.warming["x"].failed) is None:
+        await trio.sleep(0.01)
+    return reason
+
+
+def samples(world, name):
+    lines = world.metrics.expose().decode().splitlines()
+    return {line for line in lines if line.startswith(name) and "bucket" not in line and "_sum" not in line}
+
+
+# Warm .................................................................................................................
+
+
+async def test_alias_moves_once_its_target_is_loaded_and_has_answered(autojump_clock):
+    """Until then its requests go where they went; then there is one assignment, told in the log."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        began, generation = trio.current_time(), world.keeper.current.generation
+        with capture_logs() as logged:
+            result = world.keeper.accept(pointing_at(NEW))
+            assert (result.result, list(result.catalogue.warming)) == ("applied", ["x"])
+            assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
+            moved_at = await moved(world)
+
+        assert moved_at - began == pytest.approx(LOAD_S + PROBE_S, abs=0.2)
+        assert world.keeper.current.generation == generation + 2  # the file, and the move
+        assert world.load_calls() == ["b"]
+        answer = await world.ask("x")
+        assert (answer.headers["x-cortex-model"], answer.node) == (NEW.id, "b")
+        told = {entry["event"]: entry for entry in logged if entry["event"].startswith("swap_")}
+        assert list(told) == ["swap_warming", "swap_done"]
+        assert told["swap_done"]["phases_ms"] == {
+            "load": pytest.approx(1000 * LOAD_S, abs=200),
+            "probe": pytest.approx(1000 * PROBE_S, abs=50),
+        }
+        assert (told["swap_done"]["from"], told["swap_done"]["to"]) == (OLD.id, NEW.id)
+        assert told["swap_done"]["generation"] == generation + 2
+        assert samples(world, "cortex_alias_swap") >= {
+            'cortex_alias_swaps_total{alias="x",result="done"} 1.0',
+            'cortex_alias_swap_duration_seconds_count{alias="x"} 1.0',
+        }
+        assert not any("at_once" in line for line in samples(world, "cortex_alias_swaps"))
+        assert world.violations() == []
+
+
+async def test_old_target_may_be_evicted_when_its_last_request_has_ended(autojump_clock, nursery):
+    """Not before, though the alias has moved: what is under way ends where it began."""
+    async with a_world(*two_hosts()) as world:
+        pinned = profile_of(THIRD, pinned_on=("a",))
+        catalogues = [pointing_at(target) for target in (OLD, NEW)]
+        first, second = (dataclasses.replace(each, models={**each.models, THIRD.id: pinned}) for each in catalogues)
+        world.keeper.accept(first)
+        began = trio.current_time()
+        world.hosts["a"].sim.faults.add(SilentPrefill(model=OLD.id, seconds=30))
+        answers = []
+
+        async def ask(model, stream):
+            answers.append(await world.ask(model, stream=stream))
+
+        nursery.start_soon(ask, "x", True)
+        await trio.sleep(1)
+        world.keeper.accept(second)
+        await moved(world)
+        nursery.start_soon(ask, THIRD.id, False)
+        await trio.sleep(20)
+        assert world.load_calls(THIRD.id) == []
+        while len(answers) < 2:
+            await trio.sleep(0.1)
+
+        old, third = answers
+        assert (old.headers["x-cortex-model"], old.text, old.events[-1]) == (OLD.id, "Tbilisi", "[DONE]")
+        assert old.ended_at - began == pytest.approx(30 + PROBE_S, abs=0.1)
+        assert (third.headers["x-cortex-model"], third.node) == (THIRD.id, "a")
+        assert third.ended_at == pytest.approx(old.ended_at + LOAD_S + PROBE_S, abs=1)
+        assert [held.id for held in world.fleet.nodes["a"].models.values() if held.routable] == [THIRD.id]
+        assert world.violations() == []
+
+
+async def test_probe_is_one_token_with_a_tool_for_a_model_that_claims_tools(autojump_clock):
+    """Because that is what agents will send, and a template that cannot take it fails only then."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+        await moved(world)
+
+        [asked] = [entry for entry in world.hosts["b"].sim.requests if entry.path == "/v1/chat/completions"]
+        body = json.loads(asked.body)
+        assert (body["model"], body["max_tokens"], len(body["tools"])) == (NEW.id, 1, 1)
+
+
+async def test_target_that_clients_have_used_takes_over_at_once(autojump_clock):
+    """Nothing is to be found out about it: one assignment, no warming, as for an alias without a thought of it."""
+    async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
+        world.keeper.accept(pointing_at(OLD))
+        assert (await world.ask(NEW.id)).status == 200
+        generation, asked = world.keeper.current.generation, len(world.hosts["b"].sim.requests)
+
+        result = world.keeper.accept(pointing_at(NEW))
+        assert in_force(world) == NEW.id
+        assert (result.catalogue.generation, dict(result.catalogue.warming)) == (generation + 1, {})
+        await trio.sleep(10)
+        assert len([entry for entry in world.hosts["b"].sim.requests if entry.path.startswith("/v1")]) == asked
+        assert samples(world, "cortex_alias_swaps") == {'cortex_alias_swaps_total{alias="x",result="at_once"} 1.0'}
+
+
+async def test_target_that_is_loaded_but_has_never_answered_is_probed(autojump_clock):
+    """Loaded is what its neuron says; answering is what clients need."""
+    async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
+        world.keeper.accept(pointing_at(OLD))
+        began = trio.current_time()
+        world.keeper.accept(pointing_at(NEW))
+
+        assert await moved(world) - began == pytest.approx(PROBE_S, abs=0.05)
+        assert world.load_calls() == []
+
+
+async def test_refusal_passed_on_to_a_client_proves_nothing(autojump_clock):
+    """A model that answers 500 has answered, but not well."""
+    async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.hosts["b"].sim.faults.add(HttpError(model=NEW.id, times=1))
+        assert (await world.ask(NEW.id)).status == 500
+
+        world.keeper.accept(pointing_at(NEW))
+        assert in_force(world) == OLD.id
+        await moved(world)
+
+
+async def test_model_reloaded_since_it_answered_is_probed_again(autojump_clock):
+    """What it did in an earlier stay says nothing about this one."""
+    async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
+        world.keeper.accept(pointing_at(OLD))
+        await world.ask(NEW.id)
+        world.lifecycle.unload("b", NEW.id)
+        await trio.sleep(1)
+        began = trio.current_time()
+        world.keeper.accept(pointing_at(NEW))
+
+        assert await moved(world) - began == pytest.approx(LOAD_S + PROBE_S, abs=0.3)
+
+
+@pytest.mark.parametrize(("capabilities", "path"), [(("embedding",), "/v1/embeddings"), (("rerank",), "/v1/rerank")])
+async def test_model_that_does_not_chat_is_asked_what_it_can_do(autojump_clock, capabilities, path):
+    """A chat completion would fail on it, and say nothing."""
+    new = dataclasses.replace(NEW, capabilities=capabilities, tool_call=False)
+    async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", new)) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+        await moved(world)
+
+        assert [entry.path for entry in world.hosts["b"].sim.requests if entry.path.startswith("/v1/")] == [path]
+
+
+async def test_several_newcomers_all_have_to_be_ready(autojump_clock):
+    """The alias moves whole or not at all."""
+    sims = (*two_hosts(), a_sim("c", OLD, NEW, THIRD))
+    async with a_world(*sims) as world:
+        world.keeper.accept(pointing_at(OLD))
+        both = Alias("x", (Target(NEW.id, 1), Target(THIRD.id, 1)))
+        began = trio.current_time()
+        world.keeper.accept(dataclasses.replace(pointing_at(OLD), aliases={"x": both}))
+
+        assert await moved(world) - began == pytest.approx(2 * (LOAD_S + PROBE_S), abs=0.4)
+        assert world.keeper.current.aliases["x"] == both
+
+
+# At once ..............................................................................................................
+
+
+async def test_cold_swap_moves_at_once_and_its_first_request_waits(autojump_clock):
+    """That is what it says."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW, swap="cold"))
+
+        assert in_force(world) == NEW.id
+        answer = await world.ask("x")
+        assert answer.headers["x-cortex-model"] == NEW.id
+        assert answer.ended_at > LOAD_S
+
+
+async def test_old_target_that_serves_nowhere_is_not_waited_for(autojump_clock):
+    """There is nobody to protect: what is asked for now may as well be what is loaded now."""
+    async with a_world(a_sim("a", OLD, NEW)) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+
+        assert in_force(world) == NEW.id
+        assert not world.keeper.current.warming
+
+
+async def test_old_target_that_dies_meanwhile_ends_the_wait(autojump_clock):
+    """Its requests would wait for its own load; they had better wait for the one under way."""
+    slow = dataclasses.replace(NEW, load_seconds=300.0)
+    async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", OLD, slow)) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+        await trio.sleep(10)
+        world.hosts["a"].kill()
+
+        assert await moved(world) < 60  # three misses of the poll, not the load
+        assert [load.model for load in world.lifecycle.loads()] == [NEW.id]
+
+
+# Not at all ...........................................................................................................
+
+
+async def test_swap_that_has_no_room_beside_the_old_target_fails_at_once_and_says_so(autojump_clock):
+    """One host, room for one: warm cannot be had, and the reason names the way out."""
+    async with a_world(a_sim("a", OLD, NEW, loaded=(OLD.id,))) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+        reason = await given_up(world)
+
+        assert trio.current_time() < 5
+        assert reason == (
+            "no room for model 'lab/new' (8000 MB): a is held by lab/old, which serves until it is there;"
+            ' an alias with swap = "cold" moves without that'
+        )
+        assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
+        assert world.load_calls() == []
+        [view] = world.swaps.views()
+        assert (view.alias, view.in_force, view.wanted, view.state, view.reason) == (
+            "x", OLD.id, NEW.id, "failed", reason,
+        )  # fmt: skip
+        world.keeper.accept(pointing_at(NEW, swap="cold"))
+        assert (await world.ask("x")).headers["x-cortex-model"] == NEW.id
+        assert world.swaps.views() == []
+
+
+async def test_swap_that_outlives_its_deadline_stays_and_can_be_tried_again(autojump_clock):
+    """To the second, with what it was waiting for; the load goes on, so the second try is short."""
+    slow = dataclasses.replace(NEW, load_seconds=100.0)
+    async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", slow)) as world:
+        world.keeper.accept(pointing_at(OLD))
+        began = trio.current_time()
+        with capture_logs() as logged:
+            world.keeper.accept(pointing_at(NEW, warm_deadline_seconds=30.0))
+            reason = await given_up(world)
+
+        assert trio.current_time() - began == pytest.approx(30, abs=0.01)
+        assert reason == "not ready within 30 s: still at phase load"
+        assert [entry["event"] for entry in logged if entry["event"].startswith("swap_")] == [
+            "swap_warming",
+            "swap_failed",
+        ]
+        assert samples(world, "cortex_alias_swaps") == {'cortex_alias_swaps_total{alias="x",result="failed"} 1.0'}
+        await trio.sleep(50)
+        assert not world.swaps.retry("y")
+        assert world.swaps.retry("x")
+        assert not world.swaps.retry("x")  # it is under way
+        assert await moved(world) - began == pytest.approx(100 + PROBE_S, abs=0.3)
+        assert world.load_calls() == ["b"]
+
+
+async def test_deadline_of_a_swap_is_that_of_loads_unless_it_says_otherwise(autojump_clock):
+    """As long as a request may wait for its model."""
+    slow = dataclasses.replace(NEW, load_seconds=1000.0)
+    settings = Settings(deadlines=DeadlineSettings(load_seconds=77.0))
+    async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", slow), settings=settings) as world:
+        world.keeper.accept(pointing_at(OLD))
+        began = trio.current_time()
+        world.keeper.accept(pointing_at(NEW))
+        await given_up(world)
+
+        assert trio.current_time() - began == pytest.approx(77, abs=0.01)
+
+
+async def test_target_that_nobody_has_fails_at_once(autojump_clock):
+    """A slip of the pen in the file leaves clients where they were."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        typo = Alias("x", (Target("lab/nwe"),))
+        world.keeper.accept(dataclasses.replace(pointing_at(OLD), aliases={"x": typo}))
+
+        assert await given_up(world) == "model 'lab/nwe' not found on any node and not in catalogue"
+        assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
+
+
+async def test_target_that_answers_badly_is_not_moved_to(autojump_clock):
+    """It is loaded, and broken: found out by us and not by clients."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.hosts["b"].sim.faults.add(HttpError(model=NEW.id, text="CUDA error"))
+        world.keeper.accept(pointing_at(NEW))
+
+        assert await given_up(world) == ("'lab/new' is loaded, but it answers a small question with 500: CUDA error")
+        world.hosts["b"].sim.faults.clear()
+        assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
+
+
+@pytest.mark.parametrize("body", [b'{"error":{"message":"no kernel"}}', b"[]", b"pong", b""])
+async def test_target_that_says_200_and_no_answer_is_not_moved_to(autojump_clock, nursery, body):
+    """Some engines report their own faults with a good status."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.upstream._connect = _all_say(with_length(body), nursery)
+        world.keeper.accept(pointing_at(NEW))
+
+        told = "it answers a small question with 200 and something that is no answer"
+        assert await given_up(world) == f"'lab/new' is loaded, but {told}"
+
+
+def _all_say(answer, nursery):
+    """Connections on which every model says this."""
+
+    async def say(stream):
+        await read_request(stream)
+        await stream.send_all(answer)
+        await stream.aclose()
+
+    async def connect(origin):
+        ours, theirs = memory_stream_pair()
+        nursery.start_soon(say, theirs)
+        return ours
+
+    return connect
+
+
+async def test_target_that_cannot_be_loaded_is_not_moved_to(autojump_clock):
+    """Every neuron that could have it was tried; the next file that is accepted tries again."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.hosts["b"].sim.faults.add(LoadFails(model=NEW.id, times=1))
+        world.keeper.accept(pointing_at(NEW))
+        assert "could not be loaded" in await given_up(world)
+
+        began = trio.current_time()
+        world.keeper.accept(pointing_at(NEW, sticky="key"))
+        assert await moved(world) - began == pytest.approx(
+            5 + LOAD_S + PROBE_S, abs=0.5
+        )  # 5 s: its neuron is left alone
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Refuse(times=2),
+        *(HttpError(status=status, retry_after_s=1, times=2) for status in (503, 429)),
+        NotLoaded(times=2),
+    ],
+)
+async def test_probe_that_meets_a_passing_trouble_is_asked_again(autojump_clock, fault):
+    """A full queue or a broken connection says nothing about the model."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.hosts["b"].sim.faults.add(fault)
+        world.keeper.accept(pointing_at(NEW))
+        await moved(world)
+
+        assert (await world.ask("x")).headers["x-cortex-model"] == NEW.id
+
+
+async def test_probe_that_hangs_counts_against_the_deadline(autojump_clock):
+    """And says that it is the probe that hangs."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.hosts["b"].sim.faults.add(Hang(model=NEW.id))
+        world.keeper.accept(pointing_at(NEW, warm_deadline_seconds=60.0))
+        await trio.sleep(30)
+        assert world.fleet.nodes["b"].models[NEW.id].leases == 1  # it is in use: nobody may unload it
+
+        assert await given_up(world) == "not ready within 60 s: still at phase probe"
+        assert world.fleet.leases == 0
+
+
+# Overtaken ............................................................................................................
+
+
+async def test_file_that_goes_back_ends_the_wait_as_if_nothing_had_been(autojump_clock):
+    """The alias never left; the load that was begun runs to its end, for whoever wants it."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+        await trio.sleep(2)
+        result = world.keeper.accept(pointing_at(OLD))
+
+        assert not result.diff
+        assert world.swaps.views() == []
+        await trio.sleep(30)
+        assert in_force(world) == OLD.id
+        assert world.load_calls() == ["b"]
+        assert samples(world, "cortex_alias_swaps") == {'cortex_alias_swaps_total{alias="x",result="superseded"} 1.0'}
+
+
+async def test_newer_file_supersedes_the_swap_under_way(autojump_clock):
+    """Only the last target counts."""
+    async with a_world(*two_hosts(), a_sim("c", THIRD)) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+        await trio.sleep(1)
+        began = trio.current_time()
+        world.keeper.accept(pointing_at(THIRD))
+
+        assert await moved(world) - began == pytest.approx(LOAD_S + PROBE_S, abs=0.2)
+        assert in_force(world) == THIRD.id
+        await trio.sleep(30)
+        assert in_force(world) == THIRD.id
+
+
+async def test_file_that_changes_something_else_leaves_the_swap_its_time(autojump_clock):
+    """It is neither begun anew nor forgotten, and moves to what the newest file says of the alias."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        began = trio.current_time()
+        world.keeper.accept(pointing_at(NEW))
+        await trio.sleep(3)
+        world.keeper.accept(pointing_at(NEW, deadline_seconds=9.0))
+
+        assert world.keeper.current.aliases["x"].deadline_seconds == 9.0
+        assert await moved(world) - began == pytest.approx(LOAD_S + PROBE_S, abs=0.2)
+        assert world.keeper.current.aliases["x"].deadline_seconds == 9.0
+
+
+async def test_target_whose_neuron_is_killed_while_it_loads_is_loaded_elsewhere(autojump_clock):
+    """Or, with nobody else left, not moved to."""
+    third = a_sim("c", NEW, vram_mb=(9000,))
+    async with a_world(*two_hosts(), third) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+        await trio.sleep(2)
+        world.hosts["b"].kill()
+        await moved(world)
+
+        assert world.load_calls() == ["b", "c"]
+        assert (await world.ask("x")).node == "c"
+
+
+async def test_target_whose_only_neuron_is_killed_while_it_loads_is_loaded_when_that_is_back(autojump_clock):
+    """That its load broke off says nothing about the model."""
+    async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", NEW)) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+        await trio.sleep(2)
+        world.hosts["b"].kill()
+        await trio.sleep(60)
+        assert world.swaps.views()[0].state in {"warming", "failed"}
+        world.hosts["b"].restart()
+        world.swaps.retry("x")
+        await moved(world)
+
+        assert world.load_calls() == ["b", "b"]
+
+
+async def test_neuron_that_is_down_may_yet_have_the_room(autojump_clock):
+    """The others have none: that is a reason to wait for it, and is shown meanwhile."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.hosts["b"].kill()
+        await trio.sleep(60)
+        world.keeper.accept(pointing_at(NEW))
+        await trio.sleep(60)
+
+        [view] = world.swaps.views()
+        assert (view.state, view.phase) == ("warming", "wait")
+        assert view.reason is not None
+        assert view.reason.endswith("; b could have it, but is not available")
+        world.hosts["b"].restart()
+        await moved(world)
+        assert (await world.ask("x")).node == "b"
+
+
+async def test_drain_ends_all_warming(autojump_clock):
+    """The next process goes by its file; nothing moves in this one any more."""
+    async with a_world(*two_hosts()) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.keeper.accept(pointing_at(NEW))
+        await trio.sleep(2)
+        world.swaps.drain()
+        world.keeper.accept(pointing_at(THIRD))
+        await trio.sleep(60)
+
+        assert in_force(world) == OLD.id
+        assert world.load_calls(THIRD.id) == []
+
+
+# Guarded ..............................................................................................................
+
+
+async def test_nobody_takes_the_room_of_either_target_while_it_is_warming(autojump_clock, nursery):
+    """A client that wants a third model meanwhile waits for its turn; afterwards the old target's room is there."""
+    settings = Settings(eviction=EvictionSettings(idle_ttl_seconds=1.0))
+    async with a_world(*two_hosts(), settings=settings) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.hosts["b"].sim.faults.add(Hang(model=NEW.id, seconds=60.0, times=1))  # so that it stays idle for long
+        world.keeper.accept(pointing_at(NEW))
+        await trio.sleep(20)
+        with pytest.raises(ServiceUnavailable, match="being swapped"):
+            world.lifecycle.unload("a", OLD.id)
+        answered = []
+
+        async def want_the_third():
+            answered.append(await world.ask(THIRD.id))
+
+        nursery.start_soon(want_the_third)
+        await trio.sleep(20)
+        assert in_force(world) == OLD.id
+        assert {held.id for node in world.fleet.nodes.values() for held in node.models.values()} == {OLD.id, NEW.id}
+
+        await moved(world)
+        await trio.sleep(LOAD_S + 5)
+        assert (answered[0].status, answered[0].node) == (200, "a")
+        assert world.violations() == []
+
+
+async def test_request_for_the_new_target_itself_does_not_push_the_old_one_out(autojump_clock):
+    """It is told that there is no room, and why."""
+    async with a_world(a_sim("a", OLD, NEW, loaded=(OLD.id,)), a_sim("b", NEW, vram_mb=(20_000,))) as world:
+        world.keeper.accept(pointing_at(OLD))
+        world.hosts["b"].kill()
+        await trio.sleep(40)
+        slow = pointing_at(NEW)
+        world.keeper.accept(slow)
+        answer = await world.ask(NEW.id)
+
+        assert answer.status == 503
+        assert "which serves until it is there" in answer.errors[0]["message"]

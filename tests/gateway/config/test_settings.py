@@ -1,0 +1,344 @@
+"""File and environment -> settings, or every reason why not."""
+
+import dataclasses
+import traceback
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fakes.configs import faults, write_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from catalogue.models import FaultyFile
+from catalogue.toml.fields import Place, Report
+from gateway.config import keys
+from gateway.config.engine_traits import DIALECTS
+from gateway.config.load import load
+from gateway.config.settings import Listen, NeuronSettings, Settings
+
+SECRET = "hunter2-hunter2"
+NEURON = "[[neurons]]\nname = 'a'\nendpoint = 'http://a'"
+ENGINE = "[[neurons]]\nname = 'a'\nkind = 'openai'\nendpoint = 'http://a'"
+PASTED = ENGINE.replace("http://a", "http://a/v1")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a cortex.toml and returns its path."""
+    return partial(write_config, tmp_path)
+
+
+def test_nothing_said_means_the_defaults():
+    """Contract section 1: loopback only."""
+    loaded = load(None, {})
+
+    assert loaded.settings == Settings()
+    assert str(loaded.settings.gateway.listen) == "127.0.0.1:31313"
+    assert str(loaded.settings.gateway.metrics_listen) == "127.0.0.1:31314"
+    assert loaded.warnings == ()
+
+
+def test_file_says_what_it_says_and_defaults_the_rest(config):
+    """Sections are laid over the defaults key by key; `*_seconds` take fractions."""
+    path = config("""
+        [gateway]
+        listen = "[::1]:9000"
+        cors_origins = ["https://a.example"]
+        [deadlines]
+        connect_seconds = 0.25
+        [[neurons]]
+        name = "beast"
+        endpoint = "http://beast.lan:13131/"
+        [[neurons]]
+        name = "cloud"
+        endpoint = "https://api.example"
+        kind = "openai"
+    """)
+
+    read = load(path, {}).settings
+
+    assert read.gateway.listen == Listen("::1", 9000)
+    assert str(read.gateway.listen) == "[::1]:9000"
+    assert read.gateway.cors_origins == ("https://a.example",)
+    assert read.gateway.drain_seconds == 300
+    assert (read.deadlines.connect_seconds, read.deadlines.idle_seconds) == (0.25, 300)
+    assert read.neurons == (
+        NeuronSettings("beast", "http://beast.lan:13131"),
+        NeuronSettings("cloud", "https://api.example", "openai"),
+    )
+
+
+@pytest.mark.parametrize("section", keys.SECTIONS)
+def test_rows_and_dataclass_have_the_same_keys_and_agree_on_defaults(section):
+    """A key added in one place only would be unreadable, or crash the reader."""
+    kind, rows = keys.SECTIONS[section]
+    defaults = {field.name: getattr(kind(), field.name) for field in dataclasses.fields(kind)}
+
+    assert defaults.keys() == rows.keys()
+    for key, value in defaults.items():
+        if value is not None:
+            raw = str(value) if isinstance(value, Listen) else list(value) if isinstance(value, tuple) else value
+            assert rows[key].check(raw, Place(Report("test"))) == value
+
+
+def test_rows_cover_everything_there_is():
+    """At the top level and in a neuron's table."""
+    assert keys.SETTINGS_FIELDS.keys() == {field.name for field in dataclasses.fields(Settings)}
+    assert keys.NEURON_FIELDS.keys() == {field.name for field in dataclasses.fields(NeuronSettings)}
+
+
+# Where the catalogue is.
+
+
+def test_relative_models_config_is_beside_the_config_file(config, monkeypatch, tmp_path_factory):
+    """Never beside whoever started the process; whether the key comes by file or by environment."""
+    path = config('models_config = "conf/models.toml"')
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    beside = path.parent / "conf/models.toml"
+
+    assert load(path, {}).settings.models_config == beside
+    assert load(path, {"CORTEX_MODELS_CONFIG": "models.toml"}).settings.models_config == path.parent / "models.toml"
+    monkeypatch.chdir(path.parent)
+    assert load(Path("cortex.toml"), {}).settings.models_config == beside
+
+
+def test_spool_dir_is_beside_the_config_file_too(config):
+    """A relative one; and without a file there is nothing it could be relative to."""
+    path = config('[gateway]\nspool_dir = "spool"\n[limits]\nspool_mb = 0.5')
+
+    assert load(path, {}).settings.gateway.spool_dir == path.parent / "spool"
+    assert load(path, {}).settings.limits.spool_mb == 0.5
+    assert load(path, {"CORTEX_GATEWAY__SPOOL_DIR": "/srv/spool"}).settings.gateway.spool_dir == Path("/srv/spool")
+    assert load(None, {}).settings.gateway.spool_dir is None
+    with pytest.raises(FaultyFile, match="relative"):
+        load(None, {"CORTEX_GATEWAY__SPOOL_DIR": "spool"})
+
+
+def test_absolute_models_config_stays(config):
+    """Wherever the config is."""
+    path = config('models_config = "/etc/cortex/models.toml"')
+    assert load(path, {}).settings.models_config == Path("/etc/cortex/models.toml")
+
+
+def test_relative_models_config_without_a_config_file_is_refused():
+    """There is nothing it could sensibly be relative to."""
+    [(_, key, message, _)] = faults(None, {"CORTEX_MODELS_CONFIG": "models.toml"})
+
+    assert key == "models_config"
+    assert "relative" in message
+
+
+def test_engine_is_described_by_its_table(config):
+    """`kind = "openai"` has keys of its own; base paths lose their trailing slash."""
+    more = "api_key = 'k'\nbase_path = '/api/'\nmodels = ['m']\nserves = { 'Q/Q' = 'q:8b' }\nvram_mb = 8192"
+
+    [engine] = load(config(f"{ENGINE}\nengine = 'ollama'\n{more}"), {}).settings.neurons
+
+    assert engine == NeuronSettings("a", "http://a", "openai", "k", "/api", ("m",), {"Q/Q": "q:8b"}, 8192, "ollama")
+
+
+@pytest.mark.parametrize(
+    ("more", "dialects"),
+    [
+        ("engine = 'cortex'", DIALECTS),
+        ("engine = 'cortex'\ndialects = ['openai']", ("openai",)),
+        ("engine = 'vllm'", ("openai",)),
+    ],
+)
+def test_another_cortex_speaks_all_that_we_do(config, more, dialects):
+    """Unless the operator says that it does not."""
+    [engine] = load(config(f"{ENGINE}\n{more}"), {}).settings.neurons
+
+    assert engine.dialects == dialects
+
+
+@pytest.mark.parametrize("given", ["/", ""])
+def test_base_path_may_be_none(config, given):
+    """An API right at the root."""
+    [engine] = load(config(f"{ENGINE}\nbase_path = '{given}'"), {}).settings.neurons
+
+    assert engine.base_path == ""
+
+
+def test_endpoint_may_end_with_v1_for_who_says_so_twice(config):
+    """With the base path spelled out it is no slip."""
+    [engine] = load(config(f"{PASTED}\nbase_path = '/v1'"), {}).settings.neurons
+
+    assert (engine.endpoint, engine.base_path) == ("http://a/v1", "/v1")
+
+
+# Faults.
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "part", "hint"),
+    [
+        ("[gatway]", 1, "gatway", "unknown key", "did you mean `gateway`?"),
+        ("[gateway]\nlisen = 'a:1'", 2, "gateway.lisen", "unknown key", "did you mean `listen`?"),
+        ("[gateway]\nidle_seconds = 1", 2, "gateway.idle_seconds", "unknown", "`idle_seconds` belongs in [deadlines]"),
+        (
+            "[gateway]\nmodels_config = 'x'", 2, "gateway.models_config", "unknown",
+            "`models_config` belongs at the top of the file, before the first [header]",
+        ),
+        ("gateway = 1", 1, "gateway", "must be a table", "write [gateway] on a line of its own"),
+        ("[gateway]\nlisten = 31313", 2, "gateway.listen", "must be a string", "write it in quotes"),
+        ("[gateway]\nlisten = ':31313'", 2, "gateway.listen", "must be host:port", None),
+        ("[gateway]\nlisten = '::1:31313'", 2, "gateway.listen", "must be host:port", None),
+        ("[gateway]\nlisten = 'localhost'", 2, "gateway.listen", "must be host:port", None),
+        ("[gateway]\nlisten = '[12:::1]:1'", 2, "gateway.listen", "not an IP address", None),
+        ("[gateway]\nlisten = '1.2.3.256:1'", 2, "gateway.listen", "not an IP address", None),
+        ("[gateway]\nlisten = 'a:65536'", 2, "gateway.listen", "port beyond 65535", None),
+        ("[gateway]\nlisten = '127.0.0.1:31314'", 2, "gateway.listen", "same address as metrics_listen", None),
+        ("[gateway]\nlisten = 'a:1'\nmetrics_listen = 'a:1'", 3, "gateway.metrics_listen", "same address", None),
+        ("[gateway]\naccess_log = 1", 2, "gateway.access_log", "must be true or false", None),
+        ("[gateway]\nbody_limit_mb = 0", 2, "gateway.body_limit_mb", "must be more than 0", None),
+        ("[gateway]\nhttp_server = 'hypercorm'", 2, "gateway.http_server", "one of", "did you mean `hypercorn`?"),
+        ("[gateway]\ndrain_seconds = -0.5", 2, "gateway.drain_seconds", "must be at least 0", None),
+        ("[deadlines]\nidle_seconds = 0", 2, "deadlines.idle_seconds", "must be more than 0", None),
+        ("[deadlines]\nidle_seconds = nan", 2, "deadlines.idle_seconds", "finite", None),
+        ("[deadlines]\nidle_seconds = '5'", 2, "deadlines.idle_seconds", "must be a number", "write it without quotes"),
+        ("[poll]\nmisses = 0", 2, "poll.misses", "must be at least 1", None),
+        ("[poll]\nmisses = 1.5", 2, "poll.misses", "must be an integer", None),
+        ("[eviction]\nstrategy = 'lfu'", 2, "eviction.strategy", 'must be one of "lru"', None),
+        ("[retries]\nattempts = -1", 2, "retries.attempts", "must be at least 0", None),
+        ("[neurons]\nname = 'a'", 1, "neurons", "must be an array of tables", "write [[neurons]], in double brackets"),
+        ("[[neurons]]\nname = 'a'", 1, "neurons[0].endpoint", "required and missing", None),
+        ("[[neurons]]\nendpoint = 'http://a'\nname = ''", 3, "neurons[0].name", "must not be empty", None),
+        ("[[neurons]]\nname = 'a'\nendpoint = 'http://a'\nkind = 'x'", 4, "neurons[0].kind", "must be one of", None),
+        (f"{NEURON}\nserves = {{}}", 4, "neurons[0].serves", 'for kind = "openai" only', None),
+        (f"{ENGINE}\nserve = {{}}", 5, "neurons[0].serve", "unknown key", "did you mean `serves`?"),
+        (f"{ENGINE}\nserves = 'a'", 5, "neurons[0].serves", "must be a table", None),
+        (f"{ENGINE}\nserves.'a/b' = 1", 5, 'neurons[0].serves."a/b"', "must be a string", "write it in quotes"),
+        (f"{ENGINE}\nserves = {{a = ''}}", 5, "neurons[0].serves.a", "must not be empty", None),
+        (f"{ENGINE}\nmodels = 'a'", 5, "neurons[0].models", "must be an array", None),
+        (f"{ENGINE}\nvram_mb = 0", 5, "neurons[0].vram_mb", "must be at least 1", None),
+        (f"{ENGINE}\nengine = 'olama'", 5, "neurons[0].engine", "one of", "did you mean `ollama`?"),
+        (f"{ENGINE}\nbase_path = 'v1'", 5, "neurons[0].base_path", "must be a path", None),
+        (f"{ENGINE}\nbase_path = '/a/../b'", 5, "neurons[0].base_path", "must be a path", None),
+        (f"{ENGINE}\nbase_path = '//a'", 5, "neurons[0].base_path", "must be a path", None),
+        (f"{ENGINE}\nbase_path = '/a?x'", 5, "neurons[0].base_path", "must be a path", None),
+        (PASTED, 4, "neurons[0].endpoint", "ends with /v1", None),
+        ("x = [", 1, None, "not TOML", None),
+    ],
+)  # fmt: skip
+def test_fault_names_line_key_and_what_to_do(config, text, line, key, part, hint):
+    """One mistake, one fault, on the line an editor would jump to."""
+    [found] = faults(config(text))
+
+    assert found[:2] == (line, key)
+    assert part in found[2]
+    if hint is not None:
+        assert found[3] == hint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "beast:13131", "ftp://beast", "http://", "http:///x", "http://a:0", "http://a:99999", "http://a:b", "http://[::1",
+        "http://a/?x=1", "http://a/#x", "http://a?", f"http://user:{SECRET}@a", f"http://{SECRET}@a", "http://a//x",
+        "http://a/../x", "http://a/x/.", "http://a/x y", "http://a\\b", " http://a",
+        "http://a..b", f"http://{'a' * 64}.lan",
+    ],
+)  # fmt: skip
+def test_endpoint_that_is_no_plain_base_url_is_refused_without_quoting_it(config, endpoint):
+    """Paths are appended to it; and people put passwords into URLs."""
+    [found] = faults(config(f"[[neurons]]\nname = 'a'\nendpoint = '{endpoint}'"))
+
+    assert found[:2] == (3, "neurons[0].endpoint")
+    assert SECRET not in str(found)
+
+
+def test_every_fault_is_told_at_once(config):
+    """Of the file in its order, of the environment with the variable's name."""
+    path = config("""\
+[gateway]
+listn = "a:1"
+[[neurons]]
+name = "a"
+endpoint = "http://a"
+[[neurons]]
+name = "a"
+endpoint = "nonsense"
+[poll]
+misses = 0
+""")
+    with pytest.raises(FaultyFile) as caught:
+        load(path, {"CORTEX_POLL__INTERVAL_SECONDS": "soon"})
+
+    told = [(fault.path, fault.line, fault.key) for fault in caught.value.faults]
+    assert told == [
+        ("CORTEX_POLL__INTERVAL_SECONDS", None, "poll.interval_seconds"),
+        (str(path), 2, "gateway.listn"),
+        (str(path), 7, "neurons[1].name"),
+        (str(path), 8, "neurons[1].endpoint"),
+        (str(path), 10, "poll.misses"),
+    ]
+
+
+def test_file_that_is_not_there_is_a_fault(tmp_path):
+    """Named by the operator, so meant."""
+    [found] = faults(tmp_path / "none.toml")
+    assert found == (None, None, "cannot be read: No such file or directory", None)
+
+
+def test_public_admin_api_without_a_token_is_warned_about(config):
+    """It would look as if a door were open; with a token it is one."""
+    path = config("[admin]\npublic = true")
+
+    [warning] = load(path, {}).warnings
+    assert (warning.line, warning.key, warning.message) == (2, "admin.public", "opens nothing")
+    assert load(path, {"CORTEX_ADMIN__TOKEN": SECRET}).warnings == ()
+
+
+def test_two_names_for_one_neuron_are_a_warning(config):
+    """It works, and counts double."""
+    path = config("[[neurons]]\nname='a'\nendpoint='http://x'\n[[neurons]]\nname='b'\nendpoint='http://x/'")
+
+    [warning] = load(path, {}).warnings
+
+    assert (warning.line, warning.key) == (6, "neurons[1].endpoint")
+
+
+# Secrets.
+
+
+def test_secret_is_shown_nowhere(config):
+    """Not in what is printed, not in what is complained of."""
+    loaded = load(config(f'[admin]\ntoken = "{SECRET}"'), {})
+    assert loaded.settings.admin.token == SECRET
+    assert SECRET not in repr(loaded)
+
+    wrong = [
+        f'token = "{SECRET} x"',
+        f'token = ["{SECRET}"]',
+        f'tokn = "{SECRET}"',
+        f'token = "{SECRET}',
+        f"token = {SECRET}",
+    ]
+    for line in ("api_key = ['{}']", "api_key = '{} x'", "api_ky = '{}'"):
+        told = faults(config(f"{ENGINE}\n{line.format(SECRET)}"))
+        assert SECRET not in repr(told)
+    assert SECRET not in repr(faults(config(f"{NEURON}\napi_key = '{SECRET}'")))
+    assert SECRET not in repr(load(config(f"{ENGINE}\napi_key = '{SECRET}'"), {}))
+    for line in wrong:
+        with pytest.raises(FaultyFile) as caught:
+            load(config(f"[admin]\n{line}"), {"CORTEX_ADMIN__X": SECRET})
+        assert SECRET not in "".join(traceback.format_exception(caught.value)).replace(repr(line), "")
+
+
+# Fuzz.
+
+
+@given(st.binary())
+def test_no_file_raises_anything_but_faulty_file(tmp_path_factory, data):
+    """Whatever the bytes."""
+    path = tmp_path_factory.mktemp("fuzz") / "cortex.toml"
+    path.write_bytes(data)
+    try:
+        load(path, {})
+    except FaultyFile as error:
+        reasons = error.faults
+    else:
+        return
+    assert reasons

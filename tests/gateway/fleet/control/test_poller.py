@@ -1,0 +1,293 @@
+"""The poller: what a round learns, what a bad neuron costs the others, and when things are asked again."""
+
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import structlog
+import trio
+from fakes.fleets import a_model
+from fakes.neuron import FakeNeuron, gpu, model
+
+from gateway.config.settings import NeuronSettings, PollSettings
+from gateway.fleet.control.neuron_client import NeuronClient
+from gateway.fleet.control.poller import Poller
+from gateway.fleet.state import Fleet
+from gateway.telemetry.metrics import Metrics
+
+ENDPOINT_PATH = "/models/m/endpoint"
+
+
+@asynccontextmanager
+async def polling(**neurons):
+    """A fleet of these neurons, polled every 10 s, each poll within 4 s."""
+    settings = [NeuronSettings(name, f"http://{name}:13131") for name in neurons]
+    fleet = Fleet(settings, misses=3)
+    clients = {entry.name: NeuronClient(entry.endpoint, transport=neurons[entry.name]) for entry in settings}
+    poller = Poller(fleet, clients, PollSettings(interval_seconds=10, timeout_seconds=4, misses=3))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(poller.run)
+        yield fleet, poller
+        nursery.cancel_scope.cancel()
+    for client in clients.values():
+        await client.aclose()
+
+
+async def test_poller_is_ready_with_a_fleet(autojump_clock):
+    """The first request finds everything a round can tell."""
+    neuron = FakeNeuron(model("m", capabilities=["vision"], limit={"context": 4096}))
+    neuron.counters = [{"id": "m", "in_flight": 2, "queue_depth": 1}]
+    neuron.activation = {"state": "pre_warming", "pending": ["p"], "in_progress": "q", "completed": [], "failed": []}
+    async with polling(a=neuron) as (fleet, _):
+        node = fleet.nodes["a"]
+        (replica,) = fleet.replicas("m")
+        assert (replica.url, replica.load) == ("http://a:8080", 3)
+        assert (replica.report.capabilities, replica.report.limit.context) == (("vision",), 4096)
+        assert (node.devices[0].vram_total_mb, node.devices[0].vram_free_mb) == (24_000, 20_000)
+        assert (node.uptime_s, node.activation.awaited) == (1000.0, ("q", "p"))
+
+
+async def test_hung_neuron_delays_nobody_but_the_start_and_that_is_bounded(autojump_clock):
+    """Ready after the hung one's deadline; the others were there at once and are polled on time."""
+    hung, well = FakeNeuron(), FakeNeuron(model("m"))
+    hung.hanging = {"/health", "/models", "/discovery"}
+    async with polling(hung=hung, well=well) as (fleet, _):
+        assert trio.current_time() == 4
+        assert fleet.replicas("m")
+        await trio.sleep_until(35)
+        assert well.asked("/models") == [0, 10, 20, 30]
+        assert hung.asked("/models") == [0, 10, 20, 30]
+        assert hung.running == 0
+        assert not fleet.nodes["hung"].ever_answered
+
+
+async def test_neuron_goes_after_three_misses_and_comes_back_with_one_answer(autojump_clock):
+    """Seen at 0, silent from then: down with the third missed poll at 30, back at 40."""
+    neuron = FakeNeuron(model("m"))
+    async with polling(a=neuron) as (fleet, _):
+        neuron.unreachable = True
+        await trio.sleep_until(29)
+        assert fleet.replicas("m")
+        await trio.sleep_until(31)
+        assert not fleet.any_healthy()
+        assert fleet.replicas("m") == ()
+        neuron.unreachable = False
+        await trio.sleep_until(41)
+        assert fleet.replicas("m")
+
+
+@pytest.mark.parametrize("how", ["hanging", "failing"])
+async def test_health_failing_alone_never_marks_a_neuron_unhealthy(autojump_clock, how):
+    """Such a neuron serves, new models included; only its readings are unknown."""
+    neuron = FakeNeuron()
+    async with polling(a=neuron) as (fleet, _):
+        getattr(neuron, how).add("/health")
+        neuron.models = [model("m")]
+        await trio.sleep_until(65)
+        assert fleet.nodes["a"].misses == 0
+        assert fleet.replicas("m")[0].url == "http://a:8080"
+        assert fleet.nodes["a"].devices[0].vram_free_mb is None
+        assert fleet.nodes["a"].devices[0].vram_total_mb == 24_000
+
+
+ABSURD = "1" + "0" * 400  # an integer that is no float
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/health", f'{{"uptime_secs":{ABSURD}}}'),
+        ("/health", f'{{"devices":[{{"index":0,"vram_free_mb":{ABSURD}}}]}}'),
+        ("/health", f'{{"devices":[{{"index":0,"temp_c":{ABSURD}}}]}}'),
+        ("/health", f'{{"models":[{{"id":"m","in_flight":{ABSURD}}}]}}'),
+        ("/discovery", f'{{"devices":[{{"index":0,"vram_total_mb":{ABSURD}}}]}}'),
+        ("/models", f'[{{"id":"m","status":"loaded","vram_used_mb":{ABSURD}}}]'),
+        ("/health", '{"uptime_secs":1e300,"devices":[{"index":1e300}]}'),
+    ],
+)
+async def test_number_that_cannot_be_meant_is_one_neurons_trouble(autojump_clock, path, text):
+    """It took the whole gateway along once; now what it says is malformed, and metrics are there for all others."""
+    mad, sane = FakeNeuron(model("m")), FakeNeuron(model("m"))
+    async with polling(a=mad, b=sane) as (fleet, _):
+        metrics = Metrics()
+        metrics.watch_fleet(lambda: fleet.snapshot().nodes)
+        mad.restart()  # so that it is asked for everything again
+        mad.overrides[path] = lambda: httpx.Response(200, stream=httpx.ByteStream(text.encode()))
+        await trio.sleep_until(65)
+
+        assert fleet.nodes["a"].healthy is (path != "/models")
+        assert [held.node.name for held in fleet.replicas("m")][-1] == "b"
+        assert b'cortex_node_healthy{node="b"} 1.0' in metrics.expose()
+
+
+async def test_models_failing_is_a_miss(autojump_clock):
+    """Whether a neuron is there is `/models`' say."""
+    neuron = FakeNeuron()
+    async with polling(a=neuron) as (fleet, _):
+        neuron.failing.add("/models")
+        await trio.sleep_until(11)
+        assert fleet.nodes["a"].misses == 1
+
+
+async def test_discovery_is_read_once_and_again_after_a_restart(autojump_clock):
+    """Hardware does not change while a neuron runs; between two runs it may."""
+    neuron = FakeNeuron()
+    async with polling(a=neuron) as (fleet, _):
+        await trio.sleep_until(25)
+        assert neuron.asked("/discovery") == [0]
+        neuron.restart()
+        neuron.devices = [gpu(0), gpu(1, total_mb=80_000)]
+        await trio.sleep_until(45)
+        assert neuron.asked("/discovery") == [0, 30]
+        assert [device.vram_total_mb for device in fleet.nodes["a"].devices] == [24_000, 80_000]
+
+
+async def test_discovery_is_asked_until_it_answers(autojump_clock):
+    """Unknown hardware stays unknown, is no reason to call the neuron dead, and is asked about again."""
+    neuron = FakeNeuron()
+    neuron.failing.add("/discovery")
+    async with polling(a=neuron) as (fleet, _):
+        assert fleet.any_healthy()
+        assert fleet.nodes["a"].devices is None
+        await trio.sleep_until(15)
+        neuron.failing.clear()
+        await trio.sleep_until(35)
+        assert neuron.asked("/discovery") == [0, 10, 20]
+        assert fleet.nodes["a"].devices is not None
+
+
+async def test_endpoint_is_looked_up_once_per_stay(autojump_clock):
+    """When first seen loaded, and again when it was gone in between."""
+    neuron = FakeNeuron(model("m"), model("n", "unloaded"))
+    async with polling(a=neuron) as (fleet, _):
+        await trio.sleep_until(25)
+        assert neuron.asked(ENDPOINT_PATH) == [0]
+        assert neuron.asked("/models/n/endpoint") == []
+        neuron.models = [model("m", "unloaded")]
+        await trio.sleep_until(35)
+        assert fleet.replicas("m") == ()
+        neuron.models, neuron.inference_url = [model("m")], "http://localhost:9999"
+        await trio.sleep_until(55)
+        assert neuron.asked(ENDPOINT_PATH) == [0, 40]
+        assert fleet.replicas("m")[0].url == "http://a:9999"
+
+
+async def test_endpoint_is_asked_again_after_a_restart_and_after_a_failed_connection(autojump_clock):
+    """A cached URL is good until something speaks against it."""
+    neuron = FakeNeuron(model("m"))
+    async with polling(a=neuron) as (fleet, _):
+        neuron.restart()
+        await trio.sleep_until(12)
+        fleet.missed("a", "request: connection refused")
+        await trio.sleep_until(45)
+        assert neuron.asked(ENDPOINT_PATH) == [0, 10, 20]
+
+
+@pytest.mark.parametrize("how", ["hanging", "failing"])
+async def test_endpoint_that_cannot_be_had_makes_one_model_wait_not_the_neuron(autojump_clock, how):
+    """No URL, no route; the rest of the poll stands."""
+    neuron = FakeNeuron(model("m"), model("n"))
+    getattr(neuron, how).add(ENDPOINT_PATH)
+    async with polling(a=neuron) as (fleet, _):
+        assert fleet.replicas("n")
+        assert fleet.replicas("m") == ()
+        getattr(neuron, how).clear()
+        await trio.sleep_until(11)
+        assert fleet.replicas("m")
+
+
+async def test_poke_polls_now_once_and_the_rhythm_goes_on_from_there(autojump_clock):
+    """A burst of failed requests is one poll."""
+    neuron = FakeNeuron()
+    async with polling(a=neuron) as (_, poller):
+        await trio.sleep_until(3)
+        for _ in range(100):
+            poller.poll_soon("a")
+        await trio.sleep_until(24)
+        assert neuron.asked("/models") == [0, 3, 13, 23]
+
+
+async def test_poke_during_a_poll_is_another_poll(autojump_clock):
+    """The one under way may have seen the past."""
+    neuron = FakeNeuron()
+    async with polling(a=neuron) as (_, poller):
+        neuron.slow_s["/models"] = 2
+        await trio.sleep_until(11)
+        poller.poll_soon("a")
+        await trio.sleep_until(15)
+        assert neuron.asked("/models") == [0, 10, 12]
+
+
+async def test_pokes_without_end_do_not_become_polls_without_end(autojump_clock):
+    """At most five a second."""
+    neuron = FakeNeuron()
+    async with polling(a=neuron) as (_, poller):
+        for _ in range(100):
+            poller.poll_soon("a")
+            await trio.sleep(0.01)
+        assert len(neuron.asked("/models")) <= 6
+
+
+async def test_poll_that_began_before_an_unload_does_not_bring_the_model_back(autojump_clock):
+    """The answer left the neuron before the unload and arrived after it."""
+    neuron = FakeNeuron(model("m"))
+    async with polling(a=neuron) as (fleet, poller):
+        neuron.slow_s["/models"] = 2
+        await trio.sleep_until(11)
+        fleet.unloading("a", "m")
+        neuron.models = []
+        fleet.dropped("a", "m")
+        poller.poll_soon("a")
+        await trio.sleep_until(12.1)
+        assert fleet.holders("m") == ()
+        await trio.sleep_until(15)
+        assert fleet.holders("m") == ()
+
+
+async def test_poll_that_began_before_a_load_does_not_hide_the_model(autojump_clock):
+    """The other way round: what we just loaded stays, and the next poll confirms it."""
+    neuron = FakeNeuron()
+    async with polling(a=neuron) as (fleet, poller):
+        neuron.slow_s["/models"] = 2
+        await trio.sleep_until(11)
+        neuron.models = [model("m")]
+        fleet.loaded("a", a_model("m", url="http://a:8080"))
+        poller.poll_soon("a")
+        for moment in (12.1, 15):
+            await trio.sleep_until(moment)
+            assert fleet.replicas("m")[0].url == "http://a:8080"
+
+
+async def test_log_tells_of_changes_only(autojump_clock):
+    """An hour of health is silence."""
+    neuron = FakeNeuron(model("m"), model("n"))
+    with structlog.testing.capture_logs() as logged:
+        async with polling(a=neuron) as (_, _poller):
+            await trio.sleep_until(3595)
+            neuron.models = [model("m", "recovering")]
+            await trio.sleep_until(3605)
+            neuron.unreachable = True
+            await trio.sleep_until(4000)
+    logged = [entry for entry in logged if entry["log_level"] != "debug"]
+    told = [(entry["event"], entry.get("model"), entry.get("status")) for entry in logged]
+    assert told == [
+        ("model_seen", "m", "loaded"),
+        ("model_seen", "n", "loaded"),
+        ("neuron_up", None, None),
+        ("status_changed", "m", "recovering"),
+        ("model_gone", "n", None),
+        ("neuron_down", None, None),
+    ]
+    assert (logged[-1]["reason"], logged[-1]["log_level"]) == ("connection refused", "warning")
+
+
+async def test_a_bug_in_a_poll_stops_the_process_loudly():
+    """A gateway without its poller is worse than none."""
+
+    class Broken(FakeNeuron):
+        def _answer(self, path):
+            return super()._answer(path) if path == "/health" else 1 / 0
+
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with polling(a=Broken()):
+            pass

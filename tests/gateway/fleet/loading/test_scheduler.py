@@ -1,0 +1,78 @@
+"""The jobs themselves: what they tell, what they refuse, and what a difficult neuron does to them. All in memory."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
+
+from gateway.errors import ServiceUnavailable
+from neuron.simulated.faults import LoadFails
+
+M, N = a_sim_model("lab/m"), a_sim_model("lab/n")
+PROFILES = (profile_of(M), profile_of(N))
+
+
+async def test_load_under_way_is_shown_with_its_age_estimate_and_waiters(autojump_clock, nursery):
+    """For `cortex status`: the estimate is None until it was once timed."""
+    async with a_world(a_sim("a", M), profiles=PROFILES) as world:
+        for estimate_s in (None, 5.0):
+            nursery.start_soon(ask_many, world, M.id, 3)
+            await trio.sleep(2)
+            (load,) = world.lifecycle.loads()
+            assert (load.node, load.model, load.elapsed_s, load.waiters) == ("a", M.id, pytest.approx(2), 3)
+            assert load.estimate_s == (estimate_s and pytest.approx(estimate_s))
+            assert world.lifecycle.retry_after_s(M.id) == (28 if estimate_s is None else 3)
+            await trio.sleep(10)
+            world.lifecycle.unload("a", M.id)
+            await trio.sleep(1)
+
+
+async def test_operator_may_not_unload_what_is_in_use_or_not_there(autojump_clock, nursery):
+    """Nor while the node has another job. Each says which of them it is."""
+    async with a_world(a_sim("a", M, N, loaded=(M.id,)), profiles=PROFILES) as world:
+        with pytest.raises(ServiceUnavailable, match="is gone, not loaded"):
+            world.lifecycle.unload("a", N.id)
+        nursery.start_soon(world.ask, M.id)
+        await trio.sleep(0.5)
+        with pytest.raises(ServiceUnavailable, match="is in use: 1 request of ours under way"):
+            world.lifecycle.unload("a", M.id)
+        nursery.start_soon(world.ask, N.id)
+        await trio.sleep(3)
+        assert len(world.lifecycle.loads()) == 1
+        with pytest.raises(ServiceUnavailable, match="a is busy with another load or unload"):
+            world.lifecycle.unload("a", M.id)
+        await trio.sleep(10)
+        assert world.violations() == []
+
+
+async def test_waiters_of_a_load_have_the_model_before_anybody_may_evict_it(autojump_clock, nursery):
+    """A request for another model that comes at the very moment does not take it from under them."""
+    sim = a_sim("a", M, N)
+    async with a_world(sim, profiles=PROFILES) as world:
+        answers = []
+
+        async def many():
+            answers.extend(await ask_many(world, M.id, 20))
+
+        def pounce(change):
+            if (change.model, change.after) == (M.id, "loaded"):
+                nursery.start_soon(world.ask, N.id)
+
+        world.fleet.observers.append(pounce)
+        await many()
+        assert [answer.ended_at for answer in answers] == [pytest.approx(6.02)] * 20
+        assert [entry.model for entry in sim.loads if entry.outcome == "begun"] == [M.id]
+        await trio.sleep(10)
+        assert [entry.model for entry in sim.loads if entry.outcome == "begun"] == [M.id, N.id]
+
+
+async def test_waiter_of_a_failing_load_hears_of_every_neuron(autojump_clock):
+    """All reasons in one answer, so that one look is enough."""
+    sims = a_sim("a", M), a_sim("b", M)
+    for sim in sims:
+        sim.faults.add(LoadFails(text=f"no kernel on {sim.name}"))
+    async with a_world(*sims, profiles=PROFILES) as world:
+        (error,) = (await world.ask(M.id)).errors
+        assert "a: 400: no kernel on a" in error["message"]
+        assert "b: 400: no kernel on b" in error["message"]

@@ -1,0 +1,156 @@
+"""What is noted of a routing decision: nothing of a trivial one, everything of one that met with trouble."""
+
+import pytest
+from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
+
+from gateway.errors import GatewayError
+from gateway.fleet.routing import decision_log
+from gateway.fleet.routing.choose import WaitForPlace, choose
+from gateway.fleet.routing.decision_log import LIMIT, Verdict
+
+
+@pytest.fixture
+def fleet():
+    """Three neurons that have answered, and one that never did."""
+    clock = Clock()
+    clock.now = 100.0
+    fleet = a_fleet("a", "b", "c", "d", clock=clock)
+    for name in "abc":
+        answers(fleet, name)
+    return fleet
+
+
+def noted(fleet, *profiles, model="m", failed_on=(), made=None, into=None):
+    """What is noted of the decision that routing makes now."""
+    kept = [] if into is None else into
+    catalogue = a_catalogue(*profiles)
+    if made is None:
+        try:
+            made = choose(model, fleet, catalogue, exclude=failed_on)
+        except GatewayError as error:
+            made = error
+    decision_log.note(kept, made, model=model, fleet=fleet, catalogue=catalogue, failed_on=failed_on)
+    return kept
+
+
+def states(choice):
+    return {verdict.node: (verdict.state, verdict.detail) for verdict in choice.told()}
+
+
+def test_only_replica_is_no_choice(fleet):
+    """That it was asked says it all."""
+    answers(fleet, "a", a_model("m"))
+
+    assert noted(fleet) == []
+
+
+def test_of_several_replicas_it_is_how_busy_each_was(fleet):
+    """At the time, not later; who does not have it was no candidate."""
+    answers(fleet, "a", a_model("m", in_flight=2))
+    answers(fleet, "b", a_model("m"))
+    [choice] = noted(fleet)
+    with fleet.lease("b", "m"):
+        assert choice[:4] == (100.0, "m", "route", "b")
+        assert choice.told() == (Verdict("a", "passed over", "2 requests"), Verdict("b", "chosen", "0 requests"))
+
+
+def test_cold_model_gets_a_verdict_on_every_neuron(fleet):
+    """Where it fits, how, and why not."""
+    answers(fleet, "a", devices=(a_gpu(free_mb=20_000),))
+    answers(fleet, "b", devices=(a_gpu(free_mb=100),))
+    answers(fleet, "c", devices=(a_gpu(total_mb=8_000, free_mb=8_000),))
+    [choice] = noted(fleet, a_profile("m", vram_mb=9_000, min_device_vram_mb=9_000))
+
+    assert (choice.decision, choice.node) == ("load", None)
+    assert states(choice) == {
+        "a": ("not loaded", "it fits, 20000 MB free"),
+        "b": ("not loaded", "no room, 100 MB free"),
+        "c": ("not loaded", "cannot hold it"),
+        "d": ("unhealthy", "not heard of yet"),
+    }
+
+
+def test_load_under_way_is_seen(fleet):
+    """By whom."""
+    fleet.loading("b", "m")
+    [choice] = noted(fleet, a_profile("m"))
+
+    assert choice.decision == "wait for the load"
+    assert states(choice)["b"] == ("loading", "no address known")
+
+
+def test_failed_draining_and_down_neurons_say_so(fleet):
+    """One stood in the way of this request, the others in that of all."""
+    for name in "abc":
+        answers(fleet, name, a_model("m"))
+    fleet.drain("b", draining=True)
+    for _ in range(3):
+        fleet.missed("c", "gone")
+    [choice] = noted(fleet, failed_on={"a"})
+
+    assert choice.decision == "service_unavailable"
+    assert states(choice) == {
+        "a": ("failed before", "this request"),
+        "b": ("draining", ""),
+        "c": ("unhealthy", "3 misses in a row"),
+        "d": ("unhealthy", "not heard of yet"),
+    }
+
+
+def test_breaker_and_retry_after_are_told(fleet):
+    """Why the request went to the third."""
+    for name in "abc":
+        answers(fleet, name, a_model("m"))
+    for _ in range(5):
+        fleet.nodes["a"].breaker.failed(fleet.now(), "it broke off")
+    fleet.busy("b", "m", 30)
+    [choice] = noted(fleet)
+
+    assert choice.node == "c"
+    assert states(choice) == {
+        "a": ("breaker open", "it broke off"),
+        "b": ("busy", "said so for another 30 s"),
+        "c": ("chosen", ""),
+        "d": ("unhealthy", "not heard of yet"),
+    }
+
+
+def test_model_that_cannot_serve_is_told_by_its_state(fleet):
+    """And by the neuron's own reason."""
+    answers(fleet, "a", a_model("m", servable_ok=False, servable_reason="out of memory" + "!" * 999))
+    answers(fleet, "b", a_model("m", "poisoned"))
+    [choice] = noted(fleet)
+
+    assert choice.decision == "service_unavailable"
+    assert states(choice)["a"][0] == "not servable"
+    assert states(choice)["a"][1].startswith("out of memory!")
+    assert len(states(choice)["a"][1]) == 200
+    assert states(choice)["b"] == ("poisoned", "")
+
+
+def test_wait_for_a_place_tells_how_full_it_was(fleet):
+    """Of those that have it."""
+    answers(fleet, "a", a_model("m"))
+    with fleet.lease("a", "m"), fleet.lease("a", "m"):
+        [choice] = noted(fleet, made=WaitForPlace("m"))
+
+    assert choice.decision == "wait for a place"
+    assert states(choice)["a"] == ("waited for", "2 requests")
+
+
+def test_source_name_counts_as_the_model(fleet):
+    """A neuron lists it as `source:id`."""
+    answers(fleet, "a", a_model("hf:m"))
+    answers(fleet, "b", a_model("hf:m"))
+    [choice] = noted(fleet, a_profile("m", source="hf"))
+
+    assert [verdict.node for verdict in choice.told()] == ["a", "b"]
+
+
+def test_what_is_noted_of_one_request_is_bounded(fleet):
+    """However often it is turned away."""
+    kept = []
+    for _ in range(LIMIT + 5):
+        noted(fleet, into=kept)
+
+    assert len(kept) == LIMIT

@@ -1,0 +1,274 @@
+"""The fleet: strikes, leases, the index of replicas, and what outlives a poll that began too early."""
+
+import pytest
+import trio
+from fakes.fleets import Clock, a_fleet, a_gpu, a_model, answers, where
+
+from gateway.fleet.circuit_breaker import FAILURES
+from gateway.fleet.reports import Activation, NodeReport
+
+
+def test_node_is_unhealthy_until_it_first_answers():
+    """A configured neuron is a hope, not a fact."""
+    fleet = a_fleet("a")
+    assert not fleet.any_healthy()
+    answers(fleet, "a")
+    assert fleet.any_healthy()
+    assert fleet.statistics().ever_answered
+
+
+def test_node_is_down_after_three_misses_in_a_row_and_up_after_one_answer():
+    """One missed poll is weather; three are an outage, announced once."""
+    fleet, seen = a_fleet("a"), []
+    fleet.observers.append(seen.append)
+    answers(fleet, "a", a_model("m"))
+    for misses in (1, 2):
+        fleet.missed("a")
+        assert fleet.nodes["a"].misses == misses
+        assert where(fleet, "m") == ["a"]
+    fleet.missed("a", "refused")
+    assert where(fleet, "m") == []
+    fleet.missed("a", "refused")
+    answers(fleet, "a", a_model("m"))
+    assert where(fleet, "m") == ["a"]
+    assert fleet.nodes["a"].misses == 0
+    assert [change.kind for change in seen] == ["model_seen", "neuron_up", "neuron_down", "neuron_up"]
+    assert seen[2].detail == "refused"
+
+
+def test_misses_are_forgiven_by_an_answered_request_but_only_while_healthy():
+    """Strikes count in a row; a stream that still runs does not resurrect a neuron that polls call dead."""
+    fleet = a_fleet("a")
+    answers(fleet, "a")
+    fleet.missed("a")
+    fleet.missed("a")
+    fleet.succeeded("a")
+    fleet.missed("a")
+    assert fleet.any_healthy()
+    fleet.missed("a")
+    fleet.missed("a")
+    fleet.succeeded("a")
+    assert not fleet.any_healthy()
+    assert fleet.nodes["a"].misses == 3, "still the same outage, which is announced once"
+
+
+def test_answered_request_ends_a_neurons_time_out():
+    """It said that it was full for a minute, and has answered since: others are no longer asked first."""
+    fleet = a_fleet("a", clock=lambda: 0.0)
+    answers(fleet, "a", a_model("m"))
+    fleet.busy("a", "m", 60)
+    (held,) = fleet.replicas("m")
+    assert held.troubled
+    fleet.succeeded("a", "m")
+    assert not held.troubled
+
+
+def test_restarted_neuron_has_a_breaker_as_new():
+    """Its uptime went back: what failed, failed in another life."""
+    fleet = a_fleet("a", clock=lambda: 0.0)
+    answers(fleet, "a", a_model("m"), uptime_s=1000.0)
+    for _ in range(FAILURES):
+        fleet.at_fault("a", "500")
+    assert not fleet.nodes["a"].breaker.closed
+    answers(fleet, "a", a_model("m"), uptime_s=1010.0)
+    assert not fleet.nodes["a"].breaker.closed
+    answers(fleet, "a", a_model("m"), uptime_s=3.0)
+    assert fleet.nodes["a"].breaker.closed
+
+
+def test_models_no_longer_reported_are_pruned():
+    """What a neuron stops mentioning, it does not have."""
+    fleet, seen = a_fleet("a"), []
+    answers(fleet, "a", a_model("m"), a_model("n"))
+    fleet.observers.append(seen.append)
+    answers(fleet, "a", a_model("n", "unloaded"))
+    assert set(fleet.nodes["a"].models) == {"n"}
+    assert where(fleet, "m") == where(fleet, "n") == []
+    assert [(change.kind, change.model, change.after) for change in seen] == [
+        ("model_gone", "m", None),
+        ("status_changed", "n", "unloaded"),
+    ]
+
+
+def test_lease_is_counted_while_held_and_given_back_on_error():
+    """No way out of the block keeps a place."""
+    clock = Clock()
+    fleet = a_fleet("a", clock=clock)
+    answers(fleet, "a", a_model("m"))
+    held = fleet.nodes["a"].models["m"]
+    with pytest.raises(RuntimeError, match="boom"), fleet.lease("a", "m"):
+        assert (held.leases, fleet.leases, fleet.nodes["a"].leases) == (1, 1, 1)
+        with pytest.raises(AssertionError, match="m on a"):
+            fleet.assert_idle()
+        clock.now = 7.0
+        raise RuntimeError("boom")
+    fleet.assert_idle()
+    assert held.last_used == 7.0
+
+
+def test_lease_survives_its_model_vanishing_and_coming_back():
+    """One request, one count, whatever polls say meanwhile."""
+    fleet = a_fleet("a")
+    answers(fleet, "a", a_model("m"))
+    with fleet.lease("a", "m"):
+        fleet.dropped("a", "m")
+        assert fleet.holders("m") == ()
+        answers(fleet, "a", a_model("m"))
+        assert fleet.replicas("m")[0].leases == 1
+        answers(fleet, "a")
+    fleet.assert_idle()
+    assert fleet.nodes["a"].models == {}
+
+
+def test_lease_cannot_be_taken_twice():
+    """A second `with` on a held lease is a bug worth hearing of."""
+    fleet = a_fleet("a")
+    lease = fleet.lease("a", "m")
+    with lease, pytest.raises(RuntimeError, match="already"):
+        lease.__enter__()
+    fleet.assert_idle()
+
+
+def local_changes():
+    def unload(fleet):
+        fleet.unloading("a", "m")
+        fleet.dropped("a", "m")
+
+    def load(fleet):
+        fleet.dropped("a", "m")
+        fleet.loaded("a", a_model("m", url="http://new:1"))
+
+    return [
+        pytest.param(lambda fleet: fleet.dropped("a", "m"), None, id="dropped"),
+        pytest.param(unload, None, id="unloaded"),
+        pytest.param(lambda fleet: fleet.unloading("a", "m"), "unloading", id="being-unloaded"),
+        pytest.param(load, "loaded", id="loaded"),
+    ]
+
+
+@pytest.mark.parametrize(("change", "status"), local_changes())
+@pytest.mark.parametrize("reported", ["loaded", "unloaded", None])
+def test_poll_that_began_before_our_own_change_does_not_undo_it(change, status, reported):
+    """A poll tells of the past. Its successor, begun after the change, is believed."""
+    fleet = a_fleet("a")
+    answers(fleet, "a", a_model("m"), a_model("other"))
+    mark = fleet.mark("a")
+    change(fleet)
+    models = () if reported is None else (a_model("m", reported),)
+    fleet.answered("a", NodeReport((*models, a_model("other", "unloaded"))), since=mark)
+    held = fleet.holders("m")
+    assert (held[0].status if held else None) == status
+    assert fleet.holders("other")[0].status == "unloaded"
+    if status != "unloading":
+        fleet.answered("a", NodeReport(models), since=fleet.mark("a"))
+        assert [held.status for held in fleet.holders("m")] == ([reported] if reported else [])
+
+
+def test_poll_that_began_before_a_refused_connection_does_not_forgive_it():
+    """An answer from before the crash is no sign of life after it."""
+    fleet = a_fleet("a")
+    answers(fleet, "a")
+    mark = fleet.mark("a")
+    fleet.missed("a")
+    fleet.answered("a", NodeReport(()), since=mark)
+    assert (fleet.nodes["a"].misses, fleet.nodes["a"].urls_doubtful) == (1, True)
+    answers(fleet, "a")
+    assert (fleet.nodes["a"].misses, fleet.nodes["a"].urls_doubtful) == (0, False)
+
+
+def test_load_that_failed_leaves_no_trace():
+    """After the failure the model is where it was: nowhere."""
+    fleet = a_fleet("a")
+    answers(fleet, "a")
+    fleet.loading("a", "m")
+    fleet.unchanged("a", "m")
+    assert fleet.nodes["a"].models == {}
+
+
+def test_draining_node_takes_no_new_requests():
+    """A drained node is healthy, and out of the index."""
+    fleet = a_fleet("a", "b")
+    answers(fleet, "a", a_model("m"))
+    answers(fleet, "b", a_model("m"))
+    fleet.drain("a", draining=True)
+    assert where(fleet, "m") == ["b"]
+    fleet.drain("a", draining=False)
+    assert where(fleet, "m") == ["a", "b"]
+
+
+def test_drained_node_stays_drained_until_somebody_says_otherwise():
+    """Polls, an outage and a restart of the neuron are no reason; drain and undrain are announced, once each."""
+    fleet, seen = a_fleet("a"), []
+    answers(fleet, "a", a_model("m"), uptime_s=100.0)
+    fleet.observers.append(seen.append)
+    fleet.drain("a", draining=True)
+    answers(fleet, "a", a_model("m"), uptime_s=110.0)
+    for _ in range(3):
+        fleet.missed("a", "gone")
+    answers(fleet, "a", a_model("m"), uptime_s=1.0)
+    fleet.drain("a", draining=True)
+    assert fleet.nodes["a"].draining
+    assert fleet.snapshot().nodes[0].draining
+    assert where(fleet, "m") == []
+    fleet.drain("a", draining=False)
+    assert where(fleet, "m") == ["a"]
+    assert [change.kind for change in seen] == ["draining", "neuron_down", "neuron_up", "undrained"]
+
+
+def test_load_that_failed_leaves_no_loading_behind_that_was_its_own():
+    """A poll saw it under way; the neuron that died with it cannot take that back, and nobody is to wait for it."""
+    fleet = a_fleet("a")
+    answers(fleet, "a")
+    fleet.loading("a", "m")
+    answers(fleet, "a", a_model("m", "loading"))
+    fleet.unchanged("a", "m")
+    assert not fleet.nodes["a"].is_loading("m")
+    assert fleet.holders("m") == ()
+    answers(fleet, "a", a_model("m", "loading"))  # unless it says so again: then it goes on without us
+    assert fleet.nodes["a"].is_loading("m")
+
+
+def test_fault_of_a_neuron_that_answers_is_the_breakers_and_no_strike():
+    """It is there, and says so; but it breaks what it is sent."""
+    fleet = a_fleet("a")
+    answers(fleet, "a", a_model("m"))
+    for _ in range(FAILURES):
+        fleet.at_fault("a", "500: CUDA error")
+    assert (fleet.nodes["a"].misses, fleet.nodes["a"].healthy) == (0, True)
+    assert not fleet.nodes["a"].breaker.closed
+
+
+def test_devices_and_activation_outlive_a_poll_without_them_but_readings_do_not():
+    """A failing `/health` hides no GPU and starts no second load; free memory becomes unknown, not stale."""
+    fleet = a_fleet("a")
+    warming = Activation("pre_warming", "m", ("n",))
+    answers(fleet, "a", devices=(a_gpu(),), activation=warming, uptime_s=5.0)
+    fleet.answered("a", NodeReport(()))
+    node = fleet.nodes["a"]
+    assert (node.activation, node.uptime_s) == (warming, 5.0)
+    assert node.devices[0].vram_total_mb == 24_000
+    assert node.devices[0].vram_free_mb is None
+
+
+async def test_waiters_wake_when_a_model_arrives_or_falls_idle(autojump_clock):
+    """Whoever waits for a model or for room hears of both, and of nothing else that matters little."""
+    fleet, woken = a_fleet("a", clock=trio.current_time), []
+    answers(fleet, "a")
+
+    async def wait():
+        while True:
+            await fleet.wait_changed()
+            woken.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.sleep(1)
+        answers(fleet, "a", a_model("m"))
+        await trio.sleep(1)
+        with fleet.lease("a", "m"):
+            await trio.sleep(1)
+        await trio.sleep(1)
+        answers(fleet, "a", a_model("m"), devices=(a_gpu(free_mb=1),))
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert woken == [1, 3]

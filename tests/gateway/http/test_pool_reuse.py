@@ -1,0 +1,224 @@
+"""Connections to neurons: when one is used again, when not, and what of an answer is refused. In memory."""
+
+import pytest
+import trio
+from fakes.patience import SAFETY_NET_S
+from trio.testing import memory_stream_pair
+
+from gateway.config.settings import DeadlineSettings
+from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
+from gateway.http.phase_deadlines import Phases
+from gateway.http.pool import Origin, Upstream, request_head
+
+ORIGIN = Origin.parse("http://beast:13131/prefix/")
+HANG = object()
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Scripted:
+    """Upstream over memory streams: each new connection is served by the next script."""
+
+    def __init__(self, nursery, *scripts):
+        self._nursery = nursery
+        self._scripts = list(scripts)
+        self.upstream = Upstream(connect=self._connect)
+        self.received = []
+
+    async def _connect(self, origin):
+        script = self._scripts.pop(0)
+        if isinstance(script, OSError):
+            raise script
+        ours, theirs = memory_stream_pair()
+        self._nursery.start_soon(self._serve, script, theirs)
+        return ours
+
+    async def _serve(self, script, wire):
+        for answer in script:
+            data = await wire.receive_some()
+            if not data:
+                return
+            self.received.append(data)
+            if answer is None:
+                break
+            if answer is HANG:
+                await trio.sleep_forever()
+            await wire.send_all(answer)
+        await wire.aclose()
+
+    async def ask(self, message=b"POST / HTTP/1.1\r\n\r\n"):
+        with Phases(DeadlineSettings()) as phases:
+            async with self.upstream.exchange(ORIGIN, (message,), phases) as response:
+                body = b""
+                while piece := await response.receive():
+                    body += piece
+                return response.status, body
+
+
+@pytest.fixture
+def scripted(nursery):
+    return lambda *scripts: Scripted(nursery, *scripts)
+
+
+def test_request_head_has_the_prefix_and_host_of_the_origin():
+    """And the length of the body; the caller's headers between."""
+    head = request_head(ORIGIN, b"/v1/chat/completions", [(b"accept", b"*/*")], 7)
+
+    assert head == (
+        b"POST /prefix/v1/chat/completions HTTP/1.1\r\nhost: beast:13131\r\naccept: */*\r\ncontent-length: 7\r\n\r\n"
+    )
+
+
+async def test_connection_is_used_again(autojump_clock, scripted):
+    """Three requests, one connection."""
+    pool = scripted([OK] * 3)
+    assert [await pool.ask() for _ in range(3)] == [(200, b"ok")] * 3
+    assert pool.upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 1, "reused": 2}
+
+
+async def test_connection_rests_three_seconds_and_no_longer(autojump_clock, scripted):
+    """Servers commonly close at five: we are first."""
+    pool = scripted([OK] * 2, [OK])
+    await pool.ask()
+    await trio.sleep(2.9)
+    await pool.ask()
+    await trio.sleep(3.1)
+    await pool.ask()
+    assert pool.upstream.opened == 2
+
+
+async def test_sweeper_closes_what_has_rested_too_long(autojump_clock, nursery, scripted):
+    """Also when nobody asks that neuron again."""
+    pool = scripted([OK] * 2)
+    nursery.start_soon(pool.upstream.run)
+    await pool.ask()
+    await trio.sleep(4.1)
+    assert pool.upstream.statistics()["idle"] == 0
+
+
+async def test_reused_connection_that_dies_unanswered_is_tried_once_more(autojump_clock, scripted):
+    """On a fresh one; the neuron closed just as we asked again."""
+    pool = scripted([OK, None], [OK])
+    await pool.ask()
+    assert await pool.ask() == (200, b"ok")
+    assert pool.upstream.opened == 2
+
+
+async def test_fresh_connection_that_dies_unanswered_is_an_error(autojump_clock, scripted):
+    """Trying for ever would hide a neuron that crashes at every request."""
+    pool = scripted([None])
+    with pytest.raises(UpstreamConnectionError, match="without an answer"):
+        await pool.ask()
+    assert pool.upstream.in_use == 0
+
+
+async def test_refused_connection_says_why(autojump_clock, scripted):
+    """With the system's own words."""
+    pool = scripted(OSError(111, "Connection refused"))
+    with pytest.raises(UpstreamConnectionError, match=r"beast:13131.*Connection refused"):
+        await pool.ask()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\n\r\nok",  # until close
+        OK + b"HTTP/1.1 200 OK\r\n\r\n",  # more than was asked for
+        OK + b"garbage",
+    ],
+)
+async def test_connection_is_not_used_again_after(autojump_clock, scripted, answer):
+    """A close that is announced, implied, or deserved."""
+    pool = scripted([answer, None] if answer[-6:] == b"\r\n\r\nok" and b"length" not in answer else [answer], [OK])
+    if b"length" not in answer:
+        pool = scripted_until_close(pool, answer)
+    assert (await pool.ask())[1] == b"ok"
+    await pool.ask()
+    assert pool.upstream.opened == 2
+
+
+def scripted_until_close(pool, answer):
+    """The same, but the neuron closes after its answer, as that is its end."""
+
+    async def serve(script, wire):
+        await wire.receive_some()
+        await wire.send_all(script[0])
+        await wire.aclose()
+
+    pool._serve = serve
+    return pool
+
+
+async def test_cancelled_exchange_closes_its_connection(autojump_clock, scripted):
+    """Its answer may still come: nobody else may get it."""
+    pool = scripted([HANG], [OK])
+    with trio.move_on_after(1):
+        await pool.ask()
+    assert pool.upstream.statistics()["in_use"] == 0
+    assert await pool.ask() == (200, b"ok")
+    assert pool.upstream.opened == 2
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+async def test_interim_responses_are_skipped(autojump_clock, scripted, pieces):
+    """100 and 103 come before the answer; they are not it."""
+    interim = b"HTTP/1.1 100 Continue\r\n\r\n" + b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" * pieces
+    pool = scripted([interim + OK] * 2)
+    assert [await pool.ask() for _ in range(2)] == [(200, b"ok")] * 2
+    assert pool.upstream.opened == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx: y\r\n\r\n", None),
+        (b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\n", UpstreamConnectionError),
+        (b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\nzz\r\n", UpstreamMalformedResponse),
+        (b"content-length: 3\r\n\r\nok", UpstreamConnectionError),
+        (b"content-length: 2\r\ncontent-length: 3\r\n\r\nok", UpstreamMalformedResponse),
+        (b"transfer-encoding: chunked\r\n\r\n2;" + b"x" * 200_000, UpstreamMalformedResponse),
+        (b"transfer-encoding: chunked\r\n\r\n0\r\n" + b"x: y\r\n" * 40_000, UpstreamMalformedResponse),
+        (b"x: " + b"y" * 60_000 + b"\r\ncontent-length: 2\r\n\r\nok", None),
+        (b"x: " + b"y" * 66_000 + b"\r\ncontent-length: 2\r\n\r\nok", UpstreamMalformedResponse),
+        (b"x: y\r\n" * 20_000 + b"content-length: 2\r\n\r\nok", UpstreamMalformedResponse),
+    ],
+)
+async def test_framing_is_held_to(autojump_clock, scripted, body, error):
+    """Truncated is broken off, wrong is malformed, and nothing grows beyond 64 KiB; trailers end here."""
+    pool = scripted([b"HTTP/1.1 200 OK\r\n" + body])
+    pool = scripted_until_close(pool, b"")
+    if error is None:
+        assert await pool.ask() == (200, b"ok")
+    else:
+        with pytest.raises(error):
+            await pool.ask()
+    assert pool.upstream.in_use == 0
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x00" * 10, b"HTTP/1.1 101 Switching Protocols\r\n\r\n"]
+)
+async def test_garbage_for_an_answer_is_malformed(autojump_clock, scripted, garbage):
+    """Also an upgrade nobody asked for."""
+    with pytest.raises((UpstreamMalformedResponse, UpstreamConnectionError)):
+        await scripted_until_close(scripted([garbage]), b"").ask()
+
+
+async def test_early_answer_is_heard_while_a_large_body_is_being_sent(nursery):
+    """On a real socket: the neuron says 413 without reading to the end, and does not close."""
+
+    async def neuron(stream):
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno")
+        await trio.sleep_forever()
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, neuron, listeners)
+    upstream = Upstream()
+    origin = Origin.parse(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
+    head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 50000000\r\n\r\n"
+    with trio.fail_after(SAFETY_NET_S), Phases(DeadlineSettings()) as phases:
+        async with upstream.exchange(origin, (head, b"x" * 50_000_000), phases) as response:
+            assert (response.status, await response.receive()) == (413, b"no")
+    assert upstream.statistics()["idle"] == 0
+    nursery.cancel_scope.cancel()

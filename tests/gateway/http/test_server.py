@@ -1,0 +1,735 @@
+"""The HTTP front against good, bad and slow clients: all in memory, on the autojump clock."""
+
+import json
+import re
+
+import pytest
+import structlog
+import trio
+from trio.testing import memory_stream_pair, wait_all_tasks_blocked
+
+from gateway.http.server import ClientDisconnected, Server, ServerLimits, Statistics
+
+GET = b"GET /x?y=1 HTTP/1.1\r\nhost: a\r\n\r\n"
+POST = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello"
+CHUNKED = b"POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+
+
+async def read_body(receive):
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        body += message["body"]
+        if not message["more_body"]:
+            return body
+
+
+async def echo(scope, receive, send):
+    """Answers with what it was sent: method, path and body."""
+    body = await read_body(receive)
+    told = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"].decode()}
+    data = json.dumps({**told, "body": body.decode()}).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": data})
+
+
+def make_server(app=echo, **limits):
+    return Server(app, limits=ServerLimits(**limits), log=structlog.get_logger())
+
+
+async def read_all(stream):
+    data = b""
+    while piece := await stream.receive_some(65536):
+        data += piece
+    return data
+
+
+async def exchange(data, app=echo, step=None, **limits):
+    """Send `data` (`step` bytes at a time, for as long as the server listens) and return everything that came back."""
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_server(app, **limits).serve_stream, theirs)
+        step = step or len(data) or 1
+        try:
+            for start in range(0, len(data), step):
+                await ours.send_all(data[start : start + step])
+                await wait_all_tasks_blocked()
+        except trio.BrokenResourceError:
+            pass
+        with trio.fail_after(200):
+            answer = await read_all(ours)
+    return answer
+
+
+async def respond(send, *bodies, status=200, headers=()):
+    """One response in as many messages as there are bodies."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    for body in bodies[:-1]:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": bodies[-1]})
+
+
+def statuses(data):
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", data)]
+
+
+def parse(data):
+    """Split one response into status, headers and body (chunks joined)."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    headers = dict(line.lower().split(b": ", 1) for line in lines[1:])
+    if headers.get(b"transfer-encoding") == b"chunked":
+        body = dechunk(body)
+    return int(lines[0].split()[1]), headers, body
+
+
+def dechunk(data):
+    body = b""
+    while True:
+        size, _, rest = data.partition(b"\r\n")
+        length = int(size, 16)
+        if not length:
+            assert rest == b"\r\n"
+            return body
+        body, data = body + rest[:length], rest[length + 2 :]
+
+
+# What is served .......................................................................................................
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "told"),
+    [
+        (GET, {"method": "GET", "path": "/x", "query": "y=1", "body": ""}),
+        (POST, {"method": "POST", "path": "/echo", "query": "", "body": "hello"}),
+        (CHUNKED, {"method": "POST", "path": "/echo", "query": "", "body": "hello world"}),
+        (b"GET /a%2Fb%20c HTTP/1.1\r\nhost: a\r\n\r\n", {"method": "GET", "path": "/a/b c", "query": "", "body": ""}),
+        (b"GET http://a/b?c HTTP/1.1\r\nhost: a\r\n\r\n", {"method": "GET", "path": "/b", "query": "c", "body": ""}),
+        (b"GET HTTPS://a?c HTTP/1.1\r\nhost: a\r\n\r\n", {"method": "GET", "path": "/", "query": "c", "body": ""}),
+        (b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n", {"method": "OPTIONS", "path": "*", "query": "", "body": ""}),
+        (b"GET /e HTTP/1.1\r\nx:\r\nhost: a\r\n\r\n", {"method": "GET", "path": "/e", "query": "", "body": ""}),
+        (b"GET / HTTP/1.0\r\n\r\n", {"method": "GET", "path": "/", "query": "", "body": ""}),
+        (
+            b"GET /u HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+            {"method": "GET", "path": "/u", "query": "", "body": ""},
+        ),
+    ],
+)
+async def test_request_is_served_however_it_arrives(autojump_clock, request_bytes, told):
+    """Whole or byte by byte, the application sees the same request."""
+    for step in (None, 1, 7):
+        status, _, body = parse(await exchange(request_bytes, step=step, keep_alive_s=1))
+
+        assert (status, json.loads(body)) == (200, told)
+
+
+async def test_scope_is_what_asgi_says(autojump_clock):
+    """Names in lower case, values as they came, the path decoded once, and the query apart."""
+    seen = {}
+
+    async def app(scope, receive, send):
+        seen.update(scope)
+        await respond(send, b"")
+
+    await exchange(b"PUT /a%252F%C3%BC?q=%20 HTTP/1.1\r\nHoSt: A\r\nX-Y:  Z \r\nx-y: z\r\n\r\n", app, keep_alive_s=1)
+
+    assert seen["type"] == "http"
+    assert (seen["method"], seen["http_version"], seen["scheme"], seen["root_path"]) == ("PUT", "1.1", "http", "")
+    assert (seen["path"], seen["raw_path"], seen["query_string"]) == ("/a%2Fü", b"/a%252F%C3%BC", b"q=%20")
+    assert [(name, value.strip()) for name, value in seen["headers"]] == [
+        (b"host", b"A"),
+        (b"x-y", b"Z"),
+        (b"x-y", b"z"),
+    ]
+    assert seen["asgi"]["version"] == "3.0"
+    assert (seen["client"], seen["server"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"content-length: 2\r\n\r\nhi", b"transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize("step", [None, 1])
+async def test_offered_upgrade_is_ignored_and_the_connection_lives_on(autojump_clock, body, step):
+    """What follows is read as this request's body and the next request, not as another protocol."""
+    offer = b"POST /u HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\n" + (body or b"\r\n")
+
+    data = await exchange(offer * 2 + GET, step=step, keep_alive_s=1)
+
+    assert statuses(data) == [200, 200, 200]
+    assert data.count(b'"body": "hi"') == (2 if body else 0)
+
+
+async def test_burst_of_offered_upgrades_is_served(autojump_clock):
+    """More in one read than Python has stack frames."""
+    offer = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
+
+    assert statuses(await exchange(offer * 1050, keep_alive_s=1)) == [200] * 1050
+
+
+async def test_connection_is_used_again_and_pipelined_requests_are_answered_in_order(autojump_clock):
+    """Three requests sent at once come back in their order, then idleness ends the connection silently."""
+    data = await exchange(POST + GET + CHUNKED, keep_alive_s=7)
+
+    assert [json.loads(part[part.index(b"{") :])["path"] for part in data.split(b"HTTP/1.1 200 OK")[1:]] == [
+        "/echo",
+        "/x",
+        "/echo",
+    ]
+    assert trio.current_time() == 7
+
+
+async def test_expect_continue_is_answered_when_the_body_is_wanted(autojump_clock):
+    """A client like curl sends 100 kB bodies only after this."""
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_server(keep_alive_s=1).serve_stream, theirs)
+        await ours.send_all(b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")
+        assert await ours.receive_some() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await ours.send_all(b"hi")
+        assert parse(await read_all(ours))[0] == 200
+
+
+async def test_head_has_the_headers_of_get_and_no_body(autojump_clock):
+    """`HEAD /` is what a popular coding CLI sends first."""
+    data = await exchange(b"HEAD / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+
+    assert data.endswith(b"\r\n\r\n")
+    assert parse(data)[0] == 200
+
+
+async def test_stream_is_chunked_and_its_head_leaves_with_the_first_bytes(autojump_clock):
+    """One write for both; then each message one chunk, and the terminator at the end."""
+
+    async def app(scope, receive, send):
+        await read_body(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for body in (b"one", b"", b"two"):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"three", "more_body": False})
+
+    data = await exchange(GET.replace(b"host: a", b"host: a\r\nconnection: close"), app)
+
+    assert data.endswith(b"3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n")
+
+
+async def test_http_1_0_stream_lasts_until_the_connection_ends(autojump_clock):
+    """No chunks for a client that does not know them."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await send({"type": "http.response.body", "body": b"two", "more_body": False})
+
+    head, _, body = (await exchange(b"GET / HTTP/1.0\r\n\r\n", app)).partition(b"\r\n\r\n")
+
+    assert body == b"onetwo"
+    assert b"connection: close" in head
+    assert b"chunked" not in head
+
+
+# What is refused ......................................................................................................
+
+
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        (b"GET / HTTP/1.1\nhost: a\n\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: a\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1e3\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n", 400),
+        (b"POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nx: y\r\n folded\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost : a\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS hello", 400),
+        (b"\x00" * 100, 400),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\na", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1, 1\r\n\r\na", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999999999999999\r\n\r\na", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\n" + b"transfer-encoding: chunked\r\n" * 2 + b"\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1 \r\na\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: y\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n host: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nx: \x00\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nx: a\rb\r\n\r\n", 400),
+        (b"BREW / HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.2\r\nhost: a\r\n\r\n", 505),
+        (b"GET / HTTP/2.0\r\nhost: a\r\n\r\n", 505),
+        (b"GET / HTTP/0.9\r\nhost: a\r\n\r\n", 505),
+        (b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n", 405),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 70_000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"y" * 70_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nhost: a\r\n" + b"x: y\r\n" * 20_000 + b"\r\n", 431),
+    ],
+)
+async def test_bytes_that_are_no_request_are_refused_and_the_connection_closed(autojump_clock, bad, status):
+    """With the envelope and `connection: close`; what follows on the connection is not looked at."""
+    for step in (None, 1 if len(bad) < 1000 else 1000):
+        data = await exchange(bad + GET, step=step)
+        got, headers, body = parse(data)
+
+        assert got == status
+        assert headers[b"connection"] == b"close"
+        assert set(json.loads(body)["error"]) == {"message", "type", "code", "param"}
+        assert len(statuses(data)) == 1
+
+
+@pytest.mark.parametrize("endless", [b"1;", b"0\r\nx: ", b"0\r\n" + b"x: y\r\n" * 10])
+async def test_framing_of_a_body_has_the_limit_of_headers(autojump_clock, endless):
+    """A chunk extension or a trailer without an end would be kept by the parser for ever."""
+    start = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    more = b"x: y\r\n" if endless.endswith(b"\n") else b"y"
+
+    data = await exchange(start + endless + more * 200_000, step=50_000, header_bytes=65536)
+
+    assert statuses(data) == [431]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_body_that_turns_out_malformed_is_never_answered_with_success(autojump_clock, begun):
+    """The application hears `http.disconnect`; whatever it says then, the client hears 400, or a cut-off response."""
+
+    async def app(scope, receive, send):
+        if begun:
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await respond(send, b"all is well") if not begun else None
+
+    start = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_server(app).serve_stream, theirs)
+        await ours.send_all(start)
+        await wait_all_tasks_blocked()
+        await ours.send_all(b"zz\r\n")
+        data = await read_all(ours)
+
+    assert statuses(data) == ([200] if begun else [400])
+    assert b"all is well" not in data
+    assert not data.endswith(b"0\r\n\r\n")
+
+
+async def test_early_answer_leaves_its_client_time_to_stop_sending(autojump_clock):
+    """Closing on what is still coming would be a reset, which may eat the answer (RFC 9112, 9.6)."""
+
+    async def early(scope, receive, send):
+        await respond(send, b"too large", status=413)
+
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_server(early).serve_stream, theirs)
+        await ours.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\nx")
+        assert statuses(bytes(await ours.receive_some())) == [413]
+        for _ in range(3):
+            await trio.sleep(0.5)
+            await ours.send_all(b"x")  # still taken
+        assert await ours.receive_some() == b""
+    assert trio.current_time() == 2
+
+
+async def test_fault_behind_a_good_request_comes_after_its_answer(autojump_clock):
+    """Pipelined garbage does not eat the answer before it."""
+    data = await exchange(POST + b"garbage\r\n\r\n")
+
+    assert data.startswith(b"HTTP/1.1 200")
+    assert data.count(b"HTTP/1.1 400") == 1
+
+
+@pytest.mark.parametrize("half", [b"G", GET[:-2], b"GET / HTTP/1.1\r\nhost: a\r\nx: "])
+async def test_half_a_request_is_a_408_at_its_deadline(autojump_clock, half):
+    """Exactly when the headers are due, counted from the first byte."""
+    status, headers, _ = parse(await exchange(half, header_s=30))
+
+    assert (status, headers[b"connection"]) == (408, b"close")
+    assert trio.current_time() == 30 + 2  # and 2 s of lingering, as the client did not close
+
+
+async def test_half_a_request_behind_a_whole_one_has_its_deadline_too(autojump_clock):
+    """Sent ahead or not, what has begun is a request, and no idleness."""
+    assert statuses(await exchange(GET + GET[:-2], header_s=30, keep_alive_s=75)) == [200, 408]
+    assert trio.current_time() == 30 + 2
+
+
+async def test_silent_connection_is_closed_without_a_word(autojump_clock):
+    """Nothing was asked, so nothing is answered."""
+    assert await exchange(b"", keep_alive_s=75) == b""
+    assert trio.current_time() == 75
+
+
+class Visitors:
+    """Clients of one server in memory, and an application that answers `/x` at once and everything else when told."""
+
+    def __init__(self, nursery, **limits):
+        self.nursery = nursery
+        self.server = make_server(self.app, **limits)
+        self.go_on = trio.Event()
+
+    async def app(self, scope, receive, send):
+        if scope["path"] != "/x":
+            await self.go_on.wait()
+        await respond(send, b"served")
+
+    async def come(self, data=b""):
+        ours, theirs = memory_stream_pair()
+        self.nursery.start_soon(self.server.serve_stream, theirs)
+        if data:
+            await ours.send_all(data)
+        await wait_all_tasks_blocked()
+        return ours
+
+
+async def test_one_connection_too_many_is_told_so(autojump_clock, nursery):
+    """503 with Retry-After, if all the others are at work; and there is room again once one has gone."""
+    visitors = Visitors(nursery, connections=1)
+    first = await visitors.come(POST)
+    second = await visitors.come(GET)
+    status, headers, body = parse(await read_all(second))
+    assert (status, headers[b"retry-after"], json.loads(body)["error"]["code"]) == (503, b"1", "overloaded")
+    await first.aclose()
+    visitors.go_on.set()
+    await wait_all_tasks_blocked()
+    assert visitors.server.statistics() == Statistics(open=0, idle=0, served=1, refused=1)
+    assert (await (await visitors.come(GET)).receive_some()).startswith(b"HTTP/1.1 200")
+
+
+async def test_connection_that_has_rested_longest_gives_way_to_a_newcomer(autojump_clock, nursery):
+    """One that never said anything, one that was served longest ago; not one that is being served."""
+    visitors = Visitors(nursery, connections=4)
+    at_work = await visitors.come(POST)
+    served = await visitors.come(GET)
+    silent, fresh = await visitors.come(), await visitors.come()
+    await served.send_all(GET)  # once more: now the silent one has rested longest
+    await wait_all_tasks_blocked()
+
+    for gives_way in (silent, fresh, served):
+        newcomer = await visitors.come(GET)
+        assert (await newcomer.receive_some()).startswith(b"HTTP/1.1 200")
+        assert (await read_all(gives_way)).count(b"HTTP/1.1 200") == (2 if gives_way is served else 0)
+    visitors.go_on.set()
+    assert (await at_work.receive_some()).startswith(b"HTTP/1.1 200")
+    assert visitors.server.statistics() == Statistics(open=4, idle=4, served=6, refused=0)
+
+
+# Applications that fail ...............................................................................................
+
+
+async def test_exception_before_the_answer_is_a_500_without_a_traceback(autojump_clock):
+    """The log has the traceback, the client an envelope."""
+
+    async def app(scope, receive, send):
+        await read_body(receive)
+        raise ZeroDivisionError("secret detail")
+
+    with structlog.testing.capture_logs() as logs:
+        status, _, body = parse(await exchange(GET, app))
+
+    assert (status, json.loads(body)["error"]["code"]) == (500, "internal_error")
+    assert b"secret" not in body
+    assert [entry["event"] for entry in logs] == ["app_crashed"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_answer_that_is_not_finished_is_not_made_to_look_so(autojump_clock, fails):
+    """No terminating chunk after a crash in mid-stream, nor when the application just returns."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        if fails:
+            raise ZeroDivisionError
+
+    with structlog.testing.capture_logs():
+        data = await exchange(GET, app)
+
+    assert data.endswith(b"3\r\none\r\n")
+
+
+async def test_header_with_a_line_end_is_never_sent(autojump_clock):
+    """An application that copies a header from elsewhere cannot split the response."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nset-cookie: b")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    with structlog.testing.capture_logs():
+        data = await exchange(GET, app)
+
+    assert data.startswith(b"HTTP/1.1 500")
+    assert b"set-cookie" not in data
+
+
+@pytest.mark.parametrize(("bodies", "told"), [((b"abc",), [500]), ((b"abcdef",), [500]), ((b"ab", b"c"), [200])])
+async def test_body_of_another_length_than_announced_ends_the_connection(autojump_clock, bodies, told):
+    """The next response on the same connection would be read as the rest of it."""
+
+    async def app(scope, receive, send):
+        await respond(send, *bodies, headers=[(b"content-length", b"5")])
+
+    with structlog.testing.capture_logs() as logs:
+        data = await exchange(GET + GET, app)
+
+    assert statuses(data) == told
+    assert len(logs) == 1
+
+
+async def test_cancelled_passes_while_what_came_with_it_is_logged(autojump_clock):
+    """An application that crashes in its clean-up does not hide from the nursery that it was cancelled."""
+
+    async def app(scope, receive, send):
+        async def crash():
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ZeroDivisionError
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(crash)
+            await trio.sleep_forever()
+
+    ours, theirs = memory_stream_pair()
+    with structlog.testing.capture_logs() as logs, trio.move_on_after(1) as scope:
+        await ours.send_all(GET)
+        await make_server(app).serve_stream(theirs)
+
+    assert scope.cancelled_caught
+    assert trio.current_time() == 1
+    assert [entry["event"] for entry in logs] == ["app_crashed"]
+
+
+# What applications may say ............................................................................................
+
+
+async def test_response_has_one_date_and_no_server_and_only_its_own_framing(autojump_clock):
+    """What an upstream said about its own connection is not true of this one."""
+
+    async def app(scope, receive, send):
+        await respond(
+            send,
+            b"a",
+            b"b",
+            headers=[(b"date", b"yesterday"), (b"transfer-encoding", b"gzip"), (b"keep-alive", b"timeout=5")],
+        )
+
+    _, headers, body = parse(await exchange(GET, app, keep_alive_s=1))
+
+    assert set(headers) == {b"date", b"transfer-encoding"}
+    assert headers[b"date"] != b"yesterday"
+    assert body == b"ab"
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_response_without_a_body_has_none(autojump_clock, status):
+    """A client reads none after these, so one that was sent would be taken for the next response."""
+
+    async def app(scope, receive, send):
+        await respond(send, b"not sent", status=status)
+
+    data = await exchange(GET + GET, app, keep_alive_s=1)
+
+    assert statuses(data) == [status, status]
+    assert b"not sent" not in data
+    assert b"content-length" not in data
+    assert b"chunked" not in data
+
+
+async def test_application_can_ask_for_the_connection_to_be_closed(autojump_clock):
+    """And it is, after that response."""
+
+    async def app(scope, receive, send):
+        await respond(send, b"bye", headers=[(b"connection", b"close")])
+
+    data = await exchange(GET + GET, app)
+
+    assert statuses(data) == [200]
+    assert data.count(b"connection: close") == 1
+
+
+async def test_http_1_0_keeps_the_connection_if_asked_to(autojump_clock):
+    """ApacheBench still speaks it; the answer must say so too."""
+    data = await exchange(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n" * 2, keep_alive_s=1)
+
+    assert statuses(data) == [200, 200]
+    assert data.count(b"connection: keep-alive") == 2
+
+
+async def test_continue_is_never_said_after_the_answer_began_nor_to_http_1_0(autojump_clock):
+    """An interim response in the midst of a final one would be read as its body."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await read_body(receive)
+        await send({"type": "http.response.body"})
+
+    expecting = b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nhi"
+
+    assert b"100 Continue" not in await exchange(expecting, app, step=40)
+    assert b"100 Continue" not in await exchange(expecting.replace(b"1.1", b"1.0"), step=40)
+
+
+async def test_receive_after_the_response_says_disconnect_at_once(autojump_clock):
+    """ASGI: that is how an application learns that nobody needs it any more."""
+    seen = []
+
+    async def app(scope, receive, send):
+        await respond(send, b"")
+        seen.append(await receive())
+
+    await exchange(GET, app, keep_alive_s=1)
+
+    assert seen == [{"type": "http.disconnect"}]
+
+
+# Clients that leave ...................................................................................................
+
+
+async def test_receive_tells_when_the_client_leaves_after_its_request(autojump_clock):
+    """What a watcher waits for; and `send` raises from then on."""
+    seen = []
+
+    async def app(scope, receive, send):
+        await read_body(receive)
+        seen.append((await receive())["type"])
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x"})
+        except OSError as error:
+            seen.append(type(error))
+
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_server(app).serve_stream, theirs)
+        await ours.send_all(POST)
+        await wait_all_tasks_blocked()
+        await ours.aclose()
+
+    assert seen == ["http.disconnect", ClientDisconnected]
+
+
+async def test_receive_can_be_cancelled_without_losing_the_next_request(autojump_clock):
+    """A watcher is cancelled when its answer is done; bytes that came meanwhile belong to the next request."""
+
+    async def app(scope, receive, send):
+        await read_body(receive)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.sleep(1)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": scope["path"].encode()})
+            nursery.cancel_scope.cancel()
+
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_server(app, keep_alive_s=5).serve_stream, theirs)
+        await ours.send_all(POST)
+        await trio.sleep(0.5)
+        await ours.send_all(GET)
+        data = await read_all(ours)
+
+    assert [part[-len(b"/x") :] for part in data.split(b"HTTP/1.1")[1:]] == [b"ho", b"/x"]
+
+
+async def test_client_leaving_is_no_crash_however_deep_it_was_noticed(autojump_clock):
+    """Through any number of nurseries: nothing is logged."""
+
+    async def app(scope, receive, send):
+        async with trio.open_nursery(), trio.open_nursery():
+            await receive()
+            await receive()
+            await respond(send, b"")
+
+    ours, theirs = memory_stream_pair()
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make_server(app).serve_stream, theirs)
+            await ours.send_all(GET)
+            await wait_all_tasks_blocked()
+            await ours.aclose()
+
+    assert logs == []
+
+
+async def test_endless_pipelining_does_not_fill_our_memory(autojump_clock):
+    """Requests sent ahead wait in the client's socket, however often a watcher has a chance to read more of them."""
+    served = 0
+    held = []
+
+    async def app(scope, receive, send):
+        nonlocal served
+        await read_body(receive)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        await respond(send, b"")
+        served += 1
+        held.append(sent - len(waiting) - served * len(GET))
+
+    ours, theirs = memory_stream_pair()
+    waiting = theirs.receive_stream._incoming._data
+    flood = GET * 100_000
+    sent = len(flood)
+    async with trio.open_nursery() as nursery:
+        await ours.send_all(flood)
+        nursery.start_soon(make_server(app).serve_stream, theirs)
+        await trio.sleep(100)
+        nursery.cancel_scope.cancel()
+
+    assert served > 50
+    assert max(held) <= 65536 + 2 * 65536  # the limit, and a read on either side of it
+
+
+# Draining .............................................................................................................
+
+
+async def test_drain_closes_idle_connections_and_lets_running_ones_finish(autojump_clock):
+    """An idle one at once; a running one after its answer, which says `connection: close`."""
+
+    async def app(scope, receive, send):
+        await trio.sleep(10)
+        await echo(scope, receive, send)
+
+    server = make_server(app)
+    idle, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.serve_stream, theirs)
+        busy, theirs = memory_stream_pair()
+        nursery.start_soon(server.serve_stream, theirs)
+        await busy.send_all(POST)
+        await trio.sleep(1)
+        server.drain()
+        assert await read_all(idle) == b""
+        assert trio.current_time() == 1
+        status, headers, _ = parse(await read_all(busy))
+
+    assert (status, headers[b"connection"]) == (200, b"close")
+    assert trio.current_time() == 10
+
+
+async def test_connection_accepted_just_before_a_drain_does_not_hold_it_up(autojump_clock):
+    """It has asked for nothing yet."""
+    server = make_server()
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.serve_stream, theirs)
+        server.drain()
+        assert await read_all(ours) == b""
+
+    assert trio.current_time() == 0

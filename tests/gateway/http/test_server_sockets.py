@@ -1,0 +1,364 @@
+"""The HTTP front on real sockets and the real clock: what only a kernel in between shows."""
+
+import socket
+
+import pytest
+import structlog
+import trio
+from fakes.patience import SAFETY_NET_S, until
+from test_server import GET, POST, echo, make_server, parse, read_all, respond
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.http.server import SENDS_PER_CHECKPOINT, ClientDisconnected, Statistics
+
+
+@pytest.fixture
+async def start(nursery):
+    async def start_server(app=echo, *, send_buffer_bytes=None, **limits):
+        server = make_server(app, **limits)
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        if send_buffer_bytes is not None:  # connections inherit it
+            listeners[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        await nursery.start(server.serve, listeners)
+        return server, listeners[0].socket.getsockname()
+
+    return start_server
+
+
+async def pour(send):
+    """Say 64 KiB after 64 KiB, to whoever takes them."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while True:
+        await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+
+
+async def test_client_that_reads_nothing_goes_unnoticed_by_others(start):
+    """It holds one task; meanwhile another client is answered."""
+
+    async def app(scope, receive, send):
+        await (echo(scope, receive, send) if scope["path"] == "/x" else pour(send))
+
+    server, address = await start(app)
+    stuck, other = [await trio.open_tcp_stream(*address) for _ in range(2)]
+    await stuck.send_all(POST)
+    await until(lambda: server.served)
+    await wait_all_tasks_blocked(0.05)
+    await other.send_all(GET)
+    with trio.fail_after(SAFETY_NET_S):
+        assert (await other.receive_some()).startswith(b"HTTP/1.1 200")
+    assert server.statistics().open == 2
+    await stuck.aclose()
+    await other.aclose()
+
+
+async def test_client_that_reads_nothing_is_dropped(start):
+    """After `client_write_s`."""
+    gone = trio.Event()
+
+    async def app(scope, receive, send):
+        try:
+            await pour(send)
+        except OSError:
+            gone.set()
+            raise
+
+    _, address = await start(app, client_write_s=0.2)
+    async with await trio.open_tcp_stream(*address) as stuck:
+        await stuck.send_all(POST)
+        with trio.fail_after(SAFETY_NET_S):
+            await gone.wait()
+
+
+async def test_early_refusal_of_a_large_upload_reaches_the_client(start):
+    """A reset on unread bytes would eat the 413; the server discards them for a while instead."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 413, "headers": []})
+        await send({"type": "http.response.body", "body": b"too large"})
+
+    _, address = await start(app, linger_s=SAFETY_NET_S)
+    stream = await trio.open_tcp_stream(*address)
+    size = 100 * 1024**2
+
+    async def upload():
+        piece = b"x" * 1024**2
+        try:
+            for _ in range(100):
+                await stream.send_all(piece)
+        except trio.BrokenResourceError:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        await stream.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
+        nursery.start_soon(upload)
+        with trio.fail_after(SAFETY_NET_S):
+            status, headers, body = parse(await read_all(stream))
+        nursery.cancel_scope.cancel()
+
+    assert (status, headers[b"connection"], body) == (413, b"close", b"too large")
+    await stream.aclose()
+
+
+class CutOff:
+    """An application whose send of 10 MB is cancelled once it is stuck, and which then says `b"and on"` or nothing."""
+
+    def __init__(self, *, goes_on):
+        self.goes_on = goes_on
+        self.sending = trio.Event()
+        self.ended = trio.Event()
+        self.scope = trio.CancelScope()
+        self.refused = None
+
+    async def __call__(self, scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        self.sending.set()
+        with self.scope:
+            await send({"type": "http.response.body", "body": b"x" * 10_000_000, "more_body": True})
+        self.ended.set()
+        if self.goes_on:
+            try:
+                await send({"type": "http.response.body", "body": b"and on"})
+            except ClientDisconnected as error:
+                self.refused = error
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_cancelled_send_leaves_a_connection_that_is_not_used_again(start, goes_on):
+    """Half a chunk is out: the only honest thing is to close. What else was said would be read as the rest of it."""
+    app = CutOff(goes_on=goes_on)
+    _, address = await start(app, send_buffer_bytes=65_536)  # some kernels' buffers would take all 10 MB
+    stream = await trio.open_tcp_stream(*address)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    await stream.send_all(GET + GET)
+    with trio.fail_after(SAFETY_NET_S):
+        await app.sending.wait()
+        await wait_all_tasks_blocked(0.05)
+        app.scope.cancel()
+        await app.ended.wait()
+        data = await read_all(stream)
+
+    assert data.count(b"HTTP/1.1") == 1
+    assert len(data) < 10_000_000
+    assert b"and on" not in data
+    assert (app.refused is not None) is goes_on
+    await stream.aclose()
+
+
+async def test_server_that_is_cancelled_lets_go_of_a_client_that_reads_nothing():
+    """No send is shielded: the process can always stop."""
+
+    async def app(scope, receive, send):
+        await pour(send)
+
+    with trio.fail_after(SAFETY_NET_S):
+        async with trio.open_nursery() as nursery:
+            server, listeners = make_server(app), await trio.open_tcp_listeners(0, host="127.0.0.1")
+            await nursery.start(server.serve, listeners)
+            stream = await trio.open_tcp_stream(*listeners[0].socket.getsockname())
+            await stream.send_all(GET)
+            await until(lambda: server.served)
+            await wait_all_tasks_blocked(0.05)
+            nursery.cancel_scope.cancel()
+    await stream.aclose()
+
+
+async def test_application_with_all_in_memory_lets_others_run(start):
+    """A send that fits into the socket is no checkpoint; so many of them are."""
+    turns = 0
+
+    async def app(scope, receive, send):
+        before = turns
+        await respond(send, *[b"x"] * 321)
+        taken.append(turns - before)
+
+    async def take_turns():
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    taken = []
+    _, address = await start(app)
+    stream = await trio.open_tcp_stream(*address)
+    await stream.send_all(GET.replace(b"host: a", b"host: a\r\nconnection: close"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        await read_all(stream)
+        nursery.cancel_scope.cancel()
+
+    assert taken[0] >= 320 // SENDS_PER_CHECKPOINT - 1  # Trio shuffles who goes first
+    await stream.aclose()
+
+
+async def test_body_that_only_the_end_of_the_connection_ends_is_reset_when_cut_off(start):
+    """To an HTTP/1.0 client an orderly close says "that was all"."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await trio.sleep(0.05)
+
+    _, address = await start(app)
+    stream = await trio.open_tcp_stream(*address)
+    await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
+    with pytest.raises(trio.BrokenResourceError), trio.fail_after(SAFETY_NET_S):
+        await read_all(stream)
+    await stream.aclose()
+
+
+async def test_headers_without_an_end_are_refused_while_they_are_still_coming(start):
+    """The 431 reaches a client that is in the midst of sending."""
+    _, address = await start()
+    stream = await trio.open_tcp_stream(*address)
+
+    async def flood():
+        try:
+            await stream.send_all(b"GET / HTTP/1.1\r\nhost: a\r\n")
+            while True:
+                await stream.send_all(b"x: y\r\n" * 10_000)
+        except trio.BrokenResourceError:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flood)
+        with trio.fail_after(SAFETY_NET_S):
+            assert parse(await stream.receive_some())[0] == 431
+        nursery.cancel_scope.cancel()
+    await stream.aclose()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(GET[:-2], 408), (b"\x16\x03\x01 hello", 400)])
+async def test_half_a_request_and_garbage_are_answered_and_the_connection_ends(start, sent, status):
+    """As in memory; here with the half-close that lets the answer arrive."""
+    _, address = await start(header_s=0.1)
+    stream = await trio.open_tcp_stream(*address)
+    with trio.fail_after(SAFETY_NET_S):
+        await stream.send_all(sent)
+        assert parse(await read_all(stream))[0] == status
+    await stream.aclose()
+
+
+async def test_flood_of_connections_beyond_the_limit_leaves_nothing_behind(start):
+    """While the one within the limit is at work, a few hundred are refused or just closed; it is served to its end."""
+    go_on = trio.Event()
+
+    async def app(scope, receive, send):
+        await go_on.wait()
+        await respond(send, b"served")
+
+    server, address = await start(app, connections=1)
+    served = await trio.open_tcp_stream(*address)
+    await served.send_all(GET)
+    await until(lambda: server.served)
+    refused = [await trio.open_tcp_stream(*address) for _ in range(150)]
+    with trio.fail_after(SAFETY_NET_S):
+        for stream in refused:
+            await read_all(stream)
+    go_on.set()
+    assert parse(await served.receive_some())[0] == 200
+    assert server._turning_away <= 100
+    await until(lambda: server.statistics() == Statistics(open=1, idle=1, served=1, refused=150))
+    for stream in [served, *refused]:
+        await stream.aclose()
+
+
+async def test_connections_that_say_nothing_do_not_keep_others_out(start):
+    """Three hundred of them where fifty have room: whoever comes with a request is answered."""
+    server, address = await start(connections=50)
+    silent = [await trio.open_tcp_stream(*address) for _ in range(300)]
+    for _ in range(3):
+        async with await trio.open_tcp_stream(*address) as stream:
+            await stream.send_all(GET)
+            with trio.fail_after(SAFETY_NET_S):
+                assert parse(await stream.receive_some())[0] == 200
+    await until(lambda: server.statistics().open <= 50)
+    assert server.statistics().refused == 0
+    for stream in silent:
+        await stream.aclose()
+
+
+async def test_drain_with_a_running_stream_ends_when_the_stream_does():
+    """Nobody new gets in, an idle connection is closed, the stream gets its terminator, then `serve` returns."""
+    go_on = trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["path"] == "/x":
+            await echo(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"two"})
+
+    with trio.fail_after(SAFETY_NET_S):
+        async with trio.open_nursery() as nursery:
+            server = make_server(app)
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            address = listeners[0].socket.getsockname()
+            await nursery.start(server.serve, listeners)
+            idle, streaming = [await trio.open_tcp_stream(*address) for _ in range(2)]
+            await idle.send_all(GET)
+            await idle.receive_some()
+            await streaming.send_all(POST)
+            data = await streaming.receive_some()
+            server.drain()
+            assert await idle.receive_some() == b""
+            with pytest.raises(OSError, match="all attempts to connect"):
+                await trio.open_tcp_stream(*address)
+            go_on.set()
+            assert parse(data + await read_all(streaming))[2] == b"onetwo"
+            await server.drained()
+    await idle.aclose()
+    await streaming.aclose()
+
+
+async def test_request_that_arrives_as_the_drain_begins_is_answered(start):
+    """Closing on bytes nobody has read yet would be a reset, for a client that did nothing wrong."""
+    server, address = await start()
+    stream = await trio.open_tcp_stream(*address)
+    await stream.send_all(GET)
+    assert parse(await stream.receive_some())[0] == 200
+    with socket.socket(fileno=socket.dup(stream.socket.fileno())) as plain:
+        plain.send(GET)  # without a checkpoint, so that the server's task cannot have seen it
+    server.drain()
+    with trio.fail_after(SAFETY_NET_S):
+        status, headers, _ = parse(await read_all(stream))
+        assert (status, headers[b"connection"]) == (200, b"close")
+        await server.drained()
+    await stream.aclose()
+
+
+async def test_crash_of_one_request_leaves_the_others_alone(start):
+    """The server goes on; so does the connection beside it."""
+
+    async def app(scope, receive, send):
+        if scope["path"] == "/x":
+            return await echo(scope, receive, send)
+        raise ZeroDivisionError
+
+    _, address = await start(app)
+    with structlog.testing.capture_logs():
+        good, bad = [await trio.open_tcp_stream(*address) for _ in range(2)]
+        await bad.send_all(POST)
+        assert parse(await read_all(bad))[0] == 500
+        await good.send_all(GET)
+        assert parse(await good.receive_some())[0] == 200
+    await good.aclose()
+    await bad.aclose()
+
+
+async def test_reset_by_the_client_ends_quietly(start):
+    """RST while an answer is on its way: no log line, and the server serves on."""
+    _, address = await start()
+    with structlog.testing.capture_logs() as logs:
+        stream = await trio.open_tcp_stream(*address)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        await stream.send_all(POST)
+        await stream.aclose()
+        other = await trio.open_tcp_stream(*address)
+        await other.send_all(GET)
+        assert (await other.receive_some()).startswith(b"HTTP/1.1 200")
+        await other.aclose()
+
+    assert logs == []

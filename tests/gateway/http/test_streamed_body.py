@@ -1,0 +1,253 @@
+"""Bodies that are produced as they are sent: framed right, heard while sending, and never sent twice."""
+
+import math
+
+import pytest
+import trio
+from fakes.patience import SAFETY_NET_S
+from fakes.scripted import MemoryNetwork, answering, listening, with_length
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.config.settings import DeadlineSettings
+from gateway.errors import BodyTooLarge, DeadlineExceeded, UpstreamConnectionError
+from gateway.http.phase_deadlines import Phases
+from gateway.http.pool import Origin, Upstream, request_head
+
+ORIGIN = Origin.parse("http://beast:13131")
+HELLO = with_length(b"hello")
+TOO_LARGE = with_length(b"too large", status="413 Content Too Large")
+
+
+class Pieces:
+    """A body of these pieces; an exception among them is raised, a number is waited for in s, None without end."""
+
+    def __init__(self, *pieces, length=None):
+        self.pieces = list(pieces)
+        self.length = length
+        self.asked = 0
+
+    async def receive(self):
+        self.asked += 1
+        while self.pieces:
+            piece = self.pieces.pop(0)
+            if isinstance(piece, Exception):
+                raise piece
+            if isinstance(piece, bytes):
+                return piece
+            await trio.sleep(math.inf if piece is None else piece)
+        return b""
+
+
+class Endless:
+    """Pieces without end."""
+
+    length = None
+
+    def __init__(self):
+        self.given = 0
+
+    async def receive(self):
+        await trio.lowlevel.checkpoint()
+        self.given += 65_536
+        return b"x" * 65_536
+
+
+async def ask(upstream, body, origin=ORIGIN, phases=None):
+    """One exchange to its end: status and body."""
+    head = request_head(origin, b"/v1/audio/transcriptions", [], body.length)
+    with phases or Phases(DeadlineSettings()) as waits:
+        async with upstream.exchange(origin, (head,), waits, body) as response:
+            answer = b""
+            while piece := await response.receive():
+                answer += piece
+            return response.status, answer
+
+
+class Recorder:
+    """A peer that reads until it has `enough`, then answers; what it read is `heard`."""
+
+    def __init__(self, enough, answer=HELLO):
+        self.enough = enough
+        self.answer = answer
+        self.heard = b""
+        self.left = trio.Event()
+
+    async def __call__(self, stream):
+        while not self.heard.endswith(self.enough):
+            piece = await stream.receive_some(65_536)
+            if not piece:
+                break
+            self.heard += piece
+        else:
+            await stream.send_all(self.answer)
+            while await stream.receive_some(65_536):
+                pass
+        self.left.set()
+
+    @property
+    def body(self):
+        return self.heard.partition(b"\r\n\r\n")[2]
+
+
+async def test_body_with_a_length_goes_out_as_it_comes(nursery):
+    """Byte for byte, under the content-length that was known before; the connection is good for another."""
+    peer = Recorder(b"three")
+    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+
+    assert await ask(upstream, Pieces(b"one", b"two", b"three", length=11)) == (200, b"hello")
+    assert b"content-length: 11\r\n" in peer.heard
+    assert peer.body == b"onetwothree"
+    assert upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 1, "reused": 0}
+    upstream.close()
+
+
+async def test_body_without_a_length_goes_out_in_chunks(nursery):
+    """One for each piece."""
+    peer = Recorder(b"0\r\n\r\n")
+    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+
+    assert await ask(upstream, Pieces(b"one", b"x" * 20)) == (200, b"hello")
+    assert b"transfer-encoding: chunked\r\n" in peer.heard
+    assert b"content-length" not in peer.heard
+    assert peer.body == b"3\r\none\r\n14\r\n" + b"x" * 20 + b"\r\n0\r\n\r\n"
+    upstream.close()
+
+
+async def test_answer_that_comes_early_ends_the_upload(nursery):
+    """A neuron that says 413 has read enough: its answer is read, the rest is not sent, the connection is done for."""
+    body = Endless()
+
+    async def peer(stream):
+        await stream.receive_some(1000)
+        await stream.send_all(TOO_LARGE)
+        await trio.sleep_forever()
+
+    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+
+    assert await ask(upstream, body) == (413, b"too large")
+    assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
+    nursery.cancel_scope.cancel()
+
+
+async def test_early_answer_is_heard_on_a_socket_that_takes_no_more():
+    """The neuron stopped reading: the buffers are full when its answer comes."""
+    body = Endless()
+
+    async def peer(stream):
+        await stream.receive_some(1000)
+        await wait_all_tasks_blocked(0.02)
+        await stream.send_all(TOO_LARGE)
+        await trio.sleep_forever()
+
+    with trio.fail_after(SAFETY_NET_S):
+        async with listening(peer) as url:
+            assert await ask(Upstream(), body, Origin.parse(url)) == (413, b"too large")
+
+
+async def test_neuron_that_breaks_off_in_an_upload_is_not_asked_again(nursery):
+    """Whatever it has read is gone."""
+
+    async def peer(stream):
+        await stream.receive_some(1000)
+        await stream.aclose()
+
+    network = MemoryNetwork(nursery, peer)
+    upstream = Upstream(connect=network.connect)
+    with pytest.raises(UpstreamConnectionError, match="without an answer"):
+        await ask(upstream, Endless())
+
+    assert len(network.connections) == 1
+    assert upstream.in_use == 0
+
+
+async def test_what_ends_the_body_ends_the_exchange(nursery):
+    """A client that sends too much: its fault is raised as it is, and the neuron sees the connection go."""
+    peer = Recorder(b"never")
+    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    with pytest.raises(BodyTooLarge, match="more than we take"):
+        await ask(upstream, Pieces(b"some", BodyTooLarge("more than we take")))
+    with trio.fail_after(SAFETY_NET_S):
+        await peer.left.wait()
+
+    assert b"4\r\nsome\r\n" in peer.body
+    assert b"0\r\n\r\n" not in peer.body
+    assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
+
+
+async def test_cancelled_upload_closes_its_connection(nursery):
+    """The neuron sees a body that does not end, and nothing of it stays here."""
+    peer = Recorder(b"never")
+    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as uploading:
+            uploading.start_soon(ask, upstream, Pieces(b"some", None))
+            await wait_all_tasks_blocked()
+            scope.cancel()
+    with trio.fail_after(SAFETY_NET_S):
+        await peer.left.wait()
+
+    assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
+
+
+async def test_upload_takes_no_connection_that_has_rested(nursery):
+    """It may be dead, which shows only when the body is half gone."""
+    upstream = Upstream(connect=MemoryNetwork(nursery, answering(HELLO, HELLO), Recorder(b"two")).connect)
+    head = request_head(ORIGIN, b"/v1/embeddings", [], 2)
+    async with upstream.exchange(ORIGIN, (head + b"{}",), Phases(DeadlineSettings())) as response:
+        while await response.receive():
+            pass
+    await ask(upstream, Pieces(b"one", b"two", length=6))
+
+    assert upstream.statistics()["reused"] == 0
+    upstream.close()
+
+
+async def test_upload_may_take_as_long_as_it_goes_on(nursery, autojump_clock):
+    """Each piece begins the time anew; when all is sent, the time for the first byte begins."""
+    peer = Recorder(b"end")
+    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    pieces = [step for _ in range(20) for step in (500.0, b"x")]
+    phases = Phases(DeadlineSettings())
+
+    assert await ask(upstream, Pieces(*pieces, b"end", length=23), phases=phases) == (200, b"hello")
+    assert trio.current_time() == 10_000
+    assert [phase for phase, _ in phases.begun] == ["connect", "upload", "first_byte"]
+    assert phases.spent_ms(trio.current_time())["upload"] == 10_000_000
+    upstream.close()
+
+
+async def test_neuron_that_takes_nothing_spends_the_phase(nursery, autojump_clock):
+    """As if it had said nothing."""
+
+    async def connect(origin):
+        await trio.lowlevel.checkpoint()
+        return StuckStream()
+
+    upstream = Upstream(connect=connect)
+    with pytest.raises(DeadlineExceeded, match="600 s for the neuron to take") as caught:
+        await ask(upstream, Pieces(100.0, b"x", length=1))
+
+    assert caught.value.param == "upload"
+    assert trio.current_time() == 600
+
+
+class StuckStream(trio.abc.Stream):
+    """Takes a request's head and then nothing; says nothing."""
+
+    def __init__(self):
+        self._sent = 0
+
+    async def send_all(self, data):
+        self._sent += 1
+        if self._sent > 1:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+
+    async def wait_send_all_might_not_block(self):
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes=None):
+        await trio.sleep_forever()
+
+    async def aclose(self):
+        await trio.lowlevel.checkpoint()

@@ -1,0 +1,298 @@
+"""Finding `model` in a form as it passes: the same however it is cut, and no form that two parsers read in two ways."""
+
+import itertools
+import re
+
+import pytest
+from fakes.forms import BOUNDARY, Part, a_file, a_form, a_part, read_form
+from hypothesis import given
+from hypothesis import strategies as st
+from python_multipart.exceptions import FormParserError
+
+from gateway.errors import MalformedMultipart, MissingModelField
+from gateway.proxy.forms.form_parser import FormLimits, FormReader, ModelPart, boundary_of
+
+MODEL = a_part(b"model", b"whisper-1")
+
+
+def read(*pieces, boundary=BOUNDARY, limits=None):
+    """A reader that was fed these, to the end."""
+    reader = FormReader(boundary, limits)
+    for piece in pieces:
+        reader.feed(piece)
+    reader.finish()
+    return reader
+
+
+def replaced(body, model, name):
+    """What goes out."""
+    return body[: model.start] + name + body[model.end :]
+
+
+def refusal(body, kind, limits=None, boundary=BOUNDARY):
+    """Why a body is refused, which must not depend on how it is cut."""
+    said = set()
+    for cuts in ([], *([at] for at in range(1, len(body))), range(1, len(body))):
+        edges = [0, *cuts, len(body)]
+        with pytest.raises(kind) as caught:
+            read(*[body[a:b] for a, b in itertools.pairwise(edges)], boundary=boundary, limits=limits)
+        said.add(caught.value.message)
+    (message,) = said
+    return message
+
+
+# Forms that are fine...
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        a_form(MODEL, a_file(b"RIFF....")),
+        a_form(a_file(b"RIFF...."), MODEL),
+        a_form(a_file(b""), MODEL, a_file(b"", b"mask")),
+        a_form(MODEL, after=b""),
+        a_form(MODEL, after=b"\r\nfarewell"),
+        a_form(MODEL, after=b" \t"),
+        a_form(MODEL, before=b"This is a form.\r\n"),
+        a_form(MODEL, before=b"\r\n"),
+        a_form(MODEL).replace(BOUNDARY + b"\r\n", BOUNDARY + b" \t \r\n"),
+        a_form(a_part(b"model", b"whisper-1", headers=b"Content-Type: text/plain; charset=utf-8\r\n")),
+        a_form(b"CONTENT-DISPOSITION: Form-Data; NAME=model\r\n\r\nwhisper-1"),
+        a_form(b'Content-Disposition:form-data ; name = "model" ;\r\n\r\nwhisper-1'),
+        a_form(b'Content-Disposition: form-data; name="mo\\del"\r\n\r\nwhisper-1'),
+        a_form(MODEL, a_part(b"file", b"x", b"; filename*=UTF-8''n%C3%A4me.wav")),
+        a_form(MODEL, a_part(b"file", b"x", b'; filename="a\\"b; name=model.wav"')),
+        a_form(MODEL, a_part(b"file", b"x", '; filename="ნამუშევარი.wav"'.encode())),
+        a_form(a_file(b"--" + BOUNDARY[:-1] + b"\r\n--" + BOUNDARY[:-1] + b"\r\r\n"), MODEL),
+        a_form(a_file(b"x--" + BOUNDARY + b"--\r\n"), MODEL),
+        a_form(a_part(b"note", b'Content-Disposition: form-data; name="model"\r\n\r\nother'), MODEL),
+        a_form(a_part(b"models", b"x"), a_part(b"Model", b"y"), a_part(b"model[]", b"z"), MODEL),
+    ],
+)
+def test_model_is_found_at_its_place_at_every_cut(body):
+    """Preambles, paddings, quotes, contents that look like boundaries: one field, found wherever the bytes are cut."""
+    start = body.index(b"whisper-1")
+    assert read(body).model == ModelPart("whisper-1", start, start + 9)
+    for at in range(1, len(body)):
+        assert read(body[:at], body[at:]).model == ModelPart("whisper-1", start, start + 9), body[:at]
+    assert read(*[body[at : at + 1] for at in range(len(body))]).model.start == start
+
+
+def test_model_is_known_before_the_file_behind_it_has_come():
+    """As soon as the boundary after it is there: an upload is not waited for."""
+    body = a_form(MODEL, a_file(b"x" * 1000))
+    known_at = body.index(BOUNDARY, body.index(b"whisper-1")) + len(BOUNDARY)
+    reader = FormReader(BOUNDARY)
+    reader.feed(body[: known_at - 1])
+    assert reader.model is None
+    reader.feed(body[known_at - 1 : known_at])
+
+    assert reader.model.name == "whisper-1"
+
+
+def test_nothing_of_a_file_is_kept():
+    """However large, and if every line of it looks like the beginning of a boundary."""
+    reader = FormReader(BOUNDARY)
+    reader.feed(a_form(MODEL, a_file(b"")).partition(b"--" + BOUNDARY + b"--")[0][:-2])
+    for piece in (b"x" * 65_536, (b"\r\n--" + BOUNDARY[:-1]) * 3000, b"\r\n" * 40_000):
+        reader.feed(piece)
+        assert len(reader._held) < 100
+
+
+@pytest.mark.parametrize(
+    ("value", "stream"),
+    [
+        (b"true", True),
+        (b"True", True),
+        (b"1", True),
+        (b" on\r\n", True),
+        (b"false", False),
+        (b"0", False),
+        (b"", False),
+        (b"x" * 5000, False),
+    ],
+)
+def test_stream_field_is_read_as_engines_read_it(value, stream):
+    """Pydantic's spellings; what is none of them is none of ours."""
+    assert read(a_form(MODEL, a_part(b"stream", value))).stream is stream
+
+
+names = st.sampled_from([b"file", b"prompt", b"stream", b"timestamp_granularities[]", "სახელი".encode()])
+ends = st.sampled_from([b"", b"\r\n", b"\r", b"\n", b"--", b"\r\n--", b"\r\n--" + BOUNDARY[:-1], b"x--" + BOUNDARY])
+contents = st.builds(lambda a, b, c: a + b + c, st.binary(max_size=40), ends, st.binary(max_size=20)).filter(
+    lambda content: re.search(rb"(?:^|[\r\n])--" + re.escape(BOUNDARY), content) is None
+)
+others = st.one_of(st.builds(a_part, names, contents), st.builds(a_file, contents))
+models = st.text(min_size=1, max_size=20).map(str.encode).filter(lambda name: b"\r" not in name and b"\n" not in name)
+
+
+@st.composite
+def forms(draw):
+    """A form with one model, somewhere."""
+    parts = draw(st.lists(others, max_size=4))
+    model = draw(models)
+    parts.insert(draw(st.integers(0, len(parts))), a_part(b"model", model))
+    return a_form(*parts), model
+
+
+@given(forms(), models, st.data())
+def test_what_goes_out_reads_as_what_came_in_but_for_the_model(form, name, data):
+    """By python-multipart's reading; and the bytes outside the one value are the same."""
+    body, model = form
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=6)))
+    found = read(*[body[a:b] for a, b in itertools.pairwise([0, *cuts, len(body)])]).model
+    outgoing = replaced(body, found, name)
+
+    assert found.name.encode() == model
+    assert outgoing[: found.start] == body[: found.start]
+    assert outgoing[found.start + len(name) :] == body[found.end :]
+    expected = [Part(b"model", name) if part.name == b"model" else part for part in read_form(body)]
+    assert read_form(outgoing) == expected
+
+
+@given(forms())
+def test_place_does_not_depend_on_the_one_cut(form):
+    """Every split point of every form."""
+    body, _ = form
+    whole = read(body)
+    for at in range(len(body) + 1):
+        cut = read(body[:at], body[at:])
+        assert (cut.model, cut.stream) == (whole.model, whole.stream)
+
+
+@given(st.binary(max_size=200))
+def test_rubbish_is_refused_and_nothing_else_happens(rubbish):
+    """No input makes the reader raise anything but its two refusals."""
+    with pytest.raises((MalformedMultipart, MissingModelField)):
+        read(rubbish)
+
+
+@given(forms(), st.data())
+def test_form_with_a_byte_changed_is_read_by_us_as_by_the_engine_or_refused(form, data):
+    """What passes here means the same there: that is what the strictness is for."""
+    body, _ = form
+    at = data.draw(st.integers(0, len(body) - 1))
+    changed = body[:at] + bytes([data.draw(st.integers(0, 255))]) + body[at + 1 :]
+    try:
+        found = read(changed).model
+    except (MalformedMultipart, MissingModelField):
+        return
+    try:
+        theirs = [part for part in read_form(changed) if part.name == b"model"]
+    except (FormParserError, KeyError, ValueError):  # it refuses more than we do: a 400 of its own
+        return
+    assert [part.value for part in theirs] == [found.name.encode()]
+
+
+# Forms that are not...
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (a_form(a_file(b"RIFF")), "no field `model`"),
+        (a_form(), "no field `model`"),
+        (a_form(MODEL, MODEL), "there twice"),
+        (a_form(MODEL, a_file(b"x"), a_part(b"model", b"")), "there twice"),
+        (a_form(MODEL, b'content-disposition: form-data; name="mo\\del"\r\n\r\nx'), "there twice"),
+        (a_form(a_file(b"x", name=b"model")), "not a file"),
+        (a_form(a_part(b"model", b"x", b"; filename*=UTF-8''x")), "not a file"),
+        (a_form(a_part(b"model", b"")), "is empty"),
+        (a_form(a_part(b"model", b"x" * 1025)), "longer than 1024 bytes"),
+    ],
+)
+def test_form_without_one_plain_model_is_refused(body, why):
+    """At whatever byte it is cut, in the same words."""
+    assert why in refusal(body, MissingModelField)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "before its closing boundary"),
+        (b"{}", "before its closing boundary"),
+        (a_form(MODEL)[:-4], "before its closing boundary"),
+        (a_form(MODEL)[:-3], "before its closing boundary"),
+        (a_form(MODEL).replace(b"\r\n", b"\n"), "between CRLFs"),
+        (a_form(a_file(b"\n--" + BOUNDARY + b"\n"), MODEL), "between CRLFs"),
+        (a_form(a_file(b"\r--" + BOUNDARY), MODEL), "between CRLFs"),
+        (a_form(a_part(b"empty", b"").removesuffix(b"\r\n"), MODEL), "between CRLFs"),
+        (b"--%b\r\n%b--%b--" % (BOUNDARY, a_part(b"model", b""), BOUNDARY), "between CRLFs"),
+        (a_form(a_file(b"\r\n--" + BOUNDARY + b"x"), MODEL), "goes on"),
+        (a_form(MODEL, after=b"x"), "goes on"),
+        (a_form(MODEL, after=b"\r\n--" + BOUNDARY + b"\r\n" + MODEL), "again after the closing one"),
+        (a_form(b"\r\n\r\nx", MODEL), "one Content-Disposition"),
+        (a_form(b"Content-Type: text/plain\r\n\r\nx", MODEL), "one Content-Disposition"),
+        (a_form(b"Content-Disposition: form-data; name=a\r\n" + MODEL), "one Content-Disposition"),
+        (a_form(b"Content-Disposition: attachment; name=model\r\n\r\nx"), "one plain name"),
+        (a_form(b"Content-Disposition: form-data\r\n\r\nx", MODEL), "one plain name"),
+        (a_form(b'Content-Disposition: form-data; name="a"; name="model"\r\n\r\nx'), "one plain name"),
+        (a_form(b"Content-Disposition: form-data; name*=UTF-8''model\r\n\r\nx"), "one plain name"),
+        (a_form(b"Content-Disposition: form-data; name*0=mod; name*1=el\r\n\r\nx"), "one plain name"),
+        (a_form(b'Content-Disposition: form-data; name="model\r\n\r\nx'), "parameters"),
+        (a_form(b'Content-Disposition: form-data; name="a"b\r\n\r\nx'), "parameters"),
+        (a_form(b"Content-Disposition: form-data;\r\n name=model\r\n\r\nx"), "header that is none"),
+        (a_form(b"Content-Disposition : form-data; name=model\r\n\r\nx"), "header that is none"),
+        (a_form(b"Content-Disposition: form-data; name=a\nb: c\r\n\r\nx"), "header that is none"),
+        (a_form(b"Content-Disposition: form-data; name=a\0\r\n\r\nx"), "header that is none"),
+        (a_form(a_part(b"model", b"x", headers=b"Content-Transfer-Encoding: base64\r\n")), "Content-Transfer-Encoding"),
+        (a_form(a_part(b"model", b"\xff")), "not UTF-8"),
+    ],
+)
+def test_form_that_parsers_could_read_in_two_ways_is_refused(body, why):
+    """Line ends that are none, names that need decoding, boundaries that might be: at every cut, in the same words."""
+    assert why in refusal(body, MalformedMultipart)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (a_form(*[a_part(b"a", b"")] * 6, MODEL), "more than 5 parts"),
+        (a_form(a_part(b"a" * 200, b""), MODEL), "longer than 100 bytes"),
+        (a_form(MODEL).replace(BOUNDARY + b"\r\n", BOUNDARY + b" " * 200 + b"\r\n"), "longer than 50 bytes"),
+        (a_form(MODEL, before=b"x" * 200 + b"\r\n"), "more than 50 bytes stand before or after"),
+        (a_form(MODEL, after=b"\r\n" + b"x" * 200), "more than 50 bytes stand before or after"),
+    ],
+)
+def test_what_a_client_can_make_grow_has_a_limit(body, why):
+    """Parts, headers, paddings, and what stands around the parts: at every cut."""
+    limits = FormLimits(parts=5, header_bytes=100, around_bytes=50)
+
+    assert why in refusal(body, MalformedMultipart, limits)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "boundary"),
+    [
+        (b"multipart/form-data; boundary=abc", b"abc"),
+        (b'Multipart/Form-Data; charset=utf-8; BOUNDARY="a b:c"', b"a b:c"),
+        (
+            b"multipart/form-data;boundary=----WebKitFormBoundary7MA4YWxkTrZu0gW;",
+            b"----WebKitFormBoundary7MA4YWxkTrZu0gW",
+        ),
+        (b'multipart/form-data; boundary="' + b"x" * 70 + b'"', b"x" * 70),
+        (b"multipart/form-data", None),
+        (b"multipart/form-data; boundary=", None),
+        (b'multipart/form-data; boundary=""', None),
+        (b'multipart/form-data; boundary="a "', None),
+        (b"multipart/form-data; boundary=a; boundary=b", None),
+        (b'multipart/form-data; boundary="' + b"x" * 71 + b'"', None),
+        (b'multipart/form-data; boundary="a\r\nb"', None),
+        (b"multipart/form-data; boundary=a\xff", None),
+    ],
+)
+def test_boundary_is_read_quoted_or_not(content_type, boundary):
+    """RFC 2046's characters, 1 to 70 of them, and no space at the end."""
+    if boundary is None:
+        with pytest.raises(MalformedMultipart):
+            boundary_of(content_type)
+    else:
+        assert boundary_of(content_type) == boundary
+
+
+def test_quoted_boundary_with_signs_is_followed():
+    """Characters that mean something to regular expressions mean nothing here."""
+    boundary = b"(a.b)+c?"
+    body = a_form(MODEL, boundary=boundary)
+
+    assert read(body, boundary=boundary).model.name == "whisper-1"

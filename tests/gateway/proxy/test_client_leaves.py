@@ -1,0 +1,125 @@
+"""Clients that leave: at every moment of a request's life the neuron is freed and nothing is left behind. In memory."""
+
+import random
+
+import pytest
+import trio
+from fakes.in_memory import InMemoryGateway
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.errors import ShuttingDown
+from neuron.simulated.faults import LateHeaders
+from neuron.simulated.fleet import neuron
+
+SMALL = "Qwen/Qwen3-1.7B"
+
+
+@pytest.fixture
+def beast():
+    return neuron("beast", [24576], [SMALL])
+
+
+@pytest.fixture
+def gateway(nursery, beast):
+    return InMemoryGateway(nursery, {"beast": beast})
+
+
+@pytest.mark.parametrize(
+    ("stream", "moment"),
+    [
+        (True, (1.0, "late headers", "prefill")),  # before the headers
+        (True, (1.0, "", "prefill")),  # after the role chunk, before the first token
+        (True, (2.48, "", "decode")),  # in mid-stream
+        (False, (1.0, "", "prefill")),
+        (False, (2.48, "", "decode")),
+    ],
+)
+async def test_neuron_stops_the_moment_its_client_leaves(autojump_clock, gateway, beast, stream, moment):
+    """Whatever the gateway was waiting for; a request beside it is not touched."""
+    after_s, late_headers, phase = moment
+    if late_headers:
+        beast.faults.add(LateHeaders())
+    sibling = gateway.client()
+    await sibling.send(stream=stream)
+    client = gateway.client()
+    await client.send(stream=stream)
+    await trio.sleep(after_s)
+    await client.leave()
+    await wait_all_tasks_blocked()
+
+    assert [(gone.phase, gone.at) for gone in beast.cancelled] == [(phase, after_s)]
+    body = (await sibling.answer()).body
+    assert body.endswith(b"data: [DONE]\n\n") if stream else b"Tbilisi" in body
+    await gateway.idle()
+    assert "cortex_client_disconnects_total" in gateway.metrics.expose().decode()
+
+
+async def test_leaving_after_the_end_is_nothing(autojump_clock, gateway, beast):
+    """The request was served; no disconnect is counted."""
+    client = gateway.client()
+    await client.ask(stream=True)
+    await client.leave()
+    await wait_all_tasks_blocked()
+
+    assert list(beast.cancelled) == []
+    assert "cortex_client_disconnects_total" not in gateway.metrics.expose().decode()
+    await gateway.idle()
+
+
+async def test_2000_random_departures_leave_nothing_behind(autojump_clock, gateway, beast, nursery):
+    """Gauges, leases, live requests and connections in use are all 0; the pool holds no broken connection."""
+    moments = random.Random(20261124)  # noqa: S311 - replayable, not secret
+    left = finished = 0
+
+    async def one(stream, patience_s):
+        nonlocal left, finished
+        client = gateway.client()
+        with trio.move_on_after(patience_s):
+            await client.ask(stream=stream)
+            finished += 1
+            return
+        left += 1
+        await client.leave()
+
+    for _ in range(20):
+        async with trio.open_nursery() as clients:
+            for _ in range(100):
+                clients.start_soon(one, moments.random() < 0.6, moments.uniform(0, 40))
+    await wait_all_tasks_blocked()
+
+    assert left + finished == 2000
+    assert min(left, finished) > 200
+    await gateway.idle()
+    assert beast.violations == []
+    assert all(connection.is_quiet() for resting in gateway.upstream._idle.values() for connection in resting)
+    assert (await gateway.client().ask()).status == 200
+
+
+async def test_drain_refuses_what_waits_and_lets_what_runs_finish(autojump_clock, gateway, nursery):
+    """New and waiting requests hear `shutting_down`; a stream that runs ends as it would have."""
+    running = gateway.client()
+    await running.send(stream=True)
+    await trio.sleep(1)
+    idle = gateway.client()
+    gateway.inference.drain()
+    refused = await idle.ask()
+
+    assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "shutting_down", "5")
+    assert (await running.answer()).events[-1] == "[DONE]"
+
+
+async def test_cut_gives_each_stream_its_error_event(autojump_clock, gateway):
+    """When the drain has run out: told, not just dropped."""
+    running = gateway.client()
+    await running.send(stream=True)
+    await trio.sleep(2.48)
+    gateway.inference.cut(_shutting_down())
+    answer = await running.answer()
+
+    assert '"code":"shutting_down"' in answer.events[-1]
+    assert "[DONE]" not in answer.events
+    await gateway.idle()
+
+
+def _shutting_down():
+    return ShuttingDown("this gateway is shutting down", retry_after_s=5)

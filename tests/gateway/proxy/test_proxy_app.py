@@ -1,0 +1,707 @@
+"""The story of a request, told in memory: one client, the data plane, and a neuron that does what the test says."""
+
+import dataclasses
+import json
+import re
+from functools import partial
+
+import pytest
+import structlog
+import trio
+from fakes.in_memory import SMALL, InMemoryGateway
+from fakes.scripted import DONE, ROLE, answering, chunked, delta, read_request, with_length
+from structlog.testing import capture_logs
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.config.settings import (
+    DeadlineSettings,
+    GatewaySettings,
+    LimitSettings,
+    RetrySettings,
+    Settings,
+    StreamingSettings,
+)
+from gateway.fleet.circuit_breaker import FAILURES
+from gateway.http.sse import KEEP_ALIVE
+from neuron.simulated import faults
+from neuron.simulated.fleet import neuron
+
+JSON = b'{"object":"chat.completion","choices":[]}'
+EVENTS = (ROLE, delta("Tbi"), delta("lisi"), b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n', DONE)
+UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+DRIPPING = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9000\r\n\r\n"
+LOG_FIELDS = {
+    "request_id", "path", "alias", "model", "node", "status", "outcome", "stream", "duration_ms", "phases_ms",
+    "bytes_in", "bytes_out",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def fresh_loggers():
+    """Loggers made while logs are captured must not outlive the capture."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def before(nursery):
+    """Makes a gateway before one neuron; no retries unless asked for."""
+
+    def make(peer, *, attempts=0, **sections):
+        settings = dataclasses.replace(Settings(retries=RetrySettings(attempts=attempts)), **sections)
+        return InMemoryGateway(nursery, {"beast": peer}, settings)
+
+    return make
+
+
+async def raw_ask(gateway, *headers, body=b'{"model":"helexa/small"}', path="/v1/chat/completions", method="POST"):
+    """A request with headers of one's own; the answer, read to its end."""
+    client = gateway.client()
+    lines = [f"{method} {path} HTTP/1.1", "host: cortex", "connection: close", f"content-length: {len(body)}", *headers]
+    await client.stream.send_all("\r\n".join([*lines, "", ""]).encode() + body)
+    return await client.answer()
+
+
+def recording(received, answer):
+    """A neuron that keeps what it was asked."""
+
+    async def peer(stream):
+        received.append(await read_request(stream))
+        await stream.send_all(answer)
+
+    return peer
+
+
+def breaking_off(answer, end=b""):
+    """A neuron that says this, a second later that, and closes."""
+
+    async def peer(stream):
+        await read_request(stream)
+        await stream.send_all(answer)
+        await trio.sleep(1)
+        await stream.send_all(end)
+        await stream.aclose()
+
+    return peer
+
+
+def samples(gateway):
+    """Every sample line of the metrics."""
+    return [line for line in gateway.metrics.expose().decode().splitlines() if not line.startswith("#")]
+
+
+# What the neuron gets...
+
+
+@pytest.mark.parametrize(
+    ("body", "sent_on"),
+    [
+        (b'{"model": "Qwen/Qwen3-1.7B" ,"temperature":1e400,\t"x":"\\ud800"}', None),
+        (b'{"a":{"model":"helexa/small"},"model":"helexa/small","b":1.0}', b'{"a":{"model":"helexa/small"},"model":"Qwen/Qwen3-1.7B","b":1.0}'),  # noqa: E501 - a body and what becomes of it, side by side
+        (b'{"mod\\u0065l":"helexa\\/small"}', b'{"mod\\u0065l":"Qwen/Qwen3-1.7B"}'),
+    ],
+)  # fmt: skip
+async def test_body_goes_out_byte_identical_but_for_an_aliased_model(autojump_clock, before, body, sent_on):
+    """A concrete id changes nothing; an alias only the one value."""
+    received = []
+    gateway = before(recording(received, with_length(JSON)))
+    answer = await raw_ask(gateway, body=body)
+
+    assert (answer.status, answer.body) == (200, JSON)
+    assert received[0].partition(b"\r\n\r\n")[2] == (sent_on or body)
+
+
+async def test_headers_to_the_neuron_are_the_clients_less_what_is_not_its_business(autojump_clock, before):
+    """Contract section 3: hop-by-hop and what `connection` names, credentials, ours; identity encoding, request id."""
+    received = []
+    gateway = before(recording(received, with_length(JSON)))
+    secret = ["authorization: Bearer s", "cookie: s", "x-api-key: s", "proxy-authorization: s", "x-helexa-who: s"]
+    hops = ["connection: X-Hop, keep-alive", "x-hop: s", "keep-alive: 5", "te: trailers", "upgrade: h2c", "expect: s"]
+    ours = ["x-cortex-node: s", "accept-encoding: gzip", "x-request-id: mine-1", "trailer: s"]
+    await raw_ask(gateway, *secret, *hops, *ours, "Content-Type: application/json", "x-other: kept", "accept: */*")
+
+    head = received[0].partition(b"\r\n\r\n")[0].decode()
+    assert head.splitlines()[0] == "POST /v1/chat/completions HTTP/1.1"
+    assert sorted(head.splitlines()[1:]) == [
+        "accept-encoding: identity",
+        "accept: */*",
+        "content-length: 27",
+        "content-type: application/json",
+        "host: beast:13131",
+        "x-other: kept",
+        "x-request-id: mine-1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "spelled", ["/v1/embeddings", "/v1/%65mbeddings", "/v1%2fembeddings", "http://x/v1/embeddings"]
+)
+async def test_path_goes_out_as_the_neuron_knows_it_and_the_query_as_it_came(autojump_clock, before, spelled):
+    """A neuron has no business with how a client likes to write a path; what is asked for in the query is its own."""
+    received = []
+    await raw_ask(before(recording(received, with_length(JSON))), path=f"{spelled}?a=%2F&b")
+
+    assert received[0].startswith(b"POST /v1/embeddings?a=%2F&b HTTP/1.1\r\n")
+
+
+# What the client gets...
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"), [("mine-1:a.b_c", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("", False)]
+)
+async def test_request_id_is_the_clients_if_it_is_a_sane_one(autojump_clock, before, sent, kept):
+    """Else a new one, so that two logs can always be joined (contract section 13)."""
+    answer = await raw_ask(before(answering(with_length(JSON))), f"x-request-id: {sent}")
+    request_id = answer.headers["x-request-id"]
+
+    assert (request_id == sent) is kept
+    assert kept or re.fullmatch("[0-9a-f]{32}", request_id)
+
+
+async def test_response_headers_are_the_neurons_less_its_hops_and_ours(autojump_clock, before):
+    """What was between it and us stays there, also what its `connection` names; ours win over the neuron's."""
+    hops = "connection: keep-alive, X-Hop\r\nx-hop: 1\r\nkeep-alive: timeout=5\r\nproxy-authenticate: x\r\n"
+    own = "x-cortex-node: liar\r\nx-request-id: its\r\nserver: llama.cpp\r\nset-cookie: a=1\r\nset-cookie: b=2\r\n"
+    gateway = before(answering(with_length(JSON, more=hops + own)))
+    client = gateway.client()
+    await client.send()
+    head = (await client._until(b"\r\n\r\n")).decode()
+    names = sorted(line.partition(":")[0] for line in head.splitlines()[1:-1])
+
+    assert names == sorted(
+        [
+            "content-type",
+            "content-length",
+            "server",
+            "set-cookie",
+            "set-cookie",
+            "x-request-id",
+            "x-cortex-model",
+            "x-cortex-node",
+            "x-cortex-alias",
+            "server-timing",
+            "connection",
+            "date",
+        ]
+    )
+    assert "x-cortex-node: beast\r\n" in head
+    assert f"x-cortex-model: {SMALL}\r\n" in head
+    assert "x-cortex-alias: helexa/small\r\n" in head
+
+
+async def test_stream_passes_verbatim_with_the_neurons_content_type(autojump_clock, before):
+    """No charset added, none taken; and nginx is told not to buffer."""
+    for kind in ("text/event-stream", "text/event-stream; charset=utf-8"):
+        gateway = before(answering(chunked(*EVENTS, kind=kind, more="cache-control: max-age=60\r\n")))
+        answer = await gateway.client().ask(stream=True)
+
+        assert answer.body == b"".join(EVENTS)
+        assert answer.headers["content-type"] == kind
+        assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-cache", "no")
+        await gateway.idle()
+
+
+async def test_chunks_leave_as_they_come(autojump_clock, before):
+    """A token a second arrives a token a second; the role chunk waits for the first."""
+
+    async def peer(stream):
+        await read_request(stream)
+        await stream.send_all(chunked(ROLE, end=b""))
+        for _ in range(5):
+            await trio.sleep(0.9)
+            await stream.send_all(chunked(delta("x"), end=b"").partition(b"\r\n\r\n")[2])
+        await stream.send_all(b"0\r\n\r\n")
+
+    answer = await before(peer).client().ask(stream=True)
+
+    assert [round(at, 1) for at, _ in answer.arrivals] == [0.9, 1.8, 2.7, 3.6, 4.5]
+    assert answer.arrivals[0][1] == ROLE + delta("x")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        chunked(*EVENTS),
+        chunked(b"".join(EVENTS)),
+        with_length(b"".join(EVENTS), kind="text/event-stream"),
+        UNTIL_CLOSE + b"".join(EVENTS),
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" + chunked(*EVENTS, end=b"0\r\nx-trailer: 1\r\n\r\n"),
+    ],
+)
+async def test_stream_is_whole_however_the_neuron_frames_it(autojump_clock, before, answer):
+    """Chunks, a length, until close; 1xx and trailers go no further."""
+    gateway = before(answering(answer, then_close=True))
+    got = await gateway.client().ask(stream=True)
+
+    assert (got.status, got.body) == (200, b"".join(EVENTS))
+    assert "x-trailer" not in got.headers
+    await gateway.idle()
+
+
+async def test_silence_in_a_stream_with_a_length_is_filled_all_the_same(autojump_clock, before):
+    """Comments make it longer than its neuron announced, so that announcement goes no further."""
+    half, rest = b"".join(EVENTS[:2]), b"".join(EVENTS[2:])
+
+    async def peer(stream):
+        await read_request(stream)
+        await stream.send_all(with_length(half + rest, kind="text/event-stream").removesuffix(rest))
+        await trio.sleep(2.5)
+        await stream.send_all(rest)
+
+    answer = await before(peer).client().ask(stream=True)
+
+    assert "content-length" not in answer.headers
+    assert answer.body == half + 2 * KEEP_ALIVE + rest
+
+
+async def test_what_is_no_preamble_is_not_held_back(autojump_clock, before):
+    """Half a megabyte before the first token fills no memory and hides no answer: 64 KiB is the most that waits."""
+    early = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","padding":"%b"}}]}\n\n' % (b"x" * 40_000)
+
+    async def peer(stream):
+        await read_request(stream)
+        await stream.send_all(chunked(early, end=b""))
+        await trio.sleep(1)
+        await stream.send_all(b"%x\r\n%b\r\n" % (len(early), early))
+        await trio.sleep(1)
+        await stream.send_all(chunked(delta("x"), DONE).partition(b"\r\n\r\n")[2])
+
+    answer = await before(peer, streaming=StreamingSettings(keepalive_seconds=0)).client().ask(stream=True)
+
+    assert answer.body == 2 * early + delta("x") + DONE
+    assert answer.arrivals[0][0] == 1, "the first two went together, before there was a token"
+
+
+@pytest.mark.parametrize(
+    ("answer", "end", "code"),
+    [
+        (chunked(ROLE, delta("x"), end=b""), b"", "upstream_connection_error"),
+        (chunked(ROLE, delta("x"), end=b""), b"1", "upstream_connection_error"),
+        (chunked(ROLE, delta("x"), end=b""), b"zz\r\n", "upstream_malformed_response"),
+        (chunked(ROLE, delta("x"), delta("y")[:-9], end=b""), b"0\r\n\r\n", "upstream_malformed_response"),
+        (UNTIL_CLOSE + ROLE + delta("x"), b"", "upstream_connection_error"),
+    ],
+)
+async def test_stream_that_breaks_off_ends_in_one_error_event(autojump_clock, before, answer, end, code):
+    """What came stays; no `[DONE]`; the body's own framing is whole, so that the client reads the error."""
+    gateway = before(breaking_off(answer, end))
+    got = await gateway.client().ask(stream=True)
+
+    assert got.body.startswith(ROLE + delta("x"))
+    assert json.loads(got.events[-1])["error"]["code"] == code
+    assert got.body.count(b'"error"') == 1
+    assert b"[DONE]" not in got.body
+    await gateway.idle()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("answer", "end"),
+    [
+        (with_length(JSON)[:-5], b""),
+        (chunked(JSON, kind="application/json", end=b""), b""),
+        (chunked(JSON, kind="x/y", end=b""), b"zz\r\n"),
+    ],
+)
+async def test_plain_body_that_breaks_off_is_visibly_broken(autojump_clock, before, answer, end, stream):
+    """No false end, no error event in a body that is no stream, whatever the client had asked for."""
+    gateway = before(breaking_off(answer, end))
+    client = gateway.client()
+    await client.send(stream=stream)
+    with capture_logs() as logs:
+        _, headers = await client.head()
+        body = b""
+        with pytest.raises(EOFError):
+            while True:
+                body += await _a_piece(client, headers)
+    await gateway.idle()
+
+    assert JSON.startswith(body)
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == []
+
+
+async def _a_piece(client, headers):
+    if "content-length" not in headers:
+        return await client.piece(headers) or b""
+    piece = await client.piece(headers)
+    if not piece:
+        raise EOFError
+    return piece
+
+
+@pytest.mark.parametrize("pieces", [(JSON,), (b'{"a":1,\n\n', b'"b":2}'), (b" \n\n", JSON)])
+async def test_plain_answer_to_a_request_for_a_stream_gets_no_comments(autojump_clock, before, pieces):
+    """Some engines do not stream everything. However slow they are, what arrives is one JSON body."""
+
+    async def peer(stream):
+        await read_request(stream)
+        await trio.sleep(1)
+        await stream.send_all(chunked(kind="application/json", end=b""))
+        for piece in pieces:
+            await trio.sleep(7)
+            await stream.send_all(b"%x\r\n%b\r\n" % (len(piece), piece))
+        await stream.send_all(b"0\r\n\r\n")
+
+    answer = await before(peer).client().ask(stream=True)
+
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.body == b"".join(pieces)
+
+
+async def test_plain_answer_after_the_early_commit_is_an_error_event(autojump_clock, before):
+    """The client has been told that events follow, so that is all it can be sent."""
+
+    async def peer(stream):
+        await read_request(stream)
+        await trio.sleep(6)
+        await stream.send_all(with_length(JSON))
+
+    answer = await before(peer).client().ask(stream=True)
+
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert [json.loads(event)["error"]["code"] for event in answer.events] == ["upstream_malformed_response"]
+
+
+async def test_stream_nobody_asked_for_is_relayed_as_one(autojump_clock, before):
+    """The neuron knows what it sends."""
+    answer = await before(answering(chunked(*EVENTS))).client().ask()
+
+    assert answer.body == b"".join(EVENTS)
+
+
+# Refusals of ours...
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "malformed_json"),
+        (b"{", 400, "malformed_json"),
+        (b'{"model":"x"}}', 400, "malformed_json"),
+        (b'{"model":"\xff"}', 400, "malformed_json"),
+        (b'{"model":"x","t":NaN}', 400, "malformed_json"),
+        (b"[]", 400, "missing_model_field"),
+        (b"{}", 400, "missing_model_field"),
+        (b'{"model":7}', 400, "missing_model_field"),
+        (b'{"x":{"model":"y"}}', 400, "missing_model_field"),
+        (b'{"model":"x","model":"y"}', 400, "missing_model_field"),
+        (b'{"model":"nobody/has-it"}', 404, "model_not_found"),
+    ],
+)
+async def test_wrong_request_is_refused_in_the_envelope(autojump_clock, before, body, status, code):
+    """And never reaches a neuron."""
+    received = []
+    gateway = before(recording(received, with_length(JSON)))
+    answer = await raw_ask(gateway, body=body)
+
+    assert (answer.status, answer.error["code"], answer.error["type"]) == (status, code, "invalid_request_error")
+    assert "model" in answer.error["message"]
+    assert ("not found" in answer.error["message"]) is (status == 404)
+    assert answer.headers["content-type"] == "application/json"
+    assert received == []
+    assert gateway.connections == 0
+
+
+async def test_method_other_than_post_is_not_allowed(autojump_clock, before):
+    """405, in the envelope."""
+    answer = await raw_ask(before(answering(with_length(JSON))), method="PUT")
+
+    assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")
+
+
+async def test_no_healthy_node_is_said_before_anything_else(autojump_clock, before):
+    """Also for a model nobody knows."""
+    gateway = before(answering(with_length(JSON)))
+    for _ in range(3):
+        gateway.fleet.missed("beast", "gone")
+    answer = await raw_ask(gateway, body=b'{"model":"nobody/has-it"}')
+
+    assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "service_unavailable", "5")
+    assert "no healthy nodes available" in answer.error["message"]
+
+
+@pytest.mark.parametrize(("size", "status"), [(1024, 200), (1025, 413)])
+@pytest.mark.parametrize("declared", [True, False])
+async def test_body_limit_is_exact_declared_or_not(autojump_clock, before, size, status, declared):
+    """A declared length is refused before a byte of the body is read."""
+    gateway = before(answering(with_length(JSON)), gateway=GatewaySettings(body_limit_mb=1 / 1024))
+    body = b'{"model":"helexa/small"}'.ljust(size)
+    client = gateway.client()
+    if declared:
+        await client.stream.send_all(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
+        await client.stream.send_all(body if status == 200 else b"")
+    else:
+        chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        await client.stream.send_all(
+            b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n" + chunk
+        )
+    got, headers = await client.head()
+    body = await client.piece(headers)
+
+    assert got == status
+    assert status == 200 or json.loads(body)["error"]["code"] == "body_too_large"
+
+
+async def test_body_that_does_not_arrive_is_a_408(autojump_clock, before):
+    """After `header_seconds`, to the second; half a request holds nothing."""
+    gateway = before(answering(with_length(JSON)), deadlines=DeadlineSettings(header_seconds=30))
+    client = gateway.client()
+    await client.stream.send_all(b'POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n{"model"')
+    answer = await client.answer()
+
+    assert (answer.status, answer.error["type"]) == (408, "invalid_request_error")
+    assert answer.arrivals[0][0] == 30
+    await gateway.idle()
+
+
+async def test_one_request_too_many_is_told_to_come_back(autojump_clock, before):
+    """What one gateway serves at a time is bounded."""
+    gateway = before(neuron("beast", [24576], [SMALL]), limits=LimitSettings(requests=2))
+    served = []
+
+    async def ask():
+        served.append((await gateway.client().ask()).status)
+
+    async with trio.open_nursery() as asking:
+        for _ in range(2):
+            asking.start_soon(ask)
+        await wait_all_tasks_blocked()
+        answer = await gateway.client().ask()
+
+    assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
+    assert served == [200, 200]
+    assert (await gateway.client().ask()).status == 200
+
+
+async def test_bodies_that_are_held_leave_no_room_for_another(autojump_clock, before):
+    """Nor does one that merely drips in, as far as it has come; what ends gives its room back."""
+    limits = LimitSettings(bodies_mb=10_000 / 1024**2)
+    gateway = before(neuron("beast", [24576], [SMALL]), limits=limits)
+    padding = "x" * 3_900
+    async with trio.open_nursery() as asking:
+        asking.start_soon(partial(gateway.client().ask, padding=padding))
+        dripping = gateway.client()
+        await dripping.stream.send_all(DRIPPING + b" " * 4_000)
+        await wait_all_tasks_blocked()
+        answer = await gateway.client().ask(padding=padding)
+        assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
+        assert 7_900 < gateway.inference.bodies.held_bytes < 8_200
+        await dripping.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert (await gateway.client().ask(padding=padding)).status == 200
+
+    assert gateway.inference.bodies.held_bytes == 0
+    await gateway.idle()
+
+
+# Refusals of the neuron's...
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "passed_on"),
+    [
+        ("400 Bad", "application/json", b'{"error":{"message":"no","type":"x","code":7,"param":null}}', None),
+        ("422 No", "application/json", b'{"detail":[{"msg":"extra"}]}', None),
+        ("500 Oh", "application/json", b'{"error":"CUDA"}', ("CUDA", "api_error")),
+        ("500 Oh", "text/plain; charset=utf-8", b"Internal Server Error\n", ("Internal Server Error", "api_error")),
+        ("502 Bad", "text/html", b"", ("the neuron answered 502", "api_error")),
+        ("429 Slow", "application/json", b'"later"', ('"later"', None)),
+        ("404 No", "text/plain", b"\xff\xfe", ("\ufffd\ufffd", "invalid_request_error")),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_neurons_no_passes_with_its_status_and_words(
+    autojump_clock, before, status, kind, body, passed_on, stream
+):
+    """JSON objects verbatim; a flat error, plain text or nothing at all in the envelope."""
+    gateway = before(answering(with_length(body, kind=kind, status=status, more="retry-after: 7\r\n")))
+    answer = await gateway.client().ask(stream=stream)
+
+    assert answer.status == int(status[:3])
+    assert answer.headers["retry-after"] == "7"
+    assert answer.headers["content-type"] == "application/json"
+    if passed_on is None:
+        assert answer.body == body
+    else:
+        assert answer.error["message"] == passed_on[0]
+        assert passed_on[1] in (None, answer.error["type"])
+    await gateway.idle()
+
+
+async def test_long_error_body_is_cut_at_64_kib(autojump_clock, before):
+    """Of an error nobody needs more, and it is all that is ever buffered."""
+    gateway = before(answering(with_length(b"x" * 1_000_000, kind="text/plain", status="500 Oh")))
+    answer = await gateway.client().ask()
+
+    assert len(answer.error["message"]) == 65_536
+    assert gateway.upstream.statistics()["idle"] == 0
+
+
+async def test_full_neuron_is_passed_on_with_its_retry_after(autojump_clock, before):
+    """When there is no other."""
+    full = with_length(b'{"error":"queue full"}', status="503 Service Unavailable", more="retry-after: 3\r\n")
+    answer = await before(answering(full)).client().ask()
+
+    assert (answer.status, answer.headers["retry-after"], answer.error["message"]) == (503, "3", "queue full")
+
+
+async def test_no_to_a_request_is_a_word_from_a_neuron_that_is_there(autojump_clock, before):
+    """A 400 is the request's fault: two polls missed before it are forgiven, as by any answer."""
+    gateway = before(answering(with_length(b'{"error":"too hot"}', status="400 Bad Request")))
+    gateway.fleet.missed("beast")
+    gateway.fleet.missed("beast")
+    assert (await gateway.client().ask()).status == 400
+    assert gateway.fleet.nodes["beast"].misses == 0
+
+
+@pytest.mark.parametrize(("status", "opens"), [(503, False), (429, False), (500, True)])
+async def test_being_full_is_not_held_against_a_neuron(autojump_clock, nursery, status, opens):
+    """Another answers what it would not take, time and again: that is what others are for. A 500 is another matter."""
+    neurons = {name: neuron(name, [24576], [SMALL]) for name in "ab"}
+    neurons["a"].faults.add(faults.HttpError(status=status))
+    gateway = InMemoryGateway(nursery, neurons)
+    for _ in range(2 * FAILURES):
+        assert (await gateway.client().ask()).status == 200
+
+    assert gateway.fleet.nodes["a"].breaker.closed is not opens
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "500 Internal Server Error"])
+async def test_not_loaded_is_a_404_or_something_else(autojump_clock, before, status):
+    """What an engine says of an adapter, or of its weights, in other words: its model stays where it is."""
+    gateway = before(answering(with_length(b'{"error":"the draft model is not loaded"}', status=status)))
+    answer = await gateway.client().ask()
+
+    assert (answer.status, answer.error["message"]) == (int(status[:3]), "the draft model is not loaded")
+    assert [held.id for held in gateway.fleet.replicas(SMALL)] == [SMALL]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("größe/klein", "gr%c3%b6%c3%9fe/klein"), ("a\r\nx-evil: 1", "a%0d%0ax-evil: 1"), ("a b", "a b")]
+)
+async def test_names_of_any_kind_fit_into_headers(autojump_clock, nursery, name, told):
+    """A neuron may call its model what it likes; a header has room for ASCII, and for one line."""
+    gateway = InMemoryGateway(nursery, {"beast": answering(with_length(JSON))}, loaded={"beast": name})
+    answer = await gateway.client().ask(model=name)
+
+    assert (answer.status, answer.headers["x-cortex-model"]) == (200, told)
+    assert "x-evil" not in answer.headers
+
+
+@pytest.mark.parametrize("said", ["9" * 400, "9" * 5000, "-4", "soon", "Wed, 25 Nov 2026 14:00:00 GMT"])
+async def test_retry_after_that_cannot_be_meant_hurts_nobody(autojump_clock, before, said):
+    """Its neuron is asked again as if it had said nothing."""
+    full = with_length(b'{"error":"queue full"}', status="503 Service Unavailable", more=f"retry-after: {said}\r\n")
+    gateway = before(answering(full, with_length(JSON)))
+
+    assert (await gateway.client().ask()).error["message"] == "queue full"
+    assert (await gateway.client().ask()).body == JSON
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_oversized_headers_are_a_502(autojump_clock, before, stream):
+    """64 KiB is the limit (contract section 13)."""
+    beast = neuron("beast", [24576], [SMALL])
+    beast.faults.add(faults.BigHeaders())
+    answer = await before(beast).client().ask(stream=stream)
+
+    assert (answer.status, answer.error["code"]) == (502, "upstream_malformed_response")
+
+
+# The account of it...
+
+
+def log_of(logs):
+    return [entry for entry in logs if entry["event"] == "request"]
+
+
+async def test_each_request_leaves_exactly_one_log_event_with_all_fields(autojump_clock, before):
+    """Whatever became of it."""
+    beast = neuron("beast", [24576], [SMALL])
+    with capture_logs() as logs:
+        gateway = before(beast)
+        await gateway.client().ask()
+        await gateway.client().ask(stream=True)
+        await raw_ask(gateway, body=b"{")
+        await raw_ask(gateway, body=b'{"model":"nobody/has-it"}')
+        beast.faults.add(faults.HttpError(times=1))
+        await gateway.client().ask()
+        beast.faults.add(faults.Drop(after=2, times=1))
+        await gateway.client().ask(stream=True)
+        client = gateway.client()
+        await client.send(stream=True)
+        await trio.sleep(0.5)
+        await client.leave()
+        await gateway.idle()
+        half = gateway.client()
+        await half.stream.send_all(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n")
+        await wait_all_tasks_blocked()
+        await half.leave()
+        await gateway.idle()
+
+    told = log_of(logs)
+    assert all(entry.keys() >= LOG_FIELDS for entry in told)
+    assert [(entry["outcome"], entry["status"], entry.get("error")) for entry in told] == [
+        ("ok", 200, None),
+        ("ok", 200, None),
+        ("error", 400, "malformed_json"),
+        ("error", 404, "model_not_found"),
+        ("upstream_error", 500, None),
+        ("error", 200, "upstream_connection_error"),
+        ("client_disconnected", 0, None),
+        ("client_disconnected", 0, None),
+    ]
+    assert (told[0]["alias"], told[0]["model"], told[0]["node"]) == ("helexa/small", SMALL, "beast")
+    assert told[0]["prompt_tokens"] > told[0]["cached_tokens"] >= 0
+    assert (told[0]["tokens_estimated"], told[1]["tokens_estimated"]) == (False, True)
+    assert told[1]["first_token_ms"] == pytest.approx(2485, abs=30)
+    assert [set(entry["phases_ms"]) for entry in told[:2]] == [
+        {"connect", "first_byte", "idle"},
+        {"first_byte", "idle"},
+    ]
+    assert len({entry["request_id"] for entry in told}) == len(told)
+
+
+async def test_metrics_appear_with_the_first_request_and_not_before(autojump_clock, before):
+    """No series without a sample, no `_created`; and what is counted is what happened."""
+    gateway = before(neuron("beast", [24576], [SMALL]))
+    assert samples(gateway) == []
+    await gateway.client().ask(stream=True)
+    await gateway.idle()
+    route = f'{{model="{SMALL}",node="beast"}}'
+
+    counted = samples(gateway)
+    assert f"cortex_requests_total{route} 1.0" in counted
+    assert f"cortex_inflight_requests{route} 0.0" in counted
+    assert f"cortex_request_duration_seconds_count{route} 1.0" in counted
+    assert f"cortex_time_to_first_token_seconds_count{route} 1.0" in counted
+    assert f'cortex_alias_requests_total{{alias="helexa/small",model="{SMALL}"}} 1.0' in counted
+    assert not [line for line in counted if "errors" in line or "_created" in line or "disconnects" in line]
+
+
+async def test_names_that_clients_make_up_do_not_become_series(autojump_clock, before):
+    """Or anybody could fill the memory with labels, one 404 at a time."""
+    gateway = before(answering(with_length(JSON)))
+    for number in range(20):
+        await raw_ask(gateway, body=b'{"model":"made/up-%d"}' % number)
+    errors = [line for line in samples(gateway) if line.startswith("cortex_request_errors_total")]
+    for _ in range(3):
+        gateway.fleet.missed("beast", "gone")
+    for number in range(20):
+        await raw_ask(gateway, body=b'{"model":"made/up-%d"}' % number)
+
+    assert len(errors) == 1
+    assert errors[0].endswith('code="model_not_found",model="",node=""} 20.0')
+    assert "made/up" not in gateway.metrics.expose().decode()
+
+
+async def test_known_model_that_cannot_be_served_is_named_in_its_errors(autojump_clock, before):
+    """By its concrete id."""
+    gateway = before(answering(with_length(JSON)))
+    for _ in range(3):
+        gateway.fleet.missed("beast", "gone")
+    await gateway.client().ask()
+
+    (line,) = [line for line in samples(gateway) if line.startswith("cortex_request_errors_total")]
+    assert f'model="{SMALL}"' in line

@@ -1,0 +1,136 @@
+"""What is read of a request, what is refused before it is read, and what of its headers goes on."""
+
+import itertools
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import BodyTooLarge, MethodNotAllowed
+from gateway.proxy.body_memory import Bodies
+from gateway.proxy.relay import ClientGone
+from gateway.proxy.request import named_by_connection, outgoing_headers, read, request_id_of
+
+BODY = b'{"model":"m","stream":true}'
+
+
+def a_room():
+    return Bodies(10_000).room()
+
+
+def a_scope(*headers, method="POST", path=b"/v1/chat/completions", query=b""):
+    return {"method": method, "path": path.decode(), "raw_path": path, "query_string": query, "headers": list(headers)}
+
+
+def receiving(*messages):
+    """An ASGI `receive` that says these, in turn; it must not be asked for more."""
+    left = list(messages)
+
+    async def receive():
+        return left.pop(0)
+
+    return receive
+
+
+def body_of(*pieces):
+    """The messages of a body in pieces."""
+    return [
+        {"type": "http.request", "body": piece, "more_body": count < len(pieces)}
+        for count, piece in enumerate(pieces, 1)
+    ]
+
+
+@given(st.lists(st.integers(0, len(BODY)), max_size=5))
+def test_body_is_joined_whatever_its_pieces(cuts):
+    """Empty pieces too."""
+    edges = [0, *sorted(cuts), len(BODY)]
+    pieces = [BODY[start:end] for start, end in itertools.pairwise(edges)]
+    request = trio.run(read, a_scope(query=b"a=%2F"), receiving(*body_of(*pieces)), "id", 1000, a_room())
+
+    assert (request.body, request.model.name, request.stream) == (BODY, "m", True)
+    assert request.path == b"/v1/chat/completions?a=%2F"
+
+
+async def test_declared_length_beyond_the_limit_is_refused_unread():
+    """Not a byte of the body is asked for."""
+    with pytest.raises(BodyTooLarge, match=r"larger than the 0.5 MiB"):
+        await read(a_scope((b"content-length", b"524289")), receiving(), "id", 524_288, a_room())
+
+
+async def test_undeclared_length_is_refused_at_the_piece_that_is_too_much():
+    """And no later."""
+    with pytest.raises(BodyTooLarge):
+        await read(a_scope(), receiving(*body_of(b"x" * 600, b"x" * 600, b"never")[:2]), "id", 1000, a_room())
+
+
+async def test_client_that_leaves_in_its_own_request_is_gone():
+    """There is nobody to refuse."""
+    with pytest.raises(ClientGone):
+        await read(
+            a_scope(),
+            receiving(*body_of(b"{", b"}")[:1], {"type": "http.disconnect"}),
+            "id",
+            1000,
+            a_room(),
+        )
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
+async def test_only_post_is_inference(method):
+    """Before anything is read."""
+    with pytest.raises(MethodNotAllowed, match="use POST"):
+        await read(a_scope(method=method), receiving(), "id", 1000, a_room())
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (b"abc-1.2:3_4", True),
+        (b"x" * 128, True),
+        (b"x" * 129, False),
+        (b"", False),
+        (b"a b", False),
+        (b"a\xff", False),
+        (b"abc\n", False),
+        (b'"', False),
+    ],
+)
+def test_request_id_is_kept_if_it_can_do_no_harm(value, kept):
+    """It goes into logs and headers."""
+    made = request_id_of([(b"x-request-id", value)])
+
+    assert (made.encode() == value) is kept
+    assert made
+
+
+def test_request_ids_made_here_differ():
+    """They join logs."""
+    assert len({request_id_of([]) for _ in range(100)}) == 100
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([], set()),
+        ([b"close"], {b"close"}),
+        ([b"X-A, x-b ,,", b"TE"], {b"x-a", b"x-b", b"", b"te"}),
+    ],
+)
+def test_connection_names_headers_over_all_its_lines(values, names):
+    """In any case, with any spaces."""
+    assert named_by_connection([(b"connection", value) for value in values]) == names
+
+
+async def test_outgoing_headers_keep_order_and_repetition():
+    """What is the client's business passes as it was."""
+    headers = [(b"x-a", b"1"), (b"authorization", b"s"), (b"x-a", b"2"), (b"accept", b"*/*")]
+    request = await read(a_scope(*headers), receiving(*body_of(BODY)), "my-id", 1000, a_room())
+
+    assert outgoing_headers(request) == [
+        (b"x-a", b"1"),
+        (b"x-a", b"2"),
+        (b"accept", b"*/*"),
+        (b"accept-encoding", b"identity"),
+        (b"x-request-id", b"my-id"),
+    ]

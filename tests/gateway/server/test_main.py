@@ -1,0 +1,235 @@
+"""The process: what signals do to it, and that nothing dies in it unheard."""
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+from fakes.patience import SAFETY_NET_S, until
+from fakes.process import environment, running_cortex, running_program
+
+from gateway.config.settings import Listen
+from gateway.server import main
+from gateway.server.main import STUCK_READER_MS, _listening
+
+CONFIG = """
+models_config = "models.toml"
+[gateway]
+listen = "127.0.0.1:0"
+metrics_listen = "127.0.0.1:0"
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A configuration without neurons, beside a catalogue without models."""
+    (tmp_path / "models.toml").write_text("models = []\n")
+    (tmp_path / "cortex.toml").write_text(CONFIG)
+    return tmp_path / "cortex.toml"
+
+
+def listening(process):
+    """The addresses it logs once it serves."""
+    for line in process.popen.stderr:
+        said = json.loads(line)
+        if said["event"] == "listening":
+            return said
+    raise AssertionError("it ended without listening")
+
+
+async def test_sighup_looks_at_the_file(config):
+    """Also when nothing tells that it has changed: the one look that is counted although it finds nothing new."""
+    with running_cortex("serve", "-c", config) as process:
+        metrics = f"http://{listening(process)['metrics']}/metrics"
+
+        def looks():
+            return 'cortex_catalogue_reloads_total{result="unchanged"} 1.0' in httpx.get(metrics, timeout=60).text
+
+        assert not looks()
+        process.popen.send_signal(signal.SIGHUP)
+        await until(looks)
+        said = json.loads(process.log_line("looked_at_sighup"))
+        assert (said["result"], said["generation"]) == ("unchanged", 1)
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.end()[0] == 0
+
+
+HANGING_FILE = """
+import sys
+import time
+from pathlib import Path
+
+from gateway import log, serve, settings_file, watcher
+
+read = watcher._read
+hangs, noticed = (Path(sys.argv[1]).with_name(name) for name in ("hangs", "noticed"))
+
+
+def read_unless_it_hangs(path):
+    while hangs.exists():
+        noticed.touch()
+        time.sleep(0.05)
+    return read(path)
+
+
+watcher._read = read_unless_it_hangs
+loaded = settings_file.load(Path(sys.argv[1]), {}).settings
+log.configure(loaded.log)
+sys.exit(serve.run(serve.Gateway(loaded)))
+"""
+
+
+async def test_file_system_that_hangs_does_not_hold_up_the_end(config):
+    """An NFS server that went away: neither the watcher nor a SIGHUP keeps SIGTERM waiting."""
+    with running_program(HANGING_FILE, config) as process:
+        listening(process)
+        config.with_name("hangs").touch()
+        await until(config.with_name("noticed").exists)
+        process.popen.send_signal(signal.SIGHUP)
+        process.popen.send_signal(signal.SIGTERM)
+        code, _, err = process.end()
+
+    assert code == 0
+    assert "Traceback" not in err
+
+
+async def test_directory_whose_name_is_no_utf_8_is_one_like_any_other(tmp_path):
+    """Log and `/health` say what of it can be said; its events cannot be had, so the poll sees to changes."""
+    home = tmp_path / os.fsdecode(b"caf\xe9")
+    home.mkdir()
+    (home / "models.toml").write_text("models = []\n")
+    (home / "cortex.toml").write_text(CONFIG)
+    with running_cortex("serve", "-c", home / "cortex.toml") as process:
+        health = f"http://{listening(process)['api']}/health"
+        (home / "models.toml").write_text("broken\n")
+        await until(lambda: httpx.get(health, timeout=60).json()["catalogue"]["error"])
+        process.log_line("catalogue_rejected")
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.end()[0] == 0
+
+
+def test_collector_does_not_look_through_what_stays(monkeypatch):
+    """Else each full collection would hold up every stream, for modules that never go."""
+    frozen = []
+    monkeypatch.setattr(main.trio, "run", lambda *_: frozen.append(gc.get_freeze_count()) or 0)
+    try:
+        assert main.run(None) == 0
+    finally:
+        gc.unfreeze()
+
+    assert frozen[0] > 10_000
+
+
+def test_second_signal_cuts_at_once(config):
+    """130, as a shell says it, although the drain could go on for minutes; and no traceback."""
+    with running_cortex("serve", "-c", config) as process:
+        api = listening(process)["api"]
+        host, _, port = api.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=SAFETY_NET_S) as half_a_request:
+            half_a_request.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n{")
+            process.popen.send_signal(signal.SIGINT)
+            for line in process.popen.stderr:
+                if json.loads(line)["event"] == "draining":
+                    break
+            process.interrupt()
+            code, _, err = process.end()
+
+    assert code == 130
+    assert "Traceback" not in err
+
+
+def unsent_bytes(port, peer):
+    """What the kernel still holds for that peer of that local port (proc(5), `tx_queue`)."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        if (int(local.partition(":")[2], 16), int(remote.partition(":")[2], 16)) == (port, peer):
+            return int(queues.partition(":")[0], 16)
+    return 0
+
+
+def test_scraper_that_reads_nothing_does_not_hold_up_the_end(config):
+    """It is cut off; it is not for the kernel to give it up first, which takes it a minute."""
+    with running_cortex("serve", "-c", config) as process, socket.socket() as scraper:
+        host, _, port = listening(process)["metrics"].rpartition(":")
+        scraper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        scraper.connect((host, int(port)))
+        scraper.setblocking(False)
+        with contextlib.suppress(BlockingIOError):  # as many as the sockets and the server take
+            for _ in range(3_000):
+                scraper.send(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n")
+        seen = [0, 1]
+        while len(set(seen[-5:])) > 1 or seen[-1] == 0:  # until the server is stuck
+            time.sleep(0.1)
+            seen.append(unsent_bytes(int(port), scraper.getsockname()[1]))
+        began = time.monotonic()
+        process.popen.send_signal(signal.SIGTERM)
+        code, _, _ = process.end()
+
+    assert code == 0
+    assert time.monotonic() - began < STUCK_READER_MS / 1000 / 2
+
+
+CRASH = """
+import sys
+from pathlib import Path
+
+import trio
+from gateway import serve, settings_file
+from gateway.{module} import {owner}
+
+
+async def crash(*_, task_status=trio.TASK_STATUS_IGNORED, **__):
+    task_status.started()
+    await trio.sleep(0.05)
+    raise {error}
+
+
+{owner}.{method} = crash
+sys.exit(serve.run(serve.Gateway(settings_file.load(Path(sys.argv[1]), {{}}).settings)))
+"""
+
+
+@pytest.mark.parametrize("error", ["ZeroDivisionError", "OSError(5, 'a disk that dies')"])
+@pytest.mark.parametrize(
+    ("module", "owner", "method"),
+    [
+        ("upstream", "Upstream", "run"),
+        ("poller", "Poller", "run"),
+        ("lifecycle", "Lifecycle", "run"),
+        ("watcher", "CatalogueKeeper", "watch"),
+        ("http1", "Server", "serve"),
+    ],
+)
+def test_crash_of_a_background_task_ends_the_process_loudly(config, module, owner, method, error):
+    """A traceback and an exit code that systemd acts on; never a server that runs on without its poller."""
+    program = CRASH.format(module=module, owner=owner, method=method, error=error)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(config)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SAFETY_NET_S,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert error.partition("(")[0] in done.stderr
+
+
+async def test_kernel_drops_who_takes_nothing():
+    """Accepted sockets inherit it: lessons.md has what happens otherwise."""
+    async with _listening(Listen("127.0.0.1", 0)) as sock, await trio.open_tcp_stream(*sock.getsockname()):
+        sock.setblocking(True)
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == STUCK_READER_MS

@@ -1,0 +1,366 @@
+"""The story of a request as the admin API tells it, and what remembering it costs. In memory."""
+
+import dataclasses
+import gc
+import tracemalloc
+
+import pytest
+import trio
+from fakes.in_memory import SMALL, InMemoryGateway
+from fakes.scripted import answering, read_request, with_length
+from fakes.world import a_sim, a_sim_model, a_world, profile_of
+from trio.testing import wait_all_tasks_blocked
+
+from catalogue.models import Alias, Limit, Target
+from catalogue.resolve import Resolution
+from gateway.cli.views.explain_view import lines
+from gateway.config.settings import RetrySettings, Settings
+from gateway.dialects.json_splice import LONGEST_NAME_BYTES
+from gateway.errors import ServiceUnavailable
+from gateway.fleet.routing.decision_log import Choice, Verdict
+from gateway.telemetry.explain import stories
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.recent import NOTES_PER_REQUEST, Recent
+from gateway.telemetry.request_log import Accounts
+from neuron.simulated import faults
+from neuron.simulated.fleet import neuron
+
+JSON = b'{"object":"chat.completion","choices":[]}'
+MINE = ("x-request-id: mine",)
+
+
+class NoLoads:
+    """Nothing was ever loaded."""
+
+    def loads_between(self, model, since, until):
+        return []
+
+
+async def told(gateway, request_id="mine"):
+    await wait_all_tasks_blocked()  # a client has its last byte a moment before its request has ended
+    return stories(request_id, gateway.accounts, NoLoads(), trio.current_time())
+
+
+def two(nursery):
+    return InMemoryGateway(nursery, {"a": neuron("a", [24576], [SMALL]), "b": neuron("b", [24576], [SMALL])})
+
+
+# What is told...
+
+
+async def test_plain_request_is_told_in_full(autojump_clock, nursery):
+    """From what it asked for to how it ended."""
+    gateway = two(nursery)
+    answer = await gateway.client().ask(stream=True, headers=MINE)
+    [story] = await told(gateway)
+    took_ms = pytest.approx(trio.current_time() * 1000, abs=0.01)
+
+    assert story["received_at"] > 1e9
+    assert story.pop("phases_ms").keys() == {"connect", "first_byte", "idle"}
+    assert {key: story[key] for key in story.keys() - {"received_at", "tokens", "first_token_ms"}} == {
+        "request_id": "mine",
+        "state": "ended",
+        "path": "/v1/chat/completions",
+        "stream": True,
+        "alias": "helexa/small",
+        "target": SMALL,
+        "model": SMALL,
+        "resolved": "the target of its alias",
+        "generation": 1,
+        "choices": [
+            {
+                "at_ms": 0,
+                "model": SMALL,
+                "decision": "route",
+                "node": "a",
+                "candidates": [
+                    {"node": "a", "state": "chosen", "detail": "0 requests"},
+                    {"node": "b", "state": "passed over", "detail": "0 requests"},
+                ],
+            }
+        ],
+        "loads": [],
+        "fallbacks": [],
+        "attempts": [
+            {
+                "model": SMALL,
+                "node": "a",
+                "at_ms": 0,
+                "took_ms": took_ms,
+                "hedge": False,
+                "result": "answered",
+                "error": None,
+            }
+        ],
+        "retries": 0,
+        "total_ms": took_ms,
+        "bytes_in": story["bytes_in"],
+        "bytes_out": len(answer.body),
+        "node": "a",
+        "status": 200,
+        "outcome": "ok",
+        "error": None,
+    }
+    assert story["tokens"]["completion"] > 0
+    assert 0 < story["first_token_ms"] < story["total_ms"]
+
+
+async def test_failed_attempts_are_told_with_their_errors(autojump_clock, nursery):
+    """Who failed, why, and who was asked then."""
+    gateway = two(nursery)
+    gateway.neurons["a"].faults.add(faults.Hang(seconds=2, times=1))
+    gateway.neurons["a"].faults.add(faults.HttpError(status=503, text="queue is full", retry_after_s=7, times=1))
+    await gateway.client().ask(headers=MINE)
+    [story] = await told(gateway)
+    first, second = story["attempts"]
+
+    assert (first["node"], first["result"], first["at_ms"], first["took_ms"]) == ("a", "failed", 0, 2000)
+    assert (first["error"]["code"], first["error"]["message"]) == ("service_unavailable", "queue is full")
+    assert (second["node"], second["result"], second["at_ms"]) == ("b", "answered", 2000)
+    assert story["choices"][1]["candidates"][0] == {"node": "a", "state": "failed before", "detail": "this request"}
+    assert (story["retries"], story["outcome"], story["node"]) == (1, "ok", "b")
+
+
+async def test_neurons_own_refusal_is_told_as_such(autojump_clock, nursery):
+    """It was passed on: an answer, if not the one that was wanted."""
+    gateway = two(nursery)
+    gateway.neurons["a"].faults.add(faults.HttpError(status=400, text="no such parameter"))
+    await gateway.client().ask(headers=MINE)
+    [story] = await told(gateway)
+
+    assert [(attempt["result"], attempt["error"]["message"]) for attempt in story["attempts"]] == [
+        ("refused", "no such parameter")
+    ]
+    assert (story["outcome"], story["status"]) == ("upstream_error", 400)
+
+
+async def test_cold_load_is_told_with_who_made_room(autojump_clock):
+    """Which job it waited for, where, how long, and what had to go."""
+    wanted, held = a_sim_model("wanted", load_s=5), a_sim_model("held")
+    profiles = (profile_of(wanted), profile_of(held))
+    async with a_world(
+        a_sim("beast", wanted, held, loaded=("held",)), a_sim("small", vram_mb=(7_000,)), profiles=profiles
+    ) as world:
+        await trio.sleep(60)
+        await world.ask("wanted", headers=[(b"x-request-id", b"mine")])
+        [story] = stories("mine", world.inference.accounts, world.lifecycle, trio.current_time())
+
+        [load] = story["loads"]
+        assert (load["node"], load["outcome"], load["evicted"]) == ("beast", "loaded", ["held"])
+        assert load["took_ms"] == pytest.approx(story["phases_ms"]["load"], abs=1)
+        [choice] = story["choices"]
+        assert choice["decision"] == "load"
+        assert {one["node"]: one["detail"] for one in choice["candidates"]} == {
+            "beast": "it fits once others are unloaded, 2000 MB free",
+            "small": "no room, 7000 MB free",
+        }
+
+
+async def test_failed_load_is_told_with_its_reason(autojump_clock):
+    """As the neuron gave it."""
+    model = a_sim_model("m", load_s=5)
+    sim = a_sim("beast", model)
+    sim.faults.add(faults.LoadFails())
+    async with a_world(sim, profiles=(profile_of(model),)) as world:
+        answer = await world.ask("m", headers=[(b"x-request-id", b"mine")])
+        [story] = stories("mine", world.inference.accounts, world.lifecycle, trio.current_time())
+
+        assert answer.status == 502
+        [load] = story["loads"]
+        assert load["outcome"] == "failed"
+        assert load["reason"] in story["error"]["message"]
+        assert [choice["decision"] for choice in story["choices"]] == ["load", "cold_load_failed"]
+
+
+async def test_fallback_whose_own_load_fails_is_told_by_its_name(autojump_clock):
+    """What was tried in whose place, each with its loads and attempts; and who was passed over."""
+    target, first, short, last = models = [a_sim_model(name, load_s=5) for name in ("target", "first", "short", "last")]
+    sim = a_sim("beast", *models, loaded=("target", "last"), vram_mb=(40_000,))
+    sim.faults.add(faults.HttpError(model=target.id, status=503, text="queue is full"))
+    sim.faults.add(faults.LoadFails(model=first.id, seconds=3))
+    profiles = [profile_of(model, limit=Limit(context=2_000) if model is short else None) for model in models]
+    alias = Alias("x", (Target(target.id),), fallback=(first.id, short.id, last.id))
+    async with a_world(sim, profiles=tuple(profiles), settings=Settings(retries=RetrySettings(attempts=0))) as world:
+        world.keeper.accept(dataclasses.replace(world.keeper.current, aliases={"x": alias}))
+        await world.ask("x", content="word " * 3_000, headers=[(b"x-request-id", b"mine")])
+        [story] = stories("mine", world.inference.accounts, world.lifecycle, trio.current_time())
+
+    assert (story["alias"], story["target"], story["model"], story["outcome"]) == ("x", "target", "last", "ok")
+    assert [(attempt["model"], attempt["result"]) for attempt in story["attempts"]] == [
+        ("target", "failed"),
+        ("last", "answered"),
+    ]
+    [load] = story["loads"]
+    assert (load["model"], load["outcome"]) == ("first", "failed")
+    assert [(choice["model"], choice["decision"]) for choice in story["choices"]] == [
+        ("first", "load"),
+        ("first", "cold_load_failed"),
+    ]
+    assert [(one["model"], one["to"], one["passed_over"], one["error"]["code"]) for one in story["fallbacks"]] == [
+        ("target", "first", False, "service_unavailable"),
+        ("first", "short", True, "context_length_exceeded"),
+        ("first", "last", False, "cold_load_failed"),
+    ]
+    told = [str(line) for line in lines(story)]
+    assert told[3].endswith(", by last in its place")
+    assert [line[12:].partition(":")[0] for line in told[told.index("") + 1 :] if "beast  " not in line] == [
+        "beast was asked for target; failed after 0.0 ms",
+        "nobody could serve target, so it fell back to first",
+        "first had to be loaded",
+        "beast began to load first; failed after 3.00 s",
+        "nobody could be asked for first",
+        "short was passed over",
+        "nobody could serve first, so it fell back to last",
+        "beast was asked for last; answered after 1.29 s",
+    ]
+
+
+async def test_request_under_way_is_told_as_far_as_it_is(autojump_clock, nursery):
+    """Which phase it is in, since when."""
+    gateway = two(nursery)
+    client = gateway.client()
+    await client.send(stream=True, headers=MINE)
+    await trio.sleep(1.5)
+    [story] = await told(gateway)
+
+    assert (story["state"], story["outcome"], story["total_ms"]) == ("running", None, 1500)
+    assert story["phases_ms"] == {"connect": 0, "first_byte": 1500}
+    assert [(attempt["result"], attempt["took_ms"]) for attempt in story["attempts"]] == [(None, 1500)]
+    await client.leave()
+    [story] = await told(gateway)
+    assert (story["state"], story["outcome"]) == ("ended", "client_disconnected")
+    assert story["attempts"][0]["result"] == "cancelled"
+
+
+async def test_id_that_was_used_again_tells_of_all(autojump_clock, nursery):
+    """The oldest first; others are not among them."""
+    gateway = two(nursery)
+    await gateway.client().ask(headers=MINE)
+    await gateway.client().ask({"model": "nobody/has-it"}, headers=MINE)
+    await gateway.client().ask(headers=("x-request-id: other",))
+    client = gateway.client()
+    await client.send(stream=True, headers=MINE)
+    await trio.sleep(0.5)
+
+    assert [story["status"] for story in await told(gateway)] == [200, 404, None]
+    assert await told(gateway, "unheard of") == []
+
+
+# What it costs...
+
+
+def ended(accounts, request_id="id", **more):
+    with accounts.open(request_id, "/v1/chat/completions") as record:
+        for name, value in more.items():
+            setattr(record, name, value)
+    return record
+
+
+async def test_only_the_last_are_remembered(autojump_clock):
+    """So many, and none of 0."""
+    accounts = Accounts(Metrics(), log_requests=False, remembered=10)
+    for number in range(25):
+        ended(accounts, str(number))
+
+    assert len(accounts.recent) == 10
+    assert not accounts.recent.find("14")
+    assert accounts.recent.find("15")
+    nothing = Accounts(Metrics(), log_requests=False, remembered=0)
+    ended(nothing)
+    assert len(nothing.recent) == 0
+
+
+async def test_requests_with_much_to_be_noted_are_remembered_for_less_long(autojump_clock):
+    """Fewer of them instead of more memory."""
+    choice = Choice(0.0, "m", "load", None, tuple(Verdict(str(number), "not loaded") for number in range(100)))
+    recent = Recent(100)
+    accounts = Accounts(Metrics(), log_requests=False)
+    accounts.recent = recent
+    for number in range(100):
+        ended(accounts, str(number), choices=[choice] * 2)
+
+    assert len(recent) == 100 * NOTES_PER_REQUEST // 200
+    assert recent.find("99")
+
+
+async def test_what_a_client_made_long_is_not_kept(autojump_clock, nursery):
+    """Neither its body, nor the name of a model nobody knows, nor what held on to either: an error's traceback."""
+    gateway = InMemoryGateway(nursery, {"a": breaking}, Settings())
+    gateway.accounts.log_requests = False
+
+    async def flood():
+        for _ in range(5):
+            await gateway.client().ask(
+                {"model": "m" * (LONGEST_NAME_BYTES - 2), "padding": "x" * 1_000_000}, headers=MINE
+            )
+            await gateway.client().ask(padding="x" * 1_000_000, headers=MINE)
+
+    assert await kept_bytes_of(flood) < 500_000  # ten requests of a megabyte each
+    told_of = await told(gateway)
+    assert [(story["outcome"], len(story["model"])) for story in told_of[:2]] == [("error", 300), ("error", len(SMALL))]
+    assert len(told_of) == 20
+
+
+async def test_thousand_requests_take_a_few_megabytes(autojump_clock, nursery):
+    """Failed by one neuron and answered by the other, with an error and a verdict on each: more than most."""
+    gateway = InMemoryGateway(nursery, {"a": refusing, "b": answering(*[with_length(JSON)] * 99)}, Settings())
+    gateway.accounts.log_requests = False
+
+    async def flood():
+        for _ in range(50):
+            await gateway.client().ask(headers=MINE)
+
+    assert await kept_bytes_of(flood) / 50 < 6_000
+    assert (await told(gateway))[-1]["retries"] == 1
+    assert gateway.accounts.recent.find("mine")[-1].notes >= 4
+
+
+async def kept_bytes_of(flood):
+    """What is still there of the memory that a second flood took."""
+    await flood()
+    await wait_all_tasks_blocked()
+    gc.collect()
+    tracemalloc.start()
+    await flood()
+    await wait_all_tasks_blocked()
+    gc.collect()
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return kept_bytes
+
+
+async def refusing(stream):
+    while await read_request(stream):
+        await stream.send_all(with_length(b'{"error":"busy"}', status="503 Service Unavailable"))
+
+
+async def breaking(stream):
+    await read_request(stream)
+    await stream.aclose()
+
+
+async def test_error_that_is_remembered_holds_on_to_nothing(autojump_clock):
+    """A traceback keeps every frame, and so the request."""
+    accounts = Accounts(Metrics(), log_requests=False)
+    with accounts.open("id", "/") as record:
+        record.failed(ServiceUnavailable("x" * 5000, param="load"))
+
+    assert record.error is None
+    assert (record.end.code, record.end.param, len(record.end.message)) == ("service_unavailable", "load", 1000)
+
+
+@pytest.mark.parametrize(
+    ("sticky", "why"),
+    [
+        ("none", "90 of 100 by weight among 2 targets"),
+        ("conversation", "90 of 100 by weight among 2 targets, kept by conversation"),
+    ],
+)
+async def test_target_that_was_drawn_says_how(autojump_clock, nursery, sticky, why):
+    """Which of several, and what it would be drawn by again."""
+    gateway = two(nursery)
+    alias = Alias("helexa/small", (Target(SMALL, 90), Target("other", 10)), sticky=sticky)
+    record = ended(gateway.accounts, "mine", resolution=Resolution(SMALL, alias.name, alias))
+
+    assert record.end is None
+    assert [story["resolved"] for story in await told(gateway)] == [why]

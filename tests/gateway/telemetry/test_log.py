@@ -1,0 +1,191 @@
+"""Where log lines go, and that nobody has to wait for them or die of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+
+import httpx
+import pytest
+import trio
+from fakes.patience import SAFETY_NET_S
+from fakes.process import a_port_of_our_own, environment
+from fakes.running import PROBE, SMALL
+
+from gateway.telemetry.log import KEPT_BYTES, Lines, _encode
+from neuron.simulated.fleet import neuron
+
+
+@pytest.fixture
+def pipe():
+    """Its two ends; closed in the end, those a test has not closed."""
+    ends = list(os.pipe())
+    yield ends
+    for end in ends:
+        with suppress(OSError):  # a test may have done it
+            os.close(end)
+
+
+def read_all(end):
+    os.set_blocking(end, False)
+    data = b""
+    try:
+        while piece := os.read(end, 1 << 20):
+            data += piece
+    except BlockingIOError:
+        pass
+    return data
+
+
+def test_lines_are_written_at_once(pipe):
+    """Whole, in order, and longer than any single write."""
+    lines = Lines(pipe[1])
+    lines.write(b"one\n")
+    lines.write(b"x" * 20_000 + b"\n")
+
+    assert read_all(pipe[0]) == b"one\n" + b"x" * 20_000 + b"\n"
+
+
+def test_reader_that_is_away_for_a_while_misses_nothing(pipe):
+    """What the pipe does not take is kept and comes with the next line."""
+    lines = Lines(pipe[1])
+    for number in range(2_000):
+        lines.write(b"%0100d\n" % number)
+    read = b""
+    while read.count(b"\n") < 2_001:
+        read += read_all(pipe[0])
+        if read.count(b"\n") < 2_001:
+            lines.write(b"" if read.count(b"\n") < 2_000 else b"last\n")
+
+    assert read == b"".join(b"%0100d\n" % number for number in range(2_000)) + b"last\n"
+    assert lines.lost == 0
+
+
+def test_reader_that_is_away_for_long_is_told_how_much_it_missed(pipe):
+    """Memory has a limit. The oldest lines are kept: they say how it began."""
+    lines = Lines(pipe[1])
+    written = 3 * KEPT_BYTES // 101
+    for number in range(written):
+        lines.write(b"%0100d\n" % number)
+    lost = lines.lost
+    assert lost > written // 3
+    read = b""
+    while b"log_lines_lost" not in read:
+        read += read_all(pipe[0])
+        lines.write(b"")
+
+    kept, told = read.splitlines()[:-1], json.loads(read.splitlines()[-1])
+    assert kept == [b"%0100d" % number for number in range(written - lost)]
+    assert told == {"event": "log_lines_lost", "level": "error", "lines": lost}
+    assert lines.lost == 0
+
+
+def test_reader_that_has_gone_is_no_trouble(pipe):
+    """Nothing is kept for it."""
+    os.close(pipe[0])
+    lines = Lines(pipe[1])
+    for _ in range(3):
+        lines.write(b"hello\n")
+
+    assert lines.lost == 3
+
+
+def test_full_disk_is_no_trouble():
+    """The write fails, and that is that."""
+    with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 - a device
+        lines = Lines(full.fileno())
+        lines.write(b"hello\n")
+
+    assert lines.lost == 1
+
+
+CONFIG = """
+[gateway]
+listen = "127.0.0.1:{api}"
+metrics_listen = "127.0.0.1:{metrics}"
+[deadlines]
+connect_seconds = 60
+[[neurons]]
+name = "sim"
+endpoint = "{endpoint}"
+"""
+
+
+def reader_gone():
+    """A pipe nobody reads: like `cortex serve 2>&1 | head -1`."""
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    return ours
+
+
+def reader_asleep():
+    """A pipe whose reader never reads; its end is left open, for as long as the tests run."""
+    return os.pipe()[1]
+
+
+def closed():
+    """None at all: `2>&-`."""
+    return
+
+
+def full_disk():
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@contextmanager
+def serving(config, stderr, endpoint):
+    """`cortex serve` with this stderr: its process and its port; on others if somebody was quicker."""
+    for _ in range(10):
+        # A process that cannot say where it listens has to be told.
+        api, metrics = a_port_of_our_own(), a_port_of_our_own()
+        config.write_text(CONFIG.format(api=api, metrics=metrics, endpoint=endpoint))
+        log = stderr()
+        command = [sys.executable, "-m", "gateway.cli", "serve", "-c", str(config)]
+        if log is None:
+            command = ["bash", "-c", 'exec "$@" 2>&-', "bash", *command]
+        with subprocess.Popen(command, env=environment(), stderr=log) as process:
+            if log is not None:
+                os.close(log)
+            try:
+                if _answers(process, api):
+                    yield process, api
+                    return
+            finally:
+                process.kill()
+    raise AssertionError("it does not start")
+
+
+def _answers(process, port):
+    """Once it is ready: True; False if it has ended instead."""
+    while process.poll() is None:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/ready", timeout=60).status_code == 200:
+                return True
+        except httpx.TransportError:
+            time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("stderr", [reader_gone, reader_asleep, full_disk, closed])
+async def test_gateway_whose_log_cannot_be_written_serves_on(tmp_path, nursery, stderr):
+    """More requests than a pipe holds the lines of, and a clean end."""
+    endpoint = await nursery.start(neuron("sim", [24576], [SMALL], speed=10_000).serve)
+
+    def use():
+        with serving(tmp_path / "cortex.toml", stderr, endpoint) as (process, port):
+            body = {"model": SMALL, "messages": PROBE}
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as http:
+                for _ in range(400):  # some 400 bytes of log each; a pipe holds 64 KiB
+                    assert http.post("/v1/chat/completions", json=body).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SAFETY_NET_S) == 0
+
+    await trio.to_thread.run_sync(use)
+
+
+def test_text_that_is_no_unicode_is_logged_all_the_same():
+    """The name of a file, as the system calls give it; nobody dies of a line in the log."""
+    assert json.loads(_encode({"event": "seen", "path": "caf\udce9"})) == {"event": "seen", "path": "caf\udce9"}

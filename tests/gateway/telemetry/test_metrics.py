@@ -1,0 +1,94 @@
+"""What dashboards and alerts are written against: names, types, labels and buckets, as contract section 9 has them."""
+
+import pytest
+from fakes.fleets import a_fleet, a_gpu, answers
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.telemetry.metrics import CatalogueReadings, Metrics
+
+ROUTE = ("model", "node")
+DURATION_S = [0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200]
+FIRST_TOKEN_S = [0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120]
+TOKENS_PER_S = [1, 2.5, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200]
+COUNTERS = {
+    "cortex_requests_total": ("requests", ROUTE),
+    "cortex_request_errors_total": ("errors", (*ROUTE, "code")),
+    "cortex_prompt_tokens_total": ("prompt_tokens", ROUTE),
+    "cortex_completion_tokens_total": ("completion_tokens", ROUTE),
+    "cortex_cached_prompt_tokens_total": ("cached_prompt_tokens", ROUTE),
+    "cortex_cold_starts_total": ("cold_starts", ROUTE),
+    "cortex_evictions_total": ("evictions", ROUTE),
+    "cortex_client_disconnects_total": ("disconnects", ROUTE),
+    "cortex_retries_total": ("retries", ROUTE),
+    "cortex_alias_requests_total": ("alias_requests", ("alias", "model")),
+}
+HISTOGRAMS = {
+    "cortex_request_duration_seconds": ("duration", ROUTE, DURATION_S),
+    "cortex_time_to_first_token_seconds": ("first_token", ROUTE, FIRST_TOKEN_S),
+    "cortex_tokens_per_second": ("tokens_per_second", ROUTE, TOKENS_PER_S),
+    "cortex_overhead_seconds": ("overhead", ("phase",), None),
+}
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+def families(metrics):
+    """What a scrape tells, by name as it is written there; a counter's `# TYPE` has its `_total`."""
+    found = text_string_to_metric_families(metrics.expose().decode())
+    return {family.name + "_total" * (family.type == "counter"): family for family in found}
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_counter_has_the_labels_of_the_contract(metrics, name):
+    """And is not there before it has counted."""
+    attribute, labels = COUNTERS[name]
+    assert families(metrics) == {}
+    getattr(metrics, attribute)(*labels).inc()
+
+    (family,) = families(metrics).values()
+    assert (family.type, [sample.name for sample in family.samples]) == ("counter", [name])
+    assert family.samples[0].labels == {label: label for label in labels}
+
+
+@pytest.mark.parametrize("name", HISTOGRAMS)
+def test_histogram_has_the_buckets_of_the_contract(metrics, name):
+    """Their bounds are what a quantile can tell apart: changed, every dashboard is wrong without a word."""
+    attribute, labels, bounds = HISTOGRAMS[name]
+    getattr(metrics, attribute)(*labels).observe(1)
+
+    (family,) = families(metrics).values()
+    buckets = [sample for sample in family.samples if sample.name == f"{name}_bucket"]
+    told = [float(sample.labels["le"]) for sample in buckets]
+    assert family.type == "histogram"
+    assert told[-1] == float("inf")
+    assert {tuple(sorted(sample.labels.keys() - {"le"})) for sample in buckets} == {tuple(sorted(labels))}
+    if bounds is None:
+        assert (told[0], told[-2]) == (0.0001, 0.1)
+    else:
+        assert told[:-1] == bounds
+
+
+def test_gauges_are_of_the_nodes_there_are(metrics):
+    """By node, and by device where there is a reading: what is unknown is left out, and 0 is known."""
+    fleet = a_fleet("a", "b")
+    answers(fleet, "a", devices=(a_gpu(0, total_mb=24_000, free_mb=0), a_gpu(1, total_mb=24_000, free_mb=None)))
+    metrics.watch_fleet(lambda: fleet.snapshot().nodes)
+
+    told = {name: [(s.labels, s.value) for s in family.samples] for name, family in families(metrics).items()}
+    assert told["cortex_node_healthy"] == [({"node": "a"}, 1), ({"node": "b"}, 0)]
+    assert told["cortex_device_vram_free_mb"] == [({"node": "a", "device": "0"}, 0)]
+
+
+def test_gauges_of_the_catalogue_are_there_from_the_start(metrics):
+    """But results that have not come to pass are no samples yet."""
+    metrics.watch_catalogue(lambda: CatalogueReadings(3, True, {"applied": 2, "unchanged": 0, "rejected": 0}))
+
+    told = {name: [(s.labels, s.value) for s in family.samples] for name, family in families(metrics).items()}
+    assert told == {
+        "cortex_catalogue_generation": [({}, 3)],
+        "cortex_catalogue_last_reload_success": [({}, 1)],
+        "cortex_catalogue_reloads_total": [({"result": "applied"}, 2)],
+    }

@@ -1,0 +1,200 @@
+"""What is learned of a request for an alias that somebody watches, and that nothing is of any other."""
+
+import pytest
+import structlog
+import trio
+from fakes.in_memory import SMALL, InMemoryGateway
+from fakes.scripted import DONE, ROLE, answering, chunked, delta, with_length
+from structlog.testing import capture_logs
+
+from catalogue.resolve import Resolution
+from gateway.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    ModelNotFound,
+    NoRoom,
+    Overloaded,
+    ShuttingDown,
+    UpstreamConnectionError,
+)
+from gateway.telemetry import request_log
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.observation import Observation
+from gateway.telemetry.request_log import Accounts
+
+END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":21}}\n\n'
+REFUSED = with_length(b'{"error":"no"}', status="422 Unprocessable")
+
+
+@pytest.fixture
+def accounts():
+    yield Accounts(Metrics(), log_requests=False)
+    structlog.reset_defaults()
+
+
+def finish(accounts, *, alias="a", headers=(), **outcome):
+    """One request for the alias, resolved to `new`, that ends like this."""
+    with accounts.open("id", "/") as record:
+        record.resolved(Resolution("new", alias), 1, list(headers))
+        for name, value in outcome.items():
+            setattr(record, name, value)
+
+
+async def test_stream_is_observed_from_its_end(nursery, autojump_clock):
+    """First token, speed, finish reason: as the client had them."""
+    seen = []
+
+    async def neuron(stream):
+        await stream.receive_some(65536)
+        await trio.sleep(2)
+        await stream.send_all(chunked(ROLE, delta("a"), end=b""))
+        await trio.sleep(4)
+        body = delta("b") + END + DONE
+        await stream.send_all(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        await trio.sleep_forever()
+
+    gateway = InMemoryGateway(nursery, {"n": neuron})
+    gateway.accounts.watch("helexa/small", seen.append)
+
+    await gateway.client().ask(stream=True)
+    await gateway.idle()
+
+    assert seen == [
+        Observation(
+            "helexa/small",
+            SMALL,
+            failed=False,
+            first_token_s=2.0,
+            tokens_per_s=pytest.approx(21 / 4),
+            finish_reason="stop",
+        )
+    ]
+    nursery.cancel_scope.cancel()
+
+
+async def test_refusal_of_the_neuron_is_a_failure_of_the_target(nursery, autojump_clock):
+    """Another model might have taken the request."""
+    seen = []
+    gateway = InMemoryGateway(nursery, {"n": answering(REFUSED, REFUSED)})
+    gateway.accounts.watch("helexa/small", seen.append)
+
+    await gateway.client().ask()
+
+    assert [(each.failed, each.error) for each in seen] == [(True, "upstream 422")]
+    nursery.cancel_scope.cancel()
+
+
+async def test_only_the_watched_alias_is_observed(nursery, autojump_clock):
+    """By its name; the model's own name is another thing to ask for."""
+    seen = []
+    gateway = InMemoryGateway(nursery, {"n": answering(REFUSED, REFUSED, REFUSED)})
+    gateway.accounts.watch("helexa/large", seen.append)
+
+    await gateway.client().ask()
+    await gateway.client().ask(model=SMALL)
+
+    assert seen == []
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failed", "error"),
+    [
+        ({"outcome": "ok"}, False, None),
+        ({"outcome": "ok", "model": "fallback"}, True, "fell back"),
+        ({"outcome": "upstream_error", "upstream_status": 500}, True, "upstream 500"),
+        ({"outcome": "error", "error": UpstreamConnectionError("x")}, True, "upstream_connection_error"),
+        ({"outcome": "error", "error": DeadlineExceeded("x")}, True, "deadline_exceeded"),
+        ({"outcome": "error", "error": NoRoom("x")}, True, "no_room"),
+        ({"outcome": "error", "error": ModelNotFound("x")}, True, "model_not_found"),
+        ({"outcome": "client_disconnected"}, None, None),
+    ],
+)
+async def test_what_a_target_is_to_blame_for(accounts, outcome, failed, error):
+    """Everything that another target might have done better."""
+    seen = []
+    accounts.watch("a", seen.append)
+
+    finish(accounts, **outcome)
+
+    assert [(each.target, each.failed, each.error) for each in seen] == [("new", failed, error)]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        {"outcome": "error", "error": BadRequest("x")},
+        {"outcome": "error", "error": ShuttingDown("x")},
+        {"outcome": "error", "error": Overloaded("x")},
+        {"outcome": "cancelled"},
+        {"outcome": "ok", "alias": None},
+        {"outcome": "ok", "headers": [(b"x-stainless-retry-count", b"1")]},
+    ],
+)
+async def test_what_says_nothing_of_a_target(accounts, outcome):
+    """A client's mistake, our own doing, and an SDK's second try: it went where the first did, for the same reason."""
+    seen = []
+    accounts.watch("a", seen.append)
+
+    finish(accounts, **outcome)
+
+    assert seen == []
+
+
+async def test_first_try_of_an_sdk_counts(accounts):
+    """It says which one it is every time."""
+    seen = []
+    accounts.watch("a", seen.append)
+
+    finish(accounts, outcome="ok", headers=[(b"x-stainless-retry-count", b"0")])
+
+    assert len(seen) == 1
+
+
+async def test_client_that_left_waiting_says_how_long_it_waited(accounts, autojump_clock):
+    """The first token would have taken at least so long."""
+    seen = []
+    accounts.watch("a", seen.append)
+
+    with accounts.open("id", "/") as record:
+        record.resolved(Resolution("new", "a"), 1, [])
+        await trio.sleep(7)
+        record.outcome = "client_disconnected"
+
+    assert (seen[0].waited_s, seen[0].first_token_s) == (7, None)
+
+
+async def test_unwatched_alias_is_as_before(accounts):
+    """Nothing is left of who watched."""
+    seen = []
+    accounts.watch("a", seen.append)
+    accounts.unwatch("a", seen.append)
+    accounts.unwatch("a", seen.append)
+
+    finish(accounts, outcome="ok")
+
+    assert seen == []
+    assert not accounts.is_watched("a")
+
+
+async def test_observer_that_raises_hurts_nobody(accounts):
+    """The request has its record, the other observers hear of it."""
+    seen = []
+    accounts.watch("a", lambda _: 1 / 0)
+    accounts.watch("a", seen.append)
+
+    with capture_logs() as logs:
+        finish(accounts, outcome="ok")
+
+    assert [entry["event"] for entry in logs] == ["observer_failed"]
+    assert len(seen) == 1
+    assert accounts.live == {}
+
+
+async def test_observers_are_bounded(accounts):
+    """Each costs every request of the alias a call."""
+    for _ in range(request_log.OBSERVERS_LIMIT):
+        accounts.watch("a", lambda _: None)
+
+    with pytest.raises(RuntimeError, match="watched by 8 already"):
+        accounts.watch("a", lambda _: None)

@@ -1,0 +1,188 @@
+"""One record per request: written once on every path out, with what was known by then."""
+
+import pytest
+import structlog
+import trio
+from structlog.testing import capture_logs
+
+from gateway.errors import InternalError, ModelNotFound, UpstreamConnectionError
+from gateway.telemetry.meter import StreamMeter, Usage
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.request_log import Accounts
+
+DELTA = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+USAGE = (
+    b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":40,'
+    b'"prompt_tokens_details":{"cached_tokens":0}}}\n\n'
+)
+ROUTE = '{model="m",node="n"}'
+
+
+@pytest.fixture
+def accounts():
+    yield Accounts(Metrics(), log_requests=True)
+    structlog.reset_defaults()
+
+
+def sample(accounts, name):
+    """The value of one series, None if there is none."""
+    for line in accounts.metrics.expose().decode().splitlines():
+        if line.startswith(name + " "):
+            return float(line.rpartition(" ")[2])
+    return None
+
+
+@pytest.mark.parametrize("leave", [ValueError, trio.TooSlowError, KeyboardInterrupt])
+async def test_record_is_written_once_however_the_request_is_left(accounts, leave):
+    """An exception passes through and is accounted for as what it was: nobody's."""
+    with capture_logs() as logs, pytest.raises(leave), accounts.open("id", "/v1/x"):
+        assert len(accounts.live) == 1
+        raise leave
+
+    assert accounts.live == {}
+    assert [(entry["event"], entry["outcome"], entry["status"]) for entry in logs] == [("request", "cancelled", 0)]
+
+
+async def test_two_requests_of_one_id_are_two(accounts):
+    """Clients send what they like."""
+    with accounts.open("same", "/"), accounts.open("same", "/"):
+        assert len(accounts.live) == 2
+
+    assert accounts.live == {}
+    assert accounts.served == 2
+
+
+async def test_log_can_be_turned_off_and_metrics_stay(accounts):
+    """`access_log = false`."""
+    quiet = Accounts(accounts.metrics, log_requests=False)
+    with capture_logs() as logs, quiet.open("id", "/") as record, record.routed("m", "n"):
+        record.outcome = "ok"
+
+    assert logs == []
+    assert sample(quiet, f"cortex_request_duration_seconds_count{ROUTE}") == 1
+
+
+async def test_inflight_goes_up_and_down_with_each_attempt(accounts):
+    """Also when the attempt ends in an exception."""
+    with accounts.open("id", "/") as record:
+        with pytest.raises(ValueError, match="x"), record.routed("m", "n"):
+            assert sample(accounts, f"cortex_inflight_requests{ROUTE}") == 1
+            raise ValueError("x")
+        record.retried()
+
+    assert sample(accounts, f"cortex_inflight_requests{ROUTE}") == 0
+    assert sample(accounts, f"cortex_requests_total{ROUTE}") == 1
+    assert sample(accounts, f"cortex_retries_total{ROUTE}") == 1
+
+
+async def test_speed_is_tokens_over_the_window_they_came_in(accounts, autojump_clock):
+    """First generated delta to last; time to the first token counts from the request's begin."""
+    with accounts.open("id", "/") as record, record.routed("m", "n"):
+        meter = record.meter = StreamMeter()
+        await trio.sleep(3)
+        meter.feed(DELTA, trio.current_time())
+        await trio.sleep(2)
+        meter.feed(DELTA + USAGE, trio.current_time())
+        await trio.sleep(10)
+        record.outcome = "ok"
+
+    assert sample(accounts, f"cortex_time_to_first_token_seconds_sum{ROUTE}") == 3
+    assert sample(accounts, f"cortex_tokens_per_second_sum{ROUTE}") == 20
+    assert sample(accounts, f"cortex_request_duration_seconds_sum{ROUTE}") == 15
+    assert sample(accounts, f"cortex_prompt_tokens_total{ROUTE}") == 5
+    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") == 40
+    assert sample(accounts, f"cortex_cached_prompt_tokens_total{ROUTE}") == 0
+
+
+async def test_tokens_nobody_counted_are_estimated_and_kept_apart(accounts):
+    """One per delta; marked in the log, and under another name among the metrics."""
+    with capture_logs() as logs, accounts.open("id", "/") as record, record.routed("m", "n"):
+        meter = record.meter = StreamMeter()
+        meter.feed(DELTA * 3, 1.0)
+
+    assert (logs[0]["completion_tokens"], logs[0]["tokens_estimated"]) == (3, True)
+    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") is None
+    assert sample(accounts, f"cortex_estimated_completion_tokens_total{ROUTE}") == 3
+
+
+async def test_half_of_a_usage_is_completed_by_an_estimate(accounts):
+    """What was told counts as told. Anthropic tells the prompt at the start of a stream, and 1 for the answer."""
+    start = b'data: {"type":"message_start","message":{"usage":{"input_tokens":7,"output_tokens":1}}}\n\n'
+    said = b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
+    end = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":9}}\n\n'
+    for stream in (start + said * 4, start + said * 4 + end):
+        with accounts.open("id", "/") as record, record.routed("m", "n"):
+            meter = record.meter = StreamMeter()
+            meter.feed(stream, 1.0)
+
+    assert sample(accounts, f"cortex_prompt_tokens_total{ROUTE}") == 14
+    assert sample(accounts, f"cortex_estimated_completion_tokens_total{ROUTE}") == 4
+    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") == 9
+
+
+async def test_thoughts_are_counted_where_they_are_told(accounts):
+    """Beside the completion they are part of."""
+    with capture_logs() as logs, accounts.open("id", "/") as record, record.routed("m", "n"):
+        record.usage = Usage(3, 10, None, 6)
+
+    assert sample(accounts, f"cortex_reasoning_tokens_total{ROUTE}") == 6
+    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") == 10
+    assert logs[0]["reasoning_tokens"] == 6
+
+
+async def test_one_delta_has_no_speed(accounts):
+    """A window of no length divides nothing."""
+    with accounts.open("id", "/") as record, record.routed("m", "n"):
+        meter = record.meter = StreamMeter()
+        meter.feed(DELTA + USAGE, 1.0)
+
+    assert sample(accounts, f"cortex_tokens_per_second_count{ROUTE}") is None
+
+
+async def test_usage_of_a_plain_answer_is_counted_as_it_is(accounts):
+    """There are no deltas to measure by."""
+    with accounts.open("id", "/") as record, record.routed("m", "n"):
+        record.usage = Usage(prompt_tokens=3, completion_tokens=0)
+
+    assert sample(accounts, f"cortex_prompt_tokens_total{ROUTE}") == 3
+    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") == 0
+    assert sample(accounts, f"cortex_cached_prompt_tokens_total{ROUTE}") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (InternalError("x"), None, "internal_error"),
+        (UpstreamConnectionError("x"), None, "upstream_connection_error"),
+        (None, 503, "upstream_5xx"),
+        (None, 404, "upstream_4xx"),
+    ],
+)
+async def test_errors_are_counted_by_a_closed_list_of_codes(accounts, error, status, code):
+    """Ours, or the class of the neuron's status."""
+    with accounts.open("id", "/") as record, record.routed("m", "n"):
+        if error is not None:
+            record.failed(error)
+        else:
+            record.outcome, record.upstream_status = "upstream_error", status
+
+    assert sample(accounts, f'cortex_request_errors_total{{code="{code}",model="m",node="n"}}') == 1
+
+
+async def test_name_that_nobody_knows_is_in_the_log_and_on_no_label(accounts):
+    """Labels are for ever; names of clients' making are without number."""
+    with capture_logs() as logs, accounts.open("id", "/") as record:
+        record.model, record.is_unknown_model = "made/up", True
+        record.failed(ModelNotFound("x"))
+
+    assert logs[0]["model"] == "made/up"
+    assert "made/up" not in accounts.metrics.expose().decode()
+
+
+async def test_client_that_leaves_is_a_disconnect_and_no_error(accounts):
+    """Nobody is at fault."""
+    with accounts.open("id", "/") as record, record.routed("m", "n"):
+        record.outcome = "client_disconnected"
+
+    assert sample(accounts, f"cortex_client_disconnects_total{ROUTE}") == 1
+    assert "cortex_request_errors_total" not in accounts.metrics.expose().decode()
