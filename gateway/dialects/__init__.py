@@ -11,18 +11,31 @@ without a translation, and costs nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
+from gateway.dialects.json_splice import ModelField
 from gateway.dialects.refusal import Refusal
 from gateway.errors import GatewayError
 from gateway.http.streamed_body import Body
 
-if TYPE_CHECKING:
-    from gateway.proxy.request import InferenceRequest
+__all__ = ["ClientRequest", "Dialect", "Dialogue", "Outgoing", "Translation"]
 
-__all__ = ["Dialect", "Dialogue", "Outgoing", "Translation"]
+
+class ClientRequest(NamedTuple):
+    """What a dialect needs of a client's request. `path` includes the query; `body` is as the client sent it.
+
+    A multipart form has no `body` but a `form`: called with a model name, it returns the form with that name in place
+    of the client's. That is bytes if all of it has arrived and is in memory, else a body to be streamed.
+    """
+
+    path: bytes
+    body: bytes
+    model: ModelField
+    request_id: str
+    form: Callable[[str], bytes | Body] | None = None
 
 
 class Translation(Protocol):
@@ -86,7 +99,7 @@ class Dialogue(Protocol):
 class Dialect(Protocol):
     """An API that clients speak. Stateless."""
 
-    def open(self, request: InferenceRequest, spoken: frozenset[str]) -> Dialogue:
+    def open(self, request: ClientRequest, spoken: frozenset[str]) -> Dialogue:
         """Understand a request, as far as must be before a neuron is chosen.
 
         Args:

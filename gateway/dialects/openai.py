@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from gateway import errors
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
-from gateway.dialects import Outgoing
+from gateway.dialects import ClientRequest, Outgoing
 from gateway.dialects.include_usage import Edit, UsageStripper, asking_for_usage, edited
 from gateway.dialects.json_splice import splice
 from gateway.dialects.refusal import Refusal
 from gateway.errors import GatewayError
 from gateway.http import sse
-
-if TYPE_CHECKING:
-    from gateway.proxy.request import InferenceRequest
 
 __all__ = ["OpenAI", "PassThrough"]
 
@@ -27,20 +22,18 @@ class PassThrough:
 
     __slots__ = ("_request",)
 
-    def __init__(self, request: InferenceRequest) -> None:
+    def __init__(self, request: ClientRequest) -> None:
         self._request = request
 
     def outgoing(self, model: str, backend: Backend) -> Outgoing:
         """The same bytes, but for the model's name (`rewrite.splice`, `Upload`), and the wish for usage (`usage`)."""
         request = self._request
-        if (upload := request.upload) is None:
-            if backend.ask_usage and request.stream and request.path.partition(b"?")[0] in _WITH_USAGE:
+        if request.form is None:
+            if backend.ask_usage and request.model.stream and request.path.partition(b"?")[0] in _WITH_USAGE:
                 return self._asking(model)
             return Outgoing(request.path, splice(request.body, request.model, model))
-        whole = upload.whole(model)
-        if whole is None:
-            return Outgoing(request.path, b"", upload=upload.outgoing(model))
-        return Outgoing(request.path, whole)
+        form = request.form(model)
+        return Outgoing(request.path, form) if isinstance(form, bytes) else Outgoing(request.path, b"", upload=form)
 
     def _asking(self, model: str) -> Outgoing:
         """The same, and it asks for usage of our own accord, unless the client has decided about that itself."""
@@ -62,7 +55,7 @@ class OpenAI:
 
     __slots__ = ()
 
-    def open(self, request: InferenceRequest, spoken: frozenset[str]) -> PassThrough:  # noqa: ARG002 - all speak it
+    def open(self, request: ClientRequest, spoken: frozenset[str]) -> PassThrough:  # noqa: ARG002 - all speak it
         """Nothing to understand: the neuron judges what is in the body."""
         return PassThrough(request)
 

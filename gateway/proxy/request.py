@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from catalogue.models import Sticky
 from gateway.asgi import Headers, Receive, Scope
-from gateway.dialects import Dialect, Dialogue, sticky_key
+from gateway.dialects import ClientRequest, Dialect, Dialogue, sticky_key
 from gateway.dialects.json_splice import ModelField, locate
 from gateway.errors import (
     MalformedMultipart,
@@ -94,7 +94,8 @@ class InferenceRequest:
     def understand(self, dialect: Dialect, spoken: frozenset[str]) -> None:
         """Read it as its dialect does; see `Dialect.open`. Raises BadRequest."""
         self.dialect = dialect
-        self.dialogue = dialect.open(self, spoken)
+        form = None if self.upload is None else self.upload.with_model
+        self.dialogue = dialect.open(ClientRequest(self.path, self.body, self.model, self.request_id, form), spoken)
 
     def key_of(self, sticky: Sticky) -> bytes | None:
         """What tells its conversation or its API key from others; see `stickiness.key_of`."""

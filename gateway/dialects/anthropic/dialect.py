@@ -6,11 +6,10 @@ A neuron that speaks `/v1/messages` itself gets the body as it came. Any other i
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
-from gateway.dialects import Outgoing
+from gateway.dialects import ClientRequest, Outgoing
 from gateway.dialects.anthropic import errors, response
 from gateway.dialects.anthropic.request import Translated, translate
 from gateway.dialects.anthropic.stream import PING, StreamTranslator
@@ -18,9 +17,6 @@ from gateway.dialects.chat_translator import FromChat
 from gateway.dialects.json_splice import splice
 from gateway.dialects.refusal import Refusal
 from gateway.errors import GatewayError
-
-if TYPE_CHECKING:
-    from gateway.proxy.request import InferenceRequest
 
 __all__ = ["NAME", "Messages", "MessagesDialogue"]
 
@@ -33,7 +29,7 @@ class MessagesDialogue:
 
     __slots__ = ("_request", "_translated")
 
-    def __init__(self, request: InferenceRequest, translated: Translated | None) -> None:
+    def __init__(self, request: ClientRequest, translated: Translated | None) -> None:
         self._request = request
         self._translated = translated
 
@@ -60,7 +56,7 @@ class Messages:
 
     __slots__ = ()
 
-    def open(self, request: InferenceRequest, spoken: frozenset[str]) -> MessagesDialogue:
+    def open(self, request: ClientRequest, spoken: frozenset[str]) -> MessagesDialogue:
         """Understand it now, unless some neuron might take it as it is: such a one may know more than we do."""
         translated = None if NAME in spoken else translate(request.body, request.model)
         return MessagesDialogue(request, translated)

@@ -6,12 +6,11 @@ A neuron that speaks `/v1/responses` itself gets the body as it came. Any other 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from gateway import errors as gateway_errors
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
-from gateway.dialects import Outgoing
+from gateway.dialects import ClientRequest, Outgoing
 from gateway.dialects.chat_translator import FromChat
 from gateway.dialects.json_splice import splice
 from gateway.dialects.refusal import Refusal
@@ -19,9 +18,6 @@ from gateway.dialects.responses import errors, response
 from gateway.dialects.responses.request import Translated, translate
 from gateway.dialects.responses.stream import StreamTranslator
 from gateway.errors import GatewayError
-
-if TYPE_CHECKING:
-    from gateway.proxy.request import InferenceRequest
 
 __all__ = ["NAME", "Responses", "ResponsesDialogue"]
 
@@ -34,7 +30,7 @@ class ResponsesDialogue:
 
     __slots__ = ("_request", "_translated")
 
-    def __init__(self, request: InferenceRequest, translated: Translated | None) -> None:
+    def __init__(self, request: ClientRequest, translated: Translated | None) -> None:
         self._request = request
         self._translated = translated
 
@@ -60,7 +56,7 @@ class Responses:
 
     __slots__ = ()
 
-    def open(self, request: InferenceRequest, spoken: frozenset[str]) -> ResponsesDialogue:
+    def open(self, request: ClientRequest, spoken: frozenset[str]) -> ResponsesDialogue:
         """Understand it now, unless some neuron might take it as it is: such a one may know more than we do."""
         translated = None if NAME in spoken else translate(request.body, request.model)
         return ResponsesDialogue(request, translated)

@@ -144,17 +144,16 @@ class Upload:
 
     # The neuron's side ................................................................................................
 
-    def whole(self, name: str) -> bytes | None:
-        """The body with `name` as its model, if all of it has come and needed no file: then it is a body like any."""
+    def with_model(self, name: str) -> bytes | OutgoingForm:
+        """The form with `name` as its model, for one attempt at a time, while `can_be_sent`.
+
+        Bytes if all of it has arrived and is in memory, else a body that is streamed to the neuron.
+        """
         kept = self._spool.in_memory() if self.ended else None
         if kept is None:
-            return None
+            return OutgoingForm(self, name)
         model = self.model
         return b"".join((kept[: model.start], name.encode(), kept[model.end :]))
-
-    def outgoing(self, name: str) -> OutgoingForm:
-        """The body with `name` as its model, for one attempt at a time, while `can_be_sent`."""
-        return OutgoingForm(self, name)
 
     async def take(self, at: int) -> bytes:
         """Some of the body from `at` on, as soon as there is some; `b""` at its end.
