@@ -111,7 +111,7 @@ class OutputConfig(msgspec.Struct):
 
 
 class Request(msgspec.Struct):
-    """A request as far as it changes the answer. `model` and `stream` are read by `gateway.dialects.json_splice`."""
+    """A request as far as it changes the answer. `model` and `stream` are read by `dialects.json_splice`."""
 
     messages: list[Message]
     system: Content = None

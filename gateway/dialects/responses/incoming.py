@@ -101,7 +101,7 @@ class Reasoning(msgspec.Struct):
 
 
 class Request(msgspec.Struct):
-    """A request as far as it changes the answer or is repeated in it; `json_splice` reads the rest."""
+    """A request, as far as it changes the answer or is repeated in it."""
 
     input: str | list[str | Item | None] | None = None
     instructions: str | None = None

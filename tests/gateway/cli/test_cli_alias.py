@@ -155,7 +155,7 @@ def test_way_to_a_cold_target_is_told_step_by_step(operator, monkeypatch):
     swap |= {"reason": None, "elapsed_s": 1.0, "allowed_s": 9.0}
     steps = [swap, swap | {"elapsed_s": 2.0}, swap | {"phase": "probe"}, None]
     answers = iter([{"catalogue": {"generation": 7}, "swaps": [step] if step else []} for step in steps])
-    monkeypatch.setattr(alias_edit.asking, "get", lambda *_: next(answers))
+    monkeypatch.setattr(alias_edit.api_client, "get", lambda *_: next(answers))
     monkeypatch.setattr(alias_edit, "SWAP_LOOK_S", 0)
     said = []
     desk = alias_edit.AliasCommands.of(load(operator.config, {}).settings, said.append)

@@ -68,9 +68,12 @@ import sys
 import time
 from pathlib import Path
 
-from gateway import log, serve, settings_file, watcher
+from gateway.aliases import catalogue_store
+from gateway.config import load
+from gateway.server import main
+from gateway.telemetry import log
 
-read = watcher._read
+read = catalogue_store._read
 hangs, noticed = (Path(sys.argv[1]).with_name(name) for name in ("hangs", "noticed"))
 
 
@@ -81,10 +84,10 @@ def read_unless_it_hangs(path):
     return read(path)
 
 
-watcher._read = read_unless_it_hangs
-loaded = settings_file.load(Path(sys.argv[1]), {}).settings
+catalogue_store._read = read_unless_it_hangs
+loaded = load.load(Path(sys.argv[1]), {}).settings
 log.configure(loaded.log)
-sys.exit(serve.run(serve.Gateway(loaded)))
+sys.exit(main.run(main.Gateway(loaded)))
 """
 
 
@@ -183,7 +186,8 @@ import sys
 from pathlib import Path
 
 import trio
-from gateway import serve, settings_file
+from gateway.config import load
+from gateway.server import main
 from gateway.{module} import {owner}
 
 
@@ -194,7 +198,7 @@ async def crash(*_, task_status=trio.TASK_STATUS_IGNORED, **__):
 
 
 {owner}.{method} = crash
-sys.exit(serve.run(serve.Gateway(settings_file.load(Path(sys.argv[1]), {{}}).settings)))
+sys.exit(main.run(main.Gateway(load.load(Path(sys.argv[1]), {{}}).settings)))
 """
 
 
@@ -202,11 +206,11 @@ sys.exit(serve.run(serve.Gateway(settings_file.load(Path(sys.argv[1]), {{}}).set
 @pytest.mark.parametrize(
     ("module", "owner", "method"),
     [
-        ("upstream", "Upstream", "run"),
-        ("poller", "Poller", "run"),
-        ("lifecycle", "Lifecycle", "run"),
-        ("watcher", "CatalogueKeeper", "watch"),
-        ("http1", "Server", "serve"),
+        ("http.pool", "Upstream", "run"),
+        ("fleet.control.poller", "Poller", "run"),
+        ("fleet.loading.scheduler", "Lifecycle", "run"),
+        ("aliases.catalogue_store", "CatalogueKeeper", "watch"),
+        ("http.server", "Server", "serve"),
     ],
 )
 def test_crash_of_a_background_task_ends_the_process_loudly(config, module, owner, method, error):

@@ -414,7 +414,7 @@ class Schedule:
         admission, fleet = self.door.admission, self.door.fleet
         ceiling = admission.ceiling(M)
         for line in admission._lines.values():
-            for turn in line.at_the_door:
+            for turn in line.waiting_for_slot:
                 free = [held.node.name for held in fleet.replicas(M) if ceiling is None or held.leases < ceiling]
                 assert not set(free) - turn.avoids, (turn.position, free, turn.avoids)
 
