@@ -10,9 +10,10 @@ import msgspec
 from gateway import errors
 from gateway.asgi import Headers
 from gateway.dialects.refusal import Refusal
+from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import Origin, Upstream, request_head
+from gateway.http.pool import Upstream
 from gateway.http.response_parser import Response
 
 __all__ = ["Probe", "ProbeFailed", "ProbePostponed", "ask", "probe_of"]
@@ -94,24 +95,17 @@ async def ask(probe: Probe, route: Route, upstream: Upstream, phases: Phases) ->
     Raises:
         ProbeFailed, ProbePostponed: As they say.
     """
+    body = msgspec.json.encode({"model": neuron_model_name(route), **probe.body})
     try:
-        origin = Origin.parse(route.url)
-    except ValueError as error:
-        raise ProbeFailed(f"the neuron's inference URL is {error}") from error
+        origin, message = build_request(route, probe.path, _HEADERS, body)
+    except errors.UpstreamMalformedResponse as error:
+        raise ProbeFailed(error.message) from error
     try:
         with phases:
-            async with upstream.exchange(origin, (_message(probe, route, origin),), phases) as response:
+            async with upstream.exchange(origin, message, phases) as response:
                 await _judge(response)
     except (errors.UpstreamError, errors.DeadlineExceeded) as error:
         raise ProbePostponed(error.message, unreachable=True) from error
-
-
-def _message(probe: Probe, route: Route, origin: Origin) -> bytes:
-    name, path, headers = route.model_id, probe.path, _HEADERS
-    if (access := route.access) is not None:
-        name, path, headers = access.name_of(name), access.path_of(path), access.signed(headers)
-    body = msgspec.json.encode({"model": name, **probe.body})
-    return request_head(origin, path, headers, len(body)) + body
 
 
 async def _judge(response: Response) -> None:

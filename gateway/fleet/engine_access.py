@@ -1,7 +1,6 @@
-"""How to speak to a server that is no neuron: its names for models, its path, its key. No I/O, no choice of server.
+"""How an engine without a neuron is addressed: its model names, its paths, its API key. No I/O.
 
-A neuron needs none of it: it takes our ids, serves under `/v1` and asks for no password. So a neuron's node has no
-`Access` at all, and its requests pay one look at None.
+A neuron takes our model ids, serves under `/v1` and wants no credentials, so its node has no `EngineAccess`.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from typing import Self
 from gateway.asgi import Headers
 from gateway.config.settings import NeuronSettings
 
-__all__ = ["Access", "bearer"]
+__all__ = ["EngineAccess", "bearer"]
 
-_OUR_PREFIX = b"/v1"  # what every inference path of ours begins with
+_OUR_PREFIX = b"/v1"  # of every inference path that the gateway serves
 
-_TOKENIZE_AT_THE_ROOT = frozenset({"vllm", "sglang", "llamacpp"})  # whatever their base path (docs/engines.md)
+_TOKENIZE_AT_THE_ROOT = frozenset({"vllm", "sglang", "llamacpp"})  # with any base path (docs/engines.md)
 _AT_THE_ROOT = {b"/v1/tokenize": b"/tokenize", b"/v1/detokenize": b"/detokenize"}
 
 
@@ -27,14 +26,14 @@ def bearer(api_key: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class EngineAccess:
     """One engine's conventions, from its `[[neurons]]` table.
 
     Args:
-        base_path: What stands there where we have `/v1`; empty for none.
-        moved: Paths that are elsewhere than `base_path` says.
-        names: Our id of a model -> the engine's own name. An id that is not in it is the engine's own.
-        authorization: Value of the header that lets us in, or None. In no repr.
+        base_path: Replaces `/v1`; may be empty.
+        moved: Our path -> the engine's path, for paths to which `base_path` does not apply.
+        names: Our model id -> the engine's name (`serves`). An id that is not a key is the engine's name already.
+        authorization: Value of the `Authorization` header, or None. Not shown in the repr.
     """
 
     base_path: bytes = _OUR_PREFIX
@@ -44,7 +43,7 @@ class Access:
 
     @classmethod
     def of(cls, settings: NeuronSettings) -> Self | None:
-        """None for a neuron."""
+        """From the settings; None for a neuron."""
         if settings.kind == "neuron":
             return None
         key = settings.api_key
@@ -52,12 +51,12 @@ class Access:
         authorization = None if key is None else bearer(key).encode()
         return cls(settings.base_path.encode(), moved, settings.serves, authorization)
 
-    def name_of(self, model_id: str) -> str:
-        """What the outgoing body must call the model."""
+    def model_name(self, model_id: str) -> str:
+        """The engine's name for a model of ours."""
         return self.names.get(model_id, model_id)
 
-    def path_of(self, path: bytes) -> bytes:
-        """A path of ours, query and all, as the engine has it."""
+    def path_at_engine(self, path: bytes) -> bytes:
+        """The engine's path for one of ours; the query stays as it is."""
         if self.moved:
             bare, question_mark, query = path.partition(b"?")
             if (moved := self.moved.get(bare)) is not None:
@@ -66,6 +65,6 @@ class Access:
             return path
         return self.base_path + path[len(_OUR_PREFIX) :]
 
-    def signed(self, headers: Headers) -> Headers:
-        """Outgoing headers, which have none of the client's credentials left, with ours."""
+    def with_credentials(self, headers: Headers) -> Headers:
+        """A copy of `headers` with the engine's API key, or `headers` itself if there is none."""
         return headers if self.authorization is None else [*headers, (b"authorization", self.authorization)]

@@ -7,7 +7,7 @@ from typing import Literal
 from gateway.config.engine_traits import ENGINES_WITH_TOKENIZER, ENGINES_WITH_USAGE, Backend
 from gateway.config.settings import NeuronSettings
 from gateway.fleet.circuit_breaker import Breaker
-from gateway.fleet.engine_access import Access
+from gateway.fleet.engine_access import EngineAccess
 from gateway.fleet.reports import Activation, Device, ModelReport
 
 ROUTABLE_STATUSES = frozenset({"loaded", "reloading"})  # contract section 2; whatever else a neuron says is not
@@ -140,7 +140,7 @@ class Node:
         self.name = settings.name
         self.endpoint = settings.endpoint
         self.kind = settings.kind
-        self.access = Access.of(settings)
+        self.access = EngineAccess.of(settings)
         self.backend = Backend(
             dialects=frozenset(settings.dialects),
             reasoning_content=settings.reasoning_content,

@@ -24,7 +24,7 @@ from gateway.dialects import Dialect
 from gateway.fleet.routing.choose import Decision, Route
 from gateway.fleet.routing.queue import Admission
 from gateway.fleet.state import Fleet
-from gateway.http.pool import Origin, Upstream
+from gateway.http.pool import Upstream
 from gateway.proxy import response_headers, server_timing, total_deadline
 from gateway.proxy.attempt import Retriable
 from gateway.proxy.body_memory import Bodies, Room
@@ -94,7 +94,6 @@ class Inference:
         self.bodies = Bodies(int(settings.limits.bodies_mb * 1024**2))
         self.spools = Spools(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))
         self._body_limit_bytes = int(settings.gateway.body_limit_mb * 1024**2)
-        self._origins: dict[str, Origin] = {}
         self._spoken: frozenset[str] = frozenset().union(*(node.backend.dialects for node in fleet.nodes.values()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -227,18 +226,6 @@ class Inference:
                 ours = errors.InternalError("an error inside the gateway; its log has more")
                 await _refuse(answer, record, ours, request.dialect, errand)
             nursery.cancel_scope.cancel()
-
-    def origin(self, url: str) -> Origin:
-        """A neuron's inference URL taken apart, once. The URLs are few: they come from neurons, not from clients."""
-        origin = self._origins.get(url)
-        if origin is None:
-            if len(self._origins) > 10_000:
-                self._origins.clear()
-            try:
-                origin = self._origins[url] = Origin.parse(url)
-            except ValueError as error:
-                raise errors.UpstreamMalformedResponse(f"the neuron's inference URL is {error}") from error
-        return origin
 
 
 def _answer(scope: Scope, send: Send, record: Record) -> Answer:

@@ -21,9 +21,9 @@ from gateway.dialects import Outgoing, Translation
 from gateway.dialects.json_splice import edit
 from gateway.dialects.refusal import Refusal
 from gateway.dialects.rename_model import Echo
+from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import request_head
 from gateway.http.response_parser import Response
 from gateway.proxy import relay, response_headers
 from gateway.proxy.relay import Answer, Pacer
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from gateway.proxy.app import Inference
 
 __all__ = ["Attempt", "Refused", "Retriable", "pass_on"]
-
-_JOIN_LIMIT_BYTES = 128 * 1024  # copying this much costs less than a second system call
 
 log = structlog.get_logger("cortex.attempt")
 
@@ -142,9 +140,9 @@ class Attempt:
     async def run(self, route: Route) -> None:
         """Ask, and carry the answer. Raises Retriable, Refused, GatewayError or ClientGone."""
         try:
-            origin = self._shared.origin(route.url)
             outgoing = self._prepare(route)
-            message = self._message(route, outgoing)
+            headers = outgoing_headers(self._request, translated=outgoing.translation is not None)
+            origin, message = build_request(route, outgoing.path, headers, outgoing.body, upload=outgoing.upload)
             with self._phases:
                 async with self._shared.upstream.exchange(origin, message, self._phases, outgoing.upload) as response:
                     await self._deliver(response)
@@ -161,8 +159,7 @@ class Attempt:
             raise failure from error
 
     def _prepare(self, route: Route) -> Outgoing:
-        name = route.model_id if route.access is None else route.access.name_of(route.model_id)
-        outgoing = self._request.dialogue.outgoing(name, route.backend)
+        outgoing = self._request.dialogue.outgoing(neuron_model_name(route), route.backend)
         self.translation = outgoing.translation
         return outgoing if self._policy is None else self._as_the_alias_wants(outgoing, self._policy)
 
@@ -176,15 +173,6 @@ class Attempt:
 
     def _error_event(self, error: errors.GatewayError) -> bytes:
         return self._request.dialect.error_event(error, self._record.request_id)
-
-    def _message(self, route: Route, outgoing: Outgoing) -> tuple[bytes, ...]:
-        path, body = outgoing.path, outgoing.body
-        headers = outgoing_headers(self._request, translated=outgoing.translation is not None)
-        if (access := route.access) is not None:
-            path, headers = access.path_of(path), access.signed(headers)
-        length = len(body) if outgoing.upload is None else outgoing.upload.length
-        head = request_head(self._shared.origin(route.url), path, headers, length)
-        return (head + body,) if len(body) < _JOIN_LIMIT_BYTES else (head, body)
 
     async def _deliver(self, response: Response) -> None:
         if response.status >= 300:

@@ -18,9 +18,9 @@ from gateway import errors
 from gateway.dialects import Outgoing
 from gateway.dialects.anthropic import count_tokens
 from gateway.dialects.anthropic.dialect import NAME, MessagesDialogue
+from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route, choose
 from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import request_head
 from gateway.http.response_parser import Response
 from gateway.proxy import response_headers
 from gateway.proxy.relay import Answer
@@ -75,7 +75,7 @@ class Count:
 
     def _question(self, route: Route) -> Outgoing | None:
         """What this neuron has to be asked; None if it cannot count."""
-        name = route.model_id if route.access is None else route.access.name_of(route.model_id)
+        name = neuron_model_name(route)
         if NAME in route.backend.dialects:
             return self._dialogue.outgoing(name, route.backend)
         if not route.backend.tokenizer:
@@ -92,15 +92,12 @@ class Count:
         return None
 
     async def _exchange(self, route: Route, question: Outgoing) -> int | None:
-        shared, path = self._shared, question.path
-        origin = shared.origin(route.url)
-        headers = outgoing_headers(self._request, translated=path == TOKENIZE_PATH)
-        if (access := route.access) is not None:
-            path, headers = access.path_of(path), access.signed(headers)
-        head = request_head(origin, path, headers, len(question.body))
+        shared = self._shared
+        headers = outgoing_headers(self._request, translated=question.path == TOKENIZE_PATH)
+        origin, message = build_request(route, question.path, headers, question.body)
         phases = Phases(shared.settings.deadlines)
         with phases:
-            async with shared.upstream.exchange(origin, (head, question.body), phases) as response:
+            async with shared.upstream.exchange(origin, message, phases) as response:
                 if response.status != 200 or response.header(count_tokens.ESTIMATE_HEADER[0]) is not None:
                     return None  # another cortex may estimate; ours is as good, and is told to be one
                 return _count_in(await _read(response))

@@ -49,7 +49,7 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         "/v1/audio/transcriptions": _OPENAI_FORM,
         "/v1/audio/translations": _OPENAI_FORM,
         "/v1/moderations": _OPENAI,
-        # Not OpenAI's, and engines disagree about the prefix: both will do (`Access.path_of` knows where it goes).
+        # Not OpenAI's, and engines disagree about the prefix: both will do (`EngineAccess.path_at_engine` maps it).
         "/v1/tokenize": _OPENAI,
         "/v1/detokenize": _OPENAI,
         "/tokenize": _OPENAI,

@@ -15,7 +15,7 @@ from catalogue.models import DEFAULT_PRIORITY, Catalogue, ModelProfile
 from catalogue.placement import feasible, may_displace
 from gateway.config.engine_traits import PLAIN, Backend
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
-from gateway.fleet.engine_access import Access
+from gateway.fleet.engine_access import EngineAccess
 from gateway.fleet.node import Node, NodeModel
 from gateway.fleet.state import Fleet
 
@@ -36,7 +36,7 @@ class Route(NamedTuple):
     node: str
     model_id: str
     url: str
-    access: Access | None = None
+    access: EngineAccess | None = None
     backend: Backend = PLAIN
 
 

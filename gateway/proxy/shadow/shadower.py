@@ -22,11 +22,12 @@ from catalogue.models import Alias
 from catalogue.source import CatalogueSource
 from gateway import errors
 from gateway.config.settings import DeadlineSettings
+from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.node import Node
 from gateway.fleet.routing.choose import Route, choose
 from gateway.fleet.state import Fleet, FleetChange
 from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import Origin, Upstream, request_head
+from gateway.http.pool import Upstream
 from gateway.proxy.request import InferenceRequest, outgoing_headers
 from gateway.proxy.shadow.transcript import AnswerSummary, Transcript
 from gateway.telemetry.metrics import Metrics
@@ -232,7 +233,7 @@ class Shadows:
         try:
             with running.scope, self._fleet.shadowing(route.node, route.model_id):
                 side = await self._listen(model, route, request)
-        except (errors.GatewayError, ValueError) as error:  # ValueError: its neuron's URL is none
+        except errors.GatewayError as error:
             log.info("shadow_failed", alias=alias, model=model, node=route.node, reason=str(error))
             return "failed"
         finally:
@@ -245,13 +246,9 @@ class Shadows:
         return "compared"
 
     async def _listen(self, model: str, route: Route, request: InferenceRequest) -> AnswerSummary:
-        name = route.model_id if route.access is None else route.access.name_of(route.model_id)
-        outgoing = request.dialogue.outgoing(name, route.backend)
-        path, headers = outgoing.path, outgoing_headers(request, translated=outgoing.translation is not None)
-        if (access := route.access) is not None:
-            path, headers = access.path_of(path), access.signed(headers)
-        origin = Origin.parse(route.url)
-        message = (request_head(origin, path, headers, len(outgoing.body)), outgoing.body)
+        outgoing = request.dialogue.outgoing(neuron_model_name(route), route.backend)
+        headers = outgoing_headers(request, translated=outgoing.translation is not None)
+        origin, message = build_request(route, outgoing.path, headers, outgoing.body)
         with Phases(self._deadlines) as phases:
             asked_at = trio.current_time()
             async with self._upstream.exchange(origin, message, phases) as response:

@@ -1,20 +1,20 @@
-"""How an engine is addressed: names, paths, keys."""
+"""EngineAccess: an engine's model names, paths and API key."""
 
 import pytest
 
 from gateway.config.settings import NeuronSettings
-from gateway.fleet.engine_access import Access
+from gateway.fleet.engine_access import EngineAccess
 
 CHAT = b"/v1/chat/completions?beta=true"
 
 
 def access(**keys):
-    return Access.of(NeuronSettings("a", "http://a", "openai", **keys))
+    return EngineAccess.of(NeuronSettings("a", "http://a", "openai", **keys))
 
 
 def test_neuron_has_no_access():
-    """A neuron is spoken to as ever, and its requests pay nothing."""
-    assert Access.of(NeuronSettings("a", "http://a")) is None
+    """Requests to a neuron are sent as they are."""
+    assert EngineAccess.of(NeuronSettings("a", "http://a")) is None
 
 
 @pytest.mark.parametrize(
@@ -28,47 +28,47 @@ def test_neuron_has_no_access():
         ("/api/v3", b"/%761/x", b"/%761/x"),
     ],
 )
-def test_base_path_stands_where_v1_stood(base_path, path, expected):
-    """Nothing but the first segment changes, and only if it is ours."""
-    assert access(base_path=base_path).path_of(path) == expected
+def test_base_path_replaces_v1(base_path, path, expected):
+    """Only a first path segment of exactly `/v1` is replaced."""
+    assert access(base_path=base_path).path_at_engine(path) == expected
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "llamacpp"])
 @pytest.mark.parametrize("asked", [b"/v1/tokenize", b"/tokenize"])
 def test_tokenizer_of_these_engines_is_at_the_root(engine, asked):
-    """Whatever their base path, and however a client spells it."""
+    """These engines serve the tokenizer at the root, whatever the base path and the client's spelling."""
     for base_path in ("/v1", "/api/v3", ""):
         engines = access(engine=engine, base_path=base_path)
-        assert engines.path_of(asked) == b"/tokenize"
-        assert engines.path_of(asked.replace(b"token", b"detoken") + b"?x=1") == b"/detokenize?x=1"
-        assert engines.path_of(b"/v1/models") == base_path.encode() + b"/models"
+        assert engines.path_at_engine(asked) == b"/tokenize"
+        assert engines.path_at_engine(asked.replace(b"token", b"detoken") + b"?x=1") == b"/detokenize?x=1"
+        assert engines.path_at_engine(b"/v1/models") == base_path.encode() + b"/models"
 
 
-def test_tokenizer_of_others_is_where_the_client_says():
-    """Nobody knows better."""
-    assert access(engine="tabbyapi").path_of(b"/v1/tokenize") == b"/v1/tokenize"
-    assert access().path_of(b"/tokenize") == b"/tokenize"
+def test_tokenizer_path_of_other_engines_is_unchanged():
+    """For other engines the client's path is kept."""
+    assert access(engine="tabbyapi").path_at_engine(b"/v1/tokenize") == b"/v1/tokenize"
+    assert access().path_at_engine(b"/tokenize") == b"/tokenize"
 
 
 def test_serves_maps_our_id_and_leaves_others():
-    """An id nobody mapped is the engine's own."""
+    """An id that `serves` does not map is sent as it is."""
     mapped = access(serves={"Qwen/Qwen3-8B": "qwen3:8b"})
 
-    assert mapped.name_of("Qwen/Qwen3-8B") == "qwen3:8b"
-    assert mapped.name_of("llama3.2:latest") == "llama3.2:latest"
+    assert mapped.model_name("Qwen/Qwen3-8B") == "qwen3:8b"
+    assert mapped.model_name("llama3.2:latest") == "llama3.2:latest"
 
 
-def test_key_is_added_and_the_list_of_headers_not_changed():
-    """A retry elsewhere starts from the same list: one engine's key must not get to another."""
+def test_api_key_is_added_to_a_copy_of_the_headers():
+    """A retry starts from the same list, so one engine must not see another engine's key."""
     headers = [(b"accept", b"*/*")]
 
-    assert access(api_key="k").signed(headers) == [(b"accept", b"*/*"), (b"authorization", b"Bearer k")]
+    assert access(api_key="k").with_credentials(headers) == [(b"accept", b"*/*"), (b"authorization", b"Bearer k")]
     assert headers == [(b"accept", b"*/*")]
-    assert access().signed(headers) is headers
+    assert access().with_credentials(headers) is headers
 
 
 def test_key_is_in_no_repr():
-    """Reprs end up in logs."""
+    """Reprs appear in logs."""
     settings = NeuronSettings("a", "http://a", "openai", api_key="hunter2")
 
-    assert "hunter2" not in repr(settings) + repr(Access.of(settings))
+    assert "hunter2" not in repr(settings) + repr(EngineAccess.of(settings))

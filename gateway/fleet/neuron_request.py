@@ -1,0 +1,60 @@
+"""The bytes of an outgoing request to a neuron: attempts, hedges, shadows, probes and token counts are built here.
+
+Sending them is `http/pool.py`. Path, headers and body arrive finished: nothing here knows a dialect. The body must name
+the model by `neuron_model_name`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from gateway.asgi import Headers
+from gateway.errors import UpstreamMalformedResponse
+from gateway.fleet.routing.choose import Route
+from gateway.http.pool import Origin, request_head
+from gateway.http.streamed_body import Body
+
+__all__ = ["NeuronRequest", "build_request", "neuron_model_name"]
+
+_JOIN_LIMIT_BYTES = 128 * 1024  # copying this much costs less than a second system call
+
+# A URL is parsed once. Neurons report them, not clients, so there are few; the limit is for a neuron that misbehaves.
+_origin_of = lru_cache(maxsize=10_000)(Origin.parse)
+
+
+class NeuronRequest(NamedTuple):
+    """Where to connect, and the pieces to send in order: the head and, unless it is uploaded later, the body."""
+
+    origin: Origin
+    message: tuple[bytes, ...]
+
+
+def neuron_model_name(route: Route) -> str:
+    """The name that the outgoing body must give the model: the engine's own, where `serves` maps it."""
+    return route.model_id if route.access is None else route.access.model_name(route.model_id)
+
+
+def build_request(
+    route: Route, path: bytes, headers: Headers, body: bytes, *, upload: Body | None = None
+) -> NeuronRequest:
+    """A POST to the route's neuron.
+
+    Args:
+        route: Gives the origin, and for an engine its path prefix and credentials.
+        path: As clients of this gateway spell it (`/v1/...`), with the query.
+        headers: Free of hop-by-hop headers and of the client's credentials.
+        body: The whole body; empty if `upload` produces it.
+        upload: A body that is sent while it is produced. Only its length is read here.
+
+    Raises:
+        UpstreamMalformedResponse: The neuron reported an inference URL that is not an http(s) URL.
+    """
+    try:
+        origin = _origin_of(route.url)
+    except ValueError as error:
+        raise UpstreamMalformedResponse(f"the neuron's inference URL is {error}") from error
+    if (access := route.access) is not None:
+        path, headers = access.path_at_engine(path), access.with_credentials(headers)
+    head = request_head(origin, path, headers, len(body) if upload is None else upload.length)
+    return NeuronRequest(origin, (head + body,) if len(body) < _JOIN_LIMIT_BYTES else (head, body))
