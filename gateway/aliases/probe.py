@@ -12,9 +12,9 @@ from gateway.asgi import Headers
 from gateway.dialects.refusal import Refusal
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
-from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import Upstream
-from gateway.http.response_parser import Response
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.pool import UpstreamPool
+from gateway.http.response_parser import UpstreamResponse
 
 __all__ = ["Probe", "ProbeFailed", "ProbePostponed", "ask", "probe_of"]
 
@@ -89,7 +89,7 @@ def probe_of(capabilities: Collection[str], *, tool_call: bool | None) -> Probe 
 # Asking ...............................................................................................................
 
 
-async def ask(probe: Probe, route: Route, upstream: Upstream, phases: Phases) -> None:
+async def ask(probe: Probe, route: Route, upstream: UpstreamPool, phases: PhaseDeadlines) -> None:
     """Return once the model has answered well. The caller holds a lease on it.
 
     Raises:
@@ -108,7 +108,7 @@ async def ask(probe: Probe, route: Route, upstream: Upstream, phases: Phases) ->
         raise ProbePostponed(error.message, unreachable=True) from error
 
 
-async def _judge(response: Response) -> None:
+async def _judge(response: UpstreamResponse) -> None:
     if response.status >= 300:
         refusal = await Refusal.read(response)
         told = f"{response.status}: {refusal.as_error().message}"
@@ -126,7 +126,7 @@ async def _judge(response: Response) -> None:
         raise ProbeFailed("it answers a small question with 200 and something that is no answer")
 
 
-async def _read(response: Response) -> bytes:
+async def _read(response: UpstreamResponse) -> bytes:
     body = b""
     while piece := await response.receive():
         body += piece

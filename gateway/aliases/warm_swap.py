@@ -27,8 +27,8 @@ from gateway.config.settings import Settings
 from gateway.fleet.node import NodeModel
 from gateway.fleet.routing.choose import Decision, Route, absent_homes, choose, replicas_of
 from gateway.fleet.state import Fleet
-from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import Upstream
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.pool import UpstreamPool
 from gateway.telemetry.metrics import Metrics
 
 __all__ = ["FleetReadiness", "SwapView", "Swaps"]
@@ -179,7 +179,7 @@ class Swaps:
         *,
         fleet: Fleet,
         lifecycle: Lifecycle,
-        upstream: Upstream,
+        upstream: UpstreamPool,
         settings: Settings,
         metrics: Metrics,
         poll_soon: Callable[[str], None],
@@ -377,7 +377,7 @@ class Swaps:
         try:
             with self._fleet.lease(route.node, route.model_id):
                 if question is not None:
-                    await probe.ask(question, route, self._upstream, Phases(self._settings.deadlines))
+                    await probe.ask(question, route, self._upstream, PhaseDeadlines(self._settings.deadlines))
         except ProbePostponed as error:
             if error.not_loaded:
                 self._fleet.dropped(route.node, route.model_id)

@@ -19,7 +19,7 @@ from gateway.config.engine_traits import Backend
 from gateway.dialects.json_splice import ModelField
 from gateway.dialects.refusal import Refusal
 from gateway.errors import GatewayError
-from gateway.http.streamed_body import Body
+from gateway.http.streamed_body import StreamedBody
 
 __all__ = ["ClientRequest", "Dialect", "Dialogue", "Outgoing", "Translation"]
 
@@ -35,7 +35,7 @@ class ClientRequest(NamedTuple):
     body: bytes
     model: ModelField
     request_id: str
-    form: Callable[[str], bytes | Body] | None = None
+    form: Callable[[str], bytes | StreamedBody] | None = None
 
 
 class Translation(Protocol):
@@ -81,7 +81,7 @@ class Outgoing(NamedTuple):
     path: bytes
     body: bytes
     translation: Translation | None = None
-    upload: Body | None = None
+    upload: StreamedBody | None = None
 
 
 class Dialogue(Protocol):

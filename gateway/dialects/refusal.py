@@ -6,7 +6,7 @@ import msgspec
 
 from gateway import errors
 from gateway.asgi import Headers
-from gateway.http.response_parser import Response
+from gateway.http.response_parser import UpstreamResponse
 
 __all__ = ["Refusal"]
 
@@ -23,8 +23,8 @@ class Refusal(msgspec.Struct):
     body: bytes
 
     @classmethod
-    async def read(cls, response: Response) -> Refusal:
-        """Wait for the body, or as much of it as the limit allows. Raises what `Response.receive` does."""
+    async def read(cls, response: UpstreamResponse) -> Refusal:
+        """Wait for the body, or as much of it as the limit allows. Raises what `UpstreamResponse.receive` does."""
         body = b""
         while len(body) < LIMIT_BYTES and (piece := await response.receive()):
             body += piece

@@ -13,7 +13,7 @@ from gateway.asgi import Headers
 from gateway.errors import UpstreamMalformedResponse
 from gateway.fleet.routing.choose import Route
 from gateway.http.pool import Origin, request_head
-from gateway.http.streamed_body import Body
+from gateway.http.streamed_body import StreamedBody
 
 __all__ = ["NeuronRequest", "build_request", "neuron_model_name"]
 
@@ -36,7 +36,7 @@ def neuron_model_name(route: Route) -> str:
 
 
 def build_request(
-    route: Route, path: bytes, headers: Headers, body: bytes, *, upload: Body | None = None
+    route: Route, path: bytes, headers: Headers, body: bytes, *, upload: StreamedBody | None = None
 ) -> NeuronRequest:
     """A POST to the route's neuron.
 

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import trio
 
-from gateway.http.phase_deadlines import Phases
-from gateway.http.response_parser import Response
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.response_parser import UpstreamResponse
 from gateway.http.sockets import close_now, descriptor, is_quiet, read, write_what_fits
-from gateway.http.streamed_body import Body, send_while_listening
+from gateway.http.streamed_body import StreamedBody, send_while_listening
 
-__all__ = ["Connection"]
+__all__ = ["UpstreamConnection"]
 
 TLS_UNHEARD_BYTES = 64 * 1024  # sent at a time without an ear for an early answer; any socket takes as much
 
 
-class Connection:
+class UpstreamConnection:
     """One connection to a neuron: at most one exchange at a time, and closed for good when one ends in disorder.
 
     A plain socket is read and written with `os.read` and `os.write` around Trio's readiness calls: measured 4 us a
@@ -28,19 +28,21 @@ class Connection:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._fd = descriptor(stream)
-        self._response: Response | None = None
+        self._response: UpstreamResponse | None = None
         self._sent_whole = False
         self.rested_since = 0.0
 
-    async def ask(self, message: Sequence[bytes], body: Body | None, phases: Phases) -> Response:
+    async def ask(
+        self, message: Sequence[bytes], body: StreamedBody | None, phases: PhaseDeadlines
+    ) -> UpstreamResponse:
         """Send a request and return its response once the head is there.
 
         Raises:
-            DiedUnanswered: Not a byte came back.
+            ClosedBeforeResponse: Not a byte came back.
             UpstreamConnectionError, UpstreamMalformedResponse: As the names say.
             Exception: What `body` raises.
         """
-        response = self._response = Response(self.receive)
+        response = self._response = UpstreamResponse(self.receive)
         if body is None and isinstance(self._stream, trio.SSLStream) and sum(map(len, message)) > TLS_UNHEARD_BYTES:
             message, body = (), _Whole(message)
         sent = True

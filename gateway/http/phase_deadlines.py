@@ -31,28 +31,28 @@ WAITING_FOR: Final[dict[Phase, str]] = {
 _SETTINGS: Final[dict[Phase, str]] = {"upload": "first_byte_seconds"}
 
 
-class Phases:
+class PhaseDeadlines:
     """A context manager around each thing a request waits for: entered again and again, never nested.
 
     Whoever begins to wait for something else calls `enter`. When a phase outlives its deadline, everything inside is
     cancelled and leaving the block raises `DeadlineExceeded` with the phase's name as `param`.
     """
 
-    __slots__ = ("_deadlines", "_interruption", "_scope", "begun", "current")
+    __slots__ = ("_deadlines", "_interruption", "_scope", "current", "entered")
 
     def __init__(self, deadlines: DeadlineSettings) -> None:
         self._deadlines = deadlines
         self._scope: trio.CancelScope | None = None
         self._interruption: GatewayError | None = None
         self.current: Phase | None = None
-        self.begun: list[tuple[Phase, float]] = []
+        self.entered: list[tuple[Phase, float]] = []
         """(phase, when it began by Trio's clock in s), in order; a phase may come more than once."""
 
     def enter(self, phase: Phase) -> None:
         """From now on it is `phase` that is waited for."""
         now = trio.current_time()
         self.current = phase
-        self.begun.append((phase, now))
+        self.entered.append((phase, now))
         self._allow_until(now + self.allowed_s(phase))
 
     def resume(self, phase: Phase) -> None:
@@ -61,7 +61,7 @@ class Phases:
         spent_s = self.spent_ms(now).get(phase, 0.0) / 1000
         if phase != self.current:
             self.current = phase
-            self.begun.append((phase, now))
+            self.entered.append((phase, now))
         self._allow_until(now + self.allowed_s(phase) - spent_s)
 
     def progressed(self) -> None:
@@ -69,13 +69,13 @@ class Phases:
         if self.current is not None:
             self._allow_until(trio.current_time() + self.allowed_s(self.current))
 
-    def has_been(self, phase: Phase) -> bool:
+    def was_entered(self, phase: Phase) -> bool:
         """Whether it was waited for at any time."""
-        return any(begun == phase for begun, _ in self.begun)
+        return any(entered == phase for entered, _ in self.entered)
 
-    def go_on_from(self, other: Phases) -> None:
+    def continue_from(self, other: PhaseDeadlines) -> None:
         """What was waited for until now was waited for there."""
-        self.begun[:] = other.begun
+        self.entered[:] = other.entered
 
     def interrupt(self, error: GatewayError) -> None:
         """Stop what is going on, whatever it is; leaving the block raises `error`. For shutdown and operators."""
@@ -102,7 +102,7 @@ class Phases:
         spent: dict[str, float] = {}
         last: Phase | None = None
         since = until
-        for phase, began in self.begun:
+        for phase, began in self.entered:
             if last is not None:
                 spent[last] = spent.get(last, 0.0) + (began - since)
             last, since = phase, began

@@ -16,12 +16,12 @@ import trio
 from gateway.asgi import Headers
 from gateway.errors import UpstreamConnectionError
 from gateway.http import tls
-from gateway.http.connection import Connection
-from gateway.http.phase_deadlines import Phases
-from gateway.http.response_parser import DiedUnanswered, Response
-from gateway.http.streamed_body import Body
+from gateway.http.connection import UpstreamConnection
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.response_parser import ClosedBeforeResponse, UpstreamResponse
+from gateway.http.streamed_body import StreamedBody
 
-__all__ = ["Connect", "Exchange", "Origin", "Upstream", "request_head"]
+__all__ = ["Connect", "Origin", "UpstreamExchange", "UpstreamPool", "request_head"]
 
 IDLE_LIMIT_S = 3.0  # uvicorn and llama.cpp close at 5 s: we must be first, with room for a slow clock
 SWEEP_INTERVAL_S = 1.0
@@ -90,7 +90,7 @@ async def open_stream(origin: Origin) -> trio.abc.Stream:
     return secure
 
 
-class Upstream:
+class UpstreamPool:
     """The connections to all neurons: those at rest, and the way to open more.
 
     An idle connection rests at most `IDLE_LIMIT_S` and is checked for EOF before it is used again; one that was
@@ -99,14 +99,16 @@ class Upstream:
 
     def __init__(self, *, connect: Connect = open_stream, idle_limit: int = 256) -> None:
         self._connect = connect
-        self._idle: dict[Origin, list[Connection]] = {}
+        self._idle: dict[Origin, list[UpstreamConnection]] = {}
         self._idle_limit = idle_limit
         self.opened = 0
         self.reused = 0
         self.in_use = 0
 
-    def exchange(self, origin: Origin, message: Sequence[bytes], phases: Phases, body: Body | None = None) -> Exchange:
-        """One request and its response, as an async context manager that yields a `Response`.
+    def exchange(
+        self, origin: Origin, message: Sequence[bytes], phases: PhaseDeadlines, body: StreamedBody | None = None
+    ) -> UpstreamExchange:
+        """One request and its response, as an async context manager that yields an `UpstreamResponse`.
 
         `message` is the request's head and body in one or more pieces; the head alone if there is a `body` to be sent
         as it is produced. Entering moves `phases` through `connect`, `upload` if there is such a body, and
@@ -117,7 +119,7 @@ class Upstream:
             UpstreamMalformedResponse: What came is not HTTP/1.1 we accept.
             Exception: What `body` raises.
         """
-        return Exchange(self, origin, message, phases, body)
+        return UpstreamExchange(self, origin, message, phases, body)
 
     async def run(self) -> None:
         """Close what has rested too long, for ever."""
@@ -139,7 +141,7 @@ class Upstream:
 
     # Taking and giving back: sync, so atomic...
 
-    def take(self, origin: Origin) -> Connection | None:
+    def take(self, origin: Origin) -> UpstreamConnection | None:
         """A rested connection that is still good, or None."""
         resting = self._idle.get(origin)
         while resting:
@@ -150,7 +152,7 @@ class Upstream:
             connection.close()
         return None
 
-    def give_back(self, origin: Origin, connection: Connection) -> None:
+    def give_back(self, origin: Origin, connection: UpstreamConnection) -> None:
         """Let a connection rest whose exchange ended in good order; close it if too many do already."""
         resting = self._idle.setdefault(origin, [])
         if len(resting) >= self._idle_limit:
@@ -159,7 +161,7 @@ class Upstream:
         connection.rested_since = trio.current_time()
         resting.append(connection)
 
-    async def open(self, origin: Origin) -> Connection:
+    async def open(self, origin: Origin) -> UpstreamConnection:
         """A fresh connection; the caller owns it. Raises UpstreamConnectionError."""
         try:
             stream = await self._connect(origin)
@@ -168,7 +170,7 @@ class Upstream:
                 f"cannot connect to the neuron at {origin.authority}: {_reason(error)}"
             ) from error
         self.opened += 1
-        return Connection(stream)
+        return UpstreamConnection(stream)
 
     def _sweep(self) -> None:
         oldest = trio.current_time() - IDLE_LIMIT_S
@@ -183,22 +185,27 @@ class Upstream:
                 del self._idle[origin]
 
 
-class Exchange:
-    """See `Upstream.exchange`."""
+class UpstreamExchange:
+    """See `UpstreamPool.exchange`."""
 
     __slots__ = ("_body", "_connection", "_message", "_origin", "_phases", "_upstream")
 
     def __init__(
-        self, upstream: Upstream, origin: Origin, message: Sequence[bytes], phases: Phases, body: Body | None
+        self,
+        upstream: UpstreamPool,
+        origin: Origin,
+        message: Sequence[bytes],
+        phases: PhaseDeadlines,
+        body: StreamedBody | None,
     ) -> None:
         self._upstream = upstream
         self._origin = origin
         self._message = message
         self._body = body
         self._phases = phases
-        self._connection: Connection | None = None
+        self._connection: UpstreamConnection | None = None
 
-    async def __aenter__(self) -> Response:
+    async def __aenter__(self) -> UpstreamResponse:
         self._upstream.in_use += 1
         try:
             # A body that is produced as it is sent cannot be sent twice, so no connection that may be dead is tried.
@@ -206,13 +213,13 @@ class Exchange:
             if rested is not None:
                 try:
                     return await self._ask(rested)
-                except DiedUnanswered:
+                except ClosedBeforeResponse:
                     pass  # it died as it was used again, before any byte: the one case where asking twice is safe
             self._phases.enter("connect")
             fresh = await self._upstream.open(self._origin)
             try:
                 return await self._ask(fresh)
-            except DiedUnanswered as error:
+            except ClosedBeforeResponse as error:
                 raise UpstreamConnectionError(
                     f"the neuron at {self._origin.authority} closed the connection without an answer"
                 ) from error
@@ -233,7 +240,7 @@ class Exchange:
         else:
             connection.close()
 
-    async def _ask(self, connection: Connection) -> Response:
+    async def _ask(self, connection: UpstreamConnection) -> UpstreamResponse:
         self._phases.enter("first_byte" if self._body is None else "upload")
         try:
             response = await connection.ask(self._message, self._body, self._phases)

@@ -10,12 +10,12 @@ from collections import deque
 
 import httptools
 
-from gateway.http.server_exchange import Exchange, Refused
+from gateway.http.server_exchange import RejectedRequest, ServerExchange
 
-__all__ = ["RequestReader"]
+__all__ = ["RequestParser"]
 
 
-class RequestReader:
+class RequestParser:
     """Feed it what a connection receives; take requests from it once their headers are complete.
 
     Also the callbacks llhttp calls; those are not for others. A fault in the bytes is remembered and raised when its
@@ -25,11 +25,11 @@ class RequestReader:
     def __init__(self, header_limit_bytes: int) -> None:
         self._header_limit_bytes = header_limit_bytes
         self._parser = httptools.HttpRequestParser(self)
-        self._parsing: Exchange | None = None
-        self._latest = Exchange()
+        self._parsing: ServerExchange | None = None
+        self._latest = ServerExchange()
         self._resuming = False
-        self._ready: deque[Exchange] = deque()
-        self._refusal: Refused | None = None
+        self._ready: deque[ServerExchange] = deque()
+        self._refusal: RejectedRequest | None = None
         self._head_bytes = 0
         self.ahead_bytes = 0
 
@@ -43,8 +43,8 @@ class RequestReader:
         """Whether something was sent behind the request that was taken last."""
         return bool(self._ready) or self.pending or self._refusal is not None
 
-    def take(self) -> Exchange | None:
-        """The next request whose headers are there, or None. Raises Refused if instead of one there is a fault."""
+    def take(self) -> ServerExchange | None:
+        """The next request whose headers are there, or None. Raises RejectedRequest."""
         if self._ready:
             exchange = self._ready.popleft()
             if not self._ready:  # not sooner: a backlog must shrink to nothing before more is read on top of it
@@ -98,7 +98,7 @@ class RequestReader:
             self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join([b"%b: %b\r\n" % line for line in framing]))
             self._resuming = False
 
-    def _refuse(self, refusal: Refused) -> None:
+    def _refuse(self, refusal: RejectedRequest) -> None:
         if self._refusal is not None:
             return
         self._refusal = refusal
@@ -111,7 +111,7 @@ class RequestReader:
     def on_message_begin(self) -> None:
         """A request line begins."""
         if not self._resuming:
-            self._parsing = self._latest = Exchange()
+            self._parsing = self._latest = ServerExchange()
             self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -148,33 +148,33 @@ class RequestReader:
         self._due().body_complete = True
         self._parsing = None
 
-    def _due(self) -> Exchange:
+    def _due(self) -> ServerExchange:
         if self._parsing is None:
-            raise Refused(400, "malformed_request", "bytes outside a request")
+            raise RejectedRequest(400, "malformed_request", "bytes outside a request")
         return self._parsing
 
 
-def _reason(error: httptools.HttpParserError) -> Refused:
+def _reason(error: httptools.HttpParserError) -> RejectedRequest:
     ours = error.__context__
-    if isinstance(ours, Refused):
+    if isinstance(ours, RejectedRequest):
         return ours
     if str(error) == "Invalid HTTP version":  # llhttp's words for what is not 0.9, 1.0, 1.1 or 2.0
         return _version_not_supported("this version")
     if "PRI" in str(error):  # the first line of HTTP/2 by prior knowledge; llhttp pauses there
         return _version_not_supported("HTTP/2")
-    return Refused(400, "malformed_request", f"not a valid HTTP/1.1 request: {error}")
+    return RejectedRequest(400, "malformed_request", f"not a valid HTTP/1.1 request: {error}")
 
 
-def _version_not_supported(version: str) -> Refused:
-    return Refused(505, "http_version_not_supported", f"{version} is not spoken here: use HTTP/1.1")
+def _version_not_supported(version: str) -> RejectedRequest:
+    return RejectedRequest(505, "http_version_not_supported", f"{version} is not spoken here: use HTTP/1.1")
 
 
-def _headers_too_large(limit_bytes: int) -> Refused:
-    return Refused(431, "headers_too_large", f"the request's headers are larger than {limit_bytes} bytes")
+def _headers_too_large(limit_bytes: int) -> RejectedRequest:
+    return RejectedRequest(431, "headers_too_large", f"the request's headers are larger than {limit_bytes} bytes")
 
 
-def _check(exchange: Exchange, header_limit_bytes: int) -> None:
-    """What llhttp lets pass and we do not. Raises Refused."""
+def _check(exchange: ServerExchange, header_limit_bytes: int) -> None:
+    """What llhttp lets pass and we do not. Raises RejectedRequest."""
     hosts = 0
     size = len(exchange.target)
     for name, value in exchange.headers:
@@ -184,15 +184,17 @@ def _check(exchange: Exchange, header_limit_bytes: int) -> None:
         elif name == b"expect":
             exchange.expects_continue = value.lower() == b"100-continue" and exchange.version == "1.1"
         elif name == b"transfer-encoding" and (value.lower() != b"chunked" or exchange.version != "1.1"):
-            raise Refused(400, "malformed_request", "transfer-encoding may only be `chunked`, and only in HTTP/1.1")
+            raise RejectedRequest(
+                400, "malformed_request", "transfer-encoding may only be `chunked`, and only in HTTP/1.1"
+            )
     if size > header_limit_bytes:
         raise _headers_too_large(header_limit_bytes)
     if exchange.version not in {"1.1", "1.0"}:
         raise _version_not_supported(f"HTTP/{exchange.version}")
     if hosts != 1 and (hosts > 1 or exchange.version == "1.1"):
-        raise Refused(400, "malformed_request", "an HTTP/1.1 request has exactly one Host header")
+        raise RejectedRequest(400, "malformed_request", "an HTTP/1.1 request has exactly one Host header")
     if exchange.method == b"CONNECT":
-        raise Refused(405, "method_not_allowed", "this is a gateway for inference, not a tunnel")
+        raise RejectedRequest(405, "method_not_allowed", "this is a gateway for inference, not a tunnel")
 
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # headers that say how long a body is

@@ -9,14 +9,14 @@ import httptools
 from gateway.asgi import Headers
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 
-__all__ = ["DiedUnanswered", "Response"]
+__all__ = ["ClosedBeforeResponse", "UpstreamResponse"]
 
 HEADER_LIMIT_BYTES = 64 * 1024  # contract section 13; also for trailers
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class DiedUnanswered(Exception):
+class ClosedBeforeResponse(Exception):
     """The connection ended before the first byte of a response."""
 
 
@@ -32,7 +32,7 @@ def _too_long() -> UpstreamMalformedResponse:
     return UpstreamMalformedResponse(f"the neuron sent more than {HEADER_LIMIT_BYTES} bytes of headers or trailers")
 
 
-class Response:
+class UpstreamResponse:
     """One response as it comes in. Owned by its `Exchange`; of no use after that is left.
 
     llhttp calls the `on_` methods while it is fed; nobody else should.
@@ -101,7 +101,7 @@ class Response:
         """Wait for status and headers, past any 1xx.
 
         Raises:
-            DiedUnanswered: Not a byte came.
+            ClosedBeforeResponse: Not a byte came.
             UpstreamConnectionError, UpstreamMalformedResponse: As for `receive`.
         """
         heard = False
@@ -113,7 +113,7 @@ class Response:
             elif heard:
                 raise UpstreamConnectionError("the neuron broke off in the middle of its answer")
             else:
-                raise DiedUnanswered
+                raise ClosedBeforeResponse
 
     def _feed(self, data: bytes) -> None:
         self._section_bytes += len(data)

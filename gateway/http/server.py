@@ -18,17 +18,17 @@ from typing import Any, Protocol
 import trio
 
 from gateway.asgi import App, Scope
-from gateway.http.request_parser import RequestReader
-from gateway.http.server_exchange import ClientDisconnected, Exchange, Refused, refusal_bytes
+from gateway.http.request_parser import RequestParser
+from gateway.http.server_exchange import ClientDisconnected, RejectedRequest, ServerExchange, rejection_bytes
 from gateway.http.sockets import close_now, descriptor, is_quiet, read, write_what_fits
 
-__all__ = ["ClientDisconnected", "Server", "ServerLimits", "Statistics"]
+__all__ = ["ClientDisconnected", "HttpServer", "ServerLimits", "ServerStatistics"]
 
 SENDS_PER_CHECKPOINT = 16  # spreads a checkpoint's 2.7 us; at 10 us a send nobody waits longer than for one request
 TURNED_AWAY_AT_A_TIME = 100  # connections beyond the limit that are still given time to read why
 
 
-class Log(Protocol):
+class ServerLog(Protocol):
     """What is needed of a logger; structlog's have it."""
 
     def error(self, event: str, *, exc_info: BaseException, **facts: Any) -> Any:
@@ -55,7 +55,7 @@ class ServerLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class ServerStatistics:
     """A snapshot: connections open and of those idle, requests served, connections refused for their number."""
 
     open: int
@@ -64,7 +64,7 @@ class Statistics:
     refused: int
 
 
-class Server:
+class HttpServer:
     """Serves one application on any number of listeners.
 
     Args:
@@ -73,7 +73,7 @@ class Server:
         log: Hears of exceptions that leave the application.
     """
 
-    def __init__(self, app: App, *, limits: ServerLimits, log: Log) -> None:
+    def __init__(self, app: App, *, limits: ServerLimits, log: ServerLog) -> None:
         self.app = app
         self.limits = limits
         self.log = log
@@ -81,8 +81,8 @@ class Server:
         self.served = 0
         self._refused = 0
         self._turning_away = 0
-        self._connections: set[_Connection] = set()
-        self._resting: dict[_Connection, None] = {}
+        self._connections: set[_ServerConnection] = set()
+        self._resting: dict[_ServerConnection, None] = {}
         """Those between two requests, the one that has rested longest first."""
         self._accepting = trio.CancelScope()
         self._ended = trio.Event()
@@ -108,7 +108,7 @@ class Server:
             stream: TCP, or anything that behaves so.
             client: Host and port for the ASGI scope; None to ask the socket.
         """
-        connection = _Connection(self, stream, client)
+        connection = _ServerConnection(self, stream, client)
         try:
             if len(self._connections) >= self.limits.connections and not self._make_room():
                 await self._turn_away(connection)
@@ -131,14 +131,14 @@ class Server:
         """
         return any(connection.close_if_idle() for connection in list(self._resting))
 
-    def rests(self, connection: _Connection, *, resting: bool) -> None:
+    def rests(self, connection: _ServerConnection, *, resting: bool) -> None:
         """A connection has begun or ceased to wait for its next request."""
         if resting:
             self._resting[connection] = None
         else:
             self._resting.pop(connection, None)
 
-    async def _turn_away(self, connection: _Connection) -> None:
+    async def _turn_away(self, connection: _ServerConnection) -> None:
         """One connection too many: say why, unless even those told so are too many."""
         self._refused += 1
         if self._turning_away >= TURNED_AWAY_AT_A_TIME:
@@ -160,23 +160,23 @@ class Server:
         """Return when the last connection is gone."""
         await self._ended.wait()
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> ServerStatistics:
         """The numbers now."""
         idle = sum(connection.idle for connection in self._connections)
-        return Statistics(len(self._connections), idle, self.served, self._refused)
+        return ServerStatistics(len(self._connections), idle, self.served, self._refused)
 
 
-class _Connection:
-    """One client's connection: requests in turn, each an `Exchange`, read by one parser and answered in order."""
+class _ServerConnection:
+    """One client's connection: requests in turn, each a `ServerExchange`, read by one parser and answered in order."""
 
     __slots__ = ("_fd", "_gone", "_reader", "_sends", "_server", "_stream", "_waiting", "client", "idle", "local")
 
-    def __init__(self, server: Server, stream: trio.abc.Stream, client: tuple[str, int] | None) -> None:
+    def __init__(self, server: HttpServer, stream: trio.abc.Stream, client: tuple[str, int] | None) -> None:
         self._server = server
         self._stream = stream
         self._fd = descriptor(stream)
         self._gone = False
-        self._reader = RequestReader(server.limits.header_bytes)
+        self._reader = RequestParser(server.limits.header_bytes)
         self._sends = 0
         self._waiting: trio.CancelScope | None = None
         self.client = client
@@ -196,7 +196,7 @@ class _Connection:
         while True:
             try:
                 exchange = await self._next_request()
-            except Refused as refusal:
+            except RejectedRequest as refusal:
                 await self.answer_refusal(refusal)
                 return
             if exchange is None:
@@ -207,13 +207,13 @@ class _Connection:
                     await self._linger()
                 return
 
-    def _may_have_unread(self, exchange: Exchange) -> bool:
+    def _may_have_unread(self, exchange: ServerExchange) -> bool:
         return not exchange.body_complete or self._reader.has_more or not is_quiet(self._stream)
 
     # Reading ..........................................................................................................
 
-    async def _next_request(self) -> Exchange | None:
-        """The next request once its headers are there, None if none comes. Raises Refused."""
+    async def _next_request(self) -> ServerExchange | None:
+        """The next request once its headers are there, None if none comes. Raises RejectedRequest."""
         exchange = self._reader.take()
         if exchange is not None:
             await trio.lowlevel.checkpoint()  # nothing else would be one, if all of a burst were served from memory
@@ -236,7 +236,9 @@ class _Connection:
                 self._reader.feed(data)
                 exchange = self._reader.take()
         if exchange is None and not self.idle:
-            raise Refused(408, "request_timeout", f"the request's headers did not arrive within {limits.header_s:g} s")
+            raise RejectedRequest(
+                408, "request_timeout", f"the request's headers did not arrive within {limits.header_s:g} s"
+            )
         return exchange
 
     async def read(self) -> bytes:
@@ -260,7 +262,7 @@ class _Connection:
 
     # Serving ..........................................................................................................
 
-    async def _serve(self, exchange: Exchange) -> None:
+    async def _serve(self, exchange: ServerExchange) -> None:
         """Call the application. Its exceptions are logged and answered; Cancelled passes."""
         exchange.attach(self)
         self._server.served += 1
@@ -285,18 +287,18 @@ class _Connection:
         if error is not None and not _is_departure(error):
             self._server.log.error("app_crashed", exc_info=error, path=scope["path"])
 
-    async def _make_up_for(self, exchange: Exchange, refusal: Refused) -> None:
+    async def _make_up_for(self, exchange: ServerExchange, refusal: RejectedRequest) -> None:
         """An answer for one that never began. One cut off half-way stays broken, so that nobody takes it for whole."""
         exchange.reusable = False
         if exchange.started:
             exchange.answered = exchange.complete
         elif not self._gone:
-            await self.write(refusal_bytes(refusal))
+            await self.write(rejection_bytes(refusal))
             exchange.answered = True
 
-    async def answer_refusal(self, refusal: Refused) -> None:
+    async def answer_refusal(self, refusal: RejectedRequest) -> None:
         """Say no, and see to it that it is read."""
-        await self.write(refusal_bytes(refusal))
+        await self.write(rejection_bytes(refusal))
         await self._linger()
 
     # Writing ..........................................................................................................
@@ -392,10 +394,10 @@ class _Connection:
         close_now(self._stream)
 
 
-_GONE = Refused(408, "request_timeout", "the request ended early")
-_CRASHED = Refused(500, "internal_error", "an error inside the gateway")
-_SILENT = Refused(500, "internal_error", "the gateway had no answer")
-_FULL = Refused(503, "overloaded", "this gateway has all the connections it can hold", 1)
+_GONE = RejectedRequest(408, "request_timeout", "the request ended early")
+_CRASHED = RejectedRequest(500, "internal_error", "an error inside the gateway")
+_SILENT = RejectedRequest(500, "internal_error", "the gateway had no answer")
+_FULL = RejectedRequest(503, "overloaded", "this gateway has all the connections it can hold", 1)
 
 
 def _is_departure(error: Exception) -> bool:

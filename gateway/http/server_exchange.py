@@ -13,14 +13,14 @@ from urllib.parse import unquote_to_bytes
 from gateway.asgi import Headers, Message, Scope
 from gateway.errors import envelope_of
 
-__all__ = ["ClientDisconnected", "Exchange", "Refused", "Wire", "refusal_bytes"]
+__all__ = ["ClientDisconnected", "RejectedRequest", "ServerExchange", "ServerTransport", "rejection_bytes"]
 
 
 class ClientDisconnected(OSError):
     """Nobody to send to any more (ASGI 2.4: `send` raises an OSError then)."""
 
 
-class Refused(Exception):
+class RejectedRequest(Exception):
     """The bytes are no request we serve: this is the answer, and then the connection is closed."""
 
     def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
@@ -31,7 +31,7 @@ class Refused(Exception):
         self.retry_after_s = retry_after_s
 
 
-def refusal_bytes(refusal: Refused) -> bytes:
+def rejection_bytes(refusal: RejectedRequest) -> bytes:
     """The whole response: OpenAI's error envelope, and `connection: close`."""
     type_ = "invalid_request_error" if refusal.status < 500 else "api_error"
     body = envelope_of(refusal.message, type_, refusal.code)
@@ -41,7 +41,7 @@ def refusal_bytes(refusal: Refused) -> bytes:
     return _head(refusal.status, headers, b"connection: close\r\n") + body
 
 
-class Wire(Protocol):
+class ServerTransport(Protocol):
     """The connection an exchange is served on."""
 
     @property
@@ -62,7 +62,7 @@ class Wire(Protocol):
         ...
 
 
-class Exchange:
+class ServerExchange:
     """One request and its response: what the ASGI callables `receive` and `send` stand for."""
 
     __slots__ = (
@@ -80,7 +80,7 @@ class Exchange:
         self.headers_complete = False
         self.body_complete = False
         self.expects_continue = False
-        self.refusal: Refused | None = None
+        self.refusal: RejectedRequest | None = None
         self.reusable = False  # whether the connection may serve another request after this one
         self.started = False  # the response's first byte is out
         self.answered = False  # there is an answer the client should get to read
@@ -91,9 +91,9 @@ class Exchange:
         self._no_body = False
         self._owed_bytes: int | None = None  # of the content-length the application gave
         self._until_close = False
-        self._wire: Wire | None = None
+        self._wire: ServerTransport | None = None
 
-    def attach(self, wire: Wire) -> None:
+    def attach(self, wire: ServerTransport) -> None:
         """Serve it on this connection."""
         self._wire = wire
 

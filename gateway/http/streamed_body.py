@@ -11,12 +11,12 @@ from typing import Protocol
 
 import trio
 
-from gateway.http.phase_deadlines import Phases
+from gateway.http.phase_deadlines import PhaseDeadlines
 
-__all__ = ["Body", "send_while_listening"]
+__all__ = ["StreamedBody", "send_while_listening"]
 
 
-class Body(Protocol):
+class StreamedBody(Protocol):
     """Where the bytes come from."""
 
     @property
@@ -30,7 +30,10 @@ class Body(Protocol):
 
 
 async def send_while_listening(
-    body: Body, send: Callable[[bytes], Awaitable[bool]], listen: Callable[[], Awaitable[None]], phases: Phases
+    body: StreamedBody,
+    send: Callable[[bytes], Awaitable[bool]],
+    listen: Callable[[], Awaitable[None]],
+    phases: PhaseDeadlines,
 ) -> bool:
     """Send a body, and return once the head of the answer is there; True if all of the body was sent before that.
 
@@ -69,7 +72,7 @@ async def send_while_listening(
     return whole
 
 
-async def _send_pieces(body: Body, send: Callable[[bytes], Awaitable[bool]], phases: Phases) -> bool:
+async def _send_pieces(body: StreamedBody, send: Callable[[bytes], Awaitable[bool]], phases: PhaseDeadlines) -> bool:
     chunked = body.length is None
     while piece := await body.receive():
         if not await send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece):

@@ -24,14 +24,14 @@ from gateway.dialects import Dialect
 from gateway.fleet.routing.choose import Decision, Route
 from gateway.fleet.routing.queue import Admission
 from gateway.fleet.state import Fleet
-from gateway.http.pool import Upstream
+from gateway.http.pool import UpstreamPool
 from gateway.proxy import response_headers, server_timing, total_deadline
 from gateway.proxy.attempt import Retriable
-from gateway.proxy.body_memory import Bodies, Room
+from gateway.proxy.body_memory import BodyMemory, BodyReservation
 from gateway.proxy.count_tokens import Count
 from gateway.proxy.dispatch import Dispatch, shutting_down
 from gateway.proxy.endpoints import ENDPOINTS, Endpoint
-from gateway.proxy.forms.spool import Spools
+from gateway.proxy.forms.spool import SpoolStorage
 from gateway.proxy.forms.upload import Upload
 from gateway.proxy.hedging.hedge_policy import Hedging
 from gateway.proxy.relay import Answer, ClientGone, Pacer
@@ -74,7 +74,7 @@ class Inference:
         *,
         catalogue: CatalogueSource,
         fleet: Fleet,
-        upstream: Upstream,
+        upstream: UpstreamPool,
         accounts: Accounts,
         poll_soon: Callable[[str], None],
         lifecycle: Lifecycle,
@@ -91,8 +91,8 @@ class Inference:
         self.hedging = Hedging(accounts.metrics)
         self.admission = Admission(fleet, catalogue=catalogue, limit=settings.limits.queue)
         self.draining = False
-        self.bodies = Bodies(int(settings.limits.bodies_mb * 1024**2))
-        self.spools = Spools(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))
+        self.bodies = BodyMemory(int(settings.limits.bodies_mb * 1024**2))
+        self.spools = SpoolStorage(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))
         self._body_limit_bytes = int(settings.gateway.body_limit_mb * 1024**2)
         self._spoken: frozenset[str] = frozenset().union(*(node.backend.dialects for node in fleet.nodes.values()))
 
@@ -106,8 +106,8 @@ class Inference:
                 if endpoint.is_form:
                     await self._serve_form(endpoint, scope, receive, answer, record)
                 else:
-                    with self.bodies.room() as room:
-                        request = await self._read(endpoint, scope, receive, record, room)
+                    with self.bodies.reservation() as reservation:
+                        request = await self._read(endpoint, scope, receive, record, reservation)
                         await self._serve(endpoint, request, receive, answer, record)
             except errors.GatewayError as error:
                 await _refuse(answer, record, error, endpoint.dialect)
@@ -153,14 +153,14 @@ class Inference:
             )
 
     async def _read(
-        self, endpoint: Endpoint, scope: Scope, receive: Receive, record: Record, room: Room
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, record: Record, reservation: BodyReservation
     ) -> InferenceRequest:
         allowed = total_deadline.asked_by_client(scope["headers"])
         deadline_s = self.settings.deadlines.header_seconds
         with trio.move_on_after(deadline_s if allowed is None else min(deadline_s, allowed.allowed_s)) as arrival:
             interruptions: list[errors.GatewayError] = []
             record.cancel = partial(_interrupt, arrival, interruptions)
-            request = await read(scope, receive, record.request_id, self._body_limit_bytes, room)
+            request = await read(scope, receive, record.request_id, self._body_limit_bytes, reservation)
             request.budget = allowed
             record.read_at = trio.current_time()
             record.bytes_in = len(request.body)
@@ -177,11 +177,13 @@ class Inference:
         self, endpoint: Endpoint, scope: Scope, receive: Receive, answer: Answer, record: Record
     ) -> None:
         """As any request, but begun as soon as its `model` has come. What is kept of it is gone when this returns."""
-        patience_s = self.settings.deadlines.upload_seconds
-        with self.bodies.room() as room:
-            async with self.spools.open(room) as spool:
+        stall_timeout_s = self.settings.deadlines.upload_seconds
+        with self.bodies.reservation() as reservation:
+            async with self.spools.open(reservation) as spool:
                 limit_bytes = self._body_limit_bytes
-                upload = open_upload(scope, receive, spool, body_limit_bytes=limit_bytes, patience_s=patience_s)
+                upload = open_upload(
+                    scope, receive, spool, body_limit_bytes=limit_bytes, stall_timeout_s=stall_timeout_s
+                )
                 try:
                     request = await self._read_form(scope, upload, record)
                     request.understand(endpoint.dialect, self._spoken)

@@ -23,8 +23,8 @@ from gateway.dialects.refusal import Refusal
 from gateway.dialects.rename_model import Echo
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
-from gateway.http.phase_deadlines import Phases
-from gateway.http.response_parser import Response
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy import relay, response_headers
 from gateway.proxy.relay import Answer, Pacer
 from gateway.proxy.request import InferenceRequest, outgoing_headers
@@ -116,7 +116,7 @@ class Attempt:
         record: Record,
         pacer: Pacer,
         *,
-        phases: Phases,
+        phases: PhaseDeadlines,
         routed: AttemptRecord,
         policy: Alias | None = None,
         claim: Callable[[Attempt], bool] | None = None,
@@ -174,7 +174,7 @@ class Attempt:
     def _error_event(self, error: errors.GatewayError) -> bytes:
         return self._request.dialect.error_event(error, self._record.request_id)
 
-    async def _deliver(self, response: Response) -> None:
+    async def _deliver(self, response: UpstreamResponse) -> None:
         if response.status >= 300:
             await self._refuse(response)
         is_stream = (response.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
@@ -186,11 +186,11 @@ class Attempt:
             await self._deliver_body(response)
         self._record.outcome = "ok"
 
-    def _listen(self, response: Response, *, stream: bool) -> None:
+    def _listen(self, response: UpstreamResponse, *, stream: bool) -> None:
         heard = self.heard = Transcript(self._begun, stream=stream)
         response.listener = lambda chunk: heard.feed(chunk, trio.current_time())
 
-    async def _deliver_stream(self, response: Response) -> None:
+    async def _deliver_stream(self, response: UpstreamResponse) -> None:
         meter = self._record.stream_meter()
         head = partial(self._head, response, streaming=True)
         # While another may answer in the end, silence is filled under a head that names neither.
@@ -201,7 +201,7 @@ class Attempt:
         self._record.stream, self._record.meter = True, meter
         await relay.relay_stream(response, preamble, meter, self._phases, self._pacer, translation=self.translation)
 
-    async def _deliver_body(self, response: Response) -> None:
+    async def _deliver_body(self, response: UpstreamResponse) -> None:
         self._refuse_unless_it_can_be_told()
         if self._claim is None:
             self._pacer.disable_keepalive()
@@ -229,7 +229,7 @@ class Attempt:
         if self._answer.started:
             raise errors.UpstreamMalformedResponse("the neuron answered a request for a stream with something else")
 
-    async def _begin_to_answer(self, response: Response) -> None:
+    async def _begin_to_answer(self, response: UpstreamResponse) -> None:
         """From here on this is the attempt whose answer the client gets.
 
         Unless another was quicker, even if in the same moment: then we have been cancelled, and notice it here.
@@ -238,7 +238,7 @@ class Attempt:
             await trio.sleep_forever()
         self._record.node, self._record.upstream_status = self._routed.node, response.status
 
-    def _head(self, response: Response, *, streaming: bool) -> tuple[int, Headers]:
+    def _head(self, response: UpstreamResponse, *, streaming: bool) -> tuple[int, Headers]:
         headers = response_headers.of_upstream(
             response.headers,
             self._record,
@@ -248,7 +248,7 @@ class Attempt:
         )
         return response.status, headers
 
-    async def _refuse(self, response: Response) -> NoReturn:
+    async def _refuse(self, response: UpstreamResponse) -> NoReturn:
         refusal = await Refusal.read(response)
         error = refusal.as_error()
         log.warning(
@@ -266,7 +266,7 @@ class Attempt:
         raise Refused(refusal, error)
 
 
-def _is_json(response: Response) -> bool:
+def _is_json(response: UpstreamResponse) -> bool:
     return b"json" in (response.header(b"content-type") or b"").lower()
 
 

@@ -1,4 +1,7 @@
-"""How much memory the bodies of all requests may take together. Of an upload most is on disk: `spool.py`."""
+"""The limit on the memory that the bodies of all running requests take together (`limits.bodies_mb`).
+
+Of an upload only a little is in memory; the rest is on disk, which `forms/spool.py` limits.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +10,57 @@ from typing import Self
 
 from gateway.errors import Overloaded
 
-__all__ = ["Bodies", "Room"]
+__all__ = ["BodyMemory", "BodyReservation"]
 
 FULL_RETRY_S = 1
 
 
-class Bodies:
-    """All of a gateway's. A body is kept for as long as its request runs: another neuron may have to be asked."""
+class BodyMemory:
+    """Counts the bytes of request bodies in memory, for all requests of this process.
+
+    A body stays in memory until its request ends, because a retry sends it to another neuron.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self.held_bytes = 0
+        self.reserved_bytes = 0
 
-    def room(self) -> Room:
-        """For one request, as a context manager: what it took is free again when it is left."""
-        return Room(self)
+    def reservation(self) -> BodyReservation:
+        """Return an empty reservation for one request; leaving its `with` block frees what it has reserved."""
+        return BodyReservation(self)
 
     def reserve(self, size: int) -> None:
-        """Sync, so that two requests cannot take the same. Raises Overloaded."""
-        if self.held_bytes + size > self._limit_bytes:
+        """Count `size` bytes more. Sync, so that two requests cannot reserve the same bytes.
+
+        Raises:
+            Overloaded: The limit would be exceeded; nothing is counted.
+        """
+        if self.reserved_bytes + size > self._limit_bytes:
             raise Overloaded(
-                f"requests under way fill the {self._limit_bytes / 1024**2:g} MiB this gateway has for their bodies",
+                f"the bodies of running requests fill the {self._limit_bytes / 1024**2:g} MiB this gateway allows for "
+                "them (limits.bodies_mb); try again later",
                 retry_after_s=FULL_RETRY_S,
             )
-        self.held_bytes += size
+        self.reserved_bytes += size
 
 
-class Room:
-    """What one request's body takes."""
+class BodyReservation:
+    """The memory that one request's body takes."""
 
-    __slots__ = ("_bodies", "taken_bytes")
+    __slots__ = ("_memory", "reserved_bytes")
 
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
-        self.taken_bytes = 0
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory = memory
+        self.reserved_bytes = 0
 
-    def take(self, size: int) -> None:
-        """For what has come of it, piece by piece: what is merely announced takes nothing. Raises Overloaded."""
-        self._bodies.reserve(size)
-        self.taken_bytes += size
+    def add(self, size: int) -> None:
+        """Reserve `size` bytes that have arrived; bytes that content-length only announces are not reserved.
+
+        Raises:
+            Overloaded: See `BodyMemory.reserve`.
+        """
+        self._memory.reserve(size)
+        self.reserved_bytes += size
 
     def __enter__(self) -> Self:
         return self
@@ -53,4 +68,4 @@ class Room:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bodies.held_bytes -= self.taken_bytes
+        self._memory.reserved_bytes -= self.reserved_bytes

@@ -20,8 +20,8 @@ from gateway.dialects.anthropic import count_tokens
 from gateway.dialects.anthropic.dialect import NAME, MessagesDialogue
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route, choose
-from gateway.http.phase_deadlines import Phases
-from gateway.http.response_parser import Response
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy import response_headers
 from gateway.proxy.relay import Answer
 from gateway.proxy.request import InferenceRequest, outgoing_headers
@@ -95,7 +95,7 @@ class Count:
         shared = self._shared
         headers = outgoing_headers(self._request, translated=question.path == TOKENIZE_PATH)
         origin, message = build_request(route, question.path, headers, question.body)
-        phases = Phases(shared.settings.deadlines)
+        phases = PhaseDeadlines(shared.settings.deadlines)
         with phases:
             async with shared.upstream.exchange(origin, message, phases) as response:
                 if response.status != 200 or response.header(count_tokens.ESTIMATE_HEADER[0]) is not None:
@@ -117,7 +117,7 @@ class Count:
         await self._answer.respond(200, headers, count_tokens.body(tokens))
 
 
-async def _read(response: Response) -> bytes:
+async def _read(response: UpstreamResponse) -> bytes:
     """The body, or as much of it as anybody needs for a number."""
     answer = b""
     while len(answer) < ANSWER_LIMIT_BYTES and (piece := await response.receive()):

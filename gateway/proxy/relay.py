@@ -17,8 +17,8 @@ from gateway.config.settings import StreamingSettings
 from gateway.dialects import Translation
 from gateway.errors import GatewayError, UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http import sse
-from gateway.http.phase_deadlines import Phases
-from gateway.http.response_parser import Response
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.response_parser import UpstreamResponse
 from gateway.telemetry.meter import BodyMeter, StreamMeter
 
 __all__ = ["Answer", "ClientGone", "Head", "Pacer", "read_preamble", "relay_body", "relay_stream", "relay_whole"]
@@ -197,7 +197,7 @@ class Pacer:
         return self._begun + self._early_commit_s
 
 
-async def read_preamble(response: Response, meter: StreamMeter) -> bytes:
+async def read_preamble(response: UpstreamResponse, meter: StreamMeter) -> bytes:
     """Everything up to and including the chunk with the first generated delta; all of it if there is none.
 
     It is held back, so that a neuron that fails there can still be replaced unseen; the pacer keeps the client company
@@ -218,10 +218,10 @@ async def read_preamble(response: Response, meter: StreamMeter) -> bytes:
 
 
 async def relay_stream(
-    response: Response,
+    response: UpstreamResponse,
     preamble: bytes,
     meter: StreamMeter,
-    phases: Phases,
+    phases: PhaseDeadlines,
     pacer: Pacer,
     *,
     translation: Translation | None = None,
@@ -254,7 +254,7 @@ async def relay_stream(
     await answer.end()
 
 
-async def _more(response: Response, meter: StreamMeter) -> bytes:
+async def _more(response: UpstreamResponse, meter: StreamMeter) -> bytes:
     """The next piece of a stream. One that breaks off behind its terminator has ended: nobody may hear of both."""
     try:
         return await response.receive()
@@ -265,7 +265,13 @@ async def _more(response: Response, meter: StreamMeter) -> bytes:
 
 
 async def _relay_translated(
-    response: Response, meter: StreamMeter, phases: Phases, pacer: Pacer, translation: Translation, *, chunk: bytes
+    response: UpstreamResponse,
+    meter: StreamMeter,
+    phases: PhaseDeadlines,
+    pacer: Pacer,
+    translation: Translation,
+    *,
+    chunk: bytes,
 ) -> None:
     """The same with a translation in between. What it finds wrong with the stream is raised, once it has been told."""
     answer = pacer.answer
@@ -301,7 +307,7 @@ async def _end_in_error(told: bytes, error: GatewayError, answer: Answer) -> NoR
     raise error
 
 
-def _check_the_end(response: Response, meter: StreamMeter) -> None:
+def _check_the_end(response: UpstreamResponse, meter: StreamMeter) -> None:
     """Whether the end of the body is the end of the answer.
 
     Not every engine sends `[DONE]` (transformers serve never does), so the end of a framed body is an end. Without
@@ -314,10 +320,10 @@ def _check_the_end(response: Response, meter: StreamMeter) -> None:
 
 
 async def relay_whole(
-    response: Response,
+    response: UpstreamResponse,
     first: bytes,
     meter: BodyMeter,
-    phases: Phases,
+    phases: PhaseDeadlines,
     answer: Answer,
     *,
     head: Head,
@@ -343,7 +349,7 @@ async def relay_whole(
 
 
 async def relay_body(
-    response: Response, first: bytes, meter: BodyMeter, phases: Phases, answer: Answer, *, head: Head
+    response: UpstreamResponse, first: bytes, meter: BodyMeter, phases: PhaseDeadlines, answer: Answer, *, head: Head
 ) -> None:
     """Carry an answer that is no event stream, from its first piece on. Raises as `relay_stream` does."""
     chunk = first

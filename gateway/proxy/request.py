@@ -18,7 +18,7 @@ from gateway.errors import (
     body_too_large,
 )
 from gateway.proxy import total_deadline as budget
-from gateway.proxy.body_memory import Room
+from gateway.proxy.body_memory import BodyReservation
 from gateway.proxy.forms.form_parser import FormReader, boundary_of
 from gateway.proxy.forms.spool import Spool
 from gateway.proxy.forms.upload import Upload
@@ -110,8 +110,10 @@ def request_id_of(headers: Headers) -> str:
     return secrets.token_hex(16)
 
 
-async def read(scope: Scope, receive: Receive, request_id: str, body_limit_bytes: int, room: Room) -> InferenceRequest:
-    """Wait for the body, as much as there is `room` for, and read what routing needs of it.
+async def read(
+    scope: Scope, receive: Receive, request_id: str, body_limit_bytes: int, reservation: BodyReservation
+) -> InferenceRequest:
+    """Wait for the body, as much as the `reservation` allows, and read what routing needs of it.
 
     Raises:
         MethodNotAllowed, UnsupportedMediaType, BodyTooLarge, MalformedJson, MissingModelField: As the names say.
@@ -125,11 +127,13 @@ async def read(scope: Scope, receive: Receive, request_id: str, body_limit_bytes
     # Whatever else it says it is, JSON is what it must be: curl calls everything a urlencoded form.
     if _media_type(_content_type(headers)).startswith(b"multipart/"):
         raise UnsupportedMediaType(f"{scope['path']} takes a JSON object, not a form")
-    body = await _read_body(receive, body_limit_bytes, room)
+    body = await _read_body(receive, body_limit_bytes, reservation)
     return InferenceRequest(_path_and_query(scope), headers, body, locate(body), request_id)
 
 
-def open_upload(scope: Scope, receive: Receive, spool: Spool, *, body_limit_bytes: int, patience_s: float) -> Upload:
+def open_upload(
+    scope: Scope, receive: Receive, spool: Spool, *, body_limit_bytes: int, stall_timeout_s: float
+) -> Upload:
     """The form that is a request's body, nothing of it read yet.
 
     Raises:
@@ -143,7 +147,7 @@ def open_upload(scope: Scope, receive: Receive, spool: Spool, *, body_limit_byte
     if _media_type(content_type) != b"multipart/form-data":
         raise UnsupportedMediaType(f"{scope['path']} takes multipart/form-data")
     reader = FormReader(boundary_of(content_type))
-    return Upload(receive, reader, spool, length=length, limit_bytes=body_limit_bytes, patience_s=patience_s)
+    return Upload(receive, reader, spool, length=length, limit_bytes=body_limit_bytes, stall_timeout_s=stall_timeout_s)
 
 
 async def read_form(scope: Scope, upload: Upload, request_id: str) -> InferenceRequest:
@@ -193,7 +197,7 @@ def _path_and_query(scope: Scope) -> bytes:
     return path + b"?" + query if query else path
 
 
-async def _read_body(receive: Receive, limit_bytes: int, room: Room) -> bytes:
+async def _read_body(receive: Receive, limit_bytes: int, reservation: BodyReservation) -> bytes:
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -204,7 +208,7 @@ async def _read_body(receive: Receive, limit_bytes: int, room: Room) -> bytes:
         size += len(piece)
         if size > limit_bytes:
             raise body_too_large(limit_bytes)
-        room.take(len(piece))
+        reservation.add(len(piece))
         if not message.get("more_body", False):
             return b"".join((*pieces, piece)) if pieces else piece
         pieces.append(piece)

@@ -42,8 +42,8 @@ from gateway.fleet.loading.scheduler import Lifecycle
 from gateway.fleet.state import Fleet
 from gateway.http import fd_limit
 from gateway.http.hypercorn_server import HypercornServer
-from gateway.http.pool import Upstream
-from gateway.http.server import Server, ServerLimits
+from gateway.http.pool import UpstreamPool
+from gateway.http.server import HttpServer, ServerLimits
 from gateway.proxy.app import Inference
 from gateway.proxy.shadow.shadower import Shadows
 from gateway.server import admin_app
@@ -94,7 +94,7 @@ class Gateway:
         self.metrics = Metrics()
         self.neurons = {neuron.name: _client(neuron) for neuron in settings.neurons}
         self.poller = Poller(self.fleet, self.neurons, settings.poll)
-        self.upstream = Upstream(idle_limit=settings.limits.upstream_idle_connections)
+        self.upstream = UpstreamPool(idle_limit=settings.limits.upstream_idle_connections)
         self.accounts = Accounts(
             self.metrics,
             log_requests=settings.gateway.access_log,
@@ -258,7 +258,7 @@ async def _start_background(gateway: Gateway, root: trio.Nursery) -> None:
     root.start_soon(gateway.upstream.run)
 
 
-async def _drain(gateway: Gateway, server: Server | HypercornServer) -> None:
+async def _drain(gateway: Gateway, server: HttpServer | HypercornServer) -> None:
     """Refuse what is new or still waits for a model, let what runs finish, and cut what is left in the end."""
     drain_s = gateway.settings.gateway.drain_seconds
     log.info("draining", running=len(gateway.accounts.live), drain_s=drain_s)
@@ -285,19 +285,19 @@ def _server_limits(settings: Settings, connections: int) -> ServerLimits:
     )
 
 
-def _admin_server(gateway: Gateway) -> Server:
+def _admin_server(gateway: Gateway) -> HttpServer:
     """The metrics port: ours too, so that a scraper that stops reading cannot keep the process from ending."""
-    return Server(gateway.admin_app, limits=_server_limits(gateway.settings, ADMIN_CONNECTIONS), log=log)
+    return HttpServer(gateway.admin_app, limits=_server_limits(gateway.settings, ADMIN_CONNECTIONS), log=log)
 
 
-async def _start_public(gateway: Gateway, sock: socket.socket, root: trio.Nursery) -> Server | HypercornServer:
+async def _start_public(gateway: Gateway, sock: socket.socket, root: trio.Nursery) -> HttpServer | HypercornServer:
     """The public port: our own HTTP/1.1, or Hypercorn's HTTP/1.1 and 2 (h2c) where an operator wants that."""
     if gateway.settings.gateway.http_server == "hypercorn":
         worker = HypercornServer(gateway.app, sock, gateway.settings)
         await root.start(worker.serve)
         return worker
     connections = fd_limit.connections_within(gateway.settings.limits.connections)
-    server = Server(gateway.app, limits=_server_limits(gateway.settings, connections), log=log)
+    server = HttpServer(gateway.app, limits=_server_limits(gateway.settings, connections), log=log)
     await root.start(server.serve, [_listener(sock)])
     return server
 

@@ -19,7 +19,7 @@ from gateway.asgi import Headers
 from gateway.dialects.tool_calls import ToolCalls
 from gateway.errors import GatewayError
 from gateway.fleet.routing.decision_log import Choice
-from gateway.http.phase_deadlines import Phases
+from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.telemetry.attempt_record import AttemptRecord, End
 from gateway.telemetry.meter import BodyMeter, StreamMeter, Usage
 from gateway.telemetry.observation import is_retry
@@ -152,7 +152,7 @@ class Record:
         self.first_byte_at: float | None = None
         self.first_token_at: float | None = None  # once it is over
         self.sent_first_at: float | None = None
-        self.phases: Phases | None = None  # from when it is routed
+        self.phases: PhaseDeadlines | None = None  # from when it is routed
         self.phases_ms: dict[str, float] = {}
         self.usage: Usage | None = None
         self.estimated = False

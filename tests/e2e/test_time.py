@@ -17,7 +17,7 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from gateway.config.settings import NeuronSettings, RetrySettings, Settings, StreamingSettings
 from gateway.fleet.reports import ModelReport, NodeReport
-from gateway.http.server import Server, ServerLimits
+from gateway.http.server import HttpServer, ServerLimits
 from gateway.server.main import Gateway
 from neuron.simulated.faults import Hang, LateHeaders, SilentPrefill, Slow
 from neuron.simulated.fleet import neuron
@@ -34,7 +34,7 @@ async def whole(tmp_path, nursery):
     gateway = Gateway(Settings(neurons=(NeuronSettings("beast", "http://beast:13131"),), models_config=path))
     beast = neuron("beast", [24576], [SMALL])
     gateway.fleet.answered("beast", NodeReport((ModelReport(SMALL, "loaded", url="http://beast:13131"),), devices=()))
-    server = Server(gateway.app, limits=ServerLimits(), log=structlog.get_logger())
+    server = HttpServer(gateway.app, limits=ServerLimits(), log=structlog.get_logger())
 
     async def connect(origin):
         ours, theirs = memory_stream_pair()

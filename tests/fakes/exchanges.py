@@ -5,7 +5,7 @@ from __future__ import annotations
 from fakes.scripted import read_request
 
 from gateway.config.settings import DeadlineSettings
-from gateway.http.phase_deadlines import Phases
+from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import Origin, request_head
 
 ORIGIN = Origin.parse("http://beast:13131")
@@ -14,7 +14,7 @@ REQUEST = (request_head(ORIGIN, b"/v1/chat/completions", [], 2), b"{}")
 
 async def ask(upstream, origin=ORIGIN, request=REQUEST):
     """One exchange to its end: status and body."""
-    async with upstream.exchange(origin, request, Phases(DeadlineSettings())) as response:
+    async with upstream.exchange(origin, request, PhaseDeadlines(DeadlineSettings())) as response:
         body = b""
         while piece := await response.receive():
             body += piece

@@ -16,8 +16,8 @@ from catalogue.models import Alias, Catalogue
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.reports import ModelReport, NodeReport
 from gateway.fleet.state import Fleet
-from gateway.http.pool import Upstream
-from gateway.http.server import Server, ServerLimits
+from gateway.http.pool import UpstreamPool
+from gateway.http.server import HttpServer, ServerLimits
 from gateway.proxy.app import Inference
 from gateway.proxy.shadow.shadower import Shadows
 from gateway.telemetry.metrics import Metrics
@@ -78,7 +78,7 @@ class InMemoryGateway:
             self.fleet.answered(name, NodeReport((report,), devices=()))
         self.metrics = Metrics()
         self.accounts = Accounts(self.metrics, log_requests=True)
-        self.upstream = Upstream(connect=self._connect)
+        self.upstream = UpstreamPool(connect=self._connect)
         catalogue = FixedCatalogue(alias or Alias.plain("helexa/small", SMALL))
         self.shadows = Shadows(
             self.fleet, self.upstream, catalogue=catalogue, metrics=self.metrics, deadlines=self.settings.deadlines
@@ -93,7 +93,7 @@ class InMemoryGateway:
             lifecycle=NoLifecycle(),
             shadows=self.shadows,
         )
-        self.server = Server(self.inference, limits=ServerLimits(), log=structlog.get_logger())
+        self.server = HttpServer(self.inference, limits=ServerLimits(), log=structlog.get_logger())
 
     async def _connect(self, origin: object) -> trio.abc.Stream:
         self.connections += 1

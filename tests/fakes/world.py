@@ -28,7 +28,7 @@ from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.poller import Poller
 from gateway.fleet.loading.scheduler import Lifecycle
 from gateway.fleet.state import Fleet
-from gateway.http.pool import Origin, Upstream
+from gateway.http.pool import Origin, UpstreamPool
 from gateway.proxy.app import Inference
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import Accounts
@@ -140,7 +140,7 @@ class World:
     settings: Settings
     fleet: Fleet
     poller: Poller
-    upstream: Upstream
+    upstream: UpstreamPool
     lifecycle: Lifecycle
     inference: Inference
     swaps: Swaps
@@ -189,7 +189,7 @@ async def a_world(
     world.fleet.assert_idle()
 
 
-async def _sweep(upstream: Upstream) -> None:
+async def _sweep(upstream: UpstreamPool) -> None:
     await upstream.run()
 
 
@@ -204,7 +204,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
     keeper.accept(a_catalogue(*profiles))
     neurons = {name: NeuronClient(url, transport=MemoryTransport(hosts[name])) for name, url in endpoints.items()}
     poller = Poller(fleet, neurons, settings.poll)
-    upstream = Upstream(connect=connect)
+    upstream = UpstreamPool(connect=connect)
     lifecycle = Lifecycle(
         fleet, catalogue=keeper, neurons=neurons, settings=settings, metrics=metrics, poll_soon=poller.poll_soon
     )

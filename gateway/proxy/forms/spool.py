@@ -18,9 +18,9 @@ import structlog
 import trio
 
 from gateway.errors import Overloaded, ServiceUnavailable
-from gateway.proxy.body_memory import Room
+from gateway.proxy.body_memory import BodyReservation
 
-__all__ = ["MEMORY_BYTES", "Spool", "Spools"]
+__all__ = ["MEMORY_BYTES", "Spool", "SpoolStorage"]
 
 MEMORY_BYTES = 256 * 1024  # of one spool; a voice note of ten seconds, or four reads from a socket
 THREADS = 4  # a disk is not faster with more, and each holds a piece of MEMORY_BYTES
@@ -32,7 +32,7 @@ T = TypeVar("T")
 log = structlog.get_logger("cortex.spool")
 
 
-class Spools:
+class SpoolStorage:
     """All of a gateway's, and what they may take together.
 
     Args:
@@ -47,12 +47,12 @@ class Spools:
         self.on_disk_bytes = 0
         self.open_files = 0
 
-    def open(self, room: Room) -> Spool:
+    def open(self, reservation: BodyReservation) -> Spool:
         """An empty one, as an async context manager; its file is made when there is something to put into it.
 
-        `room` is in memory, for what is not in the file; whoever has taken it gives it back.
+        `reservation` counts the bytes in memory; its owner frees it.
         """
-        return Spool(self, room)
+        return Spool(self, reservation)
 
     def reserve(self, size: int) -> None:
         """Take room on the disk, or raise Overloaded. Sync, so that two requests cannot take the same."""
@@ -83,9 +83,9 @@ class Spool:
     All but the last `MEMORY_BYTES` at most are in the file, if there is one.
     """
 
-    def __init__(self, spools: Spools, room: Room) -> None:
+    def __init__(self, spools: SpoolStorage, reservation: BodyReservation) -> None:
         self._spools = spools
-        self._room = room
+        self._reservation = reservation
         self._file: IO[bytes] | None = None
         self._on_disk = 0
         self._reserved = 0
@@ -103,7 +103,7 @@ class Spool:
             Overloaded: All of them together take the memory, or the disk, that they may.
             ServiceUnavailable: The disk is full, or worse.
         """
-        self._room.take(max(len(self._recent) + len(data) - self._room.taken_bytes, 0))
+        self._reservation.add(max(len(self._recent) + len(data) - self._reservation.reserved_bytes, 0))
         self._recent += data
         if len(self._recent) > MEMORY_BYTES:
             await self._to_disk()

@@ -32,7 +32,7 @@ class Upload:
         spool: Empty.
         length: Of the body in bytes, if its client said so.
         limit_bytes: Of the body.
-        patience_s: For every `STEP_BYTES` of it to come.
+        stall_timeout_s: For every `STEP_BYTES` of it to come.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Upload:
         *,
         length: int | None,
         limit_bytes: int,
-        patience_s: float,
+        stall_timeout_s: float,
     ) -> None:
         self._receive = receive
         self._reader = reader
         self._spool = spool
         self._limit_bytes = limit_bytes
-        self._patience_s = self._patience_left_s = patience_s
+        self._stall_timeout_s = self._stall_time_left_s = stall_timeout_s
         self._step_bytes = 0
         self._keep_all = False
         self._passing = False  # an attempt has taken what was kept: what comes now goes straight to it
@@ -122,13 +122,15 @@ class Upload:
     async def _next_message(self) -> Message:
         """Time runs only while it is the client who is waited for."""
         asked_at = trio.current_time()
-        with trio.move_on_after(self._patience_left_s):
+        with trio.move_on_after(self._stall_time_left_s):
             message = await self._receive()
             if message["type"] != "http.request":
                 raise ClientGone
-            self._patience_left_s -= trio.current_time() - asked_at
+            self._stall_time_left_s -= trio.current_time() - asked_at
             return message
-        raise RequestTimeout(f"less than {STEP_BYTES // 1024} KiB of the upload arrived within {self._patience_s:g} s")
+        raise RequestTimeout(
+            f"less than {STEP_BYTES // 1024} KiB of the upload arrived within {self._stall_timeout_s:g} s"
+        )
 
     def _check(self, piece: bytes, *, is_last: bool) -> None:
         self.received_bytes += len(piece)
@@ -137,7 +139,7 @@ class Upload:
         self._step_bytes += len(piece)
         if self._step_bytes >= STEP_BYTES:
             self._step_bytes = 0
-            self._patience_left_s = self._patience_s
+            self._stall_time_left_s = self._stall_timeout_s
         self._reader.feed(piece)
         if is_last:
             self._reader.finish()

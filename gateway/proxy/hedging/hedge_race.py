@@ -19,7 +19,7 @@ from gateway.fleet.node import NodeModel
 from gateway.fleet.routing.choose import Route, replicas_of
 from gateway.fleet.routing.queue import QueueTicket
 from gateway.fleet.state import Fleet
-from gateway.http.phase_deadlines import Phases
+from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy.attempt import Attempt, Refused, Retriable
 from gateway.proxy.relay import ClientGone
 from gateway.telemetry.attempt_record import AttemptRecord
@@ -38,7 +38,7 @@ class HedgeLeg:
 
     attempt: Attempt
 
-    def __init__(self, route: Route, routed: AttemptRecord, phases: Phases) -> None:
+    def __init__(self, route: Route, routed: AttemptRecord, phases: PhaseDeadlines) -> None:
         self.route = route
         self.routed = routed
         self.phases = phases

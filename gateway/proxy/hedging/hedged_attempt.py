@@ -15,7 +15,7 @@ from gateway.dialects.refusal import Refusal
 from gateway.errors import GatewayError
 from gateway.fleet.routing.choose import Route, replicas_of
 from gateway.fleet.routing.queue import QueueTicket
-from gateway.http.phase_deadlines import Phases
+from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy.attempt import Attempt, Refused, Retriable
 from gateway.proxy.hedging.hedge_race import HedgeLeg, Race, beside
 from gateway.proxy.relay import Pacer
@@ -80,8 +80,8 @@ class HedgedAttempt:
         self._request = request
         self._record = record
         self._pacer = pacer
-        self._hedge_phases: Phases | None = None
-        self.phases = Phases(shared.settings.deadlines)
+        self._hedge_phases: PhaseDeadlines | None = None
+        self.phases = PhaseDeadlines(shared.settings.deadlines)
         self.attempt: Attempt | None = None
         self.policy: Alias | None = None
         self.listens = False
@@ -104,7 +104,7 @@ class HedgedAttempt:
             self._learn_from(leg)
 
     def interrupt(self, error: GatewayError) -> None:
-        """Stop what is going on, whatever it is; see `Phases.interrupt`."""
+        """Stop what is going on, whatever it is; see `PhaseDeadlines.interrupt`."""
         self.phases.interrupt(error)
         if self._hedge_phases is not None:
             self._hedge_phases.interrupt(error)
@@ -173,7 +173,7 @@ class HedgedAttempt:
         if policy is None or policy.hedge is None or failures.on or turn.model != self._record.target:
             return None
         after_s = self._shared.hedging.after_s(policy, turn.model, stream=self._request.stream)
-        if self._request.upload is not None or self.phases.has_been("load"):
+        if self._request.upload is not None or self.phases.was_entered("load"):
             return None
         return after_s if len(replicas_of(turn.model, self._shared.fleet, catalogue)) > 1 else None
 
@@ -186,21 +186,21 @@ class HedgedAttempt:
         if other is None or not shared.hedging.spend(policy):
             shared.hedging.withheld(policy, turn.model, "replica" if other is None else "budget")
             return None
-        phases = self._hedge_phases = Phases(shared.settings.deadlines)
+        phases = self._hedge_phases = PhaseDeadlines(shared.settings.deadlines)
         return HedgeLeg(other, self._record.hedged(turn.model, other.node), phases)
 
     def _won_by(self, leg: HedgeLeg) -> None:
         """From here on the request is where this attempt of it is."""
         self.attempt = leg.attempt
         if leg.phases is not self.phases:
-            leg.phases.go_on_from(self.phases)
+            leg.phases.continue_from(self.phases)
             self.phases = self._record.phases = leg.phases
 
     def _learn_from(self, first: HedgeLeg) -> None:
         """How long a first token took is what the next one's patience depends on. Not if it was the model's first."""
         policy, record = self.policy, self._record
         came_at = record.first_byte_at if record.meter is None else record.meter.first_at
-        if policy is None or policy.hedge is None or came_at is None or self.phases.has_been("load"):
+        if policy is None or policy.hedge is None or came_at is None or self.phases.was_entered("load"):
             return
         after_s = came_at - first.routed.began_at
         self._shared.hedging.answered(policy, first.routed.model, stream=self._request.stream, after_s=after_s)

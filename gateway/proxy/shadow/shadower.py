@@ -26,8 +26,8 @@ from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.node import Node
 from gateway.fleet.routing.choose import Route, choose
 from gateway.fleet.state import Fleet, FleetChange
-from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import Upstream
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.pool import UpstreamPool
 from gateway.proxy.request import InferenceRequest, outgoing_headers
 from gateway.proxy.shadow.transcript import AnswerSummary, Transcript
 from gateway.telemetry.metrics import Metrics
@@ -112,7 +112,7 @@ class Shadows:
     def __init__(
         self,
         fleet: Fleet,
-        upstream: Upstream,
+        upstream: UpstreamPool,
         *,
         catalogue: CatalogueSource,
         metrics: Metrics,
@@ -249,7 +249,7 @@ class Shadows:
         outgoing = request.dialogue.outgoing(neuron_model_name(route), route.backend)
         headers = outgoing_headers(request, translated=outgoing.translation is not None)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body)
-        with Phases(self._deadlines) as phases:
+        with PhaseDeadlines(self._deadlines) as phases:
             asked_at = trio.current_time()
             async with self._upstream.exchange(origin, message, phases) as response:
                 kind = (response.header(b"content-type") or b"").lower()

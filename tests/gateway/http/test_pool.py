@@ -9,8 +9,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.config.settings import DeadlineSettings
 from gateway.errors import UpstreamConnectionError
-from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import Origin, Upstream, request_head
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.pool import Origin, UpstreamPool, request_head
 
 HELLO = with_length(b"hello")
 
@@ -21,7 +21,7 @@ HELLO = with_length(b"hello")
 async def test_connection_is_used_again_while_it_has_rested_less_than_three_seconds(nursery, autojump_clock):
     """Uvicorn and llama.cpp close at 5 s: we are first (lessons: sporadic 502 after idle)."""
     network = MemoryNetwork(nursery, answering(*[HELLO] * 9))
-    upstream = Upstream(connect=network.connect)
+    upstream = UpstreamPool(connect=network.connect)
     await ask(upstream)
     await trio.sleep(2.99)
     await ask(upstream)
@@ -43,7 +43,7 @@ async def test_sweeper_closes_what_has_rested_too_long(nursery, autojump_clock):
         await stream.receive_some(1)
         left_at.append(trio.current_time())
 
-    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
     nursery.start_soon(upstream.run)
     await ask(upstream)
     await trio.sleep(10)
@@ -64,7 +64,7 @@ async def test_sweeper_closes_what_has_rested_too_long(nursery, autojump_clock):
 )
 async def test_connection_that_should_not_be_used_again_is_closed(nursery, answer):
     """It said so, or it sent what nobody asked for."""
-    upstream = Upstream(connect=MemoryNetwork(nursery, answering(answer)).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(answer)).connect)
 
     assert await ask(upstream) == (200, b"hello")
     assert upstream.statistics()["idle"] == 0
@@ -72,8 +72,8 @@ async def test_connection_that_should_not_be_used_again_is_closed(nursery, answe
 
 async def test_connection_left_in_mid_answer_is_closed(nursery):
     """Whoever reads no further gets no other's answer later."""
-    upstream = Upstream(connect=MemoryNetwork(nursery, answering(chunked(b"one", end=b""))).connect)
-    async with upstream.exchange(ORIGIN, REQUEST, Phases(DeadlineSettings())) as response:
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(chunked(b"one", end=b""))).connect)
+    async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
         assert await response.receive() == b"one"
 
     assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
@@ -91,7 +91,7 @@ async def test_cancelled_exchange_closes_its_connection_at_once(nursery, autojum
         await stream.receive_some(1)
         left.set()
 
-    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
     with trio.move_on_after(1):
         await ask(upstream)
     await wait_all_tasks_blocked()
@@ -106,7 +106,7 @@ async def test_cancelled_while_connecting_leaves_nothing(nursery, autojump_clock
     async def never(origin):
         await trio.sleep_forever()
 
-    upstream = Upstream(connect=never)
+    upstream = UpstreamPool(connect=never)
     with trio.move_on_after(1):
         await ask(upstream)
 
@@ -115,7 +115,7 @@ async def test_cancelled_while_connecting_leaves_nothing(nursery, autojump_clock
 
 async def test_pool_keeps_no_more_than_its_limit(nursery):
     """Per neuron; the rest are closed."""
-    upstream = Upstream(connect=MemoryNetwork(nursery, answering(HELLO)).connect, idle_limit=2)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(HELLO)).connect, idle_limit=2)
     async with trio.open_nursery() as asking:
         for _ in range(5):
             asking.start_soon(ask, upstream)
@@ -131,7 +131,7 @@ async def test_pool_keeps_no_more_than_its_limit(nursery):
 async def test_reused_connection_that_dies_unanswered_is_replaced_once(nursery):
     """The one case where asking twice is safe; the client hears nothing of it."""
     network = MemoryNetwork(nursery, answering(HELLO, None), answering(HELLO))
-    upstream = Upstream(connect=network.connect)
+    upstream = UpstreamPool(connect=network.connect)
     await ask(upstream)
 
     assert await ask(upstream) == (200, b"hello")
@@ -142,7 +142,7 @@ async def test_reused_connection_that_dies_unanswered_is_replaced_once(nursery):
 async def test_second_death_in_a_row_is_an_error(nursery):
     """A fresh connection that dies is no accident of timing."""
     network = MemoryNetwork(nursery, answering(HELLO, None), answering(None))
-    upstream = Upstream(connect=network.connect)
+    upstream = UpstreamPool(connect=network.connect)
     await ask(upstream)
     with pytest.raises(UpstreamConnectionError, match="without an answer"):
         await ask(upstream)
@@ -154,7 +154,7 @@ async def test_second_death_in_a_row_is_an_error(nursery):
 async def test_reused_connection_that_dies_inside_the_head_is_not_asked_again(nursery):
     """A byte of an answer came: the request was taken."""
     network = MemoryNetwork(nursery, answering(HELLO, b"HTTP/1.1 2", then_close=True), answering(HELLO))
-    upstream = Upstream(connect=network.connect)
+    upstream = UpstreamPool(connect=network.connect)
     await ask(upstream)
     with pytest.raises(UpstreamConnectionError, match="broke off"):
         await ask(upstream)
@@ -176,7 +176,7 @@ async def test_neuron_that_closes_after_each_answer_is_never_asked_in_vain():
             await stream.send_all(with_length(b"hello", more="connection: keep-alive\r\n"))
             return
 
-    upstream = Upstream()
+    upstream = UpstreamPool()
     async with listening(peer) as url:
         for _ in range(200):
             assert await ask(upstream, Origin.parse(url)) == (200, b"hello")
@@ -200,7 +200,7 @@ async def test_resting_connection_with_unasked_bytes_is_not_used():
                 await answered.wait()
                 await stream.send_all(with_length(b"stale"))
 
-    upstream = Upstream()
+    upstream = UpstreamPool()
     async with listening(peer) as url:
         await ask(upstream, Origin.parse(url))
         ((resting,),) = upstream._idle.values()
@@ -220,7 +220,7 @@ async def test_early_answer_stops_a_large_body():
         await stream.send_all(with_length(b"too long", status="413 Content Too Large"))
         await trio.sleep_forever()
 
-    upstream = Upstream()
+    upstream = UpstreamPool()
     async with listening(peer) as url:
         origin = Origin.parse(url)
         with trio.fail_after(SAFETY_NET_S):
@@ -239,7 +239,7 @@ async def test_large_body_arrives_whole():
         received.append(await read_request(stream))
         await stream.send_all(HELLO)
 
-    upstream = Upstream()
+    upstream = UpstreamPool()
     async with listening(peer) as url:
         origin = Origin.parse(url)
         assert await ask(upstream, origin, (request_head(origin, b"/", [], len(body)), body)) == (200, b"hello")
@@ -250,7 +250,7 @@ async def test_large_body_arrives_whole():
 
 async def test_refused_connection_says_where():
     """A port nobody listens on."""
-    upstream = Upstream()
+    upstream = UpstreamPool()
     with pytest.raises(UpstreamConnectionError, match=r"cannot connect to the neuron at 127\.0\.0\.1:1"):
         await ask(upstream, Origin.parse("http://127.0.0.1:1"))
 
@@ -261,7 +261,7 @@ async def test_refused_connection_says_where():
 async def test_host_that_is_no_name_is_like_one_that_is_not_there(host):
     """A neuron says where its model is; resolvers raise a UnicodeError for these."""
     with pytest.raises(UpstreamConnectionError, match="cannot connect"):
-        await ask(Upstream(), Origin.parse(f"http://{host}:1"))
+        await ask(UpstreamPool(), Origin.parse(f"http://{host}:1"))
 
 
 @pytest.mark.parametrize(

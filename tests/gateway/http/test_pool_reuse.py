@@ -7,8 +7,8 @@ from trio.testing import memory_stream_pair
 
 from gateway.config.settings import DeadlineSettings
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
-from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import Origin, Upstream, request_head
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.pool import Origin, UpstreamPool, request_head
 
 ORIGIN = Origin.parse("http://beast:13131/prefix/")
 HANG = object()
@@ -21,7 +21,7 @@ class Scripted:
     def __init__(self, nursery, *scripts):
         self._nursery = nursery
         self._scripts = list(scripts)
-        self.upstream = Upstream(connect=self._connect)
+        self.upstream = UpstreamPool(connect=self._connect)
         self.received = []
 
     async def _connect(self, origin):
@@ -46,7 +46,7 @@ class Scripted:
         await wire.aclose()
 
     async def ask(self, message=b"POST / HTTP/1.1\r\n\r\n"):
-        with Phases(DeadlineSettings()) as phases:
+        with PhaseDeadlines(DeadlineSettings()) as phases:
             async with self.upstream.exchange(ORIGIN, (message,), phases) as response:
                 body = b""
                 while piece := await response.receive():
@@ -214,10 +214,10 @@ async def test_early_answer_is_heard_while_a_large_body_is_being_sent(nursery):
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     nursery.start_soon(trio.serve_listeners, neuron, listeners)
-    upstream = Upstream()
+    upstream = UpstreamPool()
     origin = Origin.parse(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
     head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 50000000\r\n\r\n"
-    with trio.fail_after(SAFETY_NET_S), Phases(DeadlineSettings()) as phases:
+    with trio.fail_after(SAFETY_NET_S), PhaseDeadlines(DeadlineSettings()) as phases:
         async with upstream.exchange(origin, (head, b"x" * 50_000_000), phases) as response:
             assert (response.status, await response.receive()) == (413, b"no")
     assert upstream.statistics()["idle"] == 0

@@ -6,8 +6,8 @@ from fakes.scripted import MemoryNetwork, answering, chunked, with_length
 
 from gateway.config.settings import DeadlineSettings
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
-from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import Upstream
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.pool import UpstreamPool
 from gateway.http.response_parser import HEADER_LIMIT_BYTES
 
 HELLO = with_length(b"hello")
@@ -30,7 +30,7 @@ HELLO = with_length(b"hello")
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 async def test_body_is_the_same_however_it_is_framed_and_cut(nursery, answer, size):
     """Length, chunks, extensions, trailers, until close, after any 1xx: hello."""
-    upstream = Upstream(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
 
     assert await ask(upstream) == (200, b"hello")
     upstream.close()
@@ -39,8 +39,8 @@ async def test_body_is_the_same_however_it_is_framed_and_cut(nursery, answer, si
 async def test_headers_of_an_informational_response_are_not_those_of_the_answer(nursery):
     """Nor are trailers."""
     answer = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + chunked(b"x", end=b"0\r\nx-sum: 1\r\n\r\n")
-    upstream = Upstream(connect=MemoryNetwork(nursery, answering(answer)).connect)
-    async with upstream.exchange(ORIGIN, REQUEST, Phases(DeadlineSettings())) as response:
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(answer)).connect)
+    async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
         while await response.receive():
             pass
 
@@ -63,7 +63,7 @@ async def test_headers_of_an_informational_response_are_not_those_of_the_answer(
 async def test_answer_that_breaks_off_is_an_error_and_not_asked_again(nursery, answer):
     """Once a byte has come, nobody knows what the neuron did."""
     network = MemoryNetwork(nursery, piecemeal(answer))
-    upstream = Upstream(connect=network.connect)
+    upstream = UpstreamPool(connect=network.connect)
     with pytest.raises(UpstreamConnectionError, match="broke off"):
         await ask(upstream)
 
@@ -86,7 +86,7 @@ async def test_answer_that_breaks_off_is_an_error_and_not_asked_again(nursery, a
 @pytest.mark.parametrize("size", [1, 100_000])
 async def test_answer_that_is_not_http_is_refused(nursery, answer, size):
     """Whatever two parsers could read in two ways is not passed on."""
-    upstream = Upstream(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
     with pytest.raises(UpstreamMalformedResponse):
         await ask(upstream)
 
@@ -103,7 +103,7 @@ def with_head_of(size):
 async def test_header_limit_is_exact_however_the_head_is_cut(nursery, size):
     """64 KiB pass, one byte more is refused (contract section 13)."""
     for head_bytes, is_fine in ((HEADER_LIMIT_BYTES, True), (HEADER_LIMIT_BYTES + 1, False)):
-        upstream = Upstream(connect=MemoryNetwork(nursery, piecemeal(with_head_of(head_bytes), size)).connect)
+        upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(with_head_of(head_bytes), size)).connect)
         if is_fine:
             assert await ask(upstream) == (200, b"hello")
         else:
@@ -122,14 +122,14 @@ async def test_header_limit_is_exact_however_the_head_is_cut(nursery, size):
 )
 async def test_trailers_extensions_and_informational_responses_have_an_end(nursery, endless):
     """Nothing that a neuron sends beside the body can grow without limit."""
-    upstream = Upstream(connect=MemoryNetwork(nursery, piecemeal(endless, 1000)).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(endless, 1000)).connect)
     with pytest.raises(UpstreamMalformedResponse):
         await ask(upstream)
 
 
 async def test_body_longer_than_any_limit_on_heads_passes(nursery):
     """The limit is for what surrounds it; many small chunks are a body too."""
-    upstream = Upstream(connect=MemoryNetwork(nursery, piecemeal(chunked(*[b"0123456789"] * 20_000), 4096)).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(chunked(*[b"0123456789"] * 20_000), 4096)).connect)
 
     assert await ask(upstream) == (200, b"0123456789" * 20_000)
     upstream.close()

@@ -8,7 +8,7 @@ import structlog
 import trio
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
-from gateway.http.server import ClientDisconnected, Server, ServerLimits, Statistics
+from gateway.http.server import ClientDisconnected, HttpServer, ServerLimits, ServerStatistics
 
 GET = b"GET /x?y=1 HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello"
@@ -36,7 +36,7 @@ async def echo(scope, receive, send):
 
 
 def make_server(app=echo, **limits):
-    return Server(app, limits=ServerLimits(**limits), log=structlog.get_logger())
+    return HttpServer(app, limits=ServerLimits(**limits), log=structlog.get_logger())
 
 
 async def read_all(stream):
@@ -405,7 +405,7 @@ async def test_one_connection_too_many_is_told_so(autojump_clock, nursery):
     await first.aclose()
     visitors.go_on.set()
     await wait_all_tasks_blocked()
-    assert visitors.server.statistics() == Statistics(open=0, idle=0, served=1, refused=1)
+    assert visitors.server.statistics() == ServerStatistics(open=0, idle=0, served=1, refused=1)
     assert (await (await visitors.come(GET)).receive_some()).startswith(b"HTTP/1.1 200")
 
 
@@ -424,7 +424,7 @@ async def test_connection_that_has_rested_longest_gives_way_to_a_newcomer(autoju
         assert (await read_all(gives_way)).count(b"HTTP/1.1 200") == (2 if gives_way is served else 0)
     visitors.go_on.set()
     assert (await at_work.receive_some()).startswith(b"HTTP/1.1 200")
-    assert visitors.server.statistics() == Statistics(open=4, idle=4, served=6, refused=0)
+    assert visitors.server.statistics() == ServerStatistics(open=4, idle=4, served=6, refused=0)
 
 
 # Applications that fail ...............................................................................................

@@ -9,7 +9,7 @@ from fakes.patience import SAFETY_NET_S, until
 from test_server import GET, POST, echo, make_server, parse, read_all, respond
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.http.server import SENDS_PER_CHECKPOINT, ClientDisconnected, Statistics
+from gateway.http.server import SENDS_PER_CHECKPOINT, ClientDisconnected, ServerStatistics
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ async def test_flood_of_connections_beyond_the_limit_leaves_nothing_behind(start
     go_on.set()
     assert parse(await served.receive_some())[0] == 200
     assert server._turning_away <= 100
-    await until(lambda: server.statistics() == Statistics(open=1, idle=1, served=1, refused=150))
+    await until(lambda: server.statistics() == ServerStatistics(open=1, idle=1, served=1, refused=150))
     for stream in [served, *refused]:
         await stream.aclose()
 

@@ -10,8 +10,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.config.settings import DeadlineSettings
 from gateway.errors import BodyTooLarge, DeadlineExceeded, UpstreamConnectionError
-from gateway.http.phase_deadlines import Phases
-from gateway.http.pool import Origin, Upstream, request_head
+from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.pool import Origin, UpstreamPool, request_head
 
 ORIGIN = Origin.parse("http://beast:13131")
 HELLO = with_length(b"hello")
@@ -55,7 +55,7 @@ class Endless:
 async def ask(upstream, body, origin=ORIGIN, phases=None):
     """One exchange to its end: status and body."""
     head = request_head(origin, b"/v1/audio/transcriptions", [], body.length)
-    with phases or Phases(DeadlineSettings()) as waits:
+    with phases or PhaseDeadlines(DeadlineSettings()) as waits:
         async with upstream.exchange(origin, (head,), waits, body) as response:
             answer = b""
             while piece := await response.receive():
@@ -92,7 +92,7 @@ class Recorder:
 async def test_body_with_a_length_goes_out_as_it_comes(nursery):
     """Byte for byte, under the content-length that was known before; the connection is good for another."""
     peer = Recorder(b"three")
-    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
 
     assert await ask(upstream, Pieces(b"one", b"two", b"three", length=11)) == (200, b"hello")
     assert b"content-length: 11\r\n" in peer.heard
@@ -104,7 +104,7 @@ async def test_body_with_a_length_goes_out_as_it_comes(nursery):
 async def test_body_without_a_length_goes_out_in_chunks(nursery):
     """One for each piece."""
     peer = Recorder(b"0\r\n\r\n")
-    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
 
     assert await ask(upstream, Pieces(b"one", b"x" * 20)) == (200, b"hello")
     assert b"transfer-encoding: chunked\r\n" in peer.heard
@@ -122,7 +122,7 @@ async def test_answer_that_comes_early_ends_the_upload(nursery):
         await stream.send_all(TOO_LARGE)
         await trio.sleep_forever()
 
-    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
 
     assert await ask(upstream, body) == (413, b"too large")
     assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
@@ -141,7 +141,7 @@ async def test_early_answer_is_heard_on_a_socket_that_takes_no_more():
 
     with trio.fail_after(SAFETY_NET_S):
         async with listening(peer) as url:
-            assert await ask(Upstream(), body, Origin.parse(url)) == (413, b"too large")
+            assert await ask(UpstreamPool(), body, Origin.parse(url)) == (413, b"too large")
 
 
 async def test_neuron_that_breaks_off_in_an_upload_is_not_asked_again(nursery):
@@ -152,7 +152,7 @@ async def test_neuron_that_breaks_off_in_an_upload_is_not_asked_again(nursery):
         await stream.aclose()
 
     network = MemoryNetwork(nursery, peer)
-    upstream = Upstream(connect=network.connect)
+    upstream = UpstreamPool(connect=network.connect)
     with pytest.raises(UpstreamConnectionError, match="without an answer"):
         await ask(upstream, Endless())
 
@@ -163,7 +163,7 @@ async def test_neuron_that_breaks_off_in_an_upload_is_not_asked_again(nursery):
 async def test_what_ends_the_body_ends_the_exchange(nursery):
     """A client that sends too much: its fault is raised as it is, and the neuron sees the connection go."""
     peer = Recorder(b"never")
-    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
     with pytest.raises(BodyTooLarge, match="more than we take"):
         await ask(upstream, Pieces(b"some", BodyTooLarge("more than we take")))
     with trio.fail_after(SAFETY_NET_S):
@@ -177,7 +177,7 @@ async def test_what_ends_the_body_ends_the_exchange(nursery):
 async def test_cancelled_upload_closes_its_connection(nursery):
     """The neuron sees a body that does not end, and nothing of it stays here."""
     peer = Recorder(b"never")
-    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as uploading:
             uploading.start_soon(ask, upstream, Pieces(b"some", None))
@@ -191,9 +191,9 @@ async def test_cancelled_upload_closes_its_connection(nursery):
 
 async def test_upload_takes_no_connection_that_has_rested(nursery):
     """It may be dead, which shows only when the body is half gone."""
-    upstream = Upstream(connect=MemoryNetwork(nursery, answering(HELLO, HELLO), Recorder(b"two")).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(HELLO, HELLO), Recorder(b"two")).connect)
     head = request_head(ORIGIN, b"/v1/embeddings", [], 2)
-    async with upstream.exchange(ORIGIN, (head + b"{}",), Phases(DeadlineSettings())) as response:
+    async with upstream.exchange(ORIGIN, (head + b"{}",), PhaseDeadlines(DeadlineSettings())) as response:
         while await response.receive():
             pass
     await ask(upstream, Pieces(b"one", b"two", length=6))
@@ -205,13 +205,13 @@ async def test_upload_takes_no_connection_that_has_rested(nursery):
 async def test_upload_may_take_as_long_as_it_goes_on(nursery, autojump_clock):
     """Each piece begins the time anew; when all is sent, the time for the first byte begins."""
     peer = Recorder(b"end")
-    upstream = Upstream(connect=MemoryNetwork(nursery, peer).connect)
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
     pieces = [step for _ in range(20) for step in (500.0, b"x")]
-    phases = Phases(DeadlineSettings())
+    phases = PhaseDeadlines(DeadlineSettings())
 
     assert await ask(upstream, Pieces(*pieces, b"end", length=23), phases=phases) == (200, b"hello")
     assert trio.current_time() == 10_000
-    assert [phase for phase, _ in phases.begun] == ["connect", "upload", "first_byte"]
+    assert [phase for phase, _ in phases.entered] == ["connect", "upload", "first_byte"]
     assert phases.spent_ms(trio.current_time())["upload"] == 10_000_000
     upstream.close()
 
@@ -223,7 +223,7 @@ async def test_neuron_that_takes_nothing_spends_the_phase(nursery, autojump_cloc
         await trio.lowlevel.checkpoint()
         return StuckStream()
 
-    upstream = Upstream(connect=connect)
+    upstream = UpstreamPool(connect=connect)
     with pytest.raises(DeadlineExceeded, match="600 s for the neuron to take") as caught:
         await ask(upstream, Pieces(100.0, b"x", length=1))
 

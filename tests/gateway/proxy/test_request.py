@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BodyTooLarge, MethodNotAllowed
-from gateway.proxy.body_memory import Bodies
+from gateway.proxy.body_memory import BodyMemory
 from gateway.proxy.relay import ClientGone
 from gateway.proxy.request import named_by_connection, outgoing_headers, read, request_id_of
 
@@ -16,7 +16,7 @@ BODY = b'{"model":"m","stream":true}'
 
 
 def a_room():
-    return Bodies(10_000).room()
+    return BodyMemory(10_000).reservation()
 
 
 def a_scope(*headers, method="POST", path=b"/v1/chat/completions", query=b""):

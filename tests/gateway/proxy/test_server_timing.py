@@ -11,7 +11,7 @@ from fakes.world import a_sim, a_sim_model, a_world, profile_of
 
 from gateway.config.settings import DeadlineSettings, Settings
 from gateway.http import sse
-from gateway.http.phase_deadlines import Phases
+from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy.server_timing import EVENT_LIMIT_BYTES, LastComment, server_timing
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import Accounts
@@ -50,7 +50,7 @@ async def test_header_says_what_each_phase_took(autojump_clock):
     record = Accounts(Metrics(), log_requests=False).open("id", "/")
     assert server_timing(record, 0) is None
 
-    record.phases = phases = Phases(DeadlineSettings())
+    record.phases = phases = PhaseDeadlines(DeadlineSettings())
     for phase in ("load", "connect", "first_byte", "connect", "first_byte", "idle"):
         phases.enter(phase)
         await trio.sleep(0.25)

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import Overloaded, ServiceUnavailable
-from gateway.proxy.body_memory import Bodies
-from gateway.proxy.forms.spool import MEMORY_BYTES, Spools
+from gateway.proxy.body_memory import BodyMemory
+from gateway.proxy.forms.spool import MEMORY_BYTES, SpoolStorage
 
 MB = 1024**2
-ROOMY = Bodies(1024 * MB)
+ROOMY = BodyMemory(1024 * MB)
 
 
 @pytest.fixture
 def spools(tmp_path):
-    return Spools(tmp_path, 64 * MB)
+    return SpoolStorage(tmp_path, 64 * MB)
 
 
 def open_files_in(folder):
@@ -45,7 +45,7 @@ def test_what_was_written_is_read_from_any_place(sizes, at):
     pieces = [bytes([65 + index]) * size for index, size in enumerate(sizes)]
 
     async def check():
-        async with Spools(None, 64 * MB).open(ROOMY.room()) as spool:
+        async with SpoolStorage(None, 64 * MB).open(ROOMY.reservation()) as spool:
             for piece in pieces:
                 await spool.write(piece)
             whole = b"".join(pieces)
@@ -59,7 +59,7 @@ def test_what_was_written_is_read_from_any_place(sizes, at):
 
 async def test_a_little_needs_no_file(spools, tmp_path):
     """Most requests are small."""
-    async with spools.open(ROOMY.room()) as spool:
+    async with spools.open(ROOMY.reservation()) as spool:
         await spool.write(b"x" * MEMORY_BYTES)
 
         assert (spools.open_files, spools.on_disk_bytes) == (0, 0)
@@ -68,7 +68,7 @@ async def test_a_little_needs_no_file(spools, tmp_path):
 
 async def test_more_is_in_a_file_without_a_name_and_not_in_memory(spools, tmp_path):
     """A process that is killed leaves nothing behind."""
-    async with spools.open(ROOMY.room()) as spool:
+    async with spools.open(ROOMY.reservation()) as spool:
         for _ in range(160):
             await spool.write(b"x" * 65_536)
             assert len(spool._recent) <= MEMORY_BYTES
@@ -83,7 +83,7 @@ async def test_file_goes_when_its_request_is_cancelled(spools, tmp_path):
     """In the midst of a write, at any of its checkpoints."""
     for steps in range(12):
         with trio.CancelScope() as scope:
-            async with spools.open(ROOMY.room()) as spool:
+            async with spools.open(ROOMY.reservation()) as spool:
                 for step in range(12):
                     if step == steps:
                         scope.cancel()
@@ -95,7 +95,7 @@ async def test_file_goes_when_its_request_is_cancelled(spools, tmp_path):
 async def test_reader_may_be_behind_the_writer(spools):
     """It reads the same bytes, whichever side of the disk they are on by then."""
     read = b""
-    async with spools.open(ROOMY.room()) as spool, trio.open_nursery() as nursery:
+    async with spools.open(ROOMY.reservation()) as spool, trio.open_nursery() as nursery:
 
         async def write():
             for number in range(40):
@@ -111,13 +111,13 @@ async def test_reader_may_be_behind_the_writer(spools):
 
 async def test_all_of_them_together_have_a_limit(tmp_path):
     """Each upload is within its own; the disk is shared. What one gives back another may have."""
-    spools = Spools(tmp_path, 2 * MB)
-    async with spools.open(ROOMY.room()) as first:
+    spools = SpoolStorage(tmp_path, 2 * MB)
+    async with spools.open(ROOMY.reservation()) as first:
         await first.write(b"x" * (3 * MB // 2))
-        async with spools.open(ROOMY.room()) as second:
+        async with spools.open(ROOMY.reservation()) as second:
             with pytest.raises(Overloaded, match="2 MiB") as caught:
                 await second.write(b"x" * MB)
-    async with spools.open(ROOMY.room()) as third:
+    async with spools.open(ROOMY.reservation()) as third:
         await third.write(b"x" * (3 * MB // 2))
 
     assert caught.value.retry_after_s
@@ -126,24 +126,24 @@ async def test_all_of_them_together_have_a_limit(tmp_path):
 
 async def test_memory_is_taken_once_however_much_passes_through_it(spools):
     """From the room that all requests share; when that is full the upload is refused like any body."""
-    bodies = Bodies(MEMORY_BYTES + 65_536)
-    with bodies.room() as room:
-        async with spools.open(room) as spool:
+    bodies = BodyMemory(MEMORY_BYTES + 65_536)
+    with bodies.reservation() as reservation:
+        async with spools.open(reservation) as spool:
             for _ in range(40):
                 await spool.write(b"x" * 65_536)
             assert spool.size == 40 * 65_536
-            assert 0 < bodies.held_bytes <= MEMORY_BYTES + 65_536
-            with bodies.room() as other, pytest.raises(Overloaded, match="for their bodies"):
+            assert 0 < bodies.reserved_bytes <= MEMORY_BYTES + 65_536
+            with bodies.reservation() as other, pytest.raises(Overloaded, match="bodies of running requests"):
                 async with spools.open(other) as late:
                     await late.write(b"x" * MEMORY_BYTES)
 
-    assert bodies.held_bytes == 0
+    assert bodies.reserved_bytes == 0
 
 
 async def test_disk_that_fails_is_a_503_and_leaves_nothing(tmp_path):
     """It is not the client's fault, and no traceback is shown."""
-    spools = Spools(tmp_path / "gone", 64 * MB)
-    async with spools.open(ROOMY.room()) as spool:
+    spools = SpoolStorage(tmp_path / "gone", 64 * MB)
+    async with spools.open(ROOMY.reservation()) as spool:
         with pytest.raises(ServiceUnavailable, match="nowhere to keep the upload"):
             await spool.write(b"x" * MB)
 
@@ -153,7 +153,7 @@ async def test_disk_that_fails_is_a_503_and_leaves_nothing(tmp_path):
 async def test_system_directory_serves_where_none_is_configured():
     """TMPDIR moves it, as everywhere."""
     before = len(open_files_in(tempfile.gettempdir()))
-    async with Spools(None, 64 * MB).open(ROOMY.room()) as spool:
+    async with SpoolStorage(None, 64 * MB).open(ROOMY.reservation()) as spool:
         await spool.write(b"x" * MB)
 
         assert len(open_files_in(tempfile.gettempdir())) == before + 1
