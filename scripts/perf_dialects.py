@@ -1,6 +1,6 @@
 """Measure what translation costs: gateway CPU per upstream chunk, by dialect, interleaved in one run.
 
-    scripts/perf_dialects.py ../shared/bench      needs rustc; takes about a minute
+    scripts/perf_dialects.py      needs rustc; takes about a minute
 
 The kit's mock upstream sends chat completion chunks; fifty clients read them as they are, and translated. The mock's
 chunks are not what every engine sends (they have no ids), but they are the same for all.
@@ -11,13 +11,11 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import trio
-from perf import CHUNKS, CONFIG, CORTEX_PORT, INTERVAL_US, MOCK_PORT, MODELS, STREAMS, cpu_s, running
+from perf import CHUNKS, CORTEX_PORT, STREAMS, build, cortex_command, cpu_s, mock_command, need, running
 
 ROUNDS = 5
 QUESTION = [{"role": "user", "content": "What is the capital of Georgia?"}]
@@ -42,17 +40,12 @@ DIALECTS = {
 
 def main() -> None:
     """Build the mock, run the rounds, print the table."""
-    kit = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/bench").resolve()
+    need("rustc")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
-        mock = home / "mock"
-        subprocess.run(["rustc", "-O", str(kit / "mock.rs"), "-o", str(mock)], check=True, capture_output=True)
-        (home / "cortex.toml").write_text(CONFIG)
-        (home / "models.toml").write_text(MODELS)
-        stack.enter_context(running([str(mock), str(MOCK_PORT), str(CHUNKS), str(INTERVAL_US), "0"]))
-        gateway = stack.enter_context(
-            running([sys.executable, "-m", "gateway.cli", "serve", "-c", str(home / "cortex.toml")])
-        )
+        build(home, "mock")
+        stack.enter_context(running(mock_command(home)))
+        gateway = stack.enter_context(running(cortex_command(home / "cortex", CORTEX_PORT)))
         cost_us: dict[str, list[float]] = {name: [] for name in DIALECTS}
         trio.run(until_ready)
         for _ in range(ROUNDS):
