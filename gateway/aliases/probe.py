@@ -9,7 +9,7 @@ import msgspec
 
 from gateway import errors
 from gateway.asgi import Headers
-from gateway.dialects.refusal import Refusal
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
@@ -110,7 +110,7 @@ async def ask(probe: Probe, route: Route, upstream: UpstreamPool, phases: PhaseD
 
 async def _judge(response: UpstreamResponse) -> None:
     if response.status >= 300:
-        refusal = await Refusal.read(response)
+        refusal = await UpstreamErrorResponse.read(response)
         told = f"{response.status}: {refusal.as_error().message}"
         if refusal.not_loaded:
             raise ProbePostponed(told, not_loaded=True)

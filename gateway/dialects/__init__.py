@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
 from gateway.dialects.json_splice import ModelField
-from gateway.dialects.refusal import Refusal
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 from gateway.http.streamed_body import StreamedBody
 
@@ -119,8 +119,8 @@ class Dialect(Protocol):
         """The same as the only event of a stream whose head is out."""
         ...
 
-    def refusal(self, refusal: Refusal, request_id: str) -> tuple[bytes, bytes]:
-        """A neuron's no: content type and body, to go with its own status."""
+    def upstream_error(self, response: UpstreamErrorResponse, request_id: str) -> tuple[bytes, bytes]:
+        """Content type and body for a neuron's error response, to go with the neuron's own status."""
         ...
 
     def headers(self, request_id: str) -> Headers:

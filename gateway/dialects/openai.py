@@ -10,7 +10,7 @@ from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, Outgoing
 from gateway.dialects.include_usage import Edit, UsageStripper, asking_for_usage, edited
 from gateway.dialects.json_splice import splice
-from gateway.dialects.refusal import Refusal
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 from gateway.http import sse
 
@@ -67,9 +67,9 @@ class OpenAI:
         """The envelope as an event."""
         return sse.write(errors.envelope(error))
 
-    def refusal(self, refusal: Refusal, request_id: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - as above
-        """Its own body, in the envelope if it was not in one."""
-        return refusal.content_type, refusal.envelope()
+    def upstream_error(self, response: UpstreamErrorResponse, request_id: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - as above
+        """The neuron's own body, as OpenAI's error object if it is in another form."""
+        return response.openai_form()
 
     def headers(self, request_id: str) -> Headers:  # noqa: ARG002 - as above
         """None: ours have them all."""

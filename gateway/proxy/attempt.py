@@ -19,8 +19,8 @@ from gateway import errors
 from gateway.asgi import Headers
 from gateway.dialects import Outgoing, Translation
 from gateway.dialects.json_splice import edit
-from gateway.dialects.refusal import Refusal
 from gateway.dialects.rename_model import Echo
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
@@ -51,7 +51,7 @@ class Retriable(Exception):
         self,
         error: errors.GatewayError,
         *,
-        refusal: Refusal | None = None,
+        refusal: UpstreamErrorResponse | None = None,
         not_loaded: bool = False,
         unreachable: bool = False,
     ) -> None:
@@ -72,7 +72,7 @@ class Retriable(Exception):
 class Refused(Exception):
     """The neuron says no to the request as it is: 400, 413 and the like. Another would say the same."""
 
-    def __init__(self, refusal: Refusal, error: errors.GatewayError) -> None:
+    def __init__(self, refusal: UpstreamErrorResponse, error: errors.GatewayError) -> None:
         super().__init__(error.message)
         self.refusal = refusal
         self.error = error
@@ -249,7 +249,7 @@ class Attempt:
         return response.status, headers
 
     async def _refuse(self, response: UpstreamResponse) -> NoReturn:
-        refusal = await Refusal.read(response)
+        refusal = await UpstreamErrorResponse.read(response)
         error = refusal.as_error()
         log.warning(
             "upstream_refused",
@@ -270,10 +270,10 @@ def _is_json(response: UpstreamResponse) -> bool:
     return b"json" in (response.header(b"content-type") or b"").lower()
 
 
-async def pass_on(refusal: Refusal, request: InferenceRequest, answer: Answer, record: Record) -> None:
+async def pass_on(refusal: UpstreamErrorResponse, request: InferenceRequest, answer: Answer, record: Record) -> None:
     """Tell the client a neuron's no: its status, Retry-After and words, in the form the client's dialect has."""
     record.outcome, record.upstream_status = "upstream_error", refusal.status
-    content_type, body = request.dialect.refusal(refusal, record.request_id)
+    content_type, body = request.dialect.upstream_error(refusal, record.request_id)
     headers = response_headers.of_ours(record, request.dialect.headers(record.request_id), content_type)
     headers += [(name, value) for name, value in refusal.headers if name == b"retry-after"]
     await answer.respond(refusal.status, headers, body)

@@ -16,7 +16,7 @@ import trio
 from catalogue.resolve import resolve
 from gateway import errors
 from gateway.dialects import Outgoing
-from gateway.dialects.anthropic import count_tokens
+from gateway.dialects.anthropic import response as messages_response
 from gateway.dialects.anthropic.dialect import NAME, MessagesDialogue
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route, choose
@@ -36,6 +36,8 @@ COUNT_DEADLINE_S = 5.0  # an estimate now is worth more to a client than a count
 ANSWER_LIMIT_BYTES = 16 * 1024 * 1024  # vLLM lists every token beside their number
 
 TOKENIZE_PATH = b"/tokenize"
+ESTIMATE_HEADER = (b"x-cortex-token-count", b"estimate")
+"""Goes with a count that the gateway estimated because no neuron could count."""
 
 log = structlog.get_logger("cortex.counting")
 
@@ -98,7 +100,7 @@ class Count:
         phases = PhaseDeadlines(shared.settings.deadlines)
         with phases:
             async with shared.upstream.exchange(origin, message, phases) as response:
-                if response.status != 200 or response.header(count_tokens.ESTIMATE_HEADER[0]) is not None:
+                if response.status != 200 or response.header(ESTIMATE_HEADER[0]) is not None:
                     return None  # another cortex may estimate; ours is as good, and is told to be one
                 return _count_in(await _read(response))
 
@@ -113,8 +115,8 @@ class Count:
         headers = response_headers.of_ours(self._record, self._request.dialect.headers(self._record.request_id))
         if tokens is None:
             tokens = self._dialogue.translated.input_tokens
-            headers.append(count_tokens.ESTIMATE_HEADER)
-        await self._answer.respond(200, headers, count_tokens.body(tokens))
+            headers.append(ESTIMATE_HEADER)
+        await self._answer.respond(200, headers, messages_response.token_count_body(tokens))
 
 
 async def _read(response: UpstreamResponse) -> bytes:

@@ -19,7 +19,7 @@ from catalogue.models import Catalogue
 from catalogue.resolve import Resolution, resolve
 from gateway import errors
 from gateway.asgi import Headers
-from gateway.dialects.refusal import Refusal
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.routing import decision_log
 from gateway.fleet.routing.choose import Decision, Route, WaitForLoad, WaitForPlace
 from gateway.fleet.routing.queue import QueueTicket
@@ -271,7 +271,7 @@ class Dispatch:
 
         Not so for a model that was merely gone: then `error` is of its load.
         """
-        refusal: Refusal | None = None
+        refusal: UpstreamErrorResponse | None = None
         if last is not None and not last.not_loaded and not isinstance(error, errors.ShuttingDown):
             error = last.error
             if last.refusal is not None and not self._answer.started:
@@ -291,7 +291,7 @@ class _Unserved(Exception):
     """Nobody could serve one model: `refusal` is a neuron's own no, where that is what the client would be told."""
 
     def __init__(
-        self, error: errors.GatewayError, refusal: Refusal | None, model: str | None, node: str | None
+        self, error: errors.GatewayError, refusal: UpstreamErrorResponse | None, model: str | None, node: str | None
     ) -> None:
         super().__init__(error.message)
         self.error = error

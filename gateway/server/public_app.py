@@ -22,10 +22,9 @@ from gateway import errors
 from gateway.asgi import App, Headers, Message, Receive, Scope, Send
 from gateway.config.settings import Settings
 from gateway.dialects.anthropic import errors as anthropic_errors
-from gateway.dialects.anthropic import models as anthropic
 from gateway.proxy.app import Inference
 from gateway.proxy.endpoints import ENDPOINTS
-from gateway.server import openapi, path_hints
+from gateway.server import models_anthropic, openapi, path_hints
 from gateway.server.models_api import Entry
 
 __all__ = ["PublicApp", "PublicRoutes", "json_response", "make_windows", "mount_document", "new_app"]
@@ -61,7 +60,7 @@ def make_windows(windows: PublicRoutes, version: str) -> QuartTrio:
     async def list_models() -> Response:
         entries = windows.models()
         if ANTHROPIC_VERSION in request.headers:
-            return _json(anthropic.listing(entries, request.args))
+            return _json(models_anthropic.listing(entries, request.args))
         return json_response({"object": "list", "data": entries})
 
     @app.get("/v1/models/<path:model_id>")
@@ -69,7 +68,7 @@ def make_windows(windows: PublicRoutes, version: str) -> QuartTrio:
         entry = windows.model(model_id)
         if entry is None:
             raise errors.ModelNotFound(f"model '{model_id}' not found: /v1/models lists what there is", param="model")
-        return _json(anthropic.single(entry)) if ANTHROPIC_VERSION in request.headers else json_response(entry)
+        return _json(models_anthropic.single(entry)) if ANTHROPIC_VERSION in request.headers else json_response(entry)
 
     @app.get("/health")
     async def health() -> Response:

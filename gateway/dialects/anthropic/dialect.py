@@ -15,7 +15,7 @@ from gateway.dialects.anthropic.request import Translated, translate
 from gateway.dialects.anthropic.stream import PING, StreamTranslator
 from gateway.dialects.chat_translator import FromChat
 from gateway.dialects.json_splice import splice
-from gateway.dialects.refusal import Refusal
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 
 __all__ = ["NAME", "Messages", "MessagesDialogue"]
@@ -69,9 +69,9 @@ class Messages:
         """The same as an `error` event."""
         return errors.event(error, request_id)
 
-    def refusal(self, refusal: Refusal, request_id: str) -> tuple[bytes, bytes]:
-        """The neuron's words in Anthropic's error object."""
-        return b"application/json", errors.translate(refusal.status, refusal.body, request_id)
+    def upstream_error(self, response: UpstreamErrorResponse, request_id: str) -> tuple[bytes, bytes]:
+        """The neuron's error message in Anthropic's error object."""
+        return b"application/json", errors.upstream_error_body(response, request_id)
 
     def headers(self, request_id: str) -> Headers:
         """What its SDKs show as the id of the request."""

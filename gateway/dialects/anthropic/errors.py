@@ -1,6 +1,6 @@
-"""Errors as Anthropic's clients know them: ours and those a neuron reports, as bodies and as stream events.
+"""Errors in the form of Anthropic's API, as response bodies and as stream events. The status is never changed here.
 
-Shapes and types as in https://docs.anthropic.com/en/api/errors. The status is never changed by translation.
+Shapes and types as in https://docs.anthropic.com/en/api/errors.
 """
 
 from __future__ import annotations
@@ -8,37 +8,38 @@ from __future__ import annotations
 import msgspec
 
 from gateway import errors
-from gateway.dialects import upstream_errors
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.http import sse
 
-__all__ = ["body", "event", "translate"]
+__all__ = ["body", "event", "upstream_error_body"]
 
 
 def body(error: errors.GatewayError, request_id: str) -> bytes:
-    """An error of ours, to go with `error.status` and its Retry-After."""
+    """The response body for an error of the gateway, to go with `error.status`."""
     return _body(error.status, error.message, request_id, code=error.code)
 
 
 def event(error: errors.GatewayError, request_id: str) -> bytes:
-    """The same as the last event of a stream."""
+    """The `error` event that ends a stream."""
     return sse.write(body(error, request_id), b"error")
 
 
-def translate(status: int, upstream_body: bytes, request_id: str) -> bytes:
-    """A neuron's refusal in whatever form it came, to go with its own status and Retry-After.
+def upstream_error_body(response: UpstreamErrorResponse, request_id: str) -> bytes:
+    """The response body for a neuron's error, to go with its own status and Retry-After.
 
-    Understands OpenAI's envelope, a neuron's flat `{"error": text}`, FastAPI's `{"detail"}`, `{"message"}` and plain
-    text. What is in Anthropic's form already keeps its type.
+    A body that has Anthropic's form already keeps its error type.
     """
-    try:
-        value = msgspec.json.decode(upstream_body)
-    except (msgspec.DecodeError, RecursionError):
-        value = upstream_body.decode("utf-8", "replace").strip()
-    error = value.get("error") if isinstance(value, dict) else None
-    known = error.get("type") if isinstance(error, dict) and value.get("type") == "error" else None
-    code = error.get("code") if isinstance(error, dict) else None
-    message = upstream_errors.message_in(value) or f"the neuron answered {status}"
-    return _body(status, message, request_id, code=code, type_=known if isinstance(known, str) else None)
+    value = response.value
+    if not isinstance(value, dict) or not isinstance(error := value.get("error"), dict):
+        return _body(response.status, response.message, request_id)
+    type_ = error.get("type") if value.get("type") == "error" else None
+    return _body(
+        response.status,
+        response.message,
+        request_id,
+        code=error.get("code"),
+        type_=type_ if isinstance(type_, str) else None,
+    )
 
 
 _TYPES = {
@@ -52,16 +53,13 @@ _TYPES = {
 }
 
 
-def _type_of(status: int) -> str:
-    return _TYPES.get(status) or ("invalid_request_error" if 400 <= status < 500 else "api_error")
-
-
 def _body(status: int, message: str, request_id: str, *, code: object = None, type_: str | None = None) -> bytes:
-    error = {"type": type_ or _type_of(status), "message": _as_clients_expect(message, code)}
+    by_status = _TYPES.get(status) or ("invalid_request_error" if 400 <= status < 500 else "api_error")
+    error = {"type": type_ or by_status, "message": _in_anthropics_words(message, code)}
     return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
 
 
-def _as_clients_expect(message: str, code: object) -> str:
-    """Coding clients compact a conversation when they read Anthropic's words for "too long", and only then."""
+def _in_anthropics_words(message: str, code: object) -> str:
+    """Coding clients compact a conversation only if the error message contains "prompt is too long"."""
     too_long = code == "context_length_exceeded" or "maximum context length" in message
     return f"prompt is too long: {message}" if too_long and "prompt is too long" not in message else message

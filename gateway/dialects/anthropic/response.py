@@ -14,7 +14,7 @@ from gateway.dialects.token_estimate import BYTES_PER_TOKEN
 from gateway.errors import UpstreamMalformedResponse
 from gateway.telemetry.meter import read_usage
 
-__all__ = ["translate"]
+__all__ = ["token_count_body", "translate"]
 
 
 def translate(body: bytes, asked: Asked) -> bytes:
@@ -48,3 +48,8 @@ def _blocks(said: Said, asked: Asked) -> Iterator[dict[str, Any]]:
             "name": call.function.name,
             "input": arguments_object(call.function.text),
         }
+
+
+def token_count_body(input_tokens: int) -> bytes:
+    """The response body of `/v1/messages/count_tokens`."""
+    return msgspec.json.encode({"input_tokens": input_tokens})

@@ -13,10 +13,10 @@ from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, Outgoing
 from gateway.dialects.chat_translator import FromChat
 from gateway.dialects.json_splice import splice
-from gateway.dialects.refusal import Refusal
 from gateway.dialects.responses import errors, response
 from gateway.dialects.responses.request import Translated, translate
 from gateway.dialects.responses.stream import StreamTranslator
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 
 __all__ = ["NAME", "Responses", "ResponsesDialogue"]
@@ -69,9 +69,9 @@ class Responses:
         """An `error` event. Its number is 0: nobody knows how many a neuron that was passed through has sent."""
         return errors.event(error, 0)
 
-    def refusal(self, refusal: Refusal, request_id: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - as above
-        """Its own body, in the envelope if it was not in one."""
-        return refusal.content_type, refusal.envelope()
+    def upstream_error(self, response: UpstreamErrorResponse, request_id: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - as above
+        """The neuron's own body, as OpenAI's error object if it is in another form."""
+        return response.openai_form()
 
     def headers(self, request_id: str) -> Headers:  # noqa: ARG002 - as above
         """None: ours have them all."""

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from catalogue.models import Alias, Catalogue
-from gateway.dialects.refusal import Refusal
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 from gateway.fleet.routing.choose import Route, replicas_of
 from gateway.fleet.routing.queue import QueueTicket
@@ -40,7 +40,7 @@ class Failures:
     def __init__(self) -> None:
         self.on: set[str] = set()
         self.suspects: list[tuple[Route, str]] = []
-        self.shortest: Refusal | None = None
+        self.shortest: UpstreamErrorResponse | None = None
 
     def note(self, route: Route, failure: Retriable) -> None:
         """One more."""
@@ -52,7 +52,7 @@ class Failures:
             self.shortest = refusal
 
 
-def _patience_s(refusal: Refusal) -> float:
+def _patience_s(refusal: UpstreamErrorResponse) -> float:
     return math.inf if refusal.retry_after_s is None else refusal.retry_after_s
 
 

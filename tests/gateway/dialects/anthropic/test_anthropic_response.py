@@ -1,18 +1,17 @@
-"""Whole answers, errors, token counts and model lists in Anthropic's shapes."""
+"""Whole answers, errors and token counts in the format of Anthropic's API."""
 
 import json
 
-import msgspec
 import pytest
 from fakes.chat_completions import USAGE, whole
 
 from gateway import errors
 from gateway.dialects import token_estimate
-from gateway.dialects.anthropic import count_tokens, models, response
 from gateway.dialects.anthropic import errors as dialect_errors
+from gateway.dialects.anthropic import response
 from gateway.dialects.anthropic.answer import MALFORMED_ARGUMENTS, Asked
 from gateway.dialects.anthropic.signature import sign
-from gateway.server.models_api import Entry
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
 
 ASKED = Asked("req-1", "lab/m", input_tokens=12, stop_sequences=("END",))
 
@@ -169,42 +168,20 @@ def test_error_of_ours_has_anthropics_type(error, type_):
         ),
     ],
 )
-def test_refusal_of_a_neuron_is_translated_from_any_form(status, body, type_, message):
-    """Its words survive; coding clients find the words they compact a conversation for."""
-    translated = json.loads(dialect_errors.translate(status, body, "req-1"))
+def test_upstream_error_is_translated_from_any_form(status, body, type_, message):
+    """The message is kept; a prompt that is too long is reported in the words coding clients look for."""
+    upstream = UpstreamErrorResponse(status, [], body)
+    translated = json.loads(dialect_errors.upstream_error_body(upstream, "req-1"))
 
     assert translated == {"type": "error", "error": {"type": type_, "message": message}, "request_id": "req-1"}
 
 
-# Counts and models...
+# Token counts and usage...
 
 
 def test_token_count_is_told_as_the_api_does():
     """One number."""
-    assert json.loads(count_tokens.body(token_estimate.estimate(350, images=1))) == {"input_tokens": 1100}
-
-
-def test_models_are_listed_on_one_page():
-    """With the limits where they are known; `created_at` is RFC 3339."""
-    entry = Entry("lab/a", "model", 1767225600, "helexa", True, (), (), limit={"context": 4096, "output": 512})
-    bare = Entry("lab/b", "model", 1767225600, "helexa", False, (), ())
-    page = json.loads(models.listing([entry, bare], {}))
-
-    assert page["data"][0] == {
-        "type": "model",
-        "id": "lab/a",
-        "display_name": "lab/a",
-        "created_at": "2026-01-01T00:00:00Z",
-        "lifecycle": "active",
-        "max_input_tokens": 4096,
-        "max_tokens": 512,
-    }
-    assert (page["first_id"], page["last_id"], page["has_more"]) == ("lab/a", "lab/b", False)
-    assert json.loads(models.single(bare)) == page["data"][1]
-    assert json.loads(models.listing([], {}))["first_id"] is None
-    narrow = msgspec.structs.replace(entry, limit={"context": 8192, "input": 4096})
-    told = json.loads(models.single(narrow))
-    assert (told["max_input_tokens"], told["max_tokens"]) == (4096, None)
+    assert json.loads(response.token_count_body(token_estimate.estimate(350, images=1))) == {"input_tokens": 1100}
 
 
 def test_usage_that_is_nonsense_does_no_harm():

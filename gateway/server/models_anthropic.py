@@ -1,4 +1,4 @@
-"""`/v1/models` in Anthropic's shape, for clients that send `anthropic-version`. What is listed is `models_api`'s."""
+"""`/v1/models` in the format of Anthropic's API, for clients that send `anthropic-version`. Makes no entries itself."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ LARGEST_PAGE = 1000
 
 
 def listing(entries: Sequence[Entry], query: Mapping[str, str]) -> bytes:
-    """The page that is asked for, and all on one if none is: Anthropic's own default of 20 would hide models.
+    """One page of models as JSON. Without `limit` all of them: Anthropic's default of 20 would hide models.
 
     Args:
-        entries: Sorted by id, which is what makes an id a place to go on from, even that of a model that is gone.
-        query: `limit`, `after_id` and `before_id`, as the client gave them.
+        entries: Sorted by id, so that a page can begin after any id, even that of a model that no longer exists.
+        query: `limit`, `after_id` and `before_id`, as the client wrote them.
 
     Raises:
-        BadRequest: The limit is none.
+        BadRequest: `limit` is not a whole number from 1 to 1000.
     """
     after, before, limit = query.get("after_id", ""), query.get("before_id"), _limit(query.get("limit"))
-    asked = [entry for entry in entries if entry.id > after and (before is None or entry.id < before)]
-    page = asked[-limit:] if before is not None else asked[:limit]
+    matching = [entry for entry in entries if entry.id > after and (before is None or entry.id < before)]
+    page = matching[-limit:] if before is not None else matching[:limit]
     return msgspec.json.encode(
         {
             "data": [_model(entry) for entry in page],
-            "has_more": len(page) < len(asked),
+            "has_more": len(page) < len(matching),
             "first_id": page[0].id if page else None,
             "last_id": page[-1].id if page else None,
         }
     )
 
 
-def _limit(given: str | None) -> int:
-    if given is None:
+def _limit(text: str | None) -> int:
+    if text is None:
         return LARGEST_PAGE
-    if _WHOLE_NUMBER.fullmatch(given) is None or not 1 <= int(given) <= LARGEST_PAGE:
-        raise BadRequest(f"limit: must be a whole number from 1 to {LARGEST_PAGE}", param="limit")
-    return int(given)
+    if _WHOLE_NUMBER.fullmatch(text) is None or not 1 <= int(text) <= LARGEST_PAGE:
+        raise BadRequest(f"`limit` must be a whole number from 1 to {LARGEST_PAGE}", param="limit")
+    return int(text)
 
 
 _WHOLE_NUMBER = re.compile("[0-9]{1,4}")
 
 
 def single(entry: Entry) -> bytes:
-    """One entry, for `/v1/models/{id}`."""
+    """The body of `/v1/models/{id}`."""
     return msgspec.json.encode(_model(entry))
 
 
 def _model(entry: Entry) -> dict[str, Any]:
-    """Limits in tokens, null where unknown. `lifecycle` is required by the SDK's type; what is listed is active."""
+    """Limits are in tokens, null where unknown. The SDK's type requires `lifecycle`; every listed model is active."""
     limit = {} if entry.limit is msgspec.UNSET else entry.limit
     return {
         "type": "model",
