@@ -18,7 +18,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 EVENT_LIMIT_BYTES = 8 * 1024 * 1024  # a base64 image in one delta is a few MiB; beyond that somebody is filling memory
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r", b"\r\r\n")
+_BLANK_LINES = (b"\n\n", b"\r\r", b"\n\r", b"\n\r\n", b"\r\r\n")
 
 
 class Event(NamedTuple):
@@ -114,5 +114,5 @@ def write(data: bytes, type_: bytes | None = None) -> bytes:
 
 
 def ends_an_event(tail: bytes) -> bool:
-    """Whether bytes that end in `tail` (four are enough) leave the stream between two events."""
+    """Whether bytes that end in `tail` (three are enough) leave the stream between two events."""
     return tail.endswith(_BLANK_LINES)

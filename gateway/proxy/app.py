@@ -28,13 +28,14 @@ from gateway.http.pool import UpstreamPool
 from gateway.proxy import response_headers, server_timing, total_deadline
 from gateway.proxy.attempt import Retriable
 from gateway.proxy.body_memory import BodyMemory, BodyReservation
+from gateway.proxy.client_response import ClientGone, ClientResponse
 from gateway.proxy.count_tokens import Count
 from gateway.proxy.dispatch import Dispatch, shutting_down
 from gateway.proxy.endpoints import ENDPOINTS, Endpoint
 from gateway.proxy.forms.spool import SpoolStorage
 from gateway.proxy.forms.upload import Upload
 from gateway.proxy.hedging.hedge_policy import Hedging
-from gateway.proxy.relay import Answer, ClientGone, Pacer
+from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import InferenceRequest, open_upload, read, read_form, request_id_of
 from gateway.proxy.shadow.shadower import Shadows
 from gateway.telemetry.request_log import Accounts
@@ -115,7 +116,7 @@ class Inference:
                 record.outcome = "client_disconnected"
             finally:
                 record.status, record.bytes_out = answer.status, answer.bytes_sent
-                record.sent_first_at = answer.first_written_at
+                record.sent_first_at = answer.first_write_at
 
     def drain(self) -> None:
         """From now on refuse what is new, and what still waits for a model or a place: that may take minutes."""
@@ -174,7 +175,7 @@ class Inference:
         raise errors.RequestTimeout(f"the request did not arrive within {deadline_s:g} s")
 
     async def _serve_form(
-        self, endpoint: Endpoint, scope: Scope, receive: Receive, answer: Answer, record: Record
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, answer: ClientResponse, record: Record
     ) -> None:
         """As any request, but begun as soon as its `model` has come. What is kept of it is gone when this returns."""
         stall_timeout_s = self.settings.deadlines.upload_seconds
@@ -206,7 +207,7 @@ class Inference:
         return request
 
     async def _serve(
-        self, endpoint: Endpoint, request: InferenceRequest, receive: Receive, answer: Answer, record: Record
+        self, endpoint: Endpoint, request: InferenceRequest, receive: Receive, answer: ClientResponse, record: Record
     ) -> None:
         """The request's nursery. Errors are dealt with inside it, so that no exception group needs taking apart."""
         async with trio.open_nursery() as nursery:
@@ -230,20 +231,20 @@ class Inference:
             nursery.cancel_scope.cancel()
 
 
-def _answer(scope: Scope, send: Send, record: Record) -> Answer:
+def _answer(scope: Scope, send: Send, record: Record) -> ClientResponse:
     if not server_timing.wanted(scope["headers"]):
-        return Answer(send)
+        return ClientResponse(send)
     return server_timing.TimedAnswer(send, lambda: server_timing.summary(record, trio.current_time()))
 
 
 async def _refuse(
-    answer: Answer, record: Record, error: errors.GatewayError, dialect: Dialect, errand: Dispatch | None = None
+    answer: ClientResponse, record: Record, error: errors.GatewayError, dialect: Dialect, errand: Dispatch | None = None
 ) -> None:
     """Tell the client: a proper status if nothing is out yet, an error event in a stream, else a broken body.
 
     Returning with the body unfinished makes the server break the connection: better than a false end.
     """
-    if answer.told_all:
+    if answer.terminator_sent:
         record.outcome = "ok"  # whatever it is, the client has its answer and the word that it is over
         await answer.end()
         return
@@ -253,7 +254,7 @@ async def _refuse(
             headers = response_headers.of_ours(record, [*dialect.headers(record.request_id), *error.headers])
             await answer.respond(error.status, headers, dialect.error(error, record.request_id))
         elif record.stream and not answer.ended and errand is not None:
-            await answer.fail(errand.error_event(error))
+            await answer.end_with_error(errand.error_event(error))
     except ClientGone:
         pass
 
@@ -263,13 +264,13 @@ def _interrupt(scope: trio.CancelScope, interruptions: list[errors.GatewayError]
     scope.cancel()
 
 
-async def _watch_the_client(receive: Receive, answer: Answer, record: Record, scope: trio.CancelScope) -> None:
+async def _watch_the_client(receive: Receive, answer: ClientResponse, record: Record, scope: trio.CancelScope) -> None:
     """From the moment the request is read until its end: when the client leaves, everything else stops."""
     while (await receive())["type"] != "http.disconnect":
         pass
     if answer.ending:
         return  # a server says `disconnect` after a complete response too (ASGI); nothing is left to stop
-    if answer.told_all:
+    if answer.terminator_sent:
         record.outcome = "ok"
         scope.deadline = trio.current_time() + LAST_BYTES_S
         return
@@ -277,7 +278,9 @@ async def _watch_the_client(receive: Receive, answer: Answer, record: Record, sc
     scope.cancel()
 
 
-async def _take_the_rest(upload: Upload, receive: Receive, record: Record, pacer: Pacer, nursery: trio.Nursery) -> None:
+async def _take_the_rest(
+    upload: Upload, receive: Receive, record: Record, pacer: KeepAlive, nursery: trio.Nursery
+) -> None:
     """As `_watch_the_client`, for a client that is not done sending; what is wrong with the rest ends the errand."""
     try:
         await upload.run()
@@ -285,17 +288,17 @@ async def _take_the_rest(upload: Upload, receive: Receive, record: Record, pacer
         record.cancel(error)
         return
     except ClientGone:
-        if not pacer.answer.ending:  # as above: after an early answer this is no news
+        if not pacer.client.ending:  # as above: after an early answer this is no news
             record.outcome = "client_disconnected"
             nursery.cancel_scope.cancel()
         return
-    if upload.stream and not pacer.answer.started:
+    if upload.stream and not pacer.client.started:
         record.stream = True
         nursery.start_soon(_pace, pacer, record, nursery.cancel_scope)  # not sooner: few clients listen while they send
-    await _watch_the_client(receive, pacer.answer, record, nursery.cancel_scope)
+    await _watch_the_client(receive, pacer.client, record, nursery.cancel_scope)
 
 
-async def _pace(pacer: Pacer, record: Record, scope: trio.CancelScope) -> None:
+async def _pace(pacer: KeepAlive, record: Record, scope: trio.CancelScope) -> None:
     try:
         await pacer.run()
     except ClientGone:

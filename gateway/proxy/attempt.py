@@ -26,7 +26,8 @@ from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy import relay, response_headers
-from gateway.proxy.relay import Answer, Pacer
+from gateway.proxy.client_response import ClientResponse
+from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import InferenceRequest, outgoing_headers
 from gateway.proxy.shadow.transcript import Transcript
 from gateway.telemetry.attempt_record import AttemptRecord
@@ -114,7 +115,7 @@ class Attempt:
         shared: Inference,
         request: InferenceRequest,
         record: Record,
-        pacer: Pacer,
+        pacer: KeepAlive,
         *,
         phases: PhaseDeadlines,
         routed: AttemptRecord,
@@ -125,7 +126,7 @@ class Attempt:
         self._request = request
         self._record = record
         self._pacer = pacer
-        self._answer = pacer.answer
+        self._answer = pacer.client
         self._phases = phases
         self._policy = policy
         self._routed = routed
@@ -194,7 +195,7 @@ class Attempt:
         meter = self._record.stream_meter()
         head = partial(self._head, response, streaming=True)
         # While another may answer in the end, silence is filled under a head that names neither.
-        self._pacer.opened(head if self._claim is None else None)
+        self._pacer.stream_started(head if self._claim is None else None)
         preamble = await relay.read_preamble(response, meter)
         await self._begin_to_answer(response)
         self._pacer.head = head
@@ -270,7 +271,9 @@ def _is_json(response: UpstreamResponse) -> bool:
     return b"json" in (response.header(b"content-type") or b"").lower()
 
 
-async def pass_on(refusal: UpstreamErrorResponse, request: InferenceRequest, answer: Answer, record: Record) -> None:
+async def pass_on(
+    refusal: UpstreamErrorResponse, request: InferenceRequest, answer: ClientResponse, record: Record
+) -> None:
     """Tell the client a neuron's no: its status, Retry-After and words, in the form the client's dialect has."""
     record.outcome, record.upstream_status = "upstream_error", refusal.status
     content_type, body = request.dialect.upstream_error(refusal, record.request_id)

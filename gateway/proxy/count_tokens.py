@@ -23,7 +23,7 @@ from gateway.fleet.routing.choose import Route, choose
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy import response_headers
-from gateway.proxy.relay import Answer
+from gateway.proxy.client_response import ClientResponse
 from gateway.proxy.request import InferenceRequest, outgoing_headers
 from gateway.telemetry.request_record import Record
 
@@ -47,7 +47,7 @@ class Count:
 
     __slots__ = ("_answer", "_record", "_request", "_shared")
 
-    def __init__(self, shared: Inference, request: InferenceRequest, answer: Answer, record: Record) -> None:
+    def __init__(self, shared: Inference, request: InferenceRequest, answer: ClientResponse, record: Record) -> None:
         self._shared = shared
         self._request = request
         self._answer = answer

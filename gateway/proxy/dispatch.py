@@ -25,9 +25,10 @@ from gateway.fleet.routing.choose import Decision, Route, WaitForLoad, WaitForPl
 from gateway.fleet.routing.queue import QueueTicket
 from gateway.proxy import response_headers
 from gateway.proxy.attempt import Refused, Retriable, pass_on
+from gateway.proxy.client_response import ClientResponse
 from gateway.proxy.context_length import refuse_if_too_long
 from gateway.proxy.hedging.hedged_attempt import Failures, HedgedAttempt
-from gateway.proxy.relay import Answer, Pacer
+from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import InferenceRequest
 from gateway.proxy.shadow.shadower import Primary
 from gateway.proxy.total_deadline import Budget, of_alias, tightest
@@ -61,7 +62,7 @@ class Dispatch:
         "pacer",
     )
 
-    def __init__(self, shared: Inference, request: InferenceRequest, answer: Answer, record: Record) -> None:
+    def __init__(self, shared: Inference, request: InferenceRequest, answer: ClientResponse, record: Record) -> None:
         self._shared = shared
         self._request = request
         self._answer = answer
@@ -69,7 +70,7 @@ class Dispatch:
         self._attempts_left = shared.settings.retries.attempts
         self._shadowed: Primary | None = None
         self._has_another_model = False  # to fall back to, should nobody serve the one that is being tried
-        self.pacer = Pacer(answer, shared.settings.streaming, self._early_head)
+        self.pacer = KeepAlive(answer, shared.settings.streaming, self._early_head)
         self._inquiry = HedgedAttempt(shared, request, record, self.pacer)
 
     async def run(self) -> None:

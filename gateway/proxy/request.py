@@ -19,10 +19,10 @@ from gateway.errors import (
 )
 from gateway.proxy import total_deadline as budget
 from gateway.proxy.body_memory import BodyReservation
+from gateway.proxy.client_response import ClientGone
 from gateway.proxy.forms.form_parser import FormReader, boundary_of
 from gateway.proxy.forms.spool import Spool
 from gateway.proxy.forms.upload import Upload
-from gateway.proxy.relay import ClientGone
 from gateway.proxy.total_deadline import Budget
 
 __all__ = [

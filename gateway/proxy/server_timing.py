@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from gateway.asgi import Headers, Send
-from gateway.proxy.relay import Answer
+from gateway.proxy.client_response import ClientResponse
 from gateway.telemetry.request_record import Record
 
 __all__ = ["LastComment", "TimedAnswer", "server_timing", "summary", "wanted"]
@@ -137,7 +137,7 @@ def _end_of_last_event(data: bytes) -> int:
     return max((match.end() for match in _BLANK_LINE.finditer(data)), default=0)
 
 
-class TimedAnswer(Answer):
+class TimedAnswer(ClientResponse):
     """An answer to a client that wants to know. What is no event stream it leaves alone."""
 
     __slots__ = ("_is_stream", "_note")
@@ -148,22 +148,22 @@ class TimedAnswer(Answer):
         self._is_stream = False
 
     async def start(self, status: int, headers: Headers) -> None:
-        """As `Answer.start`; it tells whether there is an event stream to come."""
+        """As `ClientResponse.start`; it tells whether there is an event stream to come."""
         self._is_stream = any(
             name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers
         )
         await super().start(status, headers)
 
     async def write(self, data: bytes) -> None:
-        """As `Answer.write`, but for what is held until its event is whole."""
+        """As `ClientResponse.write`, but for what is held until its event is whole."""
         told = self._note.feed(data) if self._is_stream else data
         if told:
             await super().write(told)
 
     async def end(self, data: bytes = b"") -> None:
-        """As `Answer.end`, with the comment if none was needed before."""
+        """As `ClientResponse.end`, with the comment if none was needed before."""
         await super().end(self._note.finish(data) if self._is_stream else data)
 
-    async def fail(self, event: bytes) -> None:
-        """As `Answer.fail`, the comment before the error: clients hang up at that, too."""
-        await super().fail(self._note.fail(event) if self._is_stream else event)
+    async def end_with_error(self, event: bytes) -> None:
+        """As `ClientResponse.end_with_error`, the comment before the error: clients hang up at that, too."""
+        await super().end_with_error(self._note.fail(event) if self._is_stream else event)

@@ -21,7 +21,7 @@ from gateway.fleet.routing.queue import QueueTicket
 from gateway.fleet.state import Fleet
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy.attempt import Attempt, Refused, Retriable
-from gateway.proxy.relay import ClientGone
+from gateway.proxy.client_response import ClientGone
 from gateway.telemetry.attempt_record import AttemptRecord
 from gateway.telemetry.request_record import Record
 

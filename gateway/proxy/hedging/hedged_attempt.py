@@ -18,7 +18,7 @@ from gateway.fleet.routing.queue import QueueTicket
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy.attempt import Attempt, Refused, Retriable
 from gateway.proxy.hedging.hedge_race import HedgeLeg, Race, beside
-from gateway.proxy.relay import Pacer
+from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import InferenceRequest
 from gateway.telemetry.request_record import Record
 
@@ -75,7 +75,7 @@ class HedgedAttempt:
         "policy",
     )
 
-    def __init__(self, shared: Inference, request: InferenceRequest, record: Record, pacer: Pacer) -> None:
+    def __init__(self, shared: Inference, request: InferenceRequest, record: Record, pacer: KeepAlive) -> None:
         self._shared = shared
         self._request = request
         self._record = record

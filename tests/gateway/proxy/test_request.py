@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import BodyTooLarge, MethodNotAllowed
 from gateway.proxy.body_memory import BodyMemory
-from gateway.proxy.relay import ClientGone
+from gateway.proxy.client_response import ClientGone
 from gateway.proxy.request import named_by_connection, outgoing_headers, read, request_id_of
 
 BODY = b'{"model":"m","stream":true}'

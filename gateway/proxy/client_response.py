@@ -1,0 +1,139 @@
+"""The response that one client receives: what has been sent so far, and what may still be sent. ASGI.
+
+It does not know where the bytes come from, which upstream was chosen, or what an error means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from gateway.asgi import Headers, Send
+from gateway.http import sse
+
+__all__ = ["ClientGone", "ClientResponse", "Head"]
+
+Head = Callable[[], tuple[int, Headers]]
+"""Returns status and headers; called when they are about to be sent."""
+
+
+class ClientGone(Exception):
+    """The client disconnected. There is no response to send and nothing to retry."""
+
+
+class ClientResponse:
+    """One response to one client. Two tasks may write to it, but never at the same time.
+
+    `started` means that status and headers were sent. `committed` means that bytes of an upstream's answer were sent:
+    from then on no other upstream can take over. Methods that send raise `ClientGone` if the client has disconnected.
+    """
+
+    __slots__ = (
+        "_keepalive_sent",
+        "_send",
+        "_tail",
+        "_writing",
+        "bytes_sent",
+        "committed",
+        "ended",
+        "ending",
+        "first_write_at",
+        "keepalive_bytes",
+        "started",
+        "status",
+        "terminator_sent",
+    )
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._tail = b""
+        self._writing = False
+        self._keepalive_sent: trio.Event | None = None
+        self.started = False
+        self.committed = False
+        self.ending = False
+        self.ended = False
+        self.terminator_sent = False
+        """Whether the stream's own terminator was sent. OpenAI's SDKs disconnect at `[DONE]`, before the body ends."""
+        self.status = 0
+        self.bytes_sent = 0
+        self.keepalive_bytes = sse.KEEP_ALIVE
+        self.first_write_at: float | None = None
+        """When the first bytes of an upstream's answer had been sent, by Trio's clock."""
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send status and headers. The server may delay them until the first bytes of the body, and send both at once.
+
+        Raises:
+            ClientGone: As every method that sends.
+        """
+        self.started = True
+        self.status = status
+        await self._send_message({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the body. Returns when the server has taken it: that is the backpressure."""
+        if self._keepalive_sent is not None:
+            await self._keepalive_sent.wait()
+        self._writing = True
+        self._tail = data[-3:] if len(data) >= 3 else (self._tail + data)[-3:]
+        self.bytes_sent += len(data)
+        try:
+            await self._send_message({"type": "http.response.body", "body": data, "more_body": True})
+            if self.first_write_at is None:
+                self.first_write_at = trio.current_time()
+        finally:
+            self._writing = False
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last piece of the body, which may be empty."""
+        if self._keepalive_sent is not None:
+            await self._keepalive_sent.wait()
+        self.bytes_sent += len(data)
+        self.ending = True
+        try:
+            await self._send_message({"type": "http.response.body", "body": data, "more_body": False})
+        except ClientGone:
+            if not self.terminator_sent:
+                raise
+        self.ended = True
+
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole response. No keep-alive can get into it."""
+        self.ending = True
+        await self.start(status, headers)
+        await self.end(body)
+
+    async def send_keepalive(self, head: Head) -> None:
+        """Send a keep-alive comment, and the head first if it was not sent. Do nothing if a comment would do harm.
+
+        A `write` during this call waits until the comment was sent, so that a comment is never split.
+        """
+        if self._writing or self.ending or self.terminator_sent or not self.between_events:
+            return
+        self._keepalive_sent = sent = trio.Event()
+        try:
+            if not self.started:
+                await self.start(*head())
+            self.bytes_sent += len(self.keepalive_bytes)
+            await self._send_message({"type": "http.response.body", "body": self.keepalive_bytes, "more_body": True})
+        finally:
+            self._keepalive_sent = None
+            sent.set()
+
+    async def end_with_error(self, event: bytes) -> None:
+        """End a stream with an error event. An event that was sent in part is ended first, so that they do not join."""
+        blank_line = b"" if self.between_events else b"\n\n"
+        await self.end(blank_line + event)
+
+    @property
+    def between_events(self) -> bool:
+        """Whether the bytes sent so far do not end inside an event."""
+        return not self._tail or sse.ends_an_event(self._tail)
+
+    async def _send_message(self, message: dict[str, object]) -> None:
+        try:
+            await self._send(message)
+        except OSError as error:
+            raise ClientGone from error

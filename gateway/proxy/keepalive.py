@@ -1,0 +1,73 @@
+"""Keep-alive comments for a client while the upstream sends nothing, and the early 200 before the upstream's head."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from gateway.config.settings import StreamingSettings
+from gateway.proxy.client_response import ClientResponse, Head
+
+__all__ = ["KeepAlive"]
+
+
+class KeepAlive:
+    """Sends keep-alives for one streaming request. `run` is a task of the request's nursery.
+
+    Before the upstream's head arrives, `early_commit_seconds` after the start, it sends `head` with a first comment.
+    After that it sends a comment after each `keepalive_seconds` without a write.
+
+    Args:
+        client: The response to write to.
+        settings: Both times, in seconds; 0 disables either.
+        head: Status and headers for an early 200.
+    """
+
+    __slots__ = ("_early_commit_s", "_keepalive_s", "_started_at", "client", "head", "head_received", "last_write_at")
+
+    def __init__(self, client: ClientResponse, settings: StreamingSettings, head: Head) -> None:
+        self.client = client
+        self.head = head
+        self._keepalive_s = settings.keepalive_seconds or math.inf
+        self._early_commit_s = settings.early_commit_seconds or math.inf
+        self._started_at = self.last_write_at = trio.current_time()  # `run` sets it again
+        self.head_received = False
+
+    def stream_started(self, head: Head | None) -> None:
+        """The head of an upstream's stream has arrived: send keep-alives after it from now on.
+
+        Args:
+            head: Replaces the head for the early 200. None keeps it, and has no effect after the first call.
+        """
+        if head is None and self.head_received:
+            return
+        self.head = head or self.head
+        self.head_received = True
+        self.last_write_at = trio.current_time()
+
+    def disable_keepalive(self) -> None:
+        """The answer is not an event stream: send neither an early 200 nor a comment."""
+        self._keepalive_s = self._early_commit_s = math.inf
+
+    async def run(self) -> None:
+        """Send keep-alives until cancelled.
+
+        Raises:
+            ClientGone: The client has disconnected.
+        """
+        self._started_at = trio.current_time()
+        while True:
+            now = trio.current_time()
+            due_at = self._due_at()
+            if due_at <= now:
+                await self.client.send_keepalive(self.head)
+                self.last_write_at = trio.current_time()
+            else:
+                # The head may arrive during the sleep and bring the next keep-alive nearer, at most to one interval.
+                await trio.sleep_until(min(due_at, now + self._keepalive_s))
+
+    def _due_at(self) -> float:
+        if self.head_received or self.client.started:
+            return self.last_write_at + self._keepalive_s
+        return self._started_at + self._early_commit_s
