@@ -12,8 +12,8 @@ import trio
 
 from neuron.simulated import faults, inference, media
 from neuron.simulated.hardware import SimModel
-from neuron.simulated.http import Exchange
-from neuron.simulated.state import Cancelled, NeuronState, Refusal, Residency, Resident
+from neuron.simulated.http import SimExchange
+from neuron.simulated.state import Cancelled, NeuronState, Residency, Resident, SimRefusal
 
 INFERENCE = {**inference.ENDPOINTS, **media.ENDPOINTS}
 _VERSION = "0.1.0-sim"
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 async def handle(
-    state: NeuronState, exchange: Exchange, endpoints: Mapping[str, inference.Endpoint] = INFERENCE
+    state: NeuronState, exchange: SimExchange, endpoints: Mapping[str, inference.Endpoint] = INFERENCE
 ) -> None:
     """Answer one request; `endpoints` are those of inference.
 
@@ -42,7 +42,7 @@ async def handle(
             await inference.infer(state, exchange, answer, is_form=path in media.FORMS)
         else:
             await exchange.respond_json(200, await _manage(state, exchange))
-    except Refusal as refusal:
+    except SimRefusal as refusal:
         headers = [] if refusal.retry_after_s is None else [("retry-after", str(refusal.retry_after_s))]
         await exchange.respond_json(refusal.status, {"error": refusal.text}, headers)
 
@@ -53,10 +53,10 @@ async def _misbehave(state: NeuronState, path: str) -> None:
     failing = state.faults.peek(faults.EndpointFails)
     if failing is not None and failing.path == path:
         state.faults.take(faults.EndpointFails)
-        raise Refusal(failing.status, failing.text)
+        raise SimRefusal(failing.status, failing.text)
 
 
-async def _manage(state: NeuronState, exchange: Exchange) -> Json:
+async def _manage(state: NeuronState, exchange: SimExchange) -> Json:
     path = exchange.request.path
     if path == "/models/load":  # the one route that takes time
         _expect(exchange, "POST")
@@ -66,22 +66,22 @@ async def _manage(state: NeuronState, exchange: Exchange) -> Json:
         return _model_route(state, exchange)
     route = _ROUTES.get(path)
     if route is None:
-        raise Refusal(404, f"no such path: {path}")
+        raise SimRefusal(404, f"no such path: {path}")
     answers = route.get("GET" if exchange.request.method == "HEAD" else exchange.request.method)
     if answers is None:
-        raise Refusal(405, f"{path} takes {', '.join(route)}")
+        raise SimRefusal(405, f"{path} takes {', '.join(route)}")
     return answers(state, exchange)
 
 
-def _expect(exchange: Exchange, method: str) -> None:
+def _expect(exchange: SimExchange, method: str) -> None:
     if exchange.request.method != method:
-        raise Refusal(405, f"{exchange.request.path} takes {method}")
+        raise SimRefusal(405, f"{exchange.request.path} takes {method}")
 
 
 # ---- what the neuron is
 
 
-def _discovery(state: NeuronState, _: Exchange) -> Json:
+def _discovery(state: NeuronState, _: SimExchange) -> Json:
     told = {
         "hostname": state.name,
         "os": "Linux (simulated)",
@@ -94,7 +94,7 @@ def _discovery(state: NeuronState, _: Exchange) -> Json:
     return told if state.max_prompt_tokens is None else {**told, "max_prompt_tokens": state.max_prompt_tokens}
 
 
-def _health(state: NeuronState, _: Exchange) -> Json:
+def _health(state: NeuronState, _: SimExchange) -> Json:
     activation = state.activation
     return {
         "uptime_secs": int(trio.current_time() - (state.started_at or 0.0)),
@@ -140,14 +140,14 @@ def _is_loaded(resident: Resident) -> bool:
     return resident.residency is Residency.LOADED
 
 
-def _version(state: NeuronState, _: Exchange) -> Json:
+def _version(state: NeuronState, _: SimExchange) -> Json:
     return {"version": _VERSION, "name": state.name}
 
 
 # ---- its models
 
 
-def _models(state: NeuronState, _: Exchange) -> Json:
+def _models(state: NeuronState, _: SimExchange) -> Json:
     return [_model_entry(state, resident) for resident in state.residents.values()]
 
 
@@ -178,19 +178,19 @@ def _abilities(model: SimModel) -> dict[str, Json]:
     }
 
 
-def _model_route(state: NeuronState, exchange: Exchange) -> Json:
+def _model_route(state: NeuronState, exchange: SimExchange) -> Json:
     """`/models/{id}/endpoint` and `/capabilities`, the id being one percent-encoded segment."""
     _expect(exchange, "GET")
     _, _, quoted, what = exchange.request.path.split("/")
     model_id = unquote(quoted)
     resident = state.loaded(model_id)
     if resident is None:
-        raise Refusal(404, f"model '{model_id}' not loaded")
+        raise SimRefusal(404, f"model '{model_id}' not loaded")
     if what == "endpoint":
         return {"url": f"http://localhost:{state.port}"}
     if what == "capabilities":
         return {"id": model_id, **_abilities(resident.model)}
-    raise Refusal(404, f"no such path: {exchange.request.path}")
+    raise SimRefusal(404, f"no such path: {exchange.request.path}")
 
 
 class LoadRequest(msgspec.Struct):
@@ -209,7 +209,7 @@ class UnloadRequest(msgspec.Struct):
     model_id: str
 
 
-async def load(state: NeuronState, exchange: Exchange | None, asked: LoadRequest) -> None:
+async def load(state: NeuronState, exchange: SimExchange | None, asked: LoadRequest) -> None:
     """Load a model and return when its weights are resident; VRAM is taken from the start.
 
     A client that leaves meanwhile (`exchange` is its) aborts the load, unless `load_survives_client`.
@@ -228,7 +228,7 @@ async def load(state: NeuronState, exchange: Exchange | None, asked: LoadRequest
             _note_departure(state, exchange, resident.model.id)
         state.end_load(resident, outcome)
     if outcome is not None:
-        raise Refusal(400, outcome)
+        raise SimRefusal(400, outcome)
 
 
 async def _read_weights(state: NeuronState, model: SimModel) -> str | None:
@@ -244,18 +244,18 @@ async def _read_weights(state: NeuronState, model: SimModel) -> str | None:
     return fails.text if fails else None
 
 
-def _note_departure(state: NeuronState, exchange: Exchange | None, model_id: str) -> None:
+def _note_departure(state: NeuronState, exchange: SimExchange | None, model_id: str) -> None:
     if exchange is not None and exchange.client_left_at is not None:
         state.counters["cancelled"] += 1
         state.cancelled.append(Cancelled(exchange.client_left_at, model_id, "loading", False, None))
 
 
-def _unload(state: NeuronState, exchange: Exchange) -> Json:
+def _unload(state: NeuronState, exchange: SimExchange) -> Json:
     state.unload(_read(UnloadRequest, exchange).model_id)
     return {"status": "unloaded"}
 
 
-def _openai_models(state: NeuronState, _: Exchange) -> Json:
+def _openai_models(state: NeuronState, _: SimExchange) -> Json:
     data = [
         {"id": model_id, "object": "model", "created": 0, "owned_by": state.name}
         for model_id, resident in state.residents.items()
@@ -264,38 +264,38 @@ def _openai_models(state: NeuronState, _: Exchange) -> Json:
     return {"object": "list", "data": data}
 
 
-def _read(kind: type[T], exchange: Exchange) -> T:
+def _read(kind: type[T], exchange: SimExchange) -> T:
     try:
         return msgspec.json.decode(exchange.request.body, type=kind)
     except msgspec.MsgspecError as fault:
-        raise Refusal(400, f"invalid request: {fault}") from None
+        raise SimRefusal(400, f"invalid request: {fault}") from None
 
 
 # ---- making it misbehave
 
 
-def _add_fault(state: NeuronState, exchange: Exchange) -> Json:
+def _add_fault(state: NeuronState, exchange: SimExchange) -> Json:
     try:
         state.faults.add(faults.parse(exchange.request.body))
     except msgspec.MsgspecError as fault:
-        raise Refusal(400, f"invalid fault: {fault}") from None
+        raise SimRefusal(400, f"invalid fault: {fault}") from None
     return state.faults.in_force()
 
 
-def _clear_faults(state: NeuronState, _: Exchange) -> Json:
+def _clear_faults(state: NeuronState, _: SimExchange) -> Json:
     state.faults.clear()
     return state.faults.in_force()
 
 
-def _faults(state: NeuronState, _: Exchange) -> Json:
+def _faults(state: NeuronState, _: SimExchange) -> Json:
     return state.faults.in_force()
 
 
-def _sim_state(state: NeuronState, _: Exchange) -> Json:
+def _sim_state(state: NeuronState, _: SimExchange) -> Json:
     return snapshot(state)
 
 
-def _reset(state: NeuronState, _: Exchange) -> Json:
+def _reset(state: NeuronState, _: SimExchange) -> Json:
     state.reset()
     return snapshot(state)
 
@@ -320,7 +320,7 @@ def snapshot(state: NeuronState) -> dict[str, Json]:
     }
 
 
-_ROUTES: dict[str, dict[str, Callable[[NeuronState, Exchange], Json]]] = {
+_ROUTES: dict[str, dict[str, Callable[[NeuronState, SimExchange], Json]]] = {
     "/discovery": {"GET": _discovery},
     "/health": {"GET": _health},
     "/version": {"GET": _version},

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 
-class Fault(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag_field="fault", tag=""):
+class SimFault(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag_field="fault", tag=""):
     """What every fault has. `times` None: until cleared."""
 
     model: str = "*"
@@ -22,20 +22,20 @@ class Fault(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
         return self.model in {"*", model_id}
 
 
-class Inference(Fault, frozen=True):
+class InferenceFault(SimFault, frozen=True):
     """A fault of one inference request; one `times` is spent on each request it touches."""
 
 
 # ---- before any answer byte
 
 
-class Refuse(Inference, frozen=True, tag="refuse"):
+class Refuse(InferenceFault, frozen=True, tag="refuse"):
     """Closes the connection once the request is read, before any byte of an answer."""
 
     reset: bool = False
 
 
-class HttpError(Inference, frozen=True, tag="http_error"):
+class HttpError(InferenceFault, frozen=True, tag="http_error"):
     """Answers with an error: flat JSON, text/plain, FastAPI's `detail`, or llama.cpp's, whose `code` is a number.
 
     All but the first close the connection after it, unannounced. 503 with `retry_after_s`: a full neuron.
@@ -49,33 +49,33 @@ class HttpError(Inference, frozen=True, tag="http_error"):
     retry_after_s: int | None = None
 
 
-class NotLoaded(Inference, frozen=True, tag="not_loaded"):
+class NotLoaded(InferenceFault, frozen=True, tag="not_loaded"):
     """Answers 404 `model 'X' not loaded on this neuron` although `/models` says otherwise."""
 
 
-class Hang(Inference, frozen=True, tag="hang"):
+class Hang(InferenceFault, frozen=True, tag="hang"):
     """Takes the request and says nothing; after `seconds` (None: never) goes on as usual."""
 
     seconds: float | None = None
 
 
-class LateHeaders(Inference, frozen=True, tag="late_headers"):
+class LateHeaders(InferenceFault, frozen=True, tag="late_headers"):
     """Sends a stream's headers with the first token, not before prefill."""
 
 
-class Garbage(Inference, frozen=True, tag="garbage"):
+class Garbage(InferenceFault, frozen=True, tag="garbage"):
     """Answers with something that is not HTTP, and closes."""
 
     text: str = "SSH-2.0-OpenSSH_9.6\r\n\r\n"
 
 
-class BigHeaders(Inference, frozen=True, tag="big_headers"):
+class BigHeaders(InferenceFault, frozen=True, tag="big_headers"):
     """Answers with a header block of this size."""
 
     size_bytes: int = 128 * 1024
 
 
-class Informational(Inference, frozen=True, tag="informational"):
+class Informational(InferenceFault, frozen=True, tag="informational"):
     """Sends 1xx responses before the real one."""
 
     count: int = 1
@@ -85,19 +85,19 @@ class Informational(Inference, frozen=True, tag="informational"):
 # ---- while answering
 
 
-class SilentPrefill(Inference, frozen=True, tag="silent_prefill"):
+class SilentPrefill(InferenceFault, frozen=True, tag="silent_prefill"):
     """Headers and role chunk at once, then this much silence on top of the usual prefill."""
 
     seconds: float = 30.0
 
 
-class Slow(Inference, frozen=True, tag="slow"):
+class Slow(InferenceFault, frozen=True, tag="slow"):
     """Everything takes `factor` times as long."""
 
     factor: float = 10.0
 
 
-class Drop(Inference, frozen=True, tag="drop"):
+class Drop(InferenceFault, frozen=True, tag="drop"):
     """Breaks off after `after` SSE events (the role chunk is the first), or half-way through a plain body.
 
     `how`: FIN or RST. `cut`: between two chunks, inside a chunk's framing, or inside an SSE event at a chunk's end.
@@ -108,49 +108,49 @@ class Drop(Inference, frozen=True, tag="drop"):
     cut: Literal["between", "chunk", "event"] = "between"
 
 
-class MalformedChunk(Inference, frozen=True, tag="malformed_chunk"):
+class MalformedChunk(InferenceFault, frozen=True, tag="malformed_chunk"):
     """Sends a chunk whose size is no number after `after` SSE events, and closes."""
 
     after: int = 3
 
 
-class NoDone(Inference, frozen=True, tag="no_done"):
+class NoDone(InferenceFault, frozen=True, tag="no_done"):
     """Ends a stream without `[DONE]`."""
 
 
-class OddUsage(Inference, frozen=True, tag="odd_usage"):
+class OddUsage(InferenceFault, frozen=True, tag="odd_usage"):
     """Puts a stream's `usage` on the finish chunk, on a chunk with choices of its own, or nowhere."""
 
     where: Literal["finish", "choices", "none"] = "finish"
 
 
-class WrongModel(Inference, frozen=True, tag="wrong_model"):
+class WrongModel(InferenceFault, frozen=True, tag="wrong_model"):
     """Says another `model` in the answer than it was asked for."""
 
     echo: str = "somebody-else@main"
 
 
-class FloatCreated(Inference, frozen=True, tag="float_created"):
+class FloatCreated(InferenceFault, frozen=True, tag="float_created"):
     """Says `created` as a float, as transformers serve does."""
 
 
-class AnyModel(Inference, frozen=True, tag="any_model"):
+class AnyModel(InferenceFault, frozen=True, tag="any_model"):
     """Takes whatever model name it is asked for, as llama.cpp's server does, and answers with the first loaded one."""
 
 
-class RunsOn(Inference, frozen=True, tag="runs_on"):
+class RunsOn(InferenceFault, frozen=True, tag="runs_on"):
     """Does not notice when its client leaves: keeps its place until the answer is done, as transformers serve does."""
 
 
-class UntilClose(Inference, frozen=True, tag="until_close"):
+class UntilClose(InferenceFault, frozen=True, tag="until_close"):
     """No length, no chunks: the body ends with the connection."""
 
 
-class ContentLength(Inference, frozen=True, tag="content_length"):
+class ContentLength(InferenceFault, frozen=True, tag="content_length"):
     """A stream with a content-length instead of chunks."""
 
 
-class CloseAfter(Inference, frozen=True, tag="close_after"):
+class CloseAfter(InferenceFault, frozen=True, tag="close_after"):
     """Advertises keep-alive and closes after the answer."""
 
     reset: bool = False
@@ -159,13 +159,13 @@ class CloseAfter(Inference, frozen=True, tag="close_after"):
 # ---- between requests
 
 
-class CloseIdle(Fault, frozen=True, tag="close_idle"):
+class CloseIdle(SimFault, frozen=True, tag="close_idle"):
     """Closes a connection on which nothing has come for this long, unannounced. `model` and `times` do not apply."""
 
     seconds: float = 5.0
 
 
-class CloseEvery(Fault, frozen=True, tag="close_every"):
+class CloseEvery(SimFault, frozen=True, tag="close_every"):
     """Closes each connection after so many answers, unannounced. `model` and `times` do not apply."""
 
     requests: int = 100
@@ -174,33 +174,33 @@ class CloseEvery(Fault, frozen=True, tag="close_every"):
 # ---- the control API
 
 
-class ReportStatus(Fault, frozen=True, tag="report_status"):
+class ReportStatus(SimFault, frozen=True, tag="report_status"):
     """`/models` reports this status; inference goes on as before. `times` does not apply."""
 
     status: str = "poisoned"
 
 
-class Unservable(Fault, frozen=True, tag="unservable"):
+class Unservable(SimFault, frozen=True, tag="unservable"):
     """`/models` reports `servable.ok` false. `times` does not apply."""
 
     reason: str = "cuda_unavailable"
     detail: str | None = None
 
 
-class LoadFails(Fault, frozen=True, tag="load_fails"):
+class LoadFails(SimFault, frozen=True, tag="load_fails"):
     """`/models/load` answers 400 with this text after `seconds`."""
 
     text: str = "failed to load weights: out of memory"
     seconds: float = 0.0
 
 
-class LoadHangs(Fault, frozen=True, tag="load_hangs"):
+class LoadHangs(SimFault, frozen=True, tag="load_hangs"):
     """`/models/load` takes `seconds` longer (None: for ever)."""
 
     seconds: float | None = None
 
 
-class EndpointFails(Fault, frozen=True, tag="endpoint_fails"):
+class EndpointFails(SimFault, frozen=True, tag="endpoint_fails"):
     """One management path answers with `status`; `path` as in the contract, such as `/health`."""
 
     path: str = "/health"
@@ -208,11 +208,11 @@ class EndpointFails(Fault, frozen=True, tag="endpoint_fails"):
     text: str = "internal error"
 
 
-class Unresponsive(Fault, frozen=True, tag="unresponsive"):
+class Unresponsive(SimFault, frozen=True, tag="unresponsive"):
     """Takes every request (`/sim` excepted) and never answers."""
 
 
-class RefuseAccept(Fault, frozen=True, tag="refuse_accept"):
+class RefuseAccept(SimFault, frozen=True, tag="refuse_accept"):
     """Closes every connection as it is accepted, `/sim` too: to end it over HTTP it needs `times`."""
 
     reset: bool = False
@@ -251,13 +251,13 @@ AnyFault = (
     | RefuseAccept
 )
 
-F = TypeVar("F", bound=Fault)
+F = TypeVar("F", bound=SimFault)
 
 
-class Plan:
+class FaultPlan:
     """What goes wrong with one request: taken from the book once, at its start."""
 
-    def __init__(self, faults: list[Fault]) -> None:
+    def __init__(self, faults: list[SimFault]) -> None:
         self._by_type = {type(fault): fault for fault in faults}
 
     def get(self, kind: type[F]) -> F | None:
@@ -265,7 +265,7 @@ class Plan:
         fault = self._by_type.get(kind)
         return fault if isinstance(fault, kind) else None
 
-    def __contains__(self, kind: type[Fault]) -> bool:
+    def __contains__(self, kind: type[SimFault]) -> bool:
         return kind in self._by_type
 
 
@@ -273,9 +273,9 @@ class FaultBook:
     """The faults in force. Every method is synchronous, so a fault is spent by exactly one request."""
 
     def __init__(self) -> None:
-        self._entries: list[tuple[Fault, list[int]]] = []  # with what is left of `times`, if it counts
+        self._entries: list[tuple[SimFault, list[int]]] = []  # with what is left of `times`, if it counts
 
-    def add(self, *faults: Fault) -> None:
+    def add(self, *faults: SimFault) -> None:
         """Put faults in force; a later one of the same kind wins over an earlier one."""
         self._entries.extend((fault, [] if fault.times is None else [fault.times]) for fault in faults)
 
@@ -301,16 +301,16 @@ class FaultBook:
             self._spend([fault])
         return fault
 
-    def plan(self, model_id: str) -> Plan:
+    def plan(self, model_id: str) -> FaultPlan:
         """The inference faults that befall one request for this model; spends one time of each."""
-        faults: list[Fault] = [
-            fault for fault, _ in self._entries if isinstance(fault, Inference) and fault.concerns(model_id)
+        faults: list[SimFault] = [
+            fault for fault, _ in self._entries if isinstance(fault, InferenceFault) and fault.concerns(model_id)
         ]
-        plan = Plan(faults)
+        plan = FaultPlan(faults)
         self._spend([fault for fault in faults if plan.get(type(fault)) is fault])
         return plan
 
-    def _spend(self, spent: list[Fault]) -> None:
+    def _spend(self, spent: list[SimFault]) -> None:
         kept = []
         for fault, left in self._entries:
             if left and any(fault is one for one in spent):
@@ -323,7 +323,7 @@ class FaultBook:
 _decoder: msgspec.json.Decoder[AnyFault] = msgspec.json.Decoder(AnyFault)
 
 
-def parse(body: bytes) -> Fault:
+def parse(body: bytes) -> SimFault:
     """A fault from its JSON.
 
     Raises:

@@ -42,7 +42,7 @@ class HangUp(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SimRequest:
     """One request, its body read. `target` is as sent: still percent-encoded, query included."""
 
     method: str
@@ -57,7 +57,7 @@ class Request:
 
 
 @dataclass(slots=True)
-class Exchange:
+class SimExchange:
     """A request and the means to answer it.
 
     Handlers call `respond`, or `begin`, `write` and `end`; or `raw`, after which they must raise `HangUp`.
@@ -65,7 +65,7 @@ class Exchange:
     unless it has set `goes_on_alone`.
     """
 
-    request: Request
+    request: SimRequest
     _connection: h11.Connection
     _stream: trio.abc.Stream
     client_left_at: float | None = field(default=None, init=False)
@@ -146,7 +146,7 @@ class Exchange:
             await self.raw(data)
 
 
-Handler = Callable[[Exchange], Awaitable[None]]
+Handler = Callable[[SimExchange], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ async def serve_connection(
                     request = await _read_request(connection, stream, on_cut)
             if request is None:
                 break
-            await _answer(Exchange(request, connection, stream), handler)
+            await _answer(SimExchange(request, connection, stream), handler)
             if connection.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
                 break
             connection.start_next_cycle()
@@ -206,7 +206,7 @@ def reset(stream: trio.abc.Stream) -> None:
 
 async def _read_request(
     connection: h11.Connection, stream: trio.abc.Stream, on_cut: Callable[[], None]
-) -> Request | None:
+) -> SimRequest | None:
     """The next request with its body, or None when the client has no more to ask."""
     head: h11.Request | None = None
     body = bytearray()
@@ -240,15 +240,15 @@ async def _receive(connection: h11.Connection, stream: trio.abc.Stream) -> None:
     connection.receive_data(bytes(data))
 
 
-def _request(head: h11.Request, body: bytes) -> Request:
+def _request(head: h11.Request, body: bytes) -> SimRequest:
     headers = tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in head.headers)
-    return Request(head.method.decode("ascii"), head.target.decode("ascii"), headers, body)
+    return SimRequest(head.method.decode("ascii"), head.target.decode("ascii"), headers, body)
 
 
 # ---- answering
 
 
-async def _answer(exchange: Exchange, handler: Handler) -> None:
+async def _answer(exchange: SimExchange, handler: Handler) -> None:
     """Run the handler while watching for the client to leave.
 
     Raises:

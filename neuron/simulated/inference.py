@@ -15,11 +15,11 @@ import msgspec
 import trio
 
 from neuron.simulated import faults, responses, shapes, text
-from neuron.simulated.faults import Plan
+from neuron.simulated.faults import FaultPlan
 from neuron.simulated.forms import Form, parse
 from neuron.simulated.hardware import SimModel
-from neuron.simulated.http import Exchange, Framing, HangUp, Request
-from neuron.simulated.state import Cancelled, NeuronState, Received, Refusal, Resident
+from neuron.simulated.http import Framing, HangUp, SimExchange, SimRequest
+from neuron.simulated.state import Cancelled, NeuronState, Received, Resident, SimRefusal
 
 _BODY_KEPT_BYTES = 1 << 20  # a log of a thousand bodies must stay bounded
 _NO_FORM = Form({}, ())
@@ -41,9 +41,9 @@ class Job:
     """One request on its way: where it runs, what befalls it, and which phase it is in."""
 
     state: NeuronState
-    exchange: Exchange
+    exchange: SimExchange
     head: Head
-    plan: Plan
+    plan: FaultPlan
     resident: Resident
     form: Form  # empty unless the request is one
     phase: str = "prefill"
@@ -75,7 +75,7 @@ Endpoint = Callable[[Job], Awaitable[None]]
 """What a path does once its request has its place."""
 
 
-async def infer(state: NeuronState, exchange: Exchange, answer: Endpoint, *, is_form: bool) -> None:
+async def infer(state: NeuronState, exchange: SimExchange, answer: Endpoint, *, is_form: bool) -> None:
     """Answer one inference request, as well or as badly as the faults in force want it.
 
     Args:
@@ -95,7 +95,7 @@ async def infer(state: NeuronState, exchange: Exchange, answer: Endpoint, *, is_
     resident = _resident(state, head, plan)
     exchange.goes_on_alone = faults.RunsOn in plan
     if resident is None or faults.NotLoaded in plan:
-        raise Refusal(404, f"model '{head.model}' not loaded on this neuron")
+        raise SimRefusal(404, f"model '{head.model}' not loaded on this neuron")
     job = Job(state, exchange, head, plan, resident, form or _NO_FORM)
     with _noticing_departure(job):
         await _misbehave_first(job)
@@ -108,28 +108,28 @@ async def infer(state: NeuronState, exchange: Exchange, answer: Endpoint, *, is_
         raise HangUp(reset=close.reset)
 
 
-def _resident(state: NeuronState, head: Head, plan: Plan) -> Resident | None:
+def _resident(state: NeuronState, head: Head, plan: FaultPlan) -> Resident | None:
     found = state.loaded(head.model)
     if found is None and faults.AnyModel in plan:
         return next((state.loaded(model_id) for model_id in state.residents if state.loaded(model_id)), None)
     return found
 
 
-def _form(request: Request) -> Form:
+def _form(request: SimRequest) -> Form:
     content_type = next((value for name, value in request.headers if name == "content-type"), "")
     try:
         return parse(content_type, request.body)
     except ValueError as fault:
-        raise Refusal(400, f"invalid form: {fault}") from None
+        raise SimRefusal(400, f"invalid form: {fault}") from None
 
 
 def _head_of(form: Form) -> Head:
     if "model" not in form.fields:
-        raise Refusal(400, "invalid form: no model")
+        raise SimRefusal(400, "invalid form: no model")
     return Head(form.fields["model"], form.fields.get("stream", "").lower() == "true")
 
 
-def _log(state: NeuronState, exchange: Exchange, head: Head, form: Form | None) -> None:
+def _log(state: NeuronState, exchange: SimExchange, head: Head, form: Form | None) -> None:
     request = exchange.request
     state.counters["requests"] += 1
     state.requests.append(
@@ -183,7 +183,7 @@ async def _misbehave_first(job: Job) -> None:
         await _fail(exchange, error)
 
 
-async def _fail(exchange: Exchange, error: faults.HttpError) -> None:
+async def _fail(exchange: SimExchange, error: faults.HttpError) -> None:
     if error.detail:
         detail = [{"type": "extra_forbidden", "loc": ["body"], "msg": error.text}]
         await exchange.respond_json(error.status, {"detail": detail})
@@ -193,7 +193,7 @@ async def _fail(exchange: Exchange, error: faults.HttpError) -> None:
         await exchange.respond_json(error.status, {"error": told})
         raise HangUp
     if not error.plain:
-        raise Refusal(error.status, error.text, retry_after_s=error.retry_after_s)
+        raise SimRefusal(error.status, error.text, retry_after_s=error.retry_after_s)
     headers = [] if error.retry_after_s is None else [("retry-after", str(error.retry_after_s))]
     await exchange.respond(error.status, error.text.encode(), "text/plain; charset=utf-8", headers)
     raise HangUp  # as real engines do after a crash in a handler: an unannounced close
@@ -225,10 +225,10 @@ def _parsed(shape: Callable[[SimModel, bytes], shapes.Generation], job: Job) -> 
     try:
         generation = shape(job.model, job.exchange.request.body)
     except msgspec.MsgspecError as fault:
-        raise Refusal(400, f"invalid request: {fault}") from None
+        raise SimRefusal(400, f"invalid request: {fault}") from None
     asked, limit = len(generation.prompt), min(job.model.context, job.state.max_prompt_tokens or job.model.context)
     if asked > limit:
-        raise Refusal(400, f"prompt of {asked} tokens exceeds the context length of {limit}")
+        raise SimRefusal(400, f"prompt of {asked} tokens exceeds the context length of {limit}")
     return generation
 
 
@@ -320,7 +320,7 @@ class _Wire:
         self._sent += 1
 
 
-async def _break_off(exchange: Exchange, event: bytes, drop: faults.Drop) -> None:
+async def _break_off(exchange: SimExchange, event: bytes, drop: faults.Drop) -> None:
     half = event[: len(event) // 2]
     if drop.cut == "chunk":
         await exchange.raw(b"%x\r\n" % len(event) + half)
@@ -348,7 +348,7 @@ async def send_whole(job: Job, body: bytes, content_type: str = _JSON) -> None:
     await job.exchange.respond(200, body, content_type, headers)
 
 
-def _keep_alive(plan: Plan) -> list[tuple[str, str]]:
+def _keep_alive(plan: FaultPlan) -> list[tuple[str, str]]:
     return [("connection", "keep-alive")] if faults.CloseAfter in plan else []
 
 
@@ -426,7 +426,7 @@ def read(kind: type[T], body: bytes) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError as fault:
-        raise Refusal(400, f"invalid request: {fault}") from None
+        raise SimRefusal(400, f"invalid request: {fault}") from None
 
 
 ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(

@@ -20,7 +20,7 @@ import msgspec
 from neuron.simulated import shapes, text
 from neuron.simulated.http import Framing
 from neuron.simulated.inference import Due, Job, read, send_whole
-from neuron.simulated.state import Refusal
+from neuron.simulated.state import SimRefusal
 
 __all__ = ["ENDPOINTS", "FORMS", "png", "wav"]
 
@@ -50,7 +50,7 @@ async def _generate_images(job: Job) -> None:
 async def _edit_images(job: Job) -> None:
     form = job.form
     if not form.files:
-        raise Refusal(400, "invalid request: no image")
+        raise SimRefusal(400, "invalid request: no image")
     seed = form.fields.get("prompt", "") + "".join(form.file_sha256)
     count = form.fields.get("n", "1")
     await _paint(job, seed, int(count) if count.isdigit() else 1)
@@ -134,7 +134,7 @@ async def _hear(job: Job, task: str) -> None:
     """What is said in a file: words that follow from its bytes."""
     form = job.form
     if len(form.files) != 1:
-        raise Refusal(400, "invalid request: one file is wanted")
+        raise SimRefusal(400, "invalid request: one file is wanted")
     said = text.answer(job.model.id, task + form.file_sha256[0], "")
     tokens, heard = text.tokens(said), len(form.files[0]) // 1000
     due = Due(job, heard)
@@ -206,7 +206,7 @@ class TokenizeRequest(msgspec.Struct):
     """`POST /tokenize`, as vLLM has it: a prompt, or messages to which the chat template is applied."""
 
     prompt: str | None = None
-    messages: list[shapes.Message] | None = None
+    messages: list[shapes.SimMessage] | None = None
     return_token_strs: bool | None = None
 
 
@@ -232,7 +232,7 @@ async def _detokenize(job: Job) -> None:
     try:
         said = "".join(job.state.vocabulary.token_of(number) for number in asked.tokens)
     except KeyError as unknown:
-        raise Refusal(400, f"no such token: {unknown}") from None
+        raise SimRefusal(400, f"no such token: {unknown}") from None
     await send_whole(job, _ENCODE({"prompt": said}))
 
 

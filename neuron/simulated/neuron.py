@@ -9,8 +9,8 @@ import trio
 
 from neuron.simulated import api
 from neuron.simulated.faults import CloseEvery, CloseIdle, RefuseAccept
-from neuron.simulated.http import Exchange, Patience, reset, serve_connection
-from neuron.simulated.state import NeuronState, Refusal
+from neuron.simulated.http import Patience, SimExchange, reset, serve_connection
+from neuron.simulated.state import NeuronState, SimRefusal
 
 
 class SimNeuron(NeuronState):
@@ -67,10 +67,10 @@ class SimNeuron(NeuronState):
             try:
                 await api.load(self, None, api.LoadRequest(model_id))
                 activation.completed.append(model_id)
-            except Refusal as refusal:
+            except SimRefusal as refusal:
                 activation.failed.append((model_id, refusal.text))
             activation.in_progress = None
 
-    async def _handle(self, exchange: Exchange) -> None:
+    async def _handle(self, exchange: SimExchange) -> None:
         self.start()  # a restart begins the uptime anew with the next request
         await api.handle(self, exchange)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from neuron.simulated.hardware import SimModel
-from neuron.simulated.shapes import ChatRequest, Function, Generation, Message, Tool, Voice, chat_answer
+from neuron.simulated.shapes import ChatRequest, Generation, SimFunction, SimMessage, SimTool, Voice, chat_answer
 
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -30,7 +30,7 @@ class FlatTool(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
-class Reasoning(msgspec.Struct):
+class SimReasoning(msgspec.Struct):
     """`reasoning`."""
 
     effort: str | None = None
@@ -43,7 +43,7 @@ class ResponsesRequest(msgspec.Struct):
     instructions: str | None = None
     tools: list[FlatTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    reasoning: Reasoning | None = None
+    reasoning: SimReasoning | None = None
     max_output_tokens: int | None = None
     stream: bool | None = None
 
@@ -64,7 +64,9 @@ def _chat(asked: ResponsesRequest) -> ChatRequest:
     choice = asked.tool_choice
     return ChatRequest(
         messages=list(_messages(asked)),
-        tools=[Tool(Function(tool.name, tool.parameters)) for tool in asked.tools or () if tool.type == "function"],
+        tools=[
+            SimTool(SimFunction(tool.name, tool.parameters)) for tool in asked.tools or () if tool.type == "function"
+        ],
         tool_choice={"function": choice} if isinstance(choice, dict) else choice,
         reasoning_effort=asked.reasoning.effort if asked.reasoning else None,
         max_tokens=asked.max_output_tokens,
@@ -72,19 +74,19 @@ def _chat(asked: ResponsesRequest) -> ChatRequest:
     )
 
 
-def _messages(asked: ResponsesRequest) -> Iterator[Message]:
+def _messages(asked: ResponsesRequest) -> Iterator[SimMessage]:
     if asked.instructions:
-        yield Message("system", asked.instructions)
+        yield SimMessage("system", asked.instructions)
     items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
     for item in items:
         match item.get("type", "message"):
             case "message":
-                yield Message(item["role"], _content(item.get("content")))
+                yield SimMessage(item["role"], _content(item.get("content")))
             case "function_call":
                 function = {"name": item.get("name"), "arguments": item.get("arguments")}
-                yield Message("assistant", None, [{"id": item.get("call_id"), "function": function}])
+                yield SimMessage("assistant", None, [{"id": item.get("call_id"), "function": function}])
             case "function_call_output":
-                yield Message("tool", _content(item.get("output")))
+                yield SimMessage("tool", _content(item.get("output")))
 
 
 def _content(given: Any) -> str:

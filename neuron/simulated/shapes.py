@@ -29,7 +29,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class Message(msgspec.Struct):
+class SimMessage(msgspec.Struct):
     """One of `messages`."""
 
     role: str
@@ -37,17 +37,17 @@ class Message(msgspec.Struct):
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class Function(msgspec.Struct):
+class SimFunction(msgspec.Struct):
     """What a tool does."""
 
     name: str
     parameters: dict[str, Any] | None = None
 
 
-class Tool(msgspec.Struct):
+class SimTool(msgspec.Struct):
     """One of `tools`."""
 
-    function: Function
+    function: SimFunction
 
 
 class TextRequest(msgspec.Struct, kw_only=True):
@@ -78,8 +78,8 @@ class TextRequest(msgspec.Struct, kw_only=True):
 class ChatRequest(TextRequest, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message]
-    tools: list[Tool] | None = None
+    messages: list[SimMessage]
+    tools: list[SimTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -286,7 +286,7 @@ def chat_prompt(asked: ChatRequest) -> tuple[str, ...]:
     return tuple(prompt)
 
 
-def _content_tokens(message: Message) -> list[str]:
+def _content_tokens(message: SimMessage) -> list[str]:
     found = text.tokens(_content(message))
     if isinstance(message.content, list):
         pictures = sum(part.get("type") == "image_url" for part in message.content)
@@ -296,13 +296,13 @@ def _content_tokens(message: Message) -> list[str]:
     return found
 
 
-def _content(message: Message) -> str:
+def _content(message: SimMessage) -> str:
     if isinstance(message.content, list):
         return "\n".join(str(part.get("text", "")) for part in message.content if part.get("type") == "text")
     return message.content or ""
 
 
-def _last_user(messages: list[Message]) -> str:
+def _last_user(messages: list[SimMessage]) -> str:
     return next((_content(message) for message in reversed(messages) if message.role == "user"), "")
 
 
@@ -324,7 +324,7 @@ def _tool_calls(model: SimModel, asked: ChatRequest, prompt: str) -> list[dict[s
     ]
 
 
-def _wanted(asked: ChatRequest, tools: list[Tool]) -> list[Tool]:
+def _wanted(asked: ChatRequest, tools: list[SimTool]) -> list[SimTool]:
     if isinstance(asked.tool_choice, dict):
         name = asked.tool_choice.get("function", {}).get("name")
         return [tool for tool in tools if tool.function.name == name]
@@ -339,7 +339,7 @@ _NESTED = 20  # a schema may contain itself
 _NULL = {"type": "null"}
 
 
-def _arguments(function: Function) -> str:
+def _arguments(function: SimFunction) -> str:
     """A JSON object with a value for every property of the schema."""
     schema = {"properties": {}} | (function.parameters or {})
     return _ENCODE(_example(schema, schema.get("$defs") or {})).decode()

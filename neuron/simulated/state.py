@@ -23,7 +23,7 @@ _TOKENS_KEPT = 100_000
 _PROMPTS_KEPT = 8  # prompts whose prefix a model still has in its cache
 
 
-class Refusal(Exception):
+class SimRefusal(Exception):
     """The neuron will not do it: an HTTP status and a text for `{"error": text}`."""
 
     def __init__(self, status: int, text: str, *, retry_after_s: int | None = None) -> None:
@@ -93,7 +93,7 @@ class Places:
             return
         if self.queue_depth >= self._model.max_queue_depth:
             self.rejected_queue_full += 1
-            raise Refusal(503, f"model '{self._model.id}': queue full", retry_after_s=1)
+            raise SimRefusal(503, f"model '{self._model.id}': queue full", retry_after_s=1)
         turn = trio.Event()
         self._waiting.append(turn)
         admitted = False
@@ -163,7 +163,7 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class SimLoad:
     """One load or unload, begun or refused."""
 
     at: float
@@ -174,7 +174,7 @@ class Loading:
 
 
 @dataclass(slots=True)
-class Activation:
+class SimActivation:
     """The models a neuron loads on its own when it starts; what `/health` says of it."""
 
     pending: list[str] = field(default_factory=list)
@@ -237,7 +237,7 @@ class NeuronState:
         """As after a crash of the daemon: uptime 0 and the models of its start. Counters and logs stay."""
         self.started_at = None
         self.residents: dict[str, Resident] = {}
-        self.activation = Activation(pending=list(self._pre_warm))
+        self.activation = SimActivation(pending=list(self._pre_warm))
         for model_id in self._loaded_at_start:
             self._place(model_id, None, None, None).residency = Residency.LOADED
 
@@ -248,7 +248,7 @@ class NeuronState:
         self.violations: list[str] = []
         self.requests: deque[Received] = deque(maxlen=_LOG_LENGTH)
         self.cancelled: deque[Cancelled] = deque(maxlen=_LOG_LENGTH)
-        self.loads: deque[Loading] = deque(maxlen=_LOG_LENGTH)
+        self.loads: deque[SimLoad] = deque(maxlen=_LOG_LENGTH)
 
     # ---- time
 
@@ -285,7 +285,7 @@ class NeuronState:
         """
         model = self.models.get(name) or self.models.get(name.partition(":")[2])
         if model is None:
-            raise Refusal(400, f"unknown model '{name}'")
+            raise SimRefusal(400, f"unknown model '{name}'")
         return model
 
     def loaded(self, model_id: str) -> Resident | None:
@@ -317,7 +317,7 @@ class NeuronState:
         try:
             self._refuse_second_load(model)
             resident = self._place(model.id, harness, tensor_parallel, devices)
-        except Refusal as refusal:
+        except SimRefusal as refusal:
             self._log_load("load", model.id, refusal.text)
             raise
         self._log_load("load", model.id, "begun", resident.devices)
@@ -341,10 +341,10 @@ class NeuronState:
         model_id = name if name in self.residents else name.partition(":")[2]
         resident = self.residents.get(model_id)
         if resident is None or resident.residency is Residency.UNLOADED:
-            raise Refusal(404, f"model '{name}' not loaded")
+            raise SimRefusal(404, f"model '{name}' not loaded")
         if resident.residency is Residency.LOADING:
             self.violate(f"unload of '{model_id}' while it is loading")
-            raise Refusal(404, f"model '{name}' is loading")
+            raise SimRefusal(404, f"model '{name}' is loading")
         if busy := resident.places.in_flight + resident.places.queue_depth:
             self.violate(f"unload of '{model_id}' with {busy} requests in flight")
         resident.residency = Residency.UNLOADED
@@ -357,16 +357,16 @@ class NeuronState:
         self.violations.append(what)
 
     def _log_load(self, action: str, model_id: str, outcome: str, devices: tuple[int, ...] = ()) -> None:
-        self.loads.append(Loading(trio.current_time(), action, model_id, outcome, devices))
+        self.loads.append(SimLoad(trio.current_time(), action, model_id, outcome, devices))
 
     def _refuse_second_load(self, model: SimModel) -> None:
         resident = self.residents.get(model.id)
         if resident is None or resident.residency is Residency.UNLOADED:
             return
         if resident.residency is Residency.LOADED:
-            raise Refusal(400, f"model '{model.id}' already loaded")
+            raise SimRefusal(400, f"model '{model.id}' already loaded")
         self.violate(f"second load of '{model.id}' while it is loading")
-        raise Refusal(400, f"model '{model.id}' is being loaded")  # not "already loaded": the goal is not met yet
+        raise SimRefusal(400, f"model '{model.id}' is being loaded")  # not "already loaded": the goal is not met yet
 
     def _place(
         self, model_id: str, harness: str | None, tensor_parallel: int | None, devices: Sequence[int] | None
@@ -377,7 +377,7 @@ class NeuronState:
             if share_mb > self.vram_free_mb(index):
                 lack = f"needs {share_mb} MB, {self.vram_free_mb(index)} MB free"
                 self.violate(f"load of '{model.id}' beyond the VRAM of device {index}: {lack}")
-                raise Refusal(400, f"not enough VRAM for '{model.id}' on device {index}: {lack}")
+                raise SimRefusal(400, f"not enough VRAM for '{model.id}' on device {index}: {lack}")
         resident = Resident(model, Residency.LOADING, tuple(shares), shares, Places(model), harness or model.harness)
         self.residents[model.id] = resident
         return resident
@@ -385,14 +385,14 @@ class NeuronState:
     def _chosen(self, model: SimModel, tensor_parallel: int | None, devices: Sequence[int] | None) -> list[int]:
         if devices:
             if unknown := [index for index in devices if not 0 <= index < len(self.devices)]:
-                raise Refusal(400, f"no such device: {unknown[0]}")
+                raise SimRefusal(400, f"no such device: {unknown[0]}")
             return list(devices[: tensor_parallel or len(devices)])
         emptiest = sorted(range(len(self.devices)), key=lambda index: (-self.vram_free_mb(index), index))
         if tensor_parallel is None:
             fitting = [index for index in range(len(self.devices)) if self.vram_free_mb(index) >= model.vram_mb]
             return fitting[:1] or emptiest[:1]
         if tensor_parallel > len(emptiest):
-            raise Refusal(400, f"tensor_parallel {tensor_parallel} with {len(emptiest)} devices")
+            raise SimRefusal(400, f"tensor_parallel {tensor_parallel} with {len(emptiest)} devices")
         return sorted(emptiest[:tensor_parallel])
 
     @staticmethod

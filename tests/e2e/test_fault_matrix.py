@@ -18,7 +18,7 @@ from fakes.running import SMALL, running_gateway
 from fakes.world import Answered, a_sim, a_sim_model, a_world, profile_of
 
 from neuron.simulated import PROBE, PROBE_ANSWER, faults
-from neuron.simulated.faults import AnyFault, Fault
+from neuron.simulated.faults import AnyFault, SimFault
 from neuron.simulated.fleet import neuron
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -39,7 +39,7 @@ class Row:
     """
 
     label: str
-    fault: Fault
+    fault: SimFault
     when: str = "before"
     only: str = "both"
     on_sockets: bool = False

@@ -182,7 +182,7 @@ async def test_quirk_of_a_neuron_is_no_trouble_to_its_client(cortex, http, beast
         (faults.NotLoaded(), 404, None),
         (faults.Hang(), 504, "deadline_exceeded"),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, faults.Fault) else None,
+    ids=lambda value: type(value).__name__ if isinstance(value, faults.SimFault) else None,
 )
 async def test_fault_before_an_answer_is_an_error_in_form(tmp_path, beast, fault, status, code, stream):
     """Well-formed JSON with a fitting status, streaming or not; and the next request is served."""

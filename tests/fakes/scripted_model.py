@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuron.simulated import PRESETS, SimDevice, SimNeuron, api, shapes, text
-from neuron.simulated.http import Exchange
+from neuron.simulated.http import SimExchange
 from neuron.simulated.inference import Job, generate
 
 CHAT = "/v1/chat/completions"
@@ -40,7 +40,7 @@ class ScriptedNeuron(SimNeuron):
         """Every chat request so far."""
         return [json.loads(request.body) for request in self.requests if request.path == CHAT]
 
-    async def _handle(self, exchange: Exchange) -> None:
+    async def _handle(self, exchange: SimExchange) -> None:
         self.start()
         await api.handle(self, exchange, {**api.INFERENCE, CHAT: self._say})
 

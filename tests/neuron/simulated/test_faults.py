@@ -11,7 +11,7 @@ import trio
 from sim_wire import Dial, Raw, read_until, request
 
 from neuron.simulated import SimNeuron, faults
-from neuron.simulated.faults import Fault, FaultBook
+from neuron.simulated.faults import FaultBook, SimFault
 
 SMALL, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3.6-27B"
 STREAM = request(SMALL, stream=True, stream_options={"include_usage": True})
@@ -24,7 +24,7 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\nserver: sim-neuron\r\ncontent-type: text/even
     "fault",
     [faults.Refuse(), faults.RefuseAccept(), faults.Refuse(model=SMALL)],
 )
-async def test_refuse_closes_before_any_byte(raw: Raw, simulated: SimNeuron, fault: Fault) -> None:
+async def test_refuse_closes_before_any_byte(raw: Raw, simulated: SimNeuron, fault: SimFault) -> None:
     """Not a byte comes back. Some kernels call it a reset, as what was sent came to a closed door."""
     simulated.faults.add(fault)
     try:
@@ -35,7 +35,7 @@ async def test_refuse_closes_before_any_byte(raw: Raw, simulated: SimNeuron, fau
 
 
 @pytest.mark.parametrize("fault", [faults.Refuse(reset=True), faults.RefuseAccept(reset=True)])
-async def test_refuse_with_reset(raw: Raw, simulated: SimNeuron, fault: Fault) -> None:
+async def test_refuse_with_reset(raw: Raw, simulated: SimNeuron, fault: SimFault) -> None:
     """The client sees an RST."""
     simulated.faults.add(fault)
     with pytest.raises(trio.BrokenResourceError):
@@ -58,7 +58,7 @@ async def test_refuse_with_reset(raw: Raw, simulated: SimNeuron, fault: Fault) -
     ],
 )
 async def test_error_answers(
-    client: httpx.AsyncClient, simulated: SimNeuron, fault: Fault, told: tuple[int, str, str]
+    client: httpx.AsyncClient, simulated: SimNeuron, fault: SimFault, told: tuple[int, str, str]
 ) -> None:
     """Errors as a neuron, and as less well-behaved engines, tell them."""
     simulated.faults.add(fault)
@@ -215,7 +215,7 @@ async def test_load_failure_frees_the_vram(client: httpx.AsyncClient, simulated:
 
 
 @pytest.mark.parametrize("fault", [faults.Unresponsive(), faults.Hang(), faults.LoadHangs()])
-async def test_hangs_end_with_the_client(connect: Dial, simulated: SimNeuron, fault: Fault) -> None:
+async def test_hangs_end_with_the_client(connect: Dial, simulated: SimNeuron, fault: SimFault) -> None:
     """Nothing comes, and nothing is left when the client goes."""
     simulated.faults.add(fault)
     body = b'{"model_id":"Qwen/Qwen3-8B"}'
