@@ -17,7 +17,10 @@ import click
 import trio
 
 from gateway.config import load
-from gateway.server import main
+from gateway.server.gateway import Gateway
+from gateway.server.listen import Addresses, CannotListen
+from gateway.server.main import SECOND_SIGNAL_EXIT_CODE
+from gateway.server.serve import serve
 from gateway.telemetry import log
 from neuron.simulated.fleet import demo_fleet
 from neuron.simulated.neuron import SimNeuron
@@ -105,7 +108,7 @@ def _on_free_ports(home: Path, speed: float, port: int) -> int:
     for _ in range(PORT_ATTEMPTS - 1):
         try:
             return trio.run(_demo, home, demo_fleet(speed), ports)
-        except* main.CannotListen as group:
+        except* CannotListen as group:
             if port:
                 click.echo(f"{_first(group)}; using free ports", err=True)
             ports = _bound(0, 0)
@@ -130,10 +133,10 @@ async def _demo(home: Path, neurons: list[SimNeuron], ports: tuple[int, int]) ->
         config = home / "cortex.toml"
         token = secrets.token_urlsafe(12)
         await trio.to_thread.run_sync(_write_files, config, _cortex_toml(endpoints, ports, token))
-        gateway = main.Gateway(load.load(config, {}).settings)
+        gateway = Gateway(load.load(config, {}).settings)
         log.configure(gateway.settings.log)
         async with trio.open_nursery() as serving:
-            addresses: main.Addresses = await serving.start(partial(main.serve, gateway, stop=stop.asked.wait))
+            addresses: Addresses = await serving.start(partial(serve, gateway, stop=stop.asked.wait))
             click.echo(_welcome(addresses, home / "models.toml", token))
             await stop.asked.wait()
             click.echo(f"\nstopping; what runs has {DRAIN_S} s to finish (Ctrl-C again: at once)")
@@ -155,12 +158,12 @@ class _Stop:
             task_status.started()
             async for _ in signals:
                 if self.asked.is_set():
-                    self.exit_code = main.SECOND_SIGNAL_EXIT_CODE
+                    self.exit_code = SECOND_SIGNAL_EXIT_CODE
                     everything.cancel()
                 self.asked.set()
 
 
-def _welcome(addresses: main.Addresses, models: Path, token: str) -> str:
+def _welcome(addresses: Addresses, models: Path, token: str) -> str:
     return WELCOME.format(
         api=addresses.url,
         admin=f"http://{addresses.metrics}",

@@ -61,12 +61,13 @@ def main() -> None:
 def serve(config: Path | None) -> None:
     """Run the gateway until SIGTERM or Ctrl-C, then drain it. SIGHUP reloads models.toml."""
     from gateway.server import main as serving  # noqa: PLC0415 - `cortex --help` should not wait for Quart and Hypercorn
+    from gateway.server.gateway import Gateway  # noqa: PLC0415 - as above
 
     loaded = load_settings(config)
     log.configure(loaded.settings.log)
     tell(loaded.warnings, "warning")
     try:
-        gateway = serving.Gateway(loaded.settings)
+        gateway = Gateway(loaded.settings)
     except FaultyFile as error:
         refuse(error)
     sys.exit(serving.run(gateway))

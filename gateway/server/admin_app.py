@@ -1,11 +1,12 @@
-"""The metrics and admin port: `/metrics` for Prometheus, `/admin/*` for operators with the token. No logic."""
+"""The metrics and admin port: `/metrics` for Prometheus, `/health`, and `/admin/*` for operators with the token."""
 
 from __future__ import annotations
 
 import hmac
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar, cast
 
 import msgspec
 import trio
@@ -13,196 +14,162 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from catalogue.load import parse
-from catalogue.models import FaultyFile
+from catalogue.models import Catalogue, FaultyFile
 from gateway import __version__, errors
 from gateway.aliases.auditor import acting
+from gateway.aliases.catalogue_store import CatalogueKeeper
+from gateway.aliases.plan import Plan
+from gateway.aliases.rollout import Rollouts
+from gateway.aliases.warm_swap import Swaps
+from gateway.fleet.loading.drain import Drains
+from gateway.fleet.loading.manual import ManualLoads
+from gateway.fleet.loading.scheduler import Lifecycle
+from gateway.fleet.routing.queue import LineView
+from gateway.fleet.state import Fleet
+from gateway.proxy.shadow.shadower import Shadows
 from gateway.proxy.shadow.summary import summary
 from gateway.server import openapi
-from gateway.server.admin_bodies import Drain, Placed
-from gateway.server.public_app import json_response, mount_document, new_app
+from gateway.server.admin_bodies import DrainBody, PlacementBody
+from gateway.server.health import fault_json
+from gateway.server.quart_app import json_response, mount_document, new_app
 from gateway.telemetry.explain import stories
 from gateway.telemetry.metrics import CONTENT_TYPE
+from gateway.telemetry.request_log import Accounts
 from gateway.telemetry.request_record import Record
 
-if TYPE_CHECKING:
-    from gateway.server.main import Gateway
+__all__ = ["AdminContext", "make_app"]
 
-__all__ = ["make_app"]
-
-ADMIN = "admin"  # what the audit trail calls whoever has the token
+ACTOR = "admin"  # the name in the audit trail of everyone who uses the token
 
 
-def make_app(gateway: Gateway) -> QuartTrio:
+@dataclass(frozen=True, slots=True)
+class AdminContext:
+    """What the admin routes use.
+
+    `explain_requests` is how many ended requests are remembered. `plan` compares the catalogue in force with a new one.
+    """
+
+    token: str | None
+    explain_requests: int
+    catalogue: CatalogueKeeper
+    fleet: Fleet
+    scheduler: Lifecycle
+    manual_loads: ManualLoads
+    drains: Drains
+    swaps: Swaps
+    rollouts: Rollouts
+    shadows: Shadows
+    requests: Accounts
+    health: Callable[[], dict[str, Any]]
+    plan: Callable[[Catalogue, Catalogue], Plan]
+    metrics: Callable[[], bytes]
+    queues: Callable[[], Sequence[LineView]]
+    upstream_statistics: Callable[[], Mapping[str, int]]
+
+
+def make_app(context: AdminContext) -> QuartTrio:
     """The Quart application of the metrics port."""
     app = new_app("cortex.admin")
     mount_document(app, openapi.admin(__version__))
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(gateway.metrics.expose(), content_type=CONTENT_TYPE)
+        return Response(context.metrics(), content_type=CONTENT_TYPE)
 
     @app.get("/health")
     async def health() -> Response:
-        return json_response(gateway.health())
+        return json_response(context.health())
 
     @app.before_request
     async def authorise() -> None:
         if request.path.startswith("/admin/"):
-            _check_token(gateway.settings.admin.token, request.headers.get("authorization", ""))
+            _check_token(context.token, request.headers.get("authorization", ""))
 
-    _mount_catalogue(app, gateway)
-    _mount_requests(app, gateway)
-    _mount_fleet(app, gateway)
-    _mount_shadows(app, gateway)
-    _mount_models(app, gateway)
+    _mount_catalogue(app, context)
+    _mount_requests(app, context)
+    _mount_fleet(app, context)
+    _mount_models(app, context)
     return app
 
 
-def _mount_catalogue(app: QuartTrio, gateway: Gateway) -> None:
+def _check_token(expected: str | None, header: str) -> None:
+    if expected is None:
+        raise errors.NotFound("the admin API is off; set [admin] token in cortex.toml to turn it on")
+    if not hmac.compare_digest(header.removeprefix("Bearer ").encode(), expected.encode()):
+        problem = "wrong admin token" if header else "no admin token"
+        raise errors.InvalidApiKey(f"{problem}; send the header authorization: Bearer <[admin] token of cortex.toml>")
+
+
+def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
     @app.post("/admin/reload")
     async def reload() -> Response:
-        with acting(ADMIN):
-            result = await gateway.keeper.reload()
-        faults = [{"line": f.line, "key": f.key, "message": f.message, "hint": f.hint} for f in result.faults]
+        with acting(ACTOR):
+            result = await context.catalogue.reload()
         body = {
             "result": result.result,
             "generation": result.catalogue.generation,
             "digest": result.catalogue.digest,
             "diff": result.diff.as_json(),
             "warming": sorted(result.catalogue.warming),
-            "faults": faults,
+            "faults": [fault_json(fault) for fault in result.faults],
         }
-        return json_response(body, 422 if faults else 200)
+        return json_response(body, 422 if result.faults else 200)
 
     @app.post("/admin/plan")
     async def plan() -> Response:
         data = cast("bytes", await request.get_data(as_text=False))
-        in_force = gateway.keeper.current
+        in_force = context.catalogue.current
         path = request.args.get("path", "models.toml")
         try:
             wanted = parse(data, path=path, generation=in_force.generation + 1, loaded_at=time.time())
         except FaultyFile as error:
             return json_response({"verdict": "faulty", "faults": [asdict(fault) for fault in error.faults]})
-        told = gateway.plan(in_force, wanted).as_json()
-        return json_response(
-            told | {"generation": in_force.generation, "warnings": [asdict(fault) for fault in wanted.warnings]}
-        )
+        body = context.plan(in_force, wanted).as_json()
+        body |= {"generation": in_force.generation, "warnings": [asdict(fault) for fault in wanted.warnings]}
+        return json_response(body)
 
     @app.get("/admin/rollouts")
     async def rollouts() -> Response:
-        return json_response({"rollouts": gateway.rollouts.views()})
+        return json_response({"rollouts": context.rollouts.views()})
 
     @app.post("/admin/swaps/<path:alias>/retry")
     async def retry(alias: str) -> Response:
-        if not gateway.swaps.retry(alias):
-            raise errors.NotFound(f"no alias '{alias}' is waiting for a swap that failed")
-        return json_response({"alias": alias, "warming": sorted(gateway.keeper.current.warming)})
+        if not context.swaps.retry(alias):
+            raise errors.NotFound(f"alias '{alias}' has no failed swap to retry")
+        return json_response({"alias": alias, "warming": sorted(context.catalogue.current.warming)})
+
+    @app.get("/admin/shadows/<path:alias>")
+    async def compare(alias: str) -> Response:
+        if alias not in context.catalogue.current.aliases:
+            raise errors.NotFound(f"alias '{alias}' does not exist")
+        return json_response(summary(context.shadows.verdict(alias)))
 
 
-def _mount_requests(app: QuartTrio, gateway: Gateway) -> None:
+def _mount_requests(app: QuartTrio, context: AdminContext) -> None:
     @app.get("/admin/requests")
     async def requests() -> Response:
-        return json_response({"requests": [_request(record) for record in gateway.accounts.live.values()]})
+        return json_response({"requests": [_request_json(record) for record in context.requests.live.values()]})
 
     @app.get("/admin/requests/<path:request_id>")
     async def explain(request_id: str) -> Response:
-        told = stories(request_id, gateway.accounts, gateway.lifecycle, trio.current_time())
-        if not told:
-            remembered = gateway.settings.limits.explain_requests
-            raise errors.NotFound(f"no request '{request_id}' is under way or among the last {remembered} that ended")
-        return json_response({"requests": told})
+        found = stories(request_id, context.requests, context.scheduler, trio.current_time())
+        if not found:
+            raise errors.NotFound(
+                f"request '{request_id}' is neither running nor among the last {context.explain_requests} that ended"
+            )
+        return json_response({"requests": found})
 
     @app.delete("/admin/requests/<request_id>")
     async def cancel(request_id: str) -> Response:
-        found = [record for record in gateway.accounts.live.values() if record.request_id == request_id]
+        found = [record for record in context.requests.live.values() if record.request_id == request_id]
         if not found:
-            raise errors.NotFound(f"no request '{request_id}' is under way")
+            raise errors.NotFound(f"request '{request_id}' is not running")
         for record in found:
             record.cancel(errors.ServiceUnavailable("cancelled by an operator"))
         return json_response({"cancelled": len(found)})
 
 
-def _mount_fleet(app: QuartTrio, gateway: Gateway) -> None:
-    @app.get("/admin/fleet")
-    async def fleet() -> Response:
-        return json_response(_fleet(gateway))
-
-    @app.get("/admin/nodes/<name>")
-    async def node(name: str) -> Response:
-        return json_response(gateway.drains.view(_known(gateway, name)))
-
-    @app.post("/admin/nodes/<name>/drain")
-    async def drain(name: str) -> Response:
-        asked = await _body(Drain)
-        return json_response(gateway.drains.drain(_known(gateway, name), move=asked.move))
-
-    @app.post("/admin/nodes/<name>/undrain")
-    async def undrain(name: str) -> Response:
-        return json_response(gateway.drains.undrain(_known(gateway, name)))
-
-
-def _known(gateway: Gateway, name: str) -> str:
-    if name not in gateway.fleet.nodes:
-        raise errors.NotFound(f"no neuron is called '{name}'; there are {', '.join(gateway.fleet.nodes)}")
-    return name
-
-
-def _mount_models(app: QuartTrio, gateway: Gateway) -> None:
-    @app.post("/admin/load")
-    async def load() -> Response:
-        asked = await _body(Placed)
-        loading = gateway.orders.load(asked.model, asked.node)
-        return json_response(loading, 200 if loading.state == "loaded" else 202)
-
-    @app.post("/admin/unload")
-    async def unload() -> Response:
-        asked = await _body(Placed)
-        return json_response(gateway.orders.unload(asked.model, asked.node), 202)
-
-
-_Body = TypeVar("_Body")
-
-
-async def _body(kind: type[_Body]) -> _Body:
-    """The request's body as `kind`. Raises MalformedJson."""
-    data = await request.get_data(as_text=False)
-    try:
-        return msgspec.json.decode(data or b"{}", type=kind)
-    except msgspec.MsgspecError as error:
-        raise errors.MalformedJson(f"this wants JSON: {error}") from error
-
-
-def _mount_shadows(app: QuartTrio, gateway: Gateway) -> None:
-    @app.get("/admin/shadows/<path:alias>")
-    async def compare(alias: str) -> Response:
-        if alias not in gateway.keeper.current.aliases:
-            raise errors.NotFound(f"no alias is called '{alias}'")
-        return json_response(summary(gateway.shadows.verdict(alias)))
-
-
-def _check_token(expected: str | None, header: str) -> None:
-    if expected is None:
-        raise errors.NotFound("the admin API is off: set [admin] token in cortex.toml to turn it on")
-    if not hmac.compare_digest(header.removeprefix("Bearer ").encode(), expected.encode()):
-        told = "that is another token than the admin API's" if header else "the admin API wants its token"
-        raise errors.InvalidApiKey(f"{told}: authorization: Bearer <[admin] token>")
-
-
-def _fleet(gateway: Gateway) -> dict[str, Any]:
-    return {
-        "health": gateway.health(),
-        "nodes": gateway.fleet.snapshot().nodes,
-        "drains": [gateway.drains.view(name) for name in gateway.fleet.nodes],
-        "loads": gateway.lifecycle.loads(),
-        "failing": gateway.lifecycle.failing(),
-        "queue": gateway.inference.admission.lines(),
-        "swaps": gateway.swaps.views(),
-        "upstream": gateway.upstream.statistics(),
-        "now": trio.current_time(),
-    }
-
-
-def _request(record: Record) -> dict[str, Any]:
+def _request_json(record: Record) -> dict[str, Any]:
     return {
         "request_id": record.request_id,
         "path": record.path,
@@ -215,3 +182,64 @@ def _request(record: Record) -> dict[str, Any]:
         "elapsed_s": round(trio.current_time() - record.started_at, 3),
         "retries": record.retries,
     }
+
+
+def _mount_fleet(app: QuartTrio, context: AdminContext) -> None:
+    def known(name: str) -> str:
+        if name not in context.fleet.nodes:
+            neurons = ", ".join(context.fleet.nodes) or "none"
+            raise errors.NotFound(f"neuron '{name}' does not exist; configured neurons: {neurons}")
+        return name
+
+    @app.get("/admin/fleet")
+    async def fleet() -> Response:
+        body = {
+            "health": context.health(),
+            "nodes": context.fleet.snapshot().nodes,
+            "drains": [context.drains.view(name) for name in context.fleet.nodes],
+            "loads": context.scheduler.loads(),
+            "failing": context.scheduler.failing(),
+            "queue": context.queues(),
+            "swaps": context.swaps.views(),
+            "upstream": context.upstream_statistics(),
+            "now": trio.current_time(),
+        }
+        return json_response(body)
+
+    @app.get("/admin/nodes/<name>")
+    async def node(name: str) -> Response:
+        return json_response(context.drains.view(known(name)))
+
+    @app.post("/admin/nodes/<name>/drain")
+    async def drain(name: str) -> Response:
+        body = await _decode_body(DrainBody)
+        return json_response(context.drains.drain(known(name), move=body.move))
+
+    @app.post("/admin/nodes/<name>/undrain")
+    async def undrain(name: str) -> Response:
+        return json_response(context.drains.undrain(known(name)))
+
+
+def _mount_models(app: QuartTrio, context: AdminContext) -> None:
+    @app.post("/admin/load")
+    async def load() -> Response:
+        body = await _decode_body(PlacementBody)
+        loading = context.manual_loads.load(body.model, body.node)
+        return json_response(loading, 200 if loading.state == "loaded" else 202)
+
+    @app.post("/admin/unload")
+    async def unload() -> Response:
+        body = await _decode_body(PlacementBody)
+        return json_response(context.manual_loads.unload(body.model, body.node), 202)
+
+
+_Body = TypeVar("_Body")
+
+
+async def _decode_body(kind: type[_Body]) -> _Body:
+    """The request's body as `kind`; an empty body is `{}`. Raises MalformedJson."""
+    data = await request.get_data(as_text=False)
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except msgspec.MsgspecError as error:
+        raise errors.MalformedJson(f"invalid request body: {error}") from error

@@ -1,20 +1,20 @@
-"""What the admin API takes: the bodies of its requests, as they are read and as its document tells. Values only."""
+"""The request bodies of the admin API, as the routes decode them and as `openapi.py` describes them."""
 
 from __future__ import annotations
 
 import msgspec
 
-__all__ = ["Drain", "Placed"]
+__all__ = ["DrainBody", "PlacementBody"]
 
 
-class Drain(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a drain; it may be left out."""
+class DrainBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a drain; it may be omitted. `move` loads the neuron's models elsewhere first."""
 
     move: bool = False
 
 
-class Placed(msgspec.Struct, forbid_unknown_fields=True):
-    """A model, by id or alias, and a neuron; without one, any that will do."""
+class PlacementBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A model, by id or alias, and a neuron. Without a neuron the gateway chooses."""
 
     model: str
     node: str | None = None

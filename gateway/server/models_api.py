@@ -1,37 +1,36 @@
-"""The bodies of `/v1/models` and `/health`, from a catalogue and the fleet. No HTTP, no waiting, no decisions.
+"""The entries of `/v1/models`, from a catalogue and the fleet. No HTTP, no waiting.
 
-The shapes are the contract's, sections 4 and 8.
+The list is built in four passes: profiles, models on nodes, models that nodes are about to load, aliases.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, TypedDict, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
 from catalogue.models import Catalogue, Cost, Limit, ModelProfile
 from catalogue.placement import feasible
-from gateway.aliases.warm_swap import SwapView
-from gateway.fleet.node import NodeModel
 from gateway.fleet.reports import ModelReport
 from gateway.fleet.routing.choose import neuron_model_id
 from gateway.fleet.state import Fleet
+
+__all__ = ["Entry", "Location", "ModelsApi"]
 
 log = structlog.get_logger("cortex.models_api")
 
 T = TypeVar("T")
 
-# `created` is remembered for every id ever listed, so that an evicted model comes back with the same. Ids come from
-# operators and neurons, not from clients, so this is only a guard against a neuron gone mad.
+# An id keeps its `created` for as long as the process runs, so that an evicted model returns with the same value. Ids
+# come from operators and neurons, not from clients: the limit only guards against a faulty neuron.
 REMEMBERED_IDS = 10_000
 
 
 class Location(msgspec.Struct, frozen=True):
-    """A model on a node. `vram_estimate_mb` in MB, None while unknown."""
+    """A model on a node. `vram_estimate_mb` is None while it is unknown."""
 
     node: str
     status: str
@@ -39,10 +38,10 @@ class Location(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One model or alias, in the order its fields are sent. Encode with msgspec: UNSET fields are left out.
+    """One model or alias; its fields are sent in this order. Encode it with msgspec, which omits UNSET fields.
 
-    `created` is in unix seconds: when this gateway first listed the id. `max_model_len` is the context once more, under
-    the name that vLLM gave it and clients look for.
+    `created` is when this gateway first listed the id, in unix seconds. `max_model_len` repeats `limit.context` under
+    the name that vLLM uses and clients look for.
     """
 
     id: str
@@ -62,11 +61,11 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class ModelsApi:
-    """What `/v1/models` answers. Remembers when it first listed an id, and the last list until something changes.
+    """Builds the entries of `/v1/models`. Caches the last list until the catalogue or the fleet changes.
 
     Args:
-        owned_by: The same for every entry.
-        unix_time: Seconds since 1970; tests bring their own.
+        owned_by: The `owned_by` of every entry.
+        unix_time: Returns seconds since 1970.
     """
 
     def __init__(self, *, owned_by: str, unix_time: Callable[[], float] = time.time) -> None:
@@ -78,22 +77,22 @@ class ModelsApi:
         self._listed_for: tuple[Catalogue, int] | None = None
 
     def list_models(self, catalogue: Catalogue, fleet: Fleet) -> list[Entry]:
-        """Every model and alias, sorted by id. The list is the caller's, its entries are shared and frozen."""
+        """Every model and alias, sorted by id. The caller owns the list; its entries are shared and frozen."""
         return list(self._current(catalogue, fleet).values())
 
     def model_entry(self, catalogue: Catalogue, fleet: Fleet, model_id: str) -> Entry | None:
-        """One entry, an alias's included, or None if the id would not be listed."""
+        """The entry of a model or an alias; None if `list_models` does not list it."""
         return self._current(catalogue, fleet).get(model_id)
 
     def _current(self, catalogue: Catalogue, fleet: Fleet) -> dict[str, Entry]:
-        # The catalogue itself is kept and compared by identity: a generation number alone could be another process's.
+        # The catalogue is compared by identity: its generation number is not unique among catalogues.
         if self._listed_for is None or self._listed_for[0] is not catalogue or self._listed_for[1] != fleet.version:
             self._listed = self._build(catalogue, fleet)
             self._listed_for = (catalogue, fleet.version)
         return self._listed
 
     def _build(self, catalogue: Catalogue, fleet: Fleet) -> dict[str, Entry]:
-        # What was loaded from a profile's `source` has another name on the node; it is that profile's all the same.
+        # A model loaded from a profile's `source` has another id on the node; it is listed under the profile's id.
         listed_as = {neuron_model_id(profile): profile.id for profile in catalogue.models.values()}
         drafts = _topology(catalogue, fleet)
         _add_node_state(drafts, fleet, listed_as)
@@ -116,9 +115,9 @@ class ModelsApi:
         )
 
     def _alias_entries(self, catalogue: Catalogue, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-        """Pass 4. An alias with a model's name shadows it here as it does for requests.
+        """Pass 4. An alias with a model's name replaces that model's entry, as it does for requests.
 
-        An alias of several models is shown as the one of them that gets most requests, of those there are.
+        An alias of several models is shown as the listed one with the greatest weight.
         """
         shown_as = {
             alias.name: next(filter(entries.__contains__, alias.by_weight), None)
@@ -146,7 +145,7 @@ class ModelsApi:
 
 
 class _Draft:
-    """An entry in the making."""
+    """An entry while the passes collect it."""
 
     __slots__ = ("feasible_on", "locations", "profile", "reports")
 
@@ -158,7 +157,7 @@ class _Draft:
 
 
 def _topology(catalogue: Catalogue, fleet: Fleet) -> dict[str, _Draft]:
-    """Pass 1: every profile, and the nodes that satisfy it."""
+    """Pass 1: every profile, and the nodes that could hold it."""
     return {profile.id: _Draft(profile, tuple(_feasible_on(profile, fleet))) for profile in catalogue.models.values()}
 
 
@@ -171,22 +170,20 @@ def _feasible_on(profile: ModelProfile, fleet: Fleet) -> Iterable[str]:
 
 
 def _add_node_state(drafts: dict[str, _Draft], fleet: Fleet, listed_as: Mapping[str, str]) -> None:
-    """Pass 2: what every node has, healthy or not."""
+    """Pass 2: the models that every node reports, healthy or not."""
     for node in fleet.nodes.values():
-        for held in node.models.values():
-            if held.status is not None:
-                _locate(drafts.setdefault(listed_as.get(held.id, held.id), _Draft()), held, held.status)
-
-
-def _locate(draft: _Draft, held: NodeModel, status: str) -> None:
-    vram_mb = None if held.report is None else held.report.vram_used_mb
-    draft.locations.append(Location(held.node.name, status, vram_mb))
-    if held.report is not None:
-        draft.reports.append(held.report)
+        for replica in node.models.values():
+            if replica.status is None:
+                continue
+            draft = drafts.setdefault(listed_as.get(replica.id, replica.id), _Draft())
+            vram_mb = None if replica.report is None else replica.report.vram_used_mb
+            draft.locations.append(Location(node.name, replica.status, vram_mb))
+            if replica.report is not None:
+                draft.reports.append(replica.report)
 
 
 def _add_prewarming(drafts: dict[str, _Draft], fleet: Fleet, listed_as: Mapping[str, str]) -> None:
-    """Pass 3: what every node is about to have, unless it already says something about it."""
+    """Pass 3: the models that a node is about to load, unless it reports a status for them already."""
     for node in fleet.nodes.values():
         for model_id in node.activation.awaited:
             draft = drafts.setdefault(listed_as.get(model_id, model_id), _Draft())
@@ -195,7 +192,7 @@ def _add_prewarming(drafts: dict[str, _Draft], fleet: Fleet, listed_as: Mapping[
 
 
 def _additions(profile: ModelProfile | None, reports: list[ModelReport]) -> dict[str, Any]:
-    """What is known beyond the required fields: the operator's word first, then the first neuron's that has one."""
+    """The optional fields: from the operator's profile, else from the first neuron that reports them."""
     capabilities = (profile and profile.capabilities) or _first(report.capabilities for report in reports)
     limit = (profile and profile.limit) or _first(report.limit for report in reports)
     known = {
@@ -219,7 +216,7 @@ def _limit(limit: Limit) -> dict[str, int]:
 
 
 def _cost(cost: Cost) -> dict[str, float]:
-    """Unknown prices are left out; 0.0 is a price."""
+    """Unknown prices are omitted; 0.0 is a price."""
     known = {
         "input": cost.input,
         "output": cost.output,
@@ -227,47 +224,3 @@ def _cost(cost: Cost) -> dict[str, float]:
         "cache_write": cost.cache_write,
     }
     return {key: usd for key, usd in known.items() if usd is not None}
-
-
-# Health ...............................................................................................................
-
-
-class CatalogueStatus(TypedDict):
-    """The watcher's account of itself. `error` is None while the file in force is the file on disk."""
-
-    generation: int
-    digest: str | None
-    loaded_at: float
-    path: str | None
-    error: Mapping[str, Any] | None
-
-
-def health_body(fleet: Fleet, catalogue_status: CatalogueStatus, swaps: Sequence[SwapView] = ()) -> dict[str, Any]:
-    """`GET /health`: always an answer, and worst first: nobody healthy, something impaired, all well.
-
-    An alias that is warming impairs nobody; one that could not be moved is not what its operator thinks it is.
-    """
-    totals = fleet.statistics()
-    unservable = _unservable(fleet)
-    stuck = any(swap.state == "failed" for swap in swaps)
-    impaired = bool(unservable) or stuck or catalogue_status["error"] is not None
-    body: dict[str, Any] = {
-        "status": "degraded" if not totals.nodes_healthy else "impaired" if impaired else "ok",
-        "nodes": {"healthy": totals.nodes_healthy, "total": totals.nodes_total},
-        "catalogue": dict(catalogue_status),
-    }
-    if unservable:
-        body["unservable"] = unservable
-    if swaps:
-        body["swaps"] = [asdict(swap) for swap in swaps]
-    return body
-
-
-def _unservable(fleet: Fleet) -> list[dict[str, str | None]]:
-    return [
-        {"node": node.name, "model": held.id, "reason": held.report.servable_reason}
-        for node in fleet.nodes.values()
-        if node.healthy
-        for held in sorted(node.models.values(), key=lambda held: held.id)
-        if held.report is not None and not held.report.servable_ok
-    ]

@@ -1,8 +1,8 @@
-"""`/openapi.json` of either port: an OpenAPI 3.1 document out of the endpoint table and the types the code itself uses.
+"""`/openapi.json` of either port: an OpenAPI 3.1 document built from the endpoint table and the types of the code.
 
-So it cannot say what the code does not: requests that are translated are described by the types they are read into,
-answers of ours by those they are written from. What is passed through is described no further than we read it. A test
-holds the paths to the routes that exist; adding a route is adding a row here.
+A translated request is described by the type it is decoded into, an answer of the gateway by the type it is encoded
+from. What is passed through is described only as far as the gateway reads it. A test compares the paths with the routes
+that exist: a new route needs a row here.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from gateway.fleet.routing.queue import LineView
 from gateway.fleet.snapshot import NodeSnapshot
 from gateway.proxy import total_deadline
 from gateway.proxy.endpoints import ENDPOINTS, Endpoint
-from gateway.server.admin_bodies import Drain, Placed
-from gateway.server.models_api import CatalogueStatus, Entry
+from gateway.server.admin_bodies import DrainBody, PlacementBody
+from gateway.server.health import CatalogueStatus
+from gateway.server.models_api import Entry
 
-__all__ = ["ASKED", "admin", "public"]
+__all__ = ["ENDPOINT_DOCS", "admin", "public"]
 
 Json = dict[str, Any]
 
 JSON, STREAM, FORM, TEXT = "application/json", "text/event-stream", "multipart/form-data", "text/plain"
 
 
-# What is asked of each inference endpoint ............................................................................
+# Inference endpoints .................................................................................................
 
 
-class Asked(NamedTuple):
-    """One inference endpoint: what it is for, and the fields without which it makes no sense, besides `model`.
+class EndpointDoc(NamedTuple):
+    """One inference endpoint: its summary, and its required fields besides `model`.
 
-    `kinds` are the content types of its answers; a neuron may have others.
+    `kinds` are the content types of its answers; a neuron may send others.
     """
 
     summary: str
@@ -52,31 +53,37 @@ _TEXT: Json = {"type": "string"}
 _FILE: Json = {"type": "string", "contentMediaType": "application/octet-stream"}
 _TEXTS: Json = {"anyOf": [_TEXT, {"type": "array", "items": {}}]}
 
-ASKED: Mapping[str, Asked] = MappingProxyType(
+ENDPOINT_DOCS: Mapping[str, EndpointDoc] = MappingProxyType(
     {
-        "/v1/chat/completions": Asked(
-            "Chat, streamed or not", {"messages": {"type": "array", "items": {"type": "object"}}}, (JSON, STREAM)
+        "/v1/chat/completions": EndpointDoc(
+            "Create a chat completion", {"messages": {"type": "array", "items": {"type": "object"}}}, (JSON, STREAM)
         ),
-        "/v1/completions": Asked("Completions of a prompt, streamed or not", {"prompt": _TEXTS}, (JSON, STREAM)),
-        "/v1/embeddings": Asked("Vectors of texts", {"input": _TEXTS}),
-        "/v1/rerank": Asked("How well documents fit a query", {"query": _TEXT, "documents": {"type": "array"}}),
-        "/v1/responses": Asked("OpenAI Responses, streamed or not", kinds=(JSON, STREAM)),
-        "/v1/images/generations": Asked("Pictures", {"prompt": _TEXT}, (JSON, STREAM)),
-        "/v1/images/edits": Asked("Pictures out of pictures", {"image": _FILE, "prompt": _TEXT}, (JSON, STREAM)),
-        "/v1/audio/speech": Asked("Speech", {"input": _TEXT}, ("audio/*", STREAM)),
-        "/v1/audio/transcriptions": Asked("What is said in a recording", {"file": _FILE}, (JSON, TEXT, STREAM)),
-        "/v1/audio/translations": Asked("The same in English", {"file": _FILE}, (JSON, TEXT)),
-        "/v1/moderations": Asked("Whether texts are harmful", {"input": _TEXTS}),
-        "/v1/tokenize": Asked("The tokens of a text or a chat"),
-        "/v1/detokenize": Asked("The text of tokens", {"tokens": {"type": "array", "items": {"type": "integer"}}}),
-        "/tokenize": Asked("As /v1/tokenize"),
-        "/detokenize": Asked("As /v1/detokenize", {"tokens": {"type": "array", "items": {"type": "integer"}}}),
-        "/v1/messages": Asked("Anthropic Messages, streamed or not", kinds=(JSON, STREAM)),
-        "/v1/messages/count_tokens": Asked("How many tokens a Messages request has"),
+        "/v1/completions": EndpointDoc("Complete a prompt", {"prompt": _TEXTS}, (JSON, STREAM)),
+        "/v1/embeddings": EndpointDoc("Create embeddings", {"input": _TEXTS}),
+        "/v1/rerank": EndpointDoc(
+            "Rank documents by relevance to a query", {"query": _TEXT, "documents": {"type": "array"}}
+        ),
+        "/v1/responses": EndpointDoc("Create a response (OpenAI Responses API)", kinds=(JSON, STREAM)),
+        "/v1/images/generations": EndpointDoc("Generate images", {"prompt": _TEXT}, (JSON, STREAM)),
+        "/v1/images/edits": EndpointDoc("Edit images", {"image": _FILE, "prompt": _TEXT}, (JSON, STREAM)),
+        "/v1/audio/speech": EndpointDoc("Synthesize speech", {"input": _TEXT}, ("audio/*", STREAM)),
+        "/v1/audio/transcriptions": EndpointDoc("Transcribe audio", {"file": _FILE}, (JSON, TEXT, STREAM)),
+        "/v1/audio/translations": EndpointDoc("Translate audio into English", {"file": _FILE}, (JSON, TEXT)),
+        "/v1/moderations": EndpointDoc("Classify texts as harmful or not", {"input": _TEXTS}),
+        "/v1/tokenize": EndpointDoc("Tokenize a text or a chat"),
+        "/v1/detokenize": EndpointDoc(
+            "Convert tokens to text", {"tokens": {"type": "array", "items": {"type": "integer"}}}
+        ),
+        "/tokenize": EndpointDoc("Same as /v1/tokenize"),
+        "/detokenize": EndpointDoc(
+            "Same as /v1/detokenize", {"tokens": {"type": "array", "items": {"type": "integer"}}}
+        ),
+        "/v1/messages": EndpointDoc("Create a message (Anthropic Messages API)", kinds=(JSON, STREAM)),
+        "/v1/messages/count_tokens": EndpointDoc("Count the tokens of a Messages request"),
     }
 )
 
-_UNDERSTOOD: Mapping[str, type[msgspec.Struct]] = MappingProxyType(
+_REQUEST_TYPES: Mapping[str, type[msgspec.Struct]] = MappingProxyType(
     {
         "/v1/messages": anthropic.Request,
         "/v1/messages/count_tokens": anthropic.Request,
@@ -111,35 +118,35 @@ _ANTHROPIC_ERROR: Json = {
     },
     "required": ["type", "error", "request_id"],
 }
-_OF_AN_ENGINE: Json = {"type": "object", "description": "JSON of an engine's own, such as FastAPI's `detail`."}
+_ENGINE_ERROR: Json = {"type": "object", "description": "An engine's own error body, such as FastAPI's `detail`."}
 
 
 # Types ...............................................................................................................
 
-_OF_CLIENTS = (anthropic.Request, responses.Request, Entry, Envelope, CatalogueStatus, SwapView)
-_OF_OPERATORS = (
+_PUBLIC_TYPES = (anthropic.Request, responses.Request, Entry, Envelope, CatalogueStatus, SwapView)
+_ADMIN_TYPES = (
     *(Envelope, CatalogueStatus, NodeSnapshot, LoadView, LineView, SwapView),
-    *(Drain, DrainView, Placed, Loading, Unloading),
+    *(DrainBody, DrainView, PlacementBody, Loading, Unloading),
 )
 
 
 def _components(types: Sequence[Any]) -> tuple[Mapping[Any, Json], Json]:
-    """What stands for each of the types, and what those names mean."""
+    """The reference of each type, and the schemas that the references name."""
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     return dict(zip(types, references, strict=True)), components
 
 
-_REFERENCE_OF, _ = _components(tuple(dict.fromkeys((*_OF_CLIENTS, *_OF_OPERATORS))))
-_LONG_AND_SHORT = (
+_REFERENCE_OF, _ = _components(tuple(dict.fromkeys((*_PUBLIC_TYPES, *_ADMIN_TYPES))))
+_NAME_PREFIXES = (
     (b"gateway.dialects.anthropic.incoming.", b"Messages"),
     (b"gateway.dialects.responses.incoming.", b"Responses"),
 )
 
 
 def _encoded(document: Json) -> bytes:
-    """With names that a reader of two of them can tell apart, and no Python in them."""
+    """The document, with a dialect's name in place of the module path that msgspec puts before ambiguous names."""
     data = msgspec.json.encode(document)
-    for long, short in _LONG_AND_SHORT:
+    for long, short in _NAME_PREFIXES:
         data = data.replace(long, short)
     return data
 
@@ -150,50 +157,53 @@ _REQUEST_ID: Json = {
     "name": "x-request-id",
     "in": "header",
     "schema": {"type": "string"},
-    "description": "Kept if it is 1 to 128 of A-Z a-z 0-9 . _ : -",
+    "description": "Used as the request's id if it has 1 to 128 characters of A-Z a-z 0-9 . _ : -",
 }
 _DEADLINE: Json = {
     "name": total_deadline.HEADER.decode(),
     "in": "header",
     "schema": {"type": "integer", "minimum": 1, "maximum": total_deadline.LONGEST_MS},
-    "description": "How long all of it may take.",
+    "description": "Time limit for the whole request, in milliseconds.",
 }
 _ANTHROPIC_VERSION: Json = {
     "name": "anthropic-version",
     "in": "header",
     "schema": {"type": "string"},
-    "description": "Whoever sends it is answered in Anthropic's shape.",
+    "description": "If present, the answer has the format of the Anthropic API.",
 }
 
 
 def public(version: str) -> bytes:
-    """Of the port clients ask."""
+    """The document of the public port."""
     paths = {path: {"post": _inference(path, endpoint)} for path, endpoint in ENDPOINTS.items()}
-    return _document("cortex", version, {**paths, **_windows()}, {"schemas": _components(_OF_CLIENTS)[1]})
+    return _document("cortex", version, {**paths, **_lookups()}, {"schemas": _components(_PUBLIC_TYPES)[1]})
 
 
 def _inference(path: str, endpoint: Endpoint) -> Json:
-    asked = ASKED[path]
-    schema = _request_schema(path, endpoint, asked)
+    doc = ENDPOINT_DOCS[path]
+    schema = _request_schema(path, endpoint, doc)
     kind = FORM if endpoint.is_form else JSON
     answer = _ANSWERS.get(path, {"type": "object"})
-    content = {each: {"schema": answer} if each == JSON else {} for each in asked.kinds}
+    content = {each: {"schema": answer} if each == JSON else {} for each in doc.kinds}
     return {
-        "summary": asked.summary,
+        "summary": doc.summary,
         "parameters": [_REQUEST_ID, _DEADLINE],
         "requestBody": {"required": True, "content": {kind: {"schema": schema}}},
-        "responses": {"200": _answer("The answer, as a neuron gave it or translated.", content), **_REFUSALS},
+        "responses": {
+            "200": _answer("The answer of the neuron, translated if the dialects differ.", content),
+            **_ERROR_RESPONSES,
+        },
     }
 
 
-def _request_schema(path: str, endpoint: Endpoint, asked: Asked) -> Json:
-    """What is read: `model`, and all of a request that is understood; the rest goes to the neuron as it came."""
-    properties: Json = {"model": {"type": "string", "description": "An id or an alias."}, **asked.required}
-    if STREAM in asked.kinds and not endpoint.is_form:
+def _request_schema(path: str, endpoint: Endpoint, doc: EndpointDoc) -> Json:
+    """The fields that the gateway reads; it passes all others on to the neuron."""
+    properties: Json = {"model": {"type": "string", "description": "A model id or an alias."}, **doc.required}
+    if STREAM in doc.kinds and not endpoint.is_form:
         properties["stream"] = {"type": ["boolean", "null"]}
-    known = {"type": "object", "properties": properties, "required": ["model", *asked.required]}
-    understood = _UNDERSTOOD.get(path)
-    return known if understood is None else {"allOf": [known, _REFERENCE_OF[understood]]}
+    schema = {"type": "object", "properties": properties, "required": ["model", *doc.required]}
+    request_type = _REQUEST_TYPES.get(path)
+    return schema if request_type is None else {"allOf": [schema, _REFERENCE_OF[request_type]]}
 
 
 def _answer(description: str, content: Json) -> Json:
@@ -201,19 +211,24 @@ def _answer(description: str, content: Json) -> Json:
 
 
 _ERRORS: Json = {JSON: {"schema": {"anyOf": [_REFERENCE_OF[Envelope], _ANTHROPIC_ERROR]}}}
-_PATIENCE: Json = {"retry-after": {"schema": {"type": "integer"}, "description": "Whole seconds, where waiting helps."}}
-_REFUSALS: Json = {
-    status: {
-        "description": f"{whose} The status may be a neuron's own; in the form of the endpoint's dialect.",
-        "headers": _PATIENCE,
-        "content": {JSON: {"schema": {"anyOf": [_REFERENCE_OF[Envelope], _ANTHROPIC_ERROR, _OF_AN_ENGINE]}}},
+_RETRY_AFTER: Json = {
+    "retry-after": {
+        "schema": {"type": "integer"},
+        "description": "When to retry, in whole seconds; absent if a retry does not help.",
     }
-    for status, whose in (("4XX", "It is the request."), ("5XX", "It is not the request."))
+}
+_ERROR_RESPONSES: Json = {
+    status: {
+        "description": f"{cause} The status may be the neuron's; the body has the format of the endpoint's dialect.",
+        "headers": _RETRY_AFTER,
+        "content": {JSON: {"schema": {"anyOf": [_REFERENCE_OF[Envelope], _ANTHROPIC_ERROR, _ENGINE_ERROR]}}},
+    }
+    for status, cause in (("4XX", "The request is at fault."), ("5XX", "The gateway or a neuron is at fault."))
 }
 
 
-def _window(summary: str, schema: Json, *, parameters: list[Json] | None = None, errors: Json | None = None) -> Json:
-    answers = {"200": _answer("It.", {JSON: {"schema": schema}}), **(errors or {})}
+def _lookup(summary: str, schema: Json, *, parameters: list[Json] | None = None, errors: Json | None = None) -> Json:
+    answers = {"200": _answer("OK.", {JSON: {"schema": schema}}), **(errors or {})}
     return {"get": {"summary": summary, "parameters": parameters or [], "responses": answers}}
 
 
@@ -238,40 +253,49 @@ _HEALTH_OPTIONAL = ("unservable", "swaps")
 _ANTHROPIC_MODEL = _object({"type": {"const": "model"}, "id": _TEXT, "display_name": _TEXT, "created_at": _TEXT})
 
 
-def _windows() -> Json:
+def _lookups() -> Json:
     either = [_REFERENCE_OF[Entry], _ANTHROPIC_MODEL]
     lists = [
         _object({"object": {"const": "list"}, "data": _list(_REFERENCE_OF[Entry])}),
         _object({"data": _list(_ANTHROPIC_MODEL), "has_more": {"type": "boolean"}, "first_id": {}, "last_id": {}}),
     ]
-    refused = {"400": _answer("No such limit.", _ERRORS)}
-    unknown = {"404": _answer("No such model.", _ERRORS)}
+    invalid = {"400": _answer("Invalid limit.", _ERRORS)}
+    unknown = {"404": _answer("Unknown model.", _ERRORS)}
     ready = _object({"ready": {"type": "boolean"}})
     return {
-        "/v1/models": _window("What can be asked for", {"anyOf": lists}, parameters=_PAGES, errors=refused),
-        "/v1/models/{model_id}": _window(
-            "One of them; slashes as they are or as %2F",
+        "/v1/models": _lookup("List models and aliases", {"anyOf": lists}, parameters=_PAGES, errors=invalid),
+        "/v1/models/{model_id}": _lookup(
+            "Get one model or alias; slashes in its id may be sent as %2F",
             {"anyOf": either},
             parameters=[_in_path("model_id"), _ANTHROPIC_VERSION],
             errors=unknown,
         ),
-        "/health": _window("How it is", _object(_HEALTH, *_HEALTH_OPTIONAL)),
-        "/ready": _window(
-            "Whether a neuron has answered yet", ready, errors={"503": _answer("Not yet.", {JSON: {"schema": ready}})}
+        "/health": _lookup("Health of the gateway", _object(_HEALTH, *_HEALTH_OPTIONAL)),
+        "/ready": _lookup(
+            "Readiness: whether any neuron has answered since the start",
+            ready,
+            errors={"503": _answer("Not ready.", {JSON: {"schema": ready}})},
         ),
-        "/": _window("Who it is", _object({"name": _TEXT, "version": _TEXT, **_HEALTH}, *_HEALTH_OPTIONAL)),
-        "/openapi.json": _window("This document", {"type": "object"}),
+        "/": _lookup(
+            "Name, version and health", _object({"name": _TEXT, "version": _TEXT, **_HEALTH}, *_HEALTH_OPTIONAL)
+        ),
+        "/openapi.json": _lookup("This document", {"type": "object"}),
     }
 
 
 _PAGES: list[Json] = [
     _ANTHROPIC_VERSION,
     *(
-        {"name": name, "in": "query", "schema": {}, "description": f"{what}; with anthropic-version only."}
+        {
+            "name": name,
+            "in": "query",
+            "schema": {},
+            "description": f"{what}; used only with the anthropic-version header.",
+        }
         for name, what in (
-            ("limit", "1 to 1000"),
-            ("after_id", "The page after it"),
-            ("before_id", "The page before it"),
+            ("limit", "Entries per page, 1 to 1000"),
+            ("after_id", "The page after this id"),
+            ("before_id", "The page before this id"),
         )
     ),
 ]
@@ -285,9 +309,9 @@ def _in_path(name: str) -> Json:
 
 
 def admin(version: str) -> bytes:
-    """Of the port operators ask. What is for them only is behind the token."""
+    """The document of the metrics and admin port."""
     components = {
-        "schemas": _components(_OF_OPERATORS)[1],
+        "schemas": _components(_ADMIN_TYPES)[1],
         "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
     }
     return _document("cortex: metrics and administration", version, _administration(), components)
@@ -308,74 +332,92 @@ def _administration() -> Json:
             "now": {"type": "number"},
         }
     )
-    reloaded = _object({"result": _TEXT, "generation": _COUNT, "diff": {"type": "object"}, "faults": _list({})})
-    drained = _REFERENCE_OF[DrainView]
+    reload = _object({"result": _TEXT, "generation": _COUNT, "diff": {"type": "object"}, "faults": _list({})})
+    drain = _REFERENCE_OF[DrainView]
     request_id, alias = _in_path("request_id"), _in_path("alias")
     return {
-        "/metrics": {"get": {"summary": "For Prometheus", "responses": {"200": _answer("Text.", {TEXT: {}})}}},
-        "/health": _window("How it is", _object(_HEALTH, *_HEALTH_OPTIONAL)),
-        "/openapi.json": _window("This document", {"type": "object"}),
+        "/metrics": {
+            "get": {
+                "summary": "Metrics in the Prometheus text format",
+                "responses": {"200": _answer("OK.", {TEXT: {}})},
+            }
+        },
+        "/health": _lookup("Health of the gateway", _object(_HEALTH, *_HEALTH_OPTIONAL)),
+        "/openapi.json": _lookup("This document", {"type": "object"}),
         "/admin/reload": {
-            "post": _guarded("Read models.toml again", reloaded)
-            | {"responses": _guarded_answers(reloaded) | {"422": _answer("Faulty.", {JSON: {"schema": reloaded}})}}
+            "post": _admin_operation("Reload models.toml", reload)
+            | {
+                "responses": _admin_responses(reload)
+                | {"422": _answer("The file is faulty and not in force.", {JSON: {"schema": reload}})}
+            }
         },
         "/admin/plan": {
             "post": {
-                **_guarded("What a models.toml would take", _object({"verdict": _TEXT})),
+                **_admin_operation("Show what a models.toml would change, load and evict", _object({"verdict": _TEXT})),
                 "parameters": [{"name": "path", "in": "query", "schema": _TEXT}],
                 "requestBody": {"content": {TEXT: {"schema": _TEXT}}},
             }
         },
-        "/admin/rollouts": {"get": _guarded("Rollouts under way", _object({"rollouts": _list({"type": "object"})}))},
-        "/admin/swaps/{alias}/retry": {"post": _guarded("Warm an alias again", {"type": "object"}, alias)},
-        "/admin/shadows/{alias}": {"get": _guarded("An alias beside its shadow", {"type": "object"}, alias)},
-        "/admin/requests": {"get": _guarded("Requests under way", _REQUESTS)},
+        "/admin/rollouts": {
+            "get": _admin_operation("List running rollouts", _object({"rollouts": _list({"type": "object"})}))
+        },
+        "/admin/swaps/{alias}/retry": {
+            "post": _admin_operation("Retry the failed swap of an alias", {"type": "object"}, alias)
+        },
+        "/admin/shadows/{alias}": {
+            "get": _admin_operation("Compare an alias with its shadow", {"type": "object"}, alias)
+        },
+        "/admin/requests": {"get": _admin_operation("List running requests", _REQUESTS)},
         "/admin/requests/{request_id}": {
-            "get": _guarded("What became of a request", _REQUESTS, request_id),
-            "delete": _guarded("End one", _object({"cancelled": _COUNT}), request_id),
+            "get": _admin_operation("Explain a request: routing, waiting, attempts, outcome", _REQUESTS, request_id),
+            "delete": _admin_operation("Cancel a request", _object({"cancelled": _COUNT}), request_id),
         },
-        "/admin/fleet": {"get": _guarded("Neurons, loads, lines and connections", fleet)},
-        "/admin/load": {"post": _ordered("Load a model", Loading)},
-        "/admin/unload": {"post": _ordered("Unload a model", Unloading)},
-        "/admin/nodes/{name}": {"get": _guarded("How the drain of a neuron goes", drained, _in_path("name"))},
+        "/admin/fleet": {"get": _admin_operation("Show neurons, loads, queues and connections", fleet)},
+        "/admin/load": {"post": _placement("Load a model", Loading)},
+        "/admin/unload": {"post": _placement("Unload a model", Unloading)},
+        "/admin/nodes/{name}": {"get": _admin_operation("Show the drain state of a neuron", drain, _in_path("name"))},
         "/admin/nodes/{name}/drain": {
-            "post": _with_body(_guarded("Give a neuron nothing new", drained, _in_path("name")), Drain, required=False)
+            "post": _with_body(
+                _admin_operation("Drain a neuron: send it no new requests", drain, _in_path("name")),
+                DrainBody,
+                required=False,
+            )
         },
-        "/admin/nodes/{name}/undrain": {"post": _guarded("Let requests on to it again", drained, _in_path("name"))},
+        "/admin/nodes/{name}/undrain": {"post": _admin_operation("End the drain of a neuron", drain, _in_path("name"))},
     }
 
 
 def _with_body(operation: Json, kind: type[msgspec.Struct], *, required: bool) -> Json:
-    """An operation that takes JSON, and says so of what is none."""
+    """The operation with a JSON request body, and the 400 for an invalid one."""
     body = {"required": required, "content": {JSON: {"schema": _REFERENCE_OF[kind]}}}
-    refused = {"400": _answer("Not such a body.", _ERRORS)}
-    return operation | {"requestBody": body, "responses": operation["responses"] | refused}
+    invalid = {"400": _answer("Invalid body.", _ERRORS)}
+    return operation | {"requestBody": body, "responses": operation["responses"] | invalid}
 
 
-def _ordered(summary: str, view: type) -> Json:
-    """An order for a model, which is carried out after it was answered."""
-    operation = _with_body(_guarded(summary, _REFERENCE_OF[view]), Placed, required=True)
+def _placement(summary: str, view: type) -> Json:
+    """A load or an unload, which goes on after the answer."""
+    operation = _with_body(_admin_operation(summary, _REFERENCE_OF[view]), PlacementBody, required=True)
     more = {
-        "202": _answer("Under way.", {JSON: {"schema": _REFERENCE_OF[view]}}),
-        "503": _answer("Not now.", _ERRORS),
+        "202": _answer("Started.", {JSON: {"schema": _REFERENCE_OF[view]}}),
+        "503": _answer("Not possible now; retry later.", _ERRORS),
     }
     return operation | {"responses": operation["responses"] | more}
 
 
-def _guarded(summary: str, schema: Json, *parameters: Json) -> Json:
+def _admin_operation(summary: str, schema: Json, *parameters: Json) -> Json:
     return {
         "summary": summary,
         "parameters": list(parameters),
-        "responses": _guarded_answers(schema),
+        "responses": _admin_responses(schema),
         "security": [{"token": []}],
     }
 
 
-def _guarded_answers(schema: Json) -> Json:
+def _admin_responses(schema: Json) -> Json:
     return {
-        "200": _answer("Done.", {JSON: {"schema": schema}}),
-        "401": _answer("Not the token.", _ERRORS),
-        "404": _answer("There is none, or no token is set.", _ERRORS),
+        "200": _answer("OK.", {JSON: {"schema": schema}}),
+        "401": _answer("The admin token is missing or wrong.", _ERRORS),
+        "404": _answer("No such object, or the admin API is off because no token is set.", _ERRORS),
     }
 
 

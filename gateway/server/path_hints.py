@@ -1,6 +1,6 @@
-"""Paths as clients get them wrong: what was meant, where that is beyond doubt, and else what to say. No HTTP.
+"""Mistyped paths: the path that was meant where that is certain, and an error text where it is not. No HTTP.
 
-Base URLs are typed by hand, with and without `/v1` and a last slash, and clients differ in what they add to them.
+People type base URLs by hand, with and without `/v1` and a trailing slash, and clients differ in what they append.
 """
 
 from __future__ import annotations
@@ -9,36 +9,36 @@ import re
 
 from gateway.proxy.endpoints import ENDPOINTS
 
-__all__ = ["WINDOWS", "hint", "meant"]
+__all__ = ["LOOKUPS", "corrected", "hint"]
 
-WINDOWS = ("/", "/health", "/ready", "/openapi.json", "/v1/models")
-"""What is looked at, besides single models."""
+LOOKUPS = ("/", "/health", "/ready", "/openapi.json", "/v1/models")
+"""The public paths that are read with GET, besides those of single models."""
 
 _SLASHES = re.compile(r"/{2,}")
 _ONE_MODEL = re.compile(r"/+v1/+models/+(?=[^/])")
-_NOT_KEPT = "/v1/responses/"
+_STORED_RESPONSE = "/v1/responses/"
 
 
-def meant(path: str) -> str | None:
-    """The path it stands for, if only slashes are too many: at its end, or in a row. None if it is not one of ours."""
+def corrected(path: str) -> str | None:
+    """The known path that this path differs from only by extra slashes; None if there is none."""
     tidy = _SLASHES.sub("/", path)
     tidy = tidy.removesuffix("/") or "/"
-    if tidy in ENDPOINTS or tidy in WINDOWS:
+    if tidy in ENDPOINTS or tidy in LOOKUPS:
         return tidy
-    # An id is whatever it is, slashes and all.
+    # A model id may contain slashes of its own, so only those before it are corrected.
     return _ONE_MODEL.sub("/v1/models/", path, count=1) if _ONE_MODEL.match(path) else None
 
 
 def hint(path: str) -> str:
-    """What to tell who asked for a path that is not there."""
+    """The text of the 404 for a path that does not exist."""
     tidy = _SLASHES.sub("/", path).removesuffix("/")
-    if tidy.startswith(_NOT_KEPT):
-        return "responses are not kept here: there is POST /v1/responses, and nothing to ask about one afterwards"
-    # The longest first: what ends with /chat/completions ends with /completions as well.
+    if tidy.startswith(_STORED_RESPONSE):
+        return "this gateway does not store responses: only POST /v1/responses is supported"
+    # Longest first: a path that ends with /chat/completions also ends with /completions.
     for known in sorted((*ENDPOINTS, "/v1/models"), key=len, reverse=True):
         if tidy.endswith(known.removeprefix("/v1")):
             return (
-                f"no such path; did you mean {known}? The base URL ends with /v1 for OpenAI's clients, "
-                "and before it for Anthropic's"
+                f"no such path; did you mean {known}? The base URL ends with /v1 for OpenAI clients "
+                "and without it for Anthropic clients"
             )
-    return "no such path; inference is under /v1, what can be asked for is at /v1/models"
+    return "no such path; the API is under /v1, and GET /v1/models lists the available models"

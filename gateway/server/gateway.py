@@ -1,0 +1,192 @@
+"""The composition root: builds the parts of one gateway and wires them. `serve.py` runs what is built here."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import trio
+
+from catalogue.models import Catalogue
+from gateway import __version__
+from gateway.aliases import plan as planning
+from gateway.aliases.auditor import Auditor
+from gateway.aliases.catalogue_store import CatalogueKeeper
+from gateway.aliases.files.paths import Records
+from gateway.aliases.plan import Plan
+from gateway.aliases.rollout import Rollouts
+from gateway.aliases.warm_swap import FleetReadiness, Swaps
+from gateway.asgi import App
+from gateway.config.settings import NeuronSettings, Settings
+from gateway.fleet.control.engine_client import EngineClient
+from gateway.fleet.control.neuron_client import NeuronClient
+from gateway.fleet.control.poller import Poller
+from gateway.fleet.loading.drain import Drains
+from gateway.fleet.loading.manual import ManualLoads
+from gateway.fleet.loading.scheduler import Lifecycle
+from gateway.fleet.state import Fleet
+from gateway.http.pool import UpstreamPool
+from gateway.proxy.app import Inference
+from gateway.proxy.shadow.shadower import Shadows
+from gateway.server import admin_app, public_routes
+from gateway.server.admin_app import AdminContext
+from gateway.server.health import catalogue_status, health_body
+from gateway.server.models_api import ModelsApi
+from gateway.server.public_app import PublicApp
+from gateway.server.public_routes import PublicRoutes
+from gateway.telemetry.metrics import CatalogueReadings, Metrics
+from gateway.telemetry.request_log import Accounts
+
+__all__ = ["Gateway"]
+
+
+class Gateway:
+    """All parts of one gateway, built and wired, nothing started.
+
+    Args:
+        settings: Everything an operator can set.
+
+    Raises:
+        catalogue.models.FaultyFile: The configured `models.toml` is missing or faulty.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.fleet = Fleet(settings.neurons, misses=settings.poll.misses)
+        self.keeper = CatalogueKeeper(settings.models_config, readiness=FleetReadiness(self.fleet))
+        self.keeper.load_initial()
+        self.metrics = Metrics()
+        self.neurons = {neuron.name: _client(neuron) for neuron in settings.neurons}
+        self.poller = Poller(self.fleet, self.neurons, settings.poll)
+        self.upstream = UpstreamPool(idle_limit=settings.limits.upstream_idle_connections)
+        self.accounts = Accounts(
+            self.metrics,
+            log_requests=settings.gateway.access_log,
+            remembered=settings.limits.explain_requests,
+        )
+        self.records = Records.of(settings)
+        self.auditor = Auditor(self.records, self.keeper, plan=lambda old, new: self._plan(old, new).as_short_json())
+        self.rollouts = Rollouts(self.records, keeper=self.keeper, watchable=self.accounts, metrics=self.metrics)
+        self.scheduler = Lifecycle(
+            self.fleet,
+            catalogue=self.keeper,
+            neurons=self.neurons,
+            settings=settings,
+            metrics=self.metrics,
+            poll_soon=self.poller.poll_soon,
+        )
+        self.swaps = Swaps(
+            self.keeper,
+            fleet=self.fleet,
+            lifecycle=self.scheduler,
+            upstream=self.upstream,
+            settings=settings,
+            metrics=self.metrics,
+            poll_soon=self.poller.poll_soon,
+        )
+        self.shadows = Shadows(
+            self.fleet, self.upstream, catalogue=self.keeper, metrics=self.metrics, deadlines=settings.deadlines
+        )
+        self.drains = Drains(
+            self.fleet, catalogue=self.keeper, lifecycle=self.scheduler, load_s=settings.deadlines.load_seconds
+        )
+        self.manual_loads = ManualLoads(
+            self.fleet, catalogue=self.keeper, lifecycle=self.scheduler, neurons=self.neurons
+        )
+        self.inference = Inference(
+            settings,
+            catalogue=self.keeper,
+            fleet=self.fleet,
+            upstream=self.upstream,
+            accounts=self.accounts,
+            poll_soon=self.poller.poll_soon,
+            lifecycle=self.scheduler,
+            shadows=self.shadows,
+        )
+        self.keeper.subscribe(lambda *_: self.inference.admission.look_again())
+        self._observe()
+        self.admin_app = cast("App", admin_app.make_app(self._admin_context()))
+        routes_app = cast("App", public_routes.make_app(self._public_routes(), __version__))
+        self.app = PublicApp(
+            self.inference, routes_app, settings, admin=self.admin_app if settings.admin.public else None
+        )
+
+    def _observe(self) -> None:
+        """Let the metrics read the state that they export at each scrape."""
+        self.metrics.watch_fleet(lambda: self.fleet.snapshot().nodes)
+        self.metrics.watch_catalogue(self._catalogue_readings)
+        self.metrics.watch_queue(
+            lambda: {line.model: line.waiting_for_place for line in self.inference.admission.lines()}
+        )
+
+    def _admin_context(self) -> AdminContext:
+        return AdminContext(
+            token=self.settings.admin.token,
+            explain_requests=self.settings.limits.explain_requests,
+            catalogue=self.keeper,
+            fleet=self.fleet,
+            scheduler=self.scheduler,
+            manual_loads=self.manual_loads,
+            drains=self.drains,
+            swaps=self.swaps,
+            rollouts=self.rollouts,
+            shadows=self.shadows,
+            requests=self.accounts,
+            health=self._health,
+            plan=self._plan,
+            metrics=self.metrics.expose,
+            queues=self.inference.admission.lines,
+            upstream_statistics=self.upstream.statistics,
+        )
+
+    def _public_routes(self) -> PublicRoutes:
+        models = ModelsApi(owned_by=self.settings.gateway.owned_by)
+        return PublicRoutes(
+            models=lambda: models.list_models(self.keeper.current, self.fleet),
+            model=lambda model_id: models.model_entry(self.keeper.current, self.fleet, model_id),
+            health=self._health,
+            ready=lambda: self.fleet.statistics().ever_answered,
+        )
+
+    def _plan(self, old: Catalogue, new: Catalogue) -> Plan:
+        """What a change from one catalogue to the other requires of the fleet as it is now."""
+        live = [(record.alias, record.model) for record in self.accounts.live.values()]
+        min_residency_s = self.settings.eviction.min_residency_seconds
+        return planning.plan(old, new, self.fleet, live=live, min_residency_s=min_residency_s)
+
+    def _health(self) -> dict[str, Any]:
+        """The body of `/health`."""
+        status = catalogue_status(self.keeper.current, self.keeper.last_error)
+        return health_body(self.fleet, status, self.swaps.views()) | {"audit": self.auditor.status()}
+
+    def _catalogue_readings(self) -> CatalogueReadings:
+        reloads = {str(result): times for result, times in self.keeper.reloads.items()}
+        catalogue = self.keeper.current
+        waiting = {name: warming.failed is not None for name, warming in catalogue.warming.items()}
+        return CatalogueReadings(catalogue.generation, self.keeper.last_error is None, reloads, waiting)
+
+    async def start_background(self, nursery: trio.Nursery) -> None:
+        """Start every background task. One that crashes ends the nursery: a gateway must not run without its poller."""
+        for run in (
+            self.auditor.run,
+            self.scheduler.run,
+            self.drains.run,
+            self.swaps.run,
+            self.shadows.run,
+            self.keeper.watch,
+            self.rollouts.run,
+            self.poller.run,
+        ):
+            await nursery.start(run)
+        nursery.start_soon(self.upstream.run)
+
+    async def aclose(self) -> None:
+        """Close all connections to neurons."""
+        self.upstream.close()
+        # In a nursery each `aclose` begins, and closes its sockets, even if the deadline has already passed.
+        async with trio.open_nursery() as nursery:
+            for client in self.neurons.values():
+                nursery.start_soon(client.aclose)
+
+
+def _client(neuron: NeuronSettings) -> NeuronClient | EngineClient:
+    return NeuronClient(neuron.endpoint) if neuron.kind == "neuron" else EngineClient(neuron)

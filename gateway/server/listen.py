@@ -1,0 +1,79 @@
+"""Listening TCP sockets, and the addresses that they really have."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import trio
+
+from gateway.config.settings import Listen
+
+__all__ = ["STUCK_READER_MS", "Addresses", "CannotListen", "address_of", "listener", "listening"]
+
+BACKLOG = 2048
+STUCK_READER_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a gateway listens, with the ports that the kernel chose for port 0."""
+
+    api: Listen
+    metrics: Listen
+
+    @property
+    def url(self) -> str:
+        """The base URL of the API."""
+        return f"http://{self.api}"
+
+
+class CannotListen(OSError):
+    """An operator's mistake in an address, as opposed to a crash. The text is for the operator."""
+
+
+@contextlib.asynccontextmanager
+async def listening(listen: Listen) -> AsyncIterator[socket.socket]:
+    """A listening TCP socket, closed on the way out.
+
+    Raises:
+        CannotListen: The address is in use, is not this host's, or cannot be resolved.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            found = await trio.socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = found[0]
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _drop_stuck_readers(sock)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {listen}: {error.strerror or error}") from error
+        except UnicodeError as error:  # from IDNA: a label that is empty or longer than 63 characters
+            raise CannotListen(f"cannot listen on {listen}: '{listen.host}' is not a valid host name") from error
+        yield sock
+
+
+def _drop_stuck_readers(sock: socket.socket) -> None:
+    """Have the kernel end a connection whose peer acknowledges nothing for this long. Accepted sockets inherit it.
+
+    The write deadline of our own server frees the task. This option frees the kernel's memory, and with Hypercorn it is
+    the only limit.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_READER_MS)
+
+
+def listener(sock: socket.socket) -> trio.SocketListener:
+    """A Trio listener on the socket, which stays the caller's to close."""
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+def address_of(sock: socket.socket) -> Listen:
+    """The address that the socket is bound to."""
+    host, port = sock.getsockname()[:2]
+    return Listen(host, port)

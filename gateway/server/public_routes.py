@@ -1,0 +1,66 @@
+"""The public port's lookups: `/v1/models`, `/health`, `/ready`, `/`, `/openapi.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from gateway import errors
+from gateway.server import models_anthropic, openapi
+from gateway.server.models_api import Entry
+from gateway.server.quart_app import ANTHROPIC_VERSION, json_bytes_response, json_response, mount_document, new_app
+
+__all__ = ["PublicRoutes", "make_app"]
+
+
+@dataclass(frozen=True, slots=True)
+class PublicRoutes:
+    """Functions that return what each route shows at the moment of the call. `model` returns None for an unknown id."""
+
+    models: Callable[[], list[Entry]]
+    model: Callable[[str], Entry | None]
+    health: Callable[[], dict[str, Any]]
+    ready: Callable[[], bool]
+
+
+def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
+    """The Quart application of the public port."""
+    app = new_app("cortex")
+    mount_document(app, openapi.public(version))
+
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        entries = routes.models()
+        if ANTHROPIC_VERSION in request.headers:
+            return json_bytes_response(models_anthropic.listing(entries, request.args))
+        return json_response({"object": "list", "data": entries})
+
+    @app.get("/v1/models/<path:model_id>")
+    async def get_model(model_id: str) -> Response:
+        entry = routes.model(model_id)
+        if entry is None:
+            raise errors.ModelNotFound(
+                f"model '{model_id}' not found; GET /v1/models lists the available models", param="model"
+            )
+        if ANTHROPIC_VERSION in request.headers:
+            return json_bytes_response(models_anthropic.single(entry))
+        return json_response(entry)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return json_response(routes.health())
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        is_ready = routes.ready()
+        return json_response({"ready": is_ready}, 200 if is_ready else 503)
+
+    @app.get("/")
+    async def root() -> Response:
+        return json_response({"name": "cortex", "version": version, **routes.health()})
+
+    return app
