@@ -11,7 +11,7 @@ from fakes.patience import SAFETY_NET_S
 from fakes.process import environment, running_cortex
 
 from gateway.cli import demo as demonstration
-from gateway.server.main import CannotListen
+from gateway.server.listen import CannotListen
 
 SMALL, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3.6-27B"
 

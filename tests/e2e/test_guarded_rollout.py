@@ -16,7 +16,8 @@ from gateway.aliases import rollout
 from gateway.aliases.files import rollout_state
 from gateway.aliases.files.rollout_state import Rollout
 from gateway.config.settings import AdminSettings, GatewaySettings, Listen, LogSettings, NeuronSettings, Settings
-from gateway.server.main import Gateway, serve
+from gateway.server.gateway import Gateway
+from gateway.server.serve import serve
 from neuron.simulated import SimDevice, SimModel, SimNeuron
 from neuron.simulated.faults import HttpError, SilentPrefill
 

@@ -18,7 +18,7 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 from gateway.config.settings import NeuronSettings, RetrySettings, Settings, StreamingSettings
 from gateway.fleet.reports import ModelReport, NodeReport
 from gateway.http.server import HttpServer, ServerLimits
-from gateway.server.main import Gateway
+from gateway.server.gateway import Gateway
 from neuron.simulated.faults import Hang, LateHeaders, SilentPrefill, Slow
 from neuron.simulated.fleet import neuron
 

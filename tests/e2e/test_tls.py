@@ -19,7 +19,7 @@ from fakes.scripted import with_length
 from gateway.config.settings import NeuronSettings
 from gateway.fleet.reports import ModelReport, NodeReport
 from gateway.http import pool, tls
-from gateway.server.main import Gateway
+from gateway.server.gateway import Gateway
 from neuron.simulated.faults import CloseAfter, Slow
 
 CHAT = "/v1/chat/completions"

@@ -276,7 +276,7 @@ async def test_new_targets_neuron_killed_while_it_warms_and_a_broken_file_in_bet
                 swaps = running.gateway.swaps
                 async with under_load(running, (10, ALIAS)) as load:
                     running.swap(ALIAS, MIDDLE)
-                    await until(running.gateway.lifecycle.loads)
+                    await until(running.gateway.scheduler.loads)
                     good = running.models_toml.read_text()
                     running.save("[aliases\n")
                     await until(lambda: running.gateway.keeper.last_error)

@@ -15,7 +15,8 @@ import trio
 from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, PATIENT_STREAMING, until
 
 from gateway.config.settings import GatewaySettings, Listen, NeuronSettings, Settings
-from gateway.server.main import Gateway, serve
+from gateway.server.gateway import Gateway
+from gateway.server.serve import serve
 from neuron.simulated import PRESETS, SimDevice, SimNeuron
 
 

@@ -12,7 +12,9 @@ import trio
 from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, PATIENT_STREAMING, until
 
 from gateway.config.settings import AdminSettings, GatewaySettings, Listen, NeuronSettings, Settings
-from gateway.server.main import Addresses, Gateway, serve
+from gateway.server.gateway import Gateway
+from gateway.server.listen import Addresses
+from gateway.server.serve import serve
 from neuron.simulated.faults import EndpointFails
 from neuron.simulated.fleet import neuron
 from neuron.simulated.neuron import SimNeuron

@@ -652,7 +652,7 @@ def test_plan_without_anybody_to_ask_is_code_3(alone):
 def test_compare_shows_an_alias_beside_its_shadow(operator):
     """Figures of both, in a table or as JSON; without a shadow it says how to get one."""
     assert "has no shadow" in operator.done("alias", "compare", "helexa/large", code=1)
-    assert "no alias is called 'nobody'" in operator.done("alias", "compare", "nobody", code=1)
+    assert "alias 'nobody' does not exist" in operator.done("alias", "compare", "nobody", code=1)
     shadowed = f'"helexa/small" = {{ target = "{SMALL}", shadow = {{ model = "{MIDDLE}", percent = 100 }} }}'
     lines = operator.models.read_text().splitlines(keepends=True)
     edited = [shadowed + "\n" if line.startswith('"helexa/small"') else line for line in lines]

@@ -13,13 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import trio
 from fakes.patience import SAFETY_NET_S, until
 from fakes.process import environment, running_cortex, running_program
 
-from gateway.config.settings import Listen
 from gateway.server import main
-from gateway.server.main import STUCK_READER_MS, _listening
+from gateway.server.listen import STUCK_READER_MS
 
 CONFIG = """
 models_config = "models.toml"
@@ -71,6 +69,7 @@ from pathlib import Path
 from gateway.aliases import catalogue_store
 from gateway.config import load
 from gateway.server import main
+from gateway.server.gateway import Gateway
 from gateway.telemetry import log
 
 read = catalogue_store._read
@@ -87,7 +86,7 @@ def read_unless_it_hangs(path):
 catalogue_store._read = read_unless_it_hangs
 loaded = load.load(Path(sys.argv[1]), {}).settings
 log.configure(loaded.log)
-sys.exit(main.run(main.Gateway(loaded)))
+sys.exit(main.run(Gateway(loaded)))
 """
 
 
@@ -188,6 +187,7 @@ from pathlib import Path
 import trio
 from gateway.config import load
 from gateway.server import main
+from gateway.server.gateway import Gateway
 from gateway.{module} import {owner}
 
 
@@ -198,7 +198,7 @@ async def crash(*_, task_status=trio.TASK_STATUS_IGNORED, **__):
 
 
 {owner}.{method} = crash
-sys.exit(main.run(main.Gateway(load.load(Path(sys.argv[1]), {{}}).settings)))
+sys.exit(main.run(Gateway(load.load(Path(sys.argv[1]), {{}}).settings)))
 """
 
 
@@ -206,11 +206,11 @@ sys.exit(main.run(main.Gateway(load.load(Path(sys.argv[1]), {{}}).settings)))
 @pytest.mark.parametrize(
     ("module", "owner", "method"),
     [
-        ("http.pool", "Upstream", "run"),
+        ("http.pool", "UpstreamPool", "run"),
         ("fleet.control.poller", "Poller", "run"),
         ("fleet.loading.scheduler", "Lifecycle", "run"),
         ("aliases.catalogue_store", "CatalogueKeeper", "watch"),
-        ("http.server", "Server", "serve"),
+        ("http.server", "HttpServer", "serve"),
     ],
 )
 def test_crash_of_a_background_task_ends_the_process_loudly(config, module, owner, method, error):
@@ -228,12 +228,3 @@ def test_crash_of_a_background_task_ends_the_process_loudly(config, module, owne
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert error.partition("(")[0] in done.stderr
-
-
-async def test_kernel_drops_who_takes_nothing():
-    """Accepted sockets inherit it: lessons.md has what happens otherwise."""
-    async with _listening(Listen("127.0.0.1", 0)) as sock, await trio.open_tcp_stream(*sock.getsockname()):
-        sock.setblocking(True)
-        accepted, _ = sock.accept()
-        with accepted:
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == STUCK_READER_MS

@@ -1,15 +1,14 @@
-"""`/v1/models` and `/health`: sections 4 and 8 of the contract."""
+"""The entries of `/v1/models`, pass by pass."""
 
 import dataclasses
 
 import msgspec
-import pytest
 import structlog
 from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
 
 from catalogue.models import Alias, Cost, Limit, Target
 from gateway.fleet.reports import Activation
-from gateway.server.models_api import ModelsApi, health_body
+from gateway.server.models_api import ModelsApi
 
 
 def listed(catalogue, fleet, api=None):
@@ -194,34 +193,3 @@ def test_one_entry_is_found_by_id_or_alias_and_unknown_is_none():
     assert api.model_entry(catalogue, fleet, "t/s").alias_of == "lab/m"
     assert api.model_entry(catalogue, fleet, "dead") is None
     assert api.model_entry(catalogue, fleet, "gone") is None
-
-
-# Health ...............................................................................................................
-
-GOOD = {"generation": 3, "loaded_at": 1.5, "path": "/etc/m.toml", "error": None}
-BAD = GOOD | {"error": {"message": "unknown key"}}
-
-
-@pytest.mark.parametrize(
-    ("healthy", "servable", "catalogue", "status"),
-    [
-        (True, True, GOOD, "ok"),
-        (True, False, GOOD, "impaired"),
-        (True, True, BAD, "impaired"),
-        (False, True, GOOD, "degraded"),
-        (False, False, BAD, "degraded"),
-    ],
-)
-def test_health_says_the_worst(healthy, servable, catalogue, status):
-    """Nobody there is degraded; somebody or something unwell is impaired; an unhealthy node's models do not count."""
-    fleet = a_fleet("a", "b")
-    answers(fleet, "a", a_model("m", servable_ok=servable, servable_reason=None if servable else "no room"))
-    if not healthy:
-        for _ in range(3):
-            fleet.missed("a")
-    body = health_body(fleet, catalogue)
-    assert body["status"] == status
-    assert body["nodes"] == {"healthy": int(healthy), "total": 2}
-    assert body["catalogue"] == catalogue
-    named = [{"node": "a", "model": "m", "reason": "no room"}]
-    assert body.get("unservable") == (named if healthy and not servable else None)

@@ -1,6 +1,6 @@
-"""The OpenAPI documents say what there is: no path too many, none too few, no reference into nothing.
+"""The OpenAPI documents describe exactly the routes that exist, and every reference in them resolves.
 
-That answers are as described is shown by schemathesis (tests/clients/installed/test_schema.py).
+Whether the answers match the schemas is for schemathesis to check (tests/clients/installed/test_schema.py).
 """
 
 import json
@@ -10,10 +10,10 @@ import pytest
 from fakes.running import running_gateway
 
 from gateway.proxy.endpoints import ENDPOINTS
-from gateway.server import openapi
-from gateway.server.openapi import ASKED
-from gateway.server.path_hints import WINDOWS
-from gateway.server.public_app import PublicRoutes, make_windows
+from gateway.server import openapi, public_routes
+from gateway.server.openapi import ENDPOINT_DOCS
+from gateway.server.path_hints import LOOKUPS
+from gateway.server.public_routes import PublicRoutes
 
 PUBLIC, ADMIN = json.loads(openapi.public("1.2.3")), json.loads(openapi.admin("1.2.3"))
 METHODS = {"get", "post", "delete"}
@@ -24,7 +24,7 @@ def described(document):
 
 
 def routed(app):
-    """The rules of a Quart application, an `any(…)` taken apart, as OpenAPI writes them."""
+    """The paths and methods of a Quart application, written as in OpenAPI; an `any(…)` becomes one path per choice."""
     found = set()
     for rule in app.url_map.iter_rules():
         if rule.endpoint == "static":
@@ -37,18 +37,18 @@ def routed(app):
     return found
 
 
-def test_public_document_has_the_paths_there_are():
-    """Those of the endpoint table and those of the windows."""
-    windows = PublicRoutes(models=list, model=lambda _: None, health=dict, ready=bool)
-    there_are = {(path, "post") for path in ENDPOINTS} | routed(make_windows(windows, "1.2.3"))
+def test_public_document_describes_the_routes_that_exist():
+    """The inference endpoints and the lookups."""
+    routes = PublicRoutes(models=list, model=lambda _: None, health=dict, ready=bool)
+    existing = {(path, "post") for path in ENDPOINTS} | routed(public_routes.make_app(routes, "1.2.3"))
 
-    assert described(PUBLIC) == there_are
-    assert set(ASKED) == set(ENDPOINTS)
-    assert {path for path, method in there_are if method == "get" and "{" not in path} == set(WINDOWS)
+    assert described(PUBLIC) == existing
+    assert set(ENDPOINT_DOCS) == set(ENDPOINTS)
+    assert {path for path, method in existing if method == "get" and "{" not in path} == set(LOOKUPS)
 
 
-async def test_admin_document_has_the_paths_there_are(tmp_path):
-    """All of them behind the token, but for what is looked at by machines."""
+async def test_admin_document_describes_the_routes_that_exist(tmp_path):
+    """Those under /admin/ require the token, the others do not."""
     async with running_gateway(tmp_path, []) as cortex:
         assert described(ADMIN) == routed(cortex.gateway.admin_app)
     for path, item in ADMIN["paths"].items():
@@ -57,21 +57,21 @@ async def test_admin_document_has_the_paths_there_are(tmp_path):
 
 
 @pytest.mark.parametrize("document", [PUBLIC, ADMIN])
-def test_document_is_whole(document):
-    """Every reference has its component, every operation a summary, and no name is Python's."""
+def test_document_is_complete(document):
+    """Every reference has its component, every operation a summary, and no name is a Python module path."""
     text = json.dumps(document)
-    wanted = set(re.findall(r'"\$ref": "#/components/schemas/([^"]+)"', text))
+    references = set(re.findall(r'"\$ref": "#/components/schemas/([^"]+)"', text))
 
     assert document["openapi"] == "3.1.0"
     assert document["info"]["version"] == "1.2.3"
-    assert wanted <= document["components"]["schemas"].keys()
+    assert references <= document["components"]["schemas"].keys()
     assert "gateway.dialects" not in text
     for item in document["paths"].values():
         assert all(operation["summary"] for operation in item.values())
 
 
 def test_form_endpoints_take_forms():
-    """And the others JSON, with `model` in either."""
+    """Other endpoints take JSON; `model` is required in both."""
     for path, endpoint in ENDPOINTS.items():
         [(kind, body)] = PUBLIC["paths"][path]["post"]["requestBody"]["content"].items()
         assert kind == ("multipart/form-data" if endpoint.is_form else "application/json")
