@@ -1,4 +1,8 @@
-"""The simulated neuron: the neuron API of contract section 2 for real, without a GPU, and with faults on demand."""
+"""A simulated neuron: the whole neuron API over real sockets, without a GPU, with faults on request.
+
+Here: devices, models, loads, inference at a model's own pace, and every fault an engine is known for. Not here:
+anything that imports the gateway; it is an independent peer. Start with `neuron.py`, then `api.py` for the routes.
+"""
 
 from neuron.simulated.fleet import demo_fleet, neuron
 from neuron.simulated.hardware import PRESETS, SimDevice, SimModel

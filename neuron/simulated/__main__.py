@@ -33,7 +33,7 @@ def main(
     """Serve one simulated neuron."""
     unknown = [model for model in _listed(models) + _listed(loaded) if model not in PRESETS]
     if unknown:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PRESETS)}")
+        raise click.BadParameter(f"{unknown[0]!r} is not a simulated model; known: {', '.join(PRESETS)}")
     simulated = fleet.neuron(
         name,
         [int(size) for size in _listed(devices)],

@@ -1,4 +1,4 @@
-"""The simulated neuron's routes: management as in contract section 2, inference, and `/sim` to make it misbehave."""
+"""The simulated neuron's routes: management, inference, and `/sim`, which injects faults."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ T = TypeVar("T")
 async def handle(
     state: NeuronState, exchange: SimExchange, endpoints: Mapping[str, inference.Endpoint] = INFERENCE
 ) -> None:
-    """Answer one request; `endpoints` are those of inference.
+    """Answer one request; `endpoints` maps inference paths to handlers.
 
     Raises:
-        HangUp: the connection must end here.
+        HangUp: The connection must be closed now.
     """
     path = exchange.request.path
     try:
         if not path.startswith("/sim/"):
-            await _misbehave(state, path)
+            await _inject_faults(state, path)
         answer = endpoints.get(path)
         if answer is not None:
             _expect(exchange, "POST")
@@ -47,7 +47,7 @@ async def handle(
         await exchange.respond_json(refusal.status, {"error": refusal.text}, headers)
 
 
-async def _misbehave(state: NeuronState, path: str) -> None:
+async def _inject_faults(state: NeuronState, path: str) -> None:
     if state.faults.take(faults.Unresponsive):
         await trio.sleep_forever()
     failing = state.faults.peek(faults.EndpointFails)
@@ -78,11 +78,11 @@ def _expect(exchange: SimExchange, method: str) -> None:
         raise SimRefusal(405, f"{exchange.request.path} takes {method}")
 
 
-# ---- what the neuron is
+# ---- discovery and health
 
 
 def _discovery(state: NeuronState, _: SimExchange) -> Json:
-    told = {
+    discovery = {
         "hostname": state.name,
         "os": "Linux (simulated)",
         "kernel": "6.12.0-sim",
@@ -91,7 +91,7 @@ def _discovery(state: NeuronState, _: SimExchange) -> Json:
         "devices": [dataclasses.asdict(device) for device in state.devices],
         "harnesses": sorted({model.harness for model in state.models.values()}),
     }
-    return told if state.max_prompt_tokens is None else {**told, "max_prompt_tokens": state.max_prompt_tokens}
+    return discovery if state.max_prompt_tokens is None else {**discovery, "max_prompt_tokens": state.max_prompt_tokens}
 
 
 def _health(state: NeuronState, _: SimExchange) -> Json:
@@ -144,7 +144,7 @@ def _version(state: NeuronState, _: SimExchange) -> Json:
     return {"version": _VERSION, "name": state.name}
 
 
-# ---- its models
+# ---- models
 
 
 def _models(state: NeuronState, _: SimExchange) -> Json:
@@ -179,7 +179,7 @@ def _abilities(model: SimModel) -> dict[str, Json]:
 
 
 def _model_route(state: NeuronState, exchange: SimExchange) -> Json:
-    """`/models/{id}/endpoint` and `/capabilities`, the id being one percent-encoded segment."""
+    """`/models/{id}/endpoint` and `/capabilities`, where the id is one percent-encoded segment."""
     _expect(exchange, "GET")
     _, _, quoted, what = exchange.request.path.split("/")
     model_id = unquote(quoted)
@@ -209,17 +209,17 @@ class UnloadRequest(msgspec.Struct):
     model_id: str
 
 
-async def load(state: NeuronState, exchange: SimExchange | None, asked: LoadRequest) -> None:
+async def load(state: NeuronState, exchange: SimExchange | None, request: LoadRequest) -> None:
     """Load a model and return when its weights are resident; VRAM is taken from the start.
 
-    A client that leaves meanwhile (`exchange` is its) aborts the load, unless `load_survives_client`.
+    A client (of `exchange`) that disconnects meanwhile aborts the load, unless `load_survives_client`.
 
     Raises:
         Refusal: 400, with the reason.
     """
     if exchange is not None:
         exchange.goes_on_alone = state.load_survives_client
-    resident = state.begin_load(asked.model_id, asked.harness, asked.tensor_parallel, asked.devices)
+    resident = state.begin_load(request.model_id, request.harness, request.tensor_parallel, request.devices)
     outcome: str | None = "aborted"
     try:
         outcome = await _read_weights(state, resident.model)
@@ -232,7 +232,7 @@ async def load(state: NeuronState, exchange: SimExchange | None, asked: LoadRequ
 
 
 async def _read_weights(state: NeuronState, model: SimModel) -> str | None:
-    """The time a load takes; returns why it failed, or None."""
+    """Wait for as long as a load takes; return why it failed, or None."""
     fails = state.faults.take(faults.LoadFails, model.id)
     hangs = state.faults.take(faults.LoadHangs, model.id)
     if hangs is not None and hangs.seconds is None:
@@ -271,7 +271,7 @@ def _read(kind: type[T], exchange: SimExchange) -> T:
         raise SimRefusal(400, f"invalid request: {fault}") from None
 
 
-# ---- making it misbehave
+# ---- fault injection
 
 
 def _add_fault(state: NeuronState, exchange: SimExchange) -> Json:
@@ -301,7 +301,7 @@ def _reset(state: NeuronState, _: SimExchange) -> Json:
 
 
 def snapshot(state: NeuronState) -> dict[str, Json]:
-    """What `GET /sim/state` says: counters, what is in flight now, logs, violations. Bodies by their hash only."""
+    """The body of `GET /sim/state`: counters, requests in flight, logs, violations. Bodies appear as hashes only."""
     return {
         "name": state.name,
         "now": trio.current_time(),

@@ -1,4 +1,4 @@
-"""How a simulated neuron can misbehave: one type per fault, and the book of those in force. No I/O.
+"""The faults of a simulated neuron: one type per fault, and the set of faults in force. No I/O.
 
 Each fault is for one model or for all (`"*"`), for the next `times` occasions or until it is cleared. Several may be in
 force at once. Over HTTP a fault is JSON whose `fault` is the type's name in snake case: `{"fault":"drop","after":3}`.
@@ -12,18 +12,18 @@ import msgspec
 
 
 class SimFault(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag_field="fault", tag=""):
-    """What every fault has. `times` None: until cleared."""
+    """Base of every fault. `times` is None for a fault that lasts until it is cleared."""
 
     model: str = "*"
     times: int | None = None
 
     def concerns(self, model_id: str) -> bool:
-        """Whether the fault is meant for this model."""
+        """Whether the fault applies to this model."""
         return self.model in {"*", model_id}
 
 
 class InferenceFault(SimFault, frozen=True):
-    """A fault of one inference request; one `times` is spent on each request it touches."""
+    """A fault of one inference request; each request it applies to uses up one of its `times`."""
 
 
 # ---- before any answer byte
@@ -54,7 +54,7 @@ class NotLoaded(InferenceFault, frozen=True, tag="not_loaded"):
 
 
 class Hang(InferenceFault, frozen=True, tag="hang"):
-    """Takes the request and says nothing; after `seconds` (None: never) goes on as usual."""
+    """Accepts the request and sends nothing; after `seconds` (None: never) goes on as usual."""
 
     seconds: float | None = None
 
@@ -86,7 +86,7 @@ class Informational(InferenceFault, frozen=True, tag="informational"):
 
 
 class SilentPrefill(InferenceFault, frozen=True, tag="silent_prefill"):
-    """Headers and role chunk at once, then this much silence on top of the usual prefill."""
+    """Sends headers and role chunk at once, then nothing for `seconds` more than the usual prefill."""
 
     seconds: float = 30.0
 
@@ -109,7 +109,7 @@ class Drop(InferenceFault, frozen=True, tag="drop"):
 
 
 class MalformedChunk(InferenceFault, frozen=True, tag="malformed_chunk"):
-    """Sends a chunk whose size is no number after `after` SSE events, and closes."""
+    """Sends a chunk whose size is not a number, after `after` SSE events, and closes."""
 
     after: int = 3
 
@@ -125,25 +125,25 @@ class OddUsage(InferenceFault, frozen=True, tag="odd_usage"):
 
 
 class WrongModel(InferenceFault, frozen=True, tag="wrong_model"):
-    """Says another `model` in the answer than it was asked for."""
+    """Reports another `model` in the answer than the request named."""
 
     echo: str = "somebody-else@main"
 
 
 class FloatCreated(InferenceFault, frozen=True, tag="float_created"):
-    """Says `created` as a float, as transformers serve does."""
+    """Sends `created` as a float, as transformers serve does."""
 
 
 class AnyModel(InferenceFault, frozen=True, tag="any_model"):
-    """Takes whatever model name it is asked for, as llama.cpp's server does, and answers with the first loaded one."""
+    """Accepts any model name, as llama.cpp's server does, and answers with the first loaded model."""
 
 
 class RunsOn(InferenceFault, frozen=True, tag="runs_on"):
-    """Does not notice when its client leaves: keeps its place until the answer is done, as transformers serve does."""
+    """Does not notice a disconnect: keeps its slot until the answer is done, as transformers serve does."""
 
 
 class UntilClose(InferenceFault, frozen=True, tag="until_close"):
-    """No length, no chunks: the body ends with the connection."""
+    """Sends neither a length nor chunks: the end of the connection ends the body."""
 
 
 class ContentLength(InferenceFault, frozen=True, tag="content_length"):
@@ -160,13 +160,13 @@ class CloseAfter(InferenceFault, frozen=True, tag="close_after"):
 
 
 class CloseIdle(SimFault, frozen=True, tag="close_idle"):
-    """Closes a connection on which nothing has come for this long, unannounced. `model` and `times` do not apply."""
+    """Closes a connection that was idle for this long, unannounced. `model` and `times` do not apply."""
 
     seconds: float = 5.0
 
 
 class CloseEvery(SimFault, frozen=True, tag="close_every"):
-    """Closes each connection after so many answers, unannounced. `model` and `times` do not apply."""
+    """Closes each connection after this many answers, unannounced. `model` and `times` do not apply."""
 
     requests: int = 100
 
@@ -201,7 +201,7 @@ class LoadHangs(SimFault, frozen=True, tag="load_hangs"):
 
 
 class EndpointFails(SimFault, frozen=True, tag="endpoint_fails"):
-    """One management path answers with `status`; `path` as in the contract, such as `/health`."""
+    """One management path answers with `status`; `path` is a management path such as `/health`."""
 
     path: str = "/health"
     status: int = 500
@@ -255,13 +255,13 @@ F = TypeVar("F", bound=SimFault)
 
 
 class FaultPlan:
-    """What goes wrong with one request: taken from the book once, at its start."""
+    """The faults of one request, taken from the fault book once, at its start."""
 
     def __init__(self, faults: list[SimFault]) -> None:
         self._by_type = {type(fault): fault for fault in faults}
 
     def get(self, kind: type[F]) -> F | None:
-        """The fault of this kind that befalls the request, or None."""
+        """The fault of this kind that applies to the request, or None."""
         fault = self._by_type.get(kind)
         return fault if isinstance(fault, kind) else None
 
@@ -270,21 +270,21 @@ class FaultPlan:
 
 
 class FaultBook:
-    """The faults in force. Every method is synchronous, so a fault is spent by exactly one request."""
+    """The faults in force. Every method is synchronous, so exactly one request uses up a fault."""
 
     def __init__(self) -> None:
-        self._entries: list[tuple[SimFault, list[int]]] = []  # with what is left of `times`, if it counts
+        self._entries: list[tuple[SimFault, list[int]]] = []  # with the remaining `times`, if limited
 
     def add(self, *faults: SimFault) -> None:
         """Put faults in force; a later one of the same kind wins over an earlier one."""
         self._entries.extend((fault, [] if fault.times is None else [fault.times]) for fault in faults)
 
     def clear(self) -> None:
-        """Everything well again."""
+        """Remove every fault."""
         self._entries.clear()
 
     def in_force(self) -> list[dict[str, Any]]:
-        """The faults as JSON-able objects, with what is left of `times`."""
+        """The faults as JSON-able objects, with the remaining `times`."""
         return [{**msgspec.to_builtins(fault), "times": left[0] if left else None} for fault, left in self._entries]
 
     def peek(self, kind: type[F], model_id: str = "*") -> F | None:
@@ -295,14 +295,14 @@ class FaultBook:
         return None
 
     def take(self, kind: type[F], model_id: str = "*") -> F | None:
-        """As `peek`, and spends one of its times."""
+        """As `peek`, and uses up one of its times."""
         fault = self.peek(kind, model_id)
         if fault is not None:
             self._spend([fault])
         return fault
 
     def plan(self, model_id: str) -> FaultPlan:
-        """The inference faults that befall one request for this model; spends one time of each."""
+        """The inference faults that apply to one request for this model; uses up one time of each."""
         faults: list[SimFault] = [
             fault for fault, _ in self._entries if isinstance(fault, InferenceFault) and fault.concerns(model_id)
         ]

@@ -16,7 +16,7 @@ def neuron(
     models: Sequence[SimModel] | None = None,
     speed: float = 1.0,
 ) -> SimNeuron:
-    """A neuron with one device per entry of `vram_mb` and, unless told otherwise, every preset model on disk."""
+    """A neuron with one device per entry of `vram_mb` and, by default, every preset model on disk."""
     devices = [SimDevice(index, f"Simulated {size // 1024} GB", size) for index, size in enumerate(vram_mb)]
     return SimNeuron(name, devices, PRESETS.values() if models is None else models, loaded=loaded, speed=speed)
 

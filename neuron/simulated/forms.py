@@ -1,4 +1,4 @@
-"""multipart/form-data read whole, as a simulated neuron gets it. A second opinion on the gateway's reader. No I/O."""
+"""multipart/form-data read at once; an independent check of the gateway's own parser. No I/O."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _FILENAME = re.compile(rb'filename="((?:[^"\\]|\\.)*)"', re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Fields by name, the last one of a name; and the content of the files in their order."""
+    """Fields by name (the last value wins), and the content of the files in their order."""
 
     fields: dict[str, str]
     files: tuple[bytes, ...]
 
     @property
     def file_sha256(self) -> tuple[str, ...]:
-        """What identifies each file, in hex."""
+        """The SHA-256 of each file, in hex."""
         return tuple(hashlib.sha256(content).hexdigest() for content in self.files)
 
 

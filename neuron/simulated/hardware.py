@@ -1,4 +1,4 @@
-"""What a simulated neuron is made of: devices, and models with their sizes and speeds. No state, no I/O."""
+"""Devices and models of a simulated neuron, with sizes and speeds. No state, no I/O."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class SimModel:
 #   Qwen/Qwen3-1.7B   2.4375 + 20/640 + 2/64 = 2.4375 + 0.03125 + 0.03125 = 2.5 s
 #   Qwen/Qwen3.6-27B  6.45   + 20/160 + 2/16 = 6.45   + 0.125   + 0.125   = 6.7 s
 #
-# 2.5 s and 6.7 s are the reference measurements (issue 2). How real models spread them over silence and tokens was
-# not recorded. We put the remainder before the first token: that is the harder case for a gateway, and it leaves
-# decode speeds plausible for long answers. The speeds are powers of two times ten so that the sums are exact.
+# 2.5 s and 6.7 s were measured on real GPUs, as totals. The time before the first token gets the remainder: that is
+# the harder case for a gateway, and it leaves plausible decode speeds for long answers. The speeds are powers of two
+# times ten so that the sums are exact.
 PRESETS: dict[str, SimModel] = {
     model.id: model
     for model in (

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection of a simulated neuron, on h11: requests in, answers out, raw bytes where a fault wants them.
+"""One HTTP/1.1 connection of a simulated neuron, on h11: requests in, answers out, raw bytes where a fault needs them.
 
 Knows nothing of models. h11 is the independent peer of the gateway's own parser: what it cannot read is the gateway's
 fault and is reported as such.
@@ -20,16 +20,16 @@ import msgspec
 import trio
 
 _READ_BYTES = 65536
-_HEADER_LIMIT_BYTES = 65536  # what the gateway allows a neuron; fair the other way round too
+_HEADER_LIMIT_BYTES = 65536  # the same limit as the gateway's for a neuron's headers
 
 Headers = Sequence[tuple[str, str]]
 
 
 class Framing(enum.Enum):
-    """How the end of a body is told."""
+    """How the end of a body is marked."""
 
     CHUNKED = enum.auto()
-    LENGTH = enum.auto()  # by a content-length among the headers
+    LENGTH = enum.auto()  # by a content-length header
     CLOSE = enum.auto()  # by the end of the connection
 
 
@@ -58,7 +58,7 @@ class SimRequest:
 
 @dataclass(slots=True)
 class SimExchange:
-    """A request and the means to answer it.
+    """A request, and methods to answer it.
 
     Handlers call `respond`, or `begin`, `write` and `end`; or `raw`, after which they must raise `HangUp`.
     `client_left_at` is the clock's time when the client was seen to leave. The handler is cancelled in that moment,
@@ -73,17 +73,17 @@ class SimExchange:
     _framing: Framing = field(default=Framing.CHUNKED, init=False)
 
     async def respond(self, status: int, body: bytes, content_type: str, headers: Headers = ()) -> None:
-        """The whole answer at once, with a content-length."""
+        """Send a whole answer with a content-length."""
         await self.begin(status, content_type, Framing.LENGTH, (*headers, ("content-length", str(len(body)))))
         await self.write(body)
         await self.end()
 
     async def respond_json(self, status: int, value: object, headers: Headers = ()) -> None:
-        """The whole answer at once, as JSON."""
+        """Send a whole answer as JSON."""
         await self.respond(status, msgspec.json.encode(value), "application/json", headers)
 
     async def begin(self, status: int, content_type: str, framing: Framing, headers: Headers = ()) -> None:
-        """The status line and headers of an answer whose body follows by `write`."""
+        """Send status line and headers; the body follows with `write`."""
         self._framing = framing
         listed = [("server", "sim-neuron"), ("content-type", content_type), *headers]
         if framing is Framing.CHUNKED:
@@ -95,48 +95,48 @@ class SimExchange:
             await self._send(h11.Response(status_code=status, headers=listed, reason=_reason(status)))
 
     async def inform(self, status: int) -> None:
-        """A 1xx response before the real one."""
+        """Send a 1xx response before the real one."""
         headers = [("link", "</sim>; rel=preload")] if status == 103 else []
         await self._send(h11.InformationalResponse(status_code=status, headers=headers, reason=_reason(status)))
 
     async def write(self, data: bytes) -> None:
-        """A piece of the body: one chunk, if the body is chunked."""
+        """Send a piece of the body; one chunk, if the body is chunked."""
         if self._framing is Framing.CLOSE:
             await self.raw(data)
         elif self.request.method != "HEAD":
             await self._send(h11.Data(data=data))
 
     async def end(self) -> None:
-        """The body is complete.
+        """Complete the body.
 
         Raises:
-            HangUp: the connection is how the end of this body is told.
+            HangUp: The connection marks the end of this body.
         """
         if self._framing is Framing.CLOSE:
             raise HangUp
         await self._send(h11.EndOfMessage())
 
     async def raw(self, data: bytes) -> None:
-        """Bytes as they are, past h11."""
+        """Send bytes as they are, without h11."""
         try:
             await self._stream.send_all(data)
-        except trio.BrokenResourceError:  # noticed here before the watch did
+        except trio.BrokenResourceError:  # noticed here before the watcher task did
             self.note_departure()
             raise
 
     async def watch(self, scope: trio.CancelScope) -> None:
-        """Cancel the scope when the client leaves. What it sends meanwhile is kept for the next request."""
+        """Cancel the scope when the client disconnects. Bytes it sends meanwhile are kept for the next request."""
         try:
             while data := await self._stream.receive_some(_READ_BYTES):
                 self._connection.receive_data(bytes(data))
         except trio.BrokenResourceError:
-            pass  # left with an RST
+            pass  # the client sent an RST
         self.note_departure()
         if not self.goes_on_alone:
             scope.cancel()
 
     def note_departure(self) -> None:
-        """The client has left: the first to notice says when."""
+        """Note when the client disconnected; the first note counts."""
         if self.client_left_at is None:
             self.client_left_at = trio.current_time()
 
@@ -151,7 +151,7 @@ Handler = Callable[[SimExchange], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """When a connection is closed without a word: after so long without a request, after so many answers."""
+    """When a connection is closed unannounced: after this long without a request, after this many answers."""
 
     idle_s: float = math.inf
     requests: float = math.inf
@@ -190,13 +190,13 @@ async def serve_connection(
         if wish.reset:
             reset(stream)
     except trio.BrokenResourceError:
-        pass  # the client is gone, and whoever was at work for it has been told
+        pass  # the client disconnected, and the handler has been cancelled
     finally:
         await trio.aclose_forcefully(stream)
 
 
 def reset(stream: trio.abc.Stream) -> None:
-    """Make the coming close an RST. Streams that are not sockets have none: they just close."""
+    """Make the coming close an RST. Streams that are not sockets only close."""
     if isinstance(stream, trio.SocketStream):
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -207,7 +207,7 @@ def reset(stream: trio.abc.Stream) -> None:
 async def _read_request(
     connection: h11.Connection, stream: trio.abc.Stream, on_cut: Callable[[], None]
 ) -> SimRequest | None:
-    """The next request with its body, or None when the client has no more to ask."""
+    """The next request with its body, or None after the last one."""
     head: h11.Request | None = None
     body = bytearray()
     while True:
@@ -235,7 +235,7 @@ async def _receive(connection: h11.Connection, stream: trio.abc.Stream) -> None:
         go_on = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
         await stream.send_all(connection.send(go_on) or b"")
     data = await stream.receive_some(_READ_BYTES)
-    if not data:  # between requests or in the middle of one: leaving is no breach
+    if not data:  # a client may disconnect between requests and within one
         raise HangUp
     connection.receive_data(bytes(data))
 
@@ -249,7 +249,7 @@ def _request(head: h11.Request, body: bytes) -> SimRequest:
 
 
 async def _answer(exchange: SimExchange, handler: Handler) -> None:
-    """Run the handler while watching for the client to leave.
+    """Run the handler while watching for a disconnect.
 
     Raises:
         HangUp: the handler wants the connection ended, or the client has ended it.
@@ -259,7 +259,7 @@ async def _answer(exchange: SimExchange, handler: Handler) -> None:
         nursery.start_soon(exchange.watch, nursery.cancel_scope)
         try:
             await handler(exchange)
-        except HangUp as raised:  # kept out of the nursery's exception group
+        except HangUp as raised:  # so that it is not part of the nursery's exception group
             wish = raised
         except trio.BrokenResourceError:
             wish = HangUp()
@@ -275,7 +275,7 @@ async def _refuse(connection: h11.Connection, stream: trio.abc.Stream, breach: h
         return
     body = msgspec.json.encode({"error": f"malformed request: {breach}"})
     headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-    with contextlib.suppress(trio.BrokenResourceError):  # it had said its last word
+    with contextlib.suppress(trio.BrokenResourceError):  # the client disconnected after its last bytes
         await stream.send_all(_head(breach.error_status_hint, headers) + body)
 
 

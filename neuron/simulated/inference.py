@@ -1,4 +1,4 @@
-"""One inference request at a simulated neuron: admission, prefill, decode, and what the faults in force do to them."""
+"""One inference request at a simulated neuron: admission, prefill, decode, and the faults in force."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Head(msgspec.Struct):
-    """What is read of a body before it is known what kind it is."""
+    """The fields every request body has."""
 
     model: str
     stream: bool | None = None
@@ -38,14 +38,14 @@ class Head(msgspec.Struct):
 
 @dataclass(slots=True)
 class Job:
-    """One request on its way: where it runs, what befalls it, and which phase it is in."""
+    """One request: where it runs, which faults apply, which phase it is in."""
 
     state: NeuronState
     exchange: SimExchange
     head: Head
     plan: FaultPlan
     resident: Resident
-    form: Form  # empty unless the request is one
+    form: Form  # empty unless the request is a form
     phase: str = "prefill"
 
     def real_s(self, simulated_s: float) -> float:
@@ -55,12 +55,12 @@ class Job:
 
     @property
     def model(self) -> SimModel:
-        """What it runs on."""
+        """The model it runs on."""
         return self.resident.model
 
     @property
     def voice(self) -> shapes.Voice:
-        """How its answer is told."""
+        """How its answer is phrased."""
         wrong = self.plan.get(faults.WrongModel)
         odd = self.plan.get(faults.OddUsage)
         return shapes.Voice(
@@ -72,11 +72,11 @@ class Job:
 
 
 Endpoint = Callable[[Job], Awaitable[None]]
-"""What a path does once its request has its place."""
+"""What a path does once its request has a slot."""
 
 
 async def infer(state: NeuronState, exchange: SimExchange, answer: Endpoint, *, is_form: bool) -> None:
-    """Answer one inference request, as well or as badly as the faults in force want it.
+    """Answer one inference request, with the faults in force applied.
 
     Args:
         state: Of the neuron.
@@ -97,8 +97,8 @@ async def infer(state: NeuronState, exchange: SimExchange, answer: Endpoint, *, 
     if resident is None or faults.NotLoaded in plan:
         raise SimRefusal(404, f"model '{head.model}' not loaded on this neuron")
     job = Job(state, exchange, head, plan, resident, form or _NO_FORM)
-    with _noticing_departure(job):
-        await _misbehave_first(job)
+    with _noting_disconnect(job):
+        await _apply_early_faults(job)
         job.phase = "queued"
         async with resident.places.hold():
             job.phase = "prefill"
@@ -148,8 +148,8 @@ def _log(state: NeuronState, exchange: SimExchange, head: Head, form: Form | Non
 
 
 @contextmanager
-def _noticing_departure(job: Job) -> Iterator[None]:
-    """Count the request, and when its client leaves before all is generated, say so. Synchronous, hence atomic."""
+def _noting_disconnect(job: Job) -> Iterator[None]:
+    """Count the request, and note a client that disconnects before the end. Synchronous, so atomic."""
     try:
         yield
     finally:
@@ -162,8 +162,8 @@ def _noticing_departure(job: Job) -> Iterator[None]:
             job.state.cancelled.append(Cancelled(left_at, job.head.model, job.phase, bool(job.head.stream), request_id))
 
 
-async def _misbehave_first(job: Job) -> None:
-    """The faults that come before any answer."""
+async def _apply_early_faults(job: Job) -> None:
+    """Apply the faults that come before any answer byte."""
     exchange, plan = job.exchange, job.plan
     job.phase = "hang"
     if hang := plan.get(faults.Hang):
@@ -189,14 +189,14 @@ async def _fail(exchange: SimExchange, error: faults.HttpError) -> None:
         await exchange.respond_json(error.status, {"detail": detail})
         raise HangUp
     if error.numeric:
-        told = {"code": error.status, "message": error.text, "type": "server_error"}
-        await exchange.respond_json(error.status, {"error": told})
+        body = {"code": error.status, "message": error.text, "type": "server_error"}
+        await exchange.respond_json(error.status, {"error": body})
         raise HangUp
     if not error.plain:
         raise SimRefusal(error.status, error.text, retry_after_s=error.retry_after_s)
     headers = [] if error.retry_after_s is None else [("retry-after", str(error.retry_after_s))]
     await exchange.respond(error.status, error.text.encode(), "text/plain; charset=utf-8", headers)
-    raise HangUp  # as real engines do after a crash in a handler: an unannounced close
+    raise HangUp  # as real engines do after a crash in a handler
 
 
 async def _silence(job: Job, seconds: float | None) -> None:
@@ -233,8 +233,8 @@ def _parsed(shape: Callable[[SimModel, bytes], shapes.Generation], job: Job) -> 
 
 
 async def generate(job: Job, generation: shapes.Generation) -> None:
-    """Say it, at the model's own pace."""
-    cached = job.resident.remember(generation.prompt)  # reported, not sped up: the probe takes its time every time
+    """Send the answer at the model's pace."""
+    cached = job.resident.remember(generation.prompt)  # reported only: a cached prefix does not speed the answer up
     if generation.stream:
         await _stream(job, generation, cached)
         return
@@ -246,7 +246,7 @@ async def generate(job: Job, generation: shapes.Generation) -> None:
 
 
 class Due:
-    """When each token of an answer is due, in the clock's time, counted from now."""
+    """When each token of an answer is due, by Trio's clock, counted from now."""
 
     def __init__(self, job: Job, prompt_tokens: int) -> None:
         silent = job.plan.get(faults.SilentPrefill)
@@ -260,7 +260,7 @@ class Due:
         return self._start() + self._job.real_s(self._job.model.first_token_s(self._prompt_tokens))
 
     def token(self, count: int) -> float:
-        """When `count` tokens are there."""
+        """When `count` tokens are generated."""
         return self._start() + self._job.real_s(self._job.model.answer_s(self._prompt_tokens, count))
 
     def _start(self) -> float:
@@ -275,7 +275,7 @@ async def _stream(job: Job, generation: shapes.Generation, cached: int) -> None:
     await wire.begin(generation, cached)
     for event in generation.opening(job.voice):
         await wire.send(event)
-    for count, event in enumerate(generation.told(job.voice), start=1):
+    for count, event in enumerate(generation.token_events(job.voice), start=1):
         await job.state.sleep_until(partial(due.token, count))
         job.phase = "decode"
         await wire.send(event)
@@ -286,7 +286,7 @@ async def _stream(job: Job, generation: shapes.Generation, cached: int) -> None:
 
 
 class _Wire:
-    """A stream's events on their way out, and the faults that cut it."""
+    """Sends a stream's events, and applies the faults that cut it."""
 
     def __init__(self, job: Job) -> None:
         self._exchange = job.exchange
@@ -295,7 +295,7 @@ class _Wire:
         self._sent = 0
 
     async def begin(self, generation: shapes.Generation, cached: int) -> None:
-        """Headers."""
+        """Send the headers."""
         voice = self._job.voice
         headers = [("cache-control", "no-cache"), *_keep_alive(self._plan)]
         framing = Framing.CHUNKED
@@ -303,12 +303,12 @@ class _Wire:
             framing = Framing.CLOSE
         elif faults.ContentLength in self._plan:
             framing = Framing.LENGTH
-            events = [*generation.opening(voice), *generation.told(voice), *generation.closing(voice, cached)]
+            events = [*generation.opening(voice), *generation.token_events(voice), *generation.closing(voice, cached)]
             headers.append(("content-length", str(sum(map(len, events)))))
         await self._exchange.begin(200, _SSE, framing, headers)
 
     async def send(self, event: bytes) -> None:
-        """One event, unless this is where it breaks off."""
+        """Send one event, unless a fault cuts the stream here."""
         drop = self._plan.get(faults.Drop)
         if drop is not None and self._sent >= drop.after:
             await _break_off(self._exchange, event, drop)
@@ -330,7 +330,7 @@ async def _break_off(exchange: SimExchange, event: bytes, drop: faults.Drop) -> 
 
 
 async def send_whole(job: Job, body: bytes, content_type: str = _JSON) -> None:
-    """A body that is not a stream, with the faults that touch one."""
+    """Send a body that is not a stream, with the faults that apply to it."""
     headers = _keep_alive(job.plan)
     job.phase = "done"
     if drop := job.plan.get(faults.Drop):
@@ -414,7 +414,7 @@ async def _rerank(job: Job) -> None:
 
 
 async def _compute(job: Job, prompt: str, answer: dict[str, Any]) -> None:
-    """What has a prompt and no tokens to generate: prefill only."""
+    """Answer a request that generates no tokens: prefill only."""
     count = len(text.tokens(prompt))
     await job.state.sleep_until(Due(job, count).first)
     usage = {"prompt_tokens": count, "total_tokens": count}
@@ -422,7 +422,7 @@ async def _compute(job: Job, prompt: str, answer: dict[str, Any]) -> None:
 
 
 def read(kind: type[T], body: bytes) -> T:
-    """A request from its JSON. Raises Refusal, 400."""
+    """Decode a request. Raises SimRefusal with status 400."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError as fault:
@@ -438,4 +438,4 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         "/v1/rerank": _rerank,
     }
 )
-"""What is about text; the rest is in `media.py`."""
+"""Text endpoints; the others are in `media.py`."""

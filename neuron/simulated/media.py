@@ -1,4 +1,4 @@
-"""Pictures, sound, moderation and tokens at a simulated neuron: OpenAI's and vLLM's shapes, small but valid, no noise.
+"""Images, audio, moderation and tokenizing at a simulated neuron, in OpenAI's and vLLM's shapes: small but valid.
 
 As everywhere in the simulator the answer follows from the model and what it is given, so the same request is answered
 the same, and another model otherwise.
@@ -32,7 +32,7 @@ _FLAGGED = ("kill", "bomb")
 _ENCODE = msgspec.json.Encoder().encode
 
 
-# ---- pictures
+# ---- images
 
 
 class ImagesRequest(msgspec.Struct):
@@ -72,7 +72,7 @@ async def _paint(job: Job, prompt: str, count: int) -> None:
 
 
 def png(*parts: str) -> bytes:
-    """A picture of 8 x 8 pixels in one colour, the same for the same parts (PNG 1.2, RFC 2083)."""
+    """An image of 8 x 8 pixels in one colour, the same for the same parts (PNG 1.2, RFC 2083)."""
     colour = hashlib.sha256("\0".join(parts).encode()).digest()[:3]
     rows = (b"\0" + colour * 8) * 8
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
@@ -81,7 +81,7 @@ def png(*parts: str) -> bytes:
     )
 
 
-# ---- sound
+# ---- audio
 
 
 class SpeechRequest(msgspec.Struct):
@@ -92,7 +92,7 @@ class SpeechRequest(msgspec.Struct):
 
 
 async def _speak(job: Job) -> None:
-    """A WAV, its header and then a piece of sound for each token, each when it is due."""
+    """Send a WAV: its header, then a piece for each token when it is due."""
     asked = read(SpeechRequest, job.exchange.request.body)
     tokens = text.tokens(asked.input)
     due = Due(job, len(tokens))
@@ -109,7 +109,7 @@ async def _speak(job: Job) -> None:
 
 
 def wav(model_id: str, voice: str, tokens: list[str]) -> list[bytes]:
-    """A header for 16-bit mono, and one piece of sound for each token."""
+    """A header for 16-bit mono, and one piece of audio for each token."""
     size = len(tokens) * _SAMPLES_PER_TOKEN * 2
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, _SAMPLES_PER_S, _SAMPLES_PER_S * 2, 2, 16)
     header = struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE") + form + struct.pack("<4sI", b"data", size)
@@ -131,28 +131,33 @@ async def _translate(job: Job) -> None:
 
 
 async def _hear(job: Job, task: str) -> None:
-    """What is said in a file: words that follow from its bytes."""
+    """The transcript of a file: words derived from its bytes."""
     form = job.form
     if len(form.files) != 1:
-        raise SimRefusal(400, "invalid request: one file is wanted")
-    said = text.answer(job.model.id, task + form.file_sha256[0], "")
-    tokens, heard = text.tokens(said), len(form.files[0]) // 1000
-    due = Due(job, heard)
-    usage = {"type": "tokens", "input_tokens": heard, "output_tokens": len(tokens), "total_tokens": heard + len(tokens)}
+        raise SimRefusal(400, "invalid request: exactly one file is required")
+    transcript = text.answer(job.model.id, task + form.file_sha256[0], "")
+    tokens, input_tokens = text.tokens(transcript), len(form.files[0]) // 1000
+    due = Due(job, input_tokens)
+    usage = {
+        "type": "tokens",
+        "input_tokens": input_tokens,
+        "output_tokens": len(tokens),
+        "total_tokens": input_tokens + len(tokens),
+    }
     if job.head.stream and task == "transcribe":
-        await _tell(job, due, tokens, usage)
+        await _stream_transcript(job, due, tokens, usage)
         return
     await job.state.sleep_until(partial(due.token, len(tokens)))
     if form.fields.get("response_format") == "text":
-        await send_whole(job, said.encode(), "text/plain; charset=utf-8")
+        await send_whole(job, transcript.encode(), "text/plain; charset=utf-8")
         return
-    answer: dict[str, Any] = {"text": said, "usage": usage}
+    answer: dict[str, Any] = {"text": transcript, "usage": usage}
     if form.fields.get("response_format") == "verbose_json":
         answer |= {"task": task, "language": "english", "duration": len(form.files[0]) * _SECONDS_PER_BYTE}
     await send_whole(job, _ENCODE(answer))
 
 
-async def _tell(job: Job, due: Due, tokens: list[str], usage: dict[str, Any]) -> None:
+async def _stream_transcript(job: Job, due: Due, tokens: list[str], usage: dict[str, Any]) -> None:
     await job.exchange.begin(200, "text/event-stream", Framing.CHUNKED)
     for count, token in enumerate(tokens, start=1):
         await job.state.sleep_until(partial(due.token, count))
@@ -174,7 +179,7 @@ class ModerationsRequest(msgspec.Struct):
 
 
 async def _moderate(job: Job) -> None:
-    """Flags violence by the word."""
+    """Flag texts that contain the word violence."""
     asked = read(ModerationsRequest, job.exchange.request.body)
     inputs = [asked.input] if isinstance(asked.input, str) else asked.input
     texts = [one if isinstance(one, str) else str(one.get("text", "")) for one in inputs]
@@ -230,10 +235,10 @@ async def _tokenize(job: Job) -> None:
 async def _detokenize(job: Job) -> None:
     asked = read(DetokenizeRequest, job.exchange.request.body)
     try:
-        said = "".join(job.state.vocabulary.token_of(number) for number in asked.tokens)
+        prompt = "".join(job.state.vocabulary.token_of(number) for number in asked.tokens)
     except KeyError as unknown:
         raise SimRefusal(400, f"no such token: {unknown}") from None
-    await send_whole(job, _ENCODE({"prompt": said}))
+    await send_whole(job, _ENCODE({"prompt": prompt}))
 
 
 ENDPOINTS: Mapping[str, Callable[[Job], Awaitable[None]]] = MappingProxyType(
@@ -252,4 +257,4 @@ ENDPOINTS: Mapping[str, Callable[[Job], Awaitable[None]]] = MappingProxyType(
 )
 
 FORMS = frozenset({"/v1/images/edits", "/v1/audio/transcriptions", "/v1/audio/translations"})
-"""Those whose request is a form, and not JSON."""
+"""Paths whose request is a form, not JSON."""

@@ -1,4 +1,4 @@
-"""A simulated neuron one can start: its state, and the two ways to serve it (a real socket, or any Trio stream)."""
+"""A simulated neuron: its state, and two ways to serve it (a real socket, or any Trio stream)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neuron.simulated.state import NeuronState, SimRefusal
 
 
 class SimNeuron(NeuronState):
-    """A neuron without a GPU. Serves the whole neuron API of contract section 2, and `/sim` to make it misbehave.
+    """A neuron without a GPU. Serves the whole neuron API, and `/sim` for fault injection.
 
     Knows time only from Trio's clock, so under an autojump clock an answer of 6.7 s takes none.
     """
@@ -60,7 +60,7 @@ class SimNeuron(NeuronState):
         self.counters["cut_off"] += 1
 
     async def warm(self) -> None:
-        """Load what is pending in `activation`, one after the other. `serve` does this by itself."""
+        """Load the pending models of `activation` one after the other. `serve` does this by itself."""
         activation = self.activation
         while activation.pending:
             model_id = activation.in_progress = activation.pending.pop(0)
@@ -72,5 +72,5 @@ class SimNeuron(NeuronState):
             activation.in_progress = None
 
     async def _handle(self, exchange: SimExchange) -> None:
-        self.start()  # a restart begins the uptime anew with the next request
+        self.start()  # the next request starts the uptime again
         await api.handle(self, exchange)

@@ -1,6 +1,6 @@
-"""The Responses API as a neuron that speaks it itself tells it: from a body to a `Generation`, to JSON or SSE. No I/O.
+"""The Responses API of a neuron that serves it itself: from a body to a `Generation`, to JSON or SSE. No I/O.
 
-Shares nothing with `gateway.dialects.responses`: what is passed through is not what the gateway would have made itself.
+Shares nothing with `gateway.dialects.responses`: so that a pass-through differs from what the gateway would generate.
 Shapes as in https://platform.openai.com/docs/api-reference/responses.
 """
 
@@ -49,7 +49,7 @@ class ResponsesRequest(msgspec.Struct):
 
 
 def answer(model: SimModel, body: bytes) -> ResponsesGeneration:
-    """What the model would say to the same chat.
+    """The answer the model gives to the same chat.
 
     Raises:
         msgspec.MsgspecError: the body is no Responses request.
@@ -99,14 +99,14 @@ def _content(given: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ResponsesGeneration(Generation):
-    """The same answer told in another way."""
+    """The same answer in the format of Responses."""
 
     def opening(self, voice: Voice) -> list[bytes]:
-        """The two events that need no token."""
+        """The two events before any token."""
         return _Teller(self, voice, 0).script()[0]
 
-    def told(self, voice: Voice) -> Iterator[bytes]:
-        """The events of each token: its delta, and what begins before it."""
+    def token_events(self, voice: Voice) -> Iterator[bytes]:
+        """The events of each token: its delta, and the items and parts it opens."""
         return iter(_Teller(self, voice, 0).script()[1])
 
     def closing(self, voice: Voice, cached: int) -> list[bytes]:
@@ -121,7 +121,7 @@ class ResponsesGeneration(Generation):
 
 
 class _Teller:
-    """Tells an answer from beginning to end, numbering its events."""
+    """Writes the events of an answer, numbered."""
 
     def __init__(self, generation: Generation, voice: Voice, cached: int) -> None:
         self._generation = generation
@@ -145,19 +145,19 @@ class _Teller:
         }
 
     def script(self) -> tuple[list[bytes], list[bytes], list[bytes]]:
-        """What comes before the tokens, with each of them, and after them."""
-        opening = [self._tell(kind, response=self.response) for kind in ("response.created", "response.in_progress")]
-        told: list[bytes] = []
+        """The events before the tokens, with each token, and after them."""
+        opening = [self._write(kind, response=self.response) for kind in ("response.created", "response.in_progress")]
+        events: list[bytes] = []
         before = b""
         for (kind, _), run in groupby(self._generation.deltas, _run):
             deltas = list(run)
             item = self._item(kind, deltas[0])
             before += self._begin(item)
             for delta in deltas:
-                told.append(before + self._add(item, delta))
+                events.append(before + self._add(item, delta))
                 before = b""
             before = self._finish(item)
-        return opening, told, [before + self._end()]
+        return opening, events, [before + self._end()]
 
     def _item(self, kind: str, delta: dict[str, Any]) -> dict[str, Any]:
         item: dict[str, Any] = {"id": f"{kind}-{len(self.response['output'])}", "type": kind, "status": "in_progress"}
@@ -167,39 +167,39 @@ class _Teller:
         return item | ({"summary": [], "content": []} if kind == "reasoning" else {"role": "assistant", "content": []})
 
     def _begin(self, item: dict[str, Any]) -> bytes:
-        added = self._tell("response.output_item.added", output_index=self._index, item=item)
+        added = self._write("response.output_item.added", output_index=self._index, item=item)
         if item["type"] == "function_call":
             return added
         item["content"].append(_part(item))
         place = {"item_id": item["id"], "output_index": self._index, "content_index": 0}
-        return added + self._tell("response.content_part.added", **place, part=item["content"][0])
+        return added + self._write("response.content_part.added", **place, part=item["content"][0])
 
     def _add(self, item: dict[str, Any], delta: dict[str, Any]) -> bytes:
         place = {"item_id": item["id"], "output_index": self._index}
         if item["type"] == "function_call":
             piece = delta["tool_calls"][0]["function"]["arguments"]
             item["arguments"] += piece
-            return self._tell("response.function_call_arguments.delta", **place, delta=piece) if piece else b""
+            return self._write("response.function_call_arguments.delta", **place, delta=piece) if piece else b""
         piece = delta.get("content") or delta.get("reasoning_content", "")
         item["content"][0]["text"] += piece
         more: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}
         kind = item["content"][0]["type"]
-        return self._tell(f"response.{kind}.delta", **place, content_index=0, delta=piece, **more)
+        return self._write(f"response.{kind}.delta", **place, content_index=0, delta=piece, **more)
 
     def _finish(self, item: dict[str, Any]) -> bytes:
         place = {"item_id": item["id"], "output_index": self._index}
         if item["type"] == "function_call":
-            said = {"name": item["name"], "arguments": item["arguments"]}
-            told = self._tell("response.function_call_arguments.done", **place, **said)
+            call = {"name": item["name"], "arguments": item["arguments"]}
+            events = self._write("response.function_call_arguments.done", **place, **call)
         else:
             part = item["content"][0]
             more: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}
-            told = self._tell(f"response.{part['type']}.done", **place, content_index=0, text=part["text"], **more)
-            told += self._tell("response.content_part.done", **place, content_index=0, part=part)
+            events = self._write(f"response.{part['type']}.done", **place, content_index=0, text=part["text"], **more)
+            events += self._write("response.content_part.done", **place, content_index=0, part=part)
         item["status"] = "completed"
-        told += self._tell("response.output_item.done", output_index=self._index, item=item)
+        events += self._write("response.output_item.done", output_index=self._index, item=item)
         self.response["output"].append(item)
-        return told
+        return events
 
     def _end(self) -> bytes:
         cut = self._generation.finish_reason == "length"
@@ -207,13 +207,13 @@ class _Teller:
         self.response |= {"status": status, "usage": self._usage}
         if cut:
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
-        return self._tell(f"response.{status}", response=self.response)
+        return self._write(f"response.{status}", response=self.response)
 
     @property
     def _index(self) -> int:
         return len(self.response["output"])
 
-    def _tell(self, kind: str, **fields: Any) -> bytes:
+    def _write(self, kind: str, **fields: Any) -> bytes:
         body = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), _ENCODE(body))
@@ -233,7 +233,7 @@ def _part(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _usage(usage: dict[str, Any]) -> dict[str, Any]:
-    """Chat's usage in this API's words."""
+    """Chat's usage with the field names of this API."""
     thought = usage.get("completion_tokens_details", {"reasoning_tokens": 0})
     return {
         "input_tokens": usage["prompt_tokens"],

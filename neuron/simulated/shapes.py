@@ -15,7 +15,7 @@ import msgspec
 from neuron.simulated import text
 from neuron.simulated.hardware import SimModel
 
-_IMAGE_TOKENS = 256  # what a picture counts as, whatever its size
+_IMAGE_TOKENS = 256  # tokens of an image, whatever its size
 CREATED = 1_767_225_600  # 2026-01-01: answers are deterministic, and the simulator has no wall clock
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -38,7 +38,7 @@ class SimMessage(msgspec.Struct):
 
 
 class SimFunction(msgspec.Struct):
-    """What a tool does."""
+    """The function of a tool."""
 
     name: str
     parameters: dict[str, Any] | None = None
@@ -51,7 +51,7 @@ class SimTool(msgspec.Struct):
 
 
 class TextRequest(msgspec.Struct, kw_only=True):
-    """What chat and completions have in common."""
+    """Fields that chat and completions share."""
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -87,7 +87,7 @@ class ChatRequest(TextRequest, kw_only=True):
 
     @property
     def schema(self) -> dict[str, Any] | None:
-        """What the answer is to look like, if it is to be JSON."""
+        """The JSON schema the answer must match, if any."""
         wanted = self.response_format or {}
         if wanted.get("type") == "json_object":
             return {"properties": {"answer": {"type": "string"}}}
@@ -106,7 +106,7 @@ class CompletionRequest(TextRequest, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """How an answer is told. `model` is what it says it comes from."""
+    """How an answer is phrased. `model` is the name it reports."""
 
     model: str
     usage: Literal["own", "finish", "choices", "none"] = "own"
@@ -116,9 +116,9 @@ class Voice:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer in the making: a prompt, and one delta per token to come.
+    """One answer: a prompt, and one delta per token.
 
-    `deltas` are chat deltas; a completion's are `{"content": text}` and become `text` when told.
+    `deltas` are chat deltas; a completion's are `{"content": text}` and become `text`.
     """
 
     id: str
@@ -130,7 +130,7 @@ class Generation:
     finish_reason: str
 
     def usage(self, cached: int) -> dict[str, Any]:
-        """The `usage` object, `cached` of the prompt's tokens having come from the prefix cache."""
+        """The `usage` object, where `cached` prompt tokens came from the prefix cache."""
         usage = {
             "prompt_tokens": len(self.prompt),
             "completion_tokens": len(self.deltas),
@@ -142,10 +142,10 @@ class Generation:
         return usage
 
     def opening(self, voice: Voice) -> list[bytes]:
-        """The events that need no token: the role chunk."""
+        """The event before any token: the role chunk."""
         return [self._event(voice, {"role": "assistant", "content": ""}, None)] if self.chat else []
 
-    def told(self, voice: Voice) -> Iterator[bytes]:
+    def token_events(self, voice: Voice) -> Iterator[bytes]:
         """One event per token."""
         return (self._event(voice, delta, None) for delta in self.deltas)
 
@@ -176,8 +176,8 @@ class Generation:
     def _event(
         self, voice: Voice, delta: dict[str, Any], finish_reason: str | None, usage: dict[str, Any] | None = None
     ) -> bytes:
-        told = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
-        choice = {"index": 0, **told, "logprobs": None, "finish_reason": finish_reason}
+        piece = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
+        choice = {"index": 0, **piece, "logprobs": None, "finish_reason": finish_reason}
         body = {**self._head(voice, "chunk"), "choices": [choice]}
         return sse(body if usage is None else {**body, "usage": usage})
 
@@ -201,16 +201,19 @@ def chat(model: SimModel, body: bytes) -> Generation:
 
 
 def chat_answer(model: SimModel, asked: ChatRequest) -> Generation:
-    """The same for one that has been read."""
+    """The same for a decoded request."""
     prompt = chat_prompt(asked)
     whole_prompt = "".join(prompt)
     calls = _tool_calls(model, asked, whole_prompt)
     thought = text.tokens(text.reasoning(model.id, whole_prompt)) if _reasons(model, asked) else []
-    said, finish_reason = _said(model, asked, whole_prompt, _last_user(asked.messages)) if not calls else ([], "stop")
+    answer: list[str] = []
+    finish_reason = "stop"
+    if not calls:
+        answer, finish_reason = _content_tokens(model, asked, whole_prompt, _last_user(asked.messages))
     if asked.schema is not None and not calls:
-        said = _as_json(asked.schema, said)
+        answer = _as_json(asked.schema, answer)
     deltas = [{"reasoning_content": token} for token in thought]
-    deltas += _call_deltas(calls) or [{"content": token} for token in said]
+    deltas += _call_deltas(calls) or [{"content": token} for token in answer]
     return _generation(asked, prompt, deltas, "tool_calls" if calls else finish_reason, model, chat=True)
 
 
@@ -222,8 +225,8 @@ def completion(model: SimModel, body: bytes) -> Generation:
     """
     asked = msgspec.json.decode(body, type=CompletionRequest)
     prompt = asked.prompt if isinstance(asked.prompt, str) else "".join(asked.prompt[:1])
-    said, finish_reason = _said(model, asked, prompt, prompt)
-    deltas = [{"content": token} for token in said]
+    answer, finish_reason = _content_tokens(model, asked, prompt, prompt)
+    deltas = [{"content": token} for token in answer]
     return _generation(asked, tuple(text.tokens(prompt)), deltas, finish_reason, model, chat=False)
 
 
@@ -248,26 +251,26 @@ def _generation(
     )
 
 
-# ---- what is said
+# ---- content
 
 
-def _said(model: SimModel, asked: TextRequest, prompt: str, last_user: str) -> tuple[list[str], str]:
-    said = text.answer(model.id, prompt, last_user)
-    ends = [at for stop in asked.stops if stop and (at := said.find(stop)) >= 0]
-    return text.tokens(said[: min(ends)] if ends else said), "stop"
+def _content_tokens(model: SimModel, asked: TextRequest, prompt: str, last_user: str) -> tuple[list[str], str]:
+    answer = text.answer(model.id, prompt, last_user)
+    ends = [at for stop in asked.stops if stop and (at := answer.find(stop)) >= 0]
+    return text.tokens(answer[: min(ends)] if ends else answer), "stop"
 
 
-def _as_json(schema: dict[str, Any], said: list[str]) -> list[str]:
-    """An example of what was asked for; what is JSON already, having been repeated, stays."""
+def _as_json(schema: dict[str, Any], answer: list[str]) -> list[str]:
+    """An example of the requested JSON; text that is JSON already stays as it is."""
     try:
-        msgspec.json.decode("".join(said), type=msgspec.Raw)
+        msgspec.json.decode("".join(answer), type=msgspec.Raw)
     except msgspec.DecodeError:
         return text.tokens(_ENCODE(_example(schema, schema.get("$defs") or {})).decode())
-    return said
+    return answer
 
 
 def _reasons(model: SimModel, asked: ChatRequest) -> bool:
-    """A model that can reason does so when it is told to, or by default unless it is told not to."""
+    """Whether the model reasons: by default yes, if it can and the request does not switch it off."""
     if not model.reasoning:
         return False
     if asked.reasoning_effort is not None:
@@ -277,16 +280,16 @@ def _reasons(model: SimModel, asked: ChatRequest) -> bool:
 
 
 def chat_prompt(asked: ChatRequest) -> tuple[str, ...]:
-    """The prompt as the chat template yields it: four tokens around every message, the tools before them."""
+    """The prompt after the chat template: tools first, four tokens around every message."""
     prompt: list[str] = []
     if asked.tools:
         prompt += text.tokens(_ENCODE([tool.function for tool in asked.tools]).decode())
     for message in asked.messages:
-        prompt += ["<|im_start|>", message.role, "\n", *_content_tokens(message), "<|im_end|>"]
+        prompt += ["<|im_start|>", message.role, "\n", *_message_tokens(message), "<|im_end|>"]
     return tuple(prompt)
 
 
-def _content_tokens(message: SimMessage) -> list[str]:
+def _message_tokens(message: SimMessage) -> list[str]:
     found = text.tokens(_content(message))
     if isinstance(message.content, list):
         pictures = sum(part.get("type") == "image_url" for part in message.content)
@@ -329,8 +332,8 @@ def _wanted(asked: ChatRequest, tools: list[SimTool]) -> list[SimTool]:
         name = asked.tool_choice.get("function", {}).get("name")
         return [tool for tool in tools if tool.function.name == name]
     last = asked.messages[-1] if asked.messages else None
-    said = _content(last) if last is not None and last.role == "user" else ""
-    named = [tool for tool in tools if f"call {tool.function.name}" in said]
+    question = _content(last) if last is not None and last.role == "user" else ""
+    named = [tool for tool in tools if f"call {tool.function.name}" in question]
     return named or (tools[:1] if asked.tool_choice == "required" else [])
 
 
@@ -405,5 +408,5 @@ def _joined(deltas: tuple[dict[str, Any], ...], key: str) -> str:
 
 
 def sse(value: dict[str, Any]) -> bytes:
-    """One event."""
+    """One SSE event."""
     return b"data: " + _ENCODE(value) + b"\n\n"

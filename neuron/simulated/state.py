@@ -1,4 +1,4 @@
-"""What a simulated neuron knows and counts: devices, models and their VRAM, places for requests, logs. No I/O.
+"""The state of a simulated neuron: devices, models and their VRAM, request slots, logs. No I/O.
 
 Everything that changes state is synchronous, so it is atomic under Trio; `Places.hold` is the one thing that waits.
 """
@@ -24,7 +24,7 @@ _PROMPTS_KEPT = 8  # prompts whose prefix a model still has in its cache
 
 
 class SimRefusal(Exception):
-    """The neuron will not do it: an HTTP status and a text for `{"error": text}`."""
+    """A request the neuron refuses: an HTTP status and a text for `{"error": text}`."""
 
     def __init__(self, status: int, text: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(text)
@@ -34,7 +34,7 @@ class SimRefusal(Exception):
 
 
 class Residency(enum.StrEnum):
-    """Where a model's weights are, in the words of `/models`."""
+    """Where a model's weights are, as `/models` reports it."""
 
     LOADING = "loading"
     LOADED = "loaded"
@@ -42,13 +42,13 @@ class Residency(enum.StrEnum):
 
 
 class Vocabulary:
-    """Numbers for tokens, the same at every neuron; which token a number was, it knows of those it has seen."""
+    """Numbers for tokens, the same at every neuron. It can invert only numbers it has given out."""
 
     def __init__(self) -> None:
         self._tokens: dict[int, str] = {}
 
     def id_of(self, token: str) -> int:
-        """The token's number, remembered."""
+        """The number of a token; remembers it."""
         number = zlib.crc32(token.encode("utf-8", "surrogatepass"))
         if len(self._tokens) >= _TOKENS_KEPT:
             self._tokens.clear()
@@ -56,12 +56,12 @@ class Vocabulary:
         return number
 
     def token_of(self, number: int) -> str:
-        """The token of a number. Raises KeyError."""
+        """The token with this number. Raises KeyError."""
         return self._tokens[number]
 
 
 class Places:
-    """A model's room for requests: some run, some wait in line, the rest are refused."""
+    """A model's request slots: some requests run, some queue, the rest are refused."""
 
     def __init__(self, model: SimModel) -> None:
         self._model = model
@@ -71,12 +71,12 @@ class Places:
 
     @property
     def queue_depth(self) -> int:
-        """How many wait."""
+        """The number of queued requests."""
         return len(self._waiting)
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
-        """Wait for a place and hold it, first come first served.
+        """Wait for a slot and occupy it, in order of arrival.
 
         Raises:
             Refusal: 503, the line is full.
@@ -105,21 +105,21 @@ class Places:
                 self._abandon(turn)
 
     def _abandon(self, turn: trio.Event) -> None:
-        if turn.is_set():  # the place came in the same moment the client left
+        if turn.is_set():  # the slot was granted in the moment the client disconnected
             self._leave()
         else:
             self._waiting.remove(turn)
 
     def _leave(self) -> None:
         if self._waiting:
-            self._waiting.popleft().set()  # the place passes on; in_flight stays
+            self._waiting.popleft().set()  # the slot passes on; in_flight stays
         else:
             self.in_flight -= 1
 
 
 @dataclass(slots=True)
 class Resident:
-    """A model the neuron has, or once had, on its devices."""
+    """A model that is, or was, on the neuron's devices."""
 
     model: SimModel
     residency: Residency
@@ -130,7 +130,7 @@ class Resident:
     prompts: deque[tuple[str, ...]] = field(default_factory=lambda: deque(maxlen=_PROMPTS_KEPT))
 
     def remember(self, prompt: tuple[str, ...]) -> int:
-        """How many of the prompt's tokens were in the prefix cache; the prompt is from now on."""
+        """The number of prompt tokens found in the prefix cache; adds the prompt to it."""
         cached = max((common_prefix(prompt, known) for known in self.prompts), default=0)
         self.prompts.append(prompt)
         return min(cached, len(prompt) - 1) if prompt else 0  # the last token is always computed
@@ -153,7 +153,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """A client that left, and what it would have had to wait for: queued, prefill, decode, hang or loading."""
+    """A client that disconnected, and the phase it was in: queued, prefill, decode, hang or loading."""
 
     at: float
     model: str
@@ -175,7 +175,7 @@ class SimLoad:
 
 @dataclass(slots=True)
 class SimActivation:
-    """The models a neuron loads on its own when it starts; what `/health` says of it."""
+    """The models a neuron loads on its own when it starts, as `/health` reports them."""
 
     pending: list[str] = field(default_factory=list)
     in_progress: str | None = None
@@ -184,7 +184,7 @@ class SimActivation:
 
     @property
     def state(self) -> str:
-        """`pre_warming` until there is nothing left to load."""
+        """`pre_warming` until nothing is left to load."""
         return "pre_warming" if self.pending or self.in_progress else "ready"
 
 
@@ -216,8 +216,8 @@ class NeuronState:
         self._speed = speed
         self._other_speed = trio.Event()
         self.port = 13131
-        self.max_prompt_tokens: int | None = None  # for whatever model
-        self.load_survives_client = False  # True: the loader is a thread of its own and cares for nobody
+        self.max_prompt_tokens: int | None = None  # for every model
+        self.load_survives_client = False  # True: a load goes on after its client disconnects
         self.faults = FaultBook()
         self.vocabulary = Vocabulary()
         self._loaded_at_start = tuple(loaded)
@@ -226,15 +226,15 @@ class NeuronState:
         self.restart()
         self.reset()
 
-    # ---- life
+    # ---- start and restart
 
     def start(self) -> None:
-        """The clock of `uptime_secs` begins, if it has not."""
+        """Start the clock of `uptime_secs`, if it is not running."""
         if self.started_at is None:
             self.started_at = trio.current_time()
 
     def restart(self) -> None:
-        """As after a crash of the daemon: uptime 0 and the models of its start. Counters and logs stay."""
+        """Behave as after a crash of the daemon: uptime 0, the models of its start. Counters and logs stay."""
         self.started_at = None
         self.residents: dict[str, Resident] = {}
         self.activation = SimActivation(pending=list(self._pre_warm))
@@ -242,7 +242,7 @@ class NeuronState:
             self._place(model_id, None, None, None).residency = Residency.LOADED
 
     def reset(self) -> None:
-        """Counters, logs and violations empty, faults cleared. Models stay as they are."""
+        """Clear counters, logs, violations and faults. Models stay as they are."""
         self.faults.clear()
         self.counters: Counter[str] = Counter()
         self.violations: list[str] = []
@@ -254,7 +254,7 @@ class NeuronState:
 
     @property
     def speed(self) -> float:
-        """Simulated seconds per second of the clock. What is under way goes on at a new speed at once."""
+        """Simulated seconds per second of the clock. A new speed applies at once, also to what is under way."""
         return self._speed
 
     @speed.setter
@@ -268,7 +268,7 @@ class NeuronState:
         return simulated_s / self._speed
 
     async def sleep_until(self, due: Callable[[], float]) -> None:
-        """Wait for a moment by the clock that depends on the speed: `due` says when, and again when that changes."""
+        """Wait until `due()`, a time by Trio's clock that is evaluated again when the speed changes."""
         while True:
             with trio.move_on_at(due()) as waiting:
                 await self._other_speed.wait()
@@ -289,12 +289,12 @@ class NeuronState:
         return model
 
     def loaded(self, model_id: str) -> Resident | None:
-        """The resident of this exact id, if its weights are there."""
+        """The resident with this exact id, if it is loaded."""
         resident = self.residents.get(model_id)
         return resident if resident is not None and resident.residency is Residency.LOADED else None
 
     def vram_used_mb(self, index: int) -> int:
-        """What the models on one device take, those still loading included."""
+        """VRAM that the models on one device take, including models that are loading."""
         return sum(
             resident.vram_mb.get(index, 0)
             for resident in self.residents.values()
@@ -302,7 +302,7 @@ class NeuronState:
         )
 
     def vram_free_mb(self, index: int) -> int:
-        """What a load could still have on one device."""
+        """VRAM that is free on one device."""
         return self.devices[index].vram_total_mb - self.vram_used_mb(index)
 
     def begin_load(
@@ -324,7 +324,7 @@ class NeuronState:
         return resident
 
     def end_load(self, resident: Resident, failure: str | None = None) -> None:
-        """The weights are there; or they are not, and the VRAM is free again."""
+        """End a load: the model is loaded, or (with an error) its VRAM is free again."""
         if failure is None:
             resident.residency = Residency.LOADED
             self.counters["loads"] += 1
@@ -333,7 +333,7 @@ class NeuronState:
         self._log_load("load", resident.model.id, failure or "loaded", resident.devices)
 
     def unload(self, name: str) -> None:
-        """Free a model's VRAM at once. Doing so under running requests is a violation by whoever asked.
+        """Free a model's VRAM at once. With requests in flight this counts as a violation by the caller.
 
         Raises:
             Refusal: 404, it is not there or still loading.
@@ -353,7 +353,7 @@ class NeuronState:
         self._log_load("unload", model_id, "unloaded", resident.devices)
 
     def violate(self, what: str) -> None:
-        """Note a breach that a well-behaved gateway never commits."""
+        """Note something a correct gateway never does."""
         self.violations.append(what)
 
     def _log_load(self, action: str, model_id: str, outcome: str, devices: tuple[int, ...] = ()) -> None:
@@ -366,7 +366,9 @@ class NeuronState:
         if resident.residency is Residency.LOADED:
             raise SimRefusal(400, f"model '{model.id}' already loaded")
         self.violate(f"second load of '{model.id}' while it is loading")
-        raise SimRefusal(400, f"model '{model.id}' is being loaded")  # not "already loaded": the goal is not met yet
+        raise SimRefusal(
+            400, f"model '{model.id}' is being loaded"
+        )  # not "already loaded", which gateways take for success
 
     def _place(
         self, model_id: str, harness: str | None, tensor_parallel: int | None, devices: Sequence[int] | None

@@ -1,4 +1,4 @@
-"""What simulated models say: tokens, answers, reasoning, vectors and scores. Deterministic, pure, no I/O."""
+"""What simulated models generate: tokens, answers, reasoning, vectors and scores. Deterministic, pure, no I/O."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _WORDS = _VOCABULARY.split()
 
 
 def tokens(text: str) -> list[str]:
-    """The text cut into tokens; joined they are the text."""
+    """The tokens of a text; joined they are the text again."""
     return _TOKEN.findall(text)
 
 
 def answer(model_id: str, prompt: str, last_user: str) -> str:
-    """What the model says to a prompt whose last user turn is `last_user`.
+    """The model's answer to a prompt whose last user message is `last_user`.
 
     It knows some capitals, repeats what follows `repeat:`, and writes as many words as it is asked for ("300 words").
     Anything else yields text derived from model and prompt, so that two models differ and one never does.
@@ -56,16 +56,16 @@ def answer(model_id: str, prompt: str, last_user: str) -> str:
         return capital
     if repeat := _REPEAT.search(last_user):
         return repeat.group(1)
-    rng = random.Random(_seed(model_id, prompt))  # noqa: S311 - repeatable is the point, secrecy is not
+    rng = random.Random(_seed(model_id, prompt))  # noqa: S311 - must be repeatable, need not be secret
     wanted = _LENGTH.search(last_user)
     if wanted is not None:
         return " ".join(rng.choices(_WORDS, k=int(wanted.group(1))))
-    said = " ".join(rng.choices(_WORDS, k=rng.randint(20, 50)))
-    return f"{model_id.rpartition('/')[2]} says: {said}."
+    words = " ".join(rng.choices(_WORDS, k=rng.randint(20, 50)))
+    return f"{model_id.rpartition('/')[2]} says: {words}."
 
 
 def reasoning(model_id: str, prompt: str) -> str:
-    """What the model thinks before it answers."""
+    """The model's reasoning before its answer."""
     rng = random.Random(_seed(model_id, "thinking", prompt))  # noqa: S311 - as above
     return "Let me see. " + " ".join(rng.choices(_WORDS, k=rng.randint(12, 24)))
 
