@@ -12,29 +12,13 @@ from typing import Any
 import msgspec
 
 from gateway.dialects.tool_calls import ToolCalls
+from gateway.dialects.usage_fields import Usage, read_usage
 from gateway.http import sse
 
-__all__ = ["BodyMeter", "StreamMeter", "Usage"]
+__all__ = ["BodyMeter", "StreamMeter"]
 
 BODY_LIMIT_BYTES = 1024 * 1024  # an answer without stream; longer ones (embeddings) are searched at their end
 TAIL_BYTES = 4096
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens in one vocabulary, whatever the dialect called them. None is unknown; 0 is 0."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-    def updated_by(self, later: Usage) -> Usage:
-        """What is known after both: Anthropic tells the prompt's tokens at a stream's start, the others at its end."""
-        return Usage(*(old if new is None else new for old, new in zip(_counts(self), _counts(later), strict=True)))
-
-
-def _counts(usage: Usage) -> tuple[int | None, ...]:
-    return usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens
 
 
 class StreamMeter:
@@ -335,49 +319,6 @@ def _is_json(data: bytes) -> bool:
     except msgspec.DecodeError:
         return False
     return True
-
-
-def read_usage(value: object) -> Usage | None:
-    """Usage from the `usage` object of any answer, or from an answer that holds one.
-
-    OpenAI's two vocabularies (chat and embeddings; Responses, pictures and sound), Anthropic's, and engines that say
-    nothing of an embedding or a ranking but how many tokens there were in all.
-    """
-    if not isinstance(value, dict):
-        return None
-    if "usage" in value:
-        return read_usage(value["usage"])
-    prompt = _count(value, "prompt_tokens", "input_tokens")
-    completion = _count(value, "completion_tokens", "output_tokens")
-    cached = _count(_details(value, "prompt_tokens_details", "input_tokens_details"), "cached_tokens")
-    if prompt is None and completion is None:
-        prompt = _count(value, "total_tokens")
-    elif prompt is not None and "prompt_tokens" not in value:
-        # Anthropic counts what was read from a cache, or written to it, beside the rest of the prompt.
-        read = _count(value, "cache_read_input_tokens")
-        prompt += (read or 0) + (_count(value, "cache_creation_input_tokens") or 0)
-        cached = read if cached is None else cached
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        cached_tokens=cached,
-        reasoning_tokens=_count(
-            _details(value, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens"
-        ),
-    )
-
-
-def _details(value: dict[str, Any], *names: str) -> dict[str, Any]:
-    return next((value[name] for name in names if isinstance(value.get(name), dict)), {})
-
-
-def _count(value: dict[str, Any], *names: str) -> int | None:
-    """The first that is a number; 0 is one (lessons: `cached_tokens: 0` was dropped as falsy)."""
-    for name in names:
-        number = value.get(name)
-        if isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < 1e15:
-            return int(number)
-    return None
 
 
 def _usage_in_tail(body: bytes) -> Usage | None:

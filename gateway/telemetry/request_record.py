@@ -17,11 +17,12 @@ import trio
 from catalogue.resolve import Resolution
 from gateway.asgi import Headers
 from gateway.dialects.tool_calls import ToolCalls
+from gateway.dialects.usage_fields import Usage
 from gateway.errors import GatewayError
 from gateway.fleet.routing.decision_log import Choice
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.telemetry.attempt_record import AttemptRecord, End
-from gateway.telemetry.meter import BodyMeter, StreamMeter, Usage
+from gateway.telemetry.meter import BodyMeter, StreamMeter
 from gateway.telemetry.observation import is_retry
 
 if TYPE_CHECKING:

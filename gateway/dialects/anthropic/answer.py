@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.dialects.calls import decoded
-from gateway.telemetry.meter import Usage
+from gateway.dialects.usage_fields import Usage
 
 __all__ = [
     "MALFORMED_ARGUMENTS",

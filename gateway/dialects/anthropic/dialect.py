@@ -12,7 +12,7 @@ from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, Outgoing
 from gateway.dialects.anthropic import errors, response
 from gateway.dialects.anthropic.request import Translated, translate
-from gateway.dialects.anthropic.stream import PING, StreamTranslator
+from gateway.dialects.anthropic.stream import PING, MessagesStream
 from gateway.dialects.chat_translator import FromChat
 from gateway.dialects.json_splice import splice
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
@@ -47,7 +47,7 @@ class MessagesDialogue:
             return Outgoing(request.path, splice(request.body, request.model, model))
         asked = self.translated.asked(request.request_id, model)
         whole = partial(response.translate, asked=asked)
-        translation = FromChat(StreamTranslator(asked), whole, keep_alive=PING)
+        translation = FromChat(MessagesStream(asked), whole, keep_alive=PING)
         return Outgoing(CHAT_PATH, self.translated.encode(model, backend), translation)
 
 

@@ -11,8 +11,8 @@ from gateway.dialects.anthropic.answer import Asked, arguments_object, message, 
 from gateway.dialects.anthropic.signature import sign
 from gateway.dialects.chat_chunks import Said, read_whole
 from gateway.dialects.token_estimate import BYTES_PER_TOKEN
+from gateway.dialects.usage_fields import read_usage
 from gateway.errors import UpstreamMalformedResponse
-from gateway.telemetry.meter import read_usage
 
 __all__ = ["token_count_body", "translate"]
 

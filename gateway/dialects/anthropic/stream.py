@@ -33,10 +33,10 @@ from gateway.dialects.anthropic.answer import (
 from gateway.dialects.anthropic.signature import Signer
 from gateway.dialects.calls import Call, Calls
 from gateway.dialects.chat_chunks import BROKEN_OFF, Choice, Chunk, Said, ToolCall, read_chunk
+from gateway.dialects.usage_fields import Usage, read_usage
 from gateway.http import sse
-from gateway.telemetry.meter import Usage, read_usage
 
-__all__ = ["PING", "StreamTranslator"]
+__all__ = ["PING", "MessagesStream"]
 
 PING = sse.write(b'{"type":"ping"}', b"ping")
 _TAIL = b"}}\n\n"
@@ -47,7 +47,7 @@ _NO_USAGE = (None, Usage())
 Kind = Literal["text", "thinking"]
 
 
-class StreamTranslator:
+class MessagesStream:
     """One stream's translation. Made anew for every attempt; used up when `ended`.
 
     No method raises. Each returns the bytes the client is to get next, whole events always, often none. When the

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.dialects.calls import decoded
 from gateway.dialects.responses.tools import Callee, custom_input
-from gateway.telemetry.meter import Usage
+from gateway.dialects.usage_fields import Usage
 
 __all__ = [
     "Asked",

@@ -15,7 +15,7 @@ from gateway.dialects.chat_translator import FromChat
 from gateway.dialects.json_splice import splice
 from gateway.dialects.responses import errors, response
 from gateway.dialects.responses.request import Translated, translate
-from gateway.dialects.responses.stream import StreamTranslator
+from gateway.dialects.responses.stream import ResponsesStream
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 
@@ -47,7 +47,7 @@ class ResponsesDialogue:
         if NAME in backend.dialects:
             return Outgoing(request.path, splice(request.body, request.model, model))
         asked = self.translated.asked(request.request_id, model)
-        translation = FromChat(StreamTranslator(asked), partial(response.translate, asked=asked))
+        translation = FromChat(ResponsesStream(asked), partial(response.translate, asked=asked))
         return Outgoing(CHAT_PATH, self.translated.encode(model, backend), translation)
 
 

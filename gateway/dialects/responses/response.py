@@ -20,8 +20,8 @@ from gateway.dialects.responses.answer import (
     usage_of,
 )
 from gateway.dialects.token_estimate import BYTES_PER_TOKEN
+from gateway.dialects.usage_fields import read_usage
 from gateway.errors import UpstreamMalformedResponse
-from gateway.telemetry.meter import read_usage
 
 __all__ = ["translate"]
 

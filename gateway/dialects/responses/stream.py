@@ -41,10 +41,10 @@ from gateway.dialects.responses.answer import (
     response,
     usage_of,
 )
+from gateway.dialects.usage_fields import Usage, read_usage
 from gateway.http import sse
-from gateway.telemetry.meter import Usage, read_usage
 
-__all__ = ["StreamTranslator"]
+__all__ = ["ResponsesStream"]
 
 _encode = msgspec.json.Encoder().encode
 _NO_USAGE = (None, Usage())
@@ -64,7 +64,7 @@ _CUSTOM_DONE = "response.custom_tool_call_input.done"
 _FUNCTION_DONE = "response.function_call_arguments.done"
 
 
-class StreamTranslator:
+class ResponsesStream:
     """One stream's translation. Made anew for every attempt; used up when `ended`.
 
     No method raises. Each returns the bytes the client is to get next, whole events always, often none. When the

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import msgspec
 
 from gateway.dialects import loose_json
+from gateway.dialects.usage_fields import Usage, read_usage
 from gateway.http import sse
-from gateway.telemetry.meter import Usage, read_usage
 
 __all__ = ["AnswerSummary", "Transcript"]
 

@@ -21,12 +21,12 @@ DATAS = [*map(chunk, DELTAS), chunk({}, "tool_calls", usage=USAGE), b"[DONE]"]
 
 def messages():
     asked = messages_answer.Asked("r", "m")
-    return FromChat(messages_stream.StreamTranslator(asked), partial(messages_response.translate, asked=asked))
+    return FromChat(messages_stream.MessagesStream(asked), partial(messages_response.translate, asked=asked))
 
 
 def responses():
     asked = responses_answer.Asked("r", "m")
-    return FromChat(responses_stream.StreamTranslator(asked), partial(responses_response.translate, asked=asked))
+    return FromChat(responses_stream.ResponsesStream(asked), partial(responses_response.translate, asked=asked))
 
 
 both = pytest.mark.parametrize("make", [messages, responses])

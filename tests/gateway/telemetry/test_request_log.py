@@ -5,8 +5,9 @@ import structlog
 import trio
 from structlog.testing import capture_logs
 
+from gateway.dialects.usage_fields import Usage
 from gateway.errors import InternalError, ModelNotFound, UpstreamConnectionError
-from gateway.telemetry.meter import StreamMeter, Usage
+from gateway.telemetry.meter import StreamMeter
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import Accounts
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.dialects.usage_fields import Usage
 from gateway.telemetry import meter as metering
-from gateway.telemetry.meter import BodyMeter, StreamMeter, Usage
+from gateway.telemetry.meter import BodyMeter, StreamMeter
 
 ROLE = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 0}}

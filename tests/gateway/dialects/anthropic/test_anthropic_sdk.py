@@ -14,7 +14,7 @@ from gateway.dialects.anthropic import request as dialect_request
 from gateway.dialects.anthropic import response
 from gateway.dialects.anthropic.answer import Asked
 from gateway.dialects.anthropic.signature import is_genuine
-from gateway.dialects.anthropic.stream import StreamTranslator
+from gateway.dialects.anthropic.stream import MessagesStream
 
 ASKED = Asked("req-1", "lab/m", input_tokens=12)
 HI = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
@@ -40,7 +40,7 @@ def accumulated(stream):
 
 
 def translated(datas):
-    translator = StreamTranslator(ASKED)
+    translator = MessagesStream(ASKED)
     return b"".join(map(translator.feed, datas)) + translator.finish()
 
 
@@ -106,7 +106,7 @@ def test_sdk_message_sent_back_returns_its_thoughts_to_the_neuron():
 
 def test_sdk_raises_on_an_error_in_the_stream():
     """After half an answer, and pings."""
-    translator = StreamTranslator(ASKED)
+    translator = MessagesStream(ASKED)
     stream = translator.ping() + translator.feed(chunk({"content": "half"})) + translator.ping()
     stream += translator.fail(errors.UpstreamConnectionError("the neuron broke off"))
 

@@ -16,7 +16,7 @@ from responses_grammar import events
 from gateway import errors
 from gateway.dialects.responses import request, response
 from gateway.dialects.responses.answer import Asked
-from gateway.dialects.responses.stream import StreamTranslator
+from gateway.dialects.responses.stream import ResponsesStream
 from gateway.dialects.responses.tools import Callee
 from gateway.http import sse
 
@@ -76,7 +76,7 @@ def accumulated(stream, cut=None, **more):
 
 
 def translated(datas, body=HI):
-    translator = StreamTranslator(asked(body))
+    translator = ResponsesStream(asked(body))
     return b"".join(map(translator.feed, datas)) + translator.finish()
 
 
@@ -119,7 +119,7 @@ def test_sdk_accumulates_the_same_however_the_bytes_are_cut(answer, data):
     stream = translated(datas)
     raw = b"".join(map(sse.write, datas))
     at = data.draw(st.integers(0, len(raw)))
-    reader, translator = sse.Reader(), StreamTranslator(asked())
+    reader, translator = sse.Reader(), ResponsesStream(asked())
     again = b"".join(translator.feed(event.data) for part in (raw[:at], raw[at:]) for event in reader.feed(part))
 
     assert again + translator.finish() == stream
@@ -221,7 +221,7 @@ def test_sdk_output_sent_back_is_the_models_next_prompt():
 @pytest.mark.parametrize("begun", [False, True])
 def test_sdk_raises_on_an_error_in_the_stream(begun):
     """After half an answer or before any, however its user reads: a broken answer never just ends."""
-    translator = StreamTranslator(asked())
+    translator = ResponsesStream(asked())
     stream = sse.KEEP_ALIVE + (translator.feed(chunk({"content": "half"})) if begun else b"")
     stream += translator.fail(BROKE_OFF)
 
@@ -238,7 +238,7 @@ def test_sdk_raises_on_an_error_in_the_stream(begun):
 )
 def test_failure_is_of_the_sdks_types(error):
     """Both events of it."""
-    translator = StreamTranslator(asked())
+    translator = ResponsesStream(asked())
     translator.feed(chunk({"content": "half"}))
     for event in events(translator.fail(error)):
         EVENT.validate_json(json.dumps(event), strict=True)
@@ -247,7 +247,7 @@ def test_failure_is_of_the_sdks_types(error):
 def test_sdk_reads_a_stream_of_calls_it_knows_by_other_names():
     """Custom tools and namespaces, in the SDK's types."""
     callees = {"patch": Callee("patch", custom=True), "a__f": Callee("f", "a")}
-    translator = StreamTranslator(Asked("r", "m", told=asked().told, callees=callees))
+    translator = ResponsesStream(Asked("r", "m", told=asked().told, callees=callees))
     datas = [chunk(call(0, "c0", "patch", '{"input": "x"}')), chunk(call(1, "c1", "a__f", "{}")), chunk({}, "stop")]
     stream = b"".join(map(translator.feed, datas)) + translator.finish()
     for event in events(stream):

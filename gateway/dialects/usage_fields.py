@@ -1,0 +1,72 @@
+"""Token counts of an answer, in one vocabulary for all dialects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = ["Usage", "read_usage"]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts. None is unknown; 0 is 0."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+    def updated_by(self, later: Usage) -> Usage:
+        """These counts, replaced by those that `later` has.
+
+        Anthropic reports prompt tokens at the start of a stream, the other APIs report them at the end.
+        """
+        return Usage(*(old if new is None else new for old, new in zip(_counts(self), _counts(later), strict=True)))
+
+
+def _counts(usage: Usage) -> tuple[int | None, ...]:
+    return usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens
+
+
+def read_usage(value: object) -> Usage | None:
+    """Read a `usage` object, or the `usage` member of an answer. None if `value` is not an object.
+
+    It knows OpenAI's two vocabularies (chat and embeddings; Responses, images and audio), Anthropic's, and engines
+    that report only `total_tokens` for embeddings and rerankings.
+    """
+    if not isinstance(value, dict):
+        return None
+    if "usage" in value:
+        return read_usage(value["usage"])
+    prompt = _count(value, "prompt_tokens", "input_tokens")
+    completion = _count(value, "completion_tokens", "output_tokens")
+    cached = _count(_details(value, "prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+    if prompt is None and completion is None:
+        prompt = _count(value, "total_tokens")
+    elif prompt is not None and "prompt_tokens" not in value:
+        # Anthropic's `input_tokens` excludes tokens read from or written to the prompt cache.
+        read = _count(value, "cache_read_input_tokens")
+        prompt += (read or 0) + (_count(value, "cache_creation_input_tokens") or 0)
+        cached = read if cached is None else cached
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=cached,
+        reasoning_tokens=_count(
+            _details(value, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens"
+        ),
+    )
+
+
+def _details(value: dict[str, Any], *names: str) -> dict[str, Any]:
+    return next((value[name] for name in names if isinstance(value.get(name), dict)), {})
+
+
+def _count(value: dict[str, Any], *names: str) -> int | None:
+    """The first member that is a plausible count."""
+    for name in names:
+        number = value.get(name)
+        if isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < 1e15:
+            return int(number)
+    return None

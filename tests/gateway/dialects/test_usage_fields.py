@@ -1,0 +1,33 @@
+"""Token counts as OpenAI, Anthropic and other engines report them."""
+
+import pytest
+
+from gateway.dialects.usage_fields import Usage, read_usage
+
+
+@pytest.mark.parametrize(
+    ("value", "usage"),
+    [
+        ({"prompt_tokens": 1, "completion_tokens": 0}, Usage(1, 0)),
+        ({"input_tokens": 1, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 0}}, Usage(1, 2, 0)),
+        (
+            {"prompt_tokens": 5.0, "completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 1}},
+            Usage(5, 2, None, 1),
+        ),
+        ({"input_tokens": 4, "cache_read_input_tokens": 90, "cache_creation_input_tokens": 6}, Usage(100, None, 90)),
+        ({"input_tokens": 4, "output_tokens": 2, "cache_read_input_tokens": None}, Usage(4, 2)),
+        ({"prompt_tokens": 100, "cache_read_input_tokens": 90}, Usage(100)),
+        ({"total_tokens": 12}, Usage(12)),
+        ({"type": "tokens", "input_tokens": 14, "output_tokens": 45, "total_tokens": 59}, Usage(14, 45)),
+        ({"type": "duration", "seconds": 9}, Usage()),
+        ({"prompt_tokens": "many", "completion_tokens": -1, "prompt_tokens_details": None}, Usage()),
+        ({"prompt_tokens": True, "completion_tokens": 1e300}, Usage()),
+        ("free", None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_usage_is_read_in_every_vocabulary_and_implausible_counts_are_ignored(value, usage):
+    """0 is a count; wrong types, negative and huge numbers are unknown."""
+    assert read_usage(value) == usage
+    assert read_usage({"id": "x", "usage": value}) == usage
