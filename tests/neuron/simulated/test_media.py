@@ -114,7 +114,7 @@ async def test_form_that_is_none_is_refused(client: httpx.AsyncClient) -> None:
     no_model = await client.post("/v1/audio/transcriptions", files={"file": ("a.wav", b"y")})
 
     assert (no_form.status_code, no_form.json()) == (400, {"error": "invalid form: no boundary"})
-    assert (no_file.status_code, no_file.json()) == (400, {"error": "invalid request: one file is wanted"})
+    assert (no_file.status_code, no_file.json()) == (400, {"error": "invalid request: exactly one file is required"})
     assert (no_model.status_code, no_model.json()) == (400, {"error": "invalid form: no model"})
 
 
