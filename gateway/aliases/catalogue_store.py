@@ -1,14 +1,15 @@
-"""The one door through which a new catalogue enters: file watch, SIGHUP and the admin API alike.
+"""The catalogue in force, its generations, and who is notified of a change.
 
-What a `models.toml` may say is `catalogue.load`'s business; who wants to hear of a new one subscribes.
+All changes go through here: the file watch, SIGHUP, the admin API, and aliases that move once they are warm.
 
-    SIGHUP, admin ----------------------> reload --+
-                                                   +--> read and parse (in a thread) --> settle: one assignment
-    directory event, slow poll --> look (if news) --+
+    SIGHUP, admin API --> reload --------------------+
+                                                     +--> read and parse (in a thread) --> apply: one assignment
+    file event, slow poll --> reload if it differs --+
 
-An alias whose new targets have to be warmed first stays where it is in that assignment, and `swaps.py` has it moved in
-one of its own (`move`). A file that is empty, half-written, faulty, unreadable or gone leaves the last good catalogue
-in force and is told in `last_error` until the file is good again.
+An alias whose new targets must be warmed first keeps its old targets in that assignment; `warm_swap.py` has it moved in
+an assignment of its own (`move`). If the file is empty, half-written, faulty, unreadable or missing, the last good
+catalogue stays in force, and `last_error` says why until the file is good again. What a `models.toml` may contain is
+`catalogue.load`'s business.
 """
 
 from __future__ import annotations
@@ -16,9 +17,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
-import stat
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,30 +26,26 @@ from typing import Literal, TypeAlias
 import structlog
 import trio
 
-# awatch would do, were it not for two things: it cannot say when it has begun to watch, and cancelling it waits for
-# its thread. The class below it is documented for use: https://watchfiles.helpmanual.io/api/rust_backend/
-from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
-
 from catalogue.diff import CatalogueDiff, diff
 from catalogue.load import parse, says_nothing
 from catalogue.models import Catalogue, Fault, FaultyFile
 from catalogue.warming import Readiness, given_up, hold_back, moved, tried_again
+from gateway.aliases.file_watch import FileWatch
+from gateway.aliases.files.models_file import fault_in, is_absent, printable, read_models_file
 from gateway.config.settings import DEFAULT_MODELS_CONFIG
 
-FILE_LIMIT_BYTES = 4 * 1024 * 1024  # a thousand profiles are 100 KB; beyond this it is some other file
-POLL_S = 2.0
-# Measured: with a 20 ms step a swap is in force 42 ms after the rename (worst of 100: 44), stopping takes 20 ms, and
-# waiting costs 3 ms of CPU a second.
-EVENT_STEP_MS = 20
-EVENT_DEBOUNCE_MS = 50
-# Some editors empty a file before they write it, or delete it before they put it back. A fault noticed by an event is
-# believed only once it has lasted this long, so that a save does not ring an alarm.
-HALF_WRITTEN_S = 0.25
+__all__ = ["FILE_ACTOR", "CatalogueStore", "RejectionSubscriber", "ReloadResult", "Subscriber"]
 
-Result: TypeAlias = Literal["applied", "unchanged", "rejected"]
+POLL_S = 2.0
+# Some editors truncate a file before they write it, or delete it before they put it back. A fault that was found after
+# an event is rejected only once it has lasted this long, so that a save does not raise an alarm.
+HALF_WRITTEN_S = 0.25
+FILE_ACTOR = "file"  # the actor of a change that nobody asked for through the gateway: an edit of the file
+
+ResultName: TypeAlias = Literal["applied", "unchanged", "rejected"]
 Subscriber: TypeAlias = Callable[[Catalogue, Catalogue, CatalogueDiff], object]
-RefusalSubscriber: TypeAlias = Callable[[tuple[Fault, ...]], object]
-# What the file amounts to right now: a snapshot, or why not, or None if it is what has been accepted already.
+RejectionSubscriber: TypeAlias = Callable[[tuple[Fault, ...]], object]
+# What the file contains: a new snapshot, or its faults, or None if it is the file that is in force.
 _Found: TypeAlias = Catalogue | tuple[Fault, ...] | None
 
 _log = structlog.get_logger("cortex.watcher")
@@ -59,33 +53,33 @@ _log = structlog.get_logger("cortex.watcher")
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """What came of looking at the file.
+    """The result of reading the file.
 
-    `catalogue` is the one in force afterwards, whatever the result; its `warming` has the aliases that are not where
-    the file wants them. `diff` is empty unless `applied`, `faults` unless `rejected`.
+    `catalogue` is the one in force afterwards, whatever the result; its `warming` lists the aliases that are not yet
+    where the file puts them. `diff` is empty unless `applied`, `faults` unless `rejected`.
     """
 
-    result: Result
+    result: ResultName
     catalogue: Catalogue
     diff: CatalogueDiff = field(default_factory=CatalogueDiff)
     faults: tuple[Fault, ...] = ()
 
 
-class CatalogueKeeper:
-    """Holds the catalogue in force and lets in the next one.
+class CatalogueStore:
+    """Holds the catalogue in force, and replaces it.
 
     Args:
-        configured: `settings.models_config`, or None to look in the default place and be content with nothing there.
-        default: Where to look then.
-        poll_s: How often to look at the file when no event says so.
-        readiness: Tells which aliases of a new file have to be warmed first. Without it all move at once: then there
-            must be nobody who would warm them.
+        configured: `settings.models_config`, or None for the default path, where the file may be absent.
+        default: The default path.
+        poll_s: How often the file is read without an event.
+        readiness: Says which aliases of a new file must be warmed first. Without it every alias moves at once.
 
     Attributes:
-        current: The snapshot in force. A request reads it once and keeps what it got; it is only ever replaced whole.
-        last_read: The file's bytes as last read. To a subscriber they are those of the file that it is told of.
+        current: The snapshot in force. A request reads it once and keeps it; it is only ever replaced whole.
+        last_read: The file's bytes as last read. While subscribers run, they are those of the file in question.
+        last_actor: Who caused the last read. While subscribers run, who caused the change in question.
         last_error: Why the file as it is now is not in force, or None if it is.
-        reloads: How often what came of a look at the file; the initial load is not among them.
+        reloads: How often each result occurred; the initial load does not count.
     """
 
     def __init__(
@@ -99,47 +93,46 @@ class CatalogueKeeper:
         self.path = configured or default
         self.current = Catalogue()
         self.last_read = b""
+        self.last_actor = FILE_ACTOR
         self.last_error: tuple[Fault, ...] | None = None
-        self.reloads: dict[Result, int] = {"applied": 0, "unchanged": 0, "rejected": 0}
+        self.reloads: dict[ResultName, int] = {"applied": 0, "unchanged": 0, "rejected": 0}
         self._may_be_absent = configured is None
         self._poll_s = poll_s
         self._readiness = readiness
         self._subscribers: list[Subscriber] = []
-        self._told_of_refusals: list[RefusalSubscriber] = []
-        # Reading waits, so two reloads could overtake each other and the older bytes win. One at a time cannot.
-        self._turn = trio.Lock()
-        # Of its own: a file system that hangs must not use up the threads others need.
+        self._rejection_subscribers: list[RejectionSubscriber] = []
+        # Reading waits for a thread: of two concurrent reloads, the one with the older bytes could finish last.
+        self._reload_lock = trio.Lock()
+        # A limiter of its own: a hanging file system must not use up the threads that others need.
         self._threads = trio.CapacityLimiter(4)
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Have `subscriber(old, new, diff)` called after every change of `current`, once that is done.
+        """Call `subscriber(old, new, diff)` after every change of `current`.
 
-        That is: for an accepted file, for an alias that moves once it is warm, or that will not (`diff.swaps_failed`),
-        or is tried again. Only the first two are new generations. It is called synchronously and may not block. If it
-        raises, that is logged and changes nothing.
+        Changes are: an accepted file, an alias that moves once it is warm, an alias that cannot be warmed
+        (`diff.swaps_failed`) or is tried again. Only the first two are new generations. The call is synchronous and
+        must not block. An exception is logged and changes nothing.
         """
         self._subscribers.append(subscriber)
 
-    def subscribe_to_refusals(self, subscriber: RefusalSubscriber) -> None:
-        """Have `subscriber(faults)` called, in the same way, for every look at a file that cannot be accepted.
+    def subscribe_to_rejections(self, subscriber: RejectionSubscriber) -> None:
+        """Call `subscriber(faults)` for every read of a file that is rejected, under the same rules.
 
-        And without faults, once, when the file that is in force is back in its place.
+        It is called with no faults once the file that is in force is back.
         """
-        self._told_of_refusals.append(subscriber)
+        self._rejection_subscribers.append(subscriber)
 
     def load_initial(self) -> Catalogue:
-        """The catalogue to start with; blocks on the file, so call it before serving.
+        """Load the first catalogue. Blocks on the file, so call it before serving.
 
         Raises:
-            FaultyFile: It is configured but missing, or faulty. Starting without the pins, aliases and limits that
-                an operator wrote down would be worse than not starting.
+            FaultyFile: The file is configured but missing, or faulty. Starting without the pins, aliases and limits
+                that an operator configured would be worse than not starting.
         """
         found = self._examine()
         if found is None:
-            hint = "nothing is catalogued; set models_config, or create the file"
-            found = Catalogue(
-                path=_shown(self.path), warnings=(Fault(_shown(self.path), None, None, "not there", hint),)
-            )
+            hint = "no models are catalogued; set models_config, or create the file"
+            found = Catalogue(path=printable(self.path), warnings=(fault_in(self.path, "does not exist", hint),))
         elif not isinstance(found, Catalogue):
             raise FaultyFile(found)
         else:
@@ -148,88 +141,88 @@ class CatalogueKeeper:
         _log_warnings(found)
         return found
 
-    async def reload(self) -> ReloadResult:
-        """Look at the file now, and put it in force if it is good and new.
+    async def reload(self, *, actor: str = FILE_ACTOR) -> ReloadResult:
+        """Read the file now, and put it in force if it is good and new.
 
-        Safe to call at any time and from several tasks: each gets the result of a look that began after its call.
-        Raises nothing about the file; that is in the result.
+        May be called at any time and by several tasks: each gets the result of a read that began after its call.
+        Raises nothing about the file; the result has its faults.
         """
-        async with self._turn:
-            return self._settle(await self._examine_in_thread())
+        async with self._reload_lock:
+            found = await self._examine_in_thread()
+            self.last_actor = actor
+            return self._apply(found)
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Reload whenever the file's content changes. Runs until cancelled; ends within a second then.
+        """Reload whenever the file's content changes. Runs until cancelled, and then ends within a second.
 
-        Started once changes are being noticed, and those since `load_initial` have been.
+        Started once it notices changes and has read the file once, so no change since `load_initial` is missed.
         """
-        directory = _WatchedDirectories(self.path, self._threads)
+        file_watch = FileWatch(self.path, self._threads)
         try:
-            await directory.follow()
-            doubtful_since = await self._look(math.inf)
+            await file_watch.refresh()
+            faulty_since = await self._reload_if_different(math.inf)
             task_status.started()
             while True:
-                happened = await directory.wait_for_event(
-                    self._poll_s if doubtful_since == math.inf else HALF_WRITTEN_S
-                )
-                await directory.follow()
-                doubtful_since = await self._look(doubtful_since, believe_faults=not happened)
+                is_event = await file_watch.wait_for_event(self._poll_s if faulty_since == math.inf else HALF_WRITTEN_S)
+                await file_watch.refresh()
+                faulty_since = await self._reload_if_different(faulty_since, reject_at_once=not is_event)
         finally:
-            directory.close()
+            file_watch.close()
 
-    # Looking.
+    # Reading...
 
-    async def _look(self, doubtful_since: float, *, believe_faults: bool = True) -> float:
-        """Settle what the file amounts to, if that is news; but a fault, seen first by an event, only after a while.
+    async def _reload_if_different(self, faulty_since: float, *, reject_at_once: bool = True) -> float:
+        """Apply the file if it differs from the last read; but reject a fault only once it has lasted.
 
         Returns:
-            Since when (trio time) there has been a fault that was not yet believed; infinity if there is none.
+            Since when (trio time) the file has had a fault that was not yet rejected; infinity if it has none.
         """
-        async with self._turn:
+        async with self._reload_lock:
             found = await self._examine_in_thread()
-            if not self._is_news(found):
+            if not self._is_different(found):
                 return math.inf
-            if isinstance(found, tuple) and not believe_faults:
-                doubtful_since = min(doubtful_since, trio.current_time())
-                if trio.current_time() - doubtful_since < HALF_WRITTEN_S:
-                    return doubtful_since
-            self._settle(found)
+            if isinstance(found, tuple) and not reject_at_once:
+                faulty_since = min(faulty_since, trio.current_time())
+                if trio.current_time() - faulty_since < HALF_WRITTEN_S:
+                    return faulty_since
+            self.last_actor = FILE_ACTOR
+            self._apply(found)
             return math.inf
 
-    def _is_news(self, found: _Found) -> bool:
+    def _is_different(self, found: _Found) -> bool:
         if found is None:
             return self.last_error is not None
         return isinstance(found, Catalogue) or found != self.last_error
 
     async def _examine_in_thread(self) -> _Found:
-        # Abandoned when cancelled: the thread only reads, and a hung mount must not hold up the process's end.
+        # Abandoned when cancelled: the thread only reads, and a hanging mount must not delay the process's end.
         return await trio.to_thread.run_sync(self._examine, abandon_on_cancel=True, limiter=self._threads)
 
     def _examine(self) -> _Found:
-        """What the file amounts to; a new snapshot has no generation yet, for who knows what comes before it.
+        """Read and parse the file. A new snapshot has no generation yet: an alias may move before it is applied.
 
-        In a thread, while an alias may move: only what a file's acceptance changes may be read of `current` here.
+        Runs in a thread, while an alias may move: of `current`, read only what an accepted file alone changes.
         """
         try:
-            if self._may_be_absent and self.current.digest is None and _is_absent(self.path):
+            if self._may_be_absent and self.current.digest is None and is_absent(self.path):
                 return None
-            data = self.last_read = _read(self.path)
+            data = self.last_read = read_models_file(self.path)
             if hashlib.sha256(data).hexdigest() == self.current.digest:
                 return None
             if says_nothing(data) and (self.current.models or self.current.aliases):
-                hint = "to have no models on purpose, write `models = []`"
-                return (Fault(_shown(self.path), None, None, "the file is empty", hint),)
-            return parse(data, path=_shown(self.path), generation=0, loaded_at=time.time())
+                return (fault_in(self.path, "the file is empty", "to have no models on purpose, write `models = []`"),)
+            return parse(data, path=printable(self.path), generation=0, loaded_at=time.time())
         except FaultyFile as error:
             return error.faults
 
-    # Settling: synchronous, so that nobody sees half of it.
+    # Applying: synchronous, so no other task sees an intermediate state...
 
-    def _settle(self, found: _Found) -> ReloadResult:
+    def _apply(self, found: _Found) -> ReloadResult:
         if found is None:
             outcome = ReloadResult("unchanged", self.current)
             if self.last_error is not None:
-                self._recover()
-                self._tell_of_refusal(())
+                self._clear_error()
+                self._notify_of_rejection(())
         elif isinstance(found, Catalogue):
             outcome = self.accept(found)
         else:
@@ -238,66 +231,68 @@ class CatalogueKeeper:
         return outcome
 
     def accept(self, read: Catalogue) -> ReloadResult:
-        """Put in force what a file says, less the aliases that have to be warmed first. Gives it its generation."""
+        """Put a file's catalogue in force as the next generation; aliases that must be warmed keep their targets."""
         new = dataclasses.replace(read, generation=self.current.generation + 1)
         if self._readiness is not None:
             new = hold_back(new, self.current, self._readiness)
-        self._recover()
+        self._clear_error()
         changes = self._assign(new)
         _log_warnings(new)
         return ReloadResult("applied", new, changes)
 
     def _reject(self, faults: tuple[Fault, ...]) -> ReloadResult:
         self.last_error = faults
-        told = [
-            {"line": fault.line, "key": fault.key, "message": fault.message, "hint": fault.hint} for fault in faults
-        ]
         _log.error(
-            "catalogue_rejected", path=_shown(self.path), generation_in_force=self.current.generation, faults=told
+            "catalogue_rejected",
+            path=printable(self.path),
+            generation_in_force=self.current.generation,
+            faults=[
+                {"line": fault.line, "key": fault.key, "message": fault.message, "hint": fault.hint} for fault in faults
+            ],
         )
-        self._tell_of_refusal(faults)
+        self._notify_of_rejection(faults)
         return ReloadResult("rejected", self.current, faults=faults)
 
-    def _tell_of_refusal(self, faults: tuple[Fault, ...]) -> None:
-        for subscriber in self._told_of_refusals:
-            _tell(subscriber, faults)
+    def _notify_of_rejection(self, faults: tuple[Fault, ...]) -> None:
+        for subscriber in self._rejection_subscribers:
+            _notify(subscriber, faults)
 
-    def _recover(self) -> None:
+    def _clear_error(self) -> None:
         if self.last_error is not None:
             self.last_error = None
-            _log.info("catalogue_recovered", path=_shown(self.path), generation=self.current.generation)
+            _log.info("catalogue_recovered", path=printable(self.path), generation=self.current.generation)
 
     def _assign(self, new: Catalogue) -> CatalogueDiff:
-        """The one assignment; then everybody is told."""
+        """Replace the catalogue in force, then notify the subscribers."""
         old, self.current = self.current, new
         changes = diff(old, new)
         if new.generation != old.generation:
-            _log.info("catalogue_applied", path=_shown(self.path), generation=new.generation, diff=str(changes))
+            _log.info("catalogue_applied", path=printable(self.path), generation=new.generation, diff=str(changes))
         for subscriber in self._subscribers:
-            _tell(subscriber, old, new, changes)
+            _notify(subscriber, old, new, changes)
         return changes
 
-    # Aliases that were held back: synchronous as well. Each raises KeyError if the alias is not among them.
+    # Aliases that are warming. Synchronous too. Each raises KeyError if the alias is not warming...
 
     def move(self, alias: str) -> Catalogue:
-        """Put an alias where its file wants it: what it is to stand for can serve."""
+        """Move an alias to the targets in its file, which can serve now: a new generation."""
         self._assign(moved(self.current, alias))
         return self.current
 
     def give_up(self, alias: str, reason: str) -> None:
-        """Leave an alias where it is, and say why, until its file changes or it is tried again."""
+        """Leave an alias where it is, with the reason, until its file changes or `try_again`."""
         self._assign(given_up(self.current, alias, reason))
 
     def try_again(self, alias: str) -> None:
-        """Have an alias warmed that was given up."""
+        """Make a given-up alias warming again."""
         self._assign(tried_again(self.current, alias))
 
 
-def _tell(subscriber: Callable[..., object], *news: object) -> None:
-    """Whatever a subscriber makes of it, it has happened."""
+def _notify(subscriber: Callable[..., object], *arguments: object) -> None:
+    """Call a subscriber. Its exception is logged: the change is in force, and the other subscribers must run."""
     try:
-        subscriber(*news)
-    except Exception:  # noqa: BLE001 - it is in force, or is not, regardless
+        subscriber(*arguments)
+    except Exception:  # noqa: BLE001 - as the docstring says
         _log.exception("catalogue_subscriber_failed", subscriber=repr(subscriber))
 
 
@@ -311,129 +306,3 @@ def _log_warnings(catalogue: Catalogue) -> None:
             message=warning.message,
             hint=warning.hint,
         )
-
-
-def _shown(path: Path) -> str:
-    """A path for people, logs and JSON: its bytes need not be UTF-8, but what we say is."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
-def _is_absent(path: Path) -> bool:
-    """Whether nothing has that name; what cannot be looked at is not absent."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _read(path: Path) -> bytes:
-    """The file's bytes.
-
-    Raises:
-        FaultyFile: With the one reason why not.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for somebody to write into it
-            raise FaultyFile((Fault(_shown(path), None, None, "is not a regular file"),))
-        with path.open("rb") as file:
-            data = file.read(FILE_LIMIT_BYTES + 1)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        hint = "the user that cortex runs as has to be able to read it" if isinstance(error, PermissionError) else None
-        raise FaultyFile((Fault(_shown(path), None, None, f"cannot be read: {reason}", hint),)) from error
-    if len(data) > FILE_LIMIT_BYTES:
-        message = f"is larger than {FILE_LIMIT_BYTES // 1024**2} MiB"
-        raise FaultyFile(
-            (Fault(_shown(path), None, None, message, "a thousand models take 100 KB: is it the right file?"),)
-        )
-    return data
-
-
-# Events.
-
-
-class _WatchedDirectories:
-    """Tells when something happens beside a file, however it is replaced.
-
-    Directories, because editors replace files and ConfigMaps swap a symlink beside them: a watch on the file itself
-    would go with the old one. Two of them if the file is a symlink out of its own. Any event counts, whatever its
-    name: comparing content is cheap and knows best.
-    """
-
-    def __init__(self, path: Path, threads: trio.CapacityLimiter) -> None:
-        self._path = path
-        self._threads = threads
-        self._watched: dict[str, tuple[int, int]] = {}
-        self._events: RustNotify | None = None
-        self._complained = False
-
-    async def follow(self) -> None:
-        """Watch the directories the path leads to now, if they are not those watched already."""
-        directories = await trio.to_thread.run_sync(
-            _directories_of, self._path, abandon_on_cancel=True, limiter=self._threads
-        )
-        if directories == self._watched and (self._events is not None or not directories):
-            return
-        self.close()
-        self._watched = directories
-        if not directories:
-            return
-        try:
-            self._events = RustNotify(list(directories), False, False, 0, False, True)
-        except (OSError, UnicodeError, WatchfilesRustInternalError) as error:  # a directory's name may be no UTF-8
-            self._complain(error)
-
-    async def wait_for_event(self, at_most_s: float) -> bool:
-        """True once something happened; False if nothing did for `at_most_s`, or events are not to be had."""
-        if self._events is None:
-            await trio.sleep(at_most_s)
-            return False
-        try:
-            return await self._wait(self._events, round(at_most_s * 1000))
-        except (OSError, WatchfilesRustInternalError) as error:
-            self._complain(error)
-            self.close()
-            return False
-
-    async def _wait(self, events: RustNotify, at_most_ms: int) -> bool:
-        stop = threading.Event()  # looked at by the thread every step; without it a cancellation waits for `at_most_ms`
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_set_when_cancelled, stop)
-            happened = await trio.to_thread.run_sync(
-                events.watch, EVENT_DEBOUNCE_MS, EVENT_STEP_MS, at_most_ms, stop, limiter=self._threads
-            )
-            nursery.cancel_scope.cancel()
-        return happened != "timeout"
-
-    def close(self) -> None:
-        """Stop watching; `follow` starts again."""
-        if self._events is not None:
-            self._events.close()
-        self._events = None
-
-    def _complain(self, error: Exception) -> None:
-        if not self._complained:
-            self._complained = True
-            _log.warning("catalogue_events_unavailable", path=_shown(self._path), reason=str(error), fallback="polling")
-
-
-def _directories_of(path: Path) -> dict[str, tuple[int, int]]:
-    """Where the path stands and where the file behind it stands, with what tells a directory from its replacement."""
-    directories = {}
-    for directory in (path.parent, Path(os.path.realpath(path)).parent):
-        try:
-            status = directory.stat()
-        except OSError:
-            continue
-        directories[str(directory)] = (status.st_dev, status.st_ino)
-    return directories
-
-
-async def _set_when_cancelled(event: threading.Event) -> None:
-    try:
-        await trio.sleep_forever()
-    finally:
-        event.set()

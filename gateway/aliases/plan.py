@@ -34,7 +34,7 @@ from gateway.fleet.routing.choose import (
 )
 from gateway.fleet.state import Fleet
 
-__all__ = ["AliasPlan", "DevicePlan", "Placement", "Plan", "Verdict", "plan"]
+__all__ = ["AliasPlan", "ChangePlan", "DevicePlan", "Placement", "Verdict", "plan"]
 
 Change: TypeAlias = Literal["added", "changed", "removed", "affected"]
 State: TypeAlias = Literal["loaded", "loading", "to_load", "waits", "impossible"]
@@ -98,7 +98,7 @@ class DevicePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ChangePlan:
     """All of it. `notes` are what somebody might not expect."""
 
     changes: CatalogueDiff
@@ -136,7 +136,7 @@ def plan(
     *,
     live: Iterable[tuple[str | None, str | None]] = (),
     min_residency_s: float = 0.0,
-) -> Plan:
+) -> ChangePlan:
     """What it takes to go from one catalogue to another.
 
     Args:
@@ -155,7 +155,7 @@ def plan(
         for name, change in _concerned(changes, wanted)
     ]
     touched = tuple(replace(alias, in_flight=_in_flight(alias.name, requests)) for alias in aliases)
-    return Plan(changes, touched, _device_plans(fleet, imagination.fleet), tuple(_notes(changes, fleet)))
+    return ChangePlan(changes, touched, _device_plans(fleet, imagination.fleet), tuple(_notes(changes, fleet)))
 
 
 def _as_written(catalogue: Catalogue) -> Catalogue:

@@ -17,15 +17,15 @@ import trio
 
 from catalogue.models import Catalogue, FaultyFile
 from gateway.aliases.files import rollout_state
-from gateway.aliases.files.paths import Records
-from gateway.aliases.files.rollout_state import BrokenState, Rollout
+from gateway.aliases.files.catalogue_files import CatalogueFiles
+from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout
 from gateway.aliases.files.toml_edit import CannotEdit
 from gateway.aliases.rollout_guards import DEFAULT_ALPHA, Comparison
-from gateway.files.atomic import CannotSave
+from gateway.files.atomic_write import CannotSave
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.observation import Observation, Observer
 
-__all__ = ["Rollouts"]
+__all__ = ["RolloutController"]
 
 LOOK_S = 1.0
 TROUBLE_LOOK_S = 10.0  # after something that could not be read or written
@@ -106,7 +106,7 @@ class _Watch:
         self._watchable.unwatch(self._alias, self._see)
 
 
-class Rollouts:
+class RolloutController:
     """Drives every rollout that is written down as running.
 
     Args:
@@ -119,7 +119,7 @@ class Rollouts:
 
     def __init__(
         self,
-        records: Records,
+        records: CatalogueFiles,
         *,
         keeper: Keeper,
         watchable: Watchable,
@@ -190,13 +190,13 @@ class Rollouts:
             for rollout in [each for each in self._known.values() if each.state == "running"]:
                 await self._drive(rollout)
             self._trouble = None
-        except (OSError, CannotSave, CannotEdit, FaultyFile, BrokenState) as error:
+        except (OSError, CannotSave, CannotEdit, FaultyFile, InvalidRolloutState) as error:
             if str(error) != self._trouble:
                 log.error("rollout_stuck", reason=str(error), retry_s=TROUBLE_LOOK_S)  # noqa: TRY400 - no fault of ours
             self._trouble = str(error)
 
     async def _refresh(self) -> None:
-        stamp = await _in_thread(lambda: rollout_state.stamp(self._records))
+        stamp = await _in_thread(lambda: rollout_state.file_stamp(self._records))
         if stamp != self._stamp:
             self._known = await _in_thread(lambda: rollout_state.read(self._records))
             self._stamp = stamp
@@ -224,7 +224,7 @@ class Rollouts:
             now = self._clock()
             log.info("rollout_step", alias=rollout.alias, target=rollout.target, percent=rollout.percent)
             self._metrics.rollout_percent(rollout.alias).set(rollout.percent)
-            await self._change(rollout, lambda: rollout_state.in_force(self._records, rollout, now))
+            await self._change(rollout, lambda: rollout_state.mark_in_force(self._records, rollout, now))
         elif self._standing(rollout) == "elsewhere":
             await self._advance(rollout)  # the same step: a crash may have come before the file was written
 
@@ -232,7 +232,7 @@ class Rollouts:
         catalogue = self._keeper.current
         if rollout.alias in catalogue.warming:
             return "on its way"
-        is_there = rollout_state.is_at(catalogue.aliases.get(rollout.alias), rollout.targets(rollout.step))
+        is_there = rollout_state.has_targets(catalogue.aliases.get(rollout.alias), rollout.targets(rollout.step))
         return "there" if is_there else "elsewhere"
 
     async def _judge(self, rollout: Rollout) -> None:
@@ -265,7 +265,7 @@ class Rollouts:
         await self._change(rollout, lambda: rollout_state.advance(self._records, rollout, now))
         await self._keeper.reload()
 
-    async def _end(self, rollout: Rollout, how: rollout_state.State, reason: str) -> None:
+    async def _end(self, rollout: Rollout, how: rollout_state.RolloutState, reason: str) -> None:
         now = self._clock()
         await self._change(rollout, lambda: rollout_state.end(self._records, rollout, how, reason, now))
         await self._keeper.reload()

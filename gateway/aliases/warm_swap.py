@@ -31,7 +31,7 @@ from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import UpstreamPool
 from gateway.telemetry.metrics import Metrics
 
-__all__ = ["FleetReadiness", "SwapView", "Swaps"]
+__all__ = ["FleetReadiness", "SwapView", "WarmSwaps"]
 
 RECHECK_S = 1.0  # how long to wait for news of the fleet before looking again
 SETTLE_S = 0.05  # after news, so that a burst of them is one
@@ -160,7 +160,7 @@ class _Swap:
         self.scope.cancel()
 
 
-class Swaps:
+class WarmSwaps:
     """Brings aliases that are warming to their new targets.
 
     Args:

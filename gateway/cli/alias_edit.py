@@ -20,15 +20,15 @@ from catalogue.diff import CatalogueDiff, diff
 from catalogue.load import parse
 from catalogue.models import Catalogue, Fault, FaultyFile
 from gateway.aliases.files import locked_edit, rollout_state, toml_edit, versions
-from gateway.aliases.files.locked_edit import Change
-from gateway.aliases.files.paths import Records
-from gateway.aliases.files.rollout_state import BrokenState, Rollout, shares
+from gateway.aliases.files.catalogue_files import CatalogueFiles
+from gateway.aliases.files.locked_edit import FileEdit
+from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, split_weights
 from gateway.aliases.files.toml_edit import CannotEdit
-from gateway.aliases.files.versions import NoVersion
+from gateway.aliases.files.versions import VersionNotFound
 from gateway.cli import api_client
 from gateway.cli.api_client import NoAnswer
 from gateway.config.settings import Listen, Settings
-from gateway.files.atomic import CannotSave
+from gateway.files.atomic_write import CannotSave
 
 __all__ = ["DONE", "NOT_IN_FORCE", "NO_GATEWAY", "REFUSED", "AliasCommands", "Refused", "os_user"]
 
@@ -90,7 +90,7 @@ class AliasCommands:
     `has_begun` tells whether anything may have been written: whoever is interrupted wants to know.
     """
 
-    def __init__(self, records: Records, gateway: Gateway, say: Say) -> None:
+    def __init__(self, records: CatalogueFiles, gateway: Gateway, say: Say) -> None:
         self.records = records
         self.gateway = gateway
         self._say = say
@@ -99,18 +99,18 @@ class AliasCommands:
     @classmethod
     def of(cls, settings: Settings, say: Say) -> Self:
         """Beside the file and the gateway that these settings speak of."""
-        return cls(Records.of(settings), Gateway.of(settings), say)
+        return cls(CatalogueFiles.from_settings(settings), Gateway.of(settings), say)
 
     # Reading...
 
     def read(self) -> tuple[bytes, Catalogue]:
         """The file and what it says. Raises Refused if it is not there or not good."""
         try:
-            data = self.records.models.read_bytes()
+            data = self.records.models_path.read_bytes()
         except OSError as error:
-            raise Refused(f"{self.records.models} cannot be read: {error.strerror or error}") from error
+            raise Refused(f"{self.records.models_path} cannot be read: {error.strerror or error}") from error
         try:
-            return data, parse(data, path=str(self.records.models), generation=0, loaded_at=0.0)
+            return data, parse(data, path=str(self.records.models_path), generation=0, loaded_at=0.0)
         except FaultyFile as error:
             raise Refused(_lines(error.faults)) from error
 
@@ -130,7 +130,7 @@ class AliasCommands:
         """Those that ended, too. Raises Refused as above."""
         try:
             return rollout_state.read(self.records)
-        except (BrokenState, OSError) as error:
+        except (InvalidRolloutState, OSError) as error:
             raise Refused(str(error)) from error
 
     def say(self, text: str) -> None:
@@ -139,13 +139,13 @@ class AliasCommands:
 
     # Changing...
 
-    def point(self, name: str, target: str, percent: float, command: str, *, swap: str | None) -> Change:
+    def point(self, name: str, target: str, percent: float, command: str, *, swap: str | None) -> FileEdit:
         """Give a model so many percent of an alias. Raises Refused."""
 
         def pointed(data: bytes) -> bytes:
             was = self._parsed(data).aliases.get(name)
             weights = {} if was is None else {each.model: each.weight for each in was.targets}
-            return toml_edit.set_alias(data, name, shares(weights, target, percent), swap=swap)
+            return toml_edit.set_alias(data, name, split_weights(weights, target, percent), swap=swap)
 
         done = self._change(pointed, command)
         if target not in self._parsed(done.after).models:
@@ -153,31 +153,35 @@ class AliasCommands:
         return done
 
     def _parsed(self, data: bytes) -> Catalogue:
-        return parse(data, path=str(self.records.models), generation=0, loaded_at=0.0)
+        return parse(data, path=str(self.records.models_path), generation=0, loaded_at=0.0)
 
-    def remove(self, name: str, command: str) -> Change:
+    def remove(self, name: str, command: str) -> FileEdit:
         """Take an alias out. Raises Refused."""
         return self._change(lambda data: toml_edit.remove_alias(data, name), command)
 
-    def roll_back(self, name: str | None, to: str | None, command: str) -> Change:
+    def roll_back(self, name: str | None, to: str | None, command: str) -> FileEdit:
         """Put back the file, or one alias of it, as it was: before the last change, or in a version. Raises Refused."""
 
         def back(data: bytes) -> bytes:
-            was = versions.earlier(self.records, data, name) if to is None else versions.find(self.records, to)
+            was = (
+                versions.read_previous(self.records, data, name)
+                if to is None
+                else versions.read_version(self.records, to)
+            )
             return was if name is None else toml_edit.restore_alias(data, name, was)
 
         return self._change(back, command)
 
-    def _change(self, edit_: Callable[[bytes], bytes], command: str) -> Change:
+    def _change(self, edit_: Callable[[bytes], bytes], command: str) -> FileEdit:
         self._refuse_another_file()
         self.has_begun = True
         try:
-            done = locked_edit.change(self.records, edit_, who=os_user(), command=command)
+            done = locked_edit.edit_models(self.records, edit_, who=os_user(), command=command)
         except FaultyFile as error:
             raise Refused(_lines(error.faults)) from error
         except KeyError as error:
-            raise Refused(f"there is no alias {error.args[0]!r} in {self.records.models}") from error
-        except (CannotSave, CannotEdit, NoVersion, OSError, ValueError) as error:
+            raise Refused(f"there is no alias {error.args[0]!r} in {self.records.models_path}") from error
+        except (CannotSave, CannotEdit, VersionNotFound, OSError, ValueError) as error:
             raise Refused(str(error)) from error
         if done.not_kept is not None:
             self._say(f"warning: there is no way back from this by `rollback`: {done.not_kept}")
@@ -189,14 +193,15 @@ class AliasCommands:
         if health is None:
             return
         theirs = health["catalogue"].get("path")
-        if theirs is None or not _is_same(Path(theirs), self.records.models):
+        if theirs is None or not _is_same(Path(theirs), self.records.models_path):
             raise Refused(
-                f"the gateway at {self.gateway.endpoint} reads {theirs}, not {self.records.models}: -c names its config"
+                f"the gateway at {self.gateway.endpoint} reads {theirs}, not {self.records.models_path}:"
+                " -c names its config"
             )
 
     # Watching...
 
-    def see_through(self, done: Change, names: set[str] | None, *, wait: bool) -> int:
+    def see_through(self, done: FileEdit, names: set[str] | None, *, wait: bool) -> int:
         """Say what the change means, and wait until it is in force; with `wait`, until its aliases have moved, too.
 
         Args:
@@ -210,12 +215,12 @@ class AliasCommands:
         if not done:
             self._say("the file says so already; nothing was written")
             return DONE
-        said = meaning_of(done, str(self.records.models))
+        said = meaning_of(done, str(self.records.models_path))
         if said is None:
-            self._say(f"{self.records.models}: good again, as file {done.digest[:10]}")
+            self._say(f"{self.records.models_path}: good again, as file {done.digest[:10]}")
             said = CatalogueDiff()
         else:
-            self._say(f"{self.records.models}: {said}")
+            self._say(f"{self.records.models_path}: {said}")
         self._tell_ended_rollouts(said)
         began = time.monotonic()
         with api_client.client() as client:
@@ -246,7 +251,7 @@ class AliasCommands:
                 if error.status in {401, 404}:
                     self._say(f"warning: {error}")
 
-    def _until_in_force(self, client: httpx.Client, done: Change) -> dict[str, Any] | int:
+    def _until_in_force(self, client: httpx.Client, done: FileEdit) -> dict[str, Any] | int:
         """The gateway's health once the file is in force, or the exit code that says why it is not."""
         give_up_at = time.monotonic() + IN_FORCE_WITHIN_S
         while True:
@@ -262,7 +267,7 @@ class AliasCommands:
             time.sleep(LOOK_S)
         return self._not_in_force(done, health)
 
-    def _not_in_force(self, done: Change, health: dict[str, Any]) -> int:
+    def _not_in_force(self, done: FileEdit, health: dict[str, Any]) -> int:
         catalogue = health["catalogue"]
         told = "the gateway has not taken it up"
         if catalogue["error"] is not None:
@@ -272,9 +277,9 @@ class AliasCommands:
         self._say(f"written, but: {told}; generation {catalogue['generation']} is in force")
         return NOT_IN_FORCE
 
-    def _is_still(self, done: Change) -> bool:
+    def _is_still(self, done: FileEdit) -> bool:
         try:
-            return self.records.models.read_bytes() == done.after
+            return self.records.models_path.read_bytes() == done.after
         except OSError:
             return False
 
@@ -308,7 +313,7 @@ class AliasCommands:
             self._say(words)
 
 
-def meaning_of(done: Change, path: str) -> CatalogueDiff | None:
+def meaning_of(done: FileEdit, path: str) -> CatalogueDiff | None:
     """What the change changes; None if the file was at fault before, and so meant nothing."""
     try:
         before = parse(done.before, path=path, generation=0, loaded_at=0.0)

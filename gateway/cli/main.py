@@ -77,14 +77,14 @@ def serve(config: Path | None) -> None:
 @config_option
 def check(config: Path | None) -> None:
     """Read cortex.toml and models.toml as `serve` would, and list every fault. Exit code 1 if there is any."""
-    from gateway.aliases.catalogue_store import CatalogueKeeper  # noqa: PLC0415 - as above
+    from gateway.aliases.catalogue_store import CatalogueStore  # noqa: PLC0415 - as above
 
     loaded = load_settings(config)
     # The keeper logs the catalogue's warnings too; here they are told once, as the command's answer.
     log.configure(dataclasses.replace(loaded.settings.log, level="critical"))
     tell(loaded.warnings, "warning")
     try:
-        catalogue = CatalogueKeeper(loaded.settings.models_config).load_initial()
+        catalogue = CatalogueStore(loaded.settings.models_config).load_initial()
     except FaultyFile as error:
         refuse(error)
     tell(catalogue.warnings, "warning")

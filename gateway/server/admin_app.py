@@ -16,11 +16,10 @@ from quart_trio import QuartTrio
 from catalogue.load import parse
 from catalogue.models import Catalogue, FaultyFile
 from gateway import __version__, errors
-from gateway.aliases.auditor import acting
-from gateway.aliases.catalogue_store import CatalogueKeeper
-from gateway.aliases.plan import Plan
-from gateway.aliases.rollout import Rollouts
-from gateway.aliases.warm_swap import Swaps
+from gateway.aliases.catalogue_store import CatalogueStore
+from gateway.aliases.plan import ChangePlan
+from gateway.aliases.rollout import RolloutController
+from gateway.aliases.warm_swap import WarmSwaps
 from gateway.fleet.loading.drain import Drains
 from gateway.fleet.loading.manual import ManualLoads
 from gateway.fleet.loading.scheduler import Lifecycle
@@ -51,17 +50,17 @@ class AdminContext:
 
     token: str | None
     explain_requests: int
-    catalogue: CatalogueKeeper
+    catalogue: CatalogueStore
     fleet: Fleet
     scheduler: Lifecycle
     manual_loads: ManualLoads
     drains: Drains
-    swaps: Swaps
-    rollouts: Rollouts
+    swaps: WarmSwaps
+    rollouts: RolloutController
     shadows: Shadows
     requests: Accounts
     health: Callable[[], dict[str, Any]]
-    plan: Callable[[Catalogue, Catalogue], Plan]
+    plan: Callable[[Catalogue, Catalogue], ChangePlan]
     metrics: Callable[[], bytes]
     queues: Callable[[], Sequence[LineView]]
     upstream_statistics: Callable[[], Mapping[str, int]]
@@ -103,8 +102,7 @@ def _check_token(expected: str | None, header: str) -> None:
 def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
     @app.post("/admin/reload")
     async def reload() -> Response:
-        with acting(ACTOR):
-            result = await context.catalogue.reload()
+        result = await context.catalogue.reload(actor=ACTOR)
         body = {
             "result": result.result,
             "generation": result.catalogue.generation,

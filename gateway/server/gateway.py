@@ -10,11 +10,11 @@ from catalogue.models import Catalogue
 from gateway import __version__
 from gateway.aliases import plan as planning
 from gateway.aliases.auditor import Auditor
-from gateway.aliases.catalogue_store import CatalogueKeeper
-from gateway.aliases.files.paths import Records
-from gateway.aliases.plan import Plan
-from gateway.aliases.rollout import Rollouts
-from gateway.aliases.warm_swap import FleetReadiness, Swaps
+from gateway.aliases.catalogue_store import CatalogueStore
+from gateway.aliases.files.catalogue_files import CatalogueFiles
+from gateway.aliases.plan import ChangePlan
+from gateway.aliases.rollout import RolloutController
+from gateway.aliases.warm_swap import FleetReadiness, WarmSwaps
 from gateway.asgi import App
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.control.engine_client import EngineClient
@@ -52,7 +52,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.fleet = Fleet(settings.neurons, misses=settings.poll.misses)
-        self.keeper = CatalogueKeeper(settings.models_config, readiness=FleetReadiness(self.fleet))
+        self.keeper = CatalogueStore(settings.models_config, readiness=FleetReadiness(self.fleet))
         self.keeper.load_initial()
         self.metrics = Metrics()
         self.neurons = {neuron.name: _client(neuron) for neuron in settings.neurons}
@@ -63,9 +63,11 @@ class Gateway:
             log_requests=settings.gateway.access_log,
             remembered=settings.limits.explain_requests,
         )
-        self.records = Records.of(settings)
+        self.records = CatalogueFiles.from_settings(settings)
         self.auditor = Auditor(self.records, self.keeper, plan=lambda old, new: self._plan(old, new).as_short_json())
-        self.rollouts = Rollouts(self.records, keeper=self.keeper, watchable=self.accounts, metrics=self.metrics)
+        self.rollouts = RolloutController(
+            self.records, keeper=self.keeper, watchable=self.accounts, metrics=self.metrics
+        )
         self.scheduler = Lifecycle(
             self.fleet,
             catalogue=self.keeper,
@@ -74,7 +76,7 @@ class Gateway:
             metrics=self.metrics,
             poll_soon=self.poller.poll_soon,
         )
-        self.swaps = Swaps(
+        self.swaps = WarmSwaps(
             self.keeper,
             fleet=self.fleet,
             lifecycle=self.scheduler,
@@ -147,7 +149,7 @@ class Gateway:
             ready=lambda: self.fleet.statistics().ever_answered,
         )
 
-    def _plan(self, old: Catalogue, new: Catalogue) -> Plan:
+    def _plan(self, old: Catalogue, new: Catalogue) -> ChangePlan:
         """What a change from one catalogue to the other requires of the fleet as it is now."""
         live = [(record.alias, record.model) for record in self.accounts.live.values()]
         min_residency_s = self.settings.eviction.min_residency_seconds

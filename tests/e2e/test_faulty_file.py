@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from fakes.patience import until
 from fakes.running import MODELS_TOML, PROBE, SMALL, running_gateway
 
-from gateway.aliases.catalogue_store import FILE_LIMIT_BYTES
+from gateway.aliases.files.models_file import FILE_LIMIT_BYTES
 from gateway.cli import main
 
 CHAT = "/v1/chat/completions"

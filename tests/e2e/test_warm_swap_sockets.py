@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from catalogue.load import parse
 from gateway.aliases.files import locked_edit, toml_edit, versions
-from gateway.aliases.files.versions import NoVersion
+from gateway.aliases.files.versions import VersionNotFound
 from gateway.config.settings import EvictionSettings, NeuronSettings
 from neuron.simulated.faults import Hang, HttpError
 
@@ -192,13 +192,17 @@ async def test_rollback_that_races_a_set_under_streams_hurts_nobody(tmp_path):
 
 def _set(records, target):
     """As `cortex alias set` does it."""
-    locked_edit.change(records, lambda data: toml_edit.set_alias(data, ALIAS, {target: 1.0}), who="anna", command="set")
+    locked_edit.edit_models(
+        records, lambda data: toml_edit.set_alias(data, ALIAS, {target: 1.0}), who="anna", command="set"
+    )
 
 
 def _roll_back(records):
     """As `cortex alias rollback` does it; there may be nothing to go back to yet."""
-    with suppress(NoVersion):
-        locked_edit.change(records, lambda data: versions.earlier(records, data), who="bert", command="rollback")
+    with suppress(VersionNotFound):
+        locked_edit.edit_models(
+            records, lambda data: versions.read_previous(records, data), who="bert", command="rollback"
+        )
 
 
 TIERS = [f"helexa/tier-{number}" for number in range(8)]

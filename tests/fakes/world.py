@@ -21,8 +21,8 @@ from fakes.fleets import a_catalogue
 from trio.testing import memory_stream_pair
 
 from catalogue.models import ModelProfile
-from gateway.aliases.catalogue_store import CatalogueKeeper
-from gateway.aliases.warm_swap import FleetReadiness, Swaps
+from gateway.aliases.catalogue_store import CatalogueStore
+from gateway.aliases.warm_swap import FleetReadiness, WarmSwaps
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.poller import Poller
@@ -136,14 +136,14 @@ class World:
     """The parts of a running gateway, to ask and to look into."""
 
     hosts: dict[str, Host]
-    keeper: CatalogueKeeper
+    keeper: CatalogueStore
     settings: Settings
     fleet: Fleet
     poller: Poller
     upstream: UpstreamPool
     lifecycle: Lifecycle
     inference: Inference
-    swaps: Swaps
+    swaps: WarmSwaps
     metrics: Metrics
 
     @property
@@ -200,7 +200,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
     metrics = Metrics()
     endpoints = {name: f"http://{name}:13131" for name in hosts}
     fleet = Fleet([NeuronSettings(name, url) for name, url in endpoints.items()], misses=settings.poll.misses)
-    keeper = CatalogueKeeper(None, readiness=FleetReadiness(fleet))
+    keeper = CatalogueStore(None, readiness=FleetReadiness(fleet))
     keeper.accept(a_catalogue(*profiles))
     neurons = {name: NeuronClient(url, transport=MemoryTransport(hosts[name])) for name, url in endpoints.items()}
     poller = Poller(fleet, neurons, settings.poll)
@@ -217,7 +217,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
         poll_soon=poller.poll_soon,
         lifecycle=lifecycle,
     )
-    swaps = Swaps(
+    swaps = WarmSwaps(
         keeper,
         fleet=fleet,
         lifecycle=lifecycle,

@@ -1,13 +1,14 @@
-"""The audit trail's file: a JSON object per line, each with the hash of the one before; append, read, verify. Blocking.
+"""The audit log's files: one JSON object per line, each with the hash of the line before. Blocking.
 
-What goes into it and when is `auditor.py`'s part.
+`auditor.py` decides what is written and when; here are append, read and verify.
 
     models.audit.jsonl              the lines since the last rotation
-    models.audit.jsonl.000000412    those up to number 412, and so on back; the chain goes through all of them
+    models.audit.jsonl.000000412    earlier lines up to number 412, and so on; the hash chain spans all files
 
-A line's last two keys are `previous`, the hash of the line before, and `hash`, that of its own bytes up to there. So a
-changed line is known by itself, and a missing one by its successor. Nobody holds a key to this: it shows accidents and
-careless hands, and whoever noted the last hash elsewhere can tell that the rest was not rewritten.
+The last two keys of a line are `previous`, the hash of the line before, and `hash`, the SHA-256 of the line's own bytes
+before that key, closed with a brace. A changed line fails its own hash, and a missing line breaks the chain at the next
+one. There is no secret key: the chain detects accidents and careless edits. To detect a rewrite of the whole log, note
+the last hash somewhere else.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ from typing import Any
 
 import msgspec
 
-from gateway.files import atomic
+from gateway.files.state_directory import give_to_owner_of_directory
 
-__all__ = ["GENESIS", "Broken", "Line", "Trail", "Verdict"]
+__all__ = ["GENESIS", "AuditLine", "AuditLog", "ChainBreak", "Verification"]
 
-GENESIS = "0" * 64  # what the first line of all says of the one before
+GENESIS = "0" * 64  # `previous` of the very first line
 _HASH_KEY = b',"hash":"'
-_WINDOW_BYTES = 64 * 1024  # where the end of the last line but one is looked for first
+_TAIL_BYTES = 64 * 1024  # how much of the file's end is read first to find the last newline
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One line that was read: where it stands, and what it says."""
+class AuditLine:
+    """One intact line: its file, its line number there, and its fields."""
 
     path: Path
     number: int
-    said: dict[str, Any]
+    fields: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """Where the chain breaks first."""
+class ChainBreak:
+    """The first line that does not fit into the chain."""
 
     path: Path
     number: int
@@ -55,57 +56,57 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What `verify` found.
+class Verification:
+    """The result of `AuditLog.verify`.
 
     Args:
-        lines: How many are in order.
+        lines: How many lines are intact, up to the first break.
         first, last: Their sequence numbers; 0 if there are none.
         head: The hash of the last of them.
-        broken: Where it breaks, or None.
-        torn_bytes: How much of an unfinished last line there is: a crash in the middle of writing. Not a break: the
-            next line to be written takes its place.
+        broken: The first break, or None.
+        torn_bytes: Length of an unfinished last line, left by a crash during a write. It is not a break: the next
+            append replaces it.
     """
 
     lines: int = 0
     first: int = 0
     last: int = 0
     head: str = GENESIS
-    broken: Broken | None = None
+    broken: ChainBreak | None = None
     torn_bytes: int = 0
 
 
-class Trail:
-    """The files of one audit trail. Several processes may append: each line is written under a lock.
+class AuditLog:
+    """The files of one audit log. Several processes may append: each append takes a lock.
 
     Args:
-        path: Of the file that grows.
-        rotate_bytes: It is put aside once it is this long.
-        kept: How many of those put aside are kept; 0 for all.
+        path: The file that lines are appended to.
+        rotate_bytes: The file is rotated once it has this size.
+        rotated_files: How many rotated files are kept; 0 keeps all.
     """
 
-    def __init__(self, path: Path, *, rotate_bytes: int, kept: int) -> None:
+    def __init__(self, path: Path, *, rotate_bytes: int, rotated_files: int) -> None:
         self.path = path
         self._rotate_bytes = rotate_bytes
-        self._kept = kept
+        self._rotated_files_kept = rotated_files
 
     # Writing...
 
-    def append(self, said: dict[str, Any]) -> dict[str, Any]:
-        """Write one line, on disk when this returns; returns it with `seq`, `previous` and `hash`.
+    def append(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Append one line and sync it to disk; returns its fields with `seq`, `previous` and `hash`.
 
-        A last line that a crash left unfinished gives way, and the new one says how long it was in `torn_bytes`.
+        An unfinished last line is replaced; the new line records its length as `torn_bytes`.
 
         Raises:
-            OSError: It could not be written. Nothing of it is there, or its beginning, which counts as torn.
+            OSError: The line was not written, or only its beginning, which counts as unfinished.
         """
         with self._opened() as file:
             torn_bytes = _drop_torn_line(file)
             last = next(self.newest_first(), None)
-            body = {"seq": 1 if last is None else last.said["seq"] + 1} | said
+            body = {"seq": 1 if last is None else last.fields["seq"] + 1} | fields
             if torn_bytes:
                 body["torn_bytes"] = torn_bytes
-            body["previous"] = GENESIS if last is None else last.said["hash"]
+            body["previous"] = GENESIS if last is None else last.fields["hash"]
             line, digest = _sealed(body)
             _write_all(file, line)
             os.fsync(file)
@@ -115,13 +116,13 @@ class Trail:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """The growing file, locked, and still the growing file once the lock is held."""
+        """The current file, locked. Opened again if another process rotated it before the lock was acquired."""
         while True:
             file = self._open()
             try:
-                with suppress(OSError):  # a file system without locks: then only one process may write here
-                    fcntl.flock(file, fcntl.LOCK_EX)  # held for one line, by whoever holds it
-                if self._is_current(file):  # else it was put aside while we waited
+                with suppress(OSError):  # a file system without locks: then only one process may append
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if self._is_current(file):
                     yield file
                     return
             finally:
@@ -131,7 +132,7 @@ class Trail:
         is_new = not self.path.exists()
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if is_new:
-            atomic.give_to_owner_of_directory(self.path)
+            give_to_owner_of_directory(self.path)
         return file
 
     def _is_current(self, file: int) -> bool:
@@ -142,101 +143,105 @@ class Trail:
 
     def _rotate(self, last_seq: int) -> None:
         self.path.rename(self.path.with_name(f"{self.path.name}.{last_seq:09d}"))
-        if self._kept:
-            for path in self._put_aside()[: -self._kept]:
+        if self._rotated_files_kept:
+            for path in self._rotated()[: -self._rotated_files_kept]:
                 path.unlink(missing_ok=True)
 
     # Reading...
 
-    def _put_aside(self) -> list[Path]:
-        """Oldest first."""
+    def _rotated(self) -> list[Path]:
+        """The rotated files, oldest first. Other suffixes, such as an operator's .bak, are ignored."""
         prefix = f"{self.path.name}."
         found = {path.name.removeprefix(prefix): path for path in self.path.parent.glob(f"{glob.escape(prefix)}*")}
-        numbered = {int(suffix): path for suffix, path in found.items() if suffix.isdecimal()}  # not somebody's .bak
+        numbered = {int(suffix): path for suffix, path in found.items() if suffix.isdecimal()}
         return [numbered[number] for number in sorted(numbered)]
 
     def _files(self) -> list[Path]:
-        return [*self._put_aside(), *([self.path] if self.path.exists() else [])]
+        return [*self._rotated(), *([self.path] if self.path.exists() else [])]
 
-    def newest_first(self) -> Iterator[Line]:
-        """Every line that is as it was written, from the last back. Raises OSError."""
+    def newest_first(self) -> Iterator[AuditLine]:
+        """Every intact line, newest first. Raises OSError."""
         for path in reversed(self._files()):
             try:
-                lines = list(_backwards(path))
-            except FileNotFoundError:  # put aside, or dropped, since it was listed
+                lines = path.read_bytes().splitlines()  # at most one rotation long
+            except FileNotFoundError:  # rotated or deleted since it was listed
                 continue
-            for number, line in lines:
-                said = _unsealed(line)
-                if said is not None:
-                    yield Line(path, number, said)
+            for number in range(len(lines), 0, -1):
+                fields = _unsealed(lines[number - 1])
+                if fields is not None:
+                    yield AuditLine(path, number, fields)
 
-    def verify(self) -> Verdict:
-        """Whether every line is as it was written, and none is missing. Raises OSError.
+    def verify(self) -> Verification:
+        """Check that every line is intact and none is missing. Raises OSError.
 
-        The oldest line that is kept may have had a predecessor; that it says so is taken on trust. A file that is put
-        aside meanwhile by whoever writes is no line missing: what was read is read again.
+        The predecessor of the oldest line may have been rotated away, so that line's `previous` is not checked.
+        Verifying takes no lock: if a writer rotates meanwhile, the files are read again.
         """
         while True:
             files = self._files()
             try:
-                verdict = self._verify(files)
+                verification = self._verify(files)
             except FileNotFoundError:
                 if self._files() == files:
                     raise
                 continue
             if self._files() == files:
-                return verdict
+                return verification
 
-    def _verify(self, files: list[Path]) -> Verdict:
-        sound = Verdict()
+    def _verify(self, files: list[Path]) -> Verification:
+        intact = Verification()
         for path in files:
             with path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
-                    said = _unsealed(line.removesuffix(b"\n"))
-                    if said is None and path == self.path and not line.endswith(b"\n"):
-                        return replace(sound, torn_bytes=len(line))
-                    reason = _why_broken(said, sound)
-                    if said is None or reason is not None:
-                        return replace(sound, broken=Broken(path, number, reason or ""))
-                    sound = Verdict(sound.lines + 1, sound.first or said["seq"], said["seq"], said["hash"])
-        return sound
+                    fields = _unsealed(line.removesuffix(b"\n"))
+                    if fields is None and path == self.path and not line.endswith(b"\n"):
+                        return replace(intact, torn_bytes=len(line))
+                    reason = _why_broken(fields, intact)
+                    if fields is None or reason is not None:
+                        return replace(intact, broken=ChainBreak(path, number, reason or ""))
+                    intact = Verification(
+                        intact.lines + 1, intact.first or fields["seq"], fields["seq"], fields["hash"]
+                    )
+        return intact
 
 
-def _why_broken(said: dict[str, Any] | None, before: Verdict) -> str | None:
-    if said is None:
-        return "is not as it was written: its hash is another"
-    if not before.lines or (said["seq"] == before.last + 1 and said["previous"] == before.head):
+def _why_broken(fields: dict[str, Any] | None, before: Verification) -> str | None:
+    if fields is None:
+        return "was changed: its hash does not match its content"
+    seq, expected_seq = fields["seq"], before.last + 1
+    if not before.lines or (seq == expected_seq and fields["previous"] == before.head):
         return None
-    if said["seq"] > before.last + 1:
-        return f"is number {said['seq']}, and number {before.last + 1} is missing before it"
-    return f"is number {said['seq']} and does not follow from number {before.last} before it"
+    if seq > expected_seq:
+        return f"is number {seq}, and number {expected_seq} is missing before it"
+    return f"is number {seq} and does not follow number {before.last}, the line before it"
 
 
 # Lines...
 
 
 def _sealed(body: dict[str, Any]) -> tuple[bytes, str]:
-    """The line, its end included, and its hash."""
+    """The line with its newline, and its hash."""
     encoded = msgspec.json.encode(body)
     digest = hashlib.sha256(encoded).hexdigest()
     return encoded[:-1] + _HASH_KEY + digest.encode() + b'"}\n', digest
 
 
 def _unsealed(line: bytes) -> dict[str, Any] | None:
-    """What the line says, if it is as it was written."""
+    """The line's fields; None if its hash does not match or it is not a line of an audit log."""
     before, key, after = line.rpartition(_HASH_KEY)
     digest = hashlib.sha256(before + b"}").hexdigest()
     if not key or after != digest.encode() + b'"}':
         return None
     try:
-        said = msgspec.json.decode(line)
+        fields = msgspec.json.decode(line)
     except msgspec.DecodeError:
         return None
-    return said if isinstance(said, dict) and isinstance(said.get("seq"), int) and "previous" in said else None
+    is_line = isinstance(fields, dict) and isinstance(fields.get("seq"), int) and "previous" in fields
+    return fields if is_line else None
 
 
 def _drop_torn_line(file: int) -> int:
-    """How many bytes stood after the last end of a line; a whole line that lacks only its end is given that."""
+    """Truncate an unfinished last line and return its length in bytes; a line that lacks only its newline gets it."""
     size = os.fstat(file).st_size
     torn = _after_last_newline(file, size)
     if not torn:
@@ -249,19 +254,12 @@ def _drop_torn_line(file: int) -> int:
 
 
 def _after_last_newline(file: int, size: int) -> bytes:
-    window = _WINDOW_BYTES
+    tail_bytes = _TAIL_BYTES
     while True:
-        tail = os.pread(file, window, max(0, size - window))
-        if b"\n" in tail or window >= size:
+        tail = os.pread(file, tail_bytes, max(0, size - tail_bytes))
+        if b"\n" in tail or tail_bytes >= size:
             return tail.rpartition(b"\n")[2]
-        window *= 4
-
-
-def _backwards(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file with their numbers, from the last to the first. The file is at most a rotation long."""
-    lines = path.read_bytes().splitlines()
-    for number in range(len(lines), 0, -1):
-        yield number, lines[number - 1]
+        tail_bytes *= 4
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -1,9 +1,9 @@
-"""What `models.toml` said before: whole files, kept under their hashes, and who is about to bring which. Blocking.
+"""Earlier contents of `models.toml`: whole files named by their hash, and who wrote each. Blocking.
 
-In which order they were in force is the audit trail's to say (`audit.py`): it names files by the same hashes.
+The audit log has the order in which they were in force; it names files by the same hashes.
 
     models.history/<sha256>.toml    the file's bytes
-    models.history/<sha256>.json    an announcement: somebody is about to make this the file, and says who they are
+    models.history/<sha256>.json    an announcement: who is about to put this file in place, and with which command
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.files import atomic
+from gateway.files import atomic_write
+from gateway.files.state_directory import make_directory
 
-__all__ = ["Announcement", "History", "digest_of"]
+__all__ = ["Announcement", "FileHistory", "digest_of"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """Whoever puts a file in place says so first, since the file itself cannot.
+    """Who is about to put a file in place. Written before the file, since `models.toml` cannot name its author.
 
     Args:
-        who: A person or a part of cortex, as the audit trail will say it.
-        command: What they did, as they would say it again.
-        before: The hash of the file that it replaces.
+        who: A person or a part of cortex; the audit log's `who`.
+        command: The command that would do it again; the audit log's `command`.
+        before: The hash of the file that is replaced.
         at: Unix seconds.
     """
 
@@ -40,12 +41,12 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def digest_of(data: bytes) -> str:
-    """What a file is known by: the SHA-256 of its bytes, in hex, as `Catalogue.digest` has it."""
+    """The SHA-256 of a file's bytes, in hex, as in `Catalogue.digest`."""
     return hashlib.sha256(data).hexdigest()
 
 
-class History:
-    """A directory of earlier files, bounded: beyond `files` of them or `total_bytes` the longest unused go."""
+class FileHistory:
+    """A directory of earlier files, bounded: beyond `files` of them or `total_bytes`, the least recently used go."""
 
     def __init__(self, folder: Path, *, files: int, total_bytes: int) -> None:
         self.folder = folder
@@ -53,20 +54,20 @@ class History:
         self._total_bytes = total_bytes
 
     def keep(self, data: bytes) -> str:
-        """Keep this file, as the one used last; returns its hash. Raises OSError."""
+        """Store this file as the most recently used one; returns its hash. Raises OSError."""
         digest = digest_of(data)
         path = self._path(digest, "toml")
-        atomic.make_directory(self.folder)
+        make_directory(self.folder)
         if path.exists() and path.read_bytes() == data:
             os.utime(path)
         else:
-            atomic.write(path, data)
+            atomic_write.write(path, data)
         self._prune(path)
         return digest
 
     def get(self, digest: str) -> bytes | None:
-        """The file of that hash; None if it is not kept, or is not what it was."""
-        if _DIGEST.match(digest) is None:
+        """The file with that hash; None if it is not stored, cannot be read, or no longer matches its hash."""
+        if _DIGEST.match(digest) is None:  # it may come from a command line
             return None
         try:
             data = self._path(digest, "toml").read_bytes()
@@ -75,19 +76,22 @@ class History:
         return data if digest_of(data) == digest else None
 
     def announce(self, digest: str, announcement: Announcement) -> None:
-        """Say who is about to make this file the one in force. Raises OSError."""
-        atomic.make_directory(self.folder)
-        atomic.write(self._path(digest, "json"), msgspec.json.encode(announcement))
+        """Record who is about to put this file in place. Raises OSError."""
+        make_directory(self.folder)
+        atomic_write.write(self._path(digest, "json"), msgspec.json.encode(announcement))
 
-    def announced(self, digest: str) -> Announcement | None:
-        """Who announced this file, if it was not taken up yet."""
+    def announcement_of(self, digest: str) -> Announcement | None:
+        """The announcement of this file, until it is removed."""
         try:
             return msgspec.json.decode(self._path(digest, "json").read_bytes(), type=Announcement)
         except (OSError, msgspec.DecodeError):
             return None
 
-    def taken_up(self, digest: str) -> None:
-        """The announcement is in the audit trail: the next one to bring the same file is somebody else."""
+    def remove_announcement(self, digest: str) -> None:
+        """Forget who announced this file: it is in the audit log now, or the edit failed.
+
+        Otherwise a later edit that brings the same file would be attributed to the wrong person.
+        """
         with suppress(OSError):
             self._path(digest, "json").unlink()
 
@@ -95,16 +99,16 @@ class History:
         return self.folder / f"{digest}.{suffix}"
 
     def _prune(self, newest: Path) -> None:
-        room = self._total_bytes - newest.stat().st_size
+        bytes_left = self._total_bytes - newest.stat().st_size
         for position, path in enumerate(self._by_last_use(newest), start=2):
-            with suppress(FileNotFoundError):  # another process is pruning too
-                room -= path.stat().st_size
-                if position > self._files or room < 0:
+            with suppress(FileNotFoundError):  # another process may prune at the same time
+                bytes_left -= path.stat().st_size
+                if position > self._files or bytes_left < 0:
                     path.unlink()
                     path.with_suffix(".json").unlink()
 
     def _by_last_use(self, newest: Path) -> list[Path]:
-        """The others, last used first."""
+        """All files but `newest`, most recently used first."""
         used: list[tuple[int, Path]] = []
         for path in self.folder.glob("*.toml"):
             with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""One change of `models.toml`, from lock to new file on disk: the same for a shell and for a rollout. Blocking."""
+"""One edit of `models.toml`, from the lock to the new file on disk; a shell and a rollout share it. Blocking."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from dataclasses import dataclass
 
 from catalogue.load import parse, says_nothing
 from catalogue.models import Catalogue, Fault, FaultyFile
+from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import Announcement, digest_of
-from gateway.aliases.files.paths import Records
-from gateway.files.atomic import CannotSave, locked, replace
+from gateway.files.atomic_write import CannotSave, replace
+from gateway.files.file_lock import locked
 
-__all__ = ["Change", "change", "change_locked"]
+__all__ = ["FileEdit", "check", "edit_models", "edit_models_locked"]
 
 Edit = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What was done: the file before and after. `not_kept` says why there is no way back, if there is none."""
+class FileEdit:
+    """The file before and after an edit; false if they are equal.
+
+    `not_kept` says why the history does not have both files, so that there is no way back; None if it has.
+    """
 
     before: bytes
     after: bytes
@@ -27,68 +31,67 @@ class Change:
 
     @property
     def digest(self) -> str:
-        """Of the file as it is now."""
+        """The hash of the file after the edit."""
         return digest_of(self.after)
 
     def __bool__(self) -> bool:
         return self.before != self.after
 
 
-def change(records: Records, edit: Edit, *, who: str, command: str) -> Change:
-    """Change the file, once nobody else does.
+def edit_models(files: CatalogueFiles, edit: Edit, *, who: str, command: str) -> FileEdit:
+    """Take the edit lock, and edit `models.toml`.
 
     Args:
-        records: Whose file, and where what it said before is kept.
-        edit: From the file as it is to the file as it is to be. May raise.
-        who: For the audit trail.
-        command: What they would do to do it again.
+        files: The file, and where its earlier contents are kept.
+        edit: Turns the old content into the new. May raise.
+        who: The author, for the audit log.
+        command: The command that would do it again, for the audit log.
 
     Raises:
-        CannotSave: It could not be read or written, or somebody wrote it meanwhile.
-        FaultyFile: What `edit` made of it is at fault. Then, as in every other case, the file is as it was.
+        CannotSave: The file could not be read or written, or changed meanwhile.
+        FaultyFile: The new content is faulty. As in every other case, the file has its old content.
     """
-    with locked(records.models):
-        return change_locked(records, edit, who=who, command=command)
+    with locked(files.models_path):
+        return edit_models_locked(files, edit, who=who, command=command)
 
 
-def change_locked(records: Records, edit: Edit, *, who: str, command: str) -> Change:
-    """The same for whoever holds the lock already."""
-    before = _read(records)
+def edit_models_locked(files: CatalogueFiles, edit: Edit, *, who: str, command: str) -> FileEdit:
+    """Do the same as `edit_models` for a caller that holds the lock."""
+    before = _read(files)
     after = edit(before)
     if after == before:
-        return Change(before, after)
-    check(after, path=str(records.models))
-    digest = digest_of(after)
+        return FileEdit(before, after)
+    check(after, path=str(files.models_path))
     announcement = Announcement(who=who, command=command, before=digest_of(before), at=time.time())
-    not_kept = _keep(records, before, after, announcement)
+    not_kept = _keep(files, before, after, announcement)
     try:
-        replace(records.models, after, expected=before)
+        replace(files.models_path, after, expected=before)
     except CannotSave:
-        records.history.taken_up(digest)  # it is not coming
+        files.history.remove_announcement(digest_of(after))
         raise
-    return Change(before, after, not_kept)
+    return FileEdit(before, after, not_kept)
 
 
 def check(data: bytes, *, path: str) -> Catalogue:
-    """What a gateway would make of the file. Raises FaultyFile."""
+    """Parse the file as a gateway would. Raises FaultyFile."""
     if says_nothing(data):
         hint = "to have no models on purpose, write `models = []`"
-        raise FaultyFile((Fault(path, None, None, "the file would say nothing", hint),))
+        raise FaultyFile((Fault(path, None, None, "the file would be empty", hint),))
     return parse(data, path=path, generation=0, loaded_at=0.0)
 
 
-def _read(records: Records) -> bytes:
+def _read(files: CatalogueFiles) -> bytes:
     try:
-        return records.models.read_bytes()
+        return files.models_path.read_bytes()
     except OSError as error:
-        raise CannotSave(f"{records.models} cannot be read: {error.strerror or error}") from error
+        raise CannotSave(f"{files.models_path} cannot be read: {error.strerror or error}") from error
 
 
-def _keep(records: Records, before: bytes, after: bytes, announcement: Announcement) -> str | None:
-    """Why not, or None. A swap in a bad hour must not fail because a history is full."""
+def _keep(files: CatalogueFiles, before: bytes, after: bytes, announcement: Announcement) -> str | None:
+    """Store both files in the history; returns why that failed. An urgent swap must not fail on a full disk."""
     try:
-        records.history.keep(before)
-        records.history.announce(records.history.keep(after), announcement)
+        files.history.keep(before)
+        files.history.announce(files.history.keep(after), announcement)
     except OSError as error:
-        return f"{error.filename or records.history.folder}: {error.strerror or error}"
+        return f"{error.filename or files.history.folder}: {error.strerror or error}"
     return None

@@ -1,8 +1,8 @@
-"""Rollouts as their file has them: what is to happen, how far it is, how it ended; and every change of that. Blocking.
+"""The rollout state file: each rollout's settings, its step and how it ended; and every change of that. Blocking.
 
-Whoever changes a rollout's state or its alias (a gateway, a second gateway, a shell) holds the lock on editing
-`models.toml`, looks again, and does nothing if somebody else was quicker. So of a step, a rollback and an abort that
-meet, one happens; and after a crash in between, the file says what is left to do.
+Whoever changes a rollout's state or its alias (a gateway, a second gateway, a shell) holds the edit lock of
+`models.toml`, reads the state again, and does nothing if it changed meanwhile. So if a step, a rollback and an abort
+coincide, exactly one of them happens. After a crash, the file says what is left to do.
 """
 
 from __future__ import annotations
@@ -15,58 +15,61 @@ import msgspec
 
 from catalogue.load import parse
 from catalogue.models import Alias
-from gateway.aliases.files.locked_edit import change_locked
-from gateway.aliases.files.paths import Records
+from gateway.aliases.files.catalogue_files import CatalogueFiles
+from gateway.aliases.files.locked_edit import edit_models_locked
 from gateway.aliases.files.toml_edit import restore_alias, set_alias
 from gateway.aliases.rollout_guards import GuardName
-from gateway.files import atomic
+from gateway.files import atomic_write
+from gateway.files.file_lock import locked
 
 __all__ = [
-    "AlreadyRunning",
-    "BrokenState",
+    "InvalidRolloutState",
     "Rollout",
+    "RolloutAlreadyRunning",
+    "RolloutState",
     "advance",
     "begin",
     "end",
-    "in_force",
-    "is_at",
+    "file_stamp",
+    "has_targets",
+    "mark_in_force",
     "read",
-    "stamp",
+    "split_weights",
     "supersede_if_changed",
 ]
 
-FINISHED_KEPT = 50  # for people to look at; the audit trail has them for ever
+ENDED_KEPT = 50  # for `cortex rollout`; the audit log keeps all of them
 
-State: TypeAlias = Literal["running", "done", "rolled_back", "aborted", "superseded"]
+RolloutState: TypeAlias = Literal["running", "done", "rolled_back", "aborted", "superseded"]
 Ending: TypeAlias = Literal["rolled_back", "aborted"]
 
 
-class AlreadyRunning(Exception):
-    """The alias has a rollout under way."""
+class RolloutAlreadyRunning(Exception):
+    """The alias has a running rollout."""
 
 
-class BrokenState(Exception):
-    """The state file is not one; the text says where it is and why."""
+class InvalidRolloutState(Exception):
+    """The state file cannot be parsed; the text has its path and the reason."""
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
-    """One alias on its way to a target. Times are in unix seconds, weights and steps in percent.
+    """One alias on its way to a target. Times are unix seconds; steps and weights are percent.
 
     Args:
-        alias, target: From where everybody asks, to where they are to be led.
-        steps: What the target gets, step by step.
-        every_s: How long a step lasts at least.
+        alias, target: The alias, and the model that its requests move to.
+        steps: The target's share in each step.
+        every_s: The minimum duration of a step.
         guards: Tolerance by guard.
-        minimum: Requests at either target before a step may end.
-        who, started: Whose doing it is.
-        before: The hash of the file at the beginning.
-        old: The weight of each target then.
-        state: As it says; all but "running" are ends.
-        ending: An end that was decided upon, and may not have reached `models.toml` yet.
-        step: Which of the steps `models.toml` has, or is about to have; -1 for none.
-        since: When that came into force; None if it has not.
-        reason: Why it ended.
-        ended: And when.
+        minimum: How many requests each target must get before a step may end.
+        who, started: Who started the rollout, and when.
+        before: The hash of `models.toml` before the first step.
+        old: Weight by target before the first step.
+        state: Every value but "running" is final.
+        ending: A decided rollback or abort that may not be in `models.toml` yet.
+        step: The index of the step that is, or is being, written to `models.toml`; -1 before the first.
+        since: When this step came into force; None if it has not yet.
+        reason: Why the rollout ended.
+        ended: When it ended.
     """
 
     alias: str
@@ -79,7 +82,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     started: float
     before: str
     old: dict[str, float]
-    state: State = "running"
+    state: RolloutState = "running"
     ending: Ending | None = None
     step: int = -1
     since: float | None = None
@@ -88,24 +91,24 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def percent(self) -> float:
-        """What the target gets in this step, beyond what it may have had before the first."""
+        """The target's share in this step; 0 before the first."""
         return self.steps[self.step] if self.step >= 0 else 0.0
 
     @property
     def is_last(self) -> bool:
-        """Whether there is no further step."""
+        """Whether this is the last step."""
         return self.step == len(self.steps) - 1
 
     def targets(self, step: int) -> dict[str, float]:
-        """The weights of a step; of -1, those of the beginning."""
-        return self.old if step < 0 else shares(self.old, self.target, self.steps[step])
+        """Weight by target in a step; -1 is the state before the first."""
+        return self.old if step < 0 else split_weights(self.old, self.target, self.steps[step])
 
 
-def shares(old: Mapping[str, float], target: str, percent: float) -> dict[str, float]:
-    """Targets that give one of them so many percent, and what is left to the others in their old proportions.
+def split_weights(old: Mapping[str, float], target: str, percent: float) -> dict[str, float]:
+    """Give `target` that many percent, and divide the rest among the others in their old proportions.
 
     Raises:
-        ValueError: There is something left, and nobody to give it to.
+        ValueError: `percent` is below 100, and there is no other target.
     """
     others = {model: weight for model, weight in old.items() if model != target and weight > 0}
     if percent >= 100:
@@ -113,20 +116,20 @@ def shares(old: Mapping[str, float], target: str, percent: float) -> dict[str, f
     if not others:
         raise ValueError(f"there is no other target to give the remaining {100 - percent:g} % to")
     total = sum(others.values())
-    # Six digits are what is written; a rest lost in them moves nobody.
+    # Six digits, as they are written to the file; the rounding error is below one request in a million.
     return {
         **{model: float(f"{(100 - percent) * weight / total:g}") for model, weight in others.items()},
         target: percent,
     }
 
 
-def is_at(alias: Alias | None, targets: Mapping[str, float]) -> bool:
+def has_targets(alias: Alias | None, targets: Mapping[str, float]) -> bool:
     """Whether an alias has these targets in these proportions."""
     if alias is None:
         return False
-    have = _proportions({target.model: target.weight for target in alias.targets})
-    want = _proportions(targets)
-    return have.keys() == want.keys() and all(abs(have[model] - want[model]) < 1e-4 for model in want)
+    actual = _proportions({target.model: target.weight for target in alias.targets})
+    expected = _proportions(targets)
+    return actual.keys() == expected.keys() and all(abs(actual[model] - expected[model]) < 1e-4 for model in expected)
 
 
 def _proportions(weights: Mapping[str, float]) -> dict[str, float]:
@@ -146,149 +149,155 @@ def _decode(data: bytes) -> _File:
     return msgspec.json.decode(data, type=_File)
 
 
-def read(records: Records) -> dict[str, Rollout]:
-    """Every rollout by its alias: one that runs, or the last that ended. Raises BrokenState, OSError."""
+def read(files: CatalogueFiles) -> dict[str, Rollout]:
+    """The running or else the last rollout of each alias. Raises InvalidRolloutState, OSError."""
     try:
-        data = records.rollouts.read_bytes()
+        data = files.rollouts_path.read_bytes()
     except FileNotFoundError:
         return {}
     try:
         return _decode(data).rollouts
     except msgspec.DecodeError as error:
-        hint = "mend it, or move it away: then nothing is being rolled out, and aliases stay where they are"
-        raise BrokenState(f"{records.rollouts}: {error}; {hint}") from error
+        hint = "repair it, or move it away: then no rollout runs, and every alias stays where it is"
+        raise InvalidRolloutState(f"{files.rollouts_path}: {error}; {hint}") from error
 
 
-def stamp(records: Records) -> tuple[int, int, int] | None:
-    """What changes whenever the file does; None if there is none. Raises OSError."""
+def file_stamp(files: CatalogueFiles) -> tuple[int, int, int] | None:
+    """A value that changes whenever the state file changes; None without a file. Raises OSError."""
     try:
-        status = os.stat(records.rollouts)  # noqa: PTH116 - Path.stat is the same, one call slower, once a second
+        status = os.stat(files.rollouts_path)  # noqa: PTH116 - Path.stat is the same, one call slower, once a second
     except FileNotFoundError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _write(records: Records, rollouts: Mapping[str, Rollout]) -> None:
-    over = sorted((each for each in rollouts.values() if each.state != "running"), key=lambda each: each.ended or 0)
-    forgotten = {each.alias for each in over[:-FINISHED_KEPT]}
-    kept = {alias: each for alias, each in sorted(rollouts.items()) if alias not in forgotten}
+def _write(files: CatalogueFiles, rollouts: Mapping[str, Rollout]) -> None:
+    ended = sorted((each for each in rollouts.values() if each.state != "running"), key=lambda each: each.ended or 0)
+    dropped = {each.alias for each in ended[:-ENDED_KEPT]}
+    kept = {alias: each for alias, each in sorted(rollouts.items()) if alias not in dropped}
     data = msgspec.json.format(msgspec.json.encode(_File(kept)), indent=2)
     try:
         _decode(data)
-    except msgspec.DecodeError as error:  # JSON has no word for some floats, and one of them would stop every rollout
-        raise ValueError(f"this rollout could not be read again: {error}") from error
-    atomic.write(records.rollouts, data + b"\n")
+    except msgspec.DecodeError as error:  # JSON has no infinity, and an unreadable file would stop every rollout
+        raise ValueError(f"this rollout cannot be written to {files.rollouts_path}: {error}") from error
+    atomic_write.write(files.rollouts_path, data + b"\n")
 
 
-def _put(records: Records, rollout: Rollout) -> Rollout:
-    known = read(records)
-    if known.get(rollout.alias) != rollout:
-        _write(records, known | {rollout.alias: rollout})
+def _store(files: CatalogueFiles, rollout: Rollout) -> Rollout:
+    rollouts = read(files)
+    if rollouts.get(rollout.alias) != rollout:
+        _write(files, rollouts | {rollout.alias: rollout})
     return rollout
 
 
-# Changes of state: each under the lock, each after looking again...
+# Changes of state: each takes the lock and reads the state again. `known` is the state that the caller decided on...
 
 
-def begin(records: Records, rollout: Rollout) -> None:
-    """Write down a new rollout; a gateway begins with it.
-
-    Raises:
-        AlreadyRunning, CannotSave, BrokenState, OSError: As they say.
-        ValueError: Something in it has no form in the file.
-    """
-    with atomic.locked(records.models):
-        known = read(records).get(rollout.alias)
-        if known is not None and known.state == "running":
-            raise AlreadyRunning(f"'{rollout.alias}' is being rolled out to {known.target} already")
-        _put(records, rollout)
-
-
-def advance(records: Records, seen: Rollout, now: float) -> Rollout:
-    """To the next step; and the same again, should the file not have got there. Returns what is known now.
+def begin(files: CatalogueFiles, rollout: Rollout) -> None:
+    """Store a new rollout; a running gateway starts it.
 
     Raises:
-        CannotSave, FaultyFile, CannotEdit, BrokenState, OSError: It is where it was; try again.
+        RolloutAlreadyRunning, CannotSave, InvalidRolloutState, OSError: Nothing was stored.
+        ValueError: The rollout has a value that cannot be stored.
+    """
+    with locked(files.models_path):
+        stored = read(files).get(rollout.alias)
+        if stored is not None and stored.state == "running":
+            raise RolloutAlreadyRunning(f"'{rollout.alias}' is being rolled out to {stored.target} already")
+        _store(files, rollout)
+
+
+def advance(files: CatalogueFiles, known: Rollout, now: float) -> Rollout:
+    """Write the next step to `models.toml`, or the current step again if a crash prevented that.
+
+    Returns:
+        The state that is stored now.
+
+    Raises:
+        CannotSave, FaultyFile, CannotEdit, InvalidRolloutState, OSError: The file is unchanged; try again.
     """
 
-    def go() -> Rollout:
-        step = seen.step if seen.since is None and seen.step >= 0 else seen.step + 1
-        moved = _put(records, msgspec.structs.replace(seen, step=step, since=None))
-        targets = moved.targets(step)
-        command = f"step {step + 1} of {len(seen.steps)}: {seen.target} gets {seen.steps[step]:g} %"
-        change_locked(
-            records,
-            lambda data: set_alias(data, seen.alias, targets),
-            who=f"rollout ({seen.who})",
-            command=f"rollout {seen.alias}: {command}",
+    def write_step() -> Rollout:
+        step = known.step if known.since is None and known.step >= 0 else known.step + 1
+        stored = _store(files, msgspec.structs.replace(known, step=step, since=None))
+        targets = stored.targets(step)
+        description = f"step {step + 1} of {len(known.steps)}: {known.target} gets {known.steps[step]:g} %"
+        edit_models_locked(
+            files,
+            lambda data: set_alias(data, known.alias, targets),
+            who=f"rollout ({known.who})",
+            command=f"rollout {known.alias}: {description}",
         )
-        return moved
+        return stored
 
-    return _if_unchanged(records, seen, go, now)
-
-
-def in_force(records: Records, seen: Rollout, now: float) -> Rollout:
-    """The step's time begins. Raises as `advance`."""
-    return _if_same(records, seen, lambda: _put(records, msgspec.structs.replace(seen, since=now)))
+    return _if_alias_unchanged(files, known, write_step, now)
 
 
-def end(records: Records, seen: Rollout, how: State, reason: str, now: float) -> Rollout:
-    """Over: "done" leaves the alias where it is, "rolled_back" and "aborted" put it back. Raises as `advance`."""
-    if how == "done":
-        over = msgspec.structs.replace(seen, state="done", reason=reason, ended=now)
-        return _if_same(records, seen, lambda: _put(records, over))
-    if how not in {"rolled_back", "aborted"}:
-        raise ValueError(how)
+def mark_in_force(files: CatalogueFiles, known: Rollout, now: float) -> Rollout:
+    """Start the current step's clock. Returns and raises as `advance`."""
+    return _if_state_unchanged(files, known, lambda: _store(files, msgspec.structs.replace(known, since=now)))
 
-    def go() -> Rollout:
-        ending = _put(records, msgspec.structs.replace(seen, ending=how, reason=reason))
-        change_locked(
-            records,
-            lambda data: _put_back(records, seen, data),
-            who=f"rollout ({seen.who})",
-            command=f"rollout {seen.alias}: {how.replace('_', ' ')}: {reason}",
+
+def end(files: CatalogueFiles, known: Rollout, state: RolloutState, reason: str, now: float) -> Rollout:
+    """End the rollout: "done" leaves the alias as it is, "rolled_back" and "aborted" restore it.
+
+    Returns and raises as `advance`.
+    """
+    if state == "done":
+        done = msgspec.structs.replace(known, state="done", reason=reason, ended=now)
+        return _if_state_unchanged(files, known, lambda: _store(files, done))
+    if state not in {"rolled_back", "aborted"}:
+        raise ValueError(state)
+
+    def restore() -> Rollout:
+        ending = _store(files, msgspec.structs.replace(known, ending=state, reason=reason))
+        edit_models_locked(
+            files,
+            lambda data: _restored(files, known, data),
+            who=f"rollout ({known.who})",
+            command=f"rollout {known.alias}: {state.replace('_', ' ')}: {reason}",
         )
-        return _put(records, msgspec.structs.replace(ending, state=how, ending=None, ended=now))
+        return _store(files, msgspec.structs.replace(ending, state=state, ending=None, ended=now))
 
-    return _if_unchanged(records, seen, go, now)
-
-
-def supersede_if_changed(records: Records, seen: Rollout, now: float) -> Rollout:
-    """Over, if somebody else has changed the alias in the file. Raises as `advance`."""
-    return _if_unchanged(records, seen, lambda: seen, now)
+    return _if_alias_unchanged(files, known, restore, now)
 
 
-def _put_back(records: Records, rollout: Rollout, data: bytes) -> bytes:
-    """The alias as it stood at the beginning, layout and all, if that file is kept."""
-    before = records.history.get(rollout.before)
+def supersede_if_changed(files: CatalogueFiles, known: Rollout, now: float) -> Rollout:
+    """End the rollout if another edit changed the alias. Returns and raises as `advance`."""
+    return _if_alias_unchanged(files, known, lambda: known, now)
+
+
+def _restored(files: CatalogueFiles, rollout: Rollout, data: bytes) -> bytes:
+    """The file with the alias as it was before the first step; its layout too, if the history has that file."""
+    before = files.history.get(rollout.before)
     return set_alias(data, rollout.alias, rollout.old) if before is None else restore_alias(data, rollout.alias, before)
 
 
-def _if_same(records: Records, seen: Rollout, go: Callable[[], Rollout]) -> Rollout:
-    with atomic.locked(records.models):
-        current = read(records).get(seen.alias, seen)
-        return go() if current == seen else current
+def _if_state_unchanged(files: CatalogueFiles, known: Rollout, act: Callable[[], Rollout]) -> Rollout:
+    with locked(files.models_path):
+        stored = read(files).get(known.alias, known)
+        return act() if stored == known else stored
 
 
-def _if_unchanged(records: Records, seen: Rollout, go: Callable[[], Rollout], now: float) -> Rollout:
-    """`go`, if neither the state nor the alias was changed by anybody else; a change of the alias ends the rollout."""
-    with atomic.locked(records.models):
-        current = read(records).get(seen.alias, seen)
-        if current != seen or current.state != "running":
-            return current
-        data = records.models.read_bytes()
-        alias = parse(data, path=str(records.models), generation=0, loaded_at=0.0).aliases.get(seen.alias)
-        if any(is_at(alias, targets) for targets in _expected(seen)):
-            return go()
-        reason = "the alias was removed" if alias is None else "somebody else changed the alias"
-        return _put(records, msgspec.structs.replace(seen, state="superseded", reason=reason, ended=now))
+def _if_alias_unchanged(files: CatalogueFiles, known: Rollout, act: Callable[[], Rollout], now: float) -> Rollout:
+    """Act if the state is unchanged and running. If another edit changed the alias, end the rollout instead."""
+    with locked(files.models_path):
+        stored = read(files).get(known.alias, known)
+        if stored != known or stored.state != "running":
+            return stored
+        data = files.models_path.read_bytes()
+        alias = parse(data, path=str(files.models_path), generation=0, loaded_at=0.0).aliases.get(known.alias)
+        if any(has_targets(alias, targets) for targets in _possible_targets(known)):
+            return act()
+        reason = "the alias was removed" if alias is None else "another edit changed the alias"
+        return _store(files, msgspec.structs.replace(known, state="superseded", reason=reason, ended=now))
 
 
-def _expected(seen: Rollout) -> list[dict[str, float]]:
-    """What the file may say of the alias: what the state says, or, if a crash came in between, what it said before."""
-    expected = [seen.targets(seen.step)]
-    if seen.since is None:
-        expected.append(seen.targets(seen.step - 1))
-    if seen.ending is not None:
-        expected.append(seen.old)
-    return expected
+def _possible_targets(known: Rollout) -> list[dict[str, float]]:
+    """The targets that the rollout itself may have left in the file, a crash between two writes included."""
+    possible = [known.targets(known.step)]
+    if known.since is None:
+        possible.append(known.targets(known.step - 1))
+    if known.ending is not None:
+        possible.append(known.old)
+    return possible

@@ -1,6 +1,6 @@
-"""What an edit makes of the text of a `models.toml`: one alias says something else, every other byte stays. Pure.
+"""Editing one alias in the text of a `models.toml`; every other byte stays. Pure.
 
-Saving the result is `saving.py`'s part, and whether it is a good catalogue `catalogue.load`'s.
+Writing the result to disk is done by `locked_edit.py`, and checking that it is a valid catalogue by `catalogue.load`.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ _TARGET_KEYS = ("target", "targets")  # an alias that is a table has one of them
 
 
 class CannotEdit(Exception):
-    """The text is of a shape that cannot be edited without touching more than was asked; the reason is for people."""
+    """The edit would change more of the file than the alias; the text says why, for operators."""
 
 
 def set_alias(data: bytes, name: str, targets: Mapping[str, float], *, swap: str | None = None) -> bytes:
-    """The file with the alias standing for these models.
+    """The file with the alias set to these targets.
 
-    A plain string stays one while that says enough, and becomes an inline table in the same line when it does not. A
-    table keeps its other keys.
+    A plain string stays a string if it can express the targets; otherwise it becomes an inline table on the same line.
+    A table keeps its other keys.
 
     Args:
-        data: The file as it is; valid TOML.
-        name: The alias; a new one goes after the last of the plain ones.
-        targets: Weight by model, in the order they are to be written; not empty.
-        swap: "warm" or "cold" to say how this alias changes from now on; None leaves what the file says.
+        data: The current file; valid TOML.
+        name: The alias. A new one is inserted below the last alias that is on one line.
+        targets: Weight by model, in the order to write them; not empty.
+        swap: "warm" or "cold"; None leaves the key as it is.
 
     Raises:
-        CannotEdit: Not without touching more.
+        CannotEdit: The edit would change more than the alias.
         FaultyFile: `data` is not TOML.
     """
     text = _Text(data)
     aliases = text.aliases()
-    said = aliases.get(name)
-    if isinstance(said, MutableMapping) and not _says_only_targets(said, targets, swap):
-        _set_targets(said, targets)
+    entry = aliases.get(name)
+    if isinstance(entry, MutableMapping) and not _fits_a_string(entry, targets, swap):
+        _set_targets(entry, targets)
         if swap is not None:
-            _set_swap(said, swap)
+            _set_swap(entry, swap)
     else:
-        _put(aliases, name, _written(targets, swap), text)
+        _put(aliases, name, _shortest_value(targets, swap), text)
     return text.edited(name)
 
 
@@ -58,7 +58,7 @@ def remove_alias(data: bytes, name: str) -> bytes:
     """The file without the alias; comments around it stay.
 
     Raises:
-        KeyError: There is none of that name.
+        KeyError: There is no alias of that name.
         CannotEdit, FaultyFile: As for `set_alias`.
     """
     text = _Text(data)
@@ -70,23 +70,23 @@ def remove_alias(data: bytes, name: str) -> bytes:
 
 
 def restore_alias(data: bytes, name: str, earlier: bytes) -> bytes:
-    """The file with the alias as it stood in an earlier one, or without it if it did not stand there.
+    """The file with the alias as it was in an earlier file; without it, if the earlier file does not have it.
 
     Raises:
         CannotEdit, FaultyFile: As for `set_alias`, of either file.
     """
-    text, before = _Text(data), _Text(earlier)
-    was = before.document.get("aliases", {})
-    if name not in was:
+    text, earlier_text = _Text(data), _Text(earlier)
+    old_aliases = earlier_text.document.get("aliases", {})
+    if name not in old_aliases:
         return remove_alias(data, name) if name in text.document.get("aliases", {}) else data
     aliases = text.aliases()
-    if isinstance(aliases.get(name), items.AbstractTable) and type(was[name]) is type(aliases[name]):
-        _become(aliases[name], was[name])  # in place: what stands around a table moves when it is replaced
+    if isinstance(aliases.get(name), items.AbstractTable) and type(old_aliases[name]) is type(aliases[name]):
+        _make_equal(aliases[name], old_aliases[name])  # in place: replacing a table would move the text around it
     else:
-        _put(aliases, name, was[name], text)
+        _put(aliases, name, old_aliases[name], text)
     edited = text.edited(name)
     if _aliases_of(edited)[name] != _aliases_of(earlier)[name]:
-        raise CannotEdit(f"'{name}' cannot be put back as it stood: its place in the file has changed too much")
+        raise CannotEdit(f"'{name}' cannot be restored: its place in the file has changed too much; edit it by hand")
     return edited
 
 
@@ -94,11 +94,11 @@ def restore_alias(data: bytes, name: str, earlier: bytes) -> bytes:
 
 
 class _Text:
-    """A file taken apart so that it can be put together again byte by byte."""
+    """A parsed file that can be written back byte by byte."""
 
     def __init__(self, data: bytes) -> None:
-        self._before, _ = parse_toml(data, path="models.toml")  # tomli's complaint has a line; TOML Kit's may not
-        self._mark = data.decode().startswith(_BYTE_ORDER_MARK)
+        self._before, _ = parse_toml(data, path="models.toml")  # tomli's error has a line; TOML Kit's may have none
+        self._has_byte_order_mark = data.decode().startswith(_BYTE_ORDER_MARK)
         self.newline = "\r\n" if "\r\n" in self._before else "\n"
         try:
             self.document = tomlkit.parse(self._before)
@@ -108,7 +108,7 @@ class _Text:
             raise CannotEdit(f"TOML Kit cannot read this file: {error}; edit it by hand") from error
 
     def aliases(self) -> MutableMapping[str, Any]:
-        """The aliases, to change in place; made at the end of the file if there are none yet."""
+        """The `aliases` table, to change in place; created at the end of the file if it is missing."""
         if "aliases" not in self.document:
             self.document["aliases"] = tomlkit.table()
         aliases: MutableMapping[str, Any] = self.document["aliases"]
@@ -117,19 +117,19 @@ class _Text:
         return aliases
 
     def edited(self, name: str) -> bytes:
-        """The text as it is now. What the edit was not about must mean what it meant."""
+        """The edited file, checked: everything but the alias `name` has the same meaning as before."""
         text = tomlkit.dumps(self.document)
         if _without(text, name) != _without(self._before, name):
-            raise CannotEdit(f"'{name}' cannot be changed without touching more of this file; edit it by hand")
-        return ((_BYTE_ORDER_MARK if self._mark else "") + text).encode()
+            raise CannotEdit(f"'{name}' cannot be changed without changing more of this file; edit it by hand")
+        return ((_BYTE_ORDER_MARK if self._has_byte_order_mark else "") + text).encode()
 
 
 def _without(text: str, name: str) -> dict[str, Any]:
-    """What the text says, the alias apart; a table of no other alias is as good as none."""
+    """The document without this alias; an empty `aliases` table equals a missing one."""
     try:
         document = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:  # TOML Kit wrote something that it should not have
-        raise CannotEdit(f"'{name}' cannot be changed where it stands; edit the file by hand") from error
+    except tomli.TOMLDecodeError as error:  # TOML Kit wrote invalid TOML
+        raise CannotEdit(f"'{name}' cannot be changed in its place in this file; edit it by hand") from error
     aliases = document.pop("aliases", {})
     return document | {"aliases": {key: value for key, value in aliases.items() if key != name}}
 
@@ -140,30 +140,32 @@ def _aliases_of(data: bytes) -> dict[str, Any]:
     return aliases
 
 
-# An alias, as it is written...
+# One alias...
 
 
-def _says_only_targets(said: MutableMapping[str, Any], targets: Mapping[str, float], swap: str | None) -> bool:
-    """Whether a table in braces is about to say no more than a plain string can."""
-    if len(targets) > 1 or not isinstance(said, items.InlineTable):
+def _fits_a_string(entry: MutableMapping[str, Any], targets: Mapping[str, float], swap: str | None) -> bool:
+    """Whether an inline table, after the edit, expresses no more than a plain string can."""
+    if len(targets) > 1 or not isinstance(entry, items.InlineTable):
         return False
-    return swap in {None, _DEFAULT_SWAP} and said.keys() <= {*_TARGET_KEYS} | ({"swap"} if swap else set())
+    return swap in {None, _DEFAULT_SWAP} and entry.keys() <= {*_TARGET_KEYS} | ({"swap"} if swap else set())
 
 
-def _written(targets: Mapping[str, float], swap: str | None) -> Any:
-    """The shortest way to say it."""
+def _shortest_value(targets: Mapping[str, float], swap: str | None) -> Any:
+    """A string, or an inline table where a string is not enough."""
     if swap in {None, _DEFAULT_SWAP}:
         return (
-            _string(next(iter(targets))) if len(targets) == 1 else tomlkit.value(f"{{ targets = {_shares(targets)} }}")
+            _string(next(iter(targets)))
+            if len(targets) == 1
+            else tomlkit.value(f"{{ targets = {_target_list(targets)} }}")
         )
-    said = _string(next(iter(targets))).as_string() if len(targets) == 1 else _shares(targets)
-    return tomlkit.value(f'{{ target{"s" if len(targets) > 1 else ""} = {said}, swap = "{swap}" }}')
+    value = _string(next(iter(targets))).as_string() if len(targets) == 1 else _target_list(targets)
+    return tomlkit.value(f'{{ target{"s" if len(targets) > 1 else ""} = {value}, swap = "{swap}" }}')
 
 
-def _shares(targets: Mapping[str, float]) -> str:
-    """As a person would write them, with spaces inside the braces, which TOML Kit leaves out of its own."""
-    shares = (f"{{ model = {_string(model).as_string()}, weight = {weight:g} }}" for model, weight in targets.items())
-    return f"[{', '.join(shares)}]"
+def _target_list(targets: Mapping[str, float]) -> str:
+    """An array of inline tables, with the spaces inside the braces that TOML Kit would leave out."""
+    entries = (f"{{ model = {_string(model).as_string()}, weight = {weight:g} }}" for model, weight in targets.items())
+    return f"[{', '.join(entries)}]"
 
 
 def _string(text: str) -> items.String:
@@ -171,18 +173,18 @@ def _string(text: str) -> items.String:
 
 
 def _set_targets(table: MutableMapping[str, Any], targets: Mapping[str, float]) -> None:
-    """In the place of the targets that the table has, under whichever of the two keys."""
-    known = _target_key(table)
+    """Replace the table's targets in their place, whichever of the two keys they have."""
+    key = _target_key(table)
     if len(targets) == 1:
-        _replace(table, known, "target", _string(next(iter(targets))))
+        _replace(table, key, "target", _string(next(iter(targets))))
     else:
-        _replace(table, known, "targets", tomlkit.value(_shares(targets)))
+        _replace(table, key, "targets", tomlkit.value(_target_list(targets)))
 
 
-def _become(table: MutableMapping[str, Any], was: Mapping[str, Any]) -> None:
-    for key in [key for key in table if key not in was and key not in _TARGET_KEYS]:
+def _make_equal(table: MutableMapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    for key in [key for key in table if key not in earlier and key not in _TARGET_KEYS]:
         del table[key]
-    for key, value in was.items():
+    for key, value in earlier.items():
         if key in _TARGET_KEYS:
             _replace(table, _target_key(table), key, value)
         elif table.get(key) != value:
@@ -194,35 +196,38 @@ def _target_key(table: Mapping[str, Any]) -> str | None:
 
 
 def _set_swap(table: MutableMapping[str, Any], swap: str) -> None:
-    """The default is not written, unless another was."""
+    """The default is written only where the key exists already."""
     if swap != _DEFAULT_SWAP or "swap" in table:
         table["swap"] = swap
 
 
-def _replace(table: MutableMapping[str, Any], known: str | None, key: str, value: items.Item) -> None:
-    if known is None or known == key:
+def _replace(table: MutableMapping[str, Any], old_key: str | None, key: str, value: items.Item) -> None:
+    if old_key is None or old_key == key:
         table[key] = value
     elif isinstance(table, items.AbstractTable):
-        was = next(entry for entry, _ in table.value.body if entry is not None and entry.key == known)
-        # In place, spaces around the = included; in public one can only remove and append.
-        renamed = items.SingleKey(key, sep=was.sep, original=was.as_string().replace(known, key, 1))
-        table.value._replace(was, renamed, value)
+        old = next(entry for entry, _ in table.value.body if entry is not None and entry.key == old_key)
+        # Rename in place, spaces around the = included; TOML Kit's public API can only remove and append.
+        renamed = items.SingleKey(key, sep=old.sep, original=old.as_string().replace(old_key, key, 1))
+        table.value._replace(old, renamed, value)
     else:
-        del table[known]
+        del table[old_key]
         table[key] = value
 
 
 def _put(aliases: MutableMapping[str, Any], name: str, value: Any, text: _Text) -> None:
-    """Where it stands, else below the last alias of one line: not below a comment that speaks of what comes next."""
+    """Set an alias in its place; insert a new one below the last alias that is on one line.
+
+    At the end of the table it could come after a comment that belongs to the next table.
+    """
     if name in aliases or not isinstance(aliases, items.Table):
         aliases[name] = value
         return
-    lines = [key for key, entry in aliases.value.body if key is not None and not isinstance(entry, items.Table)]
+    one_line = [key for key, entry in aliases.value.body if key is not None and not isinstance(entry, items.Table)]
     item = tomlkit.item(value)
-    if lines and not isinstance(item, items.Table):
-        above = aliases[lines[-1].key]
+    if one_line and not isinstance(item, items.Table):
+        above = aliases[one_line[-1].key]
         item.trivia.indent = above.trivia.indent
-        aliases.value._insert_after(lines[-1], name, item)  # noqa: SLF001 - in public one can only append
+        aliases.value._insert_after(one_line[-1], name, item)  # noqa: SLF001 - the public API can only append
     else:
         aliases[name] = item
     item.trivia.trail = text.newline

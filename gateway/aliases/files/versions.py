@@ -1,33 +1,34 @@
-"""What `models.toml` said when, as trail and history tell it together; and what a rollback goes back to. Blocking.
+"""The versions of `models.toml`, from audit log and history, and which one a rollback restores. Blocking.
 
-A version's number is that of its line in the audit trail. Generations begin again with every gateway, and hashes are
-hard to say on the phone; the numbers of lines are neither.
+A version's number is the number of its line in the audit log: generations start again with every gateway process, and
+hashes are hard to read out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from catalogue.load import parse_toml
 from catalogue.models import FaultyFile
-from gateway.aliases.auditor import by_file
+from gateway.aliases.files.audit_log import AuditLine
+from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import digest_of
-from gateway.aliases.files.paths import Records
 
-__all__ = ["NoVersion", "Version", "earlier", "find", "versions"]
+__all__ = ["Version", "VersionNotFound", "in_force_lines", "list_versions", "read_previous", "read_version"]
 
-_SHORTEST_HASH = 6
+_SHORTEST_HASH = 6  # characters of a hash that may name a version
+_FILE_EVENTS = frozenset({"started", "applied"})  # audit events of a file that came into force
 
 
-class NoVersion(Exception):
-    """There is nothing to go back to; the text says why."""
+class VersionNotFound(Exception):
+    """There is no version to go back to; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One coming into force of a file. `generation` is what its gateway called it."""
+    """One file that came into force. `generation` is the number its gateway process gave it."""
 
     number: int
     time: str
@@ -39,29 +40,34 @@ class Version:
     is_kept: bool
 
 
-def versions(records: Records, alias: str | None = None) -> Iterator[Version]:
-    """Newest first: those in which the file changed, or, of one alias, in which that did. Raises OSError."""
-    lines = list(by_file(records.trail.newest_first()))
+def in_force_lines(lines: Iterable[AuditLine]) -> Iterator[AuditLine]:
+    """Those lines that record a file coming into force."""
+    return (line for line in lines if line.fields.get("event") in _FILE_EVENTS)
+
+
+def list_versions(files: CatalogueFiles, alias: str | None = None) -> Iterator[Version]:
+    """The versions, newest first; of one alias, only those that changed it. Raises OSError."""
+    lines = list(in_force_lines(files.audit_log.newest_first()))
     for position, line in enumerate(lines, start=1):
-        said, older = line.said, lines[position] if position < len(lines) else None
-        if older is not None and older.said["file"] == said["file"]:
-            continue  # a gateway was started, and that was all
-        version = _version(said, records)
-        is_first = older is None and alias is not None and _is_in(records, version.digest, alias)
+        fields, older = line.fields, lines[position] if position < len(lines) else None
+        if older is not None and older.fields["file"] == fields["file"]:
+            continue  # a gateway started with the file that was in force before
+        version = _version(fields, files)
+        is_first = older is None and alias is not None and _is_in(files, version.digest, alias)
         if alias is None or alias in version.aliases or is_first:
             yield version
 
 
-def _version(said: dict[str, Any], records: Records) -> Version:
+def _version(fields: dict[str, Any], files: CatalogueFiles) -> Version:
     return Version(
-        said["seq"],
-        said["time"],
-        said["who"],
-        said["generation"],
-        said["file"],
-        said.get("summary") or "",
-        _aliases_in(said.get("diff") or {}),
-        records.history.get(said["file"]) is not None,
+        fields["seq"],
+        fields["time"],
+        fields["who"],
+        fields["generation"],
+        fields["file"],
+        fields.get("summary") or "",
+        _aliases_in(fields.get("diff") or {}),
+        files.history.get(fields["file"]) is not None,
     )
 
 
@@ -70,70 +76,70 @@ def _aliases_in(changes: dict[str, Any]) -> frozenset[str]:
     return frozenset(entry["name"] for kind in kinds for entry in changes.get(kind) or ())
 
 
-def _is_in(records: Records, digest: str, alias: str) -> bool:
-    data = records.history.get(digest)
-    return data is not None and _said_of(data, alias) is not None
+def _is_in(files: CatalogueFiles, digest: str, alias: str) -> bool:
+    data = files.history.get(digest)
+    return data is not None and _entry_of(data, alias) is not None
 
 
-def find(records: Records, which: str) -> bytes:
-    """The file of a version, by its number or by the beginning of its hash.
+def read_version(files: CatalogueFiles, which: str) -> bytes:
+    """The file of a version, named by its number or by the first characters of its hash.
 
     Raises:
-        NoVersion: There is none, or it is not kept any more.
+        VersionNotFound: There is no such version, or its file is not in the history any more.
     """
-    for version in versions(records):
+    for version in list_versions(files):
         if which in {str(version.number), f"#{version.number}"} or (
             len(which) >= _SHORTEST_HASH and version.digest.startswith(which)
         ):
-            return _kept(records, version.digest, f"version {version.number}")
-    raise NoVersion(f"there is no version {which}; `cortex alias history` lists them")
+            return _read_kept(files, version.digest, f"version {version.number}")
+    raise VersionNotFound(f"there is no version {which}; `cortex alias history` lists them")
 
 
-def earlier(records: Records, now: bytes, alias: str | None = None) -> bytes:
-    """What a rollback goes back to: the file before this one, or the last one in which the alias was otherwise.
+def read_previous(files: CatalogueFiles, now: bytes, alias: str | None = None) -> bytes:
+    """The file that a rollback restores: the one before `now`, or the last one in which the alias was different.
 
     Raises:
-        NoVersion: Nobody knows, or it is not kept any more.
+        VersionNotFound: No earlier file is known, or it is not in the history any more.
     """
     if alias is None:
-        return _kept(records, _before(records, digest_of(now)), "the file before this one")
-    said = _said_of(now, alias)
-    for digest in _digests_back_from(records, digest_of(now)):
-        data = records.history.get(digest)
-        if data is not None and _said_of(data, alias) != said:
+        return _read_kept(files, _digest_before(files, digest_of(now)), "the file before this one")
+    entry = _entry_of(now, alias)
+    for digest in _earlier_digests(files, digest_of(now)):
+        data = files.history.get(digest)
+        if data is not None and _entry_of(data, alias) != entry:
             return data
-    raise NoVersion(f"no version that is kept says anything else of '{alias}'; `cortex alias history` lists them")
+    raise VersionNotFound(f"'{alias}' is the same in every version that is kept; `cortex alias history` lists them")
 
 
-def _before(records: Records, digest: str) -> str:
-    """The hash of the file that this one took the place of."""
-    for before in _digests_back_from(records, digest):
+def _digest_before(files: CatalogueFiles, digest: str) -> str:
+    for before in _earlier_digests(files, digest):
         return before
-    raise NoVersion("nothing is known of an earlier file: no gateway has written an audit trail yet")
+    raise VersionNotFound("no earlier file is known: no gateway has written an audit log yet")
 
 
-def _digests_back_from(records: Records, digest: str) -> Iterator[str]:
-    """Whose place it took, then every file that was in force, newest first."""
-    announced = records.history.announced(digest)
-    if announced is not None:  # so new that no gateway has written of it
-        yield announced.before
-    for line in records.trail.newest_first():
-        if line.said.get("file") == digest and line.said.get("before") is not None:
-            yield line.said["before"]
+def _earlier_digests(files: CatalogueFiles, digest: str) -> Iterator[str]:
+    """The file that this one replaced, then every other file that was in force, newest first."""
+    announcement = files.history.announcement_of(digest)
+    if announcement is not None:  # no gateway has recorded this file yet
+        yield announcement.before
+    for line in files.audit_log.newest_first():
+        if line.fields.get("file") == digest and line.fields.get("before") is not None:
+            yield line.fields["before"]
             break
-    for version in versions(records):
+    for version in list_versions(files):
         if version.digest != digest:
             yield version.digest
 
 
-def _kept(records: Records, digest: str, what: str) -> bytes:
-    data = records.history.get(digest)
+def _read_kept(files: CatalogueFiles, digest: str, description: str) -> bytes:
+    data = files.history.get(digest)
     if data is None:
-        raise NoVersion(f"{what} is not kept: {records.history.folder} has no {digest[:12]}…")
+        raise VersionNotFound(f"{description} is not kept: {files.history.folder} has no {digest[:12]}…")
     return data
 
 
-def _said_of(data: bytes, alias: str) -> object:
+def _entry_of(data: bytes, alias: str) -> object:
+    """What the file has under `aliases.<alias>`; None if it has nothing there or is not TOML."""
     try:
         _, document = parse_toml(data, path="models.toml")
     except FaultyFile:

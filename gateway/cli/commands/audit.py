@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gateway.aliases.files.paths import Records
+from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.cli.terminal import console, entry
 from gateway.config.settings import Settings
 
@@ -20,7 +20,7 @@ HASH_SHOWN = 10
 
 def verify(settings: Settings) -> int:
     """0 if every line is as it was written, else 1 and the first that is not."""
-    trail = Records.of(settings).trail
+    trail = CatalogueFiles.from_settings(settings).audit_log
     try:
         verdict = trail.verify()
     except OSError as error:
@@ -46,9 +46,9 @@ def verify(settings: Settings) -> int:
 
 def show(settings: Settings, limit: int, *, as_json: bool) -> int:
     """The newest lines that are in order, oldest first."""
-    trail = Records.of(settings).trail
+    trail = CatalogueFiles.from_settings(settings).audit_log
     try:
-        lines = [line.said for line in islice(trail.newest_first(), limit)][::-1]
+        lines = [line.fields for line in islice(trail.newest_first(), limit)][::-1]
     except OSError as error:
         click.echo(f"error: {error}", err=True)
         return 1

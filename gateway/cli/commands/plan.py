@@ -15,7 +15,7 @@ from catalogue.diff import diff
 from catalogue.load import parse
 from catalogue.models import Catalogue, FaultyFile
 from gateway.aliases.files import versions
-from gateway.aliases.files.paths import Records
+from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.cli import api_client
 from gateway.cli.alias_edit import Gateway
 from gateway.cli.api_client import NoAnswer
@@ -33,8 +33,8 @@ class _Nobody(Exception):
 
 def run(settings: Settings, models: Path | None, *, offline: bool, as_json: bool) -> int:
     """Show what the file would do; returns the exit code."""
-    records = Records.of(settings)
-    path = models or records.models
+    records = CatalogueFiles.from_settings(settings)
+    path = models or records.models_path
     try:
         data = path.read_bytes()
         told = _compared(records, data, path) if offline else _asked(Gateway.of(settings), data, path)
@@ -62,7 +62,7 @@ def _asked(gateway: Gateway, data: bytes, path: Path) -> dict[str, Any]:
         raise _Nobody(f"{error}; --offline asks no gateway") from error
 
 
-def _compared(records: Records, data: bytes, path: Path) -> dict[str, Any]:
+def _compared(records: CatalogueFiles, data: bytes, path: Path) -> dict[str, Any]:
     """What changes, from the last file that was in force; what that takes of the fleet, nobody knows offline."""
     try:
         wanted = parse(data, path=str(path), generation=0, loaded_at=0.0)
@@ -79,21 +79,23 @@ def _compared(records: Records, data: bytes, path: Path) -> dict[str, Any]:
     }
 
 
-def _last_good(records: Records, path: Path) -> tuple[Catalogue, str]:
+def _last_good(records: CatalogueFiles, path: Path) -> tuple[Catalogue, str]:
     """What was in force last, and what to call it; without a trail, the configured file, if another is judged."""
-    newest = next(versions.versions(records), None)
+    newest = next(versions.list_versions(records), None)
     if newest is not None:
         data, what = records.history.get(newest.digest), f"version {newest.number} of {newest.time}"
         if data is not None:
-            return parse(data, path=str(records.models), generation=0, loaded_at=0.0), what
-    if path.resolve() == records.models.resolve():
-        raise _Nobody(f"there is nothing to compare {path} with: {records.trail.path} knows no version that is kept")
+            return parse(data, path=str(records.models_path), generation=0, loaded_at=0.0), what
+    if path.resolve() == records.models_path.resolve():
+        raise _Nobody(
+            f"there is nothing to compare {path} with: {records.audit_log.path} knows no version that is kept"
+        )
     try:
-        return parse(records.models.read_bytes(), path=str(records.models), generation=0, loaded_at=0.0), str(
-            records.models
+        return parse(records.models_path.read_bytes(), path=str(records.models_path), generation=0, loaded_at=0.0), str(
+            records.models_path
         )
     except FaultyFile as error:
-        raise _Nobody(f"{records.models} is faulty: there is nothing good to compare with") from error
+        raise _Nobody(f"{records.models_path} is faulty: there is nothing good to compare with") from error
 
 
 def _fault(fault: Any) -> dict[str, Any]:

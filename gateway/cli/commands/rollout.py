@@ -13,13 +13,13 @@ from rich.console import RenderableType
 
 from catalogue.models import FaultyFile
 from gateway.aliases.files import locked_edit, rollout_state, toml_edit
-from gateway.aliases.files.rollout_state import AlreadyRunning, BrokenState, Rollout
+from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, RolloutAlreadyRunning
 from gateway.aliases.rollout_guards import DEFAULTS, GuardName
 from gateway.cli import api_client
 from gateway.cli.alias_edit import DONE, NO_GATEWAY, NOT_IN_FORCE, AliasCommands, Refused, os_user
 from gateway.cli.api_client import NoAnswer
 from gateway.cli.terminal import console, table
-from gateway.files.atomic import CannotSave
+from gateway.files.atomic_write import CannotSave
 
 __all__ = ["abort", "show", "start"]
 
@@ -42,7 +42,7 @@ def start(
     data, catalogue = desk.read()
     alias = catalogue.aliases.get(name)
     if alias is None:
-        raise Refused(f"there is no alias '{name}' in {desk.records.models}")
+        raise Refused(f"there is no alias '{name}' in {desk.records.models_path}")
     if alias.active == {target}:
         raise Refused(f"{name} stands for {target} already")
     chosen = _chosen(guards)
@@ -62,10 +62,10 @@ def start(
         _rehearse(desk, rollout, data)
         desk.has_begun = True
         rollout_state.begin(desk.records, rollout)
-    except (AlreadyRunning, BrokenState, CannotSave, ValueError) as error:
+    except (RolloutAlreadyRunning, InvalidRolloutState, CannotSave, ValueError) as error:
         raise Refused(str(error)) from error
     except OSError as error:
-        raise Refused(f"{error.filename or desk.records.models.parent}: {error.strerror or error}") from error
+        raise Refused(f"{error.filename or desk.records.models_path.parent}: {error.strerror or error}") from error
     except FaultyFile as error:
         raise Refused("\n".join(map(str, error.faults))) from error
     told = ", ".join(f"{guard} (within {tolerance:g})" for guard, tolerance in chosen.items()) or "none"
@@ -89,7 +89,7 @@ def _rehearse(desk: AliasCommands, rollout: Rollout, data: bytes) -> None:
     """Every step on paper: a fault should be found now, and not at night."""
     for step in range(len(rollout.steps)):
         locked_edit.check(
-            toml_edit.set_alias(data, rollout.alias, rollout.targets(step)), path=str(desk.records.models)
+            toml_edit.set_alias(data, rollout.alias, rollout.targets(step)), path=str(desk.records.models_path)
         )
 
 
@@ -114,16 +114,16 @@ def _until_begun(desk: AliasCommands, rollout: Rollout) -> int:
 
 def abort(desk: AliasCommands, name: str) -> int:
     """End it, put the alias back, and wait until that is in force. Raises Refused."""
-    before = desk.records.models.read_bytes()
+    before = desk.records.models_path.read_bytes()
     try:
         over = _abort(desk, name)
-    except (BrokenState, CannotSave, OSError, toml_edit.CannotEdit) as error:
+    except (InvalidRolloutState, CannotSave, OSError, toml_edit.CannotEdit) as error:
         raise Refused(str(error)) from error
     except FaultyFile as error:
         raise Refused("\n".join(map(str, error.faults))) from error
     desk.say(_words(over))
-    after = desk.records.models.read_bytes()
-    return desk.see_through(locked_edit.Change(before, after), {name}, wait=False) if before != after else DONE
+    after = desk.records.models_path.read_bytes()
+    return desk.see_through(locked_edit.FileEdit(before, after), {name}, wait=False) if before != after else DONE
 
 
 def _abort(desk: AliasCommands, name: str) -> Rollout:

@@ -31,12 +31,12 @@ def show_all(desk: AliasCommands, *, as_json: bool) -> int:
     states = _States(desk)
     if as_json:
         told = [{"name": alias.name, **alias_json(alias), "state": states.of(alias)} for alias in states.aliases]
-        click.echo(json.dumps({"file": str(desk.records.models), "aliases": told}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"file": str(desk.records.models_path), "aliases": told}, indent=2, ensure_ascii=False))
         return DONE
-    drawn = table(f"aliases in {desk.records.models}", "alias", "stands for", "state")
+    drawn = table(f"aliases in {desk.records.models_path}", "alias", "stands for", "state")
     for alias in states.aliases:
         drawn.add_row(alias.name, shown_targets(alias), states.of(alias))
-    console().print(drawn if drawn.row_count else f"{desk.records.models} has no aliases")
+    console().print(drawn if drawn.row_count else f"{desk.records.models_path} has no aliases")
     return DONE
 
 
@@ -45,9 +45,9 @@ def show_one(desk: AliasCommands, name: str, *, as_json: bool) -> int:
     states = _States(desk)
     alias = next((each for each in states.aliases if each.name == name), None)
     if alias is None:
-        raise Refused(f"there is no alias '{name}' in {desk.records.models}")
+        raise Refused(f"there is no alias '{name}' in {desk.records.models_path}")
     places = _places(desk, alias)
-    newest = list(islice(versions.versions(desk.records, name), CHANGES_SHOWN))
+    newest = list(islice(versions.list_versions(desk.records, name), CHANGES_SHOWN))
     if as_json:
         told = {"name": name, **alias_json(alias), "state": states.of(alias), "loaded_on": places}
         told["versions"] = [_version_json(version) for version in newest]
@@ -71,16 +71,16 @@ def show_one(desk: AliasCommands, name: str, *, as_json: bool) -> int:
 def show_history(desk: AliasCommands, name: str | None, limit: int, *, as_json: bool) -> int:
     """Versions, newest first. Raises Refused if they cannot be read."""
     try:
-        found = list(islice(versions.versions(desk.records, name), limit))
+        found = list(islice(versions.list_versions(desk.records, name), limit))
     except OSError as error:
         raise Refused(str(error)) from error
     if as_json:
         click.echo(json.dumps({"versions": [_version_json(each) for each in found]}, indent=2, ensure_ascii=False))
         return DONE
     if found:
-        _print_history(f"{desk.records.models}" + (":" if name is None else f", where {name} changed:"), found)
+        _print_history(f"{desk.records.models_path}" + (":" if name is None else f", where {name} changed:"), found)
     else:
-        where = f"{desk.records.trail.path} has none" + ("" if name is None else f" in which '{name}' changed")
+        where = f"{desk.records.audit_log.path} has none" + ("" if name is None else f" in which '{name}' changed")
         console().print(f"no version is known: {where}", soft_wrap=True)
     return DONE
 

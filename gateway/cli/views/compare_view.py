@@ -20,7 +20,9 @@ def compare(desk: AliasCommands, name: str, *, as_json: bool) -> int:
     """Raises Refused if there is no gateway to ask, no token, no such alias, or it has no shadow."""
     told = _ask(desk, name)
     if told["candidate"] is None:
-        raise Refused(f"'{name}' has no shadow: give it one in {desk.records.models}, shadow = {{ model, percent }}")
+        raise Refused(
+            f"'{name}' has no shadow: give it one in {desk.records.models_path}, shadow = {{ model, percent }}"
+        )
     if as_json:
         click.echo(json.dumps(told, indent=2, ensure_ascii=False))
         return DONE

@@ -1,4 +1,4 @@
-"""gateway.aliases.auditor: what came into force, what was refused, and who brought it."""
+"""gateway.aliases.auditor: the audit log records what came into force, what was rejected, and who caused it."""
 
 import errno
 from pathlib import Path
@@ -9,12 +9,14 @@ import trio
 from fakes.patience import SAFETY_NET_S, until
 from structlog.testing import capture_logs
 
-from gateway.aliases import auditor as auditing
-from gateway.aliases.auditor import Auditor, acting
-from gateway.aliases.catalogue_store import CatalogueKeeper
-from gateway.aliases.files.audit_log import Trail
+from gateway.aliases import audit_queue
+from gateway.aliases.audit_queue import AuditEntry, AuditQueue
+from gateway.aliases.auditor import Auditor
+from gateway.aliases.catalogue_store import CatalogueStore
+from gateway.aliases.files import audit_entry
+from gateway.aliases.files.audit_log import AuditLog
+from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import Announcement, digest_of
-from gateway.aliases.files.paths import Records
 from gateway.config.settings import AuditSettings, Settings
 
 A = b'[aliases]\ntier = "A"\n'
@@ -22,89 +24,86 @@ B = b'[aliases]\ntier = "B"\n'
 BROKEN = b"[aliases]\ntier = 7\n"
 
 
-class AliasCommands:
-    """A keeper, an auditor, and the file that both are about."""
+class AuditedStore:
+    """A catalogue store and its auditor on a real directory."""
 
-    def __init__(self, folder, *, readiness=None, **how):
-        self.models = folder / "models.toml"
-        if not self.models.exists():
-            self.models.write_bytes(A)
-        self.records = Records.of(Settings(models_config=self.models, audit=AuditSettings()))
-        self.keeper = CatalogueKeeper(self.models, readiness=readiness)
-        self.keeper.load_initial()
-        self.auditor = Auditor(self.records, self.keeper, **how)
+    def __init__(self, folder, *, readiness=None, **options):
+        self.models_path = folder / "models.toml"
+        if not self.models_path.exists():
+            self.models_path.write_bytes(A)
+        self.files = CatalogueFiles.from_settings(Settings(models_config=self.models_path, audit=AuditSettings()))
+        self.store = CatalogueStore(self.models_path, readiness=readiness)
+        self.store.load_initial()
+        self.auditor = Auditor(self.files, self.store, **options)
 
-    async def edit(self, data, who=None):
-        self.models.write_bytes(data)
-        if who is None:
-            return await self.keeper.reload()
-        with acting(who):
-            return await self.keeper.reload()
+    async def edit(self, data, **actor):
+        self.models_path.write_bytes(data)
+        return await self.store.reload(**actor)
 
     async def written(self):
-        """All lines, once nothing waits."""
+        """All lines, once none is pending."""
         await until(lambda: not self.auditor.status()["pending"])
         return self.lines()
 
     def lines(self):
-        return [line.said for line in self.records.trail.newest_first()][::-1]
+        return [line.fields for line in self.files.audit_log.newest_first()][::-1]
 
 
 @pytest.fixture
-async def desk(tmp_path, nursery):
-    desk = AliasCommands(tmp_path)
-    await nursery.start(desk.auditor.run)
-    await desk.written()
-    yield desk
+async def audited(tmp_path, nursery):
+    audited = AuditedStore(tmp_path)
+    await nursery.start(audited.auditor.run)
+    await audited.written()
+    yield audited
     structlog.reset_defaults()
 
 
-def brief(lines, *keys):
+def columns(lines, *keys):
     return [tuple(line.get(key) for key in keys) for line in lines]
 
 
-async def test_start_is_the_first_line(desk):
-    """With the file that is in force, which is kept."""
-    assert brief(desk.lines(), "seq", "event", "generation", "who", "file") == [
+async def test_start_is_the_first_line(audited):
+    """It names the file in force, and the history has that file."""
+    assert columns(audited.lines(), "seq", "event", "generation", "who", "file") == [
         (1, "started", 1, "cortex", digest_of(A))
     ]
-    assert desk.records.history.get(digest_of(A)) == A
+    assert audited.files.history.get(digest_of(A)) == A
 
 
-async def test_edit_is_a_line_with_its_difference(desk):
-    """Who edited a file cannot be seen: the file is named."""
-    await desk.edit(B)
+async def test_edit_is_a_line_with_its_diff(audited):
+    """The author of an edit is unknown, so `who` is "file"."""
+    await audited.edit(B)
 
-    line = (await desk.written())[-1]
-    assert brief([line], "event", "generation", "who", "file", "before", "summary", "outcome") == [
+    line = (await audited.written())[-1]
+    assert columns([line], "event", "generation", "who", "file", "before", "summary", "outcome") == [
         ("applied", 2, "file", digest_of(B), digest_of(A), "~alias tier: A -> B", "in force")
     ]
     assert line["diff"]["aliases_changed"][0]["name"] == "tier"
-    assert desk.records.history.get(digest_of(B)) == B
+    assert audited.files.history.get(digest_of(B)) == B
 
 
-async def test_move_of_an_alias_that_was_warming_is_a_line_of_its_own(tmp_path, nursery):
-    """Nobody brought a file: it is the gateway's own doing, under the same file."""
-    desk = AliasCommands(tmp_path, readiness=ServableAndUnproven())
-    await nursery.start(desk.auditor.run)
-    await desk.edit(B, who="anna")
-    desk.keeper.give_up("tier", "it does not answer")
-    desk.keeper.try_again("tier")
-    desk.keeper.move("tier")
+async def test_move_of_a_warming_alias_is_a_line_of_its_own(tmp_path, nursery):
+    """The gateway itself is the actor, and the file is the same."""
+    audited = AuditedStore(tmp_path, readiness=ServableAndUnproven())
+    await nursery.start(audited.auditor.run)
+    await audited.edit(B, actor="anna")
+    audited.store.give_up("tier", "it does not answer")
+    audited.store.try_again("tier")
+    audited.store.move("tier")
 
-    assert brief(await desk.written(), "event", "who", "generation", "outcome") == [
+    assert columns(await audited.written(), "event", "who", "generation", "outcome") == [
         ("started", "cortex", 1, "in force"),
-        ("applied", "anna", 2, "in force, but for aliases that are warming"),
+        ("applied", "anna", 2, "in force, except aliases that are warming"),
         ("swap_failed", "cortex", 2, "not moved"),
         ("warming", "cortex", 2, "warming again"),
         ("moved", "cortex", 3, "in force"),
     ]
-    assert {line["file"] for line in desk.lines()[1:]} == {digest_of(B)}
+    assert {line["file"] for line in audited.lines()[1:]} == {digest_of(B)}
     structlog.reset_defaults()
 
 
 class ServableAndUnproven:
-    """Every model could be asked, and none has answered: so every change has to be warmed."""
+    """Every model can serve and none has answered yet, so every new target must be warmed."""
 
     def is_servable(self, model, catalogue):
         return True
@@ -113,24 +112,24 @@ class ServableAndUnproven:
         return False
 
 
-async def test_whoever_makes_the_keeper_look_is_named(desk):
-    """The admin API says who it acts for; the next edit is nobody's again."""
-    await desk.edit(B, who="admin")
-    await desk.edit(A)
+async def test_actor_of_a_reload_is_recorded(audited):
+    """The admin API names its actor; the next edit of the file is again by "file"."""
+    await audited.edit(B, actor="admin")
+    await audited.edit(A)
 
-    assert brief(await desk.written(), "who") == [("cortex",), ("admin",), ("file",)]
+    assert columns(await audited.written(), "who") == [("cortex",), ("admin",), ("file",)]
 
 
-async def test_whoever_announced_the_file_is_named_with_the_command(desk):
-    """Once: the same file brought by somebody else later is theirs."""
+async def test_announced_author_is_recorded_with_the_command(audited):
+    """Once: a later edit that brings the same file is not attributed to that author."""
     announcement = Announcement(who="anna", command="cortex alias set tier B", before=digest_of(A), at=0)
-    desk.records.history.announce(digest_of(B), announcement)
-    await desk.edit(B)
-    await desk.written()
-    await desk.edit(A)
-    await desk.edit(B)
+    audited.files.history.announce(digest_of(B), announcement)
+    await audited.edit(B)
+    await audited.written()
+    await audited.edit(A)
+    await audited.edit(B)
 
-    assert brief(await desk.written(), "who", "command") == [
+    assert columns(await audited.written(), "who", "command") == [
         ("cortex", None),
         ("anna", "cortex alias set tier B"),
         ("file", None),
@@ -138,67 +137,67 @@ async def test_whoever_announced_the_file_is_named_with_the_command(desk):
     ]
 
 
-async def test_refused_file_is_a_line_with_its_faults(desk):
-    """And which generation stays in force; asked again for the same file, nothing new is said."""
-    await desk.edit(BROKEN)
-    await desk.edit(BROKEN)
+async def test_rejected_file_is_a_line_with_its_faults(audited):
+    """It names the generation that stays in force; reading the same file again adds no line."""
+    await audited.edit(BROKEN)
+    await audited.edit(BROKEN)
 
-    lines = await desk.written()
+    lines = await audited.written()
     assert len(lines) == 2
-    assert brief(lines[1:], "event", "generation", "file", "before", "outcome") == [
+    assert columns(lines[1:], "event", "generation", "file", "before", "outcome") == [
         ("rejected", 1, digest_of(BROKEN), digest_of(A), "refused; generation 1 stays in force")
     ]
     assert lines[1]["faults"][0]["line"] == 2
 
 
-async def test_file_that_is_mended_is_a_line_with_who_mended_it(desk):
-    """Nothing new is in force; that the file on disk is what is, is news."""
-    await desk.edit(BROKEN)
+async def test_repaired_file_is_a_line_with_its_author(audited):
+    """The file in force is back on disk: one line, although the generation is the same."""
+    await audited.edit(BROKEN)
     announcement = Announcement(who="anna", command="cortex alias rollback", before=digest_of(BROKEN), at=0)
-    desk.records.history.announce(digest_of(A), announcement)
-    await desk.edit(A)
-    await desk.edit(A)
+    audited.files.history.announce(digest_of(A), announcement)
+    await audited.edit(A)
+    await audited.edit(A)
 
-    assert brief(await desk.written(), "event", "generation", "who", "file")[1:] == [
+    assert columns(await audited.written(), "event", "generation", "who", "file")[1:] == [
         ("rejected", 1, "file", digest_of(BROKEN)),
         ("recovered", 1, "anna", digest_of(A)),
     ]
-    assert desk.records.history.announced(digest_of(A)) is None
+    assert audited.files.history.announcement_of(digest_of(A)) is None
 
 
-async def test_same_refused_file_after_a_good_one_is_news(desk):
-    """It was tried again."""
+async def test_same_rejected_file_after_a_good_one_is_a_new_line(audited):
+    """A repeated mistake is a second event."""
     for data in (BROKEN, B, BROKEN):
-        await desk.edit(data)
+        await audited.edit(data)
 
-    assert brief(await desk.written(), "event")[1:] == [("rejected",), ("applied",), ("rejected",)]
+    assert columns(await audited.written(), "event")[1:] == [("rejected",), ("applied",), ("rejected",)]
 
 
 async def test_plan_is_part_of_the_line(tmp_path, nursery):
-    """What the change took; a plan that goes wrong costs the trail nothing."""
-    desk = AliasCommands(tmp_path, plan=lambda old, new: {"from": old.generation, "to": 1 / (new.generation - 3)})
-    await nursery.start(desk.auditor.run)
-    await desk.edit(B)
+    """A plan that raises is logged, and the line is written without it."""
+    audited = AuditedStore(tmp_path, plan=lambda old, new: {"from": old.generation, "to": 1 / (new.generation - 3)})
+    await nursery.start(audited.auditor.run)
+    await audited.edit(B)
     with capture_logs() as logs:
-        await desk.edit(A)
+        await audited.edit(A)
 
-    assert brief(await desk.written(), "plan")[1:] == [({"from": 1, "to": -1.0},), (None,)]
+    assert columns(await audited.written(), "plan")[1:] == [({"from": 1, "to": -1.0},), (None,)]
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["plan_failed"]
 
 
 async def test_change_of_very_many_aliases_is_not_planned(tmp_path, nursery):
-    """The loop has better things to do than to forecast them all."""
-    desk = AliasCommands(tmp_path, plan=lambda *_: {"made": True})
-    await nursery.start(desk.auditor.run)
-    await desk.edit(A + b"".join(b'a%d = "A"\n' % number for number in range(20)))
-    await desk.edit(A + b"".join(b'b%d = "A"\n' % number for number in range(21)))
+    """Planning them all would block the event loop."""
+    audited = AuditedStore(tmp_path, plan=lambda *_: {"made": True})
+    await nursery.start(audited.auditor.run)
+    await audited.edit(A + b"".join(b'a%d = "A"\n' % number for number in range(20)))
+    await audited.edit(A + b"".join(b'b%d = "A"\n' % number for number in range(21)))
 
-    assert brief(await desk.written(), "plan")[1:] == [({"made": True},), (None,)]
+    assert columns(await audited.written(), "plan")[1:] == [({"made": True},), (None,)]
 
 
-async def test_edit_while_no_gateway_ran_is_found_at_the_next_start(tmp_path, nursery):
-    """By the hash: generations begin again with the process, the numbers of the lines do not."""
-    first = AliasCommands(tmp_path)
+async def test_edit_while_no_gateway_ran_is_recorded_at_the_next_start(tmp_path, nursery):
+    """It is found by the file's hash: generations start again with the process, line numbers do not."""
+    first = AuditedStore(tmp_path)
     with trio.CancelScope() as life:
         async with trio.open_nursery() as inner:
             await inner.start(first.auditor.run)
@@ -206,153 +205,155 @@ async def test_edit_while_no_gateway_ran_is_found_at_the_next_start(tmp_path, nu
             life.cancel()
     (tmp_path / "models.toml").write_bytes(B)
 
-    second = AliasCommands(tmp_path)
+    second = AuditedStore(tmp_path)
     await nursery.start(second.auditor.run)
 
     line = (await second.written())[-1]
-    assert brief([line], "seq", "event", "generation", "who", "before") == [(2, "started", 1, "file", digest_of(A))]
+    assert columns([line], "seq", "event", "generation", "who", "before") == [(2, "started", 1, "file", digest_of(A))]
     assert line["summary"].endswith("edited while none was running: ~alias tier: A -> B")
 
 
-async def test_last_lines_are_written_before_the_end(tmp_path, monkeypatch):
-    """What was heard in the last moment, too, and once."""
-    monkeypatch.setattr(auditing, "LAST_WORDS_S", SAFETY_NET_S)
-    desk = AliasCommands(tmp_path)
+async def test_pending_lines_are_written_when_the_task_is_cancelled(tmp_path, monkeypatch):
+    """Each of them once."""
+    monkeypatch.setattr(audit_queue, "FINAL_WRITE_S", SAFETY_NET_S)
+    audited = AuditedStore(tmp_path)
     async with trio.open_nursery() as nursery:
-        await nursery.start(desk.auditor.run)
+        await nursery.start(audited.auditor.run)
         for data in (B, A, B):
-            await desk.edit(data)
+            await audited.edit(data)
         nursery.cancel_scope.cancel()
 
-    assert brief(desk.lines(), "event") == [("started",), ("applied",), ("applied",), ("applied",)]
-    assert desk.records.trail.verify().broken is None
+    assert columns(audited.lines(), "event") == [("started",), ("applied",), ("applied",), ("applied",)]
+    assert audited.files.audit_log.verify().broken is None
 
 
-async def test_thread_that_begins_late_does_not_write_again(tmp_path, monkeypatch):
-    """The one that was cancelled before it began comes to a line that is written."""
-    desk = AliasCommands(tmp_path)
-    entry = auditing._Entry({"event": "applied", "file": None})
-    first = desk.auditor._write(entry, 0)
+async def test_abandoned_thread_does_not_write_an_entry_again(tmp_path):
+    """The thread of a cancelled task may run late; the entry is written already."""
+    audited = AuditedStore(tmp_path)
+    queue = AuditQueue(audited.files)
+    entry = AuditEntry({"event": "applied", "file": None})
+    first = queue._write(entry, 0)
 
     assert first is not None
-    assert desk.auditor._write(entry, 0) is None
-    assert brief(desk.lines(), "event") == [("applied",)]
+    assert queue._write(entry, 0) is None
+    assert columns(audited.lines(), "event") == [("applied",)]
 
 
 # Disks.
 
 
 class FullDisk:
-    """No line can be written until somebody makes room."""
+    """No line can be written while `is_full`."""
 
     def __init__(self, monkeypatch):
         self.is_full = True
 
-        def append(trail, said):
+        def append(audit_log, fields):
             if self.is_full:
-                raise OSError(errno.ENOSPC, "No space left on device", str(trail.path))
-            return as_it_is(trail, said)
+                raise OSError(errno.ENOSPC, "No space left on device", str(audit_log.path))
+            return original(audit_log, fields)
 
-        as_it_is = Trail.append
-        monkeypatch.setattr(Trail, "append", append)
+        original = AuditLog.append
+        monkeypatch.setattr(AuditLog, "append", append)
 
 
-async def test_full_disk_loses_no_swap_and_no_line(desk, monkeypatch):
-    """Swaps go on, the lines wait, health says why, and they are written when there is room."""
-    monkeypatch.setattr(auditing, "RETRY_S", 0.01)
+async def test_full_disk_delays_no_swap_and_loses_no_line(audited, monkeypatch):
+    """Swaps go on, `/health` has the reason, and the lines are written once there is space."""
+    monkeypatch.setattr(audit_queue, "RETRY_S", 0.01)
     disk = FullDisk(monkeypatch)
     with capture_logs() as logs:
         for data in (B, A, B):
-            assert (await desk.edit(data)).result == "applied"
-        await until(lambda: desk.auditor.status()["error"])
-        status = desk.auditor.status()
+            assert (await audited.edit(data)).result == "applied"
+        await until(lambda: audited.auditor.status()["error"])
+        status = audited.auditor.status()
         disk.is_full = False
-        lines = await desk.written()
+        lines = await audited.written()
 
-    assert status["error"] == f"{desk.records.trail.path}: No space left on device"
+    assert status["error"] == f"{audited.files.audit_log.path}: No space left on device"
     assert (status["pending"], status["lost"]) == (3, 0)
-    assert brief(lines, "generation") == [(1,), (2,), (3,), (4,)]
-    assert desk.auditor.status()["error"] is None
-    told = [entry["event"] for entry in logs if entry["event"].startswith("audit_")]
-    assert told == ["audit_failed", "audit_recovered"]
+    assert columns(lines, "generation") == [(1,), (2,), (3,), (4,)]
+    assert audited.auditor.status()["error"] is None
+    events = [entry["event"] for entry in logs if entry["event"].startswith("audit_")]
+    assert events == ["audit_failed", "audit_recovered"]
 
 
-async def test_disk_that_stays_full_takes_no_more_than_its_share_of_memory(desk, monkeypatch):
-    """The oldest lines go, and the next that is written says how many they were."""
-    monkeypatch.setattr(auditing, "RETRY_S", 0.01)
-    monkeypatch.setattr(auditing, "PENDING_LIMIT", 2)
+async def test_pending_lines_are_bounded(audited, monkeypatch):
+    """The oldest are dropped, and the next line that is written counts them."""
+    monkeypatch.setattr(audit_queue, "RETRY_S", 0.01)
+    monkeypatch.setattr(audit_queue, "PENDING_LIMIT", 2)
     disk = FullDisk(monkeypatch)
     for data in (B, A, B, A, B):
-        await desk.edit(data)
-    assert desk.auditor.status()["pending"] == 2
-    assert desk.auditor.status()["lost"] == 3
+        await audited.edit(data)
+    assert audited.auditor.status()["pending"] == 2
+    assert audited.auditor.status()["lost"] == 3
 
     disk.is_full = False
 
-    lines = await desk.written()
+    lines = await audited.written()
     assert lines[-1]["generation"] == 6
-    assert len(lines) + sum(line.get("lost", 0) for line in lines) == 6  # one may have been on its way when it was lost
+    # A line may be dropped while a thread writes it.
+    assert len(lines) + sum(line.get("lost", 0) for line in lines) == 6
     assert sum(line.get("lost", 0) for line in lines) >= 2
-    assert desk.auditor.status()["lost"] == 0
+    assert audited.auditor.status()["lost"] == 0
 
 
-async def test_files_that_wait_are_bounded_in_bytes(desk, monkeypatch):
-    """A line without its file is better than none."""
-    monkeypatch.setattr(auditing, "PENDING_LIMIT_BYTES", 10)
-    monkeypatch.setattr(auditing, "RETRY_S", 0.01)
+async def test_pending_files_are_bounded_in_bytes(audited, monkeypatch):
+    """A line without its file is better than no line."""
+    monkeypatch.setattr(audit_queue, "PENDING_LIMIT_BYTES", 10)
+    monkeypatch.setattr(audit_queue, "RETRY_S", 0.01)
     disk = FullDisk(monkeypatch)
     comment = b"# a comment\n"
-    await desk.edit(B)
-    await desk.edit(B + comment)
+    await audited.edit(B)
+    await audited.edit(B + comment)
     disk.is_full = False
-    await desk.written()
+    await audited.written()
 
-    assert desk.records.history.get(digest_of(B)) == B
-    assert desk.records.history.get(digest_of(B + comment)) is None
+    assert audited.files.history.get(digest_of(B)) == B
+    assert audited.files.history.get(digest_of(B + comment)) is None
 
 
-async def test_history_that_cannot_be_kept_is_said_in_the_line(desk, monkeypatch):
-    """The trail goes on without it."""
+async def test_file_that_cannot_be_kept_is_noted_in_the_line(audited, monkeypatch):
+    """The line is written with `not_kept`."""
 
     def refuse(*_):
         raise OSError(errno.EACCES, "Permission denied", "models.history")
 
-    monkeypatch.setattr(desk.records.history, "keep", refuse)
-    await desk.edit(B)
+    monkeypatch.setattr(audited.files.history, "keep", refuse)
+    await audited.edit(B)
 
-    assert "Permission denied" in (await desk.written())[-1]["not_kept"]
+    assert "Permission denied" in (await audited.written())[-1]["not_kept"]
 
 
-async def test_directory_that_cannot_be_written_keeps_nobody_from_serving(tmp_path, nursery):
-    """A read-only volume: started, and said."""
-    desk = AliasCommands(tmp_path)
-    desk.records.trail.path = Path("/proc/nowhere/models.audit.jsonl")
+async def test_unwritable_directory_does_not_keep_the_gateway_from_serving(tmp_path, nursery):
+    """On a read-only volume the auditor starts and logs the error."""
+    audited = AuditedStore(tmp_path)
+    audited.files.audit_log.path = Path("/proc/nowhere/models.audit.jsonl")
     with capture_logs() as logs:
-        await nursery.start(desk.auditor.run)
-        await until(lambda: desk.auditor.status()["error"])
+        await nursery.start(audited.auditor.run)
+        await until(lambda: audited.auditor.status()["error"])
 
     assert "audit_failed" in [entry["event"] for entry in logs]
-    assert (await desk.edit(B)).result == "applied"
+    assert (await audited.edit(B)).result == "applied"
 
 
-async def test_line_of_a_huge_change_is_shortened(desk, monkeypatch):
-    """A thousand profiles at once: the summary's beginning, and the files by their hashes."""
-    monkeypatch.setattr(auditing, "LINE_LIMIT_BYTES", 4000)
+async def test_line_of_a_huge_change_is_shortened(audited, monkeypatch):
+    """With a thousand new profiles it has the beginning of the summary, and the hashes of both files."""
+    monkeypatch.setattr(audit_entry, "LINE_LIMIT_BYTES", 4000)
     many = b"".join(b'[[models]]\nid = "m%d"\nharness = "x"\n' % number for number in range(500))
-    await desk.edit(B + many)
+    await audited.edit(B + many)
 
-    line = (await desk.written())[-1]
+    line = (await audited.written())[-1]
     assert line["shortened"] is True
     assert "diff" not in line
-    assert len(line["summary"]) <= auditing.SUMMARY_LIMIT
+    assert len(line["summary"]) <= audit_entry.SUMMARY_LIMIT
 
 
 async def test_gateway_without_a_file_writes_nothing(tmp_path, nursery):
-    """Nothing is in force that could be recorded."""
-    keeper = CatalogueKeeper(None, default=tmp_path / "models.toml")
-    keeper.load_initial()
-    records = Records.of(Settings(models_config=tmp_path / "models.toml"))
-    await nursery.start(Auditor(records, keeper).run)
+    """There is no catalogue to record."""
+    store = CatalogueStore(None, default=tmp_path / "models.toml")
+    store.load_initial()
+    files = CatalogueFiles.from_settings(Settings(models_config=tmp_path / "models.toml"))
+    await nursery.start(Auditor(files, store).run)
     await trio.testing.wait_all_tasks_blocked(0.05)
 
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The door for new catalogues, on a real file system with real time: inotify knows no mock clock."""
+"""gateway.aliases.catalogue_store and file_watch, on a real file system in real time: inotify has no mock clock."""
 
 import os
 import shutil
@@ -12,19 +12,20 @@ from fakes.patience import SAFETY_NET_S, best_of, measured, until
 from structlog.testing import capture_logs
 
 from catalogue.models import FaultyFile
-from gateway.aliases import catalogue_store
-from gateway.aliases.catalogue_store import CatalogueKeeper
+from gateway.aliases import catalogue_store, file_watch
+from gateway.aliases.catalogue_store import CatalogueStore
+from gateway.aliases.files.models_file import FILE_LIMIT_BYTES
 
 SMALL = '[aliases]\nlarge = "small-model"\n'
 LARGE = '[aliases]\nlarge = "large-model"\n'
 FAULTY = '[aliases]\nlarge = "x"\nx = ""\n'
-SWAP_S = 0.1  # issue 2: in force within 100 ms of the rename
-POLL_NEVER_S = 3600  # longer than any safety net: only an event can have done it
+IN_FORCE_S = 0.1  # the promise of docs/operating.md, from the rename on
+POLL_NEVER_S = 3600  # longer than any test: only an event can cause a reload
 
 
 @pytest.fixture
 def path(tmp_path):
-    """A models.toml whose alias stands for `small-model`, in a directory of its own."""
+    """A models.toml whose alias stands for `small-model`, in its own directory."""
     file = tmp_path / "conf" / "models.toml"
     file.parent.mkdir()
     file.write_text(SMALL)
@@ -32,27 +33,27 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def keeper(path):
-    keeper = CatalogueKeeper(path, poll_s=POLL_NEVER_S)  # only events will do, unless a test says otherwise
-    keeper.load_initial()
-    return keeper
+def store(path):
+    store = CatalogueStore(path, poll_s=POLL_NEVER_S)
+    store.load_initial()
+    return store
 
 
-def target(keeper):
-    return keeper.current.aliases["large"].target
+def target(store):
+    return store.current.aliases["large"].target
 
 
 def rename_over(path, text):
-    """As an editor or `mv` does it."""
+    """Save as most editors and `mv` do."""
     new = path.with_suffix(".new")
     new.write_text(text)
     new.rename(path)
 
 
 @asynccontextmanager
-async def watching(keeper):
+async def watching(store):
     async with trio.open_nursery() as nursery:
-        await nursery.start(keeper.watch)
+        await nursery.start(store.watch)
         yield
         nursery.cancel_scope.cancel()
 
@@ -66,97 +67,97 @@ def open_descriptors():
 
 def test_configured_file_is_loaded_at_start(path):
     """It is generation 1."""
-    keeper = CatalogueKeeper(path)
+    store = CatalogueStore(path)
 
-    assert keeper.load_initial() is keeper.current
-    assert (keeper.current.generation, target(keeper)) == (1, "small-model")
-    assert keeper.last_error is None
+    assert store.load_initial() is store.current
+    assert (store.current.generation, target(store)) == (1, "small-model")
+    assert store.last_error is None
 
 
 @pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_text(FAULTY)], ids=["missing", "faulty"])
-def test_configured_but_missing_or_faulty_refuses_to_start(path, spoil):
-    """Rather that than to run without the pins and aliases an operator wrote down."""
+def test_configured_but_missing_or_faulty_file_is_an_error_at_start(path, spoil):
+    """Better than running without the pins and aliases that an operator configured."""
     spoil(path)
 
     with pytest.raises(FaultyFile):
-        CatalogueKeeper(path).load_initial()
+        CatalogueStore(path).load_initial()
 
 
 def test_default_file_may_be_absent(tmp_path):
-    """Then there is no catalogue, and one warning."""
-    keeper = CatalogueKeeper(None, default=tmp_path / "models.toml")
+    """Then the catalogue is empty, and there is one warning."""
+    store = CatalogueStore(None, default=tmp_path / "models.toml")
 
     with capture_logs() as logs:
-        catalogue = keeper.load_initial()
+        catalogue = store.load_initial()
 
     assert (catalogue.generation, len(catalogue.models), len(catalogue.aliases)) == (0, 0, 0)
     assert [entry["event"] for entry in logs] == ["catalogue_warning"]
-    assert [warning.message for warning in catalogue.warnings] == ["not there"]
+    assert [warning.message for warning in catalogue.warnings] == ["does not exist"]
 
 
-def test_default_file_that_is_there_must_be_good(tmp_path):
-    """Somebody put it there for a reason."""
+def test_default_file_must_be_valid_if_it_exists(tmp_path):
+    """Only its absence is accepted."""
     (tmp_path / "models.toml").write_text(FAULTY)
 
     with pytest.raises(FaultyFile):
-        CatalogueKeeper(None, default=tmp_path / "models.toml").load_initial()
+        CatalogueStore(None, default=tmp_path / "models.toml").load_initial()
 
 
 async def test_default_file_that_appears_later_is_applied(tmp_path):
     """Until then its absence is no error."""
-    keeper = CatalogueKeeper(None, default=tmp_path / "models.toml")
-    keeper.load_initial()
-    assert (await keeper.reload()).result == "unchanged"
-    assert keeper.last_error is None
+    store = CatalogueStore(None, default=tmp_path / "models.toml")
+    store.load_initial()
+    assert (await store.reload()).result == "unchanged"
+    assert store.last_error is None
 
     (tmp_path / "models.toml").write_text(SMALL)
 
-    assert (await keeper.reload()).result == "applied"
+    assert (await store.reload()).result == "applied"
     (tmp_path / "models.toml").unlink()
-    assert (await keeper.reload()).result == "rejected"
+    assert (await store.reload()).result == "rejected"
 
 
-# On demand.
+# Reloading.
 
 
-async def test_reload_applies_what_is_new(keeper, path):
-    """New snapshot, next generation, and what changed."""
-    old = keeper.current
+async def test_reload_applies_a_new_file(store, path):
+    """A new snapshot, the next generation, and the diff."""
+    old = store.current
     path.write_text(LARGE)
 
-    outcome = await keeper.reload()
+    outcome = await store.reload()
 
     assert outcome.result == "applied"
-    assert outcome.catalogue is keeper.current
+    assert outcome.catalogue is store.current
     assert str(outcome.diff) == "~alias large: small-model -> large-model"
-    assert keeper.current.generation == 2
-    assert old.aliases["large"].target == "small-model"  # whoever holds it keeps it
+    assert store.current.generation == 2
+    assert old.aliases["large"].target == "small-model"  # a request keeps the snapshot it read
 
 
-async def test_reload_of_the_same_bytes_is_unchanged(keeper, path):
-    """Touched is not changed: same snapshot, same generation."""
-    before = keeper.current
+async def test_reload_of_the_same_bytes_is_unchanged(store, path):
+    """The snapshot and its generation stay."""
+    before = store.current
     rename_over(path, SMALL)
 
-    assert (await keeper.reload()).result == "unchanged"
-    assert keeper.current is before
-    assert keeper.reloads == {"applied": 0, "unchanged": 1, "rejected": 0}
+    assert (await store.reload()).result == "unchanged"
+    assert store.current is before
+    assert store.reloads == {"applied": 0, "unchanged": 1, "rejected": 0}
 
 
-def directory_in_its_place(path):
+def replace_by_directory(path):
     """Unreadable, for root too."""
     path.unlink()
     path.mkdir()
 
 
-def pipe_in_its_place(path):
-    """Whoever opens it waits until somebody writes."""
+def replace_by_pipe(path):
+    """Opening it would block until a writer opens it."""
     path.unlink()
     os.mkfifo(path)
 
 
-def link_to_itself_in_its_place(path):
-    """A slip with `ln -s`."""
+def replace_by_symlink_loop(path):
+    """A mistake with `ln -s`."""
     path.unlink()
     path.symlink_to(path.name)
 
@@ -170,10 +171,10 @@ def link_to_itself_in_its_place(path):
         (lambda p: p.write_text(""), "the file is empty"),
         (lambda p: p.write_text("# all gone\n"), "the file is empty"),
         (lambda p: p.unlink(), "No such file"),
-        (directory_in_its_place, "not a regular file"),
-        (pipe_in_its_place, "not a regular file"),
-        (link_to_itself_in_its_place, "symbolic links"),
-        (lambda p: p.write_text("#" * (catalogue_store.FILE_LIMIT_BYTES + 1)), "larger than 4 MiB"),
+        (replace_by_directory, "not a regular file"),
+        (replace_by_pipe, "not a regular file"),
+        (replace_by_symlink_loop, "symbolic links"),
+        (lambda p: p.write_text("#" * (FILE_LIMIT_BYTES + 1)), "larger than 4 MiB"),
         (lambda p: shutil.rmtree(p.parent), "No such file"),
     ],
     ids=[
@@ -190,66 +191,66 @@ def link_to_itself_in_its_place(path):
         "no directory",
     ],
 )
-async def test_bad_file_keeps_the_last_good_catalogue(keeper, path, spoil, reason):
-    """And says why, until it is good again, also if good means the very bytes in force."""
-    before = keeper.current
+async def test_bad_file_keeps_the_last_good_catalogue(store, path, spoil, reason):
+    """`last_error` says why until the file is good again, also if its bytes are those in force."""
+    before = store.current
     spoil(path)
 
-    outcome = await keeper.reload()
+    outcome = await store.reload()
 
     assert outcome.result == "rejected"
-    assert keeper.current is before is outcome.catalogue
-    assert keeper.last_error == outcome.faults
+    assert store.current is before is outcome.catalogue
+    assert store.last_error == outcome.faults
     assert any(reason in fault.message for fault in outcome.faults)
 
     shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.mkdir()
     path.write_text(SMALL)
     with capture_logs() as logs:
-        assert (await keeper.reload()).result == "unchanged"
-    assert keeper.last_error is None
+        assert (await store.reload()).result == "unchanged"
+    assert store.last_error is None
     assert [entry["event"] for entry in logs] == ["catalogue_recovered"]
-    assert keeper.current is before
+    assert store.current is before
 
 
-async def test_file_of_another_user_says_whose_permission_is_missing(keeper, path, monkeypatch):
-    """`chmod 600` by root is the usual way there; root, who may run this, could read it all the same."""
+async def test_unreadable_file_is_a_fault_that_names_the_user(store, path, monkeypatch):
+    """The cause is usually root's `chmod 600`; patched, because root may run this test and could read the file."""
 
     def refused(self, mode):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(path), "open", refused)
 
-    [fault] = (await keeper.reload()).faults
+    [fault] = (await store.reload()).faults
 
     assert fault.message == "cannot be read: Permission denied"
-    assert fault.hint == "the user that cortex runs as has to be able to read it"
+    assert fault.hint == "the user that cortex runs as must be able to read it"
 
 
-async def test_good_file_after_a_bad_one_clears_the_error(keeper, path):
-    """New content heals as well as the old does."""
+async def test_good_file_after_a_bad_one_clears_the_error(store, path):
+    """Also if its content is new."""
     path.write_text(FAULTY)
-    await keeper.reload()
+    await store.reload()
     path.write_text(LARGE)
 
-    assert (await keeper.reload()).result == "applied"
-    assert keeper.last_error is None
+    assert (await store.reload()).result == "applied"
+    assert store.last_error is None
 
 
-async def test_no_models_on_purpose_is_accepted(keeper, path):
-    """The way out that the refusal of an empty file names."""
+async def test_no_models_on_purpose_is_accepted(store, path):
+    """In the form that the hint for an empty file names."""
     path.write_text("models = []")
 
-    assert (await keeper.reload()).result == "applied"
-    assert not keeper.current.aliases
+    assert (await store.reload()).result == "applied"
+    assert not store.current.aliases
 
 
-async def test_rejection_is_logged_with_every_line_and_key(keeper, path):
-    """The log alone must be enough to mend the file."""
+async def test_rejection_is_logged_with_every_line_and_key(store, path):
+    """The log alone is enough to repair the file."""
     path.write_text('[[models]]\nid = "a"\nmin_device = 1\n')
 
     with capture_logs() as logs:
-        await keeper.reload()
+        await store.reload()
 
     [entry] = logs
     assert (entry["event"], entry["log_level"], entry["generation_in_force"]) == ("catalogue_rejected", "error", 1)
@@ -259,52 +260,52 @@ async def test_rejection_is_logged_with_every_line_and_key(keeper, path):
     ]
 
 
-async def test_concurrent_reloads_each_get_their_answer(keeper, path):
-    """One of them brings it in; the others find it there."""
+async def test_concurrent_reloads_each_get_a_result(store, path):
+    """One applies the file; for the others it is unchanged."""
     path.write_text(LARGE)
     outcomes = []
 
     async def ask():
-        outcomes.append((await keeper.reload()).result)
+        outcomes.append((await store.reload()).result)
 
     async with trio.open_nursery() as nursery:
         for _ in range(10):
             nursery.start_soon(ask)
 
     assert sorted(outcomes) == ["applied"] + ["unchanged"] * 9
-    assert keeper.current.generation == 2
+    assert store.current.generation == 2
 
 
-async def test_subscribers_hear_of_a_change_once_it_is_in_force(keeper, path):
-    """Also those after one that fails; and they hear only of changes."""
-    heard = []
+async def test_subscribers_are_called_after_a_change(store, path):
+    """Also those after one that raises; and only for changes."""
+    calls = []
 
     def fail(old, new, changes):
-        raise RuntimeError("not my day")
+        raise RuntimeError("a bug in a subscriber")
 
-    keeper.subscribe(fail)
-    keeper.subscribe(lambda old, new, changes: heard.append((old, new, keeper.current is new, str(changes))))
-    old = keeper.current
-    await keeper.reload()
+    store.subscribe(fail)
+    store.subscribe(lambda old, new, changes: calls.append((old, new, store.current is new, str(changes))))
+    old = store.current
+    await store.reload()
     path.write_text(LARGE)
 
     with capture_logs() as logs:
-        outcome = await keeper.reload()
+        outcome = await store.reload()
 
     assert outcome.result == "applied"
-    assert heard == [(old, keeper.current, True, "~alias large: small-model -> large-model")]
+    assert calls == [(old, store.current, True, "~alias large: small-model -> large-model")]
     assert "catalogue_subscriber_failed" in [entry["event"] for entry in logs]
 
 
-# By itself.
+# Watching.
 
 
 def in_place(path, text):
     path.write_text(text)
 
 
-def like_vim(path, text):
-    """Old file away, new one written, old one deleted."""
+def rename_and_write(path, text):
+    """Save as vim does: rename the old file, write a new one, delete the old one."""
     backup = path.with_name("models.toml~")
     path.rename(backup)
     path.write_text(text)
@@ -316,174 +317,174 @@ def delete_and_recreate(path, text):
     path.write_text(text)
 
 
-@pytest.mark.parametrize("replace", [rename_over, in_place, like_vim, delete_and_recreate])
-async def test_swap_is_noticed(keeper, path, replace, monkeypatch):
-    """However editors do it, and again and again; what is half-written is never believed, however long it takes us."""
+@pytest.mark.parametrize("replace", [rename_over, in_place, rename_and_write, delete_and_recreate])
+async def test_change_is_noticed(store, path, replace, monkeypatch):
+    """However an editor saves; a half-written file is never rejected, however slow this process is."""
     monkeypatch.setattr(catalogue_store, "HALF_WRITTEN_S", POLL_NEVER_S)
-    async with watching(keeper):
+    async with watching(store):
         for text, expected in [(LARGE, "large-model"), (SMALL, "small-model")] * 4:
             replace(path, text)
-            await until(lambda expected=expected: target(keeper) == expected)
-        assert keeper.last_error is None
-    assert keeper.current.generation == 9
-    assert keeper.reloads["rejected"] == 0
+            await until(lambda expected=expected: target(store) == expected)
+        assert store.last_error is None
+    assert store.current.generation == 9
+    assert store.reloads["rejected"] == 0
 
 
 @measured
-@pytest.mark.parametrize("replace", [rename_over, in_place, like_vim, delete_and_recreate])
-async def test_swap_is_in_force_within_100_ms(keeper, path, replace):
-    """From the end of the save; in the thread of a process that has other things to do."""
+@pytest.mark.parametrize("replace", [rename_over, in_place, rename_and_write, delete_and_recreate])
+async def test_change_is_in_force_within_100_ms(store, path, replace):
+    """From the end of the save, in a process that has other work."""
     texts = cycle([(LARGE, "large-model"), (SMALL, "small-model")])
 
     async def swap():
         text, expected = next(texts)
         replace(path, text)
         saved_at = trio.current_time()
-        await until(lambda: target(keeper) == expected)
+        await until(lambda: target(store) == expected)
         return trio.current_time() - saved_at
 
-    async with watching(keeper):
-        await best_of(swap, SWAP_S)
+    async with watching(store):
+        await best_of(swap, IN_FORCE_S)
 
 
-async def test_config_map_swap_is_an_event(tmp_path):
-    """Kubernetes: the file is a link through `..data`, which is replaced by rename; the file is never touched."""
+async def test_config_map_update_is_noticed(tmp_path):
+    """In Kubernetes the file is a symlink through `..data`, which is replaced by rename; the file never changes."""
     for version, text in (("..1", SMALL), ("..2", LARGE)):
         (tmp_path / version).mkdir()
         (tmp_path / version / "models.toml").write_text(text)
     (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "models.toml").symlink_to("..data/models.toml")
-    keeper = CatalogueKeeper(tmp_path / "models.toml", poll_s=POLL_NEVER_S)
-    keeper.load_initial()
+    store = CatalogueStore(tmp_path / "models.toml", poll_s=POLL_NEVER_S)
+    store.load_initial()
 
-    async with watching(keeper):
+    async with watching(store):
         (tmp_path / "..data_tmp").symlink_to("..2")
         (tmp_path / "..data_tmp").rename(tmp_path / "..data")
         shutil.rmtree(tmp_path / "..1")
 
-        await until(lambda: target(keeper) == "large-model")
+        await until(lambda: target(store) == "large-model")
 
-        rename_over(tmp_path / "..2" / "models.toml", SMALL)  # and where the link leads now is watched too
-        await until(lambda: target(keeper) == "small-model")
+        rename_over(tmp_path / "..2" / "models.toml", SMALL)  # the directory that the link leads to now is watched, too
+        await until(lambda: target(store) == "small-model")
 
 
-async def test_link_out_of_the_directory_is_followed(tmp_path, path):
-    """An edit at the far end counts."""
+async def test_symlink_to_another_directory_is_followed(tmp_path, path):
+    """An edit of the file behind it is noticed."""
     link = tmp_path / "models.toml"
     link.symlink_to(path)
-    keeper = CatalogueKeeper(link, poll_s=POLL_NEVER_S)
-    keeper.load_initial()
+    store = CatalogueStore(link, poll_s=POLL_NEVER_S)
+    store.load_initial()
 
-    async with watching(keeper):
+    async with watching(store):
         rename_over(path, LARGE)
-        await until(lambda: target(keeper) == "large-model")
+        await until(lambda: target(store) == "large-model")
 
 
-async def test_bad_file_shows_and_clears_by_itself(keeper, path):
-    """Without anybody asking; and once each, however often the same fault is seen again."""
-    async with watching(keeper):
+async def test_bad_file_is_rejected_and_cleared_without_a_reload(store, path):
+    """Each fault is reported once, however often it is read."""
+    async with watching(store):
         rename_over(path, FAULTY)
-        await until(lambda: keeper.last_error is not None)
+        await until(lambda: store.last_error is not None)
         (path.parent / "unrelated").write_text("x")
         path.unlink()
-        await until(lambda: keeper.last_error[0].message.startswith("cannot be read"))
+        await until(lambda: store.last_error[0].message.startswith("cannot be read"))
         rename_over(path, SMALL)
-        await until(lambda: keeper.last_error is None)
+        await until(lambda: store.last_error is None)
 
-    assert keeper.reloads == {"applied": 0, "unchanged": 1, "rejected": 2}
-    assert keeper.current.generation == 1
+    assert store.reloads == {"applied": 0, "unchanged": 1, "rejected": 2}
+    assert store.current.generation == 1
 
 
-async def test_fault_is_believed_only_once_it_lasts(keeper, path, monkeypatch):
-    """A slow save, emptied first and written later, rings no alarm."""
+async def test_fault_is_rejected_only_once_it_lasts(store, path, monkeypatch):
+    """A slow save, which truncates the file first, raises no alarm."""
     monkeypatch.setattr(catalogue_store, "HALF_WRITTEN_S", POLL_NEVER_S)
     examined = []
-    examine = keeper._examine
-    monkeypatch.setattr(keeper, "_examine", lambda: examined.append(examine()) or examined[-1])
-    async with watching(keeper):
+    examine = store._examine
+    monkeypatch.setattr(store, "_examine", lambda: examined.append(examine()) or examined[-1])
+    async with watching(store):
         path.write_text("")
         await until(lambda: isinstance(examined[-1], tuple))  # the fault was seen
         path.write_text(LARGE)
-        await until(lambda: target(keeper) == "large-model")
+        await until(lambda: target(store) == "large-model")
 
-    assert keeper.reloads["rejected"] == 0
+    assert store.reloads["rejected"] == 0
 
 
-async def test_fault_shows_although_the_directory_is_never_quiet(keeper, path):
-    """Other files' events do not put it off for ever."""
-    async with watching(keeper):
+async def test_fault_is_rejected_although_other_files_keep_changing(store, path):
+    """Events of other files do not delay it forever."""
+    async with watching(store):
         path.write_text(FAULTY)
         with trio.fail_after(SAFETY_NET_S):
-            while keeper.last_error is None:
+            while store.last_error is None:
                 (path.parent / "noise").write_text("x")
                 await trio.sleep(0.01)
 
 
-async def test_change_before_watching_is_found_when_it_begins(keeper, path):
-    """Nothing falls between start and watch."""
+async def test_change_before_the_watch_is_noticed_when_it_starts(store, path):
+    """No change between `load_initial` and `watch` is missed."""
     rename_over(path, LARGE)
 
-    async with watching(keeper):
-        assert target(keeper) == "large-model"
+    async with watching(store):
+        assert target(store) == "large-model"
 
 
-async def test_replaced_directory_is_found_by_the_poll_and_then_watched(path):
-    """Deploy tools swap whole directories; the old one's events mean nothing then."""
-    keeper = CatalogueKeeper(path, poll_s=0.1)
-    keeper.load_initial()
-    async with watching(keeper):
+async def test_replaced_directory_is_found_by_polling_and_then_watched(path):
+    """Deployment tools replace whole directories; events of the old one mean nothing then."""
+    store = CatalogueStore(path, poll_s=0.1)
+    store.load_initial()
+    async with watching(store):
         path.parent.rename(path.parent.with_name("old"))
         path.parent.mkdir()
         path.write_text(LARGE)
-        await until(lambda: target(keeper) == "large-model")
-        keeper._poll_s = POLL_NEVER_S  # from the next round on
+        await until(lambda: target(store) == "large-model")
+        store._poll_s = POLL_NEVER_S  # from the next round on
 
         await trio.sleep(0.2)  # that round has begun
         rename_over(path, SMALL)
-        await until(lambda: target(keeper) == "small-model")
+        await until(lambda: target(store) == "small-model")
 
 
-async def test_poll_alone_is_enough(path, monkeypatch):
-    """No inotify instances left, a file system without events: slower, and said once."""
+async def test_polling_alone_is_enough(path, monkeypatch):
+    """Without events (inotify instances exhausted) changes are noticed more slowly, which is logged once."""
 
     def refuse(*_):
         raise OSError(24, "inotify instances exhausted")
 
-    monkeypatch.setattr(catalogue_store, "RustNotify", refuse)
-    keeper = CatalogueKeeper(path, poll_s=0.05)
-    keeper.load_initial()
+    monkeypatch.setattr(file_watch, "RustNotify", refuse)
+    store = CatalogueStore(path, poll_s=0.05)
+    store.load_initial()
     with capture_logs() as logs:
-        async with watching(keeper):
+        async with watching(store):
             rename_over(path, LARGE)
-            await until(lambda: target(keeper) == "large-model")
+            await until(lambda: target(store) == "large-model")
             rename_over(path, SMALL)
-            await until(lambda: target(keeper) == "small-model")
+            await until(lambda: target(store) == "small-model")
     assert [entry["event"] for entry in logs].count("catalogue_events_unavailable") == 1
 
 
-async def test_same_fault_is_told_once(path, monkeypatch):
-    """The poll sees it every time; the log and the counter hear of it once."""
-    keeper = CatalogueKeeper(path, poll_s=0.02)
-    keeper.load_initial()
+async def test_same_fault_is_reported_once(path, monkeypatch):
+    """Every poll reads it; it is logged and counted once."""
+    store = CatalogueStore(path, poll_s=0.02)
+    store.load_initial()
     path.write_text(FAULTY)
     polls = []
-    examine = keeper._examine
-    monkeypatch.setattr(keeper, "_examine", lambda: polls.append(1) or examine())
+    examine = store._examine
+    monkeypatch.setattr(store, "_examine", lambda: polls.append(1) or examine())
     with capture_logs() as logs:
-        async with watching(keeper):
+        async with watching(store):
             await until(lambda: len(polls) > 5)
 
-    assert keeper.reloads["rejected"] == 1
+    assert store.reloads["rejected"] == 1
     assert [entry["event"] for entry in logs] == ["catalogue_rejected"]
 
 
 @measured
-async def test_watch_ends_within_a_second(keeper):
-    """With its thread in the middle of a wait for the next event."""
+async def test_watch_ends_within_a_second(store):
+    """Also while its thread waits for the next event."""
 
     async def watch_and_stop():
         async with trio.open_nursery() as nursery:
-            await nursery.start(keeper.watch)
+            await nursery.start(store.watch)
             await trio.sleep(0.05)
             stopped_at = trio.current_time()
             nursery.cancel_scope.cancel()
@@ -492,15 +493,15 @@ async def test_watch_ends_within_a_second(keeper):
     await best_of(watch_and_stop, 1)
 
 
-async def test_watching_leaves_no_descriptor_behind(keeper, path):
-    """Also when the directory was replaced on the way."""
+async def test_watching_leaves_no_descriptor_behind(store, path):
+    """Also after the directory was replaced."""
 
     async def watch_for_a_while():
-        async with watching(keeper):
+        async with watching(store):
             rename_over(path, LARGE)
-            await until(lambda: target(keeper) == "large-model")
+            await until(lambda: target(store) == "large-model")
             rename_over(path, SMALL)
-            await until(lambda: target(keeper) == "small-model")
+            await until(lambda: target(store) == "small-model")
 
     await watch_for_a_while()
     before = open_descriptors()
@@ -510,12 +511,12 @@ async def test_watching_leaves_no_descriptor_behind(keeper, path):
     await until(lambda: open_descriptors() <= before)
 
 
-async def test_own_reading_is_no_event(keeper, monkeypatch):
-    """Or it would look, and look, and look."""
-    looks = []
-    examine = keeper._examine
-    monkeypatch.setattr(keeper, "_examine", lambda: looks.append(1) or examine())
-    async with watching(keeper):
+async def test_reading_the_file_is_no_event(store, monkeypatch):
+    """Otherwise the store would read it in a loop."""
+    reads = []
+    examine = store._examine
+    monkeypatch.setattr(store, "_examine", lambda: reads.append(1) or examine())
+    async with watching(store):
         await trio.sleep(0.3)
 
-    assert len(looks) <= 2
+    assert len(reads) <= 2

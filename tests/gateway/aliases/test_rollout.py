@@ -7,11 +7,11 @@ import trio
 from fakes.patience import SAFETY_NET_S
 from structlog.testing import capture_logs
 
-from gateway.aliases.catalogue_store import CatalogueKeeper
+from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.files import rollout_state, toml_edit
-from gateway.aliases.files.paths import Records
-from gateway.aliases.files.rollout_state import Rollout, is_at
-from gateway.aliases.rollout import Rollouts
+from gateway.aliases.files.catalogue_files import CatalogueFiles
+from gateway.aliases.files.rollout_state import Rollout, has_targets
+from gateway.aliases.rollout import RolloutController
 from gateway.aliases.rollout_guards import DEFAULT_ALPHA
 from gateway.config.settings import Settings
 from gateway.telemetry.metrics import Metrics
@@ -40,7 +40,7 @@ class House:
     def __init__(self, folder):
         self.models = folder / "models.toml"
         self.models.write_bytes(FILE)
-        self.records = Records.of(Settings(models_config=self.models))
+        self.files = CatalogueFiles.from_settings(Settings(models_config=self.models))
         self.now = 1000.0
         self.readiness = Readiness()
         self.start()
@@ -49,10 +49,10 @@ class House:
         """A process begins."""
         self.metrics = Metrics()
         self.accounts = Accounts(self.metrics, log_requests=False)
-        self.keeper = CatalogueKeeper(self.models, readiness=self.readiness)
+        self.keeper = CatalogueStore(self.models, readiness=self.readiness)
         self.keeper.load_initial()
-        self.rollouts = Rollouts(
-            self.records,
+        self.rollouts = RolloutController(
+            self.files,
             keeper=self.keeper,
             watchable=self.accounts,
             metrics=self.metrics,
@@ -71,12 +71,12 @@ class House:
                 "minimum": 20,
                 "who": "anna",
                 "started": self.now,
-                "before": self.records.history.keep(data),
+                "before": self.files.history.keep(data),
                 "old": {"A": 1.0},
             }
             | how
         )
-        rollout_state.begin(self.records, rollout)
+        rollout_state.begin(self.files, rollout)
 
     async def look(self, rounds=4):
         """As the task does once a second; several times, as each round does one thing."""
@@ -91,10 +91,10 @@ class House:
 
     @property
     def state(self):
-        return rollout_state.read(self.records)["tier"]
+        return rollout_state.read(self.files)["tier"]
 
     def has(self, **targets):
-        return is_at(self.keeper.current.aliases["tier"], targets)
+        return has_targets(self.keeper.current.aliases["tier"], targets)
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ async def test_restart_between_state_and_file_goes_on(house, monkeypatch):
     house.begin()
     await house.look()
     state = msgspec.structs.replace(house.state, step=1, since=None)
-    rollout_state._put(house.records, state)
+    rollout_state._store(house.files, state)
 
     house.start()
     await house.look()
@@ -264,8 +264,8 @@ async def test_restart_before_the_way_back_goes_back(house):
     """A trip that was decided upon is not forgotten."""
     house.begin()
     await house.look()
-    rollout_state._put(
-        house.records, msgspec.structs.replace(house.state, ending="rolled_back", reason="errors: too many")
+    rollout_state._store(
+        house.files, msgspec.structs.replace(house.state, ending="rolled_back", reason="errors: too many")
     )
 
     house.start()
@@ -284,7 +284,7 @@ async def test_edit_of_the_alias_ends_it(house):
     await house.keeper.reload()
     await house.look()
 
-    assert (house.state.state, house.state.reason) == ("superseded", "somebody else changed the alias")
+    assert (house.state.state, house.state.reason) == ("superseded", "another edit changed the alias")
     assert house.models.read_bytes() == edited
     assert not house.accounts.is_watched("tier")
 
@@ -294,7 +294,7 @@ async def test_abort_from_a_shell_is_noticed(house):
     house.begin()
     await house.look()
     house.requests("B", 5)
-    rollout_state.end(house.records, house.state, "aborted", "by anna", house.now)
+    rollout_state.end(house.files, house.state, "aborted", "by anna", house.now)
     await house.look()
 
     assert house.rollouts.views() == []
@@ -348,7 +348,7 @@ async def test_broken_file_is_trouble_that_is_told_once_and_waited_out(house):
 
 async def test_unreadable_state_drives_nothing(house):
     """And is told once."""
-    house.records.rollouts.write_text("{")
+    house.files.rollouts_path.write_text("{")
     with capture_logs() as logs:
         await house.look()
 
@@ -365,7 +365,7 @@ async def test_two_rollouts_do_not_mind_each_other(house):
     house.now += 60
     await house.look()
 
-    states = rollout_state.read(house.records)
+    states = rollout_state.read(house.files)
     assert (states["tier"].step, states["other"].step) == (0, 1)
 
 

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from fakes.patience import SAFETY_NET_S
 from fakes.process import cortex, running_cortex
 
+from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import digest_of
-from gateway.aliases.files.paths import Records
 from gateway.aliases.files.toml_edit import set_alias
 from gateway.cli import alias_edit, main
 from gateway.cli.alias_edit import os_user
@@ -40,11 +40,11 @@ class Operator:
 
     @property
     def records(self):
-        return Records.of(load(self.config, {}).settings)
+        return CatalogueFiles.from_settings(load(self.config, {}).settings)
 
     def lines(self):
         """The audit trail, oldest first."""
-        return [line.said for line in self.records.trail.newest_first()][::-1]
+        return [line.fields for line in self.records.audit_log.newest_first()][::-1]
 
     def edit(self, data):
         """By hand: an editor's new file, renamed over the old one."""
@@ -316,20 +316,20 @@ def test_command_line_that_is_wrong_is_no_answer(operator, arguments):
 
 def test_rollouts_that_cannot_be_read_are_said_and_hinder_nobody(operator):
     """A list is a list, and what was written is told to be written."""
-    operator.records.rollouts.write_text("{}}")
+    operator.records.rollouts_path.write_text("{}}")
     try:
         result = operator("alias", "list")
         assert (result.exit_code, "helexa/small" in result.stdout) == (0, True)
-        assert result.stderr.startswith(f"warning: {operator.records.rollouts}: ")
-        assert "mend it, or move it away" in result.stderr
+        assert result.stderr.startswith(f"warning: {operator.records.rollouts_path}: ")
+        assert "repair it, or move it away" in result.stderr
 
         said = operator.done("alias", "set", "helexa/small", MIDDLE)
         assert "warning: " in said
         assert "in force: generation " in said
         refused = operator("alias", "rollout", "helexa/small", SMALL)
-        assert (refused.exit_code, "mend it, or move it away" in refused.stderr) == (1, True)
+        assert (refused.exit_code, "repair it, or move it away" in refused.stderr) == (1, True)
     finally:
-        operator.records.rollouts.unlink()
+        operator.records.rollouts_path.unlink()
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_bad_edit_is_seen_and_taken_back(operator):
     """Not in force, and one command from being so again."""
     before = operator.models.read_bytes()
     operator.edit(before.replace(b'"helexa/small" = ', b'"helexa/small" = 7 # '))
-    wait_until(lambda: operator.records.trail.newest_first().__next__().said["event"] == "rejected")
+    wait_until(lambda: operator.records.audit_log.newest_first().__next__().fields["event"] == "rejected")
 
     assert operator("alias", "list").exit_code == 1
     operator.done("alias", "rollback")
@@ -473,7 +473,7 @@ def test_rollback_of_nothing_known_says_so(alone):
     result = alone("alias", "rollback")
 
     assert result.exit_code == 1
-    assert "nothing is known of an earlier file" in result.stderr
+    assert "no earlier file is known" in result.stderr
 
 
 def test_rollout_without_a_gateway_waits_for_one(alone):
@@ -559,9 +559,9 @@ def test_audit_verify_names_the_first_broken_line(operator, tmp_path):
     """Of a copy that somebody touched."""
     operator.done("alias", "set", "helexa/balanced", SMALL)
     wait_until(lambda: len(operator.lines()) >= 2)
-    for path in (operator.config, operator.models, operator.records.trail.path):
+    for path in (operator.config, operator.models, operator.records.audit_log.path):
         shutil.copy(path, tmp_path / path.name)
-    touched = tmp_path / operator.records.trail.path.name
+    touched = tmp_path / operator.records.audit_log.path.name
     touched.write_bytes(touched.read_bytes().replace(b'"who":"cortex"', b'"who":"nobody"', 1))
 
     result = operator("audit", "verify", "-c", tmp_path / "cortex.toml")

@@ -72,7 +72,7 @@ from gateway.server import main
 from gateway.server.gateway import Gateway
 from gateway.telemetry import log
 
-read = catalogue_store._read
+read = catalogue_store.read_models_file
 hangs, noticed = (Path(sys.argv[1]).with_name(name) for name in ("hangs", "noticed"))
 
 
@@ -83,7 +83,7 @@ def read_unless_it_hangs(path):
     return read(path)
 
 
-catalogue_store._read = read_unless_it_hangs
+catalogue_store.read_models_file = read_unless_it_hangs
 loaded = load.load(Path(sys.argv[1]), {}).settings
 log.configure(loaded.log)
 sys.exit(main.run(Gateway(loaded)))
@@ -209,7 +209,7 @@ sys.exit(main.run(Gateway(load.load(Path(sys.argv[1]), {{}}).settings)))
         ("http.pool", "UpstreamPool", "run"),
         ("fleet.control.poller", "Poller", "run"),
         ("fleet.loading.scheduler", "Lifecycle", "run"),
-        ("aliases.catalogue_store", "CatalogueKeeper", "watch"),
+        ("aliases.catalogue_store", "CatalogueStore", "watch"),
         ("http.server", "HttpServer", "serve"),
     ],
 )

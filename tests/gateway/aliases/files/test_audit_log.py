@@ -1,4 +1,4 @@
-"""gateway.aliases.files.audit_log: a chain of lines, across files and crashes."""
+"""gateway.aliases.files.audit_log: a hash chain of lines, across rotated files and crashes."""
 
 import json
 import multiprocessing
@@ -7,224 +7,224 @@ import os
 import pytest
 
 from gateway.aliases.files import audit_log
-from gateway.aliases.files.audit_log import GENESIS, Trail
+from gateway.aliases.files.audit_log import GENESIS, AuditLog, Verification
 
 
 @pytest.fixture
-def trail(tmp_path):
-    return Trail(tmp_path / "models.audit.jsonl", rotate_bytes=10**6, kept=0)
+def log(tmp_path):
+    return AuditLog(tmp_path / "models.audit.jsonl", rotate_bytes=10**6, rotated_files=0)
 
 
-def small(tmp_path, kept=0):
-    """One that is put aside after every second line."""
-    return Trail(tmp_path / "models.audit.jsonl", rotate_bytes=400, kept=kept)
+def rotating_log(tmp_path, rotated_files=0):
+    """A log that is rotated after every second line."""
+    return AuditLog(tmp_path / "models.audit.jsonl", rotate_bytes=400, rotated_files=rotated_files)
 
 
-def fill(trail, count=5):
-    return [trail.append({"event": "applied", "summary": f"change {number}"}) for number in range(count)]
+def fill(log, count=5):
+    return [log.append({"event": "applied", "summary": f"change {number}"}) for number in range(count)]
 
 
-def said(trail):
-    return [line.said["summary"] for line in trail.newest_first()][::-1]
+def summaries(log):
+    return [line.fields["summary"] for line in log.newest_first()][::-1]
 
 
-def edit(path, change):
-    """As a careless hand would."""
+def edit_lines(path, change):
+    """Change the file by hand."""
     lines = path.read_bytes().splitlines(keepends=True)
     change(lines)
     path.write_bytes(b"".join(lines))
 
 
-def test_lines_are_a_chain(trail):
-    """Each carries the hash of the one before, the first one zeros."""
-    lines = fill(trail, 3)
+def test_each_line_has_the_hash_of_the_line_before(log):
+    """The first line has zeros."""
+    lines = fill(log, 3)
 
     assert [line["seq"] for line in lines] == [1, 2, 3]
     assert [line["previous"] for line in lines] == [GENESIS, lines[0]["hash"], lines[1]["hash"]]
-    assert [json.loads(line) for line in trail.path.read_text().splitlines()] == lines
-    verdict = trail.verify()
-    assert (verdict.lines, verdict.first, verdict.last, verdict.head) == (3, 1, 3, lines[2]["hash"])
-    assert verdict.broken is None
+    assert [json.loads(line) for line in log.path.read_text().splitlines()] == lines
+    verification = log.verify()
+    assert (verification.lines, verification.first, verification.last, verification.head) == (3, 1, 3, lines[2]["hash"])
+    assert verification.broken is None
 
 
-def test_empty_trail_is_in_order(trail):
-    """Nothing is there, so nothing is wrong."""
-    assert trail.verify() == audit_log.Verdict()
-    assert list(trail.newest_first()) == []
+def test_empty_log_is_intact(log):
+    """There are no lines, so none is broken."""
+    assert log.verify() == Verification()
+    assert list(log.newest_first()) == []
 
 
 @pytest.mark.parametrize(
     ("change", "number", "reason"),
     [
-        (lambda lines: lines.__setitem__(1, lines[1].replace(b"change 1", b"change 9")), 2, "its hash is another"),
-        (lambda lines: lines.__setitem__(4, lines[4].replace(b"change 4", b"change 9")), 5, "its hash is another"),
+        (lambda lines: lines.__setitem__(1, lines[1].replace(b"change 1", b"change 9")), 2, "its hash does not match"),
+        (lambda lines: lines.__setitem__(4, lines[4].replace(b"change 4", b"change 9")), 5, "its hash does not match"),
         (lambda lines: lines.pop(2), 3, "number 3 is missing before it"),
-        (lambda lines: lines.insert(2, lines[1]), 3, "does not follow from number 2"),
-        (lambda lines: lines.insert(3, b"{}\n"), 4, "its hash is another"),
-        (lambda lines: lines.insert(0, b"\n"), 1, "its hash is another"),
+        (lambda lines: lines.insert(2, lines[1]), 3, "does not follow number 2"),
+        (lambda lines: lines.insert(3, b"{}\n"), 4, "its hash does not match"),
+        (lambda lines: lines.insert(0, b"\n"), 1, "its hash does not match"),
         (lambda lines: lines.__setitem__(slice(1, 3), lines[2:0:-1]), 2, "number 2 is missing before it"),
     ],
 )
-def test_verify_names_the_first_broken_line(trail, change, number, reason):
-    """A changed one, a missing one, one that was put in: where and why."""
-    fill(trail)
-    edit(trail.path, change)
+def test_verify_names_the_first_broken_line(log, change, number, reason):
+    """A changed, a missing and an inserted line: where and why."""
+    fill(log)
+    edit_lines(log.path, change)
 
-    broken = trail.verify().broken
+    broken = log.verify().broken
 
-    assert (broken.path, broken.number) == (trail.path, number)
+    assert (broken.path, broken.number) == (log.path, number)
     assert reason in broken.reason
 
 
-def test_rewritten_line_with_a_hash_of_its_own_is_found_by_the_next(trail):
-    """Who mends the hash of one line breaks the chain at the following one."""
-    fill(trail)
-    body = {"seq": 3, "event": "applied", "summary": "nothing happened", "previous": said_hash(trail, 2)}
+def test_rewritten_line_with_a_valid_hash_breaks_the_chain_at_the_next_line(log):
+    """Recomputing the hash of one line is not enough."""
+    fill(log)
+    body = {"seq": 3, "event": "applied", "summary": "nothing happened", "previous": hash_of(log, 2)}
     line, _ = audit_log._sealed(body)
-    edit(trail.path, lambda lines: lines.__setitem__(2, line))
+    edit_lines(log.path, lambda lines: lines.__setitem__(2, line))
 
-    broken = trail.verify().broken
+    broken = log.verify().broken
 
-    assert (broken.number, broken.reason) == (4, "is number 4 and does not follow from number 3 before it")
-
-
-def said_hash(trail, seq):
-    return next(line.said["hash"] for line in trail.newest_first() if line.said["seq"] == seq)
+    assert (broken.number, broken.reason) == (4, "is number 4 and does not follow number 3, the line before it")
 
 
-def test_chain_goes_on_after_a_broken_line(trail):
-    """The trail is not lost for the future; verify keeps naming the break."""
-    fill(trail, 3)
-    edit(trail.path, lambda lines: lines.__setitem__(2, b"garbage\n"))
+def hash_of(log, seq):
+    return next(line.fields["hash"] for line in log.newest_first() if line.fields["seq"] == seq)
 
-    assert trail.append({"summary": "after"})["seq"] == 3
-    assert trail.verify().broken.number == 3
+
+def test_append_after_a_broken_line_goes_on(log):
+    """Later lines can be written; verify still names the break."""
+    fill(log, 3)
+    edit_lines(log.path, lambda lines: lines.__setitem__(2, b"garbage\n"))
+
+    assert log.append({"summary": "after"})["seq"] == 3
+    assert log.verify().broken.number == 3
 
 
 # Rotation.
 
 
-def test_chain_goes_through_rotated_files(tmp_path):
-    """In order, however many there are; other files beside them are nobody's business."""
-    trail = small(tmp_path)
-    fill(trail, 25)
+def test_chain_spans_rotated_files(tmp_path):
+    """In order, however many there are; other files beside them are ignored."""
+    log = rotating_log(tmp_path)
+    fill(log, 25)
     (tmp_path / "models.audit.jsonl.bak").write_text("mine")
 
     assert len(list(tmp_path.glob("models.audit.jsonl.0*"))) > 5
-    assert said(trail) == [f"change {number}" for number in range(25)]
-    assert (trail.verify().lines, trail.verify().broken) == (25, None)
+    assert summaries(log) == [f"change {number}" for number in range(25)]
+    assert (log.verify().lines, log.verify().broken) == (25, None)
 
 
-def test_oldest_rotated_files_go(tmp_path):
-    """What is left is a chain that begins later, and says where."""
-    trail = small(tmp_path, kept=2)
-    fill(trail, 25)
+def test_oldest_rotated_files_are_deleted(tmp_path):
+    """The remaining chain begins later, and verify says where."""
+    log = rotating_log(tmp_path, rotated_files=2)
+    fill(log, 25)
 
-    verdict = trail.verify()
+    verification = log.verify()
 
     assert len(list(tmp_path.glob("models.audit.jsonl.0*"))) == 2
-    assert verdict.broken is None
-    assert (verdict.first, verdict.last) == (25 - verdict.lines + 1, 25)
+    assert verification.broken is None
+    assert (verification.first, verification.last) == (25 - verification.lines + 1, 25)
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-def test_file_put_aside_while_it_is_read_is_no_line_missing(tmp_path, monkeypatch, kept):
-    """Whoever verifies takes no lock, so a writer may rotate between the listing and the reading."""
-    trail, writer = small(tmp_path, kept), small(tmp_path, kept)
+def test_file_rotated_during_verify_is_no_missing_line(tmp_path, monkeypatch, kept):
+    """Verify takes no lock, so a writer may rotate between the listing and the reading."""
+    log, writer = rotating_log(tmp_path, kept), rotating_log(tmp_path, kept)
     fill(writer, 5)
-    listed = trail._files
+    listed = log._files
 
     def listed_too_early():
         files = listed()
-        monkeypatch.setattr(trail, "_files", listed)
+        monkeypatch.setattr(log, "_files", listed)
         fill(writer, 4)
         return files
 
-    monkeypatch.setattr(trail, "_files", listed_too_early)
-    verdict = trail.verify()
-    monkeypatch.setattr(trail, "_files", listed_too_early)
-    shown = [line.said["seq"] for line in trail.newest_first()]
+    monkeypatch.setattr(log, "_files", listed_too_early)
+    verification = log.verify()
+    monkeypatch.setattr(log, "_files", listed_too_early)
+    read = [line.fields["seq"] for line in log.newest_first()]
 
-    assert (verdict.broken, verdict.last) == (None, 9)
-    assert shown == sorted(shown, reverse=True)
+    assert (verification.broken, verification.last) == (None, 9)
+    assert read == sorted(read, reverse=True)
 
 
-def test_rotated_file_that_is_missing_is_found(tmp_path):
-    """By the line after the gap."""
-    trail = small(tmp_path)
-    fill(trail, 12)
+def test_missing_rotated_file_is_a_break(tmp_path):
+    """At the first line after the gap."""
+    log = rotating_log(tmp_path)
+    fill(log, 12)
     first, second, *_ = sorted(tmp_path.glob("models.audit.jsonl.0*"))
     third_begins = int(second.suffix[1:]) + 1
     second.unlink()
 
-    broken = trail.verify().broken
+    broken = log.verify().broken
 
     assert broken.reason == f"is number {third_begins}, and number {int(first.suffix[1:]) + 1} is missing before it"
 
 
-def test_break_in_a_rotated_file_is_named_with_it(tmp_path):
-    """Path and line, as an editor takes them."""
-    trail = small(tmp_path)
-    fill(trail, 6)
+def test_break_in_a_rotated_file_names_that_file(tmp_path):
+    """Path and line number, in the form that editors open."""
+    log = rotating_log(tmp_path)
+    fill(log, 6)
     oldest = min(tmp_path.glob("models.audit.jsonl.0*"))
-    edit(oldest, lambda lines: lines.__setitem__(0, lines[0].replace(b"change", b"chance")))
+    edit_lines(oldest, lambda lines: lines.__setitem__(0, lines[0].replace(b"change", b"chance")))
 
-    assert str(trail.verify().broken).startswith(f"{oldest}:1: ")
+    assert str(log.verify().broken).startswith(f"{oldest}:1: ")
 
 
 # Crashes.
 
 
 @pytest.mark.parametrize("kept_bytes", [1, 20, 100])
-def test_torn_last_line_is_recognised_and_gives_way(trail, kept_bytes):
-    """A crash in the middle of writing: verify says so without alarm, and the next line takes the place."""
-    fill(trail, 2)
-    whole = trail.path.read_bytes()
-    fill(trail, 1)
-    trail.path.write_bytes(trail.path.read_bytes()[: len(whole) + kept_bytes])
+def test_torn_last_line_is_no_break_and_is_replaced(log, kept_bytes):
+    """After a crash during a write: verify reports the bytes, and the next append replaces them."""
+    fill(log, 2)
+    whole = log.path.read_bytes()
+    fill(log, 1)
+    log.path.write_bytes(log.path.read_bytes()[: len(whole) + kept_bytes])
 
-    assert trail.verify().torn_bytes == kept_bytes
-    assert trail.verify().broken is None
-    line = trail.append({"summary": "after"})
+    assert log.verify().torn_bytes == kept_bytes
+    assert log.verify().broken is None
+    line = log.append({"summary": "after"})
 
     assert (line["seq"], line["torn_bytes"]) == (3, kept_bytes)
-    assert (trail.verify().lines, trail.verify().broken, trail.verify().torn_bytes) == (3, None, 0)
+    assert (log.verify().lines, log.verify().broken, log.verify().torn_bytes) == (3, None, 0)
 
 
-def test_line_that_lacks_only_its_end_is_kept(trail):
-    """All of it is there: it counts."""
-    fill(trail, 2)
-    trail.path.write_bytes(trail.path.read_bytes().removesuffix(b"\n"))
+def test_line_that_lacks_only_its_newline_is_kept(log):
+    """It is complete, so it counts."""
+    fill(log, 2)
+    log.path.write_bytes(log.path.read_bytes().removesuffix(b"\n"))
 
-    assert trail.verify().lines == 2
-    assert trail.append({"summary": "after"})["seq"] == 3
-    assert trail.verify().lines == 3
+    assert log.verify().lines == 2
+    assert log.append({"summary": "after"})["seq"] == 3
+    assert log.verify().lines == 3
 
 
-def test_long_torn_line_is_found(trail, monkeypatch):
-    """Longer than what is looked at first."""
-    monkeypatch.setattr(audit_log, "_WINDOW_BYTES", 16)
-    fill(trail, 2)
-    with trail.path.open("ab") as file:
+def test_long_torn_line_is_found(log, monkeypatch):
+    """Also if it is longer than the part of the file that is read first."""
+    monkeypatch.setattr(audit_log, "_TAIL_BYTES", 16)
+    fill(log, 2)
+    with log.path.open("ab") as file:
         file.write(b'{"seq":3,' + b" " * 5000)
 
-    assert trail.append({"summary": "after"})["torn_bytes"] == 5009
-    assert trail.verify().lines == 3
+    assert log.append({"summary": "after"})["torn_bytes"] == 5009
+    assert log.verify().lines == 3
 
 
 def test_torn_line_at_the_end_of_a_rotated_file_is_a_break(tmp_path):
-    """Nobody was writing there."""
-    trail = small(tmp_path)
-    fill(trail, 6)
+    """Rotated files are complete."""
+    log = rotating_log(tmp_path)
+    fill(log, 6)
     oldest = min(tmp_path.glob("models.audit.jsonl.0*"))
     oldest.write_bytes(oldest.read_bytes()[:-20])
 
-    assert trail.verify().broken.path == oldest
+    assert log.verify().broken.path == oldest
 
 
-def test_write_that_fails_halfway_is_mended_by_the_next(trail, monkeypatch):
-    """A full disk takes the beginning of a line, and later there is room again."""
-    fill(trail, 1)
+def test_write_that_fails_halfway_is_replaced_by_the_next(log, monkeypatch):
+    """A full disk takes the beginning of a line; later there is space again."""
+    fill(log, 1)
     write = os.write
 
     def full(file, data):
@@ -233,56 +233,56 @@ def test_write_that_fails_halfway_is_mended_by_the_next(trail, monkeypatch):
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space left"):
-        trail.append({"summary": "lost"})
+        log.append({"summary": "lost"})
     monkeypatch.undo()
 
-    assert trail.append({"summary": "after"})["seq"] == 2
-    assert said(trail) == ["change 0", "after"]
+    assert log.append({"summary": "after"})["seq"] == 2
+    assert summaries(log) == ["change 0", "after"]
 
 
-def _append_many(path, who):
-    trail = Trail(path, rotate_bytes=2000, kept=0)
+def _append_many(path, name):
+    log = AuditLog(path, rotate_bytes=2000, rotated_files=0)
     for number in range(20):
-        trail.append({"summary": f"{who} {number}"})
+        log.append({"summary": f"{name} {number}"})
 
 
-def test_line_is_on_disk_when_append_returns(trail, monkeypatch):
-    """What was in force before a power cut is in the trail after it."""
+def test_line_is_on_disk_when_append_returns(log, monkeypatch):
+    """The log survives a power failure."""
     synced = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.pread(file, 10_000, 0)))
 
-    fill(trail, 2)
+    fill(log, 2)
 
     assert [len(written.splitlines()) for written in synced] == [1, 2]
 
 
-def test_file_that_is_put_aside_while_somebody_waits_for_it_gets_no_further_line(trail, monkeypatch):
-    """Another process was quicker and rotated: the line belongs into the file that grows now."""
-    fill(trail, 1)
-    aside = trail.path.with_name(f"{trail.path.name}.000000001")
+def test_append_goes_to_the_new_file_after_a_rotation_by_another_process(log, monkeypatch):
+    """Another process rotated while this one waited for the lock."""
+    fill(log, 1)
+    rotated = log.path.with_name(f"{log.path.name}.000000001")
 
     def lock_after_another(file, how):
-        if not aside.exists():
-            trail.path.rename(aside)
+        if not rotated.exists():
+            log.path.rename(rotated)
 
     monkeypatch.setattr(audit_log.fcntl, "flock", lock_after_another)
-    trail.append({"event": "applied", "summary": "change 1"})
+    log.append({"event": "applied", "summary": "change 1"})
 
-    assert (len(aside.read_bytes().splitlines()), len(trail.path.read_bytes().splitlines())) == (1, 1)
-    verdict = trail.verify()
-    assert (verdict.lines, verdict.broken) == (2, None)
+    assert (len(rotated.read_bytes().splitlines()), len(log.path.read_bytes().splitlines())) == (1, 1)
+    verification = log.verify()
+    assert (verification.lines, verification.broken) == (2, None)
 
 
-def test_processes_that_append_at_once_make_one_chain(tmp_path):
-    """Through rotations, too: each line is written under a lock."""
+def test_processes_that_append_concurrently_write_one_chain(tmp_path):
+    """Through rotations, too: each append takes a lock."""
     path = tmp_path / "models.audit.jsonl"
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_append_many, args=(path, who)) for who in range(3)]
+    processes = [context.Process(target=_append_many, args=(path, name)) for name in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
 
-    trail = Trail(path, rotate_bytes=2000, kept=0)
-    assert (trail.verify().lines, trail.verify().broken) == (60, None)
-    assert sorted(said(trail)) == sorted(f"{who} {number}" for who in range(3) for number in range(20))
+    log = AuditLog(path, rotate_bytes=2000, rotated_files=0)
+    assert (log.verify().lines, log.verify().broken) == (60, None)
+    assert sorted(summaries(log)) == sorted(f"{name} {number}" for name in range(3) for number in range(20))

@@ -1,37 +1,37 @@
-"""gateway.aliases.files.file_history: earlier files under their hashes, bounded."""
+"""gateway.aliases.files.file_history: earlier files, named by their hashes, bounded."""
 
 import os
 
 import pytest
 
-from gateway.aliases.files.file_history import Announcement, History, digest_of
+from gateway.aliases.files.file_history import Announcement, FileHistory, digest_of
 
 ANNOUNCEMENT = Announcement(who="anna", command="cortex alias set a B", before="0" * 64, at=1.5)
 
 
 @pytest.fixture
 def history(tmp_path):
-    return History(tmp_path / "models.history", files=3, total_bytes=1000)
+    return FileHistory(tmp_path / "models.history", files=3, total_bytes=1000)
 
 
-def test_kept_file_comes_back_byte_by_byte(history):
-    """Under the hash that the catalogue knows it by."""
+def test_get_returns_the_stored_bytes(history):
+    """Under the hash that the catalogue has as its digest."""
     data = b"\xef\xbb\xbf[aliases]\r\n# \xc3\xa9\n"
 
     assert history.get(history.keep(data)) == data
     assert history.get(digest_of(b"other")) is None
 
 
-def test_file_that_is_not_what_it_was_is_none(history):
-    """A rollback to something else would be worse than none."""
+def test_changed_file_is_not_returned(history):
+    """A rollback to other content would be worse than none."""
     digest = history.keep(b"data")
     (history.folder / f"{digest}.toml").write_bytes(b"tampered")
 
     assert history.get(digest) is None
 
 
-def test_spoiled_file_is_kept_anew(history):
-    """The next time it is in force."""
+def test_changed_file_is_written_again(history):
+    """The next time that file is in force."""
     digest = history.keep(b"data")
     (history.folder / f"{digest}.toml").write_bytes(b"tampered")
 
@@ -39,7 +39,7 @@ def test_spoiled_file_is_kept_anew(history):
 
 
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "0" * 63])
-def test_what_is_no_hash_is_no_file(history, digest):
+def test_invalid_hash_is_not_found(history, digest):
     """It may come from a command line."""
     history.keep(b"data")
 
@@ -50,8 +50,8 @@ def age(history, digest, seconds):
     os.utime(history.folder / f"{digest}.toml", (seconds, seconds))
 
 
-def test_longest_unused_goes_first(history):
-    """Using a file again makes it young."""
+def test_least_recently_used_file_is_deleted_first(history):
+    """Storing a file again counts as use."""
     one, two, three = (history.keep(data) for data in (b"1", b"2", b"3"))
     for seconds, digest in enumerate((one, two, three)):
         age(history, digest, seconds)
@@ -63,8 +63,8 @@ def test_longest_unused_goes_first(history):
     assert {history.get(one), history.get(three)} == {b"1", b"3"}
 
 
-def test_history_is_bounded_in_bytes_but_never_forgets_the_newest(history):
-    """One huge file is kept: it is the one in force."""
+def test_history_is_bounded_in_bytes_but_keeps_the_newest_file(history):
+    """Even a huge file is kept while it is the newest: it is in force."""
     old = history.keep(b"x" * 600)
     age(history, old, 1)
 
@@ -75,28 +75,28 @@ def test_history_is_bounded_in_bytes_but_never_forgets_the_newest(history):
     assert history.get(huge) == b"z" * 5000
 
 
-def test_announcement_is_there_until_taken_up(history):
-    """It speaks of one coming of the file, not of every one."""
+def test_announcement_is_returned_until_it_is_removed(history):
+    """It is about one edit, not about every edit that brings the same file."""
     digest = history.keep(b"data")
-    assert history.announced(digest) is None
+    assert history.announcement_of(digest) is None
 
     history.announce(digest, ANNOUNCEMENT)
-    assert history.announced(digest) == ANNOUNCEMENT
+    assert history.announcement_of(digest) == ANNOUNCEMENT
 
-    history.taken_up(digest)
-    assert history.announced(digest) is None
-    history.taken_up(digest)
+    history.remove_announcement(digest)
+    assert history.announcement_of(digest) is None
+    history.remove_announcement(digest)
 
 
-def test_announcement_goes_with_its_file(history):
-    """Nothing of it is left to grow."""
+def test_announcement_is_deleted_with_its_file(history):
+    """Announcements do not accumulate."""
     digest = history.keep(b"data")
     history.announce(digest, ANNOUNCEMENT)
     age(history, digest, 1)
     for data in (b"1", b"2", b"3"):
         history.keep(data)
 
-    assert history.announced(digest) is None
+    assert history.announcement_of(digest) is None
     assert len(list(history.folder.iterdir())) == 3
 
 

@@ -1,4 +1,4 @@
-"""gateway.aliases.files.toml_edit: one alias changes, every other byte stays."""
+"""gateway.aliases.files.toml_edit: an edit changes one alias, and every other byte stays."""
 
 import difflib
 
@@ -30,7 +30,7 @@ harness = "candle"
 
 
 def changed(before, after):
-    """The lines that went, and those that came."""
+    """The lines that were removed, and those that were added."""
     lines = [*difflib.unified_diff(before.decode().splitlines(), after.decode().splitlines(), n=0, lineterm="")][2:]
     return [line for line in lines if not line.startswith("@@")]
 
@@ -72,15 +72,15 @@ def aliases(data):
     ],
 )
 def test_set_changes_one_line(name, targets, swap, expected):
-    """In its place, in the shape it has if that can say it, its comment kept."""
+    """In its place, in the same form if that can express it, with its comment."""
     edited = set_alias(FILE, name, targets, swap=swap)
 
     assert [line[1:] for line in changed(FILE, edited) if line[0] == "+"] == expected
     assert len(changed(FILE, edited)) == 2
 
 
-def test_default_swap_is_written_only_where_another_was():
-    """Who never said how an alias moves need not read it afterwards."""
+def test_default_swap_is_written_only_where_the_key_exists():
+    """An alias without the key does not get it."""
     edited = set_alias(FILE, "helexa/large", {"B": 1}, swap="warm")
     assert "swap" not in aliases(edited)["helexa/large"]
 
@@ -88,8 +88,8 @@ def test_default_swap_is_written_only_where_another_was():
     assert aliases(set_alias(cold, "helexa/large", {"B": 1}, swap="warm"))["helexa/large"]["swap"] == "warm"
 
 
-def test_edit_that_would_touch_another_alias_is_refused(monkeypatch):
-    """TOML Kit has had faults of the kind: what it wrote is read again before anybody gets it."""
+def test_edit_that_would_change_another_alias_is_refused(monkeypatch):
+    """TOML Kit has had such faults, so its output is parsed and compared before it is returned."""
     dumps = toml_edit.tomlkit.dumps
 
     def faulty(document):
@@ -97,12 +97,12 @@ def test_edit_that_would_touch_another_alias_is_refused(monkeypatch):
         return text.replace("'Qwen/Qwen3-8B'", "'lost'") if "NEW" in text else text
 
     monkeypatch.setattr(toml_edit.tomlkit, "dumps", faulty)
-    with pytest.raises(CannotEdit, match="cannot be changed without touching more"):
+    with pytest.raises(CannotEdit, match="cannot be changed without changing more"):
         set_alias(FILE, "helexa/small", {"NEW": 1})
 
 
 def test_swap_of_a_table_is_added_below_its_other_keys():
-    """The table is the operator's; it gets one line more."""
+    """The operator's table gets one more line."""
     edited = set_alias(FILE, "helexa/large", {"B": 1}, swap="cold")
 
     assert changed(FILE, edited) == [
@@ -112,8 +112,8 @@ def test_swap_of_a_table_is_added_below_its_other_keys():
     ]
 
 
-def test_new_alias_goes_below_the_last_of_one_line():
-    """Not below the comment that speaks of the next table."""
+def test_new_alias_is_inserted_below_the_last_one_line_alias():
+    """Not below the comment that belongs to the next table."""
     edited = set_alias(FILE, "new/one", {"B": 1})
 
     assert changed(FILE, edited) == ['+"new/one" = "B"']
@@ -121,7 +121,7 @@ def test_new_alias_goes_below_the_last_of_one_line():
 
 
 def test_new_alias_is_indented_as_its_neighbours_are():
-    """And ends its line as they do."""
+    """It has the same line ending, too."""
     edited = set_alias(b'[aliases]\r\n  a = "A"\r\n\r\n[[models]]\r\nid = "A"\r\n', "b", {"B": 1})
 
     assert edited == b'[aliases]\r\n  a = "A"\r\n  b = "B"\r\n\r\n[[models]]\r\nid = "A"\r\n'
@@ -140,13 +140,13 @@ def test_new_alias_is_indented_as_its_neighbours_are():
         (b'\xef\xbb\xbf[aliases]\nx = "A"\n', b'\xef\xbb\xbf[aliases]\nx = "A"\nn = "N"\n'),
     ],
 )
-def test_new_alias_finds_a_place_in_every_shape_of_file(before, after):
-    """However the file says its aliases, or does not yet."""
+def test_new_alias_is_added_to_every_form_of_file(before, after):
+    """With aliases in any form, or without any."""
     assert set_alias(before, "n", {"N": 1}) == after
 
 
 def test_name_that_needs_quotes_gets_them():
-    """A name is data: no name can say more than a name."""
+    """A name cannot inject TOML."""
     name = 'a"b]\n[models'
 
     assert aliases(set_alias(FILE, name, {"B": 1}))[name] == "B"
@@ -158,12 +158,12 @@ def test_name_that_needs_quotes_gets_them():
 @pytest.mark.parametrize("name", ["helexa/small", "helexa/balanced", "inline", "helexa/large", "new/one"])
 @pytest.mark.parametrize("targets", [{"B": 1}, {"A": 95, "B": 5}])
 def test_restore_after_set_is_the_same_file(name, targets):
-    """Byte by byte, whatever shape the alias had and was given."""
+    """Byte by byte, whatever form the alias had and was given."""
     assert restore_alias(set_alias(FILE, name, targets), name, FILE) == FILE
 
 
 def test_steps_of_a_rollout_end_in_a_plain_string():
-    """A table that says no more than a string is one again."""
+    """A table that expresses no more than a string becomes a string again."""
     step = set_alias(set_alias(FILE, "helexa/small", {"A": 95, "B": 5}), "helexa/small", {"A": 50, "B": 50})
 
     assert changed(FILE, set_alias(step, "helexa/small", {"B": 100})) == [
@@ -172,38 +172,38 @@ def test_steps_of_a_rollout_end_in_a_plain_string():
     ]
 
 
-@pytest.mark.parametrize(("name", "gone"), [("helexa/small", 1), ("inline", 1), ("helexa/large", 5)])
-def test_remove_takes_the_alias_and_nothing_else(name, gone):
-    """Its own lines; the comments about it stay for whoever wrote them."""
+@pytest.mark.parametrize(("name", "removed_lines"), [("helexa/small", 1), ("inline", 1), ("helexa/large", 5)])
+def test_remove_deletes_only_the_alias(name, removed_lines):
+    """Its own lines; comments around it stay."""
     edited = remove_alias(FILE, name)
 
     assert aliases(edited) == {key: value for key, value in aliases(FILE).items() if key != name}
-    assert len(changed(FILE, edited)) == gone
+    assert len(changed(FILE, edited)) == removed_lines
     assert b"What follows is about" in edited
 
 
 @pytest.mark.parametrize("name", ["helexa/small", "inline", "helexa/large"])
-def test_restore_brings_back_what_was_removed(name):
-    """In meaning: its place may be another."""
+def test_restore_adds_a_removed_alias(name):
+    """With the same meaning; its place may differ."""
     assert aliases(restore_alias(remove_alias(FILE, name), name, FILE)) == aliases(FILE)
 
 
-def test_remove_of_what_is_not_there_says_so():
-    """Nothing to write."""
+def test_remove_of_an_unknown_alias_is_a_key_error():
+    """Also in an empty file."""
     with pytest.raises(KeyError):
-        remove_alias(FILE, "nobody")
+        remove_alias(FILE, "unknown")
     with pytest.raises(KeyError):
-        remove_alias(b"", "nobody")
+        remove_alias(b"", "unknown")
 
 
-def test_restore_of_what_was_not_there_removes_it():
-    """The way back from a `set` of a new name."""
+def test_restore_to_a_file_without_the_alias_removes_it():
+    """This undoes a `set` of a new name."""
     assert restore_alias(set_alias(FILE, "new", {"B": 1}), "new", FILE) == FILE
     assert restore_alias(FILE, "nobody", FILE) == FILE
 
 
-def test_aliases_that_are_no_table_are_not_edited():
-    """What would have to be thrown away is not."""
+def test_aliases_value_that_is_not_a_table_is_not_edited():
+    """The edit would have to discard it."""
     with pytest.raises(CannotEdit, match="not a table"):
         set_alias(b'aliases = "x"\n', "a", {"B": 1})
 
@@ -222,7 +222,7 @@ def _key(name):
 
 @st.composite
 def files(draw):
-    """Any layout a person could have given a catalogue, and the names of its aliases."""
+    """A `models.toml` in any layout that an operator could have given it, and the names of its aliases."""
     names = draw(st.lists(_names, min_size=1, max_size=5, unique=True))
     newline = draw(st.sampled_from(["\n", "\r\n"]))
     lines, tables = [draw(_comments), "[aliases]" + draw(_spaces) + draw(_comments)], []
@@ -243,16 +243,18 @@ def files(draw):
     return newline.join(lines) + draw(st.sampled_from(["", newline])), names
 
 
-def targets_of(said):
-    """Weight by model, however it is said."""
-    if isinstance(said, str):
-        return {said: None}
-    return {said["target"]: None} if "target" in said else {each["model"]: each["weight"] for each in said["targets"]}
+def targets_of(entry):
+    """Weight by model, in whatever form the entry has them."""
+    if isinstance(entry, str):
+        return {entry: None}
+    if "target" in entry:
+        return {entry["target"]: None}
+    return {each["model"]: each["weight"] for each in entry["targets"]}
 
 
 @given(files(), st.data())
-def test_edit_of_any_layout_touches_only_its_alias(file, data):
-    """Every line that does not speak of the alias is still there, in order; and the way back leads home."""
+def test_edit_of_any_layout_changes_only_its_alias(file, data):
+    """Every line of other entries stays, in order, and restore returns the same file."""
     text, names = file
     name = data.draw(st.sampled_from(names))
     targets = data.draw(st.sampled_from([{"new": 1}, {"old": 95, "new": 5}]))
@@ -264,7 +266,7 @@ def test_edit_of_any_layout_touches_only_its_alias(file, data):
     assert {key: value for key, value in aliases(after).items() if key != name} == {
         key: value for key, value in aliases(before).items() if key != name
     }
-    gone = [line for line in changed(before, after) if line[0] == "-"]
-    came = [line for line in changed(before, after) if line[0] == "+"]
-    assert len(gone) == 1 == len(came)
+    removed = [line for line in changed(before, after) if line[0] == "-"]
+    added = [line for line in changed(before, after) if line[0] == "+"]
+    assert len(removed) == 1 == len(added)
     assert restore_alias(after, name, before) == before

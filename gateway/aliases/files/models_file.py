@@ -1,0 +1,55 @@
+"""Reading `models.toml`. Blocking."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from catalogue.models import Fault, FaultyFile
+
+__all__ = ["FILE_LIMIT_BYTES", "fault_in", "is_absent", "printable", "read_models_file"]
+
+FILE_LIMIT_BYTES = 4 * 1024 * 1024  # a thousand profiles take 100 KB; a larger file is some other file
+
+
+def read_models_file(path: Path) -> bytes:
+    """The file's bytes.
+
+    Raises:
+        FaultyFile: The file cannot be read, is no regular file, or is too large; it has one fault that says which.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block until a writer opens it
+            raise FaultyFile((fault_in(path, "is not a regular file"),))
+        with path.open("rb") as file:
+            data = file.read(FILE_LIMIT_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        hint = "the user that cortex runs as must be able to read it" if isinstance(error, PermissionError) else None
+        raise FaultyFile((fault_in(path, f"cannot be read: {reason}", hint),)) from error
+    if len(data) > FILE_LIMIT_BYTES:
+        message = f"is larger than {FILE_LIMIT_BYTES // 1024**2} MiB"
+        raise FaultyFile((fault_in(path, message, "a thousand models take 100 KB: check that it is the right file"),))
+    return data
+
+
+def is_absent(path: Path) -> bool:
+    """Whether there is no such file; false if that cannot be determined."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def fault_in(path: Path, message: str, hint: str | None = None) -> Fault:
+    """A fault of the whole file."""
+    return Fault(printable(path), None, None, message, hint)
+
+
+def printable(path: Path) -> str:
+    """The path for logs and JSON: its bytes need not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "replace")
