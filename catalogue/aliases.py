@@ -1,221 +1,203 @@
-"""The `[aliases]` of a `models.toml`: plain strings, or tables that say more. What they do to a request is not here.
+"""The `[aliases]` of a `models.toml`: plain strings or tables. How they change a request is in `gateway.proxy`.
 
-What the keys mean to an operator is in `models.example.toml`.
+What the keys mean is in `models.example.toml`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from catalogue.models import Alias, Hedge, Shadow, Target
-from catalogue.toml import fields
-from catalogue.toml.fields import Check, Field, Fields, Place
+from pydantic import BeforeValidator, ValidationError
+from pydantic_core import InitErrorDetails
 
-# What a request is about, as against how it is to be answered. Routing reads some of these and clients own the rest.
-NOT_FOR_PARAMS = frozenset({"model", "messages", "stream", "prompt", "input"})
+from catalogue.models import Alias, Echo, Hedge, ModelId, Shadow, Sticky, Swap, Target
+from catalogue.toml.positions import KeyPath
+from catalogue.toml.types import (
+    LARGEST_INTEGER,
+    Name,
+    Number,
+    Table,
+    checked,
+    invalid,
+    kind_of,
+    parsed_from,
+)
+from catalogue.toml.validate import nearest
 
-_PERCENT = fields.number(0, 100)
-_SECONDS = fields.number(0, above=True)
+__all__ = ["AliasTable", "AliasTables", "to_alias"]
 
-
-def read(value: object, place: Place) -> dict[str, Alias]:
-    """Every alias there is no fault in; the faults of the others are in the report.
-
-    Raises:
-        Refused: `value` is no table at all.
-    """
-    if not isinstance(value, dict):
-        place.refuse(f"must be a table, not {fields.kind_of(value)}", "write [aliases] on a line of its own")
-    model = _model_id(value)
-    rows = alias_fields(model)
-    aliases = {}
-    for name, said in value.items():
-        try:
-            fields.name(name, place / name)
-            if isinstance(said, dict):
-                aliases[name] = _table(name, said, rows, place / name)
-            else:
-                aliases[name] = Alias.plain(name, _plain(said, model, place / name))
-        except fields.Refused:
-            continue
-    return aliases
+# Routing reads some of these keys of a body before aliases apply; the others are what the client asks.
+_KEYS_OF_THE_CLIENT = frozenset({"model", "messages", "stream", "prompt", "input"})
+_DEEPEST_JSON = 16  # levels of nesting; parameters of requests need three or four
 
 
-def alias_fields(model: Check) -> Fields:
-    """The rows of an alias that is a table; `model` checks a model's id wherever one is named."""
-    target_fields = {"model": Field(model, required=True), "weight": Field(fields.number(0))}
-    return {
-        "target": Field(model),
-        "targets": Field(fields.array(_target(model, target_fields))),
-        "sticky": Field(fields.one_of("none", "conversation", "key")),
-        "fallback": Field(_distinct(fields.array(model))),
-        "swap": Field(fields.one_of("warm", "cold")),
-        "echo": Field(fields.one_of("model", "alias")),
-        "params": Field(_params),
-        "force": Field(_params),
-        "deadline_seconds": Field(_SECONDS),
-        "warm_deadline_seconds": Field(_SECONDS),
-        "shadow": Field(
-            fields.record(Shadow, {"model": Field(model, required=True), "percent": Field(_PERCENT, required=True)})
-        ),
-        "hedge": Field(fields.record(_hedge, {"after": Field(_hedge_after), "budget_percent": Field(_PERCENT)})),
-    }
+def _parameters(table: dict[str, Any]) -> Mapping[str, str]:
+    """Each value as JSON. TOML has dates, NaN and infinity, which JSON has not."""
+    errors: list[InitErrorDetails] = []
+    for key, value in table.items():
+        if key in _KEYS_OF_THE_CLIENT:
+            errors.append(_error((key,), "cannot be set by an alias: only the client sets it"))
+        elif '"' in key or "\\" in key:
+            errors.append(_error((key,), "must not contain quotes or backslashes"))
+        elif (error := _not_json(value, (key,))) is not None:
+            errors.append(error)
+    if errors:
+        raise ValidationError.from_exception_data("parameters", errors)
+    return MappingProxyType({key: json.dumps(value, ensure_ascii=False) for key, value in table.items()})
 
 
-# The whole of one alias.
+def _not_json(value: object, key: KeyPath) -> InitErrorDetails | None:
+    """The first part of a value that JSON cannot represent."""
+    if len(key) > _DEEPEST_JSON:
+        return _error(key, f"is nested more than {_DEEPEST_JSON} levels deep")
+    if isinstance(value, dict | list):
+        parts: Any = value.items() if isinstance(value, dict) else enumerate(value)
+        errors = (_not_json(inner, (*key, part)) for part, inner in parts)
+        return next((error for error in errors if error is not None), None)
+    if isinstance(value, int | float):
+        if -LARGEST_INTEGER <= value <= LARGEST_INTEGER:  # false for NaN
+            return None
+        return _error(key, "must be a finite number below 2^53")
+    if isinstance(value, str):
+        return None
+    return _error(key, f"must be a value that JSON has, not {kind_of(value)}", "write it as a string, in quotes")
 
 
-def _plain(value: object, model: Check, place: Place) -> str:
-    said = fields.text(value, place)
-    if not said.strip():
-        place.refuse("has an empty target", "name a model id, or remove the alias")
-    checked: str = model(said, place)
-    return checked
+def _error(key: KeyPath, message: str, hint: str | None = None) -> InitErrorDetails:
+    return InitErrorDetails(type=invalid(message, hint), loc=key, input=None)
 
 
-def _table(name: str, value: dict[str, Any], rows: Fields, place: Place) -> Alias:
-    if value and not value.keys() & rows.keys() and all(isinstance(inner, str | dict) for inner in value.values()):
-        # `gpt-4.1 = "m"` is a table `gpt-4` with a key `1`; somebody who meant one would have got some key right.
-        _refuse_as_no_alias(value, rows, place)
-    already = len(place.report.faults)
-    read = fields.read_fields(value, rows, place)
-    if "target" not in value and "targets" not in value:
-        (place / "target").fault("is required and missing", "name the model it stands for, or several in `targets`")
-    elif "target" in value and "targets" in value:
-        (place / "target").fault("is there beside `targets`", "keep one of the two")
-    _refuse_forced_defaults(read, place)
-    targets = _weighed(read, value, place)
-    if len(place.report.faults) > already:
-        raise fields.Refused
-    return Alias(name, targets, **{key: said for key, said in read.items() if key not in {"target", "targets"}})
-
-
-def _refuse_as_no_alias(value: dict[str, Any], rows: Fields, place: Place) -> None:
-    near = next((fields.nearest(key, rows) for key in value), None)
-    hint = f"did you mean `{near}`?" if near else "put quotes around a name that has dots in it"
-    if "model" in value:
-        hint = "did you mean `target`?"
-    place.refuse("is a table that names neither a `target` nor `targets`", hint)
-
-
-def _refuse_forced_defaults(read: Mapping[str, Any], place: Place) -> None:
-    for key in read.get("params", ()):
-        if key in read.get("force", ()):
-            (place / "params" / key).fault("is in `force` as well, so that the default never counts", "keep one")
+Parameters: TypeAlias = Annotated[Mapping[str, str], parsed_from(dict[Name, Any], _parameters)]
 
 
 # Targets.
 
 
-def _target(model: Check, target_fields: Fields) -> Check:
-    """One of several targets, its weight None if it says none; a plain string is one without a weight."""
-
-    def check(value: object, place: Place) -> tuple[str, float | None]:
-        if not isinstance(value, dict):
-            return model(value, place), None
-        already = len(place.report.faults)
-        read = fields.read_fields(value, target_fields, place)
-        if len(place.report.faults) > already:
-            raise fields.Refused
-        return read["model"], read.get("weight")
-
-    return check
+def _target_from_string(value: object) -> object:
+    return value if isinstance(value, dict) else {"model": value}
 
 
-def _weighed(read: Mapping[str, Any], value: Mapping[str, Any], place: Place) -> tuple[Target, ...]:
-    """The targets with their weights; all are equal if none says any. Faults are in the report."""
-    if "targets" not in read:
-        return (Target(read["target"]),) if "target" in read else ()
-    found: tuple[tuple[str, float | None], ...] = read["targets"]
-    place /= "targets"
-    if not found:
-        place.fault("is empty", "name a model id, or remove the alias")
-    _refuse_twice([model for model, _ in found], value["targets"], place)
-    if len({weight is None for _, weight in found}) > 1:
-        place.fault("gives some targets a weight and others none", "give each a weight, or none any")
-    elif found and all(weight == 0 for _, weight in found):
-        place.fault("has no target with a weight above 0", "give one of them a weight, or remove the alias")
-    if len(found) == 1:  # whatever its weight, it gets everything: the same in meaning as the plain string
-        return (Target(found[0][0]),)
-    return tuple(Target(model, 1.0 if weight is None else weight) for model, weight in found)
+def _check_targets(array: Table) -> None:
+    if array.value is None:
+        return
+    targets: tuple[Target, ...] = array.value
+    if not targets:
+        array.refuse((), "is empty", "name a model id, or remove the alias")
+    _refuse_repeated([target.model for target in targets], array, "model")
+    has_weight = {isinstance(entry, dict) and "weight" in entry for entry in array.raw}
+    if len(has_weight) > 1:
+        array.refuse((), "gives some targets a weight and others none", "give all of them a weight, or none")
+    elif targets and all(target.weight == 0 for target in targets):
+        array.refuse((), "has no target with a weight above 0", "give one of them a weight, or remove the alias")
 
 
-def _refuse_twice(models: list[str], written: list[object], place: Place) -> None:
+def _check_fallback(array: Table) -> None:
+    if array.value is not None:
+        _refuse_repeated(array.value, array)
+
+
+def _refuse_repeated(models: Sequence[str], array: Table, *key: str) -> None:
     for index, model in enumerate(models):
         if model in models[:index]:
-            entry = place / index
-            named = entry / "model" if isinstance(written[index], dict) else entry
-            named.fault(f"{json.dumps(model, ensure_ascii=False)} is taken by an earlier entry")
+            array.refuse((index, *key), f"{json.dumps(model, ensure_ascii=False)} is already used by an earlier entry")
 
 
-def _distinct(check: Check) -> Check:
-    def check_all(value: object, place: Place) -> tuple[str, ...]:
-        found: tuple[str, ...] = check(value, place)
-        already = len(place.report.faults)
-        _refuse_twice(list(found), list(found), place)
-        if len(place.report.faults) > already:
-            raise fields.Refused
-        return found
-
-    return check_all
+TargetEntry: TypeAlias = Annotated[
+    Target, BeforeValidator(_target_from_string, json_schema_input_type=ModelId | Target)
+]
 
 
-def _model_id(aliases: Mapping[str, object]) -> Check:
-    """A concrete model's id: one step from any name to its model, so an alias is none."""
-
-    def check(value: object, place: Place) -> str:
-        model = fields.name(value, place)
-        if model in aliases:
-            itself = place.key[1] == model
-            place.refuse(
-                f"points at {'itself' if itself else 'another alias'}", _final_target_hint(aliases[model], aliases)
-            )
-        return model
-
-    return check
+# One alias.
 
 
-def _final_target_hint(said: object, aliases: Mapping[str, object]) -> str:
-    target = said.get("target") if isinstance(said, dict) else said
-    if isinstance(target, str) and target not in aliases:
-        return f'name the model itself: "{target}"'
-    return "name the model itself"
+@dataclass(frozen=True, slots=True)
+class AliasTable:
+    """An alias with more than a target. It must have `target` or `targets`."""
+
+    target: ModelId | None = None
+    """The model it stands for. No default: required without `targets`."""
+
+    targets: Annotated[tuple[TargetEntry, ...], checked(_check_targets)] = ()
+    """Several models that share the requests by weight."""
+
+    sticky: Sticky = "none"
+    """What keeps its target: "none" (each request is drawn by itself), "conversation", or "key" (the API key)."""
+
+    fallback: Annotated[tuple[ModelId, ...], checked(_check_fallback)] = ()
+    """Models to try in order if no neuron can serve the target."""
+
+    swap: Swap = "warm"
+    """How a new target takes over: "warm" (once it is loaded and has answered a probe) or "cold" (at once)."""
+
+    echo: Echo = "model"
+    """The `model` of a response: "model" (as the neuron reports it) or "alias" (as the client asked)."""
+
+    params: Parameters = field(default_factory=dict)
+    """Members of a request's body, for clients that do not set them."""
+
+    force: Parameters = field(default_factory=dict)
+    """Members of a request's body that replace what the client sets."""
+
+    deadline_seconds: Number | None = None
+    """Seconds that a whole request may take. No default: only the deadlines of its phases apply."""
+
+    warm_deadline_seconds: Number | None = None
+    """Seconds that a warm swap may take. No default: [deadlines] load_seconds of cortex.toml."""
+
+    shadow: Shadow | None = None
+    """A candidate that answers some requests as well, for comparison. No default: none."""
+
+    hedge: Hedge | None = None
+    """When to send a slow request to a second neuron. No default: never."""
 
 
-# The rest.
+def to_alias(name: str, table: AliasTable) -> Alias:
+    """The alias that a table describes."""
+    targets = table.targets if table.target is None else (Target(table.target),)
+    if len(targets) == 1:  # a single target gets all requests, whatever its weight
+        targets = (Target(targets[0].model),)
+    others = {key.name: getattr(table, key.name) for key in fields(table) if key.name not in {"target", "targets"}}
+    return Alias(name, targets, **others)
 
 
-def _params(value: object, place: Place) -> Mapping[str, str]:
+def _table_from_string(value: object) -> object:
+    if isinstance(value, str) and not value.strip():
+        raise invalid("has an empty target", "name a model id, or remove the alias")
     if not isinstance(value, dict):
-        place.refuse(f"must be a table, not {fields.kind_of(value)}", "write it in {curly braces}")
-    already = len(place.report.faults)
-    read = {}
-    for key, said in value.items():
-        try:
-            fields.name(key, place / key)
-            if key in NOT_FOR_PARAMS:
-                (place / key).refuse("is what the request is about, and the client's to say")
-            if '"' in key or "\\" in key:
-                (place / key).refuse("must not contain quotes or backslashes")
-            read[key] = fields.json_text(said, place / key)
-        except fields.Refused:
-            continue
-    if len(place.report.faults) > already:
-        raise fields.Refused
-    return MappingProxyType(read)
+        return {"target": value}
+    known = [key.name for key in fields(AliasTable)]
+    if value and not value.keys() & set(known) and all(isinstance(inner, str | dict) for inner in value.values()):
+        # `gpt-4.1 = "m"` is a table `gpt-4` with a key `1`. A table that was meant would have one known key.
+        near = next((nearest(key, known) for key in value), None)
+        hint = f"did you mean `{near}`?" if near else "put quotes around a name that has dots in it"
+        message = "is a table that names neither a `target` nor `targets`"
+        raise invalid(message, "did you mean `target`?" if "model" in value else hint)
+    return value
 
 
-def _hedge(after: float | None = None, **budget: float) -> Hedge:
-    return Hedge(after, **budget)
+def _check_alias(alias: Table) -> None:
+    table = alias.raw
+    if "target" not in table and "targets" not in table:
+        hint = "name the model it stands for, or several in `targets`"
+        alias.refuse(("target",), "is required and missing", hint)
+    elif "target" in table and "targets" in table:
+        alias.refuse(("target",), "cannot be combined with `targets`", "keep one of the two")
+    if alias.is_good("params") and alias.is_good("force"):
+        for key in table.get("params", ()):
+            if key in table.get("force", ()):
+                message = "is in `force` as well, so this default is never used"
+                alias.refuse(("params", key), message, "keep one of the two")
 
 
-def _hedge_after(value: object, place: Place) -> float | None:
-    if value == "p95":
-        return None
-    if isinstance(value, str):
-        place.refuse('must be "p95" or a number of seconds')
-    seconds: float = _SECONDS(value, place)
-    return seconds
+AliasTables: TypeAlias = Mapping[
+    Name,
+    Annotated[
+        AliasTable,
+        checked(_check_alias),
+        BeforeValidator(_table_from_string, json_schema_input_type=ModelId | AliasTable),
+    ],
+]

@@ -1,66 +1,139 @@
-"""Frozen value types: what a `models.toml` means once it has been read. No parsing, no I/O."""
+"""Frozen value types: what a `models.toml` means once it has been read. No I/O; constructors check nothing.
+
+The string below a key is its description in `cortex schema models`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-DEFAULT_PRIORITY = 100  # contract section 6; also what a model without a profile counts as
-PINNED_PRIORITY = 1000  # a pinned profile without a priority of its own
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+from catalogue.toml.faults import Fault
+from catalogue.toml.types import Count, Integer, Name, Number, NumberOrZero, Percent, invalid
+
+__all__ = [
+    "DEFAULT_PRIORITY",
+    "PINNED_PRIORITY",
+    "Alias",
+    "Catalogue",
+    "Cost",
+    "Echo",
+    "Hedge",
+    "Limit",
+    "ModelId",
+    "ModelProfile",
+    "Shadow",
+    "Sticky",
+    "Swap",
+    "Target",
+    "Warming",
+]
+
+DEFAULT_PRIORITY = 100  # also the priority of a model without a profile
+PINNED_PRIORITY = 1000  # of a profile with `pinned_on` and without `residency_priority`
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Token limits of a model; None where unknown."""
+    """Token limits of a model."""
 
-    context: int | None = None
-    input: int | None = None
-    output: int | None = None
+    context: Count | None = None
+    """Tokens of prompt and response together. No default: unknown."""
+
+    input: Count | None = None
+    """Tokens of the prompt. No default: unknown."""
+
+    output: Count | None = None
+    """Tokens of the response. No default: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """USD per 10^6 tokens. None is unknown, 0.0 is free."""
+    """Prices in USD per 10^6 tokens. 0.0 is free."""
 
-    input: float | None = None
-    output: float | None = None
-    cache_read: float | None = None
-    cache_write: float | None = None
+    input: NumberOrZero | None = None
+    """USD per 10^6 tokens of the prompt. No default: unknown."""
+
+    output: NumberOrZero | None = None
+    """USD per 10^6 tokens of the response. No default: unknown."""
+
+    cache_read: NumberOrZero | None = None
+    """USD per 10^6 tokens read from a cache. No default: unknown."""
+
+    cache_write: NumberOrZero | None = None
+    """USD per 10^6 tokens written to a cache. No default: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """One `[[models]]` entry: what a model needs and what it can do.
+    """What one model needs and what it can do."""
 
-    `vram_mb` and `min_device_vram_mb` are in MB as neurons report them. `source` prefixes the id in a load call
-    (`source:id`). `residency_priority` is as written; `priority` is what placement uses.
-    """
+    id: Name
+    """The name by which neurons know it. Unique, case-sensitive."""
 
-    id: str
-    harness: str
-    quant: str | None = None
-    vram_mb: int | None = None
-    min_devices: int = 1
-    min_device_vram_mb: int | None = None
-    pinned_on: tuple[str, ...] = ()
-    residency_priority: int | None = None
-    source: str | None = None
-    capabilities: tuple[str, ...] = ()
+    harness: Name
+    """The neuron's harness that runs it."""
+
+    quant: Name | None = None
+    """Quantisation to load. No default: the neuron chooses."""
+
+    vram_mb: Count | None = None
+    """GPU memory it needs in all, in MB as neurons report it. No default: unknown."""
+
+    min_devices: Count = 1
+    """Number of GPUs it is spread over."""
+
+    min_device_vram_mb: Count | None = None
+    """Least total memory of each GPU, in MB. No default: any GPU will do."""
+
+    pinned_on: tuple[Name, ...] = ()
+    """Names of the only neurons that may load it. Empty: any neuron."""
+
+    residency_priority: Integer | None = None
+    """Priority: it may displace models of the same or a lower number. No default: 100, or 1000 with `pinned_on`."""
+
+    source: Name | None = None
+    """Prefix of the id in a load call: "hf" loads "hf:Qwen/Qwen3-8B". No default: none."""
+
+    capabilities: tuple[Name, ...] = ()
+    """What /v1/models reports as its capabilities."""
+
     limit: Limit | None = None
+    """Token limits. No default: unknown."""
+
     cost: Cost | None = None
-    max_concurrent: int | None = None
-    idle_ttl_seconds: float | None = None
+    """Prices. No default: unknown."""
+
+    max_concurrent: Count | None = None
+    """Number of requests that one neuron gets at a time; others wait in a queue. No default: no limit."""
+
+    idle_ttl_seconds: NumberOrZero | None = None
+    """Seconds without a request after which it is unloaded. No default: [eviction] idle_ttl_seconds of cortex.toml."""
 
     @property
     def priority(self) -> int:
-        """The residency class: who may displace whom (`placement.may_displace`)."""
+        """The priority that placement uses (`placement.may_displace`)."""
         if self.residency_priority is not None:
             return self.residency_priority
         return PINNED_PRIORITY if self.pinned_on else DEFAULT_PRIORITY
 
 
+def _refuse_alias(model: str, info: ValidationInfo) -> str:
+    """Refuse an alias of an alias. `aliases` of the validation context is the raw `[aliases]` table."""
+    aliases: Mapping[str, object] = (info.context or {}).get("aliases", {})
+    if model not in aliases:
+        return model
+    entry = aliases[model]
+    target = entry.get("target") if isinstance(entry, dict) else entry
+    is_model = isinstance(target, str) and target.strip() and target not in aliases
+    raise invalid("names an alias, not a model", f'name the model: "{target}"' if is_model else "name the model")
+
+
+ModelId: TypeAlias = Annotated[Name, AfterValidator(_refuse_alias)]
 Sticky: TypeAlias = Literal["none", "conversation", "key"]
 Swap: TypeAlias = Literal["warm", "cold"]
 Echo: TypeAlias = Literal["model", "alias"]
@@ -68,41 +141,57 @@ Echo: TypeAlias = Literal["model", "alias"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model an alias may stand for. Weights are relative to those of the others; 0 gets no requests."""
+    """A model that an alias may stand for."""
 
-    model: str
-    weight: float = 1.0
+    model: ModelId
+    """The model's id."""
+
+    weight: NumberOrZero = 1.0
+    """Share of the requests, relative to the other targets. 0 gets none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """A candidate that answers `percent` of the requests a second time, for nobody but the operator."""
+    """A candidate that answers some requests as well. Clients do not see its responses."""
 
-    model: str
-    percent: float
+    model: ModelId
+    """The candidate's id."""
+
+    percent: Percent
+    """Percentage of the requests that it answers too."""
+
+
+def _hedge_after(value: Any) -> Any:
+    if isinstance(value, str) and value != "p95":
+        raise invalid('must be "p95" or a number of seconds')
+    return None if value == "p95" else value
+
+
+HedgeAfter: TypeAlias = Annotated[
+    Number | None, BeforeValidator(_hedge_after, json_schema_input_type=Literal["p95"] | Number)
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Hedge:
-    """When a second replica is asked as well: after so many seconds without a token, None for the alias's own p95.
+    """When a request is sent to a second replica as well. Clients get the response whose first token comes first."""
 
-    `budget_percent` is how many requests of a hundred may be asked twice.
-    """
+    after_seconds: Annotated[HedgeAfter, Field(alias="after")] = None
+    """Seconds without a first token. Default: "p95", the 95th percentile of the alias's last 256 first tokens."""
 
-    after_seconds: float | None = None
-    budget_percent: float = 5.0
+    budget_percent: Percent = 5.0
+    """Largest percentage of the requests that is sent twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A name clients use for models operators choose.
+    """A name that clients use for models that operators choose.
 
-    `targets` are in the file's order. `params` and `force` are top-level keys of a request's body with the JSON that
-    stands for each value: it goes into bodies as it is, and nobody can change it in a snapshot. `warm_deadline_seconds`
-    None means as long as a load may take.
+    `targets` are in the order of the file. `params` and `force` are top-level keys of a request's body, with the JSON
+    text of each value, which goes into bodies unchanged. `warm_deadline_seconds` is None for the load deadline.
 
     Attributes:
-        target: The model it stands for; of several, the one with the most weight (the first of equals).
+        target: The model with the most weight (the first of equals).
         is_plain: Whether a request needs to know `target` and nothing else.
     """
 
@@ -129,29 +218,29 @@ class Alias:
 
     @classmethod
     def plain(cls, name: str, model: str) -> Alias:
-        """The common case: one model and nothing else."""
+        """An alias with one model and no other key."""
         return cls(name, (Target(model),))
 
     @property
     def by_weight(self) -> tuple[str, ...]:
-        """Its models, the one with the most weight first; equals in the file's order."""
+        """Its models by descending weight; equals in the order of the file."""
         return tuple(target.model for target in sorted(self.targets, key=lambda target: -target.weight))
 
     @property
     def active(self) -> frozenset[str]:
-        """The models its requests may go to: those whose weight is not 0."""
+        """The models that get requests: those with a weight above 0."""
         return frozenset(target.model for target in self.targets if target.weight > 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Warming:
-    """What the file says of an alias that does not stand for it yet (`catalogue.warming`).
+    """An alias whose new targets are not in force yet (`catalogue.warming`).
 
     Args:
-        wanted: The alias as the file has it.
-        newcomers: The models that must be able to serve before it moves; the alias had none of them.
-        protects: The models it stands for until then.
-        failed: Why it will not move, or None while that is still being worked at.
+        wanted: The alias as in the file.
+        newcomers: The new targets. They must be able to serve before the alias moves.
+        protects: The targets in force until then.
+        failed: Why the alias will not move, or None while its warm swap goes on.
     """
 
     wanted: Alias
@@ -162,15 +251,14 @@ class Warming:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """One immutable snapshot of what is in force: a `models.toml`, and which of its aliases still wait.
+    """One immutable snapshot of what is in force: a `models.toml`, and the aliases that are still warming.
 
-    `generation` counts what came into force since the process started, accepted files and aliases that moved once they
-    were warm: 0 is the empty catalogue of a process that has no file. `digest` is the SHA-256 of the file's bytes in
-    hex, so that an edit which changes nothing can be told from one that does. `loaded_at` is in unix seconds.
-    `warnings` are faults that do not refuse the file.
+    `generation` counts the accepted files and completed warm swaps since the process started; 0 is the empty catalogue
+    of a process without a file. `digest` is the SHA-256 of the file's bytes in hex, which shows whether an edit changed
+    anything. `loaded_at` is in Unix seconds. `warnings` do not refuse the file.
 
     Attributes:
-        guarded: The models that nobody may unload, because an alias is about to move from or to them.
+        guarded: The models that must not be unloaded, because an alias is about to move from or to them.
     """
 
     generation: int = 0
@@ -184,43 +272,11 @@ class Catalogue:
     guarded: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        under_way = [warming for warming in self.warming.values() if warming.failed is None]
-        guarded = frozenset().union(*(warming.protects.union(warming.newcomers) for warming in under_way))
+        running = [warming for warming in self.warming.values() if warming.failed is None]
+        guarded = frozenset().union(*(warming.protects.union(warming.newcomers) for warming in running))
         object.__setattr__(self, "guarded", guarded)
 
     def kept_until_loaded(self, model: str) -> frozenset[str]:
-        """The guarded models that stay until `model` is there: it can never have their room."""
+        """The guarded models that stay loaded until `model` is: their memory is not available to it."""
         waits = [warming for warming in self.warming.values() if warming.failed is None and model in warming.newcomers]
         return frozenset().union(*(warming.protects for warming in waits))
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing wrong with a file, for a person with an editor open.
-
-    Args:
-        path: The file as the operator named it.
-        line: 1-based; None when the file as a whole is at fault (missing, unreadable).
-        key: Dotted (`models[2].min_devices`, `aliases."helexa/small"`); None for the file as a whole.
-        message: What is wrong.
-        hint: What to do about it, or None.
-    """
-
-    path: str
-    line: int | None
-    key: str | None
-    message: str
-    hint: str | None = None
-
-    def __str__(self) -> str:
-        place = self.path if self.line is None else f"{self.path}:{self.line}"
-        what = self.message if self.key is None else f"{self.key}: {self.message}"
-        return f"{place}: {what}" + (f"; {self.hint}" if self.hint else "")
-
-
-class FaultyFile(Exception):
-    """A file that cannot be accepted, with every reason at once. Nothing of it is in force."""
-
-    def __init__(self, faults: tuple[Fault, ...]) -> None:
-        super().__init__("\n".join(str(fault) for fault in faults))
-        self.faults = faults

@@ -1,7 +1,4 @@
-"""Where a model may go, and what it may push out: pure predicates. What is free right now is the fleet's business.
-
-The rules are the contract's, section 6.
-"""
+"""Where a model may be loaded, and which models it may displace. Pure predicates; free memory is not known here."""
 
 from __future__ import annotations
 
@@ -10,24 +7,26 @@ from typing import Protocol
 
 from catalogue.models import ModelProfile
 
+__all__ = ["DeviceCapacity", "feasible", "may_displace"]
 
-class Device(Protocol):
-    """A GPU as its neuron describes it."""
+
+class DeviceCapacity(Protocol):
+    """What placement needs to know about a GPU."""
 
     @property
     def index(self) -> int:
-        """The neuron's number for it; what a load call names."""
+        """The neuron's number for it, as in a load call."""
 
     @property
     def vram_total_mb(self) -> int:
-        """All of its memory, used or not."""
+        """All of its memory, used or not, in MB."""
 
 
-def feasible(profile: ModelProfile, node_name: str, devices: Sequence[Device]) -> tuple[int, ...] | None:
-    """The device indices a load of `profile` on this node would use, or None if the node cannot have it.
+def feasible(profile: ModelProfile, node_name: str, devices: Sequence[DeviceCapacity]) -> tuple[int, ...] | None:
+    """The device indices that a load of `profile` on this node would use, or None if the node cannot have the model.
 
-    The first `min_devices` devices, in the neuron's own order, that reach `min_device_vram_mb`. Says nothing about
-    free memory: feasible is what the topology allows, on an empty node.
+    These are the first `min_devices` devices, in the neuron's order, with at least `min_device_vram_mb`. Free memory
+    does not count: the answer is for an empty node.
     """
     if profile.pinned_on and node_name not in profile.pinned_on:
         return None
@@ -39,8 +38,9 @@ def feasible(profile: ModelProfile, node_name: str, devices: Sequence[Device]) -
 
 
 def may_displace(incoming_priority: int, resident_priority: int) -> bool:
-    """Whether a model of one residency class may evict one of another.
+    """Whether a model of one priority may evict a model of another.
 
-    `>=`, not `>`: with `>` two models of the same class swap one way only (lessons.md).
+    `>=`, not `>`: with `>`, a model never gets the memory of another model with the same priority, and whichever was
+    loaded first stays.
     """
     return incoming_priority >= resident_priority

@@ -1,4 +1,4 @@
-"""Where the catalogue in force is asked for. The watcher's keeper is one; so is whatever a test says."""
+"""How a component gets the catalogue in force."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["CatalogueSource"]
 
 
 class CatalogueSource(Protocol):
-    """Whoever holds the catalogue in force."""
+    """The owner of the catalogue in force. In the gateway it is `gateway.aliases.catalogue_store`."""
 
     @property
     def current(self) -> Catalogue:
-        """The snapshot now. Who decides once takes it once and keeps it; who waits asks again."""
+        """The snapshot now. Keep it for one decision; read it again after a wait."""
         ...

@@ -25,7 +25,7 @@ from bench_report import CASES, LONG_PROBE, PROBE, Case, Phase, Sample, Via, exi
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from catalogue.models import FaultyFile
+from catalogue.toml.faults import FaultyFile
 from gateway.config.load import load
 from gateway.fleet.control.neuron_client import loopback_rewrite
 from gateway.http import sse

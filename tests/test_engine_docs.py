@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
-from gateway.config import keys, settings
 from gateway.config import load as settings_file
-from gateway.config.engine_traits import ENGINES_WITH_USAGE
+from gateway.config import settings
+from gateway.config.engine_traits import ENGINES_WITH_USAGE, Engine
 from gateway.fleet.control.engine_client import EngineClient
 
+ENGINES = get_args(Engine)
 PAGE = Path(__file__).parent.parent / "docs" / "engines.md"
 SNIPPETS = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
@@ -30,15 +32,15 @@ def test_every_engine_that_can_be_named_has_a_table_and_a_row(tmp_path):
     config.write_text("\n".join(SNIPPETS))
     shown = {neuron.engine for neuron in settings_file.load(config, {}).settings.neurons}
 
-    assert shown - {None} == set(keys.ENGINES)
-    assert all(f"| `{engine}`" in PAGE.read_text() for engine in keys.ENGINES)
+    assert shown - {None} == set(ENGINES)
+    assert all(f"| `{engine}`" in PAGE.read_text() for engine in ENGINES)
 
 
 def test_engines_said_to_be_asked_for_usage_are_those_that_are():
     """The last column is the default of `ask_usage`."""
     rows = re.findall(r"^\| `(\w+)`[^|]*(?:\|[^|]*){3}\| (\w+)[^|]*\|$", PAGE.read_text(), re.MULTILINE)
 
-    assert {engine for engine, _ in rows} == {*keys.ENGINES, "engine"}  # the heading
+    assert {engine for engine, _ in rows} == {*ENGINES, "engine"}  # the heading
     assert {engine for engine, asked in rows if asked == "yes"} == ENGINES_WITH_USAGE
 
 
@@ -47,6 +49,6 @@ async def test_every_engine_said_to_have_no_api_for_loading_has_none():
     rows = dict(re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\| ([^|]*) \|", PAGE.read_text(), re.MULTILINE))
     can = {engine for engine, load in rows.items() if load.startswith("`POST")}
 
-    for engine in keys.ENGINES:
+    for engine in ENGINES:
         async with EngineClient(settings.NeuronSettings("x", "http://x", "openai", engine=engine)) as client:
             assert (engine in can) == client.can_load

@@ -1,17 +1,17 @@
-"""The example files: good as they stand, complete, and right about every default they mention."""
+"""The example files: accepted as they are, complete, and right about every default they show."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
 import pytest
 import tomli
 
-from catalogue.aliases import alias_fields
-from catalogue.load import COST_FIELDS, LIMIT_FIELDS, MODEL_FIELDS, parse
-from catalogue.models import Alias, Hedge
-from catalogue.toml.fields import Place, Report
-from gateway.config import keys, load, settings
+from catalogue.aliases import AliasTable
+from catalogue.load import models_schema, parse
+from catalogue.models import Alias, Cost, Hedge, Limit, ModelProfile
+from gateway.config import load, settings
 
 ROOT = Path(__file__).parent.parent
 CORTEX_EXAMPLE = ROOT / "cortex.example.toml"
@@ -19,12 +19,12 @@ MODELS_EXAMPLE = ROOT / "models.example.toml"
 
 
 def uncommented(text):
-    """The file as it would be with every shown default said aloud."""
+    """The file with every commented key in force."""
     return re.sub(r"^# (\w+ = .*)$", r"\1", text, flags=re.MULTILINE)
 
 
 def test_cortex_example_is_accepted():
-    """Copy it, and it works."""
+    """An operator can start with a copy of it."""
     loaded = load.load(CORTEX_EXAMPLE, {})
 
     assert loaded.warnings == ()
@@ -33,7 +33,7 @@ def test_cortex_example_is_accepted():
 
 
 def test_models_example_is_accepted():
-    """And so does this one; the three tiers stand for what they should."""
+    """Its three tiers have the targets that the documentation names."""
     catalogue = parse(MODELS_EXAMPLE.read_bytes(), path="models.example.toml", generation=1, loaded_at=0.0)
 
     assert catalogue.warnings == ()
@@ -46,60 +46,103 @@ def test_models_example_is_accepted():
     assert set().union(*(alias.active for alias in catalogue.aliases.values())) <= catalogue.models.keys()
 
 
+SECTIONS = {
+    section.name: section.default
+    for section in dataclasses.fields(settings.Settings)
+    if dataclasses.is_dataclass(section.default)
+}
+
+
+def keys_of(kind):
+    return {field.name for field in dataclasses.fields(kind)}
+
+
 def test_cortex_example_shows_every_key():
-    """Whatever can be set is in the manual."""
+    """The example is the manual."""
     shown = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))
 
-    assert shown.keys() == keys.SETTINGS_FIELDS.keys()
-    for section, (_, rows) in keys.SECTIONS.items():
-        assert shown[section].keys() == rows.keys(), section
-    assert set().union(*shown["neurons"]) == keys.NEURON_FIELDS.keys()
+    assert shown.keys() == keys_of(settings.Settings)
+    for section, defaults in SECTIONS.items():
+        assert shown[section].keys() == keys_of(defaults), section
+    assert set().union(*shown["neurons"]) == keys_of(settings.NeuronSettings)
 
 
 def test_cortex_example_is_right_about_defaults():
-    """What stands behind a # is what holds without it."""
-    said = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))
+    """A commented key shows its default."""
+    shown = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))
     given = tomli.loads(CORTEX_EXAMPLE.read_text())
-    for section, (kind, _) in keys.SECTIONS.items():
-        defaults = dataclasses.asdict(kind())
-        defaults |= {name: str(value) for name, value in vars_of(kind()) if isinstance(value, settings.Listen)}
-        for key in said[section].keys() - given[section].keys() - {"token", "spool_dir"}:  # neither has one
-            value = said[section][key]
-            assert (tuple(value) if isinstance(value, list) else value) == defaults[key], f"{section}.{key}"
+    for section, defaults in SECTIONS.items():
+        for key in shown[section].keys() - given.get(section, {}).keys() - {"token", "spool_dir"}:  # without a default
+            value, default = shown[section][key], getattr(defaults, key)
+            default = str(default) if isinstance(default, settings.Listen) else default
+            assert (tuple(value) if isinstance(value, list) else value) == default, f"{section}.{key}"
 
 
-def vars_of(record):
-    return [(field.name, getattr(record, field.name)) for field in dataclasses.fields(record)]
+def test_cortex_example_is_right_about_every_key_of_an_engine(tmp_path):
+    """With every key of the last table uncommented the file is still accepted, and shows the defaults."""
+    text = CORTEX_EXAMPLE.read_text()
+    _, header, table = text.rpartition("[[neurons]]")
+    config = tmp_path / "cortex.toml"
+    config.write_text((header + uncommented(table)).replace('"…"', '"k"'))
+
+    loaded = load.load(config, {})
+
+    [shown] = loaded.settings.neurons
+    assert loaded.warnings == ()
+    assert (shown.engine, shown.api_key) == ("ollama", "k")
+    assert shown.base_path == settings.NeuronSettings("x", "http://x").base_path
 
 
-def test_cortex_example_is_right_about_every_key_of_an_engine():
-    """Every # of the last table taken away, it still loads, and says what the defaults are where there are some."""
-    shown = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))["neurons"][-1]
-    report = Report("cortex.example.toml")
-
-    assert keys.SETTINGS_FIELDS["neurons"].check([shown | {"api_key": "k"}], Place(report))[0].engine == "ollama"
-    assert report.faults == []
-    assert shown["base_path"] == settings.NeuronSettings("x", "http://x").base_path
-
-
-@pytest.mark.parametrize("rows", [MODEL_FIELDS, LIMIT_FIELDS, COST_FIELDS])
-def test_models_example_shows_every_key(rows):
-    """Here too."""
+@pytest.mark.parametrize("kind", [ModelProfile, Limit, Cost])
+def test_models_example_shows_every_key(kind):
+    """The example is the manual."""
     text = MODELS_EXAMPLE.read_text()
 
-    assert [key for key in rows if not re.search(rf"^(# |\[models\.|limit\.)?{key}\b", text, re.MULTILINE)] == []
+    assert [
+        key for key in keys_of(kind) if not re.search(rf"^(# |\[models\.|limit\.)?{key}\b", text, re.MULTILINE)
+    ] == []
 
 
 def test_models_example_shows_every_key_of_an_alias_and_is_right_about_defaults():
-    """Every # of its table taken away, it says all there is to say, and what holds where it says nothing."""
+    """With every key uncommented the table has all keys, and shows the defaults."""
     _, header, table = MODELS_EXAMPLE.read_text().partition('[aliases."helexa/balanced"]')
     text = header + uncommented(table)
-    said = tomli.loads(text)["aliases"]["helexa/balanced"]
+    shown = tomli.loads(text)["aliases"]["helexa/balanced"]
     alias = parse(text.encode(), path="x", generation=1, loaded_at=0.0).aliases["helexa/balanced"]
     plain = Alias.plain("x", "m")
 
-    assert said.keys() == alias_fields(lambda value, _: value).keys() - {"target"}
+    assert shown.keys() == keys_of(AliasTable) - {"target"}
     for key in ("fallback", "swap", "echo", "force"):
         assert getattr(alias, key) == getattr(plain, key), key
     assert alias.warm_deadline_seconds == settings.DeadlineSettings().load_seconds
     assert alias.hedge == Hedge()
+
+
+# The schemas that the examples name for editors.
+
+
+@pytest.mark.parametrize(("example", "schema"), [(CORTEX_EXAMPLE, "config"), (MODELS_EXAMPLE, "models")])
+def test_example_names_its_schema_and_the_schema_is_current(example, schema):
+    """After a change: `cortex schema config > schemas/cortex.schema.json`, or `models`."""
+    directive, _, path = example.read_text().partition("\n")[0].partition(" ")
+    current = load.settings_schema() if schema == "config" else models_schema()
+
+    assert directive == "#:schema"
+    assert json.loads((ROOT / path).read_text()) == current
+
+
+@pytest.mark.parametrize("schema", [load.settings_schema(), models_schema()], ids=["config", "models"])
+def test_every_key_in_a_schema_has_a_description_a_default_and_a_unit(schema):
+    """What an editor shows must be enough to set the key. A key without a default says so."""
+    objects = {"the file": schema} | schema["$defs"]
+    for title, table in objects.items():
+        for key, found in table["properties"].items():
+            text = found.get("description") or schema["$defs"][found["$ref"].removeprefix("#/$defs/")]["description"]
+            where = f"{title}.{key}"
+            has_default = "default" in found or "efault" in text or key in table.get("required", ())
+            assert text.endswith("."), where
+            assert has_default or "$ref" in found, where
+            assert found.get("type") not in {"number", "integer"} or UNITS.search(text), where
+
+
+UNITS = re.compile("(?i)seconds|Mi?B\\b|bytes|number of|tokens|USD|percentage|share|priority")

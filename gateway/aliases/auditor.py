@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +14,8 @@ import structlog
 import trio
 
 from catalogue.diff import CatalogueDiff
-from catalogue.models import Catalogue, Fault
+from catalogue.models import Catalogue
+from catalogue.toml.faults import Fault
 from gateway.aliases.audit_queue import AuditQueue, AuditStatus
 from gateway.aliases.catalogue_store import FILE_ACTOR, CatalogueStore
 from gateway.aliases.files.catalogue_files import CatalogueFiles
@@ -90,7 +90,7 @@ class Auditor:
             self._add("recovered", in_force, "in force", actor, {"summary": "the file in force is back"})
             return
         digest = hashlib.sha256(self._store.last_read).hexdigest()
-        faults_json = [asdict(fault) for fault in faults]
+        faults_json = [fault.as_json() for fault in faults]
         rejection = f"{digest} {faults_json}"
         if rejection == self._last_rejection:
             return  # the same file with the same faults was read again

@@ -27,8 +27,10 @@ import structlog
 import trio
 
 from catalogue.diff import CatalogueDiff, diff
-from catalogue.load import parse, says_nothing
-from catalogue.models import Catalogue, Fault, FaultyFile
+from catalogue.load import parse
+from catalogue.models import Catalogue
+from catalogue.toml.faults import Fault, FaultyFile
+from catalogue.toml.parse import is_blank
 from catalogue.warming import Readiness, given_up, hold_back, moved, tried_again
 from gateway.aliases.file_watch import FileWatch
 from gateway.aliases.files.models_file import fault_in, is_absent, printable, read_models_file
@@ -209,7 +211,7 @@ class CatalogueStore:
             data = self.last_read = read_models_file(self.path)
             if hashlib.sha256(data).hexdigest() == self.current.digest:
                 return None
-            if says_nothing(data) and (self.current.models or self.current.aliases):
+            if is_blank(data) and (self.current.models or self.current.aliases):
                 return (fault_in(self.path, "the file is empty", "to have no models on purpose, write `models = []`"),)
             return parse(data, path=printable(self.path), generation=0, loaded_at=time.time())
         except FaultyFile as error:
@@ -246,9 +248,7 @@ class CatalogueStore:
             "catalogue_rejected",
             path=printable(self.path),
             generation_in_force=self.current.generation,
-            faults=[
-                {"line": fault.line, "key": fault.key, "message": fault.message, "hint": fault.hint} for fault in faults
-            ],
+            faults=[fault.as_json(with_path=False) for fault in faults],
         )
         self._notify_of_rejection(faults)
         return ReloadResult("rejected", self.current, faults=faults)

@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 import structlog
 import trio
 
-from catalogue.models import Catalogue, FaultyFile
+from catalogue.models import Catalogue
+from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files import rollout_state
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout

@@ -18,7 +18,8 @@ import httpx
 
 from catalogue.diff import CatalogueDiff, diff
 from catalogue.load import parse
-from catalogue.models import Catalogue, Fault, FaultyFile
+from catalogue.models import Catalogue
+from catalogue.toml.faults import Fault, FaultyFile
 from gateway.aliases.files import locked_edit, rollout_state, toml_edit, versions
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.locked_edit import FileEdit

@@ -14,10 +14,11 @@ from typing import Any
 
 import click
 
-from catalogue.models import FaultyFile
+from catalogue.toml.faults import FaultyFile
 from gateway import __version__
 from gateway.cli.commands.alias import alias
 from gateway.cli.commands.plan_audit import audit, plan
+from gateway.cli.commands.schema import schema
 from gateway.cli.options import config_option, load_settings, refuse, tell, token_option
 from gateway.telemetry import log
 
@@ -194,6 +195,7 @@ def undrain(neuron: str, admin: str, token: str) -> None:
 main.add_command(alias)
 main.add_command(audit)
 main.add_command(plan)
+main.add_command(schema)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from catalogue.models import Fault, FaultyFile
+from catalogue.toml.faults import Fault, FaultyFile
 from gateway.config.load import LoadedSettings, load
 
 __all__ = ["config_option", "load_settings", "refuse", "tell", "token_option"]

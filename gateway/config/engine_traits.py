@@ -1,35 +1,38 @@
-"""What a neuron takes beyond plain chat completions: the dialects it speaks, and its habits. Values only.
+"""What a server accepts beyond plain chat completions. Values only.
 
-A neuron says none of this about itself, so it comes from its `[[neurons]]` table (docs/engines.md).
+Servers do not report this, so it comes from the `[[neurons]]` table of `cortex.toml` (docs/engines.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
-__all__ = ["DIALECTS", "ENGINES_WITH_TOKENIZER", "PLAIN", "Backend", "ThinkingSwitch"]
+__all__ = ["ENGINES_WITH_TOKENIZER", "ENGINES_WITH_USAGE", "PLAIN", "Backend", "Dialect", "Engine", "ThinkingSwitch"]
 
-DIALECTS = ("openai", "anthropic", "responses")
-"""Chat completions and what goes with it; `/v1/messages`; `/v1/responses`."""
+Dialect: TypeAlias = Literal["openai", "anthropic", "responses"]
+"""`/v1/chat/completions` and the other OpenAI endpoints; `/v1/messages`; `/v1/responses`."""
 
-ThinkingSwitch = Literal["chat_template_kwargs", "reasoning_effort", "none"]
+Engine: TypeAlias = Literal[
+    "cortex", "llamacpp", "lmstudio", "ollama", "sglang", "tabbyapi", "transformers", "vllm"
+]  # fmt: skip
+ThinkingSwitch: TypeAlias = Literal["chat_template_kwargs", "reasoning_effort", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One neuron's.
+    """The traits of one neuron.
 
     Args:
-        dialects: What it speaks itself. A request in one of these is passed through; any other is translated.
-        reasoning_content: Assistant messages may carry their thoughts as `reasoning_content`.
-        system_anywhere: A system message may come later than first. The templates of Qwen 3.5 and newer, among
-            others, refuse that, and coding CLIs send one in nearly every request; so by default a later one becomes
-            a user message, marked as what it is.
+        dialects: The dialects it speaks. Requests in these are passed through, others are translated.
+        reasoning_content: Assistant messages may carry their reasoning as `reasoning_content`.
+        system_anywhere: A system message may come after the first message. The templates of Qwen 3.5 and newer,
+            among others, refuse that, and coding CLIs send one in nearly every request. So by default a later one
+            becomes a user message that is marked as a system message.
         thinking_switch: How thinking is turned on and off: by `chat_template_kwargs.enable_thinking` (vLLM, SGLang,
             llama.cpp), by `reasoning_effort` (OpenAI), or not at all.
-        ask_usage: Streams are asked for usage on our own account (`dialects.usage`), if their client does not.
-        tokenizer: `POST /tokenize` counts the tokens of a conversation, as vLLM's does.
+        ask_usage: Ask streams for usage (`dialects.include_usage`) if their client does not.
+        tokenizer: `POST /tokenize` counts the tokens of a conversation, as in vLLM.
     """
 
     dialects: frozenset[str] = frozenset({"openai"})
@@ -41,7 +44,10 @@ class Backend:
 
 
 PLAIN = Backend()
-# That document `stream_options.include_usage`. Not transformers serve, which refuses fields it does not know, and not
-# another cortex, which does as its own neurons say.
+
 ENGINES_WITH_USAGE = frozenset({"llamacpp", "lmstudio", "ollama", "sglang", "tabbyapi", "vllm"})
+"""Those that document `stream_options.include_usage`.
+
+Not transformers serve, which refuses fields it does not know; not cortex, whose own neurons decide.
+"""
 ENGINES_WITH_TOKENIZER = frozenset({"vllm"})

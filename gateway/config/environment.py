@@ -1,38 +1,52 @@
-"""`CORTEX_` variables, laid over what `cortex.toml` says before anybody looks whether it is right."""
+"""`CORTEX_` variables: they override `cortex.toml` before it is validated."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import tomli
 
-from catalogue.models import Fault
-from catalogue.toml import fields
-from catalogue.toml.fields import Override, Report
+from catalogue.toml.faults import Fault
 from catalogue.toml.positions import KeyPath
-from gateway.config.keys import SECTIONS, SETTINGS_FIELDS
+from catalogue.toml.validate import Override, nearest
+from gateway.config.removed_keys import REMOVED_KEYS
+from gateway.config.settings import Settings
 
-__all__ = ["overlay"]
+__all__ = ["known_keys", "overlay"]
 
 ENVIRONMENT_PREFIX = "CORTEX_"
+_VARIABLES_OF_THE_COMMAND_LINE = {"CORTEX_CONFIG"}
 
 
-def overlay(document: dict[str, Any], environ: Mapping[str, str], report: Report) -> dict[KeyPath, Override]:
-    """Put what the environment says into the document, and tell which key paths that were.
+def overlay(document: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[KeyPath, Override], list[Fault]]:
+    """Put the values of variables into the document. Returns the keys they have set, and warnings.
 
-    Whole tables come before the keys inside them, so `CORTEX_GATEWAY__LISTEN` beats `CORTEX_GATEWAY`.
+    Whole tables come before the keys inside them, so `CORTEX_GATEWAY__LISTEN` overrides `CORTEX_GATEWAY`.
     """
     overrides: dict[KeyPath, Override] = {}
+    warnings: list[Fault] = []
     for variable, key in sorted(_variables(environ), key=lambda item: (len(item[1]), item[0])):
-        if (odd := _why_unknown(key)) is not None:
-            report.warnings.append(Fault(variable, None, None, *odd))
+        if key not in known_keys() and key not in REMOVED_KEYS:
+            warnings.append(_unknown(variable, key))
         elif key in overrides:
-            report.warnings.append(Fault(variable, None, None, f"says the same as {overrides[key].variable}; ignored"))
+            message = f"sets the same key as {overrides[key].variable}; ignored"
+            warnings.append(Fault(variable, None, None, message))
         else:
             overrides[key] = Override(variable, environ[variable])
             _put(document, key, _literal(environ[variable]))
-    return overrides
+    return overrides, warnings
+
+
+def known_keys() -> list[tuple[str, ...]]:
+    """The keys that a variable can set: the sections, and the keys in them. Not those of one neuron."""
+    keys: list[tuple[str, ...]] = []
+    for section in fields(Settings):
+        keys.append((section.name,))
+        if is_dataclass(section.default):
+            keys += [(section.name, key.name) for key in fields(section.default)]
+    return keys
 
 
 def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -41,21 +55,15 @@ def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...
             yield variable, tuple(variable[len(ENVIRONMENT_PREFIX) :].lower().split("__"))
 
 
-_VARIABLES_OF_THE_COMMAND_LINE = {"CORTEX_CONFIG"}
-
-
-def _why_unknown(key: tuple[str, ...]) -> tuple[str, str | None] | None:
-    """Message and hint; only a warning, because Kubernetes sets `CORTEX_PORT` and more beside a service of our name."""
-    known: set[tuple[str, ...]] = {(name,) for name in SETTINGS_FIELDS}
-    known |= {(section, name) for section, (_, rows) in SECTIONS.items() for name in rows}
-    if key in known:
-        return None
-    near = fields.nearest("__".join(key), ("__".join(path) for path in known))
-    return "sets nothing", None if near is None else f"did you mean {ENVIRONMENT_PREFIX}{near.upper()}?"
+def _unknown(variable: str, key: tuple[str, ...]) -> Fault:
+    """Only a warning: Kubernetes sets `CORTEX_PORT` and others for a service with the name `cortex`."""
+    near = nearest("__".join(key), ("__".join(path) for path in known_keys()))
+    hint = None if near is None else f"did you mean {ENVIRONMENT_PREFIX}{near.upper()}?"
+    return Fault(variable, None, None, "is not a setting of cortex; ignored", hint)
 
 
 def _literal(text: str) -> object:
-    """What `text` is as a TOML value, else `text` itself."""
+    """The TOML value in `text`, or `text` itself if it is not TOML."""
     try:
         read = tomli.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -64,11 +72,11 @@ def _literal(text: str) -> object:
 
 
 def _put(document: dict[str, Any], key: tuple[str, ...], value: object) -> None:
-    """Set one path; a table is laid over the one in the file, key by key, anything else replaces."""
+    """Set one key. A table is merged into the file's table key by key; any other value replaces the file's."""
     table: object = document
     for name in key[:-1]:
         table = table.setdefault(name, {}) if isinstance(table, dict) else None
     if not isinstance(table, dict):
-        return  # the file has no table there, and its operator will hear of it
+        return  # the file has no table there, which is a fault of the file
     there = table.get(key[-1])
     table[key[-1]] = {**there, **value} if isinstance(value, dict) and isinstance(there, dict) else value

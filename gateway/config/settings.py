@@ -1,6 +1,7 @@
-"""Frozen settings: everything an operator can set. Every deadline has a name and a unit. Reading is `settings_file.py`.
+"""Everything an operator can set in `cortex.toml`, as frozen dataclasses. Only `load` checks values.
 
-What the keys mean to an operator is in `cortex.example.toml`.
+The string below a key is its description in `cortex schema config`. A new key is a field here and a line in
+`cortex.example.toml`. The names of keys end with their units.
 """
 
 from __future__ import annotations
@@ -8,161 +9,294 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
 
-from gateway.config.engine_traits import ThinkingSwitch
+from pydantic import BeforeValidator
+
+from catalogue.toml.types import (
+    FILE,
+    Count,
+    CountOrZero,
+    Flag,
+    Name,
+    Number,
+    NumberOrZero,
+    checked,
+    refuse_duplicates,
+)
+from gateway.config import rules
+from gateway.config.engine_traits import Dialect, Engine, ThinkingSwitch
+from gateway.config.rules import Listen
+
+__all__ = [
+    "DEFAULT_MODELS_CONFIG",
+    "AdminSettings",
+    "AuditSettings",
+    "DeadlineSettings",
+    "EvictionSettings",
+    "GatewaySettings",
+    "LimitSettings",
+    "Listen",
+    "LogSettings",
+    "NeuronSettings",
+    "PollSettings",
+    "RetrySettings",
+    "Settings",
+    "StreamingSettings",
+]
 
 DEFAULT_MODELS_CONFIG = Path("/etc/cortex/models.toml")  # where the catalogue is looked for when nothing is configured
+_API = Listen("127.0.0.1", 31313)  # loopback: nobody else reaches the API until an operator opens it
+_METRICS = Listen("127.0.0.1", 31314)
 
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """A TCP address; `port` 0 asks the kernel for a free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+ListenAddress: TypeAlias = Annotated[Listen, rules.LISTEN]
+PathBesideConfig: TypeAlias = Annotated[Path, rules.PATH_BESIDE_CONFIG]
 
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """`[gateway]`."""
+    """The gateway's addresses, its limits on one request, and how it presents itself."""
 
-    listen: Listen = Listen("127.0.0.1", 31313)
-    metrics_listen: Listen = Listen("127.0.0.1", 31314)
-    body_limit_mb: float = 64
-    drain_seconds: float = 300
-    access_log: bool = True
-    owned_by: str = "helexa"
-    cors_origins: tuple[str, ...] = ("*",)
-    spool_dir: Path | None = None  # for uploads that must wait on disk for their `model`; None: the system's own
-    http_server: str = "cortex"  # or "hypercorn": HTTP/2 at four times the CPU; docs/decisions/0003
+    listen: ListenAddress = _API
+    """TCP address of the API, host:port. Port 0 takes a free port."""
+
+    metrics_listen: ListenAddress = _METRICS
+    """TCP address of Prometheus metrics and the admin API, host:port. Port 0 takes a free port."""
+
+    body_limit_mb: Number = 64
+    """Largest request body, in MiB. A larger one gets 413."""
+
+    drain_seconds: NumberOrZero = 300
+    """How long running requests may go on after SIGTERM, in seconds."""
+
+    access_log: Flag = True
+    """Whether to log one line per request."""
+
+    owned_by: Name = "helexa"
+    """The value of `owned_by` for every model in /v1/models."""
+
+    cors_origins: tuple[Name, ...] = ("*",)
+    """Origins whose web pages may call the API from a browser. "*" allows all, an empty array none."""
+
+    spool_dir: PathBesideConfig | None = None
+    """Directory for uploads that wait on disk. Relative to this file. No default: the system's directory, TMPDIR."""
+
+    http_server: Literal["cortex", "hypercorn"] = "cortex"
+    """HTTP server of the API. "hypercorn" speaks HTTP/2 and needs four times the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadlineSettings:
-    """`[deadlines]`: one per phase of a request, never one over a stream (lessons.md, the 300 s cut)."""
+    """How long each phase of a request may take. No deadline covers a whole stream."""
 
-    header_seconds: float = 30
-    connect_seconds: float = 5
-    upload_seconds: float = 30  # for every 16 KiB of a form, which may take long in all
-    queue_seconds: float = 60
-    load_seconds: float = 1800
-    first_byte_seconds: float = 600
-    idle_seconds: float = 300
-    client_write_seconds: float = 60  # a client that reads nothing for this long is gone
+    header_seconds: Number = 30
+    """Seconds for a request's header and body to arrive, else 408."""
+
+    connect_seconds: Number = 5
+    """Seconds to open a connection to a neuron."""
+
+    upload_seconds: Number = 30
+    """Seconds for every 16 KiB of a form to arrive, else 408. The whole form may take longer."""
+
+    queue_seconds: Number = 60
+    """Seconds a request may wait in the queue of a model with `max_concurrent`."""
+
+    load_seconds: Number = 1800
+    """Seconds a request may wait for its model to be loaded."""
+
+    first_byte_seconds: Number = 600
+    """Seconds from the end of the outgoing request to the first byte of the response: the whole prefill."""
+
+    idle_seconds: Number = 300
+    """Seconds between two chunks of a response."""
+
+    client_write_seconds: Number = 60
+    """Seconds a client may read nothing before its connection is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamingSettings:
-    """`[streaming]`: what a client hears while there is nothing to say. 0 turns either off."""
+    """What a streaming client receives while the neuron is silent."""
 
-    keepalive_seconds: float = 1
-    early_commit_seconds: float = 5
+    keepalive_seconds: NumberOrZero = 1
+    """Seconds of silence in a stream before an SSE comment is sent. 0 sends none."""
+
+    early_commit_seconds: NumberOrZero = 5
+    """Seconds before a streamed response begins although the neuron's has not. 0 waits for the neuron."""
 
 
 @dataclass(frozen=True, slots=True)
 class PollSettings:
-    """`[poll]`."""
+    """How neurons are polled."""
 
-    interval_seconds: float = 10
-    timeout_seconds: float = 5
-    misses: int = 3
+    interval_seconds: Number = 10
+    """Seconds from one poll of a neuron to the next."""
+
+    timeout_seconds: Number = 5
+    """Seconds a neuron may take to answer a poll."""
+
+    misses: Count = 3
+    """Number of failed polls in a row after which a neuron counts as down."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvictionSettings:
-    """`[eviction]`."""
+    """When loaded models are unloaded. The least recently used model is evicted first."""
 
-    strategy: str = "lru"
-    defrag_after_cycles: int = 50
-    idle_ttl_seconds: float = 0
-    min_residency_seconds: float = 30
+    defrag_after_cycles: CountOrZero = 50
+    """Number of unloads on a neuron after which the log advises a restart of the neuron. 0 never does."""
+
+    idle_ttl_seconds: NumberOrZero = 0
+    """Seconds without a request after which a model is unloaded. 0 unloads models only to make room."""
+
+    min_residency_seconds: NumberOrZero = 30
+    """Seconds after its load during which a model is not evicted."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
-    """`[retries]`: `attempts` counts further tries after the first."""
+    """Retries on other neurons."""
 
-    attempts: int = 2
+    attempts: CountOrZero = 2
+    """Number of further attempts after the first. There are none after the client has received anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """`[limits]`: everything a client can make grow."""
+    """Bounds on everything that clients can make grow."""
 
-    header_bytes: int = 65536
-    connections: int = 10_000
-    requests: int = 5_000
-    queue: int = 1_000
-    upstream_idle_connections: int = 256
-    explain_requests: int = 1_000  # that have ended and are remembered
-    bodies_mb: float = 2048  # of requests in memory, all together; count on as much again for what is sent on of them
-    spool_mb: float = 4096  # of uploads on disk, all together: 64 of the default body limit
+    header_bytes: Count = 65536
+    """Largest request header, in bytes."""
+
+    connections: Count = 10_000
+    """Number of open client connections. An idle one is closed for a new one. Each needs 2 file descriptors."""
+
+    requests: Count = 5_000
+    """Number of running requests; further ones get 503."""
+
+    queue: CountOrZero = 1_000
+    """Number of requests in all queues together; further ones get 503."""
+
+    upstream_idle_connections: CountOrZero = 256
+    """Number of idle connections to neurons that are kept open."""
+
+    explain_requests: CountOrZero = 1_000
+    """Number of finished requests remembered for `cortex explain`, about 2 KiB each. 0 remembers none."""
+
+    bodies_mb: Number = 2048
+    """Memory for the bodies of all requests, in MiB, else 503. Rewritten copies may need as much again."""
+
+    spool_mb: NumberOrZero = 4096
+    """Disk space in `spool_dir` for all uploads, in MiB, else 503."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """`[log]`: `format` is "auto" (console on a terminal, else JSON), "json" or "console"."""
+    """The log, on stderr."""
 
-    format: str = "auto"
-    level: str = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+    """"json", "console", or "auto": "console" on a terminal, else "json"."""
+
+    level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    """The least severe level that is logged."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdminSettings:
-    """`[admin]`: bearer token for `/admin/*`; None leaves the admin API off. `public`: on the public port, too."""
+    """The admin API, /admin/* on the metrics port."""
 
-    token: str | None = field(default=None, repr=False)
-    public: bool = False
+    token: Annotated[str, rules.SECRET] | None = field(default=None, repr=False)
+    """Bearer token of the admin API. No default: without a token there is no admin API."""
+
+    public: Flag = False
+    """Whether the admin API is on the public port too."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditSettings:
-    """`[audit]`: what is remembered of `models.toml`. Relative paths are relative to the directory it is in."""
+    """Records of changes to models.toml. Relative paths are relative to its directory."""
 
-    path: str = "models.audit.jsonl"
-    rotate_mb: float = 8
-    rotated_files: int = 100
-    history: str = "models.history"
-    history_files: int = 200
-    history_mb: float = 64
-    rollouts: str = "models.rollouts.json"
+    path: Name = "models.audit.jsonl"
+    """File of the audit log: one line per change, each with the hash of the line before."""
+
+    rotate_mb: Number = 8
+    """Size at which the audit log is rotated, in MiB."""
+
+    rotated_files: CountOrZero = 100
+    """Number of rotated audit logs to keep. 0 keeps all."""
+
+    history: Name = "models.history"
+    """Directory of earlier versions of models.toml, for `cortex alias rollback`."""
+
+    history_files: Count = 200
+    """Number of earlier versions to keep."""
+
+    history_mb: Number = 64
+    """Total size of the earlier versions, in MiB."""
+
+    rollouts: Name = "models.rollouts.json"
+    """File with the state of running rollouts, so that a restart continues them."""
 
 
 @dataclass(frozen=True, slots=True)
 class NeuronSettings:
-    """`[[neurons]]`: one daemon, or any server that speaks OpenAI's API. `endpoint` has no trailing slash.
+    """One neuron, the daemon on a GPU host, or any server that speaks the OpenAI API."""
 
-    `dialects` is what it speaks; `thinking`, `reasoning_content` and `system_anywhere` are habits of its chat API (see
-    `backend.Backend`). The others are for `kind = "openai"` only (docs/engines.md): `base_path` stands where we have
-    `/v1`, without a trailing slash, and may be empty. `models` are the engine's own names where it cannot list them.
-    `serves` maps our ids to the engine's own names. `vram_mb` is the total, for display. `engine` says which one it is,
-    None that nobody said.
-    """
+    name: Name
+    """Unique name, used by `pinned_on` and the metrics."""
 
-    name: str
-    endpoint: str
-    kind: str = "neuron"
-    api_key: str | None = field(default=None, repr=False)
-    base_path: str = "/v1"
-    models: tuple[str, ...] = ()
-    serves: Mapping[str, str] = field(default_factory=dict)
-    vram_mb: int | None = None
-    engine: str | None = None
-    dialects: tuple[str, ...] = ("openai",)
+    endpoint: Annotated[str, rules.ENDPOINT]
+    """Base URL, http or https."""
+
+    kind: Literal["neuron", "openai"] = "neuron"
+    """"neuron", or "openai" for another server that speaks the OpenAI API."""
+
+    api_key: Annotated[str, rules.SECRET] | None = field(default=None, repr=False)
+    """Bearer token for this server. No default. For kind = "openai" only."""
+
+    base_path: Annotated[str, rules.BASE_PATH] = "/v1"
+    """Path where its API begins; "" for the root. For kind = "openai" only."""
+
+    models: tuple[Name, ...] = ()
+    """The server's own names of its models, if it cannot list them. For kind = "openai" only."""
+
+    serves: Mapping[Name, Name] = field(default_factory=dict)
+    """Our model ids to the server's own names. Other names stay as they are. For kind = "openai" only."""
+
+    vram_mb: Count | None = None
+    """Total GPU memory, in MB, for display. No default: unknown. For kind = "openai" only."""
+
+    engine: Engine | None = None
+    """The server's software. No default: unknown. For kind = "openai" only."""
+
+    dialects: tuple[Dialect, ...] = ("openai",)
+    """The APIs it speaks; others are translated. The default for engine = "cortex" is all three."""
+
     thinking: ThinkingSwitch = "chat_template_kwargs"
-    reasoning_content: bool = False
-    system_anywhere: bool = False
-    ask_usage: bool | None = None  # None: as the engine is known to take it (`backend.ENGINES_WITH_USAGE`)
+    """How thinking is switched on and off."""
+
+    reasoning_content: Flag = False
+    """Whether it accepts `reasoning_content` in earlier messages."""
+
+    system_anywhere: Flag = False
+    """Whether it accepts system messages after the first message."""
+
+    ask_usage: Flag | None = None
+    """Whether to ask streams for usage. No default: true for engines known to report it (docs/engines.md)."""
+
+
+NeuronTable: TypeAlias = Annotated[
+    NeuronSettings, BeforeValidator(rules.add_dialects_of_cortex), checked(rules.check_neuron)
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything an operator can set, once it has been read and found good."""
+    """Settings of the cortex gateway, read once at start."""
 
-    gateway: GatewaySettings = GatewaySettings()
+    __pydantic_config__ = FILE
+
+    gateway: Annotated[GatewaySettings, checked(rules.check_addresses)] = GatewaySettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     streaming: StreamingSettings = StreamingSettings()
     poll: PollSettings = PollSettings()
@@ -172,5 +306,8 @@ class Settings:
     log: LogSettings = LogSettings()
     admin: AdminSettings = AdminSettings()
     audit: AuditSettings = AuditSettings()
-    neurons: tuple[NeuronSettings, ...] = ()
-    models_config: Path | None = None
+    neurons: Annotated[tuple[NeuronTable, ...], checked(refuse_duplicates("name"))] = ()
+    """The GPU hosts and other servers, one table each. Default: none."""
+
+    models_config: PathBesideConfig | None = None
+    """Path of models.toml. Relative to this file. No default: /etc/cortex/models.toml, if it exists."""

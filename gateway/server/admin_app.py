@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -14,7 +14,8 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from catalogue.load import parse
-from catalogue.models import Catalogue, FaultyFile
+from catalogue.models import Catalogue
+from catalogue.toml.faults import FaultyFile
 from gateway import __version__, errors
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.plan import ChangePlan
@@ -29,7 +30,6 @@ from gateway.proxy.shadow.shadower import Shadows
 from gateway.proxy.shadow.summary import summary
 from gateway.server import openapi
 from gateway.server.admin_bodies import DrainBody, PlacementBody
-from gateway.server.health import fault_json
 from gateway.server.quart_app import json_response, mount_document, new_app
 from gateway.telemetry.explain import stories
 from gateway.telemetry.metrics import CONTENT_TYPE
@@ -109,7 +109,7 @@ def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
             "digest": result.catalogue.digest,
             "diff": result.diff.as_json(),
             "warming": sorted(result.catalogue.warming),
-            "faults": [fault_json(fault) for fault in result.faults],
+            "faults": [fault.as_json(with_path=False) for fault in result.faults],
         }
         return json_response(body, 422 if result.faults else 200)
 
@@ -121,9 +121,9 @@ def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
         try:
             wanted = parse(data, path=path, generation=in_force.generation + 1, loaded_at=time.time())
         except FaultyFile as error:
-            return json_response({"verdict": "faulty", "faults": [asdict(fault) for fault in error.faults]})
+            return json_response({"verdict": "faulty", "faults": [fault.as_json() for fault in error.faults]})
         body = context.plan(in_force, wanted).as_json()
-        body |= {"generation": in_force.generation, "warnings": [asdict(fault) for fault in wanted.warnings]}
+        body |= {"generation": in_force.generation, "warnings": [fault.as_json() for fault in wanted.warnings]}
         return json_response(body)
 
     @app.get("/admin/rollouts")

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypedDict
 
-from catalogue.models import Catalogue, Fault
+from catalogue.models import Catalogue
+from catalogue.toml.faults import Fault
 from gateway.aliases.warm_swap import SwapView
 from gateway.fleet.state import Fleet
 
-__all__ = ["CatalogueStatus", "catalogue_status", "fault_json", "health_body"]
+__all__ = ["CatalogueStatus", "catalogue_status", "health_body"]
 
 
 class CatalogueStatus(TypedDict):
@@ -25,18 +26,16 @@ class CatalogueStatus(TypedDict):
 
 def catalogue_status(catalogue: Catalogue, faults: tuple[Fault, ...] | None) -> CatalogueStatus:
     """The status of this catalogue; `faults` are those of the file on disk, if the gateway refused it."""
+    error = None
+    if faults:
+        error = {"message": str(faults[0]), "faults": [fault.as_json(with_path=False) for fault in faults]}
     return {
         "generation": catalogue.generation,
         "digest": catalogue.digest,
         "loaded_at": catalogue.loaded_at,
         "path": catalogue.path,
-        "error": {"message": str(faults[0]), "faults": [fault_json(fault) for fault in faults]} if faults else None,
+        "error": error,
     }
-
-
-def fault_json(fault: Fault) -> dict[str, Any]:
-    """A fault without its path, where the body names the file once."""
-    return {"line": fault.line, "key": fault.key, "message": fault.message, "hint": fault.hint}
 
 
 def health_body(fleet: Fleet, catalogue_status: CatalogueStatus, swaps: Sequence[SwapView] = ()) -> dict[str, Any]:

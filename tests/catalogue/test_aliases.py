@@ -1,9 +1,10 @@
-"""What an alias that is a table may say, and how its faults are told."""
+"""Aliases that are tables: every key, and every fault."""
 
 import pytest
 
 from catalogue.load import parse
-from catalogue.models import Alias, FaultyFile, Hedge, Shadow, Target
+from catalogue.models import Alias, Hedge, Shadow, Target
+from catalogue.toml.faults import FaultyFile
 
 HEADER = '[aliases]\nother = "m"\n[aliases."helexa/x"]\n'  # lines 1 to 3; what is under test begins on line 4
 TARGET = 'target = "m"\n'
@@ -21,7 +22,7 @@ def faults(text):
 
 
 def test_every_key_of_an_alias_is_read():
-    """All that can be said of one arrives in the types the gateway uses."""
+    """Every key arrives in the type that the gateway uses."""
     alias = read(
         """
         targets = [{ model = "Qwen/Qwen3-8B", weight = 90 }, { model = "Qwen/Qwen3-14B", weight = 10.5 }]
@@ -69,25 +70,25 @@ def test_every_key_of_an_alias_is_read():
     ],
 )
 def test_targets_can_be_written_in_several_ways(text, expected):
-    """Targets without weights are equals."""
+    """Targets without weights get equal shares."""
     assert read(text).targets == expected
 
 
-def test_hedge_waits_for_the_p95_unless_told_otherwise():
-    """And asks one request in twenty a second time."""
+def test_hedge_waits_for_the_p95_by_default():
+    """And sends at most 5 % of the requests twice."""
     assert read(TARGET + 'hedge = { after = "p95" }').hedge == Hedge(None, 5.0)
     assert read(TARGET + "hedge = {}").hedge == Hedge(None, 5.0)
 
 
 def test_target_is_the_one_with_the_most_weight():
-    """What a window with room for one shows; the first of equals."""
+    """Displays with room for one model show it; of equal weights, the first target."""
     alias = read('targets = [{model = "a", weight = 1}, {model = "b", weight = 5}, {model = "c", weight = 5}]')
 
     assert (alias.target, alias.by_weight) == ("b", ("b", "c", "a"))
 
 
 def test_alias_without_anything_for_the_request_is_plain():
-    """How it is swapped concerns nobody who asks for it; everything else does."""
+    """The keys about swaps do not affect a request; the others do."""
     for text in ("", 'swap = "cold"', "warm_deadline_seconds = 5", 'sticky = "key"', "fallback = []", "params = {}"):
         assert read(TARGET + text).is_plain
     for text in ('echo = "alias"', "deadline_seconds = 5", 'fallback = ["f"]', "params = {a = 1}", "hedge = {}"):
@@ -100,7 +101,7 @@ def test_alias_without_anything_for_the_request_is_plain():
     [
         ("", 3, "target", "is required and missing", "name the model it stands for, or several in `targets`"),
         (
-            'target = "a"\ntargets = ["b"]', 4, "target", "is there beside `targets`", "keep one of the two",
+            'target = "a"\ntargets = ["b"]', 4, "target", "cannot be combined with `targets`", "keep one of the two",
         ),
         (TARGET + 'stiky = "key"', 5, "stiky", "unknown key `stiky`", "did you mean `sticky`?"),
         (TARGET + 'sticky = "yes"', 5, "sticky", 'must be one of "none", "conversation", "key"', None),
@@ -114,21 +115,22 @@ def test_alias_without_anything_for_the_request_is_plain():
          "did you mean `weight`?"),
         ('targets = [{ model = "a", weight = -1 }]', 4, "targets[0].weight", "must be at least 0", None),
         ('targets = [{ model = "a", weight = nan }]', 4, "targets[0].weight",
-         "must be a finite number of a sensible size", None),
-        ('targets = [\n"a",\n{ model = "a" },\n]', 6, "targets[1].model", '"a" is taken by an earlier entry', None),
-        ('targets = ["a", "a"]', 4, "targets[1]", '"a" is taken by an earlier entry', None),
+         "must be a finite number below 2^53", None),
+        ('targets = [\n"a",\n{ model = "a" },\n]', 6, "targets[1].model", '"a" is already used by an earlier entry',
+         None),
+        ('targets = ["a", "a"]', 4, "targets[1]", '"a" is already used by an earlier entry', None),
         ('targets = [{ model = "a", weight = 0 }]', 4, "targets", "has no target with a weight above 0",
          "give one of them a weight, or remove the alias"),
         ('targets = ["a", { model = "b", weight = 5 }]', 4, "targets",
-         "gives some targets a weight and others none", "give each a weight, or none any"),
-        ('target = "other"', 4, "target", "points at another alias", 'name the model itself: "m"'),
-        ('target = "helexa/x"', 4, "target", "points at itself", "name the model itself"),
-        ('targets = ["a", "other"]', 4, "targets[1]", "points at another alias", 'name the model itself: "m"'),
-        (TARGET + 'fallback = ["helexa/x"]', 5, "fallback[0]", "points at itself", None),
-        (TARGET + 'fallback = ["a", "other"]', 5, "fallback[1]", "points at another alias", None),
-        (TARGET + 'fallback = ["a", "b", "a"]', 5, "fallback[2]", '"a" is taken by an earlier entry', None),
+         "gives some targets a weight and others none", "give all of them a weight, or none"),
+        ('target = "other"', 4, "target", "names an alias, not a model", 'name the model: "m"'),
+        ('target = "helexa/x"', 4, "target", "names an alias, not a model", "name the model"),
+        ('targets = ["a", "other"]', 4, "targets[1]", "names an alias, not a model", 'name the model: "m"'),
+        (TARGET + 'fallback = ["helexa/x"]', 5, "fallback[0]", "names an alias, not a model", None),
+        (TARGET + 'fallback = ["a", "other"]', 5, "fallback[1]", "names an alias, not a model", None),
+        (TARGET + 'fallback = ["a", "b", "a"]', 5, "fallback[2]", '"a" is already used by an earlier entry', None),
         (TARGET + 'fallback = "a"', 5, "fallback", "must be an array, not a string", None),
-        (TARGET + 'shadow = { model = "other", percent = 5 }', 5, "shadow.model", "points at another alias", None),
+        (TARGET + 'shadow = { model = "other", percent = 5 }', 5, "shadow.model", "names an alias, not a model", None),
         (TARGET + 'shadow = { model = "a" }', 5, "shadow.percent", "is required and missing", None),
         (TARGET + 'shadow = { model = "a", percent = 101 }', 5, "shadow.percent", "must be at most 100", None),
         (TARGET + 'shadow = { model = "a", percent = -0.1 }', 5, "shadow.percent", "must be at least 0", None),
@@ -138,21 +140,21 @@ def test_alias_without_anything_for_the_request_is_plain():
         (TARGET + "deadline_seconds = 0", 5, "deadline_seconds", "must be more than 0", None),
         (TARGET + "warm_deadline_seconds = -1", 5, "warm_deadline_seconds", "must be more than 0", None),
         (TARGET + "params = 5", 5, "params", "must be a table, not an integer", "write it in {curly braces}"),
-        (TARGET + "params.x = 1979-05-27", 5, "params.x", "must be something JSON has, not a date or time",
+        (TARGET + "params.x = 1979-05-27", 5, "params.x", "must be a value that JSON has, not a date or time",
          "write it as a string, in quotes"),
-        (TARGET + "params = { x = [1, [inf]] }", 5, "params.x[1][0]", "must be a finite number of a sensible size",
+        (TARGET + "params = { x = [1, [inf]] }", 5, "params.x[1][0]", "must be a finite number below 2^53",
          None),
-        (TARGET + "force.x = 1e300", 5, "force.x", "must be a finite number of a sensible size", None),
+        (TARGET + "force.x = 1e300", 5, "force.x", "must be a finite number below 2^53", None),
         (TARGET + 'force."" = 1', 5, 'force.""', "must not be empty", None),
         (TARGET + "params.'a\"b' = 1", 5, 'params."a\\"b"', "must not contain quotes or backslashes", None),
         (TARGET + "params = { x = " + "[" * 40 + "]" * 40 + " }", 5, "params.x" + "[0]" * 16,
          "is nested more than 16 levels deep", None),
         (TARGET + "params = { a = 1, b = 2 }\nforce = { b = 3 }", 5, "params.b",
-         "is in `force` as well, so that the default never counts", "keep one"),
+         "is in `force` as well, so this default is never used", "keep one of the two"),
     ],
 )  # fmt: skip
 def test_fault_of_an_alias_names_line_key_and_what_to_do(text, line, key, message, hint):
-    """One mistake, one fault, on the line an editor would jump to."""
+    """One mistake gives one fault, on the line of the mistake."""
     [found] = faults(text + "\n")
 
     assert found[:3] == (line, f'aliases."helexa/x".{key}', message)
@@ -162,19 +164,19 @@ def test_fault_of_an_alias_names_line_key_and_what_to_do(text, line, key, messag
 
 @pytest.mark.parametrize("key", ["model", "messages", "stream", "prompt", "input"])
 @pytest.mark.parametrize("table", ["params", "force"])
-def test_what_a_request_is_about_is_the_clients(table, key):
-    """A default for it would mean nothing, or break the routing that has read it already."""
+def test_alias_cannot_set_keys_that_only_the_client_sets(table, key):
+    """Routing has read them before the alias applies, so a default would come too late."""
     [found] = faults(f'{TARGET}{table}.{key} = "x"\n')
 
     assert found[:3] == (
         5,
         f'aliases."helexa/x".{table}.{key}',
-        "is what the request is about, and the client's to say",
+        "cannot be set by an alias: only the client sets it",
     )
 
 
-def test_every_fault_of_an_alias_is_told_at_once():
-    """Also when they are of several kinds."""
+def test_all_faults_of_an_alias_are_reported_together():
+    """Also if they are of several kinds."""
     text = """\
 targets = ["a", "other", "a"]
 sticky = "no"
@@ -192,10 +194,10 @@ force = { y = 07:00:00 }
     ]
 
 
-def test_chain_through_a_table_is_told_with_its_end():
-    """The hint names the model at the end, however the alias in between is written."""
+def test_hint_for_an_alias_of_an_alias_names_the_model():
+    """Whether the other alias is a string or a table."""
     with pytest.raises(FaultyFile) as caught:
         parse(b'[aliases]\na = "b"\n[aliases.b]\ntarget = "m"\n', path="x", generation=1, loaded_at=0.0)
 
     [fault] = caught.value.faults
-    assert (fault.message, fault.hint) == ("points at another alias", 'name the model itself: "m"')
+    assert (fault.message, fault.hint) == ("names an alias, not a model", 'name the model: "m"')

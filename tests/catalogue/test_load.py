@@ -1,4 +1,4 @@
-"""What a `models.toml` may say, and how its faults are told."""
+"""Reading a `models.toml`: every key, and every fault."""
 
 import hashlib
 
@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalogue.load import parse, says_nothing
-from catalogue.models import Alias, Cost, FaultyFile, Limit, ModelProfile
+from catalogue.load import parse
+from catalogue.models import Alias, Cost, Limit, ModelProfile
+from catalogue.toml.faults import FaultyFile
+from catalogue.toml.parse import is_blank
 
-MODEL = '[[models]]\nid = "m"\nharness = "h"\n'  # lines 1 to 3; what is under test begins on line 4
+MODEL = '[[models]]\nid = "m"\nharness = "h"\n'  # lines 1 to 3; the text under test begins on line 4
 
 
 def read(text, **changes):
@@ -24,7 +26,7 @@ def faults(text):
 
 
 def test_every_key_is_read():
-    """All that can be said of a model arrives in its profile, in the types the rest of cortex uses."""
+    """Every key of a model arrives in its profile, in the type that the gateway uses."""
     catalogue = read(
         """
         aliases = { "helexa/small" = "Qwen/Qwen3-1.7B", other = "elsewhere" }
@@ -71,7 +73,7 @@ def test_every_key_is_read():
 
 
 def test_snapshot_cannot_be_changed():
-    """A request keeps what it resolved with; nobody can reach into it."""
+    """A request keeps its snapshot, and no code can modify it."""
     catalogue = read(MODEL)
 
     with pytest.raises(TypeError):
@@ -81,12 +83,12 @@ def test_snapshot_cannot_be_changed():
 
 
 def test_digest_is_of_the_bytes():
-    """Operators compare it with `sha256sum models.toml`."""
+    """It equals the output of `sha256sum models.toml`."""
     assert read(MODEL).digest == hashlib.sha256(MODEL.encode()).hexdigest()
 
 
 def test_byte_order_mark_is_no_fault():
-    """Some editors put one in front."""
+    """Some editors write one."""
     assert "m" in read(b"\xef\xbb\xbf" + MODEL.encode()).models
 
 
@@ -103,8 +105,8 @@ def test_byte_order_mark_is_no_fault():
         ("vram_mb = 0x" + "f" * 99, 4, "models[0].vram_mb", "must be at most 9007199254740991", None),
         ("quant = 8", 4, "models[0].quant", "must be a string, not an integer", "write it in quotes"),
         ("cost.input = -1", 4, "models[0].cost.input", "must be at least 0", None),
-        ("cost.input = nan", 4, "models[0].cost.input", "must be a finite number of a sensible size", None),
-        ("idle_ttl_seconds = inf", 4, "models[0].idle_ttl_seconds", "must be a finite number of a sensible size", None),
+        ("cost.input = nan", 4, "models[0].cost.input", "must be a finite number below 2^53", None),
+        ("idle_ttl_seconds = inf", 4, "models[0].idle_ttl_seconds", "must be a finite number below 2^53", None),
         ("idle_ttl_seconds = 07:00:00", 4, "models[0].idle_ttl_seconds", "must be a number, not a date or time", None),
         (
             "limit = 5", 4, "models[0].limit", "must be a table, not an integer",
@@ -117,11 +119,11 @@ def test_byte_order_mark_is_no_fault():
         ('[[models]]\nharness = "h"', 4, "models[1].id", "is required and missing", None),
         ('[[models]]\nharness = "h"\nid = ""', 6, "models[1].id", "must not be empty", None),
         (
-            '[[models]]\nharness = "h"\nid = "m"', 6, "models[1].id", '"m" is taken by an earlier entry',
-            "that is in line 2",
+            '[[models]]\nharness = "h"\nid = "m"', 6, "models[1].id", '"m" is already used by an earlier entry',
+            "the earlier entry is in line 2",
         ),
-        ('[aliases]\na = "b"\nb = "m"', 5, "aliases.a", "points at another alias", 'name the model itself: "m"'),
-        ('[aliases]\na = "a"', 5, "aliases.a", "points at itself", "name the model itself"),
+        ('[aliases]\na = "b"\nb = "m"', 5, "aliases.a", "names an alias, not a model", 'name the model: "m"'),
+        ('[aliases]\na = "a"', 5, "aliases.a", "names an alias, not a model", "name the model"),
         ('[aliases]\na = ""', 5, "aliases.a", "has an empty target", None),
         ('[aliases]\n"" = "m"', 5, 'aliases.""', "must not be empty", None),
         ("[aliases]\na = 1", 5, "aliases.a", "must be a string, not an integer", "write it in quotes"),
@@ -135,40 +137,40 @@ def test_byte_order_mark_is_no_fault():
         ),
         (
             '[aliases]\nhelexa/x = "m"', 5, None, "not TOML: Expected '=' after a key in a key/value pair",
-            "put quotes around a name that has anything but letters, digits, - and _ in it",
+            "put quotes around a name that has characters other than letters, digits, - and _",
         ),
         (
             '[aliases]\nx = "m"\nx = "n"', 6, None, "not TOML: Cannot overwrite a value",
-            "the same key stands here twice; keep one",
+            "this key is already set; keep one of the two",
         ),
         (
             'quant = "half', 4, None, "not TOML: Illegal character '\\n'",
-            "a string ends on the line it begins on: close its quotes",
+            "a string must end on the line where it begins: close its quotes",
         ),
         (
             "[aliases]\n[models]", 5, None, "not TOML: Cannot declare ('models',) twice",
-            "there is such a table already; only a list has several, each of them in [[two brackets]]",
+            "this table is already defined; only an array of tables, in [[double brackets]], can repeat",
         ),
-        ("quant = q8", 4, None, "not TOML: Invalid value", "text takes quotes; true and false are written small"),
+        ("quant = q8", 4, None, "not TOML: Invalid value", "write text in quotes, and true and false in lower case"),
         ("quant: q8", 4, None, "not TOML: Expected '=' after a key in a key/value pair", "write `key = value`"),
         ("quant\n[aliases]", 4, None, "not TOML: Expected '=' after a key in a key/value pair", "write `key = value`"),
         (
             '[aliases]\nqwen3:8b = "m"', 5, None, "not TOML: Expected '=' after a key in a key/value pair",
-            "put quotes around a name that has anything but letters, digits, - and _ in it",
+            "put quotes around a name that has characters other than letters, digits, - and _",
         ),
         (
             'quant = "q8",', 4, None, "not TOML: Expected newline or end of document after a statement",
-            "nothing but a # comment may follow a value on its line",
+            "only a # comment may follow a value on its line",
         ),
         (
             'source = "C:\\models"', 4, None, "not TOML: Unescaped '\\' in a string",
-            "write it in 'single quotes', where a \\ is nothing special",
+            "write it in 'single quotes', where \\ has no special meaning",
         ),
-        ("quant = \u201cq8\u201d", 4, None, "not TOML: Invalid value", "quotes are straight: \" or '"),
+        ("quant = \u201cq8\u201d", 4, None, "not TOML: Invalid value", "use straight quotes: \" or '"),
     ],
 )  # fmt: skip
 def test_fault_names_line_key_and_what_to_do(text, line, key, message, hint):
-    """One mistake, one fault, on the line an editor would jump to."""
+    """One mistake gives one fault, on the line of the mistake."""
     [found] = faults(MODEL + text + "\n")
 
     assert found[:3] == (line, key, message)
@@ -185,7 +187,7 @@ def test_fault_names_line_key_and_what_to_do(text, line, key, message, hint):
     ],
 )
 def test_wrong_kind_of_whole_section_is_one_fault(text, message, hint):
-    """A slip in the brackets is told as such and not as a hundred unknown keys."""
+    """Wrong brackets give one fault, not an unknown key for every entry."""
     [found] = faults(text)
 
     assert found[2] == message
@@ -193,8 +195,8 @@ def test_wrong_kind_of_whole_section_is_one_fault(text, message, hint):
         assert found[3] == hint
 
 
-def test_every_fault_is_told_at_once_in_file_order():
-    """Ten mistakes do not take ten attempts."""
+def test_all_faults_are_reported_together_in_file_order():
+    """An operator corrects ten mistakes in one go."""
     text = """\
 [[models]]
 idd = "a"
@@ -223,48 +225,48 @@ y = "x"
     ]
 
 
-def test_invalid_utf8_is_told_with_its_line():
-    """A file in Latin-1 is not guessed at."""
+def test_invalid_utf8_is_reported_with_its_line():
+    """The encoding is not guessed."""
     assert faults(b"a = 1\n# caf\xe9\n") == [(2, None, "not UTF-8", "save the file as UTF-8")]
 
 
 def test_tomlis_own_limits_are_faults_too():
-    """Depth, digits, parts of a key: a refusal like any other."""
+    """Depth, digits, and parts of a key."""
     for text in ("a = " + "[" * 5000, "a = " + "1" * 5000, ".".join(["a"] * 5000) + " = 1", "a = " + "{b=" * 5000):
         [found] = faults(text)
         assert found[2].startswith("not ")
         assert "sys." not in found[2], "an operator edits a file, not Python"
 
 
-def test_alias_that_shadows_a_model_is_a_warning():
-    """Legal, and rarely meant."""
+def test_alias_with_the_name_of_a_model_is_a_warning():
+    """It is legal, but rarely intended."""
     catalogue = read(MODEL + '[aliases]\nm = "other"\n')
 
     [warning] = catalogue.warnings
-    assert (warning.line, warning.key, warning.message) == (5, "aliases.m", "shadows the model of that name")
+    assert (warning.line, warning.key, warning.message) == (5, "aliases.m", "hides the model of the same name")
     assert catalogue.aliases["m"].target == "other"
 
 
-def test_file_that_says_nothing_is_a_warning_and_one_that_says_none_is_not():
-    """`models = []` is how an operator says that an empty catalogue is meant."""
+def test_empty_file_is_a_warning_and_an_empty_array_is_not():
+    """`models = []` states that an empty catalogue is intended."""
     assert [warning.message for warning in read("# later\n").warnings] == ["defines no models and no aliases"]
     assert read("models = []").warnings == ()
 
 
 @pytest.mark.parametrize("data", [b"", b"\n \n", b"# x = 1\n  # y\r\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf# x"])
-def test_says_nothing_of_blank_files(data):
-    """Empty, or all comments."""
-    assert says_nothing(data)
+def test_file_with_comments_only_is_blank(data):
+    """So is an empty file."""
+    assert is_blank(data)
 
 
 @pytest.mark.parametrize("data", [b"models = []", b"# x\n[aliases]", b"\x00"])
-def test_says_something(data):
-    """A header is enough."""
-    assert not says_nothing(data)
+def test_file_with_a_header_is_not_blank(data):
+    """Nor is one with bytes that are not TOML."""
+    assert not is_blank(data)
 
 
-def test_fault_reads_as_one_line_an_editor_understands():
-    """`file:line: key: what; hint`."""
+def test_fault_is_one_line_that_editors_can_parse():
+    """`file:line: key: message; hint`."""
     with pytest.raises(FaultyFile) as caught:
         read(MODEL + "min_device = 2")
 
@@ -272,7 +274,7 @@ def test_fault_reads_as_one_line_an_editor_understands():
     assert str(caught.value) == expected
 
 
-# Fuzz: nothing but FaultyFile, whatever the bytes.
+# Fuzz: FaultyFile is the only exception.
 
 NAMES = ["models", "aliases", "id", "harness", "min_devices", "pinned_on", "limit", "cost", "context", "input", "x"]
 NAMES += ["target", "targets", "model", "weight", "fallback", "params", "force", "shadow", "percent", "hedge", "after"]
@@ -304,22 +306,22 @@ def refuses_or_reads(data):
         reasons = error.faults
     else:
         return
-    assert reasons, "a refusal needs a reason"
+    assert reasons, "a refusal without a fault"
 
 
 @given(st.binary())
 def test_no_bytes_raise_anything_else(data):
-    """Not even by accident."""
+    """Random bytes."""
     refuses_or_reads(data)
 
 
 @given(st.lists(WORDS, max_size=30).map("".join))
 def test_no_jumble_of_toml_raises_anything_else(text):
-    """Nearly right is where parsers break."""
+    """Text that is nearly TOML."""
     refuses_or_reads(text)
 
 
 @given(st.lists(LINES, max_size=10).map("\n".join))
 def test_no_valid_toml_raises_anything_else(text):
-    """Right syntax, any values in any place."""
+    """Correct syntax with any value in any place."""
     refuses_or_reads(text)

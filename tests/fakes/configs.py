@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from catalogue.models import FaultyFile
+from catalogue.toml.faults import FaultyFile
 from gateway.config.load import load
 
 

@@ -10,7 +10,7 @@ import structlog
 
 from catalogue.diff import diff
 from catalogue.load import parse
-from catalogue.models import FaultyFile
+from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.versions import in_force_lines
 

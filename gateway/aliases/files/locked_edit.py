@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from catalogue.load import parse, says_nothing
-from catalogue.models import Catalogue, Fault, FaultyFile
+from catalogue.load import parse
+from catalogue.models import Catalogue
+from catalogue.toml.faults import Fault, FaultyFile
+from catalogue.toml.parse import is_blank
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import Announcement, digest_of
 from gateway.files.atomic_write import CannotSave, replace
@@ -74,7 +76,7 @@ def edit_models_locked(files: CatalogueFiles, edit: Edit, *, who: str, command: 
 
 def check(data: bytes, *, path: str) -> Catalogue:
     """Parse the file as a gateway would. Raises FaultyFile."""
-    if says_nothing(data):
+    if is_blank(data):
         hint = "to have no models on purpose, write `models = []`"
         raise FaultyFile((Fault(path, None, None, "the file would be empty", hint),))
     return parse(data, path=path, generation=0, loaded_at=0.0)

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from catalogue.models import Fault, FaultyFile
+from catalogue.toml.faults import Fault, FaultyFile
 
 __all__ = ["FILE_LIMIT_BYTES", "fault_in", "is_absent", "printable", "read_models_file"]
 

@@ -13,7 +13,7 @@ import tomlkit
 from tomlkit import items
 from tomlkit.exceptions import TOMLKitError
 
-from catalogue.load import parse_toml
+from catalogue.toml.parse import parse_toml
 
 __all__ = ["CannotEdit", "remove_alias", "restore_alias", "set_alias"]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from catalogue.load import parse_toml
-from catalogue.models import FaultyFile
+from catalogue.toml.faults import FaultyFile
+from catalogue.toml.parse import parse_toml
 from gateway.aliases.files.audit_log import AuditLine
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import digest_of

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from catalogue.diff import diff
 from catalogue.load import parse
-from catalogue.models import Catalogue, FaultyFile
+from catalogue.models import Catalogue
+from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files import versions
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.cli import api_client
@@ -67,7 +68,7 @@ def _compared(records: CatalogueFiles, data: bytes, path: Path) -> dict[str, Any
     try:
         wanted = parse(data, path=str(path), generation=0, loaded_at=0.0)
     except FaultyFile as error:
-        return {"verdict": "faulty", "faults": [_fault(fault) for fault in error.faults]}
+        return {"verdict": "faulty", "faults": [fault.as_json() for fault in error.faults]}
     old, what = _last_good(records, path)
     changes = diff(old, wanted)
     return {
@@ -75,7 +76,7 @@ def _compared(records: CatalogueFiles, data: bytes, path: Path) -> dict[str, Any
         "compared_with": what,
         "summary": str(changes),
         "diff": changes.as_json(),
-        "warnings": [_fault(fault) for fault in wanted.warnings],
+        "warnings": [fault.as_json() for fault in wanted.warnings],
     }
 
 
@@ -96,16 +97,6 @@ def _last_good(records: CatalogueFiles, path: Path) -> tuple[Catalogue, str]:
         )
     except FaultyFile as error:
         raise _Nobody(f"{records.models_path} is faulty: there is nothing good to compare with") from error
-
-
-def _fault(fault: Any) -> dict[str, Any]:
-    return {
-        "path": fault.path,
-        "line": fault.line,
-        "key": fault.key,
-        "message": fault.message,
-        "hint": fault.hint,
-    }
 
 
 # Drawing ..............................................................................................................

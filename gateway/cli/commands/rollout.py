@@ -11,7 +11,7 @@ import click
 import msgspec
 from rich.console import RenderableType
 
-from catalogue.models import FaultyFile
+from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files import locked_edit, rollout_state, toml_edit
 from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, RolloutAlreadyRunning
 from gateway.aliases.rollout_guards import DEFAULTS, GuardName

@@ -11,7 +11,7 @@ import trio
 from fakes.patience import SAFETY_NET_S, best_of, measured, until
 from structlog.testing import capture_logs
 
-from catalogue.models import FaultyFile
+from catalogue.toml.faults import FaultyFile
 from gateway.aliases import catalogue_store, file_watch
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.files.models_file import FILE_LIMIT_BYTES
@@ -165,7 +165,7 @@ def replace_by_symlink_loop(path):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda p: p.write_text(FAULTY), "another alias"),
+        (lambda p: p.write_text(FAULTY), "names an alias"),
         (lambda p: p.write_text('[aliases]\nlarge = "la'), "not TOML"),
         (lambda p: p.write_bytes(b"\x00" * 100), "not TOML"),
         (lambda p: p.write_text(""), "the file is empty"),

@@ -119,8 +119,8 @@ def test_check_warns_once_and_passes(folder):
     assert done.stdout == "ok: 0 neurons, 2 models, 1 aliases\n"
     told = done.stderr.splitlines()
     assert len(told) == 2
-    assert told[0].startswith("warning: CORTEX_PROT: sets nothing")
-    assert told[1].startswith(f"warning: {folder / 'models.toml'}:8: aliases.a: shadows the model of that name")
+    assert told[0].startswith("warning: CORTEX_PROT: is not a setting of cortex; ignored")
+    assert told[1].startswith(f"warning: {folder / 'models.toml'}:8: aliases.a: hides the model of the same name")
 
 
 def test_config_of_the_working_directory_is_found(folder):

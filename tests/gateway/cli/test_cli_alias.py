@@ -243,8 +243,8 @@ def test_remove_takes_the_alias_out(operator):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("set", "helexa/small", "helexa/large"), "points at another alias"),
-        (("set", "helexa/small", "helexa/small"), "points at itself"),
+        (("set", "helexa/small", "helexa/large"), "names an alias, not a model"),
+        (("set", "helexa/small", "helexa/small"), "names an alias, not a model"),
         (("set", "helexa/small", ""), "aliases.helexa/small"),
         (("set", "new/one", SMALL, "--weight", "10"), "there is no other target to give the remaining 90 % to"),
         (("remove", "nobody"), "there is no alias 'nobody'"),
@@ -252,7 +252,7 @@ def test_remove_takes_the_alias_out(operator):
         (("rollback", "--to", "999999"), "there is no version 999999"),
         (("rollout", "nobody", SMALL), "there is no alias 'nobody'"),
         (("rollout", "helexa/small", SMALL), f"helexa/small stands for {SMALL} already"),
-        (("rollout", "helexa/small", "helexa/large"), "points at another alias"),
+        (("rollout", "helexa/small", "helexa/large"), "names an alias, not a model"),
         (("rollout", "helexa/small", "--abort"), "helexa/small is not being rolled out"),
         (("rollout", "helexa/large", "--status"), "helexa/large was never rolled out"),
     ],

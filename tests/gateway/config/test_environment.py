@@ -1,4 +1,4 @@
-"""`CORTEX_` variables: they beat the file, and an odd one is only a warning."""
+"""`CORTEX_` variables: they override the file, and an unknown one is only a warning."""
 
 from functools import partial
 
@@ -7,8 +7,8 @@ from fakes.configs import faults, write_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalogue.models import FaultyFile
-from gateway.config.keys import SECTIONS, SETTINGS_FIELDS
+from catalogue.toml.faults import FaultyFile
+from gateway.config.environment import known_keys
 from gateway.config.load import load
 from gateway.config.settings import Listen, NeuronSettings, Settings
 
@@ -34,12 +34,12 @@ def config(tmp_path):
             "CORTEX_NEURONS", '[{name="a",endpoint="http://a:13131"}]', lambda s: s.neurons,
             (NeuronSettings("a", "http://a:13131"),),
         ),
-        ("CORTEX_GATEWAY__OWNED_BY", "42", lambda s: s.gateway.owned_by, "42"),  # a string is wanted: taken as written
+        ("CORTEX_GATEWAY__OWNED_BY", "42", lambda s: s.gateway.owned_by, "42"),  # the key is text: taken as written
         ("CORTEX_GATEWAY__OWNED_BY", "a = 1\nb = 2", lambda s: s.gateway.owned_by, None),
     ],
 )  # fmt: skip
-def test_environment_beats_the_file(config, variable, value, read, expected):
-    """Contract section 1: any case, TOML where it parses, else a string."""
+def test_variable_overrides_the_file(config, variable, value, read, expected):
+    """In any case; the value is TOML if it parses as TOML, else text."""
     path = config("""
         [gateway]
         listen = "127.0.0.1:1"
@@ -58,8 +58,8 @@ def test_environment_beats_the_file(config, variable, value, read, expected):
     assert loaded.warnings == ()
 
 
-def test_single_key_beats_its_whole_table(config):
-    """Whatever order the environment has them in."""
+def test_variable_of_a_key_overrides_the_variable_of_its_table(config):
+    """In either order of the environment."""
     environ = {"CORTEX_POLL__MISSES": "9", "cortex_poll": "{misses = 7, timeout_seconds = 1}"}
     for order in (environ, dict(reversed(environ.items()))):
         poll = load(config(""), order).settings.poll
@@ -67,59 +67,57 @@ def test_single_key_beats_its_whole_table(config):
 
 
 def test_unknown_variable_is_a_warning_with_a_hint(config):
-    """Kubernetes sets some beside every service called cortex; a typo should still be heard of."""
+    """Kubernetes sets some for a service with the name cortex; an operator may have made a typing mistake."""
     environ = {
         "CORTEX_GATEWAY__LISTN": SECRET,
         "CORTEX_PORT_31313_TCP_ADDR": SECRET,
         "CORTEX_NEURONS__0__NAME": SECRET,
         "CORTEX_": SECRET,
-        "CORTEX_CONFIG": "cortex.toml",  # the command line's own
+        "CORTEX_CONFIG": "cortex.toml",  # belongs to the command line
     }
     loaded = load(config(""), environ)
 
     assert loaded.settings == Settings()
-    told = {warning.path: warning.hint for warning in loaded.warnings}
-    assert told.keys() == environ.keys() - {"CORTEX_CONFIG"}
-    assert told["CORTEX_GATEWAY__LISTN"] == "did you mean CORTEX_GATEWAY__LISTEN?"
+    hints = {warning.path: warning.hint for warning in loaded.warnings}
+    assert hints.keys() == environ.keys() - {"CORTEX_CONFIG"}
+    assert hints["CORTEX_GATEWAY__LISTN"] == "did you mean CORTEX_GATEWAY__LISTEN?"
     assert SECRET not in str(loaded.warnings)
 
 
 def test_one_key_under_two_spellings_is_a_warning():
-    """One of them holds, and which is said."""
+    """The first one in sorted order applies; the other is reported."""
     loaded = load(None, {"CORTEX_POLL__MISSES": "4", "cortex_poll__misses": "5"})
 
     assert loaded.settings.poll.misses == 4
     assert [warning.path for warning in loaded.warnings] == ["cortex_poll__misses"]
 
 
-def test_table_that_does_not_parse_is_told_as_such():
-    """What is no TOML is taken as text, and text is no list: a bracket is missing, not two too few."""
+def test_variable_that_is_not_toml_is_reported_as_such():
+    """Its text is a string, but the advice is about the TOML and not about strings."""
     with pytest.raises(FaultyFile) as caught:
         load(None, {"CORTEX_NEURONS": '[{name="a"'})
     [fault] = caught.value.faults
-    assert (fault.path, fault.hint) == ("CORTEX_NEURONS", "its text does not read as TOML")
+    assert (fault.path, fault.hint) == ("CORTEX_NEURONS", "the text of the variable is not valid TOML")
 
 
 def test_environment_over_a_broken_table_is_a_fault_of_the_file(config):
-    """The override does not paper over it."""
+    """The override does not hide it."""
     [found] = faults(config("poll = 3"), {"CORTEX_POLL__MISSES": "4"})
     assert found[:2] == (1, "poll")
 
 
 @pytest.mark.parametrize("value", [SECRET, "12345678", "true", "1979-05-27", "1e5"])
 def test_token_from_the_environment_is_taken_as_written(value):
-    """A token of digits is a token."""
+    """A token may consist of digits."""
     assert load(None, {"CORTEX_ADMIN__TOKEN": value}).settings.admin.token == value
 
 
-KEYS = [section.upper() for section in SETTINGS_FIELDS] + [
-    f"{section}__{key}".upper() for section, (_, rows) in SECTIONS.items() for key in rows
-]
+KEYS = ["__".join(key).upper() for key in known_keys()]
 
 
 @given(st.dictionaries(st.sampled_from(KEYS).map("CORTEX_{}".format), st.text() | st.sampled_from(["1", "{}", "[[]]"])))
 def test_no_environment_raises_anything_but_faulty_file(environ):
-    """Whatever is in it."""
+    """Random texts in known variables."""
     try:
         load(None, environ)
     except FaultyFile as error:

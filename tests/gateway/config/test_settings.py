@@ -1,23 +1,32 @@
-"""File and environment -> settings, or every reason why not."""
+"""Settings from a file and the environment, or every fault of them."""
 
 import dataclasses
+import json
+import re
 import traceback
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from fakes.configs import faults, write_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalogue.models import FaultyFile
-from catalogue.toml.fields import Place, Report
-from gateway.config import keys
-from gateway.config.engine_traits import DIALECTS
+from catalogue.toml.faults import FaultyFile
+from gateway.config.engine_traits import Dialect
+from gateway.config.environment import known_keys
 from gateway.config.load import load
+from gateway.config.removed_keys import REMOVED_KEYS
 from gateway.config.settings import Listen, NeuronSettings, Settings
 
+ROOT = Path(__file__).parents[3]
 SECRET = "hunter2-hunter2"
+DIALECTS = get_args(Dialect)
+SECTIONS = {
+    section.name: type(section.default) for section in dataclasses.fields(Settings) if is_dataclass(section.default)
+}
 NEURON = "[[neurons]]\nname = 'a'\nendpoint = 'http://a'"
 ENGINE = "[[neurons]]\nname = 'a'\nkind = 'openai'\nendpoint = 'http://a'"
 PASTED = ENGINE.replace("http://a", "http://a/v1")
@@ -29,8 +38,8 @@ def config(tmp_path):
     return partial(write_config, tmp_path)
 
 
-def test_nothing_said_means_the_defaults():
-    """Contract section 1: loopback only."""
+def test_without_file_and_variables_the_defaults_apply():
+    """They listen on loopback only."""
     loaded = load(None, {})
 
     assert loaded.settings == Settings()
@@ -39,8 +48,8 @@ def test_nothing_said_means_the_defaults():
     assert loaded.warnings == ()
 
 
-def test_file_says_what_it_says_and_defaults_the_rest(config):
-    """Sections are laid over the defaults key by key; `*_seconds` take fractions."""
+def test_keys_that_the_file_leaves_out_have_their_defaults(config):
+    """Also within a section; `*_seconds` accept fractions."""
     path = config("""
         [gateway]
         listen = "[::1]:9000"
@@ -69,30 +78,41 @@ def test_file_says_what_it_says_and_defaults_the_rest(config):
     )
 
 
-@pytest.mark.parametrize("section", keys.SECTIONS)
-def test_rows_and_dataclass_have_the_same_keys_and_agree_on_defaults(section):
-    """A key added in one place only would be unreadable, or crash the reader."""
-    kind, rows = keys.SECTIONS[section]
+@pytest.mark.parametrize("section", SECTIONS)
+def test_defaults_are_valid_values_themselves(section):
+    """The checks do not run on defaults, so a default could be a value that the file may not have."""
+    kind = SECTIONS[section]
     defaults = {field.name: getattr(kind(), field.name) for field in dataclasses.fields(kind)}
+    written = {key: value for key, value in defaults.items() if value is not None}
+    environ = {f"CORTEX_{section}__{key}".upper(): toml_of(value) for key, value in written.items()}
 
-    assert defaults.keys() == rows.keys()
-    for key, value in defaults.items():
-        if value is not None:
-            raw = str(value) if isinstance(value, Listen) else list(value) if isinstance(value, tuple) else value
-            assert rows[key].check(raw, Place(Report("test"))) == value
+    read = load(None, environ)
 
-
-def test_rows_cover_everything_there_is():
-    """At the top level and in a neuron's table."""
-    assert keys.SETTINGS_FIELDS.keys() == {field.name for field in dataclasses.fields(Settings)}
-    assert keys.NEURON_FIELDS.keys() == {field.name for field in dataclasses.fields(NeuronSettings)}
+    assert defaults.keys() >= written.keys()
+    assert getattr(read.settings, section) == kind()
+    assert read.warnings == ()
+    for key, value in written.items():
+        assert getattr(getattr(read.settings, section), key) == value
 
 
-# Where the catalogue is.
+def toml_of(value):
+    return json.dumps(str(value) if isinstance(value, Listen) else value)
+
+
+def test_every_part_of_the_settings_is_frozen():
+    """Many requests share them."""
+    settings = load(None, {"CORTEX_NEURONS": '[{name = "a", endpoint = "http://a"}]'}).settings
+    for part in (settings, settings.neurons[0], *(getattr(settings, section) for section in SECTIONS)):
+        for field in dataclasses.fields(part):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(part, field.name, None)
+
+
+# Paths.
 
 
 def test_relative_models_config_is_beside_the_config_file(config, monkeypatch, tmp_path_factory):
-    """Never beside whoever started the process; whether the key comes by file or by environment."""
+    """Never to the working directory, whether the file or the environment sets the key."""
     path = config('models_config = "conf/models.toml"')
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     beside = path.parent / "conf/models.toml"
@@ -104,7 +124,7 @@ def test_relative_models_config_is_beside_the_config_file(config, monkeypatch, t
 
 
 def test_spool_dir_is_beside_the_config_file_too(config):
-    """A relative one; and without a file there is nothing it could be relative to."""
+    """Without a config file a relative path is refused."""
     path = config('[gateway]\nspool_dir = "spool"\n[limits]\nspool_mb = 0.5')
 
     assert load(path, {}).settings.gateway.spool_dir == path.parent / "spool"
@@ -116,21 +136,21 @@ def test_spool_dir_is_beside_the_config_file_too(config):
 
 
 def test_absolute_models_config_stays(config):
-    """Wherever the config is."""
+    """It does not depend on where the config file is."""
     path = config('models_config = "/etc/cortex/models.toml"')
     assert load(path, {}).settings.models_config == Path("/etc/cortex/models.toml")
 
 
 def test_relative_models_config_without_a_config_file_is_refused():
-    """There is nothing it could sensibly be relative to."""
+    """There is no directory it could be relative to."""
     [(_, key, message, _)] = faults(None, {"CORTEX_MODELS_CONFIG": "models.toml"})
 
     assert key == "models_config"
     assert "relative" in message
 
 
-def test_engine_is_described_by_its_table(config):
-    """`kind = "openai"` has keys of its own; base paths lose their trailing slash."""
+def test_every_key_of_an_engine_is_read(config):
+    """The keys for `kind = "openai"`; base paths lose their trailing slash."""
     more = "api_key = 'k'\nbase_path = '/api/'\nmodels = ['m']\nserves = { 'Q/Q' = 'q:8b' }\nvram_mb = 8192"
 
     [engine] = load(config(f"{ENGINE}\nengine = 'ollama'\n{more}"), {}).settings.neurons
@@ -146,23 +166,23 @@ def test_engine_is_described_by_its_table(config):
         ("engine = 'vllm'", ("openai",)),
     ],
 )
-def test_another_cortex_speaks_all_that_we_do(config, more, dialects):
-    """Unless the operator says that it does not."""
+def test_another_cortex_speaks_all_dialects_by_default(config, more, dialects):
+    """Unless its table lists some."""
     [engine] = load(config(f"{ENGINE}\n{more}"), {}).settings.neurons
 
     assert engine.dialects == dialects
 
 
 @pytest.mark.parametrize("given", ["/", ""])
-def test_base_path_may_be_none(config, given):
-    """An API right at the root."""
+def test_base_path_may_be_the_root(config, given):
+    """The API begins at the root of the server."""
     [engine] = load(config(f"{ENGINE}\nbase_path = '{given}'"), {}).settings.neurons
 
     assert engine.base_path == ""
 
 
-def test_endpoint_may_end_with_v1_for_who_says_so_twice(config):
-    """With the base path spelled out it is no slip."""
+def test_endpoint_may_end_with_v1_if_base_path_is_set(config):
+    """An explicit base path shows that it is intended."""
     [engine] = load(config(f"{PASTED}\nbase_path = '/v1'"), {}).settings.neurons
 
     assert (engine.endpoint, engine.base_path) == ("http://a/v1", "/v1")
@@ -188,7 +208,7 @@ def test_endpoint_may_end_with_v1_for_who_says_so_twice(config):
         ("[gateway]\nlisten = 'localhost'", 2, "gateway.listen", "must be host:port", None),
         ("[gateway]\nlisten = '[12:::1]:1'", 2, "gateway.listen", "not an IP address", None),
         ("[gateway]\nlisten = '1.2.3.256:1'", 2, "gateway.listen", "not an IP address", None),
-        ("[gateway]\nlisten = 'a:65536'", 2, "gateway.listen", "port beyond 65535", None),
+        ("[gateway]\nlisten = 'a:65536'", 2, "gateway.listen", "port above 65535", None),
         ("[gateway]\nlisten = '127.0.0.1:31314'", 2, "gateway.listen", "same address as metrics_listen", None),
         ("[gateway]\nlisten = 'a:1'\nmetrics_listen = 'a:1'", 3, "gateway.metrics_listen", "same address", None),
         ("[gateway]\naccess_log = 1", 2, "gateway.access_log", "must be true or false", None),
@@ -200,7 +220,7 @@ def test_endpoint_may_end_with_v1_for_who_says_so_twice(config):
         ("[deadlines]\nidle_seconds = '5'", 2, "deadlines.idle_seconds", "must be a number", "write it without quotes"),
         ("[poll]\nmisses = 0", 2, "poll.misses", "must be at least 1", None),
         ("[poll]\nmisses = 1.5", 2, "poll.misses", "must be an integer", None),
-        ("[eviction]\nstrategy = 'lfu'", 2, "eviction.strategy", 'must be one of "lru"', None),
+        ("[eviction]\nstrateg = 'lru'", 2, "eviction.strateg", "unknown key", None),
         ("[retries]\nattempts = -1", 2, "retries.attempts", "must be at least 0", None),
         ("[neurons]\nname = 'a'", 1, "neurons", "must be an array of tables", "write [[neurons]], in double brackets"),
         ("[[neurons]]\nname = 'a'", 1, "neurons[0].endpoint", "required and missing", None),
@@ -223,7 +243,7 @@ def test_endpoint_may_end_with_v1_for_who_says_so_twice(config):
     ],
 )  # fmt: skip
 def test_fault_names_line_key_and_what_to_do(config, text, line, key, part, hint):
-    """One mistake, one fault, on the line an editor would jump to."""
+    """One mistake gives one fault, on the line of the mistake."""
     [found] = faults(config(text))
 
     assert found[:2] == (line, key)
@@ -242,15 +262,15 @@ def test_fault_names_line_key_and_what_to_do(config, text, line, key, part, hint
     ],
 )  # fmt: skip
 def test_endpoint_that_is_no_plain_base_url_is_refused_without_quoting_it(config, endpoint):
-    """Paths are appended to it; and people put passwords into URLs."""
+    """Paths are appended to it, and a fault could reveal a password in the URL."""
     [found] = faults(config(f"[[neurons]]\nname = 'a'\nendpoint = '{endpoint}'"))
 
     assert found[:2] == (3, "neurons[0].endpoint")
     assert SECRET not in str(found)
 
 
-def test_every_fault_is_told_at_once(config):
-    """Of the file in its order, of the environment with the variable's name."""
+def test_all_faults_are_reported_together(config):
+    """Those of the file in its order, those of variables with their names."""
     path = config("""\
 [gateway]
 listn = "a:1"
@@ -266,8 +286,7 @@ misses = 0
     with pytest.raises(FaultyFile) as caught:
         load(path, {"CORTEX_POLL__INTERVAL_SECONDS": "soon"})
 
-    told = [(fault.path, fault.line, fault.key) for fault in caught.value.faults]
-    assert told == [
+    assert [(fault.path, fault.line, fault.key) for fault in caught.value.faults] == [
         ("CORTEX_POLL__INTERVAL_SECONDS", None, "poll.interval_seconds"),
         (str(path), 2, "gateway.listn"),
         (str(path), 7, "neurons[1].name"),
@@ -276,23 +295,27 @@ misses = 0
     ]
 
 
-def test_file_that_is_not_there_is_a_fault(tmp_path):
-    """Named by the operator, so meant."""
+def test_missing_file_is_a_fault(tmp_path):
+    """The operator named the file."""
     [found] = faults(tmp_path / "none.toml")
     assert found == (None, None, "cannot be read: No such file or directory", None)
 
 
 def test_public_admin_api_without_a_token_is_warned_about(config):
-    """It would look as if a door were open; with a token it is one."""
+    """The key has no effect then; with a token it has."""
     path = config("[admin]\npublic = true")
 
     [warning] = load(path, {}).warnings
-    assert (warning.line, warning.key, warning.message) == (2, "admin.public", "opens nothing")
+    assert (warning.line, warning.key, warning.message) == (
+        2,
+        "admin.public",
+        "has no effect without [admin] token: the admin API is off",
+    )
     assert load(path, {"CORTEX_ADMIN__TOKEN": SECRET}).warnings == ()
 
 
-def test_two_names_for_one_neuron_are_a_warning(config):
-    """It works, and counts double."""
+def test_two_neurons_with_one_endpoint_are_a_warning(config):
+    """Requests work, but the neuron is counted twice."""
     path = config("[[neurons]]\nname='a'\nendpoint='http://x'\n[[neurons]]\nname='b'\nendpoint='http://x/'")
 
     [warning] = load(path, {}).warnings
@@ -300,11 +323,44 @@ def test_two_names_for_one_neuron_are_a_warning(config):
     assert (warning.line, warning.key) == (6, "neurons[1].endpoint")
 
 
+@pytest.mark.parametrize("key", REMOVED_KEYS)
+def test_removed_key_is_a_warning_for_one_release(config, key):
+    """A gateway with yesterday's file starts; the warning has the line, or the variable."""
+    *section, name = key
+    path = config(f"[{'.'.join(section)}]\n{name} = 'whatever it was'")
+    variable = f"CORTEX_{'__'.join(key)}".upper()
+
+    by_file, by_variable = load(path, {}), load(None, {variable: "x"})
+
+    assert by_file.settings == by_variable.settings == Settings()
+    [warning] = by_file.warnings
+    assert (warning.path, warning.line, warning.key) == (str(path), 2, ".".join(key))
+    assert warning.message == REMOVED_KEYS[key]
+    assert warning.hint == "remove the key; the next release refuses it"
+    assert [warning.path for warning in by_variable.warnings] == [variable]
+
+
+@pytest.mark.parametrize("key", REMOVED_KEYS)
+def test_removed_key_is_no_setting(key):
+    """Neither a field nor a key that hints suggest."""
+    assert key not in known_keys()
+
+
+def test_every_key_of_the_settings_is_read_somewhere():
+    """A key without a reader has no effect; it belongs into the table of removed keys."""
+    code = "\n".join(path.read_text() for path in ROOT.glob("gateway/**/*.py") if path.parent.name != "config")
+    for section, name in (key for key in known_keys() if len(key) == 2):
+        phase = name.removesuffix("_seconds")  # a deadline is looked up by the name of its phase
+        assert re.search(rf"\.{name}\b", code) or (section == "deadlines" and f'"{phase}"' in code), name
+    for field in dataclasses.fields(NeuronSettings):
+        assert re.search(rf"\.{field.name}\b", code), field.name
+
+
 # Secrets.
 
 
-def test_secret_is_shown_nowhere(config):
-    """Not in what is printed, not in what is complained of."""
+def test_secret_is_in_no_output(config):
+    """Neither in a repr nor in a fault nor in a traceback."""
     loaded = load(config(f'[admin]\ntoken = "{SECRET}"'), {})
     assert loaded.settings.admin.token == SECRET
     assert SECRET not in repr(loaded)
@@ -317,8 +373,7 @@ def test_secret_is_shown_nowhere(config):
         f"token = {SECRET}",
     ]
     for line in ("api_key = ['{}']", "api_key = '{} x'", "api_ky = '{}'"):
-        told = faults(config(f"{ENGINE}\n{line.format(SECRET)}"))
-        assert SECRET not in repr(told)
+        assert SECRET not in repr(faults(config(f"{ENGINE}\n{line.format(SECRET)}")))
     assert SECRET not in repr(faults(config(f"{NEURON}\napi_key = '{SECRET}'")))
     assert SECRET not in repr(load(config(f"{ENGINE}\napi_key = '{SECRET}'"), {}))
     for line in wrong:
@@ -332,7 +387,7 @@ def test_secret_is_shown_nowhere(config):
 
 @given(st.binary())
 def test_no_file_raises_anything_but_faulty_file(tmp_path_factory, data):
-    """Whatever the bytes."""
+    """Random bytes."""
     path = tmp_path_factory.mktemp("fuzz") / "cortex.toml"
     path.write_bytes(data)
     try:
