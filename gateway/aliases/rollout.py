@@ -1,8 +1,8 @@
-"""The gateway's part in rollouts: it watches the requests of each step, and takes the next step or the way back.
+"""The rollout controller: it advances each running rollout step by step, or rolls it back.
 
-`rollout_state.py` has what is written down, `guards.py` the judgement. Here is when: a task that looks once a second.
-The comparison of a step is this process's own; after a restart the step and its clock go on, and the requests are
-counted anew.
+`files/rollout_state.py` has what is stored, and `rollout_guards.py` compares the targets. Here is when something
+happens: a task reconciles every running rollout once a second. A step's requests are counted in this process only:
+after a restart, the step and its clock go on, and the count starts again.
 """
 
 from __future__ import annotations
@@ -10,62 +10,38 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import structlog
 import trio
 
-from catalogue.models import Catalogue
 from catalogue.toml.faults import FaultyFile
+from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.files import rollout_state
 from gateway.aliases.files.catalogue_files import CatalogueFiles
-from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout
+from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, RolloutState
 from gateway.aliases.files.toml_edit import CannotEdit
-from gateway.aliases.rollout_guards import DEFAULT_ALPHA, Comparison
+from gateway.aliases.rollout_guards import DEFAULT_ALPHA, StepComparison
 from gateway.files.atomic_write import CannotSave
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.observation import Observation, Observer
 
-__all__ = ["RolloutController"]
+__all__ = ["RolloutController", "RolloutView"]
 
-LOOK_S = 1.0
-TROUBLE_LOOK_S = 10.0  # after something that could not be read or written
-LAST_SHARE = 100.0  # at which nobody is left to compare with
+RECONCILE_INTERVAL_S = 1.0
+RETRY_S = 10.0  # after a file could not be read or written
+ALL_REQUESTS = 100.0  # percent; at this share the old target gets no requests to compare with
 
-Standing: TypeAlias = Literal["there", "on its way", "elsewhere"]
+StepProgress: TypeAlias = Literal["in force", "warming", "not written"]
+WatchRequests: TypeAlias = Callable[[str, Observer], object]  # alias, and what is called with each ended request
 _T = TypeVar("_T")
 
 log = structlog.get_logger("cortex.rollout")
 
 
-class Keeper(Protocol):
-    """Whoever holds the catalogue in force."""
-
-    @property
-    def current(self) -> Catalogue:
-        """The snapshot now."""
-        ...
-
-    async def reload(self) -> object:
-        """Look at the file now."""
-        ...
-
-
-class Watchable(Protocol):
-    """Whoever knows how requests end."""
-
-    def watch(self, alias: str, observer: Observer) -> None:
-        """Have every request for the alias observed."""
-        ...
-
-    def unwatch(self, alias: str, observer: Observer) -> None:
-        """No more of that."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class RolloutView:
-    """One rollout under way, for windows. Seconds and requests are of the step."""
+    """One running rollout, as the admin API shows it. Seconds, requests and figures are those of the current step."""
 
     alias: str
     target: str
@@ -82,81 +58,85 @@ class RolloutView:
     new: dict[str, Any]
 
 
-class _Watch:
-    """The requests of one step, as they end."""
+class _StepObserver:
+    """Compares the requests of one step from its creation until `close`."""
 
-    def __init__(self, rollout: Rollout, watchable: Watchable) -> None:
+    def __init__(self, rollout: Rollout, watch: WatchRequests, unwatch: WatchRequests) -> None:
         self.step = rollout.step
-        self._target = rollout.target
         self._alias = rollout.alias
-        self._watchable = watchable
-        compared = [step for step in rollout.steps if step < LAST_SHARE]
-        self.comparison = Comparison(
+        self._target = rollout.target
+        self._unwatch = unwatch
+        compared_steps = sum(percent < ALL_REQUESTS for percent in rollout.steps)
+        self.comparison = StepComparison(
             rollout.guards,
-            alpha=DEFAULT_ALPHA / max(1, len(compared)),
+            alpha=DEFAULT_ALPHA / max(1, compared_steps),
             minimum=rollout.minimum,
             old=" and ".join(model for model in rollout.old if model != rollout.target),
             new=rollout.target,
         )
-        watchable.watch(rollout.alias, self._see)
+        watch(self._alias, self._request_ended)
 
-    def _see(self, seen: Observation) -> None:
-        self.comparison.add(seen, is_new=seen.target == self._target)
+    def _request_ended(self, observation: Observation) -> None:
+        self.comparison.add(observation, is_new=observation.target == self._target)
 
     def close(self) -> None:
-        self._watchable.unwatch(self._alias, self._see)
+        self._unwatch(self._alias, self._request_ended)
 
 
 class RolloutController:
-    """Drives every rollout that is written down as running.
+    """Drives every rollout that is stored as running.
 
     Args:
-        records: Where they are written down, and what they change.
-        keeper: Says what is in force, and is made to look after each step.
-        watchable: Tells how requests end.
-        metrics: Shows how far each rollout is.
-        clock: Unix seconds: steps outlive processes.
+        files: Where rollouts are stored, and the `models.toml` that they change.
+        store: Has the catalogue in force; it reads the file after each step.
+        watch, unwatch: Start and end the observation of an alias's requests.
+        metrics: Exports each rollout's percentage.
+        clock: Unix seconds, since steps outlive processes.
     """
 
     def __init__(
         self,
-        records: CatalogueFiles,
+        files: CatalogueFiles,
+        store: CatalogueStore,
         *,
-        keeper: Keeper,
-        watchable: Watchable,
+        watch: WatchRequests,
+        unwatch: WatchRequests,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._records = records
-        self._keeper = keeper
-        self._watchable = watchable
+        self._files = files
+        self._store = store
+        self._watch = watch
+        self._unwatch = unwatch
         self._metrics = metrics
         self._clock = clock
-        self._known: dict[str, Rollout] = {}
-        self._stamp: object = None
-        self._watches: dict[str, _Watch] = {}
-        self._trouble: str | None = None
+        self._rollouts: dict[str, Rollout] = {}
+        self._file_stamp: object = None
+        self._observers: dict[str, _StepObserver] = {}
+        self._error: str | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look, decide, act, until cancelled. Started once what was written down before is known, or cannot be."""
+        """Reconcile until cancelled. Started once the stored rollouts were read, or could not be read."""
         try:
-            await self._look()
+            await self._reconcile()
             task_status.started()
             while True:
-                await trio.sleep(TROUBLE_LOOK_S if self._trouble else LOOK_S)
-                await self._look()
+                await trio.sleep(RETRY_S if self._error else RECONCILE_INTERVAL_S)
+                await self._reconcile()
         finally:
-            for watch in self._watches.values():
-                watch.close()
+            for observer in self._observers.values():
+                observer.close()
+
+    # Views...
 
     def views(self) -> list[RolloutView]:
-        """Those under way, by alias."""
-        return [self._view(rollout) for _, rollout in sorted(self._known.items()) if rollout.state == "running"]
+        """The running rollouts, by alias."""
+        return [self._view(rollout) for _, rollout in sorted(self._rollouts.items()) if rollout.state == "running"]
 
     def _view(self, rollout: Rollout) -> RolloutView:
-        watch = self._watches.get(rollout.alias)
-        old, new = (0, 0) if watch is None else watch.comparison.requests
-        figures = ({}, {}) if watch is None else tuple(asdict(each) for each in watch.comparison.figures())
+        observer = self._observers.get(rollout.alias)
+        requests_old, requests_new = (0, 0) if observer is None else observer.comparison.requests
+        figures = ({}, {}) if observer is None else tuple(asdict(each) for each in observer.comparison.figures())
         return RolloutView(
             rollout.alias,
             rollout.target,
@@ -165,125 +145,131 @@ class RolloutController:
             rollout.percent,
             None if rollout.since is None else self._clock() - rollout.since,
             rollout.every_s,
-            old,
-            new,
+            requests_old,
+            requests_new,
             rollout.minimum,
             self._waits_for(rollout),
             *figures,
         )
 
     def _waits_for(self, rollout: Rollout) -> str:
-        if self._trouble is not None:
-            return f"trouble: {self._trouble}"
+        if self._error is not None:
+            return f"a retry after an error: {self._error}"
         if rollout.since is None:
             return "the step to be in force"
-        watch = self._watches.get(rollout.alias)
         if self._clock() - rollout.since < rollout.every_s:
             return "time"
-        return "requests" if watch is not None and not watch.comparison.enough else "nothing"
+        observer = self._observers.get(rollout.alias)
+        return "requests" if observer is not None and not observer.comparison.has_minimum else "nothing"
 
-    # Looking and acting...
+    # Reconciling...
 
-    async def _look(self) -> None:
-        """One round. What cannot be read or written now is told once, and tried again."""
+    async def _reconcile(self) -> None:
+        """Do at most one thing for each running rollout. An error is logged once, and everything is tried again."""
         try:
-            await self._refresh()
-            for rollout in [each for each in self._known.values() if each.state == "running"]:
-                await self._drive(rollout)
-            self._trouble = None
+            await self._read_state()
+            for rollout in [each for each in self._rollouts.values() if each.state == "running"]:
+                await self._reconcile_one(rollout)
+            self._error = None
         except (OSError, CannotSave, CannotEdit, FaultyFile, InvalidRolloutState) as error:
-            if str(error) != self._trouble:
-                log.error("rollout_stuck", reason=str(error), retry_s=TROUBLE_LOOK_S)  # noqa: TRY400 - no fault of ours
-            self._trouble = str(error)
+            if str(error) != self._error:
+                log.error("rollout_stuck", reason=str(error), retry_s=RETRY_S)  # noqa: TRY400 - not a bug of ours
+            self._error = str(error)
 
-    async def _refresh(self) -> None:
-        stamp = await _in_thread(lambda: rollout_state.file_stamp(self._records))
-        if stamp != self._stamp:
-            self._known = await _in_thread(lambda: rollout_state.read(self._records))
-            self._stamp = stamp
-        for alias in list(self._watches):
-            if alias not in self._known or self._known[alias].state != "running":
-                self._watches.pop(alias).close()
+    async def _read_state(self) -> None:
+        stamp = await _in_thread(lambda: rollout_state.file_stamp(self._files))
+        if stamp != self._file_stamp:
+            self._rollouts = await _in_thread(lambda: rollout_state.read(self._files))
+            self._file_stamp = stamp
+        for alias in list(self._observers):
+            if alias not in self._rollouts or self._rollouts[alias].state != "running":
+                self._observers.pop(alias).close()
 
-    async def _drive(self, rollout: Rollout) -> None:
-        """At most one thing is done in a round; whether it was, the next round sees."""
+    async def _reconcile_one(self, rollout: Rollout) -> None:
         if rollout.ending is not None:
             await self._end(rollout, rollout.ending, rollout.reason or "")
         elif rollout.step < 0:
             await self._advance(rollout)
         elif rollout.since is None:
-            await self._wait_until_there(rollout)
+            await self._start_step(rollout)
         else:
-            await self._judge(rollout)
+            await self._check_step(rollout)
 
-    async def _wait_until_there(self, rollout: Rollout) -> None:
-        """The file says the step; it is in force once what it needs is warm."""
-        warming = self._keeper.current.warming.get(rollout.alias)
+    async def _start_step(self, rollout: Rollout) -> None:
+        """Start the step's clock once the step is in force, which is when its target is warm."""
+        warming = self._store.current.warming.get(rollout.alias)
         if warming is not None and warming.failed is not None:
             await self._end(rollout, "rolled_back", f"{rollout.target} could not be warmed: {warming.failed}")
-        elif self._standing(rollout) == "there":
+            return
+        progress = self._progress(rollout)
+        if progress == "in force":
             now = self._clock()
             log.info("rollout_step", alias=rollout.alias, target=rollout.target, percent=rollout.percent)
             self._metrics.rollout_percent(rollout.alias).set(rollout.percent)
-            await self._change(rollout, lambda: rollout_state.mark_in_force(self._records, rollout, now))
-        elif self._standing(rollout) == "elsewhere":
-            await self._advance(rollout)  # the same step: a crash may have come before the file was written
+            await self._change(rollout, lambda: rollout_state.mark_in_force(self._files, rollout, now))
+        elif progress == "not written":
+            await self._advance(rollout)  # writes the same step: the process may have crashed before it was written
 
-    def _standing(self, rollout: Rollout) -> Standing:
-        catalogue = self._keeper.current
+    def _progress(self, rollout: Rollout) -> StepProgress:
+        catalogue = self._store.current
         if rollout.alias in catalogue.warming:
-            return "on its way"
-        is_there = rollout_state.has_targets(catalogue.aliases.get(rollout.alias), rollout.targets(rollout.step))
-        return "there" if is_there else "elsewhere"
+            return "warming"
+        alias = catalogue.aliases.get(rollout.alias)
+        return "in force" if rollout_state.has_targets(alias, rollout.targets(rollout.step)) else "not written"
 
-    async def _judge(self, rollout: Rollout) -> None:
-        watch = self._watch(rollout)
-        trip = watch.comparison.trip()
+    async def _check_step(self, rollout: Rollout) -> None:
+        """Roll back if a guard tripped; else end the step once it has had its time and its requests."""
+        comparison = self._observer_of(rollout).comparison
+        trip = comparison.trip()
         since = self._clock() if rollout.since is None else rollout.since
-        if self._standing(rollout) != "there":
+        if self._progress(rollout) != "in force":
             now = self._clock()
-            await self._change(rollout, lambda: rollout_state.supersede_if_changed(self._records, rollout, now))
+            await self._change(rollout, lambda: rollout_state.supersede_if_changed(self._files, rollout, now))
         elif trip is not None:
             await self._end(rollout, "rolled_back", str(trip))
-        elif rollout.is_last and rollout.percent >= LAST_SHARE:
-            await self._end(rollout, "done", f"{rollout.target} has every request")
-        elif self._clock() - since >= rollout.every_s and (watch.comparison.enough or not rollout.minimum):
+        elif rollout.is_last and rollout.percent >= ALL_REQUESTS:
+            await self._end(rollout, "done", f"{rollout.target} gets all requests")
+        elif self._clock() - since >= rollout.every_s and (comparison.has_minimum or not rollout.minimum):
             if rollout.is_last:
-                await self._end(rollout, "done", f"{rollout.target} has {rollout.percent:g} %, as the last step says")
+                await self._end(rollout, "done", f"{rollout.target} gets {rollout.percent:g} %, as in the last step")
             else:
                 await self._advance(rollout)
 
-    def _watch(self, rollout: Rollout) -> _Watch:
-        watch = self._watches.get(rollout.alias)
-        if watch is None or watch.step != rollout.step:
-            if watch is not None:
-                watch.close()
-            watch = self._watches[rollout.alias] = _Watch(rollout, self._watchable)
-        return watch
+    def _observer_of(self, rollout: Rollout) -> _StepObserver:
+        """The observer of the current step; replaces that of an earlier step."""
+        observer = self._observers.get(rollout.alias)
+        if observer is None or observer.step != rollout.step:
+            if observer is not None:
+                observer.close()
+            observer = self._observers[rollout.alias] = _StepObserver(rollout, self._watch, self._unwatch)
+        return observer
+
+    # Changing the stored state...
 
     async def _advance(self, rollout: Rollout) -> None:
         now = self._clock()
-        await self._change(rollout, lambda: rollout_state.advance(self._records, rollout, now))
-        await self._keeper.reload()
+        await self._change(rollout, lambda: rollout_state.advance(self._files, rollout, now))
+        await self._store.reload()
 
-    async def _end(self, rollout: Rollout, how: rollout_state.RolloutState, reason: str) -> None:
+    async def _end(self, rollout: Rollout, state: RolloutState, reason: str) -> None:
         now = self._clock()
-        await self._change(rollout, lambda: rollout_state.end(self._records, rollout, how, reason, now))
-        await self._keeper.reload()
+        await self._change(rollout, lambda: rollout_state.end(self._files, rollout, state, reason, now))
+        await self._store.reload()
 
-    async def _change(self, rollout: Rollout, do: Callable[[], Rollout]) -> None:
-        """Have it done, in a thread; what is known afterwards may be somebody else's doing."""
-        known = self._known[rollout.alias] = await _in_thread(do)
-        if known.state not in {"running", rollout.state}:
-            told = log.warning if known.state == "rolled_back" else log.info
-            told(f"rollout_{known.state}", alias=known.alias, target=known.target, reason=known.reason)
-            self._metrics.rollout_percent(known.alias).set(known.percent if known.state == "done" else 0)
-            watch = self._watches.pop(known.alias, None)
-            if watch is not None:
-                watch.close()
+    async def _change(self, rollout: Rollout, change: Callable[[], Rollout]) -> None:
+        """Change the stored state in a thread. Another process may have ended the rollout instead."""
+        stored = self._rollouts[rollout.alias] = await _in_thread(change)
+        if stored.state in {"running", rollout.state}:
+            return
+        log_method = log.warning if stored.state == "rolled_back" else log.info
+        log_method(f"rollout_{stored.state}", alias=stored.alias, target=stored.target, reason=stored.reason)
+        self._metrics.rollout_percent(stored.alias).set(stored.percent if stored.state == "done" else 0)
+        observer = self._observers.pop(stored.alias, None)
+        if observer is not None:
+            observer.close()
 
 
-async def _in_thread(do: Callable[[], _T]) -> _T:
-    # Abandoned when cancelled: a disk that hangs must not hold up the process's end. What the thread leaves undone is
-    # what a crash would leave, and the state file is written for that.
-    return await trio.to_thread.run_sync(do, abandon_on_cancel=True)
+async def _in_thread(function: Callable[[], _T]) -> _T:
+    # Abandoned when cancelled: a hanging disk must not delay the process's end. What the thread leaves unfinished is
+    # what a crash would leave, and the state file allows for that.
+    return await trio.to_thread.run_sync(function, abandon_on_cancel=True)

@@ -66,7 +66,11 @@ class Gateway:
         self.records = CatalogueFiles.from_settings(settings)
         self.auditor = Auditor(self.records, self.keeper, plan=lambda old, new: self._plan(old, new).as_short_json())
         self.rollouts = RolloutController(
-            self.records, keeper=self.keeper, watchable=self.accounts, metrics=self.metrics
+            self.records,
+            self.keeper,
+            watch=self.accounts.watch,
+            unwatch=self.accounts.unwatch,
+            metrics=self.metrics,
         )
         self.scheduler = Lifecycle(
             self.fleet,

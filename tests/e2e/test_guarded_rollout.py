@@ -95,8 +95,8 @@ class Street:
 
 @pytest.fixture
 async def street(tmp_path, nursery, monkeypatch):
-    monkeypatch.setattr(rollout, "LOOK_S", 0.05)
-    monkeypatch.setattr(rollout, "TROUBLE_LOOK_S", 0.05)
+    monkeypatch.setattr(rollout, "RECONCILE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(rollout, "RETRY_S", 0.05)
     street = Street(tmp_path, nursery)
     await street.open()
     yield street

@@ -82,11 +82,11 @@ class _Guard(click.ParamType[tuple[str, float | None]]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, float | None]:
-        from gateway.aliases.rollout_guards import DEFAULTS  # noqa: PLC0415 - only for those who ask
+        from gateway.aliases.rollout_guards import DEFAULT_TOLERANCES  # noqa: PLC0415 - only for those who ask
 
         name, _, tolerance = str(value).partition("=")
-        if name != "none" and name not in DEFAULTS:
-            self.fail(f"there is no guard {name!r}: there are {', '.join(DEFAULTS)}, and none", param, ctx)
+        if name != "none" and name not in DEFAULT_TOLERANCES:
+            self.fail(f"there is no guard {name!r}: there are {', '.join(DEFAULT_TOLERANCES)}, and none", param, ctx)
         try:
             allowed = float(tolerance) if tolerance else None
         except ValueError:

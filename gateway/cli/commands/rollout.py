@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files import locked_edit, rollout_state, toml_edit
 from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, RolloutAlreadyRunning
-from gateway.aliases.rollout_guards import DEFAULTS, GuardName
+from gateway.aliases.rollout_guards import DEFAULT_TOLERANCES, GuardName
 from gateway.cli import api_client
 from gateway.cli.alias_edit import DONE, NO_GATEWAY, NOT_IN_FORCE, AliasCommands, Refused, os_user
 from gateway.cli.api_client import NoAnswer
@@ -76,12 +76,12 @@ def start(
 def _chosen(said: Sequence[tuple[GuardName | Literal["none"], float | None]]) -> dict[GuardName, float]:
     """All by default; those that were named; or none."""
     if not said:
-        return dict(DEFAULTS)
+        return dict(DEFAULT_TOLERANCES)
     chosen: dict[GuardName, float] = {}
     for guard, tolerance in said:
         if guard == "none":
             return {}
-        chosen[guard] = DEFAULTS[guard] if tolerance is None else tolerance
+        chosen[guard] = DEFAULT_TOLERANCES[guard] if tolerance is None else tolerance
     return chosen
 
 
