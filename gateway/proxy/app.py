@@ -1,306 +1,210 @@
-"""The data plane: a plain ASGI callable for the inference paths. Reads like the story of a request.
+"""The ASGI application for the inference paths. It reads from here down: request, dispatch, attempt, relay.
 
-    read -> resolve the alias on one snapshot -> choose a neuron and lease it -> rewrite `model` -> ask -> relay
-         -> record once
-
-One nursery per request. In it: the request itself, a watcher for the client's leaving (which first reads what is left
-of an upload), and for streams a pacer. When it closes, everything the request started is gone, whatever the reason.
+One nursery per request. In it run the request itself, a task that watches for the client's disconnect and, for a
+stream, the task that sends keep-alives. When the nursery closes, everything the request started is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 import structlog
 import trio
 
-from catalogue.source import CatalogueSource
 from gateway import errors
 from gateway.asgi import Receive, Scope, Send
-from gateway.config.settings import Settings
 from gateway.dialects import Dialect
-from gateway.fleet.routing.choose import Decision, Route
-from gateway.fleet.routing.queue import Admission
-from gateway.fleet.state import Fleet
-from gateway.http.pool import UpstreamPool
 from gateway.proxy import response_headers, server_timing, total_deadline
-from gateway.proxy.attempt import Retriable
 from gateway.proxy.body_memory import BodyMemory, BodyReservation
 from gateway.proxy.client_response import ClientGone, ClientResponse
-from gateway.proxy.count_tokens import Count
-from gateway.proxy.dispatch import Dispatch, shutting_down
+from gateway.proxy.client_watch import keep_alive, watch_client
+from gateway.proxy.context import ProxyContext, shutting_down
+from gateway.proxy.count_tokens import CountTokens
+from gateway.proxy.dispatch import Dispatch
 from gateway.proxy.endpoints import ENDPOINTS, Endpoint
+from gateway.proxy.form_request import read_form_request, watch_uploading_client
 from gateway.proxy.forms.spool import SpoolStorage
-from gateway.proxy.forms.upload import Upload
-from gateway.proxy.hedging.hedge_policy import Hedging
-from gateway.proxy.keepalive import KeepAlive
-from gateway.proxy.request import InferenceRequest, open_upload, read, read_form, request_id_of
-from gateway.proxy.shadow.shadower import Shadows
-from gateway.telemetry.request_log import Accounts
+from gateway.proxy.request import InferenceRequest, read_request, request_id_of
 from gateway.telemetry.request_record import Record
 
-__all__ = ["Inference"]
-
-# For the neuron to end the body of a stream whose terminator is out already and whose client has left on it. Mostly the
-# end is on its way, and the connection can be used again.
-LAST_BYTES_S = 1.0
+__all__ = ["InferenceApp"]
 
 log = structlog.get_logger("cortex.inference")
 
 
-class Lifecycle(Protocol):
-    """Whoever can make a model become loaded."""
+class InferenceApp:
+    """An ASGI callable, HTTP only.
 
-    async def wait_until_routable(self, decision: Decision) -> None:
-        """Return when it is worth choosing again. Raises a GatewayError if it never will be."""
-        ...
+    Args:
+        context: The collaborators of the request path.
 
-    def retry_after_s(self, model: str) -> int:
-        """When to ask again for a model that is being loaded, in whole seconds."""
-        ...
+    Attributes:
+        context: The same.
+        body_memory: The memory that request bodies take.
+        spools: The disk space that uploads take.
+    """
 
-    def earlier_loads(self, model: str) -> str:
-        """How long loads of the model took before, as the rest of a sentence; empty if nobody knows."""
-        ...
-
-
-class Inference:
-    """Everything the requests share. An ASGI callable; HTTP only."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        catalogue: CatalogueSource,
-        fleet: Fleet,
-        upstream: UpstreamPool,
-        accounts: Accounts,
-        poll_soon: Callable[[str], None],
-        lifecycle: Lifecycle,
-        shadows: Shadows | None = None,
-    ) -> None:
-        self.settings = settings
-        self.catalogue = catalogue
-        self.fleet = fleet
-        self.upstream = upstream
-        self.accounts = accounts
-        self.poll_soon = poll_soon
-        self.lifecycle = lifecycle
-        self.shadows = shadows
-        self.hedging = Hedging(accounts.metrics)
-        self.admission = Admission(fleet, catalogue=catalogue, limit=settings.limits.queue)
-        self.draining = False
-        self.bodies = BodyMemory(int(settings.limits.bodies_mb * 1024**2))
+    def __init__(self, context: ProxyContext) -> None:
+        settings = context.settings
+        self.context = context
+        self.body_memory = BodyMemory(int(settings.limits.bodies_mb * 1024**2))
         self.spools = SpoolStorage(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))
         self._body_limit_bytes = int(settings.gateway.body_limit_mb * 1024**2)
-        self._spoken: frozenset[str] = frozenset().union(*(node.backend.dialects for node in fleet.nodes.values()))
+        nodes = context.fleet.nodes.values()
+        self._neuron_dialects: frozenset[str] = frozenset().union(*(node.backend.dialects for node in nodes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, to its end or its client's."""
+        """Serve one request until it is answered, or its client has left."""
         endpoint = ENDPOINTS[scope["path"]]
-        with self.accounts.open(request_id_of(scope["headers"]), scope["path"]) as record:
-            answer = _answer(scope, send, record)
+        headers = scope["headers"]
+        with self.context.request_log.open(request_id_of(headers), scope["path"]) as record:
+            client = (
+                server_timing.timed_response(send, record) if server_timing.wanted(headers) else ClientResponse(send)
+            )
             try:
                 self._admit()
-                if endpoint.is_form:
-                    await self._serve_form(endpoint, scope, receive, answer, record)
-                else:
-                    with self.bodies.reservation() as reservation:
+                with self.body_memory.reservation() as reservation:
+                    if endpoint.is_form:
+                        await self._serve_form(endpoint, scope, receive, client, record, reservation=reservation)
+                    else:
                         request = await self._read(endpoint, scope, receive, record, reservation)
-                        await self._serve(endpoint, request, receive, answer, record)
+                        await self._serve(endpoint, request, receive, client, record)
             except errors.GatewayError as error:
-                await _refuse(answer, record, error, endpoint.dialect)
+                await _send_error(client, record, error, endpoint.dialect)
             except ClientGone:
                 record.outcome = "client_disconnected"
             finally:
-                record.status, record.bytes_out = answer.status, answer.bytes_sent
-                record.sent_first_at = answer.first_write_at
+                record.status, record.bytes_out = client.status, client.bytes_sent
+                record.sent_first_at = client.first_write_at
 
     def drain(self) -> None:
-        """From now on refuse what is new, and what still waits for a model or a place: that may take minutes."""
-        self.draining = True
-        for record in list(self.accounts.live.values()):
+        """Refuse new requests from now on, and those that still wait for a replica: that may take minutes."""
+        self.context.draining.set()
+        for record in list(self.context.request_log.live.values()):
             if record.is_waiting:
                 record.cancel(shutting_down())
 
     def cut(self, error: errors.GatewayError) -> None:
-        """End everything that runs, each client with `error` in the form it can still take."""
-        for record in list(self.accounts.live.values()):
+        """End every running request; each client gets `error` if its response can still carry it."""
+        for record in list(self.context.request_log.live.values()):
             record.cancel(error)
 
-    def note_failure(self, route: Route, failure: Retriable) -> None:
-        """What a failed attempt says about the neuron, for the requests after this one."""
-        if failure.not_loaded:
-            self.fleet.dropped(route.node, route.model_id)
-        elif failure.unreachable:
-            self.fleet.failed(route.node, failure.error.message)
-        elif failure.refusal is not None and failure.refusal.retry_after_s is not None:
-            self.fleet.busy(route.node, route.model_id, failure.refusal.retry_after_s)
-        self.poll_soon(route.node)
-
-    def note_faulty(self, suspects: Sequence[tuple[Route, str]]) -> None:
-        """Another neuron has answered what these could not: so it was not the request that was at fault."""
-        for route, reason in suspects:
-            self.fleet.at_fault(route.node, reason)
-
     def _admit(self) -> None:
-        if self.draining:
+        if self.context.draining.is_set():
             raise shutting_down()
-        if len(self.accounts.live) > self.settings.limits.requests:
+        limit = self.context.settings.limits.requests
+        if len(self.context.request_log.live) > limit:
             raise errors.Overloaded(
-                f"this gateway serves at most {self.settings.limits.requests} requests at a time", retry_after_s=1
+                f"this gateway serves at most {limit} requests at a time (limits.requests): try again", retry_after_s=1
             )
 
     async def _read(
         self, endpoint: Endpoint, scope: Scope, receive: Receive, record: Record, reservation: BodyReservation
     ) -> InferenceRequest:
-        allowed = total_deadline.asked_by_client(scope["headers"])
-        deadline_s = self.settings.deadlines.header_seconds
-        with trio.move_on_after(deadline_s if allowed is None else min(deadline_s, allowed.allowed_s)) as arrival:
-            interruptions: list[errors.GatewayError] = []
-            record.cancel = partial(_interrupt, arrival, interruptions)
-            request = await read(scope, receive, record.request_id, self._body_limit_bytes, reservation)
-            request.budget = allowed
+        """Read the whole request within the `header` deadline, or the client's total deadline if that is shorter."""
+        deadline = total_deadline.of_client(scope["headers"])
+        allowed_s = self.context.settings.deadlines.header_seconds
+        cancelled_by: list[errors.GatewayError] = []
+        with trio.move_on_after(allowed_s if deadline is None else min(allowed_s, deadline.allowed_s)) as arrival:
+            record.cancel = partial(_cancel_reading, arrival, cancelled_by)
+            request = await read_request(scope, receive, record.request_id, self._body_limit_bytes, reservation)
+            request.total_deadline = deadline
             record.read_at = trio.current_time()
             record.bytes_in = len(request.body)
-            request.understand(endpoint.dialect, self._spoken)
+            request.open_dialogue(endpoint.dialect, self._neuron_dialects)
             record.stream = request.stream
             return request
-        if interruptions:
-            raise interruptions[0]
-        if allowed is not None and allowed.allowed_s < deadline_s:
-            raise allowed.exceeded("header", {})
-        raise errors.RequestTimeout(f"the request did not arrive within {deadline_s:g} s")
+        if cancelled_by:
+            raise cancelled_by[0]
+        if deadline is not None and deadline.allowed_s < allowed_s:
+            raise deadline.exceeded("header", {})
+        raise errors.RequestTimeout(f"the request did not arrive within {allowed_s:g} s (deadlines.header_seconds)")
 
     async def _serve_form(
-        self, endpoint: Endpoint, scope: Scope, receive: Receive, answer: ClientResponse, record: Record
+        self,
+        endpoint: Endpoint,
+        scope: Scope,
+        receive: Receive,
+        client: ClientResponse,
+        record: Record,
+        *,
+        reservation: BodyReservation,
     ) -> None:
-        """As any request, but begun as soon as its `model` has come. What is kept of it is gone when this returns."""
-        stall_timeout_s = self.settings.deadlines.upload_seconds
-        with self.bodies.reservation() as reservation:
-            async with self.spools.open(reservation) as spool:
-                limit_bytes = self._body_limit_bytes
-                upload = open_upload(
-                    scope, receive, spool, body_limit_bytes=limit_bytes, stall_timeout_s=stall_timeout_s
-                )
-                try:
-                    request = await self._read_form(scope, upload, record)
-                    request.understand(endpoint.dialect, self._spoken)
-                    await self._serve(endpoint, request, receive, answer, record)
-                finally:
-                    record.bytes_in = upload.received_bytes
-
-    async def _read_form(self, scope: Scope, upload: Upload, record: Record) -> InferenceRequest:
-        """Read as far as routing needs. That may take long: it has no deadline but the client's own, if it has one."""
-        allowed = total_deadline.asked_by_client(scope["headers"])
-        if allowed is None:
-            request = await read_form(scope, upload, record.request_id)
-        else:
-            with trio.move_on_after(allowed.allowed_s) as scope_of_all:
-                request = await read_form(scope, upload, record.request_id)
-            if scope_of_all.cancelled_caught:
-                raise allowed.exceeded("header", {})
-        request.budget = allowed
-        record.read_at = trio.current_time()
-        return request
+        """Serve a multipart form, from when its `model` has arrived. Its temporary file is gone when this returns."""
+        stall_timeout_s = self.context.settings.deadlines.upload_seconds
+        async with self.spools.open(reservation) as spool:
+            request = await read_form_request(
+                scope,
+                receive,
+                spool,
+                record,
+                body_limit_bytes=self._body_limit_bytes,
+                stall_timeout_s=stall_timeout_s,
+            )
+            try:
+                request.open_dialogue(endpoint.dialect, self._neuron_dialects)
+                await self._serve(endpoint, request, receive, client, record)
+            finally:
+                if request.upload is not None:
+                    record.bytes_in = request.upload.received_bytes
 
     async def _serve(
-        self, endpoint: Endpoint, request: InferenceRequest, receive: Receive, answer: ClientResponse, record: Record
+        self, endpoint: Endpoint, request: InferenceRequest, receive: Receive, client: ClientResponse, record: Record
     ) -> None:
-        """The request's nursery. Errors are dealt with inside it, so that no exception group needs taking apart."""
+        """Open the request's nursery. Errors are handled inside it, so that none comes out as an exception group."""
         async with trio.open_nursery() as nursery:
-            errand = Dispatch(self, request, answer, record)
+            dispatch = Dispatch(self.context, request, client, record)
+            keepalive, scope = dispatch.keepalive, nursery.cancel_scope
             if request.upload is None:
-                nursery.start_soon(_watch_the_client, receive, answer, record, nursery.cancel_scope)
+                nursery.start_soon(watch_client, receive, client, record, scope)
             else:
-                nursery.start_soon(_take_the_rest, request.upload, receive, record, errand.pacer, nursery)
+                nursery.start_soon(watch_uploading_client, request.upload, receive, record, keepalive, nursery)
             if request.stream:
-                nursery.start_soon(_pace, errand.pacer, record, nursery.cancel_scope)
+                nursery.start_soon(keep_alive, keepalive, record, scope)
             try:
-                await (Count(self, request, answer, record) if endpoint.counts else errand).run()
+                if endpoint.counts:
+                    await CountTokens(self.context, request, client, record).run()
+                else:
+                    await dispatch.run()
             except errors.GatewayError as error:
-                await _refuse(answer, record, error, request.dialect, errand)
+                await _send_error(client, record, error, request.dialect, dispatch)
             except ClientGone:
                 record.outcome = "client_disconnected"
             except Exception:
                 log.exception("internal_error", request_id=record.request_id, model=record.model, node=record.node)
-                ours = errors.InternalError("an error inside the gateway; its log has more")
-                await _refuse(answer, record, ours, request.dialect, errand)
-            nursery.cancel_scope.cancel()
+                internal = errors.InternalError("an error inside the gateway; its log has the details")
+                await _send_error(client, record, internal, request.dialect, dispatch)
+            scope.cancel()
 
 
-def _answer(scope: Scope, send: Send, record: Record) -> ClientResponse:
-    if not server_timing.wanted(scope["headers"]):
-        return ClientResponse(send)
-    return server_timing.TimedAnswer(send, lambda: server_timing.summary(record, trio.current_time()))
-
-
-async def _refuse(
-    answer: ClientResponse, record: Record, error: errors.GatewayError, dialect: Dialect, errand: Dispatch | None = None
+async def _send_error(
+    client: ClientResponse,
+    record: Record,
+    error: errors.GatewayError,
+    dialect: Dialect,
+    dispatch: Dispatch | None = None,
 ) -> None:
-    """Tell the client: a proper status if nothing is out yet, an error event in a stream, else a broken body.
+    """Send an error response if no status was sent yet, or an error event in a stream.
 
-    Returning with the body unfinished makes the server break the connection: better than a false end.
+    Otherwise leave the body unfinished: the server then breaks the connection, and the client notices the error.
     """
-    if answer.terminator_sent:
-        record.outcome = "ok"  # whatever it is, the client has its answer and the word that it is over
-        await answer.end()
+    if client.terminator_sent:
+        record.outcome = "ok"  # the client has the whole answer
+        await client.end()
         return
     record.failed(error)
     try:
-        if not answer.started:
-            headers = response_headers.of_ours(record, [*dialect.headers(record.request_id), *error.headers])
-            await answer.respond(error.status, headers, dialect.error(error, record.request_id))
-        elif record.stream and not answer.ended and errand is not None:
-            await answer.end_with_error(errand.error_event(error))
+        if not client.started:
+            headers = response_headers.of_gateway(record, [*dialect.headers(record.request_id), *error.headers])
+            await client.respond(error.status, headers, dialect.error(error, record.request_id))
+        elif record.stream and not client.ended and dispatch is not None:
+            await client.end_with_error(dispatch.error_event(error))
     except ClientGone:
         pass
 
 
-def _interrupt(scope: trio.CancelScope, interruptions: list[errors.GatewayError], error: errors.GatewayError) -> None:
-    interruptions.append(error)
-    scope.cancel()
-
-
-async def _watch_the_client(receive: Receive, answer: ClientResponse, record: Record, scope: trio.CancelScope) -> None:
-    """From the moment the request is read until its end: when the client leaves, everything else stops."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    if answer.ending:
-        return  # a server says `disconnect` after a complete response too (ASGI); nothing is left to stop
-    if answer.terminator_sent:
-        record.outcome = "ok"
-        scope.deadline = trio.current_time() + LAST_BYTES_S
-        return
-    record.outcome = "client_disconnected"
-    scope.cancel()
-
-
-async def _take_the_rest(
-    upload: Upload, receive: Receive, record: Record, pacer: KeepAlive, nursery: trio.Nursery
+def _cancel_reading(
+    scope: trio.CancelScope, cancelled_by: list[errors.GatewayError], error: errors.GatewayError
 ) -> None:
-    """As `_watch_the_client`, for a client that is not done sending; what is wrong with the rest ends the errand."""
-    try:
-        await upload.run()
-    except errors.GatewayError as error:
-        record.cancel(error)
-        return
-    except ClientGone:
-        if not pacer.client.ending:  # as above: after an early answer this is no news
-            record.outcome = "client_disconnected"
-            nursery.cancel_scope.cancel()
-        return
-    if upload.stream and not pacer.client.started:
-        record.stream = True
-        nursery.start_soon(_pace, pacer, record, nursery.cancel_scope)  # not sooner: few clients listen while they send
-    await _watch_the_client(receive, pacer.client, record, nursery.cancel_scope)
-
-
-async def _pace(pacer: KeepAlive, record: Record, scope: trio.CancelScope) -> None:
-    try:
-        await pacer.run()
-    except ClientGone:
-        record.outcome = "client_disconnected"
-        scope.cancel()
+    cancelled_by.append(error)
+    scope.cancel()

@@ -1,15 +1,14 @@
-"""One attempt: one request sent to one neuron, and its answer carried to the client. Who is asked, others decide.
+"""One attempt: send the request to one replica and relay its answer to the client.
 
-An attempt either carries the answer to its end, or raises `Retriable` while another neuron could still take over,
-`Refused` if none need be asked, or what went wrong after that. Until there is something to tell the client it touches
-nothing that another attempt at the same request could touch too.
+The caller chose the replica and decides about retries. Until the attempt has something for the client it changes
+nothing that another attempt at the same request could change, because two may run at once (`hedging/`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import structlog
 import trio
@@ -26,221 +25,205 @@ from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy import relay, response_headers
+from gateway.proxy.attempt_failures import AttemptFailures, RefusedByUpstream, Retriable
 from gateway.proxy.client_response import ClientResponse
+from gateway.proxy.context import ProxyContext
 from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import InferenceRequest, outgoing_headers
 from gateway.proxy.shadow.transcript import Transcript
 from gateway.telemetry.attempt_record import AttemptRecord
 from gateway.telemetry.request_record import Record
 
-if TYPE_CHECKING:
-    from gateway.proxy.app import Inference
-
-__all__ = ["Attempt", "Refused", "Retriable", "pass_on"]
+__all__ = ["Attempt", "send_upstream_error"]
 
 log = structlog.get_logger("cortex.attempt")
 
 
-class Retriable(Exception):
-    """An attempt failed before the client saw any of it.
-
-    `refusal` is the neuron's own no, where that is what happened; `not_loaded` that it does not have the model;
-    `unreachable` that the neuron failed rather than refused.
-    """
-
-    def __init__(
-        self,
-        error: errors.GatewayError,
-        *,
-        refusal: UpstreamErrorResponse | None = None,
-        not_loaded: bool = False,
-        unreachable: bool = False,
-    ) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.refusal = refusal
-        self.not_loaded = not_loaded
-        self.unreachable = unreachable
-
-    @property
-    def may_be_the_request(self) -> bool:
-        """Whether neuron and request are both to be suspected: it broke over it, or answered nonsense."""
-        if self.refusal is not None:
-            return self.refusal.is_failure
-        return isinstance(self.error, errors.UpstreamMalformedResponse)
-
-
-class Refused(Exception):
-    """The neuron says no to the request as it is: 400, 413 and the like. Another would say the same."""
-
-    def __init__(self, refusal: UpstreamErrorResponse, error: errors.GatewayError) -> None:
-        super().__init__(error.message)
-        self.refusal = refusal
-        self.error = error
-
-
 class Attempt:
-    """One. Its lease and its `phases` are its caller's.
+    """Call `run` once.
 
     Args:
-        shared: What the requests share.
-        request: The client's.
-        record: Written once this attempt answers, and not before.
-        pacer: The request's.
-        phases: Nobody else's while it runs.
-        routed: Where it goes, as it is accounted for.
-        policy: What its alias says.
-        claim: Asked in the moment in which there is something to tell the client: False if somebody else answers it
-            already; this attempt's scope is cancelled then. None if nobody else could.
+        context: The shared collaborators.
+        request: The client's request.
+        record: The request's record. The attempt writes to it once it has something for the client.
+        keepalive: Keeps the client's connection alive while the neuron is silent.
+        route: The chosen replica.
+        attempt_record: The record of this attempt.
+        phases: The deadlines of this attempt. No other attempt uses them while it runs.
+        failures: A failure of this attempt is added here.
+        policy: The alias, if it does more than name a model.
+        keep_transcript: Whether to keep a transcript of the answer, for the comparison with a shadow.
+
+    Attributes:
+        claim: Called when the attempt has something for the client: False if another attempt answers already, in which
+            case this one's scope has been cancelled. None if no other attempt could answer.
+        translation: Turns the neuron's answer into the client's; None if they are the same bytes.
+        transcript: What the neuron answered, if `keep_transcript`.
     """
 
     __slots__ = (
-        "_answer",
-        "_begun",
-        "_claim",
-        "_pacer",
-        "_phases",
+        "_client",
+        "_context",
+        "_failures",
+        "_keep_transcript",
+        "_keepalive",
         "_policy",
         "_record",
         "_request",
-        "_routed",
-        "_shared",
-        "heard",
-        "listens",
+        "attempt_record",
+        "claim",
+        "phases",
+        "route",
+        "transcript",
         "translation",
     )
 
     def __init__(
         self,
-        shared: Inference,
+        context: ProxyContext,
         request: InferenceRequest,
         record: Record,
-        pacer: KeepAlive,
+        keepalive: KeepAlive,
         *,
+        route: Route,
+        attempt_record: AttemptRecord,
         phases: PhaseDeadlines,
-        routed: AttemptRecord,
+        failures: AttemptFailures,
         policy: Alias | None = None,
-        claim: Callable[[Attempt], bool] | None = None,
+        keep_transcript: bool = False,
     ) -> None:
-        self._shared = shared
+        self._context = context
         self._request = request
         self._record = record
-        self._pacer = pacer
-        self._answer = pacer.client
-        self._phases = phases
+        self._keepalive = keepalive
+        self._client = keepalive.client
+        self._failures = failures
         self._policy = policy
-        self._routed = routed
-        self._claim = claim
+        self._keep_transcript = keep_transcript
+        self.route = route
+        self.attempt_record = attempt_record
+        self.phases = phases
+        self.claim: Callable[[Attempt], bool] | None = None
         self.translation: Translation | None = None
-        """What stands between the neuron's answer and the client; None for nothing."""
-        self._begun = trio.current_time()
-        self.listens = False
-        self.heard: Transcript | None = None
-        """What the answer said, if it was to be listened to."""
+        self.transcript: Transcript | None = None
 
-    async def run(self, route: Route) -> None:
-        """Ask, and carry the answer. Raises Retriable, Refused, GatewayError or ClientGone."""
+    async def run(self) -> None:
+        """Send the request and relay the answer. Takes the lease before the first checkpoint.
+
+        Raises:
+            Retriable: Another replica may still answer; the client has seen nothing.
+            RefusedByUpstream: The neuron refused the request.
+            GatewayError: The neuron failed after the client had seen some of the answer.
+            ClientGone: The client left.
+        """
+        context, route = self._context, self.route
         try:
-            outgoing = self._prepare(route)
-            headers = outgoing_headers(self._request, translated=outgoing.translation is not None)
-            origin, message = build_request(route, outgoing.path, headers, outgoing.body, upload=outgoing.upload)
-            with self._phases:
-                async with self._shared.upstream.exchange(origin, message, self._phases, outgoing.upload) as response:
-                    await self._deliver(response)
-            self._shared.fleet.succeeded(route.node, route.model_id, answered=True)
-        except Refused:
-            self._shared.fleet.succeeded(route.node, route.model_id)  # in being a neuron
+            # No checkpoint lies between choosing the route and taking the lease, so no eviction can come in between.
+            with context.fleet.lease(route.node, route.model_id), self.attempt_record:
+                if context.shadows is not None:
+                    context.shadows.give_way(route.node)
+                await self._exchange()
+                context.fleet.succeeded(route.node, route.model_id, answered=True)
+        except RefusedByUpstream as refused:
+            context.fleet.succeeded(route.node, route.model_id)  # it refused, so it is up
+            self.attempt_record.refused(refused.error)
+            raise
+        except Retriable as failure:
+            self._failed(failure)
             raise
         except (errors.UpstreamError, errors.DeadlineExceeded) as error:
-            failure = Retriable(error, unreachable=not isinstance(error, errors.UpstreamMalformedResponse))
-            if self._answer.committed:
-                # Nobody can take over, but the requests after this one can be spared.
-                self._shared.note_failure(route, failure)
+            retriable = Retriable(error, unreachable=not isinstance(error, errors.UpstreamMalformedResponse))
+            if self._client.committed:
+                # No other replica can take over, but the next requests can avoid this neuron.
+                self._report(retriable)
                 raise
-            raise failure from error
+            self._failed(retriable)
+            raise retriable from error
 
-    def _prepare(self, route: Route) -> Outgoing:
-        outgoing = self._request.dialogue.outgoing(neuron_model_name(route), route.backend)
+    async def _exchange(self) -> None:
+        route, request = self.route, self._request
+        outgoing = request.dialogue.outgoing(neuron_model_name(route), route.backend)
         self.translation = outgoing.translation
-        return outgoing if self._policy is None else self._as_the_alias_wants(outgoing, self._policy)
+        if self._policy is not None:
+            outgoing = self._apply_alias(outgoing, self._policy)
+        headers = outgoing_headers(request, translated=outgoing.translation is not None)
+        origin, message = build_request(route, outgoing.path, headers, outgoing.body, upload=outgoing.upload)
+        sent_at = trio.current_time()
+        with self.phases:
+            async with self._context.upstream.exchange(origin, message, self.phases, outgoing.upload) as response:
+                if response.status >= 300:
+                    await self._raise_refusal(response)
+                is_stream = (response.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
+                if self._keep_transcript:
+                    transcript = self.transcript = Transcript(sent_at, stream=is_stream)
+                    response.listener = lambda chunk: transcript.feed(chunk, trio.current_time())
+                await (self._relay_stream(response) if is_stream else self._relay_body(response))
+        self._record.outcome = "ok"
 
-    def _as_the_alias_wants(self, outgoing: Outgoing, policy: Alias) -> Outgoing:
-        """Its parameters in what is asked, in the dialect it is asked in; its name in what is answered."""
+    def _apply_alias(self, outgoing: Outgoing, policy: Alias) -> Outgoing:
+        """Put the alias's parameters into the body, in the neuron's dialect, and its name into the answer."""
         if policy.echo == "alias":
-            self.translation = Echo(policy.name, outgoing.translation, self._error_event)
-        if outgoing.upload is not None or not (policy.params or policy.force):  # a form is no JSON
+            request, record = self._request, self._record
+            self.translation = Echo(
+                policy.name,
+                outgoing.translation,
+                lambda error: request.dialect.error_event(error, record.request_id),
+            )
+        if outgoing.upload is not None or not (policy.params or policy.force):  # a form is not JSON
             return outgoing
         return outgoing._replace(body=edit(outgoing.body, policy.params, policy.force))
 
-    def _error_event(self, error: errors.GatewayError) -> bytes:
-        return self._request.dialect.error_event(error, self._record.request_id)
+    # Relaying the answer...
 
-    async def _deliver(self, response: UpstreamResponse) -> None:
-        if response.status >= 300:
-            await self._refuse(response)
-        is_stream = (response.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
-        if self.listens:
-            self._listen(response, stream=is_stream)
-        if is_stream:
-            await self._deliver_stream(response)
-        else:
-            await self._deliver_body(response)
-        self._record.outcome = "ok"
-
-    def _listen(self, response: UpstreamResponse, *, stream: bool) -> None:
-        heard = self.heard = Transcript(self._begun, stream=stream)
-        response.listener = lambda chunk: heard.feed(chunk, trio.current_time())
-
-    async def _deliver_stream(self, response: UpstreamResponse) -> None:
+    async def _relay_stream(self, response: UpstreamResponse) -> None:
         meter = self._record.stream_meter()
         head = partial(self._head, response, streaming=True)
-        # While another may answer in the end, silence is filled under a head that names neither.
-        self._pacer.stream_started(head if self._claim is None else None)
+        # While another attempt may win, keep-alives go out under a head that names no neuron.
+        self._keepalive.stream_started(head if self.claim is None else None)
         preamble = await relay.read_preamble(response, meter)
-        await self._begin_to_answer(response)
-        self._pacer.head = head
+        await self._win(response)
+        self._keepalive.head = head
         self._record.stream, self._record.meter = True, meter
-        await relay.relay_stream(response, preamble, meter, self._phases, self._pacer, translation=self.translation)
+        await relay.relay_stream(response, preamble, meter, self.phases, self._keepalive, translation=self.translation)
 
-    async def _deliver_body(self, response: UpstreamResponse) -> None:
-        self._refuse_unless_it_can_be_told()
-        if self._claim is None:
-            self._pacer.disable_keepalive()
+    async def _relay_body(self, response: UpstreamResponse) -> None:
+        self._require_unstarted()
+        if self.claim is None:
+            self._keepalive.disable_keepalive()
         first = await response.receive()
-        self._refuse_unless_it_can_be_told()
-        await self._begin_to_answer(response)
-        self._pacer.disable_keepalive()
-        self._record.stream = False  # asked for or not: what breaks off here has no events to say so in
+        self._require_unstarted()
+        await self._win(response)
+        self._keepalive.disable_keepalive()
+        self._record.stream = False  # whatever the client asked for: this body cannot carry an error event
         self._record.first_byte_at = trio.current_time()
         meter = self._record.meter_whole(response.header(b"content-type"))
         head = partial(self._head, response, streaming=False)
-        if isinstance(self.translation, Echo) and not _is_json(response):
-            self.translation = self.translation.then  # sound, say: there is no name in it
+        is_json = b"json" in (response.header(b"content-type") or b"").lower()
+        if isinstance(self.translation, Echo) and not is_json:
+            self.translation = self.translation.then  # sound, for example, contains no model name
         try:
             if self.translation is None:
-                await relay.relay_body(response, first, meter, self._phases, self._answer, head=head)
+                await relay.relay_body(response, first, meter, self.phases, self._client, head=head)
             else:
                 await relay.relay_whole(
-                    response, first, meter, self._phases, self._answer, head=head, translation=self.translation
+                    response, first, meter, self.phases, self._client, head=head, translation=self.translation
                 )
         finally:
             self._record.usage = meter.usage
 
-    def _refuse_unless_it_can_be_told(self) -> None:
-        if self._answer.started:
-            raise errors.UpstreamMalformedResponse("the neuron answered a request for a stream with something else")
+    def _require_unstarted(self) -> None:
+        """An early 200 promised the client an event stream."""
+        if self._client.started:
+            raise errors.UpstreamMalformedResponse("the neuron answered a streaming request with something else")
 
-    async def _begin_to_answer(self, response: UpstreamResponse) -> None:
-        """From here on this is the attempt whose answer the client gets.
-
-        Unless another was quicker, even if in the same moment: then we have been cancelled, and notice it here.
-        """
-        if self._claim is not None and not self._claim(self):
+    async def _win(self, response: UpstreamResponse) -> None:
+        """Become the attempt that answers the client. Never returns if another one does: this one is cancelled."""
+        if self.claim is not None and not self.claim(self):
             await trio.sleep_forever()
-        self._record.node, self._record.upstream_status = self._routed.node, response.status
+        self._record.node, self._record.upstream_status = self.route.node, response.status
 
     def _head(self, response: UpstreamResponse, *, streaming: bool) -> tuple[int, Headers]:
-        headers = response_headers.of_upstream(
+        headers = response_headers.from_upstream(
             response.headers,
             self._record,
             streaming=streaming,
@@ -249,14 +232,16 @@ class Attempt:
         )
         return response.status, headers
 
-    async def _refuse(self, response: UpstreamResponse) -> NoReturn:
+    # Failures...
+
+    async def _raise_refusal(self, response: UpstreamResponse) -> NoReturn:
         refusal = await UpstreamErrorResponse.read(response)
         error = refusal.as_error()
         log.warning(
             "upstream_refused",
             request_id=self._record.request_id,
             model=self._record.model,
-            node=self._routed.node,
+            node=self.route.node,
             status=response.status,
             body=refusal.body.decode("utf-8", "replace"),
         )
@@ -264,19 +249,31 @@ class Attempt:
             raise Retriable(error, not_loaded=True)
         if refusal.may_differ_elsewhere:
             raise Retriable(error, refusal=refusal)
-        raise Refused(refusal, error)
+        raise RefusedByUpstream(refusal, error)
+
+    def _failed(self, failure: Retriable) -> None:
+        self.attempt_record.failed(failure.error)
+        self._failures.add(self.route, failure)
+        self._report(failure)
+
+    def _report(self, failure: Retriable) -> None:
+        """Tell the fleet, for the requests that come next, and have the neuron polled."""
+        fleet, route = self._context.fleet, self.route
+        if failure.not_loaded:
+            fleet.dropped(route.node, route.model_id)
+        elif failure.unreachable:
+            fleet.failed(route.node, failure.error.message)
+        elif failure.refusal is not None and failure.refusal.retry_after_s is not None:
+            fleet.busy(route.node, route.model_id, failure.refusal.retry_after_s)
+        self._context.poll_soon(route.node)
 
 
-def _is_json(response: UpstreamResponse) -> bool:
-    return b"json" in (response.header(b"content-type") or b"").lower()
-
-
-async def pass_on(
-    refusal: UpstreamErrorResponse, request: InferenceRequest, answer: ClientResponse, record: Record
+async def send_upstream_error(
+    refusal: UpstreamErrorResponse, request: InferenceRequest, client: ClientResponse, record: Record
 ) -> None:
-    """Tell the client a neuron's no: its status, Retry-After and words, in the form the client's dialect has."""
+    """Answer the client with a neuron's error response: its status, Retry-After and text, in the client's dialect."""
     record.outcome, record.upstream_status = "upstream_error", refusal.status
     content_type, body = request.dialect.upstream_error(refusal, record.request_id)
-    headers = response_headers.of_ours(record, request.dialect.headers(record.request_id), content_type)
+    headers = response_headers.of_gateway(record, request.dialect.headers(record.request_id), content_type)
     headers += [(name, value) for name, value in refusal.headers if name == b"retry-after"]
-    await answer.respond(refusal.status, headers, body)
+    await client.respond(refusal.status, headers, body)

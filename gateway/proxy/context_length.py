@@ -1,15 +1,15 @@
-"""Prompts that cannot fit are refused before they wait in line, load a model or travel. No tokenizer, no I/O.
+"""Refuses prompts that cannot fit, before they wait in a queue or cause a load. No tokenizer, no I/O.
 
-What is counted is words (`prompt_words.py`). A tokenizer makes no token of two words: those of the engines' models cut
-at white space first. So a prompt with more words than its model takes tokens is too long, and one that fits is not
-refused. That is the margin: English prose is refused from about 1.3 times the limit on, code from about 3 times,
-pictures and text without spaces never; whatever is in between, the neuron judges as before.
+It counts words (`dialects/prompt_words.py`). The tokenizers of the engines' models cut at white space first, so a token
+is never longer than a word: a prompt with more words than its model takes tokens is too long, and one that fits is not
+refused. English prose is refused from about 1.3 times the limit, code from about 3 times, pictures and text
+without spaces never; the neuron judges everything else.
 
-It is no proof. Some tokenizers join a sign at a line's end and a slash on the next line; text has other tokens to make
-up for that. Some are made of phrases (SuperBPE): give a model with such a one no `limit`. And some engines cut a prompt
-silently: a limit says that it is not to be.
+Exceptions exist. Some tokenizers join a sign at a line's end with a slash on the next line; other tokens of the text
+make up for that. Some have tokens of several words (SuperBPE): give a model with such a tokenizer no `limit`. Some
+engines cut a prompt silently: with a `limit` the gateway refuses it instead.
 
-An estimate, as `dialects.tokens` gives one, would come nearer to the limit and would refuse what fits.
+An estimate such as `dialects/token_estimate.py` would come nearer to the limit, but it would refuse prompts that fit.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from gateway.proxy.request import InferenceRequest
 
 __all__ = ["prompt_limit", "refuse_if_too_long"]
 
-SMALL_BODY_BYTES = 8 * 1024  # 1,400 words of English: no model of today is too small for that
-BYTES_PER_WORD = 4  # English has 6, the space included; what has less is no prose, and the neuron's to judge
+SMALL_BODY_BYTES = 8 * 1024  # about 1,400 words of English: every current model takes that
+BYTES_PER_WORD = 4  # English has 6, the space included; text with fewer is not prose
 
 
 def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: Catalogue, fleet: Fleet) -> None:
-    """Raises ContextLengthExceeded for a prompt that is certainly longer than any neuron takes for the model.
+    """Raise ContextLengthExceeded for a prompt that is certainly longer than any neuron takes for the model.
 
-    Three looks, each at more of the body than the one before: at its length, at its white space, at its texts.
+    The cheap checks come first: the length of the body, then its white space, then the words of its texts.
     """
     body = request.body
     if len(body) <= SMALL_BODY_BYTES or (fields := PROMPTS.get(request.path.partition(b"?")[0])) is None:
@@ -39,7 +39,9 @@ def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: Catalog
     limit = prompt_limit(model, catalogue, fleet)
     if limit is None or len(body) <= BYTES_PER_WORD * limit:
         return
-    if body.count(b" ") + body.count(b"\\") <= limit:  # how white space is written; pictures have none
+    if (
+        body.count(b" ") + body.count(b"\\") <= limit
+    ):  # white space is written as either of these; pictures have neither
         return
     if words(body, fields, limit + 1) > limit:
         raise ContextLengthExceeded(
@@ -49,25 +51,25 @@ def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: Catalog
         )
 
 
-# The limit...
-
-
 def prompt_limit(model: str, catalogue: Catalogue, fleet: Fleet) -> int | None:
-    """The most tokens that a prompt for the model may have; None where somebody who may get it does not say.
+    """The most tokens that a prompt for the model may have; None if a neuron that may get it states no limit.
 
-    The operator's word counts before the neurons'. Of those that hold the model the most generous decides, since it
-    may be the one that is asked; what a neuron takes at all (`max_prompt_tokens`) holds for every model on it.
+    The operator's limit in the catalogue overrides the neurons'. Of the neurons that have the model the largest limit
+    counts, since that neuron may get the prompt. A neuron's own `max_prompt_tokens` limits every model on it.
     """
     profile = catalogue.models.get(model)
-    told = None if profile is None else _tokens(profile.limit)
-    holders = fleet.holders(model if profile is None else neuron_model_id(profile))
-    taken = [_least(_reported(held) if told is None else told, held.node.max_prompt_tokens) for held in holders]
-    known = [tokens for tokens in taken if tokens is not None]
-    return max(known) if known and len(known) == len(taken) else told
+    configured = None if profile is None else _tokens(profile.limit)
+    replicas = fleet.holders(model if profile is None else neuron_model_id(profile))
+    limits = [
+        _least(_reported(replica) if configured is None else configured, replica.node.max_prompt_tokens)
+        for replica in replicas
+    ]
+    known = [tokens for tokens in limits if tokens is not None]
+    return max(known) if known and len(known) == len(limits) else configured
 
 
-def _reported(held: NodeModel) -> int | None:
-    return None if held.report is None else _tokens(held.report.limit)
+def _reported(replica: NodeModel) -> int | None:
+    return None if replica.report is None else _tokens(replica.report.limit)
 
 
 def _tokens(limit: Limit | None) -> int | None:

@@ -1,13 +1,13 @@
-"""`/v1/messages/count_tokens`: how long a prompt is, without loading a model for it.
+"""`/v1/messages/count_tokens`: the length of a prompt in tokens. It never loads a model.
 
-By the best means at hand: a neuron that speaks the endpoint itself is asked as it is; one with a tokenizer API counts
-the translated messages; otherwise, and whenever that fails, the count is an estimate and a header says so.
+A neuron that has the endpoint itself gets the request as it is. A neuron with a tokenizer API counts the translated
+messages. Without either, or if that fails, the gateway estimates the count, and a header says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import structlog
@@ -21,18 +21,15 @@ from gateway.dialects.anthropic.dialect import NAME, MessagesDialogue
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route, choose
 from gateway.http.phase_deadlines import PhaseDeadlines
-from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy import response_headers
 from gateway.proxy.client_response import ClientResponse
+from gateway.proxy.context import ProxyContext
 from gateway.proxy.request import InferenceRequest, outgoing_headers
 from gateway.telemetry.request_record import Record
 
-if TYPE_CHECKING:
-    from gateway.proxy.app import Inference
+__all__ = ["CountTokens"]
 
-__all__ = ["Count"]
-
-COUNT_DEADLINE_S = 5.0  # an estimate now is worth more to a client than a count later
+COUNT_DEADLINE_S = 5.0  # a client prefers an estimate now to a count later
 ANSWER_LIMIT_BYTES = 16 * 1024 * 1024  # vLLM lists every token beside their number
 
 TOKENIZE_PATH = b"/tokenize"
@@ -42,32 +39,39 @@ ESTIMATE_HEADER = (b"x-cortex-token-count", b"estimate")
 log = structlog.get_logger("cortex.counting")
 
 
-class Count:
-    """One such request. `run` once."""
+class CountTokens:
+    """One request for a token count. Call `run` once."""
 
-    __slots__ = ("_answer", "_record", "_request", "_shared")
+    __slots__ = ("_client", "_context", "_record", "_request")
 
-    def __init__(self, shared: Inference, request: InferenceRequest, answer: ClientResponse, record: Record) -> None:
-        self._shared = shared
+    def __init__(
+        self, context: ProxyContext, request: InferenceRequest, client: ClientResponse, record: Record
+    ) -> None:
+        self._context = context
         self._request = request
-        self._answer = answer
+        self._client = client
         self._record = record
 
     async def run(self) -> None:
-        """Raises what `errors` has for a model that nobody knows, or ClientGone."""
+        """Answer the client. Raises ModelNotFound, BadRequest or ClientGone."""
+        tokens = None
         route = self._find_route()
-        question = None if route is None else self._question(route)
-        tokens = None if route is None or question is None else await self._ask(route, question)
-        await self._tell(tokens)
+        if route is not None and (outgoing := self._outgoing(route)) is not None:
+            tokens = await self._count_at(route, outgoing)
+        headers = response_headers.of_gateway(self._record, self._request.dialect.headers(self._record.request_id))
+        if tokens is None:
+            tokens = self._dialogue.translated.input_tokens
+            headers.append(ESTIMATE_HEADER)
+        await self._client.respond(200, headers, messages_response.token_count_body(tokens))
         self._record.outcome = "ok"
 
     def _find_route(self) -> Route | None:
-        """Where the model is now; None if it would have to be loaded: that is not worth a number."""
-        catalogue = self._shared.catalogue.current
+        """A replica of the model; None if the model would have to be loaded first."""
+        catalogue = self._context.catalogue.current
         resolution = resolve(catalogue, self._request.model.name, self._request.key_of)
         self._record.alias, self._record.model = resolution.alias, resolution.model
         try:
-            decision = choose(resolution.model, self._shared.fleet, catalogue)
+            decision = choose(resolution.model, self._context.fleet, catalogue)
         except errors.ModelNotFound:
             self._record.is_unknown_model = resolution.alias is None
             raise
@@ -75,74 +79,60 @@ class Count:
             return None
         return decision if isinstance(decision, Route) else None
 
-    def _question(self, route: Route) -> Outgoing | None:
-        """What this neuron has to be asked; None if it cannot count."""
+    def _outgoing(self, route: Route) -> Outgoing | None:
+        """The request for this neuron; None if it cannot count."""
         name = neuron_model_name(route)
         if NAME in route.backend.dialects:
             return self._dialogue.outgoing(name, route.backend)
         if not route.backend.tokenizer:
             return None
-        return Outgoing(TOKENIZE_PATH, _conversation(self._dialogue.translated.encode(name, route.backend)))
+        return Outgoing(TOKENIZE_PATH, _tokenize_body(self._dialogue.translated.encode(name, route.backend)))
 
-    async def _ask(self, route: Route, question: Outgoing) -> int | None:
-        """The neuron's own count, or None if it would not say."""
-        with trio.move_on_after(COUNT_DEADLINE_S), self._shared.fleet.lease(route.node, route.model_id):
+    async def _count_at(self, route: Route, outgoing: Outgoing) -> int | None:
+        """The neuron's count; None if it does not give one."""
+        with trio.move_on_after(COUNT_DEADLINE_S), self._context.fleet.lease(route.node, route.model_id):
             try:
-                return await self._exchange(route, question)
+                return await self._exchange(route, outgoing)
             except errors.GatewayError as error:
                 log.info("count_failed", node=route.node, model=route.model_id, reason=error.message)
         return None
 
-    async def _exchange(self, route: Route, question: Outgoing) -> int | None:
-        shared = self._shared
-        headers = outgoing_headers(self._request, translated=question.path == TOKENIZE_PATH)
-        origin, message = build_request(route, question.path, headers, question.body)
-        phases = PhaseDeadlines(shared.settings.deadlines)
-        with phases:
-            async with shared.upstream.exchange(origin, message, phases) as response:
+    async def _exchange(self, route: Route, outgoing: Outgoing) -> int | None:
+        headers = outgoing_headers(self._request, translated=outgoing.path == TOKENIZE_PATH)
+        origin, message = build_request(route, outgoing.path, headers, outgoing.body)
+        with PhaseDeadlines(self._context.settings.deadlines) as phases:
+            async with self._context.upstream.exchange(origin, message, phases) as response:
                 if response.status != 200 or response.header(ESTIMATE_HEADER[0]) is not None:
-                    return None  # another cortex may estimate; ours is as good, and is told to be one
-                return _count_in(await _read(response))
+                    return None  # another cortex estimated; this one's own estimate is as good, and is marked as one
+                body = b""
+                while len(body) < ANSWER_LIMIT_BYTES and (piece := await response.receive()):
+                    body += piece
+                return _count_in(body)
 
     @property
     def _dialogue(self) -> MessagesDialogue:
         dialogue = self._request.dialogue
         if not isinstance(dialogue, MessagesDialogue):
-            raise TypeError("tokens are counted of Messages requests only")
+            raise TypeError("only the tokens of Messages requests can be counted")
         return dialogue
 
-    async def _tell(self, tokens: int | None) -> None:
-        headers = response_headers.of_ours(self._record, self._request.dialect.headers(self._record.request_id))
-        if tokens is None:
-            tokens = self._dialogue.translated.input_tokens
-            headers.append(ESTIMATE_HEADER)
-        await self._answer.respond(200, headers, messages_response.token_count_body(tokens))
 
-
-async def _read(response: UpstreamResponse) -> bytes:
-    """The body, or as much of it as anybody needs for a number."""
-    answer = b""
-    while len(answer) < ANSWER_LIMIT_BYTES and (piece := await response.receive()):
-        answer += piece
-    return answer
-
-
-def _conversation(chat_body: bytes) -> bytes:
-    """The `/tokenize` of vLLM for a conversation (docs.vllm.ai, "Tokenizer API"): what the chat template is made of."""
+def _tokenize_body(chat_body: bytes) -> bytes:
+    """The body for vLLM's `/tokenize` (docs.vllm.ai, "Tokenizer API"): what the chat template uses."""
     chat: Mapping[str, Any] = msgspec.json.decode(chat_body)
     return msgspec.json.encode({key: chat[key] for key in ("model", "messages", "tools") if key in chat})
 
 
 class _Counted(msgspec.Struct):
-    """Either answer: Anthropic's own, or a tokenizer's."""
+    """Anthropic's answer (`input_tokens`) or a tokenizer's (`count`)."""
 
     input_tokens: int | None = None
     count: int | None = None
 
 
-def _count_in(answer: bytes) -> int | None:
+def _count_in(body: bytes) -> int | None:
     try:
-        counted = msgspec.json.decode(answer, type=_Counted)
+        counted = msgspec.json.decode(body, type=_Counted)
     except msgspec.DecodeError:
         return None
     return counted.count if counted.input_tokens is None else counted.input_tokens

@@ -1,7 +1,4 @@
-"""The inference endpoints: one row per path says how to find `model` and in which dialect it is spoken.
-
-Adding an endpoint is adding a row.
-"""
+"""The inference endpoints: one row per path, with its dialect and whether its body is a form. To add one, add a row."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ __all__ = ["ENDPOINTS", "Endpoint"]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How the requests of one path are understood. All are POST, and their body names its `model`.
+    """One path. Its method is POST, and the body names a `model`.
 
     Args:
-        dialect: Of requests, answers and errors.
-        is_form: The body is multipart/form-data, and `model` one of its fields; else it is a JSON object.
-        counts: It asks for the length of a prompt only: no model is loaded for that.
+        dialect: The dialect of requests, answers and errors.
+        is_form: The body is multipart/form-data with a field `model`; else it is a JSON object.
+        counts: The endpoint counts the tokens of a prompt, and never loads a model.
     """
 
     dialect: Dialect
@@ -49,7 +46,7 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         "/v1/audio/transcriptions": _OPENAI_FORM,
         "/v1/audio/translations": _OPENAI_FORM,
         "/v1/moderations": _OPENAI,
-        # Not OpenAI's, and engines disagree about the prefix: both will do (`EngineAccess.path_at_engine` maps it).
+        # Engines disagree about the prefix of these, so both exist; `EngineAccess.path_at_engine` knows each engine's.
         "/v1/tokenize": _OPENAI,
         "/v1/detokenize": _OPENAI,
         "/tokenize": _OPENAI,

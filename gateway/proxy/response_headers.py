@@ -1,4 +1,4 @@
-"""Heads of answers: the neuron's own, less what was between it and us, plus what we say of every routed answer."""
+"""The headers of responses: the neuron's, less those that are not for clients, and those the gateway adds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.proxy import server_timing
 from gateway.proxy.request import HOP_BY_HOP, named_by_connection
 from gateway.telemetry.request_record import Record
 
-__all__ = ["header_value", "of_early_stream", "of_ours", "of_upstream"]
+__all__ = ["from_upstream", "header_value", "of_early_stream", "of_gateway"]
 
 _NOT_FOR_CLIENTS = HOP_BY_HOP | {b"x-request-id", b"date"}
 _NOT_FOR_CLIENTS_OF_STREAMS = _NOT_FOR_CLIENTS | {b"content-length", b"cache-control", b"x-accel-buffering"}
@@ -17,15 +17,15 @@ _NOT_FOR_CLIENTS_PREFIXES = (b"x-cortex-", b"proxy-")
 _STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 
-def of_upstream(headers: Headers, record: Record, *, streaming: bool, translated: bool, extra: Headers) -> Headers:
-    """For an answer that a neuron gave.
+def from_upstream(headers: Headers, record: Record, *, streaming: bool, translated: bool, extra: Headers) -> Headers:
+    """The headers of a response that a neuron gave.
 
     Args:
-        headers: The neuron's.
-        record: Of the request.
+        headers: The neuron's headers.
+        record: The request's record.
         streaming: The body is an event stream.
-        translated: The body is not the neuron's own, so its length is not either.
-        extra: What the client's dialect adds.
+        translated: The body is not the neuron's own, so its length differs.
+        extra: The headers that the client's dialect adds.
     """
     dropped = _NOT_FOR_CLIENTS_OF_STREAMS if streaming else _NOT_FOR_CLIENTS
     dropped |= named_by_connection(headers)
@@ -36,49 +36,56 @@ def of_upstream(headers: Headers, record: Record, *, streaming: bool, translated
         for name, value in headers
         if name not in dropped and not name.startswith(_NOT_FOR_CLIENTS_PREFIXES)
     ]
-    kept += _who_and_what(record)
+    kept += _common_headers(record)
+    kept += _model_and_node(record)
     kept += extra
     if streaming:
         kept += _STREAM_HEADERS
     return kept
 
 
-def of_early_stream(record: Record, extra: Headers, *, undecided: bool = False) -> Headers:
-    """For a stream whose neuron is not known yet; `undecided` says that it may yet be another model that answers."""
-    ours = _what(record) if undecided else _who_and_what(record)
-    headers = [(b"content-type", b"text/event-stream"), *ours, *extra, *_STREAM_HEADERS]
-    # It waits for its load, or two neurons have been asked.
-    if record.model is not None and not undecided and (record.node is None or record.is_contested):
+def of_early_stream(record: Record, extra: Headers, *, may_fall_back: bool = False) -> Headers:
+    """The headers of a stream that begins before a neuron has answered.
+
+    Args:
+        record: The request's record.
+        extra: The headers that the client's dialect adds.
+        may_fall_back: Another model may answer in the end, so the model is not named.
+    """
+    headers = [(b"content-type", b"text/event-stream"), *_common_headers(record)]
+    if not may_fall_back:
+        headers += _model_and_node(record)
+    headers += [*extra, *_STREAM_HEADERS]
+    # The model is known, but not the neuron: the model is being loaded, or two attempts race.
+    if record.model is not None and not may_fall_back and (record.node is None or record.is_contested):
         headers.append((b"x-cortex-model", header_value(record.model)))
     return headers
 
 
-def of_ours(record: Record, extra: Headers, content_type: bytes = b"application/json") -> Headers:
-    """For an answer of our own making."""
-    return [(b"content-type", content_type), *_who_and_what(record), *extra]
+def of_gateway(record: Record, extra: Headers, content_type: bytes = b"application/json") -> Headers:
+    """The headers of a response whose body the gateway made."""
+    return [(b"content-type", content_type), *_common_headers(record), *_model_and_node(record), *extra]
 
 
-def _who_and_what(record: Record) -> Headers:
-    headers = _what(record)
-    if record.model is not None and record.node is not None and not record.is_contested:
-        headers.append((b"x-cortex-model", header_value(record.model)))
-        headers.append((b"x-cortex-node", header_value(record.node)))
-    return headers
-
-
-def _what(record: Record) -> Headers:
-    """What holds whoever answers."""
+def _common_headers(record: Record) -> Headers:
     headers = [(b"x-request-id", record.request_id.encode())]
     if record.alias is not None:
         headers.append((b"x-cortex-alias", header_value(record.alias)))
-    spent = server_timing.server_timing(record, trio.current_time())
-    if spent is not None:
-        headers.append((b"server-timing", spent))
+    timing = server_timing.server_timing(record, trio.current_time())
+    if timing is not None:
+        headers.append((b"server-timing", timing))
     return headers
 
 
+def _model_and_node(record: Record) -> Headers:
+    """Nothing while it is not known which neuron answers."""
+    if record.model is None or record.node is None or record.is_contested:
+        return []
+    return [(b"x-cortex-model", header_value(record.model)), (b"x-cortex-node", header_value(record.node))]
+
+
 def header_value(text: str) -> bytes:
-    """A name as a header value: ids are ASCII nearly always; what is not is percent-encoded."""
+    """A name as a header value. Anything but printable ASCII is percent-encoded."""
     encoded = text.encode()
     if encoded.isascii() and text.isprintable():
         return encoded

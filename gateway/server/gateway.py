@@ -23,9 +23,12 @@ from gateway.fleet.control.poller import Poller
 from gateway.fleet.loading.drain import Drains
 from gateway.fleet.loading.manual import ManualLoads
 from gateway.fleet.loading.scheduler import Lifecycle
+from gateway.fleet.routing.queue import Admission
 from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
-from gateway.proxy.app import Inference
+from gateway.proxy.app import InferenceApp
+from gateway.proxy.context import ProxyContext
+from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadows
 from gateway.server import admin_app, public_routes
 from gateway.server.admin_app import AdminContext
@@ -98,17 +101,22 @@ class Gateway:
         self.manual_loads = ManualLoads(
             self.fleet, catalogue=self.keeper, lifecycle=self.scheduler, neurons=self.neurons
         )
-        self.inference = Inference(
-            settings,
-            catalogue=self.keeper,
-            fleet=self.fleet,
-            upstream=self.upstream,
-            accounts=self.accounts,
-            poll_soon=self.poller.poll_soon,
-            lifecycle=self.scheduler,
-            shadows=self.shadows,
+        self.admission = Admission(self.fleet, catalogue=self.keeper, limit=settings.limits.queue)
+        self.keeper.subscribe(lambda *_: self.admission.look_again())
+        self.inference = InferenceApp(
+            ProxyContext(
+                settings=settings,
+                catalogue=self.keeper,
+                fleet=self.fleet,
+                upstream=self.upstream,
+                admission=self.admission,
+                scheduler=self.scheduler,
+                request_log=self.accounts,
+                poll_soon=self.poller.poll_soon,
+                hedge_policy=HedgePolicy(self.metrics),
+                shadows=self.shadows,
+            )
         )
-        self.keeper.subscribe(lambda *_: self.inference.admission.look_again())
         self._observe()
         self.admin_app = cast("App", admin_app.make_app(self._admin_context()))
         routes_app = cast("App", public_routes.make_app(self._public_routes(), __version__))
@@ -120,9 +128,7 @@ class Gateway:
         """Let the metrics read the state that they export at each scrape."""
         self.metrics.watch_fleet(lambda: self.fleet.snapshot().nodes)
         self.metrics.watch_catalogue(self._catalogue_readings)
-        self.metrics.watch_queue(
-            lambda: {line.model: line.waiting_for_place for line in self.inference.admission.lines()}
-        )
+        self.metrics.watch_queue(lambda: {line.model: line.waiting_for_place for line in self.admission.lines()})
 
     def _admin_context(self) -> AdminContext:
         return AdminContext(
@@ -140,7 +146,7 @@ class Gateway:
             health=self._health,
             plan=self._plan,
             metrics=self.metrics.expose,
-            queues=self.inference.admission.lines,
+            queues=self.admission.lines,
             upstream_statistics=self.upstream.statistics,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway import errors
 from gateway.asgi import App, Headers, Message, Receive, Scope, Send
 from gateway.config.settings import Settings
-from gateway.proxy.app import Inference
+from gateway.proxy.app import InferenceApp
 from gateway.proxy.endpoints import ENDPOINTS
 from gateway.server import path_hints
 
@@ -19,7 +19,7 @@ class PublicApp:
     no CORS headers: no web page may call it.
     """
 
-    def __init__(self, inference: Inference, routes: App, settings: Settings, *, admin: App | None = None) -> None:
+    def __init__(self, inference: InferenceApp, routes: App, settings: Settings, *, admin: App | None = None) -> None:
         self._inference = inference
         self._routes = routes
         self._admin = admin

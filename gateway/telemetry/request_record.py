@@ -220,7 +220,7 @@ class Record:
             window_s = now - self.started_at
         return tokens / window_s if tokens and window_s > 0 else None
 
-    def routed(self, model: str, node: str) -> AttemptRecord:
+    def start_attempt(self, model: str, node: str) -> AttemptRecord:
         """A context manager around one attempt at one neuron: counts it, and that it is under way."""
         self.model, self.node = model, node
         began_at = trio.current_time() if self.attempts or self.routed_at is None else self.routed_at
@@ -228,7 +228,7 @@ class Record:
         self.attempts.append(routed)
         return routed
 
-    def hedged(self, model: str, node: str) -> AttemptRecord:
+    def start_hedge(self, model: str, node: str) -> AttemptRecord:
         """The same for an attempt beside the one under way: who answers is not settled, so `node` stays."""
         routed = AttemptRecord(self._accounts.metrics, model, node, trio.current_time(), is_hedge=True)
         self.attempts.append(routed)

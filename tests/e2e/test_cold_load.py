@@ -419,7 +419,7 @@ async def test_request_whose_model_leaves_the_catalogue_while_it_waits_is_still_
             nursery.start_soon(one)
             await trio.sleep(1)
             world.keeper.current = a_catalogue(profile_of(N), generation=2)
-            world.inference.admission.look_again()
+            world.admission.look_again()
         assert answers[0].text == "Tbilisi"
 
 

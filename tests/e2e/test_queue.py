@@ -121,14 +121,14 @@ async def test_positions_are_told_and_move_up(autojump_clock):
         for _ in range(4):
             nursery.start_soon(world.ask, N.id)
             await wait_all_tasks_blocked()
-        live = list(world.inference.accounts.live.values())
+        live = list(world.accounts.live.values())
         assert [(record.turn.waits_for, record.turn.position) for record in live] == [
             (None, None),
             ("place", 1),
             ("place", 2),
             ("place", 3),
         ]
-        (line,) = world.inference.admission.lines()
+        (line,) = world.admission.lines()
         assert (line.model, line.ceiling, line.leases, line.waiting_for_place) == (N.id, 1, 1, 3)
         await trio.sleep(1.5)
         assert [record.turn.position for record in live[1:]] == [None, 1, 2]
@@ -154,7 +154,7 @@ async def test_wait_that_outlives_its_deadline_is_504_with_its_phase(autojump_cl
         assert (answer.status, error["code"], error["param"]) == (504, "deadline_exceeded", "queue")
         assert error["message"] == "model 'lab/slow' is busy: waited 3 s for a place at a neuron (queue)"
         assert answer.ended_at == approx(3)
-        assert world.inference.admission.lines() == []
+        assert world.admission.lines() == []
 
 
 async def test_stream_whose_wait_outlives_its_deadline_ends_in_an_error_event(autojump_clock):
@@ -208,7 +208,7 @@ async def test_client_that_leaves_the_line_is_gone_from_it_at_once(stream, autoj
             await wait_all_tasks_blocked()
             nursery.start_soon(world.ask, N.id)
             await trio.sleep(0.6)
-            (line,) = world.inference.admission.lines()
+            (line,) = world.admission.lines()
             assert line.waiting_for_place == 1
         assert trio.current_time() == approx(2 * PROBE_S)
         assert len(sim.requests) == 2
@@ -229,7 +229,7 @@ async def test_drain_sends_everybody_in_line_away_and_lets_those_at_work_finish(
                 nursery.start_soon(one, number)
                 await wait_all_tasks_blocked()
             await trio.sleep(0.5)
-            assert [record.is_waiting for record in world.inference.accounts.live.values()] == [False, True, True, True]
+            assert [record.is_waiting for record in world.accounts.live.values()] == [False, True, True, True]
             world.inference.drain()
             await wait_all_tasks_blocked()
             assert {number: answer.errors[0]["code"] for number, answer in answers.items()} == dict.fromkeys(
@@ -253,7 +253,7 @@ async def test_operator_ends_a_request_in_line(autojump_clock):
 
         nursery.start_soon(one)
         await wait_all_tasks_blocked()
-        record = next(record for record in world.inference.accounts.live.values() if record.is_waiting)
+        record = next(record for record in world.accounts.live.values() if record.is_waiting)
         record.cancel(ServiceUnavailable("cancelled by an operator"))
         await wait_all_tasks_blocked()
         assert (answers[0].status, answers[0].errors[0]["message"]) == (503, "cancelled by an operator")
@@ -276,7 +276,7 @@ async def test_ceiling_that_is_raised_while_they_wait_lets_them_in(autojump_cloc
                 nursery.start_soon(one)
             await trio.sleep(0.5)
             world.keeper.current = a_catalogue(profile_of(many, max_concurrent=10), generation=2)
-            world.inference.admission.look_again()
+            world.admission.look_again()
         assert sorted(answer.ended_at for answer in answers) == [approx(PROBE_S)] + [approx(0.5 + PROBE_S)] * 4
 
 
@@ -354,6 +354,6 @@ async def test_2000_random_visits_leave_no_line_and_no_lease(autojump_clock):
                     moments.choice(sims).faults.add(fault)
         assert min(left, served) > 200
         world.fleet.assert_idle()
-        assert world.inference.admission.lines() == []
-        assert world.inference.admission.waiting == 0
-        assert world.inference.accounts.live == {}
+        assert world.admission.lines() == []
+        assert world.admission.waiting == 0
+        assert world.accounts.live == {}

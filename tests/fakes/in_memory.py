@@ -15,10 +15,13 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 from catalogue.models import Alias, Catalogue
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.reports import ModelReport, NodeReport
+from gateway.fleet.routing.queue import Admission
 from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
 from gateway.http.server import HttpServer, ServerLimits
-from gateway.proxy.app import Inference
+from gateway.proxy.app import InferenceApp
+from gateway.proxy.context import ProxyContext
+from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadows
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import Accounts
@@ -38,7 +41,7 @@ class FixedCatalogue:
         self.current = Catalogue(1, {}, {alias.name: alias for alias in aliases})
 
 
-class NoLifecycle:
+class NoLoads:
     """Nothing can be loaded here."""
 
     async def wait_until_routable(self, decision: object) -> None:
@@ -79,19 +82,25 @@ class InMemoryGateway:
         self.metrics = Metrics()
         self.accounts = Accounts(self.metrics, log_requests=True)
         self.upstream = UpstreamPool(connect=self._connect)
-        catalogue = FixedCatalogue(alias or Alias.plain("helexa/small", SMALL))
+        self.catalogue = FixedCatalogue(alias or Alias.plain("helexa/small", SMALL))
+        self.admission = Admission(self.fleet, catalogue=self.catalogue, limit=self.settings.limits.queue)
+        self.hedge_policy = HedgePolicy(self.metrics)
         self.shadows = Shadows(
-            self.fleet, self.upstream, catalogue=catalogue, metrics=self.metrics, deadlines=self.settings.deadlines
+            self.fleet, self.upstream, catalogue=self.catalogue, metrics=self.metrics, deadlines=self.settings.deadlines
         )
-        self.inference = Inference(
-            self.settings,
-            catalogue=catalogue,
-            fleet=self.fleet,
-            upstream=self.upstream,
-            accounts=self.accounts,
-            poll_soon=lambda _: None,
-            lifecycle=NoLifecycle(),
-            shadows=self.shadows,
+        self.inference = InferenceApp(
+            ProxyContext(
+                settings=self.settings,
+                catalogue=self.catalogue,
+                fleet=self.fleet,
+                upstream=self.upstream,
+                admission=self.admission,
+                scheduler=NoLoads(),
+                request_log=self.accounts,
+                poll_soon=lambda _: None,
+                hedge_policy=self.hedge_policy,
+                shadows=self.shadows,
+            )
         )
         self.server = HttpServer(self.inference, limits=ServerLimits(), log=structlog.get_logger())
 

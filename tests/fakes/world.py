@@ -27,9 +27,12 @@ from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.poller import Poller
 from gateway.fleet.loading.scheduler import Lifecycle
+from gateway.fleet.routing.queue import Admission
 from gateway.fleet.state import Fleet
 from gateway.http.pool import Origin, UpstreamPool
-from gateway.proxy.app import Inference
+from gateway.proxy.app import InferenceApp
+from gateway.proxy.context import ProxyContext
+from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import Accounts
 from neuron.simulated import PROBE, SimDevice, SimModel, SimNeuron
@@ -142,7 +145,9 @@ class World:
     poller: Poller
     upstream: UpstreamPool
     lifecycle: Lifecycle
-    inference: Inference
+    admission: Admission
+    accounts: Accounts
+    inference: InferenceApp
     swaps: WarmSwaps
     metrics: Metrics
 
@@ -208,14 +213,20 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
     lifecycle = Lifecycle(
         fleet, catalogue=keeper, neurons=neurons, settings=settings, metrics=metrics, poll_soon=poller.poll_soon
     )
-    inference = Inference(
-        settings,
-        catalogue=keeper,
-        fleet=fleet,
-        upstream=upstream,
-        accounts=Accounts(metrics, log_requests=False),
-        poll_soon=poller.poll_soon,
-        lifecycle=lifecycle,
+    admission = Admission(fleet, catalogue=keeper, limit=settings.limits.queue)
+    accounts = Accounts(metrics, log_requests=False)
+    inference = InferenceApp(
+        ProxyContext(
+            settings=settings,
+            catalogue=keeper,
+            fleet=fleet,
+            upstream=upstream,
+            admission=admission,
+            scheduler=lifecycle,
+            request_log=accounts,
+            poll_soon=poller.poll_soon,
+            hedge_policy=HedgePolicy(metrics),
+        )
     )
     swaps = WarmSwaps(
         keeper,
@@ -226,7 +237,9 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
         metrics=metrics,
         poll_soon=poller.poll_soon,
     )
-    return World(hosts, keeper, settings, fleet, poller, upstream, lifecycle, inference, swaps, metrics)
+    return World(
+        hosts, keeper, settings, fleet, poller, upstream, lifecycle, admission, accounts, inference, swaps, metrics
+    )
 
 
 # A client .............................................................................................................
@@ -287,7 +300,7 @@ class Answered:
 
 
 async def ask(
-    app: Inference,
+    app: InferenceApp,
     model: str,
     *,
     stream: bool = False,

@@ -1,185 +1,136 @@
-"""One request before two neurons: the second is asked when no token has come in time, and who has one first answers.
+"""Two attempts at one request: the one that has a token first answers, and the other one is cancelled.
 
-    first ----------------------- its first token: it answers, the second is called off (or never asked)
-      +-- after_s --> second ---- its first token: it answers, the first is called off
+    first ----------------------- first token: it answers; the second is cancelled, or never sent
+      +-- delay ---> second ----- first token: it answers; the first is cancelled
 
-Who answers is settled by one synchronous claim (docs/decisions/0009-hedging.md). Both belong to the nursery of `run`,
-so neither outlives the request. One that fails leaves the other running.
+One synchronous claim decides which attempt answers (docs/decisions/0009-hedging.md). Both run in the nursery of `run`,
+so neither outlives the request. If one fails, the other goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 
 import trio
 
-from catalogue.models import Catalogue
 from gateway import errors
-from gateway.fleet.node import NodeModel
-from gateway.fleet.routing.choose import Route, replicas_of
-from gateway.fleet.routing.queue import QueueTicket
-from gateway.fleet.state import Fleet
-from gateway.http.phase_deadlines import PhaseDeadlines
-from gateway.proxy.attempt import Attempt, Refused, Retriable
+from gateway.proxy.attempt import Attempt
+from gateway.proxy.attempt_failures import RefusedByUpstream, Retriable
 from gateway.proxy.client_response import ClientGone
-from gateway.telemetry.attempt_record import AttemptRecord
 from gateway.telemetry.request_record import Record
 
-__all__ = ["HedgeLeg", "Race", "beside"]
-
-
-class HedgeLeg:
-    """One attempt, with what it does not share with another: where it goes, and its phases.
-
-    `error` is how it failed, once it has.
-    """
-
-    __slots__ = ("attempt", "error", "phases", "route", "routed")
-
-    attempt: Attempt
-
-    def __init__(self, route: Route, routed: AttemptRecord, phases: PhaseDeadlines) -> None:
-        self.route = route
-        self.routed = routed
-        self.phases = phases
-        self.error: Exception | None = None
+__all__ = ["Race"]
 
 
 class Race:
-    """See above. `run` once.
+    """Call `run` once.
 
     Args:
-        record: Of the request.
-        after_s: So long the first has to itself.
-        first: Under way from the moment that `run` is called.
-        second: Decides on another in the step in which it is asked; None if there is to be none.
-        ask: Runs a leg, its lease taken before the first checkpoint.
-        won: Told which leg answers, in the step in which that is settled.
+        record: The request's record.
+        delay_s: How long the first attempt runs alone.
+        first: The first attempt, not yet run.
+        make_second: Chooses the second replica in the step in which the second attempt starts; None for no attempt.
+        on_win: Called with the attempt that answers, in the step in which that is decided.
     """
 
     def __init__(
         self,
         record: Record,
-        after_s: float,
-        first: HedgeLeg,
+        delay_s: float,
+        first: Attempt,
         *,
-        second: Callable[[], HedgeLeg | None],
-        ask: Callable[[HedgeLeg], Awaitable[None]],
-        won: Callable[[HedgeLeg], None],
+        make_second: Callable[[], Attempt | None],
+        on_win: Callable[[Attempt], None],
     ) -> None:
         self._record = record
-        self._after_s = after_s
+        self._delay_s = delay_s
         self._first = first
-        self._decide = second
-        self._ask = ask
-        self._won = won
-        self._second: HedgeLeg | None = None
+        self._make_second = make_second
+        self._on_win = on_win
+        self._second: Attempt | None = None
         self._first_scope, self._second_scope = trio.CancelScope(), trio.CancelScope()
-        self._winner: HedgeLeg | None = None
+        self._winner: Attempt | None = None
+        self._errors: dict[Attempt, Exception] = {}
+        first.claim = self._claim
 
     async def run(self) -> None:
-        """Returns when one has answered and nothing is left of the other.
+        """Return when one attempt has answered and the other one has ended.
 
         Raises:
-            Retriable, Refused, GatewayError, ClientGone: What befell the one that began to answer; if neither did,
-                whichever of the two tells the client more.
+            Retriable, RefusedByUpstream, GatewayError, ClientGone: The error of the attempt that began to answer; if
+                neither did, the error that is more useful to the client.
         """
-        self._record.is_contested = True
+        record = self._record
+        record.is_contested = True
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ask_another_in_time)
+                nursery.start_soon(self._run_second_after_delay)
                 with self._first_scope:
                     await self._run(self._first)
                 if self._second is None:
                     self._second_scope.cancel()
         finally:
-            self._record.is_contested = False
+            record.is_contested = False
             if self._second is not None:
-                self._record.hedge = self._result(self._second)
-        outcome = self._winner or self._better(self._first, self._second)
-        if outcome.error is not None:
-            raise outcome.error
+                record.hedge = self._result(self._second)
+        error = self._errors.get(self._winner) if self._winner is not None else self._more_useful_error()
+        if error is not None:
+            raise error
 
-    def claim(self, leg: HedgeLeg) -> bool:
-        """Whether `leg` is the one that answers. The first to ask is, and calls the other off before it goes on.
+    def _claim(self, attempt: Attempt) -> bool:
+        """Whether `attempt` is the one that answers: the first one to ask. It cancels the other attempt.
 
-        Synchronous: two that have their first token in one moment ask one after the other.
+        Synchronous, so two attempts that have their first token in the same moment ask one after the other.
         """
         if self._winner is None:
-            self._winner = leg
+            self._winner = attempt
             self._record.is_contested = False
-            self._call_off_the_other(leg)
-            self._won(leg)
-        return self._winner is leg
+            if attempt is not self._first:
+                self._first.attempt_record.lost()
+                self._first_scope.cancel()
+            else:
+                if self._second is not None:
+                    self._second.attempt_record.lost()
+                self._second_scope.cancel()  # also if the second attempt has not started
+            self._on_win(attempt)
+        return self._winner is attempt
 
-    def _call_off_the_other(self, leg: HedgeLeg) -> None:
-        if leg is not self._first:
-            self._first.routed.lost()
-            self._first_scope.cancel()
-            return
-        if self._second is not None:
-            self._second.routed.lost()
-        self._second_scope.cancel()  # also if it has not been asked yet
-
-    async def _ask_another_in_time(self) -> None:
+    async def _run_second_after_delay(self) -> None:
         with self._second_scope:
-            await trio.sleep(self._after_s)
-            self._second = self._decide()
-            if self._second is not None:
-                await self._run(self._second)
+            await trio.sleep(self._delay_s)
+            second = self._second = self._make_second()
+            if second is not None:
+                second.claim = self._claim
+                await self._run(second)
 
-    async def _run(self, leg: HedgeLeg) -> None:
-        """What it raises is kept: it must neither cancel the other nor come out as a group."""
+    async def _run(self, attempt: Attempt) -> None:
+        """Keep the error: raised here it would cancel the other attempt."""
         try:
-            await self._ask(leg)
-        except (Retriable, Refused, errors.GatewayError, ClientGone) as error:
-            leg.error = error
+            await attempt.run()
+        except (Retriable, RefusedByUpstream, errors.GatewayError, ClientGone) as error:
+            self._errors[attempt] = error
 
-    def _result(self, second: HedgeLeg) -> str:
+    def _result(self, second: Attempt) -> str:
         if self._winner is second:
             return "won"
-        if second.error is not None:
+        if second in self._errors:
             return "failed"
         return "lost" if self._winner is self._first else "cancelled"
 
-    @staticmethod
-    def _better(first: HedgeLeg, second: HedgeLeg | None) -> HedgeLeg:
-        if second is None or _tells(first.error) >= _tells(second.error):
-            return first
-        return second
+    def _more_useful_error(self) -> Exception | None:
+        first = self._errors.get(self._first)
+        second = None if self._second is None else self._errors.get(self._second)
+        return first if _usefulness(first) >= _usefulness(second) else second
 
 
-def _tells(error: Exception | None) -> int:
-    """How much of use a client learns from it."""
-    if isinstance(error, Refused):
-        return 4  # what is wrong with its request
+def _usefulness(error: Exception | None) -> int:
+    """How much a client learns from the error."""
+    if error is None:
+        return -1
+    if isinstance(error, RefusedByUpstream):
+        return 4  # what is wrong with the request
     if not isinstance(error, Retriable):
-        return 0  # that this one could not even be asked
+        return 0  # only that the request could not be sent
     if error.refusal is not None:
-        return 3  # that it is busy, and until when
+        return 3  # that the neuron is busy, and for how long
     return 1 if error.not_loaded else 2
-
-
-def beside(
-    route: Route, turn: QueueTicket, catalogue: Catalogue, fleet: Fleet, *, failed_on: Collection[str] = ()
-) -> Route | None:
-    """Where else the request could go now: to a loaded replica that is well and not busier; None if there is none.
-
-    Its place must be free, with nobody in line for it. Never a reason to load anything, nor a breaker's trial.
-    """
-    candidates = {held.node.name: held for held in replicas_of(turn.model, fleet, catalogue)}
-    asked = candidates.get(route.node)
-    if asked is None or len(candidates) == 1:
-        return None
-    try:
-        decision = turn.choose(catalogue, {route.node, *failed_on})
-    except errors.GatewayError:
-        return None
-    other = candidates.get(decision.node) if isinstance(decision, Route) else None
-    if other is None or not isinstance(decision, Route):
-        return None
-    return decision if _is_well(other, fleet.now()) and other.load <= asked.load else None
-
-
-def _is_well(held: NodeModel, now: float) -> bool:
-    return held.node.breaker.closed and held.busy_until <= now

@@ -15,7 +15,7 @@ from catalogue.load import parse
 from catalogue.models import Alias, Limit, Target
 from gateway.config.settings import DeadlineSettings, RetrySettings, Settings
 from gateway.fleet.reports import ModelReport, NodeReport
-from gateway.proxy.dispatch import shutting_down
+from gateway.proxy.context import shutting_down
 from neuron.simulated.faults import Drop, Hang, HttpError, LoadFails, Refuse
 
 OTHER = "Qwen/Qwen3-8B"
@@ -47,7 +47,7 @@ def a_gateway(nursery, aliases, peer):
     models = (ModelReport(name, "loaded", url="http://beast:13131") for name in (SMALL, OTHER))
     gateway.fleet.answered("beast", NodeReport(tuple(models), devices=()))
     text = f"[aliases]\n{aliases}"
-    gateway.inference.catalogue.current = parse(text.encode(), path="models.toml", generation=1, loaded_at=0.0)
+    gateway.catalogue.current = parse(text.encode(), path="models.toml", generation=1, loaded_at=0.0)
     return gateway
 
 
@@ -89,8 +89,8 @@ async def test_requests_are_counted_by_target_and_generation(nursery, autojump_c
     """What a rollout compares."""
     gateway = a_gateway(nursery, f'x = "{SMALL}"', answering_all())
     await answered_by(gateway, saying("hello"))
-    later = dataclasses.replace(gateway.inference.catalogue.current, generation=2)
-    gateway.inference.catalogue.current = dataclasses.replace(later, aliases={"x": Alias.plain("x", OTHER)})
+    later = dataclasses.replace(gateway.catalogue.current, generation=2)
+    gateway.catalogue.current = dataclasses.replace(later, aliases={"x": Alias.plain("x", OTHER)})
     await answered_by(gateway, saying("hello"))
 
     shown = gateway.metrics.expose().decode()

@@ -486,12 +486,12 @@ async def test_bodies_that_are_held_leave_no_room_for_another(autojump_clock, be
         await wait_all_tasks_blocked()
         answer = await gateway.client().ask(padding=padding)
         assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
-        assert 7_900 < gateway.inference.bodies.reserved_bytes < 8_200
+        assert 7_900 < gateway.inference.body_memory.reserved_bytes < 8_200
         await dripping.stream.aclose()
         await wait_all_tasks_blocked()
         assert (await gateway.client().ask(padding=padding)).status == 200
 
-    assert gateway.inference.bodies.reserved_bytes == 0
+    assert gateway.inference.body_memory.reserved_bytes == 0
     await gateway.idle()
 
 

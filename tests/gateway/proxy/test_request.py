@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gateway.errors import BodyTooLarge, MethodNotAllowed
 from gateway.proxy.body_memory import BodyMemory
 from gateway.proxy.client_response import ClientGone
-from gateway.proxy.request import named_by_connection, outgoing_headers, read, request_id_of
+from gateway.proxy.request import named_by_connection, outgoing_headers, read_request, request_id_of
 
 BODY = b'{"model":"m","stream":true}'
 
@@ -46,7 +46,7 @@ def test_body_is_joined_whatever_its_pieces(cuts):
     """Empty pieces too."""
     edges = [0, *sorted(cuts), len(BODY)]
     pieces = [BODY[start:end] for start, end in itertools.pairwise(edges)]
-    request = trio.run(read, a_scope(query=b"a=%2F"), receiving(*body_of(*pieces)), "id", 1000, a_room())
+    request = trio.run(read_request, a_scope(query=b"a=%2F"), receiving(*body_of(*pieces)), "id", 1000, a_room())
 
     assert (request.body, request.model.name, request.stream) == (BODY, "m", True)
     assert request.path == b"/v1/chat/completions?a=%2F"
@@ -55,19 +55,19 @@ def test_body_is_joined_whatever_its_pieces(cuts):
 async def test_declared_length_beyond_the_limit_is_refused_unread():
     """Not a byte of the body is asked for."""
     with pytest.raises(BodyTooLarge, match=r"larger than the 0.5 MiB"):
-        await read(a_scope((b"content-length", b"524289")), receiving(), "id", 524_288, a_room())
+        await read_request(a_scope((b"content-length", b"524289")), receiving(), "id", 524_288, a_room())
 
 
 async def test_undeclared_length_is_refused_at_the_piece_that_is_too_much():
     """And no later."""
     with pytest.raises(BodyTooLarge):
-        await read(a_scope(), receiving(*body_of(b"x" * 600, b"x" * 600, b"never")[:2]), "id", 1000, a_room())
+        await read_request(a_scope(), receiving(*body_of(b"x" * 600, b"x" * 600, b"never")[:2]), "id", 1000, a_room())
 
 
 async def test_client_that_leaves_in_its_own_request_is_gone():
     """There is nobody to refuse."""
     with pytest.raises(ClientGone):
-        await read(
+        await read_request(
             a_scope(),
             receiving(*body_of(b"{", b"}")[:1], {"type": "http.disconnect"}),
             "id",
@@ -80,7 +80,7 @@ async def test_client_that_leaves_in_its_own_request_is_gone():
 async def test_only_post_is_inference(method):
     """Before anything is read."""
     with pytest.raises(MethodNotAllowed, match="use POST"):
-        await read(a_scope(method=method), receiving(), "id", 1000, a_room())
+        await read_request(a_scope(method=method), receiving(), "id", 1000, a_room())
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_connection_names_headers_over_all_its_lines(values, names):
 async def test_outgoing_headers_keep_order_and_repetition():
     """What is the client's business passes as it was."""
     headers = [(b"x-a", b"1"), (b"authorization", b"s"), (b"x-a", b"2"), (b"accept", b"*/*")]
-    request = await read(a_scope(*headers), receiving(*body_of(BODY)), "my-id", 1000, a_room())
+    request = await read_request(a_scope(*headers), receiving(*body_of(BODY)), "my-id", 1000, a_room())
 
     assert outgoing_headers(request) == [
         (b"x-a", b"1"),

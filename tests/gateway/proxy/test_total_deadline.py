@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.config.settings import DeadlineSettings, RetrySettings, Settings
 from gateway.errors import BadRequest
-from gateway.proxy.total_deadline import LONGEST_MS, asked_by_client
+from gateway.proxy.total_deadline import LONGEST_MS, of_client
 from neuron.simulated import faults
 from neuron.simulated.fleet import neuron
 
@@ -54,7 +54,7 @@ def saying(*pieces):
 )
 def test_client_says_it_in_whole_milliseconds(said, allowed_s):
     """From one to a day."""
-    assert asked_by_client([(b"accept", b"*/*"), (HEADER.encode(), said.encode())]).allowed_s == allowed_s
+    assert of_client([(b"accept", b"*/*"), (HEADER.encode(), said.encode())]).allowed_s == allowed_s
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_client_says_it_in_whole_milliseconds(said, allowed_s):
 def test_anything_else_is_refused_by_the_headers_name(said):
     """No guess at what it may have meant."""
     with pytest.raises(BadRequest, match=HEADER) as refused:
-        asked_by_client([(HEADER.encode(), said.encode())])
+        of_client([(HEADER.encode(), said.encode())])
 
     assert refused.value.param == HEADER
 
@@ -71,12 +71,12 @@ def test_anything_else_is_refused_by_the_headers_name(said):
 def test_who_says_it_twice_is_refused():
     """Two proxies could disagree about which one counts."""
     with pytest.raises(BadRequest, match=HEADER):
-        asked_by_client([(HEADER.encode(), b"5"), (HEADER.encode(), b"5")])
+        of_client([(HEADER.encode(), b"5"), (HEADER.encode(), b"5")])
 
 
 def test_who_says_nothing_gets_no_deadline():
     """A stream may last for ever."""
-    assert asked_by_client([(b"x-request-id", b"5")]) is None
+    assert of_client([(b"x-request-id", b"5")]) is None
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
@@ -252,7 +252,7 @@ async def test_it_covers_the_line_for_a_place(autojump_clock):
             f"the 2.5 s that {HEADER} allows in total ran out waiting for a place at a neuron (queue);"
             " spent: queue 2.500 s"
         )
-        assert world.inference.admission.lines() == []
+        assert world.admission.lines() == []
         assert world.fleet.leases == 1
         assert (await world.ask("m")).ended_at - began == pytest.approx(2 * 10.02, abs=0.01)
 

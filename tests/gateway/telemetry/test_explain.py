@@ -143,7 +143,7 @@ async def test_cold_load_is_told_with_who_made_room(autojump_clock):
     ) as world:
         await trio.sleep(60)
         await world.ask("wanted", headers=[(b"x-request-id", b"mine")])
-        [story] = stories("mine", world.inference.accounts, world.lifecycle, trio.current_time())
+        [story] = stories("mine", world.accounts, world.lifecycle, trio.current_time())
 
         [load] = story["loads"]
         assert (load["node"], load["outcome"], load["evicted"]) == ("beast", "loaded", ["held"])
@@ -163,7 +163,7 @@ async def test_failed_load_is_told_with_its_reason(autojump_clock):
     sim.faults.add(faults.LoadFails())
     async with a_world(sim, profiles=(profile_of(model),)) as world:
         answer = await world.ask("m", headers=[(b"x-request-id", b"mine")])
-        [story] = stories("mine", world.inference.accounts, world.lifecycle, trio.current_time())
+        [story] = stories("mine", world.accounts, world.lifecycle, trio.current_time())
 
         assert answer.status == 502
         [load] = story["loads"]
@@ -183,7 +183,7 @@ async def test_fallback_whose_own_load_fails_is_told_by_its_name(autojump_clock)
     async with a_world(sim, profiles=tuple(profiles), settings=Settings(retries=RetrySettings(attempts=0))) as world:
         world.keeper.accept(dataclasses.replace(world.keeper.current, aliases={"x": alias}))
         await world.ask("x", content="word " * 3_000, headers=[(b"x-request-id", b"mine")])
-        [story] = stories("mine", world.inference.accounts, world.lifecycle, trio.current_time())
+        [story] = stories("mine", world.accounts, world.lifecycle, trio.current_time())
 
     assert (story["alias"], story["target"], story["model"], story["outcome"]) == ("x", "target", "last", "ok")
     assert [(attempt["model"], attempt["result"]) for attempt in story["attempts"]] == [

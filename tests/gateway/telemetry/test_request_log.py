@@ -56,7 +56,7 @@ async def test_two_requests_of_one_id_are_two(accounts):
 async def test_log_can_be_turned_off_and_metrics_stay(accounts):
     """`access_log = false`."""
     quiet = Accounts(accounts.metrics, log_requests=False)
-    with capture_logs() as logs, quiet.open("id", "/") as record, record.routed("m", "n"):
+    with capture_logs() as logs, quiet.open("id", "/") as record, record.start_attempt("m", "n"):
         record.outcome = "ok"
 
     assert logs == []
@@ -66,7 +66,7 @@ async def test_log_can_be_turned_off_and_metrics_stay(accounts):
 async def test_inflight_goes_up_and_down_with_each_attempt(accounts):
     """Also when the attempt ends in an exception."""
     with accounts.open("id", "/") as record:
-        with pytest.raises(ValueError, match="x"), record.routed("m", "n"):
+        with pytest.raises(ValueError, match="x"), record.start_attempt("m", "n"):
             assert sample(accounts, f"cortex_inflight_requests{ROUTE}") == 1
             raise ValueError("x")
         record.retried()
@@ -78,7 +78,7 @@ async def test_inflight_goes_up_and_down_with_each_attempt(accounts):
 
 async def test_speed_is_tokens_over_the_window_they_came_in(accounts, autojump_clock):
     """First generated delta to last; time to the first token counts from the request's begin."""
-    with accounts.open("id", "/") as record, record.routed("m", "n"):
+    with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
         meter = record.meter = StreamMeter()
         await trio.sleep(3)
         meter.feed(DELTA, trio.current_time())
@@ -97,7 +97,7 @@ async def test_speed_is_tokens_over_the_window_they_came_in(accounts, autojump_c
 
 async def test_tokens_nobody_counted_are_estimated_and_kept_apart(accounts):
     """One per delta; marked in the log, and under another name among the metrics."""
-    with capture_logs() as logs, accounts.open("id", "/") as record, record.routed("m", "n"):
+    with capture_logs() as logs, accounts.open("id", "/") as record, record.start_attempt("m", "n"):
         meter = record.meter = StreamMeter()
         meter.feed(DELTA * 3, 1.0)
 
@@ -112,7 +112,7 @@ async def test_half_of_a_usage_is_completed_by_an_estimate(accounts):
     said = b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
     end = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":9}}\n\n'
     for stream in (start + said * 4, start + said * 4 + end):
-        with accounts.open("id", "/") as record, record.routed("m", "n"):
+        with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
             meter = record.meter = StreamMeter()
             meter.feed(stream, 1.0)
 
@@ -123,7 +123,7 @@ async def test_half_of_a_usage_is_completed_by_an_estimate(accounts):
 
 async def test_thoughts_are_counted_where_they_are_told(accounts):
     """Beside the completion they are part of."""
-    with capture_logs() as logs, accounts.open("id", "/") as record, record.routed("m", "n"):
+    with capture_logs() as logs, accounts.open("id", "/") as record, record.start_attempt("m", "n"):
         record.usage = Usage(3, 10, None, 6)
 
     assert sample(accounts, f"cortex_reasoning_tokens_total{ROUTE}") == 6
@@ -133,7 +133,7 @@ async def test_thoughts_are_counted_where_they_are_told(accounts):
 
 async def test_one_delta_has_no_speed(accounts):
     """A window of no length divides nothing."""
-    with accounts.open("id", "/") as record, record.routed("m", "n"):
+    with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
         meter = record.meter = StreamMeter()
         meter.feed(DELTA + USAGE, 1.0)
 
@@ -142,7 +142,7 @@ async def test_one_delta_has_no_speed(accounts):
 
 async def test_usage_of_a_plain_answer_is_counted_as_it_is(accounts):
     """There are no deltas to measure by."""
-    with accounts.open("id", "/") as record, record.routed("m", "n"):
+    with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
         record.usage = Usage(prompt_tokens=3, completion_tokens=0)
 
     assert sample(accounts, f"cortex_prompt_tokens_total{ROUTE}") == 3
@@ -161,7 +161,7 @@ async def test_usage_of_a_plain_answer_is_counted_as_it_is(accounts):
 )
 async def test_errors_are_counted_by_a_closed_list_of_codes(accounts, error, status, code):
     """Ours, or the class of the neuron's status."""
-    with accounts.open("id", "/") as record, record.routed("m", "n"):
+    with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
         if error is not None:
             record.failed(error)
         else:
@@ -182,7 +182,7 @@ async def test_name_that_nobody_knows_is_in_the_log_and_on_no_label(accounts):
 
 async def test_client_that_leaves_is_a_disconnect_and_no_error(accounts):
     """Nobody is at fault."""
-    with accounts.open("id", "/") as record, record.routed("m", "n"):
+    with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
         record.outcome = "client_disconnected"
 
     assert sample(accounts, f"cortex_client_disconnects_total{ROUTE}") == 1

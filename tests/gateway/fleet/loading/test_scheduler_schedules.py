@@ -66,7 +66,7 @@ async def _schedule(rng):
             assert answer.text == "Tbilisi", (model.id, answer)
         assert world.violations() == []
         assert evicted_at_work == []
-        assert world.inference.admission.lines() == []
+        assert world.admission.lines() == []
         loads = [(sim.name, entry.at, entry.action, entry.model, entry.outcome) for sim in sims for entry in sim.loads]
     return told, loads
 
@@ -155,7 +155,7 @@ def heal(world):
 def put_in_force(world, *profiles):
     """As the keeper does: one assignment, and everybody who wants to know is told."""
     world.keeper.current = a_catalogue(*profiles, generation=world.keeper.current.generation + 1)
-    world.inference.admission.look_again()
+    world.admission.look_again()
 
 
 def watch_evictions(world):
@@ -341,7 +341,7 @@ class FleetMachine(RuleBasedStateMachine):
         """Everybody has reacted by now: whoever is in line for a place finds every neuron full."""
         if not hasattr(self, "world"):
             return
-        admission, fleet = self.world.inference.admission, self.world.fleet
+        admission, fleet = self.world.admission, self.world.fleet
         for line in admission._lines.values():
             for turn in line.waiting_for_slot:
                 ceiling = admission.ceiling(turn.model)

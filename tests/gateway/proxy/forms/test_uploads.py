@@ -17,7 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.config.settings import GatewaySettings, Settings
 from gateway.errors import UpstreamConnectionError
 from gateway.fleet.reports import ModelReport, NodeReport
-from gateway.proxy import request
+from gateway.proxy import form_request
 from gateway.proxy.forms.spool import MEMORY_BYTES
 from gateway.proxy.forms.upload import Upload
 
@@ -188,7 +188,7 @@ async def test_little_is_read_before_a_neuron_takes_it(autojump_clock, before, m
     async def never(origin):
         await trio.sleep_forever()
 
-    monkeypatch.setattr(request, "Upload", opening)
+    monkeypatch.setattr(form_request, "Upload", opening)
     gateway = before(Neuron())
     gateway.upstream._connect = never
     body = a_form(ALIAS, a_file(LARGE * 4))
@@ -458,7 +458,7 @@ async def test_model_that_went_under_an_upload_is_a_503(autojump_clock, before):
     answer = await client.answer()
 
     assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "service_unavailable", "1")
-    assert "send it again" in answer.error["message"]
+    assert "send the request again" in answer.error["message"]
     assert neurons[1].asked == 0
     await gateway.idle()
 

@@ -6,22 +6,22 @@ import random
 import pytest
 
 from catalogue.models import Alias, Hedge, Target
-from gateway.proxy.hedging.hedge_policy import HISTORIES, MINIMUM_SAMPLE, TIE_S, WINDOW, Hedging, RecentQuantile
+from gateway.proxy.hedging.hedge_policy import HISTORIES, MINIMUM_SAMPLE, TIE_S, WINDOW, HedgePolicy, RecentQuantile
 from gateway.telemetry.metrics import Metrics
 
 
 @pytest.fixture
-def hedging():
-    return Hedging(Metrics())
+def policy():
+    return HedgePolicy(Metrics())
 
 
 def an_alias(name="small", after=None, percent=5.0, *, hedges=True):
     return Alias(name, (Target("m"),), hedge=Hedge(after, percent) if hedges else None)
 
 
-def learn(hedging, alias, samples, *, model="m", stream=True):
+def learn(policy, alias, samples, *, model="m", stream=True):
     for sample in samples:
-        hedging.answered(alias, model, stream=stream, after_s=sample)
+        policy.add_first_token(alias, model, stream=stream, after_s=sample)
 
 
 # The quantile...
@@ -42,88 +42,88 @@ def test_quantile_is_that_of_the_window_whatever_came_before():
 # How long to wait...
 
 
-def test_alias_without_hedge_never_does(hedging):
+def test_alias_without_hedge_never_does(policy):
     """And nothing is kept of it."""
-    assert hedging.after_s(an_alias(hedges=False), "m", stream=True) is None
-    assert hedging.spend(an_alias(hedges=False)) is False
+    assert policy.delay_s(an_alias(hedges=False), "m", stream=True) is None
+    assert policy.spend(an_alias(hedges=False)) is False
 
 
-def test_seconds_are_what_they_say_from_the_first_request(hedging):
+def test_seconds_are_what_they_say_from_the_first_request(policy):
     """No sample is needed."""
-    assert hedging.after_s(an_alias(after=1.5), "m", stream=True) == 1.5
+    assert policy.delay_s(an_alias(after=1.5), "m", stream=True) == 1.5
 
 
-def test_p95_needs_a_sample(hedging):
+def test_p95_needs_a_sample(policy):
     """With few it is little but the longest there was."""
     alias = an_alias()
-    learn(hedging, alias, [1.0] * (MINIMUM_SAMPLE - 1))
-    assert hedging.after_s(alias, "m", stream=True) is None
-    learn(hedging, alias, [1.0])
-    assert hedging.after_s(alias, "m", stream=True) == 1.0 + TIE_S
+    learn(policy, alias, [1.0] * (MINIMUM_SAMPLE - 1))
+    assert policy.delay_s(alias, "m", stream=True) is None
+    learn(policy, alias, [1.0])
+    assert policy.delay_s(alias, "m", stream=True) == 1.0 + TIE_S
 
 
-def test_p95_is_recent(hedging):
+def test_p95_is_recent(policy):
     """What was slow last week counts no more once there are enough new ones."""
     alias = an_alias()
-    learn(hedging, alias, [9.0] * WINDOW)
-    learn(hedging, alias, [0.5] * WINDOW)
+    learn(policy, alias, [9.0] * WINDOW)
+    learn(policy, alias, [0.5] * WINDOW)
 
-    assert hedging.after_s(alias, "m", stream=True) == 0.5 + TIE_S
+    assert policy.delay_s(alias, "m", stream=True) == 0.5 + TIE_S
 
 
-def test_streams_models_and_aliases_are_not_thrown_together(hedging):
+def test_streams_models_and_aliases_are_not_thrown_together(policy):
     """A whole answer takes as long as its stream, not as its first token; another model is another story."""
     alias, other = an_alias(), an_alias("large")
-    learn(hedging, alias, [1.0] * 99)
-    learn(hedging, alias, [7.0] * 99, stream=False)
-    learn(hedging, alias, [3.0] * 99, model="n")
+    learn(policy, alias, [1.0] * 99)
+    learn(policy, alias, [7.0] * 99, stream=False)
+    learn(policy, alias, [3.0] * 99, model="n")
 
-    assert hedging.after_s(alias, "m", stream=True) == 1.0 + TIE_S
-    assert hedging.after_s(alias, "m", stream=False) == 7.0 + TIE_S
-    assert hedging.after_s(alias, "n", stream=True) == 3.0 + TIE_S
-    assert hedging.after_s(other, "m", stream=True) is None
+    assert policy.delay_s(alias, "m", stream=True) == 1.0 + TIE_S
+    assert policy.delay_s(alias, "m", stream=False) == 7.0 + TIE_S
+    assert policy.delay_s(alias, "n", stream=True) == 3.0 + TIE_S
+    assert policy.delay_s(other, "m", stream=True) is None
 
 
-def test_histories_are_bounded(hedging):
+def test_histories_are_bounded(policy):
     """Aliases come and go; the one that was there first is forgotten first."""
     for number in range(HISTORIES + 5):
         alias = an_alias(str(number))
-        hedging.after_s(alias, "m", stream=True)
-        learn(hedging, alias, [1.0] * MINIMUM_SAMPLE)
+        policy.delay_s(alias, "m", stream=True)
+        learn(policy, alias, [1.0] * MINIMUM_SAMPLE)
 
-    assert (len(hedging._histories), len(hedging._savings)) == (HISTORIES, HISTORIES)
-    assert hedging.after_s(an_alias("4"), "m", stream=True) is None
-    assert hedging.after_s(an_alias(str(HISTORIES + 4)), "m", stream=True) == 1.0 + TIE_S
+    assert (len(policy._histories), len(policy._budgets)) == (HISTORIES, HISTORIES)
+    assert policy.delay_s(an_alias("4"), "m", stream=True) is None
+    assert policy.delay_s(an_alias(str(HISTORIES + 4)), "m", stream=True) == 1.0 + TIE_S
 
 
 # What it may cost...
 
 
 @pytest.mark.parametrize(("percent", "hedges"), [(0, 0), (1, 10), (5, 50), (12.5, 125), (100, 1000)])
-def test_budget_holds_at_any_moment(hedging, percent, hedges):
+def test_budget_holds_at_any_moment(policy, percent, hedges):
     """Never more than so many of the requests so far; and all of it can be spent."""
     alias, spent = an_alias(after=1.0, percent=percent), 0
     for number in range(1, 1001):
-        hedging.after_s(alias, "m", stream=True)
-        spent += hedging.spend(alias)
+        policy.delay_s(alias, "m", stream=True)
+        spent += policy.spend(alias)
         assert spent <= number * percent / 100 + 1e-9
 
     assert spent == pytest.approx(hedges, abs=1)
 
 
-def test_budget_is_of_recent_requests(hedging):
+def test_budget_is_of_recent_requests(policy):
     """A quiet week does not pay for a bad hour: at most ten in a row at 5 %."""
     alias = an_alias(after=1.0)
     for _ in range(10_000):
-        hedging.after_s(alias, "m", stream=True)
+        policy.delay_s(alias, "m", stream=True)
 
-    assert [hedging.spend(alias) for _ in range(11)] == [True] * 10 + [False]
+    assert [policy.spend(alias) for _ in range(11)] == [True] * 10 + [False]
 
 
-def test_aliases_do_not_spend_each_others_budget(hedging):
+def test_aliases_do_not_spend_each_others_budget(policy):
     """One of them may be in trouble."""
     for _ in range(100):
-        hedging.after_s(an_alias("a", 1.0), "m", stream=True)
+        policy.delay_s(an_alias("a", 1.0), "m", stream=True)
 
-    assert hedging.spend(an_alias("a", 1.0)) is True
-    assert hedging.spend(an_alias("b", 1.0)) is False
+    assert policy.spend(an_alias("a", 1.0)) is True
+    assert policy.spend(an_alias("b", 1.0)) is False

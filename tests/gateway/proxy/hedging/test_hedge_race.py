@@ -16,8 +16,8 @@ from catalogue.models import Alias, Catalogue, Hedge, Target
 from gateway.config.settings import DeadlineSettings, RetrySettings, Settings
 from gateway.errors import ServiceUnavailable
 from gateway.fleet.reports import ModelReport
-from gateway.proxy.attempt import Retriable
-from gateway.proxy.hedging.hedge_race import HedgeLeg, Race
+from gateway.proxy.attempt_failures import Retriable
+from gateway.proxy.hedging.hedge_race import Race
 from gateway.telemetry.explain import stories
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import Accounts
@@ -44,7 +44,7 @@ def before(nursery):
         settings = Settings(retries=RetrySettings(attempts), deadlines=deadlines)
         gateway = InMemoryGateway(nursery, neurons, settings)
         alias = Alias("helexa/small", (Target(SMALL),), hedge=hedge)
-        gateway.inference.catalogue.current = Catalogue(1, {}, {alias.name: alias})
+        gateway.catalogue.current = Catalogue(1, {}, {alias.name: alias})
         return gateway
 
     return make
@@ -351,21 +351,12 @@ async def test_second_is_not_asked_in_the_moment_in_which_the_first_ends(autojum
 
     async def one():
         record = Accounts(Metrics(), log_requests=False).open("id", "/")
-        over = False
+        first = _Attempt(record.start_attempt("m", "a"), fails=ends == "fails")
 
-        async def ask(leg):
-            nonlocal over
-            await trio.sleep(1)
-            over = True
-            if ends == "fails":
-                raise Retriable(ServiceUnavailable("no"))
-            race.claim(leg)
+        def make_second():
+            decided.append(first.ended)
 
-        def decide():
-            decided.append(over)
-
-        leg = HedgeLeg(None, record.routed("m", "a"), None)
-        race = Race(record, 1.0, leg, second=decide, ask=ask, won=lambda _: None)
+        race = Race(record, 1.0, first, make_second=make_second, on_win=lambda _: None)
         with contextlib.suppress(Retriable):
             await race.run()
 
@@ -374,6 +365,24 @@ async def test_second_is_not_asked_in_the_moment_in_which_the_first_ends(autojum
 
     assert 0 < len(decided) < 40
     assert not any(decided)
+
+
+class _Attempt:
+    """An attempt that ends after a second."""
+
+    claim = None
+
+    def __init__(self, attempt_record, *, fails):
+        self.attempt_record = attempt_record
+        self.fails = fails
+        self.ended = False
+
+    async def run(self):
+        await trio.sleep(1)
+        self.ended = True
+        if self.fails:
+            raise Retriable(ServiceUnavailable("no"))
+        self.claim(self)
 
 
 async def test_budget_is_never_exceeded(autojump_clock, before):
@@ -432,7 +441,7 @@ async def test_replica_that_is_not_well_or_busier_is_spared(autojump_clock, befo
                 node.models[SMALL].others = 0
 
     if trouble == "full":
-        gateway.inference.admission.ceiling = lambda _: 1
+        gateway.admission.ceiling = lambda _: 1
         taken = fleet.lease("b", SMALL)
         taken.__enter__()
     async with trio.open_nursery() as nursery:
@@ -508,7 +517,7 @@ async def test_request_that_waited_for_its_model_is_not_hedged(autojump_clock, b
         answer = await gateway.client().ask()
 
     assert (answer.status, b.asked_at) == (200, [])
-    assert gateway.inference.hedging._histories == {}
+    assert gateway.hedge_policy._histories == {}
 
 
 async def test_p95_is_learnt_and_then_acts(autojump_clock, before):
@@ -550,7 +559,7 @@ async def test_nobody_is_asked_beside_a_fallback(autojump_clock, nursery):
     held = {"a": OTHER, "b": OTHER}
     gateway = InMemoryGateway(nursery, {"gone": gone, "a": a, "b": b}, settings, loaded=held)
     alias = Alias("helexa/small", (Target(SMALL),), fallback=(OTHER,), hedge=Hedge(1.0, 100.0))
-    gateway.inference.catalogue.current = Catalogue(1, {}, {alias.name: alias})
+    gateway.catalogue.current = Catalogue(1, {}, {alias.name: alias})
     answer = await gateway.client().ask(headers=MINE)
 
     assert (answer.status, answer.headers["x-cortex-model"]) == (200, OTHER.lower())
@@ -564,7 +573,7 @@ async def test_alias_deadline_counts_if_it_is_the_smaller(autojump_clock, before
     a = whole("a", 30)
     gateway = before(None, a=a)
     alias = Alias("helexa/small", (Target(SMALL),), deadline_seconds=2)
-    gateway.inference.catalogue.current = Catalogue(1, {}, {alias.name: alias})
+    gateway.catalogue.current = Catalogue(1, {}, {alias.name: alias})
     for asked, began in ((("x-request-deadline-ms: 2500",), 0), ((), 2)):
         answer = await gateway.client().ask(headers=asked)
         assert "the 2 s that the alias helexa/small allows in total" in answer.error["message"]

@@ -36,7 +36,7 @@ async def a_day(nursery, hedge, *, stream):
     gateway = InMemoryGateway(nursery, neurons)
     gateway.accounts.log_requests = False
     alias = Alias("helexa/small", (Target(SMALL),), hedge=hedge)
-    gateway.inference.catalogue.current = Catalogue(1, {}, {alias.name: alias})
+    gateway.catalogue.current = Catalogue(1, {}, {alias.name: alias})
     drawn = random.Random(20261125)  # noqa: S311 - replayable, not secret
     first_tokens_s = []
 

@@ -1,0 +1,83 @@
+"""How an attempt fails before the client has seen any of the answer, and what a request has collected of that."""
+
+from __future__ import annotations
+
+import math
+
+from gateway import errors
+from gateway.dialects.upstream_errors import UpstreamErrorResponse
+from gateway.fleet.routing.choose import Route
+
+__all__ = ["AttemptFailures", "RefusedByUpstream", "Retriable"]
+
+
+class Retriable(Exception):
+    """The attempt failed and another replica may still answer.
+
+    Attributes:
+        error: What the client gets if no other replica answers.
+        refusal: The neuron's error response, if it sent one that goes to the client in place of `error`.
+        not_loaded: The neuron does not have the model.
+        unreachable: The neuron could not be reached, or did not answer in time.
+    """
+
+    def __init__(
+        self,
+        error: errors.GatewayError,
+        *,
+        refusal: UpstreamErrorResponse | None = None,
+        not_loaded: bool = False,
+        unreachable: bool = False,
+    ) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.refusal = refusal
+        self.not_loaded = not_loaded
+        self.unreachable = unreachable
+
+    @property
+    def may_be_the_request(self) -> bool:
+        """Whether the request itself may have caused it: the neuron answered 5xx (not 503) or malformed HTTP."""
+        if self.refusal is not None:
+            return self.refusal.is_failure
+        return isinstance(self.error, errors.UpstreamMalformedResponse)
+
+
+class RefusedByUpstream(Exception):
+    """The neuron refused the request as it stands (400, 413 and the like): every replica would."""
+
+    def __init__(self, refusal: UpstreamErrorResponse, error: errors.GatewayError) -> None:
+        super().__init__(error.message)
+        self.refusal = refusal
+        self.error = error
+
+
+class AttemptFailures:
+    """The failed attempts of one request at one model.
+
+    Attributes:
+        nodes: The names of the neurons that failed.
+        suspects: Failures that either the neuron or the request caused: the route, and the error's message.
+        shortest_retry: Of the neurons' error responses the one with the shortest Retry-After. The client gets this one
+            if every replica fails.
+    """
+
+    __slots__ = ("nodes", "shortest_retry", "suspects")
+
+    def __init__(self) -> None:
+        self.nodes: frozenset[str] = frozenset()
+        self.suspects: tuple[tuple[Route, str], ...] = ()
+        self.shortest_retry: UpstreamErrorResponse | None = None
+
+    def add(self, route: Route, failure: Retriable) -> None:
+        """Record that the attempt at `route` failed."""
+        self.nodes |= {route.node}
+        if failure.may_be_the_request:
+            self.suspects += ((route, failure.error.message),)
+        refusal, shortest = failure.refusal, self.shortest_retry
+        if refusal is not None and (shortest is None or _retry_after_s(refusal) <= _retry_after_s(shortest)):
+            self.shortest_retry = refusal
+
+
+def _retry_after_s(refusal: UpstreamErrorResponse) -> float:
+    return math.inf if refusal.retry_after_s is None else refusal.retry_after_s

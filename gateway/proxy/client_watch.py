@@ -1,0 +1,39 @@
+"""The tasks of a request that serve its client: watch for its disconnect, and send keep-alives."""
+
+from __future__ import annotations
+
+import trio
+
+from gateway.asgi import Receive
+from gateway.proxy.client_response import ClientGone, ClientResponse
+from gateway.proxy.keepalive import KeepAlive
+from gateway.telemetry.request_record import Record
+
+__all__ = ["LAST_BYTES_S", "keep_alive", "watch_client"]
+
+# How long a neuron may take to end the body after the stream's terminator, if the client disconnects at the terminator.
+# Usually the end is on its way, and the connection to the neuron can be used again.
+LAST_BYTES_S = 1.0
+
+
+async def watch_client(receive: Receive, client: ClientResponse, record: Record, scope: trio.CancelScope) -> None:
+    """Cancel the request when the client disconnects. Starts when the request has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    if client.ending:
+        return  # ASGI servers send `http.disconnect` after a complete response, too
+    if client.terminator_sent:
+        record.outcome = "ok"
+        scope.deadline = trio.current_time() + LAST_BYTES_S
+        return
+    record.outcome = "client_disconnected"
+    scope.cancel()
+
+
+async def keep_alive(keepalive: KeepAlive, record: Record, scope: trio.CancelScope) -> None:
+    """Send keep-alives, and cancel the request if the client turns out to be gone."""
+    try:
+        await keepalive.run()
+    except ClientGone:
+        record.outcome = "client_disconnected"
+        scope.cancel()

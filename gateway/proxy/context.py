@@ -1,0 +1,59 @@
+"""The collaborators that all requests share. One `ProxyContext` exists per gateway; `server/main.py` builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from catalogue.source import CatalogueSource
+from gateway.config.settings import Settings
+from gateway.errors import ShuttingDown
+from gateway.fleet.loading.scheduler import Lifecycle
+from gateway.fleet.routing.queue import Admission
+from gateway.fleet.state import Fleet
+from gateway.http.pool import UpstreamPool
+from gateway.proxy.hedging.hedge_policy import HedgePolicy
+from gateway.proxy.shadow.shadower import Shadows
+from gateway.telemetry.request_log import Accounts
+
+__all__ = ["ProxyContext", "shutting_down"]
+
+SHUTTING_DOWN_RETRY_S = 5  # a restart behind a load balancer takes about this long
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyContext:
+    """What the request path uses, and nothing else.
+
+    Args:
+        settings: The gateway's configuration.
+        catalogue: Each request reads the snapshot in force once, when it is resolved.
+        fleet: The neurons, their models, leases and circuit breakers.
+        upstream: The connections to the neurons.
+        admission: The queue of each model.
+        scheduler: Loads models.
+        request_log: Opens a record for each request.
+        poll_soon: Asks the poller to poll the named node now.
+        hedge_policy: When a request of an alias with `hedge` is sent to a second replica.
+        shadows: None if no request is ever shadowed.
+        draining: Set when the gateway begins to shut down.
+    """
+
+    settings: Settings
+    catalogue: CatalogueSource
+    fleet: Fleet
+    upstream: UpstreamPool
+    admission: Admission
+    scheduler: Lifecycle
+    request_log: Accounts
+    poll_soon: Callable[[str], None]
+    hedge_policy: HedgePolicy
+    shadows: Shadows | None = None
+    draining: trio.Event = field(default_factory=trio.Event)
+
+
+def shutting_down() -> ShuttingDown:
+    """The error for a request that arrives, or still waits for a replica, while the gateway drains."""
+    return ShuttingDown("this gateway is shutting down", retry_after_s=SHUTTING_DOWN_RETRY_S)
