@@ -1,22 +1,30 @@
-"""What can go wrong with a request, and how a client hears of it.
+"""The errors a client can receive: one class per error, with its HTTP status, type and code.
 
-Errors are raised where they are noticed and translated once, at the edge, by `envelope`. Statuses, types and codes
-are the contract's closed list (section 10); the shape is OpenAI's error object
-(https://platform.openai.com/docs/guides/error-codes), which its SDKs turn into typed exceptions.
+Code raises these where it detects the problem. `envelope` turns one into the response body, in the shape of OpenAI's
+error object (https://platform.openai.com/docs/guides/error-codes), which OpenAI's SDKs turn into typed exceptions.
+Statuses and codes are a closed list: docs/api.md.
 
     GatewayError
-    +-- BadRequest            400  the client's fault, and the client can mend it
-    |   +-- MalformedJson, MalformedMultipart, MissingModelField
-    +-- RequestTimeout        408  the request itself did not arrive in time
-    +-- ModelNotFound         404  nobody has it, and nobody could
-    +-- NotFound, MethodNotAllowed, BodyTooLarge, UnsupportedMediaType (UnsupportedEncoding), InvalidApiKey
-    +-- RateLimited           429  more than somebody allows
-    +-- ServiceUnavailable    503  not now; Retry-After says when to ask again
-    |   +-- NoFeasibleNeuron, ShuttingDown, Overloaded, NoRoom
-    +-- UpstreamError         502  the neuron's fault
+    +-- BadRequest                  400  the client must change the request
+    |   +-- MalformedRequest             not HTTP/1.1
+    |   +-- MalformedJson, MalformedMultipart, MissingModelField, ContextLengthExceeded
+    |   +-- InvalidApiKey           401
+    |   +-- NotFound                404
+    |   |   +-- ModelNotFound
+    |   +-- MethodNotAllowed        405
+    |   +-- RequestTimeout          408
+    |   +-- BodyTooLarge            413
+    |   +-- UnsupportedMediaType    415
+    |   |   +-- UnsupportedEncoding
+    |   +-- RateLimited             429
+    |   +-- HeadersTooLarge         431
+    +-- InternalError               500  a bug in the gateway; the log has the traceback
+    +-- UpstreamError               502  the neuron failed
     |   +-- UpstreamConnectionError, UpstreamMalformedResponse, ColdLoadFailed
-    +-- DeadlineExceeded      504  and which phase spent it
-    +-- InternalError         500  ours; logged with a traceback, never shown
+    +-- ServiceUnavailable          503  temporary; Retry-After says when to try again
+    |   +-- NoFeasibleNeuron, NoRoom, ShuttingDown, Overloaded
+    +-- DeadlineExceeded            504  a phase of the request took longer than its deadline
+    +-- HttpVersionNotSupported     505
 """
 
 from __future__ import annotations
@@ -29,12 +37,12 @@ import msgspec
 
 
 class GatewayError(Exception):
-    """An answer to the client that is not what it asked for.
+    """An error response.
 
     Args:
-        message: For a person; names the thing at fault and, where it helps, what to do.
-        param: The request field or the deadline phase at fault, or None.
-        retry_after_s: Whole seconds after which asking again may help, or None if it will not.
+        message: For a person: what is wrong and, where it helps, what to do.
+        param: The request field or the deadline phase that caused the error, or None.
+        retry_after_s: Seconds after which a retry may succeed, or None if a retry does not help.
     """
 
     status: ClassVar[int] = 500
@@ -49,80 +57,93 @@ class GatewayError(Exception):
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """What HTTP has for it besides the status."""
+        """The response headers of this error, without content-type and content-length."""
         return [] if self.retry_after_s is None else [(b"retry-after", b"%d" % self.retry_after_s)]
 
 
 def whole_s(seconds: float) -> int:
-    """For a Retry-After: at least 1, and 5.0000001 is 5."""
+    """Round up to whole seconds for a Retry-After, at least 1. Rounds to ms first, so that 5.0000001 is 5."""
     return max(1, ceil(round(seconds, 3)))
 
 
 class InternalError(GatewayError):
-    """A fault of ours. The message never carries details; the log does."""
+    """A bug in the gateway. The message has no details; the log has them."""
+
+
+class HttpVersionNotSupported(GatewayError):
+    """The request uses another HTTP version than 1.1 or 1.0."""
+
+    status = 505
+    code = "http_version_not_supported"
 
 
 class BadRequest(GatewayError):
-    """The request is wrong as it stands."""
+    """The request cannot succeed as it is."""
 
     status = 400
     type = "invalid_request_error"
     code: ClassVar[str | None] = None
 
 
+class MalformedRequest(BadRequest):
+    """The bytes on the connection are not an HTTP/1.1 request that the gateway accepts."""
+
+    code = "malformed_request"
+
+
 class MalformedJson(BadRequest):
-    """The body is not JSON."""
+    """The body is not valid JSON."""
 
     code = "malformed_json"
 
 
 class MalformedMultipart(BadRequest):
-    """The body is not `multipart/form-data`, or two parsers could take it apart differently."""
+    """The body is not `multipart/form-data`, or two parsers could read it differently."""
 
     code = "malformed_multipart"
 
 
 class MissingModelField(BadRequest):
-    """JSON or a form, but no single string `model` to route by."""
+    """The JSON object or form has no single string `model`."""
 
     code = "missing_model_field"
 
 
 class ContextLengthExceeded(BadRequest):
-    """A prompt that no neuron could take for its model; see `context_length`."""
+    """The prompt is longer than the model's context on every neuron; see `proxy/context_length.py`."""
 
     code = "context_length_exceeded"
 
 
 class RequestTimeout(BadRequest):
-    """Headers or body did not arrive within `deadlines.header_seconds`."""
+    """The request's headers or body did not arrive within their deadline."""
 
     status = 408
     code = "request_timeout"
 
 
 class InvalidApiKey(BadRequest):
-    """No key, or not one that is known."""
+    """The request has no API key, or an unknown one."""
 
     status = 401
     code = "invalid_api_key"
 
 
 class NotFound(BadRequest):
-    """No such path."""
+    """The path does not exist."""
 
     status = 404
     code = "not_found"
 
 
 class ModelNotFound(NotFound):
-    """No neuron has the model and the catalogue does not know it."""
+    """Neither a neuron nor the catalogue has the model."""
 
     code = "model_not_found"
 
 
 class MethodNotAllowed(BadRequest):
-    """The path exists, the method does not; `allow` are those that do (RFC 9110, 15.5.6)."""
+    """The path exists but does not support the method; `allow` lists those it does (RFC 9110, section 15.5.6)."""
 
     status = 405
     code = "method_not_allowed"
@@ -133,110 +154,120 @@ class MethodNotAllowed(BadRequest):
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """With `allow`."""
+        """Adds `allow`."""
         return [*super().headers, (b"allow", ", ".join(self.allow).encode())]
 
 
 class BodyTooLarge(BadRequest):
-    """Beyond `gateway.body_limit_mb`."""
+    """The body is larger than `gateway.body_limit_mb`."""
 
     status = 413
     code = "body_too_large"
 
 
 class UnsupportedMediaType(BadRequest):
-    """A body in a form this endpoint cannot read."""
+    """The endpoint does not accept the request's content-type."""
 
     status = 415
     code = "unsupported_media_type"
 
 
 class UnsupportedEncoding(UnsupportedMediaType):
-    """A compressed body."""
+    """The request body is compressed."""
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """With what would do (RFC 9110, 15.5.16)."""
+        """Adds `accept-encoding` (RFC 9110, section 15.5.16)."""
         return [*super().headers, (b"accept-encoding", b"identity")]
 
 
 class RateLimited(BadRequest):
-    """More requests than somebody allows; Retry-After says when to ask again."""
+    """A rate limit is exceeded; Retry-After says when to try again."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
 
+class HeadersTooLarge(BadRequest):
+    """The request line and headers, or a chunked body's framing, are larger than `limits.header_bytes`."""
+
+    status = 431
+    code = "headers_too_large"
+
+
 class ServiceUnavailable(GatewayError):
-    """Not now."""
+    """The request cannot be served now."""
 
     status = 503
     code = "service_unavailable"
 
 
 class NoFeasibleNeuron(ServiceUnavailable):
-    """Catalogued, but no healthy neuron's topology satisfies its constraints."""
+    """The catalogue has the model, but no healthy neuron meets the model's requirements."""
 
     code = "no_feasible_neuron"
 
 
 class NoRoom(ServiceUnavailable):
-    """Every feasible neuron is full of models this one may not displace."""
+    """Every feasible neuron is full of models that may not be evicted for this one."""
 
     code = "no_room"
 
 
 class ShuttingDown(ServiceUnavailable):
-    """This gateway is draining; another copy, or this one restarted, will answer."""
+    """The gateway is draining and takes no new requests."""
 
     code = "shutting_down"
 
 
 class Overloaded(ServiceUnavailable):
-    """A limit of ours on waiting or running requests is reached."""
+    """A limit of the gateway on connections, requests, memory or disk is reached."""
 
     code = "overloaded"
 
 
 class UpstreamError(GatewayError):
-    """The neuron's fault."""
+    """The neuron failed."""
 
     status = 502
 
 
 class UpstreamConnectionError(UpstreamError):
-    """The neuron could not be reached, or broke off before or while answering."""
+    """The neuron could not be reached, or closed the connection before the end of its response."""
 
     code = "upstream_connection_error"
 
 
 class UpstreamMalformedResponse(UpstreamError):
-    """The neuron answered, but not in HTTP/1.1 that we accept."""
+    """The neuron's response is not valid HTTP/1.1, or not what its endpoint must return."""
 
     code = "upstream_malformed_response"
 
 
 class ColdLoadFailed(UpstreamError):
-    """The model was asked for, and the neuron could not load it."""
+    """The neuron could not load the model."""
 
     code = "cold_load_failed"
 
 
 class DeadlineExceeded(GatewayError):
-    """A named phase took longer than its deadline; `param` says which."""
+    """A phase of the request took longer than its deadline; `param` names the phase."""
 
     status = 504
     code = "deadline_exceeded"
 
 
 def body_too_large(limit_bytes: int) -> BodyTooLarge:
-    """The refusal of a body, known to be beyond the limit by its length or by what has come of it."""
-    return BodyTooLarge(f"the request body is larger than the {limit_bytes / 1024**2:g} MiB this gateway accepts")
+    """Return the error for a body whose content-length, or whose size so far, exceeds the limit."""
+    return BodyTooLarge(
+        f"the request body is larger than the {limit_bytes / 1024**2:g} MiB this gateway accepts "
+        "(gateway.body_limit_mb)"
+    )
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """What is wrong. `param` is the field or the phase at fault."""
+    """The value of `error` in an `Envelope`. `param` is the request field or deadline phase that caused the error."""
 
     message: str
     type: str
@@ -245,16 +276,16 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """The body of an answer that is an error of ours."""
+    """The body of an error response: `{"error":{"message","type","code","param"}}`."""
 
     error: Problem
 
 
 def envelope(error: GatewayError) -> bytes:
-    """The error as a JSON body: `{"error":{"message","type","code","param"}}`."""
+    """Return the JSON body of an error response."""
     return envelope_of(error.message, error.type, error.code, error.param)
 
 
 def envelope_of(message: str, type_: str, code: str | None, param: str | None = None) -> bytes:
-    """The same envelope from loose parts: for an error that began life at a neuron."""
+    """Return the JSON body of an error response from its fields; for an error that a neuron sent."""
     return msgspec.json.encode(Envelope(Problem(message, type_, code, param)))

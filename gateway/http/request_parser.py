@@ -1,7 +1,8 @@
-"""Requests out of bytes: llhttp, and the caution it lacks. No sockets, no responses.
+"""Bytes to requests, with llhttp (`httptools`) and the checks it leaves out. No sockets, no responses.
 
-Framing follows RFC 9112; what it leaves to a server's caution is refused (section 6.3: CL with TE; section 2.2: bare
-LF; 3.2: Host).
+Framing follows RFC 9112. What the RFC lets a server accept or reject is rejected here, because a proxy before us could
+read it differently: Content-Length beside Transfer-Encoding (section 6.3), a bare LF as line end (2.2), a missing or
+second Host (3.2).
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ from collections import deque
 
 import httptools
 
-from gateway.http.server_exchange import RejectedRequest, ServerExchange
+from gateway.errors import (
+    GatewayError,
+    HeadersTooLarge,
+    HttpVersionNotSupported,
+    MalformedRequest,
+    MethodNotAllowed,
+)
+from gateway.http.server_exchange import ServerExchange
 
 __all__ = ["RequestParser"]
 
 
 class RequestParser:
-    """Feed it what a connection receives; take requests from it once their headers are complete.
+    """Takes the bytes of one connection (`feed`) and returns requests once their headers are complete (`take`).
 
-    Also the callbacks llhttp calls; those are not for others. A fault in the bytes is remembered and raised when its
-    request is due, so that requests sent before it are still served.
+    An error in the bytes is raised by `take` after the requests before it, so that those are still served.
+
+    The `on_` methods are llhttp's callbacks.
     """
 
     def __init__(self, header_limit_bytes: int) -> None:
@@ -29,9 +38,9 @@ class RequestParser:
         self._latest = ServerExchange()
         self._resuming = False
         self._ready: deque[ServerExchange] = deque()
-        self._refusal: RejectedRequest | None = None
+        self._error: GatewayError | None = None
         self._head_bytes = 0
-        self.ahead_bytes = 0
+        self.ahead_bytes = 0  # of requests that were sent before the one being served had ended
 
     @property
     def pending(self) -> bool:
@@ -40,23 +49,27 @@ class RequestParser:
 
     @property
     def has_more(self) -> bool:
-        """Whether something was sent behind the request that was taken last."""
-        return bool(self._ready) or self.pending or self._refusal is not None
+        """Whether bytes have arrived after the request that `take` returned last."""
+        return bool(self._ready) or self.pending or self._error is not None
 
     def take(self) -> ServerExchange | None:
-        """The next request whose headers are there, or None. Raises RejectedRequest."""
+        """Return the next request whose headers are complete, or None.
+
+        Raises:
+            GatewayError: The bytes after the last request are not an acceptable request.
+        """
         if self._ready:
             exchange = self._ready.popleft()
-            if not self._ready:  # not sooner: a backlog must shrink to nothing before more is read on top of it
+            if not self._ready:  # not earlier: all requests sent ahead must be served before more are read
                 self.ahead_bytes = 0
             return exchange
-        if self._refusal is not None:
-            raise self._refusal
+        if self._error is not None:
+            raise self._error
         return None
 
     def feed(self, data: bytes) -> None:
-        """Parse what came."""
-        if self._refusal is not None:
+        """Parse `data`. Raises nothing; see `take`."""
+        if self._error is not None:
             return
         if self._parsing is None or self._ready:
             self.ahead_bytes += len(data)
@@ -66,27 +79,27 @@ class RequestParser:
             while rest:
                 rest = self._parse(rest)
         except httptools.HttpParserError as error:
-            self._refuse(_reason(error))
-        # Also of what frames a body: a chunk extension or a trailer has no other end than this one.
+            self._fail(_error_of(error))
+        # This also limits chunk extensions and trailers, for which llhttp has no limit.
         if self._head_bytes > self._header_limit_bytes and self._parsing is not None:
-            self._refuse(_headers_too_large(self._header_limit_bytes))
+            self._fail(_headers_too_large(self._header_limit_bytes))
 
     def _parse(self, data: bytes | memoryview) -> memoryview | None:
-        """Parse up to the end, or to a request that offers an upgrade; then what is left."""
+        """Parse `data` to its end, or up to a request that offers an upgrade; then return the rest."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade()
+            self._ignore_upgrade()
             rest = memoryview(data)[upgrade.args[0] :]
             self._head_bytes = len(rest)
             return rest
         return None
 
-    def _go_on_without_upgrade(self) -> None:
-        """Nobody here speaks h2c or websocket: the request is served as if it had not offered to (RFC 9110, 7.8).
+    def _ignore_upgrade(self) -> None:
+        """Serve a request that offers h2c or websocket as an ordinary request (RFC 9110, section 7.8).
 
-        llhttp believes that after such a head another protocol begins. A fresh parser reads what follows; if that is a
-        body, it is told so by a head of our own with the same framing.
+        llhttp expects another protocol after such headers and stops. So a new parser reads on; if the request has a
+        body, the parser is first given a made-up head with the same framing.
         """
         self._parser = httptools.HttpRequestParser(self)
         exchange = self._latest
@@ -98,15 +111,15 @@ class RequestParser:
             self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join([b"%b: %b\r\n" % line for line in framing]))
             self._resuming = False
 
-    def _refuse(self, refusal: RejectedRequest) -> None:
-        if self._refusal is not None:
+    def _fail(self, error: GatewayError) -> None:
+        if self._error is not None:
             return
-        self._refusal = refusal
+        self._error = error
         exchange = self._parsing
         if exchange is not None and exchange.headers_complete and not exchange.body_complete:
-            exchange.refusal = refusal  # its body is at fault; the application may be reading it
+            exchange.error = error  # the application may be reading this body
 
-    # What llhttp calls ................................................................................................
+    # llhttp's callbacks ...............................................................................................
 
     def on_message_begin(self) -> None:
         """A request line begins."""
@@ -117,19 +130,19 @@ class RequestParser:
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
         if not self._resuming:
-            self._due().target += url
+            self._current().target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header line; of trailers only that they are there."""
-        exchange = self._due()
+        """One header line. Trailers are dropped."""
+        exchange = self._current()
         if not exchange.headers_complete:
             exchange.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Decide whether this is a request we serve. Raising stops llhttp; `feed` then finds our reason in it."""
+        """Check the headers. An exception raised here stops llhttp; `feed` finds it as the context of llhttp's own."""
         if self._resuming:
             return
-        exchange = self._due()
+        exchange = self._current()
         parser = self._parser
         exchange.method = parser.get_method()
         exchange.version = parser.get_http_version()
@@ -141,40 +154,44 @@ class RequestParser:
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
         self._head_bytes = 0
-        self._due().body.append(data)
+        self._current().body.append(data)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
-        self._due().body_complete = True
+        """The request is complete."""
+        self._current().body_complete = True
         self._parsing = None
 
-    def _due(self) -> ServerExchange:
+    def _current(self) -> ServerExchange:
         if self._parsing is None:
-            raise RejectedRequest(400, "malformed_request", "bytes outside a request")
+            raise MalformedRequest("bytes that belong to no request")
         return self._parsing
 
 
-def _reason(error: httptools.HttpParserError) -> RejectedRequest:
-    ours = error.__context__
-    if isinstance(ours, RejectedRequest):
-        return ours
-    if str(error) == "Invalid HTTP version":  # llhttp's words for what is not 0.9, 1.0, 1.1 or 2.0
-        return _version_not_supported("this version")
-    if "PRI" in str(error):  # the first line of HTTP/2 by prior knowledge; llhttp pauses there
+def _error_of(error: httptools.HttpParserError) -> GatewayError:
+    raised_in_callback = error.__context__
+    if isinstance(raised_in_callback, GatewayError):
+        return raised_in_callback
+    if str(error) == "Invalid HTTP version":  # llhttp's text for anything but 0.9, 1.0, 1.1 and 2.0
+        return _version_not_supported("this HTTP version")
+    if "PRI" in str(error):  # llhttp pauses at the first line of HTTP/2 with prior knowledge
         return _version_not_supported("HTTP/2")
-    return RejectedRequest(400, "malformed_request", f"not a valid HTTP/1.1 request: {error}")
+    return MalformedRequest(f"not a valid HTTP/1.1 request: {error}")
 
 
-def _version_not_supported(version: str) -> RejectedRequest:
-    return RejectedRequest(505, "http_version_not_supported", f"{version} is not spoken here: use HTTP/1.1")
+def _version_not_supported(version: str) -> HttpVersionNotSupported:
+    return HttpVersionNotSupported(f"{version} is not supported on this port: use HTTP/1.1")
 
 
-def _headers_too_large(limit_bytes: int) -> RejectedRequest:
-    return RejectedRequest(431, "headers_too_large", f"the request's headers are larger than {limit_bytes} bytes")
+def _headers_too_large(limit_bytes: int) -> HeadersTooLarge:
+    return HeadersTooLarge(f"the request's headers are larger than {limit_bytes} bytes (limits.header_bytes)")
 
 
 def _check(exchange: ServerExchange, header_limit_bytes: int) -> None:
-    """What llhttp lets pass and we do not. Raises RejectedRequest."""
+    """Reject what llhttp accepts and this server does not.
+
+    Raises:
+        MalformedRequest, HeadersTooLarge, HttpVersionNotSupported, MethodNotAllowed: As the names say.
+    """
     hosts = 0
     size = len(exchange.target)
     for name, value in exchange.headers:
@@ -184,17 +201,16 @@ def _check(exchange: ServerExchange, header_limit_bytes: int) -> None:
         elif name == b"expect":
             exchange.expects_continue = value.lower() == b"100-continue" and exchange.version == "1.1"
         elif name == b"transfer-encoding" and (value.lower() != b"chunked" or exchange.version != "1.1"):
-            raise RejectedRequest(
-                400, "malformed_request", "transfer-encoding may only be `chunked`, and only in HTTP/1.1"
-            )
+            raise MalformedRequest("the only transfer-encoding accepted is `chunked`, in an HTTP/1.1 request")
     if size > header_limit_bytes:
         raise _headers_too_large(header_limit_bytes)
     if exchange.version not in {"1.1", "1.0"}:
         raise _version_not_supported(f"HTTP/{exchange.version}")
     if hosts != 1 and (hosts > 1 or exchange.version == "1.1"):
-        raise RejectedRequest(400, "malformed_request", "an HTTP/1.1 request has exactly one Host header")
+        raise MalformedRequest("an HTTP/1.1 request must have exactly one Host header")
     if exchange.method == b"CONNECT":
-        raise RejectedRequest(405, "method_not_allowed", "this is a gateway for inference, not a tunnel")
+        raise MethodNotAllowed("this gateway opens no tunnels: CONNECT is not allowed", allow=_METHODS)
 
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # headers that say how long a body is
+_METHODS = ("GET", "HEAD", "OPTIONS", "POST")

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 exchange: a request that was read, and the response as ASGI wants it sent. No sockets, no parser."""
+"""One HTTP/1.1 request and its response: what the ASGI callables `receive` and `send` do. No sockets, no parser."""
 
 from __future__ import annotations
 
@@ -11,64 +11,50 @@ from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 from gateway.asgi import Headers, Message, Scope
-from gateway.errors import envelope_of
+from gateway.errors import GatewayError, envelope
 
-__all__ = ["ClientDisconnected", "RejectedRequest", "ServerExchange", "ServerTransport", "rejection_bytes"]
+__all__ = ["ClientDisconnected", "ServerExchange", "ServerTransport", "error_response"]
 
 
 class ClientDisconnected(OSError):
-    """Nobody to send to any more (ASGI 2.4: `send` raises an OSError then)."""
+    """The client has closed the connection. An OSError, because ASGI 2.4 says so of `send`."""
 
 
-class RejectedRequest(Exception):
-    """The bytes are no request we serve: this is the answer, and then the connection is closed."""
-
-    def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.retry_after_s = retry_after_s
-
-
-def rejection_bytes(refusal: RejectedRequest) -> bytes:
-    """The whole response: OpenAI's error envelope, and `connection: close`."""
-    type_ = "invalid_request_error" if refusal.status < 500 else "api_error"
-    body = envelope_of(refusal.message, type_, refusal.code)
-    headers: Headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if refusal.retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
-    return _head(refusal.status, headers, b"connection: close\r\n") + body
+def error_response(error: GatewayError) -> bytes:
+    """Return a whole response: OpenAI's error envelope, and `connection: close`."""
+    body = envelope(error)
+    headers: Headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *error.headers]
+    return _head(error.status, headers, b"connection: close\r\n") + body
 
 
 class ServerTransport(Protocol):
-    """The connection an exchange is served on."""
+    """What an exchange needs of the connection that serves it."""
 
     @property
     def closing(self) -> bool:
-        """Whether this exchange is to be the last one here."""
+        """Whether this exchange is the last one on the connection."""
         ...
 
     async def write(self, data: bytes) -> None:
-        """Send it all, or raise ClientDisconnected."""
+        """Send all of `data`, or raise ClientDisconnected."""
         ...
 
     async def read_more(self) -> bool:
-        """Feed the reader with what comes; False if nothing will."""
+        """Feed the request parser with the next bytes; False when the client has closed."""
         ...
 
-    async def give_way(self) -> None:
-        """Let others run, if it is time to."""
+    async def checkpoint_if_due(self) -> None:
+        """Let other tasks run from time to time."""
         ...
 
 
 class ServerExchange:
-    """One request and its response: what the ASGI callables `receive` and `send` stand for."""
+    """One request, filled by `RequestParser`, and its response, sent by the application."""
 
     __slots__ = (
-        "_chunked", "_end_reported", "_head", "_no_body", "_owed_bytes", "_until_close", "_wire", "answered", "body",
-        "body_complete", "complete", "expects_continue", "headers", "headers_complete", "method", "refusal", "reusable",
-        "started", "target", "version",
+        "_body_bytes_left", "_chunked", "_end_reported", "_head", "_no_body", "_transport", "_until_close", "answered",
+        "body", "body_complete", "complete", "error", "expects_continue", "headers", "headers_complete", "method",
+        "reusable", "started", "target", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -80,30 +66,30 @@ class ServerExchange:
         self.headers_complete = False
         self.body_complete = False
         self.expects_continue = False
-        self.refusal: RejectedRequest | None = None
+        self.error: GatewayError | None = None  # what is wrong with the body's framing
         self.reusable = False  # whether the connection may serve another request after this one
-        self.started = False  # the response's first byte is out
-        self.answered = False  # there is an answer the client should get to read
-        self.complete = False  # the response's last byte is out
+        self.started = False  # the response's first byte is sent
+        self.answered = False  # the client should get time to read a response
+        self.complete = False  # the response's last byte is sent
         self._end_reported = False
         self._head: Message | None = None
         self._chunked = False
         self._no_body = False
-        self._owed_bytes: int | None = None  # of the content-length the application gave
+        self._body_bytes_left: int | None = None  # until the application's content-length is reached
         self._until_close = False
-        self._wire: ServerTransport | None = None
+        self._transport: ServerTransport | None = None
 
-    def attach(self, wire: ServerTransport) -> None:
-        """Serve it on this connection."""
-        self._wire = wire
+    def attach(self, transport: ServerTransport) -> None:
+        """Set the connection that `receive` and `send` use."""
+        self._transport = transport
 
     @property
-    def looks_whole_if_closed(self) -> bool:
-        """Whether a client would take what it has so far for all of it, were the connection closed in order."""
+    def close_would_look_complete(self) -> bool:
+        """Whether an orderly close would make an incomplete response look complete to the client."""
         return self._until_close and self.started and not self.complete
 
     def scope(self, client: tuple[str, int] | None, server: tuple[str, int] | None) -> Scope:
-        """The ASGI connection scope (https://asgi.readthedocs.io/en/latest/specs/www.html)."""
+        """Return the ASGI connection scope (https://asgi.readthedocs.io/en/latest/specs/www.html)."""
         raw_path, _, query = _origin_form(self.target).partition(b"?")
         return {
             "type": "http",
@@ -125,107 +111,110 @@ class ServerExchange:
     # ASGI receive .....................................................................................................
 
     async def receive(self) -> Message:
-        """The next piece of the body; after its end, the client's departure. Cancelled, it loses nothing."""
-        wire = self._wire
-        if wire is None:
-            raise RuntimeError("the exchange is not being served")
+        """Return the next piece of the body; after its end, wait for the disconnect. Cancelling this loses no bytes."""
+        transport = self._transport
+        if transport is None:
+            raise RuntimeError("receive before the exchange is attached to a connection")
         if self.complete:
             return {"type": "http.disconnect"}
         if self.expects_continue and not self.body_complete and not self.started:
             self.expects_continue = False
-            await wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while True:
             if not self._end_reported and (self.body or self.body_complete):
                 body = b"".join(self.body) if len(self.body) != 1 else self.body[0]
                 self.body.clear()
                 self._end_reported = self.body_complete
                 return {"type": "http.request", "body": body, "more_body": not self.body_complete}
-            if self.refusal is not None or not await wire.read_more():
+            if self.error is not None or not await transport.read_more():
                 return {"type": "http.disconnect"}
 
     # ASGI send ........................................................................................................
 
     async def send(self, message: Message) -> None:
-        """Head and first bytes leave together.
+        """Send one ASGI message. The head is sent together with the first body bytes.
 
-        Cancelled while it waits for the client to take bytes, it leaves the connection of no more use. A cancellation
-        that comes after the bytes have left is noticed there, so that what was sent is always whole messages.
+        If this is cancelled while it waits for the client to read, the connection cannot be used again. Otherwise a
+        message is sent whole or not at all.
 
         Raises:
-            ClientDisconnected: (an OSError) There is nobody any more, or the request turned out to be none.
-            RuntimeError, ValueError: The application breaks the rules; nothing of this message was sent.
+            ClientDisconnected: (an OSError) The client has closed the connection, or the request's body is malformed.
+            RuntimeError, ValueError: The application violates ASGI or HTTP; nothing of this message is sent.
         """
-        wire = self._wire
-        if wire is None or self.complete:
+        transport = self._transport
+        if transport is None or self.complete:
             raise RuntimeError("send after the end of the response")
         if message["type"] == "http.response.start":
             self._head = message
             return
-        if self.refusal is not None and not self.started:
+        if self.error is not None and not self.started:
             raise ClientDisconnected("the request's body is malformed")
         body: bytes = message.get("body", b"")
         last = not message.get("more_body", False)
         data = self._framed(body, last=last) if self._head is None else self._begin(self._head, body, last=last)
         reusable, self.reusable = self.reusable, False
         if data:
-            await wire.write(data)
+            await transport.write(data)
         self.reusable = reusable
         if last:
             self.complete = True
         else:
-            await wire.give_way()
+            await transport.checkpoint_if_due()
 
     def _framed(self, body: bytes, *, last: bool) -> bytes:
         if self._no_body:
             return b""
         if not self._chunked:
-            if self._owed_bytes is not None:
-                self._pay(len(body), last=last)
+            if self._body_bytes_left is not None:
+                self._count_body(len(body), last=last)
             return body
         if not body:
             return b"0\r\n\r\n" if last else b""
         return b"%x\r\n%b\r\n%b" % (len(body), body, b"0\r\n\r\n" if last else b"")
 
-    def _pay(self, paid_bytes: int, *, last: bool) -> None:
-        """Hold the application to its content-length: a client would read the difference into the next response."""
-        owed_bytes = (self._owed_bytes or 0) - paid_bytes
-        if owed_bytes < 0 or (last and owed_bytes):
-            raise RuntimeError("the response's body is not as long as its content-length says")
-        self._owed_bytes = owed_bytes
+    def _count_body(self, size: int, *, last: bool) -> None:
+        """Check the body against the application's content-length.
+
+        A client would read missing bytes from the next response, and surplus bytes as the next response.
+        """
+        left_bytes = (self._body_bytes_left or 0) - size
+        if left_bytes < 0 or (last and left_bytes):
+            raise RuntimeError("the response body is longer or shorter than its content-length")
+        self._body_bytes_left = left_bytes
 
     def _begin(self, start: Message, body: bytes, *, last: bool) -> bytes:
-        """Decide on the framing, and return the head with the first of the body."""
+        """Choose the framing; return the head and the first body bytes."""
         status: int = start["status"]
         self._no_body = self.method == b"HEAD" or status in {204, 304}
-        headers = self._own_headers(status, start.get("headers", ()))
+        headers = self._kept_headers(status, start.get("headers", ()))
         head = _head(status, headers, self._framing(body, last=last))
         data = head + self._framed(body, last=last)
         self._head = None
         self.started = self.answered = True
         return data
 
-    def _own_headers(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-        """The application's headers, less those that are ours to decide on."""
-        self._owed_bytes = None
+    def _kept_headers(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+        """Return the application's headers without those that the server sets itself."""
+        self._body_bytes_left = None
         kept: Headers = []
         for header in headers:
             name = header[0]
-            if name in _OURS:
+            if name in _SET_BY_SERVER:
                 if name == b"connection" and header[1].lower() == b"close":
                     self.reusable = False
                 continue
             if name == b"content-length":
-                if self._owed_bytes is not None:
-                    raise ValueError("a response has one content-length")
-                self._owed_bytes = int(header[1])
+                if self._body_bytes_left is not None:
+                    raise ValueError("the response has more than one content-length")
+                self._body_bytes_left = int(header[1])
                 if status == 204:
-                    continue  # RFC 9110, 8.6
+                    continue  # RFC 9110, section 8.6
             kept.append(header)
         return kept
 
     def _framing(self, body: bytes, *, last: bool) -> bytes:
         framing = b""
-        if self._owed_bytes is None and not self._no_body:
+        if self._body_bytes_left is None and not self._no_body:
             if last:
                 framing = b"content-length: %d\r\n" % len(body)
             elif self.version == "1.1":
@@ -234,17 +223,17 @@ class ServerExchange:
             else:
                 self._until_close = True
                 self.reusable = False
-        if not self.reusable or not self.body_complete or (self._wire is not None and self._wire.closing):
-            self.reusable = False  # an answer before the end of the request: the rest of it is not worth reading
+        if not self.reusable or not self.body_complete or (self._transport is not None and self._transport.closing):
+            self.reusable = False  # also after a response that begins before the request's end: do not read the rest
             return framing + b"connection: close\r\n"
         return framing + b"connection: keep-alive\r\n" if self.version == "1.0" else framing
 
 
-_OURS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"date"})
+_SET_BY_SERVER = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"date"})
 
 
 def _head(status: int, headers: Headers, more: bytes) -> bytes:
-    """Status line and headers to the blank line. Raises ValueError for a header that would end early."""
+    """Return the status line and headers, to the empty line. Raises ValueError if a header contains CR or LF."""
     lines = b"".join([b"%b: %b\r\n" % header for header in headers])
     if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
         raise ValueError("a response header contains a line end")
@@ -262,11 +251,11 @@ def _status_line(status: int) -> bytes:
     return line
 
 
-_status_lines: dict[int, bytes] = {}  # at most one for each number an application uses
+_status_lines: dict[int, bytes] = {}
 
 
 def _date() -> bytes:
-    """An IMF-fixdate (RFC 9110, 5.6.7), made once a second."""
+    """Return the time as an IMF-fixdate (RFC 9110, section 5.6.7); formatted once a second."""
     global _date_made, _date_value
     now = int(time.time())
     if now != _date_made:
@@ -279,7 +268,7 @@ _date_value = b""
 
 
 def _origin_form(target: bytes) -> bytes:
-    """The path and query of a request target; a proxy may send the absolute form (RFC 9112, 3.2.2)."""
+    """Return path and query of a request target. Proxies send the absolute form (RFC 9112, section 3.2.2)."""
     if target.startswith(b"/"):
         return target
     parts = _ABSOLUTE_FORM.match(target)

@@ -8,7 +8,8 @@ import structlog
 import trio
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
-from gateway.http.server import ClientDisconnected, HttpServer, ServerLimits, ServerStatistics
+from gateway.http.server import HttpServer, ServerLimits, ServerStatistics
+from gateway.http.server_exchange import ClientDisconnected
 
 GET = b"GET /x?y=1 HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello"

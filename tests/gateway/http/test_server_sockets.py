@@ -9,7 +9,9 @@ from fakes.patience import SAFETY_NET_S, until
 from test_server import GET, POST, echo, make_server, parse, read_all, respond
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.http.server import SENDS_PER_CHECKPOINT, ClientDisconnected, ServerStatistics
+from gateway.http.server import ServerStatistics
+from gateway.http.server_connection import SENDS_PER_CHECKPOINT
+from gateway.http.server_exchange import ClientDisconnected
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ async def test_client_that_reads_nothing_goes_unnoticed_by_others(start):
     server, address = await start(app)
     stuck, other = [await trio.open_tcp_stream(*address) for _ in range(2)]
     await stuck.send_all(POST)
-    await until(lambda: server.served)
+    await until(lambda: server.statistics().served)
     await wait_all_tasks_blocked(0.05)
     await other.send_all(GET)
     with trio.fail_after(SAFETY_NET_S):
@@ -157,7 +159,7 @@ async def test_server_that_is_cancelled_lets_go_of_a_client_that_reads_nothing()
             await nursery.start(server.serve, listeners)
             stream = await trio.open_tcp_stream(*listeners[0].socket.getsockname())
             await stream.send_all(GET)
-            await until(lambda: server.served)
+            await until(lambda: server.statistics().served)
             await wait_all_tasks_blocked(0.05)
             nursery.cancel_scope.cancel()
     await stream.aclose()
@@ -250,14 +252,14 @@ async def test_flood_of_connections_beyond_the_limit_leaves_nothing_behind(start
     server, address = await start(app, connections=1)
     served = await trio.open_tcp_stream(*address)
     await served.send_all(GET)
-    await until(lambda: server.served)
+    await until(lambda: server.statistics().served)
     refused = [await trio.open_tcp_stream(*address) for _ in range(150)]
     with trio.fail_after(SAFETY_NET_S):
         for stream in refused:
             await read_all(stream)
     go_on.set()
     assert parse(await served.receive_some())[0] == 200
-    assert server._turning_away <= 100
+    assert server._rejecting <= 100
     await until(lambda: server.statistics() == ServerStatistics(open=1, idle=1, served=1, refused=150))
     for stream in [served, *refused]:
         await stream.aclose()

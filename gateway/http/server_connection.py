@@ -1,0 +1,333 @@
+"""One client's connection: reads its requests, calls the application for each, in order, and writes the responses.
+
+The application runs in the connection's own task. Its `receive` reads the socket, so backpressure is the socket's; when
+the body is complete, `receive` waits for the client to disconnect.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from gateway.asgi import App, Scope
+from gateway.errors import GatewayError, InternalError, RequestTimeout
+from gateway.http.request_parser import RequestParser
+from gateway.http.server_exchange import ClientDisconnected, ServerExchange, error_response
+from gateway.http.sockets import close_now, descriptor, is_quiet, read, write_what_fits
+
+__all__ = ["ServerConnection", "ServerLimits", "ServerLog", "ServerState"]
+
+SENDS_PER_CHECKPOINT = 16  # a checkpoint costs 2.7 us; 16 sends of 10 us delay other tasks less than one request does
+
+
+class ServerLog(Protocol):
+    """The methods that the server needs of a logger; structlog's loggers have them."""
+
+    def error(self, event: str, *, exc_info: BaseException, **facts: Any) -> Any:
+        """Log an exception that was caught."""
+        ...
+
+    def exception(self, event: str, **facts: Any) -> Any:
+        """Log the exception being handled."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Limits on what a client can send and on how long it can take."""
+
+    header_bytes: int = 65536
+    header_s: float = 30  # from a request's first byte to the end of its headers
+    keep_alive_s: float = 75  # between requests; longer than the 60 s of common proxies, so that they close first
+    client_write_s: float = 60  # for the client to read something
+    connections: int = 10_000
+    linger_s: float = 2  # for a client to read an early response and stop sending
+    linger_bytes: int = 256 * 1024**2  # four bodies of the default limit
+    pipelined_bytes: int = 65536  # of requests sent ahead; further ones stay in the client's socket
+
+
+class ServerState:
+    """What a server's connections share."""
+
+    __slots__ = ("draining", "idle", "served")
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.served = 0  # requests
+        self.idle: dict[ServerConnection, None] = {}
+        """Connections between two requests; the one that has been idle longest comes first."""
+
+
+class ServerConnection:
+    """Serves the requests of one connection until it ends. Its creator calls `close`."""
+
+    __slots__ = (
+        "_app", "_client_gone", "_fd", "_limits", "_log", "_parser", "_request_wait", "_sends", "_state", "_stream",
+        "client", "idle", "local",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        client: tuple[str, int] | None,
+        *,
+        app: App,
+        limits: ServerLimits,
+        state: ServerState,
+        log: ServerLog,
+    ) -> None:
+        self._app = app
+        self._limits = limits
+        self._log = log
+        self._state = state
+        self._stream = stream
+        self._fd = descriptor(stream)
+        self._client_gone = False
+        self._parser = RequestParser(limits.header_bytes)
+        self._sends = 0  # since the last checkpoint
+        self._request_wait: trio.CancelScope | None = None
+        self.client = client
+        self.local: tuple[str, int] | None = None
+        self.idle = True
+        if isinstance(stream, trio.SocketStream):
+            remote, self.local = _addresses(stream)
+            self.client = client or remote
+
+    @property
+    def closing(self) -> bool:
+        """Whether the running exchange is the last one on this connection."""
+        return self._state.draining
+
+    async def run(self) -> None:
+        """Serve requests until the client or the server ends the connection."""
+        while True:
+            try:
+                exchange = await self._next_request()
+            except GatewayError as error:
+                await self.send_error(error)
+                return
+            if exchange is None:
+                return
+            await self._serve(exchange)
+            if not exchange.reusable:
+                if exchange.answered and self._may_have_unread(exchange):
+                    await self._linger()
+                return
+
+    def _may_have_unread(self, exchange: ServerExchange) -> bool:
+        return not exchange.body_complete or self._parser.has_more or not is_quiet(self._stream)
+
+    # Reading ..........................................................................................................
+
+    async def _next_request(self) -> ServerExchange | None:
+        """Wait for the next request's headers. Returns None when the connection ends without one.
+
+        Raises:
+            GatewayError: The bytes are no request the server accepts, or the headers missed their deadline.
+        """
+        exchange = self._parser.take()
+        if exchange is not None:
+            await trio.lowlevel.checkpoint()  # serving a burst of pipelined requests has no other checkpoint
+            return exchange
+        limits = self._limits
+        self.idle = not self._parser.pending
+        if self.idle and self.closing and is_quiet(self._stream):
+            return None
+        if self.idle:
+            self._state.idle[self] = None
+        allowed_s = limits.keep_alive_s if self.idle else limits.header_s
+        with trio.CancelScope(deadline=trio.current_time() + allowed_s) as self._request_wait:
+            while exchange is None:
+                data = await self.read()
+                if not data:
+                    return None
+                if self.idle:
+                    self.idle = False
+                    self._state.idle.pop(self, None)
+                    self._request_wait.deadline = trio.current_time() + limits.header_s
+                self._parser.feed(data)
+                exchange = self._parser.take()
+        if exchange is None and not self.idle:
+            raise RequestTimeout(f"the request's headers did not arrive within {limits.header_s:g} s")
+        return exchange
+
+    async def read(self) -> bytes:
+        """Return the next bytes; `b""` when the client has closed. Cancelling this loses no bytes."""
+        data = await read(self._stream, self._fd)
+        if not data:
+            self._client_gone = True
+        return data
+
+    async def read_more(self) -> bool:
+        """Feed the parser with the next bytes; False when the client has closed.
+
+        When the client has sent enough requests ahead, this waits forever, and the rest stays in the client's socket.
+        """
+        if self._parser.ahead_bytes > self._limits.pipelined_bytes:
+            await trio.sleep_forever()
+        data = await self.read()
+        if data:
+            self._parser.feed(data)
+        return bool(data)
+
+    # Serving ..........................................................................................................
+
+    async def _serve(self, exchange: ServerExchange) -> None:
+        """Call the application. Its exceptions are logged and answered with a 500; Cancelled passes."""
+        exchange.attach(self)
+        self._state.served += 1
+        scope = exchange.scope(self.client, self.local)
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception as error:  # noqa: BLE001 - logged by _report; an application must not take the server down
+            self._report(error, scope)
+            await self._send_failure(exchange, exchange.error or (_INCOMPLETE if _is_departure(error) else _CRASHED))
+        except BaseExceptionGroup as group:
+            crashes, cancelled = group.split(Exception)
+            self._report(crashes, scope)
+            raise (cancelled or group) from None
+        else:
+            if not exchange.complete:
+                await self._send_failure(exchange, exchange.error or _NO_RESPONSE)
+        finally:
+            if exchange.close_would_look_complete:
+                self._reset_on_close()
+
+    def _report(self, error: Exception | None, scope: Scope) -> None:
+        if error is not None and not _is_departure(error):
+            self._log.error("app_crashed", exc_info=error, path=scope["path"])
+
+    async def _send_failure(self, exchange: ServerExchange, error: GatewayError) -> None:
+        """Send an error if no response has begun. A response that was cut off stays visibly incomplete."""
+        exchange.reusable = False
+        if exchange.started:
+            exchange.answered = exchange.complete
+        elif not self._client_gone:
+            await self.write(error_response(error))
+            exchange.answered = True
+
+    async def send_error(self, error: GatewayError) -> None:
+        """Send an error response and give the client time to read it."""
+        await self.write(error_response(error))
+        await self._linger()
+
+    # Writing ..........................................................................................................
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`. No checkpoint if the socket takes it at once: see `checkpoint_if_due`.
+
+        If this is cancelled, part of `data` may be sent, and the connection cannot be used again.
+
+        Raises:
+            ClientDisconnected: The client has closed, or has read nothing for `client_write_s`.
+        """
+        if self._client_gone:
+            raise ClientDisconnected(_CLIENT_CLOSED)
+        if self._fd is None:
+            await self._within_write_deadline(self._stream.send_all, data)
+            return
+        sent = self._write_what_fits(self._fd, data)
+        if sent < len(data):
+            await self._write_rest(self._fd, memoryview(data)[sent:])
+
+    async def checkpoint_if_due(self) -> None:
+        """Run a checkpoint once in `SENDS_PER_CHECKPOINT` calls.
+
+        A relay waits for the neuron's next chunk between sends, which is a checkpoint. An application with its response
+        in memory has none if the client reads fast: other tasks would wait, and a cancellation would go unnoticed.
+        """
+        self._sends += 1
+        if self._sends >= SENDS_PER_CHECKPOINT:
+            self._sends = 0
+            await trio.lowlevel.checkpoint()
+
+    def _write_what_fits(self, fd: int, data: bytes | memoryview) -> int:
+        try:
+            return write_what_fits(fd, data)
+        except OSError as error:
+            self._client_gone = True
+            raise ClientDisconnected(_CLIENT_CLOSED) from error
+
+    async def _write_rest(self, fd: int, rest: memoryview) -> None:
+        while rest:
+            await self._within_write_deadline(trio.lowlevel.wait_writable, fd)
+            rest = rest[self._write_what_fits(fd, rest) :]
+
+    async def _within_write_deadline(self, step: Callable[[Any], Awaitable[object]], argument: object) -> None:
+        try:
+            with trio.move_on_after(self._limits.client_write_s) as scope:
+                await step(argument)
+        except trio.Cancelled:
+            self._client_gone = True  # part of the data may be sent: nothing else can be sent after it
+            raise
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._client_gone = True
+            raise ClientDisconnected(_CLIENT_CLOSED) from error
+        if scope.cancelled_caught:
+            self._client_gone = True
+            raise ClientDisconnected(f"the client read nothing for {self._limits.client_write_s:g} s")
+
+    # Ending ...........................................................................................................
+
+    async def _linger(self) -> None:
+        """Shut down the sending side, then discard what the client still sends until it closes.
+
+        If a socket is closed while it has unread bytes, the kernel sends a reset, and the client may lose the response
+        (RFC 9112, section 9.6).
+        """
+        if self._client_gone:
+            return
+        if isinstance(self._stream, trio.SocketStream):
+            try:
+                self._stream.socket.shutdown(trio.socket.SHUT_WR)
+            except OSError:
+                return  # the client has reset the connection
+        discarded = 0
+        with trio.move_on_after(self._limits.linger_s):
+            while discarded < self._limits.linger_bytes and (data := await self.read()):
+                discarded += len(data)
+
+    def close_if_idle(self) -> bool:
+        """End the connection if it waits for its next request and no byte of it has arrived. Returns whether it did."""
+        if not self.idle or self._request_wait is None or not is_quiet(self._stream):
+            return False
+        self._state.idle.pop(self, None)
+        self._request_wait.cancel()
+        return True
+
+    def _reset_on_close(self) -> None:
+        """Make the close a reset: an orderly close would mark an incomplete body as complete (see RFC 9112, 6.3)."""
+        if isinstance(self._stream, trio.SocketStream):
+            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def close(self) -> None:
+        """Close at once. Sync, so that it cannot be cancelled."""
+        self._state.idle.pop(self, None)
+        self._client_gone = True
+        self._fd = None  # the kernel may give the number to another socket
+        close_now(self._stream)
+
+
+_CLIENT_CLOSED = "the client has closed the connection"
+_INCOMPLETE = RequestTimeout("the client closed its side before the request was complete")
+_CRASHED = InternalError("an error inside the gateway; its log has more")
+_NO_RESPONSE = InternalError("an error inside the gateway: the application sent no response")
+
+
+def _is_departure(error: Exception) -> bool:
+    """Whether the exception, or every exception of the group, is ClientDisconnected."""
+    if isinstance(error, ExceptionGroup):
+        return error.split(ClientDisconnected)[1] is None
+    return isinstance(error, ClientDisconnected)
+
+
+def _addresses(stream: trio.SocketStream) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
+    try:
+        return stream.socket.getpeername()[:2], stream.socket.getsockname()[:2]
+    except OSError:
+        return None, None  # the client has gone; the first read notices
