@@ -1,4 +1,4 @@
-"""What changed between two snapshots: for logs, the audit trail and pre-warming. Compares meaning, not text."""
+"""The differences between two catalogues, for logs, the audit log and plans. Compares meaning, not text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
-    """One key of a profile or an alias, as JSON would have it; None is "not set"."""
+    """One key of a profile or an alias, with its values as JSON. None is "not set"."""
 
     name: str
     old: Any
@@ -24,7 +24,7 @@ class FieldChange:
 
 @dataclass(frozen=True, slots=True)
 class ModelChange:
-    """A profile that stayed but says something else now."""
+    """A profile that is in both catalogues, with different keys."""
 
     id: str
     fields: tuple[FieldChange, ...]
@@ -32,31 +32,31 @@ class ModelChange:
 
 @dataclass(frozen=True, slots=True)
 class AliasChange:
-    """An alias that stayed but says something else now."""
+    """An alias that is in both catalogues, with different keys."""
 
     old: Alias
     new: Alias
 
     @property
     def name(self) -> str:
-        """The same before and after."""
+        """The alias's name."""
         return self.new.name
 
     @property
     def fields(self) -> tuple[FieldChange, ...]:
-        """What it says differently, in the order of its keys; never empty."""
+        """The keys that differ, in the order of `alias_json`; never empty."""
         before, after = alias_json(self.old), alias_json(self.new)
         return tuple(FieldChange(key, before[key], after[key]) for key in before if before[key] != after[key])
 
     @property
     def moves_traffic(self) -> bool:
-        """Whether requests may go elsewhere, or in other proportions, than before."""
+        """Whether the targets or their weights differ."""
         return self.old.targets != self.new.targets
 
 
 @dataclass(frozen=True, slots=True)
 class SwapFailure:
-    """An alias that was to move and will not; `wanted` is what its file says."""
+    """An alias whose warm swap has failed; `wanted` is the alias as in the file."""
 
     wanted: Alias
     reason: str
@@ -64,9 +64,9 @@ class SwapFailure:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueDiff:
-    """Everything sorted by name. False if nothing changed; `str()` is one line for a log.
+    """All differences, sorted by name. False if there are none; `str()` is one line for a log.
 
-    `aliases_changed` are in force; `aliases_warming` will be, once what they are to stand for can serve.
+    `aliases_changed` are in force; `aliases_warming` will be once their new targets can serve.
     """
 
     models_added: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class CatalogueDiff:
             yield f"~model {model.id}: {', '.join(map(_shown_change, model.fields))}"
 
     def as_json(self) -> dict[str, Any]:
-        """The same as plain lists and dicts, for the audit trail and the admin API."""
+        """The differences as lists and dicts, for the audit log and the admin API."""
         return {
             "models_added": list(self.models_added),
             "models_removed": list(self.models_removed),
@@ -110,7 +110,7 @@ class CatalogueDiff:
 
 
 def diff(old: Catalogue, new: Catalogue) -> CatalogueDiff:
-    """What someone who knew `old` has to learn."""
+    """The differences of `new` from `old`."""
     return CatalogueDiff(
         models_added=tuple(sorted(new.models.keys() - old.models.keys())),
         models_removed=tuple(sorted(old.models.keys() - new.models.keys())),
@@ -127,11 +127,11 @@ def diff(old: Catalogue, new: Catalogue) -> CatalogueDiff:
 
 
 def _begun(old: Catalogue, new: Catalogue) -> Iterator[AliasChange]:
-    """The aliases that wait since `new` to move, or to move elsewhere than before."""
+    """The aliases whose warm swap began with `new`, or got other targets with it."""
     for name, warming in sorted(new.warming.items()):
         before = old.warming.get(name)
-        waited = before is not None and before.failed is None and before.wanted.targets == warming.wanted.targets
-        if warming.failed is None and not waited:
+        was_warming = before is not None and before.failed is None and before.wanted.targets == warming.wanted.targets
+        if warming.failed is None and not was_warming:
             yield AliasChange(new.aliases[name], warming.wanted)
 
 
@@ -143,7 +143,7 @@ def _failed(old: Catalogue, new: Catalogue) -> Iterator[SwapFailure]:
 
 
 def alias_json(alias: Alias) -> dict[str, Any]:
-    """What an alias says, as JSON would have it, under the keys an operator writes; its name is left out."""
+    """The keys of an alias as JSON, with the names that they have in the file; without the alias's own name."""
     return {
         "targets": [dataclasses.asdict(target) for target in alias.targets],
         "sticky": alias.sticky,
@@ -173,7 +173,7 @@ def _change_json(change: AliasChange) -> dict[str, Any]:
 
 
 def _in_both(old: Mapping[str, _T], new: Mapping[str, _T]) -> Iterator[tuple[str, _T, _T]]:
-    """What both have under a name, but differently."""
+    """The entries that both have under one name and that differ."""
     for name in sorted(old.keys() & new.keys()):
         if old[name] != new[name]:
             yield name, old[name], new[name]
@@ -184,11 +184,11 @@ def _field_changes(old: ModelProfile, new: ModelProfile) -> tuple[FieldChange, .
     return tuple(FieldChange(name, before[name], after[name]) for name in before if before[name] != after[name])
 
 
-# Words.
+# Text for logs.
 
 
 def _alias_phrases(change: AliasChange) -> Iterator[str]:
-    """Where its requests go first: that is what operators change."""
+    """The targets come first: they are what operators change most."""
     if change.moves_traffic:
         yield _move(change)
     yield from (_shown_change(field) for field in change.fields if field.name != "targets")
@@ -199,7 +199,7 @@ def _move(change: AliasChange) -> str:
 
 
 def shown_targets(alias: Alias) -> str:
-    """A model, or several with their weights."""
+    """The alias's model, or its models with their weights."""
     return alias.target if len(alias.targets) == 1 else f"[{', '.join(map(_shown_target, alias.targets))}]"
 
 

@@ -1,7 +1,7 @@
-"""Requested name -> concrete model id. One exact lookup, never chained; whether the model exists is not asked here.
+"""Requested name to concrete model id: one exact lookup, never chained. Whether the model exists is not checked here.
 
-Of an alias with several targets one is drawn by weight: by chance, or, if the alias is sticky and the request has a
-key (its conversation, its API key), by that key, so that the same key gets the same target.
+One target of several is drawn by weight: at random, or by a key of the request (its conversation or its API key) if the
+alias is sticky, so that the same key gets the same target.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import NamedTuple, TypeAlias
 from catalogue.models import Alias, Catalogue, Sticky
 
 KeyOf: TypeAlias = Callable[[Sticky], bytes | None]
-"""What a request is told apart by, for an alias that is sticky in this way; None if it has no such thing.
+"""The key of a request for a sticky alias, or None if the request has none.
 
-Asked only when it matters: finding a conversation's beginning means reading the body.
+Called only if needed: finding the beginning of a conversation means reading the body.
 """
 
 
 class Resolution(NamedTuple):
-    """What a request asked for, said concretely. A tuple because one is made per request.
+    """The model for a request, and the alias that led to it. A tuple because each request creates one.
 
-    `policy` is the alias itself, if it says more than which model it stands for.
+    `policy` is the alias itself, unless it is plain (`Alias.is_plain`).
     """
 
     model: str
@@ -32,20 +32,20 @@ class Resolution(NamedTuple):
     policy: Alias | None = None
 
 
-def _nothing(_: Sticky) -> None:
+def _no_key(_: Sticky) -> None:
     return None
 
 
 def resolve(
-    catalogue: Catalogue, name: str, key_of: KeyOf = _nothing, *, draw: Callable[[], float] = random.random
+    catalogue: Catalogue, name: str, key_of: KeyOf = _no_key, *, draw: Callable[[], float] = random.random
 ) -> Resolution:
-    """The model that `name` stands for in this snapshot; itself, if no alias has exactly that name.
+    """The model that `name` stands for in this snapshot; `name` itself if no alias has exactly that name.
 
     Args:
         catalogue: The request's snapshot.
         name: As the client wrote it.
-        key_of: Asked at most once.
-        draw: A number from [0, 1), each as likely as any other.
+        key_of: Called at most once.
+        draw: Returns a uniform random number from [0, 1).
     """
     alias = catalogue.aliases.get(name)
     if alias is None:
@@ -69,16 +69,16 @@ def drawn(alias: Alias, chance: float) -> str:
         left -= target.weight
         if left < 0:
             return target.model
-    return alias.target  # rounding, at the very end of the range
+    return alias.target  # a rounding error at the end of the range
 
 
 def drawn_by_key(alias: Alias, key: bytes) -> str:
-    """The target this key always gets while the weights stay; when they change, no key moves that need not.
+    """The target of this key. It stays the same while the weights do; after a change only the necessary keys move.
 
-    Weighted rendezvous hashing: every target runs a race of its own for the key, in a time that is exponentially
-    distributed with its weight as the rate, and the first one home has it. A target wins in proportion to its weight;
-    and giving one more weight makes it faster and nobody else slower, so keys move to it and never between others.
-    (One hash into cumulated weights would also shift the boundaries between targets that did not change.)
+    Weighted rendezvous hashing: each target has a time for the key, exponentially distributed with its weight as the
+    rate, and the smallest time wins. So a target wins in proportion to its weight. More weight makes a target's times
+    smaller and leaves the others as they are, so keys move to it and never between the others. (One hash into cumulated
+    weights would also move keys between targets that did not change.)
     """
     best, best_time = alias.target, inf
     for target in alias.targets:
@@ -90,9 +90,9 @@ def drawn_by_key(alias: Alias, key: bytes) -> str:
 
 
 def _uniform(alias: str, key: bytes, model: str) -> float:
-    """A number from (0, 1), as if drawn by chance, but always the same for the same three.
+    """A pseudo-random number from (0, 1), the same for the same three arguments.
 
-    With the alias in it, so that who gets the small share of one does not get it of all.
+    The alias is part of it, so that a key with the small share of one alias does not get the small share of all.
     """
     digest = hashlib.blake2b(
         b"\0".join((alias.encode(), model.encode(), key)), digest_size=8, person=b"cortex target"

@@ -1,8 +1,8 @@
-"""Which aliases of an accepted file do not move yet, because what they are to stand for cannot serve. Pure.
+"""Warm swaps in a catalogue: which aliases of an accepted file keep their old targets until the new ones can serve. Pure.
 
-The catalogue in force says where requests go. Usually that is what the file says; an alias that is warming still has
-its old targets there, and `Catalogue.warming` has what the file says of it. Everything else of the file is in force at
-once, the alias's other keys included.
+The catalogue in force decides where requests go. Usually it equals the file. A warming alias still has its old targets
+there, and `Catalogue.warming` has the alias as in the file. All other keys of the file are in force at once, the
+alias's other keys included.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from catalogue.models import Alias, Catalogue, Warming
 
 
 class Readiness(Protocol):
-    """What somebody who watches the fleet knows of a model, by its id in a catalogue."""
+    """Whether the fleet can serve a model, by its id in a catalogue."""
 
     def is_servable(self, model: str, catalogue: Catalogue) -> bool:
-        """Whether a request for it could be sent somewhere right now, without a load."""
+        """Whether some neuron could serve a request for it now, without a load."""
         ...
 
     def is_proven(self, model: str, catalogue: Catalogue) -> bool:
-        """Whether it is servable where it has answered well since it was loaded."""
+        """Whether it is servable on a neuron where it has answered a request since its load."""
         ...
 
 
 def hold_back(new: Catalogue, in_force: Catalogue, readiness: Readiness) -> Catalogue:
-    """`new`, but with those aliases at their old targets that have to be warmed first."""
+    """`new`, but the aliases that must be warmed first keep their old targets."""
     aliases, warming = dict(new.aliases), {}
     for name, wanted in new.aliases.items():
         old = in_force.aliases.get(name)
-        if old is None or not _has_to_wait(wanted, old, new, in_force, readiness):
+        if old is None or not _must_wait(wanted, old, new, in_force, readiness):
             continue
         newcomers = tuple(target.model for target in wanted.targets if target.model in wanted.active - old.active)
         aliases[name] = replace(wanted, targets=old.targets)
@@ -40,19 +40,19 @@ def hold_back(new: Catalogue, in_force: Catalogue, readiness: Readiness) -> Cata
     return replace(new, aliases=MappingProxyType(aliases), warming=MappingProxyType(warming))
 
 
-def _has_to_wait(wanted: Alias, old: Alias, new: Catalogue, in_force: Catalogue, readiness: Readiness) -> bool:
-    """A newcomer may be cold, and there is somebody to serve meanwhile: else waiting would protect nobody."""
+def _must_wait(wanted: Alias, old: Alias, new: Catalogue, in_force: Catalogue, readiness: Readiness) -> bool:
+    """Whether a new target may be cold while an old one can serve. Without the latter, waiting would not help."""
     newcomers = wanted.active - old.active
     if wanted.swap == "cold" or all(readiness.is_proven(model, new) for model in newcomers):
         return False
     return any(readiness.is_servable(model, in_force) for model in old.active)
 
 
-# What becomes of an alias that waits. Each is another snapshot; only the first moves requests and so counts on.
+# The ends of a warm swap. Each returns a new snapshot; only `moved` changes where requests go, so it has a new generation.
 
 
 def moved(catalogue: Catalogue, alias: str) -> Catalogue:
-    """With the alias where its file wants it: a new generation."""
+    """The alias has the targets of the file, in a new generation."""
     wanted = catalogue.warming[alias].wanted
     return replace(
         catalogue,
@@ -63,12 +63,12 @@ def moved(catalogue: Catalogue, alias: str) -> Catalogue:
 
 
 def given_up(catalogue: Catalogue, alias: str, reason: str) -> Catalogue:
-    """With the alias where it is for good, or until somebody has it tried again; nothing is guarded for it."""
+    """The alias keeps its old targets until `tried_again`; no models are guarded for it."""
     return _with(catalogue, replace(catalogue.warming[alias], failed=reason))
 
 
 def tried_again(catalogue: Catalogue, alias: str) -> Catalogue:
-    """With the alias warming once more."""
+    """The alias is warming again."""
     return _with(catalogue, replace(catalogue.warming[alias], failed=None))
 
 

@@ -1,8 +1,8 @@
-"""Which line each key of a TOML document stands on. Finds places only: meaning and validity are tomli's business.
+"""The line of each key of a TOML document. Only positions: tomli decides what is valid and what a value means.
 
-tomli tells *what* a file says but not *where*, and a fault without a line sends an operator searching. This reads the
-same text a second time, interested in nothing but keys and brackets. It is only ever given text tomli has accepted;
-given anything else it does not raise, it just knows less.
+tomli reports no lines of keys, and a fault needs one. This scanner reads the same text a second time and looks at keys
+and brackets only. Give it text that tomli has accepted; for any other text it does not raise, but it knows fewer lines.
+Why it is our own: docs/decisions/0013-position-index.md.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import tomli
 KeyPath = tuple[str | int, ...]
 """From the root of the document to a value: table keys as strings, array positions as 0-based integers."""
 
-# Possessive throughout (`*+`): a string of megabytes is one linear pass, and there is nothing to gain by backtracking.
+# All quantifiers are possessive (`*+`), so that a string of megabytes takes one linear pass without backtracking.
 _BASIC = r'"(?:[^"\\\n]++|\\.)*+"'
 _LITERAL = r"'[^'\n]*+'"
-# A run of three to five quotes ends a multi-line string: up to two of them are its last characters.
+# Three to five quotes end a multi-line string: up to two of them are its last characters.
 _MULTILINE_BASIC = r'"""(?:[^"\\]++|\\.|"{1,2}(?!"))*+"{3,5}'
 _MULTILINE_LITERAL = r"'''(?:[^']++|'{1,2}(?!'))*+'{3,5}"
 _SPACE = re.compile(r"[ \t]*+")
 _BETWEEN_STATEMENTS = re.compile(r"(?:[ \t\r\n]|#[^\n]*+)*+")
 _BETWEEN_ELEMENTS = re.compile(r"(?:[ \t\r\n,]|#[^\n]*+)*+")
 _KEY_PART = re.compile(rf"{_BASIC}|{_LITERAL}|[A-Za-z0-9_-]++", re.DOTALL)
-# The last alternative is any number, boolean or date; a date may have a space in the middle.
+# The last alternative is a number, a boolean or a date; a date may contain a space.
 _SCALAR = re.compile(rf"{_MULTILINE_BASIC}|{_MULTILINE_LITERAL}|{_BASIC}|{_LITERAL}|[^,\]}}#\r\n]++", re.DOTALL)
 
 
 def scan(text: str) -> Positions:
     """The line of every key, array element and table in `text`, which tomli has accepted."""
     scanner = _Scanner(text)
-    with contextlib.suppress(_LostError):  # not TOML after all: what was found until there is still right
+    with contextlib.suppress(_LostError):  # not TOML after all: the lines found so far are still right
         scanner.scan_document()
     return Positions(scanner.root)
 
@@ -46,7 +46,7 @@ class Positions:
         self._root = root or _Node(line=None)
 
     def line(self, path: KeyPath) -> int | None:
-        """Where `path` stands, or else the nearest thing around it that does stand somewhere.
+        """The line of `path`, or of the innermost table around it that has a line.
 
         So the line of a *missing* key is that of its table's header, which is where it has to be added.
         """
@@ -72,7 +72,7 @@ class Positions:
 class _Node:
     """A value of the document.
 
-    A tree and not a map of whole paths: a key of a thousand parts costs a thousand, not its square.
+    A tree and not a map of whole paths: a key with n parts takes O(n), not O(n^2).
     """
 
     line: int | None
@@ -80,16 +80,16 @@ class _Node:
     is_table_array: bool = False
 
     def child(self, part: str | int, line: int) -> _Node:
-        """The child of that name; new ones stand on `line`, old ones stay where they were first seen."""
+        """The child with this name. A new one gets `line`; an existing one keeps its own."""
         return self.children.setdefault(part, _Node(line))
 
     def entered(self) -> _Node:
-        """Where keys below this name go: into the newest element, if it is an array of tables."""
+        """The node that keys below this name belong to: the newest element, if it is an array of tables."""
         return self.children[len(self.children) - 1] if self.is_table_array else self
 
 
 class _LostError(Exception):
-    """The text is not what the grammar says."""
+    """The text does not follow the grammar."""
 
 
 class _Scanner:
@@ -120,7 +120,7 @@ class _Scanner:
             node = node.child(part, line).entered()
         node = node.child(name, line)
         if opening == "[":
-            node.line = line  # also when a [table.below] was seen first
+            node.line = line  # also if a [table.below] came first
             return node
         node.is_table_array = True
         return node.child(len(node.children), line)
@@ -144,7 +144,7 @@ class _Scanner:
                 return parts
             self._at += 1
 
-    # Values. A stack of our own rather than recursion: how deep Python may still go is not ours to know.
+    # Values. A stack instead of recursion: the caller may have used most of Python's recursion limit.
 
     def _fill(self, target: _Node) -> None:
         containers: list[tuple[_Node, str]] = []
@@ -161,7 +161,7 @@ class _Scanner:
             target = following
 
     def _next_target(self, containers: list[tuple[_Node, str]]) -> _Node | None:
-        """Close what ends here; then the next element to be filled, or None after the outermost one."""
+        """Close the containers that end here. Returns the next node to fill, or None after the outermost container."""
         while containers:
             self._skip(_BETWEEN_ELEMENTS)
             container, closing = containers[-1]
@@ -208,6 +208,6 @@ def _unquote(part: str) -> str:
     if "\\" not in part:
         return part[1:-1]
     try:
-        return next(iter(tomli.loads(f"{part}=0")))  # escapes have one authority, and it is not this file
+        return next(iter(tomli.loads(f"{part}=0")))  # tomli decodes escapes
     except tomli.TOMLDecodeError as error:
         raise _LostError from error

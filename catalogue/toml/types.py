@@ -50,7 +50,14 @@ INVALID = "invalid"
 def invalid(
     message: str, hint: str | None = None, *, see: KeyPath | None = None, depth: int = 0
 ) -> PydanticCustomError:
-    """What a validator raises. `see` is another key to point at, relative to the ancestor `depth` levels up."""
+    """What a validator raises.
+
+    Args:
+        message: What is wrong, without the value.
+        hint: How to correct it. `{line}` in it becomes the line of the key `see`; without a line there is no hint.
+        see: Another key, relative to the ancestor `depth` levels up.
+        depth: As above.
+    """
     return PydanticCustomError(INVALID, "{message}", {"message": message, "hint": hint, "see": see, "depth": depth})
 
 
@@ -111,7 +118,7 @@ class Table:
         return all(faulty[: len(key)] != key for faulty in self.faulty)
 
     def refuse(self, key: KeyPath, message: str, hint: str | None = None, *, see: KeyPath | None = None) -> None:
-        """Record a fault at `key`. If the key `see` has a line, that is the hint. Both are relative to this table."""
+        """Record a fault at `key`; see `invalid`. Both keys are relative to this table."""
         error = invalid(message, hint, see=see, depth=len(key))
         self._errors.append(InitErrorDetails(type=error, loc=key, input=self.raw))
 
@@ -159,7 +166,7 @@ def refuse_duplicates(key: str) -> Callable[[Table], None]:
         for index, value in _texts(array.raw, key):
             if value in first:
                 message = f"{json.dumps(value, ensure_ascii=False)} is already used by an earlier entry"
-                array.refuse((index, key), message, see=(first[value], key))
+                array.refuse((index, key), message, "the earlier entry is in line {line}", see=(first[value], key))
             first.setdefault(value, index)
 
     return check

@@ -178,7 +178,7 @@ def _invalid_hint(document: Document, error: Any) -> str | None:
     table = error["loc"][: len(error["loc"]) - error["ctx"]["depth"]]
     other = (*table, *see)
     line = None if document.override_of(other) is not None else document.positions.line(other)
-    return hint if line is None else f"the earlier entry is in line {line}"
+    return None if hint is None or line is None else hint.replace("{line}", str(line))
 
 
 def _unknown_key_hint(schema: dict[str, Any], key: KeyPath) -> str:

@@ -1,0 +1,35 @@
+"""`cortex schema`."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from catalogue.load import models_schema
+from gateway.cli.main import main
+from gateway.config.load import settings_schema
+
+
+@pytest.mark.parametrize(
+    ("file", "schema", "keys"),
+    [
+        ("config", settings_schema(), {"gateway", "deadlines", "neurons", "models_config"}),
+        ("models", models_schema(), {"models", "aliases"}),
+    ],
+)
+def test_schema_of_a_file_is_printed_as_json(file, schema, keys):
+    """It can be redirected into a file for an editor."""
+    result = CliRunner().invoke(main, ["schema", file])
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == schema
+    assert keys <= schema["properties"].keys()
+    assert schema["additionalProperties"] is False
+
+
+def test_schema_of_another_file_is_a_usage_error():
+    """The message lists the two files."""
+    result = CliRunner().invoke(main, ["schema", "neuron"])
+
+    assert result.exit_code == 1
+    assert "'config', 'models'" in result.stderr
