@@ -119,7 +119,7 @@ class AliasTable:
     """An alias with more than a target. It must have `target` or `targets`."""
 
     target: ModelId | None = None
-    """The model it stands for. No default: required without `targets`."""
+    """Id of the model that gets the requests. No default: required without `targets`."""
 
     targets: Annotated[tuple[TargetEntry, ...], checked(_check_targets)] = ()
     """Several models that share the requests by weight."""
@@ -182,7 +182,7 @@ def _table_from_string(value: object) -> object:
 def _check_alias(alias: Table) -> None:
     table = alias.raw
     if "target" not in table and "targets" not in table:
-        hint = "name the model it stands for, or several in `targets`"
+        hint = "name the model that gets the requests, or several in `targets`"
         alias.refuse(("target",), "is required and missing", hint)
     elif "target" in table and "targets" in table:
         alias.refuse(("target",), "cannot be combined with `targets`", "keep one of the two")

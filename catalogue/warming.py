@@ -1,4 +1,4 @@
-"""Warm swaps in a catalogue: which aliases of an accepted file keep their old targets until the new ones can serve. Pure.
+"""Warm swaps in a catalogue: which aliases of an accepted file keep their old targets for now. Pure.
 
 The catalogue in force decides where requests go. Usually it equals the file. A warming alias still has its old targets
 there, and `Catalogue.warming` has the alias as in the file. All other keys of the file are in force at once, the
@@ -48,7 +48,7 @@ def _must_wait(wanted: Alias, old: Alias, new: Catalogue, in_force: Catalogue, r
     return any(readiness.is_servable(model, in_force) for model in old.active)
 
 
-# The ends of a warm swap. Each returns a new snapshot; only `moved` changes where requests go, so it has a new generation.
+# The ends of a warm swap. Each returns a new snapshot. Only `moved` changes where requests go, and counts a generation.
 
 
 def moved(catalogue: Catalogue, alias: str) -> Catalogue:

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 DEFAULT_MODELS_CONFIG = Path("/etc/cortex/models.toml")  # where the catalogue is looked for when nothing is configured
-_API = Listen("127.0.0.1", 31313)  # loopback: nobody else reaches the API until an operator opens it
+_API = Listen("127.0.0.1", 31313)  # loopback: other machines cannot reach the API until an operator opens it
 _METRICS = Listen("127.0.0.1", 31314)
 
 ListenAddress: TypeAlias = Annotated[Listen, rules.LISTEN]

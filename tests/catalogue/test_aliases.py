@@ -99,7 +99,7 @@ def test_alias_without_anything_for_the_request_is_plain():
 @pytest.mark.parametrize(
     ("text", "line", "key", "message", "hint"),
     [
-        ("", 3, "target", "is required and missing", "name the model it stands for, or several in `targets`"),
+        ("", 3, "target", "is required and missing", "name the model that gets the requests, or several in `targets`"),
         (
             'target = "a"\ntargets = ["b"]', 4, "target", "cannot be combined with `targets`", "keep one of the two",
         ),

@@ -1,4 +1,4 @@
-"""What changed, for people and for machines."""
+"""Differences between catalogues: the line for a log, and the JSON."""
 
 import json
 
@@ -47,15 +47,15 @@ fresh = "stays"
 """)
 
 
-def test_diff_reads_as_one_line():
-    """Aliases first: they are what operators change."""
+def test_diff_is_one_line_of_text():
+    """Aliases come first: they are what operators change most."""
     assert str(diff(OLD, NEW)) == (
         "~alias large: goes -> comes; +alias fresh -> stays; -alias gone -> goes; +model comes; -model goes; "
         "~model changes: min_devices 1 -> 2, pinned_on [] -> [beast, mule], limit {context=5} -> {context=6}"
     )
 
 
-SAYS_ONLY_ITS_TARGET = {
+DEFAULTS = {
     "sticky": "none",
     "fallback": [],
     "swap": "warm",
@@ -70,7 +70,7 @@ SAYS_ONLY_ITS_TARGET = {
 
 
 def test_diff_survives_json():
-    """The audit trail keeps it."""
+    """The audit log stores it."""
     assert json.loads(json.dumps(diff(OLD, NEW).as_json())) == {
         "models_added": ["comes"],
         "models_removed": ["goes"],
@@ -88,8 +88,8 @@ def test_diff_survives_json():
                 ],
             }
         ],
-        "aliases_added": [{"name": "fresh", **SAYS_ONLY_ITS_TARGET, "targets": [{"model": "stays", "weight": 1.0}]}],
-        "aliases_removed": [{"name": "gone", **SAYS_ONLY_ITS_TARGET, "targets": [{"model": "goes", "weight": 1.0}]}],
+        "aliases_added": [{"name": "fresh", **DEFAULTS, "targets": [{"model": "stays", "weight": 1.0}]}],
+        "aliases_removed": [{"name": "gone", **DEFAULTS, "targets": [{"model": "goes", "weight": 1.0}]}],
         "aliases_changed": [
             {
                 "name": "large",
@@ -107,8 +107,8 @@ def test_diff_survives_json():
     }
 
 
-def test_alias_that_says_more_is_told_key_by_key():
-    """Where its requests go first, then the rest of what changed, and nothing of what did not."""
+def test_changed_alias_is_listed_key_by_key():
+    """The targets first, then the other changed keys; unchanged keys are left out."""
     before = catalogue("""
         [aliases.balanced]
         targets = [{ model = "a", weight = 90 }, { model = "b", weight = 10 }]
@@ -138,16 +138,16 @@ def test_alias_that_says_more_is_told_key_by_key():
     }
 
 
-def test_table_that_says_what_the_plain_string_says_is_no_change():
-    """A weight means nothing on its own."""
+def test_table_equal_to_the_plain_string_is_no_change():
+    """The weight of a single target has no effect."""
     plain = catalogue('aliases = { x = "a" }')
 
     for same in ('{ target = "a" }', '{ targets = ["a"] }', '{ targets = [{ model = "a", weight = 90 }] }'):
         assert not diff(plain, catalogue(f"aliases = {{ x = {same} }}"))
 
 
-def test_same_meaning_in_other_words_is_no_change():
-    """A comment, an order, a way of writing."""
+def test_other_notation_with_the_same_meaning_is_no_change():
+    """Comments, order, and inline tables."""
     reworded = catalogue("# hi\n[[models]]\nharness = 'h'\nid = 'x'\nmin_devices = 1\n")
     plain = catalogue('models = [{id = "x", harness = "h"}]')
 

@@ -1,4 +1,4 @@
-"""Where a model may go and what it may push out."""
+"""Where a model may be loaded and which models it may displace."""
 
 from typing import NamedTuple
 
@@ -30,23 +30,23 @@ UNEQUAL = [Gpu(0, 8000), Gpu(1, 24000), Gpu(2, 12000), Gpu(3, 24000)]
         ({"pinned_on": ("mule", "beast")}, UNEQUAL, (0,)),
         ({"pinned_on": ("mule",)}, UNEQUAL, None),
         ({"pinned_on": ("Beast",)}, UNEQUAL, None),
-        ({"vram_mb": 999_999}, UNEQUAL, (0,)),  # how much is free is a question for later
+        ({"vram_mb": 999_999}, UNEQUAL, (0,)),  # free memory does not count
     ],
 )
 def test_feasible_names_the_devices_a_load_would_use(needs, devices, expected):
-    """The first so many that are large enough, or nothing."""
+    """The first `min_devices` devices that are large enough, or None."""
     assert feasible(ModelProfile("m", "h", **needs), "beast", devices) == expected
 
 
-def test_equals_may_displace_each_other():
-    """Both directions, or a swap works once."""
+def test_models_of_equal_priority_may_displace_each_other():
+    """In both directions; otherwise a swap would work only once."""
     assert may_displace(100, 100)
     assert may_displace(1000, 100)
     assert not may_displace(100, 1000)
 
 
 @pytest.mark.parametrize(
-    ("said", "priority"),
+    ("keys", "priority"),
     [
         ({}, 100),
         ({"pinned_on": ("beast",)}, 1000),
@@ -54,6 +54,6 @@ def test_equals_may_displace_each_other():
         ({"residency_priority": -5}, -5),
     ],
 )
-def test_residency_class_is_what_is_said_or_follows_from_a_pin(said, priority):
-    """Contract section 6: whoever pins a model wants it to stay, unless they say how much."""
-    assert ModelProfile("m", "h", **said).priority == priority
+def test_priority_is_as_given_or_follows_from_pinned_on(keys, priority):
+    """A pinned model has a high priority unless its profile sets another."""
+    assert ModelProfile("m", "h", **keys).priority == priority

@@ -1,4 +1,4 @@
-"""One exact lookup; and a draw by weight where an alias has several targets."""
+"""One exact lookup, and a draw by weight if an alias has several targets."""
 
 import random
 from collections import Counter
@@ -29,51 +29,51 @@ CATALOGUE = parse(
 )
 
 
-def test_alias_stands_for_its_target():
-    """Both names are kept: the concrete one routes, the alias is for the log."""
+def test_alias_resolves_to_its_target():
+    """The result has both names: the model for routing, the alias for the log."""
     assert resolve(CATALOGUE, "helexa/large") == Resolution(model="Qwen/Qwen3.6-27B", alias="helexa/large")
 
 
-def test_any_other_name_stands_for_itself():
-    """Also one nobody has heard of: that is found out later."""
+def test_any_other_name_resolves_to_itself():
+    """Also an unknown name: routing refuses that later."""
     assert resolve(CATALOGUE, "Qwen/Qwen3.6-27B") == Resolution(model="Qwen/Qwen3.6-27B", alias=None)
     assert resolve(CATALOGUE, "nonsense") == Resolution(model="nonsense", alias=None)
 
 
-def test_alias_is_exact_to_the_letter():
-    """No folding of case, no trimming."""
+def test_alias_name_must_match_exactly():
+    """Case and white space count."""
     for name in ("Helexa/large", "helexa/large ", "large", ""):
         assert resolve(CATALOGUE, name).alias is None
 
 
-def test_alias_hides_a_model_of_its_name():
-    """Deterministically so."""
+def test_alias_hides_a_model_of_the_same_name():
+    """The alias always wins."""
     assert resolve(CATALOGUE, "shadow") == Resolution(model="other", alias="shadow")
 
 
-def test_alias_that_says_more_comes_along():
-    """Who serves the request finds there how."""
+def test_alias_with_more_keys_is_part_of_the_resolution():
+    """The request path reads its other keys there."""
     assert resolve(CATALOGUE, "limited") == Resolution("m", "limited", CATALOGUE.aliases["limited"])
 
 
-def test_key_is_asked_for_only_where_it_decides():
-    """It costs a look into the body."""
-    asked = []
+def test_key_of_a_request_is_computed_only_if_needed():
+    """Computing it means reading the body."""
+    calls = []
 
     def key_of(sticky):
-        asked.append(sticky)
+        calls.append(sticky)
         return b"k"
 
     for name in ("nonsense", "helexa/large", "limited", "by_chance"):
         resolve(CATALOGUE, name, key_of)
-    assert asked == []
+    assert calls == []
 
     resolve(CATALOGUE, "by_key", key_of)
-    assert asked == ["key"]
+    assert calls == ["key"]
 
 
-def test_request_without_a_key_goes_anywhere():
-    """Stickiness is for those who can be told apart."""
+def test_request_without_a_key_is_drawn_at_random():
+    """A sticky alias does not refuse it."""
     models = {
         resolve(CATALOGUE, "by_key", draw=lambda chance=chance: chance).model for chance in (0.0, 0.49, 0.51, 0.99)
     }
@@ -94,13 +94,13 @@ def alias_of(weights, name="helexa/x"):
 def chi_square(counted, alias, draws):
     total = sum(target.weight for target in alias.targets)
     expected = {target.model: draws * target.weight / total for target in alias.targets if target.weight}
-    assert counted.keys() <= expected.keys(), "a weight of 0 gets nothing"
+    assert counted.keys() <= expected.keys(), "a target with weight 0 was drawn"
     return sum((counted[model] - count) ** 2 / count for model, count in expected.items()), len(expected) - 1
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_shares_are_those_of_the_weights(weights):
-    """By key and by chance alike: a chi-square test would call out one honest draw in ten thousand."""
+    """By key and at random. A chi-square test would reject one correct draw in 10,000."""
     alias, draws, chance = alias_of(weights), 20_000, random.Random(4)  # noqa: S311 - a seed is the point
     by_key = Counter(drawn_by_key(alias, b"conversation %d" % number) for number in range(draws))
     by_chance = Counter(drawn(alias, chance.random()) for _ in range(draws))
@@ -110,8 +110,8 @@ def test_shares_are_those_of_the_weights(weights):
         assert statistic < CHI_SQUARE_AT_1_IN_10000[freedom]
 
 
-def test_keys_of_one_alias_say_nothing_about_another():
-    """Else the unlucky few would be the same few everywhere."""
+def test_draws_of_two_aliases_are_independent():
+    """Otherwise the same keys would get the small share of every alias."""
     first, second = alias_of((50, 50), "first"), alias_of((50, 50), "second")
     same = sum(drawn_by_key(first, b"%d" % n) == drawn_by_key(second, b"%d" % n) for n in range(4000))
 
@@ -124,7 +124,7 @@ keys = st.binary(max_size=20)
 
 @given(weights_strategy, st.integers(0, 5), st.integers(1, 100), st.lists(keys, max_size=30))
 def test_more_weight_moves_keys_to_that_target_only(weights, which, more, some_keys):
-    """Raising one target's weight takes from the others and shuffles nothing between them."""
+    """No key moves between the other targets."""
     which %= len(weights)
     before = alias_of(weights)
     after = alias_of([weight + more * (index == which) for index, weight in enumerate(weights)])
@@ -135,8 +135,8 @@ def test_more_weight_moves_keys_to_that_target_only(weights, which, more, some_k
 
 
 @given(weights_strategy, st.lists(keys, max_size=30), st.randoms())
-def test_order_in_the_file_means_nothing_to_a_key(weights, some_keys, chance):
-    """Nor does what all weights are multiplied by."""
+def test_order_of_targets_does_not_matter_to_a_key(weights, some_keys, chance):
+    """Nor does a common factor of all weights."""
     alias = alias_of(weights)
     targets = [Target(target.model, target.weight * 8) for target in alias.targets]
     chance.shuffle(targets)
@@ -147,7 +147,7 @@ def test_order_in_the_file_means_nothing_to_a_key(weights, some_keys, chance):
 
 @given(weights_strategy, st.floats(0, 1, exclude_max=True))
 def test_any_draw_hits_a_target_with_a_weight(weights, chance):
-    """The ends of the range included."""
+    """Also at both ends of the range."""
     alias = alias_of(weights)
 
     assert drawn(alias, chance) in alias.active

@@ -1,4 +1,4 @@
-"""Which aliases of a new file wait, and what becomes of them."""
+"""Which aliases of a new file must be warmed, and how a warm swap ends."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from catalogue.warming import given_up, hold_back, moved, tried_again
 
 
 class Fleet:
-    """Which models can serve, and which of them have."""
+    """Which models can serve, and which have answered a request."""
 
     def __init__(self, *servable, proven=()):
         self.servable = servable
@@ -26,8 +26,8 @@ def catalogue(text, generation=1):
     return parse(f"[aliases]\n{text}".encode(), path="models.toml", generation=generation, loaded_at=0.0)
 
 
-def held(before, after, fleet):
-    """The targets in force after a file changed, and what is warmed."""
+def swap_result(before, after, fleet):
+    """The targets in force after a change of the file, and the models that are warmed."""
     found = hold_back(catalogue(after, 2), catalogue(before), fleet)
     in_force = [(target.model, target.weight) for target in found.aliases["x"].targets]
     return in_force, {name: warming.newcomers for name, warming in found.warming.items()}
@@ -37,38 +37,38 @@ def held(before, after, fleet):
     ("before", "after", "fleet", "in_force", "warming"),
     [
         ('x = "a"', 'x = "b"', Fleet("a"), [("a", 1)], {"x": ("b",)}),
-        ('x = "a"', 'x = "b"', Fleet("a", "b"), [("a", 1)], {"x": ("b",)}),  # loaded, but has it ever answered?
+        ('x = "a"', 'x = "b"', Fleet("a", "b"), [("a", 1)], {"x": ("b",)}),  # loaded, but not proven
         ('x = "a"', 'x = "b"', Fleet("a", "b", proven="b"), [("b", 1)], {}),
-        ('x = "a"', 'x = "b"', Fleet(), [("b", 1)], {}),  # nobody to protect
+        ('x = "a"', 'x = "b"', Fleet(), [("b", 1)], {}),  # no old target can serve
         ('x = "a"', 'x = { target = "b", swap = "cold" }', Fleet("a"), [("b", 1)], {}),
         ('x = { target = "a", swap = "cold" }', 'x = "b"', Fleet("a"), [("a", 1)], {"x": ("b",)}),
-        ('y = "a"', 'x = "b"\ny = "a"', Fleet("a"), [("b", 1)], {}),  # nobody knew it by that name
-        ('x = ["a", "b"]', 'x = "b"', Fleet("a", "b"), [("b", 1)], {}),  # had its share already
+        ('y = "a"', 'x = "b"\ny = "a"', Fleet("a"), [("b", 1)], {}),  # a new alias
+        ('x = ["a", "b"]', 'x = "b"', Fleet("a", "b"), [("b", 1)], {}),  # it had traffic already
         ('x = ["a", "b"]', 'x = ["b", "c"]', Fleet("b"), [("a", 1), ("b", 1)], {"x": ("c",)}),
         ('x = ["a"]', 'x = ["c", "a", "b"]', Fleet("a", proven="c"), [("a", 1)], {"x": ("c", "b")}),
         ('x = [["a", 9], ["b", 1]]', 'x = [["a", 1], ["b", 9]]', Fleet("a"), [("a", 1), ("b", 9)], {}),
         ('x = [["a", 9], ["b", 0]]', 'x = [["a", 9], ["b", 1]]', Fleet("a"), [("a", 9), ("b", 0)], {"x": ("b",)}),
-        ('x = "a"', 'x = [["a", 9], ["b", 0]]', Fleet("a"), [("a", 9), ("b", 0)], {}),  # no traffic, no need
+        ('x = "a"', 'x = [["a", 9], ["b", 0]]', Fleet("a"), [("a", 9), ("b", 0)], {}),  # no traffic for b
     ],
 )
 def test_alias_waits_for_targets_that_may_be_cold(before, after, fleet, in_force, warming):
-    """If they come new into it, and somebody serves it meanwhile."""
+    """If they are new in the alias, and an old target can serve meanwhile."""
 
     def written(text):
         lines = []
         for line in text.split("\n"):
-            name, _, said = line.partition(" = ")
-            if said.startswith("[["):
-                pairs = [pair.strip("[] ").split(", ") for pair in said.split("], [")]
-                said = "[" + ", ".join(f"{{ model = {model}, weight = {weight} }}" for model, weight in pairs) + "]"
-            lines.append(f"{name} = {{ targets = {said} }}" if said.startswith("[") else line)
+            name, _, value = line.partition(" = ")
+            if value.startswith("[["):
+                pairs = [pair.strip("[] ").split(", ") for pair in value.split("], [")]
+                value = "[" + ", ".join(f"{{ model = {model}, weight = {weight} }}" for model, weight in pairs) + "]"
+            lines.append(f"{name} = {{ targets = {value} }}" if value.startswith("[") else line)
         return "\n".join(lines)
 
-    assert held(written(before), written(after), fleet) == (in_force, warming)
+    assert swap_result(written(before), written(after), fleet) == (in_force, warming)
 
 
 def test_rest_of_the_file_is_in_force_at_once():
-    """The alias's own other keys too: only its targets wait."""
+    """Also the other keys of the alias: only its targets wait."""
     before = catalogue('x = "a"\ny = "a"\ngone = "a"')
     after = catalogue('x = { target = "b", deadline_seconds = 5 }\ny = { target = "a", echo = "alias" }\nnew = "b"')
     found = hold_back(after, before, Fleet("a"))
@@ -81,8 +81,8 @@ def test_rest_of_the_file_is_in_force_at_once():
     assert (found.guarded, found.kept_until_loaded("b"), found.kept_until_loaded("z")) == ({"a", "b"}, {"a"}, set())
 
 
-def test_move_is_one_new_generation():
-    """What the file wants, and nothing left to guard."""
+def test_completed_swap_is_one_new_generation():
+    """The alias is as in the file, and no models are guarded."""
     waiting = hold_back(catalogue('x = "b"', 2), catalogue('x = "a"'), Fleet("a"))
     found = moved(waiting, "x")
 
@@ -91,8 +91,8 @@ def test_move_is_one_new_generation():
     assert str(diff(waiting, found)) == "~alias x: a -> b"
 
 
-def test_alias_given_up_stays_and_guards_nothing():
-    """A failure must not keep two models in memory for ever; and it is the same generation, for nothing moved."""
+def test_failed_swap_keeps_the_old_target_and_guards_nothing():
+    """A failure must not keep two models loaded for ever. The generation stays, because no requests moved."""
     waiting = hold_back(catalogue('x = "b"', 2), catalogue('x = "a"'), Fleet("a"))
     found = given_up(waiting, "x", "no room")
 
@@ -106,8 +106,8 @@ def test_alias_given_up_stays_and_guards_nothing():
     assert str(diff(found, again)) == "~alias x: a -> b once warm"
 
 
-def test_newer_file_counts_and_not_what_an_older_one_waits_for():
-    """Back to the old target: nothing to do. On to a third: that one is warmed."""
+def test_newer_file_replaces_the_warm_swap_of_an_older_one():
+    """Back to the old target: nothing to do. To a third target: that one is warmed."""
     waiting = hold_back(catalogue('x = "b"', 2), catalogue('x = "a"'), Fleet("a"))
 
     back = hold_back(catalogue('x = "a"', 3), waiting, Fleet("a"))
@@ -123,8 +123,8 @@ def test_newer_file_counts_and_not_what_an_older_one_waits_for():
     assert hold_back(catalogue('x = "b"\ny = "z"', 3), failed, Fleet("a")).warming["x"].failed is None
 
 
-def test_wait_is_told_in_the_diff():
-    """As something to come, not as something that is."""
+def test_diff_lists_a_warm_swap():
+    """As a future change, not as one in force."""
     before = catalogue('x = "a"')
     waiting = hold_back(catalogue('x = { targets = ["b", "c"], sticky = "key" }', 2), before, Fleet("a"))
     changes = diff(before, waiting)

@@ -1,4 +1,4 @@
-"""Lines of keys: exact on documents written by hand, complete on documents nobody would write."""
+"""Lines of keys: exact on documents written by hand, complete on generated documents."""
 
 import tomli
 from hypothesis import given
@@ -38,7 +38,7 @@ last = {}
 
 
 def test_lines_of_an_awkward_document():
-    """Every way TOML has of saying something, and the line an editor would show for it."""
+    """Every notation of TOML, with the line that an editor shows."""
     tomli.loads(AWKWARD)
     line = scan(AWKWARD).line
 
@@ -59,7 +59,7 @@ def test_lines_of_an_awkward_document():
 
 
 def test_line_of_a_missing_key_is_its_tables():
-    """Where a key has to be added is what an operator wants to know when it is not there."""
+    """That is where an operator has to add the key."""
     positions = scan("[one]\nx = 1\n\n[[two]]\n[[two]]\n")
 
     assert positions.line(("one", "y")) == 1
@@ -68,7 +68,7 @@ def test_line_of_a_missing_key_is_its_tables():
 
 
 def test_windows_line_ends_count_once():
-    """CRLF is one line end."""
+    """CRLF ends one line, not two."""
     assert scan("a = 1\r\n\r\n[b]\r\nc = '''\r\n'''\r\nd = 2\r\n").line(("b", "d")) == 6
 
 
@@ -112,7 +112,7 @@ STATEMENT = st.one_of(
 
 @st.composite
 def documents(draw):
-    """Valid TOML: statements one after the other, less those tomli will not have after what came before."""
+    """Valid TOML: random statements, without those that tomli refuses after the earlier ones."""
     text = ""
     for statement in draw(st.lists(STATEMENT, max_size=12)):
         longer = text + statement + draw(st.sampled_from(["\n", "\r\n", "\n\n"]))
@@ -126,18 +126,18 @@ def documents(draw):
 
 @given(documents())
 def test_scanner_finds_exactly_the_keys_tomli_finds(text):
-    """Two readings of one document agree on what is in it."""
+    """The scanner and tomli agree on the content of a document."""
     assert set(scan(text).paths()) == set(paths_of(tomli.loads(text)))
 
 
 @given(st.text() | st.text(alphabet="[]{}=.,\"'\\#\n ab1", max_size=40))
 def test_scanner_does_not_raise_on_anything(text):
-    """Given what it should not have been given, it knows less; it does not fail."""
+    """For text that is not TOML it knows fewer lines; it does not fail."""
     scan(text).line(("a",))
 
 
 def test_scanner_is_linear_in_deep_and_long_documents():
-    """As deep as tomli goes, and a string of a megabyte: no recursion, no backtracking."""
+    """The deepest nesting of tomli, and a string of a megabyte: no recursion, no backtracking."""
     deep = "a = " + "[" * 400 + "]" * 400
     long = 'b = """' + '""\\\\' * 250_000 + '"""'
     keys = "[" + ".".join(["k"] * 1000) + "]"
