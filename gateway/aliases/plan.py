@@ -16,10 +16,10 @@ from catalogue.diff import CatalogueDiff, diff, shown_targets
 from catalogue.models import Alias, Catalogue, ModelProfile
 from catalogue.placement import feasible
 from catalogue.warming import hold_back, moved
-from gateway.aliases.warm_swap import FleetReadiness
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet.loading import eviction
 from gateway.fleet.node import Node, NodeModel
+from gateway.fleet.readiness import FleetReadiness
 from gateway.fleet.reports import Device, ModelReport, NodeReport
 from gateway.fleet.routing.choose import (
     Candidate,

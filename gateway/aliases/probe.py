@@ -1,4 +1,4 @@
-"""One small question to a model, to see that it answers and not only that it is loaded. Whom to ask is not here."""
+"""The probe: one small request that shows that a loaded model answers. Which replica to probe is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import UpstreamPool
 from gateway.http.response_parser import UpstreamResponse
 
-__all__ = ["Probe", "ProbeFailed", "ProbePostponed", "ask", "probe_of"]
+__all__ = ["Probe", "ProbeFailed", "ProbePostponed", "choose_probe", "send_probe"]
 
-ANSWER_LIMIT_BYTES = 1024 * 1024  # an embedding of many thousand dimensions, as text
+RESPONSE_LIMIT_BYTES = 1024 * 1024  # an embedding with many thousand dimensions, as text
 
 _HEADERS: Headers = [
     (b"content-type", b"application/json"),
@@ -28,18 +28,21 @@ _HEADERS: Headers = [
 
 
 class Probe(NamedTuple):
-    """A question: where it is sent, and the body without its `model`."""
+    """A request: its path, and its body without the `model`."""
 
     path: bytes
     body: dict[str, Any]
 
 
 class ProbeFailed(Exception):
-    """It answered, and not as a model does that can serve."""
+    """The model answered, but not as a model that can serve. The text continues "the model is loaded, but"."""
 
 
 class ProbePostponed(Exception):
-    """No answer of its own: it is busy, or gone, or its neuron is. `not_loaded` if the neuron says so."""
+    """The model could not answer now: it or its neuron is busy or gone. A later probe may succeed.
+
+    `not_loaded` if the neuron says that the model is not loaded; `unreachable` if the neuron did not respond.
+    """
 
     def __init__(self, reason: str, *, not_loaded: bool = False, unreachable: bool = False) -> None:
         super().__init__(reason)
@@ -47,53 +50,50 @@ class ProbePostponed(Exception):
         self.unreachable = unreachable
 
 
-# Which question .......................................................................................................
-
+# Words that operators and neurons use for capabilities.
 _CHAT = frozenset({"chat", "completion", "completions", "tools", "tool_call", "tool_use", "reasoning"})
 _EMBEDDING = frozenset({"embedding", "embeddings", "embed"})
 _RERANK = frozenset({"rerank", "reranker", "reranking"})
-# Their answers cost seconds of GPU or need a file to begin with: that they are loaded has to do.
+# These models are not probed: an answer costs seconds of GPU time, or the request needs a file.
 _COSTLY = frozenset({
     "image", "images", "image_generation", "image-generation", "audio", "speech", "tts", "stt", "asr", "transcription",
     "transcriptions", "translation", "video",
 })  # fmt: skip
 _TOOLS = frozenset({"tools", "tool_call", "tool_calls", "tool_use", "function_calling"})
 
-_A_TOOL = {
+_TOOL = {
     "type": "function",
     "function": {"name": "ping", "description": "Answers pong.", "parameters": {"type": "object", "properties": {}}},
 }
 
 
-def probe_of(capabilities: Collection[str], *, tool_call: bool | None) -> Probe | None:
-    """The cheapest question that a model with these capabilities must be able to answer; None if none is cheap.
+def choose_probe(capabilities: Collection[str], *, tool_call: bool | None) -> Probe | None:
+    """The cheapest request that a model with these capabilities must be able to answer; None if none is cheap.
 
     Args:
-        capabilities: In the operator's or the neuron's words; none known means chat, as most models do.
-        tool_call: What the neuron says of tools, None if nothing.
+        capabilities: From the catalogue or the neuron. Without a known one the model is assumed to chat.
+        tool_call: Whether the neuron says that the model can call tools; None if it does not say.
     """
-    known = frozenset(word.lower() for word in capabilities)
-    if not known & _CHAT:
-        if known & _EMBEDDING:
+    words = frozenset(word.lower() for word in capabilities)
+    if not words & _CHAT:
+        if words & _EMBEDDING:
             return Probe(b"/v1/embeddings", {"input": "ping"})
-        if known & _RERANK:
+        if words & _RERANK:
             return Probe(b"/v1/rerank", {"query": "ping", "documents": ["pong"]})
-        if known & _COSTLY:
+        if words & _COSTLY:
             return None
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "ping"}], "max_tokens": 1, "stream": False}
-    if tool_call or known & _TOOLS:
-        body["tools"] = [_A_TOOL]
+    if tool_call or words & _TOOLS:
+        body["tools"] = [_TOOL]  # agents send tools, and a chat template that cannot format them fails only then
     return Probe(b"/v1/chat/completions", body)
 
 
-# Asking ...............................................................................................................
-
-
-async def ask(probe: Probe, route: Route, upstream: UpstreamPool, phases: PhaseDeadlines) -> None:
-    """Return once the model has answered well. The caller holds a lease on it.
+async def send_probe(probe: Probe, route: Route, upstream: UpstreamPool, phases: PhaseDeadlines) -> None:
+    """Return once the model has answered well. The caller holds a lease on the replica.
 
     Raises:
-        ProbeFailed, ProbePostponed: As they say.
+        ProbeFailed: The model cannot serve.
+        ProbePostponed: The model could not answer now.
     """
     body = msgspec.json.encode({"model": neuron_model_name(route), **probe.body})
     try:
@@ -103,33 +103,33 @@ async def ask(probe: Probe, route: Route, upstream: UpstreamPool, phases: PhaseD
     try:
         with phases:
             async with upstream.exchange(origin, message, phases) as response:
-                await _judge(response)
+                await _check(response)
     except (errors.UpstreamError, errors.DeadlineExceeded) as error:
         raise ProbePostponed(error.message, unreachable=True) from error
 
 
-async def _judge(response: UpstreamResponse) -> None:
+async def _check(response: UpstreamResponse) -> None:
     if response.status >= 300:
-        refusal = await UpstreamErrorResponse.read(response)
-        told = f"{response.status}: {refusal.as_error().message}"
-        if refusal.not_loaded:
-            raise ProbePostponed(told, not_loaded=True)
+        error = await UpstreamErrorResponse.read(response)
+        description = f"{response.status}: {error.as_error().message}"
+        if error.not_loaded:
+            raise ProbePostponed(description, not_loaded=True)
         if response.status in {429, 503}:
-            raise ProbePostponed(told)
-        raise ProbeFailed(f"it answers a small question with {told}")
+            raise ProbePostponed(description)
+        raise ProbeFailed(f"its probe request got {description}")
     body = await _read(response)
     try:
         answer = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         answer = None
-    if not isinstance(answer, dict) or answer.get("error") is not None:
-        raise ProbeFailed("it answers a small question with 200 and something that is no answer")
+    if not isinstance(answer, dict) or answer.get("error") is not None:  # some engines send an error with status 200
+        raise ProbeFailed("its probe request got status 200 with a body that is not an answer")
 
 
 async def _read(response: UpstreamResponse) -> bytes:
     body = b""
     while piece := await response.receive():
         body += piece
-        if len(body) > ANSWER_LIMIT_BYTES:
-            raise ProbeFailed(f"it answers a small question with more than {ANSWER_LIMIT_BYTES} bytes")
+        if len(body) > RESPONSE_LIMIT_BYTES:
+            raise ProbeFailed(f"its probe request got more than {RESPONSE_LIMIT_BYTES} bytes")
     return body

@@ -14,7 +14,7 @@ from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.plan import ChangePlan
 from gateway.aliases.rollout import RolloutController
-from gateway.aliases.warm_swap import FleetReadiness, WarmSwaps
+from gateway.aliases.warm_swap import WarmSwaps
 from gateway.asgi import App
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.control.engine_client import EngineClient
@@ -23,6 +23,7 @@ from gateway.fleet.control.poller import Poller
 from gateway.fleet.loading.drain import Drains
 from gateway.fleet.loading.manual import ManualLoads
 from gateway.fleet.loading.scheduler import Lifecycle
+from gateway.fleet.readiness import FleetReadiness
 from gateway.fleet.routing.queue import Admission
 from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
@@ -86,7 +87,7 @@ class Gateway:
         self.swaps = WarmSwaps(
             self.keeper,
             fleet=self.fleet,
-            lifecycle=self.scheduler,
+            wait_until_routable=self.scheduler.wait_until_routable,
             upstream=self.upstream,
             settings=settings,
             metrics=self.metrics,

@@ -329,7 +329,7 @@ async def test_swap_that_fails_shows_everywhere_until_it_is_tried_again(tmp_path
             await until(lambda: [view for view in running.gateway.swaps.views() if view.state == "failed"])
             assert await shown() == ("impaired", ["failed"], [f'cortex_alias_swap_failed{{alias="{ALIAS}"}} 1.0'])
             [told] = (await admin.get("/admin/fleet")).json()["swaps"]
-            assert told["reason"] == f"'{MIDDLE}' is loaded, but it answers a small question with 500: CUDA error"
+            assert told["reason"] == f"'{MIDDLE}' is loaded, but its probe request got 500: CUDA error"
             assert (await admin.post("/admin/reload")).json()["warming"] == [ALIAS]
             assert (await admin.post("/admin/swaps/nobody/retry")).status_code == 404
 

@@ -22,11 +22,12 @@ from trio.testing import memory_stream_pair
 
 from catalogue.models import ModelProfile
 from gateway.aliases.catalogue_store import CatalogueStore
-from gateway.aliases.warm_swap import FleetReadiness, WarmSwaps
+from gateway.aliases.warm_swap import WarmSwaps
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.poller import Poller
 from gateway.fleet.loading.scheduler import Lifecycle
+from gateway.fleet.readiness import FleetReadiness
 from gateway.fleet.routing.queue import Admission
 from gateway.fleet.state import Fleet
 from gateway.http.pool import Origin, UpstreamPool
@@ -231,7 +232,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
     swaps = WarmSwaps(
         keeper,
         fleet=fleet,
-        lifecycle=lifecycle,
+        wait_until_routable=lifecycle.wait_until_routable,
         upstream=upstream,
         settings=settings,
         metrics=metrics,

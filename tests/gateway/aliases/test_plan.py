@@ -268,7 +268,7 @@ def test_alias_that_goes_and_alias_that_comes(fleet):
 def test_alias_on_its_way_is_compared_with_where_it_goes(fleet):
     """A file that was accepted and waits is not a change once more."""
     from catalogue.warming import hold_back  # noqa: PLC0415 - of this test only
-    from gateway.aliases.warm_swap import FleetReadiness  # noqa: PLC0415 - as above
+    from gateway.fleet.readiness import FleetReadiness  # noqa: PLC0415 - as above
 
     waiting = hold_back(to("B"), to("A"), FleetReadiness(fleet))
     assert waiting.warming

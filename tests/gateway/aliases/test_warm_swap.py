@@ -1,4 +1,4 @@
-"""Warm swaps, to the second: what an alias waits for, what it does not, and what becomes of it. All in memory."""
+"""gateway.aliases.warm_swap and warm_up, to the second: what an alias waits for, and how its swap ends. In memory."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ LOAD_S, PROBE_S = 5.0, 1.01  # as these models are made: a second of silence, an
 
 @pytest.fixture(autouse=True)
 def fresh_loggers():
-    """Loggers made while logs are captured must not outlive the capture."""
+    """Loggers that were created while logs are captured must not outlive the capture."""
     yield
     structlog.reset_defaults()
 
 
 def two_hosts(*, loaded_too=()):
-    """Each has room for one of the models; the old one serves on the first."""
+    """Each host has memory for one of the models; the old one is loaded on the first."""
     return a_sim("a", OLD, NEW, THIRD, loaded=(OLD.id,)), a_sim("b", OLD, NEW, THIRD, loaded=loaded_too)
 
 
 def pointing_at(model, **more):
-    """A catalogue of all three, in which `x` stands for this model."""
+    """A catalogue of all three models, in which the alias `x` has this target."""
     alias = Alias("x", (Target(model.id),), **more)
     return dataclasses.replace(a_catalogue(*map(profile_of, (OLD, NEW, THIRD))), aliases={"x": alias})
 
@@ -46,7 +46,7 @@ def in_force(world):
 
 
 async def moved(world):
-    """Wait until the alias stands for something else; returns when that was."""
+    """Wait until the alias has another target; returns the time."""
     before = in_force(world)
     while in_force(world) == before:
         await trio.sleep(0.01)
@@ -54,7 +54,7 @@ async def moved(world):
 
 
 async def given_up(world):
-    """Wait until a swap has failed; the reason."""
+    """Wait until a swap has failed; returns the reason."""
     while (reason := world.keeper.current.warming["x"].failed) is None:
         await trio.sleep(0.01)
     return reason
@@ -69,7 +69,7 @@ def samples(world, name):
 
 
 async def test_alias_moves_once_its_target_is_loaded_and_has_answered(autojump_clock):
-    """Until then its requests go where they went; then there is one assignment, told in the log."""
+    """Until then its requests go to the old target; then there is one assignment, and it is logged."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         began, generation = trio.current_time(), world.keeper.current.generation
@@ -84,14 +84,14 @@ async def test_alias_moves_once_its_target_is_loaded_and_has_answered(autojump_c
         assert world.load_calls() == ["b"]
         answer = await world.ask("x")
         assert (answer.headers["x-cortex-model"], answer.node) == (NEW.id, "b")
-        told = {entry["event"]: entry for entry in logged if entry["event"].startswith("swap_")}
-        assert list(told) == ["swap_warming", "swap_done"]
-        assert told["swap_done"]["phases_ms"] == {
+        events = {entry["event"]: entry for entry in logged if entry["event"].startswith("swap_")}
+        assert list(events) == ["swap_warming", "swap_done"]
+        assert events["swap_done"]["phases_ms"] == {
             "load": pytest.approx(1000 * LOAD_S, abs=200),
             "probe": pytest.approx(1000 * PROBE_S, abs=50),
         }
-        assert (told["swap_done"]["from"], told["swap_done"]["to"]) == (OLD.id, NEW.id)
-        assert told["swap_done"]["generation"] == generation + 2
+        assert (events["swap_done"]["from"], events["swap_done"]["to"]) == (OLD.id, NEW.id)
+        assert events["swap_done"]["generation"] == generation + 2
         assert samples(world, "cortex_alias_swap") >= {
             'cortex_alias_swaps_total{alias="x",result="done"} 1.0',
             'cortex_alias_swap_duration_seconds_count{alias="x"} 1.0',
@@ -101,7 +101,7 @@ async def test_alias_moves_once_its_target_is_loaded_and_has_answered(autojump_c
 
 
 async def test_old_target_may_be_evicted_when_its_last_request_has_ended(autojump_clock, nursery):
-    """Not before, though the alias has moved: what is under way ends where it began."""
+    """Not before, although the alias has moved: running requests end where they began."""
     async with a_world(*two_hosts()) as world:
         pinned = profile_of(THIRD, pinned_on=("a",))
         catalogues = [pointing_at(target) for target in (OLD, NEW)]
@@ -133,35 +133,35 @@ async def test_old_target_may_be_evicted_when_its_last_request_has_ended(autojum
         assert world.violations() == []
 
 
-async def test_probe_is_one_token_with_a_tool_for_a_model_that_claims_tools(autojump_clock):
-    """Because that is what agents will send, and a template that cannot take it fails only then."""
+async def test_probe_is_one_token_with_a_tool_for_a_model_with_tools(autojump_clock):
+    """Agents send tools, and a chat template that cannot format them fails only then."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         world.keeper.accept(pointing_at(NEW))
         await moved(world)
 
-        [asked] = [entry for entry in world.hosts["b"].sim.requests if entry.path == "/v1/chat/completions"]
-        body = json.loads(asked.body)
+        [probe] = [entry for entry in world.hosts["b"].sim.requests if entry.path == "/v1/chat/completions"]
+        body = json.loads(probe.body)
         assert (body["model"], body["max_tokens"], len(body["tools"])) == (NEW.id, 1, 1)
 
 
-async def test_target_that_clients_have_used_takes_over_at_once(autojump_clock):
-    """Nothing is to be found out about it: one assignment, no warming, as for an alias without a thought of it."""
+async def test_alias_moves_at_once_to_a_target_that_has_answered_clients(autojump_clock):
+    """One assignment, without warming and without a probe."""
     async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
         world.keeper.accept(pointing_at(OLD))
         assert (await world.ask(NEW.id)).status == 200
-        generation, asked = world.keeper.current.generation, len(world.hosts["b"].sim.requests)
+        generation, probes = world.keeper.current.generation, len(world.hosts["b"].sim.requests)
 
         result = world.keeper.accept(pointing_at(NEW))
         assert in_force(world) == NEW.id
         assert (result.catalogue.generation, dict(result.catalogue.warming)) == (generation + 1, {})
         await trio.sleep(10)
-        assert len([entry for entry in world.hosts["b"].sim.requests if entry.path.startswith("/v1")]) == asked
+        assert len([entry for entry in world.hosts["b"].sim.requests if entry.path.startswith("/v1")]) == probes
         assert samples(world, "cortex_alias_swaps") == {'cortex_alias_swaps_total{alias="x",result="at_once"} 1.0'}
 
 
 async def test_target_that_is_loaded_but_has_never_answered_is_probed(autojump_clock):
-    """Loaded is what its neuron says; answering is what clients need."""
+    """Being loaded does not prove that a model can answer."""
     async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
         world.keeper.accept(pointing_at(OLD))
         began = trio.current_time()
@@ -171,8 +171,8 @@ async def test_target_that_is_loaded_but_has_never_answered_is_probed(autojump_c
         assert world.load_calls() == []
 
 
-async def test_refusal_passed_on_to_a_client_proves_nothing(autojump_clock):
-    """A model that answers 500 has answered, but not well."""
+async def test_error_response_to_a_client_does_not_prove_a_model(autojump_clock):
+    """A model that answers 500 must be probed."""
     async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
         world.keeper.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(HttpError(model=NEW.id, times=1))
@@ -184,7 +184,7 @@ async def test_refusal_passed_on_to_a_client_proves_nothing(autojump_clock):
 
 
 async def test_model_reloaded_since_it_answered_is_probed_again(autojump_clock):
-    """What it did in an earlier stay says nothing about this one."""
+    """Answers before the reload prove nothing about the new instance."""
     async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
         world.keeper.accept(pointing_at(OLD))
         await world.ask(NEW.id)
@@ -197,8 +197,8 @@ async def test_model_reloaded_since_it_answered_is_probed_again(autojump_clock):
 
 
 @pytest.mark.parametrize(("capabilities", "path"), [(("embedding",), "/v1/embeddings"), (("rerank",), "/v1/rerank")])
-async def test_model_that_does_not_chat_is_asked_what_it_can_do(autojump_clock, capabilities, path):
-    """A chat completion would fail on it, and say nothing."""
+async def test_model_that_does_not_chat_gets_a_probe_of_its_kind(autojump_clock, capabilities, path):
+    """A chat completion would fail on it."""
     new = dataclasses.replace(NEW, capabilities=capabilities, tool_call=False)
     async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", new)) as world:
         world.keeper.accept(pointing_at(OLD))
@@ -208,8 +208,8 @@ async def test_model_that_does_not_chat_is_asked_what_it_can_do(autojump_clock, 
         assert [entry.path for entry in world.hosts["b"].sim.requests if entry.path.startswith("/v1/")] == [path]
 
 
-async def test_several_newcomers_all_have_to_be_ready(autojump_clock):
-    """The alias moves whole or not at all."""
+async def test_alias_with_several_new_targets_moves_when_all_are_ready(autojump_clock):
+    """It moves to all of them at once."""
     sims = (*two_hosts(), a_sim("c", OLD, NEW, THIRD))
     async with a_world(*sims) as world:
         world.keeper.accept(pointing_at(OLD))
@@ -225,7 +225,7 @@ async def test_several_newcomers_all_have_to_be_ready(autojump_clock):
 
 
 async def test_cold_swap_moves_at_once_and_its_first_request_waits(autojump_clock):
-    """That is what it says."""
+    """The request waits for the load."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         world.keeper.accept(pointing_at(NEW, swap="cold"))
@@ -236,8 +236,8 @@ async def test_cold_swap_moves_at_once_and_its_first_request_waits(autojump_cloc
         assert answer.ended_at > LOAD_S
 
 
-async def test_old_target_that_serves_nowhere_is_not_waited_for(autojump_clock):
-    """There is nobody to protect: what is asked for now may as well be what is loaded now."""
+async def test_alias_whose_old_target_cannot_serve_moves_at_once(autojump_clock):
+    """Its requests must wait for a load in any case; they wait for the new target."""
     async with a_world(a_sim("a", OLD, NEW)) as world:
         world.keeper.accept(pointing_at(OLD))
         world.keeper.accept(pointing_at(NEW))
@@ -246,8 +246,8 @@ async def test_old_target_that_serves_nowhere_is_not_waited_for(autojump_clock):
         assert not world.keeper.current.warming
 
 
-async def test_old_target_that_dies_meanwhile_ends_the_wait(autojump_clock):
-    """Its requests would wait for its own load; they had better wait for the one under way."""
+async def test_alias_moves_at_once_when_its_old_target_dies(autojump_clock):
+    """Its requests wait for the load that is already running."""
     slow = dataclasses.replace(NEW, load_seconds=300.0)
     async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", OLD, slow)) as world:
         world.keeper.accept(pointing_at(OLD))
@@ -259,11 +259,11 @@ async def test_old_target_that_dies_meanwhile_ends_the_wait(autojump_clock):
         assert [load.model for load in world.lifecycle.loads()] == [NEW.id]
 
 
-# Not at all ...........................................................................................................
+# Failed ..............................................................................................................
 
 
-async def test_swap_that_has_no_room_beside_the_old_target_fails_at_once_and_says_so(autojump_clock):
-    """One host, room for one: warm cannot be had, and the reason names the way out."""
+async def test_swap_without_memory_beside_the_old_target_fails_at_once(autojump_clock):
+    """The reason names the way out: swap = "cold"."""
     async with a_world(a_sim("a", OLD, NEW, loaded=(OLD.id,))) as world:
         world.keeper.accept(pointing_at(OLD))
         world.keeper.accept(pointing_at(NEW))
@@ -285,8 +285,8 @@ async def test_swap_that_has_no_room_beside_the_old_target_fails_at_once_and_say
         assert world.swaps.views() == []
 
 
-async def test_swap_that_outlives_its_deadline_stays_and_can_be_tried_again(autojump_clock):
-    """To the second, with what it was waiting for; the load goes on, so the second try is short."""
+async def test_swap_that_outlives_its_deadline_fails_and_can_be_retried(autojump_clock):
+    """To the second, with what is unfinished. The load goes on, so the retry is short."""
     slow = dataclasses.replace(NEW, load_seconds=100.0)
     async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", slow)) as world:
         world.keeper.accept(pointing_at(OLD))
@@ -296,7 +296,7 @@ async def test_swap_that_outlives_its_deadline_stays_and_can_be_tried_again(auto
             reason = await given_up(world)
 
         assert trio.current_time() - began == pytest.approx(30, abs=0.01)
-        assert reason == "not ready within 30 s: still at phase load"
+        assert reason == "not ready within 30 s: the load is not finished"
         assert [entry["event"] for entry in logged if entry["event"].startswith("swap_")] == [
             "swap_warming",
             "swap_failed",
@@ -305,12 +305,12 @@ async def test_swap_that_outlives_its_deadline_stays_and_can_be_tried_again(auto
         await trio.sleep(50)
         assert not world.swaps.retry("y")
         assert world.swaps.retry("x")
-        assert not world.swaps.retry("x")  # it is under way
+        assert not world.swaps.retry("x")  # it is running again
         assert await moved(world) - began == pytest.approx(100 + PROBE_S, abs=0.3)
         assert world.load_calls() == ["b"]
 
 
-async def test_deadline_of_a_swap_is_that_of_loads_unless_it_says_otherwise(autojump_clock):
+async def test_default_deadline_of_a_swap_is_that_of_loads(autojump_clock):
     """As long as a request may wait for its model."""
     slow = dataclasses.replace(NEW, load_seconds=1000.0)
     settings = Settings(deadlines=DeadlineSettings(load_seconds=77.0))
@@ -323,8 +323,8 @@ async def test_deadline_of_a_swap_is_that_of_loads_unless_it_says_otherwise(auto
         assert trio.current_time() - began == pytest.approx(77, abs=0.01)
 
 
-async def test_target_that_nobody_has_fails_at_once(autojump_clock):
-    """A slip of the pen in the file leaves clients where they were."""
+async def test_unknown_target_fails_at_once(autojump_clock):
+    """The reason is that of a request for an unknown model."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         typo = Alias("x", (Target("lab/nwe"),))
@@ -334,32 +334,32 @@ async def test_target_that_nobody_has_fails_at_once(autojump_clock):
         assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
 
 
-async def test_target_that_answers_badly_is_not_moved_to(autojump_clock):
-    """It is loaded, and broken: found out by us and not by clients."""
+async def test_alias_does_not_move_to_a_target_that_fails_its_probe(autojump_clock):
+    """The model is loaded and broken; the probe finds that out before clients do."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(HttpError(model=NEW.id, text="CUDA error"))
         world.keeper.accept(pointing_at(NEW))
 
-        assert await given_up(world) == ("'lab/new' is loaded, but it answers a small question with 500: CUDA error")
+        assert await given_up(world) == ("'lab/new' is loaded, but its probe request got 500: CUDA error")
         world.hosts["b"].sim.faults.clear()
         assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
 
 
 @pytest.mark.parametrize("body", [b'{"error":{"message":"no kernel"}}', b"[]", b"pong", b""])
-async def test_target_that_says_200_and_no_answer_is_not_moved_to(autojump_clock, nursery, body):
-    """Some engines report their own faults with a good status."""
+async def test_alias_does_not_move_to_a_target_with_an_invalid_answer(autojump_clock, nursery, body):
+    """Some engines report their own errors with status 200."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
-        world.upstream._connect = _all_say(with_length(body), nursery)
+        world.upstream._connect = _respond_with(with_length(body), nursery)
         world.keeper.accept(pointing_at(NEW))
 
-        told = "it answers a small question with 200 and something that is no answer"
-        assert await given_up(world) == f"'lab/new' is loaded, but {told}"
+        reason = "its probe request got status 200 with a body that is not an answer"
+        assert await given_up(world) == f"'lab/new' is loaded, but {reason}"
 
 
-def _all_say(answer, nursery):
-    """Connections on which every model says this."""
+def _respond_with(answer, nursery):
+    """Connections on which every model sends this response."""
 
     async def say(stream):
         await read_request(stream)
@@ -374,8 +374,8 @@ def _all_say(answer, nursery):
     return connect
 
 
-async def test_target_that_cannot_be_loaded_is_not_moved_to(autojump_clock):
-    """Every neuron that could have it was tried; the next file that is accepted tries again."""
+async def test_alias_does_not_move_to_a_target_that_cannot_be_loaded(autojump_clock):
+    """Every neuron that could hold it was tried; the next accepted file tries again."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(LoadFails(model=NEW.id, times=1))
@@ -397,7 +397,7 @@ async def test_target_that_cannot_be_loaded_is_not_moved_to(autojump_clock):
         NotLoaded(times=2),
     ],
 )
-async def test_probe_that_meets_a_passing_trouble_is_asked_again(autojump_clock, fault):
+async def test_probe_is_repeated_after_a_temporary_error(autojump_clock, fault):
     """A full queue or a broken connection says nothing about the model."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
@@ -409,23 +409,23 @@ async def test_probe_that_meets_a_passing_trouble_is_asked_again(autojump_clock,
 
 
 async def test_probe_that_hangs_counts_against_the_deadline(autojump_clock):
-    """And says that it is the probe that hangs."""
+    """The reason says that the probe has no response."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(Hang(model=NEW.id))
         world.keeper.accept(pointing_at(NEW, warm_deadline_seconds=60.0))
         await trio.sleep(30)
-        assert world.fleet.nodes["b"].models[NEW.id].leases == 1  # it is in use: nobody may unload it
+        assert world.fleet.nodes["b"].models[NEW.id].leases == 1  # so that it is not unloaded
 
-        assert await given_up(world) == "not ready within 60 s: still at phase probe"
+        assert await given_up(world) == "not ready within 60 s: the probe has no response"
         assert world.fleet.leases == 0
 
 
-# Overtaken ............................................................................................................
+# Superseded ...........................................................................................................
 
 
-async def test_file_that_goes_back_ends_the_wait_as_if_nothing_had_been(autojump_clock):
-    """The alias never left; the load that was begun runs to its end, for whoever wants it."""
+async def test_file_with_the_old_target_supersedes_the_swap(autojump_clock):
+    """The alias never moved; the load that was started goes on."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         world.keeper.accept(pointing_at(NEW))
@@ -440,7 +440,7 @@ async def test_file_that_goes_back_ends_the_wait_as_if_nothing_had_been(autojump
         assert samples(world, "cortex_alias_swaps") == {'cortex_alias_swaps_total{alias="x",result="superseded"} 1.0'}
 
 
-async def test_newer_file_supersedes_the_swap_under_way(autojump_clock):
+async def test_newer_file_supersedes_the_running_swap(autojump_clock):
     """Only the last target counts."""
     async with a_world(*two_hosts(), a_sim("c", THIRD)) as world:
         world.keeper.accept(pointing_at(OLD))
@@ -455,8 +455,8 @@ async def test_newer_file_supersedes_the_swap_under_way(autojump_clock):
         assert in_force(world) == THIRD.id
 
 
-async def test_file_that_changes_something_else_leaves_the_swap_its_time(autojump_clock):
-    """It is neither begun anew nor forgotten, and moves to what the newest file says of the alias."""
+async def test_file_with_another_change_does_not_restart_the_swap(autojump_clock):
+    """The swap continues, and moves to the alias of the newest file."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         began = trio.current_time()
@@ -470,7 +470,7 @@ async def test_file_that_changes_something_else_leaves_the_swap_its_time(autojum
 
 
 async def test_target_whose_neuron_is_killed_while_it_loads_is_loaded_elsewhere(autojump_clock):
-    """Or, with nobody else left, not moved to."""
+    """The next candidate loads it."""
     third = a_sim("c", NEW, vram_mb=(9000,))
     async with a_world(*two_hosts(), third) as world:
         world.keeper.accept(pointing_at(OLD))
@@ -483,8 +483,8 @@ async def test_target_whose_neuron_is_killed_while_it_loads_is_loaded_elsewhere(
         assert (await world.ask("x")).node == "c"
 
 
-async def test_target_whose_only_neuron_is_killed_while_it_loads_is_loaded_when_that_is_back(autojump_clock):
-    """That its load broke off says nothing about the model."""
+async def test_target_whose_only_neuron_is_killed_while_it_loads_is_loaded_after_its_restart(autojump_clock):
+    """A load that was broken off says nothing about the model."""
     async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", NEW)) as world:
         world.keeper.accept(pointing_at(OLD))
         world.keeper.accept(pointing_at(NEW))
@@ -499,8 +499,8 @@ async def test_target_whose_only_neuron_is_killed_while_it_loads_is_loaded_when_
         assert world.load_calls() == ["b", "b"]
 
 
-async def test_neuron_that_is_down_may_yet_have_the_room(autojump_clock):
-    """The others have none: that is a reason to wait for it, and is shown meanwhile."""
+async def test_swap_waits_for_a_neuron_that_is_down(autojump_clock):
+    """No other neuron has memory; the view says what it waits for."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         world.hosts["b"].kill()
@@ -511,14 +511,14 @@ async def test_neuron_that_is_down_may_yet_have_the_room(autojump_clock):
         [view] = world.swaps.views()
         assert (view.state, view.phase) == ("warming", "wait")
         assert view.reason is not None
-        assert view.reason.endswith("; b could have it, but is not available")
+        assert view.reason.endswith("; b could hold it, but is unavailable now")
         world.hosts["b"].restart()
         await moved(world)
         assert (await world.ask("x")).node == "b"
 
 
-async def test_drain_ends_all_warming(autojump_clock):
-    """The next process goes by its file; nothing moves in this one any more."""
+async def test_drain_ends_all_swaps(autojump_clock):
+    """The next process starts from its file; in this one no alias moves any more."""
     async with a_world(*two_hosts()) as world:
         world.keeper.accept(pointing_at(OLD))
         world.keeper.accept(pointing_at(NEW))
@@ -534,12 +534,14 @@ async def test_drain_ends_all_warming(autojump_clock):
 # Guarded ..............................................................................................................
 
 
-async def test_nobody_takes_the_room_of_either_target_while_it_is_warming(autojump_clock, nursery):
-    """A client that wants a third model meanwhile waits for its turn; afterwards the old target's room is there."""
+async def test_no_load_evicts_either_target_of_a_warming_alias(autojump_clock, nursery):
+    """A request for a third model waits; after the move the old target may be evicted for it."""
     settings = Settings(eviction=EvictionSettings(idle_ttl_seconds=1.0))
     async with a_world(*two_hosts(), settings=settings) as world:
         world.keeper.accept(pointing_at(OLD))
-        world.hosts["b"].sim.faults.add(Hang(model=NEW.id, seconds=60.0, times=1))  # so that it stays idle for long
+        world.hosts["b"].sim.faults.add(
+            Hang(model=NEW.id, seconds=60.0, times=1)
+        )  # so that the old target is idle for long
         world.keeper.accept(pointing_at(NEW))
         await trio.sleep(20)
         with pytest.raises(ServiceUnavailable, match="being swapped"):
@@ -560,8 +562,8 @@ async def test_nobody_takes_the_room_of_either_target_while_it_is_warming(autoju
         assert world.violations() == []
 
 
-async def test_request_for_the_new_target_itself_does_not_push_the_old_one_out(autojump_clock):
-    """It is told that there is no room, and why."""
+async def test_request_for_the_new_target_does_not_evict_the_old_one(autojump_clock):
+    """It gets a 503 with the reason."""
     async with a_world(a_sim("a", OLD, NEW, loaded=(OLD.id,)), a_sim("b", NEW, vram_mb=(20_000,))) as world:
         world.keeper.accept(pointing_at(OLD))
         world.hosts["b"].kill()
