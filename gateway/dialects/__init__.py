@@ -1,12 +1,18 @@
-"""The seam between what clients speak and what neurons do: pure stages around the data plane, no I/O.
+"""Dialects: the APIs that clients speak (OpenAI chat, Anthropic Messages, Responses), translated for neurons.
 
-    Dialect    one per API; reads a request, and knows how its clients want to hear of errors
-    Dialogue   one per request; says what a given neuron is asked
-    Translation  one per attempt, and only where the answer is in another dialect, or more than its client asked for:
-                 eats it, yields the client's bytes
+    Dialect          one per API: parses a request, and writes errors in its API's format
+    ParsedRequest    one per request: writes the outgoing request for a given neuron
+    Translation      one per attempt, if the neuron's answer must change: takes its bytes, returns the client's bytes
 
-No dialect has its own routing, deadlines, retries, cancellation, accounting or error path. Pass-through is a dialogue
-without a translation, and costs nothing.
+Here: bytes in, bytes out, and what those bytes mean, also for requests that pass through: the model's name and place in
+a body, usage, tool calls, sticky keys, error texts. No clock, and no I/O but `UpstreamErrorResponse.read`.
+
+Not here: routing, deadlines, retries, cancellation and accounting, which are the same for every dialect; how bytes
+become events (`gateway.http.sse`); which paths belong to which dialect (`gateway.proxy.endpoints`).
+
+A request whose neuron speaks the client's dialect passes through without a translation, and costs nothing extra.
+
+Read the protocols in this file first, then `openai` for requests that pass through, then `anthropic.dialect`.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 from gateway.http.streamed_body import StreamedBody
 
-__all__ = ["ClientRequest", "Dialect", "Dialogue", "Outgoing", "Translation"]
+__all__ = ["ClientRequest", "Dialect", "OutgoingRequest", "ParsedRequest", "Translation"]
 
 
 class ClientRequest(NamedTuple):
@@ -39,10 +45,9 @@ class ClientRequest(NamedTuple):
 
 
 class Translation(Protocol):
-    """One answer on its way to the client: a stream by `feed` and `finish`, or all of it by `whole`.
+    """Translates one answer for the client: a stream by `feed` and `finish`, a whole answer by `whole`.
 
-    `error` is set once the stream turns out to have failed; what was returned then ends in the client's own form of an
-    error event. `keep_alive` is what fills silence once something has been told.
+    `error` is set once the stream has failed; the bytes returned last then end in the client's form of an error event.
     """
 
     @property
@@ -52,30 +57,30 @@ class Translation(Protocol):
 
     @property
     def keep_alive(self) -> bytes:
-        """Bytes that mean nothing to the client, but are some."""
+        """Bytes that the client ignores, to send while the neuron is silent after the first bytes of the answer."""
         ...
 
     def feed(self, chunk: bytes) -> bytes:
-        """What the client is to get for a piece of the neuron's stream: whole events, often none. Never raises."""
+        """The client's bytes for a piece of the neuron's stream: whole events, often none. Never raises."""
         ...
 
     def finish(self) -> bytes:
-        """The same for the end of the neuron's body, which HTTP says is in order."""
+        """The client's last bytes, once the neuron's body has ended without a transfer error. Never raises."""
         ...
 
     def fail(self, error: GatewayError) -> bytes:
-        """End a stream of which the client has seen something; nothing if it has ended."""
+        """An error event for a stream that has begun; empty if the stream has ended already."""
         ...
 
     def whole(self, body: bytes) -> bytes:
-        """An answer that is no stream. Raises GatewayError if it is none of the dialect's."""
+        """The client's body for a whole answer. Raises GatewayError if it is not an answer of the neuron's dialect."""
         ...
 
 
-class Outgoing(NamedTuple):
-    """What one neuron is asked. `translation` is None where its answer is the client's, byte for byte.
+class OutgoingRequest(NamedTuple):
+    """A request to a neuron. `translation` is None if the neuron's answer goes to the client byte for byte.
 
-    `upload` stands in place of `body` for what is sent while it comes in.
+    `upload` replaces `body` if the body is sent while it still arrives from the client.
     """
 
     path: bytes
@@ -84,14 +89,14 @@ class Outgoing(NamedTuple):
     upload: StreamedBody | None = None
 
 
-class Dialogue(Protocol):
+class ParsedRequest(Protocol):
     """One request as its dialect understands it."""
 
-    def outgoing(self, model: str, backend: Backend) -> Outgoing:
-        """The request for a neuron of this kind that knows the model by this name. May be called again for another.
+    def outgoing(self, model: str, backend: Backend) -> OutgoingRequest:
+        """The request to a neuron of this kind that knows the model as `model`. A retry calls it again.
 
         Raises:
-            BadRequest: It cannot be said in any dialect the neuron speaks; the message names the field.
+            BadRequest: No dialect of this neuron can express the request; the message names the field.
         """
         ...
 
@@ -99,24 +104,25 @@ class Dialogue(Protocol):
 class Dialect(Protocol):
     """An API that clients speak. Stateless."""
 
-    def open(self, request: ClientRequest, spoken: frozenset[str]) -> Dialogue:
-        """Understand a request, as far as must be before a neuron is chosen.
+    def open(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> ParsedRequest:
+        """Parse a request, as far as must be done before a neuron is chosen.
 
         Args:
-            request: Read, with its model located.
-            spoken: The dialects that any configured neuron speaks: a request that none could be passed is refused now.
+            request: The client's request, with its model located.
+            neuron_dialects: The dialects that at least one configured neuron speaks. A request that cannot be
+                translated is rejected now if no neuron could take it as it is.
 
         Raises:
-            BadRequest: What is wrong with it, by field.
+            BadRequest: The message and `param` name the field.
         """
         ...
 
     def error(self, error: GatewayError, request_id: str) -> bytes:
-        """An error of ours as the body of an answer with `error.status`."""
+        """The response body for an error of the gateway, to go with `error.status`."""
         ...
 
     def error_event(self, error: GatewayError, request_id: str) -> bytes:
-        """The same as the only event of a stream whose head is out."""
+        """The same error as the only event of a stream whose response head has been sent."""
         ...
 
     def upstream_error(self, response: UpstreamErrorResponse, request_id: str) -> tuple[bytes, bytes]:
@@ -124,5 +130,5 @@ class Dialect(Protocol):
         ...
 
     def headers(self, request_id: str) -> Headers:
-        """What its clients expect on every answer besides our own."""
+        """Headers that this API's clients expect on every response, besides the gateway's own."""
         ...

@@ -1,19 +1,21 @@
-"""Decoding JSON that other programs got slightly wrong. Only what is seen in the wild; no types of any dialect.
+"""JSON written by other programs: decoding what they get slightly wrong. Knows no dialect's types.
 
-JavaScript cuts strings between the halves of a surrogate pair, and engines that stream byte-level tokens send the
-halves apart. Such an escape stands for no character (RFC 8259 section 8.2), so msgspec refuses the whole document.
+JavaScript clients cut strings in the middle of a surrogate pair, and engines that stream byte-level tokens send the two
+halves apart. Such an escape stands for no character (RFC 8259 section 8.2), so msgspec rejects the whole document.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
-__all__ = ["decode"]
+__all__ = ["JsonObject", "decode", "is_object"]
 
 T = TypeVar("T")
+
+JsonObject: TypeAlias = dict[str, Any]
 
 _ESCAPE = re.compile(
     rb"\\(?:(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
@@ -22,24 +24,25 @@ _REPLACEMENT = rb"\ufffd"
 
 
 def decode(decoder: msgspec.json.Decoder[T], text: bytes | msgspec.Raw) -> T:
-    """Decode, a lone surrogate being read as U+FFFD.
+    """Decode JSON; a lone surrogate escape becomes U+FFFD.
 
     Raises:
-        msgspec.ValidationError: JSON, but not of the decoder's type.
-        msgspec.DecodeError: No JSON, or nested too deeply.
+        msgspec.ValidationError: It is JSON, but not of the decoder's type.
+        msgspec.DecodeError: It is not JSON, or is nested too deeply.
     """
     try:
         return decoder.decode(text)
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        mended = _ESCAPE.sub(_mend, bytes(text))
-        if mended == text:
+        repaired = _ESCAPE.sub(lambda escape: _REPLACEMENT if escape[2] else escape[0], bytes(text))
+        if repaired == text:
             raise
-        return decoder.decode(mended)
+        return decoder.decode(repaired)
     except RecursionError:
         raise msgspec.DecodeError("nested too deeply") from None
 
 
-def _mend(escape: re.Match[bytes]) -> bytes:
-    return _REPLACEMENT if escape[2] else escape[0]
+def is_object(value: msgspec.Raw) -> bool:
+    """Whether a piece of JSON is an object. Assumes that it has no leading white space, as `Raw` fields have none."""
+    return bytes(value).startswith(b"{")

@@ -1,4 +1,4 @@
-"""OpenAI's API, and every other endpoint whose body names its `model`: passed through, only the name is replaced."""
+"""OpenAI's APIs and every other endpoint whose body names its `model`: passed through, only the name is replaced."""
 
 from __future__ import annotations
 
@@ -7,64 +7,60 @@ import msgspec
 from gateway import errors
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
-from gateway.dialects import ClientRequest, Outgoing
+from gateway.dialects import ClientRequest, OutgoingRequest
 from gateway.dialects.include_usage import Edit, UsageStripper, asking_for_usage, edited
 from gateway.dialects.json_splice import splice
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 from gateway.http import sse
 
-__all__ = ["OpenAI", "PassThrough"]
+__all__ = ["OpenAIDialect", "PassThroughRequest"]
 
 
-class PassThrough:
-    """A request that every neuron is asked as it came."""
+class PassThroughRequest:
+    """A request that every neuron gets as the client sent it, but for the model's name."""
 
     __slots__ = ("_request",)
 
     def __init__(self, request: ClientRequest) -> None:
         self._request = request
 
-    def outgoing(self, model: str, backend: Backend) -> Outgoing:
-        """The same bytes, but for the model's name (`rewrite.splice`, `Upload`), and the wish for usage (`usage`)."""
+    def outgoing(self, model: str, backend: Backend) -> OutgoingRequest:
+        """The client's bytes with the neuron's model name, and with a request for usage where the backend takes one."""
         request = self._request
-        if request.form is None:
-            if backend.ask_usage and request.model.stream and request.path.partition(b"?")[0] in _WITH_USAGE:
-                return self._asking(model)
-            return Outgoing(request.path, splice(request.body, request.model, model))
-        form = request.form(model)
-        return Outgoing(request.path, form) if isinstance(form, bytes) else Outgoing(request.path, b"", upload=form)
-
-    def _asking(self, model: str) -> Outgoing:
-        """The same, and it asks for usage of our own accord, unless the client has decided about that itself."""
-        path, body, field = self._request.path, self._request.body, self._request.model
-        wish = asking_for_usage(body)
-        if wish is None:
-            return Outgoing(path, splice(body, field, model))
-        edits = [wish]
-        if model != field.name:
-            edits.append(Edit(field.start, field.end, msgspec.json.encode(model)))
-        return Outgoing(path, edited(body, *edits), UsageStripper())
+        if request.form is not None:
+            form = request.form(model)
+            if isinstance(form, bytes):
+                return OutgoingRequest(request.path, form)
+            return OutgoingRequest(request.path, b"", upload=form)
+        if backend.ask_usage and request.model.stream and request.path.partition(b"?")[0] in _PATHS_WITH_USAGE:
+            usage_option = asking_for_usage(request.body)  # None if the client has decided about usage itself
+            if usage_option is not None:
+                edits = [usage_option]
+                if model != request.model.name:
+                    edits.append(Edit(request.model.start, request.model.end, msgspec.json.encode(model)))
+                return OutgoingRequest(request.path, edited(request.body, *edits), UsageStripper())
+        return OutgoingRequest(request.path, splice(request.body, request.model, model))
 
 
-_WITH_USAGE = frozenset({b"/v1/chat/completions", b"/v1/completions"})
+_PATHS_WITH_USAGE = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 
 
-class OpenAI:
-    """The dialect of the data plane itself."""
+class OpenAIDialect:
+    """The dialect that neurons speak."""
 
     __slots__ = ()
 
-    def open(self, request: ClientRequest, spoken: frozenset[str]) -> PassThrough:  # noqa: ARG002 - all speak it
-        """Nothing to understand: the neuron judges what is in the body."""
-        return PassThrough(request)
+    def open(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> PassThroughRequest:  # noqa: ARG002 - every neuron speaks it
+        """Parse nothing: the neuron validates the body."""
+        return PassThroughRequest(request)
 
-    def error(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - it goes out as a header
-        """The envelope of contract section 10."""
+    def error(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - a header carries it
+        """OpenAI's error object."""
         return errors.envelope(error)
 
     def error_event(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - as above
-        """The envelope as an event."""
+        """OpenAI's error object as an event."""
         return sse.write(errors.envelope(error))
 
     def upstream_error(self, response: UpstreamErrorResponse, request_id: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - as above
@@ -72,5 +68,5 @@ class OpenAI:
         return response.openai_form()
 
     def headers(self, request_id: str) -> Headers:  # noqa: ARG002 - as above
-        """None: ours have them all."""
+        """None: the gateway's own headers suffice."""
         return []

@@ -1,9 +1,9 @@
-"""How many words of a body become prompt, at least. A word is what stands between white space. Pure.
+"""A lower bound for the words in a prompt. A word is a run of characters between white space.
 
-Only what a model is certainly shown is counted, whoever puts the prompt together: texts of the kinds that every API
-has, at the places where it has them. What our translations drop counts for nothing, and neither does a part or item of
-a kind that is not known here. The parts of one turn are counted as one text, since many templates leave no gap between
-them.
+Counts only text that certainly reaches the model, whether a neuron or a translation of this package builds the prompt:
+text parts of the types that every API has, at the places where it has them. Text that a translation drops, and parts
+and items of unknown types, do not count. The parts of one turn count as one text, since many chat templates put no
+space between them.
 """
 
 from __future__ import annotations
@@ -14,82 +14,81 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["PROMPTS", "words"]
+__all__ = ["PROMPT_FIELDS", "count_words"]
 
-PROMPTS = {
+PROMPT_FIELDS = {
     b"/v1/chat/completions": ("messages",),
     b"/v1/completions": ("prompt",),
     b"/v1/messages": ("messages", "system"),
     b"/v1/responses": ("input", "instructions"),
 }
-"""Where a body has one prompt, and in which fields. Elsewhere are many (embeddings), or limits of another kind."""
+"""The fields that hold the prompt, by path. Bodies of other paths have several prompts, or limits of another kind."""
 
 
-def words(body: bytes, fields: tuple[str, ...], enough: int) -> int:
-    """How many words of these fields become prompt, at least, in any of the dialects; counts no further than needed.
+def count_words(body: bytes, fields: tuple[str, ...], stop_at: int) -> int:
+    """Words of the prompt in these fields of a request body, at least; stops counting at `stop_at`.
 
-    0 where a neuron was told to cut the prompt, or where the body cannot be read here: that is for the neuron to say.
+    0 if the request lets the neuron truncate the prompt, or if the body cannot be read: then the neuron decides.
     """
-    counted = 0
+    count = 0
     try:
         value = msgspec.json.decode(body)
         if value.get("truncate_prompt_tokens") or value.get("truncation") == "auto":
             return 0
-        if isinstance(value.get("prompt"), list):  # several prompts, each with the limit for itself
+        if isinstance(value.get("prompt"), list):  # several prompts, each with the whole limit
             return 0
         for text in chain.from_iterable(_texts(field, value.get(field)) for field in fields):
-            counted += len(text.split(None, enough - counted))  # the rest of a text stays in one piece
-            if counted >= enough:
+            count += len(text.split(None, stop_at - count))  # a limit for `split` leaves the rest unsplit
+            if count >= stop_at:
                 break
     except (msgspec.DecodeError, RecursionError):
         return 0
-    return counted
+    return count
 
 
 def _texts(field: str, value: Any) -> Iterator[str]:
-    """One for each turn or item."""
-    if field in _OF_TURNS and isinstance(value, list):
+    """One text per turn or item."""
+    if field in {"messages", "input"} and isinstance(value, list):
         for turn in value:
-            yield turn if isinstance(turn, str) else _of_turn(turn) if isinstance(turn, dict) else ""
+            if isinstance(turn, dict):
+                yield _turn_text(turn, is_item=field == "input")
+            else:
+                yield turn if isinstance(turn, str) else ""
     else:
         yield _joined(value)
 
 
-_OF_TURNS = frozenset({"messages", "input"})
-
-
-def _of_turn(turn: dict[str, Any]) -> str:
-    kind = turn.get("type")
-    if kind in _OUTPUTS:
+def _turn_text(turn: dict[str, Any], *, is_item: bool) -> str:
+    type_ = turn.get("type")
+    if is_item and type_ in _OUTPUT_TYPES:
         return _joined(turn.get("output"))
-    if kind in _TURNS and isinstance(turn.get("role"), str):
-        return _joined(turn.get("content"), results=_IN_USERS_TURN if turn["role"] == "user" else ())
+    if type_ in _TURN_TYPES and isinstance(turn.get("role"), str):
+        return _joined(turn.get("content"), _USER_RESULT_TYPES if turn["role"] == "user" else ())
     return ""
 
 
-_TURNS = (None, "message")  # tuples, because what a client sends as a type may be anything, a list too
-_OUTPUTS = ("function_call_output", "custom_tool_call_output")
+def _joined(content: Any, result_types: tuple[str, ...] = ()) -> str:
+    """Without reasoning of earlier turns, which translations and chat templates drop."""
+    return "".join(_part_texts(content, result_types)).rpartition("</think>")[2]
 
 
-def _joined(content: Any, results: tuple[str, ...] = ()) -> str:
-    """Thoughts of earlier turns are left out, as dialects and chat templates leave them out."""
-    return "".join(_parts(content, results)).rpartition("</think>")[2]
-
-
-def _parts(content: Any, results: tuple[str, ...]) -> Iterator[str]:
-    """The texts of a content, and of the results of tools and searches in it where they are allowed to be."""
+def _part_texts(content: Any, result_types: tuple[str, ...]) -> Iterator[str]:
+    """The texts of a content, and those inside its parts of these types."""
     for part in content if isinstance(content, list) else (content,):
         text = part
         if isinstance(part, dict):
-            kind = part.get("type")
-            if kind in results:
-                yield from _parts(part.get("content"), _IN_RESULT if kind == "tool_result" else ())
-            text = part.get("text") if kind in _KINDS_OF_TEXT else None
-        if isinstance(text, str) and not text.startswith(_TELEMETRY):
+            type_ = part.get("type")
+            if type_ in result_types:
+                yield from _part_texts(part.get("content"), _INNER_RESULT_TYPES if type_ == "tool_result" else ())
+            text = part.get("text") if type_ in _TEXT_TYPES else None
+        if isinstance(text, str) and not text.startswith(_BILLING_HEADER):
             yield text
 
 
-_KINDS_OF_TEXT = (None, "text", "input_text", "output_text")
-_IN_RESULT = ("search_result",)
-_IN_USERS_TURN = ("tool_result", *_IN_RESULT)
-_TELEMETRY = "x-anthropic-billing-header:"  # which `dialects.anthropic` does not pass on
+# Tuples, because a client's `type` can be anything, even an unhashable list.
+_TURN_TYPES = (None, "message")
+_OUTPUT_TYPES = ("function_call_output", "custom_tool_call_output")
+_TEXT_TYPES = (None, "text", "input_text", "output_text")
+_INNER_RESULT_TYPES = ("search_result",)
+_USER_RESULT_TYPES = ("tool_result", *_INNER_RESULT_TYPES)
+_BILLING_HEADER = "x-anthropic-billing-header:"  # `anthropic.request` drops it

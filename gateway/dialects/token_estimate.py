@@ -1,13 +1,13 @@
-"""How many tokens a prompt will be, without its tokenizer: an estimate.
+"""An estimate of a prompt's tokens without the model's tokenizer.
 
-The heuristic: one token for every 3.5 bytes of the outgoing JSON of messages and tools, and 1,000 for every image.
+One token per 3.5 bytes of the outgoing JSON of messages and tools, and 1,000 per image:
 
-- Bytes of UTF-8, not characters: tokenizers of the last years take about 4 bytes of English, 3 of code and JSON,
-  4 of Cyrillic (2 letters) and 3 to 4 of Chinese (1 character and a bit), so bytes serve all scripts about alike.
-- The JSON around a message (`{"role":"user","content":""}`, 28 bytes, 8 tokens) stands for the 4 or 5 tokens a chat
-  template puts there, and leaves a little over. An estimate that is too high compacts a conversation early; one that
-  is too low overflows a context.
-- A picture of a megapixel is about 1,300 tokens to Qwen's vision models and at most 1,600 to Anthropic's.
+- Bytes of UTF-8, not characters. Today's tokenizers take about 4 bytes of English, 3 of code and JSON, 4 of Cyrillic
+  (2 letters) and 3 to 4 of Chinese (a little over 1 character) per token, so bytes fit all scripts about equally.
+- The JSON around a message (`{"role":"user","content":""}`, 28 bytes, 8 tokens) stands for the 4 or 5 tokens that a
+  chat template adds, so the estimate is a little high. That is the safe side: a high estimate makes a client compact a
+  conversation early, a low one lets it overflow the context.
+- An image of a megapixel takes about 1,300 tokens of Qwen's vision models and at most 1,600 of Anthropic's.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ TOKENS_PER_IMAGE = 1000
 
 
 def estimate(text_bytes: int, images: int = 0) -> int:
-    """Tokens of a prompt of so many bytes of text (as JSON) and so many images; at least 1."""
+    """Tokens of a prompt with this many bytes of text (as JSON) and this many images; at least 1."""
     return max(1, round(text_bytes / BYTES_PER_TOKEN)) + TOKENS_PER_IMAGE * images

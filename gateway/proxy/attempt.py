@@ -16,7 +16,7 @@ import trio
 from catalogue.models import Alias
 from gateway import errors
 from gateway.asgi import Headers
-from gateway.dialects import Outgoing, Translation
+from gateway.dialects import OutgoingRequest, Translation
 from gateway.dialects.json_splice import edit
 from gateway.dialects.rename_model import Echo
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
@@ -160,7 +160,7 @@ class Attempt:
                 await (self._relay_stream(response) if is_stream else self._relay_body(response))
         self._record.outcome = "ok"
 
-    def _apply_alias(self, outgoing: Outgoing, policy: Alias) -> Outgoing:
+    def _apply_alias(self, outgoing: OutgoingRequest, policy: Alias) -> OutgoingRequest:
         """Put the alias's parameters into the body, in the neuron's dialect, and its name into the answer."""
         if policy.echo == "alias":
             request, record = self._request, self._record

@@ -15,7 +15,7 @@ An estimate such as `dialects/token_estimate.py` would come nearer to the limit,
 from __future__ import annotations
 
 from catalogue.models import Catalogue, Limit
-from gateway.dialects.prompt_words import PROMPTS, words
+from gateway.dialects.prompt_words import PROMPT_FIELDS, count_words
 from gateway.errors import ContextLengthExceeded
 from gateway.fleet.node import NodeModel
 from gateway.fleet.routing.choose import neuron_model_id
@@ -34,7 +34,7 @@ def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: Catalog
     The cheap checks come first: the length of the body, then its white space, then the words of its texts.
     """
     body = request.body
-    if len(body) <= SMALL_BODY_BYTES or (fields := PROMPTS.get(request.path.partition(b"?")[0])) is None:
+    if len(body) <= SMALL_BODY_BYTES or (fields := PROMPT_FIELDS.get(request.path.partition(b"?")[0])) is None:
         return
     limit = prompt_limit(model, catalogue, fleet)
     if limit is None or len(body) <= BYTES_PER_WORD * limit:
@@ -43,7 +43,7 @@ def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: Catalog
         body.count(b" ") + body.count(b"\\") <= limit
     ):  # white space is written as either of these; pictures have neither
         return
-    if words(body, fields, limit + 1) > limit:
+    if count_words(body, fields, limit + 1) > limit:
         raise ContextLengthExceeded(
             f"model '{model}': this prompt has more than {limit} words, and the maximum context length is {limit} "
             "tokens; a token is at most a word: shorten it",

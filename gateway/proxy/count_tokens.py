@@ -15,9 +15,9 @@ import trio
 
 from catalogue.resolve import resolve
 from gateway import errors
-from gateway.dialects import Outgoing
+from gateway.dialects import OutgoingRequest
 from gateway.dialects.anthropic import response as messages_response
-from gateway.dialects.anthropic.dialect import NAME, MessagesDialogue
+from gateway.dialects.anthropic.dialect import NAME, ParsedMessagesRequest
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route, choose
 from gateway.http.phase_deadlines import PhaseDeadlines
@@ -60,7 +60,7 @@ class CountTokens:
             tokens = await self._count_at(route, outgoing)
         headers = response_headers.of_gateway(self._record, self._request.dialect.headers(self._record.request_id))
         if tokens is None:
-            tokens = self._dialogue.translated.input_tokens
+            tokens = self._dialogue.as_chat.input_tokens
             headers.append(ESTIMATE_HEADER)
         await self._client.respond(200, headers, messages_response.token_count_body(tokens))
         self._record.outcome = "ok"
@@ -79,16 +79,16 @@ class CountTokens:
             return None
         return decision if isinstance(decision, Route) else None
 
-    def _outgoing(self, route: Route) -> Outgoing | None:
+    def _outgoing(self, route: Route) -> OutgoingRequest | None:
         """The request for this neuron; None if it cannot count."""
         name = neuron_model_name(route)
         if NAME in route.backend.dialects:
             return self._dialogue.outgoing(name, route.backend)
         if not route.backend.tokenizer:
             return None
-        return Outgoing(TOKENIZE_PATH, _tokenize_body(self._dialogue.translated.encode(name, route.backend)))
+        return OutgoingRequest(TOKENIZE_PATH, _tokenize_body(self._dialogue.as_chat.encode(name, route.backend)))
 
-    async def _count_at(self, route: Route, outgoing: Outgoing) -> int | None:
+    async def _count_at(self, route: Route, outgoing: OutgoingRequest) -> int | None:
         """The neuron's count; None if it does not give one."""
         with trio.move_on_after(COUNT_DEADLINE_S), self._context.fleet.lease(route.node, route.model_id):
             try:
@@ -97,7 +97,7 @@ class CountTokens:
                 log.info("count_failed", node=route.node, model=route.model_id, reason=error.message)
         return None
 
-    async def _exchange(self, route: Route, outgoing: Outgoing) -> int | None:
+    async def _exchange(self, route: Route, outgoing: OutgoingRequest) -> int | None:
         headers = outgoing_headers(self._request, translated=outgoing.path == TOKENIZE_PATH)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body)
         with PhaseDeadlines(self._context.settings.deadlines) as phases:
@@ -110,9 +110,9 @@ class CountTokens:
                 return _count_in(body)
 
     @property
-    def _dialogue(self) -> MessagesDialogue:
+    def _dialogue(self) -> ParsedMessagesRequest:
         dialogue = self._request.dialogue
-        if not isinstance(dialogue, MessagesDialogue):
+        if not isinstance(dialogue, ParsedMessagesRequest):
             raise TypeError("only the tokens of Messages requests can be counted")
         return dialogue
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from gateway.dialects import Dialect
-from gateway.dialects.anthropic.dialect import Messages
-from gateway.dialects.openai import OpenAI
-from gateway.dialects.responses.dialect import Responses
+from gateway.dialects.anthropic.dialect import MessagesDialect
+from gateway.dialects.openai import OpenAIDialect
+from gateway.dialects.responses.dialect import ResponsesDialect
 
 __all__ = ["ENDPOINTS", "Endpoint"]
 
@@ -29,9 +29,9 @@ class Endpoint:
     counts: bool = False
 
 
-_OPENAI = Endpoint(OpenAI())
-_OPENAI_FORM = Endpoint(OpenAI(), is_form=True)
-_MESSAGES = Messages()
+_OPENAI = Endpoint(OpenAIDialect())
+_OPENAI_FORM = Endpoint(OpenAIDialect(), is_form=True)
+_MESSAGES = MessagesDialect()
 
 ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
     {
@@ -39,7 +39,7 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         "/v1/completions": _OPENAI,
         "/v1/embeddings": _OPENAI,
         "/v1/rerank": _OPENAI,
-        "/v1/responses": Endpoint(Responses()),
+        "/v1/responses": Endpoint(ResponsesDialect()),
         "/v1/images/generations": _OPENAI,
         "/v1/images/edits": _OPENAI_FORM,
         "/v1/audio/speech": _OPENAI,

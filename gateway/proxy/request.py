@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from catalogue.models import Sticky
 from gateway.asgi import Headers, Receive, Scope
-from gateway.dialects import ClientRequest, Dialect, Dialogue, sticky_key
+from gateway.dialects import ClientRequest, Dialect, ParsedRequest, sticky_key
 from gateway.dialects.json_splice import ModelField, locate
 from gateway.errors import (
     MalformedMultipart,
@@ -78,7 +78,7 @@ class InferenceRequest:
     total_deadline: TotalDeadline | None = None
     upload: Upload | None = None
     dialect: Dialect = field(init=False)
-    dialogue: Dialogue = field(init=False)
+    dialogue: ParsedRequest = field(init=False)
 
     @property
     def stream(self) -> bool:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gateway.aliases.warm_swap import SwapView
-from gateway.dialects.anthropic import incoming as anthropic
-from gateway.dialects.responses import incoming as responses
+from gateway.dialects.anthropic.request_types import MessagesRequest
+from gateway.dialects.responses.request_types import ResponsesRequest
 from gateway.errors import Envelope
 from gateway.fleet.loading.drain import DrainView
 from gateway.fleet.loading.load_history import LoadView
@@ -85,9 +85,9 @@ ENDPOINT_DOCS: Mapping[str, EndpointDoc] = MappingProxyType(
 
 _REQUEST_TYPES: Mapping[str, type[msgspec.Struct]] = MappingProxyType(
     {
-        "/v1/messages": anthropic.Request,
-        "/v1/messages/count_tokens": anthropic.Request,
-        "/v1/responses": responses.Request,
+        "/v1/messages": MessagesRequest,
+        "/v1/messages/count_tokens": MessagesRequest,
+        "/v1/responses": ResponsesRequest,
     }
 )
 _ANSWERS: Mapping[str, Json] = MappingProxyType(
@@ -123,7 +123,7 @@ _ENGINE_ERROR: Json = {"type": "object", "description": "An engine's own error b
 
 # Types ...............................................................................................................
 
-_PUBLIC_TYPES = (anthropic.Request, responses.Request, Entry, Envelope, CatalogueStatus, SwapView)
+_PUBLIC_TYPES = (MessagesRequest, ResponsesRequest, Entry, Envelope, CatalogueStatus, SwapView)
 _ADMIN_TYPES = (
     *(Envelope, CatalogueStatus, NodeSnapshot, LoadView, LineView, SwapView),
     *(DrainBody, DrainView, PlacementBody, Loading, Unloading),
@@ -137,18 +137,6 @@ def _components(types: Sequence[Any]) -> tuple[Mapping[Any, Json], Json]:
 
 
 _REFERENCE_OF, _ = _components(tuple(dict.fromkeys((*_PUBLIC_TYPES, *_ADMIN_TYPES))))
-_NAME_PREFIXES = (
-    (b"gateway.dialects.anthropic.incoming.", b"Messages"),
-    (b"gateway.dialects.responses.incoming.", b"Responses"),
-)
-
-
-def _encoded(document: Json) -> bytes:
-    """The document, with a dialect's name in place of the module path that msgspec puts before ambiguous names."""
-    data = msgspec.json.encode(document)
-    for long, short in _NAME_PREFIXES:
-        data = data.replace(long, short)
-    return data
 
 
 # The public port .....................................................................................................
@@ -424,4 +412,4 @@ def _admin_responses(schema: Json) -> Json:
 def _document(title: str, version: str, paths: Json, components: Json) -> bytes:
     licence = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
     info = {"title": title, "version": version, "license": licence}
-    return _encoded({"openapi": "3.1.0", "info": info, "paths": paths, "components": components})
+    return msgspec.json.encode({"openapi": "3.1.0", "info": info, "paths": paths, "components": components})

@@ -202,8 +202,8 @@ async def test_token_limit_makes_an_incomplete_response(cortex):
 @pytest.mark.parametrize(
     ("change", "raised", "words"),
     [
-        ({"previous_response_id": "resp_1"}, openai.BadRequestError, "no store is configured"),
-        ({"conversation": "conv_1"}, openai.BadRequestError, "no store is configured"),
+        ({"previous_response_id": "resp_1"}, openai.BadRequestError, "stores no responses"),
+        ({"conversation": "conv_1"}, openai.BadRequestError, "stores no responses"),
         ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, r"tools\.0\.type"),
         ({"model": "nobody/has-it"}, openai.NotFoundError, "not found"),
     ],

@@ -1,9 +1,9 @@
-"""A Messages request as a chat completions request. Pure; reading is `incoming`'s, routing knows nothing of it.
+"""A Messages request as a chat completions request. `request_types` reads it, `tools` chooses the tools.
 
-Every turn is translated on its own, never moved, merged or changed for what comes after it. So the outgoing messages
-of turn n+1 begin with those of turn n, byte for byte, and the neuron's prefix cache holds (lessons: "every turn
-misses the prefix cache"). For the same reason a string and a list of one text block come out alike: clients change
-the one into the other when they move their `cache_control` marks.
+Each turn is translated on its own; a later turn never changes, moves or merges it. The outgoing messages of turn n+1
+therefore begin with the bytes of those of turn n, and the neuron's prefix cache stays valid; otherwise the neuron
+would process the whole conversation again at every turn. For the same reason a string and a list of one text block
+give the same bytes: clients turn one into the other when they move their `cache_control` marks.
 """
 
 from __future__ import annotations
@@ -11,50 +11,55 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import msgspec
 
 from gateway.config.engine_traits import PLAIN, Backend
-from gateway.dialects import token_estimate
-from gateway.dialects.anthropic import incoming, signature, tools
-from gateway.dialects.anthropic.answer import Asked
-from gateway.dialects.anthropic.incoming import Block, Content, Message, Request, Source
+from gateway.dialects.anthropic import request_types, signature
+from gateway.dialects.anthropic.message_object import MessagesContext
+from gateway.dialects.anthropic.request_types import (
+    MessagesBlock,
+    MessagesContent,
+    MessagesOutputConfig,
+    MessagesRequest,
+    MessagesSource,
+    MessagesTurn,
+)
+from gateway.dialects.anthropic.tools import ToolChange, tool_changes, tool_parameters
+from gateway.dialects.chat_request import content_of, estimate_tokens, text_part
+from gateway.dialects.fields import decode_field, invalid
 from gateway.dialects.json_splice import ModelField, locate
-from gateway.dialects.validate import read, refusal
+from gateway.dialects.loose_json import JsonObject, is_object
 
-__all__ = ["PLAIN", "Backend", "Translated", "translate"]
-
-Outgoing = dict[str, Any]
+__all__ = ["MessagesAsChat", "translate"]
 
 
-class Translated:
-    """A request that has been read and found good.
+class MessagesAsChat:
+    """A valid Messages request, ready to be written as a chat completions request.
 
     Attributes:
-        model: The name as the client sent it, for `catalogue.resolve`.
-        stream: Whether the client asked for a stream.
-        stop_sequences: Texts that end the answer; it tells whether one of them was met.
-        thinking: True if the client asked for thinking, False if it asked for none, None if it said nothing.
-        input_tokens: An estimate (see `dialects.tokens`), for `message_start` and for `/v1/messages/count_tokens`.
+        input_tokens: An estimate (see `token_estimate`), for `message_start` and `/v1/messages/count_tokens`.
     """
 
-    __slots__ = ("_encoded", "_request", "input_tokens", "model", "stop_sequences", "stream", "thinking")
+    __slots__ = ("_encoded", "_request", "_stop_sequences", "_stream", "_thinking", "input_tokens")
 
-    def __init__(self, model: str, stream: bool, request: Request) -> None:
+    def __init__(self, request: MessagesRequest, *, stream: bool) -> None:
         self._request = request
-        self.model = model
-        self.stream = stream
-        self.stop_sequences = _stop_sequences(request.stop_sequences)
-        self.thinking = None if request.thinking is None else request.thinking.type != "disabled"
+        self._stream = stream
+        self._stop_sequences = _stop_sequences(request.stop_sequences)
+        self._thinking = None if request.thinking is None else request.thinking.type != "disabled"  # None: not said
         messages = _messages(request, PLAIN)
-        self._encoded = {PLAIN: (msgspec.json.encode(messages), self._parameters(PLAIN))}
-        self.input_tokens = self._estimate(messages)
+        encoded, parameters = msgspec.json.encode(messages), self._parameters(PLAIN)
+        self._encoded = {PLAIN: (encoded, parameters)}
+        self.input_tokens = estimate_tokens(messages, encoded, parameters.get("tools", ()))
 
     def encode(self, model: str, backend: Backend = PLAIN) -> bytes:
-        """The outgoing body for a backend that knows the model by this name.
+        """The outgoing body for a backend of this kind that knows the model as `model`.
 
-        May be called again for another backend: what was built is kept, one for every kind of backend.
+        A retry may call it again for another backend; the messages for each kind of backend are kept.
+
+        Raises:
+            BadRequest: This kind of backend cannot be sent the request; names the field.
         """
         if backend not in self._encoded:
             messages = msgspec.json.encode(_messages(self._request, backend))
@@ -62,138 +67,133 @@ class Translated:
         messages, parameters = self._encoded[backend]
         return msgspec.json.encode({"model": model, "messages": msgspec.Raw(messages), **parameters})
 
-    def asked(self, request_id: str, model: str) -> Asked:
-        """What the answer's translator has to know: thoughts are shown unless the client said that it wants none."""
-        return Asked(request_id, model, self.input_tokens, self.stop_sequences, self.thinking is not False)
+    def context(self, request_id: str, model: str) -> MessagesContext:
+        """What the answer's translation needs. Reasoning is shown unless the client disabled thinking."""
+        return MessagesContext(request_id, model, self.input_tokens, self._stop_sequences, self._thinking is not False)
 
-    def _estimate(self, messages: list[Outgoing]) -> int:
-        encoded, parameters = self._encoded[PLAIN]
-        images = list(_image_urls(messages))
-        offered = msgspec.json.encode(parameters.get("tools", ()))
-        return token_estimate.estimate(len(encoded) + len(offered) - sum(map(len, images)), len(images))
-
-    def _parameters(self, backend: Backend) -> Outgoing:
+    def _parameters(self, backend: Backend) -> JsonObject:
         """Everything but `model` and `messages`, in a fixed order."""
         request = self._request
-        found: Outgoing = {
-            "max_tokens": None if request.max_tokens is None else max(1, request.max_tokens),  # 0 is "warm the cache"
+        parameters: JsonObject = {
+            # Anthropic's API takes 0 to warm its cache; engines reject it.
+            "max_tokens": None if request.max_tokens is None else max(1, request.max_tokens),
             "temperature": request.temperature,
             "top_p": request.top_p,
             "top_k": request.top_k,
-            "stop": self.stop_sequences or None,
+            "stop": self._stop_sequences or None,
             "user": _user_id(request.metadata),
             "response_format": _response_format(request.output_config),
         }
-        found |= tools.parameters(request)
-        found |= self._thinking_parameters(backend)
-        if self.stream:
-            found |= {"stream": True, "stream_options": {"include_usage": True}}
-        return {name: value for name, value in found.items() if value is not None}
+        parameters |= tool_parameters(request)
+        parameters |= self._thinking_parameters(backend)
+        if self._stream:
+            parameters |= {"stream": True, "stream_options": {"include_usage": True}}
+        return {name: value for name, value in parameters.items() if value is not None}
 
-    def _thinking_parameters(self, backend: Backend) -> Outgoing:
-        if self.thinking is None or backend.thinking_switch == "none":
+    def _thinking_parameters(self, backend: Backend) -> JsonObject:
+        if self._thinking is None or backend.thinking_switch == "none":
             return {}
         if backend.thinking_switch == "chat_template_kwargs":
-            return {"chat_template_kwargs": {"enable_thinking": self.thinking}}
-        return {"reasoning_effort": _effort(self._request) if self.thinking else "none"}
+            return {"chat_template_kwargs": {"enable_thinking": self._thinking}}
+        return {"reasoning_effort": _effort(self._request) if self._thinking else "none"}
 
 
-def translate(body: bytes, model: ModelField | None = None) -> Translated:
-    """Read a body of `/v1/messages` or `/v1/messages/count_tokens`, whose `model` may have been located already.
+def translate(body: bytes, model: ModelField | None = None) -> MessagesAsChat:
+    """Read a body of `/v1/messages` or `/v1/messages/count_tokens`. `model` is its model field if already located.
 
     Raises:
-        MalformedJson, MissingModelField: As for every other endpoint (`gateway.dialects.json_splice.locate`).
-        BadRequest: Something in it cannot be understood or passed on; message and `param` name its path.
+        MalformedJson, MissingModelField: As `json_splice.locate`.
+        BadRequest: A field is wrong or cannot be translated; the message and `param` name its path.
     """
     model = locate(body) if model is None else model
-    request = read(incoming.request_decoder, body)
+    request = decode_field(request_types.request_decoder, body)
     if not request.messages:
-        raise refusal("messages", "at least one message is required")
-    return Translated(model.name, model.stream, request)
+        raise invalid("messages", "at least one message is required")
+    return MessagesAsChat(request, stream=model.stream)
 
 
 # Messages...
 
 
-def _messages(request: Request, backend: Backend) -> list[Outgoing]:
-    messages: list[Outgoing] = []
+def _messages(request: MessagesRequest, backend: Backend) -> list[JsonObject]:
+    messages: list[JsonObject] = []
     if system := _system_text(request.system, "system"):
         messages.append({"role": "system", "content": system})
-    for index, message in enumerate(request.messages):
+    for index, turn in enumerate(request.messages):
         as_system = not messages or backend.system_anywhere
-        messages.extend(_turn(message, f"messages.{index}", as_system=as_system, thoughts=backend.reasoning_content))
+        messages.extend(_turn(turn, f"messages.{index}", as_system=as_system, thoughts=backend.reasoning_content))
     return messages
 
 
-def _turn(message: Message, path: str, *, as_system: bool, thoughts: bool) -> Iterable[Outgoing]:
-    """The outgoing messages of one turn: one, or more where tools have answered."""
+def _turn(turn: MessagesTurn, path: str, *, as_system: bool, thoughts: bool) -> Iterable[JsonObject]:
+    """The outgoing messages of one turn: more than one if it has tool results."""
     content_path = f"{path}.content"
-    match message.role:
+    match turn.role:
         case "user":
-            return _user_turn(message.content, content_path)
+            return _user_turn(turn.content, content_path)
         case "assistant":
-            return [_assistant_turn(message.content, content_path, thoughts=thoughts)]
+            return [_assistant_turn(turn.content, content_path, thoughts=thoughts)]
         case "system" | "developer":
-            return [_system_turn(message.content, content_path, as_system=as_system)]
-    raise refusal(f"{path}.role", f"must be `user`, `assistant` or `system`, not `{message.role}`")
+            return [_system_turn(turn.content, content_path, as_system=as_system)]
+    raise invalid(f"{path}.role", f"must be `user`, `assistant` or `system`, not `{turn.role}`")
 
 
-def _system_text(content: Content, path: str) -> str:
+def _system_text(content: MessagesContent, path: str) -> str:
     return "\n".join(
         block.text
-        for _, block in incoming.blocks(content, path)
+        for _, block in request_types.blocks_of(content, path)
         if isinstance(block.text, str) and not block.text.startswith(_BILLING_HEADER)
     )
 
 
 _BILLING_HEADER = "x-anthropic-billing-header:"
-"""A popular coding CLI puts its telemetry first into the system prompt, with a hash that changes every turn. It is
-meant for Anthropic's servers, no model reads it, and passed on it voids the prefix cache from the first token."""
+"""A popular coding CLI begins its system prompt with telemetry for Anthropic's servers. It contains a hash that changes
+every turn, so passing it on would invalidate the neuron's prefix cache from the first token."""
 
 
-def _system_turn(content: Content, path: str, *, as_system: bool) -> Outgoing:
-    told = [_system_text(content, path), *(_told(change) for change in tools.changes(content, path))]
-    text = "\n".join(filter(None, told))
+def _system_turn(content: MessagesContent, path: str, *, as_system: bool) -> JsonObject:
+    lines = [_system_text(content, path), *map(_change_notice, tool_changes(content, path))]
+    text = "\n".join(filter(None, lines))
     if as_system:
         return {"role": "system", "content": text}
     return {"role": "user", "content": f"<system-reminder>\n{text}\n</system-reminder>"}
 
 
-def _told(change: tools.Change) -> str:
+def _change_notice(change: ToolChange) -> str:
     return _AVAILABLE.format(change.name) if change.added else f"[tool {change.name} is no longer available]"
 
 
 _AVAILABLE = "[tool {} is available]"
 
 
-def _user_turn(content: Content, path: str) -> Iterator[Outgoing]:
-    """Tools answer first: chat completions wants that right after the call, Messages allows it anywhere in the turn."""
-    parts: list[Outgoing] = []
-    answered = False
-    for place, block in incoming.blocks(content, path):
+def _user_turn(content: MessagesContent, path: str) -> Iterator[JsonObject]:
+    """Tool results first: chat completions wants them right after the call, Messages allows them anywhere in a turn."""
+    parts: list[JsonObject] = []
+    has_result = False
+    for block_path, block in request_types.blocks_of(content, path):
         if block.type == "tool_result":
-            answer, pictures = _tool_answer(block, place)
-            yield answer
-            parts += pictures
-            answered = True
+            tool_message, images = _tool_message(block, block_path)
+            yield tool_message
+            parts += images
+            has_result = True
         else:
-            parts += _parts(block, place)
-    if parts or not answered:
-        yield {"role": "user", "content": _joined(parts)}
+            parts += _parts(block, block_path)
+    if parts or not has_result:
+        yield {"role": "user", "content": content_of(parts)}
 
 
-def _assistant_turn(content: Content, path: str, *, thoughts: bool) -> Outgoing:
-    """Texts are joined without a gap: the API cuts one text into blocks where citations begin and end."""
+def _assistant_turn(content: MessagesContent, path: str, *, thoughts: bool) -> JsonObject:
+    """Texts are joined without a separator: the API splits one text into blocks where citations begin and end."""
     text, thought, calls = "", "", []
-    for place, block in incoming.blocks(content, path):
+    for block_path, block in request_types.blocks_of(content, path):
         if block.type == "tool_use":
-            calls.append(_tool_call(block, place))
+            calls.append(_tool_call(block, block_path))
         elif block.type == "thinking":
             if isinstance(block.thinking, str) and signature.is_genuine(block.thinking, block.signature):
                 thought += block.thinking
         elif isinstance(block.text, str):
             text += block.text
-    message: Outgoing = {"role": "assistant", "content": text if text or not calls else None}
+    message: JsonObject = {"role": "assistant", "content": text if text or not calls else None}
     if thought and thoughts:
         message["reasoning_content"] = thought
     if calls:
@@ -201,159 +201,148 @@ def _assistant_turn(content: Content, path: str, *, thoughts: bool) -> Outgoing:
     return message
 
 
-def _tool_call(block: Block, path: str) -> Outgoing:
+def _tool_call(block: MessagesBlock, path: str) -> JsonObject:
     if not isinstance(block.id, str) or not isinstance(block.name, str):
-        raise refusal(path, "a tool_use block needs a string `id` and a string `name`")
+        raise invalid(path, "a tool_use block must have a string `id` and a string `name`")
     function = {"name": block.name, "arguments": _arguments(block.input, f"{path}.input")}
     return {"id": block.id, "type": "function", "function": function}
 
 
 def _arguments(value: msgspec.Raw, path: str) -> str:
-    """An object's JSON as the client wrote it; some clients send the JSON as a string, or nothing for no arguments."""
+    """An object as the client wrote it. Some clients send the object's JSON as a string, or null for no arguments."""
     text = bytes(value).strip()
     if text.startswith(b'"'):
-        text = read(_string_decoder, text, path).strip().encode()
+        text = decode_field(_string_decoder, text, path).strip().encode()
     if text in {b"", b"null"}:
         return "{}"
     if not text.startswith(b"{"):
-        raise refusal(path, "must be an object")
+        raise invalid(path, "must be an object")
     return text.decode()
 
 
 _string_decoder = msgspec.json.Decoder(str)
 
 
-def _tool_answer(block: Block, path: str) -> tuple[Outgoing, list[Outgoing]]:
-    """The `tool` message, and what it cannot hold: pictures, which go into the user message behind it, labelled."""
+def _tool_message(block: MessagesBlock, path: str) -> tuple[JsonObject, list[JsonObject]]:
+    """The `tool` message of a result, and the result's images with labels, for the user message that follows it.
+
+    A `tool` message can only hold text.
+    """
     if not isinstance(block.tool_use_id, str):
-        raise refusal(path, "a tool_result block needs a string `tool_use_id`")
+        raise invalid(path, "a tool_result block must have a string `tool_use_id`")
     texts: list[str] = []
-    pictures: list[Outgoing] = []
-    for place, inner in incoming.nested(block.content, f"{path}.content"):
-        for part in _parts(inner, place):
+    images: list[JsonObject] = []
+    for inner_path, inner in request_types.nested_blocks(block.content, f"{path}.content"):
+        for part in _parts(inner, inner_path):
             if part["type"] == "text":
                 texts.append(part["text"])
             else:
-                pictures += [_text(f"[image from the result of tool call {block.tool_use_id}]"), part]
-    text = "\n".join(texts) or ("[image, see below]" if pictures else "")
+                images += [text_part(f"[image from the result of tool call {block.tool_use_id}]"), part]
+    text = "\n".join(texts) or ("[image, see below]" if images else "")
     if block.is_error is True:
         text = f"Error: {text}" if text else "Error"
-    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": text}, pictures
-
-
-def _joined(parts: list[Outgoing]) -> str | list[Outgoing]:
-    """Texts as one string, which every engine and template takes; a list only where there are pictures."""
-    if all(part["type"] == "text" for part in parts):
-        return "\n".join(part["text"] for part in parts)
-    return parts
-
-
-def _text(text: str) -> Outgoing:
-    return {"type": "text", "text": text}
+    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": text}, images
 
 
 # Parts of a message...
 
 
-def _parts(block: Block, path: str) -> list[Outgoing]:
-    """What a block says to a model. A type nobody here knows says its `text`, or nothing."""
+def _parts(block: MessagesBlock, path: str) -> list[JsonObject]:
+    """The parts that a block becomes. A block of an unknown type becomes its `text`, or nothing."""
     match block.type:
         case "image":
             return [_image(_source(block, path), f"{path}.source")]
         case "document":
             return _document(block, path)
         case "search_result":
-            return [_text("\n".join(_search_result(block, path)))]
+            return [text_part("\n".join(_search_result(block, path)))]
         case "tool_reference":
-            return [_text(_AVAILABLE.format(block.tool_name))]
+            return [text_part(_AVAILABLE.format(block.tool_name))]
         case "thinking" | "redacted_thinking":
             return []
-    return [_text(block.text)] if isinstance(block.text, str) else []
+    return [text_part(block.text)] if isinstance(block.text, str) else []
 
 
-def _source(block: Block, path: str) -> Source:
+def _source(block: MessagesBlock, path: str) -> MessagesSource:
     if not block.source:
-        raise refusal(f"{path}.source", "is missing")
-    return read(incoming.source_decoder, block.source, f"{path}.source")
+        raise invalid(f"{path}.source", "is missing")
+    return decode_field(request_types.source_decoder, block.source, f"{path}.source")
 
 
-def _image(source: Source, path: str) -> Outgoing:
+def _image(source: MessagesSource, path: str) -> JsonObject:
     match source:
-        case Source(type="base64", media_type=str(media_type), data=str(data)):
+        case MessagesSource(type="base64", media_type=str(media_type), data=str(data)):
             url = f"data:{media_type};base64,{data}"
-        case Source(type="url", url=str(url)):
+        case MessagesSource(type="url", url=str(url)):
             pass
-        case Source(type="base64"):
-            raise refusal(path, "a base64 source needs a string `media_type` and a string `data`")
-        case Source(type="url"):
-            raise refusal(path, "a url source needs a string `url`")
+        case MessagesSource(type="base64"):
+            raise invalid(path, "a base64 source must have a string `media_type` and a string `data`")
+        case MessagesSource(type="url"):
+            raise invalid(path, "a url source must have a string `url`")
         case _:
-            raise refusal(path, f"an image must be of type `base64` or `url`, not `{source.type}`")
+            raise invalid(path, f"the type of an image's source must be `base64` or `url`, not `{source.type}`")
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _document(block: Block, path: str) -> list[Outgoing]:
-    title = [_text(block.title)] if isinstance(block.title, str) and block.title else []
+def _document(block: MessagesBlock, path: str) -> list[JsonObject]:
+    title = [text_part(block.title)] if isinstance(block.title, str) and block.title else []
     source, source_path = _source(block, path), f"{path}.source"
     if source.type == "content":
-        content = incoming.nested(source.content, f"{source_path}.content")
-        return title + [part for place, inner in content for part in _parts(inner, place)]
-    return [*title, _text(_document_text(source, source_path))]
+        content = request_types.nested_blocks(source.content, f"{source_path}.content")
+        return title + [part for inner_path, inner in content for part in _parts(inner, inner_path)]
+    return [*title, text_part(_document_text(source, source_path))]
 
 
-def _document_text(source: Source, path: str) -> str:
-    """Documents are passed on where they are text; silence about one that is not would be a lie to the model."""
+def _document_text(source: MessagesSource, path: str) -> str:
+    """A document's text. Other documents are rejected: leaving one out would change the question."""
     match source:
-        case Source(type="text", data=str(text)):
+        case MessagesSource(type="text", data=str(text)):
             return text
-        case Source(type="base64", media_type=str(media_type), data=str(data)) if media_type.startswith("text/"):
+        case MessagesSource(type="base64", media_type=str(kind), data=str(data)) if kind.startswith("text/"):
             try:
                 return base64.b64decode(data).decode("utf-8", "replace")
             except binascii.Error as error:
-                raise refusal(f"{path}.data", f"is not base64: {error}") from None
+                raise invalid(f"{path}.data", f"is not valid base64: {error}") from None
     kind = source.media_type or source.type
-    raise refusal(path, f"a document of type `{kind}` cannot be passed on: send its text")
+    raise invalid(path, f"a document of type `{kind}` cannot be passed to the model: send its text")
 
 
-def _search_result(block: Block, path: str) -> Iterator[str]:
+def _search_result(block: MessagesBlock, path: str) -> Iterator[str]:
     if isinstance(block.title, str):
         yield block.title
     if bytes(block.source).startswith(b'"'):
-        yield read(_string_decoder, block.source, f"{path}.source")
-    for _, inner in incoming.nested(block.content, f"{path}.content"):
+        yield decode_field(_string_decoder, block.source, f"{path}.source")
+    for _, inner in request_types.nested_blocks(block.content, f"{path}.content"):
         if isinstance(inner.text, str):
             yield inner.text
-
-
-def _image_urls(messages: Iterable[Outgoing]) -> Iterator[str]:
-    for message in messages:
-        if isinstance(message["content"], list):
-            yield from (part["image_url"]["url"] for part in message["content"] if part["type"] == "image_url")
 
 
 # Parameters...
 
 
-def _stop_sequences(given: str | list[str] | None) -> tuple[str, ...]:
-    return tuple(filter(None, [given] if isinstance(given, str) else given or ()))
+def _stop_sequences(value: str | list[str] | None) -> tuple[str, ...]:
+    return tuple(filter(None, [value] if isinstance(value, str) else value or ()))
 
 
 def _user_id(metadata: object) -> str | None:
-    """Opaque to us: some clients send a string with JSON in it, and it stays that string."""
+    """`metadata.user_id`, unread. Some clients put JSON into that string, and some send the JSON itself."""
     user_id = metadata.get("user_id") if isinstance(metadata, dict) else None
     if user_id is None or isinstance(user_id, str):
         return user_id
     return msgspec.json.encode(user_id).decode()
 
 
-def _response_format(config: incoming.OutputConfig | None) -> Outgoing | None:
-    if config is None or config.format is None or not tools.is_object(config.format.schema):
+def _response_format(config: MessagesOutputConfig | None) -> JsonObject | None:
+    if config is None or config.format is None or not is_object(config.format.schema):
         return None
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": config.format.schema}}
 
 
-def _effort(request: Request) -> str:
-    """What the client said, else by the budget it gave: OpenAI's three steps have no numbers of their own."""
+def _effort(request: MessagesRequest) -> str:
+    """`reasoning_effort` from the client's effort, else from its budget. The thresholds, in tokens, are the gateway's.
+
+    OpenAI defines no token counts for its three levels.
+    """
     effort = None if request.output_config is None else request.output_config.effort
     if effort in {"low", "medium", "high"}:
         return str(effort)

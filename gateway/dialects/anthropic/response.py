@@ -1,4 +1,4 @@
-"""A chat completion as a Messages answer, whole. Streams are `stream`'s."""
+"""A whole chat completion as a Messages response, and the response of `count_tokens`. `stream` translates streams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Any
 
 import msgspec
 
-from gateway.dialects.anthropic.answer import Asked, arguments_object, message, stop_of, tool_id, usage_of
+from gateway.dialects.anthropic.message_object import (
+    MessagesContext,
+    arguments_object,
+    message,
+    stop_of,
+    tool_id,
+    usage_of,
+)
 from gateway.dialects.anthropic.signature import sign
 from gateway.dialects.chat_chunks import Said, read_whole
 from gateway.dialects.token_estimate import BYTES_PER_TOKEN
@@ -17,34 +24,34 @@ from gateway.errors import UpstreamMalformedResponse
 __all__ = ["token_count_body", "translate"]
 
 
-def translate(body: bytes, asked: Asked) -> bytes:
-    """The body for the client, of a neuron's 2xx body.
+def translate(body: bytes, context: MessagesContext) -> bytes:
+    """The client's response body for the body of a neuron's 200.
 
     Raises:
-        GatewayError: It is no answer (see `chat.read_whole`).
+        GatewayError: The body is not a usable chat completion (see `chat_chunks.read_whole`).
     """
-    answer, choice = read_whole(body)
-    said = choice.message or Said()
-    usage = usage_of(read_usage(answer.usage), asked.input_tokens, round(len(body) / BYTES_PER_TOKEN))
-    told = message(asked, answer.model, usage)
-    told["content"] = list(_blocks(said, asked))
-    told["stop_reason"], told["stop_sequence"] = stop_of(
-        choice.finish_reason, choice.matched, said.text, asked.stop_sequences, called=bool(said.tool_calls)
+    completion, choice = read_whole(body)
+    answer = choice.message or Said()
+    usage = usage_of(read_usage(completion.usage), context.input_tokens, round(len(body) / BYTES_PER_TOKEN))
+    fields = message(context, completion.model, usage)
+    fields["content"] = list(_blocks(answer, context))
+    fields["stop_reason"], fields["stop_sequence"] = stop_of(
+        choice.finish_reason, choice.matched, answer.text, context.stop_sequences, called=bool(answer.tool_calls)
     )
-    return msgspec.json.encode(told)
+    return msgspec.json.encode(fields)
 
 
-def _blocks(said: Said, asked: Asked) -> Iterator[dict[str, Any]]:
-    if said.thought and asked.show_thinking:
-        yield {"type": "thinking", "thinking": said.thought, "signature": sign(said.thought)}
-    if said.text.strip():  # Anthropic's API has no blank text blocks, and refuses them when they come back
-        yield {"type": "text", "text": said.text}
-    for position, call in enumerate(said.tool_calls or ()):
+def _blocks(answer: Said, context: MessagesContext) -> Iterator[dict[str, Any]]:
+    if answer.thought and context.show_thinking:
+        yield {"type": "thinking", "thinking": answer.thought, "signature": sign(answer.thought)}
+    if answer.text.strip():  # Anthropic's API rejects blank text blocks when a client sends them back
+        yield {"type": "text", "text": answer.text}
+    for position, call in enumerate(answer.tool_calls or ()):
         if call.function is None or not isinstance(call.function.name, str) or not call.function.name:
-            raise UpstreamMalformedResponse("the neuron called a tool without naming it")
+            raise UpstreamMalformedResponse("the neuron's answer has a tool call without a name")
         yield {
             "type": "tool_use",
-            "id": tool_id(call.id, asked.request_id, position),
+            "id": tool_id(call.id, context.request_id, position),
             "name": call.function.name,
             "input": arguments_object(call.function.text),
         }

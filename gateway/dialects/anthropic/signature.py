@@ -1,8 +1,9 @@
-"""Signatures of thinking blocks: how the gateway recognises, on the way back, thoughts that passed through it.
+"""Signatures of thinking blocks, by which the gateway recognises blocks that it wrote itself.
 
-Anthropic's API signs thinking blocks, clients keep the signature unread and send it back. Ours is a versioned marker
-and a digest of the text: it tells our neurons' thoughts from another provider's and whole ones from edited or cut
-ones. It is no proof against forgery, and need not be: whoever forges one puts words into its own prompt.
+Anthropic's API signs thinking blocks; clients keep the signature and send it back. The gateway's signature is a version
+marker and a digest of the text. It separates blocks of these neurons from those of another provider, and complete
+blocks from edited or truncated ones. It does not protect against forgery: a client that forges one only changes its own
+prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _DIGEST_BYTES = 16
 
 
 class Signer:
-    """Signs a text that comes in pieces."""
+    """Signs a text that arrives in pieces."""
 
     __slots__ = ("_digest",)
 
@@ -24,11 +25,11 @@ class Signer:
         self._digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
 
     def update(self, text: str) -> None:
-        """Take in the next piece."""
+        """Add the next piece."""
         self._digest.update(text.encode())
 
     def signature(self) -> str:
-        """The signature of everything taken in so far."""
+        """The signature of all pieces so far."""
         return _MARKER + self._digest.hexdigest()
 
 
@@ -40,5 +41,5 @@ def sign(text: str) -> str:
 
 
 def is_genuine(text: str, signature: object) -> bool:
-    """Whether a thinking block is one of ours, unchanged."""
+    """Whether this gateway signed exactly this text."""
     return isinstance(signature, str) and signature.startswith(_MARKER) and signature == sign(text)

@@ -21,9 +21,9 @@ import msgspec
 
 from gateway import errors
 from gateway.dialects.anthropic import errors as dialect_errors
-from gateway.dialects.anthropic.answer import (
+from gateway.dialects.anthropic.message_object import (
     MALFORMED_ARGUMENTS,
-    Asked,
+    MessagesContext,
     arguments_object,
     message,
     stop_of,
@@ -55,10 +55,10 @@ class MessagesStream:
     """
 
     __slots__ = (
-        "_asked",
         "_blank",
         "_calls",
         "_choice",
+        "_context",
         "_deltas",
         "_index",
         "_late",
@@ -74,9 +74,9 @@ class MessagesStream:
         "error",
     )
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
-        self._text_end_length = max(map(len, asked.stop_sequences), default=0)
+    def __init__(self, context: MessagesContext) -> None:
+        self._context = context
+        self._text_end_length = max(map(len, context.stop_sequences), default=0)
         self.ended = False
         self.error: errors.GatewayError | None = None
         self._started = False
@@ -119,7 +119,7 @@ class MessagesStream:
             return b""
         self.ended = True
         self.error = error
-        return dialect_errors.event(error, self._asked.request_id)
+        return dialect_errors.event(error, self._context.request_id)
 
     def ping(self) -> bytes:
         """For a silent stream; also before the first event, when nothing of an answer is there to commit to."""
@@ -147,13 +147,13 @@ class MessagesStream:
 
     def _start(self, model: object) -> bytes:
         self._started = True
-        usage = usage_of(None, self._asked.input_tokens, 0)
-        begun = message(self._asked, model, usage)
+        usage = usage_of(None, self._context.input_tokens, 0)
+        begun = message(self._context, model, usage)
         return _event("message_start", {"message": begun})
 
     def _say(self, said: Said) -> bytes:
         told = b""
-        if (thought := said.thought) and self._asked.show_thinking:
+        if (thought := said.thought) and self._context.show_thinking:
             told = self._write("thinking", thought)
         if text := said.text:
             told += self._write("text", text)
@@ -208,7 +208,7 @@ class MessagesStream:
         return b""
 
     def _open_tool(self, call: Call, position: int) -> bytes:
-        id_ = tool_id(call.id, self._asked.request_id, position)
+        id_ = tool_id(call.id, self._context.request_id, position)
         block = {"type": "tool_use", "id": id_, "name": call.name, "input": {}}
         return self._open_block("tool", block, "input_json_delta", "partial_json")
 
@@ -255,7 +255,7 @@ class MessagesStream:
 
     def _end(self) -> bytes:
         if not self._calls.all_named:
-            return self.fail(errors.UpstreamMalformedResponse("the neuron called a tool without naming it"))
+            return self.fail(errors.UpstreamMalformedResponse("the neuron's answer has a tool call without a name"))
         told = b"" if self._started else self._start(None)
         told += self._late_words() + self._waiting_calls() + self._close()
         told += _event("message_delta", {"delta": self._stop(), "usage": self._final_usage()})
@@ -273,12 +273,12 @@ class MessagesStream:
     def _stop(self) -> dict[str, str | None]:
         choice = self._choice or Choice()
         reason, sequence = stop_of(
-            choice.finish_reason, choice.matched, self._text_end, self._asked.stop_sequences, called=self._calls.any
+            choice.finish_reason, choice.matched, self._text_end, self._context.stop_sequences, called=self._calls.any
         )
         return {"stop_reason": reason, "stop_sequence": sequence}
 
     def _final_usage(self) -> dict[str, Any]:
-        return usage_of(self._usage, self._asked.input_tokens, self._deltas)
+        return usage_of(self._usage, self._context.input_tokens, self._deltas)
 
 
 def _merged(words: list[tuple[Kind, str]]) -> list[tuple[Kind, str]]:

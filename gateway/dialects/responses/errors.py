@@ -1,16 +1,15 @@
-"""Errors inside a stream of Responses events; whole bodies are OpenAI's envelope (`gateway.errors`).
+"""Errors inside a stream of Responses events. Error responses have OpenAI's error object (`gateway.errors`).
 
-The API's reference has an `error` event with its fields at the top, its servers send them nested in `error`, and only
-the nested form makes OpenAI's SDKs raise: ours has both. `response.failed` follows it, as it does from the API, for
-clients that know that one and not the other.
+The API's reference documents an `error` event with its fields at the top level, its servers send them nested in
+`error`, and OpenAI's SDKs raise only for the nested form. The gateway writes both. `response.failed` follows, as from
+OpenAI's servers, for clients that read only that event.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
+from gateway.dialects.loose_json import JsonObject
 from gateway.errors import GatewayError
 from gateway.http import sse
 
@@ -19,16 +18,17 @@ __all__ = ["event", "object_of"]
 
 def event(error: GatewayError, sequence_number: int) -> bytes:
     """The `error` event."""
-    said = {"code": error.code, "message": error.message, "param": error.param}
-    nested = {"type": error.type, **said}
-    body = {"type": "error", **said, "sequence_number": sequence_number, "error": nested}
+    fields = {"code": error.code, "message": error.message, "param": error.param}
+    nested = {"type": error.type, **fields}
+    body = {"type": "error", **fields, "sequence_number": sequence_number, "error": nested}
     return sse.write(msgspec.json.encode(body), b"error")
 
 
-def object_of(error: GatewayError) -> dict[str, Any]:
-    """The `error` of a Response that failed. Its codes are a closed list of the API's, but for the last one here.
+def object_of(error: GatewayError) -> JsonObject:
+    """The `error` of a Response that failed, with one of the API's closed list of codes.
 
-    Coding agents compact a conversation on `context_length_exceeded`; the API sends it, though its types do not say so.
+    One more code is used: coding agents compact a conversation on `context_length_exceeded`, and OpenAI's servers send
+    it although it is not on the list.
     """
     if error.code == "context_length_exceeded":
         code = error.code

@@ -1,55 +1,49 @@
-"""A Responses request as a chat completions request. Pure; reading is `incoming`'s, routing knows nothing of it.
+"""A Responses request as a chat completions request: its parameters, and the fields that the answer repeats.
 
-Messages are `conversation`'s, tools are `tools`'s; here are the parameters, what is refused because nothing is stored,
-and what the answer tells again of its request.
+`request_types` reads it, `conversation` translates the messages and `tools` the tools. Requests that need something
+stored on a server are rejected here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
-
 import msgspec
 
 from gateway.config.engine_traits import PLAIN, Backend
-from gateway.dialects import token_estimate
+from gateway.dialects.chat_request import estimate_tokens
+from gateway.dialects.fields import decode_field, invalid
 from gateway.dialects.json_splice import ModelField, locate
-from gateway.dialects.responses import conversation, incoming, tools
-from gateway.dialects.responses.answer import Asked
-from gateway.dialects.responses.incoming import Format, Request
-from gateway.dialects.validate import read, refusal
+from gateway.dialects.loose_json import JsonObject, is_object
+from gateway.dialects.responses import conversation, request_types
+from gateway.dialects.responses.request_types import ResponsesRequest, ResponsesTextFormat, ResponsesToolChoice
+from gateway.dialects.responses.response_object import ResponsesContext
+from gateway.dialects.responses.tools import OfferedTools, offered_tools
 
-__all__ = ["Translated", "translate"]
-
-Outgoing = dict[str, Any]
+__all__ = ["ResponsesAsChat", "translate"]
 
 
-class Translated:
-    """A request that has been read and found good.
+class ResponsesAsChat:
+    """A valid Responses request, ready to be written as a chat completions request."""
 
-    Attributes:
-        model: The name as the client sent it, for `catalogue.resolve`.
-        stream: Whether the client asked for a stream.
-        input_tokens: An estimate (see `dialects.tokens`), for where the neuron counts nothing.
-    """
+    __slots__ = ("_encoded", "_input_tokens", "_request", "_stream", "_tools")
 
-    __slots__ = ("_encoded", "_offer", "_request", "input_tokens", "model", "stream")
-
-    def __init__(self, model: str, stream: bool, request: Request) -> None:
+    def __init__(self, request: ResponsesRequest, *, stream: bool) -> None:
         self._request = request
-        self.model = model
-        self.stream = stream
-        self._offer = tools.offer(request)
+        self._stream = stream
+        self._tools = offered_tools(request)
         messages = conversation.messages(request, PLAIN)
         if not messages:
-            raise refusal("input", "at least one item that a model can read is required")
-        self._encoded = {PLAIN: (msgspec.json.encode(messages), self._parameters(PLAIN))}
-        self.input_tokens = self._estimate(messages)
+            raise invalid("input", "at least one item that a model can read is required")
+        encoded = msgspec.json.encode(messages)
+        self._encoded = {PLAIN: (encoded, self._parameters(PLAIN))}
+        self._input_tokens = estimate_tokens(messages, encoded, self._tools.functions)
 
     def encode(self, model: str, backend: Backend = PLAIN) -> bytes:
-        """The outgoing body for a backend that knows the model by this name.
+        """The outgoing body for a backend of this kind that knows the model as `model`.
 
-        May be called again for another backend: what was built is kept, one for every kind of backend.
+        A retry may call it again for another backend; the messages for each kind of backend are kept.
+
+        Raises:
+            BadRequest: This kind of backend cannot be sent the request; names the field.
         """
         if backend not in self._encoded:
             messages = msgspec.json.encode(conversation.messages(self._request, backend))
@@ -57,112 +51,101 @@ class Translated:
         messages, parameters = self._encoded[backend]
         return msgspec.json.encode({"model": model, "messages": msgspec.Raw(messages), **parameters})
 
-    def asked(self, request_id: str, model: str) -> Asked:
-        """What the answer's translator has to know."""
-        return Asked(request_id, model, self.input_tokens, _told(self._request, self._offer), self._offer.callees)
+    def context(self, request_id: str, model: str) -> ResponsesContext:
+        """What the answer's translation needs."""
+        repeated = _repeated_fields(self._request, self._tools)
+        return ResponsesContext(request_id, model, self._input_tokens, repeated, self._tools.client_tools)
 
-    def _estimate(self, messages: list[Outgoing]) -> int:
-        encoded, _ = self._encoded[PLAIN]
-        images = list(_image_urls(messages))
-        functions = msgspec.json.encode(self._offer.functions)
-        return token_estimate.estimate(len(encoded) + len(functions) - sum(map(len, images)), len(images))
-
-    def _parameters(self, backend: Backend) -> Outgoing:
+    def _parameters(self, backend: Backend) -> JsonObject:
         """Everything but `model` and `messages`, in a fixed order."""
         request = self._request
-        found: Outgoing = {
+        parameters: JsonObject = {
             "max_tokens": request.max_output_tokens,
             "temperature": request.temperature,
             "top_p": request.top_p,
             "user": request.user,
             "response_format": _response_format(request.text.format if request.text else None),
         }
-        if self._offer.functions:
-            found |= {
-                "tools": self._offer.functions,
-                "tool_choice": self._offer.choice,
+        if self._tools.functions:
+            parameters |= {
+                "tools": self._tools.functions,
+                "tool_choice": self._tools.choice,
                 "parallel_tool_calls": request.parallel_tool_calls,
             }
-        found |= _thinking(request.reasoning.effort if request.reasoning else None, backend)
-        if self.stream:
-            found |= {"stream": True, "stream_options": {"include_usage": True}}
-        return {name: value for name, value in found.items() if value is not None}
+        parameters |= _thinking_parameters(request.reasoning.effort if request.reasoning else None, backend)
+        if self._stream:
+            parameters |= {"stream": True, "stream_options": {"include_usage": True}}
+        return {name: value for name, value in parameters.items() if value is not None}
 
 
-def translate(body: bytes, model: ModelField | None = None) -> Translated:
-    """Read a body of `/v1/responses`, whose `model` may have been located already.
+def translate(body: bytes, model: ModelField | None = None) -> ResponsesAsChat:
+    """Read a body of `/v1/responses`. `model` is its model field if already located.
 
     Raises:
-        MalformedJson, MissingModelField: As for every other endpoint (`gateway.dialects.json_splice.locate`).
-        BadRequest: Something in it cannot be understood or passed on; message and `param` name its path.
+        MalformedJson, MissingModelField: As `json_splice.locate`.
+        BadRequest: A field is wrong or cannot be translated; the message and `param` name its path.
     """
     model = locate(body) if model is None else model
-    request = read(incoming.request_decoder, body)
-    _refuse_what_needs_a_store(request)
-    return Translated(model.name, model.stream, request)
+    request = decode_field(request_types.request_decoder, body)
+    _reject_what_needs_a_store(request)
+    return ResponsesAsChat(request, stream=model.stream)
 
 
-def _refuse_what_needs_a_store(request: Request) -> None:
-    """Answering without the conversation, or the prompt, that was meant would look like an answer to it."""
+def _reject_what_needs_a_store(request: ResponsesRequest) -> None:
+    """An answer without the stored conversation or prompt would look like an answer to it."""
     if request.previous_response_id:
-        raise refusal("previous_response_id", conversation.NO_STORE)
+        raise invalid("previous_response_id", conversation.NO_STORE)
     if request.conversation:
-        raise refusal("conversation", conversation.NO_STORE)
+        raise invalid("conversation", conversation.NO_STORE)
     if request.prompt:
-        raise refusal("prompt", "no prompt templates are kept here: send the whole input")
+        raise invalid("prompt", "this gateway stores no prompt templates: send the whole input")
     if request.background is True:
-        raise refusal("background", "nothing is kept here to be fetched later: leave it out, or stream")
-
-
-def _image_urls(messages: Iterable[Outgoing]) -> Iterator[str]:
-    for message in messages:
-        if isinstance(message["content"], list):
-            yield from (part["image_url"]["url"] for part in message["content"] if part["type"] == "image_url")
+        raise invalid("background", "this gateway stores no responses to fetch later: leave it out, or use `stream`")
 
 
 # Parameters...
 
 
-def _response_format(format_: Format | None) -> Outgoing | None:
-    match format_:
-        case None | Format(type="text"):
+def _response_format(text_format: ResponsesTextFormat | None) -> JsonObject | None:
+    match text_format:
+        case None | ResponsesTextFormat(type="text"):
             return None
-        case Format(type="json_object"):
+        case ResponsesTextFormat(type="json_object"):
             return {"type": "json_object"}
-        case Format(type="json_schema"):
-            return {"type": "json_schema", "json_schema": _json_schema(format_)}
-    raise refusal("text.format.type", f"must be `text`, `json_object` or `json_schema`, not `{format_.type}`")
+        case ResponsesTextFormat(type="json_schema"):
+            return {"type": "json_schema", "json_schema": _json_schema(text_format)}
+    raise invalid("text.format.type", f"must be `text`, `json_object` or `json_schema`, not `{text_format.type}`")
 
 
-def _json_schema(format_: Format) -> Outgoing:
-    if not bytes(format_.schema).startswith(b"{"):
-        raise refusal("text.format.schema", "must be an object")
-    found = {
-        "name": format_.name or "answer",
-        "description": format_.description,
-        "schema": format_.schema,
-        "strict": format_.strict,
+def _json_schema(text_format: ResponsesTextFormat) -> JsonObject:
+    if not is_object(text_format.schema):
+        raise invalid("text.format.schema", "must be an object")
+    fields = {
+        "name": text_format.name or "answer",
+        "description": text_format.description,
+        "schema": text_format.schema,
+        "strict": text_format.strict,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def _thinking(effort: str | None, backend: Backend) -> Outgoing:
-    """The backend's switch. Engines that have steps have three; those below and above them count as the nearest."""
+def _thinking_parameters(effort: str | None, backend: Backend) -> JsonObject:
+    """The backend's switch for thinking. Levels that engines do not have become the nearest of their three."""
     if effort is None or backend.thinking_switch == "none":
         return {}
     if backend.thinking_switch == "chat_template_kwargs":
         return {"chat_template_kwargs": {"enable_thinking": effort not in {"none", "minimal"}}}
-    return {"reasoning_effort": _STEPS.get(effort, "high")}
+    return {"reasoning_effort": _LEVELS.get(effort, "high")}
 
 
-_STEPS = {"none": "none", "minimal": "low", "low": "low", "medium": "medium"}
+_LEVELS = {"none": "none", "minimal": "low", "low": "low", "medium": "medium"}
 
 
-# Told again...
+# Fields that the answer repeats...
 
 
-def _told(request: Request, offered: tools.Offer) -> Outgoing:
-    """The request's parameters as the API repeats them. What only its servers can do is told as not done."""
+def _repeated_fields(request: ResponsesRequest, tools: OfferedTools) -> JsonObject:
+    """The request's parameters as the API repeats them. What only OpenAI's servers can do is reported as not done."""
     text, reasoning = request.text, request.reasoning
     return {
         "background": False,
@@ -179,11 +162,11 @@ def _told(request: Request, offered: tools.Offer) -> Outgoing:
         "store": False,
         "temperature": request.temperature,
         "text": {
-            "format": {"type": "text"} if text is None or text.format is None else _told_format(text.format),
+            "format": {"type": "text"} if text is None or text.format is None else _repeated_format(text.format),
             "verbosity": text.verbosity if text else None,
         },
-        "tool_choice": _told_choice(request.tool_choice),
-        "tools": offered.told,
+        "tool_choice": _repeated_choice(request.tool_choice),
+        "tools": tools.repeated,
         "top_logprobs": 0,
         "top_p": request.top_p,
         "truncation": "disabled",
@@ -191,13 +174,13 @@ def _told(request: Request, offered: tools.Offer) -> Outgoing:
     }
 
 
-def _told_format(format_: Format) -> Outgoing:
-    if format_.type != "json_schema":
-        return {"type": format_.type}
-    return {"type": "json_schema", "description": None, "strict": None, **_json_schema(format_)}
+def _repeated_format(text_format: ResponsesTextFormat) -> JsonObject:
+    if text_format.type != "json_schema":
+        return {"type": text_format.type}
+    return {"type": "json_schema", "description": None, "strict": None, **_json_schema(text_format)}
 
 
-def _told_choice(choice: str | incoming.ToolChoice | None) -> str | Outgoing:
+def _repeated_choice(choice: str | ResponsesToolChoice | None) -> str | JsonObject:
     if choice is None or isinstance(choice, str):
         return choice or "auto"
     if choice.type == "allowed_tools":

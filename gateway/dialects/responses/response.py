@@ -1,14 +1,13 @@
-"""A chat completion as a Response, whole. Streams are `stream`'s."""
+"""A whole chat completion as a Response object. `stream` translates streams."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import msgspec
 
 from gateway.dialects.chat_chunks import Said, read_whole
-from gateway.dialects.responses.answer import (
-    Asked,
+from gateway.dialects.loose_json import JsonObject
+from gateway.dialects.responses.response_object import (
+    ResponsesContext,
     Status,
     call_id,
     call_item,
@@ -26,41 +25,41 @@ from gateway.errors import UpstreamMalformedResponse
 __all__ = ["translate"]
 
 
-def translate(body: bytes, asked: Asked) -> bytes:
-    """The body for the client, of a neuron's 2xx body.
+def translate(body: bytes, context: ResponsesContext) -> bytes:
+    """The client's response body for the body of a neuron's 200.
 
     Raises:
-        GatewayError: It is no answer (see `chat.read_whole`).
+        GatewayError: The body is not a usable chat completion (see `chat_chunks.read_whole`).
     """
-    answer, choice = read_whole(body)
-    said = choice.message or Said()
-    told = response(asked, answer.created, answer.model)
-    told["status"], told["incomplete_details"] = end_of(choice.finish_reason)
-    told["output"] = _items(said, asked, told["status"])
-    told["usage"] = usage_of(
-        read_usage(answer.usage),
-        asked.input_tokens,
+    completion, choice = read_whole(body)
+    answer = choice.message or Said()
+    fields = response(context, completion.created, completion.model)
+    fields["status"], fields["incomplete_details"] = end_of(choice.finish_reason)
+    fields["output"] = _items(answer, context, fields["status"])
+    fields["usage"] = usage_of(
+        read_usage(completion.usage),
+        context.input_tokens,
         round(len(body) / BYTES_PER_TOKEN),
-        round(len(said.thought.encode()) / BYTES_PER_TOKEN),
+        round(len(answer.thought.encode()) / BYTES_PER_TOKEN),
     )
-    return msgspec.json.encode(told)
+    return msgspec.json.encode(fields)
 
 
-def _items(said: Said, asked: Asked, last: Status) -> list[dict[str, Any]]:
-    """Thoughts, text, calls: each complete but the last, which ends as the answer does."""
-    items: list[dict[str, Any]] = []
-    if thought := said.thought:
-        items.append(reasoning_item(asked, 0, [part("reasoning_text", thought)], "completed"))
-    content = [part("output_text", said.words)] if said.words.strip() else []
-    if said.refused:
-        content.append(part("refusal", said.refused))
+def _items(answer: Said, context: ResponsesContext, last_status: Status) -> list[JsonObject]:
+    """Reasoning, text, calls. All are complete but the last, which has the answer's status."""
+    items: list[JsonObject] = []
+    if thought := answer.thought:
+        items.append(reasoning_item(context, 0, [part("reasoning_text", thought)], "completed"))
+    content = [part("output_text", answer.words)] if answer.words.strip() else []
+    if answer.refused:
+        content.append(part("refusal", answer.refused))
     if content:
-        items.append(message_item(asked, len(items), content, "completed"))
-    for position, call in enumerate(said.tool_calls or ()):
+        items.append(message_item(context, len(items), content, "completed"))
+    for position, call in enumerate(answer.tool_calls or ()):
         if call.function is None or not isinstance(call.function.name, str) or not call.function.name:
-            raise UpstreamMalformedResponse("the neuron called a tool without naming it")
-        callee, id_ = asked.callee(call.function.name), call_id(call.id, asked.request_id, position)
-        items.append(call_item(asked, len(items), callee, id_, call.function.text))
+            raise UpstreamMalformedResponse("the neuron's answer has a tool call without a name")
+        tool, id_ = context.client_tool(call.function.name), call_id(call.id, context.request_id, position)
+        items.append(call_item(context, len(items), tool, id_, call.function.text))
     if items:
-        items[-1]["status"] = last
+        items[-1]["status"] = last_status
     return items

@@ -29,8 +29,8 @@ from gateway import errors
 from gateway.dialects.calls import Call, Calls
 from gateway.dialects.chat_chunks import BROKEN_OFF, Choice, Chunk, Said, ToolCall, read_chunk
 from gateway.dialects.responses import errors as dialect_errors
-from gateway.dialects.responses.answer import (
-    Asked,
+from gateway.dialects.responses.response_object import (
+    ResponsesContext,
     Status,
     call_id,
     call_item,
@@ -73,10 +73,10 @@ class ResponsesStream:
     """
 
     __slots__ = (
-        "_asked",
         "_blank",
         "_calls",
         "_choice",
+        "_context",
         "_delta",
         "_deltas",
         "_item",
@@ -93,8 +93,8 @@ class ResponsesStream:
         "error",
     )
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
+    def __init__(self, context: ResponsesContext) -> None:
+        self._context = context
         self.ended = False
         self.error: errors.GatewayError | None = None
         self._sequence_number = 0  # of the next event
@@ -164,7 +164,7 @@ class ResponsesStream:
         return told
 
     def _start(self, chunk: Chunk) -> bytes:
-        self._response = response(self._asked, chunk.created, chunk.model)
+        self._response = response(self._context, chunk.created, chunk.model)
         return self._lifecycle("response.created") + self._lifecycle("response.in_progress")
 
     def _say(self, said: Said) -> bytes:
@@ -209,7 +209,7 @@ class ResponsesStream:
 
     def _open_text_item(self, kind: Kind) -> bytes:
         make = reasoning_item if kind == "reasoning_text" else message_item
-        return self._open_item(make(self._asked, len(self._output), [], "in_progress"))
+        return self._open_item(make(self._context, len(self._output), [], "in_progress"))
 
     def _open_part(self, kind: Kind) -> bytes:
         item = self._opened()
@@ -249,23 +249,23 @@ class ResponsesStream:
 
     def _can_be_live(self, call: Call) -> bool:
         """A custom tool's input is inside its arguments, and can be read when they are whole."""
-        return call.is_well_begun and not self._asked.callee(call.name).custom
+        return call.is_well_begun and not self._context.client_tool(call.name).is_custom
 
     def _open_call(self, call: Call, position: int) -> bytes:
-        callee, id_ = self._asked.callee(call.name), call_id(call.id, self._asked.request_id, position)
-        told = self._open_item(call_item(self._asked, len(self._output), callee, id_, None))
-        self._prepare("custom_tool_call_input" if callee.custom else "function_call_arguments")
+        tool, id_ = self._context.client_tool(call.name), call_id(call.id, self._context.request_id, position)
+        told = self._open_item(call_item(self._context, len(self._output), tool, id_, None))
+        self._prepare("custom_tool_call_input" if tool.is_custom else "function_call_arguments")
         return told
 
     def _close_call(self, call: Call) -> bytes:
         """The open call's last events but for its item's; the item itself gets what the call says."""
-        opened, callee = self._opened(), self._asked.callee(call.name)
-        item = call_item(self._asked, len(self._output), callee, opened["call_id"], call.arguments)
+        opened, tool = self._opened(), self._context.client_tool(call.name)
+        item = call_item(self._context, len(self._output), tool, opened["call_id"], call.arguments)
         self._item = item
-        field = "input" if callee.custom else "arguments"
+        field = "input" if tool.is_custom else "arguments"
         told = b"" if call is self._live or not item[field] else self._delta % (_encode(item[field]), self._number())
         done = {"item_id": item["id"], "output_index": len(self._output), "name": item["name"], field: item[field]}
-        return told + self._event(_CUSTOM_DONE if callee.custom else _FUNCTION_DONE, done)
+        return told + self._event(_CUSTOM_DONE if tool.is_custom else _FUNCTION_DONE, done)
 
     def _remaining_calls(self) -> bytes:
         """The end of the one that is live, what was said meanwhile, and the others, whole."""
@@ -304,11 +304,11 @@ class ResponsesStream:
 
     def _end(self) -> bytes:
         if not self._calls.all_named:
-            return self.fail(errors.UpstreamMalformedResponse("the neuron called a tool without naming it"))
+            return self.fail(errors.UpstreamMalformedResponse("the neuron's answer has a tool call without a name"))
         told = b"" if self._response is not None else self._start(Chunk())
         status, details = end_of(None if self._choice is None else self._choice.finish_reason)
         told += self._remaining_calls() + self._close_part() + self._close_item(status)
-        usage = usage_of(self._usage, self._asked.input_tokens, self._deltas, self._thoughts)
+        usage = usage_of(self._usage, self._context.input_tokens, self._deltas, self._thoughts)
         told += self._lifecycle(f"response.{status}", status=status, incomplete_details=details, usage=usage)
         self.ended = True
         return told

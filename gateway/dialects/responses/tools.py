@@ -1,99 +1,102 @@
-"""The tools of a request as chat completions has them, and the way back from a function's name to the client's tool.
+"""The tools of a Responses request as functions of chat completions, and the client's tool behind each function.
 
-What the client runs itself becomes a function: a function is one, a custom tool is one with a single string, and those
-inside a namespace get its name in front. What OpenAI runs on its servers (`web_search`, `code_interpreter`, `mcp`, ...)
-nobody here can run. Such a tool is left out where there are others beside it, since agents offer them by default and a
-model is free not to use one; the answer's own `tools` says which were offered. Where nothing else is offered, or the
-client demands it, leaving it out would be answering another question: that is refused.
+Tools that the client runs become functions: a function stays one, a custom tool becomes a function with one string
+parameter, and a tool in a namespace gets the namespace's name as a prefix.
+
+Tools that OpenAI runs on its servers (`web_search`, `code_interpreter`, `mcp`, ...) do not exist here. If the request
+has other tools, these are left out: agents offer them by default, a model is free not to call one, and the answer's
+`tools` lists what was offered. If the request has nothing else, or its `tool_choice` demands one, it is rejected:
+leaving the tool out would answer another question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from gateway.dialects.calls import decoded
-from gateway.dialects.responses import incoming
-from gateway.dialects.responses.incoming import Request, Tool, ToolChoice
-from gateway.dialects.validate import read, refusal
+from gateway.dialects.fields import decode_field, invalid
+from gateway.dialects.loose_json import JsonObject
+from gateway.dialects.responses import request_types
+from gateway.dialects.responses.request_types import ResponsesRequest, ResponsesTool, ResponsesToolChoice
 
-__all__ = ["Callee", "Offer", "custom_arguments", "custom_input", "offer", "outgoing_name"]
-
-Outgoing = dict[str, Any]
+__all__ = ["ClientTool", "OfferedTools", "custom_arguments", "custom_input", "function_name", "offered_tools"]
 
 
 @dataclass(frozen=True, slots=True)
-class Callee:
-    """A tool as the client knows it."""
+class ClientTool:
+    """A tool under the client's own name."""
 
     name: str
     namespace: str | None = None
-    custom: bool = False
+    is_custom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """What a model is offered.
+class OfferedTools:
+    """The tools that a model is offered.
 
     Args:
-        functions: As chat completions has them.
-        choice: Its `tool_choice`, or None.
-        told: As the answer repeats them to the client.
-        callees: The client's own names of the functions, by the names the model knows.
+        functions: `tools` for chat completions.
+        choice: `tool_choice` for chat completions, or None.
+        repeated: `tools` as the answer repeats them to the client.
+        client_tools: The client's tools by function name.
     """
 
-    functions: list[Outgoing]
-    choice: str | Outgoing | None
-    told: list[Outgoing]
-    callees: Mapping[str, Callee]
+    functions: list[JsonObject]
+    choice: str | JsonObject | None
+    repeated: list[JsonObject]
+    client_tools: Mapping[str, ClientTool]
 
 
-def offer(request: Request) -> Offer:
-    """Sort the tools out.
+def offered_tools(request: ResponsesRequest) -> OfferedTools:
+    """Translate `tools` and `tool_choice`.
 
     Raises:
-        BadRequest: One of them, or the choice, cannot be offered; message and `param` name it.
+        BadRequest: A tool or the choice cannot be offered; the message and `param` name it.
     """
-    functions: list[Outgoing] = []
-    told: list[Outgoing] = []
-    callees: dict[str, Callee] = {}
-    hosted: list[tuple[str, str]] = []
+    functions: list[JsonObject] = []
+    repeated: list[JsonObject] = []
+    client_tools: dict[str, ClientTool] = {}
+    hosted: list[tuple[str, str]] = []  # path and type of tools that OpenAI runs
     for index, tool in enumerate(request.tools or ()):
         path = f"tools.{index}"
         if tool.type not in _CALLABLE:
             hosted.append((f"{path}.type", tool.type))
             continue
-        for place, inner, callee in _callables(tool, path):
-            name = outgoing_name(callee.name, callee.namespace)
-            if name in callees:
-                raise refusal(f"{place}.name", f"there is another tool of the name `{name}`")
-            callees[name] = callee
-            functions.append(_function(inner, name, place))
-        told.append(_told(tool, path))
+        for inner_path, inner, client_tool in _callable_tools(tool, path):
+            name = function_name(client_tool.name, client_tool.namespace)
+            if name in client_tools:
+                raise invalid(f"{inner_path}.name", f"`{name}` is the name of another tool too: rename one of them")
+            client_tools[name] = client_tool
+            functions.append(_function(inner, name, inner_path))
+        repeated.append(_repeated(tool, path))
     if hosted and not functions:
         path, type_ = hosted[0]
-        raise refusal(path, f"`{type_}` runs on OpenAI's servers and not here: offer a function of your own")
-    return _chosen(request.tool_choice, Offer(functions, None, told, callees))
+        raise invalid(path, f"`{type_}` runs only on OpenAI's servers: offer a function instead")
+    return _with_choice(request.tool_choice, OfferedTools(functions, None, repeated, client_tools))
 
 
 _CALLABLE = frozenset({"function", "custom", "namespace"})
 
 
-def outgoing_name(name: str, namespace: str | None) -> str:
-    """The one name of a tool that a model knows. OpenAI gives a function outside any namespace its own name as one."""
+def function_name(name: str, namespace: str | None) -> str:
+    """The name under which a model knows a tool.
+
+    OpenAI gives a function outside of any namespace its own name as its namespace.
+    """
     return f"{namespace.rstrip('_')}__{name}" if namespace and namespace != name else name
 
 
 def custom_arguments(text: str) -> str:
-    """The arguments that stand for a custom tool's input."""
+    """The function arguments that stand for a custom tool's input."""
     return msgspec.json.encode({"input": text}).decode()
 
 
 def custom_input(arguments: str) -> str:
-    """The input that arguments stand for; what a model wrote in another way reaches the tool as it was written."""
+    """The custom tool's input in a function's arguments. Arguments of any other form are the input as they are."""
     value = decoded(arguments)
     text = value.get("input") if isinstance(value, dict) else None
     return text if isinstance(text, str) else arguments
@@ -102,31 +105,32 @@ def custom_input(arguments: str) -> str:
 # Functions...
 
 
-def _callables(tool: Tool, path: str) -> Iterator[tuple[str, Tool, Callee]]:
+def _callable_tools(tool: ResponsesTool, path: str) -> Iterator[tuple[str, ResponsesTool, ClientTool]]:
+    """The tool itself, or the tools of a namespace, each with its path."""
     if tool.type != "namespace":
-        yield path, tool, Callee(_name(tool, path), custom=tool.type == "custom")
+        yield path, tool, ClientTool(_name(tool, path), is_custom=tool.type == "custom")
         return
     namespace = _name(tool, path)
-    for index, inner in enumerate(_inner(tool, path)):
-        place = f"{path}.tools.{index}"
+    for index, inner in enumerate(_inner_tools(tool, path)):
+        inner_path = f"{path}.tools.{index}"
         if inner.type not in {"function", "custom"}:
-            raise refusal(f"{place}.type", f"a namespace holds functions and custom tools, not `{inner.type}`")
-        yield place, inner, Callee(_name(inner, place), namespace, inner.type == "custom")
+            raise invalid(f"{inner_path}.type", f"must be `function` or `custom` in a namespace, not `{inner.type}`")
+        yield inner_path, inner, ClientTool(_name(inner, inner_path), namespace, inner.type == "custom")
 
 
-def _inner(tool: Tool, path: str) -> list[Tool]:
-    return read(incoming.tools_decoder, tool.tools, f"{path}.tools") if tool.tools else []
+def _inner_tools(tool: ResponsesTool, path: str) -> list[ResponsesTool]:
+    return decode_field(request_types.tools_decoder, tool.tools, f"{path}.tools") if tool.tools else []
 
 
-def _name(tool: Tool, path: str) -> str:
+def _name(tool: ResponsesTool, path: str) -> str:
     name = tool.name or (tool.function.name if tool.function else None)
     if not name:
-        raise refusal(f"{path}.name", "is missing")
+        raise invalid(f"{path}.name", "is missing")
     return name
 
 
-def _function(tool: Tool, name: str, path: str) -> Outgoing:
-    function: Outgoing = {"name": name}
+def _function(tool: ResponsesTool, name: str, path: str) -> JsonObject:
+    function: JsonObject = {"name": name}
     if description := _description(tool):
         function["description"] = description
     function["parameters"] = _CUSTOM_PARAMETERS if tool.type == "custom" else _parameters(tool, path)
@@ -135,24 +139,24 @@ def _function(tool: Tool, name: str, path: str) -> Outgoing:
     return {"type": "function", "function": function}
 
 
-def _description(tool: Tool) -> str:
-    given = (tool.function or tool).description
-    text = given if isinstance(given, str) else ""
+def _description(tool: ResponsesTool) -> str:
+    description = (tool.function or tool).description
+    text = description if isinstance(description, str) else ""
     match tool.format:
         case {"type": "grammar", "syntax": str(syntax), "definition": str(definition)}:
             return f"{text}\n\nThe input has to follow this {syntax} grammar:\n{definition}".lstrip()
     return text
 
 
-def _parameters(tool: Tool, path: str) -> msgspec.Raw | Outgoing:
-    """The schema as the client wrote it: its order of properties is part of the prompt."""
+def _parameters(tool: ResponsesTool, path: str) -> msgspec.Raw | JsonObject:
+    """The schema in the client's bytes: its order of properties is part of the prompt."""
     schema = (tool.function or tool).parameters
     text = bytes(schema)
     if text.startswith(b"{"):
         return schema
     if text in {b"", b"null"}:
         return {"type": "object", "properties": {}}
-    raise refusal(f"{path}.parameters", "must be an object")
+    raise invalid(f"{path}.parameters", "must be an object")
 
 
 _CUSTOM_PARAMETERS = {
@@ -163,68 +167,67 @@ _CUSTOM_PARAMETERS = {
 }
 
 
-def _told(tool: Tool, path: str) -> Outgoing:
-    """The tool in the API's own form, whichever the client chose, with the fields that its types require."""
-    given = tool.function or tool
-    told: Outgoing = {"type": tool.type, "name": _name(tool, path)}
-    if isinstance(given.description, str) or tool.type == "namespace":
-        told["description"] = given.description or ""
+def _repeated(tool: ResponsesTool, path: str) -> JsonObject:
+    """The tool in the API's own form, whichever form the client used, with the fields that the SDK's types require."""
+    definition = tool.function or tool
+    fields: JsonObject = {"type": tool.type, "name": _name(tool, path)}
+    if isinstance(definition.description, str) or tool.type == "namespace":
+        fields["description"] = definition.description or ""
     if tool.type == "function":
-        told |= {"parameters": _parameters(tool, path), "strict": given.strict is True}
+        fields |= {"parameters": _parameters(tool, path), "strict": definition.strict is True}
     elif tool.type == "namespace":
-        told["tools"] = [_told(inner, f"{path}.tools.{index}") for index, inner in enumerate(_inner(tool, path))]
+        inner_tools = enumerate(_inner_tools(tool, path))
+        fields["tools"] = [_repeated(inner, f"{path}.tools.{index}") for index, inner in inner_tools]
     elif tool.format is not None:
-        told["format"] = tool.format
-    return told
+        fields["format"] = tool.format
+    return fields
 
 
 # The choice...
 
 
-def _chosen(choice: str | ToolChoice | None, offered: Offer) -> Offer:
+def _with_choice(choice: str | ResponsesToolChoice | None, tools: OfferedTools) -> OfferedTools:
     match choice:
         case None | "auto" | "none":
-            return _with(offered, choice)
+            return _choosing(choice, tools)
         case "required":
-            if not offered.functions:
-                raise refusal("tool_choice", "must be `auto` or `none` where there are no tools")
-            return _with(offered, choice)
-        case ToolChoice(type="function" | "custom"):
+            if not tools.functions:
+                raise invalid("tool_choice", "must be `auto` or `none` if there are no tools")
+            return _choosing(choice, tools)
+        case ResponsesToolChoice(type="function" | "custom"):
             name = choice.name or (choice.function.name if choice.function else None)
-            return _with(offered, _named(_find(name, choice.type == "custom", offered, "tool_choice.name")))
-        case ToolChoice(type="allowed_tools"):
-            return _narrowed(choice, offered)
-        case ToolChoice():
-            raise refusal("tool_choice.type", f"`{choice.type}` runs on OpenAI's servers and not here")
-    raise refusal("tool_choice", f"must be `auto`, `none`, `required` or a tool, not `{choice}`")
+            function = _find(name, tools, "tool_choice.name", is_custom=choice.type == "custom")
+            return _choosing({"type": "function", "function": {"name": function}}, tools)
+        case ResponsesToolChoice(type="allowed_tools"):
+            return _only_allowed(choice, tools)
+        case ResponsesToolChoice():
+            raise invalid("tool_choice.type", f"`{choice.type}` runs only on OpenAI's servers: choose another tool")
+    raise invalid("tool_choice", f"must be `auto`, `none`, `required` or a tool, not `{choice}`")
 
 
-def _narrowed(choice: ToolChoice, offered: Offer) -> Offer:
-    """Engines know no list of allowed tools: the others are not offered."""
+def _choosing(choice: str | JsonObject | None, tools: OfferedTools) -> OfferedTools:
+    """A choice without tools is left out, since OpenAI and the engines reject it."""
+    return OfferedTools(tools.functions, choice if tools.functions else None, tools.repeated, tools.client_tools)
+
+
+def _only_allowed(choice: ResponsesToolChoice, tools: OfferedTools) -> OfferedTools:
+    """Engines have no `allowed_tools`, so the other tools are not offered."""
     if choice.mode not in {"auto", "required"}:
-        raise refusal("tool_choice.mode", f"must be `auto` or `required`, not `{choice.mode}`")
+        raise invalid("tool_choice.mode", f"must be `auto` or `required`, not `{choice.mode}`")
     allowed = {
-        _find(tool.name, tool.type == "custom", offered, f"tool_choice.tools.{index}.name")
+        _find(tool.name, tools, f"tool_choice.tools.{index}.name", is_custom=tool.type == "custom")
         for index, tool in enumerate(choice.tools or ())
         if tool.type in {"function", "custom"}
     }
-    functions = [function for function in offered.functions if function["function"]["name"] in allowed]
+    functions = [function for function in tools.functions if function["function"]["name"] in allowed]
     if not functions:
-        raise refusal("tool_choice.tools", "names no tool that is offered")
-    return Offer(functions, choice.mode, offered.told, offered.callees)
+        raise invalid("tool_choice.tools", "must name at least one function or custom tool in `tools`")
+    return OfferedTools(functions, choice.mode, tools.repeated, tools.client_tools)
 
 
-def _find(name: str | None, custom: bool, offered: Offer, path: str) -> str:
-    for known, callee in offered.callees.items():
-        if name in {known, callee.name} and callee.custom is custom:
+def _find(name: str | None, tools: OfferedTools, path: str, *, is_custom: bool) -> str:
+    """The function name of the tool that the client calls `name`."""
+    for known, tool in tools.client_tools.items():
+        if name in {known, tool.name} and tool.is_custom is is_custom:
             return known
-    raise refusal(path, f"no tool of that name is among `tools`: {name}")
-
-
-def _named(name: str) -> Outgoing:
-    return {"type": "function", "function": {"name": name}}
-
-
-def _with(offered: Offer, choice: str | Outgoing | None) -> Offer:
-    """A choice without tools is left out: OpenAI refuses it, and so do engines."""
-    return Offer(offered.functions, choice if offered.functions else None, offered.told, offered.callees)
+    raise invalid(path, f"`{name}` is not the name of a tool in `tools`")

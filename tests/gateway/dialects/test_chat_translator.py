@@ -6,13 +6,13 @@ import pytest
 from fakes.chat_completions import USAGE, call, chunk, whole
 
 from gateway import errors
-from gateway.dialects.anthropic import answer as messages_answer
 from gateway.dialects.anthropic import response as messages_response
 from gateway.dialects.anthropic import stream as messages_stream
+from gateway.dialects.anthropic.message_object import MessagesContext
 from gateway.dialects.chat_translator import FromChat
-from gateway.dialects.responses import answer as responses_answer
 from gateway.dialects.responses import response as responses_response
 from gateway.dialects.responses import stream as responses_stream
+from gateway.dialects.responses.response_object import ResponsesContext
 from gateway.http import sse
 
 DELTAS = [{"reasoning_content": "Hm, ü."}, {"content": "Tbilisi"}, call(0, "call_0", "now", "{}")]
@@ -20,13 +20,13 @@ DATAS = [*map(chunk, DELTAS), chunk({}, "tool_calls", usage=USAGE), b"[DONE]"]
 
 
 def messages():
-    asked = messages_answer.Asked("r", "m")
-    return FromChat(messages_stream.MessagesStream(asked), partial(messages_response.translate, asked=asked))
+    context = MessagesContext("r", "m")
+    return FromChat(messages_stream.MessagesStream(context), partial(messages_response.translate, context=context))
 
 
 def responses():
-    asked = responses_answer.Asked("r", "m")
-    return FromChat(responses_stream.ResponsesStream(asked), partial(responses_response.translate, asked=asked))
+    context = ResponsesContext("r", "m")
+    return FromChat(responses_stream.ResponsesStream(context), partial(responses_response.translate, context=context))
 
 
 both = pytest.mark.parametrize("make", [messages, responses])

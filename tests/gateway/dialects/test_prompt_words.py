@@ -1,4 +1,4 @@
-"""Which words of a body become prompt: never more than a model is shown."""
+"""Words in a prompt: never more are counted than reach the model."""
 
 import json
 
@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.dialects.anthropic.request import translate as translate_messages
-from gateway.dialects.prompt_words import PROMPTS, words
+from gateway.dialects.prompt_words import PROMPT_FIELDS, count_words
 from gateway.dialects.responses.request import translate as translate_response
 from gateway.errors import BadRequest
 
@@ -16,8 +16,8 @@ def user(content):
     return [{"role": "user", "content": content}]
 
 
-def count(enough=1_000, fields=("messages", "system"), **body):
-    return words(json.dumps(body).encode(), fields, enough)
+def count(stop_at=1_000, fields=("messages", "system"), **body):
+    return count_words(json.dumps(body).encode(), fields, stop_at)
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ def count(enough=1_000, fields=("messages", "system"), **body):
     ],
 )
 def test_words_of_a_turn(content, expected):
-    """Texts of every kind, without the thoughts that no template shows a model again."""
+    """Text parts of known types count; reasoning of earlier turns does not."""
     assert count(messages=user(content)) == expected
 
 
 def test_words_of_items():
-    """Messages and outputs; thoughts are none."""
+    """Messages and tool outputs count; reasoning does not."""
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "one two"}]},
         {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "no"}]},
@@ -49,26 +49,26 @@ def test_words_of_items():
     assert count(fields=("input",), input=items) == 3
 
 
-def test_words_are_counted_no_further_than_needed():
-    """A text of a million words would be a million pieces."""
-    assert 10 <= count(enough=10, messages=user("a " * 1_000_000)) <= 11
+def test_counting_stops_at_the_given_number():
+    """Splitting a text of a million words would allocate a million strings."""
+    assert 10 <= count(stop_at=10, messages=user("a " * 1_000_000)) <= 11
 
 
 def test_body_nested_too_deeply_has_no_words():
-    """It is refused elsewhere, if at all."""
+    """The neuron or the dialect rejects it."""
     depth = 100_000
 
-    assert words(b'{"messages":' + b"[" * depth + b"]" * depth + b"}", ("messages",), 5) == 0
+    assert count_words(b'{"messages":' + b"[" * depth + b"]" * depth + b"}", ("messages",), 5) == 0
 
 
 @pytest.mark.parametrize("kind", [[], {}, 5, True])
-def test_kind_that_is_no_string_is_nobodys_text(kind):
-    """It is refused elsewhere, with its place."""
+def test_part_whose_type_is_not_a_string_is_not_counted(kind):
+    """The dialect rejects it with its path."""
     assert count(messages=[{"role": "user", "type": kind, "content": "a b"}]) == 0
     assert count(messages=user([{"type": kind, "text": "a b"}, {"type": "text", "text": "c"}])) == 1
 
 
-# Never more than a model is shown...
+# Never more than reach the model...
 
 TEXTS = st.text("ab \n\u00a0", max_size=8) | st.sampled_from(["a </think> b", "x-anthropic-billing-header: a b"])
 KINDS = st.sampled_from(
@@ -93,7 +93,7 @@ KINDS = st.sampled_from(
 
 
 def blocks(contents):
-    """Anything with any of the keys that anything might have."""
+    """Any combination of the keys that a turn, item or part can have."""
     return st.fixed_dictionaries(
         {},
         optional={
@@ -121,30 +121,30 @@ TURNS = st.lists(
 )
 
 
-def shown(outgoing):
-    """How many words the messages of a chat completion have, if its template leaves no gap between parts."""
+def words_sent(outgoing):
+    """Words in the messages of a chat completion, for a template that puts no space between parts."""
     contents = [message["content"] for message in json.loads(outgoing)["messages"]]
-    parted = ([{"text": said}] if isinstance(said, str) else said or () for said in contents)
-    return sum(len("".join(part.get("text", "") for part in parts).split()) for parts in parted)
+    part_lists = ([{"text": content}] if isinstance(content, str) else content or () for content in contents)
+    return sum(len("".join(part.get("text", "") for part in parts).split()) for parts in part_lists)
 
 
 @pytest.mark.parametrize(
     ("path", "translate"), [(b"/v1/messages", translate_messages), (b"/v1/responses", translate_response)]
 )
 @given(st.data())
-def test_translated_prompt_has_no_fewer_words_than_were_counted(path, translate, data):
-    """Whatever it is made of: else a prompt that fits might be refused for what no model would have read."""
-    turns, rest = PROMPTS[path]
+def test_count_is_at_most_the_words_of_the_translated_prompt(path, translate, data):
+    """For any request: otherwise a prompt that fits would be rejected for text that no model reads."""
+    turns, rest = PROMPT_FIELDS[path]
     body = json.dumps({"model": "m", turns: data.draw(TURNS), rest: data.draw(TEXTS | st.none())}).encode()
     try:
         outgoing = translate(body).encode("m")
     except BadRequest:
         assume(False)
 
-    assert words(body, PROMPTS[path], 1_000) <= shown(outgoing)
+    assert count_words(body, PROMPT_FIELDS[path], 1_000) <= words_sent(outgoing)
 
 
 @given(st.lists(TEXTS, max_size=4))
 def test_parts_of_a_turn_are_one_text(texts):
-    """Not all templates leave a gap between them."""
+    """Some chat templates put no space between the parts."""
     assert count(messages=user([{"type": "text", "text": text} for text in texts])) <= len("".join(texts).split())

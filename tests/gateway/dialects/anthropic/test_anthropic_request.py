@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import errors
+from gateway.config.engine_traits import PLAIN, Backend
 from gateway.dialects.anthropic import request
-from gateway.dialects.anthropic.request import Backend
 from gateway.dialects.anthropic.signature import sign
 
 
-def outgoing(body, backend=request.PLAIN):
+def outgoing(body, backend=PLAIN):
     if isinstance(body, dict):
         body = json.dumps({"model": "m", **body}).encode()
     return json.loads(request.translate(body).encode("lab/m", backend))
 
 
-def messages(*turns, backend=request.PLAIN, **more):
+def messages(*turns, backend=PLAIN, **more):
     return outgoing({"messages": list(turns), **more}, backend)["messages"]
 
 
@@ -38,10 +38,10 @@ def test_coding_cli_request_reaches_the_upstream_as_chat_completions():
     """Everything a neuron understands arrives, reshaped; nothing it does not understand does."""
     body = coding_cli.body()
     assert 70_000 < len(body) < 82_000
-    asked = request.translate(body)
-    sent = json.loads(asked.encode("Qwen/Qwen3-1.7B"))
+    as_chat = request.translate(body)
+    sent = json.loads(as_chat.encode("Qwen/Qwen3-1.7B"))
 
-    assert (asked.model, asked.stream, asked.thinking) == ("helexa/small", True, True)
+    assert (sent["stream"], as_chat.context("r", "m").show_thinking) == (True, True)
     assert sent.keys() == {
         "model",
         "messages",
@@ -67,7 +67,7 @@ def test_coding_cli_request_reaches_the_upstream_as_chat_completions():
     assert [message["role"] for message in sent["messages"]] == ["system", "user", "user", "user"]
     assert sent["messages"][0]["content"].startswith("You are a coding assistant.\nUse this tool")
     assert sent["messages"][3]["content"] == "<system-reminder>\nAvailable agents: none\n</system-reminder>"
-    assert b"cache_control" not in asked.encode("m")
+    assert b"cache_control" not in as_chat.encode("m")
 
 
 def test_coding_cli_second_turn_extends_the_first_byte_for_byte():

@@ -9,15 +9,15 @@ from gateway import errors
 from gateway.dialects import token_estimate
 from gateway.dialects.anthropic import errors as dialect_errors
 from gateway.dialects.anthropic import response
-from gateway.dialects.anthropic.answer import MALFORMED_ARGUMENTS, Asked
+from gateway.dialects.anthropic.message_object import MALFORMED_ARGUMENTS, MessagesContext
 from gateway.dialects.anthropic.signature import sign
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 
-ASKED = Asked("req-1", "lab/m", input_tokens=12, stop_sequences=("END",))
+CONTEXT = MessagesContext("req-1", "lab/m", input_tokens=12, stop_sequences=("END",))
 
 
-def answer(body, asked=ASKED):
-    return json.loads(response.translate(body, asked))
+def answer(body, context=CONTEXT):
+    return json.loads(response.translate(body, context))
 
 
 def tool_call(name, arguments, id_="call_1"):
@@ -99,9 +99,9 @@ def test_usage_is_estimated_where_the_neuron_counts_nothing():
 
 def test_blank_text_and_unwanted_thoughts_are_left_out():
     """Nothing is a better block than a blank one."""
-    asked = Asked("r", "m", show_thinking=False)
+    context = MessagesContext("r", "m", show_thinking=False)
 
-    assert answer(whole({"content": " \n", "reasoning_content": "x"}), asked)["content"] == []
+    assert answer(whole({"content": " \n", "reasoning_content": "x"}), context)["content"] == []
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_blank_text_and_unwanted_thoughts_are_left_out():
 def test_what_is_no_answer_is_an_error_of_the_neurons(body, error):
     """Under a 200, too."""
     with pytest.raises(error):
-        response.translate(body, ASKED)
+        response.translate(body, CONTEXT)
 
 
 # Errors...

@@ -12,11 +12,11 @@ from gateway import errors
 from gateway.dialects.anthropic import errors as dialect_errors
 from gateway.dialects.anthropic import request as dialect_request
 from gateway.dialects.anthropic import response
-from gateway.dialects.anthropic.answer import Asked
+from gateway.dialects.anthropic.message_object import MessagesContext
 from gateway.dialects.anthropic.signature import is_genuine
 from gateway.dialects.anthropic.stream import MessagesStream
 
-ASKED = Asked("req-1", "lab/m", input_tokens=12)
+CONTEXT = MessagesContext("req-1", "lab/m", input_tokens=12)
 HI = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -40,7 +40,7 @@ def accumulated(stream):
 
 
 def translated(datas):
-    translator = MessagesStream(ASKED)
+    translator = MessagesStream(CONTEXT)
     return b"".join(map(translator.feed, datas)) + translator.finish()
 
 
@@ -75,7 +75,7 @@ def test_sdk_reads_the_same_message_whole_and_streamed():
     ]
 
     streamed = accumulated(translated(stream))
-    created = client(response.translate(whole(said, "tool_calls"), ASKED)).messages.create(**HI)
+    created = client(response.translate(whole(said, "tool_calls"), CONTEXT)).messages.create(**HI)
 
     assert streamed.model_dump(exclude_none=True) == created.model_dump(exclude_none=True)
     assert [block.type for block in created.content] == ["thinking", "text", "tool_use", "tool_use"]
@@ -89,7 +89,7 @@ def test_sdk_message_sent_back_returns_its_thoughts_to_the_neuron():
         "content": "Looking.",
         "tool_calls": call(0, "call_0", "now", "{}")["tool_calls"],
     }
-    sdk = client(response.translate(whole(said, "tool_calls"), ASKED))
+    sdk = client(response.translate(whole(said, "tool_calls"), CONTEXT))
     message = sdk.messages.create(**HI)
     history = [*HI["messages"], message.to_param()]
     sdk.messages.create(**{**HI, "messages": history})
@@ -106,7 +106,7 @@ def test_sdk_message_sent_back_returns_its_thoughts_to_the_neuron():
 
 def test_sdk_raises_on_an_error_in_the_stream():
     """After half an answer, and pings."""
-    translator = MessagesStream(ASKED)
+    translator = MessagesStream(CONTEXT)
     stream = translator.ping() + translator.feed(chunk({"content": "half"})) + translator.ping()
     stream += translator.fail(errors.UpstreamConnectionError("the neuron broke off"))
 

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import errors
-from gateway.dialects.anthropic.answer import MALFORMED_ARGUMENTS, Asked
+from gateway.dialects.anthropic.message_object import MALFORMED_ARGUMENTS, MessagesContext
 from gateway.dialects.anthropic.signature import is_genuine
 from gateway.dialects.anthropic.stream import MessagesStream
 from gateway.http import sse
 
-ASKED = Asked("req-1", "lab/m", input_tokens=12)
+CONTEXT = MessagesContext("req-1", "lab/m", input_tokens=12)
 BROKE_OFF = errors.UpstreamConnectionError("the neuron broke off")
 
 
-def translated(*datas, asked=ASKED, finish=True):
-    translator = MessagesStream(asked)
+def translated(*datas, context=CONTEXT, finish=True):
+    translator = MessagesStream(context)
     stream = b"".join(translator.feed(data) for data in datas)
     return stream + (translator.finish() if finish else b"")
 
@@ -65,7 +65,7 @@ def test_stream_cut_at_any_byte_never_looks_complete(answer, data):
     """Only a neuron that said it was done gets a `message_stop`; everything else ends in one error event."""
     raw = b"".join(map(sse.write, answer.datas))
     cut = data.draw(st.integers(0, len(raw)))
-    translator, reader = MessagesStream(ASKED), sse.Reader()
+    translator, reader = MessagesStream(CONTEXT), sse.Reader()
     fed = [event.data for event in reader.feed(raw[:cut])]
     stream = b"".join(map(translator.feed, fed)) + translator.fail(BROKE_OFF) + translator.finish()
     heard = listen(stream)
@@ -79,7 +79,7 @@ def test_stream_cut_at_any_byte_never_looks_complete(answer, data):
 @given(answers(finishes=False))
 def test_stream_without_an_end_of_its_own_ends_in_an_error(answer):
     """HTTP may have ended in good order; without finish reason or `[DONE]` the answer has not."""
-    translator = MessagesStream(ASKED)
+    translator = MessagesStream(CONTEXT)
     heard = listen(b"".join(map(translator.feed, answer.datas)) + translator.finish())
 
     assert heard.stopped == (answer.finish_reason is not None)
@@ -99,7 +99,7 @@ def test_stream_of_garbage_is_still_grammatical(datas):
 
 def test_text_leaves_with_its_chunk():
     """Nothing is held back that could be told."""
-    translator = MessagesStream(ASKED)
+    translator = MessagesStream(CONTEXT)
     translator.feed(chunk({"role": "assistant", "content": ""}))
 
     first, second = (list(events(translator.feed(chunk({"content": text})))) for text in ("Tbi", "lisi"))
@@ -126,7 +126,7 @@ def test_message_start_carries_the_estimate_and_full_usage():
 
 def test_end_waits_for_usage_that_comes_after_the_finish():
     """`message_delta` is the only place for the true numbers."""
-    translator = MessagesStream(ASKED)
+    translator = MessagesStream(CONTEXT)
     assert not listen(translator.feed(chunk({"content": "hi"}, "stop"))).stopped
     assert list(events(translator.feed(chunk({})))) == []
 
@@ -155,7 +155,7 @@ def test_usage_is_estimated_where_the_neuron_counts_nothing():
 
 def test_first_call_streams_live_and_the_second_waits_for_its_end():
     """Blocks do not interleave; chunks of parallel calls do."""
-    translator = MessagesStream(ASKED)
+    translator = MessagesStream(CONTEXT)
     translator.feed(chunk(call(0, "a", "read", '{"x"')))
     live = translator.feed(chunk(call(0, arguments=": 1")))
     waiting = translator.feed(chunk(call(1, "b", "write", '{"y": 2}')))
@@ -186,7 +186,7 @@ def test_thinking_block_is_signed_before_it_closes():
 
 def test_thoughts_are_left_out_when_the_client_wants_none():
     """`thinking: disabled`, and a model that thinks all the same."""
-    heard = said({"reasoning": "hm"}, {"content": "4"}, asked=Asked("r", "m", show_thinking=False))
+    heard = said({"reasoning": "hm"}, {"content": "4"}, context=MessagesContext("r", "m", show_thinking=False))
 
     assert [block["type"] for block in heard.blocks] == ["text"]
 
@@ -275,9 +275,9 @@ def test_call_without_a_name_is_an_error():
 )
 def test_stop_reason_is_told_in_anthropics_words(choice, text, expected):
     """The matched sequence, too, where the engine lets it be known."""
-    asked = Asked("r", "m", stop_sequences=("\n\nHuman:", "END"))
+    context = MessagesContext("r", "m", stop_sequences=("\n\nHuman:", "END"))
     finish = chunk(choices=[{"index": 0, "delta": {}, **choice}])
-    heard = listen(translated(*(chunk({"content": letter}) for letter in text), finish, asked=asked))
+    heard = listen(translated(*(chunk({"content": letter}) for letter in text), finish, context=context))
 
     assert (heard.stop["stop_reason"], heard.stop["stop_sequence"]) == expected
 
@@ -297,7 +297,7 @@ def test_stop_reason_is_told_in_anthropics_words(choice, text, expected):
 )
 def test_error_inside_the_stream_is_translated_and_last(error, type_):
     """The neuron's words in Anthropic's form, and nothing after them."""
-    translator = MessagesStream(ASKED)
+    translator = MessagesStream(CONTEXT)
     stream = translator.feed(chunk({"content": "half an"})) + translator.feed(json.dumps({"error": error}).encode())
     after = translator.feed(chunk({"content": "x"})) + translator.feed(b"[DONE]") + translator.finish()
     heard = listen(stream + after + translator.fail(BROKE_OFF) + translator.ping())
@@ -313,7 +313,7 @@ def test_finish_reason_of_an_engine_that_gave_up_is_an_error():
 
 def test_malformed_chunk_fails_the_stream():
     """What it would have said is lost, and a client must not take the rest for the whole."""
-    translator = MessagesStream(ASKED)
+    translator = MessagesStream(CONTEXT)
     heard = listen(translator.feed(chunk({"content": "a"})) + translator.feed(b'{"choices": [{"del'))
 
     assert heard.error is not None
@@ -322,14 +322,14 @@ def test_malformed_chunk_fails_the_stream():
 
 def test_failure_before_anything_was_said_is_an_error_event_alone():
     """After an early 200 with nothing but pings."""
-    translator = MessagesStream(ASKED)
+    translator = MessagesStream(CONTEXT)
 
     assert [event["type"] for event in events(translator.ping() + translator.fail(BROKE_OFF))] == ["ping", "error"]
 
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character():
     """Engines that stream byte-level tokens cut characters in two."""
-    translator = MessagesStream(ASKED)
+    translator = MessagesStream(CONTEXT)
     stream = translator.feed(rb'{"choices":[{"index":0,"delta":{"content":"\ud83d"}}]}')
 
     assert listen(stream).joined("text", "text") == "\ufffd"

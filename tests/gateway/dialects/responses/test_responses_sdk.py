@@ -15,9 +15,9 @@ from responses_grammar import events
 
 from gateway import errors
 from gateway.dialects.responses import request, response
-from gateway.dialects.responses.answer import Asked
+from gateway.dialects.responses.response_object import ResponsesContext
 from gateway.dialects.responses.stream import ResponsesStream
-from gateway.dialects.responses.tools import Callee
+from gateway.dialects.responses.tools import ClientTool
 from gateway.http import sse
 
 HI = {"model": "m", "input": "hi"}
@@ -44,8 +44,8 @@ EVENT = pydantic.TypeAdapter(ResponseStreamEvent)
 BROKE_OFF = errors.UpstreamConnectionError("the neuron broke off")
 
 
-def asked(body=HI):
-    return request.translate(json.dumps(body).encode()).asked("req-1", "lab/m")
+def context_of(body=HI):
+    return request.translate(json.dumps(body).encode()).context("req-1", "lab/m")
 
 
 def client(body, status=200, content_type="application/json", cut=None):
@@ -76,7 +76,7 @@ def accumulated(stream, cut=None, **more):
 
 
 def translated(datas, body=HI):
-    translator = ResponsesStream(asked(body))
+    translator = ResponsesStream(context_of(body))
     return b"".join(map(translator.feed, datas)) + translator.finish()
 
 
@@ -119,7 +119,7 @@ def test_sdk_accumulates_the_same_however_the_bytes_are_cut(answer, data):
     stream = translated(datas)
     raw = b"".join(map(sse.write, datas))
     at = data.draw(st.integers(0, len(raw)))
-    reader, translator = sse.Reader(), ResponsesStream(asked())
+    reader, translator = sse.Reader(), ResponsesStream(context_of())
     again = b"".join(translator.feed(event.data) for part in (raw[:at], raw[at:]) for event in reader.feed(part))
 
     assert again + translator.finish() == stream
@@ -152,7 +152,7 @@ def test_sdk_reads_the_same_response_whole_and_streamed():
     ]
 
     streamed = accumulated(translated(stream, FULL))
-    created = client(response.translate(whole(said, "tool_calls"), asked(FULL))).responses.create(**HI)
+    created = client(response.translate(whole(said, "tool_calls"), context_of(FULL))).responses.create(**HI)
 
     assert streamed.model_dump(exclude_none=True) == created.model_dump(exclude_none=True)
     kinds = ["reasoning", "message", "function_call", "function_call", "custom_tool_call", "function_call"]
@@ -163,7 +163,7 @@ def test_sdk_reads_the_same_response_whole_and_streamed():
 
 def test_response_tells_everything_the_request_said():
     """In the SDK's own types, strictly; what nobody here can do is told as not done."""
-    body = response.translate(whole({"content": "{}"}), asked(FULL))
+    body = response.translate(whole({"content": "{}"}), context_of(FULL))
     told = Response.model_validate_json(body, strict=True)
 
     assert (told.instructions, told.metadata, told.user) == ("be nice", {"a": "b"}, "u")
@@ -185,7 +185,7 @@ def test_sdk_parses_structured_output():
         name: str
 
     said = {"content": '{"name": "Tbilisi"}'}
-    parsed = client(response.translate(whole(said), asked())).responses.parse(**HI, text_format=City)
+    parsed = client(response.translate(whole(said), context_of())).responses.parse(**HI, text_format=City)
     streamed = accumulated(translated([chunk(said), chunk({}, "stop")]), text_format=City)
 
     assert parsed.output_parsed == streamed.output_parsed == City(name="Tbilisi")
@@ -198,7 +198,7 @@ def test_sdk_output_sent_back_is_the_models_next_prompt():
         "content": "Looking.",
         "tool_calls": call(0, "call_0", "now", "{}")["tool_calls"],
     }
-    sdk = client(response.translate(whole(said, "tool_calls"), asked()))
+    sdk = client(response.translate(whole(said, "tool_calls"), context_of()))
     first = sdk.responses.create(**HI)
     history = [{"role": "user", "content": "hi"}, *first.output]
     history.append({"type": "function_call_output", "call_id": "call_0", "output": "noon"})
@@ -221,7 +221,7 @@ def test_sdk_output_sent_back_is_the_models_next_prompt():
 @pytest.mark.parametrize("begun", [False, True])
 def test_sdk_raises_on_an_error_in_the_stream(begun):
     """After half an answer or before any, however its user reads: a broken answer never just ends."""
-    translator = ResponsesStream(asked())
+    translator = ResponsesStream(context_of())
     stream = sse.KEEP_ALIVE + (translator.feed(chunk({"content": "half"})) if begun else b"")
     stream += translator.fail(BROKE_OFF)
 
@@ -238,7 +238,7 @@ def test_sdk_raises_on_an_error_in_the_stream(begun):
 )
 def test_failure_is_of_the_sdks_types(error):
     """Both events of it."""
-    translator = ResponsesStream(asked())
+    translator = ResponsesStream(context_of())
     translator.feed(chunk({"content": "half"}))
     for event in events(translator.fail(error)):
         EVENT.validate_json(json.dumps(event), strict=True)
@@ -246,8 +246,10 @@ def test_failure_is_of_the_sdks_types(error):
 
 def test_sdk_reads_a_stream_of_calls_it_knows_by_other_names():
     """Custom tools and namespaces, in the SDK's types."""
-    callees = {"patch": Callee("patch", custom=True), "a__f": Callee("f", "a")}
-    translator = ResponsesStream(Asked("r", "m", told=asked().told, callees=callees))
+    client_tools = {"patch": ClientTool("patch", is_custom=True), "a__f": ClientTool("f", "a")}
+    translator = ResponsesStream(
+        ResponsesContext("r", "m", request_fields=context_of().request_fields, client_tools=client_tools)
+    )
     datas = [chunk(call(0, "c0", "patch", '{"input": "x"}')), chunk(call(1, "c1", "a__f", "{}")), chunk({}, "stop")]
     stream = b"".join(map(translator.feed, datas)) + translator.finish()
     for event in events(stream):

@@ -11,19 +11,21 @@ from hypothesis import strategies as st
 from responses_grammar import events, listen
 
 from gateway import errors
-from gateway.dialects.responses.answer import Asked
+from gateway.dialects.responses.response_object import ResponsesContext
 from gateway.dialects.responses.stream import ResponsesStream
-from gateway.dialects.responses.tools import Callee
+from gateway.dialects.responses.tools import ClientTool
 from gateway.http import sse
 
-TOLD = {"instructions": "be nice", "tools": [], "metadata": {}}
-ASKED = Asked("req-1", "lab/m", input_tokens=12, told=TOLD)
-PATCHING = Asked("req-1", "lab/m", callees={"patch": Callee("patch", custom=True), "a__f": Callee("f", "a")})
+REQUEST_FIELDS = {"instructions": "be nice", "tools": [], "metadata": {}}
+CONTEXT = ResponsesContext("req-1", "lab/m", input_tokens=12, request_fields=REQUEST_FIELDS)
+PATCHING = ResponsesContext(
+    "req-1", "lab/m", client_tools={"patch": ClientTool("patch", is_custom=True), "a__f": ClientTool("f", "a")}
+)
 BROKE_OFF = errors.UpstreamConnectionError("the neuron broke off")
 
 
-def translated(*datas, asked=ASKED, finish=True):
-    translator = ResponsesStream(asked)
+def translated(*datas, context=CONTEXT, finish=True):
+    translator = ResponsesStream(context)
     stream = b"".join(translator.feed(data) for data in datas)
     return stream + (translator.finish() if finish else b"")
 
@@ -72,7 +74,7 @@ def test_stream_cut_at_any_byte_never_looks_complete(answer, data):
     """Only a neuron that said it was done gets an end; everything else ends in an error, told once."""
     raw = b"".join(map(sse.write, answer.datas))
     cut = data.draw(st.integers(0, len(raw)))
-    translator, reader = ResponsesStream(ASKED), sse.Reader()
+    translator, reader = ResponsesStream(CONTEXT), sse.Reader()
     fed = [event.data for event in reader.feed(raw[:cut])]
     stream = b"".join(map(translator.feed, fed)) + translator.fail(BROKE_OFF) + translator.finish()
     heard = listen(stream)
@@ -87,7 +89,7 @@ def test_stream_cut_at_any_byte_never_looks_complete(answer, data):
 @given(answers(finishes=False))
 def test_stream_without_an_end_of_its_own_ends_in_an_error(answer):
     """HTTP may have ended in good order; without finish reason or `[DONE]` the answer has not."""
-    translator = ResponsesStream(ASKED)
+    translator = ResponsesStream(CONTEXT)
     heard = listen(b"".join(map(translator.feed, answer.datas)) + translator.finish())
 
     assert heard.completed == (answer.finish_reason is not None)
@@ -108,7 +110,7 @@ def test_stream_of_garbage_is_still_grammatical(datas):
 
 def test_text_leaves_with_its_chunk():
     """Nothing is held back that could be told."""
-    translator = ResponsesStream(ASKED)
+    translator = ResponsesStream(CONTEXT)
     first = list(events(translator.feed(chunk({"role": "assistant", "content": ""}))))
     second, third = (list(events(translator.feed(chunk({"content": text})))) for text in ("Tbi", "lisi"))
 
@@ -129,13 +131,13 @@ def test_response_tells_the_request_again_at_both_ends():
     stream = list(events(translated(chunk({"content": "hi"}, "stop"))))
 
     for event in (stream[0], stream[1], stream[-1]):
-        assert event["response"].items() >= TOLD.items()
+        assert event["response"].items() >= REQUEST_FIELDS.items()
         assert event["response"].items() >= {"id": "resp_req-1", "created_at": 1, "model": "lab/m"}.items()
 
 
 def test_end_waits_for_usage_that_comes_after_the_finish():
     """The last event is the only place for it."""
-    translator = ResponsesStream(ASKED)
+    translator = ResponsesStream(CONTEXT)
     assert not listen(translator.feed(chunk({"content": "hi"}, "stop"))).ended
     assert translator.feed(chunk({})) == b""
 
@@ -170,7 +172,7 @@ def test_usage_is_estimated_where_the_neuron_counts_nothing():
 
 def test_first_call_streams_live_and_the_second_waits_for_its_end():
     """Items do not interleave; chunks of parallel calls do."""
-    translator = ResponsesStream(ASKED)
+    translator = ResponsesStream(CONTEXT)
     translator.feed(chunk(call(0, "a", "read", '{"x"')))
     live = translator.feed(chunk(call(0, arguments=": 1")))
     waiting = translator.feed(chunk(call(1, "b", "write", '{"y": 2}')))
@@ -303,15 +305,15 @@ def test_call_without_a_name_is_an_error():
     [('{"input": "*** a\\n"}', "*** a\n"), ("*** a", "*** a"), ('{"patch": 1}', '{"patch": 1}'), ('{"input": ""}', "")],
 )
 def test_custom_tool_is_called_with_plain_text(arguments, text):
-    """Whether the model put it where it was asked to or not."""
-    [item] = said(call(0, "a", "patch", arguments[:5]), call(0, arguments=arguments[5:]), asked=PATCHING).items
+    """Whether the model put it where it was context to or not."""
+    [item] = said(call(0, "a", "patch", arguments[:5]), call(0, arguments=arguments[5:]), context=PATCHING).items
 
     assert (item["type"], item["call_id"], item["input"]) == ("custom_tool_call", "a", text)
 
 
 def test_call_into_a_namespace_has_the_clients_own_names():
     """The model knows one name for both."""
-    [item] = said(call(0, "a", "a__f", "{}"), asked=PATCHING).items
+    [item] = said(call(0, "a", "a__f", "{}"), context=PATCHING).items
 
     assert (item["type"], item["name"], item["namespace"]) == ("function_call", "f", "a")
 
@@ -348,7 +350,7 @@ def test_end_is_told_in_the_apis_words(finish_reason, status, reason):
 )
 def test_error_inside_the_stream_is_told_in_both_ways_and_last(error, code):
     """The neuron's words where SDKs raise them and where agents read them, and nothing after."""
-    translator = ResponsesStream(ASKED)
+    translator = ResponsesStream(CONTEXT)
     stream = translator.feed(chunk({"content": "half an"})) + translator.feed(json.dumps({"error": error}).encode())
     after = translator.feed(chunk({"content": "x"})) + translator.feed(b"[DONE]") + translator.finish()
     heard = listen(stream + after + translator.fail(BROKE_OFF))
@@ -360,7 +362,7 @@ def test_error_inside_the_stream_is_told_in_both_ways_and_last(error, code):
 
 def test_failed_response_has_what_was_whole():
     """An item that broke off is known from its events; as an item it would pass for one."""
-    translator = ResponsesStream(ASKED)
+    translator = ResponsesStream(CONTEXT)
     stream = translator.feed(chunk({"reasoning_content": "Hm."})) + translator.feed(chunk({"content": "half"}))
     heard = listen(stream + translator.fail(BROKE_OFF))
 
@@ -374,7 +376,7 @@ def test_finish_reason_of_an_engine_that_gave_up_is_an_error():
 
 def test_malformed_chunk_fails_the_stream():
     """What it would have said is lost, and a client must not take the rest for the whole."""
-    translator = ResponsesStream(ASKED)
+    translator = ResponsesStream(CONTEXT)
     heard = listen(translator.feed(chunk({"content": "a"})) + translator.feed(b'{"choices": [{"del'))
 
     assert heard.error is not None
@@ -383,12 +385,12 @@ def test_malformed_chunk_fails_the_stream():
 
 def test_failure_before_anything_was_said_is_an_error_event_alone():
     """After an early 200 with nothing but comments there is no response that could fail."""
-    assert [event["type"] for event in events(ResponsesStream(ASKED).fail(BROKE_OFF))] == ["error"]
+    assert [event["type"] for event in events(ResponsesStream(CONTEXT).fail(BROKE_OFF))] == ["error"]
 
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character():
     """Engines that stream byte-level tokens cut characters in two."""
-    translator = ResponsesStream(ASKED)
+    translator = ResponsesStream(CONTEXT)
     stream = translator.feed(rb'{"choices":[{"index":0,"delta":{"content":"\ud83d"}}]}') + translator.finish()
 
     assert next(e for e in events(stream) if e["type"] == "response.output_text.delta")["delta"] == "\ufffd"
@@ -399,7 +401,7 @@ def test_time_is_the_neurons(created, told):
     """We have no clock; some engines send a fraction, some nothing."""
     data = json.dumps({"created": created, "choices": []}).encode()
 
-    assert next(events(ResponsesStream(ASKED).feed(data)))["response"]["created_at"] == told
+    assert next(events(ResponsesStream(CONTEXT).feed(data)))["response"]["created_at"] == told
 
 
 @measured

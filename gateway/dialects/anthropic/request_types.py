@@ -1,0 +1,161 @@
+"""The fields of a Messages request that the gateway reads, as msgspec types. Translates nothing.
+
+Shapes as in https://docs.anthropic.com/en/api/messages. The types are loose on purpose: unknown fields are ignored, a
+field whose meaning depends on the block's type stays `Any` or `Raw` until it is used, and wherever the API allows a
+string or a list of blocks, both are accepted. `gateway.dialects.json_splice` reads `model` and `stream`.
+
+Class names and docstrings become names and descriptions in `/openapi.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from gateway.dialects.fields import decode_field
+
+__all__ = [
+    "MessagesBlock",
+    "MessagesContent",
+    "MessagesOutputConfig",
+    "MessagesRequest",
+    "MessagesSource",
+    "MessagesTool",
+    "MessagesToolChange",
+    "MessagesToolChoice",
+    "MessagesTurn",
+    "blocks_of",
+    "nested_blocks",
+]
+
+ABSENT: Any = msgspec.field(default_factory=msgspec.Raw)  # a shared default would not go into a JSON schema
+
+
+class MessagesBlock(msgspec.Struct):
+    """A content block of any type."""
+
+    type: str = "text"
+    text: Any = None
+    thinking: Any = None
+    signature: Any = None
+    source: msgspec.Raw = ABSENT
+    id: Any = None
+    name: Any = None
+    input: msgspec.Raw = ABSENT
+    tool: msgspec.Raw = ABSENT
+    tool_use_id: Any = None
+    tool_name: Any = None
+    is_error: Any = None
+    content: msgspec.Raw = ABSENT
+    title: Any = None
+
+
+MessagesContent = str | list[str | MessagesBlock | None] | MessagesBlock | None
+
+
+class MessagesTurn(msgspec.Struct):
+    """One of `messages`."""
+
+    role: str
+    content: MessagesContent = None
+
+
+class MessagesTool(msgspec.Struct):
+    """One of `tools`. Tools without `input_schema` are Anthropic's own and run on its servers."""
+
+    name: str
+    type: str | None = None
+    description: Any = None
+    input_schema: msgspec.Raw = ABSENT
+    strict: Any = None
+    defer_loading: Any = None
+
+
+class MessagesToolChange(msgspec.Struct):
+    """The `tool` of a `tool_addition` or `tool_removal` block: a name, or the definition of a new tool."""
+
+    name: str | None = None
+    definition: MessagesTool | None = None
+
+
+class MessagesToolChoice(msgspec.Struct):
+    """`tool_choice`."""
+
+    type: str
+    name: str | None = None
+    disable_parallel_tool_use: Any = None
+
+
+class MessagesThinking(msgspec.Struct):
+    """`thinking`."""
+
+    type: str
+    budget_tokens: int | None = None
+
+
+class MessagesOutputFormat(msgspec.Struct):
+    """`output_config.format`: a JSON schema that the answer must match."""
+
+    type: str
+    schema: msgspec.Raw = ABSENT
+
+
+class MessagesOutputConfig(msgspec.Struct):
+    """`output_config`."""
+
+    effort: str | None = None
+    format: MessagesOutputFormat | None = None
+
+
+class MessagesRequest(msgspec.Struct):
+    """The fields that change the answer, besides `model` and `stream`."""
+
+    messages: list[MessagesTurn]
+    system: MessagesContent = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop_sequences: str | list[str] | None = None
+    metadata: Any = None
+    tools: list[MessagesTool] | None = None
+    tool_choice: str | MessagesToolChoice | None = None
+    thinking: MessagesThinking | None = None
+    output_config: MessagesOutputConfig | None = None
+
+
+class MessagesSource(msgspec.Struct):
+    """The `source` of an image or document block."""
+
+    type: str = ""
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+    content: msgspec.Raw = ABSENT
+
+
+request_decoder = msgspec.json.Decoder(MessagesRequest)
+source_decoder = msgspec.json.Decoder(MessagesSource)
+tool_change_decoder = msgspec.json.Decoder(MessagesToolChange)
+_content_decoder: msgspec.json.Decoder[MessagesContent] = msgspec.json.Decoder(MessagesContent)
+
+
+def blocks_of(content: MessagesContent, path: str) -> Iterator[tuple[str, MessagesBlock]]:
+    """Each block of a content with its path. A string counts as a text block; null items are skipped."""
+    if isinstance(content, list):
+        for index, item in enumerate(content):
+            if item is not None:
+                yield f"{path}.{index}", _block(item)
+    elif content is not None:
+        yield path, _block(content)
+
+
+def _block(item: str | MessagesBlock) -> MessagesBlock:
+    return MessagesBlock(text=item) if isinstance(item, str) else item
+
+
+def nested_blocks(content: msgspec.Raw, path: str) -> Iterator[tuple[str, MessagesBlock]]:
+    """`blocks_of` for the content inside a block. Raises BadRequest if the content has another shape."""
+    return blocks_of(decode_field(_content_decoder, content, path), path) if content else iter(())
