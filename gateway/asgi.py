@@ -1,4 +1,4 @@
-"""Names for ASGI's shapes (https://asgi.readthedocs.io/en/latest/specs/www.html), so that signatures can be read."""
+"""Type aliases for ASGI (https://asgi.readthedocs.io/en/latest/specs/www.html)."""
 
 from __future__ import annotations
 

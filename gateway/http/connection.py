@@ -1,4 +1,4 @@
-"""One connection to a neuron: a request is written, its response read. Where it comes from and rests: `upstream.py`."""
+"""One connection to a neuron: writes a request and reads its response. `pool` opens, keeps and closes connections."""
 
 from __future__ import annotations
 
@@ -9,82 +9,82 @@ import trio
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.http.sockets import close_now, descriptor, is_quiet, read, write_what_fits
-from gateway.http.streamed_body import StreamedBody, send_while_listening
+from gateway.http.streamed_body import StreamedBody, send_until_response
 
 __all__ = ["UpstreamConnection"]
 
-TLS_UNHEARD_BYTES = 64 * 1024  # sent at a time without an ear for an early answer; any socket takes as much
+TLS_PIECE_BYTES = 64 * 1024  # sent at a time, between checks for an early response; any socket buffer takes as much
 
 
 class UpstreamConnection:
-    """One connection to a neuron: at most one exchange at a time, and closed for good when one ends in disorder.
+    """One connection to a neuron, for one exchange at a time. `pool` closes it if an exchange is not completed.
 
-    A plain socket is read and written with `os.read` and `os.write` around Trio's readiness calls: measured 4 us a
-    chunk less than `receive_some`, which makes a checkpoint before and after a system call that we know will succeed.
+    Plain sockets are read and written by their descriptor (`sockets`), which saves 4 us per chunk.
     """
 
-    __slots__ = ("_fd", "_response", "_sent_whole", "_stream", "rested_since")
+    __slots__ = ("_fd", "_request_sent", "_response", "_stream", "idle_since")
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._fd = descriptor(stream)
         self._response: UpstreamResponse | None = None
-        self._sent_whole = False
-        self.rested_since = 0.0
+        self._request_sent = False
+        self.idle_since = 0.0
 
-    async def ask(
+    async def send_request(
         self, message: Sequence[bytes], body: StreamedBody | None, phases: PhaseDeadlines
     ) -> UpstreamResponse:
-        """Send a request and return its response once the head is there.
+        """Send a request and return its response once the head has arrived.
 
         Raises:
-            ClosedBeforeResponse: Not a byte came back.
-            UpstreamConnectionError, UpstreamMalformedResponse: As the names say.
-            Exception: What `body` raises.
+            ClosedBeforeResponse: The neuron closed the connection before the first byte of a response.
+            UpstreamConnectionError: It closed the connection within the response's head.
+            UpstreamMalformedResponse: The response's head is not valid HTTP/1.1.
+            Exception: Whatever `body` raises.
         """
         response = self._response = UpstreamResponse(self.receive)
-        if body is None and isinstance(self._stream, trio.SSLStream) and sum(map(len, message)) > TLS_UNHEARD_BYTES:
-            message, body = (), _Whole(message)
+        if body is None and isinstance(self._stream, trio.SSLStream) and sum(map(len, message)) > TLS_PIECE_BYTES:
+            message, body = (), _TlsBody(message)
         sent = True
         for piece in message:
             sent = sent and await self._send(piece)
         if sent and body is not None:
-            sent = await send_while_listening(body, self._send_unheard, response.read_head, phases)
+            sent = await send_until_response(body, self._send_piece, response.read_head, phases)
         else:
             await response.read_head()
-        self._sent_whole = sent  # not after an early answer: the neuron has not read to the end
+        self._request_sent = sent  # False after an early response: the neuron has not read the whole request
         return response
 
     def is_reusable(self) -> bool:
-        """Whether the last exchange ended in good order and the neuron means to go on."""
-        return self._response is not None and self._response.reusable and self._sent_whole
+        """Whether the last exchange is complete and the neuron keeps the connection open."""
+        return self._response is not None and self._response.reusable and self._request_sent
 
     def is_quiet(self) -> bool:
-        """Whether it can be used again: open, and nothing unasked to read."""
+        """Whether the idle connection is open and has no unread bytes."""
         return is_quiet(self._stream)
 
     def close(self) -> None:
-        """Close at once, without a goodbye: sync, so no cancellation can come in between."""
+        """Close at once. Sync, so that it cannot be cancelled."""
         self._response = None
         close_now(self._stream)
 
     async def receive(self) -> bytes:
-        """Bytes as they come, `b""` at the end; a reset is an end too."""
+        """Return the next bytes; `b""` when the neuron has closed or reset the connection."""
         return await read(self._stream, self._fd)
 
     async def _send(self, piece: bytes) -> bool:
-        """Send it all, or False if the neuron stopped listening: its answer, if any, says why."""
+        """Send all of `piece`. False if the neuron stopped reading; it may have sent a response that says why."""
         try:
             if self._fd is None:
                 await self._stream.send_all(piece)
                 return True
             sent = write_what_fits(self._fd, piece)
-            return sent == len(piece) or await self._send_slowly(self._fd, memoryview(piece)[sent:])
+            return sent == len(piece) or await self._send_rest(self._fd, memoryview(piece)[sent:])
         except (OSError, trio.BrokenResourceError):
             return False
 
-    async def _send_unheard(self, piece: bytes) -> bool:
-        """As `_send`, while another task listens for an answer."""
+    async def _send_piece(self, piece: bytes) -> bool:
+        """Send all of `piece` while another task reads the response. False if the neuron stopped reading."""
         try:
             if self._fd is None:
                 await self._stream.send_all(piece)
@@ -95,30 +95,30 @@ class UpstreamConnection:
                 rest = rest[write_what_fits(self._fd, rest) :]
         except (OSError, trio.BrokenResourceError):
             return False
-        await trio.lowlevel.checkpoint()  # a client as fast as this socket would keep everybody else waiting
+        await trio.lowlevel.checkpoint()  # a client that sends as fast as this socket takes would block all other tasks
         return True
 
-    async def _send_slowly(self, fd: int, rest: memoryview) -> bool:
-        """The rest of a large body, unless an answer comes first: a neuron may say 413 without reading to the end."""
-        answered = False
+    async def _send_rest(self, fd: int, rest: memoryview) -> bool:
+        """Send the rest of a large body. False if a response (a 413, say) arrives before the neuron has read all."""
+        response_began = False
 
-        async def watch_for_an_answer(scope: trio.CancelScope) -> None:
-            nonlocal answered
+        async def watch_for_response(scope: trio.CancelScope) -> None:
+            nonlocal response_began
             await trio.lowlevel.wait_readable(fd)
-            answered = True
+            response_began = True
             scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch_for_an_answer, nursery.cancel_scope)
+            nursery.start_soon(watch_for_response, nursery.cancel_scope)
             while rest:
                 await trio.lowlevel.wait_writable(fd)
                 rest = rest[write_what_fits(fd, rest) :]
             nursery.cancel_scope.cancel()
-        return not answered
+        return not response_began
 
 
-class _Whole:
-    """A large message that goes out over TLS, which cannot be asked how much it takes: as one that is produced."""
+class _TlsBody:
+    """A large message as a `StreamedBody`: a TLS stream does not report how much of a write it has taken."""
 
     def __init__(self, message: Sequence[bytes]) -> None:
         self._message = b"".join(message)
@@ -127,6 +127,6 @@ class _Whole:
 
     async def receive(self) -> bytes:
         await trio.lowlevel.checkpoint()
-        piece = self._message[self._sent : self._sent + TLS_UNHEARD_BYTES]
+        piece = self._message[self._sent : self._sent + TLS_PIECE_BYTES]
         self._sent += len(piece)
         return piece

@@ -1,7 +1,7 @@
-"""The phases of a request: one cancel scope whose deadline moves, and a note of when each began.
+"""The deadline of each phase of a request, and the time spent in each.
 
-A new scope per step costs three times what moving a live one does (4.6 us of CPU against 1.5), and a stream takes
-thousands of steps. Which phases there are, and how long each may take, is `DeadlineSettings`.
+All phases share one cancel scope whose deadline moves: a new scope per step costs 4.6 us of CPU, moving a deadline 1.5,
+and a stream takes thousands of steps. `DeadlineSettings` has the duration of each phase.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ Phase = Literal["header", "queue", "load", "connect", "upload", "first_byte", "i
 
 WAITING_FOR: Final[dict[Phase, str]] = {
     "header": "the request's headers and body to arrive",
-    "queue": "a place at a neuron",
+    "queue": "a free slot at a neuron",
     "load": "the model to be loaded",
     "connect": "a connection to the neuron",
     "upload": "the neuron to take the request's body",
     "first_byte": "the neuron's first token",
     "idle": "the neuron's next chunk",
 }
-"""What is waited for in each, for a sentence."""
+"""Completes the sentence "waited N s for ..."."""
 
-# An upload is for the neuron's time as the prefill is that it leads to: both end with the answer's first byte.
+# Both `upload` and `first_byte` wait for the neuron to process the request, so they share one setting.
 _SETTINGS: Final[dict[Phase, str]] = {"upload": "first_byte_seconds"}
 
 
 class PhaseDeadlines:
-    """A context manager around each thing a request waits for: entered again and again, never nested.
+    """Applies the current phase's deadline to a `with` block. The block may be entered again, but not nested.
 
-    Whoever begins to wait for something else calls `enter`. When a phase outlives its deadline, everything inside is
-    cancelled and leaving the block raises `DeadlineExceeded` with the phase's name as `param`.
+    Code inside calls `enter` when the request begins to wait for something else. When a phase exceeds its deadline, the
+    block is cancelled, and leaving it raises `DeadlineExceeded` with the phase's name as `param`.
     """
 
     __slots__ = ("_deadlines", "_interruption", "_scope", "current", "entered")
@@ -46,17 +46,17 @@ class PhaseDeadlines:
         self._interruption: GatewayError | None = None
         self.current: Phase | None = None
         self.entered: list[tuple[Phase, float]] = []
-        """(phase, when it began by Trio's clock in s), in order; a phase may come more than once."""
+        """(phase, Trio time in s at which it began), in order; a phase may occur more than once."""
 
     def enter(self, phase: Phase) -> None:
-        """From now on it is `phase` that is waited for."""
+        """Begin `phase`, with its whole deadline."""
         now = trio.current_time()
         self.current = phase
         self.entered.append((phase, now))
         self._allow_until(now + self.allowed_s(phase))
 
     def resume(self, phase: Phase) -> None:
-        """As `enter`, less the time that the request has spent in this phase before: a wait in pieces is one wait."""
+        """Begin `phase` again; the time spent in it before counts towards its deadline."""
         now = trio.current_time()
         spent_s = self.spent_ms(now).get(phase, 0.0) / 1000
         if phase != self.current:
@@ -65,27 +65,27 @@ class PhaseDeadlines:
         self._allow_until(now + self.allowed_s(phase) - spent_s)
 
     def progressed(self) -> None:
-        """Something came: the current phase's time starts anew."""
+        """Restart the deadline of the current phase."""
         if self.current is not None:
             self._allow_until(trio.current_time() + self.allowed_s(self.current))
 
     def was_entered(self, phase: Phase) -> bool:
-        """Whether it was waited for at any time."""
+        """Whether `phase` has begun at any time."""
         return any(entered == phase for entered, _ in self.entered)
 
     def continue_from(self, other: PhaseDeadlines) -> None:
-        """What was waited for until now was waited for there."""
+        """Take over the phases that `other` has recorded so far."""
         self.entered[:] = other.entered
 
     def interrupt(self, error: GatewayError) -> None:
-        """Stop what is going on, whatever it is; leaving the block raises `error`. For shutdown and operators."""
+        """Cancel the block; leaving it raises `error`. Used for shutdown and by operators."""
         self._interruption = error
         if self._scope is not None:
             self._scope.cancel()
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody has stopped all this for good."""
+        """Whether `interrupt` was called."""
         return self._interruption is not None
 
     def _allow_until(self, deadline: float) -> None:
@@ -93,12 +93,12 @@ class PhaseDeadlines:
             self._scope.deadline = deadline
 
     def allowed_s(self, phase: Phase) -> float:
-        """The deadline of a phase in seconds, from the settings."""
+        """Return the deadline of a phase in seconds."""
         allowed: float = getattr(self._deadlines, _SETTINGS.get(phase) or f"{phase}_seconds")
         return allowed
 
     def spent_s(self, until: float) -> dict[str, float]:
-        """What each phase took so far in s, in the order they first began, `until` being the end of the last one."""
+        """Return the seconds spent in each phase, in the order they first began; the last phase ends at `until`."""
         spent: dict[str, float] = {}
         last: Phase | None = None
         since = until
@@ -111,7 +111,7 @@ class PhaseDeadlines:
         return spent
 
     def spent_ms(self, until: float) -> dict[str, float]:
-        """The same in ms, to three digits."""
+        """Return `spent_s` in milliseconds, rounded to three decimals."""
         return {phase: round(took_s * 1000, 3) for phase, took_s in self.spent_s(until).items()}
 
     def __enter__(self) -> Self:
@@ -126,10 +126,10 @@ class PhaseDeadlines:
     ) -> None:
         scope, self._scope = self._scope, None
         if scope is None:
-            raise RuntimeError("left without having been entered")
+            raise RuntimeError("PhaseDeadlines was left without being entered")
         scope.__exit__(kind, error, traceback)
         if not scope.cancelled_caught:
-            return  # whatever it was passes on
+            return  # the block ended by itself, or by an outer cancellation
         if self._interruption is not None:
             raise self._interruption
         if self.current is not None:
@@ -137,5 +137,5 @@ class PhaseDeadlines:
 
 
 def deadline_exceeded(phase: Phase, allowed_s: float) -> DeadlineExceeded:
-    """The error that says which phase took longer than it may."""
+    """Return the error for a phase that exceeded its deadline."""
     return DeadlineExceeded(f"waited {allowed_s:g} s for {WAITING_FOR[phase]} ({phase})", param=phase)

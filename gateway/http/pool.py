@@ -1,7 +1,6 @@
-"""HTTP/1.1 to a neuron over Trio streams: the pool its connections rest in, and one exchange on one of them.
+"""The HTTP/1.1 client for requests to neurons: a pool of idle connections, and one exchange on one of them.
 
-Nothing here knows of models or routing. httpx takes 700 to 800 us of CPU for what this does in about 50
-(docs/decisions/0004-own-upstream-client.md).
+Start with `UpstreamPool.exchange`. Why not httpx: docs/decisions/0004-own-upstream-client.md.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from gateway.http.streamed_body import StreamedBody
 
 __all__ = ["Connect", "Origin", "UpstreamExchange", "UpstreamPool", "request_head"]
 
-IDLE_LIMIT_S = 3.0  # uvicorn and llama.cpp close at 5 s: we must be first, with room for a slow clock
+IDLE_LIMIT_S = 3.0  # uvicorn and llama.cpp close idle connections after 5 s; the pool must close them first
 SWEEP_INTERVAL_S = 1.0
 
 
 class Origin(NamedTuple):
-    """Where a neuron serves inference, taken apart once when its URL becomes known."""
+    """Where a neuron serves inference: its URL, parsed once when it becomes known."""
 
     scheme: str
     host: str
@@ -37,7 +36,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> Origin:
-        """From an inference URL such as `http://beast:8080/prefix`.
+        """Parse an inference URL such as `http://beast:8080/prefix`.
 
         Raises:
             ValueError: Not an http or https URL with a host.
@@ -50,15 +49,15 @@ class Origin(NamedTuple):
 
     @property
     def authority(self) -> str:
-        """The value of a Host header."""
+        """The value of the Host header (RFC 9110, section 7.2): without the scheme's default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
 
 
 def request_head(origin: Origin, path: bytes, headers: Headers, content_length: int | None) -> bytes:
-    """A POST's request line and headers, to the blank line. `headers` must be free of hop-by-hop ones.
+    """Return the request line and headers of a POST, to the empty line. `headers` must have no hop-by-hop headers.
 
-    Without a length the body is announced in chunks.
+    If `content_length` is None, the body must be sent chunked.
     """
     lines = [b"POST %b%b HTTP/1.1\r\nhost: %b" % (origin.base_path, path, origin.authority.encode())]
     lines.extend([b"%b: %b" % header for header in headers])
@@ -71,11 +70,11 @@ Connect = Callable[[Origin], Awaitable[trio.abc.Stream]]
 
 
 async def open_stream(origin: Origin) -> trio.abc.Stream:
-    """A connected TCP or TLS stream; the caller owns it.
+    """Open a TCP connection, or TLS for https. The caller owns the stream.
 
     Raises:
-        OSError: Refused, unreachable, or the name does not resolve.
-        UnicodeError: The name is none: two dots in a row, a label too long.
+        OSError: Connection refused, host unreachable, or the name does not resolve.
+        UnicodeError: The host is not a valid name: two dots in a row, or a label that is too long.
         trio.BrokenResourceError: The TLS handshake failed.
     """
     stream: trio.abc.Stream = await trio.open_tcp_stream(origin.host, origin.port)
@@ -91,10 +90,14 @@ async def open_stream(origin: Origin) -> trio.abc.Stream:
 
 
 class UpstreamPool:
-    """The connections to all neurons: those at rest, and the way to open more.
+    """The connections to all neurons.
 
-    An idle connection rests at most `IDLE_LIMIT_S` and is checked for EOF before it is used again; one that was
-    cancelled or broke in mid-exchange is closed, never returned. `run` sweeps the old ones out in the background.
+    A connection is idle for at most `IDLE_LIMIT_S` and is checked for EOF before reuse. One whose exchange was
+    cancelled or failed is closed and never reused. The owner runs `run` in a task, and calls `close` at the end.
+
+    Args:
+        connect: Opens a stream to an origin; tests replace it.
+        idle_limit: Idle connections per origin.
     """
 
     def __init__(self, *, connect: Connect = open_stream, idle_limit: int = 256) -> None:
@@ -108,61 +111,61 @@ class UpstreamPool:
     def exchange(
         self, origin: Origin, message: Sequence[bytes], phases: PhaseDeadlines, body: StreamedBody | None = None
     ) -> UpstreamExchange:
-        """One request and its response, as an async context manager that yields an `UpstreamResponse`.
+        """Send one request; an async context manager that yields the `UpstreamResponse` once its head has arrived.
 
-        `message` is the request's head and body in one or more pieces; the head alone if there is a `body` to be sent
-        as it is produced. Entering moves `phases` through `connect`, `upload` if there is such a body, and
-        `first_byte`, and returns when the response's head is there.
+        `message` is the request's head and body in one or more pieces; the head alone if `body` follows, which is
+        sent while it arrives. Entering moves `phases` through `connect`, `upload` (with `body`) and `first_byte`.
+        Leaving returns the connection to the pool, or closes it.
 
         Raises, on entering:
-            UpstreamConnectionError: Refused, or gone before a response head came.
-            UpstreamMalformedResponse: What came is not HTTP/1.1 we accept.
-            Exception: What `body` raises.
+            UpstreamConnectionError: Connecting failed, or the neuron closed the connection before a response head.
+            UpstreamMalformedResponse: The response is not valid HTTP/1.1.
+            Exception: Whatever `body` raises.
         """
         return UpstreamExchange(self, origin, message, phases, body)
 
     async def run(self) -> None:
-        """Close what has rested too long, for ever."""
+        """Close connections that have been idle too long, every second, forever."""
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
             self._sweep()
 
     def close(self) -> None:
-        """Close every resting connection."""
+        """Close all idle connections."""
         for connections in self._idle.values():
             for connection in connections:
                 connection.close()
         self._idle.clear()
 
     def statistics(self) -> dict[str, int]:
-        """How many connections rest, are in use, were opened, and how often one was used again."""
+        """Return the number of connections that are idle, in use, and opened so far, and how often one was reused."""
         idle = sum(map(len, self._idle.values()))
         return {"idle": idle, "in_use": self.in_use, "opened": self.opened, "reused": self.reused}
 
-    # Taking and giving back: sync, so atomic...
+    # Sync, so atomic under Trio .......................................................................................
 
     def take(self, origin: Origin) -> UpstreamConnection | None:
-        """A rested connection that is still good, or None."""
-        resting = self._idle.get(origin)
-        while resting:
-            connection = resting.pop()
-            if connection.rested_since > trio.current_time() - IDLE_LIMIT_S and connection.is_quiet():
+        """Return an idle connection that can be used, or None. The caller owns it."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.idle_since > trio.current_time() - IDLE_LIMIT_S and connection.is_quiet():
                 self.reused += 1
                 return connection
             connection.close()
         return None
 
     def give_back(self, origin: Origin, connection: UpstreamConnection) -> None:
-        """Let a connection rest whose exchange ended in good order; close it if too many do already."""
-        resting = self._idle.setdefault(origin, [])
-        if len(resting) >= self._idle_limit:
+        """Keep a connection whose exchange is complete; close it if the origin has enough idle ones."""
+        idle = self._idle.setdefault(origin, [])
+        if len(idle) >= self._idle_limit:
             connection.close()
             return
-        connection.rested_since = trio.current_time()
-        resting.append(connection)
+        connection.idle_since = trio.current_time()
+        idle.append(connection)
 
     async def open(self, origin: Origin) -> UpstreamConnection:
-        """A fresh connection; the caller owns it. Raises UpstreamConnectionError."""
+        """Open a new connection; the caller owns it. Raises UpstreamConnectionError."""
         try:
             stream = await self._connect(origin)
         except (OSError, trio.BrokenResourceError, UnicodeError) as error:
@@ -174,11 +177,11 @@ class UpstreamPool:
 
     def _sweep(self) -> None:
         oldest = trio.current_time() - IDLE_LIMIT_S
-        for origin, resting in list(self._idle.items()):
-            for connection in resting:
-                if connection.rested_since <= oldest:
+        for origin, idle in list(self._idle.items()):
+            for connection in idle:
+                if connection.idle_since <= oldest:
                     connection.close()
-            kept = [connection for connection in resting if connection.rested_since > oldest]
+            kept = [connection for connection in idle if connection.idle_since > oldest]
             if kept:
                 self._idle[origin] = kept
             else:
@@ -186,19 +189,19 @@ class UpstreamPool:
 
 
 class UpstreamExchange:
-    """See `UpstreamPool.exchange`."""
+    """One request and its response; see `UpstreamPool.exchange`."""
 
-    __slots__ = ("_body", "_connection", "_message", "_origin", "_phases", "_upstream")
+    __slots__ = ("_body", "_connection", "_message", "_origin", "_phases", "_pool")
 
     def __init__(
         self,
-        upstream: UpstreamPool,
+        pool: UpstreamPool,
         origin: Origin,
         message: Sequence[bytes],
         phases: PhaseDeadlines,
         body: StreamedBody | None,
     ) -> None:
-        self._upstream = upstream
+        self._pool = pool
         self._origin = origin
         self._message = message
         self._body = body
@@ -206,25 +209,25 @@ class UpstreamExchange:
         self._connection: UpstreamConnection | None = None
 
     async def __aenter__(self) -> UpstreamResponse:
-        self._upstream.in_use += 1
+        self._pool.in_use += 1
         try:
-            # A body that is produced as it is sent cannot be sent twice, so no connection that may be dead is tried.
-            rested = self._upstream.take(self._origin) if self._body is None else None
-            if rested is not None:
+            # A body that is sent while it arrives cannot be sent twice. An idle connection may be dead: open a new one.
+            idle = self._pool.take(self._origin) if self._body is None else None
+            if idle is not None:
                 try:
-                    return await self._ask(rested)
+                    return await self._send(idle)
                 except ClosedBeforeResponse:
-                    pass  # it died as it was used again, before any byte: the one case where asking twice is safe
+                    pass  # the neuron closed it while it was idle: it has not processed the request, so a retry is safe
             self._phases.enter("connect")
-            fresh = await self._upstream.open(self._origin)
+            new = await self._pool.open(self._origin)
             try:
-                return await self._ask(fresh)
+                return await self._send(new)
             except ClosedBeforeResponse as error:
                 raise UpstreamConnectionError(
-                    f"the neuron at {self._origin.authority} closed the connection without an answer"
+                    f"the neuron at {self._origin.authority} closed the connection without sending a response"
                 ) from error
         except BaseException:
-            self._upstream.in_use -= 1
+            self._pool.in_use -= 1
             raise
 
     async def __aexit__(
@@ -232,18 +235,18 @@ class UpstreamExchange:
     ) -> None:
         connection = self._connection
         self._connection = None
-        self._upstream.in_use -= 1
+        self._pool.in_use -= 1
         if connection is None:
             return
         if connection.is_reusable():
-            self._upstream.give_back(self._origin, connection)
+            self._pool.give_back(self._origin, connection)
         else:
             connection.close()
 
-    async def _ask(self, connection: UpstreamConnection) -> UpstreamResponse:
+    async def _send(self, connection: UpstreamConnection) -> UpstreamResponse:
         self._phases.enter("first_byte" if self._body is None else "upload")
         try:
-            response = await connection.ask(self._message, self._body, self._phases)
+            response = await connection.send_request(self._message, self._body, self._phases)
         except BaseException:
             connection.close()
             raise
@@ -252,8 +255,8 @@ class UpstreamExchange:
 
 
 def _reason(error: BaseException) -> str:
-    """The deepest text that says something: Trio wraps each failed address in a group in a cause."""
+    """Return the text of the original error: Trio puts one per address tried into a group, as the cause."""
     cause = error.__cause__
     if isinstance(cause, BaseExceptionGroup):
-        return "; ".join(str(each) for each in cause.exceptions)
+        return "; ".join(str(failure) for failure in cause.exceptions)
     return str(cause or error)

@@ -1,4 +1,4 @@
-"""A neuron's response as it comes in: llhttp (through `httptools`) parses, and we keep to what it refuses."""
+"""A neuron's response: bytes to status, headers and body, with llhttp (`httptools`). Rejects what llhttp rejects."""
 
 from __future__ import annotations
 
@@ -11,31 +11,36 @@ from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 
 __all__ = ["ClosedBeforeResponse", "UpstreamResponse"]
 
-HEADER_LIMIT_BYTES = 64 * 1024  # contract section 13; also for trailers
+HEADER_LIMIT_BYTES = 64 * 1024  # of a response's head; also of its trailers, and of one chunk's extensions
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class ClosedBeforeResponse(Exception):
-    """The connection ended before the first byte of a response."""
+    """The neuron closed the connection before the first byte of a response."""
 
 
 class _HeadTooLong(Exception):
-    """Raised inside llhttp's callback, which can only be left by an exception."""
+    """Raised in a callback, because only an exception stops llhttp."""
 
 
-class _NotUndone(Exception):
-    """As above: the body is packed in a way that we would have to undo, as the header that says so goes no further."""
+class _UnsupportedTransferEncoding(Exception):
+    """Raised in a callback: the body is compressed in transit, and the header that says so is not passed on."""
+
+
+_CUT_SHORT = "the neuron closed the connection in the middle of its response"
 
 
 def _too_long() -> UpstreamMalformedResponse:
-    return UpstreamMalformedResponse(f"the neuron sent more than {HEADER_LIMIT_BYTES} bytes of headers or trailers")
+    return UpstreamMalformedResponse(
+        f"the neuron's response has more than {HEADER_LIMIT_BYTES} bytes of headers or trailers"
+    )
 
 
 class UpstreamResponse:
-    """One response as it comes in. Owned by its `Exchange`; of no use after that is left.
+    """One response while it arrives. Valid until its `UpstreamExchange` is left.
 
-    llhttp calls the `on_` methods while it is fed; nobody else should.
+    The `on_` methods are llhttp's callbacks.
     """
 
     __slots__ = (
@@ -53,29 +58,29 @@ class UpstreamResponse:
     )
 
     def __init__(self, read: Callable[[], Awaitable[bytes]]) -> None:
-        self._read = read  # bytes as they come, `b""` at their end
+        self._read = read  # returns the next bytes, `b""` at the end of the connection
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
         self._reason_bytes = 0  # of the status line's reason phrase
-        self._section_bytes = 0  # since the last thing that ended: what a neuron could make grow
-        self.status = 0  # of the final response; 0 until its head is there
+        self._section_bytes = 0  # of a head, a trailer or chunk extensions: received since the last body byte
+        self.status = 0  # of the final response; 0 until its head has arrived
         self.headers: Headers = []
-        self.framed = False  # whether length or chunks tell where the body ends
+        self.framed = False  # whether a length or chunks say where the body ends
         self.complete = False
         self.reusable = False
         self.listener: Callable[[bytes], None] | None = None
-        """Hears every piece of the body as it is received; may not block or raise."""
+        """Called with every piece of the body; must not block or raise."""
 
     def header(self, name: bytes) -> bytes | None:
-        """The first value of a header (`name` in lower case), or None."""
+        """Return the first value of a header (`name` in lower case), or None."""
         return next((value for key, value in self.headers if key == name), None)
 
     async def receive(self) -> bytes:
-        """The next piece of the body, as it came; `b""` at its proper end.
+        """Return the next piece of the body as it arrived; `b""` after a complete body.
 
         Raises:
-            UpstreamConnectionError: The neuron broke off.
-            UpstreamMalformedResponse: Its chunks or trailers are not HTTP/1.1.
+            UpstreamConnectionError: The neuron closed the connection before the end of the body.
+            UpstreamMalformedResponse: The chunks or trailers are not valid HTTP/1.1.
         """
         while not self._pieces:
             if self.complete:
@@ -84,9 +89,11 @@ class UpstreamResponse:
             if data:
                 self._feed(data)
             elif self.framed:
-                raise UpstreamConnectionError("the neuron broke off in the middle of its answer")
+                raise UpstreamConnectionError(_CUT_SHORT)
             else:
-                self.complete = True  # a body without a length lasts until the connection ends (RFC 9112, 6.3)
+                self.complete = (
+                    True  # without a length, the end of the connection ends the body (RFC 9112, section 6.3)
+                )
         return self._take()
 
     def _take(self) -> bytes:
@@ -98,20 +105,20 @@ class UpstreamResponse:
         return taken
 
     async def read_head(self) -> None:
-        """Wait for status and headers, past any 1xx.
+        """Wait for status and headers of the final response; 1xx responses are skipped.
 
         Raises:
-            ClosedBeforeResponse: Not a byte came.
+            ClosedBeforeResponse: The neuron closed the connection before the first byte.
             UpstreamConnectionError, UpstreamMalformedResponse: As for `receive`.
         """
-        heard = False
+        received = False
         while not self.status:
             data = await self._read()
             if data:
-                heard = True
+                received = True
                 self._feed(data)
-            elif heard:
-                raise UpstreamConnectionError("the neuron broke off in the middle of its answer")
+            elif received:
+                raise UpstreamConnectionError(_CUT_SHORT)
             else:
                 raise ClosedBeforeResponse
 
@@ -120,63 +127,67 @@ class UpstreamResponse:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            raise UpstreamMalformedResponse("the neuron answered with a protocol upgrade nobody asked for") from None
+            raise UpstreamMalformedResponse(
+                "the neuron's response switches to another protocol (101), which the request did not ask for"
+            ) from None
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _HeadTooLong):
                 raise _too_long() from None
-            if isinstance(error.__context__, _NotUndone):
-                raise UpstreamMalformedResponse("the neuron's transfer-encoding is another than `chunked`") from None
+            if isinstance(error.__context__, _UnsupportedTransferEncoding):
+                raise UpstreamMalformedResponse(
+                    "the neuron's response has a transfer-encoding other than `chunked`"
+                ) from None
             if not self.complete:
-                raise UpstreamMalformedResponse(f"the neuron's answer is not HTTP/1.1: {error}") from error
+                raise UpstreamMalformedResponse(f"the neuron's response is not valid HTTP/1.1: {error}") from error
             self.reusable = False
-        # Body bytes reset the count, so what is left is a head, trailers, or chunk extensions without end.
+        # Body bytes reset the count, so these are bytes of a head, trailers, or chunk extensions.
         if self._section_bytes > HEADER_LIMIT_BYTES:
             raise _too_long()
 
     def on_message_begin(self) -> None:
-        """A second one after the end: whatever it is, it answers nothing we asked."""
+        """A response after the end of this one belongs to no request: do not reuse the connection."""
         if self.complete:
             self.reusable = False
 
     def on_status(self, reason: bytes) -> None:
-        """A piece of the reason phrase: nobody reads it, but it counts."""
+        """A piece of the reason phrase, which counts towards the header limit."""
         self._reason_bytes += len(reason)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Of a head. Trailers end here: nobody downstream has asked for them."""
+        """One header line. Trailers are dropped."""
         if not self.status:
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """A head is there; if it is a 1xx, the next one is awaited."""
+        """A head is complete. After a 1xx, another head follows."""
         status = self._parser.get_status_code()
         if status < 200:
             self.headers.clear()
             self._reason_bytes = 0
         elif not self.status:
             if self._section_bytes > HEADER_LIMIT_BYTES:
-                self._refuse_a_long_head()
+                self._check_head_size()
             encoding = self.header(b"transfer-encoding")
             if encoding is not None and encoding.lower() != b"chunked":
-                raise _NotUndone
+                raise _UnsupportedTransferEncoding
             self.status = status
             self.framed = status in {204, 304} or any(name in _FRAMING for name, _ in self.headers)
             self._section_bytes = 0
 
-    def _refuse_a_long_head(self) -> None:
-        """Body bytes may have come along with it, so only now it is worth counting."""
+    def _check_head_size(self) -> None:
+        """Compute the exact size of the head; `_section_bytes` may include body bytes that arrived with it."""
         head_bytes = len(b"HTTP/1.1 200 \r\n\r\n") + self._reason_bytes
         head_bytes += sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
         if head_bytes > HEADER_LIMIT_BYTES:
             raise _HeadTooLong
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the body; llhttp hands out a copy."""
+        """A piece of the body; httptools passes a copy."""
         self._section_bytes = 0
         self._pieces.append(data)
 
     def on_message_complete(self) -> None:
-        """The end, unless it was that of a 1xx."""
+        """The end of the response, or of a 1xx."""
         if self.status:
             self.complete = True
             self.reusable = self._parser.should_keep_alive()

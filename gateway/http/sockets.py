@@ -1,8 +1,8 @@
-"""Reading, writing and closing Trio streams at the price of the system call. No protocol, no deadlines.
+"""Reads, writes and closes Trio streams with as few checkpoints as possible. No protocol, no deadlines.
 
-Trio's `receive_some` and `send_all` make a checkpoint before and after a system call that we know will succeed, which
-costs 4 us a chunk on either side. Here a plain socket is waited for first and then read or written by its descriptor;
-TLS and in-memory streams go the ordinary way.
+Trio's `receive_some` and `send_all` run a checkpoint before and after a system call that succeeds at once, which costs
+4 us per chunk on each side. These functions wait until a plain socket is ready, then read or write its descriptor. TLS
+and in-memory streams use Trio's methods.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ RECEIVE_BYTES = 65536
 
 
 def descriptor(stream: trio.abc.Stream) -> int | None:
-    """The file descriptor of a plain TCP stream; None for what must be read and written through its methods."""
+    """Return the file descriptor of a plain TCP stream; None for a stream that must be used through its methods."""
     return stream.socket.fileno() if isinstance(stream, trio.SocketStream) else None
 
 
 async def read(stream: trio.abc.Stream, fd: int | None) -> bytes:
-    """Bytes as they come, `b""` at the end; a reset is an end too. Always a checkpoint; cancelled, it loses nothing."""
+    """Return the next bytes; `b""` at EOF or after a reset. Always a checkpoint. Cancelling this loses no bytes."""
     try:
         if fd is None:
             return bytes(await stream.receive_some(RECEIVE_BYTES))
@@ -32,13 +32,13 @@ async def read(stream: trio.abc.Stream, fd: int | None) -> bytes:
             try:
                 return os.read(fd, RECEIVE_BYTES)
             except BlockingIOError:
-                continue  # a wake-up without bytes: rare, and allowed (select(2), BUGS)
+                continue  # the kernel may report a socket readable when it is not (select(2), BUGS)
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
         return b""
 
 
 def write_what_fits(fd: int, data: bytes | memoryview) -> int:
-    """How many bytes the socket took without waiting. Raises OSError if the peer is gone."""
+    """Write without waiting; return how many bytes the socket took. Raises OSError if the peer has closed."""
     try:
         return os.write(fd, data)
     except BlockingIOError:
@@ -46,10 +46,10 @@ def write_what_fits(fd: int, data: bytes | memoryview) -> int:
 
 
 def is_quiet(stream: trio.abc.Stream) -> bool:
-    """Whether a resting connection is as it should be: open, and nothing to read.
+    """Whether an idle connection is open and has nothing to read.
 
-    EOF is the usual news (a `keep-alive` promises nothing); unasked bytes are as bad. A stream without a socket below
-    it cannot be asked and counts as quiet.
+    A peer may close an idle connection at any time, whatever its keep-alive header says; and unexpected bytes must not
+    be read as the next response. A stream without a socket cannot be polled and counts as quiet.
     """
     below = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     if not isinstance(below, trio.SocketStream):
@@ -60,9 +60,9 @@ def is_quiet(stream: trio.abc.Stream) -> bool:
 
 
 def close_now(stream: trio.abc.AsyncResource) -> None:
-    """Close without a goodbye. Sync, so that no cancellation can come in between.
+    """Close at once, without a TLS shutdown. Sync, so that it cannot be cancelled.
 
-    Sockets, TLS over sockets, and Trio's memory streams can do that; nothing else is used here.
+    Supports sockets, TLS over sockets, and Trio's memory streams.
     """
     if isinstance(stream, trio.SSLStream):
         close_now(stream.transport_stream)

@@ -1,7 +1,7 @@
-"""A request body that is produced while it is sent: its framing, its pace, and an ear for an early answer. No sockets.
+"""Sends a request body while it arrives: its framing, its phase, and a stop when the neuron responds early. No sockets.
 
-For uploads, which are too large to be held and come as slowly as their client sends them. All other bodies are sent in
-one piece (`upstream.Connection.ask`).
+For uploads, which are too large for memory and arrive as slowly as the client sends them. `connection` sends all other
+bodies in one piece.
 """
 
 from __future__ import annotations
@@ -13,63 +13,63 @@ import trio
 
 from gateway.http.phase_deadlines import PhaseDeadlines
 
-__all__ = ["StreamedBody", "send_while_listening"]
+__all__ = ["StreamedBody", "send_until_response"]
 
 
 class StreamedBody(Protocol):
-    """Where the bytes come from."""
+    """A source of body bytes."""
 
     @property
     def length(self) -> int | None:
-        """Of all of it in bytes; None if nobody knows, and then it is sent in chunks."""
+        """The size of the whole body in bytes; None if unknown, and then it is sent chunked."""
         ...
 
     async def receive(self) -> bytes:
-        """The next piece, when there is one; `b""` at the end. May raise what must be told the client instead."""
+        """Wait for the next piece; `b""` at the end. An exception ends the exchange and reaches its caller."""
         ...
 
 
-async def send_while_listening(
+async def send_until_response(
     body: StreamedBody,
     send: Callable[[bytes], Awaitable[bool]],
-    listen: Callable[[], Awaitable[None]],
+    read_head: Callable[[], Awaitable[None]],
     phases: PhaseDeadlines,
 ) -> bool:
-    """Send a body, and return once the head of the answer is there; True if all of the body was sent before that.
+    """Send a body and wait for the response's head. Returns whether all of the body was sent before that.
 
-    A neuron that answers early (413, say) has read enough: the rest is not sent, and the connection cannot be used
-    again. The phase is `upload` at first, whose time starts anew with every piece, and `first_byte` after the last.
+    If the response begins early (a 413, for example), the rest of the body is not sent, and the connection cannot be
+    reused. The phase is `upload`, whose deadline starts anew with every piece, and `first_byte` after the last piece.
 
     Args:
-        body: What to send.
-        send: Hands bytes to the neuron; False once it has stopped listening.
-        listen: Returns when there is the head of an answer.
-        phases: Of the attempt.
+        body: The body to send.
+        send: Sends bytes to the neuron; returns False if the neuron has stopped reading.
+        read_head: Returns when the response's head has arrived.
+        phases: The deadlines of the attempt.
 
     Raises:
-        Exception: Whatever `body.receive` or `listen` raise; the first of them, as it is.
+        Exception: The first exception that `body.receive` or `read_head` raises, outside of any group.
     """
-    whole = False
-    faults: list[Exception] = []
+    sent_all = False
+    failures: list[Exception] = []
 
-    async def send_all() -> None:
-        nonlocal whole
+    async def send_body() -> None:
+        nonlocal sent_all
         try:
-            whole = await _send_pieces(body, send, phases)
-        except Exception as fault:  # noqa: BLE001 - raised below, out of the nursery's group
-            faults.append(fault)
+            sent_all = await _send_pieces(body, send, phases)
+        except Exception as failure:  # noqa: BLE001 - raised below, out of the nursery's group
+            failures.append(failure)
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(send_all)
+        nursery.start_soon(send_body)
         try:
-            await listen()
-        except Exception as fault:  # noqa: BLE001 - as above
-            faults.append(fault)
+            await read_head()
+        except Exception as failure:  # noqa: BLE001 - as above
+            failures.append(failure)
         nursery.cancel_scope.cancel()
-    if faults:
-        raise faults[0]
-    return whole
+    if failures:
+        raise failures[0]
+    return sent_all
 
 
 async def _send_pieces(body: StreamedBody, send: Callable[[bytes], Awaitable[bool]], phases: PhaseDeadlines) -> bool:

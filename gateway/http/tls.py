@@ -1,4 +1,4 @@
-"""Whom to believe when we connect over TLS: one context for requests and polls alike, so that they agree."""
+"""Which certificates the gateway trusts, for inference requests and control calls alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ __all__ = ["context"]
 
 @functools.cache
 def context() -> ssl.SSLContext:
-    """The system's certificates, or those SSL_CERT_FILE or SSL_CERT_DIR names. Made once: reading them takes 20 ms."""
-    made = ssl.create_default_context()
-    made.set_alpn_protocols(["http/1.1"])
-    return made
+    """Return the client context: the system's certificates, or those of SSL_CERT_FILE or SSL_CERT_DIR.
+
+    Cached, because reading the certificates takes 20 ms.
+    """
+    client = ssl.create_default_context()
+    client.set_alpn_protocols(["http/1.1"])
+    return client

@@ -115,7 +115,7 @@ async def test_stream_that_breaks_off_is_told(beast, user, agent):
     said = await user.run(agent, QUESTION)
 
     assert said.process.returncode == 1
-    assert "the neuron broke off in the middle of its answer" in said.text
+    assert "the neuron closed the connection in the middle of its response" in said.text
 
 
 @named(AGENTS)

@@ -106,7 +106,7 @@ async def test_reused_connection_that_dies_unanswered_is_tried_once_more(autojum
 async def test_fresh_connection_that_dies_unanswered_is_an_error(autojump_clock, scripted):
     """Trying for ever would hide a neuron that crashes at every request."""
     pool = scripted([None])
-    with pytest.raises(UpstreamConnectionError, match="without an answer"):
+    with pytest.raises(UpstreamConnectionError, match="without sending a response"):
         await pool.ask()
     assert pool.upstream.in_use == 0
 

@@ -64,7 +64,7 @@ async def test_answer_that_breaks_off_is_an_error_and_not_asked_again(nursery, a
     """Once a byte has come, nobody knows what the neuron did."""
     network = MemoryNetwork(nursery, piecemeal(answer))
     upstream = UpstreamPool(connect=network.connect)
-    with pytest.raises(UpstreamConnectionError, match="broke off"):
+    with pytest.raises(UpstreamConnectionError, match="in the middle of its response"):
         await ask(upstream)
 
     assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}

@@ -153,7 +153,7 @@ async def test_neuron_that_breaks_off_in_an_upload_is_not_asked_again(nursery):
 
     network = MemoryNetwork(nursery, peer)
     upstream = UpstreamPool(connect=network.connect)
-    with pytest.raises(UpstreamConnectionError, match="without an answer"):
+    with pytest.raises(UpstreamConnectionError, match="without sending a response"):
         await ask(upstream, Endless())
 
     assert len(network.connections) == 1

@@ -249,7 +249,7 @@ async def test_it_covers_the_line_for_a_place(autojump_clock):
             "total",
         )
         assert answer.errors[0]["message"] == (
-            f"the 2.5 s that {HEADER} allows in total ran out waiting for a place at a neuron (queue);"
+            f"the 2.5 s that {HEADER} allows in total ran out waiting for a free slot at a neuron (queue);"
             " spent: queue 2.500 s"
         )
         assert world.admission.lines() == []

@@ -282,7 +282,7 @@ async def test_failure_before_the_second_is_asked_is_an_ordinary_one(autojump_cl
         (None, "400 Bad Request", 400, "no"),
         ("503 Service Unavailable", "400 Bad Request", 400, "no"),
         ("404 Not Found", "500 Internal Server Error", 500, "no"),
-        (None, None, 502, "without an answer"),
+        (None, None, 502, "without sending a response"),
     ],
 )
 async def test_if_both_fail_the_client_hears_what_tells_it_more(
