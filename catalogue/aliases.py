@@ -18,9 +18,9 @@ from catalogue.models import Alias, Echo, Hedge, ModelId, Shadow, Sticky, Swap, 
 from catalogue.toml.positions import KeyPath
 from catalogue.toml.types import (
     LARGEST_INTEGER,
+    CheckedTable,
     Name,
     Number,
-    Table,
     checked,
     invalid,
     kind_of,
@@ -81,7 +81,7 @@ def _target_from_string(value: object) -> object:
     return value if isinstance(value, dict) else {"model": value}
 
 
-def _check_targets(array: Table) -> None:
+def _check_targets(array: CheckedTable) -> None:
     if array.value is None:
         return
     targets: tuple[Target, ...] = array.value
@@ -95,12 +95,12 @@ def _check_targets(array: Table) -> None:
         array.refuse((), "has no target with a weight above 0", "give one of them a weight, or remove the alias")
 
 
-def _check_fallback(array: Table) -> None:
+def _check_fallback(array: CheckedTable) -> None:
     if array.value is not None:
         _refuse_repeated(array.value, array)
 
 
-def _refuse_repeated(models: Sequence[str], array: Table, *key: str) -> None:
+def _refuse_repeated(models: Sequence[str], array: CheckedTable, *key: str) -> None:
     for index, model in enumerate(models):
         if model in models[:index]:
             array.refuse((index, *key), f"{json.dumps(model, ensure_ascii=False)} is already used by an earlier entry")
@@ -179,7 +179,7 @@ def _table_from_string(value: object) -> object:
     return value
 
 
-def _check_alias(alias: Table) -> None:
+def _check_alias(alias: CheckedTable) -> None:
     table = alias.raw
     if "target" not in table and "targets" not in table:
         hint = "name the model that gets the requests, or several in `targets`"

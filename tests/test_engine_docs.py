@@ -1,25 +1,24 @@
-"""docs/engines.md: what an operator copies from it works."""
+"""docs/engines.md: its tables are accepted and its claims are true."""
 
 import re
 from pathlib import Path
 from typing import get_args
 
-from gateway.config import load as settings_file
-from gateway.config import settings
-from gateway.config.engine_traits import ENGINES_WITH_USAGE, Engine
+from gateway.config import load, settings
+from gateway.config.engine_traits import ENGINES_WITH_USAGE, EngineName
 from gateway.fleet.control.engine_client import EngineClient
 
-ENGINES = get_args(Engine)
+ENGINES = get_args(EngineName)
 PAGE = Path(__file__).parent.parent / "docs" / "engines.md"
 SNIPPETS = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def test_every_table_is_accepted_and_together_they_are_a_config(tmp_path):
-    """No fault, no warning, each alone being part of the whole."""
+    """Without a fault or a warning."""
     config = tmp_path / "cortex.toml"
     config.write_text("\n".join(SNIPPETS))
 
-    loaded = settings_file.load(config, {})
+    loaded = load.load(config, {})
 
     assert loaded.warnings == ()
     assert len(loaded.settings.neurons) == len(SNIPPETS)
@@ -27,16 +26,16 @@ def test_every_table_is_accepted_and_together_they_are_a_config(tmp_path):
 
 
 def test_every_engine_that_can_be_named_has_a_table_and_a_row(tmp_path):
-    """A hint that is accepted is explained."""
+    """Every value of `engine` is explained."""
     config = tmp_path / "cortex.toml"
     config.write_text("\n".join(SNIPPETS))
-    shown = {neuron.engine for neuron in settings_file.load(config, {}).settings.neurons}
+    shown = {neuron.engine for neuron in load.load(config, {}).settings.neurons}
 
     assert shown - {None} == set(ENGINES)
     assert all(f"| `{engine}`" in PAGE.read_text() for engine in ENGINES)
 
 
-def test_engines_said_to_be_asked_for_usage_are_those_that_are():
+def test_engines_listed_with_usage_are_those_that_are_asked_for_it():
     """The last column is the default of `ask_usage`."""
     rows = re.findall(r"^\| `(\w+)`[^|]*(?:\|[^|]*){3}\| (\w+)[^|]*\|$", PAGE.read_text(), re.MULTILINE)
 
@@ -44,10 +43,10 @@ def test_engines_said_to_be_asked_for_usage_are_those_that_are():
     assert {engine for engine, asked in rows if asked == "yes"} == ENGINES_WITH_USAGE
 
 
-async def test_every_engine_said_to_have_no_api_for_loading_has_none():
-    """The table of what each can do is not a wish."""
+async def test_engines_listed_with_an_api_for_loading_are_those_with_one():
+    """The table agrees with the client."""
     rows = dict(re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\| ([^|]*) \|", PAGE.read_text(), re.MULTILINE))
-    can = {engine for engine, load in rows.items() if load.startswith("`POST")}
+    can = {engine for engine, loading in rows.items() if loading.startswith("`POST")}
 
     for engine in ENGINES:
         async with EngineClient(settings.NeuronSettings("x", "http://x", "openai", engine=engine)) as client:

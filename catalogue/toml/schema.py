@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -40,8 +41,9 @@ def _written(default: Any) -> Any:
     return list(default) if isinstance(default, tuple) else str(default)
 
 
+@cache  # a schema takes about 10 ms, and a faulty file needs it for its hints
 def json_schema(adapter: TypeAdapter[Any]) -> dict[str, Any]:
-    """The schema (draft 2020-12) of the file that `adapter` reads."""
+    """The schema (draft 2020-12) of the file that `adapter` reads. Callers must not modify it."""
     schema = adapter.json_schema(schema_generator=_FileSchema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeAlias
 
-from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, AllowInfNan, ConfigDict, GetPydanticSchema, Strict, ValidationError, WrapValidator
+from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, Strict, ValidationError, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from catalogue.toml.positions import KeyPath
@@ -21,6 +20,7 @@ __all__ = [
     "FILE",
     "INVALID",
     "LARGEST_INTEGER",
+    "CheckedTable",
     "Count",
     "CountOrZero",
     "Flag",
@@ -29,8 +29,7 @@ __all__ = [
     "Number",
     "NumberOrZero",
     "Percent",
-    "Table",
-    "Text",
+    "String",
     "checked",
     "invalid",
     "kind_of",
@@ -71,17 +70,17 @@ def _check_name(value: str) -> str:
     return value
 
 
-Text: TypeAlias = Annotated[str, Strict()]
+String: TypeAlias = Annotated[str, Strict()]
 Name: TypeAlias = Annotated[str, Strict(), AfterValidator(_check_name)]
 """Text that fits into a log line, a header and a URL: not empty, printable, no white space at its ends."""
 Flag: TypeAlias = Annotated[bool, Strict()]
-Integer: TypeAlias = Annotated[int, Strict(), Ge(-LARGEST_INTEGER), Le(LARGEST_INTEGER)]
-Count: TypeAlias = Annotated[int, Strict(), Ge(1), Le(LARGEST_INTEGER)]
-CountOrZero: TypeAlias = Annotated[int, Strict(), Ge(0), Le(LARGEST_INTEGER)]
-Number: TypeAlias = Annotated[float, Strict(), AllowInfNan(False), Gt(0), Le(LARGEST_INTEGER)]
+Integer: TypeAlias = Annotated[int, Field(strict=True, ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)]
+Count: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=LARGEST_INTEGER)]
+CountOrZero: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=LARGEST_INTEGER)]
+Number: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=LARGEST_INTEGER)]
 """A finite number above 0, whole or not."""
-NumberOrZero: TypeAlias = Annotated[float, Strict(), AllowInfNan(False), Ge(0), Le(LARGEST_INTEGER)]
-Percent: TypeAlias = Annotated[float, Strict(), AllowInfNan(False), Ge(0), Le(100)]
+NumberOrZero: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=LARGEST_INTEGER)]
+Percent: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=100)]
 
 
 def parsed_from(written: Any, parse: Callable[..., Any]) -> GetPydanticSchema:
@@ -99,7 +98,7 @@ def kind_of(value: object) -> str:
 
 
 @dataclass(slots=True)
-class Table:
+class CheckedTable:
     """A table or an array while its checks run.
 
     Args:
@@ -127,7 +126,7 @@ class Table:
         return self._errors
 
 
-def checked(check: Callable[[Table], None]) -> WrapValidator:
+def checked(check: Callable[[CheckedTable], None]) -> WrapValidator:
     """An annotation: run `check` on a table or an array also if some of its values are faulty.
 
     It does not run on a value that is no table or array at all.
@@ -141,7 +140,7 @@ def checked(check: Callable[[Table], None]) -> WrapValidator:
             errors = [_as_details(entry) for entry in error.errors(include_url=False)]
         faulty = {details["loc"] for details in errors}
         if () not in faulty:
-            table = Table(raw, value, faulty)
+            table = CheckedTable(raw, value, faulty)
             check(table)
             errors += table.errors()
         if errors:
@@ -158,10 +157,10 @@ def _as_details(error: Any) -> InitErrorDetails:
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=context)
 
 
-def refuse_duplicates(key: str) -> Callable[[Table], None]:
+def refuse_duplicates(key: str) -> Callable[[CheckedTable], None]:
     """A check for an array of tables: no two of them may have the same text under `key`."""
 
-    def check(array: Table) -> None:
+    def check(array: CheckedTable) -> None:
         first: dict[str, int] = {}
         for index, value in _texts(array.raw, key):
             if value in first:

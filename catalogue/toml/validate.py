@@ -1,7 +1,7 @@
 """A parsed TOML document to a value of a dataclass, or every fault: the bridge from pydantic's errors to ours.
 
-Pydantic says what is wrong with a value and which path leads to it. This file adds the line, plain words
-and a hint, and drops the parts of a path that exist in our types only.
+Pydantic says what is wrong with a value and which path leads to it. This file adds the line, plain words and a hint,
+and drops the parts of a path that exist in our types only.
 """
 
 from __future__ import annotations

@@ -8,12 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["ENGINES_WITH_TOKENIZER", "ENGINES_WITH_USAGE", "PLAIN", "Backend", "Dialect", "Engine", "ThinkingSwitch"]
+__all__ = [
+    "ENGINES_WITH_TOKENIZER",
+    "ENGINES_WITH_USAGE",
+    "PLAIN",
+    "Backend",
+    "DialectName",
+    "EngineName",
+    "ThinkingSwitch",
+]
 
-Dialect: TypeAlias = Literal["openai", "anthropic", "responses"]
+DialectName: TypeAlias = Literal["openai", "anthropic", "responses"]
 """`/v1/chat/completions` and the other OpenAI endpoints; `/v1/messages`; `/v1/responses`."""
 
-Engine: TypeAlias = Literal[
+EngineName: TypeAlias = Literal[
     "cortex", "llamacpp", "lmstudio", "ollama", "sglang", "tabbyapi", "transformers", "vllm"
 ]  # fmt: skip
 ThinkingSwitch: TypeAlias = Literal["chat_template_kwargs", "reasoning_effort", "none"]

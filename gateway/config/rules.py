@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationInfo
 
-from catalogue.toml.types import Name, Table, Text, invalid, parsed_from
-from gateway.config.engine_traits import Dialect
+from catalogue.toml.types import CheckedTable, Name, String, invalid, parsed_from
+from gateway.config.engine_traits import DialectName
 
 __all__ = [
     "BASE_PATH",
@@ -64,7 +64,7 @@ def _listen(text: str) -> Listen:
     return Listen(host, port)
 
 
-def check_addresses(gateway: Table) -> None:
+def check_addresses(gateway: CheckedTable) -> None:
     """Refuse one address for both ports. Port 0 is a different free port each time."""
     settings = gateway.value
     if settings is not None and settings.listen.port and settings.listen == settings.metrics_listen:
@@ -139,11 +139,11 @@ def _secret(text: str) -> str:
     return text
 
 
-LISTEN = parsed_from(Text, _listen)
+LISTEN = parsed_from(String, _listen)
 ENDPOINT = parsed_from(Name, _endpoint)
-BASE_PATH = parsed_from(Text, _base_path)
+BASE_PATH = parsed_from(String, _base_path)
 PATH_BESIDE_CONFIG = parsed_from(Name, _beside_config)
-SECRET = parsed_from(Text, _secret)
+SECRET = parsed_from(String, _secret)
 
 
 # Neurons.
@@ -154,11 +154,11 @@ _KEYS_OF_ENGINES = ("api_key", "base_path", "models", "serves", "vram_mb", "engi
 def add_dialects_of_cortex(table: Any) -> Any:
     """Another cortex speaks all dialects, unless its table lists some."""
     if isinstance(table, dict) and table.get("engine") == "cortex" and "dialects" not in table:
-        return table | {"dialects": list(get_args(Dialect))}
+        return table | {"dialects": list(get_args(DialectName))}
     return table
 
 
-def check_neuron(neuron: Table) -> None:
+def check_neuron(neuron: CheckedTable) -> None:
     """Refuse keys that do not apply to the neuron's kind."""
     table: Mapping[str, Any] = neuron.raw
     kind = table.get("kind", "neuron")

@@ -25,7 +25,7 @@ from catalogue.toml.types import (
     refuse_duplicates,
 )
 from gateway.config import rules
-from gateway.config.engine_traits import Dialect, Engine, ThinkingSwitch
+from gateway.config.engine_traits import DialectName, EngineName, ThinkingSwitch
 from gateway.config.rules import Listen
 
 __all__ = [
@@ -266,10 +266,10 @@ class NeuronSettings:
     vram_mb: Count | None = None
     """Total GPU memory, in MB, for display. No default: unknown. For kind = "openai" only."""
 
-    engine: Engine | None = None
+    engine: EngineName | None = None
     """The server's software. No default: unknown. For kind = "openai" only."""
 
-    dialects: tuple[Dialect, ...] = ("openai",)
+    dialects: tuple[DialectName, ...] = ("openai",)
     """The APIs it speaks; others are translated. The default for engine = "cortex" is all three."""
 
     thinking: ThinkingSwitch = "chat_template_kwargs"

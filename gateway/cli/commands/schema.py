@@ -6,6 +6,9 @@ import json
 
 import click
 
+from catalogue.load import models_schema
+from gateway.config.load import settings_schema
+
 __all__ = ["schema"]
 
 
@@ -16,8 +19,5 @@ def schema(file: str) -> None:
 
     An editor with Taplo (Even Better TOML) uses it if the file begins with `#:schema PATH`.
     """
-    from catalogue.load import models_schema  # noqa: PLC0415 - `cortex --help` should not wait for pydantic
-    from gateway.config.load import settings_schema  # noqa: PLC0415 - as above
-
     found = settings_schema() if file == "config" else models_schema()
     click.echo(json.dumps(found, indent=2, ensure_ascii=False))

@@ -10,11 +10,22 @@ from catalogue.toml.faults import FaultyFile
 from catalogue.toml.parse import parse_toml
 from catalogue.toml.positions import scan
 from catalogue.toml.schema import json_schema, properties_at
-from catalogue.toml.types import FILE, Count, Flag, Name, Number, Percent, Table, Text, checked, refuse_duplicates
+from catalogue.toml.types import (
+    FILE,
+    CheckedTable,
+    Count,
+    Flag,
+    Name,
+    Number,
+    Percent,
+    String,
+    checked,
+    refuse_duplicates,
+)
 from catalogue.toml.validate import Document, Override, read
 
 
-def refuse_more_threads_than_cores(engine: Table) -> None:
+def refuse_more_threads_than_cores(engine: CheckedTable) -> None:
     if engine.is_good("threads") and engine.raw.get("threads", 0) > engine.raw.get("cores", 0):
         engine.refuse(("threads",), "is more than `cores`", "lower it, or raise `cores` in line {line}", see=("cores",))
 
@@ -52,7 +63,7 @@ class File:
 
     __pydantic_config__ = FILE
 
-    token: Text | None = None
+    token: String | None = None
     debug: Flag = False
     storage: Storage = Storage()
     engines: Annotated[tuple[EngineTable, ...], checked(refuse_duplicates("name"))] = ()

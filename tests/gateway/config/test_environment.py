@@ -112,10 +112,30 @@ def test_token_from_the_environment_is_taken_as_written(value):
     assert load(None, {"CORTEX_ADMIN__TOKEN": value}).settings.admin.token == value
 
 
+VALUES = [
+    *(
+        "1",
+        "-1",
+        "{}",
+        "[[]]",
+        "[{}]",
+        "true",
+        "nan",
+        "1e999",
+        "0x" + "f" * 5000,
+        "1979-05-27",
+        "'x'",
+        "['x']",
+        "{x = 1}",
+    ),
+    *("{listen = 1}", "{listen = 'a:0', metrics_listen = 'a:0'}", "{token = {}, public = 1, tokn = []}"),
+    "[{name = 1, endpoint = 'http://a/v1', kind = 'openai', serves = {a = 1, \"\" = 'b'}}, {models = 1}, 3]",
+    "[{name = 'b', endpoint = [], dialects = {}}, {name = 'b', kind = [], api_key = '', base_path = 1}]",
+]
 KEYS = ["__".join(key).upper() for key in known_keys()]
 
 
-@given(st.dictionaries(st.sampled_from(KEYS).map("CORTEX_{}".format), st.text() | st.sampled_from(["1", "{}", "[[]]"])))
+@given(st.dictionaries(st.sampled_from(KEYS).map("CORTEX_{}".format), st.text() | st.sampled_from(VALUES)))
 def test_no_environment_raises_anything_but_faulty_file(environ):
     """Random texts in known variables."""
     try:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalogue.toml.faults import FaultyFile
-from gateway.config.engine_traits import Dialect
+from gateway.config.engine_traits import DialectName
 from gateway.config.environment import known_keys
 from gateway.config.load import load
 from gateway.config.removed_keys import REMOVED_KEYS
@@ -23,7 +23,7 @@ from gateway.config.settings import Listen, NeuronSettings, Settings
 
 ROOT = Path(__file__).parents[3]
 SECRET = "hunter2-hunter2"
-DIALECTS = get_args(Dialect)
+DIALECTS = get_args(DialectName)
 SECTIONS = {
     section.name: type(section.default) for section in dataclasses.fields(Settings) if is_dataclass(section.default)
 }
