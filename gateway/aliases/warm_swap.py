@@ -11,7 +11,6 @@ and new models are guarded from eviction (`Catalogue.guarded`). The reasons are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -21,11 +20,9 @@ import trio
 from catalogue.diff import CatalogueDiff, shown_targets
 from catalogue.models import Alias, Catalogue, Warming
 from gateway.aliases.catalogue_store import CatalogueStore
-from gateway.aliases.warm_up import RECHECK_S, ModelWarmer, WaitUntilRoutable, WarmUpPhase, WarmUpProgress
-from gateway.config.settings import Settings
+from gateway.aliases.warm_up import RECHECK_S, ModelWarmer, WarmUpPhase, WarmUpProgress
 from gateway.fleet.readiness import FleetReadiness
 from gateway.fleet.state import Fleet
-from gateway.http.pool import UpstreamPool
 from gateway.telemetry.metrics import Metrics
 
 __all__ = ["SwapView", "WarmSwaps"]
@@ -87,38 +84,27 @@ class WarmSwaps:
 
     Args:
         store: Says which aliases are warming, and moves them.
+        warmer: Warms their new targets.
         fleet: Says which models can serve.
-        wait_until_routable: Loads models.
-        upstream: Connections for probes.
-        settings: Its `[deadlines]`.
+        warm_deadline_s: The deadline of a swap whose alias does not set one.
         metrics: Counts swaps by result.
-        poll_soon: Polls a node soon.
     """
 
     def __init__(
         self,
         store: CatalogueStore,
+        warmer: ModelWarmer,
         *,
         fleet: Fleet,
-        wait_until_routable: WaitUntilRoutable,
-        upstream: UpstreamPool,
-        settings: Settings,
+        warm_deadline_s: float,
         metrics: Metrics,
-        poll_soon: Callable[[str], None],
     ) -> None:
         self._store = store
         self._fleet = fleet
         self._readiness = FleetReadiness(fleet)
-        self._deadlines = settings.deadlines
+        self._warmer = warmer
+        self._warm_deadline_s = warm_deadline_s
         self._metrics = metrics
-        self._warmer = ModelWarmer(
-            store,
-            fleet=fleet,
-            wait_until_routable=wait_until_routable,
-            upstream=upstream,
-            deadlines=settings.deadlines,
-            poll_soon=poll_soon,
-        )
         self._swaps: dict[str, _Swap] = {}
         self._nursery: trio.Nursery | None = None
         self._draining = False
@@ -179,7 +165,7 @@ class WarmSwaps:
                 self._start(new.aliases[name], warming)
 
     def _start(self, alias: Alias, warming: Warming) -> None:
-        allowed_s = warming.wanted.warm_deadline_seconds or self._deadlines.load_seconds
+        allowed_s = warming.wanted.warm_deadline_seconds or self._warm_deadline_s
         swap = self._swaps[alias.name] = _Swap(alias, warming, allowed_s)
         log.info("swap_warming", **self._log_fields(swap), newcomers=warming.newcomers, allowed_s=allowed_s)
         if self._nursery is not None:

@@ -15,6 +15,7 @@ from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.plan import ChangePlan
 from gateway.aliases.rollout import RolloutController
 from gateway.aliases.warm_swap import WarmSwaps
+from gateway.aliases.warm_up import ModelWarmer
 from gateway.asgi import App
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.control.engine_client import EngineClient
@@ -84,14 +85,20 @@ class Gateway:
             metrics=self.metrics,
             poll_soon=self.poller.poll_soon,
         )
-        self.swaps = WarmSwaps(
+        warmer = ModelWarmer(
             self.keeper,
             fleet=self.fleet,
             wait_until_routable=self.scheduler.wait_until_routable,
             upstream=self.upstream,
-            settings=settings,
-            metrics=self.metrics,
+            deadlines=settings.deadlines,
             poll_soon=self.poller.poll_soon,
+        )
+        self.swaps = WarmSwaps(
+            self.keeper,
+            warmer,
+            fleet=self.fleet,
+            warm_deadline_s=settings.deadlines.load_seconds,
+            metrics=self.metrics,
         )
         self.shadows = Shadows(
             self.fleet, self.upstream, catalogue=self.keeper, metrics=self.metrics, deadlines=settings.deadlines

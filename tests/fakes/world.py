@@ -23,6 +23,7 @@ from trio.testing import memory_stream_pair
 from catalogue.models import ModelProfile
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.warm_swap import WarmSwaps
+from gateway.aliases.warm_up import ModelWarmer
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.poller import Poller
@@ -229,15 +230,15 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
             hedge_policy=HedgePolicy(metrics),
         )
     )
-    swaps = WarmSwaps(
+    warmer = ModelWarmer(
         keeper,
         fleet=fleet,
         wait_until_routable=lifecycle.wait_until_routable,
         upstream=upstream,
-        settings=settings,
-        metrics=metrics,
+        deadlines=settings.deadlines,
         poll_soon=poller.poll_soon,
     )
+    swaps = WarmSwaps(keeper, warmer, fleet=fleet, warm_deadline_s=settings.deadlines.load_seconds, metrics=metrics)
     return World(
         hosts, keeper, settings, fleet, poller, upstream, lifecycle, admission, accounts, inference, swaps, metrics
     )

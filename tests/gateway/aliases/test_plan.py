@@ -1,4 +1,4 @@
-"""gateway.aliases.plan: what a new file would take of the fleet, forecast by the rules that would decide."""
+"""gateway.aliases.plan and planned_fleet: what a new file would load and evict, by the rules of the fleet itself."""
 
 import dataclasses
 
@@ -7,14 +7,16 @@ import pytest
 from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
 
 from catalogue.models import Alias, Target
+from catalogue.warming import hold_back
 from gateway.aliases.plan import plan
+from gateway.fleet.readiness import FleetReadiness
 
 A, B, C = (a_profile(model, vram_mb=size) for model, size in (("A", 8000), ("B", 8000), ("C", 20_000)))
 
 
 @pytest.fixture
 def fleet():
-    """`small` has A and room for nothing else; `large` has 24,000 MB, all free."""
+    """`small` has A and no memory for anything else; `large` has 24,000 MB, all free."""
     fleet = a_fleet("large", "small", clock=Clock())
     answers(fleet, "small", a_model("A", vram_used_mb=8000), devices=(a_gpu(0, 10_000, 2000),))
     answers(fleet, "large", devices=(a_gpu(0, 24_000, 24_000),))
@@ -22,7 +24,7 @@ def fleet():
 
 
 def to(target, *profiles, **more):
-    """A catalogue whose tier stands for this model."""
+    """A catalogue whose alias `tier` has this target."""
     return a_catalogue(*(profiles or (A, B, C)), aliases={"tier": target}, **more)
 
 
@@ -32,21 +34,21 @@ def with_alias(**alias):
 
 
 def placement(planned):
-    """Of the only model of the only alias."""
+    """The only placement of the only alias."""
     (alias,) = planned.aliases
     (only,) = alias.placements
     return only
 
 
-def test_same_meaning_is_nothing_to_do(fleet):
+def test_file_with_the_same_meaning_changes_nothing(fleet):
     """Comments and layout are no change."""
     planned = plan(to("A"), to("A", generation=2), fleet)
 
     assert (planned.verdict, planned.aliases) == ("nothing", ())
 
 
-def test_target_that_is_loaded_needs_nothing(fleet):
-    """It is named where it is."""
+def test_loaded_target_needs_no_load(fleet):
+    """The plan names its node."""
     planned = plan(to("B"), to("A"), fleet)
 
     assert planned.verdict == "changes"
@@ -55,8 +57,8 @@ def test_target_that_is_loaded_needs_nothing(fleet):
     assert all(device.used_before_mb == device.used_after_mb for device in planned.devices)
 
 
-def test_target_that_is_not_loaded_goes_where_routing_would_load_it(fleet):
-    """Into free memory first; before and after are of each device."""
+def test_cold_target_is_placed_where_routing_would_load_it(fleet):
+    """In free memory first; each device has its memory before and after."""
     planned = plan(to("A"), to("B"), fleet)
 
     only = placement(planned)
@@ -68,8 +70,8 @@ def test_target_that_is_not_loaded_goes_where_routing_would_load_it(fleet):
     ]
 
 
-def test_fleet_is_not_touched(fleet):
-    """A plan is a thought."""
+def test_planning_does_not_change_the_fleet(fleet):
+    """Its snapshot stays the same."""
     before = msgspec.json.encode(fleet.snapshot())
 
     plan(to("A"), to("C"), fleet)
@@ -77,8 +79,8 @@ def test_fleet_is_not_touched(fleet):
     assert msgspec.json.encode(fleet.snapshot()) == before
 
 
-def test_what_must_go_is_named(fleet):
-    """The idle model that eviction would choose, and the memory it gives back."""
+def test_victims_are_named(fleet):
+    """The idle model that the eviction rules choose, and the memory that it frees."""
     answers(fleet, "large", a_model("X", vram_used_mb=10_000), devices=(a_gpu(0, 24_000, 14_000),))
 
     planned = plan(to("A"), to("C"), fleet)
@@ -89,8 +91,8 @@ def test_what_must_go_is_named(fleet):
     assert (large.node, large.used_before_mb, large.used_after_mb) == ("large", 10_000, 20_000)
 
 
-def test_young_models_are_spared_where_others_can_go():
-    """As the lifecycle would: rather the place with less room than a model that has only just come."""
+def test_young_models_are_spared_where_older_ones_can_be_evicted():
+    """As the scheduler does: the node with less free memory comes first if the other would lose a young model."""
     clock = Clock()
     fleet = a_fleet("roomy", "tight", clock=clock)
     answers(fleet, "tight", a_model("old", vram_used_mb=8000), devices=(a_gpu(0, 10_000, 1500),))
@@ -102,8 +104,8 @@ def test_young_models_are_spared_where_others_can_go():
     assert placement(plan(to("A"), to("B"), fleet, min_residency_s=5)).evicts == ("young",)
 
 
-def test_memory_that_is_freed_beside_the_newcomer_is_counted():
-    """A victim over two devices makes room on both, and what comes needs one."""
+def test_memory_freed_on_other_devices_is_counted():
+    """The victim is on two devices, and the new model needs one of them."""
     fleet = a_fleet("pair", clock=Clock())
     wide = a_model("wide", vram_used_mb=16_000, devices=(0, 1))
     answers(fleet, "pair", wide, devices=(a_gpu(0, 10_000, 2000), a_gpu(1, 10_000, 2000)))
@@ -114,8 +116,8 @@ def test_memory_that_is_freed_beside_the_newcomer_is_counted():
     assert [(device.used_before_mb, device.used_after_mb) for device in planned.devices] == [(8000, 8000), (8000, 0)]
 
 
-def test_second_load_finds_what_the_first_has_left(fleet):
-    """Two aliases, one room: the plan counts what it has given away."""
+def test_second_load_is_planned_after_the_first(fleet):
+    """Both aliases need the same memory."""
     old = a_catalogue(A, B, C, aliases={"one": "A", "two": "A"})
     new = a_catalogue(A, B, C, a_profile("D", vram_mb=20_000), aliases={"one": "C", "two": "D"})
 
@@ -126,7 +128,7 @@ def test_second_load_finds_what_the_first_has_left(fleet):
 
 
 def test_two_aliases_of_one_model_load_it_once(fleet):
-    """The second finds it placed."""
+    """The second alias finds it placed."""
     old = a_catalogue(A, B, aliases={"one": "A", "two": "A"})
     new = a_catalogue(A, B, aliases={"one": "B", "two": "B"})
 
@@ -136,8 +138,8 @@ def test_two_aliases_of_one_model_load_it_once(fleet):
     assert planned.devices[0].used_after_mb == 8000
 
 
-def test_need_that_no_topology_meets_is_impossible(fleet):
-    """In words: what it needs, what everybody has."""
+def test_model_that_fits_no_topology_is_impossible(fleet):
+    """The reason has what it needs, and what each neuron has."""
     huge = a_profile("huge", min_devices=2, min_device_vram_mb=24_000)
 
     planned = plan(to("A"), to("huge", A, huge), fleet)
@@ -148,8 +150,8 @@ def test_need_that_no_topology_meets_is_impossible(fleet):
     )
 
 
-def test_pin_is_part_of_the_need(fleet):
-    """It fits, but not where it must be."""
+def test_pin_is_part_of_the_reason(fleet):
+    """The model would fit on the other neuron."""
     pinned = a_profile("C", vram_mb=20_000, min_device_vram_mb=16_000, pinned_on=("small",))
 
     assert placement(plan(to("A"), to("C", A, pinned), fleet)).reason.startswith(
@@ -157,26 +159,26 @@ def test_pin_is_part_of_the_need(fleet):
     )
 
 
-def test_more_than_any_device_has_is_impossible(fleet):
-    """The topology would do, the memory never will."""
+def test_model_larger_than_every_device_is_impossible(fleet):
+    """The topology satisfies it, the memory never does."""
     vast = a_profile("vast", vram_mb=60_000)
 
     planned = plan(to("A"), to("vast", A, vast), fleet)
 
     assert planned.verdict == "impossible"
-    assert placement(planned).reason.startswith("no neuron has room for vast: needs 60,000 MB; large has 24000 MB")
+    assert placement(planned).reason.startswith("no neuron has memory for vast: needs 60,000 MB; large has 24000 MB")
 
 
-def test_model_that_nobody_knows_is_impossible(fleet):
-    """Its requests would get 404."""
-    planned = plan(to("A"), to("nobody/has-it", A), fleet)
+def test_unknown_model_is_impossible(fleet):
+    """Its requests would get a 404."""
+    planned = plan(to("A"), to("unknown/model", A), fleet)
 
     assert planned.verdict == "impossible"
-    assert placement(planned).reason == "no neuron has nobody/has-it, and no [[models]] table describes it"
+    assert placement(planned).reason == "no neuron has unknown/model, and no [[models]] table describes it"
 
 
-def test_only_place_is_held_by_the_old_target(fleet):
-    """A warm swap keeps the old one until the new one is there; cold is a way."""
+def test_warm_swap_without_memory_beside_the_old_target_is_impossible(fleet):
+    """A warm swap keeps the old target loaded until the new one is; a cold swap evicts it."""
     tight = a_profile("T", vram_mb=9000, pinned_on=("small",))
     warm = to("T", A, tight)
     cold = dataclasses.replace(warm, aliases={"tier": Alias("tier", (Target("T"),), swap="cold")})
@@ -188,8 +190,8 @@ def test_only_place_is_held_by_the_old_target(fleet):
     assert not planned.aliases[0].is_warm
 
 
-def test_room_that_is_busy_is_worth_waiting_for(fleet):
-    """Not impossible: whoever holds it has requests that end."""
+def test_model_waits_for_a_busy_one_that_could_be_evicted(fleet):
+    """The running requests end some time."""
     answers(fleet, "large", a_model("X", vram_used_mb=20_000), devices=(a_gpu(0, 24_000, 4000),))
 
     with fleet.lease("large", "X"):
@@ -198,24 +200,24 @@ def test_room_that_is_busy_is_worth_waiting_for(fleet):
     assert planned.verdict == "changes"
     assert (placement(planned).state, placement(planned).reason) == (
         "waits",
-        "large has room once X (1 requests) can go",
+        "large has memory once X (1 request) can be evicted",
     )
 
 
-def test_neuron_that_is_down_or_draining_is_not_counted_on(fleet):
-    """Not now is not never."""
+def test_model_waits_for_a_neuron_that_is_drained(fleet):
+    """It is possible, but not now."""
     fleet.drain("large", draining=True)
 
     planned = plan(to("A"), to("C"), fleet)
 
     assert (placement(planned).state, placement(planned).reason) == (
         "waits",
-        "there is room on large, which does not take requests now",
+        "large could hold it, but is unavailable now",
     )
 
 
-def test_every_target_that_gets_requests_is_placed(fleet):
-    """And those with weight 0 are not."""
+def test_every_target_with_a_weight_is_placed(fleet):
+    """Targets with weight 0 are not."""
     wanted = with_alias(targets=(Target("A", 90), Target("B", 10), Target("C", 0)))
 
     (alias,) = plan(to("A"), wanted, fleet).aliases
@@ -224,8 +226,8 @@ def test_every_target_that_gets_requests_is_placed(fleet):
     assert alias.new == "[A 90, B 10, C 0]"
 
 
-def test_model_whose_profile_changes_concerns_its_alias(fleet):
-    """The file says the same of the alias; what it can be is another matter."""
+def test_alias_of_a_changed_model_is_affected(fleet):
+    """The alias itself is the same in the file."""
     larger = dataclasses.replace(C, vram_mb=60_000)
 
     planned = plan(to("C"), to("C", A, B, larger), fleet)
@@ -233,22 +235,22 @@ def test_model_whose_profile_changes_concerns_its_alias(fleet):
     assert (planned.aliases[0].change, planned.verdict) == ("affected", "impossible")
 
 
-def test_profile_of_a_loaded_model_counts_next_time(fleet):
-    """Nothing is reloaded for it, and that is said."""
+def test_changed_profile_of_a_loaded_model_applies_from_its_next_load(fleet):
+    """The model is not reloaded; a note says so."""
     planned = plan(to("B"), to("B", dataclasses.replace(A, quant="q4"), B), fleet)
 
-    assert planned.notes == ("A is loaded on small: its quant will count when it is loaded next",)
+    assert planned.notes == ("A is loaded on small: its new quant will apply from its next load on",)
 
 
-def test_model_that_is_taken_out_stays_until_it_must_go(fleet):
-    """A catalogue is not a command to unload."""
+def test_removed_model_stays_loaded_until_it_is_evicted(fleet):
+    """Removing a model from the catalogue does not unload it."""
     planned = plan(a_catalogue(A, B), a_catalogue(B), fleet)
 
-    assert planned.notes == ("A stays loaded on small until it has to make room, and is not loaded again after that",)
+    assert planned.notes == ("A stays loaded on small until it is evicted, and is not loaded again",)
 
 
-def test_requests_under_way_are_counted_by_what_they_went_to(fleet):
-    """Those of the aliases that change: they end where they are."""
+def test_running_requests_are_counted_by_model(fleet):
+    """Those of the aliases that change; they end where they are."""
     live = [("tier", "A"), ("tier", "A"), ("tier", "B"), ("other", "A"), ("zeta", "A"), (None, "A"), ("tier", None)]
 
     planned = plan(to("A"), to("B"), fleet, live=live)
@@ -256,8 +258,8 @@ def test_requests_under_way_are_counted_by_what_they_went_to(fleet):
     assert planned.aliases[0].in_flight == {"A": 2, "B": 1}
 
 
-def test_alias_that_goes_and_alias_that_comes(fleet):
-    """One has no targets any more; the other is there at once, having nothing to wait for."""
+def test_removed_and_added_aliases(fleet):
+    """The removed one has no placements; the added one does not warm, since it has no old target."""
     planned = plan(a_catalogue(A, aliases={"old": "A"}), a_catalogue(A, B, aliases={"new": "B"}), fleet)
 
     new, old = planned.aliases
@@ -265,21 +267,18 @@ def test_alias_that_goes_and_alias_that_comes(fleet):
     assert (new.change, new.old, new.is_warm) == ("added", None, False)
 
 
-def test_alias_on_its_way_is_compared_with_where_it_goes(fleet):
-    """A file that was accepted and waits is not a change once more."""
-    from catalogue.warming import hold_back  # noqa: PLC0415 - of this test only
-    from gateway.fleet.readiness import FleetReadiness  # noqa: PLC0415 - as above
+def test_warming_alias_counts_as_moved(fleet):
+    """A file that is accepted already is not a change again."""
+    warming = hold_back(to("B"), to("A"), FleetReadiness(fleet))
+    assert warming.warming
 
-    waiting = hold_back(to("B"), to("A"), FleetReadiness(fleet))
-    assert waiting.warming
-
-    assert plan(waiting, to("B"), fleet).verdict == "nothing"
-    assert placement(plan(to("A"), waiting, fleet)).nodes == ("large",)
-    assert plan(waiting, to("A"), fleet).verdict == "changes"
+    assert plan(warming, to("B"), fleet).verdict == "nothing"
+    assert placement(plan(to("A"), warming, fleet)).nodes == ("large",)
+    assert plan(warming, to("A"), fleet).verdict == "changes"
 
 
-def test_unknown_sizes_stay_unknown(fleet):
-    """A device whose new model says no size: nobody knows what is left."""
+def test_unknown_size_makes_the_memory_after_unknown(fleet):
+    """The profile has no size, so the memory left on its device is unknown."""
     vague = a_profile("vague")
 
     planned = plan(to("A"), to("vague", A, vague), fleet)
@@ -289,10 +288,10 @@ def test_unknown_sizes_stay_unknown(fleet):
 
 
 def test_plan_is_plain_json(fleet):
-    """For the admin API and the trail."""
+    """For the admin API and the audit log."""
     planned = plan(to("A"), to("C"), fleet, live=[("tier", "A")])
 
-    told = msgspec.json.decode(msgspec.json.encode(planned.as_json()))
-    assert told["verdict"] == "changes"
-    assert told["aliases"][0]["placements"][0]["nodes"] == ["large"]
-    assert told["summary"] == "~alias tier: A -> C"
+    body = msgspec.json.decode(msgspec.json.encode(planned.as_json()))
+    assert body["verdict"] == "changes"
+    assert body["aliases"][0]["placements"][0]["nodes"] == ["large"]
+    assert body["summary"] == "~alias tier: A -> C"
