@@ -1,7 +1,7 @@
 """The fleet as a plan expects it: a copy on which loads succeed at once and victims are gone. Pure.
 
-The rules are those of the fleet itself: `routing.choose` decides where a model goes, and `loading.eviction` which models
-are evicted for it. Each planned load changes the copy for the next one; the real fleet is only read.
+The rules are those of the fleet itself: `routing.choose` decides where a model goes, and `loading.eviction` which
+models are evicted for it. Each planned load changes the copy for the next one; the real fleet is only read.
 """
 
 from __future__ import annotations
