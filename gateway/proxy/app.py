@@ -25,7 +25,7 @@ from gateway.proxy.endpoints import ENDPOINTS, Endpoint
 from gateway.proxy.form_request import read_form_request, watch_uploading_client
 from gateway.proxy.forms.spool import SpoolStorage
 from gateway.proxy.request import InferenceRequest, read_request, request_id_of
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["InferenceApp"]
 
@@ -75,13 +75,13 @@ class InferenceApp:
                 record.outcome = "client_disconnected"
             finally:
                 record.status, record.bytes_out = client.status, client.bytes_sent
-                record.sent_first_at = client.first_write_at
+                record.timings.sent_first_at = client.first_write_at
 
     def drain(self) -> None:
         """Refuse new requests from now on, and those that still wait for a replica: that may take minutes."""
         self.context.draining.set()
         for record in list(self.context.request_log.live.values()):
-            if record.is_waiting:
+            if record.routing.is_waiting:
                 record.cancel(shutting_down())
 
     def cut(self, error: errors.GatewayError) -> None:
@@ -99,7 +99,7 @@ class InferenceApp:
             )
 
     async def _read(
-        self, endpoint: Endpoint, scope: Scope, receive: Receive, record: Record, reservation: BodyReservation
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, record: RequestRecord, reservation: BodyReservation
     ) -> InferenceRequest:
         """Read the whole request within the `header` deadline, or the client's total deadline if that is shorter."""
         deadline = total_deadline.of_client(scope["headers"])
@@ -109,7 +109,7 @@ class InferenceApp:
             record.cancel = partial(_cancel_reading, arrival, cancelled_by)
             request = await read_request(scope, receive, record.request_id, self._body_limit_bytes, reservation)
             request.total_deadline = deadline
-            record.read_at = trio.current_time()
+            record.timings.read_at = trio.current_time()
             record.bytes_in = len(request.body)
             request.open_dialogue(endpoint.dialect, self._neuron_dialects)
             record.stream = request.stream
@@ -126,7 +126,7 @@ class InferenceApp:
         scope: Scope,
         receive: Receive,
         client: ClientResponse,
-        record: Record,
+        record: RequestRecord,
         *,
         reservation: BodyReservation,
     ) -> None:
@@ -149,7 +149,12 @@ class InferenceApp:
                     record.bytes_in = request.upload.received_bytes
 
     async def _serve(
-        self, endpoint: Endpoint, request: InferenceRequest, receive: Receive, client: ClientResponse, record: Record
+        self,
+        endpoint: Endpoint,
+        request: InferenceRequest,
+        receive: Receive,
+        client: ClientResponse,
+        record: RequestRecord,
     ) -> None:
         """Open the request's nursery. Errors are handled inside it, so that none comes out as an exception group."""
         async with trio.open_nursery() as nursery:
@@ -171,7 +176,9 @@ class InferenceApp:
             except ClientGone:
                 record.outcome = "client_disconnected"
             except Exception:
-                log.exception("internal_error", request_id=record.request_id, model=record.model, node=record.node)
+                log.exception(
+                    "internal_error", request_id=record.request_id, model=record.routing.model, node=record.routing.node
+                )
                 internal = errors.InternalError("an error inside the gateway; its log has the details")
                 await _send_error(client, record, internal, request.dialect, dispatch)
             scope.cancel()
@@ -179,7 +186,7 @@ class InferenceApp:
 
 async def _send_error(
     client: ClientResponse,
-    record: Record,
+    record: RequestRecord,
     error: errors.GatewayError,
     dialect: Dialect,
     dispatch: Dispatch | None = None,

@@ -32,7 +32,7 @@ from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import InferenceRequest, outgoing_headers
 from gateway.proxy.shadow.transcript import Transcript
 from gateway.telemetry.attempt_record import AttemptRecord
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["Attempt", "send_upstream_error"]
 
@@ -82,7 +82,7 @@ class Attempt:
         self,
         context: ProxyContext,
         request: InferenceRequest,
-        record: Record,
+        record: RequestRecord,
         keepalive: KeepAlive,
         *,
         route: Route,
@@ -176,14 +176,14 @@ class Attempt:
     # Relaying the answer...
 
     async def _relay_stream(self, response: UpstreamResponse) -> None:
-        meter = self._record.stream_meter()
+        meter = self._record.answer.stream_meter()
         head = partial(self._head, response, streaming=True)
         # While another attempt may win, keep-alives go out under a head that names no neuron.
         self._keepalive.stream_started(head if self.claim is None else None)
         preamble = await relay.read_preamble(response, meter)
         await self._win(response)
         self._keepalive.head = head
-        self._record.stream, self._record.meter = True, meter
+        self._record.stream, self._record.answer.meter = True, meter
         await relay.relay_stream(response, preamble, meter, self.phases, self._keepalive, translation=self.translation)
 
     async def _relay_body(self, response: UpstreamResponse) -> None:
@@ -195,8 +195,8 @@ class Attempt:
         await self._win(response)
         self._keepalive.disable_keepalive()
         self._record.stream = False  # whatever the client asked for: this body cannot carry an error event
-        self._record.first_byte_at = trio.current_time()
-        meter = self._record.meter_whole(response.header(b"content-type"))
+        self._record.timings.first_byte_at = trio.current_time()
+        meter = self._record.answer.body_meter(response.header(b"content-type"))
         head = partial(self._head, response, streaming=False)
         is_json = b"json" in (response.header(b"content-type") or b"").lower()
         if isinstance(self.translation, Echo) and not is_json:
@@ -209,7 +209,7 @@ class Attempt:
                     response, first, meter, self.phases, self._client, head=head, translation=self.translation
                 )
         finally:
-            self._record.usage = meter.usage
+            self._record.answer.usage = meter.usage
 
     def _require_unstarted(self) -> None:
         """An early 200 promised the client an event stream."""
@@ -220,7 +220,7 @@ class Attempt:
         """Become the attempt that answers the client. Never returns if another one does: this one is cancelled."""
         if self.claim is not None and not self.claim(self):
             await trio.sleep_forever()
-        self._record.node, self._record.upstream_status = self.route.node, response.status
+        self._record.routing.node, self._record.upstream_status = self.route.node, response.status
 
     def _head(self, response: UpstreamResponse, *, streaming: bool) -> tuple[int, Headers]:
         headers = response_headers.from_upstream(
@@ -240,7 +240,7 @@ class Attempt:
         log.warning(
             "upstream_refused",
             request_id=self._record.request_id,
-            model=self._record.model,
+            model=self._record.routing.model,
             node=self.route.node,
             status=response.status,
             body=refusal.body.decode("utf-8", "replace"),
@@ -269,7 +269,7 @@ class Attempt:
 
 
 async def send_upstream_error(
-    refusal: UpstreamErrorResponse, request: InferenceRequest, client: ClientResponse, record: Record
+    refusal: UpstreamErrorResponse, request: InferenceRequest, client: ClientResponse, record: RequestRecord
 ) -> None:
     """Answer the client with a neuron's error response: its status, Retry-After and text, in the client's dialect."""
     record.outcome, record.upstream_status = "upstream_error", refusal.status

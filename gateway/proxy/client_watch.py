@@ -7,7 +7,7 @@ import trio
 from gateway.asgi import Receive
 from gateway.proxy.client_response import ClientGone, ClientResponse
 from gateway.proxy.keepalive import KeepAlive
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["LAST_BYTES_S", "keep_alive", "watch_client"]
 
@@ -16,7 +16,9 @@ __all__ = ["LAST_BYTES_S", "keep_alive", "watch_client"]
 LAST_BYTES_S = 1.0
 
 
-async def watch_client(receive: Receive, client: ClientResponse, record: Record, scope: trio.CancelScope) -> None:
+async def watch_client(
+    receive: Receive, client: ClientResponse, record: RequestRecord, scope: trio.CancelScope
+) -> None:
     """Cancel the request when the client disconnects. Starts when the request has been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -30,7 +32,7 @@ async def watch_client(receive: Receive, client: ClientResponse, record: Record,
     scope.cancel()
 
 
-async def keep_alive(keepalive: KeepAlive, record: Record, scope: trio.CancelScope) -> None:
+async def keep_alive(keepalive: KeepAlive, record: RequestRecord, scope: trio.CancelScope) -> None:
     """Send keep-alives, and cancel the request if the client turns out to be gone."""
     try:
         await keepalive.run()

@@ -16,7 +16,7 @@ from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadows
-from gateway.telemetry.request_log import Accounts
+from gateway.telemetry.request_log import RequestLog
 
 __all__ = ["ProxyContext", "shutting_down"]
 
@@ -47,7 +47,7 @@ class ProxyContext:
     upstream: UpstreamPool
     admission: Admission
     scheduler: Lifecycle
-    request_log: Accounts
+    request_log: RequestLog
     poll_soon: Callable[[str], None]
     hedge_policy: HedgePolicy
     shadows: Shadows | None = None

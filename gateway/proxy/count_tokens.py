@@ -25,7 +25,7 @@ from gateway.proxy import response_headers
 from gateway.proxy.client_response import ClientResponse
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.request import InferenceRequest, outgoing_headers
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["CountTokens"]
 
@@ -45,7 +45,7 @@ class CountTokens:
     __slots__ = ("_client", "_context", "_record", "_request")
 
     def __init__(
-        self, context: ProxyContext, request: InferenceRequest, client: ClientResponse, record: Record
+        self, context: ProxyContext, request: InferenceRequest, client: ClientResponse, record: RequestRecord
     ) -> None:
         self._context = context
         self._request = request
@@ -69,11 +69,11 @@ class CountTokens:
         """A replica of the model; None if the model would have to be loaded first."""
         catalogue = self._context.catalogue.current
         resolution = resolve(catalogue, self._request.model.name, self._request.key_of)
-        self._record.alias, self._record.model = resolution.alias, resolution.model
+        self._record.routing.alias, self._record.routing.model = resolution.alias, resolution.model
         try:
             decision = choose(resolution.model, self._context.fleet, catalogue)
         except errors.ModelNotFound:
-            self._record.is_unknown_model = resolution.alias is None
+            self._record.routing.is_unknown_model = resolution.alias is None
             raise
         except errors.ServiceUnavailable:
             return None

@@ -36,7 +36,7 @@ from gateway.proxy.route_wait import wait_for_route
 from gateway.proxy.shadow.shadower import Primary
 from gateway.proxy.total_deadline import TotalDeadline
 from gateway.telemetry.attempt_record import AttemptRecord
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["Dispatch"]
 
@@ -65,7 +65,7 @@ class Dispatch:
     _catalogue: Catalogue
 
     def __init__(
-        self, context: ProxyContext, request: InferenceRequest, client: ClientResponse, record: Record
+        self, context: ProxyContext, request: InferenceRequest, client: ClientResponse, record: RequestRecord
     ) -> None:
         self._context = context
         self._request = request
@@ -84,10 +84,11 @@ class Dispatch:
         catalogue = self._catalogue = context.catalogue.current
         resolution = resolve(catalogue, request.model.name, request.key_of)
         model = resolution.model
-        record.resolved(resolution, catalogue.generation, request.headers)
-        record.is_unknown_model = not (model in catalogue.models or context.fleet.holders(model) or resolution.alias)
+        context.request_log.resolved(record, resolution, catalogue.generation, request.headers)
+        is_known = model in catalogue.models or context.fleet.holders(model) or resolution.alias
+        record.routing.is_unknown_model = not is_known
         refuse_if_too_long(request, model, catalogue, context.fleet)
-        record.cancel, record.phases = self._phases.interrupt, self._phases
+        record.cancel, record.timings.phases = self._phases.interrupt, self._phases
         deadline = request.total_deadline
         if resolution.policy is not None:
             self._use_policy(resolution.policy, model)
@@ -98,7 +99,7 @@ class Dispatch:
             else:
                 await self._serve_within(deadline, model)
         finally:
-            record.phases_ms = self._phases.spent_ms(trio.current_time())
+            record.timings.phases_ms = self._phases.spent_ms(trio.current_time())
         if self._shadow is not None:
             self._start_shadow(self._shadow)
 
@@ -115,7 +116,7 @@ class Dispatch:
             unserved = await self._fallbacks.serve(unserved, self._serve_model)
         if unserved is None:
             return
-        self._record.model, self._record.node = unserved.model, unserved.node
+        self._record.routing.model, self._record.routing.node = unserved.model, unserved.node
         if unserved.refusal is None:
             raise unserved.error
         await send_upstream_error(unserved.refusal, self._request, self._client, self._record)
@@ -125,8 +126,8 @@ class Dispatch:
 
         Returns None once the client is answered, else why it is not; then it has seen nothing of an answer.
         """
-        context, record = self._context, self._record
-        ticket = record.turn = context.admission.turn(model, record.read_at or record.started_at)
+        context, routing, timings = self._context, self._record.routing, self._record.timings
+        ticket = routing.ticket = context.admission.turn(model, timings.read_at or timings.started_at)
         failures, last = AttemptFailures(), None
         retries_left = context.settings.retries.attempts
         while True:
@@ -136,7 +137,7 @@ class Dispatch:
                 self._log_decision(error, ticket, failures)
                 return self._unserved(last, failures, error)
             attempt = self._attempt = self._new_attempt(
-                route, record.start_attempt(model, route.node), self._phases, failures
+                route, routing.start_attempt(model, route.node, timings.routed_at), self._phases, failures
             )
             policy = self._policy
             try:
@@ -159,7 +160,7 @@ class Dispatch:
             if retries_left == 0 or self._client.committed:
                 return self._unserved(last, failures, last.error)
             retries_left -= 1
-            record.retried()
+            routing.retried()
 
     async def _next_route(self, ticket: QueueTicket, failures: AttemptFailures, last: Retriable | None) -> Route:
         """Take the lease on it before the next checkpoint. Raises GatewayError if no replica can serve the request."""
@@ -167,8 +168,8 @@ class Dispatch:
         if not isinstance(decision, Route):
             decision = await self._wait_for_route(decision, ticket, failures, last)
         self._log_decision(decision, ticket, failures)
-        if self._record.routed_at is None:
-            self._record.routed_at = trio.current_time()
+        if self._record.timings.routed_at is None:
+            self._record.timings.routed_at = trio.current_time()
         ticket.entitle()
         return decision
 
@@ -198,7 +199,7 @@ class Dispatch:
     ) -> None:
         """Call it in the step of the decision: it looks at the fleet as it is now."""
         decision_log.note(
-            self._record.choices,
+            self._record.routing.decisions,
             decision,
             model=ticket.model,
             fleet=self._context.fleet,
@@ -216,7 +217,7 @@ class Dispatch:
             error = last.error
             if last.refusal is not None and not self._client.started:
                 refusal = failures.shortest_retry
-        return Unserved(error, refusal, self._record.model, self._record.node)
+        return Unserved(error, refusal, self._record.routing.model, self._record.routing.node)
 
     def _early_head(self) -> tuple[int, Headers]:
         extra = self._request.dialect.headers(self._record.request_id)
@@ -239,7 +240,7 @@ class Dispatch:
 
     async def _serve_within(self, deadline: TotalDeadline, model: str) -> None:
         """The scope is outside the attempts and their phases: a client's short deadline is no fault of a neuron."""
-        with trio.CancelScope(deadline=self._record.started_at + deadline.allowed_s) as scope:
+        with trio.CancelScope(deadline=self._record.timings.started_at + deadline.allowed_s) as scope:
             await self._serve(model)
         if scope.cancelled_caught:
             raise deadline.exceeded(self._phases.current, self._phases.spent_ms(trio.current_time()))
@@ -282,7 +283,7 @@ class Dispatch:
     def _start_shadow(self, shadow: Primary) -> None:
         transcript = None if self._attempt is None else self._attempt.transcript
         if transcript is not None and self._record.outcome == "ok":
-            shadow.answered(transcript, self._record.model or "", self._record.node or "")
+            shadow.answered(transcript, self._record.routing.model or "", self._record.routing.node or "")
 
 
 def _choose(ticket: QueueTicket, catalogue: Catalogue, failures: AttemptFailures, last: Retriable | None) -> Decision:

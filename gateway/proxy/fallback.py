@@ -12,7 +12,7 @@ from gateway.fleet.state import Fleet
 from gateway.proxy.client_response import ClientResponse
 from gateway.proxy.context_length import refuse_if_too_long
 from gateway.proxy.request import InferenceRequest
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["Fallbacks", "Unserved"]
 
@@ -48,7 +48,7 @@ class Fallbacks:
         models: list[str],
         request: InferenceRequest,
         client: ClientResponse,
-        record: Record,
+        record: RequestRecord,
         *,
         catalogue: Catalogue,
         fleet: Fleet,
@@ -64,7 +64,7 @@ class Fallbacks:
         """Try the models in order. Returns None once the client is answered, else `first`: that is what it gets."""
         unserved = first
         while self._may_fall_back(unserved) and (model := self._next_model()) is not None:
-            self._record.falls_back(model, unserved.error)
+            self._record.routing.fell_back(model, unserved.error)
             result = await serve_model(model)
             if result is None:
                 return None
@@ -73,7 +73,7 @@ class Fallbacks:
 
     def _may_fall_back(self, unserved: Unserved) -> bool:
         """Not once the client has seen part of an answer, and not if the request was cancelled."""
-        phases = self._record.phases
+        phases = self._record.timings.phases
         if self._client.committed or (phases is not None and phases.interrupted) or not self._request.can_be_sent:
             return False
         if isinstance(unserved.error, errors.ShuttingDown):
@@ -87,7 +87,7 @@ class Fallbacks:
             try:
                 refuse_if_too_long(self._request, model, self._catalogue, self._fleet)
             except errors.ContextLengthExceeded as error:
-                self._record.passes_over(model, error)
+                self._record.routing.skipped_fallback(model, error)
             else:
                 return model
         return None

@@ -21,13 +21,19 @@ from gateway.proxy.request import (
     media_type,
     path_and_query,
 )
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["open_upload", "read_form_request", "watch_uploading_client"]
 
 
 async def read_form_request(
-    scope: Scope, receive: Receive, spool: Spool, record: Record, *, body_limit_bytes: int, stall_timeout_s: float
+    scope: Scope,
+    receive: Receive,
+    spool: Spool,
+    record: RequestRecord,
+    *,
+    body_limit_bytes: int,
+    stall_timeout_s: float,
 ) -> InferenceRequest:
     """Read the form as far as routing needs it. That may take long: only the client's total deadline limits it.
 
@@ -46,7 +52,7 @@ async def read_form_request(
             raise deadline.exceeded("header", {})
     finally:
         record.bytes_in = upload.received_bytes
-    record.read_at = trio.current_time()
+    record.timings.read_at = trio.current_time()
     model = ModelField(name, start, end, stream=False)  # a form may ask for a stream in its last field
     return InferenceRequest(
         path_and_query(scope), scope["headers"], b"", model, record.request_id, total_deadline=deadline, upload=upload
@@ -71,7 +77,7 @@ def open_upload(
 
 
 async def watch_uploading_client(
-    upload: Upload, receive: Receive, record: Record, keepalive: KeepAlive, nursery: trio.Nursery
+    upload: Upload, receive: Receive, record: RequestRecord, keepalive: KeepAlive, nursery: trio.Nursery
 ) -> None:
     """Read the rest of the upload, then watch the client. An error in the rest ends the request."""
     client = keepalive.client

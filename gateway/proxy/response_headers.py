@@ -7,7 +7,7 @@ import trio
 from gateway.asgi import Headers
 from gateway.proxy import server_timing
 from gateway.proxy.request import HOP_BY_HOP, named_by_connection
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["from_upstream", "header_value", "of_early_stream", "of_gateway"]
 
@@ -17,7 +17,9 @@ _NOT_FOR_CLIENTS_PREFIXES = (b"x-cortex-", b"proxy-")
 _STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 
-def from_upstream(headers: Headers, record: Record, *, streaming: bool, translated: bool, extra: Headers) -> Headers:
+def from_upstream(
+    headers: Headers, record: RequestRecord, *, streaming: bool, translated: bool, extra: Headers
+) -> Headers:
     """The headers of a response that a neuron gave.
 
     Args:
@@ -44,7 +46,7 @@ def from_upstream(headers: Headers, record: Record, *, streaming: bool, translat
     return kept
 
 
-def of_early_stream(record: Record, extra: Headers, *, may_fall_back: bool = False) -> Headers:
+def of_early_stream(record: RequestRecord, extra: Headers, *, may_fall_back: bool = False) -> Headers:
     """The headers of a stream that begins before a neuron has answered.
 
     Args:
@@ -57,31 +59,38 @@ def of_early_stream(record: Record, extra: Headers, *, may_fall_back: bool = Fal
         headers += _model_and_node(record)
     headers += [*extra, *_STREAM_HEADERS]
     # The model is known, but not the neuron: the model is being loaded, or two attempts race.
-    if record.model is not None and not may_fall_back and (record.node is None or record.is_contested):
-        headers.append((b"x-cortex-model", header_value(record.model)))
+    if (
+        record.routing.model is not None
+        and not may_fall_back
+        and (record.routing.node is None or record.routing.is_contested)
+    ):
+        headers.append((b"x-cortex-model", header_value(record.routing.model)))
     return headers
 
 
-def of_gateway(record: Record, extra: Headers, content_type: bytes = b"application/json") -> Headers:
+def of_gateway(record: RequestRecord, extra: Headers, content_type: bytes = b"application/json") -> Headers:
     """The headers of a response whose body the gateway made."""
     return [(b"content-type", content_type), *_common_headers(record), *_model_and_node(record), *extra]
 
 
-def _common_headers(record: Record) -> Headers:
+def _common_headers(record: RequestRecord) -> Headers:
     headers = [(b"x-request-id", record.request_id.encode())]
-    if record.alias is not None:
-        headers.append((b"x-cortex-alias", header_value(record.alias)))
+    if record.routing.alias is not None:
+        headers.append((b"x-cortex-alias", header_value(record.routing.alias)))
     timing = server_timing.server_timing(record, trio.current_time())
     if timing is not None:
         headers.append((b"server-timing", timing))
     return headers
 
 
-def _model_and_node(record: Record) -> Headers:
+def _model_and_node(record: RequestRecord) -> Headers:
     """Nothing while it is not known which neuron answers."""
-    if record.model is None or record.node is None or record.is_contested:
+    if record.routing.model is None or record.routing.node is None or record.routing.is_contested:
         return []
-    return [(b"x-cortex-model", header_value(record.model)), (b"x-cortex-node", header_value(record.node))]
+    return [
+        (b"x-cortex-model", header_value(record.routing.model)),
+        (b"x-cortex-node", header_value(record.routing.node)),
+    ]
 
 
 def header_value(text: str) -> bytes:

@@ -15,22 +15,22 @@ import trio
 
 from gateway.asgi import Headers, Send
 from gateway.proxy.client_response import ClientResponse
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["LastComment", "TimedResponse", "server_timing", "summary", "timed_response", "wanted"]
 
 EVENT_LIMIT_BYTES = 8 * 1024 * 1024  # a longer event is passed on unread, and the stream gets no comment
 
 
-def server_timing(record: Record, now: float) -> bytes | None:
+def server_timing(record: RequestRecord, now: float) -> bytes | None:
     """The value of `Server-Timing`, in ms; None if the request has not been routed yet. Takes 2 us.
 
     `idle` is the time of the body, which has not begun. What `total` has beyond the phases is the gateway's own time.
     """
-    phases = record.phases
+    phases = record.timings.phases
     if phases is None:
         return None
-    value = f"total;dur={(now - record.started_at) * 1000:.1f}"
+    value = f"total;dur={(now - record.timings.started_at) * 1000:.1f}"
     for name, took_s in phases.spent_s(now).items():
         if name != "idle":
             value += f", {name};dur={took_s * 1000:.1f}"
@@ -42,20 +42,20 @@ def wanted(headers: Headers) -> bool:
     return (b"x-cortex-timing", b"1") in headers
 
 
-def timed_response(send: Send, record: Record) -> TimedResponse:
+def timed_response(send: Send, record: RequestRecord) -> TimedResponse:
     """A response to a client that asks for the comment."""
     return TimedResponse(send, lambda: summary(record, trio.current_time()))
 
 
-def summary(record: Record, now: float) -> bytes:
+def summary(record: RequestRecord, now: float) -> bytes:
     """The JSON in the comment; durations in ms, `first_token_ms` null if there was no token."""
-    phases, meter = record.phases, record.meter
+    phases, meter = record.timings.phases, record.answer.meter
     first_at = None if meter is None else meter.first_at
     fields = {
-        "total_ms": _ms(now - record.started_at),
-        "first_token_ms": None if first_at is None else _ms(first_at - record.started_at),
+        "total_ms": _ms(now - record.timings.started_at),
+        "first_token_ms": None if first_at is None else _ms(first_at - record.timings.started_at),
         "phases_ms": {} if phases is None else phases.spent_ms(now),
-        "retries": record.retries,
+        "retries": record.routing.retries,
     }
     return msgspec.json.encode(fields)
 

@@ -31,10 +31,10 @@ from gateway.proxy.shadow.summary import summary
 from gateway.server import openapi
 from gateway.server.admin_bodies import DrainBody, PlacementBody
 from gateway.server.quart_app import json_response, mount_document, new_app
-from gateway.telemetry.explain import stories
+from gateway.telemetry.explain import explain_requests
 from gateway.telemetry.metrics import CONTENT_TYPE
-from gateway.telemetry.request_log import Accounts
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_log import RequestLog
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["AdminContext", "make_app"]
 
@@ -58,7 +58,7 @@ class AdminContext:
     swaps: WarmSwaps
     rollouts: RolloutController
     shadows: Shadows
-    requests: Accounts
+    requests: RequestLog
     health: Callable[[], dict[str, Any]]
     plan: Callable[[Catalogue, Catalogue], ChangePlan]
     metrics: Callable[[], bytes]
@@ -150,7 +150,7 @@ def _mount_requests(app: QuartTrio, context: AdminContext) -> None:
 
     @app.get("/admin/requests/<path:request_id>")
     async def explain(request_id: str) -> Response:
-        found = stories(request_id, context.requests, context.scheduler, trio.current_time())
+        found = explain_requests(request_id, context.requests, context.scheduler.loads_between, trio.current_time())
         if not found:
             raise errors.NotFound(
                 f"request '{request_id}' is neither running nor among the last {context.explain_requests} that ended"
@@ -167,18 +167,18 @@ def _mount_requests(app: QuartTrio, context: AdminContext) -> None:
         return json_response({"cancelled": len(found)})
 
 
-def _request_json(record: Record) -> dict[str, Any]:
+def _request_json(record: RequestRecord) -> dict[str, Any]:
     return {
         "request_id": record.request_id,
         "path": record.path,
-        "alias": record.alias,
-        "model": record.model,
-        "node": record.node,
-        "state": record.state,
-        "position": record.turn.position if record.turn is not None else None,
+        "alias": record.routing.alias,
+        "model": record.routing.model,
+        "node": record.routing.node,
+        "state": record.routing.state,
+        "position": record.routing.ticket.position if record.routing.ticket is not None else None,
         "stream": record.stream,
-        "elapsed_s": round(trio.current_time() - record.started_at, 3),
-        "retries": record.retries,
+        "elapsed_s": round(trio.current_time() - record.timings.started_at, 3),
+        "retries": record.routing.retries,
     }
 
 

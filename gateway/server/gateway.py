@@ -39,7 +39,7 @@ from gateway.server.models_api import ModelsApi
 from gateway.server.public_app import PublicApp
 from gateway.server.public_routes import PublicRoutes
 from gateway.telemetry.metrics import CatalogueReadings, Metrics
-from gateway.telemetry.request_log import Accounts
+from gateway.telemetry.request_log import RequestLog
 
 __all__ = ["Gateway"]
 
@@ -63,7 +63,7 @@ class Gateway:
         self.neurons = {neuron.name: _client(neuron) for neuron in settings.neurons}
         self.poller = Poller(self.fleet, self.neurons, settings.poll)
         self.upstream = UpstreamPool(idle_limit=settings.limits.upstream_idle_connections)
-        self.accounts = Accounts(
+        self.request_log = RequestLog(
             self.metrics,
             log_requests=settings.gateway.access_log,
             remembered=settings.limits.explain_requests,
@@ -73,8 +73,8 @@ class Gateway:
         self.rollouts = RolloutController(
             self.records,
             self.keeper,
-            watch=self.accounts.watch,
-            unwatch=self.accounts.unwatch,
+            watch=self.request_log.watch,
+            unwatch=self.request_log.unwatch,
             metrics=self.metrics,
         )
         self.scheduler = Lifecycle(
@@ -119,7 +119,7 @@ class Gateway:
                 upstream=self.upstream,
                 admission=self.admission,
                 scheduler=self.scheduler,
-                request_log=self.accounts,
+                request_log=self.request_log,
                 poll_soon=self.poller.poll_soon,
                 hedge_policy=HedgePolicy(self.metrics),
                 shadows=self.shadows,
@@ -150,7 +150,7 @@ class Gateway:
             swaps=self.swaps,
             rollouts=self.rollouts,
             shadows=self.shadows,
-            requests=self.accounts,
+            requests=self.request_log,
             health=self._health,
             plan=self._plan,
             metrics=self.metrics.expose,
@@ -169,7 +169,7 @@ class Gateway:
 
     def _plan(self, old: Catalogue, new: Catalogue) -> ChangePlan:
         """What a change from one catalogue to the other requires of the fleet as it is now."""
-        live = [(record.alias, record.model) for record in self.accounts.live.values()]
+        live = [(record.routing.alias, record.routing.model) for record in self.request_log.live.values()]
         min_residency_s = self.settings.eviction.min_residency_seconds
         return planning.plan(old, new, self.fleet, live=live, min_residency_s=min_residency_s)
 

@@ -88,7 +88,7 @@ async def _start_public(gateway: Gateway, sock: socket.socket, root: trio.Nurser
 async def _drain(gateway: Gateway, server: HttpServer | HypercornServer) -> None:
     """Refuse new and queued requests, let running ones finish within the drain time, then cut what is left."""
     drain_s = gateway.settings.gateway.drain_seconds
-    log.info("draining", running=len(gateway.accounts.live), drain_s=drain_s)
+    log.info("draining", running=len(gateway.request_log.live), drain_s=drain_s)
     gateway.swaps.drain()
     gateway.shadows.stop()
     gateway.inference.drain()
@@ -96,7 +96,7 @@ async def _drain(gateway: Gateway, server: HttpServer | HypercornServer) -> None
     with trio.move_on_after(drain_s) as drain_scope:
         await server.drained()
     if drain_scope.cancelled_caught:
-        log.warning("cut", running=len(gateway.accounts.live))
+        log.warning("cut", running=len(gateway.request_log.live))
         gateway.inference.cut(errors.ShuttingDown("this gateway is shutting down", retry_after_s=5))
         with trio.move_on_after(CUT_GRACE_S):
             await server.drained()

@@ -1,1 +1,9 @@
-"""Package."""
+"""What is recorded about a request: its record, the metrics, the log, and the answer to "what happened to it".
+
+Here: `request_record.py` (one record per request; read it first) with its parts `timings.py`, `routing_record.py`,
+`attempt_record.py` and `answer_record.py`; `request_log.py` (where a record goes at its end); `recent.py` and
+`explain.py` (ended requests, for operators); `observation.py` (what rollouts learn); `meter.py` (tokens in an answer);
+`metrics.py` and `target_metrics.py` (Prometheus); `log.py` (structured logs).
+
+Not here: decisions. Nothing in this package changes what happens to a request.
+"""

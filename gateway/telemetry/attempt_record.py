@@ -1,4 +1,4 @@
-"""One attempt at one neuron, as it is accounted for; and what an error was, once it is only remembered."""
+"""The record of one attempt at one neuron, and the summary of an error that outlives its exception."""
 
 from __future__ import annotations
 
@@ -10,32 +10,37 @@ import trio
 from gateway.errors import GatewayError
 from gateway.telemetry.metrics import Metrics
 
-__all__ = ["AttemptRecord", "End"]
+__all__ = ["AttemptRecord", "ErrorSummary"]
 
 MESSAGE_CHARACTERS = 1000
 
 
-class End(NamedTuple):
-    """What an error was, once it is only remembered."""
+class ErrorSummary(NamedTuple):
+    """An error without its exception, whose traceback would keep the whole request in memory."""
 
     code: str | None
     message: str
     param: str | None = None
 
     @classmethod
-    def of(cls, error: GatewayError) -> End:
-        """Without the exception: its traceback holds on to everything that was going on."""
+    def of(cls, error: GatewayError) -> ErrorSummary:
+        """Of an error; the message is cut at `MESSAGE_CHARACTERS`."""
         return cls(error.code, error.message[:MESSAGE_CHARACTERS], error.param)
 
 
 class AttemptRecord:
-    """One attempt at one neuron. See `Record.routed`.
+    """One attempt at one neuron: a context manager around it. Counts it, and the attempts in flight.
 
-    `result` says how it ended: `answered`, `refused` (the neuron's own no went to the client), `failed`, `lost` to
-    another at the same request, or `cancelled` by whatever ended the request. Times are Trio's clock.
+    Attributes:
+        result: How the attempt ended: `answered`, `refused` (the neuron's error response went to the client), `failed`,
+            `lost` (another attempt answered first), or `cancelled` with the request. None while it runs.
+        began_at: By Trio's clock, in s.
+        ended_at: By Trio's clock, in s. None while it runs, and for an attempt that answered: that one ends with the
+            request.
+        error: Why it failed or was refused.
     """
 
-    __slots__ = ("_gauge", "_metrics", "began_at", "end", "ended_at", "is_hedge", "model", "node", "result")
+    __slots__ = ("_gauge", "_metrics", "began_at", "ended_at", "error", "is_hedge", "model", "node", "result")
 
     def __init__(self, metrics: Metrics, model: str, node: str, began_at: float, *, is_hedge: bool = False) -> None:
         self._metrics = metrics
@@ -44,8 +49,8 @@ class AttemptRecord:
         self.began_at = began_at
         self.is_hedge = is_hedge
         self.ended_at: float | None = None
-        self.result: str | None = None  # while it is under way
-        self.end: End | None = None
+        self.result: str | None = None
+        self.error: ErrorSummary | None = None
 
     def __enter__(self) -> Self:
         self._metrics.requests(self.model, self.node).inc()
@@ -55,22 +60,22 @@ class AttemptRecord:
 
     def failed(self, error: GatewayError) -> None:
         """The neuron did not answer, or not to the end."""
-        self.result, self.end = "failed", End.of(error)
+        self.result, self.error = "failed", ErrorSummary.of(error)
 
     def lost(self) -> None:
-        """Another was quicker."""
+        """Another attempt answered first."""
         self.result = self.result or "lost"
 
     def refused(self, error: GatewayError) -> None:
-        """The neuron said no, and that is the answer."""
-        self.result, self.end = "refused", End.of(error)
+        """The neuron refused the request."""
+        self.result, self.error = "refused", ErrorSummary.of(error)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._gauge.dec()
         if error is None:
-            self.result = self.result or "answered"  # and the request ends with it
+            self.result = self.result or "answered"
             return
         self.ended_at = trio.current_time()
         if isinstance(error, GatewayError):

@@ -1,44 +1,42 @@
-"""Requests that have ended, remembered for a while: a ring that is bounded in number and in what each may hold. No I/O.
+"""Requests that have ended, kept for a while: limited in number, and in what they take together. No I/O.
 
-What is kept is the record itself, which has let go of everything large by then (`record.Record`); it becomes an
-account to read only when somebody asks for one (`explain.py`).
+The records themselves are kept, which have released everything large by then. `explain.py` turns one into JSON when an
+operator asks for it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
-__all__ = ["Recent"]
+__all__ = ["RecentRequests"]
 
 NOTES_PER_REQUEST = 20
-"""On average. A request takes 1 to 2 KiB, and a note 200 bytes; most requests have one. A bad hour of a large fleet, in
-which every request is refused by fifty neurons in turn, is remembered for fewer requests instead of in more memory."""
+"""The average limit. A request takes 1 to 2 KiB, and a note 200 bytes; most requests have one note. If every request is
+refused by fifty neurons in turn, fewer requests are kept, instead of in more memory."""
 
 
-class Recent:
-    """The last `limit` requests that have ended, fewer if much was to be noted of them; 0 keeps none."""
+class RecentRequests:
+    """The last `limit` requests that have ended, fewer if they have many notes; 0 keeps none."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._notes_limit = limit * NOTES_PER_REQUEST
-        self._kept: deque[Record] = deque()
+        self._kept: deque[RequestRecord] = deque()
         self._notes = 0
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def add(self, record: Record) -> None:
-        """Remember one more, and forget who has to make room. Costs a microsecond."""
+    def add(self, record: RequestRecord) -> None:
+        """Keep a request, and drop the oldest ones that are beyond the limits. Takes a microsecond."""
         kept = self._kept
         kept.append(record)
-        self._notes += record.notes
+        self._notes += record.routing.note_count
         while len(kept) > self._limit or self._notes > self._notes_limit:
-            self._notes -= kept.popleft().notes
+            self._notes -= kept.popleft().routing.note_count
 
-    def find(self, request_id: str) -> list[Record]:
-        """All that had this id, the oldest first: it is the client's, and it may use one again."""
+    def find(self, request_id: str) -> list[RequestRecord]:
+        """All requests with this id, the oldest first. Clients choose ids, and may repeat one."""
         return [record for record in self._kept if record.request_id == request_id]

@@ -1,7 +1,4 @@
-"""Where records go, once on every path out: one terminal log event, the metrics, and memory. No I/O but that.
-
-What a record holds is `record.py`.
-"""
+"""Where every request's record goes at its end: metrics, observers, one log event, and the list of recent requests."""
 
 from __future__ import annotations
 
@@ -10,123 +7,149 @@ from typing import Any
 import structlog
 import trio
 
+from catalogue.resolve import Resolution
+from gateway import errors
+from gateway.asgi import Headers
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.observation import Observer, observe
-from gateway.telemetry.recent import Recent
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.observation import Observation, Observer, is_retry
+from gateway.telemetry.recent import RecentRequests
+from gateway.telemetry.request_record import RequestRecord
 
-__all__ = ["Accounts"]
+__all__ = ["RequestLog"]
 
 OBSERVERS_LIMIT = 8  # of one alias; each costs its requests a call
+_FINISH_REASON_CHARACTERS = 32
+_NOT_THE_TARGETS_FAULT = (errors.ShuttingDown, errors.Overloaded)
 
 
-class Accounts:
-    """Where records go: the metrics, the log, the list of requests under way, and that of the last to have ended."""
+class RequestLog:
+    """Opens a record for each request, and takes it at the end.
+
+    Args:
+        metrics: Counts requests.
+        log_requests: Whether to write a log event for each request.
+        remembered: How many ended requests to keep for `explain.py`.
+
+    Attributes:
+        live: The running requests, by the identity of the record: two clients may send the same request id.
+        recent: The requests that ended last.
+        served: The number of requests that have ended.
+    """
 
     def __init__(self, metrics: Metrics, *, log_requests: bool, remembered: int = 1000) -> None:
         self.metrics = metrics
         self.log = structlog.get_logger("cortex.request")
         self.log_requests = log_requests
-        self.live: dict[int, Record] = {}
-        """Every request between its first and last byte, by an id of ours: two clients may send one request id."""
-        self.recent = Recent(remembered)
+        self.live: dict[int, RequestRecord] = {}
+        self.recent = RecentRequests(remembered)
         self.served = 0
         self._observers: dict[str, list[Observer]] = {}
 
-    def watch(self, alias: str, observer: Observer) -> None:
-        """Have every request for the alias observed from its end, until `unwatch`.
+    def open(self, request_id: str, path: str) -> RequestRecord:
+        """The record of a new request. Use it as a context manager at once: leaving it ends the record."""
+        record = RequestRecord(request_id, path, self.metrics, self._close)
+        self.live[id(record)] = record
+        return record
 
-        It is called synchronously, on the request's way out; if it raises, that is logged and changes nothing.
+    def resolved(self, record: RequestRecord, resolution: Resolution, generation: int, headers: Headers) -> None:
+        """Record what the requested name stands for in the catalogue of this generation, and whether it is observed."""
+        record.routing.resolved(resolution, generation)
+        if self.is_watched(resolution.alias):
+            record.answer.is_observed = not is_retry(headers)
+
+    def watch(self, alias: str, observer: Observer) -> None:
+        """Call `observer` with each request for the alias that ends, until `unwatch`.
+
+        The call is synchronous, at the end of the request. If it raises, that is logged and changes nothing.
+
+        Raises:
+            RuntimeError: The alias has `OBSERVERS_LIMIT` observers.
         """
-        watching = self._observers.setdefault(alias, [])
-        if len(watching) >= OBSERVERS_LIMIT:
-            raise RuntimeError(f"'{alias}' is watched by {OBSERVERS_LIMIT} already")
-        watching.append(observer)
+        observers = self._observers.setdefault(alias, [])
+        if len(observers) >= OBSERVERS_LIMIT:
+            raise RuntimeError(f"alias '{alias}' has {OBSERVERS_LIMIT} observers already")
+        observers.append(observer)
 
     def unwatch(self, alias: str, observer: Observer) -> None:
-        """The observer hears of no request that ends from now on."""
-        watching = self._observers.get(alias, [])
-        if observer in watching:
-            watching.remove(observer)
-        if not watching:
+        """Stop calling `observer`."""
+        observers = self._observers.get(alias, [])
+        if observer in observers:
+            observers.remove(observer)
+        if not observers:
             self._observers.pop(alias, None)
 
     def is_watched(self, alias: str | None) -> bool:
-        """Whether more than usual is to be learned of its requests. One look-up: every request asks this."""
+        """Whether the alias has observers. One look-up, because every request asks."""
         return alias in self._observers
 
-    def open(self, request_id: str, path: str) -> Record:
-        """A context manager around one request. Leaving it writes the record, however it is left."""
-        return Record(self, request_id, path)
-
-    def close(self, record: Record) -> None:
-        """The request is over, in whichever way: count it, tell who watches, log it, and remember it for a while."""
+    def _close(self, record: RequestRecord) -> None:
         now = trio.current_time()
+        del self.live[id(record)]
         self.served += 1
-        record.take_usage()
+        record.answer.finish()
         self._count(record, now)
-        if record.watched:
-            self._tell(record, now)
+        if record.answer.is_observed:
+            self._call_observers(record, now)
         if self.log_requests:
             self.log.info("request", **_event(record, now))
-        record.release_payload(now)
+        record.release(now)
         self.recent.add(record)
 
-    def _tell(self, record: Record, now: float) -> None:
-        """A watched request has ended."""
-        seen = observe(record, now)
-        if seen is None:
+    def _call_observers(self, record: RequestRecord, now: float) -> None:
+        observation = _observation_of(record, now)
+        if observation is None:
             return
-        for observer in list(self._observers.get(seen.alias, ())):
+        for observer in list(self._observers.get(observation.alias, ())):
             try:
-                observer(seen)
+                observer(observation)
             except Exception:
-                self.log.exception("observer_failed", alias=seen.alias)
+                self.log.exception("observer_failed", alias=observation.alias)
 
-    def _count(self, record: Record, now: float) -> None:
-        metrics, route = self.metrics, ("" if record.is_unknown_model else record.model or "", record.node or "")
+    # Metrics...
+
+    def _count(self, record: RequestRecord, now: float) -> None:
+        metrics, routing = self.metrics, record.routing
+        labels = ("" if routing.is_unknown_model else routing.model or "", routing.node or "")
         code = _error_code(record)
         if code is not None:
-            metrics.errors(*route, code).inc()
+            metrics.errors(*labels, code).inc()
         if record.outcome == "client_disconnected":
-            metrics.disconnects(*route).inc()
-        if record.alias is not None and record.model is not None:
-            metrics.alias_requests(record.alias, record.model).inc()
-            self._count_for_its_alias(record, record.alias, record.model, code, now)
-        if record.node is None:
+            metrics.disconnects(*labels).inc()
+        if routing.alias is not None and routing.model is not None:
+            metrics.alias_requests(routing.alias, routing.model).inc()
+            self._count_for_alias(record, routing.alias, routing.model, code, now)
+        if routing.node is None:
             return
-        metrics.duration(*route).observe(now - record.started_at)
+        metrics.duration(*labels).observe(now - record.timings.started_at)
         self._count_overhead(record)
-        self._count_tokens(record, route)
+        self._count_tokens(record, labels)
 
-    def _count_for_its_alias(self, record: Record, alias: str, target: str, code: str | None, now: float) -> None:
-        first_at = None if record.meter is None else record.meter.first_at
+    def _count_for_alias(self, record: RequestRecord, alias: str, target: str, code: str | None, now: float) -> None:
+        started_at, first_at = record.timings.started_at, record.answer.first_token_at
         self.metrics.by_target.record(
             alias,
             target,
-            record.generation,
+            record.routing.generation,
             code=code,
-            duration_s=None if record.node is None else now - record.started_at,
-            first_token_s=None if first_at is None else first_at - record.started_at,
+            duration_s=None if record.routing.node is None else now - started_at,
+            first_token_s=None if first_at is None else first_at - started_at,
         )
 
-    def _count_overhead(self, record: Record) -> None:
-        """Our own time: before the neuron was asked (waiting for a model is not ours), and from its first token on."""
-        metrics = self.metrics
-        if (
-            record.read_at is not None
-            and record.routed_at is not None
-            and not record.phases_ms.keys() & {"load", "queue"}
-        ):
-            metrics.overhead("route").observe(record.routed_at - record.read_at)
-        came_at = record.meter.first_at if record.meter is not None else record.first_byte_at
-        if came_at is not None and record.sent_first_at is not None and record.sent_first_at >= came_at:
-            metrics.overhead("relay").observe(record.sent_first_at - came_at)
+    def _count_overhead(self, record: RequestRecord) -> None:
+        """The gateway's own time: from reading the request to sending it, without waiting; and relaying."""
+        metrics, timings, answer = self.metrics, record.timings, record.answer
+        waited = timings.phases_ms.keys() & {"load", "queue"}
+        if timings.read_at is not None and timings.routed_at is not None and not waited:
+            metrics.overhead("route").observe(timings.routed_at - timings.read_at)
+        came_at = answer.meter.first_at if answer.meter is not None else timings.first_byte_at
+        if came_at is not None and timings.sent_first_at is not None and timings.sent_first_at >= came_at:
+            metrics.overhead("relay").observe(timings.sent_first_at - came_at)
 
-    def _count_tokens(self, record: Record, route: tuple[str, str]) -> None:
-        metrics, usage = self.metrics, record.usage
+    def _count_tokens(self, record: RequestRecord, labels: tuple[str, str]) -> None:
+        metrics, answer = self.metrics, record.answer
+        usage, meter = answer.usage, answer.meter
         if usage is not None:
-            completion = metrics.estimated_completion_tokens if record.estimated else metrics.completion_tokens
+            completion = metrics.estimated_completion_tokens if answer.is_estimated else metrics.completion_tokens
             for series, tokens in (
                 (metrics.prompt_tokens, usage.prompt_tokens),
                 (completion, usage.completion_tokens),
@@ -134,17 +157,17 @@ class Accounts:
                 (metrics.reasoning_tokens, usage.reasoning_tokens),
             ):
                 if tokens is not None:
-                    series(*route).inc(tokens)
-        if record.meter is None or record.meter.first_at is None or record.meter.last_at is None:
+                    series(*labels).inc(tokens)
+        if meter is None or meter.first_at is None or meter.last_at is None:
             return
-        metrics.first_token(*route).observe(record.meter.first_at - record.started_at)
-        window_s = record.meter.last_at - record.meter.first_at
+        metrics.first_token(*labels).observe(meter.first_at - record.timings.started_at)
+        window_s = meter.last_at - meter.first_at
         if usage is not None and usage.completion_tokens and window_s > 0:
-            metrics.tokens_per_second(*route).observe(usage.completion_tokens / window_s)
+            metrics.tokens_per_second(*labels).observe(usage.completion_tokens / window_s)
 
 
-def _error_code(record: Record) -> str | None:
-    """From a closed list: our codes, or the class of an upstream status."""
+def _error_code(record: RequestRecord) -> str | None:
+    """From a closed list: the gateway's codes, or the class of the neuron's status."""
     if record.error is not None:
         return record.error.code or "bad_request"
     if record.outcome == "upstream_error":
@@ -152,35 +175,78 @@ def _error_code(record: Record) -> str | None:
     return None
 
 
-def _event(record: Record, now: float) -> dict[str, Any]:
+# Observations...
+
+
+def _observation_of(record: RequestRecord, now: float) -> Observation | None:
+    """What the request says of its target; None if it says nothing.
+
+    A client's mistake that the gateway caught says nothing. One that the neuron refused does: another model may not.
+    """
+    routing, answer, started_at = record.routing, record.answer, record.timings.started_at
+    if routing.alias is None or routing.target is None or isinstance(record.error, _NOT_THE_TARGETS_FAULT):
+        return None
+    failed, error = _failure(record)
+    if failed is None and record.outcome != "client_disconnected":
+        return None
+    first_at, reason = answer.first_token_at, answer.finish_reason
+    return Observation(
+        routing.alias,
+        routing.target,
+        failed,
+        error,
+        first_token_s=None if first_at is None else first_at - started_at,
+        waited_s=now - started_at if failed is None and first_at is None else None,
+        tokens_per_s=answer.tokens_per_s(now - started_at),
+        finish_reason=None if reason is None else reason[:_FINISH_REASON_CHARACTERS],
+        tool_calls_valid=answer.tool_calls_valid,
+    )
+
+
+def _failure(record: RequestRecord) -> tuple[bool | None, str | None]:
+    if record.outcome == "ok":
+        fell_back = record.routing.model != record.routing.target
+        return fell_back, "fell back" if fell_back else None
+    if record.outcome == "upstream_error":
+        return True, f"upstream {record.upstream_status}"
+    if record.error is not None and (record.error.status >= 500 or isinstance(record.error, errors.ModelNotFound)):
+        return True, record.error.code
+    return None, None
+
+
+# The log event...
+
+
+def _event(record: RequestRecord, now: float) -> dict[str, Any]:
+    routing, answer, started_at = record.routing, record.answer, record.timings.started_at
     event: dict[str, Any] = {
         "request_id": record.request_id,
         "path": record.path,
-        "alias": record.alias,
-        "model": record.model,
-        "node": record.node,
+        "alias": routing.alias,
+        "model": routing.model,
+        "node": routing.node,
         "status": record.status,
         "outcome": record.outcome,
         "stream": record.stream,
-        "duration_ms": round((now - record.started_at) * 1000, 3),
-        "phases_ms": record.phases_ms,
+        "duration_ms": round((now - started_at) * 1000, 3),
+        "phases_ms": record.timings.phases_ms,
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
     }
-    if record.meter is not None and record.meter.first_at is not None:
-        event["first_token_ms"] = round((record.meter.first_at - record.started_at) * 1000, 3)
-    if record.usage is not None:
-        event["prompt_tokens"] = record.usage.prompt_tokens
-        event["completion_tokens"] = record.usage.completion_tokens
-        event["cached_tokens"] = record.usage.cached_tokens
-        event["reasoning_tokens"] = record.usage.reasoning_tokens
-        event["tokens_estimated"] = record.estimated
-    if record.retries:
-        event["retries"] = record.retries
-    if record.target != record.model:
-        event["fell_back_from"] = record.target
-    if record.hedge is not None:
-        event["hedge"] = record.hedge
+    if answer.first_token_at is not None:
+        event["first_token_ms"] = round((answer.first_token_at - started_at) * 1000, 3)
+    if answer.usage is not None:
+        event["prompt_tokens"] = answer.usage.prompt_tokens
+        event["completion_tokens"] = answer.usage.completion_tokens
+        event["cached_tokens"] = answer.usage.cached_tokens
+        event["reasoning_tokens"] = answer.usage.reasoning_tokens
+        event["tokens_estimated"] = answer.is_estimated
+    if routing.retries:
+        event["retries"] = routing.retries
+    if routing.target != routing.model:
+        event["fell_back_from"] = routing.target
+    if routing.hedge is not None:
+        event["hedge"] = routing.hedge
     if record.error is not None:
         event["error"] = record.error.code
         event["message"] = record.error.message

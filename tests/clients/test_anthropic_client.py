@@ -190,5 +190,5 @@ async def test_abort_sync_and_async_stops_the_neuron(cortex, beast):
         await until(lambda: len(beast.cancelled) == 2)
 
     assert {gone.phase for gone in beast.cancelled} == {"decode"}
-    await until(lambda: not cortex.gateway.accounts.live)
+    await until(lambda: not cortex.gateway.request_log.live)
     cortex.gateway.fleet.assert_idle()

@@ -115,7 +115,7 @@ async def beside(tmp_path, request):
             yield good
             await good.goes_on()
             await good.ends()
-        await until(lambda: not cortex.gateway.accounts.live)
+        await until(lambda: not cortex.gateway.request_log.live)
         cortex.gateway.fleet.assert_idle()
         assert cortex.gateway.upstream.in_use == 0
 
@@ -255,7 +255,7 @@ async def test_client_that_reads_nothing_is_dropped_while_a_stream_goes_on(besid
         await until(lambda: beside.neuron.given_up)
         await beside.goes_on()
 
-    await until(lambda: len(beside.cortex.gateway.accounts.live) == 1)
+    await until(lambda: len(beside.cortex.gateway.request_log.live) == 1)
     exposed = beside.cortex.gateway.metrics.expose().decode()
     assert f'cortex_client_disconnects_total{{model="{SMALL}",node="beast"}} 1.0' in exposed
 

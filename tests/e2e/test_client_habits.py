@@ -144,8 +144,8 @@ async def test_compressed_body_is_refused_in_words(http, beast, path):
 async def test_keys_of_every_kind_stay_here(http, beast):
     """OpenAI's, Anthropic's, Azure's, Google's: none is a neuron's business, nor is whose account it is."""
     keys = ("authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie")
-    accounts = ("openai-organization", "openai-project")
-    await http.post(CHAT, json=ASK, headers=dict.fromkeys((*keys, *accounts), "secret"))
+    request_log = ("openai-organization", "openai-project")
+    await http.post(CHAT, json=ASK, headers=dict.fromkeys((*keys, *request_log), "secret"))
 
     assert b"secret" not in repr(beast.requests[0].headers).encode()
 

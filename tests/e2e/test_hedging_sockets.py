@@ -39,7 +39,7 @@ async def test_hedged_answer_is_whole_and_everything_is_given_back(hedging, stre
     """The client notices a second neuron by its name only; the hedge is counted and told."""
     answer = await ask(hedging, stream=stream)
     slow, quick = hedging.neurons
-    await until(lambda: slow.cancelled and not hedging.gateway.accounts.live)
+    await until(lambda: slow.cancelled and not hedging.gateway.request_log.live)
 
     assert answer.status == 200
     assert "Tbilisi" in "".join(text_of(answer, stream=stream))

@@ -43,7 +43,7 @@ async def running(tmp_path):
     async with running_gateway(tmp_path, [neuron("beast", [24576], [SMALL], speed=1000)]) as gateway:
         yield gateway
         with trio.fail_after(SAFETY_NET_S):
-            while gateway.gateway.accounts.live:
+            while gateway.gateway.request_log.live:
                 await trio.sleep(0.005)
         assert (gateway.gateway.inference.spools.open_files, gateway.gateway.inference.spools.on_disk_bytes) == (0, 0)
         gateway.gateway.fleet.assert_idle()

@@ -177,7 +177,7 @@ async def test_abort_in_mid_stream_stops_the_neuron(sdk, running):
         lambda chunk: chunk.choices and chunk.choices[0].delta.content,
     )
     await until(lambda: running.neurons[0].cancelled)
-    await until(lambda: not running.gateway.accounts.live)
+    await until(lambda: not running.gateway.request_log.live)
     assert [gone.phase for gone in running.neurons[0].cancelled] == ["decode"]
     running.gateway.fleet.assert_idle()
 

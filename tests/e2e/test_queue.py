@@ -121,8 +121,8 @@ async def test_positions_are_told_and_move_up(autojump_clock):
         for _ in range(4):
             nursery.start_soon(world.ask, N.id)
             await wait_all_tasks_blocked()
-        live = list(world.accounts.live.values())
-        assert [(record.turn.waits_for, record.turn.position) for record in live] == [
+        live = list(world.request_log.live.values())
+        assert [(record.routing.ticket.waits_for, record.routing.ticket.position) for record in live] == [
             (None, None),
             ("place", 1),
             ("place", 2),
@@ -131,7 +131,7 @@ async def test_positions_are_told_and_move_up(autojump_clock):
         (line,) = world.admission.lines()
         assert (line.model, line.ceiling, line.leases, line.waiting_for_place) == (N.id, 1, 1, 3)
         await trio.sleep(1.5)
-        assert [record.turn.position for record in live[1:]] == [None, 1, 2]
+        assert [record.routing.ticket.position for record in live[1:]] == [None, 1, 2]
 
 
 # How a wait may end ...................................................................................................
@@ -229,7 +229,12 @@ async def test_drain_sends_everybody_in_line_away_and_lets_those_at_work_finish(
                 nursery.start_soon(one, number)
                 await wait_all_tasks_blocked()
             await trio.sleep(0.5)
-            assert [record.is_waiting for record in world.accounts.live.values()] == [False, True, True, True]
+            assert [record.routing.is_waiting for record in world.request_log.live.values()] == [
+                False,
+                True,
+                True,
+                True,
+            ]
             world.inference.drain()
             await wait_all_tasks_blocked()
             assert {number: answer.errors[0]["code"] for number, answer in answers.items()} == dict.fromkeys(
@@ -253,7 +258,7 @@ async def test_operator_ends_a_request_in_line(autojump_clock):
 
         nursery.start_soon(one)
         await wait_all_tasks_blocked()
-        record = next(record for record in world.accounts.live.values() if record.is_waiting)
+        record = next(record for record in world.request_log.live.values() if record.routing.is_waiting)
         record.cancel(ServiceUnavailable("cancelled by an operator"))
         await wait_all_tasks_blocked()
         assert (answers[0].status, answers[0].errors[0]["message"]) == (503, "cancelled by an operator")
@@ -356,4 +361,4 @@ async def test_2000_random_visits_leave_no_line_and_no_lease(autojump_clock):
         world.fleet.assert_idle()
         assert world.admission.lines() == []
         assert world.admission.waiting == 0
-        assert world.accounts.live == {}
+        assert world.request_log.live == {}

@@ -244,7 +244,7 @@ async def test_abort_in_mid_stream_stops_the_neuron(cortex, beast):
                 break
         await stream.close()
         await until(lambda: beast.cancelled)
-        await until(lambda: not cortex.gateway.accounts.live)
+        await until(lambda: not cortex.gateway.request_log.live)
     cortex.gateway.fleet.assert_idle()
 
 
@@ -254,7 +254,7 @@ async def test_usage_is_accounted_in_one_vocabulary(cortex):
         response = await client.responses.create(**ASK)
         async with client.responses.stream(**ASK) as events:
             streamed = await events.get_final_response()
-        await until(lambda: not cortex.gateway.accounts.live)
+        await until(lambda: not cortex.gateway.request_log.live)
     exposed = cortex.gateway.metrics.expose().decode()
 
     prompt = response.usage.input_tokens + streamed.usage.input_tokens
@@ -341,7 +341,7 @@ async def test_abort_of_a_native_stream_stops_the_neuron(native, beast):
                 break
         await stream.close()
         await until(lambda: beast.cancelled)
-        await until(lambda: not native.gateway.accounts.live)
+        await until(lambda: not native.gateway.request_log.live)
     native.gateway.fleet.assert_idle()
 
 
@@ -351,7 +351,7 @@ async def test_usage_of_native_answers_is_accounted(native):
         response = await client.responses.create(**ASK)
         async with client.responses.stream(**ASK) as events:
             streamed = await events.get_final_response()
-        await until(lambda: not native.gateway.accounts.live)
+        await until(lambda: not native.gateway.request_log.live)
     exposed = native.gateway.metrics.expose().decode()
 
     prompt = response.usage.input_tokens + streamed.usage.input_tokens

@@ -161,7 +161,7 @@ async def test_metrics_appear_with_the_first_request_and_not_before(running, cli
 async def test_each_request_has_exactly_one_terminal_log_event(running, client):
     """Whatever came of it, with who, what, where and how long."""
     with structlog.testing.capture_logs() as logs:
-        running.gateway.accounts.log = structlog.get_logger("cortex.request")
+        running.gateway.request_log.log = structlog.get_logger("cortex.request")
         await client.post(CHAT, json={"model": "helexa/small", "messages": PROBE})
         await client.post(CHAT, json={"model": "nobody/has-it"})
         await client.post(CHAT, content=b"{")

@@ -73,7 +73,7 @@ async def test_engine_behind_both_sees_the_client_leave(tmp_path):
     """And neither gateway keeps anything of it."""
     async with before_an_engine(tmp_path) as (engine, outer):
         await leave_after_a_word(engine, outer.port, SMALL)
-        await until(lambda: not outer.gateway.accounts.live)
+        await until(lambda: not outer.gateway.request_log.live)
         outer.gateway.fleet.assert_idle()
 
 

@@ -114,7 +114,7 @@ def loads_of(sim):
 
 async def until_nothing_lives(running):
     with trio.fail_after(PATIENCE_S):  # a client has its last byte a moment before its request's nursery closes
-        while running.gateway.accounts.live:
+        while running.gateway.request_log.live:
             await trio.sleep(0.005)
 
 

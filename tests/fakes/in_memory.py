@@ -24,7 +24,7 @@ from gateway.proxy.context import ProxyContext
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadows
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.request_log import Accounts
+from gateway.telemetry.request_log import RequestLog
 from neuron.simulated.neuron import SimNeuron
 
 SMALL = "Qwen/Qwen3-1.7B"
@@ -80,7 +80,7 @@ class InMemoryGateway:
             report = ModelReport((loaded or {}).get(name, SMALL), "loaded", url=f"http://{name}:13131")
             self.fleet.answered(name, NodeReport((report,), devices=()))
         self.metrics = Metrics()
-        self.accounts = Accounts(self.metrics, log_requests=True)
+        self.request_log = RequestLog(self.metrics, log_requests=True)
         self.upstream = UpstreamPool(connect=self._connect)
         self.catalogue = FixedCatalogue(alias or Alias.plain("helexa/small", SMALL))
         self.admission = Admission(self.fleet, catalogue=self.catalogue, limit=self.settings.limits.queue)
@@ -96,7 +96,7 @@ class InMemoryGateway:
                 upstream=self.upstream,
                 admission=self.admission,
                 scheduler=NoLoads(),
-                request_log=self.accounts,
+                request_log=self.request_log,
                 poll_soon=lambda _: None,
                 hedge_policy=self.hedge_policy,
                 shadows=self.shadows,
@@ -124,7 +124,7 @@ class InMemoryGateway:
         """Assert that nothing is left of any request, once everybody has reacted."""
         await wait_all_tasks_blocked()
         self.fleet.assert_idle()
-        assert self.accounts.live == {}
+        assert self.request_log.live == {}
         assert self.upstream.in_use == 0
         for line in self.metrics.expose().decode().splitlines():
             if line.startswith("cortex_inflight_requests{"):

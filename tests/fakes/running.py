@@ -94,7 +94,7 @@ class Running:
 
 async def settled(gateway: Gateway) -> None:
     """Wait until nothing is left of any request: a client has its last byte a moment before the books are closed."""
-    await until(lambda: not gateway.accounts.live and not gateway.upstream.in_use)
+    await until(lambda: not gateway.request_log.live and not gateway.upstream.in_use)
     gateway.fleet.assert_idle()
 
 

@@ -36,7 +36,7 @@ from gateway.proxy.app import InferenceApp
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.request_log import Accounts
+from gateway.telemetry.request_log import RequestLog
 from neuron.simulated import PROBE, SimDevice, SimModel, SimNeuron
 
 CHAT = "/v1/chat/completions"
@@ -148,7 +148,7 @@ class World:
     upstream: UpstreamPool
     lifecycle: Lifecycle
     admission: Admission
-    accounts: Accounts
+    request_log: RequestLog
     inference: InferenceApp
     swaps: WarmSwaps
     metrics: Metrics
@@ -216,7 +216,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
         fleet, catalogue=keeper, neurons=neurons, settings=settings, metrics=metrics, poll_soon=poller.poll_soon
     )
     admission = Admission(fleet, catalogue=keeper, limit=settings.limits.queue)
-    accounts = Accounts(metrics, log_requests=False)
+    request_log = RequestLog(metrics, log_requests=False)
     inference = InferenceApp(
         ProxyContext(
             settings=settings,
@@ -225,7 +225,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
             upstream=upstream,
             admission=admission,
             scheduler=lifecycle,
-            request_log=accounts,
+            request_log=request_log,
             poll_soon=poller.poll_soon,
             hedge_policy=HedgePolicy(metrics),
         )
@@ -240,7 +240,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
     )
     swaps = WarmSwaps(keeper, warmer, fleet=fleet, warm_deadline_s=settings.deadlines.load_seconds, metrics=metrics)
     return World(
-        hosts, keeper, settings, fleet, poller, upstream, lifecycle, admission, accounts, inference, swaps, metrics
+        hosts, keeper, settings, fleet, poller, upstream, lifecycle, admission, request_log, inference, swaps, metrics
     )
 
 

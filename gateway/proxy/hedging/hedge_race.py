@@ -17,7 +17,7 @@ from gateway import errors
 from gateway.proxy.attempt import Attempt
 from gateway.proxy.attempt_failures import RefusedByUpstream, Retriable
 from gateway.proxy.client_response import ClientGone
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["Race"]
 
@@ -35,7 +35,7 @@ class Race:
 
     def __init__(
         self,
-        record: Record,
+        record: RequestRecord,
         delay_s: float,
         first: Attempt,
         *,
@@ -61,7 +61,7 @@ class Race:
                 neither did, the error that is more useful to the client.
         """
         record = self._record
-        record.is_contested = True
+        record.routing.is_contested = True
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_second_after_delay)
@@ -70,9 +70,9 @@ class Race:
                 if self._second is None:
                     self._second_scope.cancel()
         finally:
-            record.is_contested = False
+            record.routing.is_contested = False
             if self._second is not None:
-                record.hedge = self._result(self._second)
+                record.routing.hedge = self._result(self._second)
         error = self._errors.get(self._winner) if self._winner is not None else self._more_useful_error()
         if error is not None:
             raise error
@@ -84,7 +84,7 @@ class Race:
         """
         if self._winner is None:
             self._winner = attempt
-            self._record.is_contested = False
+            self._record.routing.is_contested = False
             if attempt is not self._first:
                 self._first.attempt_record.lost()
                 self._first_scope.cancel()

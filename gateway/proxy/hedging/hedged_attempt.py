@@ -17,7 +17,7 @@ from gateway.proxy.context import ProxyContext
 from gateway.proxy.hedging.hedge_race import Race
 from gateway.proxy.request import InferenceRequest
 from gateway.telemetry.attempt_record import AttemptRecord
-from gateway.telemetry.request_record import Record
+from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["HedgedAttempt", "NewAttempt"]
 
@@ -61,7 +61,7 @@ class HedgedAttempt:
         context: ProxyContext,
         policy: Alias,
         request: InferenceRequest,
-        record: Record,
+        record: RequestRecord,
         first: Attempt,
         *,
         ticket: QueueTicket,
@@ -98,7 +98,7 @@ class HedgedAttempt:
         or a form (which may be sent while it arrives, and so only once).
         """
         model = self._ticket.model
-        if self._failures.nodes or model != self._record.target:
+        if self._failures.nodes or model != self._record.routing.target:
             return None
         delay_s = self._context.hedge_policy.delay_s(self._policy, model, stream=self._request.stream)
         if self._request.upload is not None or self._first.phases.was_entered("load"):
@@ -114,8 +114,8 @@ class HedgedAttempt:
         finally:
             self._hedge_phases = None
             record.cancel = self.attempt.phases.interrupt
-            if record.hedge is not None:
-                self._context.hedge_policy.count_hedge(self._policy, self._ticket.model, record.hedge)
+            if record.routing.hedge is not None:
+                self._context.hedge_policy.count_hedge(self._policy, self._ticket.model, record.routing.hedge)
 
     def _interrupt(self, error: GatewayError) -> None:
         """Cancel both attempts; see `PhaseDeadlines.interrupt`."""
@@ -134,19 +134,19 @@ class HedgedAttempt:
             context.hedge_policy.count_withheld(self._policy, model, reason)
             return None
         phases = self._hedge_phases = PhaseDeadlines(context.settings.deadlines)
-        return self._new_attempt(route, self._record.start_hedge(model, route.node), phases, self._failures)
+        return self._new_attempt(route, self._record.routing.start_hedge(model, route.node), phases, self._failures)
 
     def _on_win(self, attempt: Attempt) -> None:
         phases = self.attempt.phases
         self.attempt = attempt
         if attempt.phases is not phases:
             attempt.phases.continue_from(phases)
-            self._record.phases = attempt.phases
+            self._record.timings.phases = attempt.phases
 
     def _learn(self) -> None:
         """The delay of later hedges depends on this first token, unless it was the first after a load."""
         record = self._record
-        came_at = record.first_byte_at if record.meter is None else record.meter.first_at
+        came_at = record.timings.first_byte_at if record.answer.meter is None else record.answer.meter.first_at
         if came_at is None or self.attempt.phases.was_entered("load"):
             return
         first = self._first.attempt_record

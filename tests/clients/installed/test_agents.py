@@ -58,7 +58,7 @@ async def test_answer_is_what_the_model_said(cortex, beast, user, agent):
     """Streamed, by the alias of the settings, from the path where it is spoken as the agent speaks."""
     with structlog.testing.capture_logs() as logs:
         said = await user.run(agent, QUESTION)
-        await until(lambda: not cortex.gateway.accounts.live)
+        await until(lambda: not cortex.gateway.request_log.live)
 
     requests = [entry for entry in logs if entry["event"] == "request"]
     assert said.process.returncode == 0, said.text
@@ -137,7 +137,7 @@ async def test_interrupt_stops_the_neuron(cortex, beast, user, agent):
         said.signal(signal.SIGINT)
         await until(lambda: LARGE in {cancelled.model for cancelled in beast.cancelled})
 
-    await until(lambda: not cortex.gateway.accounts.live)
+    await until(lambda: not cortex.gateway.request_log.live)
     cortex.gateway.fleet.assert_idle()
 
 

@@ -53,7 +53,7 @@ async def test_stream_by_alias_comes_in_pieces(cortex, beast, client):
     with structlog.testing.capture_logs() as logs:
         async with playing(script, "chat", cortex.url, **env) as seen:
             pieces = seen["pieces"]
-        await until(lambda: not cortex.gateway.accounts.live)
+        await until(lambda: not cortex.gateway.request_log.live)
 
     assert [entry["path"] for entry in logs if entry["event"] == "request"] == [path]
     assert len(pieces) > 1
@@ -89,11 +89,11 @@ async def test_stream_given_up_stops_the_neuron(cortex, beast, client):
     """While the process that asked lives on."""
     script, env, _, _ = client
     beast.speed = 3
-    live = cortex.gateway.accounts.live
+    live = cortex.gateway.request_log.live
 
     async def drag_on():
         """From its first word on it has all the time in the world, and so does the client to give it up."""
-        await until(lambda: any(record.meter and record.meter.generated for record in live.values()))
+        await until(lambda: any(record.answer.meter and record.answer.meter.generated for record in live.values()))
         beast.speed = 0.05
 
     async with trio.open_nursery() as nursery:

@@ -106,7 +106,7 @@ async def test_engine_sees_the_client_leave(tmp_path):
     """It closes on us, and we on the engine."""
     async with before_an_engine(tmp_path) as (engine, port, cortex):
         await leave_after_a_word(engine, port, SMALL)
-        await until(lambda: not cortex.gateway.accounts.live)
+        await until(lambda: not cortex.gateway.request_log.live)
         cortex.gateway.fleet.assert_idle()
 
 

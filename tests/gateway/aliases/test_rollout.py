@@ -16,7 +16,7 @@ from gateway.aliases.rollout_guards import DEFAULT_ALPHA
 from gateway.config.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.observation import Observation
-from gateway.telemetry.request_log import Accounts
+from gateway.telemetry.request_log import RequestLog
 
 FILE = b'[aliases]\ntier = "A"  # for now\n'
 
@@ -48,14 +48,14 @@ class RolloutSetup:
     def start(self):
         """A new process starts."""
         self.metrics = Metrics()
-        self.accounts = Accounts(self.metrics, log_requests=False)
+        self.request_log = RequestLog(self.metrics, log_requests=False)
         self.store = CatalogueStore(self.models_path, readiness=self.readiness)
         self.store.load_initial()
         self.rollouts = RolloutController(
             self.files,
             self.store,
-            watch=self.accounts.watch,
-            unwatch=self.accounts.unwatch,
+            watch=self.request_log.watch,
+            unwatch=self.request_log.unwatch,
             metrics=self.metrics,
             clock=lambda: self.now,
         )
@@ -89,7 +89,7 @@ class RolloutSetup:
             observation = Observation(
                 "tier", target, failed, "upstream 500" if failed else None, first_token_s=first_token_s
             )
-            for observer in self.accounts._observers.get("tier", []):
+            for observer in self.request_log._observers.get("tier", []):
                 observer(observation)
 
     @property
@@ -122,7 +122,7 @@ async def test_equal_target_gets_all_requests_in_the_end(setup):
 
     assert setup.models_path.read_bytes() == FILE.replace(b'"A"', b'"B"')
     assert (setup.state.state, setup.state.reason) == ("done", "B gets all requests")
-    assert not setup.accounts.is_watched("tier")
+    assert not setup.request_log.is_watched("tier")
     assert b'cortex_rollout_percent{alias="tier"} 100.0' in setup.metrics.expose()
 
 
@@ -289,7 +289,7 @@ async def test_edit_of_the_alias_supersedes_the_rollout(setup):
 
     assert (setup.state.state, setup.state.reason) == ("superseded", "another edit changed the alias")
     assert setup.models_path.read_bytes() == edited
-    assert not setup.accounts.is_watched("tier")
+    assert not setup.request_log.is_watched("tier")
 
 
 async def test_abort_from_a_shell_is_noticed(setup):
@@ -301,7 +301,7 @@ async def test_abort_from_a_shell_is_noticed(setup):
     await setup.reconcile()
 
     assert setup.rollouts.views() == []
-    assert not setup.accounts.is_watched("tier")
+    assert not setup.request_log.is_watched("tier")
 
 
 async def test_last_step_may_be_below_100_percent(setup):
@@ -378,8 +378,8 @@ async def test_task_reconciles_and_leaves_no_observer(setup, nursery):
     with trio.fail_after(SAFETY_NET_S):
         async with trio.open_nursery() as inner:
             await inner.start(setup.rollouts.run)
-            while not setup.accounts.is_watched("tier"):
+            while not setup.request_log.is_watched("tier"):
                 await trio.sleep(0.05)
             inner.cancel_scope.cancel()
 
-    assert not setup.accounts.is_watched("tier")
+    assert not setup.request_log.is_watched("tier")

@@ -14,7 +14,7 @@ from gateway.http import sse
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy.server_timing import EVENT_LIMIT_BYTES, LastComment, server_timing
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.request_log import Accounts
+from gateway.telemetry.request_log import RequestLog
 from neuron.simulated import faults
 from neuron.simulated.fleet import neuron
 
@@ -47,10 +47,10 @@ def comments(body):
 
 async def test_header_says_what_each_phase_took(autojump_clock):
     """In ms, in the order they began; a phase that came twice is one; `idle` is the body's and not known yet."""
-    record = Accounts(Metrics(), log_requests=False).open("id", "/")
+    record = RequestLog(Metrics(), log_requests=False).open("id", "/")
     assert server_timing(record, 0) is None
 
-    record.phases = phases = PhaseDeadlines(DeadlineSettings())
+    record.timings.phases = phases = PhaseDeadlines(DeadlineSettings())
     for phase in ("load", "connect", "first_byte", "connect", "first_byte", "idle"):
         phases.enter(phase)
         await trio.sleep(0.25)

@@ -18,10 +18,10 @@ from gateway.config.settings import RetrySettings, Settings
 from gateway.dialects.json_splice import LONGEST_NAME_BYTES
 from gateway.errors import ServiceUnavailable
 from gateway.fleet.routing.decision_log import Choice, Verdict
-from gateway.telemetry.explain import stories
+from gateway.telemetry.explain import explain_requests
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.recent import NOTES_PER_REQUEST, Recent
-from gateway.telemetry.request_log import Accounts
+from gateway.telemetry.recent import NOTES_PER_REQUEST, RecentRequests
+from gateway.telemetry.request_log import RequestLog
 from neuron.simulated import faults
 from neuron.simulated.fleet import neuron
 
@@ -29,16 +29,9 @@ JSON = b'{"object":"chat.completion","choices":[]}'
 MINE = ("x-request-id: mine",)
 
 
-class NoLoads:
-    """Nothing was ever loaded."""
-
-    def loads_between(self, model, since, until):
-        return []
-
-
 async def told(gateway, request_id="mine"):
     await wait_all_tasks_blocked()  # a client has its last byte a moment before its request has ended
-    return stories(request_id, gateway.accounts, NoLoads(), trio.current_time())
+    return explain_requests(request_id, gateway.request_log, lambda *_: [], trio.current_time())
 
 
 def two(nursery):
@@ -143,7 +136,7 @@ async def test_cold_load_is_told_with_who_made_room(autojump_clock):
     ) as world:
         await trio.sleep(60)
         await world.ask("wanted", headers=[(b"x-request-id", b"mine")])
-        [story] = stories("mine", world.accounts, world.lifecycle, trio.current_time())
+        [story] = explain_requests("mine", world.request_log, world.lifecycle.loads_between, trio.current_time())
 
         [load] = story["loads"]
         assert (load["node"], load["outcome"], load["evicted"]) == ("beast", "loaded", ["held"])
@@ -163,7 +156,7 @@ async def test_failed_load_is_told_with_its_reason(autojump_clock):
     sim.faults.add(faults.LoadFails())
     async with a_world(sim, profiles=(profile_of(model),)) as world:
         answer = await world.ask("m", headers=[(b"x-request-id", b"mine")])
-        [story] = stories("mine", world.accounts, world.lifecycle, trio.current_time())
+        [story] = explain_requests("mine", world.request_log, world.lifecycle.loads_between, trio.current_time())
 
         assert answer.status == 502
         [load] = story["loads"]
@@ -183,7 +176,7 @@ async def test_fallback_whose_own_load_fails_is_told_by_its_name(autojump_clock)
     async with a_world(sim, profiles=tuple(profiles), settings=Settings(retries=RetrySettings(attempts=0))) as world:
         world.keeper.accept(dataclasses.replace(world.keeper.current, aliases={"x": alias}))
         await world.ask("x", content="word " * 3_000, headers=[(b"x-request-id", b"mine")])
-        [story] = stories("mine", world.accounts, world.lifecycle, trio.current_time())
+        [story] = explain_requests("mine", world.request_log, world.lifecycle.loads_between, trio.current_time())
 
     assert (story["alias"], story["target"], story["model"], story["outcome"]) == ("x", "target", "last", "ok")
     assert [(attempt["model"], attempt["result"]) for attempt in story["attempts"]] == [
@@ -249,23 +242,23 @@ async def test_id_that_was_used_again_tells_of_all(autojump_clock, nursery):
 # What it costs...
 
 
-def ended(accounts, request_id="id", **more):
-    with accounts.open(request_id, "/v1/chat/completions") as record:
+def ended(request_log, request_id="id", **more):
+    with request_log.open(request_id, "/v1/chat/completions") as record:
         for name, value in more.items():
-            setattr(record, name, value)
+            setattr(record.routing, name, value)
     return record
 
 
 async def test_only_the_last_are_remembered(autojump_clock):
     """So many, and none of 0."""
-    accounts = Accounts(Metrics(), log_requests=False, remembered=10)
+    request_log = RequestLog(Metrics(), log_requests=False, remembered=10)
     for number in range(25):
-        ended(accounts, str(number))
+        ended(request_log, str(number))
 
-    assert len(accounts.recent) == 10
-    assert not accounts.recent.find("14")
-    assert accounts.recent.find("15")
-    nothing = Accounts(Metrics(), log_requests=False, remembered=0)
+    assert len(request_log.recent) == 10
+    assert not request_log.recent.find("14")
+    assert request_log.recent.find("15")
+    nothing = RequestLog(Metrics(), log_requests=False, remembered=0)
     ended(nothing)
     assert len(nothing.recent) == 0
 
@@ -273,11 +266,11 @@ async def test_only_the_last_are_remembered(autojump_clock):
 async def test_requests_with_much_to_be_noted_are_remembered_for_less_long(autojump_clock):
     """Fewer of them instead of more memory."""
     choice = Choice(0.0, "m", "load", None, tuple(Verdict(str(number), "not loaded") for number in range(100)))
-    recent = Recent(100)
-    accounts = Accounts(Metrics(), log_requests=False)
-    accounts.recent = recent
+    recent = RecentRequests(100)
+    request_log = RequestLog(Metrics(), log_requests=False)
+    request_log.recent = recent
     for number in range(100):
-        ended(accounts, str(number), choices=[choice] * 2)
+        ended(request_log, str(number), decisions=[choice] * 2)
 
     assert len(recent) == 100 * NOTES_PER_REQUEST // 200
     assert recent.find("99")
@@ -286,7 +279,7 @@ async def test_requests_with_much_to_be_noted_are_remembered_for_less_long(autoj
 async def test_what_a_client_made_long_is_not_kept(autojump_clock, nursery):
     """Neither its body, nor the name of a model nobody knows, nor what held on to either: an error's traceback."""
     gateway = InMemoryGateway(nursery, {"a": breaking}, Settings())
-    gateway.accounts.log_requests = False
+    gateway.request_log.log_requests = False
 
     async def flood():
         for _ in range(5):
@@ -304,7 +297,7 @@ async def test_what_a_client_made_long_is_not_kept(autojump_clock, nursery):
 async def test_thousand_requests_take_a_few_megabytes(autojump_clock, nursery):
     """Failed by one neuron and answered by the other, with an error and a verdict on each: more than most."""
     gateway = InMemoryGateway(nursery, {"a": refusing, "b": answering(*[with_length(JSON)] * 99)}, Settings())
-    gateway.accounts.log_requests = False
+    gateway.request_log.log_requests = False
 
     async def flood():
         for _ in range(50):
@@ -312,7 +305,7 @@ async def test_thousand_requests_take_a_few_megabytes(autojump_clock, nursery):
 
     assert await kept_bytes_of(flood) / 50 < 6_000
     assert (await told(gateway))[-1]["retries"] == 1
-    assert gateway.accounts.recent.find("mine")[-1].notes >= 4
+    assert gateway.request_log.recent.find("mine")[-1].routing.note_count >= 4
 
 
 async def kept_bytes_of(flood):
@@ -341,12 +334,16 @@ async def breaking(stream):
 
 async def test_error_that_is_remembered_holds_on_to_nothing(autojump_clock):
     """A traceback keeps every frame, and so the request."""
-    accounts = Accounts(Metrics(), log_requests=False)
-    with accounts.open("id", "/") as record:
+    request_log = RequestLog(Metrics(), log_requests=False)
+    with request_log.open("id", "/") as record:
         record.failed(ServiceUnavailable("x" * 5000, param="load"))
 
     assert record.error is None
-    assert (record.end.code, record.end.param, len(record.end.message)) == ("service_unavailable", "load", 1000)
+    assert (record.error_summary.code, record.error_summary.param, len(record.error_summary.message)) == (
+        "service_unavailable",
+        "load",
+        1000,
+    )
 
 
 @pytest.mark.parametrize(
@@ -360,7 +357,7 @@ async def test_target_that_was_drawn_says_how(autojump_clock, nursery, sticky, w
     """Which of several, and what it would be drawn by again."""
     gateway = two(nursery)
     alias = Alias("helexa/small", (Target(SMALL, 90), Target("other", 10)), sticky=sticky)
-    record = ended(gateway.accounts, "mine", resolution=Resolution(SMALL, alias.name, alias))
+    record = ended(gateway.request_log, "mine", resolution=Resolution(SMALL, alias.name, alias))
 
-    assert record.end is None
+    assert record.error_summary is None
     assert [story["resolved"] for story in await told(gateway)] == [why]

@@ -10,7 +10,7 @@ import trio
 from fakes.in_memory import SMALL, InMemoryGateway
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.telemetry.recent import Recent
+from gateway.telemetry.recent import RecentRequests
 from neuron.simulated.faults import Drop, HttpError
 from neuron.simulated.fleet import neuron
 
@@ -47,7 +47,7 @@ async def test_requests_of_all_kinds_leave_nothing_behind(autojump_clock, nurser
     if trouble is not None:
         beast.faults.add(trouble)
     gateway = InMemoryGateway(nursery, {"a": beast})
-    gateway.accounts.recent = Recent(10)
+    gateway.request_log.recent = RecentRequests(10)
 
     async def leave(after_s):
         client = gateway.client()

@@ -17,27 +17,26 @@ from gateway.errors import (
     ShuttingDown,
     UpstreamConnectionError,
 )
-from gateway.telemetry import request_log
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.observation import Observation
-from gateway.telemetry.request_log import Accounts
+from gateway.telemetry.request_log import OBSERVERS_LIMIT, RequestLog
 
 END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":21}}\n\n'
 REFUSED = with_length(b'{"error":"no"}', status="422 Unprocessable")
 
 
 @pytest.fixture
-def accounts():
-    yield Accounts(Metrics(), log_requests=False)
+def request_log():
+    yield RequestLog(Metrics(), log_requests=False)
     structlog.reset_defaults()
 
 
-def finish(accounts, *, alias="a", headers=(), **outcome):
+def finish(request_log, *, alias="a", headers=(), **outcome):
     """One request for the alias, resolved to `new`, that ends like this."""
-    with accounts.open("id", "/") as record:
-        record.resolved(Resolution("new", alias), 1, list(headers))
+    with request_log.open("id", "/") as record:
+        request_log.resolved(record, Resolution("new", alias), 1, list(headers))
         for name, value in outcome.items():
-            setattr(record, name, value)
+            setattr(record.routing if name == "model" else record, name, value)
 
 
 async def test_stream_is_observed_from_its_end(nursery, autojump_clock):
@@ -54,7 +53,7 @@ async def test_stream_is_observed_from_its_end(nursery, autojump_clock):
         await trio.sleep_forever()
 
     gateway = InMemoryGateway(nursery, {"n": neuron})
-    gateway.accounts.watch("helexa/small", seen.append)
+    gateway.request_log.watch("helexa/small", seen.append)
 
     await gateway.client().ask(stream=True)
     await gateway.idle()
@@ -76,7 +75,7 @@ async def test_refusal_of_the_neuron_is_a_failure_of_the_target(nursery, autojum
     """Another model might have taken the request."""
     seen = []
     gateway = InMemoryGateway(nursery, {"n": answering(REFUSED, REFUSED)})
-    gateway.accounts.watch("helexa/small", seen.append)
+    gateway.request_log.watch("helexa/small", seen.append)
 
     await gateway.client().ask()
 
@@ -88,7 +87,7 @@ async def test_only_the_watched_alias_is_observed(nursery, autojump_clock):
     """By its name; the model's own name is another thing to ask for."""
     seen = []
     gateway = InMemoryGateway(nursery, {"n": answering(REFUSED, REFUSED, REFUSED)})
-    gateway.accounts.watch("helexa/large", seen.append)
+    gateway.request_log.watch("helexa/large", seen.append)
 
     await gateway.client().ask()
     await gateway.client().ask(model=SMALL)
@@ -110,12 +109,12 @@ async def test_only_the_watched_alias_is_observed(nursery, autojump_clock):
         ({"outcome": "client_disconnected"}, None, None),
     ],
 )
-async def test_what_a_target_is_to_blame_for(accounts, outcome, failed, error):
+async def test_what_a_target_is_to_blame_for(request_log, outcome, failed, error):
     """Everything that another target might have done better."""
     seen = []
-    accounts.watch("a", seen.append)
+    request_log.watch("a", seen.append)
 
-    finish(accounts, **outcome)
+    finish(request_log, **outcome)
 
     assert [(each.target, each.failed, each.error) for each in seen] == [("new", failed, error)]
 
@@ -131,70 +130,70 @@ async def test_what_a_target_is_to_blame_for(accounts, outcome, failed, error):
         {"outcome": "ok", "headers": [(b"x-stainless-retry-count", b"1")]},
     ],
 )
-async def test_what_says_nothing_of_a_target(accounts, outcome):
+async def test_what_says_nothing_of_a_target(request_log, outcome):
     """A client's mistake, our own doing, and an SDK's second try: it went where the first did, for the same reason."""
     seen = []
-    accounts.watch("a", seen.append)
+    request_log.watch("a", seen.append)
 
-    finish(accounts, **outcome)
+    finish(request_log, **outcome)
 
     assert seen == []
 
 
-async def test_first_try_of_an_sdk_counts(accounts):
+async def test_first_try_of_an_sdk_counts(request_log):
     """It says which one it is every time."""
     seen = []
-    accounts.watch("a", seen.append)
+    request_log.watch("a", seen.append)
 
-    finish(accounts, outcome="ok", headers=[(b"x-stainless-retry-count", b"0")])
+    finish(request_log, outcome="ok", headers=[(b"x-stainless-retry-count", b"0")])
 
     assert len(seen) == 1
 
 
-async def test_client_that_left_waiting_says_how_long_it_waited(accounts, autojump_clock):
+async def test_client_that_left_waiting_says_how_long_it_waited(request_log, autojump_clock):
     """The first token would have taken at least so long."""
     seen = []
-    accounts.watch("a", seen.append)
+    request_log.watch("a", seen.append)
 
-    with accounts.open("id", "/") as record:
-        record.resolved(Resolution("new", "a"), 1, [])
+    with request_log.open("id", "/") as record:
+        request_log.resolved(record, Resolution("new", "a"), 1, [])
         await trio.sleep(7)
         record.outcome = "client_disconnected"
 
     assert (seen[0].waited_s, seen[0].first_token_s) == (7, None)
 
 
-async def test_unwatched_alias_is_as_before(accounts):
+async def test_unwatched_alias_is_as_before(request_log):
     """Nothing is left of who watched."""
     seen = []
-    accounts.watch("a", seen.append)
-    accounts.unwatch("a", seen.append)
-    accounts.unwatch("a", seen.append)
+    request_log.watch("a", seen.append)
+    request_log.unwatch("a", seen.append)
+    request_log.unwatch("a", seen.append)
 
-    finish(accounts, outcome="ok")
+    finish(request_log, outcome="ok")
 
     assert seen == []
-    assert not accounts.is_watched("a")
+    assert not request_log.is_watched("a")
 
 
-async def test_observer_that_raises_hurts_nobody(accounts):
+async def test_observer_that_raises_hurts_nobody(request_log):
     """The request has its record, the other observers hear of it."""
     seen = []
-    accounts.watch("a", lambda _: 1 / 0)
-    accounts.watch("a", seen.append)
+    request_log.watch("a", lambda _: 1 / 0)
+    request_log.watch("a", seen.append)
 
     with capture_logs() as logs:
-        finish(accounts, outcome="ok")
+        finish(request_log, outcome="ok")
 
     assert [entry["event"] for entry in logs] == ["observer_failed"]
     assert len(seen) == 1
-    assert accounts.live == {}
+    assert request_log.live == {}
 
 
-async def test_observers_are_bounded(accounts):
+async def test_observers_are_bounded(request_log):
     """Each costs every request of the alias a call."""
-    for _ in range(request_log.OBSERVERS_LIMIT):
-        accounts.watch("a", lambda _: None)
+    for _ in range(OBSERVERS_LIMIT):
+        request_log.watch("a", lambda _: None)
 
-    with pytest.raises(RuntimeError, match="watched by 8 already"):
-        accounts.watch("a", lambda _: None)
+    with pytest.raises(RuntimeError, match="has 8 observers already"):
+        request_log.watch("a", lambda _: None)

@@ -9,7 +9,7 @@ from gateway.dialects.usage_fields import Usage
 from gateway.errors import InternalError, ModelNotFound, UpstreamConnectionError
 from gateway.telemetry.meter import StreamMeter
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.request_log import Accounts
+from gateway.telemetry.request_log import RequestLog
 
 DELTA = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 USAGE = (
@@ -20,66 +20,66 @@ ROUTE = '{model="m",node="n"}'
 
 
 @pytest.fixture
-def accounts():
-    yield Accounts(Metrics(), log_requests=True)
+def request_log():
+    yield RequestLog(Metrics(), log_requests=True)
     structlog.reset_defaults()
 
 
-def sample(accounts, name):
+def sample(request_log, name):
     """The value of one series, None if there is none."""
-    for line in accounts.metrics.expose().decode().splitlines():
+    for line in request_log.metrics.expose().decode().splitlines():
         if line.startswith(name + " "):
             return float(line.rpartition(" ")[2])
     return None
 
 
 @pytest.mark.parametrize("leave", [ValueError, trio.TooSlowError, KeyboardInterrupt])
-async def test_record_is_written_once_however_the_request_is_left(accounts, leave):
+async def test_record_is_written_once_however_the_request_is_left(request_log, leave):
     """An exception passes through and is accounted for as what it was: nobody's."""
-    with capture_logs() as logs, pytest.raises(leave), accounts.open("id", "/v1/x"):
-        assert len(accounts.live) == 1
+    with capture_logs() as logs, pytest.raises(leave), request_log.open("id", "/v1/x"):
+        assert len(request_log.live) == 1
         raise leave
 
-    assert accounts.live == {}
+    assert request_log.live == {}
     assert [(entry["event"], entry["outcome"], entry["status"]) for entry in logs] == [("request", "cancelled", 0)]
 
 
-async def test_two_requests_of_one_id_are_two(accounts):
+async def test_two_requests_of_one_id_are_two(request_log):
     """Clients send what they like."""
-    with accounts.open("same", "/"), accounts.open("same", "/"):
-        assert len(accounts.live) == 2
+    with request_log.open("same", "/"), request_log.open("same", "/"):
+        assert len(request_log.live) == 2
 
-    assert accounts.live == {}
-    assert accounts.served == 2
+    assert request_log.live == {}
+    assert request_log.served == 2
 
 
-async def test_log_can_be_turned_off_and_metrics_stay(accounts):
+async def test_log_can_be_turned_off_and_metrics_stay(request_log):
     """`access_log = false`."""
-    quiet = Accounts(accounts.metrics, log_requests=False)
-    with capture_logs() as logs, quiet.open("id", "/") as record, record.start_attempt("m", "n"):
+    quiet = RequestLog(request_log.metrics, log_requests=False)
+    with capture_logs() as logs, quiet.open("id", "/") as record, record.routing.start_attempt("m", "n"):
         record.outcome = "ok"
 
     assert logs == []
     assert sample(quiet, f"cortex_request_duration_seconds_count{ROUTE}") == 1
 
 
-async def test_inflight_goes_up_and_down_with_each_attempt(accounts):
+async def test_inflight_goes_up_and_down_with_each_attempt(request_log):
     """Also when the attempt ends in an exception."""
-    with accounts.open("id", "/") as record:
-        with pytest.raises(ValueError, match="x"), record.start_attempt("m", "n"):
-            assert sample(accounts, f"cortex_inflight_requests{ROUTE}") == 1
+    with request_log.open("id", "/") as record:
+        with pytest.raises(ValueError, match="x"), record.routing.start_attempt("m", "n"):
+            assert sample(request_log, f"cortex_inflight_requests{ROUTE}") == 1
             raise ValueError("x")
-        record.retried()
+        record.routing.retried()
 
-    assert sample(accounts, f"cortex_inflight_requests{ROUTE}") == 0
-    assert sample(accounts, f"cortex_requests_total{ROUTE}") == 1
-    assert sample(accounts, f"cortex_retries_total{ROUTE}") == 1
+    assert sample(request_log, f"cortex_inflight_requests{ROUTE}") == 0
+    assert sample(request_log, f"cortex_requests_total{ROUTE}") == 1
+    assert sample(request_log, f"cortex_retries_total{ROUTE}") == 1
 
 
-async def test_speed_is_tokens_over_the_window_they_came_in(accounts, autojump_clock):
+async def test_speed_is_tokens_over_the_window_they_came_in(request_log, autojump_clock):
     """First generated delta to last; time to the first token counts from the request's begin."""
-    with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
-        meter = record.meter = StreamMeter()
+    with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+        meter = record.answer.meter = StreamMeter()
         await trio.sleep(3)
         meter.feed(DELTA, trio.current_time())
         await trio.sleep(2)
@@ -87,67 +87,67 @@ async def test_speed_is_tokens_over_the_window_they_came_in(accounts, autojump_c
         await trio.sleep(10)
         record.outcome = "ok"
 
-    assert sample(accounts, f"cortex_time_to_first_token_seconds_sum{ROUTE}") == 3
-    assert sample(accounts, f"cortex_tokens_per_second_sum{ROUTE}") == 20
-    assert sample(accounts, f"cortex_request_duration_seconds_sum{ROUTE}") == 15
-    assert sample(accounts, f"cortex_prompt_tokens_total{ROUTE}") == 5
-    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") == 40
-    assert sample(accounts, f"cortex_cached_prompt_tokens_total{ROUTE}") == 0
+    assert sample(request_log, f"cortex_time_to_first_token_seconds_sum{ROUTE}") == 3
+    assert sample(request_log, f"cortex_tokens_per_second_sum{ROUTE}") == 20
+    assert sample(request_log, f"cortex_request_duration_seconds_sum{ROUTE}") == 15
+    assert sample(request_log, f"cortex_prompt_tokens_total{ROUTE}") == 5
+    assert sample(request_log, f"cortex_completion_tokens_total{ROUTE}") == 40
+    assert sample(request_log, f"cortex_cached_prompt_tokens_total{ROUTE}") == 0
 
 
-async def test_tokens_nobody_counted_are_estimated_and_kept_apart(accounts):
+async def test_tokens_nobody_counted_are_estimated_and_kept_apart(request_log):
     """One per delta; marked in the log, and under another name among the metrics."""
-    with capture_logs() as logs, accounts.open("id", "/") as record, record.start_attempt("m", "n"):
-        meter = record.meter = StreamMeter()
+    with capture_logs() as logs, request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+        meter = record.answer.meter = StreamMeter()
         meter.feed(DELTA * 3, 1.0)
 
     assert (logs[0]["completion_tokens"], logs[0]["tokens_estimated"]) == (3, True)
-    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") is None
-    assert sample(accounts, f"cortex_estimated_completion_tokens_total{ROUTE}") == 3
+    assert sample(request_log, f"cortex_completion_tokens_total{ROUTE}") is None
+    assert sample(request_log, f"cortex_estimated_completion_tokens_total{ROUTE}") == 3
 
 
-async def test_half_of_a_usage_is_completed_by_an_estimate(accounts):
+async def test_half_of_a_usage_is_completed_by_an_estimate(request_log):
     """What was told counts as told. Anthropic tells the prompt at the start of a stream, and 1 for the answer."""
     start = b'data: {"type":"message_start","message":{"usage":{"input_tokens":7,"output_tokens":1}}}\n\n'
     said = b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
     end = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":9}}\n\n'
     for stream in (start + said * 4, start + said * 4 + end):
-        with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
-            meter = record.meter = StreamMeter()
+        with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+            meter = record.answer.meter = StreamMeter()
             meter.feed(stream, 1.0)
 
-    assert sample(accounts, f"cortex_prompt_tokens_total{ROUTE}") == 14
-    assert sample(accounts, f"cortex_estimated_completion_tokens_total{ROUTE}") == 4
-    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") == 9
+    assert sample(request_log, f"cortex_prompt_tokens_total{ROUTE}") == 14
+    assert sample(request_log, f"cortex_estimated_completion_tokens_total{ROUTE}") == 4
+    assert sample(request_log, f"cortex_completion_tokens_total{ROUTE}") == 9
 
 
-async def test_thoughts_are_counted_where_they_are_told(accounts):
+async def test_thoughts_are_counted_where_they_are_told(request_log):
     """Beside the completion they are part of."""
-    with capture_logs() as logs, accounts.open("id", "/") as record, record.start_attempt("m", "n"):
-        record.usage = Usage(3, 10, None, 6)
+    with capture_logs() as logs, request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+        record.answer.usage = Usage(3, 10, None, 6)
 
-    assert sample(accounts, f"cortex_reasoning_tokens_total{ROUTE}") == 6
-    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") == 10
+    assert sample(request_log, f"cortex_reasoning_tokens_total{ROUTE}") == 6
+    assert sample(request_log, f"cortex_completion_tokens_total{ROUTE}") == 10
     assert logs[0]["reasoning_tokens"] == 6
 
 
-async def test_one_delta_has_no_speed(accounts):
+async def test_one_delta_has_no_speed(request_log):
     """A window of no length divides nothing."""
-    with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
-        meter = record.meter = StreamMeter()
+    with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+        meter = record.answer.meter = StreamMeter()
         meter.feed(DELTA + USAGE, 1.0)
 
-    assert sample(accounts, f"cortex_tokens_per_second_count{ROUTE}") is None
+    assert sample(request_log, f"cortex_tokens_per_second_count{ROUTE}") is None
 
 
-async def test_usage_of_a_plain_answer_is_counted_as_it_is(accounts):
+async def test_usage_of_a_plain_answer_is_counted_as_it_is(request_log):
     """There are no deltas to measure by."""
-    with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
-        record.usage = Usage(prompt_tokens=3, completion_tokens=0)
+    with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+        record.answer.usage = Usage(prompt_tokens=3, completion_tokens=0)
 
-    assert sample(accounts, f"cortex_prompt_tokens_total{ROUTE}") == 3
-    assert sample(accounts, f"cortex_completion_tokens_total{ROUTE}") == 0
-    assert sample(accounts, f"cortex_cached_prompt_tokens_total{ROUTE}") is None
+    assert sample(request_log, f"cortex_prompt_tokens_total{ROUTE}") == 3
+    assert sample(request_log, f"cortex_completion_tokens_total{ROUTE}") == 0
+    assert sample(request_log, f"cortex_cached_prompt_tokens_total{ROUTE}") is None
 
 
 @pytest.mark.parametrize(
@@ -159,31 +159,31 @@ async def test_usage_of_a_plain_answer_is_counted_as_it_is(accounts):
         (None, 404, "upstream_4xx"),
     ],
 )
-async def test_errors_are_counted_by_a_closed_list_of_codes(accounts, error, status, code):
+async def test_errors_are_counted_by_a_closed_list_of_codes(request_log, error, status, code):
     """Ours, or the class of the neuron's status."""
-    with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
+    with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
         if error is not None:
             record.failed(error)
         else:
             record.outcome, record.upstream_status = "upstream_error", status
 
-    assert sample(accounts, f'cortex_request_errors_total{{code="{code}",model="m",node="n"}}') == 1
+    assert sample(request_log, f'cortex_request_errors_total{{code="{code}",model="m",node="n"}}') == 1
 
 
-async def test_name_that_nobody_knows_is_in_the_log_and_on_no_label(accounts):
+async def test_name_that_nobody_knows_is_in_the_log_and_on_no_label(request_log):
     """Labels are for ever; names of clients' making are without number."""
-    with capture_logs() as logs, accounts.open("id", "/") as record:
-        record.model, record.is_unknown_model = "made/up", True
+    with capture_logs() as logs, request_log.open("id", "/") as record:
+        record.routing.model, record.routing.is_unknown_model = "made/up", True
         record.failed(ModelNotFound("x"))
 
     assert logs[0]["model"] == "made/up"
-    assert "made/up" not in accounts.metrics.expose().decode()
+    assert "made/up" not in request_log.metrics.expose().decode()
 
 
-async def test_client_that_leaves_is_a_disconnect_and_no_error(accounts):
+async def test_client_that_leaves_is_a_disconnect_and_no_error(request_log):
     """Nobody is at fault."""
-    with accounts.open("id", "/") as record, record.start_attempt("m", "n"):
+    with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
         record.outcome = "client_disconnected"
 
-    assert sample(accounts, f"cortex_client_disconnects_total{ROUTE}") == 1
-    assert "cortex_request_errors_total" not in accounts.metrics.expose().decode()
+    assert sample(request_log, f"cortex_client_disconnects_total{ROUTE}") == 1
+    assert "cortex_request_errors_total" not in request_log.metrics.expose().decode()

@@ -300,7 +300,7 @@ async def test_client_that_leaves_before_its_model_with_a_file_on_disk_leaves_no
             await trio.sleep(0.005)
     await client.leave()
     with trio.fail_after(SAFETY_NET_S):
-        while gateway.accounts.live:
+        while gateway.request_log.live:
             await trio.sleep(0.005)
 
     assert (gateway.inference.spools.open_files, gateway.inference.spools.on_disk_bytes) == (0, 0)
@@ -319,7 +319,7 @@ async def test_client_that_leaves_while_its_model_is_loaded_is_noticed(before):
             await trio.sleep(0.005)
     await client.leave()
     with trio.fail_after(SAFETY_NET_S):
-        while gateway.accounts.live:
+        while gateway.request_log.live:
             await trio.sleep(0.005)
 
     assert gateway.inference.spools.open_files == 0

@@ -18,9 +18,9 @@ from gateway.errors import ServiceUnavailable
 from gateway.fleet.reports import ModelReport
 from gateway.proxy.attempt_failures import Retriable
 from gateway.proxy.hedging.hedge_race import Race
-from gateway.telemetry.explain import stories
+from gateway.telemetry.explain import explain_requests
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.request_log import Accounts
+from gateway.telemetry.request_log import RequestLog
 from neuron.simulated import faults
 from neuron.simulated.fleet import neuron
 
@@ -103,7 +103,7 @@ def hedges(gateway):
 
 async def attempts(gateway):
     await wait_all_tasks_blocked()
-    [story] = stories("mine", gateway.accounts, None, trio.current_time())
+    [story] = explain_requests("mine", gateway.request_log, None, trio.current_time())
     return [(one["node"], one["hedge"], one["result"], one["at_ms"], one["took_ms"]) for one in story["attempts"]]
 
 
@@ -350,8 +350,8 @@ async def test_second_is_not_asked_in_the_moment_in_which_the_first_ends(autojum
     decided = []
 
     async def one():
-        record = Accounts(Metrics(), log_requests=False).open("id", "/")
-        first = _Attempt(record.start_attempt("m", "a"), fails=ends == "fails")
+        record = RequestLog(Metrics(), log_requests=False).open("id", "/")
+        first = _Attempt(record.routing.start_attempt("m", "a"), fails=ends == "fails")
 
         def make_second():
             decided.append(first.ended)
@@ -624,7 +624,7 @@ async def test_2000_random_cancels_in_the_middle_of_hedges_leave_nothing_behind(
         each.faults.add(faults.HttpError(status=503, times=40))
     neurons["a"].faults.add(faults.Slow(factor=3))
     gateway = before(Hedge(0.4, 100.0), attempts=1, **neurons)
-    gateway.accounts.log_requests = False
+    gateway.request_log.log_requests = False
     left = finished = 0
 
     async def one(stream, begin_s, patience_s):

@@ -34,7 +34,7 @@ async def a_day(nursery, hedge, *, stream):
     neurons = {name: a_sim(name, model, loaded=(SMALL,)) for name in "ab"}
     neurons["b"].faults.add(faults.Slow(factor=20))
     gateway = InMemoryGateway(nursery, neurons)
-    gateway.accounts.log_requests = False
+    gateway.request_log.log_requests = False
     alias = Alias("helexa/small", (Target(SMALL),), hedge=hedge)
     gateway.catalogue.current = Catalogue(1, {}, {alias.name: alias})
     drawn = random.Random(20261125)  # noqa: S311 - replayable, not secret

@@ -1,0 +1,165 @@
+"""How one request was routed: its alias and model, each decision, each attempt, and each fallback."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import structlog
+import trio
+
+from catalogue.resolve import Resolution
+from gateway.errors import GatewayError
+from gateway.fleet.routing.decision_log import Choice
+from gateway.fleet.routing.queue import QueueTicket
+from gateway.telemetry.attempt_record import AttemptRecord, ErrorSummary
+from gateway.telemetry.metrics import Metrics
+
+__all__ = ["FallbackRecord", "RoutingRecord"]
+
+NAME_CHARACTERS = 300  # of the name of a model that does not exist: the client chose it, and its length
+
+log = structlog.get_logger("cortex.accounting")
+
+
+class FallbackRecord(NamedTuple):
+    """A fallback from `model` to `to`, at a time by Trio's clock.
+
+    `error` is why `model` could not serve the request; if `is_skipped`, why `to` cannot either.
+    """
+
+    at: float
+    model: str
+    to: str
+    error: ErrorSummary
+    is_skipped: bool = False
+
+
+class RoutingRecord:
+    """The routing of one request.
+
+    Attributes:
+        generation: Of the catalogue snapshot that resolved the request.
+        resolution: None until the request is resolved.
+        alias: The alias the client asked for, if it did.
+        target: The model that it was resolved to.
+        model: The same, or the fallback model the request has come to.
+        is_unknown_model: The client made up the name, so it must not become a metric label: labels are kept for ever.
+        node: The neuron of the last attempt, or of the one that answers.
+        is_contested: Two attempts race, so the client is told of neither neuron yet.
+        hedge: The result of the second attempt: `won`, `lost`, `failed` or `cancelled`.
+        decisions: Routing decisions, where anything stood in the way of one.
+        ticket: The request's place in the model's queue, while the request runs.
+    """
+
+    __slots__ = (
+        "_metrics",
+        "_request_id",
+        "alias",
+        "attempts",
+        "decisions",
+        "fallbacks",
+        "generation",
+        "hedge",
+        "is_contested",
+        "is_unknown_model",
+        "model",
+        "node",
+        "resolution",
+        "retries",
+        "target",
+        "ticket",
+    )
+
+    def __init__(self, metrics: Metrics, request_id: str) -> None:
+        self._metrics = metrics
+        self._request_id = request_id
+        self.generation = 0
+        self.resolution: Resolution | None = None
+        self.alias: str | None = None
+        self.target: str | None = None
+        self.model: str | None = None
+        self.is_unknown_model = False
+        self.node: str | None = None
+        self.is_contested = False
+        self.hedge: str | None = None
+        self.decisions: list[Choice] = []
+        self.attempts: list[AttemptRecord] = []
+        self.fallbacks: tuple[FallbackRecord, ...] = ()
+        self.retries = 0
+        self.ticket: QueueTicket | None = None
+
+    def resolved(self, resolution: Resolution, generation: int) -> None:
+        """Record what the requested name stands for in the catalogue of this generation."""
+        self.resolution, self.generation = resolution, generation
+        self.alias, self.model, self.target = resolution.alias, resolution.model, resolution.model
+
+    def start_attempt(self, model: str, node: str, routed_at: float | None = None) -> AttemptRecord:
+        """The record of an attempt. The first attempt began at `routed_at`, when its replica was chosen."""
+        self.model, self.node = model, node
+        began_at = trio.current_time() if self.attempts or routed_at is None else routed_at
+        attempt = AttemptRecord(self._metrics, model, node, began_at)
+        self.attempts.append(attempt)
+        return attempt
+
+    def start_hedge(self, model: str, node: str) -> AttemptRecord:
+        """The record of a second, concurrent attempt. `node` stays: which attempt answers is not decided yet."""
+        attempt = AttemptRecord(self._metrics, model, node, trio.current_time(), is_hedge=True)
+        self.attempts.append(attempt)
+        return attempt
+
+    def retried(self) -> None:
+        """Count that the last attempt failed and another follows."""
+        self.retries += 1
+        self._metrics.retries(self.model or "", self.node or "").inc()
+
+    def fell_back(self, model: str, error: GatewayError) -> None:
+        """Record that no replica could serve the model so far, and that `model` is tried next."""
+        before, alias = self.model or "", self.alias or ""
+        self._metrics.fallbacks(alias, before, model).inc()
+        log.warning(
+            "fallback",
+            request_id=self._request_id,
+            alias=alias,
+            model=before,
+            falls_back_to=model,
+            reason=error.message,
+        )
+        self.fallbacks += (FallbackRecord(trio.current_time(), before, model, ErrorSummary.of(error)),)
+        self.model, self.node = model, None
+
+    def skipped_fallback(self, model: str, error: GatewayError) -> None:
+        """Record that `model` would be the next fallback, but cannot serve this request at all."""
+        log.info(
+            "fallback_passed_over", request_id=self._request_id, alias=self.alias, model=model, reason=error.message
+        )
+        self.fallbacks += (
+            FallbackRecord(trio.current_time(), self.model or "", model, ErrorSummary.of(error), is_skipped=True),
+        )
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the request waits in a queue, or for its model to be loaded: no neuron is at work for it."""
+        return self.ticket is not None and self.ticket.is_in_line
+
+    @property
+    def state(self) -> Literal["arriving", "queued", "loading", "running"]:
+        """The state of a running request, for operators. `arriving`: its body is being read."""
+        if self.ticket is None:
+            return "arriving"
+        if not self.ticket.is_in_line:
+            return "running"
+        return "loading" if self.ticket.waits_for == "load" else "queued"
+
+    @property
+    def note_count(self) -> int:
+        """The number of entries that take memory beyond what every request takes."""
+        verdicts = sum(len(choice.verdicts) + len(choice.loads) for choice in self.decisions) if self.decisions else 0
+        return len(self.attempts) + len(self.fallbacks) + verdicts
+
+    def release(self, now: float) -> None:
+        """The request has ended: drop what would keep it in memory, and what a client can make long."""
+        for attempt in self.attempts:
+            attempt.ended_at = now if attempt.ended_at is None else attempt.ended_at
+        self.ticket = None
+        if self.is_unknown_model and self.model is not None:
+            self.model, self.target, self.resolution = self.model[:NAME_CHARACTERS], None, None
