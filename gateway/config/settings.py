@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator
 
+from catalogue.toml.addresses import Listen, ListenAddress, PathBesideConfig, Secret
 from catalogue.toml.types import (
     FILE,
     Count,
@@ -26,7 +27,6 @@ from catalogue.toml.types import (
 )
 from gateway.config import rules
 from gateway.config.engine_traits import DialectName, EngineName, ThinkingSwitch
-from gateway.config.rules import Listen
 
 __all__ = [
     "DEFAULT_MODELS_CONFIG",
@@ -48,9 +48,6 @@ __all__ = [
 DEFAULT_MODELS_CONFIG = Path("/etc/cortex/models.toml")  # where the catalogue is looked for when nothing is configured
 _API = Listen("127.0.0.1", 31313)  # loopback: other machines cannot reach the API until an operator opens it
 _METRICS = Listen("127.0.0.1", 31314)
-
-ListenAddress: TypeAlias = Annotated[Listen, rules.LISTEN]
-PathBesideConfig: TypeAlias = Annotated[Path, rules.PATH_BESIDE_CONFIG]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +202,7 @@ class LogSettings:
 class AdminSettings:
     """The admin API, /admin/* on the metrics port."""
 
-    token: Annotated[str, rules.SECRET] | None = field(default=None, repr=False)
+    token: Secret | None = field(default=None, repr=False)
     """Bearer token of the admin API. No default: without a token there is no admin API."""
 
     public: Flag = False
@@ -251,7 +248,7 @@ class NeuronSettings:
     kind: Literal["neuron", "openai"] = "neuron"
     """"neuron", or "openai" for another server that speaks the OpenAI API."""
 
-    api_key: Annotated[str, rules.SECRET] | None = field(default=None, repr=False)
+    api_key: Secret | None = field(default=None, repr=False)
     """Bearer token for this server. No default. For kind = "openai" only."""
 
     base_path: Annotated[str, rules.BASE_PATH] = "/v1"
