@@ -81,7 +81,7 @@ def check(config: Path | None) -> None:
     from gateway.aliases.catalogue_store import CatalogueStore  # noqa: PLC0415 - as above
 
     loaded = load_settings(config)
-    # The keeper logs the catalogue's warnings too; here they are told once, as the command's answer.
+    # The catalogue store logs the catalogue's warnings too; here they are told once, as the command's answer.
     log.configure(dataclasses.replace(loaded.settings.log, level="critical"))
     tell(loaded.warnings, "warning")
     try:

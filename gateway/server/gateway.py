@@ -57,8 +57,8 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.fleet = Fleet(settings.neurons, misses=settings.poll.misses)
-        self.keeper = CatalogueStore(settings.models_config, readiness=FleetReadiness(self.fleet))
-        self.keeper.load_initial()
+        self.catalogue_store = CatalogueStore(settings.models_config, readiness=FleetReadiness(self.fleet))
+        self.catalogue_store.load_initial()
         self.metrics = Metrics()
         self.neurons = {neuron.name: _client(neuron) for neuron in settings.neurons}
         self.poller = Poller(self.fleet, self.neurons, settings.poll)
@@ -68,25 +68,27 @@ class Gateway:
             log_requests=settings.gateway.access_log,
             remembered=settings.limits.explain_requests,
         )
-        self.records = CatalogueFiles.from_settings(settings)
-        self.auditor = Auditor(self.records, self.keeper, plan=lambda old, new: self._plan(old, new).as_short_json())
+        self.catalogue_files = CatalogueFiles.from_settings(settings)
+        self.auditor = Auditor(
+            self.catalogue_files, self.catalogue_store, plan=lambda old, new: self._plan(old, new).as_short_json()
+        )
         self.rollouts = RolloutController(
-            self.records,
-            self.keeper,
+            self.catalogue_files,
+            self.catalogue_store,
             watch=self.request_log.watch,
             unwatch=self.request_log.unwatch,
             metrics=self.metrics,
         )
         self.scheduler = Lifecycle(
             self.fleet,
-            catalogue=self.keeper,
+            catalogue=self.catalogue_store,
             neurons=self.neurons,
             settings=settings,
             metrics=self.metrics,
             poll_soon=self.poller.poll_soon,
         )
         warmer = ModelWarmer(
-            self.keeper,
+            self.catalogue_store,
             fleet=self.fleet,
             wait_until_routable=self.scheduler.wait_until_routable,
             upstream=self.upstream,
@@ -94,27 +96,31 @@ class Gateway:
             poll_soon=self.poller.poll_soon,
         )
         self.swaps = WarmSwaps(
-            self.keeper,
+            self.catalogue_store,
             warmer,
             fleet=self.fleet,
             warm_deadline_s=settings.deadlines.load_seconds,
             metrics=self.metrics,
         )
         self.shadows = Shadows(
-            self.fleet, self.upstream, catalogue=self.keeper, metrics=self.metrics, deadlines=settings.deadlines
+            self.fleet,
+            self.upstream,
+            catalogue=self.catalogue_store,
+            metrics=self.metrics,
+            deadlines=settings.deadlines,
         )
         self.drains = Drains(
-            self.fleet, catalogue=self.keeper, lifecycle=self.scheduler, load_s=settings.deadlines.load_seconds
+            self.fleet, catalogue=self.catalogue_store, lifecycle=self.scheduler, load_s=settings.deadlines.load_seconds
         )
         self.manual_loads = ManualLoads(
-            self.fleet, catalogue=self.keeper, lifecycle=self.scheduler, neurons=self.neurons
+            self.fleet, catalogue=self.catalogue_store, lifecycle=self.scheduler, neurons=self.neurons
         )
-        self.admission = Admission(self.fleet, catalogue=self.keeper, limit=settings.limits.queue)
-        self.keeper.subscribe(lambda *_: self.admission.look_again())
+        self.admission = Admission(self.fleet, catalogue=self.catalogue_store, limit=settings.limits.queue)
+        self.catalogue_store.subscribe(lambda *_: self.admission.look_again())
         self.inference = InferenceApp(
             ProxyContext(
                 settings=settings,
-                catalogue=self.keeper,
+                catalogue=self.catalogue_store,
                 fleet=self.fleet,
                 upstream=self.upstream,
                 admission=self.admission,
@@ -142,7 +148,7 @@ class Gateway:
         return AdminContext(
             token=self.settings.admin.token,
             explain_requests=self.settings.limits.explain_requests,
-            catalogue=self.keeper,
+            catalogue=self.catalogue_store,
             fleet=self.fleet,
             scheduler=self.scheduler,
             manual_loads=self.manual_loads,
@@ -161,8 +167,8 @@ class Gateway:
     def _public_routes(self) -> PublicRoutes:
         models = ModelsApi(owned_by=self.settings.gateway.owned_by)
         return PublicRoutes(
-            models=lambda: models.list_models(self.keeper.current, self.fleet),
-            model=lambda model_id: models.model_entry(self.keeper.current, self.fleet, model_id),
+            models=lambda: models.list_models(self.catalogue_store.current, self.fleet),
+            model=lambda model_id: models.model_entry(self.catalogue_store.current, self.fleet, model_id),
             health=self._health,
             ready=lambda: self.fleet.statistics().ever_answered,
         )
@@ -175,14 +181,14 @@ class Gateway:
 
     def _health(self) -> dict[str, Any]:
         """The body of `/health`."""
-        status = catalogue_status(self.keeper.current, self.keeper.last_error)
+        status = catalogue_status(self.catalogue_store.current, self.catalogue_store.last_error)
         return health_body(self.fleet, status, self.swaps.views()) | {"audit": self.auditor.status()}
 
     def _catalogue_readings(self) -> CatalogueReadings:
-        reloads = {str(result): times for result, times in self.keeper.reloads.items()}
-        catalogue = self.keeper.current
+        reloads = {str(result): times for result, times in self.catalogue_store.reloads.items()}
+        catalogue = self.catalogue_store.current
         waiting = {name: warming.failed is not None for name, warming in catalogue.warming.items()}
-        return CatalogueReadings(catalogue.generation, self.keeper.last_error is None, reloads, waiting)
+        return CatalogueReadings(catalogue.generation, self.catalogue_store.last_error is None, reloads, waiting)
 
     async def start_background(self, nursery: trio.Nursery) -> None:
         """Start every background task. One that crashes ends the nursery: a gateway must not run without its poller."""
@@ -192,7 +198,7 @@ class Gateway:
             self.drains.run,
             self.swaps.run,
             self.shadows.run,
-            self.keeper.watch,
+            self.catalogue_store.watch,
             self.rollouts.run,
             self.poller.run,
         ):

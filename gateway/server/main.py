@@ -67,7 +67,7 @@ async def _run_with_signals(gateway: Gateway) -> int:
 
 async def _reload(gateway: Gateway) -> None:
     """Reload the catalogue and log the outcome; if the file is unchanged, nothing else tells the operator."""
-    outcome = await gateway.keeper.reload()
+    outcome = await gateway.catalogue_store.reload()
     log.info("looked_at_sighup", result=outcome.result, generation=outcome.catalogue.generation)
 
 

@@ -402,7 +402,7 @@ async def test_wait_goes_by_the_residency_classes_in_force(autojump_clock):
             await trio.sleep(1)
             nursery.start_soon(one, N)  # while the neuron has a job, it may yet be that there is room
             await trio.sleep(1)
-            world.keeper.current = a_catalogue(profile_of(M), profile_of(N), generation=2)
+            world.catalogue_store.current = a_catalogue(profile_of(M), profile_of(N), generation=2)
         assert {model: answer.text for model, answer in answers.items()} == {M.id: "Tbilisi", N.id: "Tbilisi"}
         assert trio.current_time() < 20
 
@@ -418,7 +418,7 @@ async def test_request_whose_model_leaves_the_catalogue_while_it_waits_is_still_
 
             nursery.start_soon(one)
             await trio.sleep(1)
-            world.keeper.current = a_catalogue(profile_of(N), generation=2)
+            world.catalogue_store.current = a_catalogue(profile_of(N), generation=2)
             world.admission.look_again()
         assert answers[0].text == "Tbilisi"
 

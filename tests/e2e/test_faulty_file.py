@@ -82,14 +82,14 @@ async def test_last_good_file_stays_in_force_and_what_is_wrong_shows_until_it_is
             running_gateway(folder) as running,
             httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=60) as http,
         ):
-            keeper = running.gateway.keeper
+            catalogue_store = running.gateway.catalogue_store
 
             async def answered():
                 answer = await http.post(CHAT, json={"model": "helexa/small", "messages": PROBE})
                 return answer.status_code, answer.headers["x-cortex-model"]
 
             def told():
-                return [(fault.line, fault.key) for fault in keeper.last_error or ()]
+                return [(fault.line, fault.key) for fault in catalogue_store.last_error or ()]
 
             spoil(running.models_toml)
             await until(lambda: (line, key) in told())  # one that is being written may be seen empty before
@@ -105,13 +105,13 @@ async def test_last_good_file_stays_in_force_and_what_is_wrong_shows_until_it_is
             folder.mkdir(exist_ok=True)
             remove(running.models_toml)
             rename_over(running.models_toml, GOOD)
-            await until(lambda: keeper.last_error is None)
+            await until(lambda: catalogue_store.last_error is None)
             health = (await http.get("/health")).json()
             assert (health["status"], health["catalogue"]["error"]) == ("ok", None)
             assert "cortex_catalogue_last_reload_success 1.0" in (await http.get(running.metrics_url)).text
             assert "NOT in force" not in await status_of(running)
             assert await answered() == (200, SMALL)
-            assert keeper.current.generation == 1
+            assert catalogue_store.current.generation == 1
 
     rejected = [fault for entry in logs if entry["event"] == "catalogue_rejected" for fault in entry["faults"]]
     assert (line, key) in [(fault["line"], fault["key"]) for fault in rejected]

@@ -84,13 +84,13 @@ class Street:
             "minimum": 10,
             "who": "anna",
             "started": time.time(),
-            "before": gateway.records.history.keep(data),
+            "before": gateway.catalogue_files.history.keep(data),
             "old": {"old/model": 1.0},
         }
-        rollout_state.begin(gateway.records, Rollout(**wanted | how))
+        rollout_state.begin(gateway.catalogue_files, Rollout(**wanted | how))
 
     def state(self, gateway):
-        return rollout_state.read(gateway.records)["tier"]
+        return rollout_state.read(gateway.catalogue_files)["tier"]
 
 
 @pytest.fixture
@@ -153,8 +153,8 @@ async def test_failing_candidate_is_rolled_back_at_the_first_step(street):
         await until(lambda: over(street, gateway))
         state = street.state(gateway)
         told = f"rollout tier: rolled back: {state.reason}"
-        await until(lambda: next(gateway.records.audit_log.newest_first()).fields.get("command") == told)
-        line = next(gateway.records.audit_log.newest_first()).fields
+        await until(lambda: next(gateway.catalogue_files.audit_log.newest_first()).fields.get("command") == told)
+        line = next(gateway.catalogue_files.audit_log.newest_first()).fields
 
     assert (state.state, state.step) == ("rolled_back", 0)
     assert state.reason.startswith("errors: ")
@@ -199,7 +199,7 @@ async def test_gateway_restarted_in_the_middle_goes_on(street):
         await until(lambda: street.state(gateway).since is not None)
         left = street.state(gateway)
     data = msgspec.structs.replace(left, every_s=0.2)
-    rollout_state._store(gateway.records, data)
+    rollout_state._store(gateway.catalogue_files, data)
 
     async with street.gateway() as (gateway, url), clients(url, {}):
         assert street.state(gateway).step == 0

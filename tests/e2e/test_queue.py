@@ -280,7 +280,7 @@ async def test_ceiling_that_is_raised_while_they_wait_lets_them_in(autojump_cloc
             for _ in range(5):
                 nursery.start_soon(one)
             await trio.sleep(0.5)
-            world.keeper.current = a_catalogue(profile_of(many, max_concurrent=10), generation=2)
+            world.catalogue_store.current = a_catalogue(profile_of(many, max_concurrent=10), generation=2)
             world.admission.look_again()
         assert sorted(answer.ended_at for answer in answers) == [approx(PROBE_S)] + [approx(0.5 + PROBE_S)] * 4
 

@@ -35,10 +35,10 @@ async def test_alias_swapped_200_times_under_50_streams_loses_nothing(tmp_path):
 
         async def keep_streaming():
             while swapping:
-                before = running.gateway.keeper.current.aliases["helexa/small"].target
-                generation = running.gateway.keeper.current.generation
+                before = running.gateway.catalogue_store.current.aliases["helexa/small"].target
+                generation = running.gateway.catalogue_store.current.generation
                 response, last, models, text = await stream_by_alias(client)
-                after = running.gateway.keeper.current
+                after = running.gateway.catalogue_store.current
                 assert response.status_code == 200
                 assert last == "data: [DONE]"
                 assert models == {response.headers["x-cortex-model"]}
@@ -60,7 +60,7 @@ async def test_alias_swapped_200_times_under_50_streams_loses_nothing(tmp_path):
             swapping = False
 
         warmed = 2  # at most: one that has answered clients before is swapped to at once
-        assert swaps + 1 <= running.gateway.keeper.current.generation <= swaps + 1 + warmed
+        assert swaps + 1 <= running.gateway.catalogue_store.current.generation <= swaps + 1 + warmed
         await settled(running.gateway)
         assert running.neurons[0].violations == []
 
@@ -88,7 +88,7 @@ async def test_broken_file_changes_nothing_and_shows_until_it_is_mended(tmp_path
         good = running.models_toml.read_text()
         for bad in ("", "[aliases\n", good.replace("vram_mb", "vram_bm"), '[aliases]\n"a" = 7\n'):
             running.models_toml.write_text(bad)
-            await until(lambda: running.gateway.keeper.last_error is not None)
+            await until(lambda: running.gateway.catalogue_store.last_error is not None)
             health = (await client.get("/health")).json()
             assert health["status"] == "impaired"
             assert health["catalogue"]["generation"] == 1
@@ -97,7 +97,7 @@ async def test_broken_file_changes_nothing_and_shows_until_it_is_mended(tmp_path
             assert "cortex_catalogue_last_reload_success 0.0" in metrics
             assert (await stream_by_alias(client))[0].status_code == 200
             running.models_toml.write_text(good)
-            await until(lambda: running.gateway.keeper.last_error is None)
+            await until(lambda: running.gateway.catalogue_store.last_error is None)
             health = (await client.get("/health")).json()
             assert (health["status"], health["catalogue"]["error"]) == ("ok", None)
             assert "cortex_catalogue_last_reload_success 1.0" in (await client.get(running.metrics_url)).text

@@ -171,38 +171,36 @@ async def test_rollback_that_races_a_set_under_streams_hurts_nobody(tmp_path):
     text = models_toml(FIRST, SECOND)
     with capture_logs() as logged:
         async with running_gateway(tmp_path, sims, models_toml=text) as running:
-            records, names = running.gateway.records, (FIRST.id, SECOND.id)
+            files, names = running.gateway.catalogue_files, (FIRST.id, SECOND.id)
             async with under_load(running, (40, ALIAS)) as load:
                 for number in range(RACES):
                     async with trio.open_nursery() as shells:
-                        shells.start_soon(trio.to_thread.run_sync, _set, records, names[(number + 1) % 2])
-                        shells.start_soon(trio.to_thread.run_sync, _roll_back, records)
+                        shells.start_soon(trio.to_thread.run_sync, _set, files, names[(number + 1) % 2])
+                        shells.start_soon(trio.to_thread.run_sync, _roll_back, files)
                     said = parse(running.models_toml.read_bytes(), path="", generation=0, loaded_at=0.0)
                     assert said.aliases[ALIAS].target in names
                     await running.pointing_at(ALIAS, said.aliases[ALIAS].target)
                 for name in names:  # whoever was quicker each time, both serve in the end
-                    await trio.to_thread.run_sync(_set, records, name)
+                    await trio.to_thread.run_sync(_set, files, name)
                     await running.pointing_at(ALIAS, name)
                     await until(lambda name=name: load.answered[name])
             await until_nothing_lives(running)
 
             assert_nobody_was_hurt(load, logged, running)
-            assert running.gateway.keeper.last_error is None
+            assert running.gateway.catalogue_store.last_error is None
 
 
-def _set(records, target):
+def _set(files, target):
     """As `cortex alias set` does it."""
     locked_edit.edit_models(
-        records, lambda data: toml_edit.set_alias(data, ALIAS, {target: 1.0}), who="anna", command="set"
+        files, lambda data: toml_edit.set_alias(data, ALIAS, {target: 1.0}), who="anna", command="set"
     )
 
 
-def _roll_back(records):
+def _roll_back(files):
     """As `cortex alias rollback` does it; there may be nothing to go back to yet."""
     with suppress(VersionNotFound):
-        locked_edit.edit_models(
-            records, lambda data: versions.read_previous(records, data), who="bert", command="rollback"
-        )
+        locked_edit.edit_models(files, lambda data: versions.read_previous(files, data), who="bert", command="rollback")
 
 
 TIERS = [f"helexa/tier-{number}" for number in range(8)]
@@ -246,7 +244,7 @@ def _pair(index):
 
 def _is_in_force(running, told):
     """Whether the gateway has read this file; what it warms may be on its way yet."""
-    catalogue = running.gateway.keeper.current
+    catalogue = running.gateway.catalogue_store.current
     warming = {name: each.wanted.target for name, each in catalogue.warming.items()}
     return {name: warming.get(name, catalogue.aliases[name].target) for name in told} == told
 
@@ -283,12 +281,12 @@ async def test_new_targets_neuron_killed_while_it_warms_and_a_broken_file_in_bet
                     await until(running.gateway.scheduler.loads)
                     good = running.models_toml.read_text()
                     running.save("[aliases\n")
-                    await until(lambda: running.gateway.keeper.last_error)
+                    await until(lambda: running.gateway.catalogue_store.last_error)
                     process.kill()
                     await until(lambda: swaps.views()[0].reason)
                     running.save(good)
-                    await until(lambda: not running.gateway.keeper.last_error)
-                    assert running.gateway.keeper.current.aliases[ALIAS].target == SMALL
+                    await until(lambda: not running.gateway.catalogue_store.last_error)
+                    assert running.gateway.catalogue_store.current.aliases[ALIAS].target == SMALL
                     async with a_neuron(*far_here):
                         swaps.retry(ALIAS)  # of no effect if it was found to be down first: then the swap waits for it
                         await running.pointing_at(ALIAS, MIDDLE)
@@ -340,7 +338,7 @@ async def test_swap_that_fails_shows_everywhere_until_it_is_tried_again(tmp_path
             assert await shown() == ("ok", ["warming"], [f'cortex_alias_warming{{alias="{ALIAS}"}} 1.0'])
             far.faults.clear()
             running.swap(ALIAS, SMALL)
-            await until(lambda: not running.gateway.keeper.current.warming)
+            await until(lambda: not running.gateway.catalogue_store.current.warming)
             running.swap(ALIAS, MIDDLE)
             await running.pointing_at(ALIAS, MIDDLE)
             assert await shown() == ("ok", [], [])

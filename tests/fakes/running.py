@@ -79,7 +79,7 @@ class Running:
 
     async def pointing_at(self, alias: str, target: str) -> None:
         """Wait until the alias stands for this model: its swap may have to warm it."""
-        await until(lambda: self.gateway.keeper.current.aliases[alias].target == target)
+        await until(lambda: self.gateway.catalogue_store.current.aliases[alias].target == target)
 
     async def down(self) -> None:
         """Every neuron fails its polls from now on; returns when the gateway has given them all up."""
@@ -89,7 +89,7 @@ class Running:
 
     async def generation_above(self, generation: int) -> None:
         """Wait until a newer catalogue is in force."""
-        await until(lambda: self.gateway.keeper.current.generation > generation)
+        await until(lambda: self.gateway.catalogue_store.current.generation > generation)
 
 
 async def settled(gateway: Gateway) -> None:

@@ -141,7 +141,7 @@ class World:
     """The parts of a running gateway, to ask and to look into."""
 
     hosts: dict[str, Host]
-    keeper: CatalogueStore
+    catalogue_store: CatalogueStore
     settings: Settings
     fleet: Fleet
     poller: Poller
@@ -183,7 +183,7 @@ async def a_world(
 ) -> AsyncIterator[World]:
     """A running gateway before these neurons, each polled once; on leaving, no lease may be out.
 
-    Its keeper has no file: a test says what it read by `world.keeper.accept(catalogue)`.
+    Its catalogue_store has no file: a test says what it read by `world.catalogue_store.accept(catalogue)`.
     """
     async with trio.open_nursery() as nursery:
         world = _build({sim.name: Host(sim, nursery) for sim in sims}, profiles, settings or Settings())
@@ -207,20 +207,25 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
     metrics = Metrics()
     endpoints = {name: f"http://{name}:13131" for name in hosts}
     fleet = Fleet([NeuronSettings(name, url) for name, url in endpoints.items()], misses=settings.poll.misses)
-    keeper = CatalogueStore(None, readiness=FleetReadiness(fleet))
-    keeper.accept(a_catalogue(*profiles))
+    catalogue_store = CatalogueStore(None, readiness=FleetReadiness(fleet))
+    catalogue_store.accept(a_catalogue(*profiles))
     neurons = {name: NeuronClient(url, transport=MemoryTransport(hosts[name])) for name, url in endpoints.items()}
     poller = Poller(fleet, neurons, settings.poll)
     upstream = UpstreamPool(connect=connect)
     lifecycle = Lifecycle(
-        fleet, catalogue=keeper, neurons=neurons, settings=settings, metrics=metrics, poll_soon=poller.poll_soon
+        fleet,
+        catalogue=catalogue_store,
+        neurons=neurons,
+        settings=settings,
+        metrics=metrics,
+        poll_soon=poller.poll_soon,
     )
-    admission = Admission(fleet, catalogue=keeper, limit=settings.limits.queue)
+    admission = Admission(fleet, catalogue=catalogue_store, limit=settings.limits.queue)
     request_log = RequestLog(metrics, log_requests=False)
     inference = InferenceApp(
         ProxyContext(
             settings=settings,
-            catalogue=keeper,
+            catalogue=catalogue_store,
             fleet=fleet,
             upstream=upstream,
             admission=admission,
@@ -231,16 +236,29 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
         )
     )
     warmer = ModelWarmer(
-        keeper,
+        catalogue_store,
         fleet=fleet,
         wait_until_routable=lifecycle.wait_until_routable,
         upstream=upstream,
         deadlines=settings.deadlines,
         poll_soon=poller.poll_soon,
     )
-    swaps = WarmSwaps(keeper, warmer, fleet=fleet, warm_deadline_s=settings.deadlines.load_seconds, metrics=metrics)
+    swaps = WarmSwaps(
+        catalogue_store, warmer, fleet=fleet, warm_deadline_s=settings.deadlines.load_seconds, metrics=metrics
+    )
     return World(
-        hosts, keeper, settings, fleet, poller, upstream, lifecycle, admission, request_log, inference, swaps, metrics
+        hosts,
+        catalogue_store,
+        settings,
+        fleet,
+        poller,
+        upstream,
+        lifecycle,
+        admission,
+        request_log,
+        inference,
+        swaps,
+        metrics,
     )
 
 

@@ -42,7 +42,7 @@ def pointing_at(model, **more):
 
 
 def in_force(world):
-    return world.keeper.current.aliases["x"].target
+    return world.catalogue_store.current.aliases["x"].target
 
 
 async def moved(world):
@@ -55,7 +55,7 @@ async def moved(world):
 
 async def given_up(world):
     """Wait until a swap has failed; returns the reason."""
-    while (reason := world.keeper.current.warming["x"].failed) is None:
+    while (reason := world.catalogue_store.current.warming["x"].failed) is None:
         await trio.sleep(0.01)
     return reason
 
@@ -71,16 +71,16 @@ def samples(world, name):
 async def test_alias_moves_once_its_target_is_loaded_and_has_answered(autojump_clock):
     """Until then its requests go to the old target; then there is one assignment, and it is logged."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
-        began, generation = trio.current_time(), world.keeper.current.generation
+        world.catalogue_store.accept(pointing_at(OLD))
+        began, generation = trio.current_time(), world.catalogue_store.current.generation
         with capture_logs() as logged:
-            result = world.keeper.accept(pointing_at(NEW))
+            result = world.catalogue_store.accept(pointing_at(NEW))
             assert (result.result, list(result.catalogue.warming)) == ("applied", ["x"])
             assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
             moved_at = await moved(world)
 
         assert moved_at - began == pytest.approx(LOAD_S + PROBE_S, abs=0.2)
-        assert world.keeper.current.generation == generation + 2  # the file, and the move
+        assert world.catalogue_store.current.generation == generation + 2  # the file, and the move
         assert world.load_calls() == ["b"]
         answer = await world.ask("x")
         assert (answer.headers["x-cortex-model"], answer.node) == (NEW.id, "b")
@@ -106,7 +106,7 @@ async def test_old_target_may_be_evicted_when_its_last_request_has_ended(autojum
         pinned = profile_of(THIRD, pinned_on=("a",))
         catalogues = [pointing_at(target) for target in (OLD, NEW)]
         first, second = (dataclasses.replace(each, models={**each.models, THIRD.id: pinned}) for each in catalogues)
-        world.keeper.accept(first)
+        world.catalogue_store.accept(first)
         began = trio.current_time()
         world.hosts["a"].sim.faults.add(SilentPrefill(model=OLD.id, seconds=30))
         answers = []
@@ -116,7 +116,7 @@ async def test_old_target_may_be_evicted_when_its_last_request_has_ended(autojum
 
         nursery.start_soon(ask, "x", True)
         await trio.sleep(1)
-        world.keeper.accept(second)
+        world.catalogue_store.accept(second)
         await moved(world)
         nursery.start_soon(ask, THIRD.id, False)
         await trio.sleep(20)
@@ -136,8 +136,8 @@ async def test_old_target_may_be_evicted_when_its_last_request_has_ended(autojum
 async def test_probe_is_one_token_with_a_tool_for_a_model_with_tools(autojump_clock):
     """Agents send tools, and a chat template that cannot format them fails only then."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW))
         await moved(world)
 
         [probe] = [entry for entry in world.hosts["b"].sim.requests if entry.path == "/v1/chat/completions"]
@@ -148,11 +148,11 @@ async def test_probe_is_one_token_with_a_tool_for_a_model_with_tools(autojump_cl
 async def test_alias_moves_at_once_to_a_target_that_has_answered_clients(autojump_clock):
     """One assignment, without warming and without a probe."""
     async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         assert (await world.ask(NEW.id)).status == 200
-        generation, probes = world.keeper.current.generation, len(world.hosts["b"].sim.requests)
+        generation, probes = world.catalogue_store.current.generation, len(world.hosts["b"].sim.requests)
 
-        result = world.keeper.accept(pointing_at(NEW))
+        result = world.catalogue_store.accept(pointing_at(NEW))
         assert in_force(world) == NEW.id
         assert (result.catalogue.generation, dict(result.catalogue.warming)) == (generation + 1, {})
         await trio.sleep(10)
@@ -163,9 +163,9 @@ async def test_alias_moves_at_once_to_a_target_that_has_answered_clients(autojum
 async def test_target_that_is_loaded_but_has_never_answered_is_probed(autojump_clock):
     """Being loaded does not prove that a model can answer."""
     async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         began = trio.current_time()
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
 
         assert await moved(world) - began == pytest.approx(PROBE_S, abs=0.05)
         assert world.load_calls() == []
@@ -174,11 +174,11 @@ async def test_target_that_is_loaded_but_has_never_answered_is_probed(autojump_c
 async def test_error_response_to_a_client_does_not_prove_a_model(autojump_clock):
     """A model that answers 500 must be probed."""
     async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(HttpError(model=NEW.id, times=1))
         assert (await world.ask(NEW.id)).status == 500
 
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
         assert in_force(world) == OLD.id
         await moved(world)
 
@@ -186,12 +186,12 @@ async def test_error_response_to_a_client_does_not_prove_a_model(autojump_clock)
 async def test_model_reloaded_since_it_answered_is_probed_again(autojump_clock):
     """Answers before the reload prove nothing about the new instance."""
     async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         await world.ask(NEW.id)
         world.lifecycle.unload("b", NEW.id)
         await trio.sleep(1)
         began = trio.current_time()
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
 
         assert await moved(world) - began == pytest.approx(LOAD_S + PROBE_S, abs=0.3)
 
@@ -201,8 +201,8 @@ async def test_model_that_does_not_chat_gets_a_probe_of_its_kind(autojump_clock,
     """A chat completion would fail on it."""
     new = dataclasses.replace(NEW, capabilities=capabilities, tool_call=False)
     async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", new)) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW))
         await moved(world)
 
         assert [entry.path for entry in world.hosts["b"].sim.requests if entry.path.startswith("/v1/")] == [path]
@@ -212,13 +212,13 @@ async def test_alias_with_several_new_targets_moves_when_all_are_ready(autojump_
     """It moves to all of them at once."""
     sims = (*two_hosts(), a_sim("c", OLD, NEW, THIRD))
     async with a_world(*sims) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         both = Alias("x", (Target(NEW.id, 1), Target(THIRD.id, 1)))
         began = trio.current_time()
-        world.keeper.accept(dataclasses.replace(pointing_at(OLD), aliases={"x": both}))
+        world.catalogue_store.accept(dataclasses.replace(pointing_at(OLD), aliases={"x": both}))
 
         assert await moved(world) - began == pytest.approx(2 * (LOAD_S + PROBE_S), abs=0.4)
-        assert world.keeper.current.aliases["x"] == both
+        assert world.catalogue_store.current.aliases["x"] == both
 
 
 # At once ..............................................................................................................
@@ -227,8 +227,8 @@ async def test_alias_with_several_new_targets_moves_when_all_are_ready(autojump_
 async def test_cold_swap_moves_at_once_and_its_first_request_waits(autojump_clock):
     """The request waits for the load."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW, swap="cold"))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW, swap="cold"))
 
         assert in_force(world) == NEW.id
         answer = await world.ask("x")
@@ -239,19 +239,19 @@ async def test_cold_swap_moves_at_once_and_its_first_request_waits(autojump_cloc
 async def test_alias_whose_old_target_cannot_serve_moves_at_once(autojump_clock):
     """Its requests must wait for a load in any case; they wait for the new target."""
     async with a_world(a_sim("a", OLD, NEW)) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW))
 
         assert in_force(world) == NEW.id
-        assert not world.keeper.current.warming
+        assert not world.catalogue_store.current.warming
 
 
 async def test_alias_moves_at_once_when_its_old_target_dies(autojump_clock):
     """Its requests wait for the load that is already running."""
     slow = dataclasses.replace(NEW, load_seconds=300.0)
     async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", OLD, slow)) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW))
         await trio.sleep(10)
         world.hosts["a"].kill()
 
@@ -265,8 +265,8 @@ async def test_alias_moves_at_once_when_its_old_target_dies(autojump_clock):
 async def test_swap_without_memory_beside_the_old_target_fails_at_once(autojump_clock):
     """The reason names the way out: swap = "cold"."""
     async with a_world(a_sim("a", OLD, NEW, loaded=(OLD.id,))) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW))
         reason = await given_up(world)
 
         assert trio.current_time() < 5
@@ -280,7 +280,7 @@ async def test_swap_without_memory_beside_the_old_target_fails_at_once(autojump_
         assert (view.alias, view.in_force, view.wanted, view.state, view.reason) == (
             "x", OLD.id, NEW.id, "failed", reason,
         )  # fmt: skip
-        world.keeper.accept(pointing_at(NEW, swap="cold"))
+        world.catalogue_store.accept(pointing_at(NEW, swap="cold"))
         assert (await world.ask("x")).headers["x-cortex-model"] == NEW.id
         assert world.swaps.views() == []
 
@@ -289,10 +289,10 @@ async def test_swap_that_outlives_its_deadline_fails_and_can_be_retried(autojump
     """To the second, with what is unfinished. The load goes on, so the retry is short."""
     slow = dataclasses.replace(NEW, load_seconds=100.0)
     async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", slow)) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         began = trio.current_time()
         with capture_logs() as logged:
-            world.keeper.accept(pointing_at(NEW, warm_deadline_seconds=30.0))
+            world.catalogue_store.accept(pointing_at(NEW, warm_deadline_seconds=30.0))
             reason = await given_up(world)
 
         assert trio.current_time() - began == pytest.approx(30, abs=0.01)
@@ -315,9 +315,9 @@ async def test_default_deadline_of_a_swap_is_that_of_loads(autojump_clock):
     slow = dataclasses.replace(NEW, load_seconds=1000.0)
     settings = Settings(deadlines=DeadlineSettings(load_seconds=77.0))
     async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", slow), settings=settings) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         began = trio.current_time()
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
         await given_up(world)
 
         assert trio.current_time() - began == pytest.approx(77, abs=0.01)
@@ -326,9 +326,9 @@ async def test_default_deadline_of_a_swap_is_that_of_loads(autojump_clock):
 async def test_unknown_target_fails_at_once(autojump_clock):
     """The reason is that of a request for an unknown model."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         typo = Alias("x", (Target("lab/nwe"),))
-        world.keeper.accept(dataclasses.replace(pointing_at(OLD), aliases={"x": typo}))
+        world.catalogue_store.accept(dataclasses.replace(pointing_at(OLD), aliases={"x": typo}))
 
         assert await given_up(world) == "model 'lab/nwe' not found on any node and not in catalogue"
         assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
@@ -337,9 +337,9 @@ async def test_unknown_target_fails_at_once(autojump_clock):
 async def test_alias_does_not_move_to_a_target_that_fails_its_probe(autojump_clock):
     """The model is loaded and broken; the probe finds that out before clients do."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(HttpError(model=NEW.id, text="CUDA error"))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
 
         assert await given_up(world) == ("'lab/new' is loaded, but its probe request got 500: CUDA error")
         world.hosts["b"].sim.faults.clear()
@@ -350,9 +350,9 @@ async def test_alias_does_not_move_to_a_target_that_fails_its_probe(autojump_clo
 async def test_alias_does_not_move_to_a_target_with_an_invalid_answer(autojump_clock, nursery, body):
     """Some engines report their own errors with status 200."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         world.upstream._connect = _respond_with(with_length(body), nursery)
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
 
         reason = "its probe request got status 200 with a body that is not an answer"
         assert await given_up(world) == f"'lab/new' is loaded, but {reason}"
@@ -377,13 +377,13 @@ def _respond_with(answer, nursery):
 async def test_alias_does_not_move_to_a_target_that_cannot_be_loaded(autojump_clock):
     """Every neuron that could hold it was tried; the next accepted file tries again."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(LoadFails(model=NEW.id, times=1))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
         assert "could not be loaded" in await given_up(world)
 
         began = trio.current_time()
-        world.keeper.accept(pointing_at(NEW, sticky="key"))
+        world.catalogue_store.accept(pointing_at(NEW, sticky="key"))
         assert await moved(world) - began == pytest.approx(
             5 + LOAD_S + PROBE_S, abs=0.5
         )  # 5 s: its neuron is left alone
@@ -400,9 +400,9 @@ async def test_alias_does_not_move_to_a_target_that_cannot_be_loaded(autojump_cl
 async def test_probe_is_repeated_after_a_temporary_error(autojump_clock, fault):
     """A full queue or a broken connection says nothing about the model."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(fault)
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
         await moved(world)
 
         assert (await world.ask("x")).headers["x-cortex-model"] == NEW.id
@@ -411,9 +411,9 @@ async def test_probe_is_repeated_after_a_temporary_error(autojump_clock, fault):
 async def test_probe_that_hangs_counts_against_the_deadline(autojump_clock):
     """The reason says that the probe has no response."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(Hang(model=NEW.id))
-        world.keeper.accept(pointing_at(NEW, warm_deadline_seconds=60.0))
+        world.catalogue_store.accept(pointing_at(NEW, warm_deadline_seconds=60.0))
         await trio.sleep(30)
         assert world.fleet.nodes["b"].models[NEW.id].leases == 1  # so that it is not unloaded
 
@@ -427,10 +427,10 @@ async def test_probe_that_hangs_counts_against_the_deadline(autojump_clock):
 async def test_file_with_the_old_target_supersedes_the_swap(autojump_clock):
     """The alias never moved; the load that was started goes on."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW))
         await trio.sleep(2)
-        result = world.keeper.accept(pointing_at(OLD))
+        result = world.catalogue_store.accept(pointing_at(OLD))
 
         assert not result.diff
         assert world.swaps.views() == []
@@ -443,11 +443,11 @@ async def test_file_with_the_old_target_supersedes_the_swap(autojump_clock):
 async def test_newer_file_supersedes_the_running_swap(autojump_clock):
     """Only the last target counts."""
     async with a_world(*two_hosts(), a_sim("c", THIRD)) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW))
         await trio.sleep(1)
         began = trio.current_time()
-        world.keeper.accept(pointing_at(THIRD))
+        world.catalogue_store.accept(pointing_at(THIRD))
 
         assert await moved(world) - began == pytest.approx(LOAD_S + PROBE_S, abs=0.2)
         assert in_force(world) == THIRD.id
@@ -458,23 +458,23 @@ async def test_newer_file_supersedes_the_running_swap(autojump_clock):
 async def test_file_with_another_change_does_not_restart_the_swap(autojump_clock):
     """The swap continues, and moves to the alias of the newest file."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         began = trio.current_time()
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
         await trio.sleep(3)
-        world.keeper.accept(pointing_at(NEW, deadline_seconds=9.0))
+        world.catalogue_store.accept(pointing_at(NEW, deadline_seconds=9.0))
 
-        assert world.keeper.current.aliases["x"].deadline_seconds == 9.0
+        assert world.catalogue_store.current.aliases["x"].deadline_seconds == 9.0
         assert await moved(world) - began == pytest.approx(LOAD_S + PROBE_S, abs=0.2)
-        assert world.keeper.current.aliases["x"].deadline_seconds == 9.0
+        assert world.catalogue_store.current.aliases["x"].deadline_seconds == 9.0
 
 
 async def test_target_whose_neuron_is_killed_while_it_loads_is_loaded_elsewhere(autojump_clock):
     """The next candidate loads it."""
     third = a_sim("c", NEW, vram_mb=(9000,))
     async with a_world(*two_hosts(), third) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW))
         await trio.sleep(2)
         world.hosts["b"].kill()
         await moved(world)
@@ -486,8 +486,8 @@ async def test_target_whose_neuron_is_killed_while_it_loads_is_loaded_elsewhere(
 async def test_target_whose_only_neuron_is_killed_while_it_loads_is_loaded_after_its_restart(autojump_clock):
     """A load that was broken off says nothing about the model."""
     async with a_world(a_sim("a", OLD, loaded=(OLD.id,)), a_sim("b", NEW)) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW))
         await trio.sleep(2)
         world.hosts["b"].kill()
         await trio.sleep(60)
@@ -502,10 +502,10 @@ async def test_target_whose_only_neuron_is_killed_while_it_loads_is_loaded_after
 async def test_swap_waits_for_a_neuron_that_is_down(autojump_clock):
     """No other neuron has memory; the view says what it waits for."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         world.hosts["b"].kill()
         await trio.sleep(60)
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
         await trio.sleep(60)
 
         [view] = world.swaps.views()
@@ -520,11 +520,11 @@ async def test_swap_waits_for_a_neuron_that_is_down(autojump_clock):
 async def test_drain_ends_all_swaps(autojump_clock):
     """The next process starts from its file; in this one no alias moves any more."""
     async with a_world(*two_hosts()) as world:
-        world.keeper.accept(pointing_at(OLD))
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(NEW))
         await trio.sleep(2)
         world.swaps.drain()
-        world.keeper.accept(pointing_at(THIRD))
+        world.catalogue_store.accept(pointing_at(THIRD))
         await trio.sleep(60)
 
         assert in_force(world) == OLD.id
@@ -538,11 +538,11 @@ async def test_no_load_evicts_either_target_of_a_warming_alias(autojump_clock, n
     """A request for a third model waits; after the move the old target may be evicted for it."""
     settings = Settings(eviction=EvictionSettings(idle_ttl_seconds=1.0))
     async with a_world(*two_hosts(), settings=settings) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         world.hosts["b"].sim.faults.add(
             Hang(model=NEW.id, seconds=60.0, times=1)
         )  # so that the old target is idle for long
-        world.keeper.accept(pointing_at(NEW))
+        world.catalogue_store.accept(pointing_at(NEW))
         await trio.sleep(20)
         with pytest.raises(ServiceUnavailable, match="being swapped"):
             world.lifecycle.unload("a", OLD.id)
@@ -565,11 +565,11 @@ async def test_no_load_evicts_either_target_of_a_warming_alias(autojump_clock, n
 async def test_request_for_the_new_target_does_not_evict_the_old_one(autojump_clock):
     """It gets a 503 with the reason."""
     async with a_world(a_sim("a", OLD, NEW, loaded=(OLD.id,)), a_sim("b", NEW, vram_mb=(20_000,))) as world:
-        world.keeper.accept(pointing_at(OLD))
+        world.catalogue_store.accept(pointing_at(OLD))
         world.hosts["b"].kill()
         await trio.sleep(40)
         slow = pointing_at(NEW)
-        world.keeper.accept(slow)
+        world.catalogue_store.accept(slow)
         answer = await world.ask(NEW.id)
 
         assert answer.status == 503

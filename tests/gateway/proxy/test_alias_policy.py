@@ -215,9 +215,9 @@ ONE_TRY = Settings(retries=RetrySettings(attempts=0))
 def falling_back_to(world, *models, target=A, known=()):
     """`x` stands for the target, and else for these."""
     alias = Alias("x", (Target(target.id),), fallback=tuple(model.id for model in models))
-    world.keeper.accept(
+    world.catalogue_store.accept(
         dataclasses.replace(
-            world.keeper.current,
+            world.catalogue_store.current,
             models={profile.id: profile for profile in map(profile_of, known)},
             aliases={"x": alias},
         )
@@ -275,7 +275,7 @@ async def test_target_that_nobody_has_or_can_have_is_stood_in_for(autojump_clock
     pinned = profile_of(A, pinned_on=("elsewhere",))
     async with a_world(a_sim("n", A, B, loaded=(B.id,), vram_mb=(10_000,))) as world:
         falling_back_to(world, a_sim_model("lab/unknown"), B, known=(A,))
-        world.keeper.accept(dataclasses.replace(world.keeper.current, models={A.id: pinned}))
+        world.catalogue_store.accept(dataclasses.replace(world.catalogue_store.current, models={A.id: pinned}))
         answer = await world.ask("x", stream=stream)
 
         assert (answer.status, answer.headers["x-cortex-model"]) == (200, B.id)
@@ -376,8 +376,10 @@ async def test_fallback_that_cannot_take_the_prompt_is_passed_over(autojump_cloc
     async with a_world(a_sim("n", A, B, C, loaded=(A.id, C.id), vram_mb=(30_000,)), settings=ONE_TRY) as world:
         falling_back_to(world, B, C, known=(A, B, C))
         short = profile_of(B, limit=Limit(context=2_000))
-        world.keeper.accept(
-            dataclasses.replace(world.keeper.current, models=world.keeper.current.models | {B.id: short})
+        world.catalogue_store.accept(
+            dataclasses.replace(
+                world.catalogue_store.current, models=world.catalogue_store.current.models | {B.id: short}
+            )
         )
         world.hosts["n"].sim.faults.add(HttpError(model=A.id, status=503))
         answer = await world.ask("x", content=LONG)
@@ -392,7 +394,7 @@ async def test_when_no_fallback_can_take_the_prompt_the_target_is_told_of(autoju
     async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,)), settings=ONE_TRY) as world:
         falling_back_to(world, B)
         short = profile_of(B, limit=Limit(context=2_000))
-        world.keeper.accept(dataclasses.replace(world.keeper.current, models={B.id: short}))
+        world.catalogue_store.accept(dataclasses.replace(world.catalogue_store.current, models={B.id: short}))
         world.hosts["n"].sim.faults.add(HttpError(model=A.id, status=503, retry_after_s=7, text="a is full"))
         answer = await world.ask("x", content=LONG)
 
@@ -405,7 +407,7 @@ async def test_prompt_that_its_target_cannot_take_is_wrong_also_where_a_fallback
     async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,))) as world:
         falling_back_to(world, B)
         short = profile_of(A, limit=Limit(context=2_000))
-        world.keeper.accept(dataclasses.replace(world.keeper.current, models={A.id: short}))
+        world.catalogue_store.accept(dataclasses.replace(world.catalogue_store.current, models={A.id: short}))
         answer = await world.ask("x", content=LONG)
 
         assert (answer.status, answer.errors[0]["code"]) == (400, "context_length_exceeded")

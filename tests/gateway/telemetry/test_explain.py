@@ -174,7 +174,7 @@ async def test_fallback_whose_own_load_fails_is_told_by_its_name(autojump_clock)
     profiles = [profile_of(model, limit=Limit(context=2_000) if model is short else None) for model in models]
     alias = Alias("x", (Target(target.id),), fallback=(first.id, short.id, last.id))
     async with a_world(sim, profiles=tuple(profiles), settings=Settings(retries=RetrySettings(attempts=0))) as world:
-        world.keeper.accept(dataclasses.replace(world.keeper.current, aliases={"x": alias}))
+        world.catalogue_store.accept(dataclasses.replace(world.catalogue_store.current, aliases={"x": alias}))
         await world.ask("x", content="word " * 3_000, headers=[(b"x-request-id", b"mine")])
         [story] = explain_requests("mine", world.request_log, world.lifecycle.loads_between, trio.current_time())
 

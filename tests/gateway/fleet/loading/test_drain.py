@@ -23,7 +23,7 @@ DOUBLE = a_sim_model("lab/double")
 @asynccontextmanager
 async def a_draining_world(*sims, profiles, load_s=1800.0):
     async with a_world(*sims, profiles=profiles) as world, trio.open_nursery() as nursery:
-        drains = Drains(world.fleet, catalogue=world.keeper, lifecycle=world.lifecycle, load_s=load_s)
+        drains = Drains(world.fleet, catalogue=world.catalogue_store, lifecycle=world.lifecycle, load_s=load_s)
         await nursery.start(drains.run)
         yield world, drains
         nursery.cancel_scope.cancel()

@@ -153,8 +153,8 @@ def heal(world):
 
 
 def put_in_force(world, *profiles):
-    """As the keeper does: one assignment, and everybody who wants to know is told."""
-    world.keeper.current = a_catalogue(*profiles, generation=world.keeper.current.generation + 1)
+    """Assign a catalogue and notify its subscribers, as the catalogue store does."""
+    world.catalogue_store.current = a_catalogue(*profiles, generation=world.catalogue_store.current.generation + 1)
     world.admission.look_again()
 
 
@@ -299,7 +299,7 @@ class FleetMachine(RuleBasedStateMachine):
     )
     def reload(self, priority, model, ceiling):
         """A model's class and ceiling change."""
-        known = self.world.keeper.current.models
+        known = self.world.catalogue_store.current.models
         changed = replace(known[model.id], residency_priority=priority, max_concurrent=ceiling)
         profiles = [changed if one.id == model.id else one for one in known.values()]
         self.stage.do(lambda: put_in_force(self.world, *profiles))
@@ -377,7 +377,7 @@ def heal_two(world):
     for sim in world.sims:
         sim.faults.clear()
         world.fleet.drain(sim.name, draining=False)
-    equal = [replace(profile, residency_priority=100) for profile in world.keeper.current.models.values()]
+    equal = [replace(profile, residency_priority=100) for profile in world.catalogue_store.current.models.values()]
     put_in_force(world, *equal)
 
 

@@ -37,8 +37,8 @@ class Door:
         self.fleet = a_fleet(*self.names, clock=trio.current_time)
         for name in self.names:
             answers(self.fleet, name, a_model(M))
-        self.keeper = FixedCatalogue(self.ceiling)
-        self.admission = Admission(self.fleet, catalogue=self.keeper, limit=self.limit)
+        self.catalogue_store = FixedCatalogue(self.ceiling)
+        self.admission = Admission(self.fleet, catalogue=self.catalogue_store, limit=self.limit)
 
     async def visit(self, who, *, work_s=1.0, since=None, failed_on=(), ceiling_of=None):
         """One request: wait for a place, work at the neuron, leave. As an errand does it."""
@@ -53,18 +53,18 @@ class Door:
 
     async def find(self, turn, failed_on=()):
         """The node, with the last checkpoint behind it."""
-        decision = turn.choose(self.keeper.current, failed_on)
+        decision = turn.choose(self.catalogue_store.current, failed_on)
         if not isinstance(decision, Route):
             with turn:
                 while not isinstance(decision, Route):
                     assert isinstance(decision, WaitForPlace)
                     await turn.wait_for_place()
-                    decision = turn.choose(self.keeper.current, failed_on)
+                    decision = turn.choose(self.catalogue_store.current, failed_on)
         return decision.node
 
     def set_ceiling(self, ceiling):
-        """Another catalogue, as the keeper would announce it."""
-        self.keeper.current = a_catalogue(a_profile(M, max_concurrent=ceiling))
+        """Another catalogue, as the catalogue store would assign it."""
+        self.catalogue_store.current = a_catalogue(a_profile(M, max_concurrent=ceiling))
         self.admission.look_again()
 
     @property
@@ -100,7 +100,7 @@ async def test_neuron_with_a_free_place_is_chosen_although_another_looks_less_bu
     door = Door(("a", "b"), ceiling=1)
     answers(door.fleet, "b", a_model(M, in_flight=9))
     with door.fleet.lease("a", M):
-        assert door.admission.turn(M, 0).choose(door.keeper.current).node == "b"
+        assert door.admission.turn(M, 0).choose(door.catalogue_store.current).node == "b"
 
 
 # First come, first served .............................................................................................
@@ -124,7 +124,7 @@ async def test_nobody_who_comes_at_the_moment_a_place_is_free_goes_before_those_
             nursery.start_soon(door.visit, "waits")
             await trio.sleep(3)
         newcomer = door.admission.turn(M, trio.current_time())  # no checkpoint since the lease came back
-        assert newcomer.choose(door.keeper.current) == WaitForPlace(M)
+        assert newcomer.choose(door.catalogue_store.current) == WaitForPlace(M)
         await door.visit("came later")
     assert door.diary == [("waits", "a", 3), ("came later", "a", 4)]
 
