@@ -1,14 +1,13 @@
-"""The outgoing body: the value of the top-level `model` changes, and what an alias says of others. The rest stays.
+"""Replaces single values in a JSON body: the top-level `model`, and parameters of an alias. The rest keeps its bytes.
 
-Reading the name and finding its place are one step (`locate`), so that what we route by is what we replace. No I/O,
-no routing. A body is never re-encoded: numbers, key order, whitespace, escapes and nested `model` keys belong to the
-client (contract section 3).
+A body is never re-encoded: its numbers, order of keys, white space, escapes and nested `model` keys reach the neuron as
+the client wrote them. `locate` reads the name and its position in one step, so the gateway replaces exactly the value
+that it routes by. Why this is not left to `json.loads` and `dumps`: docs/decisions/0010-body-splicing.md.
 """
 
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -19,14 +18,14 @@ from gateway.errors import BadRequest, MalformedJson, MissingModelField
 
 __all__ = ["LONGEST_NAME_BYTES", "ModelField", "Span", "edit", "find", "locate", "splice"]
 
-LONGEST_NAME_BYTES = 4096  # it ends up in log lines, messages and headers; the longest on the Hub has 96
+LONGEST_NAME_BYTES = 4096  # the name goes into log lines, messages and headers; the longest on Hugging Face has 96
 _NOTHING: Final = msgspec.Raw()
 
 
 class ModelField(NamedTuple):
-    """The top-level `model` of a JSON body: its value, where its literal stands, and whether a stream was asked for.
+    """The top-level `model` of a JSON body, and whether its top-level `stream` is true.
 
-    `start` and `end` are byte offsets of the JSON string literal, quotes included.
+    `start` and `end` are the byte offsets of the model's JSON string, quotes included.
     """
 
     name: str
@@ -38,52 +37,52 @@ class ModelField(NamedTuple):
 def locate(body: bytes) -> ModelField:
     """Find the one top-level string `model` of a JSON object.
 
-    It holds up everybody else, so it costs a few passes in C and no memory, whatever the longest body that is allowed
-    may be made of. (Brackets were once counted here one by one: 10 s for 64 MiB of them; and a backtracking pattern
-    for strings took 64 bytes for each escape in one.)
+    All other requests wait meanwhile, so the cost is a few passes in C and a copy or two of the body, whatever the body
+    contains. Two earlier versions failed here: counting brackets in Python took 10 s for 64 MiB of them, and a
+    backtracking pattern for strings took 64 bytes of memory per escape.
 
     Raises:
-        MalformedJson: Not JSON as RFC 8259 has it (NaN, invalid UTF-8 and a BOM included).
-        MissingModelField: JSON, but not an object, or `model` is missing, not a string, too long, or there twice.
+        MalformedJson: It is not JSON by RFC 8259. NaN, invalid UTF-8 and a byte order mark are not either.
+        MissingModelField: It is not an object, or `model` is missing, not a string, too long, or there more than once.
     """
     if not body.isascii():
-        _refuse_unless_utf8(body)
+        _reject_unless_utf8(body)
     fields, readable = _decode(body)
     literal = memoryview(fields.model)
     if not literal or literal[0] != _QUOTE:
-        raise MissingModelField(_what_model_is(bytes(literal[:1])), param="model")
+        raise MissingModelField(_model_problem(bytes(literal[:1])), param="model")
     if len(literal) > LONGEST_NAME_BYTES:
         raise MissingModelField(
-            f"the request's `model` is longer than the {LONGEST_NAME_BYTES} bytes a model's name may have",
+            f"`model` is longer than {LONGEST_NAME_BYTES} bytes: name a model or an alias from /v1/models",
             param="model",
         )
-    start = _place(fields, readable)
+    start = _offset_of_model(fields, readable)
     end = start + len(literal)
     return ModelField(_text(body[start:end]), start, end, bytes(fields.stream) == b"true")
 
 
 def splice(body: bytes, field: ModelField, name: str) -> bytes:
-    """The body with `name` as its model; the very same object if that is what it says already."""
+    """The body with `name` as its model; the same object if it has that name already."""
     if name == field.name:
         return body
     return b"".join((body[: field.start], msgspec.json.encode(name), body[field.end :]))
 
 
 def edit(body: bytes, defaults: Mapping[str, str], forced: Mapping[str, str]) -> bytes:
-    """A JSON object's bytes with these top-level members; the very same object if there is nothing to do.
+    """A JSON object with these top-level members; the same object if nothing changes.
 
     Args:
-        body: Valid JSON, an object with at least one member.
-        defaults: Key to JSON text. Inserted where the key is missing; who has said something is not overruled.
-        forced: The same, but replaced in its place where it is there.
+        body: A valid JSON object with at least one member.
+        defaults: JSON text by key. Inserted if the body does not have the key.
+        forced: JSON text by key. Inserted, or put in place of the client's value.
 
     Raises:
-        BadRequest: A forced key is there twice: which one counts would be for the neuron's parser to say.
+        BadRequest: The body has a forced key more than once. The neuron's parser would decide which one counts.
     """
     wanted = {**defaults, **forced}
     present = find(body, tuple(wanted))
     for key in present.keys() & forced.keys():
-        _refuse_twice(key, present[key], body)
+        _reject_duplicate(key, present[key], body)
     pieces: list[bytes] = []
     copied = 0
     for key, span in sorted(present.items(), key=lambda item: item[1]):
@@ -100,10 +99,12 @@ def edit(body: bytes, defaults: Mapping[str, str], forced: Mapping[str, str]) ->
     return b"".join((edited[:inside], *missing, edited[inside:]))
 
 
-def _refuse_twice(key: str, span: Span, body: bytes) -> None:
+def _reject_duplicate(key: str, span: Span, body: bytes) -> None:
     if find(_up_to_key_before(span.start, body), (key,)):
         raise BadRequest(
-            f"the request body has more than one top-level `{key}`: parsers disagree about which one counts", param=key
+            f"the request body has more than one top-level `{key}`: send it once, since parsers disagree about which "
+            "one counts",
+            param=key,
         )
 
 
@@ -111,20 +112,20 @@ def _refuse_twice(key: str, span: Span, body: bytes) -> None:
 
 
 class Span(NamedTuple):
-    """Where a value stands in a body, in bytes."""
+    """The position of a value in a body: byte offsets."""
 
     start: int
     end: int
 
 
 def find(body: bytes, keys: tuple[str, ...]) -> dict[str, Span]:
-    """Where the outermost object of a body has the values of these keys; of a key that is there twice, the last.
+    """The positions of the values of these keys in the outermost object; for a repeated key, of the last value.
 
-    Costs a pass in C whatever else is in the body, as `locate` does. There are no quotes or backslashes in the keys
-    (`catalogue.aliases` sees to that), however a body may spell them.
+    Costs one pass in C, whatever the body contains. The keys must have no quotes or backslashes (`catalogue.aliases`
+    rejects such keys); the body may spell them with escapes.
 
     Raises:
-        ValueError: It is no JSON object.
+        ValueError: The body is not a JSON object.
     """
     decoder = _decoder_of(keys)
     try:
@@ -147,7 +148,7 @@ def find(body: bytes, keys: tuple[str, ...]) -> dict[str, Span]:
     return spans
 
 
-@lru_cache(maxsize=1024)  # there are as many as aliases with parameters, and a few of our own
+@lru_cache(maxsize=1024)  # one per alias with parameters, and a few more
 def _decoder_of(keys: Iterable[str]) -> msgspec.json.Decoder[Any]:
     names = {f"field_{index}": key for index, key in enumerate(keys)}
     fields = [(name, msgspec.Raw, _NOTHING) for name in names]
@@ -157,29 +158,29 @@ def _decoder_of(keys: Iterable[str]) -> msgspec.json.Decoder[Any]:
 # Reading...
 
 
-class _Fields(msgspec.Struct):
-    """What routing needs of a body, as it stands there: views, not copies. Of a key that is there twice, the last."""
+class _RoutingFields(msgspec.Struct):
+    """The members that routing needs, as views of the body. For a repeated key, the last value."""
 
     model: msgspec.Raw = _NOTHING
     stream: msgspec.Raw = _NOTHING
 
 
-_decoder = msgspec.json.Decoder(_Fields)
+_decoder = msgspec.json.Decoder(_RoutingFields)
 _skipper = msgspec.json.Decoder(msgspec.Raw)
 
 
-def _refuse_unless_utf8(body: bytes) -> None:
-    """Strings the decoder was not asked for are skipped, not looked into."""
+def _reject_unless_utf8(body: bytes) -> None:
+    """Needed because msgspec does not validate the strings that it skips."""
     try:
         body.decode()
     except UnicodeDecodeError as error:
         raise _malformed(f"is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _decode(body: bytes) -> tuple[_Fields, bytes]:
-    """The fields, and what they are views of: the body, or one as long that msgspec can read.
+def _decode(body: bytes) -> tuple[_RoutingFields, bytes]:
+    """The fields, and the bytes that they are views of: the body, or a copy of equal length that msgspec can read.
 
-    It refuses lone surrogate escapes even in what it skips. They are the neuron's business, not ours.
+    msgspec rejects lone surrogate escapes even in what it skips. The neuron decides whether to accept those.
     """
     try:
         return _skim(body), body
@@ -191,15 +192,15 @@ def _decode(body: bytes) -> tuple[_Fields, bytes]:
 
 
 def _without_surrogates(body: bytes) -> bytes:
-    r"""Any \udXXX, half or not, becomes a \u8XXX: what is skipped may say anything that is as long as before."""
+    r"""Every \udXXX becomes \u8XXX. Skipped strings may have any content, as long as offsets stay the same."""
     return body.replace(rb"\ud", rb"\u8").replace(rb"\uD", rb"\u8")
 
 
-def _skim(body: bytes) -> _Fields:
+def _skim(body: bytes) -> _RoutingFields:
     try:
         return _decoder.decode(body)
     except msgspec.ValidationError:
-        _refuse_unless_json(body)
+        _reject_unless_json(body)
         raise MissingModelField(
             f"the request body must be a JSON object with a string `model`, not {_json_type(body.lstrip()[:1])}",
             param="model",
@@ -208,7 +209,7 @@ def _skim(body: bytes) -> _Fields:
         raise _not_json(body, error) from None
 
 
-def _refuse_unless_json(body: bytes) -> None:
+def _reject_unless_json(body: bytes) -> None:
     try:
         _skipper.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -218,87 +219,71 @@ def _refuse_unless_json(body: bytes) -> None:
 def _not_json(body: bytes, error: Exception) -> MalformedJson:
     if isinstance(error, RecursionError):
         return _malformed("is nested too deeply")
-    told = str(error).removeprefix("JSON is malformed: ")
-    return _malformed(f"is not valid JSON: {told if body.strip() else 'it is empty'}")
+    reason = str(error).removeprefix("JSON is malformed: ")
+    return _malformed(f"is not valid JSON: {reason if body.strip() else 'it is empty'}")
 
 
-def _malformed(what: str) -> MalformedJson:
-    return MalformedJson(f"the request body, which must name a `model`, {what}")
+def _malformed(problem: str) -> MalformedJson:
+    return MalformedJson(f"the request body {problem}; it must be a JSON object with a string `model`")
 
 
 def _text(literal: bytes) -> str:
-    """What a string literal says."""
+    """The value of a JSON string."""
     try:
         return str(msgspec.json.decode(literal, type=str))
-    except msgspec.DecodeError:  # half a surrogate pair: no model can have such a name, no log can hold it
-        raise MissingModelField("the request's `model` is not Unicode text", param="model") from None
+    except msgspec.DecodeError:  # half a surrogate pair, which neither a log nor a header can hold
+        raise MissingModelField(
+            "`model` has an invalid Unicode escape: half of a surrogate pair", param="model"
+        ) from None
 
 
-def _what_model_is(first: bytes) -> str:
+def _model_problem(first: bytes) -> str:
     if not first:
         return "the request body has no `model`: name a model or an alias from /v1/models"
-    return f"the request's `model` must be a string, not {_json_type(first)}"
+    return f"`model` must be a string, not {_json_type(first)}"
 
 
 def _json_type(first: bytes) -> str:
-    """What a JSON value is, by its first byte."""
+    """The type of a JSON value, by its first byte."""
     names = {b"{": "an object", b"[": "an array", b"t": "a boolean", b"f": "a boolean", b"n": "null", b'"': "a string"}
     return names.get(first, "a number")
 
 
-# Finding its place...
+# Finding its position...
 
-_AFTER_COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
 _QUOTE = ord('"')
 
 
-def _spellings(key: str) -> re.Pattern[bytes]:
-    r"""`"key":` in every way JSON can spell it: each letter as it is or as a \\u escape, in either case of hex."""
-    letters = []
-    for letter in key:
-        escape = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in f"{ord(letter):04x}")
-        letters.append(rf"(?:{letter}|\\u{escape})")
-    return re.compile(f'"{"".join(letters)}"'.encode() + _AFTER_COLON.pattern)
+def _offset_of_model(fields: _RoutingFields, body: bytes) -> int:
+    """The offset of the top-level `model`'s value in the body that was decoded. Rejects a second top-level `model`.
 
-
-_MODEL_KEY = _spellings("model")
-
-
-def _place(fields: _Fields, body: bytes) -> int:
-    """Where the value of the top-level `model` begins in the body that was decoded.
-
-    A key that spells `model` is found by its bytes when it is the only match: the decoder saw a top-level one, and a
-    true key always matches. With more matches (a tool's schema has a property called `model`, say) the decoder is
-    asked where it found the last top-level one, and whether there is another before that.
+    msgspec keeps the last of several. Decoding what precedes that one tells whether there is another; usually little
+    does, since most clients send `model` first.
     """
-    first = _MODEL_KEY.search(body)
-    if first is None:  # pragma: no cover - the decoder saw one, and every spelling is covered
-        raise MissingModelField("the request's `model` could not be located", param="model")
-    if _MODEL_KEY.search(body, first.start() + 1) is None:
-        return first.end()
     start = _address(fields.model) - _address(body)
-    if first.end() != start and memoryview(_skim(_up_to_key_before(start, body)).model):
+    if memoryview(_skim(_up_to_key_before(start, body)).model):
         raise MissingModelField(
-            "the request body has more than one top-level `model`: parsers disagree about which one counts",
+            "the request body has more than one top-level `model`: send it once, since parsers disagree about which "
+            "one counts",
             param="model",
         )
     return start
 
 
 def _up_to_key_before(start: int, body: bytes) -> bytes:
-    """The object without the member whose value begins at `start`, and without what comes after that."""
-    key_end = body.rindex(b'"', 0, start)  # the key spells `model`, so there is no quote in it
+    """The object up to the member whose value begins at `start`, without that member, closed as a valid object."""
+    key_end = body.rindex(b'"', 0, start)  # the key has no quote in it, so the quote before this one opens it
     return body[: body.rindex(b'"', 0, key_end)] + b'"":0}'
 
 
 class _Buffer(ctypes.Structure):
-    """`Py_buffer` of the C API (https://docs.python.org/3/c-api/buffer.html); only where it begins is of interest."""
+    """`Py_buffer` of the C API (https://docs.python.org/3/c-api/buffer.html). Only its first field is read."""
 
     _fields_ = (("begin", ctypes.c_void_p), ("rest", ctypes.c_void_p * 10))
 
 
 def _address(owner: bytes | msgspec.Raw) -> int:
-    """Where its bytes are in memory: the one thing that tells where in a body the decoder found something."""
+    """The memory address of its bytes. msgspec reports no offsets, but a `Raw` is a view into the body."""
     buffer = _Buffer()
     _get_buffer(owner, ctypes.byref(buffer), _SIMPLE)
     _release_buffer(ctypes.byref(buffer))

@@ -1,8 +1,8 @@
-"""What tells one conversation, or one API key, from another: for aliases whose requests keep their target. Pure.
+"""The key of a request's conversation or API key, for aliases that keep such requests on one target.
 
-A conversation is known by its beginning: the first thing its user said stays the same from turn to turn, in every
-dialect. Only text and attachments count, not how they are wrapped: a client may move its cache marks, or turn a string
-into a list of blocks, between one turn and the next.
+A conversation is identified by its first user message, which stays the same from turn to turn in every dialect. Only
+its texts and attachments count, not their wrapping: between turns a client may move its cache marks, or turn a string
+into a list of blocks.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from gateway.asgi import Headers
 
 __all__ = ["key_of"]
 
-_SANE_SESSION_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")  # as for a request id, contract section 13
+_VALID_SESSION_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")  # as for a request id
 
 
 def key_of(headers: Headers, body: bytes, sticky: Sticky) -> bytes | None:
-    """The request's key under this kind of stickiness, or None if it has none. A hash: secrets do not travel further.
+    """The request's key, or None if it has none. The key is a hash, so that an API key is not kept in memory.
 
     Args:
         headers: The client's.
-        body: As the client sent it, in whichever dialect; valid JSON.
-        sticky: What the alias says.
+        body: The client's, in any dialect; valid JSON.
+        sticky: The alias's setting.
     """
     if sticky == "key":
-        return _hashed(b"key", (_first(headers, b"authorization") or _first(headers, b"x-api-key"),))
-    session = _first(headers, b"x-session-id")
-    if session is not None and _SANE_SESSION_ID.match(session):
-        return _hashed(b"session", (session,))
-    return _hashed(b"content", _beginning(body))
+        return _hash(b"key", (_header(headers, b"authorization") or _header(headers, b"x-api-key"),))
+    session_id = _header(headers, b"x-session-id")
+    if session_id is not None and _VALID_SESSION_ID.match(session_id):
+        return _hash(b"session", (session_id,))
+    return _hash(b"content", _first_user_message(body))
 
 
-def _hashed(kind: bytes, parts: Iterable[bytes | None]) -> bytes | None:
-    """Of all parts, each with its length so that no two lists look alike; None if there is nothing to hash."""
+def _hash(kind: bytes, parts: Iterable[bytes | None]) -> bytes | None:
+    """A hash of the parts that are not empty; None if all are. Each part's length keeps `ab, c` apart from `a, bc`."""
     found = [part for part in parts if part]
     if not found:
         return None
@@ -50,15 +50,15 @@ def _hashed(kind: bytes, parts: Iterable[bytes | None]) -> bytes | None:
     return digest.digest()
 
 
-def _first(headers: Headers, name: bytes) -> bytes | None:
-    return next((value for known, value in headers if known == name), None)
+def _header(headers: Headers, name: bytes) -> bytes | None:
+    return next((value for header, value in headers if header == name), None)
 
 
-# The beginning of a conversation ......................................................................................
+# The first user message...
 
 
-class _Part(msgspec.Struct):
-    """A block of content in any dialect. Everything but text is taken as it stands."""
+class _StickyPart(msgspec.Struct):
+    """A part of a content in any dialect. Attachments count as their JSON."""
 
     text: str | None = None
     source: msgspec.Raw = msgspec.Raw()
@@ -68,69 +68,69 @@ class _Part(msgspec.Struct):
     file_id: msgspec.Raw = msgspec.Raw()
 
 
-class _Turn(msgspec.Struct):
+class _StickyTurn(msgspec.Struct):
     """A message of a chat, or an item of `/v1/responses`."""
 
     role: str | None = None
     content: msgspec.Raw = msgspec.Raw()
 
 
-class _Body(msgspec.Struct):
-    """Where the four kinds of request keep what the user said."""
+class _StickyBody(msgspec.Struct):
+    """The fields that hold the user's text, of all endpoints."""
 
-    messages: list[_Turn] | None = None
+    messages: list[_StickyTurn] | None = None
     input: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
 
 
-_Content: TypeAlias = str | list[_Part | str] | None
-_Input: TypeAlias = str | list[_Turn | str | int | list[int]] | None
+_Content: TypeAlias = str | list[_StickyPart | str] | None
+_Input: TypeAlias = str | list[_StickyTurn | str | int | list[int]] | None
 
-_body = msgspec.json.Decoder(_Body)
-_content: msgspec.json.Decoder[_Content] = msgspec.json.Decoder(_Content)
-_input: msgspec.json.Decoder[_Input] = msgspec.json.Decoder(_Input)
+_body_decoder = msgspec.json.Decoder(_StickyBody)
+_content_decoder: msgspec.json.Decoder[_Content] = msgspec.json.Decoder(_Content)
+_input_decoder: msgspec.json.Decoder[_Input] = msgspec.json.Decoder(_Input)
 
 
-def _beginning(body: bytes) -> tuple[bytes, ...]:
-    """The first thing the user said; nothing if there is no telling, and then the request goes anywhere."""
+def _first_user_message(body: bytes) -> tuple[bytes, ...]:
+    """Its parts; empty if the body has none or another shape. The neuron or the dialect rejects a wrong shape."""
     try:
-        said = _body.decode(body)
-        return _of_turns(said.messages or ()) or _of_input(said.input) or _as_it_stands(said.prompt)
+        fields = _body_decoder.decode(body)
+        return _from_turns(fields.messages or ()) or _from_input(fields.input) or _whole(fields.prompt)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return ()
 
 
-def _of_turns(turns: Iterable[_Turn]) -> tuple[bytes, ...]:
-    said = (tuple(filter(None, _parts(turn.content))) for turn in turns if turn.role == "user")
-    return next((parts for parts in said if parts), ())
+def _from_turns(turns: Iterable[_StickyTurn]) -> tuple[bytes, ...]:
+    messages = (tuple(filter(None, _parts(turn.content))) for turn in turns if turn.role == "user")
+    return next((parts for parts in messages if parts), ())
 
 
-def _of_input(value: msgspec.Raw) -> tuple[bytes, ...]:
-    """Of `/v1/responses`: a string, or items of which messages have roles. Of embeddings: strings or tokens."""
-    said = _input.decode(value) if bytes(value) else None
-    if isinstance(said, str):
-        return (said.encode(),)
-    turns = [item for item in said or () if isinstance(item, _Turn)]
-    return _of_turns(turns) if turns else _as_it_stands(value)
+def _from_input(value: msgspec.Raw) -> tuple[bytes, ...]:
+    """`input` of `/v1/responses` is a string or items, some of them messages; of embeddings, strings or token ids."""
+    decoded = _input_decoder.decode(value) if bytes(value) else None
+    if isinstance(decoded, str):
+        return (decoded.encode(),)
+    turns = [item for item in decoded or () if isinstance(item, _StickyTurn)]
+    return _from_turns(turns) if turns else _whole(value)
 
 
-def _as_it_stands(value: msgspec.Raw) -> tuple[bytes, ...]:
-    """What has no turns, like a prompt of `/v1/completions`: there is no more to it, so all of it is the beginning."""
-    return () if bytes(value) in _SAYS_NOTHING else (bytes(value),)
+def _whole(value: msgspec.Raw) -> tuple[bytes, ...]:
+    """All of a value without turns, like the prompt of `/v1/completions`."""
+    return () if bytes(value) in _EMPTY_VALUES else (bytes(value),)
 
 
-_SAYS_NOTHING = frozenset({b"", b"null", b'""', b"[]"})
+_EMPTY_VALUES = frozenset({b"", b"null", b'""', b"[]"})
 
 
 def _parts(content: msgspec.Raw) -> Iterator[bytes]:
-    said = _content.decode(content) if bytes(content) else None
-    if isinstance(said, str):
-        yield said.encode()
+    decoded = _content_decoder.decode(content) if bytes(content) else None
+    if isinstance(decoded, str):
+        yield decoded.encode()
         return
-    for part in said or ():
+    for part in decoded or ():
         if isinstance(part, str):
             yield part.encode()
             continue
         yield (part.text or "").encode()
-        for attached in (part.source, part.image_url, part.input_audio, part.file, part.file_id):
-            yield bytes(attached)
+        for attachment in (part.source, part.image_url, part.input_audio, part.file, part.file_id):
+            yield bytes(attachment)

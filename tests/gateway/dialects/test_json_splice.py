@@ -1,4 +1,4 @@
-"""Reading and replacing the one value: nothing else of a body may change, and nothing ambiguous may pass."""
+"""Reading and replacing single values of a body: everything else keeps its bytes, and ambiguous bodies are rejected."""
 
 import contextlib
 import json
@@ -34,14 +34,14 @@ dumps = st.sampled_from(
 
 @given(before=objects, after=objects, name=st.text(), new=st.text(alphabet=st.characters(codec="utf-8")), dump=dumps)
 def test_splice_changes_the_model_and_nothing_else(before, after, name, new, dump):
-    """For any JSON object: parsed, only `model` differs; in bytes, only the located span does."""
+    """For any JSON object: parsed, only `model` differs; in bytes, only the located span differs."""
     value = {**{k: v for k, v in before.items() if k != "model"}, "model": name}
     value.update({k: v for k, v in after.items() if k not in value})
     body = dump(value)
     try:
         field = locate(body)
     except MalformedJson:
-        assert "\\ud" not in body.decode("utf-8", "replace").lower()  # only unencodable text may be refused
+        assert "\\ud" not in body.decode("utf-8", "replace").lower()  # only text that cannot be encoded may be rejected
         body.decode()
         raise
     out = splice(body, field, new)
@@ -53,7 +53,7 @@ def test_splice_changes_the_model_and_nothing_else(before, after, name, new, dum
 
 
 def test_splice_returns_the_same_object_when_nothing_changes():
-    """A concrete id needs no copy: the body goes out as it came."""
+    """A body that already names the neuron's model is not copied."""
     body = b'{ "model" : "a" }'
 
     assert splice(body, locate(body), "a") is body
@@ -83,7 +83,7 @@ def test_splice_returns_the_same_object_when_nothing_changes():
     ],
 )
 def test_locate_finds_the_top_level_model(body, name, stream):
-    """However it is spelled and whatever stands beside it."""
+    """With any spelling of the key, and any other members."""
     field = locate(body)
 
     assert (field.name, field.stream) == (name, stream)
@@ -99,22 +99,22 @@ def test_locate_finds_the_top_level_model(body, name, stream):
         b'{"model":"a","x":{"model":1},"model":"b"}',
     ],
 )
-def test_locate_refuses_two_top_level_models(body):
-    """Two parsers could disagree about which one counts."""
+def test_locate_rejects_two_top_level_models(body):
+    """The gateway could route by one, and the neuron use the other."""
     with pytest.raises(MissingModelField, match="more than one top-level `model`"):
         locate(body)
 
 
 @pytest.mark.parametrize("body", [rb'{"model":"\ud800"}', rb'{"model":"a\uDC00"}', b'{"model":"%b"}' % (b"x" * 4095)])
-def test_locate_refuses_a_model_nobody_can_have_named_so(body):
-    """Half a surrogate pair cannot be logged; and a name may not be as long as a body."""
+def test_locate_rejects_an_impossible_model_name(body):
+    """Half a surrogate pair cannot be logged, and a name has a maximum length."""
     with pytest.raises(MissingModelField, match="model"):
         locate(body)
 
 
 @pytest.mark.parametrize("body", [rb'{"model":"\ud83d\ude00","x":"\ud800"}', rb'{"x":"\\ud800","model":"\\ud800"}'])
-def test_locate_reads_a_name_as_it_is_whatever_stands_beside_it(body):
-    """A whole pair is a character, and an escaped backslash none; only to skip over halves are they looked at."""
+def test_locate_reads_the_name_exactly_beside_lone_surrogates(body):
+    """A surrogate pair is one character, and an escaped backslash begins no escape."""
     assert locate(body).name == json.loads(body)["model"]
 
 
@@ -122,8 +122,8 @@ def test_locate_reads_a_name_as_it_is_whatever_stands_beside_it(body):
     "body",
     [b"{}", b"[]", b'"model"', b"7", b"null", b'{"model":7}', b'{"model":null}', b'{"model":["a"]}', b'{"Model":"a"}'],
 )
-def test_locate_refuses_json_without_a_string_model(body):
-    """The message says `model`, so that the person who reads it knows what to add."""
+def test_locate_rejects_json_without_a_string_model(body):
+    """The message names `model`, so that the reader knows what to add."""
     with pytest.raises(MissingModelField, match="model"):
         locate(body)
 
@@ -150,14 +150,14 @@ def test_locate_refuses_json_without_a_string_model(body):
         b"\x1f\x8b\x08\x00\x00",
     ],
 )
-def test_locate_refuses_what_is_not_json(body):
-    """With a message for a person, whatever the bytes."""
+def test_locate_rejects_a_body_that_is_not_json(body):
+    """The message names `model`, for any bytes."""
     with pytest.raises(MalformedJson, match="model"):
         locate(body)
 
 
-# The longest body, made by somebody who wants to hold up the others: each of these is where a parser could go slowly.
-NASTY = {
+# Bodies made to block the gateway: each has a structure on which a parser could be slow.
+HOSTILE = {
     "zeros": (b"", b"0,"),
     "brackets": (b'"y":{"model":1},', b"[],"),
     "strings": (b'"y":{"model":1},', b'"",'),
@@ -167,17 +167,17 @@ NASTY = {
 }
 
 
-def nasty(kind, size_bytes, *, end=b"0]}"):
-    start, piece = NASTY[kind]
+def hostile_body(kind, size_bytes, *, end=b"0]}"):
+    start, piece = HOSTILE[kind]
     return b'{"model":"a",%b"x":[%b' % (start, piece * (size_bytes // len(piece))) + end
 
 
 @measured
 @pytest.mark.parametrize("end", [b"0]}", b"0]"])
-@pytest.mark.parametrize("kind", NASTY)
-async def test_locate_takes_milliseconds_a_megabyte_of_anything(kind, end):
-    """16 MiB in less than half a second of CPU, found or refused; it was 1 to 3 s once."""
-    body = nasty(kind, 16 * 1024**2, end=end)
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_locate_takes_milliseconds_per_megabyte_of_any_body(kind, end):
+    """16 MiB take less than half a second of CPU, accepted or rejected. An earlier version took 1 to 3 s."""
+    body = hostile_body(kind, 16 * 1024**2, end=end)
 
     async def take():
         began = time.process_time()
@@ -188,11 +188,11 @@ async def test_locate_takes_milliseconds_a_megabyte_of_anything(kind, end):
     await best_of(take, 0.5)
 
 
-@pytest.mark.parametrize("piece", [*NASTY, "escapes"])
-def test_locate_takes_no_memory_worth_the_name(piece):
-    """A copy or two of the body; it was 64 bytes for every escape once."""
+@pytest.mark.parametrize("piece", [*HOSTILE, "escapes"])
+def test_locate_takes_little_memory(piece):
+    """At most two copies of the body. An earlier version took 64 bytes per escape."""
     escapes = rb'{"y":{"model":1},"model":"a","x":"%b"}' % (rb"\n" * 500_000)
-    body = escapes if piece == "escapes" else nasty(piece, 1024**2)
+    body = escapes if piece == "escapes" else hostile_body(piece, 1024**2)
     tracemalloc.start()
     try:
         assert locate(body).name == "a"
@@ -203,7 +203,7 @@ def test_locate_takes_no_memory_worth_the_name(piece):
 
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]",:model\\u0065 1', max_size=40).map(str.encode))
 def test_locate_raises_nothing_but_its_own_errors(body):
-    """Garbage is refused, never a crash; and what is accepted is what Python's own parser sees."""
+    """Any bytes are rejected or accepted; an accepted name is the one that Python's own parser reads."""
     try:
         field = locate(body)
     except (MalformedJson, MissingModelField):
@@ -211,7 +211,7 @@ def test_locate_raises_nothing_but_its_own_errors(body):
     assert json.loads(body)["model"] == field.name
 
 
-# What an alias says of other members...
+# Members that an alias sets...
 
 KEYS = st.sampled_from(["temperature", "top_p", "stop", "é", "tools"]) | st.text(
     alphabet=st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters='"\\'),
@@ -219,12 +219,12 @@ KEYS = st.sampled_from(["temperature", "top_p", "stop", "é", "tools"]) | st.tex
     max_size=3,
 )
 texts = st.dictionaries(KEYS, values.map(lambda value: json.dumps(value, ensure_ascii=False)), max_size=4).filter(
-    lambda said: is_unicode(json.dumps(said))
+    lambda members: is_unicode(json.dumps(members))
 )
 
 
 def is_unicode(text):
-    """Whether there are no lone surrogates in it: a TOML file cannot hold any."""
+    """Whether it has no lone surrogates. A TOML file cannot contain any."""
     try:
         json.loads(text).__repr__().encode()
         json.dumps(json.loads(text), ensure_ascii=False).encode()
@@ -233,15 +233,15 @@ def is_unicode(text):
     return True
 
 
-@given(said=st.dictionaries(KEYS, values, max_size=6), defaults=texts, forced=texts, dump=dumps)
-def test_edit_sets_what_it_should_and_nothing_else(said, defaults, forced, dump):
-    """Parsed: defaults only where nothing was said, forced values always. In bytes: all else as it stood."""
-    value = {"model": "m", **said}
+@given(given_members=st.dictionaries(KEYS, values, max_size=6), defaults=texts, forced=texts, dump=dumps)
+def test_edit_sets_the_members_and_nothing_else(given_members, defaults, forced, dump):
+    """Parsed: defaults only for missing keys, forced values always. In bytes: everything else is unchanged."""
+    value = {"model": "m", **given_members}
     body = dump(value)
     try:
         body.decode()
     except UnicodeDecodeError:
-        return  # refused before it comes to this
+        return  # `locate` rejects it first
     out = edit(body, defaults, forced)
 
     expected = {key: json.loads(text) for key, text in defaults.items()} | value
@@ -264,8 +264,8 @@ def test_edit_sets_what_it_should_and_nothing_else(said, defaults, forced, dump)
     assert rest == body[at:]
 
 
-def test_edit_returns_the_same_object_when_there_is_nothing_to_do():
-    """The client has said it all."""
+def test_edit_returns_the_same_object_when_nothing_changes():
+    """The client has set every default itself."""
     body = b'{"model":"m", "temperature" : 1 }'
 
     assert edit(body, {"temperature": "0.2"}, {}) is body
@@ -282,23 +282,23 @@ def test_edit_returns_the_same_object_when_there_is_nothing_to_do():
         (b'{"model":"m","\\ud800":0,"f":1e400}', b'{"d":2,"model":"m","\\ud800":0,"f":1}'),
     ],
 )  # fmt: skip
-def test_edit_knows_members_from_what_looks_like_them(body, out):
-    """Nested keys, escaped keys, text that looks like a key, and what is the neuron's business."""
+def test_edit_finds_only_top_level_members(body, out):
+    """Not nested keys or text that looks like a key; escaped keys count."""
     assert edit(body, {"d": "2"}, {"f": "1"}) == out
 
 
 @pytest.mark.parametrize("body", [b'{"f":0,"model":"m","f":1}', b'{"f":0,"model":"m","\\u0066":"x"}'])
-def test_forced_member_that_is_there_twice_is_refused(body):
-    """One of the two would be overruled, and nobody knows which."""
+def test_repeated_forced_member_is_rejected(body):
+    """Only one of the two would be replaced, and the neuron may use the other."""
     with pytest.raises(BadRequest, match="more than one top-level `f`"):
         edit(body, {}, {"f": "1"})
 
 
 @measured
-@pytest.mark.parametrize("kind", NASTY)
-async def test_edit_takes_milliseconds_a_megabyte_of_anything(kind):
-    """As `locate` does: it would hold up everybody else."""
-    body = nasty(kind, 16 * 1024**2, end=b'0],"f":0}')
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_edit_takes_milliseconds_per_megabyte_of_any_body(kind):
+    """Like `locate`: other requests wait meanwhile."""
+    body = hostile_body(kind, 16 * 1024**2, end=b'0],"f":0}')
 
     async def take():
         began = time.process_time()
@@ -309,7 +309,7 @@ async def test_edit_takes_milliseconds_a_megabyte_of_anything(kind):
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"5", b"{", b'{"a":1', b"[" * 100_000])
-def test_find_in_what_is_no_object_is_a_value_error(body):
-    """And nothing else."""
+def test_find_raises_value_error_if_the_body_is_no_object(body):
+    """No other exception."""
     with pytest.raises(ValueError):
         find(body, ("a",))

@@ -1,4 +1,4 @@
-"""What tells conversations and API keys apart."""
+"""Keys of conversations and API keys for sticky aliases."""
 
 import json
 
@@ -17,7 +17,7 @@ def user(content):
     return {"role": "user", "content": content}
 
 
-SPOKEN = {"type": "input_audio", "input_audio": {"data": "aaaa"}}
+AUDIO = {"type": "input_audio", "input_audio": {"data": "aaaa"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
@@ -31,8 +31,8 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}
         ([IMAGE, {"type": "text", "text": "what is it?"}], [IMAGE, {"type": "text", "text": "what is it?"}]),
     ],
 )
-def test_first_thing_said_is_the_same_however_it_is_wrapped(first, same_later):
-    """A cache mark that moves on, or a string that becomes a block, is the same conversation."""
+def test_key_ignores_how_the_first_message_is_wrapped(first, same_later):
+    """A moved cache mark, or a string that becomes a block, leaves the conversation the same."""
     assert conversation({"messages": [user(first)]}) == conversation(
         {"messages": [{"role": "system", "content": "be brief"}, user(same_later), user("and then?")]}
     )
@@ -44,7 +44,7 @@ def test_first_thing_said_is_the_same_however_it_is_wrapped(first, same_later):
         ({"messages": [user("a")]}, {"messages": [user("b")]}),
         ({"messages": [user([{"text": "ab"}, {"text": "c"}])]}, {"messages": [user([{"text": "a"}, {"text": "bc"}])]}),
         ({"messages": [user([IMAGE])]}, {"messages": [user([IMAGE | {"image_url": {"url": "http://x"}}])]}),
-        ({"messages": [user([SPOKEN])]}, {"messages": [user([SPOKEN | {"input_audio": {"data": "bbbb"}}])]}),
+        ({"messages": [user([AUDIO])]}, {"messages": [user([AUDIO | {"input_audio": {"data": "bbbb"}}])]}),
         (
             {"messages": [user([{"type": "file", "file": {"file_id": "f1"}}])]},
             {"messages": [user([{"type": "file", "file": {"file_id": "f2"}}])]},
@@ -59,14 +59,14 @@ def test_first_thing_said_is_the_same_however_it_is_wrapped(first, same_later):
         ({"input": [[1, 2]]}, {"input": [[1, 3]]}),
     ],
 )
-def test_different_beginnings_are_different_conversations(one, other):
+def test_different_first_messages_have_different_keys(one, other):
     """In every dialect, attachments included."""
     assert conversation(one) is not None
     assert conversation(one) != conversation(other)
 
 
 def test_responses_input_is_read_like_messages():
-    """A string, bare items, typed items: the same words are the same conversation."""
+    """A string, untyped items and typed items with the same text have the same key."""
     keys = {
         conversation({"input": "hello"}),
         conversation({"input": [user("hello")]}),
@@ -93,13 +93,13 @@ def test_responses_input_is_read_like_messages():
         {"prompt": None},
     ],
 )
-def test_body_without_a_beginning_has_no_key(body):
-    """It goes anywhere; that its shape is wrong is for the neuron to say."""
+def test_body_without_a_user_message_has_no_key(body):
+    """Its request may go to any target; the neuron rejects a wrong shape."""
     assert conversation(body) is None
 
 
-def test_session_header_beats_the_content():
-    """Who names the conversation knows best."""
+def test_session_header_takes_precedence_over_the_content():
+    """The client has named the conversation itself."""
     named = [(b"x-session-id", b"s-1")]
 
     assert conversation({"messages": [user("a")]}, named) == conversation({"messages": [user("b")]}, named)
@@ -107,15 +107,15 @@ def test_session_header_beats_the_content():
 
 
 @pytest.mark.parametrize("value", [b"", b"x" * 129, b"a b", b"\xff", b"a\n"])
-def test_session_header_that_makes_no_sense_is_ignored(value):
-    """The content decides then."""
+def test_invalid_session_header_is_ignored(value):
+    """The content gives the key instead."""
     body = {"messages": [user("a")]}
 
     assert conversation(body, [(b"x-session-id", value)]) == conversation(body)
 
 
 def test_api_key_is_hashed_from_either_header():
-    """The same secret is the same client; none is none. The secret itself does not come out."""
+    """Different secrets and headers give different keys, and the key does not contain the secret."""
     bearer = key_of([(b"authorization", b"Bearer sk-1")], b"{}", "key")
     other = key_of([(b"authorization", b"Bearer sk-2")], b"{}", "key")
     anthropic = key_of([(b"x-api-key", b"sk-1")], b"{}", "key")
@@ -131,8 +131,8 @@ TURNS = st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), st.te
 
 
 @given(st.text(min_size=1), TURNS, TURNS, st.sampled_from(["messages", "input"]))
-def test_conversation_keeps_its_key_over_its_turns(opening, before, after, field):
-    """Whatever is said later, and whatever the system says first."""
+def test_key_stays_the_same_over_later_turns(opening, before, after, field):
+    """With any later turns, and with a system message first."""
     began = {field: [{"role": "system", "content": "s"}, user(opening)]}
     later = {field: [*began[field], *({"role": role, "content": text} for role, text in (*before, *after))]}
 
@@ -152,5 +152,5 @@ def test_conversation_keeps_its_key_over_its_turns(opening, before, after, field
     )
 )
 def test_no_body_raises(body):
-    """A body is a client's, and may be anything."""
+    """A client may send any JSON."""
     assert isinstance(conversation(body), bytes | None)
