@@ -10,7 +10,7 @@ from gateway.errors import GatewayError, UnsupportedMediaType
 from gateway.proxy import total_deadline
 from gateway.proxy.client_response import ClientGone
 from gateway.proxy.client_watch import keep_alive, watch_client
-from gateway.proxy.forms.form_parser import FormReader, boundary_of
+from gateway.proxy.forms.form_parser import FormParser, boundary_of
 from gateway.proxy.forms.spool import Spool
 from gateway.proxy.forms.upload import Upload
 from gateway.proxy.keepalive import KeepAlive
@@ -72,8 +72,8 @@ def open_upload(
     content_type = content_type_of(headers)
     if media_type(content_type) != b"multipart/form-data":
         raise UnsupportedMediaType(f"{scope['path']} takes multipart/form-data")
-    reader = FormReader(boundary_of(content_type))
-    return Upload(receive, reader, spool, length=length, limit_bytes=body_limit_bytes, stall_timeout_s=stall_timeout_s)
+    parser = FormParser(boundary_of(content_type))
+    return Upload(receive, parser, spool, length=length, limit_bytes=body_limit_bytes, stall_timeout_s=stall_timeout_s)
 
 
 async def watch_uploading_client(

@@ -1,1 +1,9 @@
-"""Package."""
+"""multipart/form-data requests: finding the `model` field in a form that is sent on while it arrives.
+
+    upload        reads the client's form, keeps or passes on its bytes, replaces the model's name
+    form_parser   finds the `model` field, and rejects forms that parsers could read in different ways; no I/O
+    spool         bytes that are kept for later: a little in memory, the rest in a file
+
+Read `upload` first. `proxy/form_request.py` opens an upload; `proxy/attempt.py` sends it. What docs/api.md, section
+Forms, promises is kept here.
+"""

@@ -1,8 +1,8 @@
-"""Bytes of a request kept to be read again: a little in memory, more in a file. What they mean is `upload.py`'s.
+"""Keeps the bytes of an upload, to be read later and more than once: a little in memory, the rest in a file.
 
-A form whose file comes before its `model` cannot be sent on until the file has passed, and JavaScript's SDKs write it
-so. Files are written and read in threads, a few at a time, and have no name: the kernel removes one with its
-descriptor, whatever becomes of the request or of the process.
+A form whose file precedes its `model` cannot be sent on until the file has passed; JavaScript SDKs write such forms.
+Threads write and read the files, a few at a time. The files have no name, so the kernel removes them when their
+descriptor closes, however the request or the process ends.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gateway.proxy.body_memory import BodyReservation
 
 __all__ = ["MEMORY_BYTES", "Spool", "SpoolStorage"]
 
-MEMORY_BYTES = 256 * 1024  # of one spool; a voice note of ten seconds, or four reads from a socket
-THREADS = 4  # a disk is not faster with more, and each holds a piece of MEMORY_BYTES
-CLOSE_DEADLINE_S = 5.0  # freeing the blocks of a large file takes milliseconds; a sick disk may take for ever
+MEMORY_BYTES = 256 * 1024  # of one spool; ten seconds of speech, or four reads from a socket
+THREADS = 4  # more do not make a disk faster, and each holds a copy of MEMORY_BYTES
+CLOSE_DEADLINE_S = 5.0  # freeing the blocks of a large file takes milliseconds; a failing disk may never finish
 FULL_RETRY_S = 5
 
 T = TypeVar("T")
@@ -33,11 +33,11 @@ log = structlog.get_logger("cortex.spool")
 
 
 class SpoolStorage:
-    """All of a gateway's, and what they may take together.
+    """The disk space and the threads that all spools of the process share.
 
     Args:
-        directory: Where the files are made; None for the system's temporary directory.
-        limit_bytes: Of all files at a time.
+        directory: Where files are created; None for the system's temporary directory.
+        limit_bytes: Of all files together.
     """
 
     def __init__(self, directory: Path | None, limit_bytes: int) -> None:
@@ -48,94 +48,99 @@ class SpoolStorage:
         self.open_files = 0
 
     def open(self, reservation: BodyReservation) -> Spool:
-        """An empty one, as an async context manager; its file is made when there is something to put into it.
+        """Return an empty spool; leaving its `async with` block frees its disk space.
 
-        `reservation` counts the bytes in memory; its owner frees it.
+        `reservation` counts the bytes it keeps in memory; its owner frees it.
         """
         return Spool(self, reservation)
 
     def reserve(self, size: int) -> None:
-        """Take room on the disk, or raise Overloaded. Sync, so that two requests cannot take the same."""
+        """Reserve disk space. Sync, so that two requests cannot reserve the same space.
+
+        Raises:
+            Overloaded: The limit would be exceeded; nothing is reserved.
+        """
         if self.on_disk_bytes + size > self._limit_bytes:
             raise Overloaded(
-                f"uploads that wait for their model fill the {self._limit_bytes / 1024**2:g} MiB this gateway has for "
-                "them; a form that names its `model` before its file needs none",
+                f"uploads that wait on disk fill the {self._limit_bytes / 1024**2:g} MiB this gateway allows for them "
+                "(limits.spool_mb); try again later, or put the form's field `model` before its file: such a form "
+                "needs no disk space",
                 retry_after_s=FULL_RETRY_S,
             )
         self.on_disk_bytes += size
 
-    def give_back(self, size: int) -> None:
-        """The room is free again."""
+    def free(self, size: int) -> None:
+        """Give reserved disk space back."""
         self.on_disk_bytes -= size
 
     async def in_thread(self, step: Callable[[], T], *, abandon: bool = False) -> T:
-        """Do something with a file. Cancelled, it waits for that to end, unless it may `abandon` the thread to it."""
+        """Run a blocking step in a thread. If cancelled, wait for the step to end, unless it may be abandoned."""
         return await trio.to_thread.run_sync(step, abandon_on_cancel=abandon, limiter=self._threads)
 
-    def make_file(self) -> IO[bytes]:
-        """A file without a name. Blocks."""
+    def create_file(self) -> IO[bytes]:
+        """Create a file without a name. Blocks."""
         return tempfile.TemporaryFile(dir=self._directory, prefix="cortex-upload-", buffering=0)
 
 
 class Spool:
-    """The bytes written so far, to be read from any place, again and again. One writer; readers may read meanwhile.
+    """The bytes written so far, readable from any offset and more than once, also while more are written. One writer.
 
-    All but the last `MEMORY_BYTES` at most are in the file, if there is one.
+    If there is a file, it has all bytes but the last `MEMORY_BYTES` or fewer.
     """
 
-    def __init__(self, spools: SpoolStorage, reservation: BodyReservation) -> None:
-        self._spools = spools
+    def __init__(self, storage: SpoolStorage, reservation: BodyReservation) -> None:
+        self._storage = storage
         self._reservation = reservation
         self._file: IO[bytes] | None = None
-        self._on_disk = 0
-        self._reserved = 0
-        self._recent = bytearray()
+        self._on_disk_bytes = 0
+        self._reserved_bytes = 0
+        self._recent = bytearray()  # not in the file yet
 
     @property
     def size(self) -> int:
         """Bytes written."""
-        return self._on_disk + len(self._recent)
+        return self._on_disk_bytes + len(self._recent)
 
     async def write(self, data: bytes) -> None:
-        """Append.
+        """Append `data`.
 
         Raises:
-            Overloaded: All of them together take the memory, or the disk, that they may.
-            ServiceUnavailable: The disk is full, or worse.
+            Overloaded: The limit on memory, or on disk space, of all requests is reached.
+            ServiceUnavailable: The file cannot be created or written.
         """
         self._reservation.add(max(len(self._recent) + len(data) - self._reservation.reserved_bytes, 0))
         self._recent += data
         if len(self._recent) > MEMORY_BYTES:
             await self._to_disk()
 
-    async def read(self, at: int) -> bytes:
-        """Some of the bytes from `at` on, as many as is convenient; `b""` if that is the end of what was written.
+    async def read(self, offset: int) -> bytes:
+        """Return bytes from `offset` on, at most `MEMORY_BYTES`; `b""` at the end of what was written.
 
         Raises:
-            ServiceUnavailable: The disk.
+            ServiceUnavailable: The file cannot be read.
         """
-        file, until = self._file, self._on_disk
-        if file is None or at >= until:
-            return bytes(self._recent[at - until :])
-        return await self._on_file(lambda: os.pread(file.fileno(), min(MEMORY_BYTES, until - at), at))
+        file, on_disk_bytes = self._file, self._on_disk_bytes
+        if file is None or offset >= on_disk_bytes:
+            return bytes(self._recent[offset - on_disk_bytes :])
+        return await self._on_file(lambda: os.pread(file.fileno(), min(MEMORY_BYTES, on_disk_bytes - offset), offset))
 
     def in_memory(self) -> bytes | None:
-        """All that was written, unless some of it is on disk."""
+        """Return everything written, or None if some of it is on disk."""
         return bytes(self._recent) if self._file is None else None
 
     async def aclose(self) -> None:
-        """Forget everything, and the file with it. Idempotent."""
+        """Drop all bytes and close the file. Idempotent."""
         file, self._file = self._file, None
         self._recent.clear()
-        self._spools.give_back(self._reserved)
-        self._reserved = self._on_disk = 0
+        self._storage.free(self._reserved_bytes)
+        self._reserved_bytes = self._on_disk_bytes = 0
         if file is None:
             return
-        self._spools.open_files -= 1
-        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True) as patience:
-            await self._spools.in_thread(file.close, abandon=True)
-        if patience.cancelled_caught:
-            log.warning("spool_not_closed", waited_s=CLOSE_DEADLINE_S)  # the thread goes on at it
+        self._storage.open_files -= 1
+        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True) as closing:
+            await self._storage.in_thread(file.close, abandon=True)
+        if closing.cancelled_caught:
+            log.warning("spool_not_closed", waited_s=CLOSE_DEADLINE_S)  # the thread keeps trying
 
     async def __aenter__(self) -> Self:
         return self
@@ -147,28 +152,29 @@ class Spool:
 
     async def _to_disk(self) -> None:
         data = bytes(self._recent)
-        self._spools.reserve(len(data))
-        self._reserved += len(data)
+        self._storage.reserve(len(data))
+        self._reserved_bytes += len(data)
         if self._file is None:
-            self._file = await self._on_file(self._spools.make_file)
-            self._spools.open_files += 1
+            self._file = await self._on_file(self._storage.create_file)
+            self._storage.open_files += 1
         file = self._file
-        await self._on_file(lambda: _write_all(file.fileno(), data, self._on_disk))
-        self._on_disk += len(data)
+        await self._on_file(lambda: _write_all(file.fileno(), data, self._on_disk_bytes))
+        self._on_disk_bytes += len(data)
         del self._recent[: len(data)]
 
     async def _on_file(self, step: Callable[[], T]) -> T:
         try:
-            return await self._spools.in_thread(step)
+            return await self._storage.in_thread(step)
         except OSError as error:
             log.error("spool_failed", error=str(error))  # noqa: TRY400 - a full disk needs no traceback
             raise ServiceUnavailable(
-                "this gateway has nowhere to keep the upload until its `model` is known", retry_after_s=FULL_RETRY_S
+                "this gateway cannot store the upload on disk while it waits (gateway.spool_dir); try again later",
+                retry_after_s=FULL_RETRY_S,
             ) from error
 
 
-def _write_all(fd: int, data: bytes, at: int) -> None:
+def _write_all(fd: int, data: bytes, offset: int) -> None:
     rest = memoryview(data)
     while rest:
-        written = os.pwrite(fd, rest, at)
-        rest, at = rest[written:], at + written
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written

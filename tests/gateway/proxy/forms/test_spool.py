@@ -144,7 +144,7 @@ async def test_disk_that_fails_is_a_503_and_leaves_nothing(tmp_path):
     """It is not the client's fault, and no traceback is shown."""
     spools = SpoolStorage(tmp_path / "gone", 64 * MB)
     async with spools.open(ROOMY.reservation()) as spool:
-        with pytest.raises(ServiceUnavailable, match="nowhere to keep the upload"):
+        with pytest.raises(ServiceUnavailable, match="cannot store the upload"):
             await spool.write(b"x" * MB)
 
     assert (spools.open_files, spools.on_disk_bytes) == (0, 0)
