@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Literal, TypeAlias
 
 from catalogue.models import Catalogue, ModelProfile
@@ -16,19 +15,11 @@ from catalogue.placement import feasible
 from catalogue.warming import moved
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet.loading import eviction
+from gateway.fleet.model_names import neuron_model_id, replicas_of
 from gateway.fleet.node import Node, NodeModel
-from gateway.fleet.reports import Device, ModelReport, NodeReport
-from gateway.fleet.routing.choose import (
-    Candidate,
-    ColdLoad,
-    Fit,
-    Route,
-    WaitForPlace,
-    choose,
-    held_mb,
-    neuron_model_id,
-    replicas_of,
-)
+from gateway.fleet.reports import DeviceReport, ModelReport, NodeReport
+from gateway.fleet.routing.choose import ColdLoad, Route, WaitForSlot, choose
+from gateway.fleet.routing.placement import Candidate, Fit, needed_mb, resident_mb
 from gateway.fleet.state import Fleet
 
 __all__ = ["Placement", "PlannedFleet"]
@@ -63,7 +54,7 @@ class PlannedFleet:
     """A copy of the fleet, and the catalogue whose warm aliases move once their models are placed."""
 
     def __init__(self, fleet: Fleet, catalogue: Catalogue, min_residency_s: float) -> None:
-        self.fleet = fleet.imagine()
+        self.fleet = fleet.copy_for_planning()
         self.catalogue = catalogue
         self._loaded_before = fleet.now() - min_residency_s
         self._placements: dict[str, Placement] = {}
@@ -89,44 +80,33 @@ class PlannedFleet:
             return Placement(model, "waits", reason=error.message)
         if isinstance(decision, ColdLoad):
             return self._place_cold(decision)
-        if isinstance(decision, Route | WaitForPlace):
+        if isinstance(decision, Route | WaitForSlot):
             nodes = tuple(replica.node.name for replica in replicas_of(model, self.fleet, self.catalogue))
             return Placement(model, "loaded", nodes)
         return Placement(model, "loading", decision.nodes)
 
     def _place_cold(self, cold_load: ColdLoad) -> Placement:
         profile = cold_load.profile
-        best = min(cold_load.candidates, key=lambda candidate: self._rank(profile, candidate))
+        ranked = eviction.rank_candidates(
+            profile, cold_load.candidates, self.fleet, self.catalogue, loaded_before=self._loaded_before
+        )
+        best = ranked[0][1]
         if best.fit is Fit.FULL:
             return self._place_without_memory(profile, cold_load.candidates)
         node = self.fleet.nodes[best.node]
-        victims = self._victims(profile, best) or ()
+        victims = eviction.find_victims_young_last(
+            profile, node, node.free_mb(best.devices), self.catalogue, loaded_before=self._loaded_before
+        )
+        victims = victims or ()
         self._load(profile, node, best, victims)
         evicts = tuple(victim.id for victim in victims)
         return Placement(profile.id, "to_load", (best.node,), best.devices, evicts, profile.vram_mb)
-
-    def _rank(self, profile: ModelProfile, candidate: Candidate) -> tuple[Fit, bool, int, str]:
-        """As the scheduler: among evictions, those that spare young models come first."""
-        evicts_young = candidate.fit is Fit.AFTER_EVICTION and self._old_victims(profile, candidate) is None
-        return candidate.fit, evicts_young, -(candidate.free_mb or 0), candidate.node
-
-    def _victims(self, profile: ModelProfile, candidate: Candidate) -> tuple[NodeModel, ...] | None:
-        old = self._old_victims(profile, candidate)
-        if old is not None:
-            return old
-        node = self.fleet.nodes[candidate.node]
-        return eviction.plan(profile, node, _free_mb(node, candidate), self.catalogue)
-
-    def _old_victims(self, profile: ModelProfile, candidate: Candidate) -> tuple[NodeModel, ...] | None:
-        node = self.fleet.nodes[candidate.node]
-        free_mb = _free_mb(node, candidate)
-        return eviction.plan(profile, node, free_mb, self.catalogue, resident_before=self._loaded_before)
 
     def _place_without_memory(self, profile: ModelProfile, candidates: tuple[Candidate, ...]) -> Placement:
         """No candidate has memory: the model waits for one, or for a node that is unavailable, or is impossible."""
         places = [(self.fleet.nodes[candidate.node], candidate) for candidate in candidates]
         for node, candidate in places:
-            if eviction.room_may_come(profile, node, _free_mb(node, candidate), self.catalogue):
+            if eviction.room_may_come(profile, node, node.free_mb(candidate.devices), self.catalogue):
                 reason = f"{node.name} has memory once {_busy_models(node) or 'its models'} can be evicted"
                 return Placement(
                     profile.id, "waits", (node.name,), candidate.devices, vram_mb=profile.vram_mb, reason=reason
@@ -135,7 +115,8 @@ class PlannedFleet:
             reason = f"{' or '.join(unavailable)} could hold it, but is unavailable now"
             return Placement(profile.id, "waits", tuple(unavailable), vram_mb=profile.vram_mb, reason=reason)
         reasons = "; ".join(
-            eviction.why_no_room(profile, node, _free_mb(node, candidate), self.catalogue) for node, candidate in places
+            eviction.why_no_room(profile, node, node.free_mb(candidate.devices), self.catalogue)
+            for node, candidate in places
         )
         reason = f"no neuron has memory for {profile.id}: needs {_megabytes(profile.vram_mb)}; {reasons}"
         return Placement(profile.id, "impossible", vram_mb=profile.vram_mb, reason=reason)
@@ -161,7 +142,7 @@ class PlannedFleet:
         self, device: int, profile: ModelProfile, candidate: Candidate, victims: tuple[NodeModel, ...]
     ) -> int | None:
         """How much less memory is free on the device afterwards; None if unknown."""
-        freed_mb = [held_mb(victim, device, self.catalogue) for victim in victims]
+        freed_mb = [resident_mb(victim, device, self.catalogue) for victim in victims]
         known_freed_mb = [freed for freed in freed_mb if freed is not None]
         if len(known_freed_mb) < len(freed_mb):
             return None
@@ -169,10 +150,10 @@ class PlannedFleet:
             return -round(sum(known_freed_mb))
         if profile.vram_mb is None:
             return None
-        return ceil(profile.vram_mb / len(candidate.devices)) - round(sum(known_freed_mb))
+        return needed_mb(profile.vram_mb, len(candidate.devices)) - round(sum(known_freed_mb))
 
 
-def _with_taken(device: Device, taken_mb: int | None) -> Device:
+def _with_taken(device: DeviceReport, taken_mb: int | None) -> DeviceReport:
     free_mb, used_mb = device.vram_free_mb, device.vram_used_mb
     if taken_mb is None:
         return replace(device, vram_free_mb=None, vram_used_mb=None)
@@ -183,15 +164,6 @@ def _with_taken(device: Device, taken_mb: int | None) -> Device:
     )
 
 
-def _free_mb(node: Node, candidate: Candidate) -> dict[int, int]:
-    """As last polled; devices without a reading are left out."""
-    return {
-        device.index: device.vram_free_mb
-        for device in node.devices or ()
-        if device.index in candidate.devices and device.vram_free_mb is not None
-    }
-
-
 def _would_hold(node: Node, profile: ModelProfile) -> bool:
     """Whether a node that is down or drained could hold the model if it were available and empty."""
     if (node.healthy and not node.draining) or node.devices is None or not node.takes_placements:
@@ -199,7 +171,7 @@ def _would_hold(node: Node, profile: ModelProfile) -> bool:
     indices = feasible(profile, node.name, node.devices)
     if indices is None:
         return False
-    need_mb = ceil((profile.vram_mb or 0) / len(indices))
+    need_mb = needed_mb(profile.vram_mb or 0, len(indices))
     return all(device.vram_total_mb >= need_mb for device in node.devices if device.index in indices)
 
 

@@ -19,7 +19,7 @@ from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.probe import Probe, ProbeFailed, ProbePostponed, choose_probe, send_probe
 from gateway.config.settings import DeadlineSettings
 from gateway.fleet.readiness import FleetReadiness
-from gateway.fleet.routing.choose import Decision, Route, absent_homes, choose
+from gateway.fleet.routing.choose import Decision, Route, choose, unavailable_nodes_for
 from gateway.fleet.state import Fleet
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import UpstreamPool
@@ -112,7 +112,7 @@ class ModelWarmer:
             except (errors.ModelNotFound, errors.NoFeasibleNeuron) as error:
                 return error.message
             except errors.NoRoom as error:
-                absent = absent_homes(model, self._fleet, self._store.current)
+                absent = unavailable_nodes_for(model, self._fleet, self._store.current)
                 if not absent:
                     return error.message
                 loads_awaited = 0  # the load may have failed because its neuron went away

@@ -1,25 +1,25 @@
-"""A breaker per neuron: after failures in a row requests go elsewhere, and one at a time finds out whether it is well.
+"""A circuit breaker per node: after failures in a row requests go elsewhere, and single trials find out when to return.
 
     closed --FAILURES in a row--> open --cool-down over--> half-open: one trial --it succeeds--> closed
                                     ^                                |
                                     +------- twice as long ----------+ it fails
 
-The three strikes of `fleet.py` are not enough: a good poll forgives them, and a neuron whose control API is well may
-break every request it is sent. Pure state: no clock, no I/O; told what happened, and when, by the fleet.
+The fleet's count of misses is not enough: one good poll resets it, and a neuron whose control API works may still break
+every request. Pure state: no clock, no I/O; the fleet passes outcomes and times in.
 """
 
 from __future__ import annotations
 
-__all__ = ["Breaker"]
+__all__ = ["FAILURES", "CircuitBreaker"]
 
-# Above the three strikes, so that a neuron which is simply gone is down before its breaker has an opinion.
+# More than the misses that make a node unhealthy, so a neuron that is gone is unhealthy before its breaker opens.
 FAILURES = 5
 FIRST_COOL_DOWN_S, LONGEST_COOL_DOWN_S = 1.0, 30.0
-DOUBLINGS = 10  # more than it takes to get there: 2**1024 is no float, and a neuron can fail for a night
+DOUBLINGS = 10  # more than reach the longest; the exponent must be bounded, as 2**1024 is not a float
 
 
-class Breaker:
-    """One neuron's. Times are Trio's clock in seconds. `reason` is what the last failure said."""
+class CircuitBreaker:
+    """One node's. Times are Trio's clock in seconds. `reason` describes the last failure."""
 
     __slots__ = ("_failures", "_on_trial", "_openings", "reason", "until")
 
@@ -27,7 +27,7 @@ class Breaker:
         self.reset()
 
     def reset(self) -> None:
-        """As new: the neuron was restarted, or has answered a request."""
+        """Close it and forget all failures: the neuron was restarted, or answered a request."""
         self._failures = 0
         self._openings = 0
         self._on_trial = False
@@ -41,7 +41,7 @@ class Breaker:
 
     @property
     def clean(self) -> bool:
-        """Whether there is nothing that a success would forgive."""
+        """Whether a success would change nothing."""
         return not self._failures and not self._openings
 
     def admits(self, now: float) -> bool:
@@ -49,20 +49,20 @@ class Breaker:
         return self.closed or (now >= self.until and not self._on_trial)
 
     def begin_trial(self, now: float) -> bool:
-        """A request goes there. True if it is the trial; whoever sent it must `end_trial`."""
+        """A request goes there. True if it is the trial; the caller must then call `end_trial`."""
         if self.closed or not self.admits(now):
             return False
         self._on_trial = True
         return True
 
     def end_trial(self) -> None:
-        """The trial is over; without `failed` or `succeeded` it told nothing, and the next request is one again."""
+        """The trial is over. Without `failed` or `succeeded` it proved nothing, and the next request is a trial too."""
         self._on_trial = False
 
     def failed(self, now: float, reason: str) -> bool:
-        """A request failed there. True if the breaker has opened, again or for the first time.
+        """A request failed there. True if this opens the breaker, for the first time or again.
 
-        Failures while it cools down are of requests that were sent before, and say nothing new.
+        Failures during the cool-down belong to requests that were sent before it, so they count for nothing.
         """
         if self._openings and now < self.until:
             return False
@@ -75,7 +75,7 @@ class Breaker:
         return True
 
     def succeeded(self) -> bool:
-        """A request was answered. True if this has closed the breaker."""
+        """A request was answered. True if this closes the breaker."""
         was_open = not self.closed
         self.reset()
         return was_open

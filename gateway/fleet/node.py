@@ -1,33 +1,46 @@
-"""A configured neuron and the models on it: what it reports, and what we hold there. Written by the fleet alone."""
+"""A configured node and the models on it: what its neuron reports, and what this gateway does there. No I/O.
+
+Only the fleet (`state.py`) writes these; everything else reads them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from gateway.config.engine_traits import ENGINES_WITH_TOKENIZER, ENGINES_WITH_USAGE, Backend
 from gateway.config.settings import NeuronSettings
-from gateway.fleet.circuit_breaker import Breaker
+from gateway.fleet.circuit_breaker import CircuitBreaker
 from gateway.fleet.engine_access import EngineAccess
-from gateway.fleet.reports import Activation, Device, ModelReport
+from gateway.fleet.reports import ActivationReport, DeviceReport, ModelReport
 
-ROUTABLE_STATUSES = frozenset({"loaded", "reloading"})  # contract section 2; whatever else a neuron says is not
+__all__ = ["ROUTABLE_STATUSES", "Node", "NodeModel", "OwnChange"]
 
-# Either it serves, or that will be over: by our doing or by the neuron's.
+ROUTABLE_STATUSES = frozenset({"loaded", "reloading"})  # every other status, known or not, takes no requests
+
+# The model serves, or this state will end: by our doing or the neuron's.
 _PASSING_STATUSES = ROUTABLE_STATUSES | {None, "unloaded", "loading", "unloading", "recovering"}
 
-Change = Literal["loading", "unloading"]
+OwnChange = Literal["loading", "unloading"]
 
 
 class NodeModel:
-    """One model on one node: the neuron's facts about it and our own. Owned and written by the fleet; read by all.
+    """One model on one node. Written by the fleet only.
 
-    Lives as long as either the neuron reports it, or we are changing it, or somebody holds a lease: so a model that
-    vanishes and comes back within a request's life keeps one counter.
+    Exists as long as the neuron reports the model, or this gateway changes it, or a lease on it is out. So a model that
+    vanishes and comes back while a request runs keeps one counter.
 
-    Times are Trio's clock in seconds. `resident_since` is when we first knew it loaded in this stay; `last_used` the
-    last beginning or end of a lease, None if we never used it; `busy_until` is the end of the last Retry-After that it
-    answered with, 0 if none is remembered. `is_overdue` says of a load of ours that it takes far longer than it should;
-    `proven`, that the model has answered a request well in this stay.
+    Attributes (times are Trio's clock in seconds):
+        report: The neuron's last description; None if it does not list the model.
+        change: Our load or unload under way.
+        leases: Our requests there now.
+        shadows: Our shadow requests there now. They give way to requests, so no decision counts them.
+        other_requests: Requests of other clients of the neuron, as last reported.
+        last_used: When a lease last began or ended; None if never.
+        resident_since: When this gateway first saw the model loaded, since it was last away.
+        busy_until: When the model's last Retry-After ends; 0 for none.
+        is_overdue: Our load of it takes far longer than it should.
+        proven: It has answered a request since it was loaded.
     """
 
     __slots__ = (
@@ -38,7 +51,7 @@ class NodeModel:
         "last_used",
         "leases",
         "node",
-        "others",
+        "other_requests",
         "proven",
         "report",
         "resident_since",
@@ -49,10 +62,10 @@ class NodeModel:
         self.node = node
         self.id = model_id
         self.report: ModelReport | None = None
-        self.change: Change | None = None
+        self.change: OwnChange | None = None
         self.leases = 0
-        self.shadows = 0  # of ours too, but nobody's: they give way, so no decision is made upon them
-        self.others = 0
+        self.shadows = 0
+        self.other_requests = 0
         self.last_used: float | None = None
         self.resident_since: float | None = None
         self.busy_until = 0.0
@@ -61,59 +74,63 @@ class NodeModel:
 
     @property
     def status(self) -> str | None:
-        """What it is as far as we know, our own change under way included; None is "not on this node"."""
+        """The reported status, or our change under way; None if the model is not on this node."""
         reported = None if self.report is None else self.report.status
         if self.change == "loading" and reported in ROUTABLE_STATUSES:
-            return reported  # the neuron is ahead of its own answer to our load call
+            return reported  # a poll saw the load finish before the load call returned
         return self.change or reported
 
     @property
     def url(self) -> str | None:
-        """The base of its inference API, None while unknown."""
+        """The base URL of its inference API; None while unknown."""
         return None if self.report is None else self.report.url
 
     @property
     def servable(self) -> bool:
-        """False if the neuron says that it holds the model but cannot serve it."""
+        """False if the neuron reports that it holds the model but cannot serve it."""
         return self.report is None or self.report.servable_ok
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it is there and will neither serve nor go of itself: `poisoned`, or a status we do not know."""
+        """Whether it neither serves nor goes away by itself: `poisoned`, or an unknown status."""
         return self.status not in _PASSING_STATUSES
 
     @property
     def routable(self) -> bool:
-        """Whether a request may be sent to it, its node's health apart."""
+        """Whether it can take requests, if its node is healthy."""
         return self.status in ROUTABLE_STATUSES and self.servable and self.url is not None
 
     @property
     def troubled(self) -> bool:
-        """Whether routing must look at the clock before it sends a request there."""
+        """Whether a Retry-After or an open circuit breaker may keep requests away; routing then checks the time."""
         return self.busy_until > 0.0 or not self.node.breaker.closed
 
     @property
     def load(self) -> int:
-        """How many requests it has, as far as we can know: ours now, plus others' when last reported.
+        """How many requests it has, as far as known: our leases now, plus `other_requests`.
 
-        A neuron's counters are up to one poll old and contain our own requests. Adding them to our leases would count
-        ours twice; using them alone would send a whole interval's requests to whoever looked idle (the herd of
-        lessons.md). So a poll keeps only what is not ours, `others`, and our part is always live.
+        The neuron's counters include our requests and are up to one poll old. Adding them to our leases would count
+        ours twice. Using them alone would send every request of one poll interval to the node that looked idle at its
+        beginning. So a poll keeps only the requests of others, and our part is always current.
         """
-        return self.leases + self.others
+        return self.leases + self.other_requests
 
     def __repr__(self) -> str:
-        return f"<NodeModel {self.id} on {self.node.name}: {self.status}, {self.leases}+{self.others}>"
+        return f"<NodeModel {self.id} on {self.node.name}: {self.status}, {self.leases}+{self.other_requests}>"
 
 
 class Node:
-    """One configured neuron. Owned and written by the fleet; read by all.
+    """One configured neuron or engine. Written by the fleet only.
 
-    `devices` is None until a `/discovery` was read: unknown, which is not "none". `misses` counts failures in a row.
-    `urls_doubtful` says that a connection failed since the last poll, so that cached inference URLs are asked anew.
-    `max_prompt_tokens` is the longest prompt it takes for any model, None if it does not say.
-    `access` is None for a neuron; a server of another kind wants to be spoken to in its own way. `backend` is what
-    either takes beyond plain chat completions.
+    Attributes:
+        access: How an engine is addressed; None for a neuron.
+        backend: What it supports beyond plain chat completions.
+        devices: None until a `/discovery` was read. That means unknown, not "no devices".
+        misses: Failures in a row.
+        models: By the neuron's own id.
+        max_prompt_tokens: The longest prompt it takes for any model; None if it reports no limit.
+        own_changes: The fleet's version at our last change to a model, for changes newer than the last poll.
+        urls_doubtful_since: The fleet's version at the last connection failure since the last good poll.
     """
 
     __slots__ = (
@@ -153,34 +170,54 @@ class Node:
         self.ever_answered = False
         self.draining = False
         self.misses = 0
-        self.devices: tuple[Device, ...] | None = None
+        self.devices: tuple[DeviceReport, ...] | None = None
         self.models: dict[str, NodeModel] = {}
-        self.activation = Activation()
+        self.activation = ActivationReport()
         self.uptime_s: float | None = None
         self.max_prompt_tokens: int | None = None
         self.own_changes: dict[str, int] = {}
         self.urls_doubtful_since: int | None = None
-        self.breaker = Breaker()
+        self.breaker = CircuitBreaker()
 
     @property
     def urls_doubtful(self) -> bool:
-        """Whether a connection failed since the last good poll."""
+        """Whether a connection failed since the last good poll, so that the poller asks for inference URLs again."""
         return self.urls_doubtful_since is not None
 
     @property
     def takes_placements(self) -> bool:
-        """Whether it is for us to say which models it holds. An engine (`kind = "openai"`) sees to that itself."""
+        """Whether this gateway decides which models it holds. An engine (`kind = "openai"`) decides by itself."""
         return self.access is None
 
     @property
     def leases(self) -> int:
-        """How many requests of ours it has right now."""
-        return sum(held.leases for held in self.models.values())
+        """How many requests of ours it has now."""
+        return sum(model.leases for model in self.models.values())
+
+    def entry(self, model_id: str) -> NodeModel:
+        """The entry of the model, made if there is none."""
+        model = self.models.get(model_id)
+        if model is None:
+            model = self.models[model_id] = NodeModel(self, model_id)
+        return model
+
+    def forget_if_unused(self, model: NodeModel) -> None:
+        """Drop the entry unless the neuron reports the model, we change it, or a request of ours is there."""
+        if model.status is None and not model.leases and not model.shadows:
+            self.models.pop(model.id, None)
+
+    def free_mb(self, devices: Collection[int]) -> dict[int, int]:
+        """Free memory in MB by device index, as last polled; devices without a reading are left out."""
+        return {
+            device.index: device.vram_free_mb
+            for device in self.devices or ()
+            if device.index in devices and device.vram_free_mb is not None
+        }
 
     def is_loading(self, model_id: str) -> bool:
-        """Whether it is loading the model or about to, at our word, another's, or its own; and is worth waiting for."""
-        held = self.models.get(model_id)
-        if held is not None and held.is_overdue:
+        """Whether it loads the model or is about to, no matter at whose request, and the load is not overdue."""
+        model = self.models.get(model_id)
+        if model is not None and model.is_overdue:
             return False
-        status = None if held is None else held.status
+        status = None if model is None else model.status
         return status == "loading" or (status in (None, "unloaded") and model_id in self.activation.awaited)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from catalogue.models import Catalogue
-from gateway.fleet.routing.choose import replicas_of
+from gateway.fleet.model_names import replicas_of
 from gateway.fleet.state import Fleet
 
 __all__ = ["FleetReadiness"]

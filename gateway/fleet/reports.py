@@ -1,6 +1,6 @@
-"""What a neuron reports: its devices, its models, and what it is about to load. As last heard; nothing of ours.
+"""What a neuron reports: its devices, its models, and what it pre-warms. As last polled, without our own bookkeeping.
 
-The poller makes these of what the control API says, and the fleet keeps them.
+The poller makes these from answers of the control API; the fleet stores them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 
 from catalogue.models import Limit
 
+__all__ = ["ActivationReport", "DeviceReport", "ModelReport", "NodeReport", "requests_of_others", "without_readings"]
+
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """One GPU. Memory in MB as the neuron counts it; a reading is None when the last `/health` had none."""
+class DeviceReport:
+    """One GPU. Memory in MB as the neuron counts it; a reading is None if the last `/health` had none."""
 
     index: int
     name: str
@@ -29,9 +31,9 @@ class Device:
 class ModelReport:
     """One model as its neuron last described it.
 
-    `in_flight` and `queue_depth` are the neuron's own counters, ours included; None where it does not count, which is
-    not the same as idle. `url` is the base of the model's inference API as *we* reach it; None while nobody could
-    tell, and without it the model is not routable.
+    `in_flight` and `queue_depth` are the neuron's own counters and include our requests; None means that the neuron
+    does not count, which is not the same as idle. `url` is the base URL of the model's inference API as seen from this
+    gateway; None while unknown, and then the model is not routable.
     """
 
     id: str
@@ -51,8 +53,8 @@ class ModelReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Activation:
-    """What a neuron is pre-warming on its own account. Ids in its own order; `failed` maps id to error."""
+class ActivationReport:
+    """What a neuron pre-warms by itself. Model ids in the neuron's order; `failed` maps an id to its error."""
 
     state: str = "ready"
     in_progress: str | None = None
@@ -62,42 +64,42 @@ class Activation:
 
     @property
     def awaited(self) -> tuple[str, ...]:
-        """The ids it is about to have, the one under way first."""
+        """The ids that are loaded now or next, in order."""
         return self.pending if self.in_progress is None else (self.in_progress, *self.pending)
 
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """Everything one poll learnt.
+    """Everything that one poll learnt.
 
-    None where it could not: the fleet then keeps its topology, its activation and its uptime as they were (a failing
-    `/health` must neither hide a GPU nor start a second load), and device readings become unknown. Only
-    `max_prompt_tokens`, the longest prompt that the neuron takes for any model, is None where it has no such limit.
+    None means that the poll could not learn it. The fleet then keeps topology, activation and uptime as they were (a
+    failing `/health` must neither hide a GPU nor start a second load), and marks device readings as unknown. Only for
+    `max_prompt_tokens`, the longest prompt that the neuron takes for any model, None means that there is no such limit.
     """
 
     models: tuple[ModelReport, ...]
-    devices: tuple[Device, ...] | None = None
-    activation: Activation | None = None
+    devices: tuple[DeviceReport, ...] | None = None
+    activation: ActivationReport | None = None
     uptime_s: float | None = None
     max_prompt_tokens: int | None = None
 
 
-def not_ours(report: ModelReport | None, ours: int) -> int:
-    """How many of the reported requests are not ours.
+def requests_of_others(report: ModelReport | None, own_requests: int) -> int:
+    """How many of the reported requests come from other clients of the neuron.
 
-    `ours` is the larger of our leases when the poll began and when it ended: the neuron counted somewhere in between.
-    Taking the larger errs towards "they are all mine", an error that our live leases mend at once, where the opposite
-    would hold phantom requests against the node until the next poll.
+    `own_requests` is the larger of our leases when the poll began and when it ended: the neuron counted at some time in
+    between. The larger number errs towards "all are ours", which our live leases correct at once. The smaller one would
+    count requests against the node that are gone, until the next poll.
     """
     if report is None:
         return 0
-    return max((report.in_flight or 0) + (report.queue_depth or 0) - ours, 0)
+    return max((report.in_flight or 0) + (report.queue_depth or 0) - own_requests, 0)
 
 
-def without_readings(devices: tuple[Device, ...] | None) -> tuple[Device, ...] | None:
-    """What is left of devices whose readings are no longer known."""
+def without_readings(devices: tuple[DeviceReport, ...] | None) -> tuple[DeviceReport, ...] | None:
+    """The topology alone, for when the readings are no longer known."""
     if devices is None:
         return None
     return tuple(
-        Device(device.index, device.name, device.vram_total_mb, device.compute_capability) for device in devices
+        DeviceReport(device.index, device.name, device.vram_total_mb, device.compute_capability) for device in devices
     )

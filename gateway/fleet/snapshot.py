@@ -1,16 +1,16 @@
-"""The fleet at one moment, for display: the status page, the admin API, the metrics. Nothing here changes."""
+"""The fleet at one moment, immutable: for the status page, the admin API and the metrics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from gateway.fleet.node import Node, NodeModel
-from gateway.fleet.reports import Activation, Device, ModelReport
+from gateway.fleet.reports import ActivationReport, DeviceReport, ModelReport
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSnapshot:
-    """One model on one node, for display. `idle_s` and `resident_s` are ages in seconds, None if never."""
+    """One model on one node. `idle_s` and `resident_s` are ages in seconds; None if never used or not loaded."""
 
     id: str
     status: str
@@ -31,7 +31,7 @@ class ModelSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class NodeSnapshot:
-    """One neuron, for display."""
+    """One node."""
 
     name: str
     endpoint: str
@@ -42,14 +42,14 @@ class NodeSnapshot:
     misses: int
     uptime_s: float | None
     leases: int
-    devices: tuple[Device, ...] | None
-    activation: Activation
+    devices: tuple[DeviceReport, ...] | None
+    activation: ActivationReport
     models: tuple[ModelSnapshot, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class FleetSnapshot:
-    """The whole fleet at one moment. Immutable; msgspec encodes it as it is."""
+    """The whole fleet. msgspec encodes it as it is."""
 
     version: int
     nodes: tuple[NodeSnapshot, ...]
@@ -57,7 +57,7 @@ class FleetSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class FleetStatistics:
-    """The totals, cheap enough to ask on every `/health`."""
+    """The totals, cheap enough for every `/health`."""
 
     nodes_healthy: int
     nodes_total: int
@@ -66,8 +66,8 @@ class FleetStatistics:
 
 
 def node_snapshot(node: Node, now: float) -> NodeSnapshot:
-    """The node as it is; `now` is the time by the fleet's clock, in seconds."""
-    known = sorted((held for held in node.models.values() if held.status is not None), key=lambda held: held.id)
+    """The node at `now`, the fleet's clock in seconds."""
+    known = sorted((model for model in node.models.values() if model.status is not None), key=lambda model: model.id)
     return NodeSnapshot(
         name=node.name,
         endpoint=node.endpoint,
@@ -80,16 +80,16 @@ def node_snapshot(node: Node, now: float) -> NodeSnapshot:
         leases=node.leases,
         devices=node.devices,
         activation=node.activation,
-        models=tuple(_model_snapshot(held, now) for held in known),
+        models=tuple(_model_snapshot(model, now) for model in known),
     )
 
 
-def _model_snapshot(held: NodeModel, now: float) -> ModelSnapshot:
-    report = held.report or ModelReport(held.id, held.status or "")
+def _model_snapshot(model: NodeModel, now: float) -> ModelSnapshot:
+    report = model.report or ModelReport(model.id, model.status or "")
     return ModelSnapshot(
-        id=held.id,
-        status=held.status or "",
-        routable=held.routable,
+        id=model.id,
+        status=model.status or "",
+        routable=model.routable,
         harness=report.harness,
         devices=report.devices,
         vram_used_mb=report.vram_used_mb,
@@ -98,8 +98,8 @@ def _model_snapshot(held: NodeModel, now: float) -> ModelSnapshot:
         in_flight=report.in_flight,
         queue_depth=report.queue_depth,
         url=report.url,
-        leases=held.leases,
-        load=held.load,
-        idle_s=None if held.last_used is None else now - held.last_used,
-        resident_s=None if held.resident_since is None else now - held.resident_since,
+        leases=model.leases,
+        load=model.load,
+        idle_s=None if model.last_used is None else now - model.last_used,
+        resident_s=None if model.resident_since is None else now - model.resident_since,
     )

@@ -10,8 +10,8 @@ import trio
 from catalogue.source import CatalogueSource
 from gateway.config.settings import Settings
 from gateway.errors import ShuttingDown
-from gateway.fleet.loading.scheduler import Lifecycle
-from gateway.fleet.routing.queue import Admission
+from gateway.fleet.loading.scheduler import LoadScheduler
+from gateway.fleet.routing.queue import AdmissionQueues
 from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
@@ -45,8 +45,8 @@ class ProxyContext:
     catalogue: CatalogueSource
     fleet: Fleet
     upstream: UpstreamPool
-    admission: Admission
-    scheduler: Lifecycle
+    admission: AdmissionQueues
+    scheduler: LoadScheduler
     request_log: RequestLog
     poll_soon: Callable[[str], None]
     hedge_policy: HedgePolicy

@@ -17,8 +17,8 @@ from __future__ import annotations
 from catalogue.models import Catalogue, Limit
 from gateway.dialects.prompt_words import PROMPT_FIELDS, count_words
 from gateway.errors import ContextLengthExceeded
+from gateway.fleet.model_names import holders_of
 from gateway.fleet.node import NodeModel
-from gateway.fleet.routing.choose import neuron_model_id
 from gateway.fleet.state import Fleet
 from gateway.proxy.request import InferenceRequest
 
@@ -59,7 +59,7 @@ def prompt_limit(model: str, catalogue: Catalogue, fleet: Fleet) -> int | None:
     """
     profile = catalogue.models.get(model)
     configured = None if profile is None else _tokens(profile.limit)
-    replicas = fleet.holders(model if profile is None else neuron_model_id(profile))
+    replicas = holders_of(model, fleet, catalogue)
     limits = [
         _least(_reported(replica) if configured is None else configured, replica.node.max_prompt_tokens)
         for replica in replicas

@@ -19,7 +19,7 @@ from gateway import errors
 from gateway.asgi import Headers
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.routing import decision_log
-from gateway.fleet.routing.choose import Decision, Route, WaitForLoad, WaitForPlace
+from gateway.fleet.routing.choose import Decision, Route, WaitForLoad, WaitForSlot
 from gateway.fleet.routing.queue import QueueTicket
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy import response_headers, total_deadline
@@ -127,7 +127,7 @@ class Dispatch:
         Returns None once the client is answered, else why it is not; then it has seen nothing of an answer.
         """
         context, routing, timings = self._context, self._record.routing, self._record.timings
-        ticket = routing.ticket = context.admission.turn(model, timings.read_at or timings.started_at)
+        ticket = routing.ticket = context.admission.ticket(model, timings.read_at or timings.started_at)
         failures, last = AttemptFailures(), None
         retries_left = context.settings.retries.attempts
         while True:
@@ -170,7 +170,7 @@ class Dispatch:
         self._log_decision(decision, ticket, failures)
         if self._record.timings.routed_at is None:
             self._record.timings.routed_at = trio.current_time()
-        ticket.entitle()
+        ticket.exempt_from_limit()
         return decision
 
     def _new_attempt(
@@ -198,7 +198,7 @@ class Dispatch:
         self, decision: Decision | errors.GatewayError, ticket: QueueTicket, failures: AttemptFailures
     ) -> None:
         """Call it in the step of the decision: it looks at the fleet as it is now."""
-        decision_log.note(
+        decision_log.note_decision(
             self._record.routing.decisions,
             decision,
             model=ticket.model,
@@ -298,13 +298,13 @@ def _choose(ticket: QueueTicket, catalogue: Catalogue, failures: AttemptFailures
     """
     if last is None:
         return ticket.choose(catalogue)
-    ticket.avoids = frozenset() if last.not_loaded else failures.nodes
+    ticket.avoided_nodes = frozenset() if last.not_loaded else failures.nodes
     with contextlib.suppress(errors.GatewayError):  # the decision without the failed neurons is not final
         decision = ticket.choose(catalogue, failures.nodes)
-        if isinstance(decision, Route | WaitForPlace) or (isinstance(decision, WaitForLoad) and last.refusal is None):
+        if isinstance(decision, Route | WaitForSlot) or (isinstance(decision, WaitForLoad) and last.refusal is None):
             return decision
     decision = ticket.choose(catalogue)
-    only_failed_ones = isinstance(decision, WaitForPlace) or (
+    only_failed_ones = isinstance(decision, WaitForSlot) or (
         isinstance(decision, Route) and decision.node in failures.nodes
     )
     if only_failed_ones and not last.not_loaded:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from gateway import errors
-from gateway.fleet.routing.choose import Decision, Route, WaitForPlace
+from gateway.fleet.routing.choose import Decision, Route, WaitForSlot
 from gateway.fleet.routing.queue import QueueTicket
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy.context import ProxyContext
@@ -42,9 +42,9 @@ async def wait_for_route(
     try:
         with phases, ticket:
             while not isinstance(decision, Route):
-                if isinstance(decision, WaitForPlace):
+                if isinstance(decision, WaitForSlot):
                     phases.resume("queue")
-                    await ticket.wait_for_place()
+                    await ticket.wait_for_slot()
                 else:
                     phases.resume("load")
                     await ticket.wait_for_load(partial(context.scheduler.wait_until_routable, decision))

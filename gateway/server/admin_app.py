@@ -23,8 +23,8 @@ from gateway.aliases.rollout import RolloutController
 from gateway.aliases.warm_swap import WarmSwaps
 from gateway.fleet.loading.drain import Drains
 from gateway.fleet.loading.manual import ManualLoads
-from gateway.fleet.loading.scheduler import Lifecycle
-from gateway.fleet.routing.queue import LineView
+from gateway.fleet.loading.scheduler import LoadScheduler
+from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.state import Fleet
 from gateway.proxy.shadow.shadower import Shadows
 from gateway.proxy.shadow.summary import summary
@@ -52,7 +52,7 @@ class AdminContext:
     explain_requests: int
     catalogue: CatalogueStore
     fleet: Fleet
-    scheduler: Lifecycle
+    scheduler: LoadScheduler
     manual_loads: ManualLoads
     drains: Drains
     swaps: WarmSwaps
@@ -62,7 +62,7 @@ class AdminContext:
     health: Callable[[], dict[str, Any]]
     plan: Callable[[Catalogue, Catalogue], ChangePlan]
     metrics: Callable[[], bytes]
-    queues: Callable[[], Sequence[LineView]]
+    queues: Callable[[], Sequence[QueueView]]
     upstream_statistics: Callable[[], Mapping[str, int]]
 
 

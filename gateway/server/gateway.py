@@ -23,9 +23,9 @@ from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.poller import Poller
 from gateway.fleet.loading.drain import Drains
 from gateway.fleet.loading.manual import ManualLoads
-from gateway.fleet.loading.scheduler import Lifecycle
+from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.readiness import FleetReadiness
-from gateway.fleet.routing.queue import Admission
+from gateway.fleet.routing.queue import AdmissionQueues
 from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
 from gateway.proxy.app import InferenceApp
@@ -79,12 +79,13 @@ class Gateway:
             unwatch=self.request_log.unwatch,
             metrics=self.metrics,
         )
-        self.scheduler = Lifecycle(
+        self.scheduler = LoadScheduler(
             self.fleet,
             catalogue=self.catalogue_store,
             neurons=self.neurons,
             settings=settings,
-            metrics=self.metrics,
+            count_cold_start=self.metrics.count_cold_start,
+            count_eviction=self.metrics.count_eviction,
             poll_soon=self.poller.poll_soon,
         )
         warmer = ModelWarmer(
@@ -110,13 +111,13 @@ class Gateway:
             deadlines=settings.deadlines,
         )
         self.drains = Drains(
-            self.fleet, catalogue=self.catalogue_store, lifecycle=self.scheduler, load_s=settings.deadlines.load_seconds
+            self.fleet, catalogue=self.catalogue_store, scheduler=self.scheduler, load_s=settings.deadlines.load_seconds
         )
         self.manual_loads = ManualLoads(
-            self.fleet, catalogue=self.catalogue_store, lifecycle=self.scheduler, neurons=self.neurons
+            self.fleet, catalogue=self.catalogue_store, scheduler=self.scheduler, neurons=self.neurons
         )
-        self.admission = Admission(self.fleet, catalogue=self.catalogue_store, limit=settings.limits.queue)
-        self.catalogue_store.subscribe(lambda *_: self.admission.look_again())
+        self.admission = AdmissionQueues(self.fleet, catalogue=self.catalogue_store, limit=settings.limits.queue)
+        self.catalogue_store.subscribe(lambda *_: self.admission.wake_all())
         self.inference = InferenceApp(
             ProxyContext(
                 settings=settings,
@@ -142,7 +143,7 @@ class Gateway:
         """Let the metrics read the state that they export at each scrape."""
         self.metrics.watch_fleet(lambda: self.fleet.snapshot().nodes)
         self.metrics.watch_catalogue(self._catalogue_readings)
-        self.metrics.watch_queue(lambda: {line.model: line.waiting_for_place for line in self.admission.lines()})
+        self.metrics.watch_queue(lambda: {queue.model: queue.waiting_for_slot for queue in self.admission.views()})
 
     def _admin_context(self) -> AdminContext:
         return AdminContext(
@@ -160,7 +161,7 @@ class Gateway:
             health=self._health,
             plan=self._plan,
             metrics=self.metrics.expose,
-            queues=self.admission.lines,
+            queues=self.admission.views,
             upstream_statistics=self.upstream.statistics,
         )
 

@@ -14,8 +14,8 @@ import structlog
 
 from catalogue.models import Catalogue, Cost, Limit, ModelProfile
 from catalogue.placement import feasible
+from gateway.fleet.model_names import neuron_model_id
 from gateway.fleet.reports import ModelReport
-from gateway.fleet.routing.choose import neuron_model_id
 from gateway.fleet.state import Fleet
 
 __all__ = ["Entry", "Location", "ModelsApi"]

@@ -19,8 +19,8 @@ from gateway.dialects.responses.request_types import ResponsesRequest
 from gateway.errors import Envelope
 from gateway.fleet.loading.drain import DrainView
 from gateway.fleet.loading.load_history import LoadView
-from gateway.fleet.loading.manual import Loading, Unloading
-from gateway.fleet.routing.queue import LineView
+from gateway.fleet.loading.manual import LoadResponse, UnloadResponse
+from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.snapshot import NodeSnapshot
 from gateway.proxy import total_deadline
 from gateway.proxy.endpoints import ENDPOINTS, Endpoint
@@ -125,8 +125,8 @@ _ENGINE_ERROR: Json = {"type": "object", "description": "An engine's own error b
 
 _PUBLIC_TYPES = (MessagesRequest, ResponsesRequest, Entry, Envelope, CatalogueStatus, SwapView)
 _ADMIN_TYPES = (
-    *(Envelope, CatalogueStatus, NodeSnapshot, LoadView, LineView, SwapView),
-    *(DrainBody, DrainView, PlacementBody, Loading, Unloading),
+    *(Envelope, CatalogueStatus, NodeSnapshot, LoadView, QueueView, SwapView),
+    *(DrainBody, DrainView, PlacementBody, LoadResponse, UnloadResponse),
 )
 
 
@@ -314,7 +314,7 @@ def _administration() -> Json:
             "health": _object(_HEALTH, *_HEALTH_OPTIONAL),
             "nodes": _list(_REFERENCE_OF[NodeSnapshot]),
             "loads": _list(_REFERENCE_OF[LoadView]),
-            "queue": _list(_REFERENCE_OF[LineView]),
+            "queue": _list(_REFERENCE_OF[QueueView]),
             "swaps": _list(_REFERENCE_OF[SwapView]),
             "upstream": {"type": "object", "additionalProperties": _COUNT},
             "now": {"type": "number"},
@@ -361,8 +361,8 @@ def _administration() -> Json:
             "delete": _admin_operation("Cancel a request", _object({"cancelled": _COUNT}), request_id),
         },
         "/admin/fleet": {"get": _admin_operation("Show neurons, loads, queues and connections", fleet)},
-        "/admin/load": {"post": _placement("Load a model", Loading)},
-        "/admin/unload": {"post": _placement("Unload a model", Unloading)},
+        "/admin/load": {"post": _placement("Load a model", LoadResponse)},
+        "/admin/unload": {"post": _placement("Unload a model", UnloadResponse)},
         "/admin/nodes/{name}": {"get": _admin_operation("Show the drain state of a neuron", drain, _in_path("name"))},
         "/admin/nodes/{name}/drain": {
             "post": _with_body(

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from catalogue.resolve import Resolution
-from gateway.fleet.loading.load_history import LoadStory
-from gateway.fleet.routing.decision_log import Choice
+from gateway.fleet.loading.load_history import LoadRecord
+from gateway.fleet.routing.decision_log import NotedDecision
 from gateway.telemetry.attempt_record import AttemptRecord, ErrorSummary
 from gateway.telemetry.request_log import RequestLog
 from gateway.telemetry.request_record import RequestRecord
@@ -22,7 +22,7 @@ from gateway.telemetry.routing_record import FallbackRecord
 __all__ = ["LoadsBetween", "explain_requests"]
 
 Json: TypeAlias = dict[str, Any]
-LoadsBetween: TypeAlias = Callable[[str, float, float], list[LoadStory]]
+LoadsBetween: TypeAlias = Callable[[str, float, float], list[LoadRecord]]
 """The loads of a model that were running between two times by Trio's clock, in s."""
 
 
@@ -78,8 +78,10 @@ def _why(resolution: Resolution) -> str:
     return f"{weight:g} of {total:g} by weight among {len(policy.targets)} targets{kept}"
 
 
-def _decision(choice: Choice, started_at: float) -> Json:
-    verdicts = [{"node": verdict.node, "state": verdict.state, "detail": verdict.detail} for verdict in choice.told()]
+def _decision(choice: NotedDecision, started_at: float) -> Json:
+    verdicts = [
+        {"node": verdict.node, "state": verdict.state, "detail": verdict.detail} for verdict in choice.node_verdicts()
+    ]
     return {
         "at_ms": _ms(choice.at - started_at),
         "model": choice.model,
@@ -113,7 +115,7 @@ def _wait_end(record: RequestRecord, model: str, since: float, until: float) -> 
     return min((at for at in (*attempts, *fallbacks) if at >= since), default=until)
 
 
-def _load(load: LoadStory, started_at: float) -> Json:
+def _load(load: LoadRecord, started_at: float) -> Json:
     return {
         "model": load.model,
         "node": load.node,

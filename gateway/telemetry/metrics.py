@@ -116,6 +116,14 @@ class Metrics:
             "cortex_alias_swap_duration_seconds", "Warm swaps: accepted file to moved alias", _SWAP_S, ("alias",)
         )
 
+    def count_cold_start(self, model: str, node: str) -> None:
+        """A load has begun."""
+        self.cold_starts(model, node).inc()
+
+    def count_eviction(self, model: str, node: str) -> None:
+        """A model was unloaded."""
+        self.evictions(model, node).inc()
+
     def watch_fleet(self, nodes: Callable[[], FleetView]) -> None:
         """Show the gauges of whatever nodes there are at the time of each scrape."""
         self.registry.register(_FleetCollector(nodes))

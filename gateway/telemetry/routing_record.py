@@ -9,7 +9,7 @@ import trio
 
 from catalogue.resolve import Resolution
 from gateway.errors import GatewayError
-from gateway.fleet.routing.decision_log import Choice
+from gateway.fleet.routing.decision_log import NotedDecision
 from gateway.fleet.routing.queue import QueueTicket
 from gateway.telemetry.attempt_record import AttemptRecord, ErrorSummary
 from gateway.telemetry.metrics import Metrics
@@ -82,7 +82,7 @@ class RoutingRecord:
         self.node: str | None = None
         self.is_contested = False
         self.hedge: str | None = None
-        self.decisions: list[Choice] = []
+        self.decisions: list[NotedDecision] = []
         self.attempts: list[AttemptRecord] = []
         self.fallbacks: tuple[FallbackRecord, ...] = ()
         self.retries = 0
@@ -139,14 +139,14 @@ class RoutingRecord:
     @property
     def is_waiting(self) -> bool:
         """Whether the request waits in a queue, or for its model to be loaded: no neuron is at work for it."""
-        return self.ticket is not None and self.ticket.is_in_line
+        return self.ticket is not None and self.ticket.is_in_queue
 
     @property
     def state(self) -> Literal["arriving", "queued", "loading", "running"]:
         """The state of a running request, for operators. `arriving`: its body is being read."""
         if self.ticket is None:
             return "arriving"
-        if not self.ticket.is_in_line:
+        if not self.ticket.is_in_queue:
             return "running"
         return "loading" if self.ticket.waits_for == "load" else "queued"
 

@@ -164,7 +164,7 @@ async def test_model_in_use_is_not_unloaded(cortex, admin, neurons):
         await until(lambda: cortex.gateway.fleet.leases == 1)
         answer = await admin.post("/admin/unload", json={"model": SMALL})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-        why = f"'{SMALL}' on beast is in use: 1 request of ours under way"
+        why = f"'{SMALL}' on beast is in use by 1 request of this gateway"
         assert answer.json()["error"]["message"] == why
 
         await admin.post("/admin/load", json={"model": SMALL, "node": "mule"})
@@ -185,7 +185,7 @@ async def test_engines_are_told_to_load_where_they_can_be(nursery):
     await until(lambda: not gateway.scheduler.loads())
     assert engine.managed == ["/models/load"]
     for order in (gateway.manual_loads.load, gateway.manual_loads.unload):
-        with pytest.raises(NotFound, match="knows no way to load or unload a model at plain"):
+        with pytest.raises(NotFound, match="cannot load or unload models on plain"):
             order(SMALL, "plain")
         with pytest.raises(NotFound):
             order("nobody/has-it", "router")

@@ -64,7 +64,7 @@ async def test_load_nobody_waits_for_any_more_runs_on_and_serves_the_next(autoju
     async with a_world(a_sim("a", M), profiles=(profile_of(M),)) as world:
         left = await world.ask(M.id, leave_after_s=0.01)
         assert left.status == 0
-        assert [(load.node, load.waiters) for load in world.lifecycle.loads()] == [("a", 0)]
+        assert [(load.node, load.waiters) for load in world.scheduler.loads()] == [("a", 0)]
         await trio.sleep(LOAD_S)
 
         answer = await world.ask(M.id)
@@ -178,7 +178,7 @@ async def test_pair_that_fails_for_days_is_tried_every_five_minutes(autojump_clo
     sim = a_sim("a", M)
     sim.faults.add(LoadFails(text="out of memory"))
     async with a_world(sim, profiles=(profile_of(M),)) as world:
-        backoffs = world.lifecycle._backoffs
+        backoffs = world.scheduler._backoffs
         for _ in range(3_000):
             backoffs.note_failure("a", M.id, "out of memory")
         assert (await world.ask(M.id)).headers["retry-after"] == "300"
@@ -236,7 +236,7 @@ async def test_load_that_is_overdue_does_not_keep_its_model_from_another_neuron(
         assert {(answer.text, answer.node) for answer in answers} == {("Tbilisi", "b")}
         assert world.load_calls() == ["a", "b"]
         assert trio.current_time() == approx(200 + LOAD_S + PROBE_S)
-        (load,) = world.lifecycle.loads()
+        (load,) = world.scheduler.loads()
         assert (load.node, load.overdue) == ("a", True)
 
 
@@ -256,9 +256,9 @@ async def test_load_is_overdue_sooner_where_earlier_ones_are_known(autojump_cloc
 
             nursery.start_soon(one)
             await trio.sleep(119.9)
-            assert not world.lifecycle.loads()[0].overdue
+            assert not world.scheduler.loads()[0].overdue
             await trio.sleep(0.2)
-            assert world.lifecycle.loads()[0].overdue
+            assert world.scheduler.loads()[0].overdue
         assert answers[0].text == "Tbilisi"
         assert world.load_calls() == ["a", "a"]
 
@@ -419,7 +419,7 @@ async def test_request_whose_model_leaves_the_catalogue_while_it_waits_is_still_
             nursery.start_soon(one)
             await trio.sleep(1)
             world.catalogue_store.current = a_catalogue(profile_of(N), generation=2)
-            world.admission.look_again()
+            world.admission.wake_all()
         assert answers[0].text == "Tbilisi"
 
 

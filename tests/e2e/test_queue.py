@@ -1,4 +1,4 @@
-"""A model with a ceiling: who waits, how long, what they hear meanwhile, and how a wait may end. All in memory."""
+"""A model with `max_concurrent`: which requests wait, how long, and how a wait may end. All in memory."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ async def test_positions_are_told_and_move_up(autojump_clock):
             ("place", 2),
             ("place", 3),
         ]
-        (line,) = world.admission.lines()
-        assert (line.model, line.ceiling, line.leases, line.waiting_for_place) == (N.id, 1, 1, 3)
+        (line,) = world.admission.views()
+        assert (line.model, line.max_concurrent, line.leases, line.waiting_for_slot) == (N.id, 1, 1, 3)
         await trio.sleep(1.5)
         assert [record.routing.ticket.position for record in live[1:]] == [None, 1, 2]
 
@@ -154,7 +154,7 @@ async def test_wait_that_outlives_its_deadline_is_504_with_its_phase(autojump_cl
         assert (answer.status, error["code"], error["param"]) == (504, "deadline_exceeded", "queue")
         assert error["message"] == "model 'lab/slow' is busy: waited 3 s for a place at a neuron (queue)"
         assert answer.ended_at == approx(3)
-        assert world.admission.lines() == []
+        assert world.admission.views() == []
 
 
 async def test_stream_whose_wait_outlives_its_deadline_ends_in_an_error_event(autojump_clock):
@@ -208,8 +208,8 @@ async def test_client_that_leaves_the_line_is_gone_from_it_at_once(stream, autoj
             await wait_all_tasks_blocked()
             nursery.start_soon(world.ask, N.id)
             await trio.sleep(0.6)
-            (line,) = world.admission.lines()
-            assert line.waiting_for_place == 1
+            (line,) = world.admission.views()
+            assert line.waiting_for_slot == 1
         assert trio.current_time() == approx(2 * PROBE_S)
         assert len(sim.requests) == 2
 
@@ -281,7 +281,7 @@ async def test_ceiling_that_is_raised_while_they_wait_lets_them_in(autojump_cloc
                 nursery.start_soon(one)
             await trio.sleep(0.5)
             world.catalogue_store.current = a_catalogue(profile_of(many, max_concurrent=10), generation=2)
-            world.admission.look_again()
+            world.admission.wake_all()
         assert sorted(answer.ended_at for answer in answers) == [approx(PROBE_S)] + [approx(0.5 + PROBE_S)] * 4
 
 
@@ -359,6 +359,6 @@ async def test_2000_random_visits_leave_no_line_and_no_lease(autojump_clock):
                     moments.choice(sims).faults.add(fault)
         assert min(left, served) > 200
         world.fleet.assert_idle()
-        assert world.admission.lines() == []
+        assert world.admission.views() == []
         assert world.admission.waiting == 0
         assert world.request_log.live == {}

@@ -110,13 +110,13 @@ async def test_load_on_a_host_that_lost_its_power_is_given_up_when_it_is_back(au
         sim.faults.add(Unresponsive())
         await trio.sleep(60)
         assert not world.fleet.nodes["a"].healthy
-        assert [load.node for load in world.lifecycle.loads()] == ["a"]  # it may just be too busy loading
+        assert [load.node for load in world.scheduler.loads()] == ["a"]  # it may just be too busy loading
 
         sim.faults.clear()
         sim.restart()
         await trio.sleep(world.settings.poll.interval_seconds)
 
-        assert world.lifecycle.loads() == []
+        assert world.scheduler.loads() == []
         assert "the neuron was restarted" in (await world.ask(M.id)).errors[0]["message"]
         await trio.sleep(5)
         assert (await world.ask(M.id)).text == "Tbilisi"

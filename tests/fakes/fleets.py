@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from catalogue.models import Alias, Catalogue, ModelProfile
 from gateway.config.settings import NeuronSettings
-from gateway.fleet.reports import Device, ModelReport, NodeReport
+from gateway.fleet.reports import DeviceReport, ModelReport, NodeReport
 from gateway.fleet.state import Fleet
 
 
@@ -34,7 +34,7 @@ def a_model(model_id, status="loaded", **more):
 def a_gpu(index=0, total_mb=24_000, free_mb=20_000):
     """A device with a reading."""
     used_mb = None if free_mb is None else total_mb - free_mb
-    return Device(index, "GPU", total_mb, "8.9", vram_used_mb=used_mb, vram_free_mb=free_mb)
+    return DeviceReport(index, "GPU", total_mb, "8.9", vram_used_mb=used_mb, vram_free_mb=free_mb)
 
 
 A_GPU = (a_gpu(),)

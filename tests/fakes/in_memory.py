@@ -15,7 +15,7 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 from catalogue.models import Alias, Catalogue
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.reports import ModelReport, NodeReport
-from gateway.fleet.routing.queue import Admission
+from gateway.fleet.routing.queue import AdmissionQueues
 from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
 from gateway.http.server import HttpServer, ServerLimits
@@ -83,7 +83,7 @@ class InMemoryGateway:
         self.request_log = RequestLog(self.metrics, log_requests=True)
         self.upstream = UpstreamPool(connect=self._connect)
         self.catalogue = FixedCatalogue(alias or Alias.plain("helexa/small", SMALL))
-        self.admission = Admission(self.fleet, catalogue=self.catalogue, limit=self.settings.limits.queue)
+        self.admission = AdmissionQueues(self.fleet, catalogue=self.catalogue, limit=self.settings.limits.queue)
         self.hedge_policy = HedgePolicy(self.metrics)
         self.shadows = Shadows(
             self.fleet, self.upstream, catalogue=self.catalogue, metrics=self.metrics, deadlines=self.settings.deadlines

@@ -1,6 +1,6 @@
 """A whole gateway before simulated neurons, all in memory: no socket, so an autojump clock tells exact times.
 
-`World` wires the product's own parts (fleet, poller, lifecycle, data plane) as `serve.py` does; only the network and
+`World` wires the product's own parts (fleet, poller, scheduler, data plane) as `Gateway` does; only the network and
 the watched catalogue file are replaced. `ask` is a client. What needs real sockets or signals is not for this.
 """
 
@@ -27,9 +27,9 @@ from gateway.aliases.warm_up import ModelWarmer
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.poller import Poller
-from gateway.fleet.loading.scheduler import Lifecycle
+from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.readiness import FleetReadiness
-from gateway.fleet.routing.queue import Admission
+from gateway.fleet.routing.queue import AdmissionQueues
 from gateway.fleet.state import Fleet
 from gateway.http.pool import Origin, UpstreamPool
 from gateway.proxy.app import InferenceApp
@@ -146,8 +146,8 @@ class World:
     fleet: Fleet
     poller: Poller
     upstream: UpstreamPool
-    lifecycle: Lifecycle
-    admission: Admission
+    scheduler: LoadScheduler
+    admission: AdmissionQueues
     request_log: RequestLog
     inference: InferenceApp
     swaps: WarmSwaps
@@ -187,7 +187,7 @@ async def a_world(
     """
     async with trio.open_nursery() as nursery:
         world = _build({sim.name: Host(sim, nursery) for sim in sims}, profiles, settings or Settings())
-        await nursery.start(world.lifecycle.run)
+        await nursery.start(world.scheduler.run)
         await nursery.start(world.swaps.run)
         await nursery.start(world.poller.run)
         nursery.start_soon(_sweep, world.upstream)
@@ -212,15 +212,16 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
     neurons = {name: NeuronClient(url, transport=MemoryTransport(hosts[name])) for name, url in endpoints.items()}
     poller = Poller(fleet, neurons, settings.poll)
     upstream = UpstreamPool(connect=connect)
-    lifecycle = Lifecycle(
+    scheduler = LoadScheduler(
         fleet,
         catalogue=catalogue_store,
         neurons=neurons,
         settings=settings,
-        metrics=metrics,
+        count_cold_start=metrics.count_cold_start,
+        count_eviction=metrics.count_eviction,
         poll_soon=poller.poll_soon,
     )
-    admission = Admission(fleet, catalogue=catalogue_store, limit=settings.limits.queue)
+    admission = AdmissionQueues(fleet, catalogue=catalogue_store, limit=settings.limits.queue)
     request_log = RequestLog(metrics, log_requests=False)
     inference = InferenceApp(
         ProxyContext(
@@ -229,7 +230,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
             fleet=fleet,
             upstream=upstream,
             admission=admission,
-            scheduler=lifecycle,
+            scheduler=scheduler,
             request_log=request_log,
             poll_soon=poller.poll_soon,
             hedge_policy=HedgePolicy(metrics),
@@ -238,7 +239,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
     warmer = ModelWarmer(
         catalogue_store,
         fleet=fleet,
-        wait_until_routable=lifecycle.wait_until_routable,
+        wait_until_routable=scheduler.wait_until_routable,
         upstream=upstream,
         deadlines=settings.deadlines,
         poll_soon=poller.poll_soon,
@@ -253,7 +254,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
         fleet,
         poller,
         upstream,
-        lifecycle,
+        scheduler,
         admission,
         request_log,
         inference,

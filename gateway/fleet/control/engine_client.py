@@ -1,10 +1,10 @@
-"""The control API of servers that are no neurons, made of what they offer. How requests are addressed is `access.py`.
+"""`EngineClient`: the control API for engines without a neuron. How requests are addressed: `fleet/engine_access.py`.
 
-A neuron says what it holds, how full it is and whom it serves. An OpenAI-compatible server says which model names it
-takes (`GET /v1/models`), and that must do: it is the sign of life and the list of models. Devices are unknown, so
-nothing is ever placed there. What a server loads on demand counts as loaded: it will answer.
+A neuron reports its models, readings and counters. An OpenAI-compatible engine lists its model names, and that list
+(`GET /v1/models`) is the health check too. Devices are unknown, so cortex places no model there. A model that the
+engine loads on demand counts as loaded, because the engine will answer.
 
-Which engine does what, and where that is written: docs/engines.md.
+What each engine supports, with sources: docs/engines.md.
 """
 
 from __future__ import annotations
@@ -35,30 +35,29 @@ from gateway.fleet.engine_access import bearer
 
 __all__ = ["EngineClient"]
 
-CANNOT = 501  # `NeuronRefused.status` for what an engine has no way to do: nobody was asked
-LOOK_AGAIN_S = 0.5  # while an engine loads or unloads in the background and only its list tells when it is done
+CANNOT = 501  # `NeuronRefused.status` for a call that the engine does not support; nothing was sent
+LOOK_AGAIN_S = 0.5  # while an engine loads or unloads in the background, and only its list shows the end
 BYTES_PER_MB = 2**20
 
-# Answers of an engine that is there and merely does not list its models. 401 and 403 are not among them: a wrong key is
-# a neuron nobody can use.
+# Answers of an engine that is up but does not list its models. Not 401 and 403: with a wrong key it cannot be used.
 _CANNOT_LIST = frozenset({404, 405, 501})
 
 
-# Those whose documented HTTP API loads and unloads a model by its name, needs no development mode and no second key.
+# Their documented HTTP API loads and unloads a model by name, without a development mode or a second key.
 _CAN_LOAD = frozenset({"llamacpp", "ollama"})
 
 
-# What they list .......................................................................................................
+# Answers ..............................................................................................................
 
 
 class _Listed(msgspec.Struct, frozen=True):
-    """One entry of `GET /v1/models`. Only `id` is OpenAI's; the rest is what some engine adds, hence of any type."""
+    """One entry of `GET /v1/models`. OpenAI has only `id`; engines add the rest, so it may have any type."""
 
     id: str
     status: Any = None  # llama.cpp's router: {"value", "failed"}
     meta: Any = None  # llama.cpp: {"n_ctx", …}
     max_model_len: Any = None  # vLLM, SGLang
-    limit: Any = None  # cortex, and so on to `locations`
+    limit: Any = None  # another cortex, as everything down to `locations`
     capabilities: Any = None
     tool_call: Any = None
     reasoning: Any = None
@@ -73,25 +72,25 @@ class _List(msgspec.Struct, frozen=True):
     data: tuple[_Listed, ...] | None
 
 
-class _Running(msgspec.Struct, frozen=True):
+class _OllamaModel(msgspec.Struct, frozen=True):
     """One entry of Ollama's `GET /api/ps`."""
 
     name: str
     size_vram: Annotated[int, msgspec.Meta(ge=0, le=LARGEST)] = 0
 
 
-class _RunningList(msgspec.Struct, frozen=True):
-    models: tuple[_Running, ...] | None = None
+class _OllamaModels(msgspec.Struct, frozen=True):
+    models: tuple[_OllamaModel, ...] | None = None
 
 
-# Asking ...............................................................................................................
+# Calls ................................................................................................................
 
 
 class EngineClient:
-    """One engine's control API: a `control_api.LoadingApi`, as `NeuronClient` is, and with the same manners.
+    """One engine's control API: a `LoadingApi` with the same rules as `NeuronClient`.
 
-    No method has a deadline of its own. Every method raises `NeuronError`; `NeuronRefused` with status 501 for what
-    this engine cannot be asked to do. Whoever builds a client closes it.
+    No method has a deadline. Every method raises `NeuronError`; `NeuronRefused` with status 501 for a call that this
+    engine does not support. The owner closes the client.
 
     Args:
         settings: Its `[[neurons]]` table, of kind "openai".
@@ -117,20 +116,20 @@ class EngineClient:
 
     @property
     def can_load(self) -> bool:
-        """Whether `load` and `unload` do anything but refuse."""
+        """Whether the engine supports `load` and `unload`."""
         return self._settings.engine in _CAN_LOAD
 
     async def discovery(self) -> Discovery:
-        """Nothing, but for one device that stands for `vram_mb` where the operator gave it. Asks nobody."""
+        """One device of `vram_mb` if that is configured, else none. Sends nothing."""
         total_mb = self._settings.vram_mb
         device = None if total_mb is None else (DiscoveredDevice(0, total_mb, name=self._harness),)
         return Discovery(harnesses=(self._harness,), devices=device)
 
     async def health(self) -> Health:
-        """How full that device is, from an engine that says so; else nothing, and nobody is asked.
+        """The readings of that device, from an engine that reports them; else nothing, and nothing is sent.
 
-        `models` stays None: no engine counts per model what it is at. Routing goes by our own leases alone then, and a
-        request whose client left is forgotten here although an engine that does not notice works on for it.
+        `models` stays None: no engine counts its requests per model. Routing then goes by our own leases alone. A
+        request whose client has left is not counted, although the engine may still work on it.
         """
         total_mb = self._settings.vram_mb
         if total_mb is None:
@@ -140,31 +139,31 @@ class EngineClient:
         return Health(devices=(DeviceReading(0, vram_used_mb=used_mb, vram_free_mb=free_mb),))
 
     async def models(self) -> tuple[NeuronModel, ...]:
-        """Every model it would answer for, under our ids, in its own order."""
+        """Every model that it answers for, by our ids, in its own order."""
         listed = await self._list_or_configured()
         try:
-            held_mb = await self._running_mb() if self._settings.engine == "ollama" else {}
+            loaded_mb = await self._running_mb() if self._settings.engine == "ollama" else {}
         except NeuronError:
-            held_mb = {}  # an ornament
+            loaded_mb = {}  # for display only
         offered = {
-            our_id: self._model(our_id, entry, held_mb) for entry in listed for our_id in self._our_ids(entry.id)
+            our_id: self._model(our_id, entry, loaded_mb) for entry in listed for our_id in self._our_ids(entry.id)
         }
         return tuple(model for model in offered.values() if model is not None)
 
     async def endpoint(self, model_id: str) -> str:  # noqa: ARG002 - one endpoint for all; the signature is ControlApi's
-        """The configured endpoint. Asks nobody."""
+        """The configured endpoint. Sends nothing."""
         return self._settings.endpoint
 
     async def load(
         self,
         model_id: str,
-        harness: str,  # noqa: ARG002 - an engine is its own harness; it, `quant` and the rest are for neurons
+        harness: str,  # noqa: ARG002 - this and what follows is for neurons
         *,
         quant: str | None = None,  # noqa: ARG002 - as above
         tensor_parallel: int | None = None,  # noqa: ARG002 - as above
         devices: Sequence[int] | None = None,  # noqa: ARG002 - as above
     ) -> None:
-        """Return when the model is in memory. Ollama and llama.cpp's router only; loaded already is success."""
+        """Return when the model is in memory. Ollama and llama.cpp's router only. Success if it is loaded already."""
         name = self._name_of(model_id)
         match self._settings.engine:
             case "ollama":
@@ -178,7 +177,7 @@ class EngineClient:
     async def unload(self, model_id: str) -> None:
         """Return when the model is no longer in memory. Ollama and llama.cpp's router only.
 
-        It stays in the list of models, because the next request for it loads it again.
+        The engine goes on listing the model, because the next request for it loads it again.
         """
         name = self._name_of(model_id)
         match self._settings.engine:
@@ -198,7 +197,7 @@ class EngineClient:
         return decode(await self._http.call("GET", f"{self._settings.base_path}/models"), _List).data or ()
 
     async def _list_or_configured(self) -> tuple[_Listed, ...]:
-        """What it lists; the operator's list goes before, and then any sign of life will do."""
+        """The configured `models` if there are any, else what the engine lists. Either way the engine must answer."""
         configured = tuple(_Listed(name) for name in self._settings.models)
         try:
             listed = await self._list()
@@ -213,8 +212,8 @@ class EngineClient:
         return configured
 
     async def _running_mb(self) -> dict[str, int]:
-        """What Ollama has in memory, in MB of VRAM by its own names."""
-        running = decode(await self._http.call("GET", "/api/ps"), _RunningList).models or ()
+        """The models in Ollama's memory: MB of VRAM by Ollama's names."""
+        running = decode(await self._http.call("GET", "/api/ps"), _OllamaModels).models or ()
         return {model.name: model.size_vram // BYTES_PER_MB for model in running}
 
     # Names ............................................................................................................
@@ -227,7 +226,7 @@ class EngineClient:
         return self._settings.serves.get(model_id, model_id)
 
     def _our_ids(self, name: str) -> Iterator[str]:
-        """What we call the engine's `name`: what `serves` says, else the same, unless `serves` says that is another."""
+        """Our ids for the engine's `name`: those that `serves` maps to it, else the name if it is not mapped."""
         serves = self._settings.serves
         mapped = [our_id for our_id, theirs in serves.items() if name in {theirs, self._canonical(theirs)}]
         yield from mapped
@@ -237,14 +236,14 @@ class EngineClient:
     def _canonical(self, name: str) -> str:
         return _tagged(name) if self._settings.engine == "ollama" else name
 
-    def _model(self, our_id: str, entry: _Listed, held_mb: Mapping[str, int]) -> NeuronModel | None:
+    def _model(self, our_id: str, entry: _Listed, loaded_mb: Mapping[str, int]) -> NeuronModel | None:
         if _is_out_of_reach(entry):
             return None
         return NeuronModel(
             id=our_id,
             status=_offered_as(_status_of(entry)),
             harness=self._harness,
-            vram_used_mb=held_mb.get(entry.id),
+            vram_used_mb=loaded_mb.get(entry.id),
             capabilities=_capabilities_of(entry),
             limit=_limit_of(entry),
             tool_call=entry.tool_call if isinstance(entry.tool_call, bool) else None,
@@ -254,11 +253,14 @@ class EngineClient:
     # Loading ..........................................................................................................
 
     def _cannot(self, what: str) -> NeuronRefused:
-        who = self._settings.engine or 'kind = "openai" without an `engine`'
-        return NeuronRefused(CANNOT, f"cortex cannot {what} a model at {self._settings.name} ({who}): do it there")
+        engine = self._settings.engine or 'kind = "openai" without an `engine`'
+        return NeuronRefused(
+            CANNOT,
+            f"cortex cannot {what} models on {self._settings.name} ({engine}): use the engine's own tools on that host",
+        )
 
     async def _switch_in_router(self, verb: str, name: str) -> None:
-        """llama.cpp's `POST /models/load` or `/models/unload`: it answers at once and goes on in the background."""
+        """llama.cpp's `POST /models/load` or `/models/unload`: it answers at once and works in the background."""
         try:
             await self._http.call("POST", f"/models/{verb}", {"model": name})
         except NeuronRefused as refusal:
@@ -269,10 +271,10 @@ class EngineClient:
                 raise
 
     async def _until(self, name: str, reached: Callable[[str], bool]) -> None:
-        """Wait until the router lists the model in a state we want, or as failed."""
+        """Wait until `reached` accepts the status in the router's list. Raises NeuronRefused if it has failed."""
         while not reached(status := await self._router_status(name)):
             if status == "failed":
-                raise NeuronRefused(500, f"the llama.cpp router could not load {name!r}; its log says why")
+                raise NeuronRefused(500, f"the llama.cpp router could not load {name!r}; see its log")
             await trio.sleep(LOOK_AGAIN_S)
 
     async def _router_status(self, name: str) -> str:
@@ -282,16 +284,16 @@ class EngineClient:
         return _status_of(found)
 
 
-# Reading an entry .....................................................................................................
+# Entries of the list of models ........................................................................................
 
 
 def _tagged(name: str) -> str:
-    """A name as Ollama lists it: `:latest` is what it adds to one without a tag."""
+    """A name as Ollama lists it: it adds `:latest` to a name without a tag."""
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 def _status_of(entry: _Listed) -> str:
-    """As a llama.cpp router has it; "loaded" where nothing is said."""
+    """The status in the words of a llama.cpp router; "loaded" if the entry has none."""
     status = entry.status if isinstance(entry.status, dict) else {}
     if status.get("failed") is True:
         return "failed"
@@ -299,16 +301,16 @@ def _status_of(entry: _Listed) -> str:
 
 
 def _offered_as(status: str) -> str:
-    """The router's states as ours.
+    """Our status for a status of the router.
 
-    It loads at the first request and wakes from sleep, so both count as loaded; one that is loading holds requests
-    until it is done, which is our `reloading`. A failed one or an unknown state stays what it is, which nobody routes.
+    The router loads and wakes a model at the first request, so `unloaded` and `sleeping` count as loaded. While it
+    loads a model it holds requests back, like `reloading`. A failed or unknown status stays as it is: not routable.
     """
     return {"unloaded": "loaded", "sleeping": "loaded", "loading": "reloading"}.get(status, status)
 
 
 def _is_out_of_reach(entry: _Listed) -> bool:
-    """A cortex lists its whole catalogue, what no healthy neuron of its own could hold included."""
+    """Another cortex lists its whole catalogue, also models that none of its healthy neurons could hold."""
     return isinstance(entry.feasible_on, list) and not (entry.loaded or entry.feasible_on or entry.locations)
 
 

@@ -1,6 +1,6 @@
-"""The neuron control API over HTTP: ask, load, unload. When to ask is the poller's and the lifecycle's business.
+"""`NeuronClient`: the neuron control API over HTTP. When to call is decided by `poller.py` and `fleet/loading`.
 
-Servers that are no neurons have the same API (`control_api.py`), made of what they offer: `engines.py`.
+Engines without a neuron get the same API from `engine_client.py`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from gateway.fleet.control.types import (
 )
 from gateway.http import tls
 
-# The largest answer of the control API is /models; 8 MiB is some ten thousand models, and far from hurting us.
+# The largest answer is /models. 8 MiB is some ten thousand models, and little memory for the gateway.
 ANSWER_LIMIT_BYTES = 8 * 1024 * 1024
-ERROR_TEXT_LIMIT = 500  # characters of a refusal that a log line or a client is shown
+ERROR_TEXT_LIMIT = 500  # characters of a neuron's error text that log lines and clients get
 
-# Two per poll, one lookup per newly loaded model, and loads that stay open for many minutes.
+# Two per poll, one per newly loaded model, and loads that stay open for many minutes.
 CONNECTIONS_PER_NEURON = 16
-IDLE_CONNECTION_S = 3.0  # servers commonly close idle connections after 5 s (lessons.md)
+IDLE_CONNECTION_S = 3.0  # servers commonly close idle connections after 5 s
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1"})
 
@@ -42,7 +42,7 @@ class _Endpoint(msgspec.Struct, frozen=True):
     url: str
 
 
-class _Words(msgspec.Struct, frozen=True):
+class _ErrorText(msgspec.Struct, frozen=True):
     """An error body: a neuron's `{"error": text}`, OpenAI's `{"error": {"message": text}}`, FastAPI's `detail`."""
 
     error: Any = None
@@ -50,11 +50,11 @@ class _Words(msgspec.Struct, frozen=True):
     detail: Any = None
 
 
-# Asking ...............................................................................................................
+# Calls ................................................................................................................
 
 
 class ControlHttp:
-    """HTTP to one server's control API: JSON out, a bounded body back. Whoever builds it closes it.
+    """HTTP calls to one server: JSON out, a body of limited size back. The owner closes it.
 
     Args:
         endpoint: Base URL as configured.
@@ -70,7 +70,7 @@ class ControlHttp:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.endpoint = endpoint.rstrip("/")
-        # identity: an answer that cannot be inflated cannot be a bomb. We read raw bytes for the same reason.
+        # identity, and raw bytes below: a compressed answer could inflate beyond any limit.
         headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "cortex"}
         if authorization is not None:
             headers["authorization"] = authorization
@@ -89,7 +89,7 @@ class ControlHttp:
         )
 
     async def call(self, method: str, path: str, body: Any = None) -> bytes:
-        """The body of a 200. Raises NeuronError for everything else."""
+        """The body of a 200. Raises NeuronError for every other outcome."""
         content = None if body is None else msgspec.json.encode(body)
         headers = None if body is None else {"content-type": "application/json"}
         async with (
@@ -107,10 +107,10 @@ class ControlHttp:
 
 
 class NeuronClient:
-    """One neuron's control API. One client per neuron, so that a hung one cannot use up another's connections.
+    """One neuron's control API. One client per neuron, so that a neuron that hangs uses no connections of others.
 
-    No method has a deadline of its own: put a cancel scope around it. A cancelled call closes its connection. Every
-    method raises `NeuronError`. Whoever builds a client closes it, with `async with` or `aclose`.
+    No method has a deadline: the caller sets a cancel scope. A cancelled call closes its connection. Every method
+    raises `NeuronError`. The owner closes the client, with `async with` or `aclose`.
 
     Args:
         endpoint: Base URL as configured, without a trailing slash.
@@ -133,19 +133,19 @@ class NeuronClient:
         await self._http.aclose()
 
     async def discovery(self) -> Discovery:
-        """Its hardware; unchanging while it runs."""
+        """Its hardware; constant while it runs."""
         return decode(await self._http.call("GET", "/discovery"), Discovery)
 
     async def health(self) -> Health:
-        """Its readings, its pre-warming, its counters."""
+        """Its readings, pre-warming and counters."""
         return decode(await self._http.call("GET", "/health"), Health)
 
     async def models(self) -> tuple[NeuronModel, ...]:
-        """Every model it knows, in its own order."""
+        """Every model it lists, in its own order."""
         return decode(await self._http.call("GET", "/models"), tuple[NeuronModel, ...])
 
     async def endpoint(self, model_id: str) -> str:
-        """The base URL of a loaded model's inference API, as we can reach it, without a trailing slash."""
+        """The base URL of a loaded model's inference API as seen from this gateway, without a trailing slash."""
         path = f"/models/{quote(model_id, safe='')}/endpoint"
         found = decode(await self._http.call("GET", path), _Endpoint)
         return loopback_rewrite(found.url, self._http.endpoint).rstrip("/")
@@ -159,9 +159,9 @@ class NeuronClient:
         tensor_parallel: int | None = None,
         devices: Sequence[int] | None = None,
     ) -> None:
-        """Return when the weights are resident, which can take many minutes.
+        """Return when the model is loaded, which can take many minutes.
 
-        `already loaded` is success. A call that is cancelled or breaks does not stop the load: a neuron cannot be told.
+        `already loaded` counts as success. Cancelling the call does not stop the load: the API has no call for that.
         """
         body = {
             "model_id": model_id,
@@ -177,23 +177,23 @@ class NeuronClient:
                 raise
 
     async def unload(self, model_id: str) -> None:
-        """Return when the memory is free. `NeuronRefused` 404 is both "not here" and "I will not"."""
+        """Return when the memory is free. NeuronRefused with 404 means "not here" or "refused"."""
         await self._http.call("POST", "/models/unload", {"model_id": model_id})
 
 
 @asynccontextmanager
 async def _translated() -> AsyncIterator[None]:
-    """Errors of httpx as ours, once, at the edge."""
+    """Translates the errors of httpx."""
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last one of a host with a label too long
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a label of the host is too long
         raise NeuronUnreachable(str(error) or type(error).__name__) from error
 
 
 async def _read(answer: httpx.Response) -> bytes:
     received = bytearray()
-    # httpx reads through nested async generators. Leaving the loop would abandon the inner ones to the garbage
-    # collector; a cancellation arrives in the innermost and unwinds them all.
+    # httpx reads through nested async generators. Leaving the loop leaves the inner ones to the garbage collector;
+    # a cancellation arrives in the innermost one and unwinds them all.
     with trio.CancelScope() as too_long:
         async for chunk in answer.aiter_raw():
             received += chunk
@@ -205,7 +205,7 @@ async def _read(answer: httpx.Response) -> bytes:
 
 
 def decode(text: bytes, shape: type[T]) -> T:
-    """An answer as what it should be. Raises NeuronMalformed."""
+    """The answer as `shape`. Raises NeuronMalformed."""
     try:
         return msgspec.json.decode(text, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -213,24 +213,25 @@ def decode(text: bytes, shape: type[T]) -> T:
 
 
 def _refusal_text(text: bytes) -> str:
-    """The server's own words, in whichever shape it wraps them, else whatever it sent."""
+    """The error text from any known shape of error body, else the whole body."""
     try:
-        body = msgspec.json.decode(text, type=_Words)
+        body = msgspec.json.decode(text, type=_ErrorText)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        body = _Words()
+        body = _ErrorText()
     error = body.error.get("message") if isinstance(body.error, dict) else body.error
-    words = next((word for word in (error, body.message, body.detail) if isinstance(word, str)), None)
-    return (text.decode(errors="replace") if words is None else words).strip()[:ERROR_TEXT_LIMIT]
+    found = next((part for part in (error, body.message, body.detail) if isinstance(part, str)), None)
+    return (text.decode(errors="replace") if found is None else found).strip()[:ERROR_TEXT_LIMIT]
 
 
-# Where a neuron thinks it is ..........................................................................................
+# Loopback URLs ........................................................................................................
 
 
 def loopback_rewrite(inference_url: str, configured_endpoint: str) -> str:
-    """A neuron's inference URL as seen from here.
+    """A neuron's inference URL as seen from this gateway.
 
-    A neuron cannot know its own outside name and says `localhost`; we know it by the configured endpoint. Scheme, port
-    and path stay, a trailing slash goes. Any other host, and anything that is not a URL, comes back untouched.
+    A neuron does not know its outside name and reports `localhost`: the host is replaced by that of the configured
+    endpoint. Scheme, port and path stay, a trailing slash goes. Any other host, or a string that is not a URL, is
+    returned unchanged.
     """
     inference, configured = _split(inference_url), _split(configured_endpoint)
     if inference is None or configured is None or inference.hostname not in LOOPBACK_HOSTS:
@@ -245,7 +246,7 @@ def loopback_rewrite(inference_url: str, configured_endpoint: str) -> str:
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # parsed only when asked, and may raise
+        _ = parts.port  # parsed on access, and may raise
     except ValueError:
         return None
     return parts if parts.scheme and parts.hostname else None

@@ -1,9 +1,8 @@
-"""Asks every neuron how it is, concurrently, and tells the fleet. Decides nothing; loads and unloads nothing.
+"""Polls every neuron and reports to the fleet. Decides nothing; loads and unloads nothing.
 
-One task per neuron, so that a hung one delays nobody. A poll is two phases under one deadline: `/health` and `/models`
-at once, then what their answers make us want to know: `/discovery` of a neuron that is new to us or restarted, and the
-inference URLs of models that have just become routable. Only `/models` decides whether the neuron is there: the rest
-may fail and costs no more than what it would have said.
+One task per neuron, so a neuron that hangs delays no other. A poll has two phases under one deadline: `/health` and
+`/models` at once; then `/discovery` of a neuron that is new or restarted, and the inference URLs of models that have
+just become routable. Only `/models` decides whether the neuron is up. If another call fails, only its data is missing.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import trio
 
 from catalogue.models import Limit
 from gateway.config.settings import PollSettings
+from gateway.fleet.changes import FleetChange
 from gateway.fleet.control.types import (
     ActivationState,
     ControlApi,
@@ -31,80 +31,82 @@ from gateway.fleet.control.types import (
     Number,
 )
 from gateway.fleet.node import ROUTABLE_STATUSES, Node
-from gateway.fleet.reports import Activation, Device, ModelReport, NodeReport
-from gateway.fleet.state import Fleet, FleetChange
+from gateway.fleet.reports import ActivationReport, DeviceReport, ModelReport, NodeReport
+from gateway.fleet.state import Fleet
+
+__all__ = ["Poller", "model_report"]
 
 log = structlog.get_logger("cortex.poller")
 
-# Polls of one neuron begin at least this far apart, however often it is poked: a hundred refused connections a second
-# must not become a hundred polls. Far below what a person or a load would notice.
-POKE_SPACING_S = 0.2
+# Polls of one neuron begin at least this far apart, however often `poll_soon` is called: a hundred refused connections
+# a second must not become a hundred polls. Far below what a person or a load notices.
+POLL_SPACING_S = 0.2
 
-# `/health` may take this share of a poll's time: it must leave some for what comes after it, because a neuron whose
-# `/health` hangs is otherwise well and its new models want their URLs.
+# `/health` may take this share of a poll's time. The rest is for the second phase: a neuron whose `/health` hangs may
+# serve well, and the URLs of its new models are needed.
 HEALTH_SHARE = 0.5
 
 
 class Poller:
-    """Keeps a fleet's knowledge fresh.
+    """Polls all nodes of a fleet.
 
     Args:
-        fleet: Told of every answer and every miss.
-        clients: One control API per node of the fleet, by node name. Not closed here: whoever built them does.
-        settings: How often, and how long one poll may take.
+        fleet: Gets every answer and every miss.
+        clients: One control API per node of the fleet, by node name. Not closed here.
+        settings: The interval, and how long one poll may take.
     """
 
     def __init__(self, fleet: Fleet, clients: Mapping[str, ControlApi], settings: PollSettings) -> None:
         self._fleet = fleet
         self._settings = settings
-        self._watches = {name: _Watch(fleet, fleet.nodes[name], clients[name], settings) for name in clients}
+        self._pollers = {name: _NodePoller(fleet, fleet.nodes[name], clients[name], settings) for name in clients}
         fleet.observers.append(_log_change)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Poll until cancelled.
 
-        Ready after one full round, answered or not: at most `timeout_seconds`. So the first request finds a fleet, and
-        a neuron that hangs does not keep the gateway from starting.
+        Ready after one poll of every neuron, answered or not: `timeout_seconds` at most. So the first request finds
+        the fleet polled, and a neuron that hangs does not keep the gateway from starting.
         """
         async with trio.open_nursery() as nursery:
-            for watch in self._watches.values():
-                nursery.start_soon(watch.run)
-            for watch in self._watches.values():
-                await watch.polled.wait()
+            for poller in self._pollers.values():
+                nursery.start_soon(poller.run)
+            for poller in self._pollers.values():
+                await poller.polled.wait()
             task_status.started()
 
     def poll_soon(self, node: str) -> None:
-        """Poll this neuron as soon as may be: after a load, an unload, or a request that failed there.
+        """Poll this neuron as soon as `POLL_SPACING_S` allows: after a load, an unload, or a request that failed there.
 
-        Several pokes before that poll begins are one. A poll under way does not count, it may have seen the past.
+        Several calls before that poll begins count as one. A poll under way does not count: its answer may be older.
         """
-        self._watches[node].poll_soon()
+        self._pollers[node].poll_soon()
 
 
-class _Watch:
-    """One neuron's polling, in one task."""
+class _NodePoller:
+    """Polls one neuron, in one task."""
 
     def __init__(self, fleet: Fleet, node: Node, client: ControlApi, settings: PollSettings) -> None:
         self._fleet = fleet
         self._node = node
         self._client = client
         self._settings = settings
-        self._poked = trio.Event()
+        self._poll_requested = trio.Event()
         self._discovery_due = True
         self.polled = trio.Event()
 
     def poll_soon(self) -> None:
-        self._poked.set()
+        self._poll_requested.set()
 
     async def run(self) -> NoReturn:
         while True:
             began = trio.current_time()
-            self._poked = trio.Event()
+            self._poll_requested = trio.Event()
             await self._poll()
             self.polled.set()
             with trio.move_on_at(began + self._settings.interval_seconds):
-                await self._poked.wait()
-            await trio.sleep_until(began + POKE_SPACING_S)
+                await self._poll_requested.wait()
+            await trio.sleep_until(began + POLL_SPACING_S)
 
     async def _poll(self) -> None:
         mark = self._fleet.mark(self._node.name)
@@ -124,7 +126,7 @@ class _Watch:
             nursery.start_soon(self._ask_health, first, health_deadline)
             nursery.start_soon(self._ask_models, first, deadline)
         if first.failure is not None:
-            self._discovery_due = True  # it may come back as another machine
+            self._discovery_due = True  # it may come back with other hardware
             raise first.failure
         restarted = self._restarted(first.health)
         self._discovery_due = self._discovery_due or restarted
@@ -133,7 +135,7 @@ class _Watch:
             if self._discovery_due:
                 nursery.start_soon(self._ask_discovery, second, deadline)
             for model in first.models:
-                self._find_url(nursery, model, second, deadline, anew=restarted or self._node.urls_doubtful)
+                self._find_url(nursery, model, second, deadline, again=restarted or self._node.urls_doubtful)
         return self._report(first, second)
 
     # The questions ....................................................................................................
@@ -163,16 +165,16 @@ class _Watch:
             log.debug("discovery_failed", node=self._node.name, error=str(error))
 
     def _find_url(
-        self, nursery: trio.Nursery, model: NeuronModel, answers: _SecondAnswers, deadline: float, *, anew: bool
+        self, nursery: trio.Nursery, model: NeuronModel, answers: _SecondAnswers, deadline: float, *, again: bool
     ) -> None:
-        """The URL we have, if it still holds; else ask, once, when the model has just become routable."""
+        """Use the known URL of a routable model, and ask for it if it is unknown or `again` is set."""
         if model.status not in ROUTABLE_STATUSES:
             return
-        held = self._node.models.get(model.id)
-        known = None if held is None else held.url
+        entry = self._node.models.get(model.id)
+        known = None if entry is None else entry.url
         if known is not None:
-            answers.urls[model.id] = known  # stays if asking anew fails
-        if known is None or anew:
+            answers.urls[model.id] = known  # stays if asking again fails
+        if known is None or again:
             nursery.start_soon(partial(self._ask_url, answers, model.id, deadline))
 
     async def _ask_url(self, answers: _SecondAnswers, model_id: str, deadline: float) -> None:
@@ -205,7 +207,7 @@ class _Watch:
 
 @dataclass(slots=True)
 class _FirstAnswers:
-    """What a poll's first phase fills in. `failure` is why there are no models, None if there are."""
+    """What the first phase of a poll fills in. `failure` is why there are no models, None if there are."""
 
     models: tuple[NeuronModel, ...] = ()
     health: Health | None = None
@@ -213,7 +215,7 @@ class _FirstAnswers:
 
 
 class _SecondAnswers:
-    """What a poll's second phase fills in: the inference URLs by model id."""
+    """What the second phase of a poll fills in; `urls` are the inference URLs by model id."""
 
     __slots__ = ("discovery", "urls")
 
@@ -226,7 +228,7 @@ class _SecondAnswers:
 
 
 def model_report(model: NeuronModel, counter: ModelCounters | None, url: str | None) -> ModelReport:
-    """What `/models` and `/health` say of one model, in the fleet's terms. `url` is as `endpoint` gave it."""
+    """One model as `/models` and `/health` describe it, for the fleet. `url` is the answer of `endpoint`."""
     limit = model.limit
     return ModelReport(
         id=model.id,
@@ -247,11 +249,11 @@ def model_report(model: NeuronModel, counter: ModelCounters | None, url: str | N
 
 
 def _devices(
-    known: tuple[Device, ...] | None, discovery: Discovery | None, readings: tuple[DeviceReading, ...]
-) -> tuple[Device, ...] | None:
-    """Topology as discovered now or before, with this poll's readings or none. None while nobody has told."""
-    told = None if discovery is None else discovery.devices
-    topology = known if told is None else tuple(_device(device) for device in told)
+    known: tuple[DeviceReport, ...] | None, discovery: Discovery | None, readings: tuple[DeviceReading, ...]
+) -> tuple[DeviceReport, ...] | None:
+    """The topology of this poll's discovery or an earlier one, with this poll's readings; None while unknown."""
+    discovered = None if discovery is None else discovery.devices
+    topology = known if discovered is None else tuple(_device(device) for device in discovered)
     if topology is None:
         return None
     by_index = {int(reading.index): reading for reading in readings}
@@ -259,17 +261,17 @@ def _devices(
 
 
 def _max_prompt_tokens(known: int | None, discovery: Discovery | None) -> int | None:
-    """As discovered now or before."""
+    """From this poll's discovery, or else an earlier one."""
     return known if discovery is None else _whole(discovery.max_prompt_tokens)
 
 
-def _device(device: DiscoveredDevice) -> Device:
-    return Device(int(device.index), device.name or "", int(device.vram_total_mb), device.compute_capability)
+def _device(device: DiscoveredDevice) -> DeviceReport:
+    return DeviceReport(int(device.index), device.name or "", int(device.vram_total_mb), device.compute_capability)
 
 
-def _with_reading(device: Device, reading: DeviceReading | None) -> Device:
+def _with_reading(device: DeviceReport, reading: DeviceReading | None) -> DeviceReport:
     reading = reading or DeviceReading(device.index)
-    return Device(
+    return DeviceReport(
         device.index,
         device.name,
         device.vram_total_mb,
@@ -281,10 +283,10 @@ def _with_reading(device: Device, reading: DeviceReading | None) -> Device:
     )
 
 
-def _activation(state: ActivationState | None) -> Activation:
+def _activation(state: ActivationState | None) -> ActivationReport:
     if state is None:
-        return Activation()
-    return Activation(
+        return ActivationReport()
+    return ActivationReport(
         state=state.state or "ready",
         in_progress=state.in_progress,
         pending=state.pending or (),

@@ -1,13 +1,12 @@
-"""The neuron control API, as types: what may be asked, what is answered, how it fails. Asking over HTTP is `neuron.py`.
+"""The neuron control API as types: its calls, its answers and its errors. `neuron_client.py` sends the calls.
 
-Requests and answers are the contract's, section 2. Neurons differ in age, so answers are read leniently: unknown fields
-are ignored, optional ones may be missing or null, and a float will do where an integer is meant. What cannot be read is
-`NeuronMalformed`, never a guess.
+Neurons differ in age, so answers are read leniently: unknown fields are ignored, optional ones may be missing or null,
+and a float is accepted for an integer. An answer that cannot be read is `NeuronMalformed`, never a guess.
 
     NeuronError
-    +-- NeuronUnreachable   no connection, or it broke before the answer was whole
-    +-- NeuronRefused       it answered, and not with 200; `status` and its own words in `text`
-    +-- NeuronMalformed     it answered 200 with something that is not this API
+    +-- NeuronUnreachable   no connection, or it broke before the answer was complete
+    +-- NeuronRefused       the answer has a status other than 200; `text` is its error text
+    +-- NeuronMalformed     the answer is a 200 that this API does not allow
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
 
-LARGEST = 2**53  # of a number that can be meant: what is beyond would have int(), float() or a scrape of ours overflow
+LARGEST = 2**53  # no real number is larger, and a larger one makes int(), float() or a scrape overflow
 Number: TypeAlias = (
     Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
     | Annotated[float, msgspec.Meta(ge=-float(LARGEST), le=float(LARGEST))]
@@ -25,11 +24,11 @@ Number: TypeAlias = (
 
 
 class NeuronError(Exception):
-    """The neuron did not do what it was asked. `str()` is fit for a log line."""
+    """A control call failed. `str()` is fit for a log line."""
 
 
 class NeuronUnreachable(NeuronError):
-    """No connection, or it broke before the answer was whole. Whether the neuron acted is unknown."""
+    """No connection, or it broke before the answer was complete. Whether the neuron acted is unknown."""
 
 
 class NeuronRefused(NeuronError):
@@ -42,14 +41,14 @@ class NeuronRefused(NeuronError):
 
 
 class NeuronMalformed(NeuronError):
-    """The neuron answered 200, but not with what its API promises."""
+    """The neuron answered 200 with a body that this API does not allow."""
 
 
-# Answers: msgspec ignores unknown fields by default, and we mean it to ................................................
+# Answers: msgspec ignores unknown fields by default, as intended ......................................................
 
 
 class DiscoveredDevice(msgspec.Struct, frozen=True):
-    """A GPU's unchanging part. Memory in MB."""
+    """The constant facts of a GPU. Memory in MB."""
 
     index: Number
     vram_total_mb: Number
@@ -72,7 +71,7 @@ class Discovery(msgspec.Struct, frozen=True):
 
 
 class DeviceReading(msgspec.Struct, frozen=True):
-    """A GPU's changing part. Memory in MB, utilization in percent, temperature in degrees Celsius."""
+    """The readings of a GPU. Memory in MB, utilization in percent, temperature in degrees Celsius."""
 
     index: Number
     vram_used_mb: Number | None = None
@@ -82,14 +81,14 @@ class DeviceReading(msgspec.Struct, frozen=True):
 
 
 class FailedActivation(msgspec.Struct, frozen=True):
-    """A model the neuron could not pre-warm."""
+    """A model that the neuron could not pre-warm."""
 
     model_id: str
     error: str | None = None
 
 
 class ActivationState(msgspec.Struct, frozen=True):
-    """What the neuron is pre-warming."""
+    """What the neuron pre-warms."""
 
     state: str | None = None
     pending: tuple[str, ...] | None = None
@@ -107,7 +106,7 @@ class ModelCounters(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`GET /health`. `models` is None on neurons that do not count."""
+    """`GET /health`. `models` is None if the neuron does not count requests."""
 
     uptime_secs: Number | None = None
     devices: tuple[DeviceReading, ...] | None = None
@@ -116,7 +115,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class TokenLimit(msgspec.Struct, frozen=True):
-    """Token limits as the neuron knows them."""
+    """Token limits of a model."""
 
     context: Number | None = None
     input: Number | None = None
@@ -124,7 +123,7 @@ class TokenLimit(msgspec.Struct, frozen=True):
 
 
 class Servable(msgspec.Struct, frozen=True):
-    """Whether a model that is there can also answer."""
+    """Whether a loaded model can answer requests."""
 
     ok: bool = True
     reason: str | None = None
@@ -146,11 +145,11 @@ class NeuronModel(msgspec.Struct, frozen=True):
     servable: Servable | None = None
 
 
-# Asking ...............................................................................................................
+# Calls ................................................................................................................
 
 
 class ControlApi(Protocol):
-    """What the poller asks of a neuron. Every method may hang: the caller owns the deadline."""
+    """The calls that the poller makes. Any may hang: the caller sets the deadline. See NeuronClient."""
 
     async def discovery(self) -> Discovery: ...  # noqa: D102 - see NeuronClient
     async def health(self) -> Health: ...  # noqa: D102 - as above
@@ -159,7 +158,7 @@ class ControlApi(Protocol):
 
 
 class LoadingApi(ControlApi, Protocol):
-    """What the lifecycle asks of it, beyond that."""
+    """The calls for loading and unloading, in addition."""
 
     async def load(
         self,

@@ -1,4 +1,4 @@
-"""Pairs of neuron and model whose load failed are left alone for a while, longer each time. No I/O."""
+"""After a failed load of a model on a node, the pair is not tried again for a time that doubles. No I/O."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import trio
 
 from gateway.errors import ColdLoadFailed, whole_s
 
-__all__ = ["Backoffs", "FailingView"]
+__all__ = ["FailedLoadView", "LoadBackoffs"]
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 300.0
-DOUBLINGS = 10  # more than it takes to get there: 2**1024 is no float, and a load can fail for a week
+DOUBLINGS = 10  # more than reach the longest; the exponent must be bounded, as 2**1024 is not a float
 
 
 @dataclass(frozen=True, slots=True)
-class FailingView:
-    """A pair of neuron and model whose last load failed, for status.
+class FailedLoadView:
+    """A node and model whose last load failed, for the admin API.
 
-    How often in a row, why, and when it is tried again at the earliest, in seconds from now.
+    `failures` are in a row; `retry_in_s` is when the pair is tried again at the earliest, in seconds from now.
     """
 
     node: str
@@ -30,8 +30,6 @@ class FailingView:
 
 
 class _Backoff:
-    """A pair of neuron and model that failed: how often in a row, why, and until when it is left alone."""
-
     __slots__ = ("failures", "reason", "until")
 
     def __init__(self) -> None:
@@ -40,22 +38,22 @@ class _Backoff:
         self.until = 0.0
 
 
-class Backoffs:
-    """Of all pairs that failed and have not been loaded since."""
+class LoadBackoffs:
+    """Of all pairs whose last load failed."""
 
     def __init__(self) -> None:
         self._backoffs: dict[tuple[str, str], _Backoff] = {}
 
-    def views(self) -> list[FailingView]:
-        """What could not be loaded, the last time it was tried."""
+    def views(self) -> list[FailedLoadView]:
+        """Every pair whose last load failed, by node and model."""
         now = trio.current_time()
         return [
-            FailingView(node, model, backoff.failures, backoff.reason, max(backoff.until - now, 0.0))
+            FailedLoadView(node, model, backoff.failures, backoff.reason, max(backoff.until - now, 0.0))
             for (node, model), backoff in sorted(self._backoffs.items())
         ]
 
     def note_failure(self, node: str, model: str, reason: str) -> None:
-        """Once more."""
+        """A load failed: back off, twice as long as the last time."""
         backoff = self._backoffs.setdefault((node, model), _Backoff())
         backoff.failures += 1
         backoff.reason = reason
@@ -63,22 +61,27 @@ class Backoffs:
         backoff.until = trio.current_time() + wait_s
 
     def forget(self, node: str, model: str) -> None:
-        """It was loaded there."""
+        """A load succeeded."""
         self._backoffs.pop((node, model), None)
 
     def is_backing_off(self, node: str, model: str) -> bool:
-        """Whether it is too early to try this again."""
+        """Whether it is too early to try this pair again."""
         backoff = self._backoffs.get((node, model))
         return backoff is not None and backoff.until > trio.current_time()
 
     def all_failed(self, model: str, nodes: Iterable[str], others: str = "") -> ColdLoadFailed:
-        """What to tell who wants a model that failed on all of these; `others` is the end of the sentence."""
+        """The error for a request whose model failed to load on all of these nodes.
+
+        `others` ends its message: why the remaining nodes cannot load the model.
+        """
         backoffs = sorted((node, self._backoffs[node, model]) for node in nodes)
         now = trio.current_time()
-        told = "; ".join(
-            f"{node}: {backoff.reason} (failures in a row: {backoff.failures}; tried again in"
+        reasons = "; ".join(
+            f"{node}: {backoff.reason} (failures in a row: {backoff.failures}; next try in"
             f" {whole_s(backoff.until - now)} s)"
             for node, backoff in backoffs
         )
         soonest_s = min(backoff.until for _, backoff in backoffs) - now
-        return ColdLoadFailed(f"model '{model}' could not be loaded: {told}{others}", retry_after_s=whole_s(soonest_s))
+        return ColdLoadFailed(
+            f"model '{model}' could not be loaded: {reasons}{others}", retry_after_s=whole_s(soonest_s)
+        )

@@ -1,19 +1,19 @@
-"""Taking neurons out of service, and letting them in again: at an operator's word, one job per neuron that is moving.
+"""Takes nodes out of service and lets them in again for an operator. A node that moves its models has one job.
 
     open --drain--> draining: no new request, until the last one has ended
-    open --drain, move--> moving: what only this neuron holds is loaded elsewhere --all of it--> draining
-                             +--something cannot be--> open again, and it is told what and why
+    open --drain, move--> moving: the models that only this node has are loaded elsewhere --all of them--> draining
+                             +--one cannot be--> open again; the view says which model and why
 
-While models move the neuron serves on, so nobody waits for a load that a drain has caused. What has been moved is held
-by a lease until the neuron is out: making room for the next model must not undo it. Room is made where that costs no
-other model its last place, if there is such a place; if there is none, it is told who paid.
+The node serves while its models move, so no request waits for a load that a drain causes. A moved model is kept by a
+lease until the move is over: making room for the next model must not evict it. Room is made where no other model loses
+its last replica, if such a node exists; if not, `displaced` names the models that lost theirs.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import structlog
 import trio
@@ -22,36 +22,27 @@ from catalogue.models import Catalogue
 from catalogue.source import CatalogueSource
 from gateway.errors import GatewayError, ServiceUnavailable
 from gateway.fleet.loading import eviction
-from gateway.fleet.loading.load_history import LoadStory
+from gateway.fleet.loading.scheduler import LoadScheduler
+from gateway.fleet.model_names import catalogue_id, replicas_of
 from gateway.fleet.node import Node
-from gateway.fleet.routing.choose import Candidate, ColdLoad, Decision, Route, catalogue_id, choose, replicas_of
+from gateway.fleet.routing.choose import ColdLoad, Decision, Route, choose
+from gateway.fleet.routing.placement import Candidate
 from gateway.fleet.state import Fleet
 
-__all__ = ["DrainView", "Drains", "MoveView", "only_here"]
+__all__ = ["DrainView", "Drains", "MoveView", "models_only_on"]
 
-State = Literal["open", "moving", "draining", "drained"]
+DrainState = Literal["open", "moving", "draining", "drained"]
 MoveState = Literal["loading", "moved", "failed"]
 
 log = structlog.get_logger("cortex.drains")
 
 
-class Lifecycle(Protocol):
-    """Whoever can make a model become loaded."""
-
-    async def wait_until_routable(self, decision: Decision) -> None:
-        """Return when it is worth choosing again. Raises a GatewayError if it never will be."""
-        ...
-
-    def loads_between(self, model: str, since: float, until: float) -> list[LoadStory]:
-        """The loads of the model that were under way in between, by Trio's clock."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class MoveView:
-    """One model on its way to another neuron. `node` is where it is now, `reason` why it could not be moved.
+    """One model that moves to another node.
 
-    `displaced` are the models that were loaded nowhere else, and had to go for it.
+    `node` is the node that has it now; `reason` says why it could not be moved. `displaced` are the models that had no
+    other replica and were evicted for it.
     """
 
     model: str
@@ -63,17 +54,17 @@ class MoveView:
 
 @dataclass(frozen=True, slots=True)
 class DrainView:
-    """How far a neuron is out. `leases` are our requests on it; `moves` are of the last drain that asked for them."""
+    """How far a node's drain is. `leases` are our requests on it; `moves` belong to the last drain with `move`."""
 
     node: str
-    state: State
+    state: DrainState
     draining: bool
     leases: int
     moves: tuple[MoveView, ...]
 
 
 class _Move:
-    """One model's."""
+    """One model's move."""
 
     __slots__ = ("displaced", "model", "node", "reason", "state")
 
@@ -89,8 +80,8 @@ class _Move:
         return MoveView(self.model, self.state, self.node, self.reason, self.displaced)
 
 
-class _Moving:
-    """One neuron's. `scope` is around its job; `is_over` once that has ended, however it did."""
+class _MoveJob:
+    """All moves of one node. `scope` is around the job; `is_over` once it has ended in any way."""
 
     __slots__ = ("is_over", "moves", "scope")
 
@@ -104,19 +95,19 @@ class Drains:
     """Every drain of one gateway.
 
     Args:
-        fleet: Told who takes no requests any more.
-        catalogue: For where else a model may go.
-        lifecycle: Loads it there.
+        fleet: Keeps requests off drained nodes.
+        catalogue: Gives the other nodes that could have a model.
+        scheduler: Loads the models there.
         load_s: How long the move of one model may take, in seconds.
     """
 
-    def __init__(self, fleet: Fleet, *, catalogue: CatalogueSource, lifecycle: Lifecycle, load_s: float) -> None:
+    def __init__(self, fleet: Fleet, *, catalogue: CatalogueSource, scheduler: LoadScheduler, load_s: float) -> None:
         self._fleet = fleet
         self._catalogue = catalogue
-        self._lifecycle = lifecycle
+        self._scheduler = scheduler
         self._load_s = load_s
         self._nursery: trio.Nursery | None = None
-        self._moving: dict[str, _Moving] = {}
+        self._jobs: dict[str, _MoveJob] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the jobs, until cancelled."""
@@ -125,145 +116,145 @@ class Drains:
             await trio.sleep_forever()
 
     def drain(self, node: str, *, move: bool = False) -> DrainView:
-        """Take a neuron out, at once or when its models are elsewhere. Asking again changes nothing.
+        """Take a node out of service: at once, or with `move` when its models are elsewhere. Repeating is harmless.
 
         Raises:
-            ServiceUnavailable: Models are to be moved by a gateway that has not started, or is stopping.
+            ServiceUnavailable: `move` while the gateway starts or stops.
         """
         if not move:
-            self._forget(node)
+            self._cancel_moves(node)
             self._fleet.drain(node, draining=True)
         elif not self._fleet.nodes[node].draining and not self._is_moving(node):
-            self._begin_to_move(node)
+            self._begin_moves(node)
         return self.view(node)
 
     def undrain(self, node: str) -> DrainView:
-        """Let requests on to it again; if its models are moving, that ends, and loads under way run to their end."""
-        self._forget(node)
+        """Let requests on to the node again. Ends moves; loads under way run to their end."""
+        self._cancel_moves(node)
         self._fleet.drain(node, draining=False)
         return self.view(node)
 
     def view(self, node: str) -> DrainView:
-        """How far it is."""
+        """How far the node's drain is."""
         home = self._fleet.nodes[node]
-        moving = self._moving.get(node)
-        moves = () if moving is None else tuple(move.view for move in moving.moves)
+        job = self._jobs.get(node)
+        moves = () if job is None else tuple(move.view for move in job.moves)
         return DrainView(node, self._state(home), home.draining, home.leases, moves)
 
-    def _state(self, home: Node) -> State:
-        if home.draining:
-            return "draining" if home.leases else "drained"
-        return "moving" if self._is_moving(home.name) else "open"
+    def _state(self, node: Node) -> DrainState:
+        if node.draining:
+            return "draining" if node.leases else "drained"
+        return "moving" if self._is_moving(node.name) else "open"
 
     def _is_moving(self, node: str) -> bool:
-        moving = self._moving.get(node)
-        return moving is not None and not moving.is_over
+        job = self._jobs.get(node)
+        return job is not None and not job.is_over
 
-    def _forget(self, node: str) -> None:
-        moving = self._moving.pop(node, None)
-        if moving is not None:
-            moving.scope.cancel()
+    def _cancel_moves(self, node: str) -> None:
+        job = self._jobs.pop(node, None)
+        if job is not None:
+            job.scope.cancel()
 
     # Moving ...........................................................................................................
 
-    def _begin_to_move(self, node: str) -> None:
+    def _begin_moves(self, node: str) -> None:
         if self._nursery is None:
-            raise ServiceUnavailable("this gateway cannot load models yet", retry_after_s=1)
-        moving = self._moving[node] = _Moving()
-        moving.moves = self._impossible(node)
-        if moving.moves:  # then nothing is moved at all: a load may cost another model its place
-            moving.is_over = True
+            raise ServiceUnavailable("this gateway is starting and cannot load models yet", retry_after_s=1)
+        job = self._jobs[node] = _MoveJob()
+        job.moves = self._impossible_moves(node)
+        if job.moves:  # then none is begun: a load may cost another model its place
+            job.is_over = True
         else:
-            self._nursery.start_soon(self._move, node, moving)
+            self._nursery.start_soon(self._run_moves, node, job)
 
-    def _impossible(self, node: str) -> list[_Move]:
-        """What no other neuron that is up could hold: known before the first load."""
+    def _impossible_moves(self, node: str) -> list[_Move]:
+        """The models that no other open node could have. Known before the first load."""
         found = []
-        for model in only_here(node, self._fleet, self._catalogue.current):
+        for model in models_only_on(node, self._fleet, self._catalogue.current):
             try:
                 self._choose_elsewhere(node, model)
             except GatewayError as error:
                 found.append(_Move(model, f"no other neuron can take it now: {error.message}"))
         return found
 
-    async def _move(self, node: str, moving: _Moving) -> None:
-        """The job: one model after the other, as they compete for room. Then the drain, unless one has failed."""
+    async def _run_moves(self, node: str, job: _MoveJob) -> None:
+        """One model after another, since they compete for memory. Then the drain, unless a move has failed."""
         try:
-            with moving.scope, ExitStack() as kept:
-                while (model := self._next(node, moving)) is not None:
+            with job.scope, ExitStack() as leases:
+                while (model := self._next_model(node, job)) is not None:
                     move = _Move(model)
-                    moving.moves.append(move)
-                    await self._move_one(node, move, kept)
+                    job.moves.append(move)
+                    await self._move(node, move, leases)
                     if move.state == "failed":
                         log.warning("move_failed", node=node, model=model, reason=move.reason)
                         return
                     log.info("moved", node=node, model=model, to=move.node, displaced=move.displaced)
-                if not moving.scope.cancel_called:  # in the very moment in which the last load ended
+                if not job.scope.cancel_called:  # an undrain may come in the step in which the last load ends
                     self._fleet.drain(node, draining=True)
         finally:
-            moving.is_over = True
+            job.is_over = True
 
-    def _next(self, node: str, moving: _Moving) -> str | None:
-        """Looked up each time: the neuron serves on, so it may have been given another model meanwhile."""
-        done = {move.model for move in moving.moves}
-        left = (model for model in only_here(node, self._fleet, self._catalogue.current) if model not in done)
+    def _next_model(self, node: str, job: _MoveJob) -> str | None:
+        """Looked up for each move: the node serves meanwhile, so a request may have had another model loaded on it."""
+        done = {move.model for move in job.moves}
+        left = (model for model in models_only_on(node, self._fleet, self._catalogue.current) if model not in done)
         return next(left, None)
 
-    async def _move_one(self, node: str, move: _Move, kept: ExitStack) -> None:
-        began = trio.current_time()
+    async def _move(self, node: str, move: _Move, leases: ExitStack) -> None:
+        began_at = trio.current_time()
         try:
             with trio.fail_after(self._load_s):
                 route = await self._load_elsewhere(node, move.model)
-                kept.enter_context(self._fleet.lease(route.node, route.model_id))
+                leases.enter_context(self._fleet.lease(route.node, route.model_id))
                 move.state, move.node = "moved", route.node
-                move.displaced = self._displaced(node, route, move.model, began)
+                move.displaced = self._displaced(node, route, move.model, began_at)
         except GatewayError as error:
             move.state, move.reason = "failed", error.message
         except trio.TooSlowError:
-            move.state, move.reason = "failed", f"not loaded anywhere else within {self._load_s:g} s"
+            move.state, move.reason = "failed", f"not loaded on another neuron within {self._load_s:g} s"
 
     async def _load_elsewhere(self, node: str, model: str) -> Route:
         while not isinstance(decision := self._choose_elsewhere(node, model), Route):
-            await self._lifecycle.wait_until_routable(decision)
+            await self._scheduler.wait_until_routable(decision)
         return decision
 
     def _choose_elsewhere(self, node: str, model: str) -> Decision:
-        """Where a request for the model would go, were this neuron not there."""
+        """Where a request for the model would go without this node."""
         if model not in self._catalogue.current.models:
-            raise ServiceUnavailable("it is not in models.toml, so nobody knows how to load it")
+            raise ServiceUnavailable("cortex cannot load it: it is not in models.toml")
         decision = choose(model, self._fleet, self._catalogue.current, exclude=(node,))
         if not isinstance(decision, ColdLoad):
             return decision
-        sparing = tuple(place for place in decision.candidates if self._spares_last_places(node, decision, place))
+        sparing = tuple(place for place in decision.candidates if self._spares_last_replicas(node, decision, place))
         return decision._replace(candidates=sparing or decision.candidates)
 
-    # What it costs others .............................................................................................
+    # What a move costs other models ...................................................................................
 
-    def _spares_last_places(self, leaving: str, wanted: ColdLoad, place: Candidate) -> bool:
-        """Whether it fits there now, and whoever would have to go is loaded elsewhere, too; as last polled."""
-        home = self._fleet.nodes[place.node]
-        devices = [device for device in home.devices or () if device.index in place.devices]
-        free_mb = {device.index: device.vram_free_mb for device in devices if device.vram_free_mb is not None}
-        victims = eviction.plan(wanted.profile, home, free_mb, self._catalogue.current)
+    def _spares_last_replicas(self, leaving: str, wanted: ColdLoad, candidate: Candidate) -> bool:
+        """Whether the model fits there now, and each model evicted for it has another replica; as last polled."""
+        node, catalogue = self._fleet.nodes[candidate.node], self._catalogue.current
+        victims = eviction.find_victims(wanted.profile, node, node.free_mb(candidate.devices), catalogue)
         if victims is None:
             return False
-        return not any(self._is_last(held.id, {leaving, place.node}) for held in victims)
+        return not any(self._has_no_replica_besides(victim.id, {leaving, candidate.node}) for victim in victims)
 
-    def _displaced(self, leaving: str, route: Route, model: str, began: float) -> tuple[str, ...]:
-        """Who made room for what is loaded there by now, and is loaded nowhere else."""
-        stories = self._lifecycle.loads_between(model, began, trio.current_time())
-        evicted = {name for story in stories if story.node == route.node for name in story.evicted}
-        lost = {name for name in evicted if self._is_last(name, {leaving, route.node})}
+    def _displaced(self, leaving: str, route: Route, model: str, began_at: float) -> tuple[str, ...]:
+        """The models that were evicted for this load and have no replica now; by catalogue id."""
+        loads = self._scheduler.loads_between(model, began_at, trio.current_time())
+        evicted = {name for load in loads if load.node == route.node for name in load.evicted}
+        lost = {name for name in evicted if self._has_no_replica_besides(name, {leaving, route.node})}
         return tuple(sorted(catalogue_id(name, self._catalogue.current) for name in lost))
 
-    def _is_last(self, name: str, apart_from: set[str]) -> bool:
+    def _has_no_replica_besides(self, name: str, nodes: set[str]) -> bool:
         catalogue = self._catalogue.current
         replicas = replicas_of(catalogue_id(name, catalogue), self._fleet, catalogue)
-        return all(held.node.name in apart_from for held in replicas)
+        return all(replica.node.name in nodes for replica in replicas)
 
 
-def only_here(node: str, fleet: Fleet, catalogue: Catalogue) -> list[str]:
-    """The models, by our ids, that requests can be sent to on this node and nowhere else."""
+def models_only_on(node: str, fleet: Fleet, catalogue: Catalogue) -> list[str]:
+    """The catalogue ids of the models whose only replica is on this node, sorted."""
     home = fleet.nodes[node]
-    models = {catalogue_id(held.id, catalogue) for held in home.models.values() if held.routable}
-    return sorted(model for model in models if all(held.node is home for held in replicas_of(model, fleet, catalogue)))
+    models = {catalogue_id(resident.id, catalogue) for resident in home.models.values() if resident.routable}
+    return sorted(
+        model for model in models if all(replica.node is home for replica in replicas_of(model, fleet, catalogue))
+    )

@@ -1,159 +1,205 @@
-"""Who must go so that a model fits: one plan, computed before the first unload. Pure; doing it is `room.py`."""
+"""Which models are evicted so that another fits, decided before the first unload. Pure; `make_room.py` evicts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import ceil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from catalogue.models import Catalogue, ModelProfile
 from catalogue.placement import may_displace
+from gateway.fleet.model_names import catalogue_id
 from gateway.fleet.node import Node, NodeModel
-from gateway.fleet.routing.choose import catalogue_id, held_mb, may_be_evicted, priority_of
+from gateway.fleet.routing.placement import (
+    Candidate,
+    Fit,
+    LoadRank,
+    load_rank,
+    may_be_evicted,
+    needed_mb,
+    priority_of,
+    resident_mb,
+)
+from gateway.fleet.state import Fleet
 
-__all__ = ["expired", "fits", "plan", "room_may_come", "why_no_room"]
+__all__ = [
+    "find_victims",
+    "find_victims_young_last",
+    "fits",
+    "idle_models",
+    "rank_candidates",
+    "room_may_come",
+    "why_no_room",
+]
 
 
-def plan(
+def find_victims(
     profile: ModelProfile,
     node: Node,
     free_mb: Mapping[int, int],
     catalogue: Catalogue,
     *,
-    resident_before: float | None = None,
+    loaded_before: float | None = None,
 ) -> tuple[NodeModel, ...] | None:
-    """The fewest victims, least recently used first, that make room for `profile` on the devices of `free_mb`.
+    """The fewest models, least recently used first, whose eviction makes room for `profile`.
 
     Args:
-        profile: What is to be loaded, over as many devices as `free_mb` has, evenly.
-        node: Where.
-        free_mb: Live free memory in MB by device index, of the devices the load will use.
-        catalogue: For residency classes.
-        resident_before: Only models loaded before this time (Trio's clock, s) may go; None spares nobody for youth.
+        profile: The model to load, split evenly over the devices of `free_mb`.
+        node: Where it is to be loaded.
+        free_mb: Free memory in MB by device index, of the devices that the load will use.
+        catalogue: For residency priorities.
+        loaded_before: Only models loaded before this time (Trio's clock, s) may be evicted; None for any.
 
     Returns:
-        Nobody if it fits already or its need is unknown; None if no permitted set of victims is enough.
+        Empty if the model fits already, or if its need or the devices are unknown. None if evicting every permitted
+        model is not enough.
     """
     if profile.vram_mb is None or not free_mb:
         return ()
-    need_mb = ceil(profile.vram_mb / len(free_mb))
+    need_mb = needed_mb(profile.vram_mb, len(free_mb))
     missing_mb = {index: need_mb - free for index, free in free_mb.items() if free < need_mb}
     victims: list[_Victim] = []
-    for held in sorted(_permitted(profile, node, catalogue, resident_before), key=_last_used):
-        if not _lacking(missing_mb, victims):
+    for resident in sorted(_evictable(profile, node, catalogue, loaded_before), key=_last_used):
+        if not _is_lacking(missing_mb, victims):
             break
-        # A model whose size nobody knows frees nothing that can be counted on.
-        frees_mb = {index: held_mb(held, index, catalogue) or 0.0 for index in missing_mb}
+        # A model of unknown size frees nothing that can be counted on.
+        frees_mb = {index: resident_mb(resident, index, catalogue) or 0.0 for index in missing_mb}
         if any(frees_mb.values()):
-            victims.append(_Victim(held, frees_mb))
-    if _lacking(missing_mb, victims):
+            victims.append(_Victim(resident, frees_mb))
+    if _is_lacking(missing_mb, victims):
         return None
-    return tuple(victim.held for victim in _without_the_needless(missing_mb, victims))
+    return tuple(victim.resident for victim in _without_needless(missing_mb, victims))
+
+
+def find_victims_young_last(
+    profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue, *, loaded_before: float
+) -> tuple[NodeModel, ...] | None:
+    """As `find_victims`; models loaded after `loaded_before` are evicted only if there is no room without that."""
+    old_only = find_victims(profile, node, free_mb, catalogue, loaded_before=loaded_before)
+    return old_only if old_only is not None else find_victims(profile, node, free_mb, catalogue)
+
+
+def rank_candidates(
+    profile: ModelProfile, candidates: Iterable[Candidate], fleet: Fleet, catalogue: Catalogue, *, loaded_before: float
+) -> list[tuple[LoadRank, Candidate]]:
+    """The candidates in the order in which a load tries them, each with its rank.
+
+    Among those that need evictions, a candidate that spares the models loaded after `loaded_before` comes first:
+    models that evict each other in turn cost more loads than they serve requests.
+    """
+
+    def evicts_young(candidate: Candidate) -> bool:
+        if candidate.fit is not Fit.AFTER_EVICTION:
+            return False
+        node = fleet.nodes[candidate.node]
+        free_mb = node.free_mb(candidate.devices)
+        return find_victims(profile, node, free_mb, catalogue, loaded_before=loaded_before) is None
+
+    return sorted((load_rank(candidate, evicts_young=evicts_young(candidate)), candidate) for candidate in candidates)
 
 
 class _Victim(NamedTuple):
-    held: NodeModel
+    resident: NodeModel
     frees_mb: Mapping[int, float]
 
 
-def _permitted(
-    profile: ModelProfile, node: Node, catalogue: Catalogue, resident_before: float | None
-) -> list[NodeModel]:
+def _evictable(profile: ModelProfile, node: Node, catalogue: Catalogue, loaded_before: float | None) -> list[NodeModel]:
     return [
-        held
-        for held in node.models.values()
-        if may_be_evicted(held, profile, catalogue)
-        and (resident_before is None or held.resident_since is None or held.resident_since <= resident_before)
+        resident
+        for resident in node.models.values()
+        if may_be_evicted(resident, profile, catalogue)
+        and (loaded_before is None or resident.resident_since is None or resident.resident_since <= loaded_before)
     ]
 
 
-def _last_used(held: NodeModel) -> tuple[float, str]:
-    """Never used by us counts from when it came."""
-    used = held.last_used if held.last_used is not None else held.resident_since
-    return (used or 0.0, held.id)
+def _last_used(resident: NodeModel) -> tuple[float, str]:
+    """A model that this gateway never used counts from the time when it was loaded."""
+    used_at = resident.last_used if resident.last_used is not None else resident.resident_since
+    return (used_at or 0.0, resident.id)
 
 
-def _lacking(missing_mb: Mapping[int, int], victims: Sequence[_Victim]) -> bool:
+def _is_lacking(missing_mb: Mapping[int, int], victims: Sequence[_Victim]) -> bool:
     return any(sum(victim.frees_mb[index] for victim in victims) < missing for index, missing in missing_mb.items())
 
 
-def _without_the_needless(missing_mb: Mapping[int, int], victims: list[_Victim]) -> list[_Victim]:
-    """A later, larger victim may have made an earlier, smaller one pointless: the most recently used stay first."""
+def _without_needless(missing_mb: Mapping[int, int], victims: list[_Victim]) -> list[_Victim]:
+    """A later, larger victim may make an earlier, smaller one needless. The most recently used are spared first."""
     for spared in reversed(list(victims)):
         rest = [victim for victim in victims if victim is not spared]
-        if not _lacking(missing_mb, rest):
+        if not _is_lacking(missing_mb, rest):
             victims = rest
     return victims
 
 
 def fits(profile: ModelProfile, free_mb: Mapping[int, int], *, over: int) -> bool:
-    """Whether there is room on each of `over` devices; what is unknown is no reason to say no."""
-    return profile.vram_mb is None or all(free >= ceil(profile.vram_mb / over) for free in free_mb.values())
+    """Whether each of `over` devices has room for its share. An unknown need or an unknown reading counts as room."""
+    return profile.vram_mb is None or all(free >= needed_mb(profile.vram_mb, over) for free in free_mb.values())
 
 
-# Is it worth waiting? .................................................................................................
+# Whether waiting for room can help ....................................................................................
 
 
 def room_may_come(profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue) -> bool:
-    """Whether there would be room if every model it may displace became idle: then it is a matter of time.
+    """Whether there is room once every model that `profile` may displace is idle.
 
-    One of them whose size nobody knows may be as large as it takes: unknown is not zero. A poisoned one keeps its room
-    until its neuron is restarted, and no request waits for that.
+    A displaceable model of unknown size may be large enough: unknown is not zero. A stuck one (`poisoned`) keeps its
+    memory until its neuron is restarted, so it does not count.
     """
     if profile.vram_mb is None or not free_mb:
         return True
-    need_mb = ceil(profile.vram_mb / len(free_mb))
-    residents = [held for held in node.models.values() if held.status is not None and not held.is_stuck]
-    lower = [held for held in residents if _may_ever_go(held, profile, catalogue)]
+    need_mb = needed_mb(profile.vram_mb, len(free_mb))
+    residents = [resident for resident in node.models.values() if resident.status is not None and not resident.is_stuck]
+    displaceable = [resident for resident in residents if _may_displace_once_idle(resident, profile, catalogue)]
     for index, free in free_mb.items():
-        sizes_mb = [held_mb(held, index, catalogue) for held in lower]
+        sizes_mb = [resident_mb(resident, index, catalogue) for resident in displaceable]
         known_mb = [size for size in sizes_mb if size is not None]
         if len(known_mb) == len(sizes_mb) and free + sum(known_mb) < need_mb:
             return False
     return True
 
 
-def _may_ever_go(held: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
-    """Once it is idle. What serves an alias until `incoming` is there cannot be what makes room for it."""
-    return not _is_kept(held, incoming, catalogue) and may_displace(incoming.priority, priority_of(held.id, catalogue))
+def _may_displace_once_idle(resident: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
+    return not _serves_until_loaded(resident, incoming, catalogue) and may_displace(
+        incoming.priority, priority_of(resident.id, catalogue)
+    )
 
 
-def _is_kept(held: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
-    return catalogue_id(held.id, catalogue) in catalogue.kept_until_loaded(incoming.id)
+def _serves_until_loaded(resident: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
+    """Whether an alias needs `resident` until `incoming` is loaded: then it cannot make room for `incoming`."""
+    return catalogue_id(resident.id, catalogue) in catalogue.kept_until_loaded(incoming.id)
 
 
 def why_no_room(profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue) -> str:
-    """For the person who is told that there is none: what has the room on this node, or that it is too small."""
-    kept = sorted(
-        held.id for held in node.models.values() if held.status is not None and _is_kept(held, profile, catalogue)
-    )
+    """For operators: which models take the room on this node, or that the node is too small."""
+    residents = [resident for resident in node.models.values() if resident.status is not None]
+    kept = sorted(resident.id for resident in residents if _serves_until_loaded(resident, profile, catalogue))
     if kept:
         return (
-            f"{node.name} is held by {', '.join(kept)}, which serves until it is there;"
-            f' an alias with swap = "cold" moves without that'
+            f"{node.name} is held by {', '.join(kept)}, which serves the alias until '{profile.id}' is loaded;"
+            f' set swap = "cold" on the alias to move it without waiting'
         )
     above = sorted(
-        held.id
-        for held in node.models.values()
-        if held.status is not None and not may_displace(profile.priority, priority_of(held.id, catalogue))
+        resident.id for resident in residents if not may_displace(profile.priority, priority_of(resident.id, catalogue))
     )
-    stuck = sorted(f"{held.id} ({held.status})" for held in node.models.values() if held.is_stuck)
     if above:
-        return f"{node.name} is held by {', '.join(above)}, which it may not displace"
+        return f"{node.name} is held by {', '.join(above)}, whose residency_priority is higher"
+    stuck = sorted(f"{resident.id} ({resident.status})" for resident in node.models.values() if resident.is_stuck)
     if stuck:
-        return f"{node.name} is held by {', '.join(stuck)}, which only its restart frees"
+        return f"{node.name} is held by {', '.join(stuck)}; restart its neuron to free the memory"
     total_mb = sum(device.vram_total_mb for device in node.devices or () if device.index in free_mb)
-    return f"{node.name} has {total_mb} MB where it would go, and not enough of them for models"
+    return f"{node.name} has {total_mb} MB on the devices for it, and too little free even with every model unloaded"
 
 
-def expired(node: Node, now: float, ttl_s: Callable[[str], float]) -> list[NodeModel]:
-    """Loaded models that nobody has used for longer than their time to live; 0 is for ever."""
+# Idle models ..........................................................................................................
+
+
+def idle_models(node: Node, now: float, ttl_s: Callable[[str], float]) -> list[NodeModel]:
+    """The loaded models that have been idle for longer than their time to live. `ttl_s` 0 means no limit."""
     return [
-        held
-        for held in node.models.values()
-        if held.status == "loaded"
-        and not held.leases
-        and not held.others
-        and (allowed := ttl_s(held.id)) > 0
-        and now - _last_used(held)[0] >= allowed
+        resident
+        for resident in node.models.values()
+        if resident.status == "loaded"
+        and not resident.leases
+        and not resident.other_requests
+        and (allowed_s := ttl_s(resident.id)) > 0
+        and now - _last_used(resident)[0] >= allowed_s
     ]

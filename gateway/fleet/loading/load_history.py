@@ -1,4 +1,4 @@
-"""Loads of models: those under way, and what became of the last ones. No I/O: the jobs are the lifecycle's."""
+"""The loads of models: those under way, and what became of the last ones. No I/O; `scheduler.py` runs them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ import trio
 
 from gateway.errors import whole_s
 
-__all__ = ["Load", "LoadStory", "LoadView", "Loads", "Postponed"]
+__all__ = ["Load", "LoadHistory", "LoadPostponed", "LoadRecord", "LoadView"]
 
-DEFAULT_ESTIMATE_S = 30  # Retry-After for a load that nobody has timed yet
-STORIES = 256  # of the last loads, for `cortex explain`; a fleet of ten neurons seldom has that many in a day
+DEFAULT_ESTIMATE_S = 30  # Retry-After for a load that was never timed
+RECORDS = 256  # of the last loads, for `cortex explain`; a fleet of ten neurons seldom has that many in a day
+TIMES = 5  # per node and model, for estimates
 
 LoadOutcome = Literal["loaded", "failed", "postponed"]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadView:
-    """A load under way, for status: seconds so far, and how long earlier ones took (None if there were none).
+    """A load under way, for the admin API.
 
-    `overdue`: it takes so long that those who want the model look for it elsewhere, too.
+    `estimate_s` is how long earlier loads took, None if there were none. `overdue`: the load takes so long that
+    requests for the model look for another node too.
     """
 
     node: str
@@ -35,11 +37,11 @@ class LoadView:
 
 
 @dataclass(slots=True)
-class LoadStory:
-    """What became of a load, for whoever asks later. Times are Trio's clock.
+class LoadRecord:
+    """What became of a load. Times are Trio's clock.
 
-    `outcome` is None while it is under way, then `loaded`, `failed` or `postponed` (what was free when it was decided
-    upon was so no more); `reason` says why, where it did not load. `evicted` are the models that made room for it.
+    `outcome` is None while the load is under way. `postponed`: the free memory that the load was decided by was gone
+    when it began. `reason` says why the model was not loaded; `evicted` are the models that were unloaded for it.
     """
 
     node: str
@@ -52,105 +54,118 @@ class LoadStory:
 
 
 class Load:
-    """One load of one model on one neuron, from the decision to its end.
+    """One load of one model on one node, from the decision to its end.
 
-    `done` wakes the waiters, `over` says that the job has ended: the first without the second when the node is down, or
-    the load `overdue`.
-    `scope` is around the job's calls; cancelling it makes the load fail with `cancelled_for`. `story` outlives it.
+    `done` wakes the requests that wait; `is_over` means that the job has ended. `done` comes first when the node is
+    down or the load is overdue. `scope` is around the job's calls; cancelling it makes the load fail with
+    `cancelled_for`. `record` outlives the load.
     """
 
-    __slots__ = ("began", "cancelled_for", "done", "model", "node", "over", "overdue", "scope", "story", "waiters")
+    __slots__ = (
+        "began_at",
+        "cancelled_for",
+        "done",
+        "is_over",
+        "is_overdue",
+        "model",
+        "node",
+        "record",
+        "scope",
+        "waiters",
+    )
 
     def __init__(self, node: str, model: str) -> None:
         self.node = node
         self.model = model
-        self.began = trio.current_time()
-        self.story = LoadStory(node, model, self.began)
+        self.began_at = trio.current_time()
+        self.record = LoadRecord(node, model, self.began_at)
         self.done = trio.Event()
-        self.over = False
-        self.overdue = False
+        self.is_over = False
+        self.is_overdue = False
         self.scope = trio.CancelScope()
         self.cancelled_for: str | None = None
         self.waiters = 0
 
 
-class Postponed(Exception):
-    """The room that a load was decided upon is not there: no failure, but a reason to decide again."""
+class LoadPostponed(Exception):
+    """The room that a load was decided by is not there. Not a failure: decide again."""
 
 
-class Loads:
-    """All loads of one gateway, by neuron and model. Written by the lifecycle."""
+class LoadHistory:
+    """All loads of one gateway, by node and model."""
 
     def __init__(self) -> None:
         self.under_way: dict[tuple[str, str], Load] = {}
         self._took_s: dict[tuple[str, str], deque[float]] = {}
-        self._stories: deque[LoadStory] = deque(maxlen=STORIES)
+        self._records: deque[LoadRecord] = deque(maxlen=RECORDS)
 
     def begin(self, node: str, model: str) -> Load:
-        """Somebody is about to load this model there."""
+        """Register a load that is about to begin."""
         load = self.under_way[node, model] = Load(node, model)
-        self._stories.append(load.story)
+        self._records.append(load.record)
         return load
 
     def end(self, load: Load) -> None:
-        """However it went."""
+        """The load's job has ended, with any outcome."""
         del self.under_way[load.node, load.model]
-        load.story.ended_at = trio.current_time()
-        load.over = True
+        load.record.ended_at = trio.current_time()
+        load.is_over = True
 
     def note_time(self, load: Load, took_s: float) -> None:
-        """It went well, and took so long."""
-        self._took_s.setdefault((load.node, load.model), deque(maxlen=5)).append(took_s)
+        """Remember how long a successful load took."""
+        self._took_s.setdefault((load.node, load.model), deque(maxlen=TIMES)).append(took_s)
 
-    # Asking ...........................................................................................................
+    # Reading ..........................................................................................................
 
     def to_wait_for(self, model: str, nodes: Iterable[str]) -> Load | None:
-        """The first load of the model on any of these that is worth waiting for, or None."""
+        """The first load of the model on these nodes whose `done` is not set; None if there is none."""
         found = (self.under_way.get((node, model)) for node in nodes)
         return next((load for load in found if load is not None and not load.done.is_set()), None)
 
     def views(self) -> list[LoadView]:
-        """What is being loaded now."""
+        """The loads under way."""
         now = trio.current_time()
         return [
             LoadView(
                 load.node,
                 load.model,
-                now - load.began,
+                now - load.began_at,
                 self.estimate_s(load.node, load.model),
                 load.waiters,
-                load.overdue,
+                load.is_overdue,
             )
             for load in self.under_way.values()
         ]
 
     def estimate_s(self, node: str, model: str) -> float | None:
-        """How long loading this model on this node takes, from the last times; None if it never was."""
-        took = self._took_s.get((node, model))
-        return sum(took) / len(took) if took else None
+        """How long loading this model on this node takes: the mean of the last times, None if there are none."""
+        took_s = self._took_s.get((node, model))
+        return sum(took_s) / len(took_s) if took_s else None
 
     def longest_s(self, node: str, model: str) -> float | None:
-        """The longest of the last times; None if it never was loaded there."""
-        took = self._took_s.get((node, model))
-        return max(took) if took else None
+        """The longest of the last times, None if there are none."""
+        took_s = self._took_s.get((node, model))
+        return max(took_s) if took_s else None
 
     def retry_after_s(self, model: str) -> int:
         """When to ask again for a model that is being loaded, in whole seconds."""
         now = trio.current_time()
-        left = [
-            (self.estimate_s(load.node, model) or DEFAULT_ESTIMATE_S) - (now - load.began)
+        remaining_s = [
+            (self.estimate_s(load.node, model) or DEFAULT_ESTIMATE_S) - (now - load.began_at)
             for load in self.under_way.values()
             if load.model == model
         ]
-        return whole_s(min(left, default=DEFAULT_ESTIMATE_S))
+        return whole_s(min(remaining_s, default=DEFAULT_ESTIMATE_S))
 
     def earlier(self, model: str) -> str:
-        """How long loads of the model took before, as the rest of a sentence; empty if nobody knows."""
-        known = {node: self.estimate_s(node, model) for node, name in self._took_s if name == model}
-        told = ", ".join(f"{took_s:.0f} s on {node}" for node, took_s in sorted(known.items()) if took_s is not None)
-        return f"; earlier loads took {told}" if told else ""
+        """How long earlier loads of the model took, as the end of a sentence; empty if there were none."""
+        estimates = {node: self.estimate_s(node, model) for node, name in self._took_s if name == model}
+        known = ", ".join(
+            f"{took_s:.0f} s on {node}" for node, took_s in sorted(estimates.items()) if took_s is not None
+        )
+        return f"; earlier loads took {known}" if known else ""
 
-    def between(self, model: str, since: float, until: float) -> list[LoadStory]:
-        """The loads of the model that were under way in between, by Trio's clock; the oldest first."""
-        stories = (story for story in self._stories if story.model == model and story.began_at <= until)
-        return [story for story in stories if story.ended_at is None or story.ended_at >= since]
+    def between(self, model: str, since: float, until: float) -> list[LoadRecord]:
+        """The loads of the model that were under way in this time (Trio's clock), oldest first."""
+        records = (record for record in self._records if record.model == model and record.began_at <= until)
+        return [record for record in records if record.ended_at is None or record.ended_at >= since]

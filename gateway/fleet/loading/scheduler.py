@@ -1,13 +1,13 @@
-"""Cold loads and evictions: one job at a time per neuron, in a task of its own that outlives whoever asked.
+"""`LoadScheduler`: loads and unloads models, one job at a time per node. Jobs outlive the requests that asked for them.
 
-`routing.choose` says that a model is worth loading and where; here it is loaded, once, whoever and however many ask.
-A waiter that leaves changes nothing: the neuron cannot be told to stop, so the load runs to its end and serves the
-next. Loads are jobs of the gateway's nursery, never of a request's.
+`routing/choose.py` decides that a model should be loaded and which nodes could have it. Here the model is loaded once,
+however many requests wait for it. A request that leaves changes nothing: a neuron cannot abort a load, so the load runs
+to its end and serves the next request. Jobs run in the gateway's nursery, never in a request's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NoReturn
 
 import structlog
@@ -17,42 +17,45 @@ from catalogue.models import ModelProfile
 from catalogue.source import CatalogueSource
 from gateway.config.settings import Settings
 from gateway.errors import NoRoom, ServiceUnavailable
+from gateway.fleet.changes import FleetChange
 from gateway.fleet.control.types import LoadingApi, NeuronError
 from gateway.fleet.loading import eviction
-from gateway.fleet.loading.backoff import Backoffs, FailingView
+from gateway.fleet.loading.backoff import FailedLoadView, LoadBackoffs
 from gateway.fleet.loading.load import Loader
-from gateway.fleet.loading.load_history import Load, Loads, LoadStory, LoadView, Postponed
-from gateway.fleet.loading.make_room import Room
+from gateway.fleet.loading.load_history import Load, LoadHistory, LoadPostponed, LoadRecord, LoadView
+from gateway.fleet.loading.make_room import RoomMaker
 from gateway.fleet.loading.unload import Unloader
+from gateway.fleet.model_names import profile_of
 from gateway.fleet.node import NodeModel
-from gateway.fleet.routing.choose import Candidate, ColdLoad, Decision, Fit, WaitForLoad, is_guarded
-from gateway.fleet.state import Fleet, FleetChange
-from gateway.telemetry.metrics import Metrics
+from gateway.fleet.routing.choose import ColdLoad, Decision, WaitForLoad
+from gateway.fleet.routing.placement import Candidate, Fit, is_guarded
+from gateway.fleet.state import Fleet
 
-__all__ = ["Lifecycle"]
+__all__ = ["LoadScheduler"]
 
-RECHECK_S = 1.0  # how long to wait for news before looking again: VRAM changes without anybody telling us
-SETTLE_S = 0.05  # after news: a hundred waiters that wake together look once, not at every lease that comes back
-IDLE_LOOK_INTERVAL_S = 1.0
-# A load is overdue after so many times the longest of the last ones, but not before this: the first one after a reboot
-# reads from the disk what later ones find in memory. Without earlier ones, after half of `deadlines.load_seconds`.
+RECHECK_S = 1.0  # free memory changes without an event, so waiting requests also decide again after this time
+SETTLE_S = 0.05  # after an event: a hundred requests that wake together decide once, not at every lease that ends
+IDLE_CHECK_INTERVAL_S = 1.0
+# A load is overdue after this many times the longest of the last ones, but not sooner than this: the first load after a
+# reboot reads from the disk what later ones find in memory. Without earlier loads: half of `deadlines.load_seconds`.
 OVERDUE_FACTOR, OVERDUE_AT_LEAST_S = 4, 120.0
-PATIENCE_S = 30.0  # how old the job of a better place may be before we take the next best; a job that hangs is older
-NO_ROOM_RETRY_S = 30  # contract section 13
+PATIENCE_S = 30.0  # while the job on a better node is younger than this, a load waits for it; an older job may hang
+NO_ROOM_RETRY_S = 30
 
 log = structlog.get_logger("cortex.lifecycle")
 
 
-class Lifecycle:
-    """Makes models become loaded, and unloads them.
+class LoadScheduler:
+    """Loads and unloads the models of one fleet.
 
     Args:
-        fleet: Read for deciding, told of every step.
-        catalogue: For profiles and residency classes.
+        fleet: Read for decisions, updated at every step.
+        catalogue: For profiles and residency priorities.
         neurons: One control API per node, by name. Not closed here.
         settings: `[eviction]` and `[deadlines]`.
-        metrics: Counts evictions and cold starts.
-        poke: Asks for a poll of a node.
+        count_cold_start: Called with model and node when a load begins.
+        count_eviction: Called with model and node after each unload.
+        poll_soon: Asks for a poll of a node.
     """
 
     def __init__(
@@ -62,116 +65,122 @@ class Lifecycle:
         catalogue: CatalogueSource,
         neurons: Mapping[str, LoadingApi],
         settings: Settings,
-        metrics: Metrics,
+        count_cold_start: Callable[[str, str], None],
+        count_eviction: Callable[[str, str], None],
         poll_soon: Callable[[str], None],
     ) -> None:
         self._fleet = fleet
         self._catalogue = catalogue
         self._settings = settings
-        self._metrics = metrics
-        self._poke = poll_soon
+        self._count_cold_start = count_cold_start
+        self._poll_soon = poll_soon
         self._nursery: trio.Nursery | None = None
-        self._busy: dict[str, float] = {}  # nodes with a job, since when: two models that want one room take turns
-        self._loads = Loads()
-        self._backoffs = Backoffs()
+        self._busy_since: dict[str, float] = {}  # nodes with a job; loads that compete for memory must not overlap
+        self._history = LoadHistory()
+        self._backoffs = LoadBackoffs()
         self._unloader = Unloader(
-            fleet, neurons=neurons, metrics=metrics, defrag_after_cycles=settings.eviction.defrag_after_cycles
-        )
-        self._room = Room(
             fleet,
-            catalogue=catalogue,
             neurons=neurons,
-            unloader=self._unloader,
-            min_residency_s=settings.eviction.min_residency_seconds,
+            count_eviction=count_eviction,
+            defrag_after_cycles=settings.eviction.defrag_after_cycles,
         )
         self._loader = Loader(
             fleet,
             neurons=neurons,
-            room=self._room,
-            loads=self._loads,
+            room_maker=RoomMaker(
+                fleet,
+                catalogue=catalogue,
+                neurons=neurons,
+                unloader=self._unloader,
+                min_residency_s=settings.eviction.min_residency_seconds,
+            ),
+            history=self._history,
             backoffs=self._backoffs,
             load_s=settings.deadlines.load_seconds,
             poll_soon=poll_soon,
         )
-        fleet.observers.append(self._look_after_loads)
+        fleet.observers.append(self._fleet_changed)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the jobs and look for idle models, until cancelled."""
+        """Own the jobs and unload idle models, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await self._unload_the_idle_for_ever()
+            await self._unload_idle_models()
 
-    # What is known ....................................................................................................
+    # Reading ..........................................................................................................
 
     def loads(self) -> list[LoadView]:
-        """What is being loaded now."""
-        return self._loads.views()
+        """The loads under way."""
+        return self._history.views()
 
-    def failing(self) -> list[FailingView]:
-        """What could not be loaded, the last time it was tried."""
+    def failing(self) -> list[FailedLoadView]:
+        """The nodes and models whose last load failed."""
         return self._backoffs.views()
 
     def estimate_s(self, node: str, model: str) -> float | None:
-        """See Loads."""
-        return self._loads.estimate_s(node, model)
+        """How long loading this model on this node takes, None if it was never timed."""
+        return self._history.estimate_s(node, model)
 
     def retry_after_s(self, model: str) -> int:
-        """See Loads."""
-        return self._loads.retry_after_s(model)
+        """When to ask again for a model that is being loaded, in whole seconds."""
+        return self._history.retry_after_s(model)
 
     def earlier_loads(self, model: str) -> str:
-        """See Loads."""
-        return self._loads.earlier(model)
+        """How long earlier loads of the model took, as the end of a sentence; empty if there were none."""
+        return self._history.earlier(model)
 
-    def loads_between(self, model: str, since: float, until: float) -> list[LoadStory]:
-        """See Loads."""
-        return self._loads.between(model, since, until)
+    def loads_between(self, model: str, since: float, until: float) -> list[LoadRecord]:
+        """The loads of the model that were under way in this time (Trio's clock), oldest first."""
+        return self._history.between(model, since, until)
 
     # Waiting for a model ..............................................................................................
 
     async def wait_until_routable(self, decision: Decision) -> None:
-        """Wait for the load that `decision` speaks of, starting it if nobody has. Then it is worth choosing again.
+        """Wait for the load that `decision` names, and start it if it is not under way. Then choose again.
 
         Raises:
-            ColdLoadFailed: Every feasible neuron has tried and failed; each says when it may be tried again.
-            NoRoom: Only models that this one may not displace hold the room.
+            ColdLoadFailed: The load failed on every feasible node, and none may be tried again yet.
+            NoRoom: The memory is held by models that this one may not displace.
+            ServiceUnavailable: `run` has not started.
         """
-        load = self._join(decision) if isinstance(decision, ColdLoad) else self._awaited(decision)
+        if isinstance(decision, ColdLoad):
+            load = self._find_or_start_load(decision)
+        elif isinstance(decision, WaitForLoad):
+            load = self._history.to_wait_for(decision.model_id, decision.nodes)
+        else:
+            load = None
         if load is None:
-            await self._wait_for_news()
+            await self._wait_for_change()
             return
         load.waiters += 1
         try:
             await load.done.wait()
         finally:
-            self._leave(load)
+            self._stop_waiting(load)
 
-    def _leave(self, load: Load) -> None:
-        """The last one of a load that is over frees the node: nobody takes the model from under those who waited.
+    def _stop_waiting(self, load: Load) -> None:
+        """The last request that waited for a finished load frees the node.
 
-        Whoever goes on from here takes its lease before the next checkpoint, hence before anybody can decide to evict.
+        Each request takes its lease before its next checkpoint, so no other job can evict the model before that.
         """
         load.waiters -= 1
-        if load.over and not load.waiters:
-            self._busy.pop(load.node, None)
+        if load.is_over and not load.waiters:
+            self._busy_since.pop(load.node, None)
 
-    def _awaited(self, decision: Decision) -> Load | None:
-        return self._loads.to_wait_for(decision.model_id, decision.nodes) if isinstance(decision, WaitForLoad) else None
-
-    async def _wait_for_news(self) -> None:
+    async def _wait_for_change(self) -> None:
         with trio.move_on_after(RECHECK_S):
             await self._fleet.wait_changed()
         await trio.sleep(SETTLE_S)
 
-    def _look_after_loads(self, change: FleetChange) -> None:
-        """When a node goes down, or comes back.
+    def _fleet_changed(self, change: FleetChange) -> None:
+        """Handle a node that goes down or comes back during a load.
 
-        Down: the waiters look for another neuron, while the job notices by itself when its call breaks. It may not:
-        a host that lost its power says nothing. So when the node is back and has been up for less time than our load
-        has taken, that load is forgotten there, and its job would wait for nothing.
+        Down: the requests look for another node, and the job ends when its call breaks. The call may never break: a
+        host that loses its power sends nothing. So when the node is back, and has been up for less time than the load,
+        the neuron has forgotten the load, and the job is cancelled.
         """
-        for load in [load for load in self._loads.under_way.values() if load.node == change.node]:
+        for load in [load for load in self._history.under_way.values() if load.node == change.node]:
             if change.kind == "neuron_down":
                 load.done.set()
             elif change.kind == "neuron_up" and self._was_restarted_since(load):
@@ -180,185 +189,211 @@ class Lifecycle:
 
     def _was_restarted_since(self, load: Load) -> bool:
         uptime_s = self._fleet.nodes[load.node].uptime_s
-        # Neurons count whole seconds, and from when they felt like it.
-        return uptime_s is not None and uptime_s + 2 < trio.current_time() - load.began
+        # 2: neurons count whole seconds, and may begin to count a little after the start.
+        return uptime_s is not None and uptime_s + 2 < trio.current_time() - load.began_at
 
     # Deciding, in one synchronous step ................................................................................
 
-    def _join(self, wanted: ColdLoad) -> Load | None:
-        """The load to wait for, started now if need be; None to wait for room or for a busy neuron first."""
+    def _find_or_start_load(self, wanted: ColdLoad) -> Load | None:
+        """The load to wait for, started if need be; None to wait for memory or for a busy node first."""
         profile = wanted.profile
-        # Not one on a neuron that is no candidate: it is being drained, or somebody wants the model elsewhere too.
-        places = [candidate.node for candidate in wanted.candidates]
-        if (under_way := self._loads.to_wait_for(profile.id, places)) is not None:
+        # A load on another node does not count: that node drains, or this request cannot use it.
+        nodes = [candidate.node for candidate in wanted.candidates]
+        if (under_way := self._history.to_wait_for(profile.id, nodes)) is not None:
             return under_way
-        failing = self._backoffs
-        usable = [place for place in wanted.candidates if not failing.is_backing_off(place.node, profile.id)]
+        backoffs = self._backoffs
+        usable = [
+            candidate for candidate in wanted.candidates if not backoffs.is_backing_off(candidate.node, profile.id)
+        ]
         if not usable:
-            raise failing.all_failed(profile.id, places)
+            raise backoffs.all_failed(profile.id, nodes)
         ready = [candidate for candidate in usable if candidate.fit is not Fit.FULL]
         if not ready:
             self._refuse_unless_room_may_come(profile, usable, set(wanted.candidates) - set(usable))
             return None
-        ranked = sorted((self._preference(profile, candidate), candidate) for candidate in ready)
-        best = ranked[0][1]
-        idle = [(rank, candidate) for rank, candidate in ranked if candidate.node not in self._busy]
-        if not idle:
-            return None
-        rank, candidate = idle[0]
-        if rank[:2] > ranked[0][0][:2] and self._is_worth_waiting_for(best.node):
-            return None
-        return self._start(profile, candidate)
+        candidate = self._choose_candidate(profile, ready)
+        return None if candidate is None else self._start(profile, candidate)
 
-    def _is_worth_waiting_for(self, node: str) -> bool:
-        """Whether the job on a better place began lately: one that hangs must not keep a model from all the others."""
-        return trio.current_time() - self._busy[node] < PATIENCE_S
-
-    def _preference(self, profile: ModelProfile, candidate: Candidate) -> tuple[int, bool, int, str]:
-        """As routing has it, but among evictions those that spare the young (thrash) come first."""
-        thrashes = candidate.fit is Fit.AFTER_EVICTION and not self._room.spares_the_young(profile, candidate)
-        return candidate.fit, thrashes, -(candidate.free_mb or 0), candidate.node
+    def _choose_candidate(self, profile: ModelProfile, ready: Sequence[Candidate]) -> Candidate | None:
+        """The best candidate without a job; None to wait for a better one whose job is not old."""
+        loaded_before = trio.current_time() - self._settings.eviction.min_residency_seconds
+        ranked = eviction.rank_candidates(
+            profile, ready, self._fleet, self._catalogue.current, loaded_before=loaded_before
+        )
+        best_rank, best = ranked[0]
+        free = next(((rank, candidate) for rank, candidate in ranked if candidate.node not in self._busy_since), None)
+        if free is None:
+            return None
+        rank, candidate = free
+        is_worse = (rank.fit, rank.evicts_young) > (best_rank.fit, best_rank.evicts_young)
+        if is_worse and trio.current_time() - self._busy_since[best.node] < PATIENCE_S:
+            return None
+        return candidate
 
     def _refuse_unless_room_may_come(
-        self, profile: ModelProfile, candidates: list[Candidate], failed: Collection[Candidate]
+        self, profile: ModelProfile, candidates: Sequence[Candidate], failed: Collection[Candidate]
     ) -> None:
+        """Return if memory may become free on a candidate. `failed` are those that back off after a failed load.
+
+        Raises:
+            ColdLoadFailed: Not here, but a node in `failed` has room.
+            NoRoom: On no node.
+        """
         nodes = [candidate.node for candidate in candidates]
-        unsettled = any(node in self._busy or not self._fleet.is_confirmed(node) for node in nodes)
-        if unsettled or self._room.may_come(profile, candidates):
-            for node in nodes:
-                if node not in self._busy:  # a job pokes when it ends
-                    self._poke(node)
+        unsettled = any(node in self._busy_since or not self._fleet.is_confirmed(node) for node in nodes)
+        places = [(self._fleet.nodes[candidate.node], candidate.devices) for candidate in candidates]
+        catalogue = self._catalogue.current
+        if unsettled or any(
+            eviction.room_may_come(profile, node, node.free_mb(devices), catalogue) for node, devices in places
+        ):
+            for name in nodes:
+                if name not in self._busy_since:  # a job asks for a poll when it ends
+                    self._poll_soon(name)
             return
-        told = self._room.why_none(profile, candidates)
-        if failed:  # there would be room where it failed lately, and is tried again before long
-            raise self._backoffs.all_failed(profile.id, [candidate.node for candidate in failed], f"; {told}")
-        raise NoRoom(f"no room for model '{profile.id}' ({profile.vram_mb} MB): {told}", retry_after_s=NO_ROOM_RETRY_S)
+        reasons = "; ".join(
+            eviction.why_no_room(profile, node, node.free_mb(devices), catalogue) for node, devices in places
+        )
+        if failed:
+            raise self._backoffs.all_failed(profile.id, [candidate.node for candidate in failed], f"; {reasons}")
+        raise NoRoom(
+            f"no room for model '{profile.id}' ({profile.vram_mb} MB): {reasons}", retry_after_s=NO_ROOM_RETRY_S
+        )
+
+    # Load jobs ........................................................................................................
 
     def _start(self, profile: ModelProfile, candidate: Candidate) -> Load:
         if self._nursery is None:
-            raise ServiceUnavailable("this gateway cannot load models yet", retry_after_s=1)
-        load = self._loads.begin(candidate.node, profile.id)
-        self._busy[candidate.node] = load.began
+            raise ServiceUnavailable("this gateway is starting and cannot load models yet", retry_after_s=1)
+        load = self._history.begin(candidate.node, profile.id)
+        self._busy_since[candidate.node] = load.began_at
         self._fleet.loading(candidate.node, profile.id)
-        self._metrics.cold_starts(profile.id, candidate.node).inc()
+        self._count_cold_start(profile.id, candidate.node)
         self._nursery.start_soon(self._run_load, load, profile, candidate)
         self._nursery.start_soon(self._watch_for_overdue, load)
         return load
 
-    async def _watch_for_overdue(self, load: Load) -> None:
-        """A load that hangs is no failure yet, and its job goes on; but the model may be had elsewhere meanwhile."""
-        with trio.move_on_after(self._overdue_s(load)):
-            await load.done.wait()
-            return
-        log.warning("load_overdue", node=load.node, model=load.model, elapsed_s=trio.current_time() - load.began)
-        load.overdue = True
-        self._fleet.overdue(load.node, load.model)
-        load.done.set()
-
-    def _overdue_s(self, load: Load) -> float:
-        latest_s = self._settings.deadlines.load_seconds / 2
-        longest_s = self._loads.longest_s(load.node, load.model)
-        return latest_s if longest_s is None else min(max(OVERDUE_FACTOR * longest_s, OVERDUE_AT_LEAST_S), latest_s)
-
     async def _run_load(self, load: Load, profile: ModelProfile, candidate: Candidate) -> None:
-        """The job. Whatever happens, the fleet is told how it ended, the node is free again and the waiters wake."""
         try:
             await self._loader.load(load, profile, candidate)
         finally:
             self._end(load)
 
     def _end(self, load: Load) -> None:
-        """However it went: the waiters wake, and the node is free when the last of them has gone on."""
-        held = self._fleet.nodes[load.node].models.get(load.model)
-        if held is not None and held.change == "loading":  # it did not come to an end that the fleet was told of
+        """With any outcome: wake the requests that wait. The last one of them frees the node."""
+        model = self._fleet.nodes[load.node].models.get(load.model)
+        if (
+            model is not None and model.change == "loading"
+        ):  # the load neither succeeded nor failed in the fleet's books
             self._fleet.unchanged(load.node, load.model)
-        self._loads.end(load)
+        self._history.end(load)
         if not load.waiters:
-            self._busy.pop(load.node, None)
-        self._poke(load.node)
+            self._busy_since.pop(load.node, None)
+        self._poll_soon(load.node)
         load.done.set()
 
-    # At an operator's word ............................................................................................
+    async def _watch_for_overdue(self, load: Load) -> None:
+        """Let the requests of an overdue load look for another node. Its job goes on: it has not failed yet."""
+        with trio.move_on_after(self._overdue_s(load)):
+            await load.done.wait()
+            return
+        log.warning("load_overdue", node=load.node, model=load.model, elapsed_s=trio.current_time() - load.began_at)
+        load.is_overdue = True
+        self._fleet.overdue(load.node, load.model)
+        load.done.set()
 
-    def unload(self, node: str, model: str) -> None:
-        """Unload a model from a node, in a job of our own. Raises ServiceUnavailable if it cannot begin now."""
-        held = self._fleet.nodes[node].models.get(model)
-        if self._nursery is None:
-            raise ServiceUnavailable("this gateway cannot unload models yet", retry_after_s=1)
-        if node in self._busy:
-            raise ServiceUnavailable(f"{node} is busy with another load or unload", retry_after_s=5)
-        if held is None or held.status != "loaded":
-            state = "gone" if held is None else held.status
-            raise ServiceUnavailable(f"'{model}' on {node} is {state}, not loaded", retry_after_s=5)
-        if held.leases:
-            under_way = f"{held.leases} request{'s' * (held.leases != 1)} of ours under way"
-            raise ServiceUnavailable(f"'{model}' on {node} is in use: {under_way}", retry_after_s=5)
-        if is_guarded(model, self._catalogue.current):
-            raise ServiceUnavailable(f"'{model}' is needed by an alias that is being swapped", retry_after_s=30)
-        self._begin_unload(held)
+    def _overdue_s(self, load: Load) -> float:
+        latest_s = self._settings.deadlines.load_seconds / 2
+        longest_s = self._history.longest_s(load.node, load.model)
+        return latest_s if longest_s is None else min(max(OVERDUE_FACTOR * longest_s, OVERDUE_AT_LEAST_S), latest_s)
+
+    # For operators ....................................................................................................
 
     def load(self, wanted: ColdLoad) -> str:
-        """Load a model in a job of our own, or find the job that does; the node.
+        """Start a load, or find the one under way; returns the node's name.
 
         Raises:
-            ServiceUnavailable: It cannot begin now: the neurons are busy, or their room is in use.
-            ColdLoadFailed, NoRoom: As `wait_until_routable` does.
+            ServiceUnavailable: No node can begin now: each has another job, or its memory is in use.
+            ColdLoadFailed, NoRoom: As `wait_until_routable`.
         """
-        load = self._join(wanted)
+        load = self._find_or_start_load(wanted)
         if load is None:
-            named = ", ".join(candidate.node for candidate in wanted.candidates)
+            nodes = ", ".join(candidate.node for candidate in wanted.candidates)
             raise ServiceUnavailable(
-                f"'{wanted.profile.id}' cannot be loaded now: {named} busy, or the room in use", retry_after_s=5
+                f"'{wanted.profile.id}' cannot be loaded now: another job runs on {nodes}, or the memory is in use",
+                retry_after_s=5,
             )
         return load.node
 
     def load_at_engine(self, node: str, model: str) -> None:
-        """Have an engine take one of its models into memory. Raises ServiceUnavailable if it cannot begin now.
+        """Start loading an engine's own model into its memory. The engine serves the model meanwhile.
 
-        Which models it lists and whether they are in memory are two things: it goes on serving them meanwhile.
+        Raises:
+            ServiceUnavailable: The node has another job.
         """
-        if node in self._busy:
+        if node in self._busy_since:
             raise ServiceUnavailable(f"{node} is busy with another load", retry_after_s=5)
         self._start(ModelProfile(model, "openai"), Candidate(node, (), Fit.UNKNOWN, None))
 
-    # Idle models ......................................................................................................
+    def unload(self, node: str, model: str) -> None:
+        """Start unloading a model. `model` is the node's name for it.
 
-    async def _unload_the_idle_for_ever(self) -> NoReturn:
+        Raises:
+            ServiceUnavailable: It is not loaded, or in use, or guarded, or the node has another job.
+        """
+        resident = self._fleet.nodes[node].models.get(model)
+        if self._nursery is None:
+            raise ServiceUnavailable("this gateway is starting and cannot unload models yet", retry_after_s=1)
+        if node in self._busy_since:
+            raise ServiceUnavailable(f"{node} is busy with another load or unload", retry_after_s=5)
+        if resident is None:
+            raise ServiceUnavailable(f"'{model}' is not on {node}", retry_after_s=5)
+        if resident.status != "loaded":
+            raise ServiceUnavailable(f"'{model}' on {node} is {resident.status}, not loaded", retry_after_s=5)
+        if resident.leases:
+            requests = f"{resident.leases} request{'s' * (resident.leases != 1)}"
+            raise ServiceUnavailable(f"'{model}' on {node} is in use by {requests} of this gateway", retry_after_s=5)
+        if is_guarded(model, self._catalogue.current):
+            raise ServiceUnavailable(f"'{model}' is needed by an alias that is being swapped", retry_after_s=30)
+        self._begin_unload(resident)
+
+    # Unload jobs ......................................................................................................
+
+    async def _unload_idle_models(self) -> NoReturn:
         while True:
-            await trio.sleep(IDLE_LOOK_INTERVAL_S)
+            await trio.sleep(IDLE_CHECK_INTERVAL_S)
             now = trio.current_time()
             for node in self._fleet.nodes.values():
-                if node.healthy and node.takes_placements and node.name not in self._busy:
-                    for held in eviction.expired(node, now, self._ttl_s)[:1]:
-                        self._begin_unload(held)
+                if node.healthy and node.takes_placements and node.name not in self._busy_since:
+                    for resident in eviction.idle_models(node, now, self._ttl_s)[:1]:
+                        self._begin_unload(resident)
 
     def _ttl_s(self, model: str) -> float:
         if is_guarded(model, self._catalogue.current):
             return 0.0
-        profile = self._catalogue.current.models.get(model)
+        profile = profile_of(model, self._catalogue.current)
         if profile is not None and profile.idle_ttl_seconds is not None:
             return profile.idle_ttl_seconds
         if profile is not None and profile.pinned_on:
-            return 0.0  # who pins a model wants it there; a TTL of its own says otherwise
+            return 0.0  # a pin means that the model is to stay, unless the profile has a TTL of its own
         return self._settings.eviction.idle_ttl_seconds
 
-    def _begin_unload(self, held: NodeModel) -> None:
+    def _begin_unload(self, resident: NodeModel) -> None:
         if self._nursery is None:
             return
-        self._busy[held.node.name] = trio.current_time()
-        self._fleet.unloading(held.node.name, held.id)
-        self._nursery.start_soon(self._run_unload, held.node.name, held.id)
+        self._busy_since[resident.node.name] = trio.current_time()
+        self._fleet.unloading(resident.node.name, resident.id)
+        self._nursery.start_soon(self._run_unload, resident.node.name, resident.id)
 
     async def _run_unload(self, node: str, model: str) -> None:
-        done = False
+        is_done = False
         try:
-            await self._unloader.until_quiet(self._fleet.nodes[node], {model})
+            await self._unloader.wait_until_quiet(self._fleet.nodes[node], {model})
             await self._unloader.unload(node, model)
-            done = True
-        except (NeuronError, Postponed) as error:
+            is_done = True
+        except (NeuronError, LoadPostponed) as error:
             log.warning("unload_failed", node=node, model=model, reason=str(error))
         finally:
-            if not done:
+            if not is_done:
                 self._fleet.unchanged(node, model)
-            self._busy.pop(node, None)
-            self._poke(node)
+            self._busy_since.pop(node, None)
+            self._poll_soon(node)

@@ -1,95 +1,105 @@
-"""An unload, step by step: nothing is in the model any more, and it is gone. Which one, others decide."""
+"""Unloads, step by step: wait until no request is left in the model, call the neuron, tell the fleet.
+
+Which models are unloaded is decided by `eviction.py`, or by an operator.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 import trio
 
 from gateway.fleet.control.types import LoadingApi, NeuronError, NeuronRefused
-from gateway.fleet.loading.load_history import Postponed
+from gateway.fleet.loading.load_history import LoadPostponed
 from gateway.fleet.node import Node, NodeModel
 from gateway.fleet.state import Fleet
-from gateway.telemetry.metrics import Metrics
 
 __all__ = ["Unloader"]
 
 UNLOAD_DEADLINE_S = 60.0
-QUIET_DEADLINE_S = 10.0  # for a victim's last request, already gone from here, to leave the neuron too
+QUIET_DEADLINE_S = 10.0  # for the neuron to end a request that has ended here already
 ASK_INTERVAL_S = 0.05
 
 log = structlog.get_logger("cortex.lifecycle")
 
 
 class Unloader:
-    """Unloads, in its caller's task.
+    """Unloads models in the caller's task.
 
     Args:
-        fleet: Told of every step.
+        fleet: Updated at every step.
         neurons: One control API per node, by name.
-        metrics: Counts evictions.
-        defrag_after_cycles: After so many unloads of a node its operator is advised to restart it; 0 is never.
+        count_eviction: Called with model and node after each unload.
+        defrag_after_cycles: After every so many unloads on a node, log the advice to restart it; 0 is never.
     """
 
     def __init__(
-        self, fleet: Fleet, *, neurons: Mapping[str, LoadingApi], metrics: Metrics, defrag_after_cycles: int
+        self,
+        fleet: Fleet,
+        *,
+        neurons: Mapping[str, LoadingApi],
+        count_eviction: Callable[[str, str], None],
+        defrag_after_cycles: int,
     ) -> None:
         self._fleet = fleet
         self._neurons = neurons
-        self._metrics = metrics
+        self._count_eviction = count_eviction
         self._defrag_after_cycles = defrag_after_cycles
         self._cycles: Counter[str] = Counter()
 
     async def evict(self, node: Node, victims: Sequence[NodeModel]) -> None:
-        """All of a plan, or as many as the neuron lets go; no new request goes to any of them from the start.
+        """Unload all victims, or as many as the neuron allows. From the start no new request goes to any of them.
 
         Raises:
-            Postponed: They do not fall quiet.
-            NeuronError: The neuron would not unload one.
+            LoadPostponed: A victim stays busy.
+            NeuronError: The neuron did not unload a victim.
         """
-        for held in victims:
-            self._fleet.unloading(node.name, held.id)
+        for victim in victims:
+            self._fleet.unloading(node.name, victim.id)
         unloaded = 0
         try:
-            await self.until_quiet(node, {held.id for held in victims})
-            for held in victims:
-                await self.unload(node.name, held.id)
+            await self.wait_until_quiet(node, {victim.id for victim in victims})
+            for victim in victims:
+                await self.unload(node.name, victim.id)
                 unloaded += 1
         finally:
-            for held in victims[unloaded:]:
-                self._fleet.unchanged(node.name, held.id)
+            for victim in victims[unloaded:]:
+                self._fleet.unchanged(node.name, victim.id)
 
-    async def until_quiet(self, node: Node, victims: set[str]) -> None:
-        """Nothing of ours is in them, and nothing new goes there; the neuron may still be ending what was cancelled.
+    async def wait_until_quiet(self, node: Node, models: set[str]) -> None:
+        """Wait until the neuron counts no request in these models. It may still be ending requests that were cancelled.
 
-        Raises Postponed if it takes too long.
+        Raises:
+            LoadPostponed: It takes too long.
         """
         with trio.move_on_after(QUIET_DEADLINE_S) as scope:
-            while await self._are_busy(node, victims):  # noqa: ASYNC110 - another machine, without events
+            while await self._are_busy(node, models):  # noqa: ASYNC110 - another machine, without events
                 await trio.sleep(ASK_INTERVAL_S)
         if scope.cancelled_caught:
-            raise Postponed(f"{', '.join(sorted(victims))} still busy after {QUIET_DEADLINE_S:g} s, not evicted")
+            raise LoadPostponed(
+                f"not evicted: {', '.join(sorted(models))} still had requests after {QUIET_DEADLINE_S:g} s"
+            )
 
     async def _are_busy(self, node: Node, models: set[str]) -> bool:
         health = await self._neurons[node.name].health()
         return any(counter.id in models and counter.in_flight for counter in health.models or ())
 
     async def unload(self, node: str, model: str) -> None:
-        """Return when it is gone. Raises NeuronError."""
+        """Return when the model is unloaded. Raises NeuronError."""
         with trio.move_on_after(UNLOAD_DEADLINE_S) as scope:
-            refusal = await self._ask_to_unload(node, model)
+            refusal = await self._call_unload(node, model)
             if refusal is not None and not await self._is_gone(node, model, refusal):
                 raise refusal
         if scope.cancelled_caught:
-            raise NeuronError(f"no answer to the unload of {model} within {UNLOAD_DEADLINE_S:g} s")
+            raise NeuronError(f"the neuron did not answer the unload of {model} within {UNLOAD_DEADLINE_S:g} s")
         self._fleet.dropped(node, model)
-        self._metrics.evictions(model, node).inc()
-        self._count_cycle(node)
+        self._count_eviction(model, node)
+        self._advise_restart(node)
         log.info("evicted", node=node, model=model)
 
-    async def _ask_to_unload(self, node: str, model: str) -> NeuronRefused | None:
+    async def _call_unload(self, node: str, model: str) -> NeuronRefused | None:
         try:
             await self._neurons[node].unload(model)
         except NeuronRefused as refusal:
@@ -97,12 +107,12 @@ class Unloader:
         return None
 
     async def _is_gone(self, node: str, model: str, refusal: NeuronRefused) -> bool:
-        """404 is both "not here", which is what we want, and "I will not": its list tells which."""
+        """A 404 means either "not here", which is the goal, or "refused". The neuron's list of models tells which."""
         if refusal.status != 404:
             return False
         return all(entry.id != model or entry.status == "unloaded" for entry in await self._neurons[node].models())
 
-    def _count_cycle(self, node: str) -> None:
+    def _advise_restart(self, node: str) -> None:
         self._cycles[node] += 1
         every = self._defrag_after_cycles
         if every and self._cycles[node] % every == 0:

@@ -1,25 +1,34 @@
-"""`choose`: where one request goes, or why nowhere. Pure: decides on one view of the fleet, changes nothing, no I/O.
+"""`choose`: where one request goes, or why it cannot go anywhere. Reads the fleet once, changes nothing, does no I/O.
 
-The order of the questions is the contract's, section 6. What is worth waiting for or loading is returned and left to
-the lifecycle; what ends the request is raised.
+The checks, in order:
+
+    a routable replica ------------------------> Route, or WaitForSlot under `max_concurrent`
+    no healthy node ---------------------------> 503 "no healthy nodes available"
+    the model is recovering somewhere ---------> 503
+    a node loads it, or is about to -----------> WaitForLoad
+    in the catalogue, a node could hold it ----> ColdLoad
+    in the catalogue, no node could -----------> 503, no_feasible_neuron if no absent node could either
+    known to a node only, or to nobody --------> 503, or 404
+
+Waiting and loading are the caller's work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from enum import IntEnum
 from math import ceil
 from typing import NamedTuple
 
-from catalogue.models import DEFAULT_PRIORITY, Catalogue, ModelProfile
-from catalogue.placement import feasible, may_displace
+from catalogue.models import Catalogue, ModelProfile
 from gateway.config.engine_traits import PLAIN, Backend
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet.engine_access import EngineAccess
+from gateway.fleet.model_names import holders_of, names_on_neurons, replicas_of
 from gateway.fleet.node import Node, NodeModel
+from gateway.fleet.routing.placement import Candidate, candidate_on, load_rank, may_be_feasible
 from gateway.fleet.state import Fleet
 
-# Whole seconds in Retry-After, per step of section 6 (and 13 for the last).
+# Retry-After in whole seconds, by the check that failed.
 NO_HEALTHY_NODE_RETRY_S = 5
 RECOVERING_RETRY_S = 2
 UNHEALTHY_RETRY_S = 3
@@ -27,10 +36,9 @@ NOT_SERVING_RETRY_S = 5
 
 
 class Route(NamedTuple):
-    """Send it there, now.
+    """Send the request to this node now.
 
-    `model_id` is what the node lists the model as, and what the body must say, unless there is an `access` to say
-    otherwise: that is how servers that are no neurons want it.
+    `model_id` is the node's name for the model; the body must have it, unless `access` maps it to another.
     """
 
     node: str
@@ -41,134 +49,102 @@ class Route(NamedTuple):
 
 
 class WaitForLoad(NamedTuple):
-    """Somebody is loading it; by node name."""
+    """These nodes load the model already, or are about to; by name."""
 
     model_id: str
     nodes: tuple[str, ...]
 
 
-class Fit(IntEnum):
-    """How well a model fits a node right now; smaller is better."""
-
-    FREE = 0  # into live free memory
-    AFTER_EVICTION = 1  # once idle models that it may displace are gone
-    UNKNOWN = 2  # the model's need or the node's free memory is not known: that is not zero, and not enough
-    FULL = 3  # not even then; leases may end, and more may be reported free
-
-
-class Candidate(NamedTuple):
-    """A feasible place for a cold load. `devices` are what the load call names; `free_mb` their free memory."""
-
-    node: str
-    devices: tuple[int, ...]
-    fit: Fit
-    free_mb: int | None
-
-
 class ColdLoad(NamedTuple):
-    """Load it on the first candidate that will have it."""
+    """Load the model. `candidates` are sorted: the first is the best."""
 
     profile: ModelProfile
     candidates: tuple[Candidate, ...]
 
 
-class WaitForPlace(NamedTuple):
-    """It is loaded, and every neuron that may be asked has as many requests of ours as it is given at a time."""
+class WaitForSlot(NamedTuple):
+    """The model is loaded, and every replica has `max_concurrent` requests of ours."""
 
     model_id: str
 
 
-Decision = Route | WaitForPlace | WaitForLoad | ColdLoad
-
-
-def neuron_model_id(profile: ModelProfile) -> str:
-    """What a neuron calls a model that was loaded from its `source` (contract section 6)."""
-    return profile.id if profile.source is None else f"{profile.source}:{profile.id}"
+Decision = Route | WaitForSlot | WaitForLoad | ColdLoad
 
 
 def choose(
-    model: str, fleet: Fleet, catalogue: Catalogue, *, exclude: Collection[str] = (), ceiling: int | None = None
+    model: str, fleet: Fleet, catalogue: Catalogue, *, exclude: Collection[str] = (), max_concurrent: int | None = None
 ) -> Decision:
     """Where a request for `model` goes.
 
     Args:
-        model: The concrete id: aliases are resolved already, and every text names this.
-        fleet: Read in this one step; take the lease before the next checkpoint.
-        catalogue: The request's snapshot.
-        exclude: Node names that this request has tried in vain.
-        ceiling: So many leases are all that one neuron is given for this model; None is no limit, and then nobody is
-            told to wait for a place.
+        model: The concrete id; aliases are resolved already.
+        fleet: Read synchronously: take the lease before the next checkpoint.
+        catalogue: The snapshot to decide by.
+        exclude: Names of nodes that have failed this request.
+        max_concurrent: How many leases of this model one node gets; None for no limit. WaitForSlot needs a limit.
 
     Raises:
-        ServiceUnavailable: Not now (steps 0, 2, 5, and a known model that cannot serve).
-        NoFeasibleNeuron: Step 6.
-        ModelNotFound: Step 7.
+        ServiceUnavailable: The model cannot be served now.
+        NoFeasibleNeuron: The model is in the catalogue, and no node can ever hold it.
+        ModelNotFound: Neither the catalogue nor a node knows the model.
     """
-    found = replicas_of(model, fleet, catalogue)
+    replicas = replicas_of(model, fleet, catalogue)
     if exclude:
-        found = tuple(held for held in found if held.node.name not in exclude)
-    if found:  # step 1, and step 0 with it: a replica's node is healthy
-        if any(held.troubled for held in found):
-            found = _least_troubled(model, found, fleet.now())
-        if ceiling is not None:
-            found = tuple(held for held in found if held.leases < ceiling)
-            if not found:
-                return WaitForPlace(model)
-        best = found[0] if len(found) == 1 else _least_busy(found)
+        replicas = tuple(replica for replica in replicas if replica.node.name not in exclude)
+    if replicas:  # their nodes are healthy
+        if any(replica.troubled for replica in replicas):
+            replicas = _least_troubled(model, replicas, fleet.now())
+        if max_concurrent is not None:
+            replicas = tuple(replica for replica in replicas if replica.leases < max_concurrent)
+            if not replicas:
+                return WaitForSlot(model)
+        best = replicas[0] if len(replicas) == 1 else _least_busy(replicas)
         return Route(best.node.name, best.id, best.url or "", best.node.access, best.node.backend)
     return _choose_cold(model, fleet, catalogue, exclude)
 
 
-def replicas_of(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[NodeModel, ...]:
-    """Where it is loaded and could be asked for now, under either of its names; by node name. Two look-ups."""
-    found = fleet.replicas(model)
-    profile = catalogue.models.get(model)
-    if profile is None or profile.source is None:
-        return found
-    return found + fleet.replicas(neuron_model_id(profile))
-
-
 def _least_troubled(model: str, replicas: tuple[NodeModel, ...], now: float) -> tuple[NodeModel, ...]:
-    """Without those whose breaker is open; and without those whose Retry-After is not over, if others are left.
+    """Drop replicas whose circuit breaker is open, then those with a Retry-After in force unless no other is left.
 
     Raises:
-        ServiceUnavailable: Every breaker is open.
+        ServiceUnavailable: Every circuit breaker is open.
     """
-    admitted = tuple(held for held in replicas if held.node.breaker.admits(now))
+    admitted = tuple(replica for replica in replicas if replica.node.breaker.admits(now))
     if not admitted:
-        raise _all_broken(model, replicas, now)
-    return tuple(held for held in admitted if held.busy_until <= now) or admitted
+        raise _all_breakers_open(model, replicas, now)
+    return tuple(replica for replica in admitted if replica.busy_until <= now) or admitted
 
 
-def _all_broken(model: str, replicas: tuple[NodeModel, ...], now: float) -> ServiceUnavailable:
-    soonest_s = min(held.node.breaker.until for held in replicas) - now  # past, while a trial is under way
-    told = "; ".join(f"{held.node.name}: {held.node.breaker.reason}" for held in replicas)
+def _all_breakers_open(model: str, replicas: tuple[NodeModel, ...], now: float) -> ServiceUnavailable:
+    soonest_s = min(replica.node.breaker.until for replica in replicas) - now  # negative while a trial is under way
+    reasons = "; ".join(f"{replica.node.name}: {replica.node.breaker.reason}" for replica in replicas)
     return ServiceUnavailable(
-        f"model '{model}' is only where requests keep failing: {told}", retry_after_s=max(1, ceil(soonest_s))
+        f"model '{model}' cannot serve now: requests keep failing on every neuron that has it: {reasons}",
+        retry_after_s=max(1, ceil(soonest_s)),
     )
 
 
 def _least_busy(replicas: Iterable[NodeModel]) -> NodeModel:
-    """Ours now plus others' as reported; see `NodeModel.load` for why not simply the sum."""
-    return min(replicas, key=lambda held: (held.load, held.node.name))
+    """By our leases now and other clients' requests as last reported; see `NodeModel.load`."""
+    return min(replicas, key=lambda replica: (replica.load, replica.node.name))
 
 
-# Nobody can serve it right now ........................................................................................
+# No replica can take the request ......................................................................................
 
 
 def _choose_cold(model: str, fleet: Fleet, catalogue: Catalogue, exclude: Collection[str]) -> Decision:
-    """Steps 0 and 2 to 7. Costs what it costs: everything after it takes seconds or is an error."""
+    """Not optimised: what follows takes seconds or is an error."""
     if not fleet.any_healthy():
         raise ServiceUnavailable("no healthy nodes available", retry_after_s=NO_HEALTHY_NODE_RETRY_S)
-    profile = catalogue.models.get(model)
-    names = (model,) if profile is None else tuple({model: None, neuron_model_id(profile): None})
+    names = names_on_neurons(model, catalogue)
     nodes = [node for node in fleet.nodes.values() if _is_open(node, exclude)]
-    holders = [held for name in names for held in fleet.holders(name)]
-    if any(held.status == "recovering" and held.node in nodes for held in holders):
+    holders = holders_of(model, fleet, catalogue)
+    if any(holder.status == "recovering" and holder.node in nodes for holder in holders):
         raise ServiceUnavailable(f"model '{model}' is recovering", retry_after_s=RECOVERING_RETRY_S)
     loading = tuple(node.name for node in nodes if any(node.is_loading(name) for name in names))
     if loading:
         return WaitForLoad(model, loading)
+    profile = catalogue.models.get(model)
     if profile is not None:
         return _cold_load(profile, fleet, catalogue, nodes, holders)
     raise _unlisted(model, holders)
@@ -179,43 +155,44 @@ def _is_open(node: Node, exclude: Collection[str]) -> bool:
 
 
 def _unlisted(model: str, holders: list[NodeModel]) -> Exception:
-    """A model outside the catalogue: "not now" if anybody knows it, "never" if nobody does."""
+    """For a model outside the catalogue: 503 if a node has it in some state, else 404."""
     if not holders:
         return ModelNotFound(f"model '{model}' not found on any node and not in catalogue")
-    is_gone = all(held.status == "unloaded" for held in holders)
-    hint = "; no [[models]] table describes it, so it is not loaded here" if is_gone else ""
+    is_unloaded = all(holder.status == "unloaded" for holder in holders)
+    hint = "; cortex cannot load it: no [[models]] table in models.toml describes it" if is_unloaded else ""
     return _not_serving(model, holders, hint)
 
 
 def _not_serving(model: str, holders: list[NodeModel], hint: str = "") -> ServiceUnavailable:
-    states = ", ".join(f"{_state(held)} on {held.node.name}" for held in holders)
+    states = ", ".join(map(_state, holders))
     return ServiceUnavailable(f"model '{model}' cannot serve now: {states}{hint}", retry_after_s=NOT_SERVING_RETRY_S)
 
 
-def _state(held: NodeModel) -> str:
-    if not held.node.healthy:
-        return "on an unhealthy node, last seen " + (held.status or "")
-    if not held.servable:
-        return "not servable" + (f" ({held.report.servable_reason})" if held.report else "")
-    return held.status or ""
+def _state(holder: NodeModel) -> str:
+    node, reason = holder.node.name, holder.report and holder.report.servable_reason
+    if not holder.node.healthy:
+        return f"{holder.status} on {node} before {node} stopped answering"
+    if not holder.servable:
+        return f"not servable{f' ({reason})' if reason else ''} on {node}"
+    return f"{holder.status} on {node}"
 
 
 def _cold_load(
     profile: ModelProfile, fleet: Fleet, catalogue: Catalogue, nodes: list[Node], holders: list[NodeModel]
 ) -> ColdLoad:
-    # A node that has it and cannot serve it will not be helped by loading it again.
-    unservable = [held for held in holders if held.node in nodes and (held.is_stuck or not held.servable)]
-    useless = {held.node.name for held in unservable}
-    candidates = [_candidate(profile, node, catalogue) for node in nodes if node.name not in useless]
+    # Another load does not help a node that has the model and cannot serve it.
+    unservable = [holder for holder in holders if holder.node in nodes and (holder.is_stuck or not holder.servable)]
+    useless = {holder.node.name for holder in unservable}
+    candidates = [candidate_on(node, profile, catalogue) for node in nodes if node.name not in useless]
     found = [candidate for candidate in candidates if candidate is not None]
     if found:
-        return ColdLoad(profile, tuple(sorted(found, key=_preference)))
+        return ColdLoad(profile, tuple(sorted(found, key=load_rank)))
     if unservable:
         raise _not_serving(profile.id, unservable)
-    elsewhere = [node.name for node in fleet.nodes.values() if node not in nodes and _may_be_feasible(profile, node)]
+    elsewhere = [node.name for node in fleet.nodes.values() if node not in nodes and may_be_feasible(profile, node)]
     if elsewhere:
         raise ServiceUnavailable(
-            f"model '{profile.id}' fits only on {', '.join(elsewhere)}, not available right now",
+            f"model '{profile.id}' fits only on {', '.join(elsewhere)}: down, draining, or tried already",
             retry_after_s=UNHEALTHY_RETRY_S,
         )
     raise NoFeasibleNeuron(
@@ -223,104 +200,10 @@ def _cold_load(
     )
 
 
-def absent_homes(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[str, ...]:
-    """The neurons that could have the model, were they available: they are down, or drained."""
+def unavailable_nodes_for(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[str, ...]:
+    """The nodes that are down or drained and could hold the model; by name."""
     profile = catalogue.models.get(model)
     if profile is None:
         return ()
     absent = (node for node in fleet.nodes.values() if not _is_open(node, ()))
-    return tuple(node.name for node in absent if _may_be_feasible(profile, node))
-
-
-def _may_be_feasible(profile: ModelProfile, node: Node) -> bool:
-    """Step 5: whether an absent node would do. One that never answered has no known topology, so only a pin tells."""
-    if not node.takes_placements:
-        return False
-    if node.devices is None:
-        return node.name in profile.pinned_on
-    return feasible(profile, node.name, node.devices) is not None
-
-
-# Where a cold load goes first .........................................................................................
-
-
-def may_be_evicted(held: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
-    """Whether `held` may go to make room: loaded, of a permitted class, and nobody's request is in it.
-
-    What the neuron still counts of our own finished requests does not protect it; what it counts beyond them does.
-    Minimum residency and least-recently-used are the eviction plan's business.
-    """
-    if held.status != "loaded" or held.load or is_guarded(held.id, catalogue):
-        return False
-    return may_displace(incoming.priority, priority_of(held.id, catalogue))
-
-
-def is_guarded(model_id: str, catalogue: Catalogue) -> bool:
-    """Whether whatever a neuron calls `model_id` must stay, because an alias is about to move from or to it."""
-    return bool(catalogue.guarded) and catalogue_id(model_id, catalogue) in catalogue.guarded
-
-
-def catalogue_id(model_id: str, catalogue: Catalogue) -> str:
-    """What aliases and requests call whatever a neuron calls `model_id`."""
-    profile = _profile_of(model_id, catalogue)
-    return model_id if profile is None else profile.id
-
-
-def priority_of(model_id: str, catalogue: Catalogue) -> int:
-    """The residency class of whatever a neuron calls `model_id`."""
-    profile = _profile_of(model_id, catalogue)
-    return DEFAULT_PRIORITY if profile is None else profile.priority
-
-
-def held_mb(held: NodeModel, device: int, catalogue: Catalogue) -> float | None:
-    """What a model holds on one device, in MB: as its neuron says, else as the catalogue does, else unknown."""
-    if held.report is None or device not in held.report.devices:
-        return 0.0
-    used_mb = held.report.vram_used_mb
-    if used_mb is None:  # the contract lets a neuron not know
-        profile = _profile_of(held.id, catalogue)
-        used_mb = None if profile is None else profile.vram_mb
-    return None if used_mb is None else used_mb / len(held.report.devices)
-
-
-def _profile_of(model_id: str, catalogue: Catalogue) -> ModelProfile | None:
-    profile = catalogue.models.get(model_id)
-    if profile is not None:
-        return profile
-    return next((known for known in catalogue.models.values() if neuron_model_id(known) == model_id), None)
-
-
-def _preference(candidate: Candidate) -> tuple[int, int, str]:
-    """Fits free, then after evictions, then most free, then name.
-
-    "Pinned first" needs no term: a profile that is pinned is feasible on its pins only.
-    """
-    return candidate.fit, -(candidate.free_mb or 0), candidate.node
-
-
-def _candidate(profile: ModelProfile, node: Node, catalogue: Catalogue) -> Candidate | None:
-    if node.devices is None or not node.takes_placements:
-        return None
-    indices = feasible(profile, node.name, node.devices)
-    if indices is None:
-        return None
-    free_mb = {device.index: device.vram_free_mb for device in node.devices if device.index in indices}
-    known_mb = {index: free for index, free in free_mb.items() if free is not None}
-    if len(known_mb) < len(free_mb):
-        return Candidate(node.name, indices, Fit.UNKNOWN, None)
-    return Candidate(node.name, indices, _fit(profile, node, known_mb, catalogue), sum(known_mb.values()))
-
-
-def _fit(profile: ModelProfile, node: Node, free_mb: dict[int, int], catalogue: Catalogue) -> Fit:
-    """Per device: a model over two GPUs needs half of its memory on each, and room on one does not help the other."""
-    if profile.vram_mb is None:
-        return Fit.UNKNOWN
-    need_mb = ceil(profile.vram_mb / len(free_mb)) if free_mb else 0
-    if all(free >= need_mb for free in free_mb.values()):
-        return Fit.FREE
-    victims = [held for held in node.models.values() if may_be_evicted(held, profile, catalogue)]
-    enough = all(
-        free + sum(held_mb(held, index, catalogue) or 0.0 for held in victims) >= need_mb
-        for index, free in free_mb.items()
-    )
-    return Fit.AFTER_EVICTION if enough else Fit.FULL
+    return tuple(node.name for node in absent if may_be_feasible(profile, node))

@@ -1,9 +1,9 @@
-"""Why a request went where it went: what is noted of a decision when it is made, since the fleet is another one later.
+"""Notes on routing decisions, taken when they are made, because the fleet has changed by the time an operator asks.
 
-Most decisions are trivial: one replica, well and with room. Of these nothing is noted; that it was asked says it all.
-With several replicas it is which they were and how busy: a microsecond or two. Only where something stood in the way (a
-cold model, a neuron that failed this request, an open breaker, a Retry-After, nobody at all) every neuron is looked at
-and gets a verdict, which takes a few microseconds per neuron; such a request waits for seconds, or ends in an error.
+The common decision is not noted: one replica, well and with a free slot. With several well replicas the note has them
+and their load, which costs a microsecond or two. Only where something stands in the way (a cold model, a node that
+failed this request, an open circuit breaker, a Retry-After, no replica) does every node get a verdict, at a few
+microseconds per node; such a request waits for seconds or ends in an error.
 """
 
 from __future__ import annotations
@@ -13,59 +13,52 @@ from typing import NamedTuple
 
 from catalogue.models import Catalogue
 from gateway.errors import GatewayError
+from gateway.fleet.model_names import names_on_neurons, replicas_of
 from gateway.fleet.node import Node, NodeModel
-from gateway.fleet.routing.choose import (
-    ColdLoad,
-    Decision,
-    Fit,
-    Route,
-    WaitForLoad,
-    WaitForPlace,
-    neuron_model_id,
-    replicas_of,
-)
+from gateway.fleet.routing.choose import ColdLoad, Decision, Route, WaitForLoad, WaitForSlot
+from gateway.fleet.routing.placement import Fit
 from gateway.fleet.state import Fleet
 
-__all__ = ["Choice", "Verdict", "note"]
+__all__ = ["LIMIT", "NodeVerdict", "NotedDecision", "note_decision"]
 
-LIMIT = 12  # per request: the retries there are by default take six
+LIMIT = 12  # notes per request; with the default retries there are at most six
 _DETAIL_CHARACTERS = 200
 
 
-class Verdict(NamedTuple):
-    """What one neuron was, to this request: `state` is from a closed list, `detail` for a person."""
+class NodeVerdict(NamedTuple):
+    """What one node could do for the request. `state` is from a closed list, `detail` is for people."""
 
     node: str
     state: str
     detail: str = ""
 
 
-class Choice(NamedTuple):
-    """One decision on a model, at a time by Trio's clock.
+class NotedDecision(NamedTuple):
+    """One decision for a model, at a time of Trio's clock.
 
-    `decision` is what was to be done, `node` where, if it was to be somewhere. `verdicts` are on all neurons, where
-    something stood in the way. Otherwise `rivals` are those that were as good, and `loads` their requests.
+    `decision` says what to do, `node` where, if it is a route. `verdicts` cover all nodes if something stood in the
+    way. Otherwise `rivals` are the replicas to choose from, and `loads` how many requests each had.
     """
 
     at: float
     model: str
     decision: str
     node: str | None
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[NodeVerdict, ...] = ()
     rivals: tuple[NodeModel, ...] = ()
     loads: tuple[int, ...] = ()
 
-    def told(self) -> tuple[Verdict, ...]:
-        """The verdicts, also on rivals."""
-        return self.verdicts or tuple(map(self._on_rival, self.rivals, self.loads))
+    def node_verdicts(self) -> tuple[NodeVerdict, ...]:
+        """The verdicts, made from `rivals` if there are none."""
+        return self.verdicts or tuple(map(self._verdict_on_rival, self.rivals, self.loads))
 
-    def _on_rival(self, held: NodeModel, load: int) -> Verdict:
-        node = held.node.name
-        return Verdict(node, "chosen" if node == self.node else "passed over", f"{load} requests")
+    def _verdict_on_rival(self, rival: NodeModel, load: int) -> NodeVerdict:
+        node = rival.node.name
+        return NodeVerdict(node, "chosen" if node == self.node else "passed over", f"{load} requests")
 
 
-def note(
-    noted: list[Choice],
+def note_decision(
+    notes: list[NotedDecision],
     made: Decision | GatewayError,
     *,
     model: str,
@@ -73,30 +66,30 @@ def note(
     catalogue: Catalogue,
     failed_on: Collection[str],
 ) -> None:
-    """Note a decision, or the error that was made instead, in the step in which it was made.
+    """Note a decision, or the error raised instead of one. Call it in the step in which the decision was made.
 
     Args:
-        noted: What was noted of this request so far.
-        made: What `routing.choose` has returned or raised.
-        model: As `routing.choose`, which see.
-        fleet: As above.
-        catalogue: As above.
-        failed_on: Who has failed this request.
+        notes: The request's notes so far.
+        made: What `choose` returned or raised.
+        model: As given to `choose`.
+        fleet: As given to `choose`.
+        catalogue: As given to `choose`.
+        failed_on: The names of the nodes that have failed this request.
     """
-    if len(noted) >= LIMIT:
+    if len(notes) >= LIMIT:
         return
     if isinstance(made, Route) and not failed_on:
-        found = replicas_of(model, fleet, catalogue)
-        if len(found) == 1 and not found[0].troubled:
+        replicas = replicas_of(model, fleet, catalogue)
+        if len(replicas) == 1 and not replicas[0].troubled:
             return
-        if not any(held.troubled for held in found):
-            noted.append(
-                Choice(fleet.now(), model, "route", made.node, (), found, tuple([held.load for held in found]))
-            )
+        if not any(replica.troubled for replica in replicas):
+            loads = tuple([replica.load for replica in replicas])
+            notes.append(NotedDecision(fleet.now(), model, "route", made.node, (), replicas, loads))
             return
-    look = _Look(made, _names(model, catalogue), failed_on, fleet.now())
-    chosen = made.node if isinstance(made, Route) else None
-    noted.append(Choice(look.now, model, _word_for(made), chosen, tuple(map(look.verdict, fleet.nodes.values()))))
+    judge = _NodeJudge(made, names_on_neurons(model, catalogue), failed_on, fleet.now())
+    node = made.node if isinstance(made, Route) else None
+    verdicts = tuple(map(judge.verdict, fleet.nodes.values()))
+    notes.append(NotedDecision(judge.now, model, _word_for(made), node, verdicts))
 
 
 def _word_for(made: Decision | GatewayError) -> str:
@@ -109,57 +102,54 @@ _WORDS: dict[type, str] = {
     Route: "route",
     ColdLoad: "load",
     WaitForLoad: "wait for the load",
-    WaitForPlace: "wait for a place",
+    WaitForSlot: "wait for a place",
 }
 
 
-def _names(model: str, catalogue: Catalogue) -> tuple[str, ...]:
-    profile = catalogue.models.get(model)
-    return (model,) if profile is None else (model, neuron_model_id(profile))
-
-
-class _Look(NamedTuple):
-    """At every neuron, for one decision."""
+class _NodeJudge(NamedTuple):
+    """Gives each node its verdict on one decision."""
 
     made: Decision | GatewayError
     names: tuple[str, ...]
     failed_on: Collection[str]
     now: float
 
-    def verdict(self, node: Node) -> Verdict:
-        """In the order in which routing asks."""
+    def verdict(self, node: Node) -> NodeVerdict:
+        """In the order of the checks of `choose`."""
         name = node.name
         if isinstance(self.made, Route) and self.made.node == name:
-            return Verdict(name, "chosen")
+            return NodeVerdict(name, "chosen")
         if name in self.failed_on:
-            return Verdict(name, "failed before", "this request")
+            return NodeVerdict(name, "failed before", "this request")
         if not node.healthy:
-            return Verdict(name, "unhealthy", f"{node.misses} misses in a row" if node.misses else "not heard of yet")
+            return NodeVerdict(name, "unhealthy", f"{node.misses} misses in a row" if node.misses else "never answered")
         if node.draining:
-            return Verdict(name, "draining")
-        held = next((held for own in self.names if (held := node.models.get(own)) is not None and held.status), None)
-        return self._cold(name) if held is None else self._held(held)
+            return NodeVerdict(name, "draining")
+        models = (node.models.get(model_id) for model_id in self.names)
+        model = next((model for model in models if model is not None and model.status), None)
+        return self._without_model(name) if model is None else self._with_model(model)
 
-    def _cold(self, node: str) -> Verdict:
+    def _without_model(self, node: str) -> NodeVerdict:
         if not isinstance(self.made, ColdLoad):
-            return Verdict(node, "not loaded")
-        place = next((candidate for candidate in self.made.candidates if candidate.node == node), None)
-        if place is None:
-            return Verdict(node, "not loaded", "cannot hold it")
-        free = "" if place.free_mb is None else f", {place.free_mb} MB free"
-        return Verdict(node, "not loaded", _FITS[place.fit] + free)
+            return NodeVerdict(node, "not loaded")
+        candidate = next((candidate for candidate in self.made.candidates if candidate.node == node), None)
+        if candidate is None:
+            return NodeVerdict(node, "not loaded", "cannot hold it")
+        free = "" if candidate.free_mb is None else f", {candidate.free_mb} MB free"
+        return NodeVerdict(node, "not loaded", _FITS[candidate.fit] + free)
 
-    def _held(self, held: NodeModel) -> Verdict:
-        node, name = held.node, held.node.name
-        if not held.servable:
-            return Verdict(name, "not servable", _clipped((held.report and held.report.servable_reason) or ""))
-        if not held.routable:
-            return Verdict(name, held.status or "not loaded", "" if held.url else "no address known")
+    def _with_model(self, model: NodeModel) -> NodeVerdict:
+        node, name = model.node, model.node.name
+        if not model.servable:
+            return NodeVerdict(name, "not servable", _clipped((model.report and model.report.servable_reason) or ""))
+        if not model.routable:
+            return NodeVerdict(name, model.status or "not loaded", "" if model.url else "inference URL unknown")
         if not node.breaker.admits(self.now):
-            return Verdict(name, "breaker open", _clipped(node.breaker.reason))
-        if held.busy_until > self.now:
-            return Verdict(name, "busy", f"said so for another {held.busy_until - self.now:.0f} s")
-        return Verdict(name, "passed over" if isinstance(self.made, Route) else "waited for", f"{held.load} requests")
+            return NodeVerdict(name, "breaker open", _clipped(node.breaker.reason))
+        if model.busy_until > self.now:
+            return NodeVerdict(name, "busy", f"its Retry-After ends in {model.busy_until - self.now:.0f} s")
+        state = "passed over" if isinstance(self.made, Route) else "waited for"
+        return NodeVerdict(name, state, f"{model.load} requests")
 
 
 _FITS = {

@@ -22,10 +22,11 @@ from catalogue.models import Alias
 from catalogue.source import CatalogueSource
 from gateway import errors
 from gateway.config.settings import DeadlineSettings
+from gateway.fleet.changes import FleetChange
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.node import Node
 from gateway.fleet.routing.choose import Route, choose
-from gateway.fleet.state import Fleet, FleetChange
+from gateway.fleet.state import Fleet
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import UpstreamPool
 from gateway.proxy.request import InferenceRequest, outgoing_headers

@@ -188,7 +188,7 @@ async def test_model_reloaded_since_it_answered_is_probed_again(autojump_clock):
     async with a_world(*two_hosts(loaded_too=(NEW.id,))) as world:
         world.catalogue_store.accept(pointing_at(OLD))
         await world.ask(NEW.id)
-        world.lifecycle.unload("b", NEW.id)
+        world.scheduler.unload("b", NEW.id)
         await trio.sleep(1)
         began = trio.current_time()
         world.catalogue_store.accept(pointing_at(NEW))
@@ -256,7 +256,7 @@ async def test_alias_moves_at_once_when_its_old_target_dies(autojump_clock):
         world.hosts["a"].kill()
 
         assert await moved(world) < 60  # three misses of the poll, not the load
-        assert [load.model for load in world.lifecycle.loads()] == [NEW.id]
+        assert [load.model for load in world.scheduler.loads()] == [NEW.id]
 
 
 # Failed ..............................................................................................................
@@ -271,8 +271,8 @@ async def test_swap_without_memory_beside_the_old_target_fails_at_once(autojump_
 
         assert trio.current_time() < 5
         assert reason == (
-            "no room for model 'lab/new' (8000 MB): a is held by lab/old, which serves until it is there;"
-            ' an alias with swap = "cold" moves without that'
+            "no room for model 'lab/new' (8000 MB): a is held by lab/old, which serves the alias until 'lab/new' is"
+            ' loaded; set swap = "cold" on the alias to move it without waiting'
         )
         assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
         assert world.load_calls() == []
@@ -545,7 +545,7 @@ async def test_no_load_evicts_either_target_of_a_warming_alias(autojump_clock, n
         world.catalogue_store.accept(pointing_at(NEW))
         await trio.sleep(20)
         with pytest.raises(ServiceUnavailable, match="being swapped"):
-            world.lifecycle.unload("a", OLD.id)
+            world.scheduler.unload("a", OLD.id)
         answered = []
 
         async def want_the_third():
@@ -573,4 +573,4 @@ async def test_request_for_the_new_target_does_not_evict_the_old_one(autojump_cl
         answer = await world.ask(NEW.id)
 
         assert answer.status == 503
-        assert "which serves until it is there" in answer.errors[0]["message"]
+        assert "which serves the alias until 'lab/new' is loaded" in answer.errors[0]["message"]

@@ -1,11 +1,11 @@
 """The breaker: who is let through to a neuron that keeps failing, and when."""
 
-from gateway.fleet.circuit_breaker import FAILURES, Breaker
+from gateway.fleet.circuit_breaker import FAILURES, CircuitBreaker
 
 
 def opened(at=0.0):
     """A breaker after just enough failures."""
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     changes = [breaker.failed(at, "reset") for _ in range(FAILURES)]
     assert changes == [False] * (FAILURES - 1) + [True]
     return breaker
@@ -13,7 +13,7 @@ def opened(at=0.0):
 
 def test_breaker_admits_everybody_until_failures_in_a_row():
     """A success in between begins the count anew."""
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     for _ in range(3):
         for _ in range(FAILURES - 1):
             breaker.failed(0.0, "reset")

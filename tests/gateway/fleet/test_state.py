@@ -5,7 +5,7 @@ import trio
 from fakes.fleets import Clock, a_fleet, a_gpu, a_model, answers, where
 
 from gateway.fleet.circuit_breaker import FAILURES
-from gateway.fleet.reports import Activation, NodeReport
+from gateway.fleet.reports import ActivationReport, NodeReport
 
 
 def test_node_is_unhealthy_until_it_first_answers():
@@ -241,7 +241,7 @@ def test_fault_of_a_neuron_that_answers_is_the_breakers_and_no_strike():
 def test_devices_and_activation_outlive_a_poll_without_them_but_readings_do_not():
     """A failing `/health` hides no GPU and starts no second load; free memory becomes unknown, not stale."""
     fleet = a_fleet("a")
-    warming = Activation("pre_warming", "m", ("n",))
+    warming = ActivationReport("pre_warming", "m", ("n",))
     answers(fleet, "a", devices=(a_gpu(),), activation=warming, uptime_s=5.0)
     fleet.answered("a", NodeReport(()))
     node = fleet.nodes["a"]

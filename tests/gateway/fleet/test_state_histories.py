@@ -86,7 +86,7 @@ class AnyHistory(RuleBasedStateMachine):
                 held = node.models.get(model_id)
                 count = sum(out[:2] == (node.name, model_id) for out in self.out)
                 assert (held.leases if held else 0) == count
-                assert held is None or (held.others >= 0 and held.load >= count)
+                assert held is None or (held.other_requests >= 0 and held.load >= count)
 
     @invariant()
     def nothing_is_kept_that_nobody_needs(self):

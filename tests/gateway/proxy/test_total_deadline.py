@@ -252,7 +252,7 @@ async def test_it_covers_the_line_for_a_place(autojump_clock):
             f"the 2.5 s that {HEADER} allows in total ran out waiting for a free slot at a neuron (queue);"
             " spent: queue 2.500 s"
         )
-        assert world.admission.lines() == []
+        assert world.admission.views() == []
         assert world.fleet.leases == 1
         assert (await world.ask("m")).ended_at - began == pytest.approx(2 * 10.02, abs=0.01)
 

@@ -208,7 +208,7 @@ sys.exit(main.run(Gateway(load.load(Path(sys.argv[1]), {{}}).settings)))
     [
         ("http.pool", "UpstreamPool", "run"),
         ("fleet.control.poller", "Poller", "run"),
-        ("fleet.loading.scheduler", "Lifecycle", "run"),
+        ("fleet.loading.scheduler", "LoadScheduler", "run"),
         ("aliases.catalogue_store", "CatalogueStore", "watch"),
         ("http.server", "HttpServer", "serve"),
     ],

@@ -7,7 +7,7 @@ import structlog
 from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
 
 from catalogue.models import Alias, Cost, Limit, Target
-from gateway.fleet.reports import Activation
+from gateway.fleet.reports import ActivationReport
 from gateway.server.models_api import ModelsApi
 
 
@@ -62,7 +62,7 @@ def test_pass_2_model_from_a_source_is_its_profiles():
 def test_pass_3_prewarming_models_are_loading_unless_the_node_says_more():
     """What a neuron is about to have is shown, in its order, once per node."""
     fleet = a_fleet("a")
-    warming = Activation("pre_warming", "now", ("next", "known"))
+    warming = ActivationReport("pre_warming", "now", ("next", "known"))
     answers(fleet, "a", a_model("known", "recovering"), activation=warming)
     entries = listed(a_catalogue(), fleet)
     statuses = {key: [location["status"] for location in entry["locations"]] for key, entry in entries.items()}
@@ -169,7 +169,7 @@ def test_list_is_rebuilt_when_anything_it_shows_changes():
     look()
     fleet.loaded("a", a_model("m"))
     look()
-    answers(fleet, "a", activation=Activation("pre_warming", "m"))
+    answers(fleet, "a", activation=ActivationReport("pre_warming", "m"))
     look()
     for _ in range(3):
         fleet.missed("a")

@@ -17,7 +17,7 @@ from gateway.cli.views.explain_view import lines
 from gateway.config.settings import RetrySettings, Settings
 from gateway.dialects.json_splice import LONGEST_NAME_BYTES
 from gateway.errors import ServiceUnavailable
-from gateway.fleet.routing.decision_log import Choice, Verdict
+from gateway.fleet.routing.decision_log import NodeVerdict, NotedDecision
 from gateway.telemetry.explain import explain_requests
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.recent import NOTES_PER_REQUEST, RecentRequests
@@ -136,7 +136,7 @@ async def test_cold_load_is_told_with_who_made_room(autojump_clock):
     ) as world:
         await trio.sleep(60)
         await world.ask("wanted", headers=[(b"x-request-id", b"mine")])
-        [story] = explain_requests("mine", world.request_log, world.lifecycle.loads_between, trio.current_time())
+        [story] = explain_requests("mine", world.request_log, world.scheduler.loads_between, trio.current_time())
 
         [load] = story["loads"]
         assert (load["node"], load["outcome"], load["evicted"]) == ("beast", "loaded", ["held"])
@@ -156,7 +156,7 @@ async def test_failed_load_is_told_with_its_reason(autojump_clock):
     sim.faults.add(faults.LoadFails())
     async with a_world(sim, profiles=(profile_of(model),)) as world:
         answer = await world.ask("m", headers=[(b"x-request-id", b"mine")])
-        [story] = explain_requests("mine", world.request_log, world.lifecycle.loads_between, trio.current_time())
+        [story] = explain_requests("mine", world.request_log, world.scheduler.loads_between, trio.current_time())
 
         assert answer.status == 502
         [load] = story["loads"]
@@ -176,7 +176,7 @@ async def test_fallback_whose_own_load_fails_is_told_by_its_name(autojump_clock)
     async with a_world(sim, profiles=tuple(profiles), settings=Settings(retries=RetrySettings(attempts=0))) as world:
         world.catalogue_store.accept(dataclasses.replace(world.catalogue_store.current, aliases={"x": alias}))
         await world.ask("x", content="word " * 3_000, headers=[(b"x-request-id", b"mine")])
-        [story] = explain_requests("mine", world.request_log, world.lifecycle.loads_between, trio.current_time())
+        [story] = explain_requests("mine", world.request_log, world.scheduler.loads_between, trio.current_time())
 
     assert (story["alias"], story["target"], story["model"], story["outcome"]) == ("x", "target", "last", "ok")
     assert [(attempt["model"], attempt["result"]) for attempt in story["attempts"]] == [
@@ -265,7 +265,9 @@ async def test_only_the_last_are_remembered(autojump_clock):
 
 async def test_requests_with_much_to_be_noted_are_remembered_for_less_long(autojump_clock):
     """Fewer of them instead of more memory."""
-    choice = Choice(0.0, "m", "load", None, tuple(Verdict(str(number), "not loaded") for number in range(100)))
+    choice = NotedDecision(
+        0.0, "m", "load", None, tuple(NodeVerdict(str(number), "not loaded") for number in range(100))
+    )
     recent = RecentRequests(100)
     request_log = RequestLog(Metrics(), log_requests=False)
     request_log.recent = recent

@@ -206,9 +206,9 @@ async def test_devices_stay_unknown_in_the_fleet(autojump_clock):
 async def test_engine_without_an_api_for_it_neither_loads_nor_unloads(named):
     """Said in words, and nobody is asked."""
     async with engine({}, engine=named) as (client, fake):
-        with pytest.raises(NeuronRefused, match="cannot load a model at box"):
+        with pytest.raises(NeuronRefused, match="cannot load models on box"):
             await client.load("m", "x")
-        with pytest.raises(NeuronRefused, match="cannot unload a model at box"):
+        with pytest.raises(NeuronRefused, match="cannot unload models on box"):
             await client.unload("m")
     assert fake.asked == []
 

@@ -12,7 +12,7 @@ from fakes.fleets import a_catalogue, a_fleet, a_model, a_profile, answers
 from fakes.world import a_sim, a_sim_model, a_world, profile_of
 
 from gateway.errors import ServiceUnavailable
-from gateway.fleet.loading.drain import Drains, only_here
+from gateway.fleet.loading.drain import Drains, models_only_on
 from neuron.simulated.faults import LoadFails, LoadHangs, SilentPrefill
 
 LOAD_S, PROBE_S = 5.0, 1.02
@@ -23,7 +23,7 @@ DOUBLE = a_sim_model("lab/double")
 @asynccontextmanager
 async def a_draining_world(*sims, profiles, load_s=1800.0):
     async with a_world(*sims, profiles=profiles) as world, trio.open_nursery() as nursery:
-        drains = Drains(world.fleet, catalogue=world.catalogue_store, lifecycle=world.lifecycle, load_s=load_s)
+        drains = Drains(world.fleet, catalogue=world.catalogue_store, scheduler=world.scheduler, load_s=load_s)
         await nursery.start(drains.run)
         yield world, drains
         nursery.cancel_scope.cancel()
@@ -94,7 +94,7 @@ async def test_model_that_was_moved_is_not_evicted_for_the_next_one(autojump_clo
         drains.drain("a", move=True)
         view = await until_over(drains, "a")
         assert [(move.model, move.state) for move in view.moves] == [(M.id, "moved"), (N.id, "failed")]
-        assert view.moves[1].reason == "not loaded anywhere else within 60 s"
+        assert view.moves[1].reason == "not loaded on another neuron within 60 s"
         assert (view.state, view.draining) == ("open", False)
         assert sims[1].counters["unloads"] == 0
         assert (await world.ask(N.id)).node == "a"
@@ -211,28 +211,28 @@ async def test_gateway_that_has_not_started_moves_nothing():
     """It says so; a plain drain needs no job."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"))
-    drains = Drains(fleet, catalogue=None, lifecycle=None, load_s=1)
+    drains = Drains(fleet, catalogue=None, scheduler=None, load_s=1)
     with pytest.raises(ServiceUnavailable):
         drains.drain("a", move=True)
     assert drains.drain("a").state == "drained"
 
 
-def test_only_here_is_what_no_other_open_neuron_has():
+def test_models_only_on_is_what_no_other_open_neuron_has():
     """By our ids; a model loaded from a source is the same model; what cannot serve here need not be moved."""
     fleet = a_fleet("a", "b", "c")
     catalogue = a_catalogue(a_profile("m", source="hf"), a_profile("both"))
     answers(fleet, "a", a_model("hf:m"), a_model("both"), a_model("stray"), a_model("sick", "poisoned"))
     answers(fleet, "b", a_model("both"))
     answers(fleet, "c", a_model("stray"))
-    assert only_here("a", fleet, catalogue) == ["m"]
+    assert models_only_on("a", fleet, catalogue) == ["m"]
     answers(fleet, "c", a_model("m"))
-    assert only_here("a", fleet, catalogue) == ["stray"]
+    assert models_only_on("a", fleet, catalogue) == ["stray"]
     fleet.drain("b", draining=True)
-    assert only_here("a", fleet, catalogue) == ["both", "stray"]
+    assert models_only_on("a", fleet, catalogue) == ["both", "stray"]
 
 
 class OneLoad:
-    """A lifecycle whose load ends at the moment that a test says."""
+    """A load scheduler whose load ends at the moment that a test says."""
 
     def __init__(self, fleet):
         self.fleet = fleet
@@ -254,16 +254,16 @@ async def test_undrain_holds_in_the_moment_in_which_the_last_model_is_there():
     fleet = a_fleet("a", "b")
     answers(fleet, "a", a_model("m"))
     answers(fleet, "b")
-    lifecycle = OneLoad(fleet)
+    scheduler = OneLoad(fleet)
     catalogue = SimpleNamespace(current=a_catalogue(a_profile("m", vram_mb=1000)))
-    drains = Drains(fleet, catalogue=catalogue, lifecycle=lifecycle, load_s=60)
+    drains = Drains(fleet, catalogue=catalogue, scheduler=scheduler, load_s=60)
     async with trio.open_nursery() as nursery:
         await nursery.start(drains.run)
         drains.drain("a", move=True)
         await trio.testing.wait_all_tasks_blocked()
         assert drains.view("a").state == "moving"
 
-        lifecycle.ends_well("b", a_model("m"))
+        scheduler.ends_well("b", a_model("m"))
         drains.undrain("a")
         await trio.testing.wait_all_tasks_blocked()
 

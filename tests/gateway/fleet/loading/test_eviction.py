@@ -40,7 +40,7 @@ class House:
         """The victims' ids, or None."""
         free = free_mb if isinstance(free_mb, dict) else {0: free_mb}
         profile = a_profile("new", vram_mb=vram_mb, residency_priority=priority)
-        victims = eviction.plan(profile, self.node, free, self.catalogue, **how)
+        victims = eviction.find_victims(profile, self.node, free, self.catalogue, **how)
         return None if victims is None else [held.id for held in victims]
 
     def room_may_come(self, vram_mb, free_mb, *, priority=100):
@@ -104,8 +104,8 @@ def test_plan_respects_residency_classes(resident, incoming, victims):
 def test_plan_spares_the_young_when_told_to():
     """Minimum residency: models that came after the given time stay."""
     house = House().holds("early", 4000, came_at=0).holds("late", 8000, came_at=50)
-    assert house.plan(3000, 0, resident_before=40) == ["early"]
-    assert house.plan(8000, 0, resident_before=40) is None
+    assert house.plan(3000, 0, loaded_before=40) == ["early"]
+    assert house.plan(8000, 0, loaded_before=40) is None
     assert house.plan(8000, 0) == ["late"]
 
 
@@ -142,8 +142,8 @@ def test_idle_models_expire_at_their_time_to_live():
     """0 is for ever; a model that was never used counts from when it came; a leased one is not idle."""
     house = House().holds("used", 1000, used_at=50).holds("unused", 1000, came_at=20).holds("kept", 1000)
     ttl_s = {"used": 30.0, "unused": 30.0, "kept": 0.0}.__getitem__
-    assert [held.id for held in eviction.expired(house.node, 49.9, ttl_s)] == []
-    assert [held.id for held in eviction.expired(house.node, 50, ttl_s)] == ["unused"]
-    assert [held.id for held in eviction.expired(house.node, 80, ttl_s)] == ["used", "unused"]
+    assert [held.id for held in eviction.idle_models(house.node, 49.9, ttl_s)] == []
+    assert [held.id for held in eviction.idle_models(house.node, 50, ttl_s)] == ["unused"]
+    assert [held.id for held in eviction.idle_models(house.node, 80, ttl_s)] == ["used", "unused"]
     with house.fleet.lease("a", "unused"):
-        assert [held.id for held in eviction.expired(house.node, 80, ttl_s)] == ["used"]
+        assert [held.id for held in eviction.idle_models(house.node, 80, ttl_s)] == ["used"]

@@ -19,29 +19,29 @@ async def test_load_under_way_is_shown_with_its_age_estimate_and_waiters(autojum
         for estimate_s in (None, 5.0):
             nursery.start_soon(ask_many, world, M.id, 3)
             await trio.sleep(2)
-            (load,) = world.lifecycle.loads()
+            (load,) = world.scheduler.loads()
             assert (load.node, load.model, load.elapsed_s, load.waiters) == ("a", M.id, pytest.approx(2), 3)
             assert load.estimate_s == (estimate_s and pytest.approx(estimate_s))
-            assert world.lifecycle.retry_after_s(M.id) == (28 if estimate_s is None else 3)
+            assert world.scheduler.retry_after_s(M.id) == (28 if estimate_s is None else 3)
             await trio.sleep(10)
-            world.lifecycle.unload("a", M.id)
+            world.scheduler.unload("a", M.id)
             await trio.sleep(1)
 
 
 async def test_operator_may_not_unload_what_is_in_use_or_not_there(autojump_clock, nursery):
     """Nor while the node has another job. Each says which of them it is."""
     async with a_world(a_sim("a", M, N, loaded=(M.id,)), profiles=PROFILES) as world:
-        with pytest.raises(ServiceUnavailable, match="is gone, not loaded"):
-            world.lifecycle.unload("a", N.id)
+        with pytest.raises(ServiceUnavailable, match="'lab/n' is not on a"):
+            world.scheduler.unload("a", N.id)
         nursery.start_soon(world.ask, M.id)
         await trio.sleep(0.5)
-        with pytest.raises(ServiceUnavailable, match="is in use: 1 request of ours under way"):
-            world.lifecycle.unload("a", M.id)
+        with pytest.raises(ServiceUnavailable, match="is in use by 1 request of this gateway"):
+            world.scheduler.unload("a", M.id)
         nursery.start_soon(world.ask, N.id)
         await trio.sleep(3)
-        assert len(world.lifecycle.loads()) == 1
+        assert len(world.scheduler.loads()) == 1
         with pytest.raises(ServiceUnavailable, match="a is busy with another load or unload"):
-            world.lifecycle.unload("a", M.id)
+            world.scheduler.unload("a", M.id)
         await trio.sleep(10)
         assert world.violations() == []
 

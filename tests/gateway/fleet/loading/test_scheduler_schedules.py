@@ -66,7 +66,7 @@ async def _schedule(rng):
             assert answer.text == "Tbilisi", (model.id, answer)
         assert world.violations() == []
         assert evicted_at_work == []
-        assert world.admission.lines() == []
+        assert world.admission.views() == []
         loads = [(sim.name, entry.at, entry.action, entry.model, entry.outcome) for sim in sims for entry in sim.loads]
     return told, loads
 
@@ -91,7 +91,7 @@ def _ask(world, rng, nursery, told):
 def _unload(world, rng, nursery, told):
     """An operator unloads something, if it is allowed."""
     try:
-        world.lifecycle.unload(rng.choice(list(NODES)), rng.choice(MODELS).id)
+        world.scheduler.unload(rng.choice(list(NODES)), rng.choice(MODELS).id)
     except ServiceUnavailable:
         told.append("refused")
 
@@ -155,7 +155,7 @@ def heal(world):
 def put_in_force(world, *profiles):
     """Assign a catalogue and notify its subscribers, as the catalogue store does."""
     world.catalogue_store.current = a_catalogue(*profiles, generation=world.catalogue_store.current.generation + 1)
-    world.admission.look_again()
+    world.admission.wake_all()
 
 
 def watch_evictions(world):
@@ -285,7 +285,7 @@ class FleetMachine(RuleBasedStateMachine):
 
         def step():
             with contextlib.suppress(ServiceUnavailable):
-                self.world.lifecycle.unload(node, model.id)
+                self.world.scheduler.unload(node, model.id)
 
         self.stage.do(step)
 
@@ -295,12 +295,14 @@ class FleetMachine(RuleBasedStateMachine):
         self.stage.do(lambda: self.world.hosts[node].sim.faults.add(LoadFails(seconds=1, times=1)))
 
     @rule(
-        priority=st.sampled_from([100, 200]), model=st.sampled_from(MODELS[:3]), ceiling=st.sampled_from([None, 1, 2])
+        priority=st.sampled_from([100, 200]),
+        model=st.sampled_from(MODELS[:3]),
+        max_concurrent=st.sampled_from([None, 1, 2]),
     )
-    def reload(self, priority, model, ceiling):
+    def reload(self, priority, model, max_concurrent):
         """A model's class and ceiling change."""
         known = self.world.catalogue_store.current.models
-        changed = replace(known[model.id], residency_priority=priority, max_concurrent=ceiling)
+        changed = replace(known[model.id], residency_priority=priority, max_concurrent=max_concurrent)
         profiles = [changed if one.id == model.id else one for one in known.values()]
         self.stage.do(lambda: put_in_force(self.world, *profiles))
 
@@ -333,7 +335,7 @@ class FleetMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             assert self.world.violations() == []
             assert self.evicted_at_work == []
-            pairs = [(load.node, load.model) for load in self.world.lifecycle.loads()]
+            pairs = [(load.node, load.model) for load in self.world.scheduler.loads()]
             assert len({node for node, _ in pairs}) == len(pairs)  # one job per neuron
 
     @invariant()
@@ -342,11 +344,15 @@ class FleetMachine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         admission, fleet = self.world.admission, self.world.fleet
-        for line in admission._lines.values():
+        for line in admission._queues.values():
             for turn in line.waiting_for_slot:
-                ceiling = admission.ceiling(turn.model)
-                free = [held for held in fleet.replicas(turn.model) if ceiling is None or held.leases < ceiling]
-                assert {held.node.name for held in free} <= turn.avoids
+                max_concurrent = admission.max_concurrent(turn.model)
+                free = [
+                    held
+                    for held in fleet.replicas(turn.model)
+                    if max_concurrent is None or held.leases < max_concurrent
+                ]
+                assert {held.node.name for held in free} <= turn.avoided_nodes
 
     @invariant()
     def answers_are_whole(self):

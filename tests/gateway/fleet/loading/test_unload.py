@@ -51,7 +51,7 @@ async def test_memory_that_comes_back_late_is_waited_for(autojump_clock, monkeyp
         assert answer.text == "Tbilisi"
         assert world.load_calls(N.id) == ["a"]
         assert answer.ended_at == pytest.approx(2 + 5 + 1.02, abs=0.2)
-        assert world.lifecycle.failing() == []
+        assert world.scheduler.failing() == []
 
 
 def samples(world):

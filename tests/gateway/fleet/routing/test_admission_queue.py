@@ -11,8 +11,8 @@ from fakes.fleets import a_catalogue, a_fleet, a_model, a_profile, answers
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import GatewayError, Overloaded, ServiceUnavailable
-from gateway.fleet.routing.choose import Route, WaitForPlace
-from gateway.fleet.routing.queue import Admission
+from gateway.fleet.routing.choose import Route, WaitForSlot
+from gateway.fleet.routing.queue import AdmissionQueues
 
 M = "lab/m"
 
@@ -20,8 +20,8 @@ M = "lab/m"
 class FixedCatalogue:
     """A catalogue that changes when a test says so."""
 
-    def __init__(self, ceiling):
-        self.current = a_catalogue(a_profile(M, max_concurrent=ceiling))
+    def __init__(self, max_concurrent):
+        self.current = a_catalogue(a_profile(M, max_concurrent=max_concurrent))
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Door:
     """Neurons that all have the model, the line before them, and a diary of who went where and when."""
 
     names: tuple[str, ...]
-    ceiling: int | None = 1
+    max_concurrent: int | None = 1
     limit: int = 1000
     diary: list[tuple[str, str, float]] = field(default_factory=list)
 
@@ -37,15 +37,15 @@ class Door:
         self.fleet = a_fleet(*self.names, clock=trio.current_time)
         for name in self.names:
             answers(self.fleet, name, a_model(M))
-        self.catalogue_store = FixedCatalogue(self.ceiling)
-        self.admission = Admission(self.fleet, catalogue=self.catalogue_store, limit=self.limit)
+        self.catalogue_store = FixedCatalogue(self.max_concurrent)
+        self.admission = AdmissionQueues(self.fleet, catalogue=self.catalogue_store, limit=self.limit)
 
-    async def visit(self, who, *, work_s=1.0, since=None, failed_on=(), ceiling_of=None):
+    async def visit(self, who, *, work_s=1.0, since=None, failed_on=(), limit_of=None):
         """One request: wait for a place, work at the neuron, leave. As an errand does it."""
-        turn = self.admission.turn(M, trio.current_time() if since is None else since)
-        turn.avoids = frozenset(failed_on)
+        turn = self.admission.ticket(M, trio.current_time() if since is None else since)
+        turn.avoided_nodes = frozenset(failed_on)
         if failed_on:
-            turn.entitle()
+            turn.exempt_from_limit()
         node = await self.find(turn, failed_on)
         with self.fleet.lease(node, M):
             self.diary.append((who, node, trio.current_time()))
@@ -57,15 +57,15 @@ class Door:
         if not isinstance(decision, Route):
             with turn:
                 while not isinstance(decision, Route):
-                    assert isinstance(decision, WaitForPlace)
-                    await turn.wait_for_place()
+                    assert isinstance(decision, WaitForSlot)
+                    await turn.wait_for_slot()
                     decision = turn.choose(self.catalogue_store.current, failed_on)
         return decision.node
 
-    def set_ceiling(self, ceiling):
+    def set_limit(self, max_concurrent):
         """Another catalogue, as the catalogue store would assign it."""
-        self.catalogue_store.current = a_catalogue(a_profile(M, max_concurrent=ceiling))
-        self.admission.look_again()
+        self.catalogue_store.current = a_catalogue(a_profile(M, max_concurrent=max_concurrent))
+        self.admission.wake_all()
 
     @property
     def order(self):
@@ -77,18 +77,18 @@ class Door:
 
 async def test_neuron_is_given_no_more_than_the_ceiling_and_the_next_one_when_one_comes_back(autojump_clock):
     """Two neurons with two places each: four at once, then two more, at the very moment the first two are done."""
-    door = Door(("a", "b"), ceiling=2)
+    door = Door(("a", "b"), max_concurrent=2)
     async with trio.open_nursery() as nursery:
         for number in range(8):
             nursery.start_soon(door.visit, number)
     assert [at for _, _, at in door.diary] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert sorted(node for _, node, _ in door.diary[:4]) == ["a", "a", "b", "b"]
-    assert door.admission.lines() == []
+    assert door.admission.views() == []
 
 
 async def test_model_without_a_ceiling_has_no_line(autojump_clock):
     """As many as come."""
-    door = Door(("a",), ceiling=None)
+    door = Door(("a",), max_concurrent=None)
     async with trio.open_nursery() as nursery:
         for number in range(50):
             nursery.start_soon(door.visit, number)
@@ -97,10 +97,10 @@ async def test_model_without_a_ceiling_has_no_line(autojump_clock):
 
 async def test_neuron_with_a_free_place_is_chosen_although_another_looks_less_busy():
     """What others do there counts for the choice, but only our own requests fill a place."""
-    door = Door(("a", "b"), ceiling=1)
+    door = Door(("a", "b"), max_concurrent=1)
     answers(door.fleet, "b", a_model(M, in_flight=9))
     with door.fleet.lease("a", M):
-        assert door.admission.turn(M, 0).choose(door.catalogue_store.current).node == "b"
+        assert door.admission.ticket(M, 0).choose(door.catalogue_store.current).node == "b"
 
 
 # First come, first served .............................................................................................
@@ -123,8 +123,8 @@ async def test_nobody_who_comes_at_the_moment_a_place_is_free_goes_before_those_
         with door.fleet.lease("a", M):
             nursery.start_soon(door.visit, "waits")
             await trio.sleep(3)
-        newcomer = door.admission.turn(M, trio.current_time())  # no checkpoint since the lease came back
-        assert newcomer.choose(door.catalogue_store.current) == WaitForPlace(M)
+        newcomer = door.admission.ticket(M, trio.current_time())  # no checkpoint since the lease came back
+        assert newcomer.choose(door.catalogue_store.current) == WaitForSlot(M)
         await door.visit("came later")
     assert door.diary == [("waits", "a", 3), ("came later", "a", 4)]
 
@@ -132,13 +132,13 @@ async def test_nobody_who_comes_at_the_moment_a_place_is_free_goes_before_those_
 async def test_position_is_told_and_moves_up(autojump_clock):
     """1 is next; a line that is empty is no line."""
     door = Door(("a",))
-    turns = [door.admission.turn(M, at) for at in (3.0, 1.0, 2.0)]
+    turns = [door.admission.ticket(M, at) for at in (3.0, 1.0, 2.0)]
     assert [turn.position for turn in turns] == [None, None, None]
     with turns[0], turns[1]:
         with turns[2]:
             assert [turn.position for turn in turns] == [3, 1, 2]
         assert [turn.position for turn in turns] == [2, 1, None]
-    assert door.admission.lines() == []
+    assert door.admission.views() == []
 
 
 # Leaving the line .....................................................................................................
@@ -155,12 +155,12 @@ async def test_waiter_that_is_cancelled_leaves_at_once_and_those_behind_move_up(
         await wait_all_tasks_blocked()
         nursery.start_soon(door.visit, "stays")
         await wait_all_tasks_blocked()
-        (line,) = door.admission.lines()
-        assert (line.waiting_for_place, line.leases, line.ceiling) == (2, 1, 1)
+        (line,) = door.admission.views()
+        assert (line.waiting_for_slot, line.leases, line.max_concurrent) == (2, 1, 1)
         scope.cancel()
         await trio.sleep(0.5)
-        (line,) = door.admission.lines()
-        assert (line.waiting_for_place, line.oldest_s) == (1, 0.5)
+        (line,) = door.admission.views()
+        assert (line.waiting_for_slot, line.oldest_s) == (1, 0.5)
     assert door.diary == [("works", "a", 0), ("stays", "a", 1)]
 
 
@@ -193,7 +193,10 @@ async def test_full_line_refuses_with_the_time_when_there_will_be_room(autojump_
         with pytest.raises(Overloaded) as caught:
             await door.visit("too many")
         assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "overloaded", 1)
-        assert "3 requests wait for a place at a neuron, 3 of them for 'lab/m'" in caught.value.message
+        assert (
+            "the queue is full: 3 requests wait for a neuron, 3 of them for 'lab/m' (limits.queue = 3)"
+            in caught.value.message
+        )
         await trio.sleep(14.5)
         for number in range(2):
             nursery.start_soon(lambda number=number: door.visit(f"late {number}", work_s=7.0))
@@ -238,27 +241,27 @@ async def test_request_that_was_let_through_before_is_not_turned_away(autojump_c
 
 async def test_raised_ceiling_lets_those_in_who_wait(autojump_clock):
     """At once, and in order; a lowered one takes nothing from those at work; none at all empties the line."""
-    door = Door(("a",), ceiling=1)
+    door = Door(("a",), max_concurrent=1)
     async with trio.open_nursery() as nursery:
         for number in range(8):
             nursery.start_soon(lambda number=number: door.visit(number, work_s=10.0))
             await wait_all_tasks_blocked()
         await trio.sleep(0.5)
-        door.set_ceiling(3)
+        door.set_limit(3)
         await trio.sleep(0.5)
         assert door.diary == [(0, "a", 0), (1, "a", 0.5), (2, "a", 0.5)]
-        door.set_ceiling(1)
+        door.set_limit(1)
         await trio.sleep(9.25)  # until 10.25: the first is done, two are left, and that is one too many
         assert len(door.diary) == 3
         await trio.sleep(0.5)  # until 10.75: all three are done
         assert door.diary[3:] == [(3, "a", 10.5)]
-        door.set_ceiling(None)
+        door.set_limit(None)
     assert sorted(door.diary[4:]) == [(number, "a", 10.75) for number in range(4, 8)]
 
 
 async def test_another_replica_lets_those_in_who_wait(autojump_clock):
     """A neuron that comes up has places."""
-    door = Door(("a", "b"), ceiling=1)
+    door = Door(("a", "b"), max_concurrent=1)
     door.fleet.drain("b", draining=True)
     async with trio.open_nursery() as nursery:
         for number in range(3):
@@ -305,7 +308,7 @@ async def test_place_that_only_time_opens_is_noticed_within_a_second(autojump_cl
 
 async def test_retry_keeps_its_turn(autojump_clock):
     """Who came first and failed once is ahead of all who came later."""
-    door = Door(("a", "b"), ceiling=1)
+    door = Door(("a", "b"), max_concurrent=1)
     async with trio.open_nursery() as nursery:
         with door.fleet.lease("a", M):
             nursery.start_soon(door.visit, "on b")
@@ -319,7 +322,7 @@ async def test_retry_keeps_its_turn(autojump_clock):
 
 async def test_nobody_waits_behind_a_retry_for_a_place_that_it_avoids(autojump_clock):
     """Neither a newcomer, nor those who stand behind it when that place comes back."""
-    door = Door(("a", "b"), ceiling=1)
+    door = Door(("a", "b"), max_concurrent=1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: door.visit("on b", work_s=60.0))
         nursery.start_soon(lambda: door.visit("on a", work_s=2.5))
@@ -352,7 +355,7 @@ class Schedule:
 
     def __init__(self, rng):
         self.rng = rng
-        self.door = Door(("a", "b", "c"), ceiling=2, limit=40)
+        self.door = Door(("a", "b", "c"), max_concurrent=2, limit=40)
         self.visitors = []
 
     async def run(self):
@@ -365,7 +368,7 @@ class Schedule:
             for name in self.door.names:
                 self.up(name)
         self.door.fleet.assert_idle()
-        assert self.door.admission.lines() == []
+        assert self.door.admission.views() == []
         assert self.door.admission.waiting == 0
         assert {visitor.ended for visitor in self.visitors} <= {"served", "left", "overloaded", "service_unavailable"}
         # Those who may go anywhere are served as they came; when a ceiling goes, all go at once.
@@ -396,7 +399,7 @@ class Schedule:
             visitor.ended = "left"
 
     def turn_over(self, _):
-        self.door.set_ceiling(self.rng.choice([1, 2, 3, None]))
+        self.door.set_limit(self.rng.choice([1, 2, 3, None]))
 
     def crash(self, _):
         name = self.rng.choice(self.door.names)
@@ -412,11 +415,15 @@ class Schedule:
     def check(self):
         """Work conserving: a free place and somebody who could take it never coexist once everybody has reacted."""
         admission, fleet = self.door.admission, self.door.fleet
-        ceiling = admission.ceiling(M)
-        for line in admission._lines.values():
+        max_concurrent = admission.max_concurrent(M)
+        for line in admission._queues.values():
             for turn in line.waiting_for_slot:
-                free = [held.node.name for held in fleet.replicas(M) if ceiling is None or held.leases < ceiling]
-                assert not set(free) - turn.avoids, (turn.position, free, turn.avoids)
+                free = [
+                    held.node.name
+                    for held in fleet.replicas(M)
+                    if max_concurrent is None or held.leases < max_concurrent
+                ]
+                assert not set(free) - turn.avoided_nodes, (turn.position, free, turn.avoided_nodes)
 
 
 @pytest.fixture

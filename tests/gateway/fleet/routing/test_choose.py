@@ -7,8 +7,9 @@ from fakes.fleets import a_catalogue, a_fleet, a_gpu, a_model, a_profile, answer
 from fakes.patience import measured
 
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
-from gateway.fleet.reports import Activation
-from gateway.fleet.routing.choose import ColdLoad, Fit, Route, WaitForLoad, WaitForPlace, choose
+from gateway.fleet.reports import ActivationReport
+from gateway.fleet.routing.choose import ColdLoad, Route, WaitForLoad, WaitForSlot, choose
+from gateway.fleet.routing.placement import Fit
 
 LISTED = a_catalogue(a_profile("m"))
 UNLISTED = a_catalogue()
@@ -79,11 +80,11 @@ def test_step_1_neuron_at_the_ceiling_is_not_asked():
     answers(fleet, "a", a_model("m"))
     answers(fleet, "b", a_model("m", in_flight=5))
     with fleet.lease("a", "m"):
-        assert choose("m", fleet, LISTED, ceiling=2).node == "a"
-        assert choose("m", fleet, LISTED, ceiling=1).node == "b"
-        assert choose("m", fleet, LISTED, ceiling=1, exclude={"b"}) == WaitForPlace("m")
+        assert choose("m", fleet, LISTED, max_concurrent=2).node == "a"
+        assert choose("m", fleet, LISTED, max_concurrent=1).node == "b"
+        assert choose("m", fleet, LISTED, max_concurrent=1, exclude={"b"}) == WaitForSlot("m")
         with fleet.lease("b", "m"):
-            assert choose("m", fleet, LISTED, ceiling=1) == WaitForPlace("m")
+            assert choose("m", fleet, LISTED, max_concurrent=1) == WaitForSlot("m")
             assert choose("m", fleet, LISTED).node == "a"
 
 
@@ -106,9 +107,9 @@ def test_step_3_loading_is_waited_for_whoever_asked_for_it():
     """Reported, our own, or pre-warming: one load is enough."""
     fleet = a_fleet("a", "b", "c", "d")
     answers(fleet, "a", a_model("m", "loading"))
-    answers(fleet, "b", activation=Activation("pre_warming", "m"))
-    answers(fleet, "c", a_model("m", "unloaded"), activation=Activation("pre_warming", None, ("m",)))
-    answers(fleet, "d", a_model("m", "poisoned"), activation=Activation("pre_warming", None, ("m",)))
+    answers(fleet, "b", activation=ActivationReport("pre_warming", "m"))
+    answers(fleet, "c", a_model("m", "unloaded"), activation=ActivationReport("pre_warming", None, ("m",)))
+    answers(fleet, "d", a_model("m", "poisoned"), activation=ActivationReport("pre_warming", None, ("m",)))
     assert choose("m", fleet, UNLISTED) == WaitForLoad("m", ("a", "b", "c"))
     fleet.loading("d", "m")
     assert choose("m", fleet, LISTED).nodes == ("a", "b", "c", "d")
@@ -180,7 +181,7 @@ def test_known_model_outside_the_catalogue_that_cannot_serve_is_not_now(status):
     answers(fleet, "a", a_model("m", status))
     error = refusal(ServiceUnavailable, "m", fleet, UNLISTED)
     assert (error.code, error.retry_after_s) == ("service_unavailable", 5)
-    told = "no [[models]] table describes it, so it is not loaded here"  # its operator must be told what is missing
+    told = "cortex cannot load it: no [[models]] table in models.toml describes it"
     assert (told in error.message) == (status == "unloaded")
 
 

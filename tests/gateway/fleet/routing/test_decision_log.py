@@ -5,8 +5,8 @@ from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile,
 
 from gateway.errors import GatewayError
 from gateway.fleet.routing import decision_log
-from gateway.fleet.routing.choose import WaitForPlace, choose
-from gateway.fleet.routing.decision_log import LIMIT, Verdict
+from gateway.fleet.routing.choose import WaitForSlot, choose
+from gateway.fleet.routing.decision_log import LIMIT, NodeVerdict
 
 
 @pytest.fixture
@@ -29,12 +29,12 @@ def noted(fleet, *profiles, model="m", failed_on=(), made=None, into=None):
             made = choose(model, fleet, catalogue, exclude=failed_on)
         except GatewayError as error:
             made = error
-    decision_log.note(kept, made, model=model, fleet=fleet, catalogue=catalogue, failed_on=failed_on)
+    decision_log.note_decision(kept, made, model=model, fleet=fleet, catalogue=catalogue, failed_on=failed_on)
     return kept
 
 
 def states(choice):
-    return {verdict.node: (verdict.state, verdict.detail) for verdict in choice.told()}
+    return {verdict.node: (verdict.state, verdict.detail) for verdict in choice.node_verdicts()}
 
 
 def test_only_replica_is_no_choice(fleet):
@@ -51,7 +51,10 @@ def test_of_several_replicas_it_is_how_busy_each_was(fleet):
     [choice] = noted(fleet)
     with fleet.lease("b", "m"):
         assert choice[:4] == (100.0, "m", "route", "b")
-        assert choice.told() == (Verdict("a", "passed over", "2 requests"), Verdict("b", "chosen", "0 requests"))
+        assert choice.node_verdicts() == (
+            NodeVerdict("a", "passed over", "2 requests"),
+            NodeVerdict("b", "chosen", "0 requests"),
+        )
 
 
 def test_cold_model_gets_a_verdict_on_every_neuron(fleet):
@@ -66,7 +69,7 @@ def test_cold_model_gets_a_verdict_on_every_neuron(fleet):
         "a": ("not loaded", "it fits, 20000 MB free"),
         "b": ("not loaded", "no room, 100 MB free"),
         "c": ("not loaded", "cannot hold it"),
-        "d": ("unhealthy", "not heard of yet"),
+        "d": ("unhealthy", "never answered"),
     }
 
 
@@ -76,7 +79,7 @@ def test_load_under_way_is_seen(fleet):
     [choice] = noted(fleet, a_profile("m"))
 
     assert choice.decision == "wait for the load"
-    assert states(choice)["b"] == ("loading", "no address known")
+    assert states(choice)["b"] == ("loading", "inference URL unknown")
 
 
 def test_failed_draining_and_down_neurons_say_so(fleet):
@@ -93,7 +96,7 @@ def test_failed_draining_and_down_neurons_say_so(fleet):
         "a": ("failed before", "this request"),
         "b": ("draining", ""),
         "c": ("unhealthy", "3 misses in a row"),
-        "d": ("unhealthy", "not heard of yet"),
+        "d": ("unhealthy", "never answered"),
     }
 
 
@@ -109,9 +112,9 @@ def test_breaker_and_retry_after_are_told(fleet):
     assert choice.node == "c"
     assert states(choice) == {
         "a": ("breaker open", "it broke off"),
-        "b": ("busy", "said so for another 30 s"),
+        "b": ("busy", "its Retry-After ends in 30 s"),
         "c": ("chosen", ""),
-        "d": ("unhealthy", "not heard of yet"),
+        "d": ("unhealthy", "never answered"),
     }
 
 
@@ -132,7 +135,7 @@ def test_wait_for_a_place_tells_how_full_it_was(fleet):
     """Of those that have it."""
     answers(fleet, "a", a_model("m"))
     with fleet.lease("a", "m"), fleet.lease("a", "m"):
-        [choice] = noted(fleet, made=WaitForPlace("m"))
+        [choice] = noted(fleet, made=WaitForSlot("m"))
 
     assert choice.decision == "wait for a place"
     assert states(choice)["a"] == ("waited for", "2 requests")
@@ -144,7 +147,7 @@ def test_source_name_counts_as_the_model(fleet):
     answers(fleet, "b", a_model("hf:m"))
     [choice] = noted(fleet, a_profile("m", source="hf"))
 
-    assert [verdict.node for verdict in choice.told()] == ["a", "b"]
+    assert [verdict.node for verdict in choice.node_verdicts()] == ["a", "b"]
 
 
 def test_what_is_noted_of_one_request_is_bounded(fleet):

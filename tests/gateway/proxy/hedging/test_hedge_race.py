@@ -423,7 +423,7 @@ async def test_replica_that_is_not_well_or_busier_is_spared(autojump_clock, befo
         await trio.sleep(0.5)
         match trouble:
             case "busier":
-                node.models[SMALL].others = 2
+                node.models[SMALL].other_requests = 2
             case "breaker":
                 for _ in range(5):
                     fleet.at_fault("b", "broke")
@@ -438,10 +438,10 @@ async def test_replica_that_is_not_well_or_busier_is_spared(autojump_clock, befo
             case "not loaded":
                 fleet.dropped("b", SMALL)
             case "full":
-                node.models[SMALL].others = 0
+                node.models[SMALL].other_requests = 0
 
     if trouble == "full":
-        gateway.admission.ceiling = lambda _: 1
+        gateway.admission.max_concurrent = lambda _: 1
         taken = fleet.lease("b", SMALL)
         taken.__enter__()
     async with trio.open_nursery() as nursery:
@@ -459,7 +459,7 @@ async def test_as_busy_is_not_busier(autojump_clock, before):
     """One request each: the second neuron may have the next one."""
     a, b = whole("a", 3), whole("b", 0)
     gateway = before(a=a, b=b)
-    gateway.fleet.nodes["b"].models[SMALL].others = 1
+    gateway.fleet.nodes["b"].models[SMALL].other_requests = 1
     answer = await gateway.client().ask()
 
     assert answer.headers["x-cortex-node"] == "b"
