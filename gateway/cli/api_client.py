@@ -1,35 +1,64 @@
-"""How the command line asks a gateway over HTTP. Blocking."""
+"""HTTP from the command line to a running gateway. Blocking."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import httpx
 
-__all__ = ["NoAnswer", "client", "get", "message_of", "post"]
+from gateway.config.settings import Listen, Settings
 
-ANSWER_S = 10.0  # a gateway answers in milliseconds; a machine that has too much to do stands still for seconds
+__all__ = ["ApiError", "GatewayAddress", "get", "open_client", "post"]
+
+TIMEOUT_S = 10.0  # a gateway answers within milliseconds, but an overloaded host may stall for seconds
 
 
-class NoAnswer(Exception):
-    """What was asked is not there, or is no cortex; the text names it and says why. `status` None: nobody answered."""
+@dataclass(frozen=True, slots=True)
+class GatewayAddress:
+    """The base URLs of a gateway's two ports, and the admin token; None if there is none."""
 
-    def __init__(self, text: str, status: int | None = None) -> None:
+    api: str
+    admin: str
+    token: str | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The address, as seen from this host, of a gateway with these settings."""
+        return cls(
+            _local_url(settings.gateway.listen), _local_url(settings.gateway.metrics_listen), settings.admin.token
+        )
+
+
+def _local_url(listen: Listen) -> str:
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    return f"http://{Listen(loopback.get(listen.host, listen.host), listen.port)}"
+
+
+class ApiError(Exception):
+    """A request that got no usable answer. The text names the URL and the reason.
+
+    Attributes:
+        status: Of the answer; None if there was no answer.
+        message: The gateway's error message; None if there was no answer or not one of a cortex gateway.
+    """
+
+    def __init__(self, text: str, *, status: int | None = None, message: str | None = None) -> None:
         super().__init__(text)
         self.status = status
+        self.message = message
 
 
-def client() -> httpx.Client:
-    """To be closed by who asked for it."""
-    return httpx.Client(trust_env=False, timeout=ANSWER_S)
+def open_client() -> httpx.Client:
+    """A client for `get` and `post`. The caller closes it."""
+    return httpx.Client(trust_env=False, timeout=TIMEOUT_S)
 
 
-def get(
-    client: httpx.Client, url: str, keys: tuple[str, ...], headers: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """The JSON object at `url`, which has these keys. Raises NoAnswer if there is none."""
-    return _ask(client, "GET", url, keys, headers)
+def get(client: httpx.Client, url: str, keys: tuple[str, ...], *, token: str | None = None) -> dict[str, Any]:
+    """The JSON object at `url`, which has at least these keys. Raises ApiError."""
+    return _request(client, "GET", url, keys, token)
 
 
 def post(
@@ -41,33 +70,53 @@ def post(
     data: bytes = b"",
     params: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object that the admin API answers with. Raises NoAnswer if it does not."""
-    headers = {"authorization": f"Bearer {token}", "content-type": "application/octet-stream"}
-    return _ask(client, "POST", url, keys, headers, content=data, params=params)
+    """Post `data` and return the JSON object of the answer, which has at least these keys. Raises ApiError."""
+    headers = {"content-type": "application/octet-stream"}
+    return _request(client, "POST", url, keys, token, headers=headers, content=data, params=params)
 
 
-def _ask(
-    client: httpx.Client, method: str, url: str, keys: tuple[str, ...], headers: Mapping[str, str] | None, **what: Any
+def _request(
+    client: httpx.Client,
+    method: str,
+    url: str,
+    keys: tuple[str, ...],
+    token: str | None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    **content: Any,
 ) -> dict[str, Any]:
+    authorization = {} if token is None else {"authorization": f"Bearer {token}"}
     try:
-        answer = client.request(method, url, headers=headers, **what)
-        body = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise NoAnswer(f"no answer from {url}: {error}") from error
-    except ValueError as error:  # not JSON
-        raise _nobody_we_know(url, answer.status_code) from error
-    if not isinstance(body, dict) or (answer.is_success and not body.keys() >= set(keys)):
-        raise _nobody_we_know(url, answer.status_code)
-    if not answer.is_success:
-        raise NoAnswer(f"{url} says {answer.status_code}: {message_of(body)}", answer.status_code)
+        response = client.request(method, url, headers={**authorization, **(headers or {})}, **content)
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        raise ApiError(f"cannot reach {url}: {_reason(error)}") from error
+    status = response.status_code
+    try:
+        body = response.json()
+    except ValueError as error:
+        raise _not_a_gateway(url, status) from error
+    if not isinstance(body, dict) or (response.is_success and not body.keys() >= set(keys)):
+        raise _not_a_gateway(url, status)
+    if not response.is_success:
+        message = _error_message(body)
+        raise ApiError(f"{method} {url} failed with status {status}: {message}", status=status, message=message)
     return body
 
 
-def _nobody_we_know(url: str, status: int) -> NoAnswer:
-    return NoAnswer(f"{url} is not a cortex gateway's (status {status})", status)
+def _reason(error: Exception) -> str:
+    """The reason in words. The text of an httpx error repeats the OSError, with its number."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+            return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
 
 
-def message_of(body: Mapping[str, Any]) -> str:
-    """An error envelope's text (contract section 10)."""
+def _not_a_gateway(url: str, status: int) -> ApiError:
+    return ApiError(f"the server at {url} is not a cortex gateway (it answered with status {status})", status=status)
+
+
+def _error_message(body: Mapping[str, Any]) -> str:
     error = body.get("error")
     return str(error.get("message", error)) if isinstance(error, dict) else str(error)

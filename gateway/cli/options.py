@@ -1,4 +1,4 @@
-"""What every `cortex` command shares: where its settings come from, and how a refusal is told."""
+"""Options that several commands have, and the settings they lead to."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ import click
 from catalogue.toml.faults import Fault, FaultyFile
 from gateway.config.load import LoadedSettings, load
 
-__all__ = ["config_option", "load_settings", "refuse", "tell", "token_option"]
+__all__ = [
+    "admin_option",
+    "config_option",
+    "exit_with_faults",
+    "json_option",
+    "load_settings",
+    "print_faults",
+    "token_option",
+]
 
-USUAL_CONFIGS = (Path("cortex.toml"), Path("/etc/cortex/cortex.toml"))
+DEFAULT_CONFIGS = (Path("cortex.toml"), Path("/etc/cortex/cortex.toml"))
 
 config_option = click.option(
     "-c",
@@ -25,31 +33,41 @@ config_option = click.option(
     help="The cortex.toml. Without it: ./cortex.toml, then /etc/cortex/cortex.toml, then defaults and environment.",
 )
 
+admin_option = click.option(
+    "--admin",
+    default="http://localhost:31314",
+    show_default=True,
+    metavar="URL",
+    help="The gateway's metrics port, which serves the admin API.",
+)
+
 token_option = click.option(
     "--token",
     envvar="CORTEX_ADMIN__TOKEN",
     show_envvar=True,
     required=True,
-    help="The admin token, [admin] token in cortex.toml.",
+    help="The admin token: [admin] token in the gateway's cortex.toml.",
 )
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 
 
 def load_settings(config: Path | None) -> LoadedSettings:
-    """The settings, or every fault of them on stderr and exit code 1."""
-    chosen = config or next((path for path in USUAL_CONFIGS if path.exists()), None)
+    """The settings. If they are faulty, prints every fault on stderr and exits with 1."""
+    path = config or next((path for path in DEFAULT_CONFIGS if path.exists()), None)
     try:
-        return load(chosen, os.environ)
+        return load(path, os.environ)
     except FaultyFile as error:
-        refuse(error)
+        exit_with_faults(error)
 
 
-def refuse(error: FaultyFile) -> NoReturn:
-    """Every fault on stderr; exit code 1."""
-    tell(error.faults, "error")
+def exit_with_faults(error: FaultyFile) -> NoReturn:
+    """Print every fault on stderr and exit with 1."""
+    print_faults(error.faults, "error")
     sys.exit(1)
 
 
-def tell(faults: Iterable[Fault], kind: str) -> None:
-    """One line each, on stderr."""
+def print_faults(faults: Iterable[Fault], kind: str) -> None:
+    """Print each fault on a line of its own on stderr. `kind` is `error` or `warning`."""
     for fault in faults:
         click.echo(f"{kind}: {fault}", err=True)

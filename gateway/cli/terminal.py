@@ -1,42 +1,55 @@
-"""How the command line draws: a console and tables that take names as they are."""
+"""Printing to the terminal: consoles and tables that print names unchanged, and JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 
+import click
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["console", "entry", "table"]
+__all__ = ["HASH_DIGITS", "console", "entry", "print_error", "print_json", "table"]
 
-FILE_WIDTH = 10_000  # columns; a file or a pipe has no edge
+HASH_DIGITS = 10  # of a file's hash; enough to tell versions apart
+FILE_WIDTH = 10_000  # columns; a file or a pipe has no width
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Without markup: names come from operators and neurons, and `[/x]` is a name, not a tag.
+def console() -> Console:
+    """A console without markup: names come from operators and neurons, and `[/x]` is a name, not a tag.
 
-    Only a terminal has a width to keep within, or who names one in `COLUMNS`: else `cortex status | grep MODEL` would
-    look for a name that was folded in the middle.
+    Lines are folded only on a terminal, or if `COLUMNS` is set. Otherwise `cortex status | grep MODEL` would miss a
+    name that is folded in the middle.
     """
-    out = Console(stderr=stderr, soft_wrap=stderr, markup=False, emoji=False, highlight=False)
+    out = Console(markup=False, emoji=False, highlight=False)
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = FILE_WIDTH
     return out
 
 
+def print_error(text: str) -> None:
+    """Print a line on stderr."""
+    click.echo(text, err=True)
+
+
+def print_json(value: object) -> None:
+    """Print JSON on stdout, for programs."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
 def table(title: str, *columns: str) -> Table:
-    """No lines, the title on the left; what is too long goes on below itself, the names in the first column last."""
-    told = Text(title, style="bold", no_wrap=True, overflow="ignore")
-    drawn = _Table(title=told, title_justify="left", box=None, pad_edge=False)
+    """A table without lines. Long cells fold; those of the first column, which has the names, last."""
+    heading = Text(title, style="bold", no_wrap=True, overflow="ignore")
+    result = _Table(title=heading, title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        drawn.add_column(column, overflow="fold")
-    return drawn
+        result.add_column(column, overflow="fold")
+    return result
 
 
 class _Table(Table):
-    """Keeps the names in its first column whole while that leaves the other columns half of the width."""
+    """Does not fold its first column while that leaves half of the width to the others."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names = self.columns[0]
@@ -46,8 +59,8 @@ class _Table(Table):
 
 
 def entry(head: str, *lines: str) -> Text:
-    """Something of a log: what everything is about in one line, and below it what there is to say of it."""
-    told = Text(head, style="bold")
+    """An entry of a list: a bold line, and its details indented below."""
+    text = Text(head, style="bold")
     for line in lines:
-        told.append(f"\n    {line}", style="not bold")
-    return told
+        text.append(f"\n    {line}", style="not bold")
+    return text

@@ -307,7 +307,7 @@ async def test_cortex_drain_returns_when_the_last_request_has_ended(cortex, admi
             assert (await admin.get("/admin/nodes/beast")).json()["state"] == "draining"
             await trio.sleep(0.1)
             assert ended == []
-    assert ended == [(0, "beast: draining, 1 request still on it\nbeast: drained\n")]
+    assert ended == [(0, "beast: draining, 1 running request left\nbeast: drained\n")]
     assert "healthy, drained" in (await command("status", "-e", cortex.url, "--admin", metrics))[1]
     assert await command("undrain", "beast", "--admin", metrics) == (0, "beast: open\n")
 
@@ -321,8 +321,8 @@ async def test_cortex_drain_move_loads_elsewhere_first(cortex, neurons):
         told = await trio.to_thread.run_sync(drain.read_until, "\n")
         neurons[1].speed = 100
         code, rest, complaints = await trio.to_thread.run_sync(drain.end)
-    assert told == f"{SMALL}: only beast has it; loading it elsewhere\n"
-    assert (code, rest, complaints) == (0, f"{SMALL}: on mule now\nbeast: drained\n", "")
+    assert told == f"{SMALL}: loaded only on beast; loading it on another neuron\n"
+    assert (code, rest, complaints) == (0, f"{SMALL}: loaded on mule\nbeast: drained\n", "")
     assert neurons[1].loaded(SMALL)
     code, told = await command("drain", "mule", "--move", "--admin", metrics)
     assert code == 1
@@ -338,7 +338,7 @@ async def test_cortex_drain_move_says_who_paid_for_it(tmp_path):
         code, told = await command("drain", "beast", "--move", "--admin", metrics)
     assert (code, told.splitlines()[-3:]) == (
         0,
-        [f"{SMALL}: on tiny now", f"{MIDDLE}: loaded nowhere now: its place was needed", "beast: drained"],
+        [f"{SMALL}: loaded on tiny", f"{MIDDLE}: evicted to make room; no neuron has it loaded now", "beast: drained"],
     )
 
 
@@ -364,7 +364,7 @@ async def test_cortex_status_shows_all_there_is_to_see(cortex, admin, neurons):
         code, told = await command("status", "-e", cortex.url, "--admin", metrics)
         _, as_json = await command("status", "-e", cortex.url, "--admin", metrics, "--json")
     assert code == 0
-    for expected in ("in line, number 1", "waiting for its load", " / 24576", f"{MIDDLE}  beast"):
+    for expected in ("queued, position 1", "waiting for a load", " / 24576", f"{MIDDLE}  beast"):
         assert expected in told
     fleet = json.loads(as_json)["fleet"]
     assert [(line["model"], line["ceiling"], line["waiting_for_place"]) for line in fleet["queue"]] == [

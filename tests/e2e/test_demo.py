@@ -10,7 +10,8 @@ import trio
 from fakes.patience import SAFETY_NET_S
 from fakes.process import environment, running_cortex
 
-from gateway.cli import demo as demonstration
+from gateway.cli.commands import demo as demo_command
+from gateway.cli.commands import demo_server
 from gateway.server.listen import CannotListen
 
 SMALL, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3.6-27B"
@@ -108,16 +109,16 @@ def test_demo_port_taken_before_it_listens_is_given_up(tmp_path, monkeypatch):
     """Between choosing ports and listening on them files are written: time enough for somebody else to be quicker."""
     tried = []
 
-    async def taken_once(home, neurons, ports):
+    async def taken_once(home, speed, ports):
         tried.append(ports)
         await trio.lowlevel.checkpoint()
         if len(tried) == 1:
             raise ExceptionGroup("in a nursery", [CannotListen("cannot listen")])
         return 0
 
-    monkeypatch.setattr(demonstration, "_demo", taken_once)
+    monkeypatch.setattr(demo_server, "run", taken_once)
 
-    assert demonstration.run(tmp_path, speed=1, port=0) == 0
+    assert demo_command.run(tmp_path, speed=1, port=0) == 0
     assert len(tried) == 2
 
 
@@ -131,7 +132,7 @@ def test_demo_folder_with_foreign_files_is_left_alone(tmp_path):
 
     assert code == 1
     assert out == ""
-    assert [f"cortex demo: {theirs} is not the demo's, and stays as it is; --dir chooses another folder"] == (
+    assert [f"cortex demo: {theirs} was not written by the demo and is kept; use --dir to name another folder"] == (
         err.splitlines()
     )
     assert theirs.read_text() == "# precious\n"

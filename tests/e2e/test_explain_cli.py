@@ -1,4 +1,4 @@
-"""`cortex explain` against a running gateway: what the admin API says, and what a person reads."""
+"""`cortex explain` with a running gateway."""
 
 import json
 import socket
@@ -33,8 +33,8 @@ async def explained(admin, request_id, *options, token="secret"):  # noqa: S107 
     return result.exit_code, result.stdout, result.stderr
 
 
-async def test_story_reads_from_question_to_end(cortex, http, admin):
-    """What was asked for, how it ended, where the time went, and what happened, in order."""
+async def test_explanation_begins_with_the_facts_and_ends_with_the_last_event(cortex, http, admin):
+    """Model, outcome, phases, then the events in order."""
     await http.post("/v1/chat/completions", json=ASK, headers={"x-request-id": "mine"})
     await settled(cortex.gateway)
     code, out, _ = await explained(admin, "mine")
@@ -42,15 +42,15 @@ async def test_story_reads_from_question_to_end(cortex, http, admin):
 
     assert code == 0
     assert lines[0] == "request mine"
-    assert f"asked for  helexa/small: {SMALL} (the target of its alias), in generation 1 of the catalogue" in lines
-    assert any(line.startswith("ended      ok with status 200, after ") for line in lines)
+    assert f"model      helexa/small -> {SMALL} (the target of its alias), catalogue generation 1" in lines
+    assert any(line.startswith("ended      ok, status 200, after ") for line in lines)
     assert any("first_byte " in line and line.startswith("time ") for line in lines)
     assert "8 completion" in out
-    assert "beast, the only one to have it, was asked; answered after " in lines[-1]
+    assert "sent to beast, the only replica; answered after " in lines[-1]
 
 
-async def test_story_of_trouble_says_who_failed_and_who_was_passed_over(tmp_path):
-    """One line for each thing that happened, with the verdicts on all neurons under the choices."""
+async def test_retry_shows_each_choice_with_its_candidates(tmp_path):
+    """Under each choice is the verdict on every neuron."""
     neurons = [neuron(name, [24576, 24576], [SMALL, LARGE], speed=100) for name in ("a", "b")]
     neurons[0].faults.add(faults.HttpError(status=503, text="queue is full"))
     async with running_gateway(tmp_path, neurons) as running:
@@ -59,19 +59,19 @@ async def test_story_of_trouble_says_who_failed_and_who_was_passed_over(tmp_path
         await settled(running.gateway)
         code, out, _ = await explained(f"http://{running.addresses.metrics}", "mine")
 
-    told = [line.split(maxsplit=2)[2] if "ms  " in line[:14] else line.strip() for line in out.splitlines()]
-    events = told[told.index("") + 1 :]
+    texts = [line.split(maxsplit=2)[2] if "ms  " in line[:14] else line.strip() for line in out.splitlines()]
+    events = texts[texts.index("") + 1 :]
     assert code == 0
     assert events[0] == "a was chosen"
     assert events[1:3] == ["a            chosen: 0 requests", "b            passed over: 0 requests"]
-    assert events[3].startswith("a was asked; failed after ")
+    assert events[3].startswith("sent to a; failed after ")
     assert events[3].endswith(": queue is full")
     assert events[4:7] == ["b was chosen", "a            failed before: this request", "b            chosen"]
-    assert events[7].startswith("b was asked; answered after ")
+    assert events[7].startswith("sent to b; answered after ")
 
 
-async def test_id_used_twice_tells_both(cortex, http, admin):
-    """Also as JSON, just as the admin API has it."""
+async def test_id_of_two_requests_explains_both(cortex, http, admin):
+    """The JSON output is that of the admin API."""
     for model in ("helexa/small", "nobody/has-it"):
         await http.post("/v1/chat/completions", json=ASK | {"model": model}, headers={"x-request-id": "mine"})
         await settled(cortex.gateway)
@@ -85,35 +85,35 @@ async def test_id_used_twice_tells_both(cortex, http, admin):
     assert [story["status"] for story in answer["requests"]] == [200, 404]
 
 
-async def test_request_under_way_is_told_while_it_waits(http, admin, wire, beast):
-    """And is told to be."""
+async def test_running_request_is_explained(http, admin, wire, beast):
+    """As far as it is."""
     beast.faults.add(faults.Hang())
     async with wire() as client:
         await client.send(ASK, headers=("x-request-id: mine",))
         await until(lambda: beast.requests)
         _, out, _ = await explained(admin, "mine")
 
-    assert "  now        running, for " in out
-    assert "was asked; under way after " in out
+    assert "  state      running, for " in out
+    assert "; running after " in out
 
 
 async def test_unknown_request_is_one_line_and_exit_code_1(admin):
-    """It says how many are remembered."""
+    """The error says how many requests are remembered."""
     code, out, err = await explained(admin, "unheard/of")
 
     assert (code, out) == (1, "")
     assert err == "cortex explain: request 'unheard/of' is neither running nor among the last 1000 that ended\n"
 
 
-async def test_wrong_token_and_silence_are_one_line(admin):
+async def test_wrong_token_and_unreachable_gateway_are_one_line(admin):
     """No traceback."""
     code, _, err = await explained(admin, "mine", token="wrong")
     assert code == 1
     assert "wrong admin token" in err
 
-    with socket.socket() as deaf:  # nobody else's either, for as long as it is bound
-        deaf.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        code, _, err = await explained(nobody, "mine")
+    with socket.socket() as unused:  # bound but not listening, so that no other process answers there
+        unused.bind(("127.0.0.1", 0))
+        unused_url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        code, _, err = await explained(unused_url, "mine")
     assert code == 2
-    assert err.startswith(f"cortex explain: no answer from {nobody}: ")
+    assert err.startswith(f"cortex explain: cannot reach {unused_url}/admin/requests/mine: ")

@@ -1,79 +1,74 @@
-"""What `cortex audit` does: verify the trail, show its last lines. Blocking."""
+"""`cortex audit verify` and `cortex audit show`: read the audit log beside models.toml."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import sys
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import NoReturn
 
 import click
 
+from gateway.aliases.files.audit_log import AuditLog
 from gateway.aliases.files.catalogue_files import CatalogueFiles
-from gateway.cli.terminal import console, entry
-from gateway.config.settings import Settings
+from gateway.cli.options import config_option, json_option, load_settings
+from gateway.cli.terminal import print_error, print_json
+from gateway.cli.views import audit_view
 
-__all__ = ["show", "verify"]
+__all__ = ["audit"]
 
-HASH_SHOWN = 10
+FAILED = 1  # exit code
 
 
-def verify(settings: Settings) -> int:
-    """0 if every line is as it was written, else 1 and the first that is not."""
-    trail = CatalogueFiles.from_settings(settings).audit_log
+@click.group()
+def audit() -> None:
+    """Show or verify the audit log of models.toml.
+
+    It records who changed the file and when, and what the gateway did with each change.
+    """
+
+
+@audit.command()
+@config_option
+def verify(config: Path | None) -> None:
+    """Verify that no line of the audit log was changed or removed.
+
+    Exit code 1 if the log is broken; the output names the first broken line.
+    """
+    log = _audit_log(config)
     try:
-        verdict = trail.verify()
+        verification = log.verify()
     except OSError as error:
-        click.echo(f"error: {error}", err=True)
-        return 1
-    if verdict.broken is not None:
-        click.echo(f"broken: {verdict.broken}", err=True)
-        click.echo(f"{verdict.lines} lines before it are in order", err=True)
-        return 1
-    if not verdict.lines:
-        click.echo(f"{trail.path}: no lines")
-        return 0
-    click.echo(
-        f"{trail.path}: {verdict.lines} lines, numbers {verdict.first} to {verdict.last}, are as they were written"
-    )
-    if verdict.first > 1:
-        click.echo(f"those before number {verdict.first} were rotated away")
-    if verdict.torn_bytes:
-        click.echo(f"{verdict.torn_bytes} bytes of an unfinished line follow: a crash; the next line takes their place")
-    click.echo(f"head {verdict.head}")
-    return 0
+        _fail(error)
+    if verification.broken is not None:
+        print_error(f"broken: {verification.broken}")
+        print_error(f"the {verification.lines} lines before it are intact")
+        sys.exit(FAILED)
+    for line in audit_view.verification_lines(log.path, verification):
+        click.echo(line)
 
 
-def show(settings: Settings, limit: int, *, as_json: bool) -> int:
-    """The newest lines that are in order, oldest first."""
-    trail = CatalogueFiles.from_settings(settings).audit_log
+@audit.command()
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Number of lines, newest.")
+@config_option
+@json_option
+def show(limit: int, config: Path | None, *, as_json: bool) -> None:
+    """Show the last lines of the audit log, oldest first. Broken lines are left out."""
+    log = _audit_log(config)
     try:
-        lines = [line.fields for line in islice(trail.newest_first(), limit)][::-1]
+        lines = [line.fields for line in islice(log.newest_first(), limit)][::-1]
     except OSError as error:
-        click.echo(f"error: {error}", err=True)
-        return 1
+        _fail(error)
     if as_json:
-        click.echo(json.dumps({"lines": lines}, indent=2, ensure_ascii=False))
-        return 0
-    out = console()
-    for said in lines:
-        out.print(entry(_head(said), *_details(said)), soft_wrap=True)
-    if not lines:
-        out.print(f"{trail.path}: no lines", soft_wrap=True)
-    return 0
+        print_json({"lines": lines})
+    else:
+        audit_view.print_lines(log.path, lines)
 
 
-def _head(said: dict[str, Any]) -> str:
-    when = str(said.get("time", "")).replace("T", " ")
-    return f"{said['seq']}  {when}  {said.get('who')}  {said.get('event')}: {said.get('outcome')}"
+def _audit_log(config: Path | None) -> AuditLog:
+    return CatalogueFiles.from_settings(load_settings(config).settings).audit_log
 
 
-def _details(said: dict[str, Any]) -> Iterator[str]:
-    yield f"generation {said.get('generation')}, file {str(said.get('file'))[:HASH_SHOWN]}"
-    yield from str(said.get("summary") or "").split("; ")
-    if command := said.get("command"):
-        yield f"by: {command}"
-    if lost := said.get("lost"):
-        yield f"{lost} lines before this one were lost: they could not be written"
-    if torn := said.get("torn_bytes"):
-        yield f"in the place of {torn} bytes of an unfinished line"
+def _fail(error: OSError) -> NoReturn:
+    print_error(f"error: {error}")
+    sys.exit(FAILED)

@@ -1,35 +1,92 @@
-"""What `cortex alias rollout` does: write a rollout down, end one, show one. The gateway does the rest. Blocking."""
+"""`cortex alias rollout`: saves a rollout for the gateway to carry out, ends one, or shows one. Blocking."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import click
 import msgspec
-from rich.console import RenderableType
 
 from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files import locked_edit, rollout_state, toml_edit
+from gateway.aliases.files.locked_edit import FileEdit
 from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, RolloutAlreadyRunning
+from gateway.aliases.files.toml_edit import CannotEdit
 from gateway.aliases.rollout_guards import DEFAULT_TOLERANCES, GuardName
 from gateway.cli import api_client
-from gateway.cli.alias_edit import DONE, NO_GATEWAY, NOT_IN_FORCE, AliasCommands, Refused, os_user
-from gateway.cli.api_client import NoAnswer
-from gateway.cli.terminal import console, table
+from gateway.cli.api_client import ApiError
+from gateway.cli.commands.alias_edit import (
+    DONE,
+    NO_GATEWAY,
+    NOT_IN_FORCE,
+    AliasCommandError,
+    AliasEditor,
+    os_user,
+    run_alias_command,
+)
+from gateway.cli.options import config_option, json_option
+from gateway.cli.param_types import Duration, GuardParam, Steps
+from gateway.cli.terminal import print_json
+from gateway.cli.views import rollout_view
 from gateway.files.atomic_write import CannotSave
 
-__all__ = ["abort", "show", "start"]
+__all__ = ["rollout"]
 
-TAKEN_UP_WITHIN_S = 15.0  # a gateway looks once a second; one in trouble every ten
-LOOK_S = 0.2
-ATTEMPTS = 5  # at ending a rollout that a gateway is changing at the same moment
+BEGUN_WITHIN_S = 15.0  # a gateway looks for rollouts every second; after an error, every ten
+POLL_S = 0.2
+ABORT_ATTEMPTS = 5  # each fails if a gateway changes the rollout at the same moment
 
 
-def start(
-    desk: AliasCommands,
+@click.command()
+@click.argument("name")
+@click.argument("target", required=False)
+@click.option("--steps", type=Steps(), default="5,25,50,100", show_default=True, help="TARGET's share in each step.")
+@click.option("--every", type=Duration(), default="10m", show_default=True, help="Minimum duration of a step.")
+@click.option(
+    "--guard",
+    "guards",
+    type=GuardParam(),
+    multiple=True,
+    show_default="all of them",
+    help="A comparison that sends the alias back if TARGET does worse: errors, ttft, speed, finish or tools, optionally"
+    " with a tolerance (errors=0.05); or none. May be given several times.",
+)
+@click.option(
+    "--min-requests",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="Requests that each side needs before a step may end or a guard may act.",
+)
+@click.option("--status", is_flag=True, help="Show the progress, and how the targets compare.")
+@click.option("--abort", is_flag=True, help="End the rollout, and put the alias back as it was before.")
+@config_option
+@json_option
+def rollout(
+    name: str, target: str | None, config: Path | None, *, status: bool, abort: bool, as_json: bool, **options: Any
+) -> None:
+    """Move an alias to TARGET by steps. The gateway takes them, and moves it back if a guard acts.
+
+    The gateway continues a rollout by itself, even if it restarts. Any other change of the alias ends the rollout.
+    """
+    if sum((status, abort, target is not None)) != 1:
+        raise click.UsageError("give exactly one of TARGET, --status and --abort")
+    if status:
+        run_alias_command(config, lambda editor: _show(editor, name, as_json=as_json))
+    elif abort:
+        run_alias_command(config, lambda editor: _abort(editor, name))
+    else:
+        run_alias_command(config, lambda editor: _start(editor, name, target or "", **options))
+
+
+# Starting .............................................................................................................
+
+
+def _start(
+    editor: AliasEditor,
     name: str,
     target: str,
     *,
@@ -38,168 +95,128 @@ def start(
     guards: Sequence[tuple[GuardName | Literal["none"], float | None]],
     min_requests: int,
 ) -> int:
-    """Write the rollout down, and wait until a gateway has begun with it. Raises Refused."""
-    data, catalogue = desk.read()
+    """Save the rollout, and wait until a gateway has begun it. Raises AliasCommandError."""
+    data, catalogue = editor.read()
     alias = catalogue.aliases.get(name)
     if alias is None:
-        raise Refused(f"there is no alias '{name}' in {desk.records.models_path}")
+        raise AliasCommandError(f"{editor.files.models_path} has no alias '{name}'")
     if alias.active == {target}:
-        raise Refused(f"{name} stands for {target} already")
-    chosen = _chosen(guards)
+        raise AliasCommandError(f"{name} points at {target} already")
+    tolerances = _tolerances(guards)
     try:
         rollout = Rollout(
             alias=name,
             target=target,
             steps=steps,
             every_s=every,
-            guards=chosen,
-            minimum=min_requests if chosen else 0,
+            guards=tolerances,
+            minimum=min_requests if tolerances else 0,
             who=os_user(),
             started=time.time(),
-            before=desk.records.history.keep(data),
+            before=editor.files.history.keep(data),
             old={each.model: each.weight for each in alias.targets},
         )
-        _rehearse(desk, rollout, data)
-        desk.has_begun = True
-        rollout_state.begin(desk.records, rollout)
+        _check_steps(editor, rollout, data)
+        editor.has_begun = True
+        rollout_state.begin(editor.files, rollout)
     except (RolloutAlreadyRunning, InvalidRolloutState, CannotSave, ValueError) as error:
-        raise Refused(str(error)) from error
+        raise AliasCommandError(str(error)) from error
     except OSError as error:
-        raise Refused(f"{error.filename or desk.records.models_path.parent}: {error.strerror or error}") from error
+        path = error.filename or editor.files.models_path.parent
+        raise AliasCommandError(f"{path}: {error.strerror or error}") from error
     except FaultyFile as error:
-        raise Refused("\n".join(map(str, error.faults))) from error
-    told = ", ".join(f"{guard} (within {tolerance:g})" for guard, tolerance in chosen.items()) or "none"
-    desk.say(f"rollout of {name} to {target}: {_steps(steps)} %, {every:g} s each at least; guards: {told}")
-    return _until_begun(desk, rollout)
+        raise AliasCommandError(str(error)) from error
+    editor.report(rollout_view.start_text(rollout))
+    return _wait_until_begun(editor, rollout)
 
 
-def _chosen(said: Sequence[tuple[GuardName | Literal["none"], float | None]]) -> dict[GuardName, float]:
-    """All by default; those that were named; or none."""
-    if not said:
+def _tolerances(guards: Sequence[tuple[GuardName | Literal["none"], float | None]]) -> dict[GuardName, float]:
+    """The tolerance of each chosen guard. By default all guards are chosen; `none` means no guard."""
+    if not guards:
         return dict(DEFAULT_TOLERANCES)
-    chosen: dict[GuardName, float] = {}
-    for guard, tolerance in said:
+    tolerances: dict[GuardName, float] = {}
+    for guard, tolerance in guards:
         if guard == "none":
             return {}
-        chosen[guard] = DEFAULT_TOLERANCES[guard] if tolerance is None else tolerance
-    return chosen
+        tolerances[guard] = DEFAULT_TOLERANCES[guard] if tolerance is None else tolerance
+    return tolerances
 
 
-def _rehearse(desk: AliasCommands, rollout: Rollout, data: bytes) -> None:
-    """Every step on paper: a fault should be found now, and not at night."""
+def _check_steps(editor: AliasEditor, rollout: Rollout, data: bytes) -> None:
+    """Make every step's edit without saving it, so that a fault shows now and not during the rollout."""
     for step in range(len(rollout.steps)):
-        locked_edit.check(
-            toml_edit.set_alias(data, rollout.alias, rollout.targets(step)), path=str(desk.records.models_path)
-        )
+        edited = toml_edit.set_alias(data, rollout.alias, rollout.targets(step))
+        locked_edit.check(edited, path=str(editor.files.models_path))
 
 
-def _steps(steps: tuple[float, ...]) -> str:
-    return ", ".join(f"{step:g}" for step in steps)
-
-
-def _until_begun(desk: AliasCommands, rollout: Rollout) -> int:
-    if desk.health() is None:
-        desk.say(f"written down; no gateway answers at {desk.gateway.endpoint}: it begins when one does")
+def _wait_until_begun(editor: AliasEditor, rollout: Rollout) -> int:
+    if editor.health() is None:
+        editor.report(f"the rollout is saved; no gateway answers at {editor.gateway.api}: it begins when one does")
         return NO_GATEWAY
-    give_up_at = time.monotonic() + TAKEN_UP_WITHIN_S
+    give_up_at = time.monotonic() + BEGUN_WITHIN_S
     while time.monotonic() < give_up_at:
-        now = desk.rollouts().get(rollout.alias)
+        now = editor.rollouts().get(rollout.alias)
         if now is not None and (now.step >= 0 or now.state != "running"):
-            desk.say(_words(now))
+            editor.report(rollout_view.progress_text(now))
             return DONE if now.state in {"running", "done"} else NOT_IN_FORCE
-        time.sleep(LOOK_S)
-    desk.say(f"written down, but the gateway has not begun with it within {TAKEN_UP_WITHIN_S:g} s; its log may say why")
+        time.sleep(POLL_S)
+    editor.report(f"the rollout is saved, but the gateway did not begin it within {BEGUN_WITHIN_S:g} s; see its log")
     return NOT_IN_FORCE
 
 
-def abort(desk: AliasCommands, name: str) -> int:
-    """End it, put the alias back, and wait until that is in force. Raises Refused."""
-    before = desk.records.models_path.read_bytes()
+# Aborting .............................................................................................................
+
+
+def _abort(editor: AliasEditor, name: str) -> int:
+    """End the rollout, restore the alias, and wait until that is in force. Raises AliasCommandError."""
     try:
-        over = _abort(desk, name)
-    except (InvalidRolloutState, CannotSave, OSError, toml_edit.CannotEdit) as error:
-        raise Refused(str(error)) from error
-    except FaultyFile as error:
-        raise Refused("\n".join(map(str, error.faults))) from error
-    desk.say(_words(over))
-    after = desk.records.models_path.read_bytes()
-    return desk.see_through(locked_edit.FileEdit(before, after), {name}, wait=False) if before != after else DONE
+        before = editor.files.models_path.read_bytes()
+        ended = _end(editor, name)
+        after = editor.files.models_path.read_bytes()
+    except (InvalidRolloutState, CannotSave, OSError, CannotEdit, FaultyFile) as error:
+        raise AliasCommandError(str(error)) from error
+    editor.report(rollout_view.progress_text(ended))
+    return editor.follow(FileEdit(before, after), {name}, wait=False) if before != after else DONE
 
 
-def _abort(desk: AliasCommands, name: str) -> Rollout:
-    for _ in range(ATTEMPTS):
-        rollout = desk.rollouts().get(name)
+def _end(editor: AliasEditor, name: str) -> Rollout:
+    for _ in range(ABORT_ATTEMPTS):
+        rollout = editor.rollouts().get(name)
         if rollout is None or rollout.state != "running":
-            raise Refused(f"{name} is not being rolled out")
-        desk.has_begun = True
-        over = rollout_state.end(desk.records, rollout, "aborted", f"aborted by {os_user()}", time.time())
-        if over.state != "running":
-            return over
-    raise Refused(f"the rollout of {name} changes faster than it can be ended; try again")
+            raise AliasCommandError(f"{name} has no running rollout")
+        editor.has_begun = True
+        ended = rollout_state.end(editor.files, rollout, "aborted", f"aborted by {os_user()}", time.time())
+        if ended.state != "running":
+            return ended
+    raise AliasCommandError(f"the rollout of {name} kept changing while this command tried to end it; try again")
 
 
-def show(desk: AliasCommands, name: str, *, as_json: bool) -> int:
-    """How far it is or how it ended, and, with the admin token, how the targets compare. Raises Refused."""
-    rollout = desk.rollouts().get(name)
+# Showing ..............................................................................................................
+
+
+def _show(editor: AliasEditor, name: str, *, as_json: bool) -> int:
+    """Show the progress or the end; with the admin token, how the targets compare. Raises AliasCommandError."""
+    rollout = editor.rollouts().get(name)
     if rollout is None:
-        raise Refused(f"{name} was never rolled out")
-    live = _live(desk, name)
+        raise AliasCommandError(f"{name} has never been rolled out")
+    live = _get_live(editor, name)
     if as_json:
-        told = msgspec.to_builtins(rollout) | {"live": live}
-        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
-        return DONE
-    out = console()
-    out.print(_words(rollout), soft_wrap=True)
-    if live is not None:
-        out.print(_comparison(rollout, live))
-    elif rollout.state == "running" and desk.gateway.token is None:
-        out.print("how the targets compare is told to whoever has the admin token", soft_wrap=True)
+        print_json(msgspec.to_builtins(rollout) | {"live": live})
+    else:
+        has_token = editor.gateway.token is not None
+        rollout_view.print_rollout(rollout, live, has_token=has_token)
     return DONE
 
 
-def _live(desk: AliasCommands, name: str) -> dict[str, Any] | None:
-    if desk.gateway.token is None:
+def _get_live(editor: AliasEditor, name: str) -> dict[str, Any] | None:
+    """The gateway's view of the running rollout; None without the admin token, or if it has no such rollout."""
+    if editor.gateway.token is None:
         return None
-    bearer = {"authorization": f"Bearer {desk.gateway.token}"}
     try:
-        with api_client.client() as client:
-            answer = api_client.get(client, f"{desk.gateway.admin}/admin/rollouts", ("rollouts",), bearer)
-    except NoAnswer as error:
-        desk.say(f"how the targets compare cannot be told: {error}")
+        with api_client.open_client() as client:
+            url = f"{editor.gateway.admin}/admin/rollouts"
+            answer = api_client.get(client, url, ("rollouts",), token=editor.gateway.token)
+    except ApiError as error:
+        editor.report(f"cannot compare the targets: {error}")
         return None
     return next((view for view in answer["rollouts"] if view["alias"] == name), None)
-
-
-def _words(rollout: Rollout) -> str:
-    if rollout.state != "running":
-        return f"{rollout.alias}: {rollout.state.replace('_', ' ')}: {rollout.reason}"
-    if rollout.step < 0:
-        return f"{rollout.alias}: about to begin"
-    step = f"step {rollout.step + 1} of {len(rollout.steps)}, {rollout.target} gets {rollout.percent:g} %"
-    since = "not in force yet" if rollout.since is None else f"in force since {_clock(rollout.since)}"
-    return f"{rollout.alias}: {step}, {since}"
-
-
-def _clock(unix_s: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(unix_s))
-
-
-def _comparison(rollout: Rollout, live: dict[str, Any]) -> RenderableType:
-    elapsed = "-" if live["elapsed_s"] is None else f"{live['elapsed_s']:.0f}"
-    title = f"{elapsed} of {rollout.every_s:g} s; waits for {live['waits_for']}"
-    drawn = table(title, "", "old", "new")
-    for label, key, form in (
-        ("requests", "requests", "{}"),
-        ("failed", "failed", "{}"),
-        ("first token, p95 s", "first_token_p95_s", "{:.3f}"),
-        ("tokens/s, median", "tokens_per_s_median", "{:,.1f}"),
-        ("broken tool calls", "broken_tool_calls", "{}"),
-    ):
-        cells = (live[side].get(key) for side in ("old", "new"))
-        drawn.add_row(label, *("-" if cell is None else form.format(cell) for cell in cells))
-    reasons = sorted({reason for side in ("old", "new") for reason in live[side].get("finish_reasons", {})})
-    for reason in reasons:
-        drawn.add_row(
-            f"ended with {reason}", *(str(live[side]["finish_reasons"].get(reason, 0)) for side in ("old", "new"))
-        )
-    return drawn

@@ -1,70 +1,51 @@
-"""`cortex explain`: one request's story, asked of the admin API and told to a person at a terminal. Blocking."""
+"""What `cortex explain` prints, from the JSON of the admin API: facts about a request, then its events in order."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeAlias
 
-import click
-import httpx
-from rich.console import Console
 from rich.text import Text
 
-from gateway.cli import api_client
+from gateway.cli.terminal import console
 
-__all__ = ["explain"]
+__all__ = ["lines", "print_stories"]
 
-NOT_FOUND, UNREACHABLE = 1, 2  # exit codes
-
-Story = dict[str, Any]
+Json: TypeAlias = dict[str, Any]
 
 
-def explain(admin: str, token: str, request_id: str, *, as_json: bool) -> int:
-    """Tell of every request with this id; returns the exit code: 0, 1 if there is none, 2 if the gateway is silent."""
-    console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
-    errors = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
-    url = f"{admin}/admin/requests/{quote(request_id, safe='')}"
-    try:
-        answer = httpx.get(
-            url, headers={"authorization": f"Bearer {token}"}, timeout=api_client.ANSWER_S, trust_env=False
-        )
-        body = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        errors.print(f"cortex explain: no answer from {admin}: {error}")
-        return UNREACHABLE
-    if not answer.is_success:
-        errors.print(f"cortex explain: {body['error']['message']}")
-        return NOT_FOUND
-    if as_json:
-        click.echo(json.dumps(body, indent=2, ensure_ascii=False))
-        return 0
-    for number, story in enumerate(body["requests"]):
+def print_stories(stories: Sequence[Json]) -> None:
+    """Print each request, with an empty line between two of them."""
+    out = console()
+    for number, story in enumerate(stories):
         if number:
-            console.print()
+            out.print()
         for line in lines(story):
-            console.print(line)
-    return 0
+            out.print(line, soft_wrap=True)
 
 
-def lines(story: Story) -> Iterator[Text]:
-    """What is printed, line by line."""
+def lines(story: Json) -> Iterator[Text]:
+    """The lines for one request."""
     yield Text(f"request {story['request_id']}", style="bold")
     yield from _facts(story)
     yield Text()
-    for (at_ms, _), told in sorted(_happenings(story), key=lambda happening: happening[0]):
-        for number, line in enumerate(told):
+    for (at_ms, _), event_lines in sorted(_events(story), key=lambda event: event[0]):
+        for number, line in enumerate(event_lines):
             yield Text.assemble((f"{_duration(at_ms) if not number else '':>10}  ", "cyan"), line)
 
 
-def _facts(story: Story) -> Iterator[Text]:
-    yield _fact(
-        "received", f"{_moment(story['received_at'])}, {story['path']}{', streamed' if story['stream'] else ''}"
-    )
-    yield _fact("asked for", _asked_for(story))
-    yield _fact("ended" if story["state"] == "ended" else "now", _ending(story), _STYLES.get(story["outcome"], ""))
+# Facts ................................................................................................................
+
+_OUTCOME_STYLES = {"ok": "green", "error": "red", "upstream_error": "red", "client_disconnected": "yellow"}
+
+
+def _facts(story: Json) -> Iterator[Text]:
+    streamed = ", streamed" if story["stream"] else ""
+    yield _fact("received", f"{_timestamp(story['received_at'])}, {story['path']}{streamed}")
+    yield _fact("model", _requested(story))
+    ended = story["state"] == "ended"
+    yield _fact("ended" if ended else "state", _state(story), _OUTCOME_STYLES.get(story["outcome"], ""))
     if story["error"] is not None:
         yield _fact("error", f"{story['error']['code'] or 'bad request'}: {story['error']['message']}", "red")
     yield _fact("time", _times(story))
@@ -73,114 +54,117 @@ def _facts(story: Story) -> Iterator[Text]:
         yield _fact("tokens", _tokens(story["tokens"]))
 
 
-_STYLES = {"ok": "green", "error": "red", "upstream_error": "red", "client_disconnected": "yellow"}
-
-
 def _fact(name: str, value: str, style: str = "") -> Text:
     return Text.assemble((f"  {name:<11}", "dim"), (value, style))
 
 
-def _asked_for(story: Story) -> str:
-    model = story["target"] or story["model"] or "a model that could not be read"
-    told = model if story["alias"] is None else f"{story['alias']}: {model}"
+def _requested(story: Json) -> str:
+    model = story["target"] or story["model"] or "unknown: the body could not be read"
+    text = model if story["alias"] is None else f"{story['alias']} -> {model}"
     if story["resolved"] is None:
-        return told
-    return f"{told} ({story['resolved']}), in generation {story['generation']} of the catalogue"
+        return text
+    return f"{text} ({story['resolved']}), catalogue generation {story['generation']}"
 
 
-def _ending(story: Story) -> str:
+def _state(story: Json) -> str:
     total = _duration(story["total_ms"])
     if story["state"] != "ended":
-        return f"{story['state']}, for {total}"
-    status = "without a status" if story["status"] is None else f"with status {story['status']}"
-    stood_in = "" if story["target"] in {None, story["model"]} else f", by {story['model']} in its place"
-    return f"{story['outcome']} {status}, after {total}{stood_in}"
+        return f"{story['state']}, for {total} so far"
+    status = "no status" if story["status"] is None else f"status {story['status']}"
+    fallback = "" if story["target"] in {None, story["model"]} else f", by the fallback {story['model']}"
+    return f"{story['outcome']}, {status}, after {total}{fallback}"
 
 
-def _times(story: Story) -> str:
-    phases = ", ".join(f"{name} {_duration(took)}" for name, took in story["phases_ms"].items()) or "none"
+def _times(story: Json) -> str:
+    phases = ", ".join(f"{name} {_duration(took_ms)}" for name, took_ms in story["phases_ms"].items()) or "none"
     first = "" if story["first_token_ms"] is None else f"; first token after {_duration(story['first_token_ms'])}"
     return f"{phases}{first}"
 
 
-def _tokens(tokens: Story) -> str:
-    told = [f"{tokens[kind]:,} {kind}" for kind in ("prompt", "cached", "completion") if tokens[kind] is not None]
-    return ", ".join(told) + (" (estimated)" if tokens["estimated"] else "")
+def _tokens(tokens: Json) -> str:
+    counts = [f"{tokens[kind]:,} {kind}" for kind in ("prompt", "cached", "completion") if tokens[kind] is not None]
+    return ", ".join(counts) + (" (estimated)" if tokens["estimated"] else "")
 
 
-# What happened, each as its time and one line or more...
+# Events ...............................................................................................................
 
 
-def _happenings(story: Story) -> Iterator[tuple[tuple[float, float], list[Text]]]:
-    """With when it was: what is of one moment stays in the order in which models were tried."""
+def _events(story: Json) -> Iterator[tuple[tuple[float, float], list[Text]]]:
+    """Each event's sort key and lines. Events of the same millisecond sort in the order in which models were tried."""
     tried = [story["target"], *(fallback["to"] for fallback in story["fallbacks"] if not fallback["passed_over"])]
-    names = len(tried) > 1  # else all is of the model that was asked for
+    names_model = len(tried) > 1  # otherwise every event is about the requested model
 
-    def when(happening: Story, then: float = 0) -> tuple[float, float]:
-        model = happening["model"]
-        return happening["at_ms"], (tried.index(model) if model in tried else 0) + then
+    def sort_key(event: Json, offset: float = 0) -> tuple[float, float]:
+        model = event["model"]
+        return event["at_ms"], (tried.index(model) if model in tried else 0) + offset
 
     for choice in story["choices"]:
-        yield when(choice), [Text(_decided(choice, names=names)), *map(_candidate, choice["candidates"])]
+        decision = Text(_decision(choice, names_model=names_model))
+        yield sort_key(choice), [decision, *map(_candidate, choice["candidates"])]
     for load in story["loads"]:
-        yield when(load), [_load(load, names=names)]
+        yield sort_key(load), [_load(load, names_model=names_model)]
     for number, attempt in enumerate(story["attempts"]):
-        is_alone = not number and not story["choices"]  # then nothing was noted: there was nothing to decide
-        yield when(attempt), [_attempt(attempt, ", the only one to have it," if is_alone else "", names=names)]
+        is_only_replica = not number and not story["choices"]  # then there was no choice to record
+        yield sort_key(attempt), [_attempt(attempt, is_only_replica=is_only_replica, names_model=names_model)]
     for fallback in story["fallbacks"]:
-        yield when(fallback, 0.5), [_fallback(fallback)]
-
-
-def _decided(choice: Story, *, names: bool) -> str:
-    if choice["node"] is not None:
-        return f"{choice['node']} was chosen" + (f" for {choice['model']}" if names else "")
-    told = _DECISIONS.get(choice["decision"], f"nobody could be asked for {{}}: {choice['decision']}")
-    return told.format(choice["model"] if names else "it")
+        yield sort_key(fallback, 0.5), [_fallback(fallback)]
 
 
 _DECISIONS = {
-    "load": "{} had to be loaded",
-    "wait for the load": "{} was being loaded",
-    "wait for a place": "every place for {} was taken",
+    "load": "{} was not loaded, so a load was started",
+    "wait for the load": "{} was being loaded, so the request waited",
+    "wait for a place": "every slot for {} was in use, so the request was queued",
 }
 
 
-def _candidate(candidate: Story) -> Text:
+def _decision(choice: Json, *, names_model: bool) -> str:
+    model = choice["model"] if names_model else "the model"
+    if choice["node"] is not None:
+        return f"{choice['node']} was chosen" + (f" for {model}" if names_model else "")
+    template = _DECISIONS.get(choice["decision"])
+    return f"no neuron could serve {model}: {choice['decision']}" if template is None else template.format(model)
+
+
+def _candidate(candidate: Json) -> Text:
     style = "bold" if candidate["state"] == "chosen" else "dim"
     detail = f": {candidate['detail']}" if candidate["detail"] else ""
     return Text(f"  {candidate['node']:<12} {candidate['state']}{detail}", style=style)
 
 
-def _load(load: Story, *, names: bool) -> Text:
-    told = f"{load['node']} began to load {load['model'] if names else 'it'}"
+def _load(load: Json, *, names_model: bool) -> Text:
+    text = f"{load['node']} began to load {load['model'] if names_model else 'the model'}"
     if load["evicted"]:
-        told += f" in place of {', '.join(load['evicted'])}"
+        text += f", evicting {', '.join(load['evicted'])}"
     if load["took_ms"] is None:
-        return Text(f"{told}; still at it")
+        return Text(f"{text}; still loading")
     reason = "" if load["reason"] is None else f": {load['reason']}"
-    return Text(f"{told}; {load['outcome']} after {_duration(load['took_ms'])}{reason}")
+    return Text(f"{text}; {load['outcome']} after {_duration(load['took_ms'])}{reason}")
 
 
-def _fallback(fallback: Story) -> Text:
-    why = fallback["error"]["message"]
-    if fallback["passed_over"]:
-        return Text(f"{fallback['to']} was passed over: {why}", style="yellow")
-    return Text(f"nobody could serve {fallback['model']}, so it fell back to {fallback['to']}: {why}", style="yellow")
-
-
-def _attempt(attempt: Story, as_what: str, *, names: bool) -> Text:
-    result = attempt["result"] or "under way"
-    asked = "was asked as well" if attempt["hedge"] else "was asked"
-    whom = f" for {attempt['model']}" if names else ""
-    told = f"{attempt['node']}{as_what} {asked}{whom}; {result} after {_duration(attempt['took_ms'])}"
+def _attempt(attempt: Json, *, is_only_replica: bool, names_model: bool) -> Text:
+    text = f"sent to {attempt['node']}"
+    if is_only_replica:
+        text += ", the only replica"
+    if names_model:
+        text += f", for {attempt['model']}"
+    if attempt["hedge"]:
+        text += ", as a hedge"
+    text += f"; {attempt['result'] or 'running'} after {_duration(attempt['took_ms'])}"
     error = "" if attempt["error"] is None else f": {attempt['error']['message']}"
-    return Text(told + error, style="" if attempt["result"] in {"answered", None} else "yellow")
+    return Text(text + error, style="" if attempt["result"] in {"answered", None} else "yellow")
 
 
-# Words for numbers...
+def _fallback(fallback: Json) -> Text:
+    reason = fallback["error"]["message"]
+    if fallback["passed_over"]:
+        return Text(f"the fallback {fallback['to']} was skipped: {reason}", style="yellow")
+    return Text(f"{fallback['model']} failed, so the request fell back to {fallback['to']}: {reason}", style="yellow")
 
 
-def _moment(unix_s: float) -> str:
+# Numbers ..............................................................................................................
+
+
+def _timestamp(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 

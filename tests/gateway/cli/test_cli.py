@@ -1,4 +1,4 @@
-"""The command line: what it says, where, and with which exit code. Real processes where logs and signals count."""
+"""The command line: output, streams and exit codes. Real processes where logs and signals matter."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from fakes.process import END_S, cortex, on_a_terminal, running_cortex
 
 from gateway import __version__
 from gateway.cli import main
+from gateway.cli.terminal import console
 from gateway.cli.views import status_view
 from gateway.config.load import load
 
@@ -28,7 +29,7 @@ SHADOWING = '[[models]]\nid = "a"\nharness = "h"\n[[models]]\nid = "b"\nharness 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A config that any port will do for, beside a catalogue each test writes."""
+    """A folder with a cortex.toml for free ports; each test writes its own models.toml."""
     write(tmp_path, "models = []\n")
     return tmp_path
 
@@ -39,7 +40,7 @@ def write(folder, models, settings=""):
     (folder / "models.toml").write_text(models)
 
 
-# What it says of itself.
+# --version and --help.
 
 
 def test_version_is_the_packages():
@@ -51,7 +52,7 @@ def test_version_is_the_packages():
 
 @pytest.mark.parametrize("command", sorted(main.main.commands))
 def test_help_explains_every_option(command):
-    """Nobody should have to read the source to know what an option does, or what happens without it."""
+    """Every option says what it does, and its default if it is left out."""
     options = [param for param in main.main.commands[command].params if isinstance(param, click.Option)]
 
     result = CliRunner().invoke(main.main, [command, "--help"])
@@ -65,7 +66,7 @@ def test_help_explains_every_option(command):
     ] == []
 
 
-# check and serve: one loading code.
+# check and serve load the same files.
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])
@@ -94,7 +95,7 @@ def test_faulty_settings_are_refused_with_every_fault(folder, command):
 
 
 def test_check_configured_but_missing_files_are_faults(folder):
-    """A catalogue that was configured and is not there would void every alias, silently."""
+    """Without a configured models.toml no alias would work."""
     (folder / "models.toml").unlink()
 
     missing_models = cortex("check", "-c", folder / "cortex.toml")
@@ -110,17 +111,17 @@ def test_check_configured_but_missing_files_are_faults(folder):
 
 
 def test_check_warns_once_and_passes(folder):
-    """Warnings refuse nothing: on stderr, once, and the answer on stdout."""
+    """Warnings go to stderr, once, and the exit code stays 0."""
     write(folder, SHADOWING)
 
     done = cortex("check", "-c", folder / "cortex.toml", CORTEX_PROT="1")
 
     assert done.returncode == 0
     assert done.stdout == "ok: 0 neurons, 2 models, 1 aliases\n"
-    told = done.stderr.splitlines()
-    assert len(told) == 2
-    assert told[0].startswith("warning: CORTEX_PROT: is not a setting of cortex; ignored")
-    assert told[1].startswith(f"warning: {folder / 'models.toml'}:8: aliases.a: hides the model of the same name")
+    warnings = done.stderr.splitlines()
+    assert len(warnings) == 2
+    assert warnings[0].startswith("warning: CORTEX_PROT: is not a setting of cortex; ignored")
+    assert warnings[1].startswith(f"warning: {folder / 'models.toml'}:8: aliases.a: hides the model of the same name")
 
 
 def test_config_of_the_working_directory_is_found(folder):
@@ -131,7 +132,7 @@ def test_config_of_the_working_directory_is_found(folder):
 
 
 def test_environment_names_the_config(folder, tmp_path_factory):
-    """CORTEX_CONFIG is -c for container files, and no unknown setting."""
+    """CORTEX_CONFIG works like -c, and is not reported as an unknown setting."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
     done = cortex("check", cwd=elsewhere, CORTEX_CONFIG=str(folder / "cortex.toml"))
@@ -140,7 +141,7 @@ def test_environment_names_the_config(folder, tmp_path_factory):
 
 
 def test_serve_ends_with_code_0_on_sigterm(folder):
-    """What systemd sends; it has listened by then, and logged JSON because stderr is no terminal."""
+    """As systemd sends it. The log is JSON because stderr is not a terminal."""
     with running_cortex("serve", "-c", folder / "cortex.toml") as process:
         logged = []
         for line in process.popen.stderr:
@@ -165,8 +166,8 @@ def test_serve_port_taken_is_one_line(folder):
     assert done.stderr == f"cortex: cannot listen on {address}: Address already in use\n"
 
 
-def test_serve_on_no_hosts_name_is_one_line(folder):
-    """A dot too many: resolvers have an exception of their own for that."""
+def test_serve_with_an_invalid_host_name_is_one_line(folder):
+    """The resolver raises UnicodeError for two dots in a row."""
     done = cortex("serve", "-c", folder / "cortex.toml", CORTEX_GATEWAY__LISTEN="a..b:1", CORTEX_LOG__LEVEL="error")
 
     assert done.returncode == 1
@@ -178,7 +179,7 @@ def test_serve_on_no_hosts_name_is_one_line(folder):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A gateway to look at, with its own settings."""
+    """The settings of a running gateway."""
     folder = tmp_path_factory.mktemp("demo")
     with running_cortex("demo", "--dir", folder, "--port", 0, "--speed", 50) as process:
         process.read_until("Ctrl-C ends it")
@@ -187,53 +188,53 @@ def demo(tmp_path_factory):
         process.end()
 
 
-def look(settings, *options, token=None):
+def run_status(settings, *options, token=None):
     endpoint, admin = (f"http://{listen}" for listen in (settings.gateway.listen, settings.gateway.metrics_listen))
     arguments = ["status", "-e", endpoint, "--admin", admin, *options]
     return CliRunner().invoke(main.main, arguments, env={"CORTEX_ADMIN__TOKEN": token, "COLUMNS": "200"})
 
 
-def test_status_without_token_shows_what_everybody_may_see(demo):
-    """Health, neurons by what they hold, models and aliases."""
-    result = look(demo)
+def test_status_without_token_shows_the_public_part(demo):
+    """Health, neurons with the size of their models, models and aliases."""
+    result = run_status(demo)
 
     assert result.exit_code == 0
     assert "3 of 3 neurons healthy   catalogue generation 1" in result.output
-    assert "VRAM held MB" in result.output
+    assert "VRAM of models MB" in result.output
     assert re.search(r"Qwen/Qwen3-1.7B +benjy +loaded +beast, benjy, quadbrat\n +quadbrat +loaded", result.output)
     assert "helexa/large" in result.output
     assert "leases" not in result.output
 
 
 def test_status_with_token_shows_devices_and_leases(demo):
-    """What operators may see: every device with its memory."""
-    result = look(demo, token=demo.admin.token)
+    """With every device and its memory."""
+    result = run_status(demo, token=demo.admin.token)
 
     assert result.exit_code == 0
     assert "leases" in result.output
     assert result.output.count("/ 24576") == 2
 
 
-def test_status_with_wrong_token_says_so_and_shows_the_rest(demo):
-    """A mistyped token must not hide the public part in a bad hour."""
-    result = look(demo, token="wrong")
+def test_status_with_wrong_token_shows_the_public_part_and_the_error(demo):
+    """A mistyped token must not hide the public part."""
+    result = run_status(demo, token="wrong")
 
     assert result.exit_code == 0
-    assert "says 401: wrong admin token" in result.output
+    assert "failed with status 401: wrong admin token" in result.output
     assert "helexa/large" in result.output
 
 
 def test_status_json_is_one_object(demo):
-    """For programs: the same as the tables were made from."""
-    told = json.loads(look(demo, "--json", token=demo.admin.token).output)
+    """The JSON that the tables are made from."""
+    state = json.loads(run_status(demo, "--json", token=demo.admin.token).output)
 
-    assert {"health", "models", "fleet", "requests"} == told.keys()
-    assert told["health"]["status"] == "ok"
-    assert [node["name"] for node in told["fleet"]["nodes"]] == ["beast", "benjy", "quadbrat"]
+    assert {"health", "models", "fleet", "requests"} == state.keys()
+    assert state["health"]["status"] == "ok"
+    assert [node["name"] for node in state["fleet"]["nodes"]] == ["beast", "benjy", "quadbrat"]
 
 
 def test_status_watch_redraws_and_outlives_the_gateway(tmp_path):
-    """On a terminal: again and again, in its place; a gateway that goes away is told and looked for. Ctrl-C ends it."""
+    """If the gateway stops, it says so and keeps trying. Ctrl-C ends it with exit code 0."""
     with running_cortex("demo", "--dir", tmp_path / "demo", "--port", 0, "--speed", 50) as gateway:
         gateway.read_until("Ctrl-C ends it")
         listen = load(tmp_path / "demo" / "cortex.toml", {}).settings.gateway.listen
@@ -247,22 +248,22 @@ def test_status_watch_redraws_and_outlives_the_gateway(tmp_path):
 
 
 def test_status_unreachable_is_one_line_and_code_2():
-    """Nobody there: say who was asked, and why not."""
-    with socket.socket() as deaf:  # nobody else's either, for as long as it is bound
-        deaf.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+    """The URL and the reason on stderr."""
+    with socket.socket() as unused:  # bound but not listening, so that no other process answers there
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
         result = CliRunner().invoke(main.main, ["status", "-e", endpoint])
 
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert [f"cortex status: no answer from {endpoint}/health: [Errno 111] Connection refused"] == (
+    assert [f"cortex status: cannot reach {endpoint}/health: Connection refused; --endpoint sets the address"] == (
         result.stderr.splitlines()
     )
 
 
 @pytest.mark.parametrize("command", [["explain", "some-request"], ["drain", "beast"], ["undrain", "beast"]])
-def test_missing_token_says_where_it_may_come_from(command):
-    """Nobody types a secret where `ps` shows it, for want of being told of the environment."""
+def test_missing_token_error_names_the_environment_variable(command):
+    """A secret on the command line is visible in `ps`."""
     result = CliRunner().invoke(main.main, command, env={"CORTEX_ADMIN__TOKEN": None})
 
     assert result.exit_code == 1
@@ -270,8 +271,8 @@ def test_missing_token_says_where_it_may_come_from(command):
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:31313", "http://[", "http://:99999"])
-def test_status_of_no_url_is_code_2(endpoint):
-    """A typing mistake is answered, not crashed on."""
+def test_status_with_an_invalid_url_is_code_2(endpoint):
+    """One line on stderr, no traceback."""
     result = CliRunner().invoke(main.main, ["status", "-e", endpoint])
 
     assert result.exit_code == 2
@@ -279,8 +280,8 @@ def test_status_of_no_url_is_code_2(endpoint):
 
 
 @pytest.fixture
-def elsewhere():
-    """Somebody else's HTTP server: answers everything with the body it is told to."""
+def other_server():
+    """An HTTP server that is not a gateway; it answers every request with `body`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -301,18 +302,18 @@ def elsewhere():
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"ok": true}'])
-def test_status_of_another_server_is_code_2(elsewhere, body):
-    """The wrong port often has something else on it."""
-    elsewhere.body = body
+def test_status_of_another_server_is_code_2(other_server, body):
+    """As with a wrong port."""
+    other_server.body = body
 
-    result = CliRunner().invoke(main.main, ["status", "-e", f"http://127.0.0.1:{elsewhere.server_port}"])
+    result = CliRunner().invoke(main.main, ["status", "-e", f"http://127.0.0.1:{other_server.server_port}"])
 
     assert result.exit_code == 2
-    assert "is not a cortex gateway's (status 200)" in result.stderr
+    assert "is not a cortex gateway (it answered with status 200)" in result.stderr
 
 
 def test_status_shows_a_refused_catalogue_with_every_fault(capsys):
-    """The one thing an operator must not overlook: the file on disk is not what is in force."""
+    """The operator must see that the file on disk is not in force."""
     faults = [
         {"line": 3, "key": "models[0].min_device", "message": "unknown key", "hint": "did you mean `min_devices`?"},
         {"line": None, "key": None, "message": "the file is empty", "hint": None},
@@ -320,66 +321,66 @@ def test_status_shows_a_refused_catalogue_with_every_fault(capsys):
     catalogue = {"generation": 7, "path": "/etc/m.toml", "error": {"message": "", "faults": faults}}
     health = {"status": "impaired", "nodes": {"healthy": 1, "total": 2}, "catalogue": catalogue}
 
-    status_view._console().print(status_view._render({"health": health, "models": []}))
+    console().print(status_view.render({"health": health, "models": []}))
 
     shown = capsys.readouterr().out
     assert "impaired   1 of 2 neurons healthy   catalogue generation 7 (/etc/m.toml)" in shown
     assert "NOT in force; generation 7 stays in force" in shown
-    assert "line 3: models[0].min_device: unknown key (did you mean `min_devices`?)" in shown
+    assert "/etc/m.toml:3: models[0].min_device: unknown key; did you mean `min_devices`?" in shown
     assert "the file is empty" in shown
 
 
-def test_status_shows_aliases_that_are_not_where_their_file_wants_them(capsys):
-    """The one on its way with what it waits for, the other with why it will not move."""
-    on_its_way = {
+def test_status_shows_swaps_that_are_not_complete(capsys):
+    """A warming swap with its phase, a failed one with its reason."""
+    warming = {
         "alias": "x", "in_force": "old", "wanted": "new", "state": "warming", "phase": "load", "model": "new",
         "elapsed_s": 12.4, "allowed_s": 1800, "reason": None,
     }  # fmt: skip
-    stuck = dict.fromkeys(on_its_way) | {"alias": "y", "in_force": "a", "wanted": "[b 1, c 1]", "state": "failed"}
+    failed = dict.fromkeys(warming) | {"alias": "y", "in_force": "a", "wanted": "[b 1, c 1]", "state": "failed"}
     catalogue = {"generation": 3, "path": "models.toml", "error": None}
     health = {"status": "impaired", "nodes": {"healthy": 1, "total": 1}, "catalogue": catalogue}
 
-    swaps = [on_its_way, stuck | {"reason": "no room"}]
-    status_view._console().print(status_view._render({"health": health | {"swaps": swaps}, "models": []}))
+    swaps = [warming, failed | {"reason": "no room"}]
+    console().print(status_view.render({"health": health | {"swaps": swaps}, "models": []}))
 
-    told = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "x old new warming: load 12 s -" in told
-    assert "y a [b 1, c 1] failed - no room" in told
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "x old new warming: load 12 s -" in shown
+    assert "y a [b 1, c 1] failed - no room" in shown
 
 
-def test_status_shows_a_trail_that_cannot_be_written(capsys):
-    """Swaps go on; who relies on the trail must hear of it."""
+def test_status_shows_an_audit_log_that_cannot_be_written(capsys):
+    """Swaps continue, but the operator must know that lines may be missing."""
     catalogue = {"generation": 1, "path": None, "error": None}
     audit = {"error": "models.audit.jsonl: No space left on device", "pending": 3, "lost": 0}
     health = {"status": "ok", "nodes": {"healthy": 1, "total": 1}, "catalogue": catalogue, "audit": audit}
 
-    status_view._console().print(status_view._render({"health": health, "models": []}))
+    console().print(status_view.render({"health": health, "models": []}))
 
     shown = " ".join(capsys.readouterr().out.split())
-    assert "the audit trail cannot be written: models.audit.jsonl: No space left on device; 3 lines wait" in shown
+    assert "the audit log cannot be written: models.audit.jsonl: No space left on device; 3 lines wait" in shown
 
 
 @pytest.mark.parametrize(
-    ("idle_s", "told"),
+    ("idle_s", "text"),
     [(0.4, "0 s ago"), (119, "119 s ago"), (774, "12 min ago"), (9_000, "2 h ago"), (1_000_000, "11 days ago")],
 )
-def test_status_says_when_a_model_was_last_used_in_units_one_can_picture(capsys, idle_s, told):
-    """Two of a unit before it is used."""
+def test_status_shows_the_last_use_in_a_suitable_unit(capsys, idle_s, text):
+    """A unit is used from two of it on."""
     place = {"node": "beast", "status": "loaded", "vram_estimate_mb": 1}
     model = {"id": "m", "alias_of": None, "locations": [place], "feasible_on": []}
-    held = {"id": "m", "idle_s": idle_s, "leases": 0}
+    replica = {"id": "m", "idle_s": idle_s, "leases": 0}
 
-    status_view._console().print(status_view._models([model], [{"name": "beast", "models": [held]}]))
+    console().print(status_view._models([model], [{"name": "beast", "models": [replica]}]))
 
-    assert told in capsys.readouterr().out
+    assert text in capsys.readouterr().out
 
 
-def test_status_shows_odd_names_as_they_are(capsys):
-    """Names come from operators and neurons: `[/b]` and `:smile:` are names here, no markup."""
+def test_status_prints_names_without_markup(capsys):
+    """Names come from operators and neurons: `[/b]` and `:smile:` are printed unchanged."""
     model = {"id": "[/b] :smile:", "locations": [], "feasible_on": [], "loaded": False}
     catalogue = {"generation": 1, "path": None, "error": None}
     health = {"status": "ok", "nodes": {"healthy": 0, "total": 0}, "catalogue": catalogue}
 
-    status_view._console().print(status_view._render({"health": health, "models": [model]}))
+    console().print(status_view.render({"health": health, "models": [model]}))
 
     assert "[/b] :smile:" in capsys.readouterr().out

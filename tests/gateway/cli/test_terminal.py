@@ -1,4 +1,4 @@
-"""How the command line draws, on terminals of all widths and into pipes."""
+"""Tables on terminals of all widths and in pipes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ WORDS = ("model", "neuron", "could be loaded on", MODEL, "quadbrat", "beast, ben
 
 
 @pytest.fixture
-def drawn():
-    """A table that wants 74 columns."""
+def wide_table():
+    """A table that needs 74 columns."""
     table = terminal.table(TITLE, *WORDS[:3])
     table.add_row(*WORDS[3:])
     return table
@@ -24,11 +24,11 @@ def _no_columns(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
-def test_a_pipe_has_no_edge_to_fold_at(drawn, capsys):
-    """Who greps for a name finds it, whatever width a terminal would have."""
-    drawn.add_row("x" * 300, "y" * 300, "z" * 300)
+def test_output_to_a_pipe_is_not_folded(wide_table, capsys):
+    """A name can be found with grep, whatever its length."""
+    wide_table.add_row("x" * 300, "y" * 300, "z" * 300)
 
-    terminal.console().print(drawn)
+    terminal.console().print(wide_table)
 
     title, _, first, second = capsys.readouterr().out.splitlines()
     assert title.rstrip() == TITLE
@@ -36,22 +36,22 @@ def test_a_pipe_has_no_edge_to_fold_at(drawn, capsys):
     assert second.split() == ["x" * 300, "y" * 300, "z" * 300]
 
 
-def test_a_width_that_was_asked_for_is_kept(drawn, capsys, monkeypatch):
-    """COLUMNS says it where no terminal does."""
+def test_columns_sets_the_width(wide_table, capsys, monkeypatch):
+    """Also where the output is not a terminal."""
     monkeypatch.setenv("COLUMNS", "60")
 
-    terminal.console().print(drawn)
+    terminal.console().print(wide_table)
 
     _, *lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
     assert any(MODEL in line for line in lines), "names in the first column are folded last"
 
 
-def test_a_terminal_too_narrow_for_the_name_folds_it(drawn, capsys, monkeypatch):
-    """Nothing is cut off, however narrow it gets."""
+def test_terminal_too_narrow_for_a_name_folds_it(wide_table, capsys, monkeypatch):
+    """Nothing is cut off."""
     monkeypatch.setenv("COLUMNS", "40")
 
-    terminal.console().print(drawn)
+    terminal.console().print(wide_table)
 
     _, *lines = capsys.readouterr().out.splitlines()
     assert not any(MODEL in line for line in lines)
@@ -59,7 +59,7 @@ def test_a_terminal_too_narrow_for_the_name_folds_it(drawn, capsys, monkeypatch)
 
 
 def test_a_title_is_not_folded_at_the_width_of_its_table(capsys, monkeypatch):
-    """A path in it can be copied."""
+    """So a path in it can be copied."""
     monkeypatch.setenv("COLUMNS", "80")
     short = terminal.table(TITLE, "alias")
     short.add_row("a")

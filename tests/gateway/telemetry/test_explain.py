@@ -195,16 +195,16 @@ async def test_fallback_whose_own_load_fails_is_told_by_its_name(autojump_clock)
         ("first", "last", False, "cold_load_failed"),
     ]
     told = [str(line) for line in lines(story)]
-    assert told[3].endswith(", by last in its place")
+    assert told[3].endswith(", by the fallback last")
     assert [line[12:].partition(":")[0] for line in told[told.index("") + 1 :] if "beast  " not in line] == [
-        "beast was asked for target; failed after 0.0 ms",
-        "nobody could serve target, so it fell back to first",
-        "first had to be loaded",
+        "sent to beast, for target; failed after 0.0 ms",
+        "target failed, so the request fell back to first",
+        "first was not loaded, so a load was started",
         "beast began to load first; failed after 3.00 s",
-        "nobody could be asked for first",
-        "short was passed over",
-        "nobody could serve first, so it fell back to last",
-        "beast was asked for last; answered after 1.29 s",
+        "no neuron could serve first",
+        "the fallback short was skipped",
+        "first failed, so the request fell back to last",
+        "sent to beast, for last; answered after 1.29 s",
     ]
 
 

@@ -1,0 +1,91 @@
+"""`cortex status`: asks a gateway for its state over HTTP, and shows it once or again and again."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from gateway.cli.api_client import ApiError, GatewayAddress, get, open_client
+from gateway.cli.options import admin_option, json_option
+from gateway.cli.terminal import console, print_error, print_json
+from gateway.cli.views import status_view
+
+__all__ = ["status"]
+
+REDRAW_S = 2.0
+UNREACHABLE = 2  # exit code
+
+
+@click.command()
+@click.option(
+    "-e", "--endpoint", default="http://localhost:31313", show_default=True, metavar="URL", help="The gateway's API."
+)
+@admin_option
+@click.option(
+    "--token",
+    envvar="CORTEX_ADMIN__TOKEN",
+    show_envvar=True,
+    show_default="none: show only what the API tells everyone",
+    help="The admin token, to show devices, leases, requests and loads: [admin] token of the gateway's cortex.toml.",
+)
+@json_option
+@click.option("--watch", is_flag=True, help="Redraw every 2 seconds until Ctrl-C.")
+def status(endpoint: str, admin: str, token: str | None, *, as_json: bool, watch: bool) -> None:
+    """Show health, neurons, models and aliases. Exit code 2 if the gateway does not answer."""
+    address = GatewayAddress(endpoint.rstrip("/"), admin.rstrip("/"), token)
+    out = console()
+    try:
+        state = _read(address)
+        if as_json:
+            print_json(state)
+        elif watch:
+            _redraw_until_interrupted(address, out)
+        else:
+            out.print(status_view.render(state))
+    except ApiError as error:
+        print_error(f"cortex status: {error}; --endpoint sets the address")
+        sys.exit(UNREACHABLE)
+    except KeyboardInterrupt:
+        pass
+
+
+def _redraw_until_interrupted(address: GatewayAddress, out: Console) -> None:
+    with Live(console=out, auto_refresh=False) as live:
+        while True:
+            live.update(_render_or_error(address), refresh=True)
+            time.sleep(REDRAW_S)
+
+
+def _render_or_error(address: GatewayAddress) -> RenderableType:
+    try:
+        return status_view.render(_read(address))
+    except ApiError as error:
+        return Text(f"{error}; still trying", style="bold red")
+
+
+def _read(address: GatewayAddress) -> dict[str, Any]:
+    """`health`, `models`; with a token also `fleet` and `requests`, or in `admin_error` why they are missing.
+
+    Raises:
+        ApiError: The public port does not answer as a gateway does.
+    """
+    with open_client() as client:
+        state: dict[str, Any] = {
+            "health": get(client, f"{address.api}/health", ("nodes", "catalogue")),
+            "models": get(client, f"{address.api}/v1/models", ("data",))["data"],
+        }
+        if address.token is not None:
+            try:
+                state["fleet"], state["requests"] = (
+                    get(client, f"{address.admin}/admin/fleet", ("nodes", "loads"), token=address.token),
+                    get(client, f"{address.admin}/admin/requests", ("requests",), token=address.token)["requests"],
+                )
+            except ApiError as error:  # a wrong token must not hide the public part
+                state["admin_error"] = str(error)
+    return state
