@@ -14,6 +14,7 @@ from catalogue.diff import CatalogueDiff, diff, shown_targets
 from catalogue.models import Alias, Catalogue
 from catalogue.warming import hold_back, moved
 from gateway.aliases.planned_fleet import Placement, PlannedFleet
+from gateway.fleet.model_names import replicas_of
 from gateway.fleet.readiness import FleetReadiness
 from gateway.fleet.state import Fleet
 
@@ -116,7 +117,7 @@ def plan(
         )
         for name, kind in _changed_aliases(changes, wanted)
     )
-    return ChangePlan(changes, aliases, _plan_devices(fleet, planned.fleet), tuple(_notes(changes, fleet)))
+    return ChangePlan(changes, aliases, _plan_devices(fleet, planned.fleet), tuple(_notes(changes, fleet, accepted)))
 
 
 def _with_all_moved(catalogue: Catalogue) -> Catalogue:
@@ -161,16 +162,16 @@ def _plan_devices(before: Fleet, after: Fleet) -> tuple[DevicePlan, ...]:
     )
 
 
-def _notes(changes: CatalogueDiff, fleet: Fleet) -> Iterator[str]:
+def _notes(changes: CatalogueDiff, fleet: Fleet, before: Catalogue) -> Iterator[str]:
     """What a changed or removed profile does not cause."""
     for change in changes.models_changed:
-        if nodes := _nodes_with(change.id, fleet):
+        if nodes := _nodes_with(change.id, fleet, before):
             fields = ", ".join(field.name for field in change.fields)
             yield f"{change.id} is loaded on {nodes}: its new {fields} will apply from its next load on"
     for model in changes.models_removed:
-        if nodes := _nodes_with(model, fleet):
+        if nodes := _nodes_with(model, fleet, before):
             yield f"{model} stays loaded on {nodes} until it is evicted, and is not loaded again"
 
 
-def _nodes_with(model: str, fleet: Fleet) -> str:
-    return ", ".join(replica.node.name for replica in fleet.holders(model) if replica.routable)
+def _nodes_with(model: str, fleet: Fleet, catalogue: Catalogue) -> str:
+    return ", ".join(replica.node.name for replica in replicas_of(model, fleet, catalogue))

@@ -18,6 +18,7 @@ from gateway import errors
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.probe import Probe, ProbeFailed, ProbePostponed, choose_probe, send_probe
 from gateway.config.settings import DeadlineSettings
+from gateway.fleet.model_names import profile_of
 from gateway.fleet.readiness import FleetReadiness
 from gateway.fleet.routing.choose import Decision, Route, choose, unavailable_nodes_for
 from gateway.fleet.state import Fleet
@@ -160,6 +161,6 @@ class ModelWarmer:
     def _choose_probe(self, route: Route) -> Probe | None:
         replica = self._fleet.nodes[route.node].models.get(route.model_id)
         report = None if replica is None else replica.report
-        profile = self._store.current.models.get(route.model_id)
+        profile = profile_of(route.model_id, self._store.current)
         capabilities = (profile and profile.capabilities) or (report and report.capabilities) or ()
         return choose_probe(capabilities, tool_call=None if report is None else report.tool_call)

@@ -249,6 +249,16 @@ def test_removed_model_stays_loaded_until_it_is_evicted(fleet):
     assert planned.notes == ("A stays loaded on small until it is evicted, and is not loaded again",)
 
 
+def test_model_that_was_loaded_from_a_source_is_found_under_its_name_on_the_neuron(fleet):
+    """A neuron lists it as source:id, and the note is about its id."""
+    hub = a_profile("H", source="hub", quant="q8")
+    answers(fleet, "small", a_model("hub:H", vram_used_mb=8000), devices=(a_gpu(0, 10_000, 2000),))
+
+    planned = plan(to("H", hub), to("H", dataclasses.replace(hub, quant="q4")), fleet)
+
+    assert planned.notes == ("H is loaded on small: its new quant will apply from its next load on",)
+
+
 def test_running_requests_are_counted_by_model(fleet):
     """Those of the aliases that change; they end where they are."""
     live = [("tier", "A"), ("tier", "A"), ("tier", "B"), ("other", "A"), ("zeta", "A"), (None, "A"), ("tier", None)]
