@@ -1,4 +1,4 @@
-"""HTTP/1.1 to a neuron: the pool, what is asked twice and what never. In memory, mostly."""
+"""The pool of connections to neurons: reuse, retries, cancellation. Mostly in memory."""
 
 import pytest
 import trio
@@ -15,11 +15,11 @@ from gateway.http.pool import Origin, UpstreamPool, request_head
 HELLO = with_length(b"hello")
 
 
-# The pool...
+# Idle connections ...................................................................................................
 
 
-async def test_connection_is_used_again_while_it_has_rested_less_than_three_seconds(nursery, autojump_clock):
-    """Uvicorn and llama.cpp close at 5 s: we are first (lessons: sporadic 502 after idle)."""
+async def test_connection_is_reused_within_three_idle_seconds(nursery, autojump_clock):
+    """Uvicorn and llama.cpp close after 5 s; reusing a connection they have closed caused sporadic 502s."""
     network = MemoryNetwork(nursery, answering(*[HELLO] * 9))
     upstream = UpstreamPool(connect=network.connect)
     await ask(upstream)
@@ -33,22 +33,22 @@ async def test_connection_is_used_again_while_it_has_rested_less_than_three_seco
     upstream.close()
 
 
-async def test_sweeper_closes_what_has_rested_too_long(nursery, autojump_clock):
-    """Without a request to trigger it, so that the neuron's side is freed too."""
-    left_at = []
+async def test_idle_connection_is_closed_without_a_request(nursery, autojump_clock):
+    """The neuron's side is freed, too."""
+    closed_at = []
 
     async def peer(stream):
         await read_request(stream)
         await stream.send_all(HELLO)
         await stream.receive_some(1)
-        left_at.append(trio.current_time())
+        closed_at.append(trio.current_time())
 
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
     nursery.start_soon(upstream.run)
     await ask(upstream)
     await trio.sleep(10)
 
-    assert left_at == [3]
+    assert closed_at == [3]
     assert upstream.statistics()["idle"] == 0
     nursery.cancel_scope.cancel()
 
@@ -62,16 +62,16 @@ async def test_sweeper_closes_what_has_rested_too_long(nursery, autojump_clock):
         HELLO + b"more",
     ],
 )
-async def test_connection_that_should_not_be_used_again_is_closed(nursery, answer):
-    """It said so, or it sent what nobody asked for."""
+async def test_connection_is_closed_if_the_neuron_says_so_or_sends_more(nursery, answer):
+    """`connection: close`, HTTP/1.0, or bytes after the response."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(answer)).connect)
 
     assert await ask(upstream) == (200, b"hello")
     assert upstream.statistics()["idle"] == 0
 
 
-async def test_connection_left_in_mid_answer_is_closed(nursery):
-    """Whoever reads no further gets no other's answer later."""
+async def test_connection_is_closed_when_its_response_is_not_read_to_the_end(nursery):
+    """Otherwise the next request would read the rest of this response."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(chunked(b"one", end=b""))).connect)
     async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
         assert await response.receive() == b"one"
@@ -81,27 +81,27 @@ async def test_connection_left_in_mid_answer_is_closed(nursery):
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200", chunked(b"one", end=b"")])
 async def test_cancelled_exchange_closes_its_connection_at_once(nursery, autojump_clock, answer):
-    """Before the head, inside it, in the body: the neuron sees it in the same moment."""
-    left = trio.Event()
+    """Before the head, inside it, and in the body: the neuron notices at once."""
+    closed = trio.Event()
 
     async def peer(stream):
         await read_request(stream)
         if answer:
             await stream.send_all(answer)
         await stream.receive_some(1)
-        left.set()
+        closed.set()
 
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
     with trio.move_on_after(1):
         await ask(upstream)
     await wait_all_tasks_blocked()
 
-    assert left.is_set()
+    assert closed.is_set()
     assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
 
 
 async def test_cancelled_while_connecting_leaves_nothing(nursery, autojump_clock):
-    """There was no connection yet."""
+    """There is no connection yet."""
 
     async def never(origin):
         await trio.sleep_forever()
@@ -113,8 +113,8 @@ async def test_cancelled_while_connecting_leaves_nothing(nursery, autojump_clock
     assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 0, "reused": 0}
 
 
-async def test_pool_keeps_no_more_than_its_limit(nursery):
-    """Per neuron; the rest are closed."""
+async def test_pool_keeps_at_most_its_limit_of_idle_connections(nursery):
+    """The limit is per neuron; further connections are closed."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(HELLO)).connect, idle_limit=2)
     async with trio.open_nursery() as asking:
         for _ in range(5):
@@ -125,11 +125,11 @@ async def test_pool_keeps_no_more_than_its_limit(nursery):
     assert upstream.statistics()["idle"] == 0
 
 
-# Asking twice...
+# Retries ............................................................................................................
 
 
-async def test_reused_connection_that_dies_unanswered_is_replaced_once(nursery):
-    """The one case where asking twice is safe; the client hears nothing of it."""
+async def test_request_is_retried_once_when_a_reused_connection_is_closed(nursery):
+    """Before the first byte of a response: the only case in which a retry is safe."""
     network = MemoryNetwork(nursery, answering(HELLO, None), answering(HELLO))
     upstream = UpstreamPool(connect=network.connect)
     await ask(upstream)
@@ -139,8 +139,8 @@ async def test_reused_connection_that_dies_unanswered_is_replaced_once(nursery):
     upstream.close()
 
 
-async def test_second_death_in_a_row_is_an_error(nursery):
-    """A fresh connection that dies is no accident of timing."""
+async def test_no_second_retry_on_a_new_connection(nursery):
+    """A new connection that the neuron closes is a failure of the neuron."""
     network = MemoryNetwork(nursery, answering(HELLO, None), answering(None))
     upstream = UpstreamPool(connect=network.connect)
     await ask(upstream)
@@ -151,8 +151,8 @@ async def test_second_death_in_a_row_is_an_error(nursery):
     assert upstream.statistics()["in_use"] == 0
 
 
-async def test_reused_connection_that_dies_inside_the_head_is_not_asked_again(nursery):
-    """A byte of an answer came: the request was taken."""
+async def test_no_retry_after_the_first_byte_of_a_response(nursery):
+    """The neuron has accepted the request."""
     network = MemoryNetwork(nursery, answering(HELLO, b"HTTP/1.1 2", then_close=True), answering(HELLO))
     upstream = UpstreamPool(connect=network.connect)
     await ask(upstream)
@@ -162,11 +162,11 @@ async def test_reused_connection_that_dies_inside_the_head_is_not_asked_again(nu
     assert len(network.connections) == 1
 
 
-# On real sockets...
+# Real sockets .......................................................................................................
 
 
-async def test_neuron_that_closes_after_each_answer_is_never_asked_in_vain():
-    """Advertising keep-alive, as llama.cpp does: EOF is seen before reuse (naive pools failed 59 of 200)."""
+async def test_neuron_that_closes_after_each_response_causes_no_errors():
+    """EOF is seen before reuse. It advertises keep-alive, as llama.cpp does; without the check, 59 of 200 failed."""
     served = 0
 
     async def peer(stream):
@@ -186,33 +186,33 @@ async def test_neuron_that_closes_after_each_answer_is_never_asked_in_vain():
     upstream.close()
 
 
-async def test_resting_connection_with_unasked_bytes_is_not_used():
-    """Whatever they are, they are no answer to what comes next."""
-    asked = 0
+async def test_idle_connection_with_unexpected_bytes_is_not_reused():
+    """They would be read as the response to the next request."""
+    requests = 0
     answered = trio.Event()
 
     async def peer(stream):
-        nonlocal asked
+        nonlocal requests
         while await read_request(stream):
-            asked += 1
+            requests += 1
             await stream.send_all(HELLO)
-            if asked == 1:
+            if requests == 1:
                 await answered.wait()
                 await stream.send_all(with_length(b"stale"))
 
     upstream = UpstreamPool()
     async with listening(peer) as url:
         await ask(upstream, Origin.parse(url))
-        ((resting,),) = upstream._idle.values()
+        ((idle,),) = upstream._idle.values()
         answered.set()
-        await until(lambda: not resting.is_quiet())
+        await until(lambda: not idle.is_quiet())
         assert await ask(upstream, Origin.parse(url)) == (200, b"hello")
         assert upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 2, "reused": 0}
         upstream.close()
 
 
-async def test_early_answer_stops_a_large_body():
-    """413 after the head: the answer counts, not the 32 MiB nobody reads; and the connection is done with."""
+async def test_early_response_stops_a_large_body():
+    """A 413 after the head: the rest of 32 MiB is not sent, and the connection is closed."""
     body = bytes(32 * 1024**2)
 
     async def peer(stream):
@@ -231,7 +231,7 @@ async def test_early_answer_stops_a_large_body():
 
 
 async def test_large_body_arrives_whole():
-    """Written in as many steps as the socket wants."""
+    """The socket takes it in many writes."""
     body = bytes(range(256)) * 65_536
     received = []
 
@@ -248,8 +248,8 @@ async def test_large_body_arrives_whole():
     upstream.close()
 
 
-async def test_refused_connection_says_where():
-    """A port nobody listens on."""
+async def test_refused_connection_names_the_address():
+    """Nothing listens on that port."""
     upstream = UpstreamPool()
     with pytest.raises(UpstreamConnectionError, match=r"cannot connect to the neuron at 127\.0\.0\.1:1"):
         await ask(upstream, Origin.parse("http://127.0.0.1:1"))
@@ -258,8 +258,8 @@ async def test_refused_connection_says_where():
 
 
 @pytest.mark.parametrize("host", ["beast..lan", "a" * 64, "."])
-async def test_host_that_is_no_name_is_like_one_that_is_not_there(host):
-    """A neuron says where its model is; resolvers raise a UnicodeError for these."""
+async def test_invalid_host_name_is_a_connection_error(host):
+    """A neuron reports where its model is; resolvers raise UnicodeError for these names."""
     with pytest.raises(UpstreamConnectionError, match="cannot connect"):
         await ask(UpstreamPool(), Origin.parse(f"http://{host}:1"))
 
@@ -273,13 +273,13 @@ async def test_host_that_is_no_name_is_like_one_that_is_not_there(host):
         ("http://[::1]:8080/x/", "[::1]:8080"),
     ],
 )
-def test_origin_knows_its_host_header(url, authority):
-    """As RFC 9110 section 7.2 wants it: without a default port."""
+def test_origin_has_the_value_of_the_host_header(url, authority):
+    """Without a default port (RFC 9110, section 7.2)."""
     assert Origin.parse(url).authority == authority
 
 
 @pytest.mark.parametrize("url", ["beast:13131", "ftp://beast", "http://", ""])
-def test_origin_refuses_what_is_no_http_url(url):
-    """Never a connection to nowhere."""
+def test_origin_rejects_other_urls(url):
+    """Only http and https URLs with a host are valid."""
     with pytest.raises(ValueError, match="not an http"):
         Origin.parse(url)

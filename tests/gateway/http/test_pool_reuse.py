@@ -1,4 +1,4 @@
-"""Connections to neurons: when one is used again, when not, and what of an answer is refused. In memory."""
+"""The pool with scripted neurons: when a connection is reused, and which responses are errors. In memory."""
 
 import pytest
 import trio
@@ -16,7 +16,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 class Scripted:
-    """Upstream over memory streams: each new connection is served by the next script."""
+    """A pool over memory streams; each new connection is served by the next script."""
 
     def __init__(self, nursery, *scripts):
         self._nursery = nursery
@@ -60,7 +60,7 @@ def scripted(nursery):
 
 
 def test_request_head_has_the_prefix_and_host_of_the_origin():
-    """And the length of the body; the caller's headers between."""
+    """With the length of the body, and the caller's headers between."""
     head = request_head(ORIGIN, b"/v1/chat/completions", [(b"accept", b"*/*")], 7)
 
     assert head == (
@@ -68,15 +68,15 @@ def test_request_head_has_the_prefix_and_host_of_the_origin():
     )
 
 
-async def test_connection_is_used_again(autojump_clock, scripted):
+async def test_connection_is_reused(autojump_clock, scripted):
     """Three requests, one connection."""
     pool = scripted([OK] * 3)
     assert [await pool.ask() for _ in range(3)] == [(200, b"ok")] * 3
     assert pool.upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 1, "reused": 2}
 
 
-async def test_connection_rests_three_seconds_and_no_longer(autojump_clock, scripted):
-    """Servers commonly close at five: we are first."""
+async def test_connection_is_not_reused_after_three_idle_seconds(autojump_clock, scripted):
+    """Servers commonly close after five seconds."""
     pool = scripted([OK] * 2, [OK])
     await pool.ask()
     await trio.sleep(2.9)
@@ -86,8 +86,8 @@ async def test_connection_rests_three_seconds_and_no_longer(autojump_clock, scri
     assert pool.upstream.opened == 2
 
 
-async def test_sweeper_closes_what_has_rested_too_long(autojump_clock, nursery, scripted):
-    """Also when nobody asks that neuron again."""
+async def test_idle_connection_is_swept(autojump_clock, nursery, scripted):
+    """Even if the neuron gets no further request."""
     pool = scripted([OK] * 2)
     nursery.start_soon(pool.upstream.run)
     await pool.ask()
@@ -95,24 +95,24 @@ async def test_sweeper_closes_what_has_rested_too_long(autojump_clock, nursery, 
     assert pool.upstream.statistics()["idle"] == 0
 
 
-async def test_reused_connection_that_dies_unanswered_is_tried_once_more(autojump_clock, scripted):
-    """On a fresh one; the neuron closed just as we asked again."""
+async def test_request_is_retried_on_a_new_connection(autojump_clock, scripted):
+    """The neuron closed the reused connection just before."""
     pool = scripted([OK, None], [OK])
     await pool.ask()
     assert await pool.ask() == (200, b"ok")
     assert pool.upstream.opened == 2
 
 
-async def test_fresh_connection_that_dies_unanswered_is_an_error(autojump_clock, scripted):
-    """Trying for ever would hide a neuron that crashes at every request."""
+async def test_new_connection_closed_without_a_response_is_an_error(autojump_clock, scripted):
+    """Further retries would hide a neuron that crashes at every request."""
     pool = scripted([None])
     with pytest.raises(UpstreamConnectionError, match="without sending a response"):
         await pool.ask()
     assert pool.upstream.in_use == 0
 
 
-async def test_refused_connection_says_why(autojump_clock, scripted):
-    """With the system's own words."""
+async def test_refused_connection_has_the_system_error(autojump_clock, scripted):
+    """In the message."""
     pool = scripted(OSError(111, "Connection refused"))
     with pytest.raises(UpstreamConnectionError, match=r"beast:13131.*Connection refused"):
         await pool.ask()
@@ -127,8 +127,8 @@ async def test_refused_connection_says_why(autojump_clock, scripted):
         OK + b"garbage",
     ],
 )
-async def test_connection_is_not_used_again_after(autojump_clock, scripted, answer):
-    """A close that is announced, implied, or deserved."""
+async def test_connection_is_not_reused_after(autojump_clock, scripted, answer):
+    """`connection: close`, a body until close, and bytes after the response."""
     pool = scripted([answer, None] if answer[-6:] == b"\r\n\r\nok" and b"length" not in answer else [answer], [OK])
     if b"length" not in answer:
         pool = scripted_until_close(pool, answer)
@@ -138,7 +138,7 @@ async def test_connection_is_not_used_again_after(autojump_clock, scripted, answ
 
 
 def scripted_until_close(pool, answer):
-    """The same, but the neuron closes after its answer, as that is its end."""
+    """Let the neuron close after its response, which ends the body."""
 
     async def serve(script, wire):
         await wire.receive_some()
@@ -150,7 +150,7 @@ def scripted_until_close(pool, answer):
 
 
 async def test_cancelled_exchange_closes_its_connection(autojump_clock, scripted):
-    """Its answer may still come: nobody else may get it."""
+    """Its response may still arrive; another request must not get it."""
     pool = scripted([HANG], [OK])
     with trio.move_on_after(1):
         await pool.ask()
@@ -161,7 +161,7 @@ async def test_cancelled_exchange_closes_its_connection(autojump_clock, scripted
 
 @pytest.mark.parametrize("pieces", [1, 2, 7])
 async def test_interim_responses_are_skipped(autojump_clock, scripted, pieces):
-    """100 and 103 come before the answer; they are not it."""
+    """100 and 103 precede the final response."""
     interim = b"HTTP/1.1 100 Continue\r\n\r\n" + b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" * pieces
     pool = scripted([interim + OK] * 2)
     assert [await pool.ask() for _ in range(2)] == [(200, b"ok")] * 2
@@ -183,8 +183,8 @@ async def test_interim_responses_are_skipped(autojump_clock, scripted, pieces):
         (b"x: y\r\n" * 20_000 + b"content-length: 2\r\n\r\nok", UpstreamMalformedResponse),
     ],
 )
-async def test_framing_is_held_to(autojump_clock, scripted, body, error):
-    """Truncated is broken off, wrong is malformed, and nothing grows beyond 64 KiB; trailers end here."""
+async def test_framing_of_responses_is_checked(autojump_clock, scripted, body, error):
+    """A truncated body is a connection error, an invalid one malformed; headers and trailers have a limit."""
     pool = scripted([b"HTTP/1.1 200 OK\r\n" + body])
     pool = scripted_until_close(pool, b"")
     if error is None:
@@ -198,14 +198,14 @@ async def test_framing_is_held_to(autojump_clock, scripted, body, error):
 @pytest.mark.parametrize(
     "garbage", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x00" * 10, b"HTTP/1.1 101 Switching Protocols\r\n\r\n"]
 )
-async def test_garbage_for_an_answer_is_malformed(autojump_clock, scripted, garbage):
-    """Also an upgrade nobody asked for."""
+async def test_garbage_as_response_is_an_error(autojump_clock, scripted, garbage):
+    """Also a protocol switch that was not asked for."""
     with pytest.raises((UpstreamMalformedResponse, UpstreamConnectionError)):
         await scripted_until_close(scripted([garbage]), b"").ask()
 
 
-async def test_early_answer_is_heard_while_a_large_body_is_being_sent(nursery):
-    """On a real socket: the neuron says 413 without reading to the end, and does not close."""
+async def test_early_response_is_read_while_a_large_body_is_sent(nursery):
+    """On a real socket: the neuron sends a 413 without reading to the end, and does not close."""
 
     async def neuron(stream):
         await stream.receive_some()

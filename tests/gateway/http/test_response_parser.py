@@ -1,4 +1,4 @@
-"""A neuron's response: every framing, wherever it is cut, and what is refused. In memory."""
+"""A neuron's response: every framing, cut at every byte, and malformed ones. In memory."""
 
 import pytest
 from fakes.exchanges import ORIGIN, REQUEST, ask, piecemeal
@@ -28,16 +28,16 @@ HELLO = with_length(b"hello")
     ],
 )
 @pytest.mark.parametrize("size", [1, 7, 100_000])
-async def test_body_is_the_same_however_it_is_framed_and_cut(nursery, answer, size):
-    """Length, chunks, extensions, trailers, until close, after any 1xx: hello."""
+async def test_body_is_the_same_in_every_framing_and_at_every_cut(nursery, answer, size):
+    """By length, in chunks, with extensions and trailers, until close, and after 1xx responses."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
 
     assert await ask(upstream) == (200, b"hello")
     upstream.close()
 
 
-async def test_headers_of_an_informational_response_are_not_those_of_the_answer(nursery):
-    """Nor are trailers."""
+async def test_headers_of_1xx_responses_and_trailers_are_dropped(nursery):
+    """Only the final response's headers are kept."""
     answer = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + chunked(b"x", end=b"0\r\nx-sum: 1\r\n\r\n")
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(answer)).connect)
     async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
@@ -60,8 +60,8 @@ async def test_headers_of_an_informational_response_are_not_those_of_the_answer(
         b"H",
     ],
 )
-async def test_answer_that_breaks_off_is_an_error_and_not_asked_again(nursery, answer):
-    """Once a byte has come, nobody knows what the neuron did."""
+async def test_incomplete_response_is_an_error_and_not_retried(nursery, answer):
+    """After the first byte, the neuron may have processed the request."""
     network = MemoryNetwork(nursery, piecemeal(answer))
     upstream = UpstreamPool(connect=network.connect)
     with pytest.raises(UpstreamConnectionError, match="in the middle of its response"):
@@ -84,8 +84,8 @@ async def test_answer_that_breaks_off_is_an_error_and_not_asked_again(nursery, a
     ],
 )
 @pytest.mark.parametrize("size", [1, 100_000])
-async def test_answer_that_is_not_http_is_refused(nursery, answer, size):
-    """Whatever two parsers could read in two ways is not passed on."""
+async def test_malformed_response_is_an_error(nursery, answer, size):
+    """A response that two parsers could read differently is not passed on."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
     with pytest.raises(UpstreamMalformedResponse):
         await ask(upstream)
@@ -94,17 +94,17 @@ async def test_answer_that_is_not_http_is_refused(nursery, answer, size):
 
 
 def with_head_of(size):
-    """A response whose head, from status line to blank line, has so many bytes."""
+    """Return a response whose head, from the status line to the empty line, has `size` bytes."""
     around = len(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nx-padding: \r\n\r\n")
     return b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nx-padding: " + b"x" * (size - around) + b"\r\n\r\nhello"
 
 
 @pytest.mark.parametrize("size", [1000, 65_536, 1_000_000])
-async def test_header_limit_is_exact_however_the_head_is_cut(nursery, size):
-    """64 KiB pass, one byte more is refused (contract section 13)."""
-    for head_bytes, is_fine in ((HEADER_LIMIT_BYTES, True), (HEADER_LIMIT_BYTES + 1, False)):
+async def test_header_limit_is_exact_at_every_cut(nursery, size):
+    """64 KiB are accepted, one byte more is an error."""
+    for head_bytes, accepted in ((HEADER_LIMIT_BYTES, True), (HEADER_LIMIT_BYTES + 1, False)):
         upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(with_head_of(head_bytes), size)).connect)
-        if is_fine:
+        if accepted:
             assert await ask(upstream) == (200, b"hello")
         else:
             with pytest.raises(UpstreamMalformedResponse, match="more than 65536 bytes of headers"):
@@ -120,15 +120,15 @@ async def test_header_limit_is_exact_however_the_head_is_cut(nursery, size):
         b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10_000,
     ],
 )
-async def test_trailers_extensions_and_informational_responses_have_an_end(nursery, endless):
-    """Nothing that a neuron sends beside the body can grow without limit."""
+async def test_trailers_chunk_extensions_and_1xx_responses_are_limited(nursery, endless):
+    """A neuron cannot make the parser's memory grow without limit."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(endless, 1000)).connect)
     with pytest.raises(UpstreamMalformedResponse):
         await ask(upstream)
 
 
-async def test_body_longer_than_any_limit_on_heads_passes(nursery):
-    """The limit is for what surrounds it; many small chunks are a body too."""
+async def test_header_limit_does_not_apply_to_the_body(nursery):
+    """Nor to a body of many small chunks."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(chunked(*[b"0123456789"] * 20_000), 4096)).connect)
 
     assert await ask(upstream) == (200, b"0123456789" * 20_000)

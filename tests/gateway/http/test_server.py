@@ -1,4 +1,4 @@
-"""The HTTP front against good, bad and slow clients: all in memory, on the autojump clock."""
+"""The HTTP/1.1 server with well-behaved, faulty and slow clients, in memory, on the autojump clock."""
 
 import json
 import re
@@ -28,10 +28,10 @@ async def read_body(receive):
 
 
 async def echo(scope, receive, send):
-    """Answers with what it was sent: method, path and body."""
+    """Responds with the request's method, path and body."""
     body = await read_body(receive)
-    told = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"].decode()}
-    data = json.dumps({**told, "body": body.decode()}).encode()
+    seen = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"].decode()}
+    data = json.dumps({**seen, "body": body.decode()}).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
     await send({"type": "http.response.body", "body": data})
 
@@ -48,7 +48,7 @@ async def read_all(stream):
 
 
 async def exchange(data, app=echo, step=None, **limits):
-    """Send `data` (`step` bytes at a time, for as long as the server listens) and return everything that came back."""
+    """Send `data`, `step` bytes at a time, until the server closes; return everything it sent."""
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(make_server(app, **limits).serve_stream, theirs)
@@ -60,12 +60,12 @@ async def exchange(data, app=echo, step=None, **limits):
         except trio.BrokenResourceError:
             pass
         with trio.fail_after(200):
-            answer = await read_all(ours)
-    return answer
+            response = await read_all(ours)
+    return response
 
 
 async def respond(send, *bodies, status=200, headers=()):
-    """One response in as many messages as there are bodies."""
+    """Send one response, one message per body."""
     await send({"type": "http.response.start", "status": status, "headers": headers})
     for body in bodies[:-1]:
         await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -77,7 +77,7 @@ def statuses(data):
 
 
 def parse(data):
-    """Split one response into status, headers and body (chunks joined)."""
+    """Split one response into status, headers and body, without chunk framing."""
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     headers = dict(line.lower().split(b": ", 1) for line in lines[1:])
@@ -97,11 +97,11 @@ def dechunk(data):
         body, data = body + rest[:length], rest[length + 2 :]
 
 
-# What is served .......................................................................................................
+# Served requests .....................................................................................................
 
 
 @pytest.mark.parametrize(
-    ("request_bytes", "told"),
+    ("request_bytes", "expected"),
     [
         (GET, {"method": "GET", "path": "/x", "query": "y=1", "body": ""}),
         (POST, {"method": "POST", "path": "/echo", "query": "", "body": "hello"}),
@@ -118,16 +118,16 @@ def dechunk(data):
         ),
     ],
 )
-async def test_request_is_served_however_it_arrives(autojump_clock, request_bytes, told):
-    """Whole or byte by byte, the application sees the same request."""
+async def test_request_is_the_same_whole_or_in_pieces(autojump_clock, request_bytes, expected):
+    """The application sees the same request, whether it arrives whole or byte by byte."""
     for step in (None, 1, 7):
         status, _, body = parse(await exchange(request_bytes, step=step, keep_alive_s=1))
 
-        assert (status, json.loads(body)) == (200, told)
+        assert (status, json.loads(body)) == (200, expected)
 
 
-async def test_scope_is_what_asgi_says(autojump_clock):
-    """Names in lower case, values as they came, the path decoded once, and the query apart."""
+async def test_scope_follows_asgi(autojump_clock):
+    """Header names in lower case, values unchanged, the path decoded once, and the query separate."""
     seen = {}
 
     async def app(scope, receive, send):
@@ -153,7 +153,7 @@ async def test_scope_is_what_asgi_says(autojump_clock):
 )
 @pytest.mark.parametrize("step", [None, 1])
 async def test_offered_upgrade_is_ignored_and_the_connection_lives_on(autojump_clock, body, step):
-    """What follows is read as this request's body and the next request, not as another protocol."""
+    """What follows the headers is read as this request's body and the next request, not as another protocol."""
     offer = b"POST /u HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\n" + (body or b"\r\n")
 
     data = await exchange(offer * 2 + GET, step=step, keep_alive_s=1)
@@ -162,15 +162,15 @@ async def test_offered_upgrade_is_ignored_and_the_connection_lives_on(autojump_c
     assert data.count(b'"body": "hi"') == (2 if body else 0)
 
 
-async def test_burst_of_offered_upgrades_is_served(autojump_clock):
-    """More in one read than Python has stack frames."""
+async def test_burst_of_requests_that_offer_an_upgrade_is_served(autojump_clock):
+    """More requests in one read than Python has stack frames."""
     offer = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
 
     assert statuses(await exchange(offer * 1050, keep_alive_s=1)) == [200] * 1050
 
 
-async def test_connection_is_used_again_and_pipelined_requests_are_answered_in_order(autojump_clock):
-    """Three requests sent at once come back in their order, then idleness ends the connection silently."""
+async def test_pipelined_requests_are_answered_in_order(autojump_clock):
+    """Three requests sent at once are answered in order; then the idle timeout closes the connection."""
     data = await exchange(POST + GET + CHUNKED, keep_alive_s=7)
 
     assert [json.loads(part[part.index(b"{") :])["path"] for part in data.split(b"HTTP/1.1 200 OK")[1:]] == [
@@ -181,8 +181,8 @@ async def test_connection_is_used_again_and_pipelined_requests_are_answered_in_o
     assert trio.current_time() == 7
 
 
-async def test_expect_continue_is_answered_when_the_body_is_wanted(autojump_clock):
-    """A client like curl sends 100 kB bodies only after this."""
+async def test_expect_continue_is_answered_when_the_application_reads_the_body(autojump_clock):
+    """A client such as curl sends large bodies only after a 100 Continue."""
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(make_server(keep_alive_s=1).serve_stream, theirs)
@@ -192,16 +192,16 @@ async def test_expect_continue_is_answered_when_the_body_is_wanted(autojump_cloc
         assert parse(await read_all(ours))[0] == 200
 
 
-async def test_head_has_the_headers_of_get_and_no_body(autojump_clock):
-    """`HEAD /` is what a popular coding CLI sends first."""
+async def test_response_to_head_has_headers_and_no_body(autojump_clock):
+    """A popular coding CLI sends `HEAD /` first."""
     data = await exchange(b"HEAD / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
 
     assert data.endswith(b"\r\n\r\n")
     assert parse(data)[0] == 200
 
 
-async def test_stream_is_chunked_and_its_head_leaves_with_the_first_bytes(autojump_clock):
-    """One write for both; then each message one chunk, and the terminator at the end."""
+async def test_stream_is_sent_in_chunks(autojump_clock):
+    """Each message is one chunk; an empty message sends nothing; the last one adds the terminator."""
 
     async def app(scope, receive, send):
         await read_body(receive)
@@ -215,8 +215,8 @@ async def test_stream_is_chunked_and_its_head_leaves_with_the_first_bytes(autoju
     assert data.endswith(b"3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n")
 
 
-async def test_http_1_0_stream_lasts_until_the_connection_ends(autojump_clock):
-    """No chunks for a client that does not know them."""
+async def test_http_1_0_stream_ends_with_the_connection(autojump_clock):
+    """An HTTP/1.0 client does not know chunks."""
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -230,7 +230,7 @@ async def test_http_1_0_stream_lasts_until_the_connection_ends(autojump_clock):
     assert b"chunked" not in head
 
 
-# What is refused ......................................................................................................
+# Rejected requests ....................................................................................................
 
 
 @pytest.mark.parametrize(
@@ -278,8 +278,8 @@ async def test_http_1_0_stream_lasts_until_the_connection_ends(autojump_clock):
         (b"GET / HTTP/1.1\r\nhost: a\r\n" + b"x: y\r\n" * 20_000 + b"\r\n", 431),
     ],
 )
-async def test_bytes_that_are_no_request_are_refused_and_the_connection_closed(autojump_clock, bad, status):
-    """With the envelope and `connection: close`; what follows on the connection is not looked at."""
+async def test_malformed_request_is_rejected_and_the_connection_closed(autojump_clock, bad, status):
+    """The response has the error envelope and `connection: close`; the bytes after the bad request are ignored."""
     for step in (None, 1 if len(bad) < 1000 else 1000):
         data = await exchange(bad + GET, step=step)
         got, headers, body = parse(data)
@@ -291,8 +291,8 @@ async def test_bytes_that_are_no_request_are_refused_and_the_connection_closed(a
 
 
 @pytest.mark.parametrize("endless", [b"1;", b"0\r\nx: ", b"0\r\n" + b"x: y\r\n" * 10])
-async def test_framing_of_a_body_has_the_limit_of_headers(autojump_clock, endless):
-    """A chunk extension or a trailer without an end would be kept by the parser for ever."""
+async def test_chunk_extensions_and_trailers_have_the_limit_of_headers(autojump_clock, endless):
+    """The parser, llhttp, keeps them in memory and has no limit of its own."""
     start = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
     more = b"x: y\r\n" if endless.endswith(b"\n") else b"y"
 
@@ -302,8 +302,8 @@ async def test_framing_of_a_body_has_the_limit_of_headers(autojump_clock, endles
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_body_that_turns_out_malformed_is_never_answered_with_success(autojump_clock, begun):
-    """The application hears `http.disconnect`; whatever it says then, the client hears 400, or a cut-off response."""
+async def test_malformed_body_is_never_answered_with_success(autojump_clock, begun):
+    """The application receives `http.disconnect`; the client gets a 400, or an incomplete response."""
 
     async def app(scope, receive, send):
         if begun:
@@ -327,8 +327,8 @@ async def test_body_that_turns_out_malformed_is_never_answered_with_success(auto
     assert not data.endswith(b"0\r\n\r\n")
 
 
-async def test_early_answer_leaves_its_client_time_to_stop_sending(autojump_clock):
-    """Closing on what is still coming would be a reset, which may eat the answer (RFC 9112, 9.6)."""
+async def test_client_gets_time_to_stop_sending_after_an_early_response(autojump_clock):
+    """Closing a socket with unread bytes sends a reset, which may lose the response (RFC 9112, section 9.6)."""
 
     async def early(scope, receive, send):
         await respond(send, b"too large", status=413)
@@ -340,13 +340,13 @@ async def test_early_answer_leaves_its_client_time_to_stop_sending(autojump_cloc
         assert statuses(bytes(await ours.receive_some())) == [413]
         for _ in range(3):
             await trio.sleep(0.5)
-            await ours.send_all(b"x")  # still taken
+            await ours.send_all(b"x")  # still accepted
         assert await ours.receive_some() == b""
     assert trio.current_time() == 2
 
 
-async def test_fault_behind_a_good_request_comes_after_its_answer(autojump_clock):
-    """Pipelined garbage does not eat the answer before it."""
+async def test_error_in_pipelined_bytes_comes_after_the_response_before_it(autojump_clock):
+    """The valid request is served first."""
     data = await exchange(POST + b"garbage\r\n\r\n")
 
     assert data.startswith(b"HTTP/1.1 200")
@@ -354,28 +354,28 @@ async def test_fault_behind_a_good_request_comes_after_its_answer(autojump_clock
 
 
 @pytest.mark.parametrize("half", [b"G", GET[:-2], b"GET / HTTP/1.1\r\nhost: a\r\nx: "])
-async def test_half_a_request_is_a_408_at_its_deadline(autojump_clock, half):
-    """Exactly when the headers are due, counted from the first byte."""
+async def test_incomplete_headers_get_a_408_at_the_deadline(autojump_clock, half):
+    """The deadline counts from the first byte."""
     status, headers, _ = parse(await exchange(half, header_s=30))
 
     assert (status, headers[b"connection"]) == (408, b"close")
-    assert trio.current_time() == 30 + 2  # and 2 s of lingering, as the client did not close
+    assert trio.current_time() == 30 + 2  # and 2 s of lingering, because the client does not close
 
 
-async def test_half_a_request_behind_a_whole_one_has_its_deadline_too(autojump_clock):
-    """Sent ahead or not, what has begun is a request, and no idleness."""
+async def test_incomplete_headers_after_a_served_request_get_a_408(autojump_clock):
+    """A request that has begun has the header deadline, not the idle timeout, even if it was sent ahead."""
     assert statuses(await exchange(GET + GET[:-2], header_s=30, keep_alive_s=75)) == [200, 408]
     assert trio.current_time() == 30 + 2
 
 
-async def test_silent_connection_is_closed_without_a_word(autojump_clock):
-    """Nothing was asked, so nothing is answered."""
+async def test_idle_connection_is_closed_without_a_response(autojump_clock):
+    """The client asked nothing, so it gets no response."""
     assert await exchange(b"", keep_alive_s=75) == b""
     assert trio.current_time() == 75
 
 
-class Visitors:
-    """Clients of one server in memory, and an application that answers `/x` at once and everything else when told."""
+class Clients:
+    """Clients of one server, and an application that answers `/x` at once and other paths after `go_on`."""
 
     def __init__(self, nursery, **limits):
         self.nursery = nursery
@@ -387,7 +387,7 @@ class Visitors:
             await self.go_on.wait()
         await respond(send, b"served")
 
-    async def come(self, data=b""):
+    async def connect(self, data=b""):
         ours, theirs = memory_stream_pair()
         self.nursery.start_soon(self.server.serve_stream, theirs)
         if data:
@@ -396,43 +396,43 @@ class Visitors:
         return ours
 
 
-async def test_one_connection_too_many_is_told_so(autojump_clock, nursery):
-    """503 with Retry-After, if all the others are at work; and there is room again once one has gone."""
-    visitors = Visitors(nursery, connections=1)
-    first = await visitors.come(POST)
-    second = await visitors.come(GET)
+async def test_connection_beyond_the_limit_gets_a_503(autojump_clock, nursery):
+    """If no connection is idle, the new one gets 503 with Retry-After; when one ends, a new one is accepted again."""
+    clients = Clients(nursery, connections=1)
+    first = await clients.connect(POST)
+    second = await clients.connect(GET)
     status, headers, body = parse(await read_all(second))
     assert (status, headers[b"retry-after"], json.loads(body)["error"]["code"]) == (503, b"1", "overloaded")
     await first.aclose()
-    visitors.go_on.set()
+    clients.go_on.set()
     await wait_all_tasks_blocked()
-    assert visitors.server.statistics() == ServerStatistics(open=0, idle=0, served=1, refused=1)
-    assert (await (await visitors.come(GET)).receive_some()).startswith(b"HTTP/1.1 200")
+    assert clients.server.statistics() == ServerStatistics(open=0, idle=0, served=1, refused=1)
+    assert (await (await clients.connect(GET)).receive_some()).startswith(b"HTTP/1.1 200")
 
 
-async def test_connection_that_has_rested_longest_gives_way_to_a_newcomer(autojump_clock, nursery):
-    """One that never said anything, one that was served longest ago; not one that is being served."""
-    visitors = Visitors(nursery, connections=4)
-    at_work = await visitors.come(POST)
-    served = await visitors.come(GET)
-    silent, fresh = await visitors.come(), await visitors.come()
-    await served.send_all(GET)  # once more: now the silent one has rested longest
+async def test_longest_idle_connection_is_closed_for_a_new_one(autojump_clock, nursery):
+    """First one that never sent anything, then the one served longest ago; never one that is being served."""
+    clients = Clients(nursery, connections=4)
+    busy = await clients.connect(POST)
+    served = await clients.connect(GET)
+    silent, fresh = await clients.connect(), await clients.connect()
+    await served.send_all(GET)  # once more: now the silent one has been idle longest
     await wait_all_tasks_blocked()
 
-    for gives_way in (silent, fresh, served):
-        newcomer = await visitors.come(GET)
-        assert (await newcomer.receive_some()).startswith(b"HTTP/1.1 200")
-        assert (await read_all(gives_way)).count(b"HTTP/1.1 200") == (2 if gives_way is served else 0)
-    visitors.go_on.set()
-    assert (await at_work.receive_some()).startswith(b"HTTP/1.1 200")
-    assert visitors.server.statistics() == ServerStatistics(open=4, idle=4, served=6, refused=0)
+    for closed in (silent, fresh, served):
+        new = await clients.connect(GET)
+        assert (await new.receive_some()).startswith(b"HTTP/1.1 200")
+        assert (await read_all(closed)).count(b"HTTP/1.1 200") == (2 if closed is served else 0)
+    clients.go_on.set()
+    assert (await busy.receive_some()).startswith(b"HTTP/1.1 200")
+    assert clients.server.statistics() == ServerStatistics(open=4, idle=4, served=6, refused=0)
 
 
-# Applications that fail ...............................................................................................
+# Failing applications .................................................................................................
 
 
-async def test_exception_before_the_answer_is_a_500_without_a_traceback(autojump_clock):
-    """The log has the traceback, the client an envelope."""
+async def test_exception_before_the_response_is_a_500_without_a_traceback(autojump_clock):
+    """The traceback is in the log; the client gets the error envelope."""
 
     async def app(scope, receive, send):
         await read_body(receive)
@@ -447,8 +447,8 @@ async def test_exception_before_the_answer_is_a_500_without_a_traceback(autojump
 
 
 @pytest.mark.parametrize("fails", [True, False])
-async def test_answer_that_is_not_finished_is_not_made_to_look_so(autojump_clock, fails):
-    """No terminating chunk after a crash in mid-stream, nor when the application just returns."""
+async def test_incomplete_response_stays_incomplete(autojump_clock, fails):
+    """There is no terminating chunk after the application crashes in mid-stream, or returns early."""
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -476,9 +476,9 @@ async def test_header_with_a_line_end_is_never_sent(autojump_clock):
     assert b"set-cookie" not in data
 
 
-@pytest.mark.parametrize(("bodies", "told"), [((b"abc",), [500]), ((b"abcdef",), [500]), ((b"ab", b"c"), [200])])
-async def test_body_of_another_length_than_announced_ends_the_connection(autojump_clock, bodies, told):
-    """The next response on the same connection would be read as the rest of it."""
+@pytest.mark.parametrize(("bodies", "expected"), [((b"abc",), [500]), ((b"abcdef",), [500]), ((b"ab", b"c"), [200])])
+async def test_body_that_differs_from_its_content_length_ends_the_connection(autojump_clock, bodies, expected):
+    """Otherwise the client would read the next response as the rest of this body."""
 
     async def app(scope, receive, send):
         await respond(send, *bodies, headers=[(b"content-length", b"5")])
@@ -486,12 +486,12 @@ async def test_body_of_another_length_than_announced_ends_the_connection(autojum
     with structlog.testing.capture_logs() as logs:
         data = await exchange(GET + GET, app)
 
-    assert statuses(data) == told
+    assert statuses(data) == expected
     assert len(logs) == 1
 
 
-async def test_cancelled_passes_while_what_came_with_it_is_logged(autojump_clock):
-    """An application that crashes in its clean-up does not hide from the nursery that it was cancelled."""
+async def test_cancelled_passes_and_an_exception_raised_with_it_is_logged(autojump_clock):
+    """An application that crashes while it is cancelled does not hide the cancellation from the nursery."""
 
     async def app(scope, receive, send):
         async def crash():
@@ -514,11 +514,11 @@ async def test_cancelled_passes_while_what_came_with_it_is_logged(autojump_clock
     assert [entry["event"] for entry in logs] == ["app_crashed"]
 
 
-# What applications may say ............................................................................................
+# What applications send ...............................................................................................
 
 
-async def test_response_has_one_date_and_no_server_and_only_its_own_framing(autojump_clock):
-    """What an upstream said about its own connection is not true of this one."""
+async def test_server_sets_date_and_framing_itself(autojump_clock):
+    """An upstream's headers about its own connection do not apply to this one."""
 
     async def app(scope, receive, send):
         await respond(
@@ -536,8 +536,8 @@ async def test_response_has_one_date_and_no_server_and_only_its_own_framing(auto
 
 
 @pytest.mark.parametrize("status", [204, 304])
-async def test_response_without_a_body_has_none(autojump_clock, status):
-    """A client reads none after these, so one that was sent would be taken for the next response."""
+async def test_204_and_304_have_no_body(autojump_clock, status):
+    """The client reads no body after these statuses, so it would read one as the next response."""
 
     async def app(scope, receive, send):
         await respond(send, b"not sent", status=status)
@@ -550,8 +550,8 @@ async def test_response_without_a_body_has_none(autojump_clock, status):
     assert b"chunked" not in data
 
 
-async def test_application_can_ask_for_the_connection_to_be_closed(autojump_clock):
-    """And it is, after that response."""
+async def test_application_can_close_the_connection(autojump_clock):
+    """The connection is closed after that response."""
 
     async def app(scope, receive, send):
         await respond(send, b"bye", headers=[(b"connection", b"close")])
@@ -562,16 +562,16 @@ async def test_application_can_ask_for_the_connection_to_be_closed(autojump_cloc
     assert data.count(b"connection: close") == 1
 
 
-async def test_http_1_0_keeps_the_connection_if_asked_to(autojump_clock):
-    """ApacheBench still speaks it; the answer must say so too."""
+async def test_http_1_0_keep_alive(autojump_clock):
+    """ApacheBench uses it; the response must say keep-alive too."""
     data = await exchange(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n" * 2, keep_alive_s=1)
 
     assert statuses(data) == [200, 200]
     assert data.count(b"connection: keep-alive") == 2
 
 
-async def test_continue_is_never_said_after_the_answer_began_nor_to_http_1_0(autojump_clock):
-    """An interim response in the midst of a final one would be read as its body."""
+async def test_no_100_continue_after_the_response_began_or_to_http_1_0(autojump_clock):
+    """The client would read an interim response inside a final one as its body."""
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -585,8 +585,8 @@ async def test_continue_is_never_said_after_the_answer_began_nor_to_http_1_0(aut
     assert b"100 Continue" not in await exchange(expecting.replace(b"1.1", b"1.0"), step=40)
 
 
-async def test_receive_after_the_response_says_disconnect_at_once(autojump_clock):
-    """ASGI: that is how an application learns that nobody needs it any more."""
+async def test_receive_after_the_response_returns_disconnect(autojump_clock):
+    """As ASGI requires."""
     seen = []
 
     async def app(scope, receive, send):
@@ -598,11 +598,11 @@ async def test_receive_after_the_response_says_disconnect_at_once(autojump_clock
     assert seen == [{"type": "http.disconnect"}]
 
 
-# Clients that leave ...................................................................................................
+# Clients that disconnect ..............................................................................................
 
 
-async def test_receive_tells_when_the_client_leaves_after_its_request(autojump_clock):
-    """What a watcher waits for; and `send` raises from then on."""
+async def test_receive_returns_when_the_client_disconnects(autojump_clock):
+    """`receive` returns `http.disconnect`; `send` raises an OSError from then on."""
     seen = []
 
     async def app(scope, receive, send):
@@ -624,8 +624,8 @@ async def test_receive_tells_when_the_client_leaves_after_its_request(autojump_c
     assert seen == ["http.disconnect", ClientDisconnected]
 
 
-async def test_receive_can_be_cancelled_without_losing_the_next_request(autojump_clock):
-    """A watcher is cancelled when its answer is done; bytes that came meanwhile belong to the next request."""
+async def test_cancelled_receive_does_not_lose_the_next_request(autojump_clock):
+    """Bytes that arrive while the application watches for a disconnect belong to the next request."""
 
     async def app(scope, receive, send):
         await read_body(receive)
@@ -647,8 +647,8 @@ async def test_receive_can_be_cancelled_without_losing_the_next_request(autojump
     assert [part[-len(b"/x") :] for part in data.split(b"HTTP/1.1")[1:]] == [b"ho", b"/x"]
 
 
-async def test_client_leaving_is_no_crash_however_deep_it_was_noticed(autojump_clock):
-    """Through any number of nurseries: nothing is logged."""
+async def test_disconnect_inside_nurseries_is_not_logged_as_a_crash(autojump_clock):
+    """ClientDisconnected arrives inside nested exception groups."""
 
     async def app(scope, receive, send):
         async with trio.open_nursery(), trio.open_nursery():
@@ -667,10 +667,10 @@ async def test_client_leaving_is_no_crash_however_deep_it_was_noticed(autojump_c
     assert logs == []
 
 
-async def test_endless_pipelining_does_not_fill_our_memory(autojump_clock):
-    """Requests sent ahead wait in the client's socket, however often a watcher has a chance to read more of them."""
+async def test_pipelined_requests_in_memory_are_limited(autojump_clock):
+    """Further requests stay in the client's socket, even if the application watches for a disconnect."""
     served = 0
-    held = []
+    in_memory = []
 
     async def app(scope, receive, send):
         nonlocal served
@@ -681,7 +681,7 @@ async def test_endless_pipelining_does_not_fill_our_memory(autojump_clock):
             nursery.cancel_scope.cancel()
         await respond(send, b"")
         served += 1
-        held.append(sent - len(waiting) - served * len(GET))
+        in_memory.append(sent - len(waiting) - served * len(GET))
 
     ours, theirs = memory_stream_pair()
     waiting = theirs.receive_stream._incoming._data
@@ -694,14 +694,14 @@ async def test_endless_pipelining_does_not_fill_our_memory(autojump_clock):
         nursery.cancel_scope.cancel()
 
     assert served > 50
-    assert max(held) <= 65536 + 2 * 65536  # the limit, and a read on either side of it
+    assert max(in_memory) <= 65536 + 2 * 65536  # the limit, and one read before and after it
 
 
 # Draining .............................................................................................................
 
 
-async def test_drain_closes_idle_connections_and_lets_running_ones_finish(autojump_clock):
-    """An idle one at once; a running one after its answer, which says `connection: close`."""
+async def test_drain_closes_idle_connections_and_finishes_running_requests(autojump_clock):
+    """An idle connection closes at once; a running request gets its response with `connection: close`."""
 
     async def app(scope, receive, send):
         await trio.sleep(10)
@@ -724,8 +724,8 @@ async def test_drain_closes_idle_connections_and_lets_running_ones_finish(autoju
     assert trio.current_time() == 10
 
 
-async def test_connection_accepted_just_before_a_drain_does_not_hold_it_up(autojump_clock):
-    """It has asked for nothing yet."""
+async def test_connection_accepted_just_before_a_drain_does_not_delay_it(autojump_clock):
+    """It has sent no request."""
     server = make_server()
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""The HTTP front on real sockets and the real clock: what only a kernel in between shows."""
+"""The HTTP/1.1 server on real sockets and the real clock: behaviour that depends on the kernel."""
 
 import socket
 
@@ -27,18 +27,18 @@ async def start(nursery):
     return start_server
 
 
-async def pour(send):
-    """Say 64 KiB after 64 KiB, to whoever takes them."""
+async def send_without_end(send):
+    """Send 64 KiB again and again."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     while True:
         await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
 
 
-async def test_client_that_reads_nothing_goes_unnoticed_by_others(start):
-    """It holds one task; meanwhile another client is answered."""
+async def test_client_that_reads_nothing_does_not_delay_others(start):
+    """It occupies one task; another client is answered meanwhile."""
 
     async def app(scope, receive, send):
-        await (echo(scope, receive, send) if scope["path"] == "/x" else pour(send))
+        await (echo(scope, receive, send) if scope["path"] == "/x" else send_without_end(send))
 
     server, address = await start(app)
     stuck, other = [await trio.open_tcp_stream(*address) for _ in range(2)]
@@ -59,7 +59,7 @@ async def test_client_that_reads_nothing_is_dropped(start):
 
     async def app(scope, receive, send):
         try:
-            await pour(send)
+            await send_without_end(send)
         except OSError:
             gone.set()
             raise
@@ -71,8 +71,8 @@ async def test_client_that_reads_nothing_is_dropped(start):
             await gone.wait()
 
 
-async def test_early_refusal_of_a_large_upload_reaches_the_client(start):
-    """A reset on unread bytes would eat the 413; the server discards them for a while instead."""
+async def test_early_413_reaches_a_client_that_is_still_sending(start):
+    """A reset would lose the 413; the server discards the upload for a while instead."""
 
     async def app(scope, receive, send):
         await receive()
@@ -102,11 +102,11 @@ async def test_early_refusal_of_a_large_upload_reaches_the_client(start):
     await stream.aclose()
 
 
-class CutOff:
-    """An application whose send of 10 MB is cancelled once it is stuck, and which then says `b"and on"` or nothing."""
+class CancelledSender:
+    """An application whose send of 10 MB is cancelled while it waits; then it sends `b"and on"`, or nothing."""
 
-    def __init__(self, *, goes_on):
-        self.goes_on = goes_on
+    def __init__(self, *, sends_more):
+        self.sends_more = sends_more
         self.sending = trio.Event()
         self.ended = trio.Event()
         self.scope = trio.CancelScope()
@@ -118,17 +118,17 @@ class CutOff:
         with self.scope:
             await send({"type": "http.response.body", "body": b"x" * 10_000_000, "more_body": True})
         self.ended.set()
-        if self.goes_on:
+        if self.sends_more:
             try:
                 await send({"type": "http.response.body", "body": b"and on"})
             except ClientDisconnected as error:
                 self.refused = error
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-async def test_cancelled_send_leaves_a_connection_that_is_not_used_again(start, goes_on):
-    """Half a chunk is out: the only honest thing is to close. What else was said would be read as the rest of it."""
-    app = CutOff(goes_on=goes_on)
+@pytest.mark.parametrize("sends_more", [False, True])
+async def test_connection_is_closed_after_a_cancelled_send(start, sends_more):
+    """Half a chunk is sent. A client would read anything sent after it as the rest of the chunk."""
+    app = CancelledSender(sends_more=sends_more)
     _, address = await start(app, send_buffer_bytes=65_536)  # some kernels' buffers would take all 10 MB
     stream = await trio.open_tcp_stream(*address)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
@@ -143,15 +143,15 @@ async def test_cancelled_send_leaves_a_connection_that_is_not_used_again(start, 
     assert data.count(b"HTTP/1.1") == 1
     assert len(data) < 10_000_000
     assert b"and on" not in data
-    assert (app.refused is not None) is goes_on
+    assert (app.refused is not None) is sends_more
     await stream.aclose()
 
 
-async def test_server_that_is_cancelled_lets_go_of_a_client_that_reads_nothing():
-    """No send is shielded: the process can always stop."""
+async def test_cancelled_server_drops_a_client_that_reads_nothing():
+    """No send is shielded, so the process can always stop."""
 
     async def app(scope, receive, send):
-        await pour(send)
+        await send_without_end(send)
 
     with trio.fail_after(SAFETY_NET_S):
         async with trio.open_nursery() as nursery:
@@ -165,36 +165,36 @@ async def test_server_that_is_cancelled_lets_go_of_a_client_that_reads_nothing()
     await stream.aclose()
 
 
-async def test_application_with_all_in_memory_lets_others_run(start):
-    """A send that fits into the socket is no checkpoint; so many of them are."""
-    turns = 0
+async def test_application_with_its_response_in_memory_lets_other_tasks_run(start):
+    """A send that the socket takes at once is no checkpoint, so the server adds one to every sixteenth."""
+    checkpoints = 0
 
     async def app(scope, receive, send):
-        before = turns
+        before = checkpoints
         await respond(send, *[b"x"] * 321)
-        taken.append(turns - before)
+        run_meanwhile.append(checkpoints - before)
 
-    async def take_turns():
-        nonlocal turns
+    async def count_checkpoints():
+        nonlocal checkpoints
         while True:
-            turns += 1
+            checkpoints += 1
             await trio.lowlevel.checkpoint()
 
-    taken = []
+    run_meanwhile = []
     _, address = await start(app)
     stream = await trio.open_tcp_stream(*address)
     await stream.send_all(GET.replace(b"host: a", b"host: a\r\nconnection: close"))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(take_turns)
+        nursery.start_soon(count_checkpoints)
         await read_all(stream)
         nursery.cancel_scope.cancel()
 
-    assert taken[0] >= 320 // SENDS_PER_CHECKPOINT - 1  # Trio shuffles who goes first
+    assert run_meanwhile[0] >= 320 // SENDS_PER_CHECKPOINT - 1  # Trio runs tasks in random order
     await stream.aclose()
 
 
-async def test_body_that_only_the_end_of_the_connection_ends_is_reset_when_cut_off(start):
-    """To an HTTP/1.0 client an orderly close says "that was all"."""
+async def test_incomplete_http_1_0_response_ends_with_a_reset(start):
+    """To an HTTP/1.0 client, an orderly close means that the body is complete."""
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -209,8 +209,8 @@ async def test_body_that_only_the_end_of_the_connection_ends_is_reset_when_cut_o
     await stream.aclose()
 
 
-async def test_headers_without_an_end_are_refused_while_they_are_still_coming(start):
-    """The 431 reaches a client that is in the midst of sending."""
+async def test_endless_headers_get_a_431_while_they_arrive(start):
+    """The 431 reaches a client that is still sending."""
     _, address = await start()
     stream = await trio.open_tcp_stream(*address)
 
@@ -231,8 +231,8 @@ async def test_headers_without_an_end_are_refused_while_they_are_still_coming(st
 
 
 @pytest.mark.parametrize(("sent", "status"), [(GET[:-2], 408), (b"\x16\x03\x01 hello", 400)])
-async def test_half_a_request_and_garbage_are_answered_and_the_connection_ends(start, sent, status):
-    """As in memory; here with the half-close that lets the answer arrive."""
+async def test_incomplete_and_malformed_requests_get_an_error_response(start, sent, status):
+    """As in memory; here with the half-close that lets the response arrive."""
     _, address = await start(header_s=0.1)
     stream = await trio.open_tcp_stream(*address)
     with trio.fail_after(SAFETY_NET_S):
@@ -241,8 +241,8 @@ async def test_half_a_request_and_garbage_are_answered_and_the_connection_ends(s
     await stream.aclose()
 
 
-async def test_flood_of_connections_beyond_the_limit_leaves_nothing_behind(start):
-    """While the one within the limit is at work, a few hundred are refused or just closed; it is served to its end."""
+async def test_flood_of_connections_beyond_the_limit_leaves_nothing_open(start):
+    """While one request runs, 150 connections are rejected or closed; the request gets its response."""
     go_on = trio.Event()
 
     async def app(scope, receive, send):
@@ -265,8 +265,8 @@ async def test_flood_of_connections_beyond_the_limit_leaves_nothing_behind(start
         await stream.aclose()
 
 
-async def test_connections_that_say_nothing_do_not_keep_others_out(start):
-    """Three hundred of them where fifty have room: whoever comes with a request is answered."""
+async def test_silent_connections_do_not_lock_others_out(start):
+    """Three hundred silent connections, and room for fifty: a client with a request is answered."""
     server, address = await start(connections=50)
     silent = [await trio.open_tcp_stream(*address) for _ in range(300)]
     for _ in range(3):
@@ -280,8 +280,8 @@ async def test_connections_that_say_nothing_do_not_keep_others_out(start):
         await stream.aclose()
 
 
-async def test_drain_with_a_running_stream_ends_when_the_stream_does():
-    """Nobody new gets in, an idle connection is closed, the stream gets its terminator, then `serve` returns."""
+async def test_drain_ends_when_the_running_stream_does():
+    """New connections fail, an idle one is closed, the stream gets its terminator, then `serve` returns."""
     go_on = trio.Event()
 
     async def app(scope, receive, send):
@@ -316,7 +316,7 @@ async def test_drain_with_a_running_stream_ends_when_the_stream_does():
 
 
 async def test_request_that_arrives_as_the_drain_begins_is_answered(start):
-    """Closing on bytes nobody has read yet would be a reset, for a client that did nothing wrong."""
+    """Closing would reset the connection of a client that did nothing wrong."""
     server, address = await start()
     stream = await trio.open_tcp_stream(*address)
     await stream.send_all(GET)
@@ -331,8 +331,8 @@ async def test_request_that_arrives_as_the_drain_begins_is_answered(start):
     await stream.aclose()
 
 
-async def test_crash_of_one_request_leaves_the_others_alone(start):
-    """The server goes on; so does the connection beside it."""
+async def test_crash_of_one_request_does_not_affect_others(start):
+    """The server and the other connection continue."""
 
     async def app(scope, receive, send):
         if scope["path"] == "/x":
@@ -350,8 +350,8 @@ async def test_crash_of_one_request_leaves_the_others_alone(start):
     await bad.aclose()
 
 
-async def test_reset_by_the_client_ends_quietly(start):
-    """RST while an answer is on its way: no log line, and the server serves on."""
+async def test_reset_by_the_client_is_not_logged(start):
+    """The client resets while a response is on its way; the server serves the next client."""
     _, address = await start()
     with structlog.testing.capture_logs() as logs:
         stream = await trio.open_tcp_stream(*address)

@@ -1,4 +1,4 @@
-"""Bodies that are produced as they are sent: framed right, heard while sending, and never sent twice."""
+"""Bodies that are sent while they arrive: framing, early responses, and no retries."""
 
 import math
 
@@ -19,7 +19,7 @@ TOO_LARGE = with_length(b"too large", status="413 Content Too Large")
 
 
 class Pieces:
-    """A body of these pieces; an exception among them is raised, a number is waited for in s, None without end."""
+    """A body of these pieces: bytes; an exception to raise; seconds to wait; None to wait forever."""
 
     def __init__(self, *pieces, length=None):
         self.pieces = list(pieces)
@@ -39,7 +39,7 @@ class Pieces:
 
 
 class Endless:
-    """Pieces without end."""
+    """A body without end."""
 
     length = None
 
@@ -53,7 +53,7 @@ class Endless:
 
 
 async def ask(upstream, body, origin=ORIGIN, phases=None):
-    """One exchange to its end: status and body."""
+    """Run one exchange; return the response's status and body."""
     head = request_head(origin, b"/v1/audio/transcriptions", [], body.length)
     with phases or PhaseDeadlines(DeadlineSettings()) as waits:
         async with upstream.exchange(origin, (head,), waits, body) as response:
@@ -64,57 +64,57 @@ async def ask(upstream, body, origin=ORIGIN, phases=None):
 
 
 class Recorder:
-    """A peer that reads until it has `enough`, then answers; what it read is `heard`."""
+    """A peer that reads until its input ends with `enough`, then responds."""
 
     def __init__(self, enough, answer=HELLO):
         self.enough = enough
         self.answer = answer
-        self.heard = b""
-        self.left = trio.Event()
+        self.received = b""
+        self.closed = trio.Event()
 
     async def __call__(self, stream):
-        while not self.heard.endswith(self.enough):
+        while not self.received.endswith(self.enough):
             piece = await stream.receive_some(65_536)
             if not piece:
                 break
-            self.heard += piece
+            self.received += piece
         else:
             await stream.send_all(self.answer)
             while await stream.receive_some(65_536):
                 pass
-        self.left.set()
+        self.closed.set()
 
     @property
     def body(self):
-        return self.heard.partition(b"\r\n\r\n")[2]
+        return self.received.partition(b"\r\n\r\n")[2]
 
 
-async def test_body_with_a_length_goes_out_as_it_comes(nursery):
-    """Byte for byte, under the content-length that was known before; the connection is good for another."""
+async def test_body_with_a_length_is_sent_as_it_arrives(nursery):
+    """Byte for byte, with content-length; the connection can be reused."""
     peer = Recorder(b"three")
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
 
     assert await ask(upstream, Pieces(b"one", b"two", b"three", length=11)) == (200, b"hello")
-    assert b"content-length: 11\r\n" in peer.heard
+    assert b"content-length: 11\r\n" in peer.received
     assert peer.body == b"onetwothree"
     assert upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 1, "reused": 0}
     upstream.close()
 
 
-async def test_body_without_a_length_goes_out_in_chunks(nursery):
-    """One for each piece."""
+async def test_body_without_a_length_is_sent_chunked(nursery):
+    """One chunk per piece."""
     peer = Recorder(b"0\r\n\r\n")
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
 
     assert await ask(upstream, Pieces(b"one", b"x" * 20)) == (200, b"hello")
-    assert b"transfer-encoding: chunked\r\n" in peer.heard
-    assert b"content-length" not in peer.heard
+    assert b"transfer-encoding: chunked\r\n" in peer.received
+    assert b"content-length" not in peer.received
     assert peer.body == b"3\r\none\r\n14\r\n" + b"x" * 20 + b"\r\n0\r\n\r\n"
     upstream.close()
 
 
-async def test_answer_that_comes_early_ends_the_upload(nursery):
-    """A neuron that says 413 has read enough: its answer is read, the rest is not sent, the connection is done for."""
+async def test_early_response_ends_the_upload(nursery):
+    """After a 413, the rest is not sent, and the connection is closed."""
     body = Endless()
 
     async def peer(stream):
@@ -129,8 +129,8 @@ async def test_answer_that_comes_early_ends_the_upload(nursery):
     nursery.cancel_scope.cancel()
 
 
-async def test_early_answer_is_heard_on_a_socket_that_takes_no_more():
-    """The neuron stopped reading: the buffers are full when its answer comes."""
+async def test_early_response_is_read_when_the_socket_is_full():
+    """The neuron has stopped reading, and the buffers are full when its response arrives."""
     body = Endless()
 
     async def peer(stream):
@@ -144,8 +144,8 @@ async def test_early_answer_is_heard_on_a_socket_that_takes_no_more():
             assert await ask(UpstreamPool(), body, Origin.parse(url)) == (413, b"too large")
 
 
-async def test_neuron_that_breaks_off_in_an_upload_is_not_asked_again(nursery):
-    """Whatever it has read is gone."""
+async def test_upload_is_not_retried_when_the_neuron_closes(nursery):
+    """The bytes it has read are gone."""
 
     async def peer(stream):
         await stream.receive_some(1000)
@@ -160,14 +160,14 @@ async def test_neuron_that_breaks_off_in_an_upload_is_not_asked_again(nursery):
     assert upstream.in_use == 0
 
 
-async def test_what_ends_the_body_ends_the_exchange(nursery):
-    """A client that sends too much: its fault is raised as it is, and the neuron sees the connection go."""
+async def test_exception_of_the_body_ends_the_exchange(nursery):
+    """It is raised unchanged, and the neuron sees the connection close."""
     peer = Recorder(b"never")
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
     with pytest.raises(BodyTooLarge, match="more than we take"):
         await ask(upstream, Pieces(b"some", BodyTooLarge("more than we take")))
     with trio.fail_after(SAFETY_NET_S):
-        await peer.left.wait()
+        await peer.closed.wait()
 
     assert b"4\r\nsome\r\n" in peer.body
     assert b"0\r\n\r\n" not in peer.body
@@ -175,7 +175,7 @@ async def test_what_ends_the_body_ends_the_exchange(nursery):
 
 
 async def test_cancelled_upload_closes_its_connection(nursery):
-    """The neuron sees a body that does not end, and nothing of it stays here."""
+    """The neuron sees an incomplete body; no task remains."""
     peer = Recorder(b"never")
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
     with trio.CancelScope() as scope:
@@ -184,13 +184,13 @@ async def test_cancelled_upload_closes_its_connection(nursery):
             await wait_all_tasks_blocked()
             scope.cancel()
     with trio.fail_after(SAFETY_NET_S):
-        await peer.left.wait()
+        await peer.closed.wait()
 
     assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
 
 
-async def test_upload_takes_no_connection_that_has_rested(nursery):
-    """It may be dead, which shows only when the body is half gone."""
+async def test_upload_does_not_reuse_an_idle_connection(nursery):
+    """It may be dead, which would show only after half of the body."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(HELLO, HELLO), Recorder(b"two")).connect)
     head = request_head(ORIGIN, b"/v1/embeddings", [], 2)
     async with upstream.exchange(ORIGIN, (head + b"{}",), PhaseDeadlines(DeadlineSettings())) as response:
@@ -202,8 +202,8 @@ async def test_upload_takes_no_connection_that_has_rested(nursery):
     upstream.close()
 
 
-async def test_upload_may_take_as_long_as_it_goes_on(nursery, autojump_clock):
-    """Each piece begins the time anew; when all is sent, the time for the first byte begins."""
+async def test_upload_has_no_total_deadline(nursery, autojump_clock):
+    """Each piece restarts the deadline; after the last one, the deadline for the first byte begins."""
     peer = Recorder(b"end")
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
     pieces = [step for _ in range(20) for step in (500.0, b"x")]
@@ -216,8 +216,8 @@ async def test_upload_may_take_as_long_as_it_goes_on(nursery, autojump_clock):
     upstream.close()
 
 
-async def test_neuron_that_takes_nothing_spends_the_phase(nursery, autojump_clock):
-    """As if it had said nothing."""
+async def test_neuron_that_reads_nothing_exceeds_the_upload_deadline(nursery, autojump_clock):
+    """The same time as for the first byte."""
 
     async def connect(origin):
         await trio.lowlevel.checkpoint()
@@ -232,7 +232,7 @@ async def test_neuron_that_takes_nothing_spends_the_phase(nursery, autojump_cloc
 
 
 class StuckStream(trio.abc.Stream):
-    """Takes a request's head and then nothing; says nothing."""
+    """Reads a request's head, then nothing more; sends nothing."""
 
     def __init__(self):
         self._sent = 0
