@@ -1,8 +1,8 @@
-"""Structured logs: JSON for machines, a console form for a terminal. What is logged is up to the callers.
+"""Structured logs on stderr: JSON for machines, a readable form for a terminal.
 
-A log must not be what a request waits for or dies of. So lines are written to stderr as far as it takes them without
-waiting; what it does not take is kept, up to a limit, and what is beyond that or cannot be written at all (a full disk,
-a reader that has gone) is counted, and told once lines can be written again.
+No request may wait for the log or fail because of it. So writes to stderr never block. Lines that stderr does not take
+are kept up to a limit; lines beyond it, or that cannot be written at all (a full disk, a closed pipe), are counted, and
+a `log_lines_lost` event reports the number once lines can be written again.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import structlog
 
 from gateway.config.settings import LogSettings
 
-__all__ = ["Lines", "configure"]
+__all__ = ["LogWriter", "configure"]
 
-KEPT_BYTES = 1024 * 1024  # some two thousand requests: a reader that is away for longer than that misses some
-# A pipe that says it is writable takes this much without blocking (pipe(7), PIPE_BUF); sockets take more.
+KEPT_BYTES = 1024 * 1024  # about two thousand requests
+# A pipe that polls as writable takes this much without blocking (pipe(7), PIPE_BUF); sockets take more.
 WRITE_BYTES = 4096
 
 
 def configure(settings: LogSettings) -> None:
-    """Set up structlog for the process; logs go to stderr, stdout is for what a command was asked for."""
-    stderr = sys.stderr.fileno() if sys.stderr else os.open(os.devnull, os.O_WRONLY)  # none if started with 2>&-
+    """Set up structlog for the process. Logs go to stderr; stdout is for the output of commands."""
+    stderr = sys.stderr.fileno() if sys.stderr else os.open(os.devnull, os.O_WRONLY)  # no stderr if started with 2>&-
     is_terminal = os.isatty(stderr)
     as_json = settings.format == "json" or (settings.format == "auto" and not is_terminal)
     shared: list[structlog.typing.Processor] = [
@@ -41,10 +41,10 @@ def configure(settings: LogSettings) -> None:
     structlog.configure(
         processors=[*shared, *(_json() if as_json else _console(colors=is_terminal))],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=_Loggers(Lines(stderr)),
+        logger_factory=_LoggerFactory(LogWriter(stderr)),
         cache_logger_on_first_use=True,
     )
-    # Libraries that use the standard library's logging: warnings and worse, on the same stream.
+    # Libraries use the standard library's logging: their warnings and errors go to the same stream.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
 
@@ -59,12 +59,16 @@ def _console(*, colors: bool) -> list[structlog.typing.Processor]:
 def _encode(event: dict[str, Any], **_: object) -> bytes:
     try:
         return msgspec.json.encode(event, enc_hook=str)
-    except UnicodeEncodeError:  # a file's name may be no UTF-8; nobody dies of a line in the log
+    except UnicodeEncodeError:  # a file name need not be UTF-8
         return json.dumps(event, default=str).encode()
 
 
-class Lines:
-    """Lines on their way to a file descriptor, by writes that do not block. Raises nothing."""
+class LogWriter:
+    """Writes lines to a file descriptor without blocking. Raises nothing.
+
+    Attributes:
+        lost: How many lines were lost since the last report.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -75,7 +79,7 @@ class Lines:
         self.lost = 0
 
     def write(self, line: bytes) -> None:
-        """Write a line, which brings its line end along, after those that are still kept."""
+        """Write a line, including its line end, after the lines that still wait."""
         if self._kept_bytes + len(line) > KEPT_BYTES:
             self.lost += 1
         else:
@@ -92,14 +96,14 @@ class Lines:
         self._kept_bytes += len(line)
 
     def _flush(self) -> None:
-        while self._kept and self._takes_some():
+        while self._kept and self._is_writable():
             self._write_some(self._kept[0])
             if self.lost and not self._kept:
                 lost, self.lost = self.lost, 0
                 self._keep(_encode({"event": "log_lines_lost", "level": "error", "lines": lost}) + b"\n")
 
-    def _takes_some(self) -> bool:
-        """Also of a reader that has gone, or of a file on a full disk: the write says so."""
+    def _is_writable(self) -> bool:
+        """True also for a closed pipe and a full disk: the write then fails."""
         return bool(self._poll.poll(0))
 
     def _write_some(self, line: bytes) -> None:
@@ -111,24 +115,24 @@ class Lines:
             self._kept[0] = line[written:]
 
 
-class _Loggers:
-    """What structlog asks for a logger: all of them write to the same lines."""
+class _LoggerFactory:
+    """Returns one logger for all names."""
 
-    def __init__(self, lines: Lines) -> None:
-        self._logger = _Logger(lines)
+    def __init__(self, writer: LogWriter) -> None:
+        self._logger = _Logger(writer)
 
     def __call__(self, *_: object) -> _Logger:
         return self._logger
 
 
 class _Logger:
-    """A structlog logger: one method for each level, all the same."""
+    """A structlog logger, whose methods for all levels are the same."""
 
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
+    def __init__(self, writer: LogWriter) -> None:
+        self._writer = writer
 
     def msg(self, message: str | bytes) -> None:
-        """A rendered event."""
-        self._lines.write((message if isinstance(message, bytes) else message.encode("utf-8", "replace")) + b"\n")
+        """Write a rendered event."""
+        self._writer.write((message if isinstance(message, bytes) else message.encode("utf-8", "replace")) + b"\n")
 
     debug = info = warning = warn = error = critical = exception = fatal = log = msg

@@ -1,7 +1,8 @@
-"""Prometheus: which series there are, and how they are shown. Who counts what is `accounting.py`.
+"""The Prometheus metrics: names, labels, buckets and the text format. `request_log.py` counts most of them.
 
-Names, labels and buckets are contract section 9. A labelled series appears with its first sample, and a metric's name
-with its first series; gauges of the fleet are read from it at scrape time, so a vanished node leaves nothing behind.
+Dashboards depend on the names, labels and buckets, so they never change. A labelled series appears with its first
+sample, and a metric's name with its first series. Gauges of the fleet are read from the fleet at each scrape, so a node
+that was removed leaves no series behind.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ _MetricT = TypeVar("_MetricT", Counter, Gauge, Histogram)
 
 
 class Series(Generic[_MetricT]):
-    """A metric whose children are bound on first use and kept: `labels()` costs four times what a look-up does.
+    """A metric that keeps its labelled children: `labels()` costs four times what a look-up does.
 
-    Labels come from the catalogue, the fleet and a closed list of codes, never from a client, so they are bounded.
+    Label values come from the catalogue, the fleet and a closed list of codes, never from a client, so they are few.
     """
 
     __slots__ = ("_bound", "_metric")
@@ -45,7 +46,7 @@ class Series(Generic[_MetricT]):
         self._bound: dict[tuple[str, ...], _MetricT] = {}
 
     def __call__(self, *labels: str) -> _MetricT:
-        """The child for these label values; made, and so shown, the first time."""
+        """The child for these label values. The first call creates it, and from then on a scrape shows it."""
         try:
             return self._bound[labels]
         except KeyError:
@@ -55,7 +56,7 @@ class Series(Generic[_MetricT]):
 
 
 class Metrics:
-    """All series of one gateway, in a registry of its own."""
+    """All metrics of one gateway, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -125,24 +126,24 @@ class Metrics:
         self.evictions(model, node).inc()
 
     def watch_fleet(self, nodes: Callable[[], FleetView]) -> None:
-        """Show the gauges of whatever nodes there are at the time of each scrape."""
+        """Export the gauges of the nodes that `nodes` returns at each scrape."""
         self.registry.register(_FleetCollector(nodes))
 
     def watch_queue(self, waiting: Callable[[], Mapping[str, int]]) -> None:
-        """Show how many wait for a place at the time of each scrape; models without a line are not in it."""
+        """Export how many requests wait for each model. `waiting` is called at each scrape; it omits empty queues."""
         self.registry.register(_QueueCollector(waiting))
 
     def watch_catalogue(self, read: Callable[[], CatalogueReadings]) -> None:
-        """Show the state of the catalogue at the time of each scrape; from the start, unlike everything else."""
+        """Export the state of the catalogue, which `read` returns at each scrape. These series exist from the start."""
         self.registry.register(_CatalogueCollector(read))
 
     def expose(self) -> bytes:
-        """The text format, without metrics that have no sample yet."""
+        """The text format of Prometheus, without metrics that have no sample yet."""
         return prometheus_client.generate_latest(_Populated(self.registry))
 
 
 class DeviceView(Protocol):
-    """What a device gauge needs; readings in MB, percent and degrees Celsius, None when unknown."""
+    """The readings of one device in MB, percent and degrees Celsius; None if unknown."""
 
     @property
     def index(self) -> int: ...
@@ -157,10 +158,10 @@ class DeviceView(Protocol):
 
 
 class NodeView(Protocol):
-    """What a node gauge needs."""
+    """The readings of one node."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102 - the class says it
+    def name(self) -> str: ...  # noqa: D102 - see the class
     @property
     def healthy(self) -> bool: ...  # noqa: D102 - as above
     @property
@@ -179,9 +180,9 @@ _DEVICE_GAUGES = {
 
 @dataclass(frozen=True, slots=True)
 class CatalogueReadings:
-    """What the watcher says of itself; `reloads` by result, counted since the start.
+    """The state of the catalogue; `reloads` are counted by result since the start.
 
-    `waiting` has every alias that is not where its file wants it, and whether that has been given up.
+    `waiting` has every alias that does not point at its new target yet, and whether its warm swap has failed.
     """
 
     generation: int
@@ -191,7 +192,7 @@ class CatalogueReadings:
 
 
 class _QueueCollector(Collector):
-    """The lines count for themselves."""
+    """Reads the length of each queue at a scrape."""
 
     def __init__(self, waiting: Callable[[], Mapping[str, int]]) -> None:
         self._waiting = waiting
@@ -204,7 +205,7 @@ class _QueueCollector(Collector):
 
 
 class _CatalogueCollector(Collector):
-    """The watcher counts for itself; this shows it when somebody asks."""
+    """Reads the state of the catalogue at a scrape."""
 
     def __init__(self, read: Callable[[], CatalogueReadings]) -> None:
         self._read = read
@@ -237,7 +238,7 @@ def _waiting(waiting: Mapping[str, bool]) -> Iterator[Metric]:
 
 
 class _FleetCollector(Collector):
-    """Gauges read from the fleet when somebody asks."""
+    """Reads the state of the nodes at a scrape."""
 
     def __init__(self, nodes: Callable[[], FleetView]) -> None:
         self._nodes = nodes
@@ -259,7 +260,7 @@ class _FleetCollector(Collector):
 
 
 class _Populated:
-    """A registry as `generate_latest` sees it, less the families without samples."""
+    """A registry for `generate_latest` that omits families without samples."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry

@@ -1,7 +1,7 @@
-"""Per alias, target and generation of the catalogue: what a rollout compares, and what a swap is judged by.
+"""Metrics by alias, target and catalogue generation, to compare targets before and after a swap or rollout.
 
-Generations would make series without end: every accepted file is one. So only the last few keep theirs; what ends under
-an older one (a stream may take hours) is counted under `older`.
+Every accepted file is a new generation, so the number of series would grow without limit. Only the last few generations
+keep theirs; a request that ends under an older one (a stream may take hours) is counted under `older`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 __all__ = ["GENERATIONS_KEPT", "TargetMetrics"]
 
-GENERATIONS_KEPT = 8  # in which there was a request: a rollout of four steps with its swaps, or an afternoon's edits
+GENERATIONS_KEPT = 8  # with requests: enough for a rollout of four steps with its swaps
 OLDER = "older"
 
 _DURATION_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
@@ -25,7 +25,7 @@ _MetricT = TypeVar("_MetricT", Counter, Histogram)
 
 
 class TargetMetrics:
-    """The series, in the registry of all others."""
+    """The metrics, in the registry of all others."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("alias", "target", "generation")
@@ -49,7 +49,7 @@ class TargetMetrics:
             buckets=_DURATION_S,
             registry=registry,
         )
-        self._kept: list[int] = []  # in order
+        self._kept: list[int] = []  # sorted
         self._requests = _Bound(requests)
         self._errors = _Bound(failed)
         self._first_token = _Bound(first_token)
@@ -65,7 +65,7 @@ class TargetMetrics:
         duration_s: float | None,
         first_token_s: float | None,
     ) -> None:
-        """One request that has ended: `code` if it failed, `duration_s` if a neuron was asked."""
+        """Count a request that has ended: with a `code` if it failed, a `duration_s` if it was sent to a neuron."""
         labels = (alias, target, self._label(generation))
         self._requests(*labels).inc()
         if code is not None:
@@ -89,11 +89,11 @@ class TargetMetrics:
             bound.remove_where(lambda labels: labels[_GENERATION] == generation)
 
 
-_GENERATION = 2  # its place among the labels
+_GENERATION = 2  # the index of this label
 
 
 class _Bound(Generic[_MetricT]):
-    """A metric whose children are bound on first use, as `metrics.Series`, and can go again."""
+    """As `metrics.Series`, and its children can be removed."""
 
     __slots__ = ("_children", "_metric")
 
@@ -108,7 +108,7 @@ class _Bound(Generic[_MetricT]):
         return child
 
     def remove_where(self, condition: Callable[[tuple[str, ...]], bool]) -> None:
-        """Take series off the page."""
+        """Remove the series whose labels satisfy the condition."""
         for labels in list(filter(condition, self._children)):
             del self._children[labels]
             self._metric.remove(*labels)

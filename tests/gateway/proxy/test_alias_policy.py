@@ -1,4 +1,4 @@
-"""What an alias says beyond its target, seen from a request's two ends."""
+"""What an alias does beyond naming a target, as the client and the neuron see it."""
 
 import dataclasses
 import json
@@ -24,13 +24,13 @@ JSON = b'{"object":"chat.completion","model":"what-the-neuron-says","choices":[]
 
 @pytest.fixture(autouse=True)
 def fresh_loggers():
-    """Loggers made while logs are captured must not outlive the capture."""
+    """Loggers that were made while logs are captured must not outlive the capture."""
     yield
     structlog.reset_defaults()
 
 
 def answering_all(answer=None, received=None):
-    """A neuron that answers whatever it is asked, and keeps it."""
+    """A neuron that gives the same answer to every request, and keeps the bodies it received."""
 
     async def peer(stream):
         while request := await read_request(stream):
@@ -42,7 +42,7 @@ def answering_all(answer=None, received=None):
 
 
 def a_gateway(nursery, aliases, peer):
-    """Before one neuron with two models, under these aliases."""
+    """A gateway in front of one neuron with two models, with these aliases."""
     gateway = InMemoryGateway(nursery, {"beast": peer})
     models = (ModelReport(name, "loaded", url="http://beast:13131") for name in (SMALL, OTHER))
     gateway.fleet.answered("beast", NodeReport(tuple(models), devices=()))
@@ -65,8 +65,8 @@ async def answered_by(gateway, body):
 # Several targets ......................................................................................................
 
 
-async def test_conversation_keeps_its_target_and_others_go_elsewhere(nursery, autojump_clock):
-    """The header names who answered; the weights are seen over many conversations."""
+async def test_sticky_alias_keeps_each_conversation_at_its_target(nursery, autojump_clock):
+    """The response header names the model; over many conversations the weights show."""
     aliases = f'x = {{ targets = ["{SMALL}", "{OTHER}"], sticky = "conversation" }}'
     gateway = a_gateway(nursery, aliases, answering_all())
     first = [await answered_by(gateway, saying(f"hello {number}")) for number in range(40)]
@@ -77,8 +77,8 @@ async def test_conversation_keeps_its_target_and_others_go_elsewhere(nursery, au
     await gateway.idle()
 
 
-async def test_requests_of_an_alias_without_stickiness_are_drawn_one_by_one(nursery, autojump_clock):
-    """Also those that look the same."""
+async def test_alias_without_stickiness_draws_a_target_for_each_request(nursery, autojump_clock):
+    """Identical requests, too, go to different targets."""
     gateway = a_gateway(nursery, f'x = {{ targets = ["{SMALL}", "{OTHER}"] }}', answering_all())
     models = {await answered_by(gateway, saying("hello")) for _ in range(60)}
 
@@ -86,7 +86,7 @@ async def test_requests_of_an_alias_without_stickiness_are_drawn_one_by_one(nurs
 
 
 async def test_requests_are_counted_by_target_and_generation(nursery, autojump_clock):
-    """What a rollout compares."""
+    """A rollout compares these series."""
     gateway = a_gateway(nursery, f'x = "{SMALL}"', answering_all())
     await answered_by(gateway, saying("hello"))
     later = dataclasses.replace(gateway.catalogue.current, generation=2)
@@ -104,7 +104,7 @@ async def test_requests_are_counted_by_target_and_generation(nursery, autojump_c
 
 
 async def test_defaults_are_added_and_forced_values_replaced(nursery, autojump_clock):
-    """Every other byte arrives as the client sent it."""
+    """`params` are added, `force` replaces, and every other byte arrives as the client sent it."""
     received = []
     policy = f'x = {{ target = "{SMALL}", params = {{ temperature = 0.2, top_p = 0.9 }}, force = {{ seed = 7 }} }}'
     gateway = a_gateway(nursery, policy, answering_all(received=received))
@@ -120,15 +120,15 @@ async def test_defaults_are_added_and_forced_values_replaced(nursery, autojump_c
     ]
 
 
-async def test_parameters_of_a_translated_request_are_in_what_the_neuron_is_asked(nursery, autojump_clock):
-    """An alias says them in the neuron's dialect, whichever the client speaks."""
+async def test_parameters_apply_to_the_translated_body(nursery, autojump_clock):
+    """An alias states parameters in the neuron's dialect, whatever the client's dialect is."""
     received = []
     policy = f'x = {{ target = "{SMALL}", params = {{ temperature = 0.2 }}, force = {{ max_tokens = 9 }} }}'
     answer = {"model": "m", "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": {}}
     gateway = a_gateway(nursery, policy, answering_all(with_length(json.dumps(answer).encode()), received))
-    told = await gateway.client().ask(saying("hello") | {"max_tokens": 5}, path="/v1/messages")
+    answer = await gateway.client().ask(saying("hello") | {"max_tokens": 5}, path="/v1/messages")
 
-    assert told.status == 200
+    assert answer.status == 200
     asked = json.loads(received[0])
     assert (asked["model"], asked["temperature"], asked["max_tokens"]) == (SMALL, 0.2, 9)
 
@@ -140,8 +140,8 @@ def chunk(**delta):
     return b"data: " + json.dumps({"model": "said/so", "choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
 
 
-async def test_answer_names_the_alias_where_that_is_wanted(nursery, autojump_clock):
-    """And is the neuron's own otherwise."""
+async def test_answer_names_the_alias_with_echo_alias(nursery, autojump_clock):
+    """Without `echo = "alias"` the answer names the neuron's model."""
     gateway = a_gateway(
         nursery, f'x = {{ target = "{SMALL}", echo = "alias" }}\ny = {{ target = "{SMALL}" }}', answering_all()
     )
@@ -152,8 +152,8 @@ async def test_answer_names_the_alias_where_that_is_wanted(nursery, autojump_clo
     assert (await gateway.client().ask(saying("hello") | {"model": "y"})).body == JSON
 
 
-async def test_stream_names_the_alias_where_that_is_wanted(nursery, autojump_clock):
-    """In every event; what the neuron says of it otherwise goes out byte by byte."""
+async def test_stream_names_the_alias_with_echo_alias(nursery, autojump_clock):
+    """Every event names it; without `echo = "alias"` the stream passes byte by byte."""
     events = (ROLE, chunk(content="Tbi"), chunk(content='lisi "model":"said/so"'), DONE)
     gateway = a_gateway(nursery, f'x = {{ target = "{SMALL}", echo = "alias" }}', answering_all(chunked(*events)))
     answer = await gateway.client().ask(saying("hello") | {"stream": True})
@@ -162,7 +162,7 @@ async def test_stream_names_the_alias_where_that_is_wanted(nursery, autojump_clo
 
 
 async def test_translated_stream_names_the_alias_too(nursery, autojump_clock):
-    """The name goes through the translation."""
+    """The alias's name passes through the translation."""
     events = (chunk(role="assistant"), chunk(content="hi"))
     end = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
     gateway = a_gateway(
@@ -175,8 +175,8 @@ async def test_translated_stream_names_the_alias_too(nursery, autojump_clock):
     assert start["message"]["model"] == "x"
 
 
-async def test_stream_that_breaks_off_ends_in_one_error_event_under_the_alias(nursery, autojump_clock):
-    """The stage in between changes nothing about how a stream fails."""
+async def test_renamed_stream_that_breaks_off_ends_in_one_error_event(nursery, autojump_clock):
+    """Renaming the model does not change how a stream fails."""
     broken = chunked(chunk(content="Tbi"), end=b"")
 
     async def peer(stream):
@@ -193,8 +193,8 @@ async def test_stream_that_breaks_off_ends_in_one_error_event_under_the_alias(nu
     await gateway.idle()
 
 
-async def test_sound_is_not_searched_for_a_name(nursery, autojump_clock):
-    """What is no JSON passes as it comes."""
+async def test_answer_that_is_not_json_is_not_renamed(nursery, autojump_clock):
+    """Sound passes unchanged."""
     sound = b'RIFF"model":"said/so"'
     gateway = a_gateway(
         nursery,
@@ -206,14 +206,14 @@ async def test_sound_is_not_searched_for_a_name(nursery, autojump_clock):
     assert answer.body == sound
 
 
-# Falling back .........................................................................................................
+# Fallback .............................................................................................................
 
 A, B, C = a_sim_model("lab/a"), a_sim_model("lab/b"), a_sim_model("lab/c")
 ONE_TRY = Settings(retries=RetrySettings(attempts=0))
 
 
 def falling_back_to(world, *models, target=A, known=()):
-    """`x` stands for the target, and else for these."""
+    """An alias `x` for the target, with these fallbacks."""
     alias = Alias("x", (Target(target.id),), fallback=tuple(model.id for model in models))
     world.catalogue_store.accept(
         dataclasses.replace(
@@ -241,8 +241,8 @@ FAULTS = [
     ("fault", "stream"),
     [*((fault, stream) for fault in FAULTS for stream in (True, False)), (Drop(model=A.id, after=1), True)],
 )
-async def test_target_that_fails_is_stood_in_for(autojump_clock, fault, stream):
-    """Before the first token, whatever the trouble; the header tells who answered."""
+async def test_fallback_serves_when_the_target_fails(autojump_clock, fault, stream):
+    """For every failure before the first token; the response header names the model that answered."""
     settings = dataclasses.replace(ONE_TRY, deadlines=DeadlineSettings(first_byte_seconds=50))
     async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,)), settings=settings) as world:
         falling_back_to(world, B)
@@ -250,14 +250,16 @@ async def test_target_that_fails_is_stood_in_for(autojump_clock, fault, stream):
         answer = await world.ask("x", stream=stream)
 
         assert (answer.status, answer.text, answer.errors) == (200, "Tbilisi", [])
-        if not (stream and isinstance(fault, Hang | Drop)):  # then a head is out before anybody knows who will answer
+        if not (
+            stream and isinstance(fault, Hang | Drop)
+        ):  # in that case the head is sent before the answering model is known
             assert answer.headers["x-cortex-model"] == B.id
         fell = 'cortex_alias_fallbacks_total{alias="x",model="lab/a",to="lab/b"} 1.0'
         assert fell in world.metrics.expose().decode()
 
 
-async def test_early_head_names_no_model_that_may_not_be_the_one(autojump_clock):
-    """Better no name than a wrong one; it stands in the log."""
+async def test_early_head_names_no_model_while_a_fallback_may_answer(autojump_clock):
+    """The log names it."""
     settings = dataclasses.replace(ONE_TRY, deadlines=DeadlineSettings(first_byte_seconds=50))
     async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,)), settings=settings) as world:
         falling_back_to(world, B)
@@ -270,8 +272,8 @@ async def test_early_head_names_no_model_that_may_not_be_the_one(autojump_clock)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_target_that_nobody_has_or_can_have_is_stood_in_for(autojump_clock, stream):
-    """Unknown, feasible nowhere, or without room; in turn, until one can serve."""
+async def test_fallback_serves_when_no_neuron_can_have_the_target(autojump_clock, stream):
+    """The target is unknown, fits on no neuron, or finds no room; fallbacks are tried in order."""
     pinned = profile_of(A, pinned_on=("elsewhere",))
     async with a_world(a_sim("n", A, B, loaded=(B.id,), vram_mb=(10_000,))) as world:
         falling_back_to(world, a_sim_model("lab/unknown"), B, known=(A,))
@@ -282,8 +284,8 @@ async def test_target_that_nobody_has_or_can_have_is_stood_in_for(autojump_clock
         assert world.load_calls() == []
 
 
-async def test_target_whose_load_fails_is_stood_in_for(autojump_clock):
-    """Once everybody who could have had it has failed."""
+async def test_fallback_serves_when_every_load_of_the_target_fails(autojump_clock):
+    """After every neuron that could load it has failed."""
     async with a_world(a_sim("n", A, B, loaded=(B.id,), vram_mb=(20_000,))) as world:
         falling_back_to(world, B, known=(A, B))
         world.hosts["n"].sim.faults.add(LoadFails(model=A.id))
@@ -293,8 +295,8 @@ async def test_target_whose_load_fails_is_stood_in_for(autojump_clock):
         assert world.load_calls(A.id) == ["n"]
 
 
-async def test_target_that_only_has_to_be_loaded_is_waited_for(autojump_clock):
-    """Cold is no failure."""
+async def test_request_waits_for_a_target_that_is_being_loaded(autojump_clock):
+    """A cold model is no failure, so there is no fallback."""
     async with a_world(a_sim("n", A, B, loaded=(B.id,), vram_mb=(20_000,))) as world:
         falling_back_to(world, B, known=(A, B))
         answer = await world.ask("x")
@@ -302,8 +304,8 @@ async def test_target_that_only_has_to_be_loaded_is_waited_for(autojump_clock):
         assert (answer.status, answer.headers["x-cortex-model"]) == (200, A.id)
 
 
-async def test_nobody_stands_in_after_the_commit_point(autojump_clock):
-    """The client has seen some of it: it gets an error event, and no second answer."""
+async def test_no_fallback_after_the_commit_point(autojump_clock):
+    """The client has seen part of an answer, so it gets an error event and no second answer."""
     async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,)), settings=ONE_TRY) as world:
         falling_back_to(world, B)
         world.hosts["n"].sim.faults.add(Drop(model=A.id, after=2))
@@ -314,8 +316,8 @@ async def test_nobody_stands_in_after_the_commit_point(autojump_clock):
         assert [entry for entry in world.hosts["n"].sim.requests if entry.model == B.id] == []
 
 
-async def test_nobody_stands_in_once_the_gateway_is_stopping(autojump_clock):
-    """Its target turned out to be gone, and would have to be loaded: who would wait is told to ask another gateway."""
+async def test_no_fallback_while_the_gateway_drains(autojump_clock):
+    """The target would have to be loaded: the request is refused, so that the client tries another gateway."""
 
     async def stop(world):
         await trio.sleep(0.5)
@@ -339,8 +341,8 @@ async def test_nobody_stands_in_once_the_gateway_is_stopping(autojump_clock):
         assert [entry for entry in world.hosts["n"].sim.requests if entry.model == B.id] == []
 
 
-async def test_request_that_is_wrong_is_wrong_for_all(autojump_clock):
-    """A 400 is the client's to mend."""
+async def test_no_fallback_for_a_request_that_the_neuron_rejects(autojump_clock):
+    """A 400 is the client's mistake, whatever the model."""
     async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,))) as world:
         falling_back_to(world, B)
         world.hosts["n"].sim.faults.add(HttpError(model=A.id, status=400, text="no such parameter"))
@@ -351,8 +353,8 @@ async def test_request_that_is_wrong_is_wrong_for_all(autojump_clock):
 
 
 @pytest.mark.parametrize("attempts", [0, 2])
-async def test_when_all_fail_the_first_one_is_told_of(autojump_clock, attempts):
-    """What was asked for: its own no, its own Retry-After, its own name; and every model had its tries."""
+async def test_client_gets_the_targets_error_when_every_model_fails(autojump_clock, attempts):
+    """Its error response, Retry-After and model name; and every model had its attempts."""
     settings = Settings(retries=RetrySettings(attempts=attempts))
     sims = [a_sim(name, A, B, loaded=(A.id, B.id), vram_mb=(20_000,)) for name in ("m", "n")]
     async with a_world(*sims, settings=settings) as world:
@@ -371,8 +373,8 @@ async def test_when_all_fail_the_first_one_is_told_of(autojump_clock, attempts):
 LONG = "word " * 3_000
 
 
-async def test_fallback_that_cannot_take_the_prompt_is_passed_over(autojump_clock):
-    """It would only have said 400 to what the target would have taken; the next one is asked, without a try in vain."""
+async def test_fallback_with_a_too_small_context_is_skipped(autojump_clock):
+    """It would answer 400 to a prompt that the target takes; the next fallback gets the request."""
     async with a_world(a_sim("n", A, B, C, loaded=(A.id, C.id), vram_mb=(30_000,)), settings=ONE_TRY) as world:
         falling_back_to(world, B, C, known=(A, B, C))
         short = profile_of(B, limit=Limit(context=2_000))
@@ -389,8 +391,8 @@ async def test_fallback_that_cannot_take_the_prompt_is_passed_over(autojump_cloc
         assert (await world.ask("x")).headers["x-cortex-model"] == B.id
 
 
-async def test_when_no_fallback_can_take_the_prompt_the_target_is_told_of(autojump_clock):
-    """Not of a limit of a model that nobody asked for: once the target is well, the same prompt will do."""
+async def test_client_gets_the_targets_error_when_no_fallback_takes_the_prompt(autojump_clock):
+    """Not the limit of a model it did not ask for: the same prompt works once the target is back."""
     async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,)), settings=ONE_TRY) as world:
         falling_back_to(world, B)
         short = profile_of(B, limit=Limit(context=2_000))
@@ -402,8 +404,8 @@ async def test_when_no_fallback_can_take_the_prompt_the_target_is_told_of(autoju
         assert "fallbacks" not in world.metrics.expose().decode()
 
 
-async def test_prompt_that_its_target_cannot_take_is_wrong_also_where_a_fallback_could(autojump_clock):
-    """A fallback is for a target that cannot serve, not for a request that it cannot be served with."""
+async def test_no_fallback_for_a_prompt_too_long_for_the_target(autojump_clock):
+    """A fallback is for a target that cannot serve, not for a request that is wrong for it."""
     async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,))) as world:
         falling_back_to(world, B)
         short = profile_of(A, limit=Limit(context=2_000))
@@ -413,8 +415,8 @@ async def test_prompt_that_its_target_cannot_take_is_wrong_also_where_a_fallback
         assert (answer.status, answer.errors[0]["code"]) == (400, "context_length_exceeded")
 
 
-async def test_fallback_is_told_in_the_log(nursery, autojump_clock):
-    """One line when it happens, with the reason; and in the request's own, what it was to have been."""
+async def test_fallback_is_logged(nursery, autojump_clock):
+    """One line with the reason when it happens, and a field in the request's own line."""
 
     async def peer(stream):
         while request := await read_request(stream):
@@ -426,14 +428,14 @@ async def test_fallback_is_told_in_the_log(nursery, autojump_clock):
         assert await answered_by(gateway, saying("hello")) == OTHER.lower()
         await gateway.idle()
 
-    [told] = logged_requests(logged)
-    assert (told["model"], told["fell_back_from"], told["outcome"]) == (OTHER, SMALL, "ok")
+    [event] = logged_requests(logged)
+    assert (event["model"], event["fell_back_from"], event["outcome"]) == (OTHER, SMALL, "ok")
     [fell] = [entry for entry in logged if entry["event"] == "fallback"]
     assert (fell["alias"], fell["model"], fell["falls_back_to"]) == ("x", SMALL, OTHER)
 
 
-async def test_operator_who_ends_a_request_ends_all_of_it(autojump_clock, nursery):
-    """Cancelled is not "cannot serve"."""
+async def test_no_fallback_for_a_cancelled_request(autojump_clock, nursery):
+    """Cancelled by an operator is not "cannot serve"."""
     async with a_world(a_sim("n", A, B, loaded=(A.id, B.id), vram_mb=(20_000,))) as world:
         falling_back_to(world, B)
         world.hosts["n"].sim.faults.add(Hang(model=A.id))
@@ -452,8 +454,8 @@ async def test_operator_who_ends_a_request_ends_all_of_it(autojump_clock, nurser
         assert [entry for entry in world.hosts["n"].sim.requests if entry.model == B.id] == []
 
 
-async def test_alias_whose_chosen_target_is_among_the_fallbacks_does_not_ask_it_twice(autojump_clock):
-    """It has had its tries."""
+async def test_resolved_target_is_not_its_own_fallback(autojump_clock):
+    """It has had its attempts."""
     async with a_world(a_sim("n", A, loaded=(A.id,)), settings=ONE_TRY) as world:
         falling_back_to(world, A, known=(A,))
         world.hosts["n"].sim.faults.add(HttpError(model=A.id, status=500))

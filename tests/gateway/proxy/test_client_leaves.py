@@ -1,4 +1,4 @@
-"""Clients that leave: at every moment of a request's life the neuron is freed and nothing is left behind. In memory."""
+"""Clients that disconnect: at every moment of a request the neuron is freed and nothing is left behind. In memory."""
 
 import random
 
@@ -34,8 +34,8 @@ def gateway(nursery, beast):
         (False, (2.48, "", "decode")),
     ],
 )
-async def test_neuron_stops_the_moment_its_client_leaves(autojump_clock, gateway, beast, stream, moment):
-    """Whatever the gateway was waiting for; a request beside it is not touched."""
+async def test_disconnect_cancels_the_neurons_work_at_once(autojump_clock, gateway, beast, stream, moment):
+    """In every phase; another request at the same time is not affected."""
     after_s, late_headers, phase = moment
     if late_headers:
         beast.faults.add(LateHeaders())
@@ -54,8 +54,8 @@ async def test_neuron_stops_the_moment_its_client_leaves(autojump_clock, gateway
     assert "cortex_client_disconnects_total" in gateway.metrics.expose().decode()
 
 
-async def test_leaving_after_the_end_is_nothing(autojump_clock, gateway, beast):
-    """The request was served; no disconnect is counted."""
+async def test_disconnect_after_the_end_is_not_counted(autojump_clock, gateway, beast):
+    """The request was served."""
     client = gateway.client()
     await client.ask(stream=True)
     await client.leave()
@@ -66,8 +66,8 @@ async def test_leaving_after_the_end_is_nothing(autojump_clock, gateway, beast):
     await gateway.idle()
 
 
-async def test_2000_random_departures_leave_nothing_behind(autojump_clock, gateway, beast, nursery):
-    """Gauges, leases, live requests and connections in use are all 0; the pool holds no broken connection."""
+async def test_2000_random_disconnects_leave_nothing_behind(autojump_clock, gateway, beast, nursery):
+    """Gauges, leases, live requests and connections in use are 0; the pool holds no broken connection."""
     moments = random.Random(20261124)  # noqa: S311 - replayable, not secret
     left = finished = 0
 
@@ -95,8 +95,8 @@ async def test_2000_random_departures_leave_nothing_behind(autojump_clock, gatew
     assert (await gateway.client().ask()).status == 200
 
 
-async def test_drain_refuses_what_waits_and_lets_what_runs_finish(autojump_clock, gateway, nursery):
-    """New and waiting requests hear `shutting_down`; a stream that runs ends as it would have."""
+async def test_drain_refuses_waiting_requests_and_lets_running_ones_finish(autojump_clock, gateway, nursery):
+    """New and waiting requests get `shutting_down`; a running stream ends normally."""
     running = gateway.client()
     await running.send(stream=True)
     await trio.sleep(1)
@@ -108,8 +108,8 @@ async def test_drain_refuses_what_waits_and_lets_what_runs_finish(autojump_clock
     assert (await running.answer()).events[-1] == "[DONE]"
 
 
-async def test_cut_gives_each_stream_its_error_event(autojump_clock, gateway):
-    """When the drain has run out: told, not just dropped."""
+async def test_cut_ends_each_stream_with_an_error_event(autojump_clock, gateway):
+    """When the drain time is over, no stream just breaks off."""
     running = gateway.client()
     await running.send(stream=True)
     await trio.sleep(2.48)

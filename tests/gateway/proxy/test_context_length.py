@@ -1,4 +1,4 @@
-"""Prompts that cannot fit: what counts as one, and by whose limit."""
+"""Prompts that cannot fit: how they are recognized, and which limit counts."""
 
 import json
 
@@ -31,11 +31,11 @@ def refuse(request, catalogue=CATALOGUE, fleet=None):
     refuse_if_too_long(request, "m", catalogue, fleet or a_fleet("a"))
 
 
-# What is refused...
+# Prompts that are refused...
 
 
-def test_prompt_of_more_words_than_tokens_is_refused_with_the_numbers():
-    """In the words that clients look for."""
+def test_prompt_with_more_words_than_tokens_is_refused():
+    """The message has the wording that clients parse, and the numbers."""
     with pytest.raises(errors.ContextLengthExceeded, match=r"maximum context length is 4000 tokens") as refused:
         refuse(asked(messages=user(TOO_LONG)))
 
@@ -56,8 +56,8 @@ def test_prompt_of_more_words_than_tokens_is_refused_with_the_numbers():
         (CHAT, {"messages": user([{"type": "text", "text": FITS}, {"type": "text", "text": "more"}])}, "messages"),
     ],
 )
-def test_prompt_is_found_wherever_a_dialect_has_it(path, body, param):
-    """Turns, parts, instructions, and the plain prompt."""
+def test_prompt_is_found_in_every_dialect(path, body, param):
+    """Messages, content parts, instructions, and the plain prompt."""
     with pytest.raises(errors.ContextLengthExceeded) as refused:
         refuse(asked(path, **body))
 
@@ -80,30 +80,30 @@ MAY_FIT = {
 
 
 @pytest.mark.parametrize("what", MAY_FIT)
-def test_prompt_that_may_fit_is_for_the_neuron_to_judge(what):
-    """What is no prompt, what is cut, what has no words, and what is not worth a look."""
+def test_prompt_that_may_fit_is_passed_on(what):
+    """Other fields, truncated prompts, pictures, and small bodies."""
     refuse(MAY_FIT[what])
 
 
 @pytest.mark.parametrize("prompt", [[FITS, FITS], [1, 2]])
-def test_several_prompts_are_not_one(prompt):
-    """Each has the limit for itself; token ids are no words."""
+def test_several_prompts_are_counted_separately(prompt):
+    """Each has the whole limit; token ids are not words."""
     refuse(asked(b"/v1/completions", prompt=prompt))
 
 
-def test_nothing_is_refused_where_no_limit_is_known():
+def test_nothing_is_refused_without_a_known_limit():
     """Not even a whole book."""
     refuse(asked(messages=user(TOO_LONG * 10)), a_catalogue(a_profile("m")))
 
 
-def test_body_that_cannot_be_read_here_is_for_the_neuron_to_judge():
-    """A lone surrogate, a number beyond a double: both are the neuron's business."""
+def test_body_that_cannot_be_decoded_is_passed_on():
+    """A lone surrogate, or a number beyond a double."""
     body = b'{"model":"m","x":1e400,"messages":[{"role":"user","content":"\\ud83d %b"}]}' % TOO_LONG.encode()
 
     refuse(InferenceRequest(CHAT, [], body, locate(body), "req-1"))
 
 
-# Whose limit...
+# The limit...
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_body_that_cannot_be_read_here_is_for_the_neuron_to_judge():
         (Limit(context=100), [(None, 300)], 100),
     ],
 )
-def test_limit_is_the_most_generous_that_may_be_met(profile, reported, expected):
-    """The operator's before the neurons'; unknown is not a limit."""
+def test_limit_is_the_largest_of_the_replicas(profile, reported, expected):
+    """The catalogue's limit overrides the neurons'; an unknown limit is no limit."""
     fleet = a_fleet(*(f"n{index}" for index, _ in enumerate(reported)))
     for index, (limit, max_prompt_tokens) in enumerate(reported):
         answers(fleet, f"n{index}", a_model("m", limit=limit), max_prompt_tokens=max_prompt_tokens)
@@ -135,8 +135,8 @@ def test_limit_is_the_most_generous_that_may_be_met(profile, reported, expected)
     assert prompt_limit("m", catalogue, fleet) == expected
 
 
-def test_limit_of_a_model_from_a_source_is_found_under_its_other_name():
-    """As neurons call it."""
+def test_limit_of_a_model_with_a_source_is_found():
+    """Neurons list such a model under another name."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("ollama:m", limit=Limit(context=50)))
 

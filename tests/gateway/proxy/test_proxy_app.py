@@ -1,4 +1,4 @@
-"""The story of a request, told in memory: one client, the data plane, and a neuron that does what the test says."""
+"""The path of a request, in memory: one client, the proxy, and a neuron that each test scripts."""
 
 import dataclasses
 import json
@@ -38,14 +38,14 @@ LOG_FIELDS = {
 
 @pytest.fixture(autouse=True)
 def fresh_loggers():
-    """Loggers made while logs are captured must not outlive the capture."""
+    """Loggers that were made while logs are captured must not outlive the capture."""
     yield
     structlog.reset_defaults()
 
 
 @pytest.fixture
 def before(nursery):
-    """Makes a gateway before one neuron; no retries unless asked for."""
+    """Makes a gateway in front of one neuron; no retries unless a test asks for them."""
 
     def make(peer, *, attempts=0, **sections):
         settings = dataclasses.replace(Settings(retries=RetrySettings(attempts=attempts)), **sections)
@@ -55,7 +55,7 @@ def before(nursery):
 
 
 async def raw_ask(gateway, *headers, body=b'{"model":"helexa/small"}', path="/v1/chat/completions", method="POST"):
-    """A request with headers of one's own; the answer, read to its end."""
+    """Send a request with the test's own headers; return the answer, read to its end."""
     client = gateway.client()
     lines = [f"{method} {path} HTTP/1.1", "host: cortex", "connection: close", f"content-length: {len(body)}", *headers]
     await client.stream.send_all("\r\n".join([*lines, "", ""]).encode() + body)
@@ -63,7 +63,7 @@ async def raw_ask(gateway, *headers, body=b'{"model":"helexa/small"}', path="/v1
 
 
 def recording(received, answer):
-    """A neuron that keeps what it was asked."""
+    """A neuron that keeps the requests it received."""
 
     async def peer(stream):
         received.append(await read_request(stream))
@@ -73,7 +73,7 @@ def recording(received, answer):
 
 
 def breaking_off(answer, end=b""):
-    """A neuron that says this, a second later that, and closes."""
+    """A neuron that sends `answer`, a second later `end`, and closes."""
 
     async def peer(stream):
         await read_request(stream)
@@ -86,11 +86,11 @@ def breaking_off(answer, end=b""):
 
 
 def samples(gateway):
-    """Every sample line of the metrics."""
+    """All sample lines of the metrics."""
     return [line for line in gateway.metrics.expose().decode().splitlines() if not line.startswith("#")]
 
 
-# What the neuron gets...
+# The request to the neuron...
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def samples(gateway):
         (b'{"mod\\u0065l":"helexa\\/small"}', b'{"mod\\u0065l":"Qwen/Qwen3-1.7B"}'),
     ],
 )  # fmt: skip
-async def test_body_goes_out_byte_identical_but_for_an_aliased_model(autojump_clock, before, body, sent_on):
-    """A concrete id changes nothing; an alias only the one value."""
+async def test_body_is_passed_on_unchanged_but_for_an_aliased_model(autojump_clock, before, body, sent_on):
+    """A model id changes nothing; an alias changes that one value."""
     received = []
     gateway = before(recording(received, with_length(JSON)))
     answer = await raw_ask(gateway, body=body)
@@ -111,8 +111,8 @@ async def test_body_goes_out_byte_identical_but_for_an_aliased_model(autojump_cl
     assert received[0].partition(b"\r\n\r\n")[2] == (sent_on or body)
 
 
-async def test_headers_to_the_neuron_are_the_clients_less_what_is_not_its_business(autojump_clock, before):
-    """Contract section 3: hop-by-hop and what `connection` names, credentials, ours; identity encoding, request id."""
+async def test_neuron_gets_the_clients_headers_without_hop_by_hop_and_credentials(autojump_clock, before):
+    """Nor those that `connection` names or that are the gateway's; identity encoding and a request id are added."""
     received = []
     gateway = before(recording(received, with_length(JSON)))
     secret = ["authorization: Bearer s", "cookie: s", "x-api-key: s", "proxy-authorization: s", "x-helexa-who: s"]
@@ -136,22 +136,22 @@ async def test_headers_to_the_neuron_are_the_clients_less_what_is_not_its_busine
 @pytest.mark.parametrize(
     "spelled", ["/v1/embeddings", "/v1/%65mbeddings", "/v1%2fembeddings", "http://x/v1/embeddings"]
 )
-async def test_path_goes_out_as_the_neuron_knows_it_and_the_query_as_it_came(autojump_clock, before, spelled):
-    """A neuron has no business with how a client likes to write a path; what is asked for in the query is its own."""
+async def test_neuron_gets_the_endpoints_path_and_the_clients_query(autojump_clock, before, spelled):
+    """However the client spelled the path."""
     received = []
     await raw_ask(before(recording(received, with_length(JSON))), path=f"{spelled}?a=%2F&b")
 
     assert received[0].startswith(b"POST /v1/embeddings?a=%2F&b HTTP/1.1\r\n")
 
 
-# What the client gets...
+# The response to the client...
 
 
 @pytest.mark.parametrize(
     ("sent", "kept"), [("mine-1:a.b_c", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("", False)]
 )
-async def test_request_id_is_the_clients_if_it_is_a_sane_one(autojump_clock, before, sent, kept):
-    """Else a new one, so that two logs can always be joined (contract section 13)."""
+async def test_valid_request_id_of_the_client_is_kept(autojump_clock, before, sent, kept):
+    """Otherwise the gateway makes one, so that two logs can always be joined."""
     answer = await raw_ask(before(answering(with_length(JSON))), f"x-request-id: {sent}")
     request_id = answer.headers["x-request-id"]
 
@@ -159,8 +159,8 @@ async def test_request_id_is_the_clients_if_it_is_a_sane_one(autojump_clock, bef
     assert kept or re.fullmatch("[0-9a-f]{32}", request_id)
 
 
-async def test_response_headers_are_the_neurons_less_its_hops_and_ours(autojump_clock, before):
-    """What was between it and us stays there, also what its `connection` names; ours win over the neuron's."""
+async def test_client_gets_the_neurons_headers_without_hop_by_hop_ones(autojump_clock, before):
+    """Nor those that `connection` names; the gateway's own headers replace the neuron's."""
     hops = "connection: keep-alive, X-Hop\r\nx-hop: 1\r\nkeep-alive: timeout=5\r\nproxy-authenticate: x\r\n"
     own = "x-cortex-node: liar\r\nx-request-id: its\r\nserver: llama.cpp\r\nset-cookie: a=1\r\nset-cookie: b=2\r\n"
     gateway = before(answering(with_length(JSON, more=hops + own)))
@@ -190,8 +190,8 @@ async def test_response_headers_are_the_neurons_less_its_hops_and_ours(autojump_
     assert "x-cortex-alias: helexa/small\r\n" in head
 
 
-async def test_stream_passes_verbatim_with_the_neurons_content_type(autojump_clock, before):
-    """No charset added, none taken; and nginx is told not to buffer."""
+async def test_stream_passes_unchanged_with_the_neurons_content_type(autojump_clock, before):
+    """No charset is added or removed; nginx is told not to buffer."""
     for kind in ("text/event-stream", "text/event-stream; charset=utf-8"):
         gateway = before(answering(chunked(*EVENTS, kind=kind, more="cache-control: max-age=60\r\n")))
         answer = await gateway.client().ask(stream=True)
@@ -202,8 +202,8 @@ async def test_stream_passes_verbatim_with_the_neurons_content_type(autojump_clo
         await gateway.idle()
 
 
-async def test_chunks_leave_as_they_come(autojump_clock, before):
-    """A token a second arrives a token a second; the role chunk waits for the first."""
+async def test_chunks_are_relayed_as_they_arrive(autojump_clock, before):
+    """A token per second arrives as a token per second; the role chunk waits for the first."""
 
     async def peer(stream):
         await read_request(stream)
@@ -229,8 +229,8 @@ async def test_chunks_leave_as_they_come(autojump_clock, before):
         b"HTTP/1.1 103 Early Hints\r\n\r\n" + chunked(*EVENTS, end=b"0\r\nx-trailer: 1\r\n\r\n"),
     ],
 )
-async def test_stream_is_whole_however_the_neuron_frames_it(autojump_clock, before, answer):
-    """Chunks, a length, until close; 1xx and trailers go no further."""
+async def test_stream_is_complete_with_every_framing(autojump_clock, before, answer):
+    """Chunked, with a length, or until close; 1xx responses and trailers are not passed on."""
     gateway = before(answering(answer, then_close=True))
     got = await gateway.client().ask(stream=True)
 
@@ -239,8 +239,8 @@ async def test_stream_is_whole_however_the_neuron_frames_it(autojump_clock, befo
     await gateway.idle()
 
 
-async def test_silence_in_a_stream_with_a_length_is_filled_all_the_same(autojump_clock, before):
-    """Comments make it longer than its neuron announced, so that announcement goes no further."""
+async def test_stream_with_a_length_gets_keep_alives(autojump_clock, before):
+    """They make it longer than the neuron declared, so the content-length is not passed on."""
     half, rest = b"".join(EVENTS[:2]), b"".join(EVENTS[2:])
 
     async def peer(stream):
@@ -255,8 +255,8 @@ async def test_silence_in_a_stream_with_a_length_is_filled_all_the_same(autojump
     assert answer.body == half + 2 * KEEP_ALIVE + rest
 
 
-async def test_what_is_no_preamble_is_not_held_back(autojump_clock, before):
-    """Half a megabyte before the first token fills no memory and hides no answer: 64 KiB is the most that waits."""
+async def test_long_preamble_is_not_held_back(autojump_clock, before):
+    """Of half a megabyte before the first token, at most 64 KiB wait."""
     early = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","padding":"%b"}}]}\n\n' % (b"x" * 40_000)
 
     async def peer(stream):
@@ -284,7 +284,7 @@ async def test_what_is_no_preamble_is_not_held_back(autojump_clock, before):
     ],
 )
 async def test_stream_that_breaks_off_ends_in_one_error_event(autojump_clock, before, answer, end, code):
-    """What came stays; no `[DONE]`; the body's own framing is whole, so that the client reads the error."""
+    """The chunks so far stay, there is no `[DONE]`, and the body's framing is complete."""
     gateway = before(breaking_off(answer, end))
     got = await gateway.client().ask(stream=True)
 
@@ -304,8 +304,8 @@ async def test_stream_that_breaks_off_ends_in_one_error_event(autojump_clock, be
         (chunked(JSON, kind="x/y", end=b""), b"zz\r\n"),
     ],
 )
-async def test_plain_body_that_breaks_off_is_visibly_broken(autojump_clock, before, answer, end, stream):
-    """No false end, no error event in a body that is no stream, whatever the client had asked for."""
+async def test_body_that_breaks_off_is_left_incomplete(autojump_clock, before, answer, end, stream):
+    """No regular end, and no error event in a body that is not a stream, whatever the client asked for."""
     gateway = before(breaking_off(answer, end))
     client = gateway.client()
     await client.send(stream=stream)
@@ -331,8 +331,8 @@ async def _a_piece(client, headers):
 
 
 @pytest.mark.parametrize("pieces", [(JSON,), (b'{"a":1,\n\n', b'"b":2}'), (b" \n\n", JSON)])
-async def test_plain_answer_to_a_request_for_a_stream_gets_no_comments(autojump_clock, before, pieces):
-    """Some engines do not stream everything. However slow they are, what arrives is one JSON body."""
+async def test_json_answer_to_a_streaming_request_gets_no_keep_alives(autojump_clock, before, pieces):
+    """Some engines do not stream everything: the client gets one JSON body, however slow it is."""
 
     async def peer(stream):
         await read_request(stream)
@@ -349,8 +349,8 @@ async def test_plain_answer_to_a_request_for_a_stream_gets_no_comments(autojump_
     assert answer.body == b"".join(pieces)
 
 
-async def test_plain_answer_after_the_early_commit_is_an_error_event(autojump_clock, before):
-    """The client has been told that events follow, so that is all it can be sent."""
+async def test_json_answer_after_an_early_200_is_an_error_event(autojump_clock, before):
+    """The early head promised the client events."""
 
     async def peer(stream):
         await read_request(stream)
@@ -363,14 +363,14 @@ async def test_plain_answer_after_the_early_commit_is_an_error_event(autojump_cl
     assert [json.loads(event)["error"]["code"] for event in answer.events] == ["upstream_malformed_response"]
 
 
-async def test_stream_nobody_asked_for_is_relayed_as_one(autojump_clock, before):
-    """The neuron knows what it sends."""
+async def test_unrequested_stream_is_relayed_as_a_stream(autojump_clock, before):
+    """The neuron's content type decides."""
     answer = await before(answering(chunked(*EVENTS))).client().ask()
 
     assert answer.body == b"".join(EVENTS)
 
 
-# Refusals of ours...
+# The gateway's own errors...
 
 
 @pytest.mark.parametrize(
@@ -389,8 +389,8 @@ async def test_stream_nobody_asked_for_is_relayed_as_one(autojump_clock, before)
         (b'{"model":"nobody/has-it"}', 404, "model_not_found"),
     ],
 )
-async def test_wrong_request_is_refused_in_the_envelope(autojump_clock, before, body, status, code):
-    """And never reaches a neuron."""
+async def test_invalid_request_gets_an_error_envelope(autojump_clock, before, body, status, code):
+    """It never reaches a neuron."""
     received = []
     gateway = before(recording(received, with_length(JSON)))
     answer = await raw_ask(gateway, body=body)
@@ -410,8 +410,8 @@ async def test_method_other_than_post_is_not_allowed(autojump_clock, before):
     assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")
 
 
-async def test_no_healthy_node_is_said_before_anything_else(autojump_clock, before):
-    """Also for a model nobody knows."""
+async def test_no_healthy_node_is_checked_first(autojump_clock, before):
+    """Before the model's name, even if the model is unknown."""
     gateway = before(answering(with_length(JSON)))
     for _ in range(3):
         gateway.fleet.missed("beast", "gone")
@@ -423,8 +423,8 @@ async def test_no_healthy_node_is_said_before_anything_else(autojump_clock, befo
 
 @pytest.mark.parametrize(("size", "status"), [(1024, 200), (1025, 413)])
 @pytest.mark.parametrize("declared", [True, False])
-async def test_body_limit_is_exact_declared_or_not(autojump_clock, before, size, status, declared):
-    """A declared length is refused before a byte of the body is read."""
+async def test_body_limit_is_exact(autojump_clock, before, size, status, declared):
+    """A declared length is refused before the body is read."""
     gateway = before(answering(with_length(JSON)), gateway=GatewaySettings(body_limit_mb=1 / 1024))
     body = b'{"model":"helexa/small"}'.ljust(size)
     client = gateway.client()
@@ -443,8 +443,8 @@ async def test_body_limit_is_exact_declared_or_not(autojump_clock, before, size,
     assert status == 200 or json.loads(body)["error"]["code"] == "body_too_large"
 
 
-async def test_body_that_does_not_arrive_is_a_408(autojump_clock, before):
-    """After `header_seconds`, to the second; half a request holds nothing."""
+async def test_body_that_does_not_arrive_in_time_is_a_408(autojump_clock, before):
+    """After exactly `header_seconds`; half a request leaves nothing behind."""
     gateway = before(answering(with_length(JSON)), deadlines=DeadlineSettings(header_seconds=30))
     client = gateway.client()
     await client.stream.send_all(b'POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n{"model"')
@@ -455,8 +455,8 @@ async def test_body_that_does_not_arrive_is_a_408(autojump_clock, before):
     await gateway.idle()
 
 
-async def test_one_request_too_many_is_told_to_come_back(autojump_clock, before):
-    """What one gateway serves at a time is bounded."""
+async def test_requests_beyond_the_limit_get_a_503(autojump_clock, before):
+    """With a Retry-After."""
     gateway = before(neuron("beast", [24576], [SMALL]), limits=LimitSettings(requests=2))
     served = []
 
@@ -474,8 +474,8 @@ async def test_one_request_too_many_is_told_to_come_back(autojump_clock, before)
     assert (await gateway.client().ask()).status == 200
 
 
-async def test_bodies_that_are_held_leave_no_room_for_another(autojump_clock, before):
-    """Nor does one that merely drips in, as far as it has come; what ends gives its room back."""
+async def test_body_memory_is_limited_over_all_requests(autojump_clock, before):
+    """A body that arrives slowly counts as far as it has arrived; a request that ends frees its share."""
     limits = LimitSettings(bodies_mb=10_000 / 1024**2)
     gateway = before(neuron("beast", [24576], [SMALL]), limits=limits)
     padding = "x" * 3_900
@@ -495,7 +495,7 @@ async def test_bodies_that_are_held_leave_no_room_for_another(autojump_clock, be
     await gateway.idle()
 
 
-# Refusals of the neuron's...
+# Error responses of the neuron...
 
 
 @pytest.mark.parametrize(
@@ -511,10 +511,8 @@ async def test_bodies_that_are_held_leave_no_room_for_another(autojump_clock, be
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_neurons_no_passes_with_its_status_and_words(
-    autojump_clock, before, status, kind, body, passed_on, stream
-):
-    """JSON objects verbatim; a flat error, plain text or nothing at all in the envelope."""
+async def test_error_response_of_a_neuron_is_passed_on(autojump_clock, before, status, kind, body, passed_on, stream):
+    """JSON objects unchanged; a flat error, plain text or an empty body in the envelope."""
     gateway = before(answering(with_length(body, kind=kind, status=status, more="retry-after: 7\r\n")))
     answer = await gateway.client().ask(stream=stream)
 
@@ -530,7 +528,7 @@ async def test_neurons_no_passes_with_its_status_and_words(
 
 
 async def test_long_error_body_is_cut_at_64_kib(autojump_clock, before):
-    """Of an error nobody needs more, and it is all that is ever buffered."""
+    """No more of it is ever buffered."""
     gateway = before(answering(with_length(b"x" * 1_000_000, kind="text/plain", status="500 Oh")))
     answer = await gateway.client().ask()
 
@@ -538,16 +536,16 @@ async def test_long_error_body_is_cut_at_64_kib(autojump_clock, before):
     assert gateway.upstream.statistics()["idle"] == 0
 
 
-async def test_full_neuron_is_passed_on_with_its_retry_after(autojump_clock, before):
-    """When there is no other."""
+async def test_503_of_the_only_neuron_is_passed_on_with_its_retry_after(autojump_clock, before):
+    """When there is no other replica."""
     full = with_length(b'{"error":"queue full"}', status="503 Service Unavailable", more="retry-after: 3\r\n")
     answer = await before(answering(full)).client().ask()
 
     assert (answer.status, answer.headers["retry-after"], answer.error["message"]) == (503, "3", "queue full")
 
 
-async def test_no_to_a_request_is_a_word_from_a_neuron_that_is_there(autojump_clock, before):
-    """A 400 is the request's fault: two polls missed before it are forgiven, as by any answer."""
+async def test_400_resets_a_neurons_misses(autojump_clock, before):
+    """The neuron answered, so polls that it missed before no longer count."""
     gateway = before(answering(with_length(b'{"error":"too hot"}', status="400 Bad Request")))
     gateway.fleet.missed("beast")
     gateway.fleet.missed("beast")
@@ -556,8 +554,8 @@ async def test_no_to_a_request_is_a_word_from_a_neuron_that_is_there(autojump_cl
 
 
 @pytest.mark.parametrize(("status", "opens"), [(503, False), (429, False), (500, True)])
-async def test_being_full_is_not_held_against_a_neuron(autojump_clock, nursery, status, opens):
-    """Another answers what it would not take, time and again: that is what others are for. A 500 is another matter."""
+async def test_503_is_no_fault_of_the_neuron(autojump_clock, nursery, status, opens):
+    """Another replica answers, again and again. A 500 counts as a fault."""
     neurons = {name: neuron(name, [24576], [SMALL]) for name in "ab"}
     neurons["a"].faults.add(faults.HttpError(status=status))
     gateway = InMemoryGateway(nursery, neurons)
@@ -568,31 +566,34 @@ async def test_being_full_is_not_held_against_a_neuron(autojump_clock, nursery, 
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "500 Internal Server Error"])
-async def test_not_loaded_is_a_404_or_something_else(autojump_clock, before, status):
-    """What an engine says of an adapter, or of its weights, in other words: its model stays where it is."""
+async def test_only_a_404_with_not_loaded_means_not_loaded(autojump_clock, before, status):
+    """An engine's error about an adapter or about weights does not: the model stays listed."""
     gateway = before(answering(with_length(b'{"error":"the draft model is not loaded"}', status=status)))
     answer = await gateway.client().ask()
 
     assert (answer.status, answer.error["message"]) == (int(status[:3]), "the draft model is not loaded")
-    assert [held.id for held in gateway.fleet.replicas(SMALL)] == [SMALL]
+    assert [replica.id for replica in gateway.fleet.replicas(SMALL)] == [SMALL]
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("größe/klein", "gr%c3%b6%c3%9fe/klein"), ("a\r\nx-evil: 1", "a%0d%0ax-evil: 1"), ("a b", "a b")]
+    ("name", "header"),
+    [("größe/klein", "gr%c3%b6%c3%9fe/klein"), ("a\r\nx-evil: 1", "a%0d%0ax-evil: 1"), ("a b", "a b")],
 )
-async def test_names_of_any_kind_fit_into_headers(autojump_clock, nursery, name, told):
-    """A neuron may call its model what it likes; a header has room for ASCII, and for one line."""
+async def test_any_model_name_fits_into_a_header(autojump_clock, nursery, name, header):
+    """Names are percent-encoded where they are not printable ASCII."""
     gateway = InMemoryGateway(nursery, {"beast": answering(with_length(JSON))}, loaded={"beast": name})
     answer = await gateway.client().ask(model=name)
 
-    assert (answer.status, answer.headers["x-cortex-model"]) == (200, told)
+    assert (answer.status, answer.headers["x-cortex-model"]) == (200, header)
     assert "x-evil" not in answer.headers
 
 
-@pytest.mark.parametrize("said", ["9" * 400, "9" * 5000, "-4", "soon", "Wed, 25 Nov 2026 14:00:00 GMT"])
-async def test_retry_after_that_cannot_be_meant_hurts_nobody(autojump_clock, before, said):
-    """Its neuron is asked again as if it had said nothing."""
-    full = with_length(b'{"error":"queue full"}', status="503 Service Unavailable", more=f"retry-after: {said}\r\n")
+@pytest.mark.parametrize("retry_after", ["9" * 400, "9" * 5000, "-4", "soon", "Wed, 25 Nov 2026 14:00:00 GMT"])
+async def test_absurd_retry_after_is_ignored(autojump_clock, before, retry_after):
+    """The neuron gets requests as if it had sent none."""
+    full = with_length(
+        b'{"error":"queue full"}', status="503 Service Unavailable", more=f"retry-after: {retry_after}\r\n"
+    )
     gateway = before(answering(full, with_length(JSON)))
 
     assert (await gateway.client().ask()).error["message"] == "queue full"
@@ -601,7 +602,7 @@ async def test_retry_after_that_cannot_be_meant_hurts_nobody(autojump_clock, bef
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_oversized_headers_are_a_502(autojump_clock, before, stream):
-    """64 KiB is the limit (contract section 13)."""
+    """The limit for a neuron's headers is 64 KiB."""
     beast = neuron("beast", [24576], [SMALL])
     beast.faults.add(faults.BigHeaders())
     answer = await before(beast).client().ask(stream=stream)
@@ -609,15 +610,15 @@ async def test_oversized_headers_are_a_502(autojump_clock, before, stream):
     assert (answer.status, answer.error["code"]) == (502, "upstream_malformed_response")
 
 
-# The account of it...
+# Log and metrics...
 
 
 def log_of(logs):
     return [entry for entry in logs if entry["event"] == "request"]
 
 
-async def test_each_request_leaves_exactly_one_log_event_with_all_fields(autojump_clock, before):
-    """Whatever became of it."""
+async def test_each_request_writes_one_log_event_with_all_fields(autojump_clock, before):
+    """However the request ended."""
     beast = neuron("beast", [24576], [SMALL])
     with capture_logs() as logs:
         gateway = before(beast)
@@ -640,9 +641,9 @@ async def test_each_request_leaves_exactly_one_log_event_with_all_fields(autojum
         await half.leave()
         await gateway.idle()
 
-    told = log_of(logs)
-    assert all(entry.keys() >= LOG_FIELDS for entry in told)
-    assert [(entry["outcome"], entry["status"], entry.get("error")) for entry in told] == [
+    entries = log_of(logs)
+    assert all(entry.keys() >= LOG_FIELDS for entry in entries)
+    assert [(entry["outcome"], entry["status"], entry.get("error")) for entry in entries] == [
         ("ok", 200, None),
         ("ok", 200, None),
         ("error", 400, "malformed_json"),
@@ -652,19 +653,19 @@ async def test_each_request_leaves_exactly_one_log_event_with_all_fields(autojum
         ("client_disconnected", 0, None),
         ("client_disconnected", 0, None),
     ]
-    assert (told[0]["alias"], told[0]["model"], told[0]["node"]) == ("helexa/small", SMALL, "beast")
-    assert told[0]["prompt_tokens"] > told[0]["cached_tokens"] >= 0
-    assert (told[0]["tokens_estimated"], told[1]["tokens_estimated"]) == (False, True)
-    assert told[1]["first_token_ms"] == pytest.approx(2485, abs=30)
-    assert [set(entry["phases_ms"]) for entry in told[:2]] == [
+    assert (entries[0]["alias"], entries[0]["model"], entries[0]["node"]) == ("helexa/small", SMALL, "beast")
+    assert entries[0]["prompt_tokens"] > entries[0]["cached_tokens"] >= 0
+    assert (entries[0]["tokens_estimated"], entries[1]["tokens_estimated"]) == (False, True)
+    assert entries[1]["first_token_ms"] == pytest.approx(2485, abs=30)
+    assert [set(entry["phases_ms"]) for entry in entries[:2]] == [
         {"connect", "first_byte", "idle"},
         {"first_byte", "idle"},
     ]
-    assert len({entry["request_id"] for entry in told}) == len(told)
+    assert len({entry["request_id"] for entry in entries}) == len(entries)
 
 
 async def test_metrics_appear_with_the_first_request_and_not_before(autojump_clock, before):
-    """No series without a sample, no `_created`; and what is counted is what happened."""
+    """No series without a sample, no `_created`; and the counts are right."""
     gateway = before(neuron("beast", [24576], [SMALL]))
     assert samples(gateway) == []
     await gateway.client().ask(stream=True)
@@ -680,8 +681,8 @@ async def test_metrics_appear_with_the_first_request_and_not_before(autojump_clo
     assert not [line for line in counted if "errors" in line or "_created" in line or "disconnects" in line]
 
 
-async def test_names_that_clients_make_up_do_not_become_series(autojump_clock, before):
-    """Or anybody could fill the memory with labels, one 404 at a time."""
+async def test_unknown_model_names_do_not_become_labels(autojump_clock, before):
+    """Otherwise clients could fill the memory with labels, one 404 at a time."""
     gateway = before(answering(with_length(JSON)))
     for number in range(20):
         await raw_ask(gateway, body=b'{"model":"made/up-%d"}' % number)
@@ -696,8 +697,8 @@ async def test_names_that_clients_make_up_do_not_become_series(autojump_clock, b
     assert "made/up" not in gateway.metrics.expose().decode()
 
 
-async def test_known_model_that_cannot_be_served_is_named_in_its_errors(autojump_clock, before):
-    """By its concrete id."""
+async def test_errors_about_a_known_model_have_its_name_as_label(autojump_clock, before):
+    """By its id, not by the alias."""
     gateway = before(answering(with_length(JSON)))
     for _ in range(3):
         gateway.fleet.missed("beast", "gone")

@@ -1,4 +1,4 @@
-"""What is read of a request, what is refused before it is read, and what of its headers goes on."""
+"""Reading a request: what is read of it, what is refused unread, and which headers are passed on."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def a_scope(*headers, method="POST", path=b"/v1/chat/completions", query=b""):
 
 
 def receiving(*messages):
-    """An ASGI `receive` that says these, in turn; it must not be asked for more."""
+    """An ASGI `receive` that returns these messages in turn; reading beyond them is an error."""
     left = list(messages)
 
     async def receive():
@@ -34,7 +34,7 @@ def receiving(*messages):
 
 
 def body_of(*pieces):
-    """The messages of a body in pieces."""
+    """The messages of a body in these pieces."""
     return [
         {"type": "http.request", "body": piece, "more_body": count < len(pieces)}
         for count, piece in enumerate(pieces, 1)
@@ -43,7 +43,7 @@ def body_of(*pieces):
 
 @given(st.lists(st.integers(0, len(BODY)), max_size=5))
 def test_body_is_joined_whatever_its_pieces(cuts):
-    """Empty pieces too."""
+    """Empty pieces, too."""
     edges = [0, *sorted(cuts), len(BODY)]
     pieces = [BODY[start:end] for start, end in itertools.pairwise(edges)]
     request = trio.run(read_request, a_scope(query=b"a=%2F"), receiving(*body_of(*pieces)), "id", 1000, a_room())
@@ -53,19 +53,19 @@ def test_body_is_joined_whatever_its_pieces(cuts):
 
 
 async def test_declared_length_beyond_the_limit_is_refused_unread():
-    """Not a byte of the body is asked for."""
+    """No piece of the body is read."""
     with pytest.raises(BodyTooLarge, match=r"larger than the 0.5 MiB"):
         await read_request(a_scope((b"content-length", b"524289")), receiving(), "id", 524_288, a_room())
 
 
-async def test_undeclared_length_is_refused_at_the_piece_that_is_too_much():
-    """And no later."""
+async def test_undeclared_length_is_refused_at_the_first_piece_beyond_the_limit():
+    """No later piece is read."""
     with pytest.raises(BodyTooLarge):
         await read_request(a_scope(), receiving(*body_of(b"x" * 600, b"x" * 600, b"never")[:2]), "id", 1000, a_room())
 
 
-async def test_client_that_leaves_in_its_own_request_is_gone():
-    """There is nobody to refuse."""
+async def test_disconnect_while_reading_raises_client_gone():
+    """There is no one to send an error to."""
     with pytest.raises(ClientGone):
         await read_request(
             a_scope(),
@@ -77,8 +77,8 @@ async def test_client_that_leaves_in_its_own_request_is_gone():
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
-async def test_only_post_is_inference(method):
-    """Before anything is read."""
+async def test_only_post_is_allowed(method):
+    """Checked before the body is read."""
     with pytest.raises(MethodNotAllowed, match="use POST"):
         await read_request(a_scope(method=method), receiving(), "id", 1000, a_room())
 
@@ -96,7 +96,7 @@ async def test_only_post_is_inference(method):
         (b'"', False),
     ],
 )
-def test_request_id_is_kept_if_it_can_do_no_harm(value, kept):
+def test_request_id_is_kept_if_it_is_valid(value, kept):
     """It goes into logs and headers."""
     made = request_id_of([(b"x-request-id", value)])
 
@@ -104,8 +104,8 @@ def test_request_id_is_kept_if_it_can_do_no_harm(value, kept):
     assert made
 
 
-def test_request_ids_made_here_differ():
-    """They join logs."""
+def test_generated_request_ids_differ():
+    """They join the lines of different logs."""
     assert len({request_id_of([]) for _ in range(100)}) == 100
 
 
@@ -117,13 +117,13 @@ def test_request_ids_made_here_differ():
         ([b"X-A, x-b ,,", b"TE"], {b"x-a", b"x-b", b"", b"te"}),
     ],
 )
-def test_connection_names_headers_over_all_its_lines(values, names):
+def test_connection_names_headers_in_all_its_lines(values, names):
     """In any case, with any spaces."""
     assert named_by_connection([(b"connection", value) for value in values]) == names
 
 
 async def test_outgoing_headers_keep_order_and_repetition():
-    """What is the client's business passes as it was."""
+    """The client's other headers pass unchanged."""
     headers = [(b"x-a", b"1"), (b"authorization", b"s"), (b"x-a", b"2"), (b"accept", b"*/*")]
     request = await read_request(a_scope(*headers), receiving(*body_of(BODY)), "my-id", 1000, a_room())
 

@@ -1,4 +1,4 @@
-"""Where the time went, as clients are told: `Server-Timing` on heads, and a comment at the end of streams."""
+"""How a request's time was spent, for its client: `Server-Timing` on heads, and a comment at the end of streams."""
 
 import json
 import re
@@ -27,15 +27,15 @@ METRIC = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+;dur=\d+\.\d")
 
 @pytest.fixture
 def gateway(nursery):
-    """Before one neuron that behaves."""
+    """A gateway in front of one neuron without faults."""
     return InMemoryGateway(nursery, {"beast": neuron("beast", [24576], [SMALL])})
 
 
 def metrics_of(answer):
-    """The header's metrics, in order."""
-    told = answer.headers["server-timing"].split(", ")
-    assert all(METRIC.fullmatch(one) for one in told)
-    return {name: float(duration) for name, duration in (one.split(";dur=") for one in told)}
+    """The metrics of the header, in order."""
+    timing = answer.headers["server-timing"].split(", ")
+    assert all(METRIC.fullmatch(one) for one in timing)
+    return {name: float(duration) for name, duration in (one.split(";dur=") for one in timing)}
 
 
 def comments(body):
@@ -45,8 +45,8 @@ def comments(body):
 # Server-Timing...
 
 
-async def test_header_says_what_each_phase_took(autojump_clock):
-    """In ms, in the order they began; a phase that came twice is one; `idle` is the body's and not known yet."""
+async def test_header_has_the_duration_of_each_phase(autojump_clock):
+    """In ms, in the order they began; a phase that was entered twice is summed; `idle` has not begun."""
     record = RequestLog(Metrics(), log_requests=False).open("id", "/")
     assert server_timing(record, 0) is None
 
@@ -61,17 +61,17 @@ async def test_header_says_what_each_phase_took(autojump_clock):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_answer_has_it_on_its_head(autojump_clock, gateway, stream):
-    """Measured until the first token, or until the first byte of what is no stream."""
+async def test_response_has_the_header(autojump_clock, gateway, stream):
+    """Measured until the first token, or until the first byte if it is not a stream."""
     answer = await gateway.client().ask(stream=stream)
-    told = metrics_of(answer)
+    timing = metrics_of(answer)
     first_ms = round(answer.arrivals[0][0] * 1000, 1)
 
-    assert told == {"total": first_ms, "connect": 0.0, "first_byte": first_ms}
+    assert timing == {"total": first_ms, "connect": 0.0, "first_byte": first_ms}
 
 
-async def test_error_of_a_routed_request_has_it_too(autojump_clock, gateway):
-    """A 504 more than anything."""
+async def test_error_of_a_routed_request_has_the_header(autojump_clock, gateway):
+    """Above all a 504."""
     gateway.neurons["beast"].faults.add(faults.Hang())
     answer = await gateway.client().ask(headers=("x-request-deadline-ms: 1500",))
 
@@ -79,13 +79,13 @@ async def test_error_of_a_routed_request_has_it_too(autojump_clock, gateway):
     assert metrics_of(answer) == {"total": 1500.0, "connect": 0.0, "first_byte": 1500.0}
 
 
-async def test_refusal_before_routing_has_none(autojump_clock, gateway):
-    """Nothing was waited for."""
+async def test_error_before_routing_has_no_header(autojump_clock, gateway):
+    """The request has not waited for anything."""
     assert "server-timing" not in (await gateway.client().ask(b"{}")).headers
 
 
-async def test_early_head_tells_of_the_load_so_far(autojump_clock):
-    """Five seconds into it."""
+async def test_early_head_has_the_duration_of_the_load_so_far(autojump_clock):
+    """Five seconds into the load."""
     model = a_sim_model("m", load_s=60)
     async with a_world(a_sim("beast", model), profiles=(profile_of(model),)) as world:
         answer = await world.ask("m", stream=True)
@@ -93,8 +93,8 @@ async def test_early_head_tells_of_the_load_so_far(autojump_clock):
         assert metrics_of(answer) == {"total": 5000.0, "load": 5000.0}
 
 
-async def test_neurons_own_is_passed_on_beside_ours(autojump_clock, nursery):
-    """It is a list (RFC 9110, 5.6.1): whoever was on the way may add to it."""
+async def test_neurons_server_timing_is_passed_on_as_well(autojump_clock, nursery):
+    """The header is a list (RFC 9110, 5.6.1): every hop may add to it."""
 
     async def peer(stream):
         await read_request(stream)
@@ -109,7 +109,7 @@ async def test_neurons_own_is_passed_on_beside_ours(autojump_clock, nursery):
     assert b"server-timing: prefill;dur=7.0\r\n" in head
 
 
-# The last comment, byte by byte...
+# The comment, byte by byte...
 
 
 STREAMS = {
@@ -132,8 +132,8 @@ def passed(*chunks):
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_comment_stands_before_the_terminator_at_every_split(name):
-    """Whole, between two events, and no other byte is touched."""
+def test_comment_is_before_the_terminator_at_every_split(name):
+    """It is complete, between two events, and no other byte changes."""
     before, terminator = STREAMS[name]
     stream = before + terminator
     expected = before + COMMENT + terminator
@@ -145,8 +145,8 @@ def test_comment_stands_before_the_terminator_at_every_split(name):
             assert passed(stream[:at], stream[at:then], stream[then:]) == expected
 
 
-def test_events_are_handed_on_the_moment_they_are_whole():
-    """Nothing waits for the next one."""
+def test_events_are_passed_on_as_soon_as_they_are_complete():
+    """No event waits for the next one."""
     note = LastComment(lambda: b"{}")
 
     assert note.feed(delta("a") + delta("b")[:-1]) == delta("a")
@@ -154,13 +154,13 @@ def test_events_are_handed_on_the_moment_they_are_whole():
 
 
 def test_last_event_without_its_blank_line_is_ended_before_the_comment():
-    """Some engines save it; the comment must not become a part of that event."""
+    """Some engines omit the last blank line; the comment must not become part of that event."""
     assert passed(b"data: 1\n\ndata: 2") == b"data: 1\n\ndata: 2\n\n" + COMMENT
     assert passed(b"data: 1\n\ndata: [DONE]") == b"data: 1\n\n" + COMMENT + b"data: [DONE]"
 
 
-def test_half_an_event_is_left_out_before_an_error():
-    """It will never be whole."""
+def test_incomplete_event_is_dropped_before_an_error():
+    """It will never be complete."""
     note = LastComment(lambda: b"{}")
 
     assert note.feed(b"data: 1\n\ndata: 2") == b"data: 1\n\n"
@@ -168,8 +168,8 @@ def test_half_an_event_is_left_out_before_an_error():
     assert note.finish(b"data: error\n\n") == b"data: error\n\n"
 
 
-def test_event_that_is_too_long_to_be_held_passes_and_no_comment_comes():
-    """What a neuron can make grow has a limit."""
+def test_event_beyond_the_limit_passes_and_there_is_no_comment():
+    """A neuron cannot make the buffer grow without limit."""
     note = LastComment(lambda: b"{}")
     monster = b"data: " + b"x" * EVENT_LIMIT_BYTES
 
@@ -178,23 +178,23 @@ def test_event_that_is_too_long_to_be_held_passes_and_no_comment_comes():
     )
 
 
-# And through the gateway...
+# Through the gateway...
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
-async def test_stream_ends_with_it_for_who_asks_and_only_then(autojump_clock, gateway, path):
-    """Before the terminator; without it the two are the same events."""
+async def test_stream_has_the_comment_only_on_request(autojump_clock, gateway, path):
+    """Before the terminator; the events are the same with and without it."""
     question = {"prompt": "hi"} if path == "/v1/completions" else {}
     plain = await gateway.client().ask(path=path, stream=True, max_tokens=9, **question)
     begun = trio.current_time()
     timed = await gateway.client().ask(path=path, stream=True, max_tokens=9, headers=PLEASE, **question)
 
     assert comments(plain.body) == []
-    [told] = map(json.loads, comments(timed.body))
-    assert told["total_ms"] == pytest.approx((trio.current_time() - begun) * 1000, abs=0.01)
-    assert told["first_token_ms"] < told["total_ms"]
-    assert list(told["phases_ms"]) == ["first_byte", "idle"]  # the connection had rested
-    assert told["retries"] == 0
+    [timing] = map(json.loads, comments(timed.body))
+    assert timing["total_ms"] == pytest.approx((trio.current_time() - begun) * 1000, abs=0.01)
+    assert timing["first_token_ms"] < timing["total_ms"]
+    assert list(timing["phases_ms"]) == ["first_byte", "idle"]  # an idle connection was used
+    assert timing["retries"] == 0
     without = re.sub(rb": cortex-timing .*\n\n", b"", timed.body)
     assert len(sse.Reader().feed(without)) == len(sse.Reader().feed(plain.body))
     assert re.search(rb"\n\n: cortex-timing [^\n]*\n\n(data: \[DONE\]|event: message_stop\n[^\n]*)\n\n\Z", timed.body)
@@ -202,32 +202,32 @@ async def test_stream_ends_with_it_for_who_asks_and_only_then(autojump_clock, ga
 
 
 @pytest.mark.parametrize("value", ["0", "", "true", "11"])
-async def test_anything_but_1_does_not_ask(autojump_clock, gateway, value):
-    """Room for another meaning."""
+async def test_only_the_value_1_requests_the_comment(autojump_clock, gateway, value):
+    """Other values are reserved."""
     answer = await gateway.client().ask(stream=True, headers=(f"x-cortex-timing: {value}",))
 
     assert comments(answer.body) == []
 
 
-async def test_what_is_no_stream_stays_as_it_is(autojump_clock, gateway):
-    """JSON has no comments: neither an answer nor an error of a request for a stream."""
+async def test_body_that_is_not_a_stream_has_no_comment(autojump_clock, gateway):
+    """JSON has no comments: neither an answer nor an error to a streaming request."""
     assert json.loads((await gateway.client().ask(headers=PLEASE)).body)["object"] == "chat.completion"
     gateway.neurons["beast"].faults.add(faults.HttpError(status=400))
     assert "error" in json.loads((await gateway.client().ask(stream=True, headers=PLEASE)).body)
 
 
-async def test_stream_that_breaks_off_tells_it_before_its_error(autojump_clock, gateway):
-    """Which of the phases took so long is what one wants to know then."""
+async def test_stream_that_breaks_off_has_the_comment_before_its_error(autojump_clock, gateway):
+    """It tells which phase took so long."""
     gateway.neurons["beast"].faults.add(faults.Drop(after=3))
     answer = await gateway.client().ask(stream=True, headers=PLEASE)
 
-    [told] = map(json.loads, comments(answer.body))
-    assert told["phases_ms"]["first_byte"] > 0
+    [timing] = map(json.loads, comments(answer.body))
+    assert timing["phases_ms"]["first_byte"] > 0
     assert re.search(rb'\n\n: cortex-timing [^\n]*\n\ndata: \{"error"[^\n]*\n\n\Z', answer.body)
 
 
-async def test_keep_alives_go_on_while_an_event_is_held(autojump_clock, nursery):
-    """What is held has not been sent, so a comment may come before it."""
+async def test_keep_alives_go_on_while_an_event_is_incomplete(autojump_clock, nursery):
+    """The incomplete event has not been sent, so a keep-alive may come before it."""
 
     async def peer(stream):
         await read_request(stream)

@@ -1,4 +1,4 @@
-"""Time: long silences, long streams, and each deadline to the second. All in memory, on the autojump clock."""
+"""Long silences, long streams, and each deadline to the second. In memory, on the autojump clock."""
 
 import dataclasses
 
@@ -40,8 +40,8 @@ def comments(answer):
 
 
 @pytest.mark.parametrize("late_headers", [True, False])
-async def test_nine_minutes_of_prefill_survive(autojump_clock, start, beast, late_headers):
-    """Before the headers or after the role chunk: comments about every second, then the answer, whole."""
+async def test_nine_minutes_of_prefill_keep_the_connection(autojump_clock, start, beast, late_headers):
+    """Before the headers or after the role chunk: keep-alives about every second, then the complete answer."""
     gateway = start()
     beast.faults.add(SilentPrefill(seconds=540))
     if late_headers:
@@ -58,8 +58,8 @@ async def test_nine_minutes_of_prefill_survive(autojump_clock, start, beast, lat
 
 
 @pytest.mark.parametrize(("path", "end"), [(CHAT, "[DONE]"), ("/v1/messages", '{"type":"message_stop"}')])
-async def test_twenty_minutes_of_stream_survive(autojump_clock, nursery, path, end):
-    """There is no total deadline on a stream (lessons: every answer cut at exactly 300 s), translated or not."""
+async def test_twenty_minute_stream_is_complete(autojump_clock, nursery, path, end):
+    """A stream has no total deadline by default, translated or not."""
 
     async def serve(wire):
         await wire.receive_some()
@@ -80,7 +80,7 @@ async def test_twenty_minutes_of_stream_survive(autojump_clock, nursery, path, e
 
 
 async def test_stream_is_committed_early_at_exactly_five_seconds(autojump_clock, start, beast):
-    """A 200 and a comment; what fails after that is one error event and no terminator."""
+    """A 200 and a keep-alive; a failure after that is one error event without a terminator."""
     gateway = start(deadlines=DeadlineSettings(first_byte_seconds=20), retries=NO_RETRIES)
     beast.faults.add(Hang())
     answer = await gateway.client().ask(stream=True)
@@ -95,7 +95,7 @@ async def test_stream_is_committed_early_at_exactly_five_seconds(autojump_clock,
 
 
 async def test_failure_before_the_early_commit_still_has_its_status(autojump_clock, start, beast):
-    """Nothing was out, so a proper 504 can be."""
+    """Nothing was sent, so the client gets a 504."""
     gateway = start(deadlines=DeadlineSettings(first_byte_seconds=4), retries=NO_RETRIES)
     beast.faults.add(Hang())
     answer = await gateway.client().ask(stream=True)
@@ -117,7 +117,7 @@ async def test_first_byte_deadline_fires_exactly_on_time(autojump_clock, start, 
 
 
 async def test_connect_deadline_fires_exactly_on_time(nursery, autojump_clock):
-    """A host that drops packets: 5 s by default, counted as a miss of that neuron."""
+    """A host that drops packets: 5 s by default, and a miss for that neuron."""
     gateway = InMemoryGateway(nursery, {"beast": None}, Settings(retries=NO_RETRIES))
 
     async def never(origin):
@@ -134,7 +134,7 @@ async def test_connect_deadline_fires_exactly_on_time(nursery, autojump_clock):
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_idle_deadline_fires_exactly_on_time(nursery, autojump_clock, stream):
-    """Counted from the last chunk; in a stream an error event, otherwise a body that is visibly not whole."""
+    """From the last chunk on; a stream ends with an error event, another body stays incomplete."""
     gateway = InMemoryGateway(nursery, {"beast": stalls_at(10, stream=stream)}, Settings(retries=NO_RETRIES))
     client = gateway.client()
     if stream:
@@ -150,7 +150,7 @@ async def test_idle_deadline_fires_exactly_on_time(nursery, autojump_clock, stre
 
 
 def stalls_at(when, *, stream):
-    """A neuron that sends a piece at once and another at `when`, and then nothing more."""
+    """A neuron that sends a piece at once, another at `when`, and then nothing more."""
     kind = b"text/event-stream" if stream else b"application/json"
     piece = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n' if stream else b" " * 40
 
@@ -165,8 +165,8 @@ def stalls_at(when, *, stream):
     return serve
 
 
-async def test_comment_is_never_put_inside_an_event(nursery, autojump_clock):
-    """The neuron pauses in the middle of one for a minute: silence, then the rest of it."""
+async def test_keep_alive_is_never_inside_an_event(nursery, autojump_clock):
+    """The neuron pauses for a minute inside one: the client gets nothing, then the rest of the event."""
     half, rest = b'data: {"choices":[{"delta":{"content":"x', b'yz"}}]}\n\ndata: [DONE]\n\n'
 
     async def serve(wire):
@@ -183,8 +183,8 @@ async def test_comment_is_never_put_inside_an_event(nursery, autojump_clock):
     assert answer.body.endswith(half + rest)
 
 
-async def test_break_inside_an_event_ends_it_before_the_error(nursery, autojump_clock):
-    """The error is an event of its own, not glued to half of another."""
+async def test_incomplete_event_is_ended_before_the_error_event(nursery, autojump_clock):
+    """The error is an event of its own."""
 
     async def serve(wire):
         await wire.receive_some()
@@ -201,7 +201,7 @@ async def test_break_inside_an_event_ends_it_before_the_error(nursery, autojump_
 
 
 async def test_keep_alives_can_be_turned_off(autojump_clock, start, beast):
-    """0 is off, for both."""
+    """0 turns off keep-alives, and the early 200."""
     gateway = start(streaming=StreamingSettings(keepalive_seconds=0, early_commit_seconds=0))
     beast.faults.add(SilentPrefill(seconds=100))
     answer = await gateway.client().ask(stream=True)
@@ -220,8 +220,8 @@ async def test_keep_alives_can_be_turned_off(autojump_clock, start, beast):
         (Drop(after=1, times=1), True),  # the role chunk has come, no token yet
     ],
 )
-async def test_fault_before_the_first_token_is_invisible_with_two_replicas(nursery, autojump_clock, fault, stream):
-    """Another neuron answers; the client sees one whole answer, and each neuron was asked once."""
+async def test_fault_before_the_first_token_is_retried_at_another_replica(nursery, autojump_clock, fault, stream):
+    """The client gets one complete answer, and each neuron got one request."""
     neurons = {"a": neuron("a", [24576], [SMALL]), "b": neuron("b", [24576], [SMALL])}
     neurons["a"].faults.add(fault)
     gateway = InMemoryGateway(nursery, neurons)
@@ -235,8 +235,8 @@ async def test_fault_before_the_first_token_is_invisible_with_two_replicas(nurse
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
 @pytest.mark.parametrize("fault", [Refuse(), HttpError(status=503, retry_after_s=3), HttpError(status=500)])
-async def test_so_many_are_asked_and_no_more(nursery, autojump_clock, fault, retries):
-    """One budget over all kinds of failure: `retries.attempts` further neurons, though there are more."""
+async def test_retries_are_limited(nursery, autojump_clock, fault, retries):
+    """To `retries.attempts` over all kinds of failure, though there are more replicas."""
     neurons = {name: neuron(name, [24576], [SMALL]) for name in "abcde"}
     for each in neurons.values():
         each.faults.add(fault)

@@ -1,4 +1,4 @@
-"""What comes after a stream's own terminator: nothing a client hears of, and no reason to call its answer broken."""
+"""Behind a stream's terminator nothing reaches the client, and nothing makes its answer an error."""
 
 import contextlib
 import dataclasses
@@ -21,13 +21,13 @@ END = b"0\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def fresh_loggers():
-    """Loggers made while logs are captured must not outlive the capture."""
+    """Loggers that were made while logs are captured must not outlive the capture."""
     yield
     structlog.reset_defaults()
 
 
 class AfterDone:
-    """A neuron that has said `[DONE]` and then does `what`; it serves the same connection again if that went well."""
+    """A neuron that sends `[DONE]` and then does `what`; it serves the same connection again if that went well."""
 
     def __init__(self, what):
         self.what = what
@@ -65,7 +65,7 @@ def a_gateway(nursery, what):
 
 
 async def read_to_done(client):
-    """As OpenAI's SDKs: no further than that."""
+    """Read up to `[DONE]` and no further, as OpenAI's SDKs do."""
     await client.send(stream=True)
     _, headers = await client.head()
     got = b""
@@ -74,8 +74,8 @@ async def read_to_done(client):
     return got
 
 
-async def test_client_that_hangs_up_on_the_terminator_has_its_answer(autojump_clock, nursery):
-    """It is no disconnect, and the neuron's connection is kept for the next, as its last bytes were on their way."""
+async def test_disconnect_at_the_terminator_is_a_success(autojump_clock, nursery):
+    """It is not counted as a disconnect, and the neuron's connection is used again."""
     neuron, gateway = a_gateway(nursery, ends_when_told)
     with capture_logs() as logs:
         client = gateway.client()
@@ -90,8 +90,8 @@ async def test_client_that_hangs_up_on_the_terminator_has_its_answer(autojump_cl
     assert gateway.upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 1, "reused": 0}
 
 
-async def test_neuron_that_does_not_end_after_its_terminator_is_left_soon(autojump_clock, nursery):
-    """Its client is gone, and nothing outlives a request by more than a second."""
+async def test_neuron_that_does_not_end_after_its_terminator_is_cut_off(autojump_clock, nursery):
+    """After a second, once the client has left."""
     neuron, gateway = a_gateway(nursery, hangs)
     with capture_logs() as logs:
         client = gateway.client()
@@ -105,8 +105,8 @@ async def test_neuron_that_does_not_end_after_its_terminator_is_left_soon(autoju
 
 
 @pytest.mark.parametrize(("what", "after_s"), [(hangs_up, 0), (talks_nonsense, 0), (hangs, 300)])
-async def test_terminator_is_the_last_word(autojump_clock, nursery, what, after_s):
-    """A neuron that breaks off behind it, or never ends, has answered: `[DONE]` and an error event are never both."""
+async def test_no_error_event_follows_the_terminator(autojump_clock, nursery, what, after_s):
+    """A neuron that breaks off behind `[DONE]`, or never ends, has answered."""
     _, gateway = a_gateway(nursery, what)
     with capture_logs() as logs:
         answer = await gateway.client().ask(stream=True)
@@ -132,16 +132,16 @@ async def ends(neuron, stream):
 
 
 def without_what_varies(body):
-    """Ids are made anew for each answer, and time goes by."""
+    """Without ids and times, which differ from answer to answer."""
     return re.sub(rb'"(id|item_id|created_at|completed_at)":("[^"]*"|[0-9.]+)', b"", body)
 
 
 @pytest.mark.parametrize(("what", "after_s"), [(hangs_up, 0), (talks_nonsense, 0), (hangs, 300)])
 @pytest.mark.parametrize(("path", "body", "alias"), TRANSLATED, ids=["messages", "responses", "echo"])
-async def test_terminator_is_the_last_word_in_translation_too(
+async def test_no_error_event_follows_the_terminator_of_a_translated_stream(
     autojump_clock, nursery, path, body, alias, what, after_s
 ):
-    """The end that the client was told in its own dialect is neither followed by an error nor booked as one."""
+    """Nor is the request logged as an error."""
     settings = Settings(retries=RetrySettings(attempts=0))
     orderly = InMemoryGateway(nursery, {"beast": AfterDone(ends)}, settings, alias=alias)
     expected = (await orderly.client().ask(body, path)).body

@@ -1,4 +1,4 @@
-"""A request's whole time: what a client may ask for, and that it is over when it is over. In memory, to the second."""
+"""A request's total deadline: what a client may ask for, and that it ends the request. In memory, to the second."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ IN_2500_MS = (f"{HEADER}: 2500",)
 
 @pytest.fixture
 def before(nursery):
-    """Makes a gateway before these peers, the first being asked first; no retries unless asked for."""
+    """Makes a gateway in front of these neurons, used in this order; no retries unless a test asks for them."""
 
     def make(*peers, attempts=0, **sections):
         settings = dataclasses.replace(Settings(retries=RetrySettings(attempts=attempts)), **sections)
@@ -34,8 +34,8 @@ def before(nursery):
     return make
 
 
-def saying(*pieces):
-    """A neuron that says this much, and then nothing."""
+def sending(*pieces):
+    """A neuron that sends this much, and then nothing."""
 
     async def peer(stream):
         await read_request(stream)
@@ -46,42 +46,42 @@ def saying(*pieces):
     return peer
 
 
-# What a client may ask for...
+# The header...
 
 
 @pytest.mark.parametrize(
-    ("said", "allowed_s"), [("1", 0.001), ("2500", 2.5), ("00002500", 2.5), (str(LONGEST_MS), 86400)]
+    ("value", "allowed_s"), [("1", 0.001), ("2500", 2.5), ("00002500", 2.5), (str(LONGEST_MS), 86400)]
 )
-def test_client_says_it_in_whole_milliseconds(said, allowed_s):
+def test_deadline_is_a_whole_number_of_milliseconds(value, allowed_s):
     """From one to a day."""
-    assert of_client([(b"accept", b"*/*"), (HEADER.encode(), said.encode())]).allowed_s == allowed_s
+    assert of_client([(b"accept", b"*/*"), (HEADER.encode(), value.encode())]).allowed_s == allowed_s
 
 
 @pytest.mark.parametrize(
-    "said", ["", "0", "-1", "+5", "1.5", "1e3", "5 5", "1_000", "0x10", "²", "soon", str(LONGEST_MS + 1), "9" * 5000]
+    "value", ["", "0", "-1", "+5", "1.5", "1e3", "5 5", "1_000", "0x10", "²", "soon", str(LONGEST_MS + 1), "9" * 5000]
 )
-def test_anything_else_is_refused_by_the_headers_name(said):
-    """No guess at what it may have meant."""
+def test_invalid_deadline_is_refused(value):
+    """The error names the header."""
     with pytest.raises(BadRequest, match=HEADER) as refused:
-        of_client([(HEADER.encode(), said.encode())])
+        of_client([(HEADER.encode(), value.encode())])
 
     assert refused.value.param == HEADER
 
 
-def test_who_says_it_twice_is_refused():
+def test_two_deadlines_are_refused():
     """Two proxies could disagree about which one counts."""
     with pytest.raises(BadRequest, match=HEADER):
         of_client([(HEADER.encode(), b"5"), (HEADER.encode(), b"5")])
 
 
-def test_who_says_nothing_gets_no_deadline():
+def test_no_header_is_no_deadline():
     """A stream may last for ever."""
     assert of_client([(b"x-request-id", b"5")]) is None
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-async def test_senseless_deadline_is_a_400_and_no_neuron_hears_of_it(autojump_clock, before, path):
-    """In the form the client's dialect has."""
+async def test_invalid_deadline_is_a_400_before_any_neuron_is_asked(autojump_clock, before, path):
+    """In the error format of the client's dialect."""
     beast = neuron("a", [24576], [SMALL])
     gateway = before(beast)
     answer = await gateway.client().ask(path=path, headers=(f"{HEADER}: soon",), max_tokens=9)
@@ -92,8 +92,8 @@ async def test_senseless_deadline_is_a_400_and_no_neuron_hears_of_it(autojump_cl
     await gateway.idle()
 
 
-async def test_no_neuron_gets_to_see_the_deadline(autojump_clock, before):
-    """It sees us hang up; what is left of a number of ms would mean nothing to it."""
+async def test_deadline_header_is_not_passed_to_neurons(autojump_clock, before):
+    """A neuron sees the connection close."""
     received = []
 
     async def peer(stream):
@@ -106,16 +106,16 @@ async def test_no_neuron_gets_to_see_the_deadline(autojump_clock, before):
     assert HEADER.encode() not in received[0].lower()
 
 
-# When it is over...
+# When it expires...
 
 
-@pytest.mark.parametrize(("said", "stream"), [((), False), ((), True), ((chunked(ROLE, end=b""),), True)])
-async def test_total_deadline_fires_exactly_on_time(autojump_clock, before, said, stream):
-    """A 504 `total` that names the phase it was in and what each has spent; it says nothing about the neuron."""
-    gateway = before(saying(*said))
+@pytest.mark.parametrize(("pieces", "stream"), [((), False), ((), True), ((chunked(ROLE, end=b""),), True)])
+async def test_total_deadline_fires_exactly_on_time(autojump_clock, before, pieces, stream):
+    """A 504 `total` with the phase it was in and the time of each; it does not count against the neuron."""
+    gateway = before(sending(*pieces))
     answer = await gateway.client().ask(stream=stream, headers=IN_2500_MS)
 
-    if said:  # the head has come, and with the first silent second it went on to the client
+    if pieces:  # the head has arrived, and was passed on with the first keep-alive
         assert answer.status == 200
         [error] = [json.loads(event)["error"] for event in answer.events]
     else:
@@ -131,8 +131,8 @@ async def test_total_deadline_fires_exactly_on_time(autojump_clock, before, said
     assert (gateway.fleet.nodes["a"].misses, gateway.fleet.nodes["a"].breaker.clean) == (0, True)
 
 
-async def test_stream_that_outlives_it_ends_in_an_error_event(autojump_clock, before):
-    """What came stays; there is no `[DONE]`, and the neuron is free."""
+async def test_stream_beyond_the_deadline_ends_with_an_error_event(autojump_clock, before):
+    """The chunks so far stay, there is no `[DONE]`, and the neuron is free."""
     beast = neuron("a", [24576], [SMALL])
     gateway = before(beast)
     answer = await gateway.client().ask(stream=True, headers=IN_2500_MS)
@@ -147,7 +147,7 @@ async def test_stream_that_outlives_it_ends_in_an_error_event(autojump_clock, be
     assert [(gone.phase, gone.at) for gone in beast.cancelled] == [("decode", 2.5)]
 
 
-async def test_messages_client_hears_of_it_as_an_event_of_its_own(autojump_clock, before):
+async def test_messages_stream_beyond_the_deadline_ends_with_its_error_event(autojump_clock, before):
     """`error`, and nothing after it."""
     gateway = before(neuron("a", [24576], [SMALL]))
     answer = await gateway.client().ask(path="/v1/messages", stream=True, headers=IN_2500_MS, max_tokens=64)
@@ -159,8 +159,8 @@ async def test_messages_client_hears_of_it_as_an_event_of_its_own(autojump_clock
     await gateway.idle()
 
 
-async def test_responses_client_hears_of_it_in_the_responses_own_terms(autojump_clock, before):
-    """An `error` with our code and `response.failed`, numbered like the rest, and nothing after it."""
+async def test_responses_stream_beyond_the_deadline_ends_with_response_failed(autojump_clock, before):
+    """An `error` with the gateway's code and `response.failed`, numbered like the rest, and nothing after."""
     beast = neuron("a", [24576], [SMALL])
     gateway = before(beast)
     answer = await gateway.client().ask(ASKED, "/v1/responses", stream=True, headers=IN_2500_MS)
@@ -177,8 +177,8 @@ async def test_responses_client_hears_of_it_in_the_responses_own_terms(autojump_
     assert [(gone.phase, gone.at) for gone in beast.cancelled] == [("decode", 2.5)]
 
 
-async def test_responses_client_that_streams_nothing_gets_the_504(autojump_clock, before):
-    """In OpenAI's envelope, as on every other path of that dialect."""
+async def test_responses_request_without_stream_gets_the_504(autojump_clock, before):
+    """In OpenAI's envelope, as on every path of that dialect."""
     gateway = before(neuron("a", [24576], [SMALL]))
     answer = await gateway.client().ask(ASKED, "/v1/responses", headers=IN_2500_MS)
 
@@ -188,9 +188,9 @@ async def test_responses_client_that_streams_nothing_gets_the_504(autojump_clock
     await gateway.idle()
 
 
-async def test_plain_body_that_outlives_it_is_visibly_broken(autojump_clock, before):
-    """Its status is out; there is no other way to say that it is not whole."""
-    gateway = before(saying(chunked(JSON, kind="application/json", end=b"")))
+async def test_body_beyond_the_deadline_is_left_incomplete(autojump_clock, before):
+    """The status was sent, so nothing else can show the error."""
+    gateway = before(sending(chunked(JSON, kind="application/json", end=b"")))
 
     with pytest.raises(EOFError):
         await gateway.client().ask(headers=IN_2500_MS)
@@ -198,8 +198,8 @@ async def test_plain_body_that_outlives_it_is_visibly_broken(autojump_clock, bef
     await gateway.idle()
 
 
-async def test_it_covers_connecting(autojump_clock, before):
-    """The phase in which it ran out is named; the deadline of that phase was longer."""
+async def test_deadline_covers_connecting(autojump_clock, before):
+    """The error names the phase; the phase's own deadline was longer."""
     gateway = before(None)
 
     async def never(origin):
@@ -214,8 +214,8 @@ async def test_it_covers_connecting(autojump_clock, before):
     await gateway.idle()
 
 
-async def test_it_covers_a_cold_load_which_goes_on(autojump_clock):
-    """A 504, not the 503 of the load's own deadline: this client will not ask again. The next one finds it loaded."""
+async def test_deadline_covers_a_cold_load_which_continues(autojump_clock):
+    """A 504, not the 503 of the load deadline: this client will not retry. The next request finds the model loaded."""
     model = a_sim_model("m", load_s=5)
     async with a_world(a_sim("beast", model), profiles=(profile_of(model),)) as world:
         began = trio.current_time()
@@ -229,8 +229,8 @@ async def test_it_covers_a_cold_load_which_goes_on(autojump_clock):
         assert world.load_calls() == ["beast"]
 
 
-async def test_it_covers_the_line_for_a_place(autojump_clock):
-    """Who waits behind others for a neuron leaves the line when it is over, and whoever is behind moves up."""
+async def test_deadline_covers_the_queue(autojump_clock):
+    """The request leaves the queue, and those behind it move up."""
     model = a_sim_model("m", overhead_s=10)
     profile = profile_of(model, max_concurrent=1)
     async with (
@@ -262,9 +262,9 @@ def head_alone(content_length):
     return "\r\n".join((*lines, "", "")).encode()
 
 
-async def test_body_that_does_not_come_spends_it(autojump_clock, before):
-    """A 504 at its end, instead of the 408 of a client in no hurry."""
-    gateway = before(saying())
+async def test_deadline_covers_the_arrival_of_the_body(autojump_clock, before):
+    """A 504 at its end, instead of the 408 of a request without a deadline."""
+    gateway = before(sending())
     client = gateway.client()
     await client.stream.send_all(head_alone(9))
     answer = await client.answer()
@@ -274,9 +274,9 @@ async def test_body_that_does_not_come_spends_it(autojump_clock, before):
     assert answer.arrivals[0][0] == 2.5
 
 
-async def test_it_counts_from_the_requests_head(autojump_clock, before):
-    """The body took 2 s of it, so the neuron has half a second."""
-    gateway = before(saying())
+async def test_deadline_counts_from_the_requests_head(autojump_clock, before):
+    """The body took 2 s of it, so half a second is left for the neuron."""
+    gateway = before(sending())
     client = gateway.client()
     body = b'{"model":"helexa/small"}'
     await client.stream.send_all(head_alone(len(body)))
@@ -289,8 +289,8 @@ async def test_it_counts_from_the_requests_head(autojump_clock, before):
     await gateway.idle()
 
 
-async def test_it_covers_all_attempts_together(autojump_clock, before):
-    """The first neuron takes its time to say no; the second has what is left."""
+async def test_deadline_covers_all_attempts_together(autojump_clock, before):
+    """The first neuron takes its time to refuse; the second has the rest."""
     slow, never = neuron("a", [24576], [SMALL]), neuron("b", [24576], [SMALL])
     slow.faults.add(faults.Hang(seconds=2))
     slow.faults.add(faults.HttpError(status=503))
@@ -304,17 +304,17 @@ async def test_it_covers_all_attempts_together(autojump_clock, before):
     await gateway.idle()
 
 
-async def test_phases_keep_their_own_deadlines_within_it(autojump_clock, before):
-    """The sooner of the two."""
-    gateway = before(saying(), deadlines=DeadlineSettings(first_byte_seconds=2))
+async def test_phase_deadlines_apply_within_the_total_deadline(autojump_clock, before):
+    """The earlier one counts."""
+    gateway = before(sending(), deadlines=DeadlineSettings(first_byte_seconds=2))
     answer = await gateway.client().ask(headers=IN_2500_MS)
 
     assert (answer.status, answer.error["param"]) == (504, "first_byte")
     assert trio.current_time() == 2
 
 
-async def test_answer_in_time_is_whole(autojump_clock, before):
-    """Also when only just: the same bytes as without a deadline."""
+async def test_answer_in_time_is_unchanged(autojump_clock, before):
+    """Even just in time: the same bytes as without a deadline."""
     gateway = before(neuron("a", [24576], [SMALL]))
     unhurried = await gateway.client().ask(stream=True)
     took_ms = round(trio.current_time() * 1000)
@@ -326,7 +326,7 @@ async def test_answer_in_time_is_whole(autojump_clock, before):
 
 
 async def test_500_random_deadlines_leave_nothing_behind(autojump_clock, before, nursery):
-    """Whatever was going on: gauges, leases and connections in use are 0, and the pool holds no broken connection."""
+    """Gauges, leases and connections in use are 0, and the pool holds no broken connection."""
     beast = neuron("a", [24576], [SMALL])
     gateway = before(beast)
     moments = random.Random(20261125)  # noqa: S311 - replayable, not secret

@@ -1,4 +1,4 @@
-"""The story of a request as the admin API tells it, and what remembering it costs. In memory."""
+"""What the admin API tells of a request, and the memory that this takes. In memory."""
 
 import dataclasses
 import gc
@@ -29,8 +29,8 @@ JSON = b'{"object":"chat.completion","choices":[]}'
 MINE = ("x-request-id: mine",)
 
 
-async def told(gateway, request_id="mine"):
-    await wait_all_tasks_blocked()  # a client has its last byte a moment before its request has ended
+async def explain(gateway, request_id="mine"):
+    await wait_all_tasks_blocked()  # a client has its last byte shortly before its request ends
     return explain_requests(request_id, gateway.request_log, lambda *_: [], trio.current_time())
 
 
@@ -38,19 +38,19 @@ def two(nursery):
     return InMemoryGateway(nursery, {"a": neuron("a", [24576], [SMALL]), "b": neuron("b", [24576], [SMALL])})
 
 
-# What is told...
+# What is explained...
 
 
-async def test_plain_request_is_told_in_full(autojump_clock, nursery):
-    """From what it asked for to how it ended."""
+async def test_plain_request_is_explained_completely(autojump_clock, nursery):
+    """From the requested name to the outcome."""
     gateway = two(nursery)
     answer = await gateway.client().ask(stream=True, headers=MINE)
-    [story] = await told(gateway)
+    [explained] = await explain(gateway)
     took_ms = pytest.approx(trio.current_time() * 1000, abs=0.01)
 
-    assert story["received_at"] > 1e9
-    assert story.pop("phases_ms").keys() == {"connect", "first_byte", "idle"}
-    assert {key: story[key] for key in story.keys() - {"received_at", "tokens", "first_token_ms"}} == {
+    assert explained["received_at"] > 1e9
+    assert explained.pop("phases_ms").keys() == {"connect", "first_byte", "idle"}
+    assert {key: explained[key] for key in explained.keys() - {"received_at", "tokens", "first_token_ms"}} == {
         "request_id": "mine",
         "state": "ended",
         "path": "/v1/chat/completions",
@@ -87,61 +87,61 @@ async def test_plain_request_is_told_in_full(autojump_clock, nursery):
         ],
         "retries": 0,
         "total_ms": took_ms,
-        "bytes_in": story["bytes_in"],
+        "bytes_in": explained["bytes_in"],
         "bytes_out": len(answer.body),
         "node": "a",
         "status": 200,
         "outcome": "ok",
         "error": None,
     }
-    assert story["tokens"]["completion"] > 0
-    assert 0 < story["first_token_ms"] < story["total_ms"]
+    assert explained["tokens"]["completion"] > 0
+    assert 0 < explained["first_token_ms"] < explained["total_ms"]
 
 
-async def test_failed_attempts_are_told_with_their_errors(autojump_clock, nursery):
-    """Who failed, why, and who was asked then."""
+async def test_failed_attempts_are_listed_with_their_errors(autojump_clock, nursery):
+    """Each neuron and its error, in order."""
     gateway = two(nursery)
     gateway.neurons["a"].faults.add(faults.Hang(seconds=2, times=1))
     gateway.neurons["a"].faults.add(faults.HttpError(status=503, text="queue is full", retry_after_s=7, times=1))
     await gateway.client().ask(headers=MINE)
-    [story] = await told(gateway)
-    first, second = story["attempts"]
+    [explained] = await explain(gateway)
+    first, second = explained["attempts"]
 
     assert (first["node"], first["result"], first["at_ms"], first["took_ms"]) == ("a", "failed", 0, 2000)
     assert (first["error"]["code"], first["error"]["message"]) == ("service_unavailable", "queue is full")
     assert (second["node"], second["result"], second["at_ms"]) == ("b", "answered", 2000)
-    assert story["choices"][1]["candidates"][0] == {"node": "a", "state": "failed before", "detail": "this request"}
-    assert (story["retries"], story["outcome"], story["node"]) == (1, "ok", "b")
+    assert explained["choices"][1]["candidates"][0] == {"node": "a", "state": "failed before", "detail": "this request"}
+    assert (explained["retries"], explained["outcome"], explained["node"]) == (1, "ok", "b")
 
 
-async def test_neurons_own_refusal_is_told_as_such(autojump_clock, nursery):
-    """It was passed on: an answer, if not the one that was wanted."""
+async def test_refused_attempt_is_listed_as_refused(autojump_clock, nursery):
+    """The neuron's error response was the answer."""
     gateway = two(nursery)
     gateway.neurons["a"].faults.add(faults.HttpError(status=400, text="no such parameter"))
     await gateway.client().ask(headers=MINE)
-    [story] = await told(gateway)
+    [explained] = await explain(gateway)
 
-    assert [(attempt["result"], attempt["error"]["message"]) for attempt in story["attempts"]] == [
+    assert [(attempt["result"], attempt["error"]["message"]) for attempt in explained["attempts"]] == [
         ("refused", "no such parameter")
     ]
-    assert (story["outcome"], story["status"]) == ("upstream_error", 400)
+    assert (explained["outcome"], explained["status"]) == ("upstream_error", 400)
 
 
-async def test_cold_load_is_told_with_who_made_room(autojump_clock):
-    """Which job it waited for, where, how long, and what had to go."""
-    wanted, held = a_sim_model("wanted", load_s=5), a_sim_model("held")
-    profiles = (profile_of(wanted), profile_of(held))
+async def test_cold_load_is_listed_with_its_evictions(autojump_clock):
+    """The model, the node, the duration and the evicted models."""
+    wanted, resident = a_sim_model("wanted", load_s=5), a_sim_model("resident")
+    profiles = (profile_of(wanted), profile_of(resident))
     async with a_world(
-        a_sim("beast", wanted, held, loaded=("held",)), a_sim("small", vram_mb=(7_000,)), profiles=profiles
+        a_sim("beast", wanted, resident, loaded=("resident",)), a_sim("small", vram_mb=(7_000,)), profiles=profiles
     ) as world:
         await trio.sleep(60)
         await world.ask("wanted", headers=[(b"x-request-id", b"mine")])
-        [story] = explain_requests("mine", world.request_log, world.scheduler.loads_between, trio.current_time())
+        [explained] = explain_requests("mine", world.request_log, world.scheduler.loads_between, trio.current_time())
 
-        [load] = story["loads"]
-        assert (load["node"], load["outcome"], load["evicted"]) == ("beast", "loaded", ["held"])
-        assert load["took_ms"] == pytest.approx(story["phases_ms"]["load"], abs=1)
-        [choice] = story["choices"]
+        [load] = explained["loads"]
+        assert (load["node"], load["outcome"], load["evicted"]) == ("beast", "loaded", ["resident"])
+        assert load["took_ms"] == pytest.approx(explained["phases_ms"]["load"], abs=1)
+        [choice] = explained["choices"]
         assert choice["decision"] == "load"
         assert {one["node"]: one["detail"] for one in choice["candidates"]} == {
             "beast": "it fits once others are unloaded, 2000 MB free",
@@ -149,24 +149,24 @@ async def test_cold_load_is_told_with_who_made_room(autojump_clock):
         }
 
 
-async def test_failed_load_is_told_with_its_reason(autojump_clock):
-    """As the neuron gave it."""
+async def test_failed_load_is_listed_with_its_reason(autojump_clock):
+    """As the neuron stated it."""
     model = a_sim_model("m", load_s=5)
     sim = a_sim("beast", model)
     sim.faults.add(faults.LoadFails())
     async with a_world(sim, profiles=(profile_of(model),)) as world:
         answer = await world.ask("m", headers=[(b"x-request-id", b"mine")])
-        [story] = explain_requests("mine", world.request_log, world.scheduler.loads_between, trio.current_time())
+        [explained] = explain_requests("mine", world.request_log, world.scheduler.loads_between, trio.current_time())
 
         assert answer.status == 502
-        [load] = story["loads"]
+        [load] = explained["loads"]
         assert load["outcome"] == "failed"
-        assert load["reason"] in story["error"]["message"]
-        assert [choice["decision"] for choice in story["choices"]] == ["load", "cold_load_failed"]
+        assert load["reason"] in explained["error"]["message"]
+        assert [choice["decision"] for choice in explained["choices"]] == ["load", "cold_load_failed"]
 
 
-async def test_fallback_whose_own_load_fails_is_told_by_its_name(autojump_clock):
-    """What was tried in whose place, each with its loads and attempts; and who was passed over."""
+async def test_fallbacks_are_listed_with_their_loads_and_attempts(autojump_clock):
+    """Those that failed, and those that were skipped."""
     target, first, short, last = models = [a_sim_model(name, load_s=5) for name in ("target", "first", "short", "last")]
     sim = a_sim("beast", *models, loaded=("target", "last"), vram_mb=(40_000,))
     sim.faults.add(faults.HttpError(model=target.id, status=503, text="queue is full"))
@@ -176,27 +176,32 @@ async def test_fallback_whose_own_load_fails_is_told_by_its_name(autojump_clock)
     async with a_world(sim, profiles=tuple(profiles), settings=Settings(retries=RetrySettings(attempts=0))) as world:
         world.catalogue_store.accept(dataclasses.replace(world.catalogue_store.current, aliases={"x": alias}))
         await world.ask("x", content="word " * 3_000, headers=[(b"x-request-id", b"mine")])
-        [story] = explain_requests("mine", world.request_log, world.scheduler.loads_between, trio.current_time())
+        [explained] = explain_requests("mine", world.request_log, world.scheduler.loads_between, trio.current_time())
 
-    assert (story["alias"], story["target"], story["model"], story["outcome"]) == ("x", "target", "last", "ok")
-    assert [(attempt["model"], attempt["result"]) for attempt in story["attempts"]] == [
+    assert (explained["alias"], explained["target"], explained["model"], explained["outcome"]) == (
+        "x",
+        "target",
+        "last",
+        "ok",
+    )
+    assert [(attempt["model"], attempt["result"]) for attempt in explained["attempts"]] == [
         ("target", "failed"),
         ("last", "answered"),
     ]
-    [load] = story["loads"]
+    [load] = explained["loads"]
     assert (load["model"], load["outcome"]) == ("first", "failed")
-    assert [(choice["model"], choice["decision"]) for choice in story["choices"]] == [
+    assert [(choice["model"], choice["decision"]) for choice in explained["choices"]] == [
         ("first", "load"),
         ("first", "cold_load_failed"),
     ]
-    assert [(one["model"], one["to"], one["passed_over"], one["error"]["code"]) for one in story["fallbacks"]] == [
+    assert [(one["model"], one["to"], one["passed_over"], one["error"]["code"]) for one in explained["fallbacks"]] == [
         ("target", "first", False, "service_unavailable"),
         ("first", "short", True, "context_length_exceeded"),
         ("first", "last", False, "cold_load_failed"),
     ]
-    told = [str(line) for line in lines(story)]
-    assert told[3].endswith(", by the fallback last")
-    assert [line[12:].partition(":")[0] for line in told[told.index("") + 1 :] if "beast  " not in line] == [
+    texts = [str(line) for line in lines(explained)]
+    assert texts[3].endswith(", by the fallback last")
+    assert [line[12:].partition(":")[0] for line in texts[texts.index("") + 1 :] if "beast  " not in line] == [
         "sent to beast, for target; failed after 0.0 ms",
         "target failed, so the request fell back to first",
         "first was not loaded, so a load was started",
@@ -208,25 +213,25 @@ async def test_fallback_whose_own_load_fails_is_told_by_its_name(autojump_clock)
     ]
 
 
-async def test_request_under_way_is_told_as_far_as_it_is(autojump_clock, nursery):
-    """Which phase it is in, since when."""
+async def test_running_request_is_explained_so_far(autojump_clock, nursery):
+    """With its current phase."""
     gateway = two(nursery)
     client = gateway.client()
     await client.send(stream=True, headers=MINE)
     await trio.sleep(1.5)
-    [story] = await told(gateway)
+    [explained] = await explain(gateway)
 
-    assert (story["state"], story["outcome"], story["total_ms"]) == ("running", None, 1500)
-    assert story["phases_ms"] == {"connect": 0, "first_byte": 1500}
-    assert [(attempt["result"], attempt["took_ms"]) for attempt in story["attempts"]] == [(None, 1500)]
+    assert (explained["state"], explained["outcome"], explained["total_ms"]) == ("running", None, 1500)
+    assert explained["phases_ms"] == {"connect": 0, "first_byte": 1500}
+    assert [(attempt["result"], attempt["took_ms"]) for attempt in explained["attempts"]] == [(None, 1500)]
     await client.leave()
-    [story] = await told(gateway)
-    assert (story["state"], story["outcome"]) == ("ended", "client_disconnected")
-    assert story["attempts"][0]["result"] == "cancelled"
+    [explained] = await explain(gateway)
+    assert (explained["state"], explained["outcome"]) == ("ended", "client_disconnected")
+    assert explained["attempts"][0]["result"] == "cancelled"
 
 
-async def test_id_that_was_used_again_tells_of_all(autojump_clock, nursery):
-    """The oldest first; others are not among them."""
+async def test_repeated_id_lists_every_request(autojump_clock, nursery):
+    """The oldest first; requests with other ids are not listed."""
     gateway = two(nursery)
     await gateway.client().ask(headers=MINE)
     await gateway.client().ask({"model": "nobody/has-it"}, headers=MINE)
@@ -235,11 +240,11 @@ async def test_id_that_was_used_again_tells_of_all(autojump_clock, nursery):
     await client.send(stream=True, headers=MINE)
     await trio.sleep(0.5)
 
-    assert [story["status"] for story in await told(gateway)] == [200, 404, None]
-    assert await told(gateway, "unheard of") == []
+    assert [explained["status"] for explained in await explain(gateway)] == [200, 404, None]
+    assert await explain(gateway, "unheard of") == []
 
 
-# What it costs...
+# What it takes of memory...
 
 
 def ended(request_log, request_id="id", **more):
@@ -249,8 +254,8 @@ def ended(request_log, request_id="id", **more):
     return record
 
 
-async def test_only_the_last_are_remembered(autojump_clock):
-    """So many, and none of 0."""
+async def test_only_the_last_requests_are_kept(autojump_clock):
+    """As many as configured; with 0, none."""
     request_log = RequestLog(Metrics(), log_requests=False, remembered=10)
     for number in range(25):
         ended(request_log, str(number))
@@ -263,8 +268,8 @@ async def test_only_the_last_are_remembered(autojump_clock):
     assert len(nothing.recent) == 0
 
 
-async def test_requests_with_much_to_be_noted_are_remembered_for_less_long(autojump_clock):
-    """Fewer of them instead of more memory."""
+async def test_fewer_requests_are_kept_if_they_have_many_notes(autojump_clock):
+    """Fewer requests instead of more memory."""
     choice = NotedDecision(
         0.0, "m", "load", None, tuple(NodeVerdict(str(number), "not loaded") for number in range(100))
     )
@@ -278,8 +283,8 @@ async def test_requests_with_much_to_be_noted_are_remembered_for_less_long(autoj
     assert recent.find("99")
 
 
-async def test_what_a_client_made_long_is_not_kept(autojump_clock, nursery):
-    """Neither its body, nor the name of a model nobody knows, nor what held on to either: an error's traceback."""
+async def test_large_parts_of_a_request_are_not_kept(autojump_clock, nursery):
+    """Neither its body, nor the name of an unknown model, nor an error's traceback."""
     gateway = InMemoryGateway(nursery, {"a": breaking}, Settings())
     gateway.request_log.log_requests = False
 
@@ -291,13 +296,16 @@ async def test_what_a_client_made_long_is_not_kept(autojump_clock, nursery):
             await gateway.client().ask(padding="x" * 1_000_000, headers=MINE)
 
     assert await kept_bytes_of(flood) < 500_000  # ten requests of a megabyte each
-    told_of = await told(gateway)
-    assert [(story["outcome"], len(story["model"])) for story in told_of[:2]] == [("error", 300), ("error", len(SMALL))]
-    assert len(told_of) == 20
+    entries = await explain(gateway)
+    assert [(explained["outcome"], len(explained["model"])) for explained in entries[:2]] == [
+        ("error", 300),
+        ("error", len(SMALL)),
+    ]
+    assert len(entries) == 20
 
 
 async def test_thousand_requests_take_a_few_megabytes(autojump_clock, nursery):
-    """Failed by one neuron and answered by the other, with an error and a verdict on each: more than most."""
+    """With a failed and a successful attempt each, an error and verdicts: more than most requests."""
     gateway = InMemoryGateway(nursery, {"a": refusing, "b": answering(*[with_length(JSON)] * 99)}, Settings())
     gateway.request_log.log_requests = False
 
@@ -306,12 +314,12 @@ async def test_thousand_requests_take_a_few_megabytes(autojump_clock, nursery):
             await gateway.client().ask(headers=MINE)
 
     assert await kept_bytes_of(flood) / 50 < 6_000
-    assert (await told(gateway))[-1]["retries"] == 1
+    assert (await explain(gateway))[-1]["retries"] == 1
     assert gateway.request_log.recent.find("mine")[-1].routing.note_count >= 4
 
 
 async def kept_bytes_of(flood):
-    """What is still there of the memory that a second flood took."""
+    """The memory that is still in use of what a second flood took."""
     await flood()
     await wait_all_tasks_blocked()
     gc.collect()
@@ -334,8 +342,8 @@ async def breaking(stream):
     await stream.aclose()
 
 
-async def test_error_that_is_remembered_holds_on_to_nothing(autojump_clock):
-    """A traceback keeps every frame, and so the request."""
+async def test_kept_error_has_no_traceback(autojump_clock):
+    """A traceback would keep every frame, and so the request."""
     request_log = RequestLog(Metrics(), log_requests=False)
     with request_log.open("id", "/") as record:
         record.failed(ServiceUnavailable("x" * 5000, param="load"))
@@ -355,11 +363,11 @@ async def test_error_that_is_remembered_holds_on_to_nothing(autojump_clock):
         ("conversation", "90 of 100 by weight among 2 targets, kept by conversation"),
     ],
 )
-async def test_target_that_was_drawn_says_how(autojump_clock, nursery, sticky, why):
-    """Which of several, and what it would be drawn by again."""
+async def test_drawn_target_is_explained(autojump_clock, nursery, sticky, why):
+    """Its weight, the number of targets, and stickiness."""
     gateway = two(nursery)
     alias = Alias("helexa/small", (Target(SMALL, 90), Target("other", 10)), sticky=sticky)
     record = ended(gateway.request_log, "mine", resolution=Resolution(SMALL, alias.name, alias))
 
     assert record.error_summary is None
-    assert [story["resolved"] for story in await told(gateway)] == [why]
+    assert [explained["resolved"] for explained in await explain(gateway)] == [why]

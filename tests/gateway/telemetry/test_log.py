@@ -1,4 +1,4 @@
-"""Where log lines go, and that nobody has to wait for them or die of them."""
+"""Log lines go out without any request waiting for them or failing because of them."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from fakes.patience import SAFETY_NET_S
 from fakes.process import a_port_of_our_own, environment
 from fakes.running import PROBE, SMALL
 
-from gateway.telemetry.log import KEPT_BYTES, Lines, _encode
+from gateway.telemetry.log import KEPT_BYTES, LogWriter, _encode
 from neuron.simulated.fleet import neuron
 
 
 @pytest.fixture
 def pipe():
-    """Its two ends; closed in the end, those a test has not closed."""
+    """Both ends of a pipe; those that the test leaves open are closed at the end."""
     ends = list(os.pipe())
     yield ends
     for end in ends:
@@ -41,17 +41,17 @@ def read_all(end):
 
 
 def test_lines_are_written_at_once(pipe):
-    """Whole, in order, and longer than any single write."""
-    lines = Lines(pipe[1])
+    """Complete, in order, also those longer than one write."""
+    lines = LogWriter(pipe[1])
     lines.write(b"one\n")
     lines.write(b"x" * 20_000 + b"\n")
 
     assert read_all(pipe[0]) == b"one\n" + b"x" * 20_000 + b"\n"
 
 
-def test_reader_that_is_away_for_a_while_misses_nothing(pipe):
-    """What the pipe does not take is kept and comes with the next line."""
-    lines = Lines(pipe[1])
+def test_slow_reader_misses_nothing(pipe):
+    """Lines that the pipe does not take wait, and go out with the next line."""
+    lines = LogWriter(pipe[1])
     for number in range(2_000):
         lines.write(b"%0100d\n" % number)
     read = b""
@@ -64,9 +64,9 @@ def test_reader_that_is_away_for_a_while_misses_nothing(pipe):
     assert lines.lost == 0
 
 
-def test_reader_that_is_away_for_long_is_told_how_much_it_missed(pipe):
-    """Memory has a limit. The oldest lines are kept: they say how it began."""
-    lines = Lines(pipe[1])
+def test_stalled_reader_gets_the_number_of_lost_lines(pipe):
+    """Memory is limited. The oldest lines are kept: they tell how it began."""
+    lines = LogWriter(pipe[1])
     written = 3 * KEPT_BYTES // 101
     for number in range(written):
         lines.write(b"%0100d\n" % number)
@@ -77,26 +77,26 @@ def test_reader_that_is_away_for_long_is_told_how_much_it_missed(pipe):
         read += read_all(pipe[0])
         lines.write(b"")
 
-    kept, told = read.splitlines()[:-1], json.loads(read.splitlines()[-1])
+    kept, notice = read.splitlines()[:-1], json.loads(read.splitlines()[-1])
     assert kept == [b"%0100d" % number for number in range(written - lost)]
-    assert told == {"event": "log_lines_lost", "level": "error", "lines": lost}
+    assert notice == {"event": "log_lines_lost", "level": "error", "lines": lost}
     assert lines.lost == 0
 
 
-def test_reader_that_has_gone_is_no_trouble(pipe):
+def test_closed_reader_is_ignored(pipe):
     """Nothing is kept for it."""
     os.close(pipe[0])
-    lines = Lines(pipe[1])
+    lines = LogWriter(pipe[1])
     for _ in range(3):
         lines.write(b"hello\n")
 
     assert lines.lost == 3
 
 
-def test_full_disk_is_no_trouble():
-    """The write fails, and that is that."""
+def test_full_disk_is_ignored():
+    """The write fails without any other effect."""
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 - a device
-        lines = Lines(full.fileno())
+        lines = LogWriter(full.fileno())
         lines.write(b"hello\n")
 
     assert lines.lost == 1
@@ -115,19 +115,19 @@ endpoint = "{endpoint}"
 
 
 def reader_gone():
-    """A pipe nobody reads: like `cortex serve 2>&1 | head -1`."""
+    """A pipe without a reader, as with `cortex serve 2>&1 | head -1`."""
     theirs, ours = os.pipe()
     os.close(theirs)
     return ours
 
 
 def reader_asleep():
-    """A pipe whose reader never reads; its end is left open, for as long as the tests run."""
+    """A pipe whose reader never reads; its end stays open as long as the tests run."""
     return os.pipe()[1]
 
 
 def closed():
-    """None at all: `2>&-`."""
+    """No stderr at all: `2>&-`."""
     return
 
 
@@ -137,9 +137,9 @@ def full_disk():
 
 @contextmanager
 def serving(config, stderr, endpoint):
-    """`cortex serve` with this stderr: its process and its port; on others if somebody was quicker."""
+    """`cortex serve` with this stderr: its process and port. It tries other ports if one is taken."""
     for _ in range(10):
-        # A process that cannot say where it listens has to be told.
+        # Without stderr the process cannot print its port, so the test chooses it.
         api, metrics = a_port_of_our_own(), a_port_of_our_own()
         config.write_text(CONFIG.format(api=api, metrics=metrics, endpoint=endpoint))
         log = stderr()
@@ -159,7 +159,7 @@ def serving(config, stderr, endpoint):
 
 
 def _answers(process, port):
-    """Once it is ready: True; False if it has ended instead."""
+    """True once it is ready; False if it ended before."""
     while process.poll() is None:
         try:
             if httpx.get(f"http://127.0.0.1:{port}/ready", timeout=60).status_code == 200:
@@ -170,8 +170,8 @@ def _answers(process, port):
 
 
 @pytest.mark.parametrize("stderr", [reader_gone, reader_asleep, full_disk, closed])
-async def test_gateway_whose_log_cannot_be_written_serves_on(tmp_path, nursery, stderr):
-    """More requests than a pipe holds the lines of, and a clean end."""
+async def test_gateway_serves_on_without_a_log(tmp_path, nursery, stderr):
+    """More requests than a pipe holds lines of, and a clean exit."""
     endpoint = await nursery.start(neuron("sim", [24576], [SMALL], speed=10_000).serve)
 
     def use():
@@ -186,6 +186,6 @@ async def test_gateway_whose_log_cannot_be_written_serves_on(tmp_path, nursery, 
     await trio.to_thread.run_sync(use)
 
 
-def test_text_that_is_no_unicode_is_logged_all_the_same():
-    """The name of a file, as the system calls give it; nobody dies of a line in the log."""
+def test_invalid_unicode_is_logged():
+    """A file name as the operating system returns it, for example."""
     assert json.loads(_encode({"event": "seen", "path": "caf\udce9"})) == {"event": "seen", "path": "caf\udce9"}

@@ -1,4 +1,4 @@
-"""What a request leaves behind in memory: nothing but its place in rings and tables that are bounded. By counting."""
+"""Ended requests leave nothing in memory but entries in bounded tables. Objects are counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUND = (
 
 
 def ours():
-    """How many objects there are of each of our classes; simulated neurons remember everything, and are not ours."""
+    """The number of objects of each class of the product. Simulated neurons keep everything, and do not count."""
     gc.collect()
     kinds = (type(each) for each in gc.get_objects())
     modules = ((str(kind.__module__), kind.__name__) for kind in kinds)
@@ -42,7 +42,7 @@ def ours():
 
 @pytest.mark.parametrize("trouble", [None, HttpError(status=503), Drop(after=2)])
 async def test_requests_of_all_kinds_leave_nothing_behind(autojump_clock, nursery, trouble):
-    """Well or ill, told to the end or left in the middle: after hundreds there is as much as after a few dozen."""
+    """Successful, failed and cancelled: after hundreds there are as many objects as after a few dozen."""
     beast = neuron("a", [24576], [SMALL])
     if trouble is not None:
         beast.faults.add(trouble)

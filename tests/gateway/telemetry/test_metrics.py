@@ -1,4 +1,4 @@
-"""What dashboards and alerts are written against: names, types, labels and buckets, as contract section 9 has them."""
+"""The names, types, labels and buckets that dashboards and alerts depend on."""
 
 import pytest
 from fakes.fleets import a_fleet, a_gpu, answers
@@ -36,14 +36,14 @@ def metrics():
 
 
 def families(metrics):
-    """What a scrape tells, by name as it is written there; a counter's `# TYPE` has its `_total`."""
+    """The metric families of a scrape, by name; the `# TYPE` of a counter has its `_total`."""
     found = text_string_to_metric_families(metrics.expose().decode())
     return {family.name + "_total" * (family.type == "counter"): family for family in found}
 
 
 @pytest.mark.parametrize("name", COUNTERS)
-def test_counter_has_the_labels_of_the_contract(metrics, name):
-    """And is not there before it has counted."""
+def test_counter_has_its_labels(metrics, name):
+    """It does not exist before it has counted."""
     attribute, labels = COUNTERS[name]
     assert families(metrics) == {}
     getattr(metrics, attribute)(*labels).inc()
@@ -54,40 +54,40 @@ def test_counter_has_the_labels_of_the_contract(metrics, name):
 
 
 @pytest.mark.parametrize("name", HISTOGRAMS)
-def test_histogram_has_the_buckets_of_the_contract(metrics, name):
-    """Their bounds are what a quantile can tell apart: changed, every dashboard is wrong without a word."""
+def test_histogram_has_its_buckets(metrics, name):
+    """Quantiles depend on the bounds: a change would silently falsify every dashboard."""
     attribute, labels, bounds = HISTOGRAMS[name]
     getattr(metrics, attribute)(*labels).observe(1)
 
     (family,) = families(metrics).values()
     buckets = [sample for sample in family.samples if sample.name == f"{name}_bucket"]
-    told = [float(sample.labels["le"]) for sample in buckets]
+    upper = [float(sample.labels["le"]) for sample in buckets]
     assert family.type == "histogram"
-    assert told[-1] == float("inf")
+    assert upper[-1] == float("inf")
     assert {tuple(sorted(sample.labels.keys() - {"le"})) for sample in buckets} == {tuple(sorted(labels))}
     if bounds is None:
-        assert (told[0], told[-2]) == (0.0001, 0.1)
+        assert (upper[0], upper[-2]) == (0.0001, 0.1)
     else:
-        assert told[:-1] == bounds
+        assert upper[:-1] == bounds
 
 
-def test_gauges_are_of_the_nodes_there_are(metrics):
-    """By node, and by device where there is a reading: what is unknown is left out, and 0 is known."""
+def test_gauges_are_of_the_current_nodes(metrics):
+    """By node, and by device if there is a reading: an unknown reading is omitted, 0 is not."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a", devices=(a_gpu(0, total_mb=24_000, free_mb=0), a_gpu(1, total_mb=24_000, free_mb=None)))
     metrics.watch_fleet(lambda: fleet.snapshot().nodes)
 
-    told = {name: [(s.labels, s.value) for s in family.samples] for name, family in families(metrics).items()}
-    assert told["cortex_node_healthy"] == [({"node": "a"}, 1), ({"node": "b"}, 0)]
-    assert told["cortex_device_vram_free_mb"] == [({"node": "a", "device": "0"}, 0)]
+    samples = {name: [(s.labels, s.value) for s in family.samples] for name, family in families(metrics).items()}
+    assert samples["cortex_node_healthy"] == [({"node": "a"}, 1), ({"node": "b"}, 0)]
+    assert samples["cortex_device_vram_free_mb"] == [({"node": "a", "device": "0"}, 0)]
 
 
-def test_gauges_of_the_catalogue_are_there_from_the_start(metrics):
-    """But results that have not come to pass are no samples yet."""
+def test_gauges_of_the_catalogue_exist_from_the_start(metrics):
+    """Results that have not occurred have no sample."""
     metrics.watch_catalogue(lambda: CatalogueReadings(3, True, {"applied": 2, "unchanged": 0, "rejected": 0}))
 
-    told = {name: [(s.labels, s.value) for s in family.samples] for name, family in families(metrics).items()}
-    assert told == {
+    samples = {name: [(s.labels, s.value) for s in family.samples] for name, family in families(metrics).items()}
+    assert samples == {
         "cortex_catalogue_generation": [({}, 3)],
         "cortex_catalogue_last_reload_success": [({}, 1)],
         "cortex_catalogue_reloads_total": [({"result": "applied"}, 2)],

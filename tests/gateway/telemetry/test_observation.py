@@ -1,4 +1,4 @@
-"""What is learned of a request for an alias that somebody watches, and that nothing is of any other."""
+"""What observers learn of an alias's requests, and that other requests are not observed."""
 
 import pytest
 import structlog
@@ -39,8 +39,8 @@ def finish(request_log, *, alias="a", headers=(), **outcome):
             setattr(record.routing if name == "model" else record, name, value)
 
 
-async def test_stream_is_observed_from_its_end(nursery, autojump_clock):
-    """First token, speed, finish reason: as the client had them."""
+async def test_stream_is_observed_at_its_end(nursery, autojump_clock):
+    """First token, speed and finish reason as the client had them."""
     seen = []
 
     async def neuron(stream):
@@ -72,7 +72,7 @@ async def test_stream_is_observed_from_its_end(nursery, autojump_clock):
 
 
 async def test_refusal_of_the_neuron_is_a_failure_of_the_target(nursery, autojump_clock):
-    """Another model might have taken the request."""
+    """Another model might have accepted the request."""
     seen = []
     gateway = InMemoryGateway(nursery, {"n": answering(REFUSED, REFUSED)})
     gateway.request_log.watch("helexa/small", seen.append)
@@ -84,7 +84,7 @@ async def test_refusal_of_the_neuron_is_a_failure_of_the_target(nursery, autojum
 
 
 async def test_only_the_watched_alias_is_observed(nursery, autojump_clock):
-    """By its name; the model's own name is another thing to ask for."""
+    """By the alias; a request for the model's own name does not count."""
     seen = []
     gateway = InMemoryGateway(nursery, {"n": answering(REFUSED, REFUSED, REFUSED)})
     gateway.request_log.watch("helexa/large", seen.append)
@@ -109,7 +109,7 @@ async def test_only_the_watched_alias_is_observed(nursery, autojump_clock):
         ({"outcome": "client_disconnected"}, None, None),
     ],
 )
-async def test_what_a_target_is_to_blame_for(request_log, outcome, failed, error):
+async def test_failures_that_count_against_the_target(request_log, outcome, failed, error):
     """Everything that another target might have done better."""
     seen = []
     request_log.watch("a", seen.append)
@@ -130,8 +130,8 @@ async def test_what_a_target_is_to_blame_for(request_log, outcome, failed, error
         {"outcome": "ok", "headers": [(b"x-stainless-retry-count", b"1")]},
     ],
 )
-async def test_what_says_nothing_of_a_target(request_log, outcome):
-    """A client's mistake, our own doing, and an SDK's second try: it went where the first did, for the same reason."""
+async def test_requests_that_say_nothing_of_the_target(request_log, outcome):
+    """A client's mistake, the gateway's own limits, and an SDK's retry, which goes to the same target."""
     seen = []
     request_log.watch("a", seen.append)
 
@@ -141,7 +141,7 @@ async def test_what_says_nothing_of_a_target(request_log, outcome):
 
 
 async def test_first_try_of_an_sdk_counts(request_log):
-    """It says which one it is every time."""
+    """SDKs number every try, the first one as 0."""
     seen = []
     request_log.watch("a", seen.append)
 
@@ -150,8 +150,8 @@ async def test_first_try_of_an_sdk_counts(request_log):
     assert len(seen) == 1
 
 
-async def test_client_that_left_waiting_says_how_long_it_waited(request_log, autojump_clock):
-    """The first token would have taken at least so long."""
+async def test_client_that_left_before_the_first_token_counts_as_waiting(request_log, autojump_clock):
+    """The first token would have taken at least that long."""
     seen = []
     request_log.watch("a", seen.append)
 
@@ -163,8 +163,8 @@ async def test_client_that_left_waiting_says_how_long_it_waited(request_log, aut
     assert (seen[0].waited_s, seen[0].first_token_s) == (7, None)
 
 
-async def test_unwatched_alias_is_as_before(request_log):
-    """Nothing is left of who watched."""
+async def test_unwatch_leaves_nothing_behind(request_log):
+    """The alias is not observed any more."""
     seen = []
     request_log.watch("a", seen.append)
     request_log.unwatch("a", seen.append)
@@ -176,8 +176,8 @@ async def test_unwatched_alias_is_as_before(request_log):
     assert not request_log.is_watched("a")
 
 
-async def test_observer_that_raises_hurts_nobody(request_log):
-    """The request has its record, the other observers hear of it."""
+async def test_observer_that_raises_affects_nothing_else(request_log):
+    """The request has its record, and the other observers are called."""
     seen = []
     request_log.watch("a", lambda _: 1 / 0)
     request_log.watch("a", seen.append)
@@ -191,7 +191,7 @@ async def test_observer_that_raises_hurts_nobody(request_log):
 
 
 async def test_observers_are_bounded(request_log):
-    """Each costs every request of the alias a call."""
+    """Each one costs every request of the alias a call."""
     for _ in range(OBSERVERS_LIMIT):
         request_log.watch("a", lambda _: None)
 

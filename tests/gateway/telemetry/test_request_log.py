@@ -1,4 +1,4 @@
-"""One record per request: written once on every path out, with what was known by then."""
+"""One record per request, taken once however the request ends."""
 
 import pytest
 import structlog
@@ -26,7 +26,7 @@ def request_log():
 
 
 def sample(request_log, name):
-    """The value of one series, None if there is none."""
+    """The value of one series, None if it does not exist."""
     for line in request_log.metrics.expose().decode().splitlines():
         if line.startswith(name + " "):
             return float(line.rpartition(" ")[2])
@@ -35,7 +35,7 @@ def sample(request_log, name):
 
 @pytest.mark.parametrize("leave", [ValueError, trio.TooSlowError, KeyboardInterrupt])
 async def test_record_is_written_once_however_the_request_is_left(request_log, leave):
-    """An exception passes through and is accounted for as what it was: nobody's."""
+    """An exception passes through; the request counts as cancelled."""
     with capture_logs() as logs, pytest.raises(leave), request_log.open("id", "/v1/x"):
         assert len(request_log.live) == 1
         raise leave
@@ -44,8 +44,8 @@ async def test_record_is_written_once_however_the_request_is_left(request_log, l
     assert [(entry["event"], entry["outcome"], entry["status"]) for entry in logs] == [("request", "cancelled", 0)]
 
 
-async def test_two_requests_of_one_id_are_two(request_log):
-    """Clients send what they like."""
+async def test_two_requests_may_have_the_same_id(request_log):
+    """Clients choose the ids."""
     with request_log.open("same", "/"), request_log.open("same", "/"):
         assert len(request_log.live) == 2
 
@@ -64,7 +64,7 @@ async def test_log_can_be_turned_off_and_metrics_stay(request_log):
 
 
 async def test_inflight_goes_up_and_down_with_each_attempt(request_log):
-    """Also when the attempt ends in an exception."""
+    """Also if the attempt ends with an exception."""
     with request_log.open("id", "/") as record:
         with pytest.raises(ValueError, match="x"), record.routing.start_attempt("m", "n"):
             assert sample(request_log, f"cortex_inflight_requests{ROUTE}") == 1
@@ -76,8 +76,8 @@ async def test_inflight_goes_up_and_down_with_each_attempt(request_log):
     assert sample(request_log, f"cortex_retries_total{ROUTE}") == 1
 
 
-async def test_speed_is_tokens_over_the_window_they_came_in(request_log, autojump_clock):
-    """First generated delta to last; time to the first token counts from the request's begin."""
+async def test_speed_is_tokens_from_first_to_last_token(request_log, autojump_clock):
+    """The time to the first token counts from the start of the request."""
     with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
         meter = record.answer.meter = StreamMeter()
         await trio.sleep(3)
@@ -95,8 +95,8 @@ async def test_speed_is_tokens_over_the_window_they_came_in(request_log, autojum
     assert sample(request_log, f"cortex_cached_prompt_tokens_total{ROUTE}") == 0
 
 
-async def test_tokens_nobody_counted_are_estimated_and_kept_apart(request_log):
-    """One per delta; marked in the log, and under another name among the metrics."""
+async def test_missing_token_counts_are_estimated_and_marked(request_log):
+    """One per delta; marked in the log, and a metric of its own."""
     with capture_logs() as logs, request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
         meter = record.answer.meter = StreamMeter()
         meter.feed(DELTA * 3, 1.0)
@@ -106,12 +106,12 @@ async def test_tokens_nobody_counted_are_estimated_and_kept_apart(request_log):
     assert sample(request_log, f"cortex_estimated_completion_tokens_total{ROUTE}") == 3
 
 
-async def test_half_of_a_usage_is_completed_by_an_estimate(request_log):
-    """What was told counts as told. Anthropic tells the prompt at the start of a stream, and 1 for the answer."""
+async def test_partial_usage_is_completed_by_an_estimate(request_log):
+    """Stated numbers are used. Anthropic states the prompt's at the start of a stream, and 1 for the answer."""
     start = b'data: {"type":"message_start","message":{"usage":{"input_tokens":7,"output_tokens":1}}}\n\n'
-    said = b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
+    delta = b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
     end = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":9}}\n\n'
-    for stream in (start + said * 4, start + said * 4 + end):
+    for stream in (start + delta * 4, start + delta * 4 + end):
         with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
             meter = record.answer.meter = StreamMeter()
             meter.feed(stream, 1.0)
@@ -121,8 +121,8 @@ async def test_half_of_a_usage_is_completed_by_an_estimate(request_log):
     assert sample(request_log, f"cortex_completion_tokens_total{ROUTE}") == 9
 
 
-async def test_thoughts_are_counted_where_they_are_told(request_log):
-    """Beside the completion they are part of."""
+async def test_reasoning_tokens_are_counted(request_log):
+    """As part of the completion tokens."""
     with capture_logs() as logs, request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
         record.answer.usage = Usage(3, 10, None, 6)
 
@@ -132,7 +132,7 @@ async def test_thoughts_are_counted_where_they_are_told(request_log):
 
 
 async def test_one_delta_has_no_speed(request_log):
-    """A window of no length divides nothing."""
+    """There is no time between first and last token."""
     with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
         meter = record.answer.meter = StreamMeter()
         meter.feed(DELTA + USAGE, 1.0)
@@ -140,8 +140,8 @@ async def test_one_delta_has_no_speed(request_log):
     assert sample(request_log, f"cortex_tokens_per_second_count{ROUTE}") is None
 
 
-async def test_usage_of_a_plain_answer_is_counted_as_it_is(request_log):
-    """There are no deltas to measure by."""
+async def test_usage_of_an_answer_without_stream_is_counted(request_log):
+    """There are no deltas to measure."""
     with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
         record.answer.usage = Usage(prompt_tokens=3, completion_tokens=0)
 
@@ -160,7 +160,7 @@ async def test_usage_of_a_plain_answer_is_counted_as_it_is(request_log):
     ],
 )
 async def test_errors_are_counted_by_a_closed_list_of_codes(request_log, error, status, code):
-    """Ours, or the class of the neuron's status."""
+    """The gateway's codes, or the class of the neuron's status."""
     with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
         if error is not None:
             record.failed(error)
@@ -170,8 +170,8 @@ async def test_errors_are_counted_by_a_closed_list_of_codes(request_log, error, 
     assert sample(request_log, f'cortex_request_errors_total{{code="{code}",model="m",node="n"}}') == 1
 
 
-async def test_name_that_nobody_knows_is_in_the_log_and_on_no_label(request_log):
-    """Labels are for ever; names of clients' making are without number."""
+async def test_unknown_model_is_logged_but_is_no_label(request_log):
+    """Labels are kept for ever, and clients can make up any number of names."""
     with capture_logs() as logs, request_log.open("id", "/") as record:
         record.routing.model, record.routing.is_unknown_model = "made/up", True
         record.failed(ModelNotFound("x"))
@@ -180,8 +180,8 @@ async def test_name_that_nobody_knows_is_in_the_log_and_on_no_label(request_log)
     assert "made/up" not in request_log.metrics.expose().decode()
 
 
-async def test_client_that_leaves_is_a_disconnect_and_no_error(request_log):
-    """Nobody is at fault."""
+async def test_disconnect_is_not_an_error(request_log):
+    """It has a counter of its own."""
     with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
         record.outcome = "client_disconnected"
 

@@ -1,4 +1,4 @@
-"""Series by alias, target and generation: what is counted, and that it cannot grow for ever."""
+"""Series by alias, target and generation: what they count, and that their number is bounded."""
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
@@ -12,12 +12,12 @@ def metrics_of():
 
 
 def record(metrics, generation, **more):
-    said = {"code": None, "duration_s": 2.0, "first_token_s": 0.3} | more
-    metrics.record("x", "m", generation, **said)
+    values = {"code": None, "duration_s": 2.0, "first_token_s": 0.3} | more
+    metrics.record("x", "m", generation, **values)
 
 
 def test_request_is_counted_under_its_generation():
-    """A swap begins new series, so that before and after can be told apart."""
+    """A swap begins new series, so that before and after can be compared."""
     metrics, shown = metrics_of()
     record(metrics, 3)
     record(metrics, 3, code="no_room", duration_s=None, first_token_s=None)
@@ -32,7 +32,7 @@ def test_request_is_counted_under_its_generation():
 
 
 def test_series_appears_with_its_first_sample():
-    """A request that never came to a neuron has no duration."""
+    """A request that was sent to no neuron has no duration."""
     metrics, shown = metrics_of()
     record(metrics, 1, code="no_room", duration_s=None, first_token_s=None)
 
@@ -40,8 +40,8 @@ def test_series_appears_with_its_first_sample():
     assert "cortex_alias_target_first_token_seconds_count{" not in shown()
 
 
-def test_old_generations_go_and_those_that_end_late_are_older():
-    """Whatever the order in which requests end, there are so many generations and one more name."""
+def test_requests_of_removed_generations_are_counted_as_older():
+    """In whatever order requests end, there are `GENERATIONS_KEPT` generations and `older`."""
     metrics, shown = metrics_of()
     for generation in (2, 1, 3):
         record(metrics, generation, code="internal_error")

@@ -1,4 +1,4 @@
-"""How long to wait before another is asked, and what that may cost: pure figures."""
+"""When to hedge, and how many requests: pure numbers."""
 
 import math
 import random
@@ -27,8 +27,8 @@ def learn(policy, alias, samples, *, model="m", stream=True):
 # The quantile...
 
 
-def test_quantile_is_that_of_the_window_whatever_came_before():
-    """Checked against sorting the last so many, equals among them."""
+def test_quantile_is_that_of_the_last_samples():
+    """Compared with sorting the window, with equal samples."""
     drawn = random.Random(7)  # noqa: S311 - replayable, not secret
     quantile, samples = RecentQuantile(0.95, 100), []
     for _ in range(1000):
@@ -39,22 +39,22 @@ def test_quantile_is_that_of_the_window_whatever_came_before():
         assert quantile.value == window[math.ceil(0.95 * len(window)) - 1]
 
 
-# How long to wait...
+# The delay...
 
 
-def test_alias_without_hedge_never_does(policy):
-    """And nothing is kept of it."""
+def test_alias_without_hedge_is_never_hedged(policy):
+    """Nothing is stored for it."""
     assert policy.delay_s(an_alias(hedges=False), "m", stream=True) is None
     assert policy.spend(an_alias(hedges=False)) is False
 
 
-def test_seconds_are_what_they_say_from_the_first_request(policy):
-    """No sample is needed."""
+def test_configured_delay_applies_from_the_first_request(policy):
+    """No samples are needed."""
     assert policy.delay_s(an_alias(after=1.5), "m", stream=True) == 1.5
 
 
-def test_p95_needs_a_sample(policy):
-    """With few it is little but the longest there was."""
+def test_p95_needs_a_minimum_of_samples(policy):
+    """The p95 of a few is little but the longest."""
     alias = an_alias()
     learn(policy, alias, [1.0] * (MINIMUM_SAMPLE - 1))
     assert policy.delay_s(alias, "m", stream=True) is None
@@ -63,7 +63,7 @@ def test_p95_needs_a_sample(policy):
 
 
 def test_p95_is_recent(policy):
-    """What was slow last week counts no more once there are enough new ones."""
+    """Old samples do not count once there are enough new ones."""
     alias = an_alias()
     learn(policy, alias, [9.0] * WINDOW)
     learn(policy, alias, [0.5] * WINDOW)
@@ -71,8 +71,8 @@ def test_p95_is_recent(policy):
     assert policy.delay_s(alias, "m", stream=True) == 0.5 + TIE_S
 
 
-def test_streams_models_and_aliases_are_not_thrown_together(policy):
-    """A whole answer takes as long as its stream, not as its first token; another model is another story."""
+def test_streams_models_and_aliases_have_separate_histories(policy):
+    """A complete answer takes longer than a first token, and models differ."""
     alias, other = an_alias(), an_alias("large")
     learn(policy, alias, [1.0] * 99)
     learn(policy, alias, [7.0] * 99, stream=False)
@@ -85,7 +85,7 @@ def test_streams_models_and_aliases_are_not_thrown_together(policy):
 
 
 def test_histories_are_bounded(policy):
-    """Aliases come and go; the one that was there first is forgotten first."""
+    """The oldest alias is dropped first."""
     for number in range(HISTORIES + 5):
         alias = an_alias(str(number))
         policy.delay_s(alias, "m", stream=True)
@@ -96,12 +96,12 @@ def test_histories_are_bounded(policy):
     assert policy.delay_s(an_alias(str(HISTORIES + 4)), "m", stream=True) == 1.0 + TIE_S
 
 
-# What it may cost...
+# The budget...
 
 
 @pytest.mark.parametrize(("percent", "hedges"), [(0, 0), (1, 10), (5, 50), (12.5, 125), (100, 1000)])
-def test_budget_holds_at_any_moment(policy, percent, hedges):
-    """Never more than so many of the requests so far; and all of it can be spent."""
+def test_budget_is_never_exceeded_and_can_be_spent_whole(policy, percent, hedges):
+    """At any moment, for any share of the requests so far."""
     alias, spent = an_alias(after=1.0, percent=percent), 0
     for number in range(1, 1001):
         policy.delay_s(alias, "m", stream=True)
@@ -111,8 +111,8 @@ def test_budget_holds_at_any_moment(policy, percent, hedges):
     assert spent == pytest.approx(hedges, abs=1)
 
 
-def test_budget_is_of_recent_requests(policy):
-    """A quiet week does not pay for a bad hour: at most ten in a row at 5 %."""
+def test_budget_is_saved_from_recent_requests_only(policy):
+    """At 5 % at most ten hedges in a row, after however quiet a week."""
     alias = an_alias(after=1.0)
     for _ in range(10_000):
         policy.delay_s(alias, "m", stream=True)
@@ -120,7 +120,7 @@ def test_budget_is_of_recent_requests(policy):
     assert [policy.spend(alias) for _ in range(11)] == [True] * 10 + [False]
 
 
-def test_aliases_do_not_spend_each_others_budget(policy):
+def test_each_alias_has_its_own_budget(policy):
     """One of them may be in trouble."""
     for _ in range(100):
         policy.delay_s(an_alias("a", 1.0), "m", stream=True)

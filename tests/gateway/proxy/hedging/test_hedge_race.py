@@ -1,4 +1,4 @@
-"""One request before two neurons: whoever has a token first answers, and nothing is left of the other. In memory."""
+"""One request, two neurons: the first token wins, and nothing is left of the other attempt. In memory."""
 
 import contextlib
 import random
@@ -31,14 +31,14 @@ OTHER = "Qwen/Qwen3-8B"
 
 @pytest.fixture(autouse=True)
 def fresh_loggers():
-    """Loggers made while logs are captured must not outlive the capture."""
+    """Loggers that were made while logs are captured must not outlive the capture."""
     yield
     structlog.reset_defaults()
 
 
 @pytest.fixture
 def before(nursery):
-    """Makes a gateway before these neurons, the first by name being asked first; its alias hedges after a second."""
+    """Makes a gateway in front of these neurons, used in the order of their names; its alias hedges after a second."""
 
     def make(hedge=Hedge(1.0, 100.0), *, attempts=0, deadlines=DeadlineSettings(), **neurons):  # noqa: B008 - frozen
         settings = Settings(retries=RetrySettings(attempts), deadlines=deadlines)
@@ -51,7 +51,7 @@ def before(nursery):
 
 
 class Peer:
-    """A neuron that says what it is told when it is told, and knows when it was asked and when it was left."""
+    """A neuron that sends each piece at its time, and notes when it was asked and when it was left."""
 
     def __init__(self, *script):
         self.script = script
@@ -81,7 +81,7 @@ class Peer:
 
 
 def streaming(name, at, head_at=None):
-    """A whole stream whose first token comes at a given time; head and role chunk may come sooner."""
+    """A complete stream with its first token at a given time; head and role chunk may come sooner."""
     head = chunked(ROLE, end=b"")
     rest = chunked(delta(name), delta("!"), DONE).partition(b"\r\n\r\n")[2]
     return Peer((at if head_at is None else head_at, head), (at, rest))
@@ -96,23 +96,23 @@ def refusing(at, status="503 Service Unavailable", more=""):
 
 
 def hedges(gateway):
-    """Each result with its count, and what was withheld."""
+    """The number of hedges by result, and of withheld ones by reason."""
     lines = [line for line in gateway.metrics.expose().decode().splitlines() if line.startswith("cortex_hedges")]
     return {line.split('"')[-2]: int(float(line.rpartition(" ")[2])) for line in lines}
 
 
 async def attempts(gateway):
     await wait_all_tasks_blocked()
-    [story] = explain_requests("mine", gateway.request_log, None, trio.current_time())
-    return [(one["node"], one["hedge"], one["result"], one["at_ms"], one["took_ms"]) for one in story["attempts"]]
+    [explained] = explain_requests("mine", gateway.request_log, None, trio.current_time())
+    return [(one["node"], one["hedge"], one["result"], one["at_ms"], one["took_ms"]) for one in explained["attempts"]]
 
 
-# Who answers...
+# Which attempt answers...
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_second_answers_if_it_has_a_token_first(autojump_clock, before, stream):
-    """The first is left in that moment: its connection is closed, its lease back; one request is accounted for."""
+async def test_second_attempt_wins_with_the_earlier_token(autojump_clock, before, stream):
+    """The first is cancelled at that moment: connection closed, lease returned, one request in the log."""
     kind = streaming if stream else whole
     a, b = kind("a", 10), kind("b", 1.5)
     gateway = before(a=a, b=b)
@@ -135,8 +135,8 @@ async def test_second_answers_if_it_has_a_token_first(autojump_clock, before, st
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_first_answers_if_it_still_has_a_token_first(autojump_clock, before, stream):
-    """Now the second is left."""
+async def test_first_attempt_wins_with_the_earlier_token(autojump_clock, before, stream):
+    """The second is cancelled."""
     kind = streaming if stream else whole
     a, b = kind("a", 1.5), kind("b", 10)
     gateway = before(a=a, b=b)
@@ -151,8 +151,8 @@ async def test_first_answers_if_it_still_has_a_token_first(autojump_clock, befor
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_second_is_not_asked_if_the_first_is_in_time(autojump_clock, before, stream):
-    """That is the normal case. What comes later than the first token does not matter."""
+async def test_no_hedge_if_the_first_token_is_in_time(autojump_clock, before, stream):
+    """The normal case; later tokens may take their time."""
     a, b = (streaming if stream else whole)("a", 0.9), whole("b", 0)
     gateway = before(a=a, b=b)
     await gateway.client().ask(stream=stream)
@@ -163,7 +163,7 @@ async def test_second_is_not_asked_if_the_first_is_in_time(autojump_clock, befor
 
 
 async def test_stream_that_has_begun_is_never_hedged(autojump_clock, before):
-    """After the commit point there is one answer, however slow it gets."""
+    """After the commit point there is one answer, however slow."""
     first = chunked(delta("a"), end=b"")
     a, b = Peer((0.5, first), (100, chunked(DONE).partition(b"\r\n\r\n")[2])), whole("b", 0)
     gateway = before(a=a, b=b)
@@ -174,8 +174,8 @@ async def test_stream_that_has_begun_is_never_hedged(autojump_clock, before):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_two_tokens_in_one_moment_make_one_answer(autojump_clock, before, stream):
-    """Whole, and from one of them."""
+async def test_two_tokens_at_the_same_moment_make_one_answer(autojump_clock, before, stream):
+    """A complete one, from one neuron."""
     kind = streaming if stream else whole
     a, b = kind("a", 2), kind("b", 2)
     gateway = before(a=a, b=b)
@@ -189,8 +189,8 @@ async def test_two_tokens_in_one_moment_make_one_answer(autojump_clock, before, 
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_translated_answer_is_whole_from_one_neuron(autojump_clock, nursery, before, stream):
-    """Each attempt has a translation of its own; the event stream begins and ends once."""
+async def test_translated_answer_comes_complete_from_one_neuron(autojump_clock, nursery, before, stream):
+    """Each attempt has its own translation; the stream begins and ends once."""
     neurons = {"a": neuron("a", [24576], [SMALL]), "b": neuron("b", [24576], [SMALL])}
     neurons["a"].faults.add(faults.SilentPrefill(seconds=60))
     gateway = before(Hedge(0.5, 100.0), **neurons)
@@ -205,8 +205,8 @@ async def test_translated_answer_is_whole_from_one_neuron(autojump_clock, nurser
     assert [gone.phase for gone in neurons["a"].cancelled] == ["prefill"]
 
 
-async def test_early_head_names_nobody_while_it_is_open_who_answers(autojump_clock, before):
-    """Comments every second from the first neuron's head on; the model is known, the neuron not."""
+async def test_early_head_names_no_neuron_during_the_race(autojump_clock, before):
+    """Keep-alives every second from the first neuron's head on; the model is named, the neuron is not."""
     a, b = streaming("a", 60, head_at=0), streaming("b", 7.5, head_at=3.5)
     gateway = before(Hedge(3.0, 100.0), a=a, b=b)
     answer = await gateway.client().ask(stream=True)
@@ -218,13 +218,13 @@ async def test_early_head_names_nobody_while_it_is_open_who_answers(autojump_clo
     await gateway.idle()
 
 
-# When one of them fails...
+# When an attempt fails...
 
 
 @pytest.mark.parametrize("status", ["503 Service Unavailable", "500 Internal Server Error", "400 Bad Request"])
 @pytest.mark.parametrize("failing", ["first", "second"])
-async def test_one_that_fails_leaves_the_other_running(autojump_clock, before, failing, status):
-    """Whatever it says, and although the other takes its time."""
+async def test_failure_of_one_attempt_leaves_the_other_running(autojump_clock, before, failing, status):
+    """For every error status, even if the other takes longer."""
     bad, good = refusing(1.5, status), whole("good", 5)
     a, b = (bad, good) if failing == "first" else (good, bad)
     gateway = before(a=a, b=b)
@@ -239,8 +239,8 @@ async def test_one_that_fails_leaves_the_other_running(autojump_clock, before, f
     assert sorted(results)[1] == ("refused" if status.startswith("400") else "failed")
 
 
-async def test_connection_that_breaks_leaves_the_other_running(autojump_clock, before):
-    """In its preamble, after its head."""
+async def test_broken_connection_of_one_attempt_leaves_the_other_running(autojump_clock, before):
+    """After its head, in its preamble."""
     a, b = Peer((0, chunked(ROLE, end=b"")), (1.5, None)), streaming("b", 5)
     gateway = before(a=a, b=b)
     answer = await gateway.client().ask(stream=True)
@@ -250,8 +250,8 @@ async def test_connection_that_breaks_leaves_the_other_running(autojump_clock, b
     assert gateway.fleet.nodes["a"].misses == 1
 
 
-async def test_first_byte_deadline_of_one_is_not_the_others(autojump_clock, before):
-    """The second has as long as the first had, from when it was asked."""
+async def test_each_attempt_has_its_own_first_byte_deadline(autojump_clock, before):
+    """The second attempt has as long as the first, counted from its own start."""
     a, b = whole("a", 100), whole("b", 3.5)
     gateway = before(deadlines=DeadlineSettings(first_byte_seconds=3), a=a, b=b)
     answer = await gateway.client().ask()
@@ -261,8 +261,8 @@ async def test_first_byte_deadline_of_one_is_not_the_others(autojump_clock, befo
     await gateway.idle()
 
 
-async def test_failure_before_the_second_is_asked_is_an_ordinary_one(autojump_clock, before):
-    """The retry goes elsewhere at once, and is not hedged again."""
+async def test_failure_before_the_hedge_is_retried_normally(autojump_clock, before):
+    """The retry goes to another replica at once, and is not hedged."""
     a, b = refusing(0.5), whole("b", 5)
     gateway = before(attempts=1, a=a, b=b, c=whole("c", 0))
     answer = await gateway.client().ask()
@@ -285,10 +285,10 @@ async def test_failure_before_the_second_is_asked_is_an_ordinary_one(autojump_cl
         (None, None, 502, "without sending a response"),
     ],
 )
-async def test_if_both_fail_the_client_hears_what_tells_it_more(
+async def test_if_both_fail_the_client_gets_the_more_useful_error(
     autojump_clock, before, one, other, status, words, order
 ):
-    """A neuron's own words, before that one broke off; what is wrong with the request before everything else."""
+    """A neuron's error response before a broken connection; a rejected request before everything else."""
 
     def failing(what, at):
         if what is None:
@@ -308,8 +308,8 @@ async def test_if_both_fail_the_client_hears_what_tells_it_more(
 
 
 @pytest.mark.parametrize(("retries", "status"), [(1, 200), (0, 503)])
-async def test_retries_are_the_requests_and_not_the_attempts(autojump_clock, before, retries, status):
-    """Two failed: that is one retry, and it goes to a third. With none left, nobody else is asked."""
+async def test_two_failed_attempts_of_a_race_are_one_retry(autojump_clock, before, retries, status):
+    """It goes to a third replica; without retries left, no other replica is asked."""
     c = whole("c", 0)
     gateway = before(attempts=retries, a=refusing(1.5), b=refusing(1.6), c=c)
     answer = await gateway.client().ask(headers=MINE)
@@ -320,8 +320,8 @@ async def test_retries_are_the_requests_and_not_the_attempts(autojump_clock, bef
     assert [result for _, _, result, _, _ in await attempts(gateway)][:2] == ["failed", "failed"]
 
 
-async def test_error_of_ours_in_one_of_them_is_a_500_and_leaves_nothing(autojump_clock, before, monkeypatch):
-    """A bug is not a neuron's failure: it is logged, and the other does not go on in secret."""
+async def test_internal_error_in_one_attempt_is_a_500_and_ends_both(autojump_clock, before, monkeypatch):
+    """A bug is not a neuron's failure: it is logged."""
     a, b = whole("a", 10), whole("b", 10)
     gateway = before(a=a, b=b)
     exchange = gateway.upstream.exchange
@@ -341,12 +341,12 @@ async def test_error_of_ours_in_one_of_them_is_a_500_and_leaves_nothing(autojump
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["internal_error"]
 
 
-# When it must not be...
+# When there is no hedge...
 
 
 @pytest.mark.parametrize("ends", ["answers", "fails"])
-async def test_second_is_not_asked_in_the_moment_in_which_the_first_ends(autojump_clock, ends):
-    """Whichever of the two tasks comes first in that moment: Trio shuffles them."""
+async def test_no_hedge_at_the_moment_the_first_attempt_ends(autojump_clock, ends):
+    """Whichever task runs first at that moment: Trio shuffles them."""
     decided = []
 
     async def one():
@@ -385,8 +385,8 @@ class _Attempt:
         self.claim(self)
 
 
-async def test_budget_is_never_exceeded(autojump_clock, before):
-    """At 25 % every fourth request has one; the others wait for the first, and it is counted what for."""
+async def test_hedges_stay_within_the_budget(autojump_clock, before):
+    """At 25 % every fourth request is hedged; the others are counted as withheld."""
     gateway = before(Hedge(1.0, 25.0), a=Slowly(2), b=Slowly(2))
     for _ in range(12):
         await gateway.client().ask()
@@ -396,7 +396,7 @@ async def test_budget_is_never_exceeded(autojump_clock, before):
 
 
 class Slowly:
-    """A neuron that answers every request after so many seconds."""
+    """A neuron that answers every request after this many seconds."""
 
     def __init__(self, seconds):
         self.seconds = seconds
@@ -413,8 +413,8 @@ class Slowly:
 
 
 @pytest.mark.parametrize("trouble", ["busier", "breaker", "retry-after", "draining", "down", "not loaded", "full"])
-async def test_replica_that_is_not_well_or_busier_is_spared(autojump_clock, before, trouble):
-    """And nothing is loaded, nor anybody tried, for the sake of a hedge."""
+async def test_no_hedge_to_an_unhealthy_or_busier_replica(autojump_clock, before, trouble):
+    """A hedge never causes a load, nor the trial request of a circuit breaker."""
     a, b = whole("a", 3), whole("b", 0)
     gateway = before(a=a, b=b)
     fleet, node = gateway.fleet, gateway.fleet.nodes["b"]
@@ -455,8 +455,8 @@ async def test_replica_that_is_not_well_or_busier_is_spared(autojump_clock, befo
     assert hedges(gateway) == {"replica": 1}
 
 
-async def test_as_busy_is_not_busier(autojump_clock, before):
-    """One request each: the second neuron may have the next one."""
+async def test_replica_that_is_as_busy_can_be_hedged_to(autojump_clock, before):
+    """One request each."""
     a, b = whole("a", 3), whole("b", 0)
     gateway = before(a=a, b=b)
     gateway.fleet.nodes["b"].models[SMALL].other_requests = 1
@@ -465,8 +465,8 @@ async def test_as_busy_is_not_busier(autojump_clock, before):
     assert answer.headers["x-cortex-node"] == "b"
 
 
-async def test_gateway_that_drains_asks_nobody_twice(autojump_clock, before):
-    """It wants to end."""
+async def test_no_hedge_while_the_gateway_drains(autojump_clock, before):
+    """It sends nothing new."""
     a, b = whole("a", 3), whole("b", 0)
     gateway = before(a=a, b=b)
     client = gateway.client()
@@ -478,8 +478,8 @@ async def test_gateway_that_drains_asks_nobody_twice(autojump_clock, before):
     assert b.asked_at == []
 
 
-async def test_alias_that_says_nothing_of_it_is_not_hedged(autojump_clock, before):
-    """It is asked for by name."""
+async def test_no_hedge_for_an_alias_without_hedge(autojump_clock, before):
+    """Hedging is configured by alias."""
     a, b = whole("a", 30), whole("b", 0)
     gateway = before(None, a=a, b=b)
     await gateway.client().ask()
@@ -487,8 +487,8 @@ async def test_alias_that_says_nothing_of_it_is_not_hedged(autojump_clock, befor
     assert b.asked_at == []
 
 
-async def test_form_is_not_asked_twice(autojump_clock, before):
-    """It may be going out while it comes in: there is one of it."""
+async def test_no_hedge_for_a_form(autojump_clock, before):
+    """It may be sent while it arrives, so it can be sent only once."""
     a, b = whole("a", 30), whole("b", 0)
     gateway = before(a=a, b=b)
     form = a_form(a_part(b"model", b"helexa/small"), a_file(b"RIFF"))
@@ -498,8 +498,8 @@ async def test_form_is_not_asked_twice(autojump_clock, before):
     assert (answer.status, b.asked_at) == (200, [])
 
 
-async def test_request_that_waited_for_its_model_is_not_hedged(autojump_clock, before):
-    """A model just loaded is slow with its first answer; nor does that count for the p95."""
+async def test_no_hedge_for_a_request_that_waited_for_a_load(autojump_clock, before):
+    """A model just loaded is slow with its first answer; that does not count for the p95 either."""
     a, b = whole("a", 30), whole("b", 0)
     gateway = before(a=a, b=b)
     fleet = gateway.fleet
@@ -520,8 +520,8 @@ async def test_request_that_waited_for_its_model_is_not_hedged(autojump_clock, b
     assert gateway.hedge_policy._histories == {}
 
 
-async def test_p95_is_learnt_and_then_acts(autojump_clock, before):
-    """From the first tokens of this alias, whoever they came from: not before there are enough."""
+async def test_hedge_uses_the_p95_once_there_are_enough_samples(autojump_clock, before):
+    """Of the first tokens of this alias, from every neuron."""
     a, b = Slowly(0.5), Slowly(0.5)
     gateway = before(Hedge(None, 100.0), a=a, b=b)
     for _ in range(60):
@@ -536,10 +536,10 @@ async def test_p95_is_learnt_and_then_acts(autojump_clock, before):
     assert hedges(gateway) == {"won": 1}
 
 
-# When the request ends in the middle of it...
+# When the request ends during the race...
 
 
-async def test_total_deadline_ends_both(autojump_clock, before):
+async def test_total_deadline_ends_both_attempts(autojump_clock, before):
     """At once."""
     a, b = whole("a", 30), whole("b", 30)
     gateway = before(a=a, b=b)
@@ -552,12 +552,12 @@ async def test_total_deadline_ends_both(autojump_clock, before):
     assert [result for _, _, result, _, _ in await attempts(gateway)] == ["cancelled", "cancelled"]
 
 
-async def test_nobody_is_asked_beside_a_fallback(autojump_clock, nursery):
-    """Its target has failed already: what stands in for it is not asked twice."""
+async def test_no_hedge_for_a_fallback(autojump_clock, nursery):
+    """The target has failed already."""
     gone, a, b = refusing(0.5), whole("a", 10), whole("b", 10)
     settings = Settings(retries=RetrySettings(0))
-    held = {"a": OTHER, "b": OTHER}
-    gateway = InMemoryGateway(nursery, {"gone": gone, "a": a, "b": b}, settings, loaded=held)
+    models = {"a": OTHER, "b": OTHER}
+    gateway = InMemoryGateway(nursery, {"gone": gone, "a": a, "b": b}, settings, loaded=models)
     alias = Alias("helexa/small", (Target(SMALL),), fallback=(OTHER,), hedge=Hedge(1.0, 100.0))
     gateway.catalogue.current = Catalogue(1, {}, {alias.name: alias})
     answer = await gateway.client().ask(headers=MINE)
@@ -568,8 +568,8 @@ async def test_nobody_is_asked_beside_a_fallback(autojump_clock, nursery):
     await gateway.idle()
 
 
-async def test_alias_deadline_counts_if_it_is_the_smaller(autojump_clock, before):
-    """Of the client's and its own."""
+async def test_shorter_of_client_and_alias_deadline_counts(autojump_clock, before):
+    """Whichever is shorter."""
     a = whole("a", 30)
     gateway = before(None, a=a)
     alias = Alias("helexa/small", (Target(SMALL),), deadline_seconds=2)
@@ -583,8 +583,8 @@ async def test_alias_deadline_counts_if_it_is_the_smaller(autojump_clock, before
     assert trio.current_time() == 5.5
 
 
-async def test_client_that_leaves_frees_both(autojump_clock, before):
-    """In that moment."""
+async def test_disconnect_ends_both_attempts(autojump_clock, before):
+    """At that moment."""
     a, b = streaming("a", 30), streaming("b", 30)
     gateway = before(a=a, b=b)
     client = gateway.client()
@@ -598,8 +598,8 @@ async def test_client_that_leaves_frees_both(autojump_clock, before):
 
 
 @pytest.mark.parametrize("moment", [0.5, 1.0, 1.5])
-async def test_operator_that_ends_it_ends_both(autojump_clock, before, moment):
-    """Before the second is asked, in the very moment, and after."""
+async def test_operators_cancel_ends_both_attempts(autojump_clock, before, moment):
+    """Before the second starts, at that very moment, and after."""
     a, b = whole("a", 30), whole("b", 30)
     gateway = before(a=a, b=b)
     client = gateway.client()
@@ -616,8 +616,8 @@ async def test_operator_that_ends_it_ends_both(autojump_clock, before, moment):
     await gateway.idle()
 
 
-async def test_2000_random_cancels_in_the_middle_of_hedges_leave_nothing_behind(autojump_clock, before):
-    """Gauges and leases are 0, no neuron works for nobody, and the pool holds no broken connection."""
+async def test_2000_random_disconnects_during_hedges_leave_nothing_behind(autojump_clock, before):
+    """Gauges and leases are 0, no neuron still works, and the pool holds no broken connection."""
     moments = random.Random(20261126)  # noqa: S311 - replayable, not secret
     neurons = {name: neuron(name, [24576], [SMALL]) for name in "abc"}
     for each in neurons.values():

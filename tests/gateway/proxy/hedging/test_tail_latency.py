@@ -1,4 +1,4 @@
-"""What hedging is for: one slow replica of two, and the slowest hundredth of all first tokens. In memory, exact."""
+"""The purpose of hedging: the slowest hundredth of first tokens with one slow replica of two. In memory, exact."""
 
 import random
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ BUDGET_PERCENT = 5.0
 
 @dataclass
 class Run:
-    """One day in the life of an alias."""
+    """One day of an alias."""
 
     first_tokens_s: list[float]
     upstream_requests: int
@@ -62,7 +62,7 @@ async def a_day(nursery, hedge, *, stream):
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_hedging_halves_the_tail_at_under_five_percent_more_requests(autojump_clock, nursery, stream):
-    """With one slow replica of two; afterwards no neuron generates for anybody."""
+    """With one slow replica of two; afterwards no neuron still generates."""
     without = await a_day(nursery, None, stream=stream)
     hedged = await a_day(nursery, Hedge(None, BUDGET_PERCENT), stream=stream)
 
