@@ -1,4 +1,4 @@
-"""Requests: assertions are on what the upstream receives."""
+"""Messages requests: what a neuron receives."""
 
 import json
 
@@ -31,11 +31,11 @@ def assistant(content):
     return {"role": "assistant", "content": content}
 
 
-# A whole session...
+# A session of a coding client...
 
 
 def test_coding_cli_request_reaches_the_upstream_as_chat_completions():
-    """Everything a neuron understands arrives, reshaped; nothing it does not understand does."""
+    """Every field that has a counterpart is translated; the others are dropped."""
     body = coding_cli.body()
     assert 70_000 < len(body) < 82_000
     as_chat = request.translate(body)
@@ -71,15 +71,15 @@ def test_coding_cli_request_reaches_the_upstream_as_chat_completions():
 
 
 def test_coding_cli_second_turn_extends_the_first_byte_for_byte():
-    """Though the CLI changes a hash in its system prompt every turn: the prefix cache has to hold."""
+    """Although the CLI changes a hash in its system prompt every turn. The neuron's prefix cache stays valid."""
     first, second = (request.translate(coding_cli.body(turn)).encode("m") for turn in (1, 2))
     prefix = first[: first.index(b'],"max_tokens"')]
 
     assert second.startswith(prefix)
 
 
-def test_coding_cli_tool_results_are_answered_before_the_rest_of_the_turn():
-    """Chat completions wants them right behind the call, Messages allows them anywhere in the turn."""
+def test_coding_cli_tool_results_precede_the_rest_of_the_turn():
+    """Chat completions wants them right after the call; Messages allows them anywhere in the turn."""
     sent = outgoing(coding_cli.body(2))["messages"]
 
     assert sent[4] == {
@@ -98,10 +98,10 @@ def test_coding_cli_tool_results_are_answered_before_the_rest_of_the_turn():
         {"role": "tool", "tool_call_id": "toolu_1", "content": "a.py"},
         {"role": "tool", "tool_call_id": "toolu_2", "content": "Error: no such folder"},
     ]
-    text, label, picture = sent[7]["content"]
+    text, label, image = sent[7]["content"]
     assert text == {"type": "text", "text": "go on"}
     assert "toolu_1" in label["text"]
-    assert picture == {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    assert image == {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 
 
 # Prefix stability...
@@ -136,7 +136,7 @@ conversations = st.lists(
 
 @given(conversations, st.data(), st.none() | texts, st.booleans(), st.booleans())
 def test_longer_conversation_extends_the_shorter_byte_for_byte(turns, data, system, thoughts, anywhere):
-    """At every length, whatever the turns are made of: translation looks neither ahead nor back."""
+    """For any turns: each is translated without regard to the turns after it."""
     shorter = turns[: data.draw(st.integers(1, len(turns) - 1))]
     backend = Backend(reasoning_content=thoughts, system_anywhere=anywhere)
     first, second = (
@@ -149,14 +149,14 @@ def test_longer_conversation_extends_the_shorter_byte_for_byte(turns, data, syst
 
 
 @given(st.lists(texts, max_size=3))
-def test_string_and_text_blocks_of_the_same_turn_are_the_same_bytes(texts):
-    """Clients turn one into the other to put a `cache_control` mark on it."""
+def test_string_and_text_blocks_give_the_same_bytes(texts):
+    """Clients turn one into the other to add a `cache_control` mark."""
     marked = [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}} for text in texts]
 
     assert messages(user(marked)) == messages(user("\n".join(texts)))
 
 
-# Turns, liberally...
+# Forms of turns...
 
 
 @pytest.mark.parametrize(
@@ -179,18 +179,18 @@ def test_string_and_text_blocks_of_the_same_turn_are_the_same_bytes(texts):
         ([{"type": "text", "text": "half \ud83d pair"}], "half \ufffd pair"),
     ],
 )
-def test_user_content_is_read_in_every_form(content, expected):
-    """One odd item is no reason to lose a turn."""
+def test_user_content_is_accepted_in_every_form(content, expected):
+    """An unknown item does not make the turn fail."""
     assert messages(user(content)) == [{"role": "user", "content": expected}]
 
 
-def test_turns_of_one_role_stay_apart():
-    """Merged, the next turn's request would no longer extend this one's."""
+def test_turns_of_one_role_stay_separate():
+    """If they were merged, the next turn's request would not extend this one's."""
     assert messages(user("a"), user("b")) == [user("a"), user("b")]
 
 
-def test_system_turn_stands_where_it_stood():
-    """First it may be a system message; later only where the backend takes one."""
+def test_system_turn_keeps_its_place():
+    """It is a system message if it is the first message, or if the backend takes one anywhere."""
     conversation = [{"role": "system", "content": "A"}, user("hi"), {"role": "system", "content": "B"}]
 
     assert messages(*conversation) == [
@@ -202,8 +202,8 @@ def test_system_turn_stands_where_it_stood():
     assert messages(*conversation, system="S")[1]["role"] == "user"
 
 
-def test_assistant_content_is_null_only_beside_calls():
-    """As OpenAI's API has it."""
+def test_assistant_content_is_null_only_with_tool_calls():
+    """As in OpenAI's API."""
     call = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
 
     assert messages(assistant([call]))[0]["content"] is None
@@ -220,8 +220,8 @@ def test_assistant_content_is_null_only_beside_calls():
         ('"{\\"a\\":1}"', '{"a":1}'),
     ],
 )
-def test_tool_input_becomes_arguments_as_it_was_written(written, arguments):
-    """Numbers and white space included; an object in a string is understood."""
+def test_tool_input_becomes_arguments_byte_for_byte(written, arguments):
+    """Numbers and white space included; a string that contains the object is accepted."""
     block = f'{{"type":"tool_use","id":"a","name":"f","input":{written}}}'
     body = f'{{"model":"m","messages":[{{"role":"assistant","content":[{block}]}}]}}'
 
@@ -241,15 +241,15 @@ def test_tool_input_becomes_arguments_as_it_was_written(written, arguments):
         ({"content": [coding_cli.PICTURE]}, "[image, see below]"),
     ],
 )
-def test_tool_result_is_text(result, text):
-    """A tool message holds nothing else; that it was an error stays in the words."""
+def test_tool_result_becomes_text(result, text):
+    """A tool message can only hold text; an error is marked in that text."""
     block = {"type": "tool_result", "tool_use_id": "a", **result}
 
     assert messages(user([block]))[0] == {"role": "tool", "tool_call_id": "a", "content": text}
 
 
-def test_thoughts_return_only_to_backends_that_take_them_and_only_if_genuine():
-    """Another provider's, edited or cut ones are dropped everywhere."""
+def test_thinking_is_sent_back_only_if_genuine_and_supported():
+    """Thinking of another provider, or edited or truncated, is dropped for every backend."""
     blocks = [
         {"type": "thinking", "thinking": "ours", "signature": sign("ours")},
         {"type": "thinking", "thinking": "edited", "signature": sign("other")},
@@ -272,12 +272,12 @@ def test_thoughts_return_only_to_backends_that_take_them_and_only_if_genuine():
         ({"type": "content", "content": [{"type": "text", "text": "hello"}]}, "hello"),
     ],
 )
-def test_document_of_text_is_passed_on_with_its_title(source, text):
-    """In every form the API has for one."""
+def test_text_document_is_sent_with_its_title(source, text):
+    """In every form that the API has for a document."""
     assert messages(user([{"type": "document", "title": "T", "source": source}])) == [user(f"T\n{text}")]
 
 
-# Tools that come later...
+# Deferred tools...
 
 
 def deferred(name):
@@ -285,7 +285,7 @@ def deferred(name):
 
 
 def found(*names):
-    """A client's own search has found these."""
+    """A tool result of a client's own search, with references to these tools."""
     references = [{"type": "tool_reference", "tool_name": name} for name in names]
     return user([{"type": "tool_result", "tool_use_id": "a", "content": references}])
 
@@ -317,23 +317,23 @@ NOVELTY = {"name": "Novelty", "description": "new", "input_schema": {"type": "ob
         ([{"role": "system", "content": [{"type": "tool_addition"}]}], ["Search"]),
     ],
 )
-def test_tool_for_later_is_offered_once_the_conversation_brings_it_in(turns, offered):
-    """Behind the others and in the order in which they came, so that what was there stays where it was."""
-    asked = {"messages": [user("hi"), *turns], "tools": [deferred("A"), SEARCH, deferred("B"), deferred("C")]}
+def test_deferred_tool_is_offered_once_the_conversation_loads_it(turns, offered):
+    """Appended in the order of loading, so that the earlier tools keep their place in the prompt."""
+    body = {"messages": [user("hi"), *turns], "tools": [deferred("A"), SEARCH, deferred("B"), deferred("C")]}
 
-    assert [tool["function"]["name"] for tool in outgoing(asked).get("tools", [])] == offered
+    assert [tool["function"]["name"] for tool in outgoing(body).get("tools", [])] == offered
 
 
-def test_tool_in_full_is_offered_as_it_was_written():
-    """It need not be among `tools`."""
+def test_tool_defined_in_a_turn_is_offered():
+    """With its definition, although `tools` does not have it."""
     turn = changed("tool_addition", type="tool_definition", definition=NOVELTY)
     [tool] = outgoing({"messages": [user("hi"), turn]})["tools"]
 
     assert tool["function"] == {"name": "Novelty", "description": "new", "parameters": NOVELTY["input_schema"]}
 
 
-def test_model_is_told_of_tools_that_come_and_go():
-    """Where it happened, beside what else the turn says."""
+def test_tool_changes_are_written_into_the_turn():
+    """At their place in the conversation, after the turn's own text."""
     turn = {
         "role": "system",
         "content": [
@@ -342,21 +342,21 @@ def test_model_is_told_of_tools_that_come_and_go():
             {"type": "tool_removal", "tool": {"type": "tool_reference", "name": "B"}},
         ],
     }
-    told = "Listen.\n[tool A is available]\n[tool B is no longer available]"
+    text = "Listen.\n[tool A is available]\n[tool B is no longer available]"
 
-    assert messages(user("hi"), turn)[1] == user(f"<system-reminder>\n{told}\n</system-reminder>")
+    assert messages(user("hi"), turn)[1] == user(f"<system-reminder>\n{text}\n</system-reminder>")
 
 
-def test_tools_that_only_the_server_could_find_are_all_offered():
-    """Anthropic's search is not ours to run; a model that is offered nothing can do nothing."""
+def test_tools_for_anthropics_own_search_are_all_offered():
+    """Only Anthropic's servers can run that search, and without tools the model could do nothing."""
     search = {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"}
     sent = outgoing({"messages": [user("hi")], "tools": [search, deferred("A"), deferred("B")]})
 
     assert [tool["function"]["name"] for tool in sent["tools"]] == ["A", "B"]
 
 
-def test_tool_for_later_can_be_chosen():
-    """Who names it wants it now."""
+def test_deferred_tool_can_be_chosen():
+    """`tool_choice` loads the tool that it names."""
     sent = outgoing({"messages": [user("hi")], "tools": [deferred("A")], "tool_choice": {"type": "tool", "name": "A"}})
 
     assert [tool["function"]["name"] for tool in sent["tools"]] == ["A"]
@@ -365,13 +365,13 @@ def test_tool_for_later_can_be_chosen():
 # Parameters...
 
 
-def test_zero_tokens_are_one():
-    """Anthropic's API takes 0 for warming its cache; no engine does."""
+def test_zero_max_tokens_become_one():
+    """Anthropic's API takes 0 to warm its cache; engines reject it."""
     assert outgoing({"messages": [user("hi")], "max_tokens": 0})["max_tokens"] == 1
 
 
-def test_parameters_have_their_counterparts():
-    """One row each of the contract's table."""
+def test_parameters_are_translated():
+    """Each parameter that has a counterpart; the others are dropped."""
     sent = outgoing(
         {
             "messages": [user("hi")],
@@ -416,8 +416,8 @@ def test_parameters_have_their_counterparts():
         (None, {}),
     ],
 )
-def test_tool_choice_has_its_counterpart(choice, expected):
-    """All four kinds, and the switch for parallel calls."""
+def test_tool_choice_is_translated(choice, expected):
+    """All four types, and the switch for parallel calls."""
     tools = [{"name": "f", "input_schema": {"type": "object"}}, {"type": "web_search_20250305", "name": "web_search"}]
     sent = outgoing({"messages": [user("hi")], "tools": tools, "tool_choice": choice})
 
@@ -426,7 +426,7 @@ def test_tool_choice_has_its_counterpart(choice, expected):
 
 
 @pytest.mark.parametrize(
-    ("asked", "switch", "expected"),
+    ("fields", "switch", "expected"),
     [
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "chat_template_kwargs", {"enable_thinking": True}),
         ({"thinking": {"type": "disabled"}}, "chat_template_kwargs", {"enable_thinking": False}),
@@ -441,16 +441,16 @@ def test_tool_choice_has_its_counterpart(choice, expected):
         ({"thinking": {"type": "adaptive"}}, "none", None),
     ],
 )
-def test_thinking_turns_the_backends_switch(asked, switch, expected):
-    """Whichever it has; nothing is said where the client said nothing."""
-    sent = outgoing({"messages": [user("hi")], **asked}, Backend(thinking_switch=switch))
+def test_thinking_sets_the_backends_switch(fields, switch, expected):
+    """Whichever switch it has; none if the client did not set thinking."""
+    sent = outgoing({"messages": [user("hi")], **fields}, Backend(thinking_switch=switch))
 
     assert sent.get(switch) == expected
     assert len(sent) == 2 + (expected is not None)
 
 
 def test_estimate_counts_system_tools_messages_and_images():
-    """Each of them makes it grow; an image counts the same whatever its size."""
+    """Each of them raises it; an image counts the same whatever its size."""
 
     def tokens(**more):
         return request.translate(json.dumps({"model": "m", "messages": [user("hi")], **more}).encode()).input_tokens
@@ -462,7 +462,7 @@ def test_estimate_counts_system_tools_messages_and_images():
     assert 1000 < tokens(messages=[user([picture])]) < 1050
 
 
-# What cannot be translated...
+# Invalid requests...
 
 
 @pytest.mark.parametrize(
@@ -503,8 +503,8 @@ def test_estimate_counts_system_tools_messages_and_images():
         ),
     ],
 )
-def test_what_cannot_be_translated_is_refused_with_its_path(body, path):
-    """So that whoever wrote the request finds the place."""
+def test_invalid_request_is_rejected_with_the_fields_path(body, path):
+    """In `param` and in the message."""
     with pytest.raises(errors.BadRequest) as refused:
         request.translate(json.dumps({"model": "m", **body}).encode())
 
@@ -513,14 +513,14 @@ def test_what_cannot_be_translated_is_refused_with_its_path(body, path):
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages":[]}', b'{"model":"a","model":"b","messages":[]}'])
-def test_body_without_one_model_is_refused_as_everywhere(body):
-    """The dialect has no rules of its own for that."""
+def test_body_without_exactly_one_model_is_rejected(body):
+    """With the same errors as every other endpoint."""
     with pytest.raises((errors.MalformedJson, errors.MissingModelField)):
         request.translate(body)
 
 
-def test_deep_nesting_is_refused_and_no_crash():
-    """Python's stack is not the client's to exhaust."""
+def test_deep_nesting_is_rejected_without_a_crash():
+    """A client must not be able to exhaust Python's stack."""
     deep = b'{"type":"tool_result","tool_use_id":"a","content":[' * 3000 + b"]}" * 3000
     with pytest.raises(errors.BadRequest):
         request.translate(b'{"model":"m","messages":[{"role":"user","content":[' + deep + b"]}]}")

@@ -25,10 +25,14 @@ def tool_call(name, arguments, id_="call_1"):
 
 
 def test_answer_has_its_blocks_in_order():
-    """Thoughts, text, calls; and the usage in Anthropic's way of counting, cached tokens apart."""
-    said = {"content": "Looking.", "reasoning_content": "Hm.", "tool_calls": [tool_call("read", '{"path": "/a"}')]}
+    """Thinking, text, tool calls; `input_tokens` excludes cached tokens, as in Anthropic's API."""
+    chat_message = {
+        "content": "Looking.",
+        "reasoning_content": "Hm.",
+        "tool_calls": [tool_call("read", '{"path": "/a"}')],
+    }
 
-    assert answer(whole(said, "tool_calls")) == {
+    assert answer(whole(chat_message, "tool_calls")) == {
         "id": "msg_req-1",
         "type": "message",
         "role": "assistant",
@@ -64,11 +68,11 @@ def test_answer_has_its_blocks_in_order():
         ("[1]", {MALFORMED_ARGUMENTS: "[1]"}),
     ],
 )
-def test_arguments_become_an_object(arguments, input_):
-    """Broken ones reach the client where its check of the input meets them, not as an empty object."""
-    said = {"content": None, "tool_calls": [tool_call("f", arguments)]}
+def test_tool_input_is_always_an_object(arguments, input_):
+    """Malformed arguments stay visible, so that the client's validation rejects the call."""
+    chat_message = {"content": None, "tool_calls": [tool_call("f", arguments)]}
 
-    assert answer(whole(said, "tool_calls"))["content"][0]["input"] == input_
+    assert answer(whole(chat_message, "tool_calls"))["content"][0]["input"] == input_
 
 
 @pytest.mark.parametrize(
@@ -82,23 +86,23 @@ def test_arguments_become_an_object(arguments, input_):
         (whole({"tool_calls": [tool_call("f", "{}")]}, "stop"), ("tool_use", None)),
     ],
 )
-def test_stop_reason_is_told_in_anthropics_words(body, expected):
-    """As in streams."""
-    told = answer(body)
+def test_stop_reason_is_translated_in_a_whole_answer(body, expected):
+    """To Anthropic's names, as in streams."""
+    message = answer(body)
 
-    assert (told["stop_reason"], told["stop_sequence"]) == expected
+    assert (message["stop_reason"], message["stop_sequence"]) == expected
 
 
-def test_usage_is_estimated_where_the_neuron_counts_nothing():
-    """The SDKs' types want numbers."""
+def test_usage_is_estimated_if_the_neuron_reports_none():
+    """The SDK's types require numbers."""
     usage = answer(whole({"content": "x" * 350}, usage=None))["usage"]
 
     assert usage["input_tokens"] == 12
     assert usage["output_tokens"] > 100
 
 
-def test_blank_text_and_unwanted_thoughts_are_left_out():
-    """Nothing is a better block than a blank one."""
+def test_blank_text_and_disabled_thinking_are_left_out():
+    """Anthropic's API rejects a blank text block when a client sends it back."""
     context = MessagesContext("r", "m", show_thinking=False)
 
     assert answer(whole({"content": " \n", "reasoning_content": "x"}), context)["content"] == []
@@ -115,8 +119,8 @@ def test_blank_text_and_unwanted_thoughts_are_left_out():
         (b'{"error": {"message": "boom"}}', errors.UpstreamConnectionError),
     ],
 )
-def test_what_is_no_answer_is_an_error_of_the_neurons(body, error):
-    """Under a 200, too."""
+def test_unusable_answer_is_an_upstream_error(body, error):
+    """Although its status is 200."""
     with pytest.raises(error):
         response.translate(body, CONTEXT)
 
@@ -138,8 +142,8 @@ def test_what_is_no_answer_is_an_error_of_the_neurons(body, error):
         (errors.InternalError, "api_error"),
     ],
 )
-def test_error_of_ours_has_anthropics_type(error, type_):
-    """By status; the envelope is Anthropic's."""
+def test_gateway_error_has_anthropics_type(error, type_):
+    """Chosen by status, in Anthropic's error object."""
     assert json.loads(dialect_errors.body(error("what"), "req-1")) == {
         "type": "error",
         "error": {"type": type_, "message": "what"},
@@ -169,7 +173,7 @@ def test_error_of_ours_has_anthropics_type(error, type_):
     ],
 )
 def test_upstream_error_is_translated_from_any_form(status, body, type_, message):
-    """The message is kept; a prompt that is too long is reported in the words coding clients look for."""
+    """The message is kept; a prompt that is too long is reported in the words that coding clients look for."""
     upstream = UpstreamErrorResponse(status, [], body)
     translated = json.loads(dialect_errors.upstream_error_body(upstream, "req-1"))
 
@@ -179,13 +183,13 @@ def test_upstream_error_is_translated_from_any_form(status, body, type_, message
 # Token counts and usage...
 
 
-def test_token_count_is_told_as_the_api_does():
-    """One number."""
+def test_token_count_has_the_apis_format():
+    """An object with one number."""
     assert json.loads(response.token_count_body(token_estimate.estimate(350, images=1))) == {"input_tokens": 1100}
 
 
-def test_usage_that_is_nonsense_does_no_harm():
-    """More cached than there was, or not even an object."""
+def test_invalid_usage_is_tolerated():
+    """More cached tokens than prompt tokens, or not an object."""
     usage = answer(whole({"content": "x"}, usage={**USAGE, "prompt_tokens": 5}))["usage"]
     assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (0, 5)
     assert answer(whole({"content": "x"}, usage=[1]))["usage"]["input_tokens"] == 12

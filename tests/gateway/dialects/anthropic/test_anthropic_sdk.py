@@ -1,14 +1,15 @@
-"""What we write, read back by the official SDK: its stream accumulator, its types, its typed errors. No network."""
+"""The gateway's output read by Anthropic's official SDK: stream accumulator, types and typed errors. No network."""
 
 import json
 
 import anthropic
-import httpx2  # what the SDK speaks HTTP with
+import httpx2  # the SDK's HTTP client
 import pytest
 from fakes.chat_completions import USAGE, answers, call, chunk, whole
 from hypothesis import given, settings
 
 from gateway import errors
+from gateway.config.engine_traits import Backend
 from gateway.dialects.anthropic import errors as dialect_errors
 from gateway.dialects.anthropic import request as dialect_request
 from gateway.dialects.anthropic import response
@@ -21,7 +22,7 @@ HI = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "h
 
 
 def client(body, status=200, content_type="application/json"):
-    """The SDK in front of an answer; `client.sent` are the bodies it sent."""
+    """The SDK with a fixed response; `client.sent` has the bodies it sent."""
     sent = []
 
     def handle(request):
@@ -46,8 +47,8 @@ def translated(datas):
 
 @settings(max_examples=40, deadline=None)
 @given(answers())
-def test_sdk_accumulates_any_stream_to_what_was_said(answer):
-    """Text, thoughts, parsed input, usage and stop reason, however the chunks were mixed."""
+def test_sdk_accumulates_any_stream_to_the_models_answer(answer):
+    """Text, thinking, parsed input, usage and stop reason, for any mixture of chunks."""
     message = accumulated(translated(answer.datas))
 
     blocks = {
@@ -65,35 +66,35 @@ def test_sdk_accumulates_any_stream_to_what_was_said(answer):
 
 
 def test_sdk_reads_the_same_message_whole_and_streamed():
-    """One answer, two ways."""
+    """Both translations of one answer are equal."""
     calls = [call(i, f"call_{i}", "read", json.dumps({"path": f"/{i}"}))["tool_calls"][0] for i in (0, 1)]
-    said = {"reasoning_content": "Hm.", "content": "Looking.", "tool_calls": calls}
+    chat_message = {"reasoning_content": "Hm.", "content": "Looking.", "tool_calls": calls}
     stream = [
-        *(chunk({key: value}) for key, value in said.items()),
+        *(chunk({key: value}) for key, value in chat_message.items()),
         chunk({}, "tool_calls"),
         chunk(choices=[], usage=USAGE),
     ]
 
     streamed = accumulated(translated(stream))
-    created = client(response.translate(whole(said, "tool_calls"), CONTEXT)).messages.create(**HI)
+    created = client(response.translate(whole(chat_message, "tool_calls"), CONTEXT)).messages.create(**HI)
 
     assert streamed.model_dump(exclude_none=True) == created.model_dump(exclude_none=True)
     assert [block.type for block in created.content] == ["thinking", "text", "tool_use", "tool_use"]
     assert created.content[3].input == {"path": "/1"}
 
 
-def test_sdk_message_sent_back_returns_its_thoughts_to_the_neuron():
-    """The round trip: answer, history, next request."""
-    said = {
+def test_sdk_message_sent_back_has_its_thinking():
+    """The round trip from an answer through the history into the next request."""
+    chat_message = {
         "reasoning_content": "Hm.",
         "content": "Looking.",
         "tool_calls": call(0, "call_0", "now", "{}")["tool_calls"],
     }
-    sdk = client(response.translate(whole(said, "tool_calls"), CONTEXT))
+    sdk = client(response.translate(whole(chat_message, "tool_calls"), CONTEXT))
     message = sdk.messages.create(**HI)
     history = [*HI["messages"], message.to_param()]
     sdk.messages.create(**{**HI, "messages": history})
-    backend = dialect_request.Backend(reasoning_content=True)
+    backend = Backend(reasoning_content=True)
 
     sent = json.loads(dialect_request.translate(sdk.sent[1]).encode("m", backend))
     assert sent["messages"][1] == {
@@ -105,7 +106,7 @@ def test_sdk_message_sent_back_returns_its_thoughts_to_the_neuron():
 
 
 def test_sdk_raises_on_an_error_in_the_stream():
-    """After half an answer, and pings."""
+    """After half of an answer and pings."""
     translator = MessagesStream(CONTEXT)
     stream = translator.ping() + translator.feed(chunk({"content": "half"})) + translator.ping()
     stream += translator.fail(errors.UpstreamConnectionError("the neuron broke off"))
@@ -124,7 +125,7 @@ def test_sdk_raises_on_an_error_in_the_stream():
     ],
 )
 def test_sdk_raises_its_typed_errors(error, raised):
-    """By status, with our words."""
+    """By status, with the gateway's message."""
     with pytest.raises(raised, match="what is wrong"):
         client(dialect_errors.body(error("what is wrong"), "r"), error.status).messages.create(**HI)
 

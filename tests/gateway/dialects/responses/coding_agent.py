@@ -1,4 +1,4 @@
-"""A request as a coding agent on the Responses API sends it, generated, with nobody's code in it.
+"""A request as a coding agent on the Responses API sends it, generated, so that it has no code of others in it.
 
 `store: false`, `include` of encrypted thoughts, a developer message and the surroundings before the user's, functions
 beside a custom tool, a namespace of functions and tools that only OpenAI runs.
@@ -97,5 +97,5 @@ PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGg
 
 
 def body(turn=1):
-    """As it goes over the wire."""
+    """The request body."""
     return json.dumps(request(turn), separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""Requests: assertions are on what the upstream receives."""
+"""Responses requests: what a neuron receives."""
 
 import base64
 import json
@@ -45,11 +45,11 @@ def called(*calls):
     ]
 
 
-# A whole session...
+# A session of a coding client...
 
 
 def test_coding_agent_request_reaches_the_upstream_as_chat_completions():
-    """Everything a neuron understands arrives, reshaped; nothing it does not understand does."""
+    """Every field that has a counterpart is translated; the others are dropped."""
     as_chat = request.translate(coding_agent.body())
     sent = json.loads(as_chat.encode("Qwen/Qwen3-1.7B"))
 
@@ -87,15 +87,15 @@ def test_coding_agent_request_reaches_the_upstream_as_chat_completions():
 
 
 def test_coding_agent_second_turn_extends_the_first_byte_for_byte():
-    """The prefix cache has to hold."""
+    """So that the neuron's prefix cache stays valid."""
     first, second = (request.translate(coding_agent.body(turn)).encode("m") for turn in (1, 2))
     prefix = first[: first.index(b'],"tools"')]
 
     assert second.startswith(prefix)
 
 
-def test_coding_agent_answer_is_one_message_and_its_outputs_follow_it():
-    """Calls of every kind beside what was said before them; a picture behind the outputs, labelled."""
+def test_coding_agent_answer_is_one_message_followed_by_its_outputs():
+    """Calls of every type with the text before them; an image follows the outputs, with a label."""
     sent = outgoing(coding_agent.body(2), Backend(reasoning_content=True))["messages"]
 
     assert sent[3] == {
@@ -130,7 +130,7 @@ developer_turns = st.builds(
 )
 outputs = st.builds(output, contents, st.sampled_from("ab"))
 odd_items = st.sampled_from([{"type": "web_search_call", "id": "ws"}, {"type": "novelty", "content": 5}, None])
-asked_items = st.builds(lambda content: {"role": "user", "content": content}, contents) | outputs | developer_turns
+input_items = st.builds(lambda content: {"role": "user", "content": content}, contents) | outputs | developer_turns
 answer_items = st.one_of(
     st.builds(lambda text: message("assistant", text), texts),
     st.builds(lambda text: {"role": "assistant", "content": text}, texts),
@@ -145,26 +145,26 @@ answer_items = st.one_of(
 )
 
 
-def says_something(item):
+def has_text_or_call(item):
     return item is not None and (item.get("role") == "assistant" or "call_id" in item)
 
 
 exchanges = st.tuples(
-    st.lists(asked_items | odd_items, max_size=3),
-    st.builds(lambda content: {"role": "user", "content": content}, contents) | outputs,  # what the model answers
+    st.lists(input_items | odd_items, max_size=3),
+    st.builds(lambda content: {"role": "user", "content": content}, contents) | outputs,  # what the model replies to
     st.lists(answer_items | odd_items, max_size=4),
 )
 
 
 @given(st.lists(exchanges, min_size=2, max_size=4), st.data(), st.none() | texts, st.booleans(), st.booleans())
 def test_longer_conversation_extends_the_shorter_byte_for_byte(exchanges, data, instructions, thoughts, anywhere):
-    """At every length at which a model was asked: translation looks neither ahead nor back beyond one answer."""
+    """At every length that a client would send: an item is translated without regard to the items after its answer."""
     count = data.draw(st.integers(1, len(exchanges) - 1))
-    whole = [item for asked, last, answered in exchanges for item in (*asked, last, *answered)]
+    whole = [item for inputs, last, answer in exchanges for item in (*inputs, last, *answer)]
     answered = exchanges[count - 1][2]
-    length = sum(len(asked) + 1 + len(answered) for asked, _, answered in exchanges[:count]) - len(answered)
-    # A run of outputs that goes on, nothing having been said between, was no turn.
-    assume("output" not in exchanges[count - 1][1] or any(map(says_something, answered)))
+    length = sum(len(inputs) + 1 + len(answer) for inputs, _, answer in exchanges[:count]) - len(answered)
+    # A client does not send a request in the middle of a run of outputs.
+    assume("output" not in exchanges[count - 1][1] or any(map(has_text_or_call, answered)))
     backend = Backend(reasoning_content=thoughts, system_anywhere=anywhere)
     first, second = (
         request.translate(json.dumps({"model": "m", "instructions": instructions, "input": items}).encode()).encode(
@@ -178,14 +178,14 @@ def test_longer_conversation_extends_the_shorter_byte_for_byte(exchanges, data, 
 
 
 @given(st.lists(texts, max_size=3))
-def test_string_and_text_parts_of_the_same_message_are_the_same_bytes(texts):
-    """Whichever a client's version writes."""
+def test_string_and_text_parts_give_the_same_bytes(texts):
+    """Versions of a client differ in which one they write."""
     parts = [{"type": "input_text", "text": text} for text in texts]
 
     assert messages(user(parts)) == messages(user("\n".join(texts)))
 
 
-# Items, liberally...
+# Forms of items...
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_string_and_text_parts_of_the_same_message_are_the_same_bytes(texts):
         ([{"type": "computer_call", "output": 1, "arguments": [1]}, user("hi")], [user("hi")]),
     ],
 )
-def test_input_is_read_in_every_form(value, expected):
-    """One odd item is no reason to lose a request."""
+def test_input_is_accepted_in_every_form(value, expected):
+    """An unknown item does not make the request fail."""
     assert outgoing({"input": value})["messages"] == expected
 
 
@@ -225,20 +225,20 @@ def test_input_is_read_in_every_form(value, expected):
         ),
     ],
 )
-def test_user_content_is_read_in_every_form(content, expected):
-    """Parts of this API, of chat completions, and of none."""
+def test_user_parts_are_accepted_in_every_form(content, expected):
+    """Parts of this API, of chat completions, and unknown ones."""
     assert messages(user(content)) == [user(expected)]
 
 
-def test_messages_of_one_role_stay_apart():
-    """Merged, the next turn's request would no longer extend this one's."""
+def test_messages_of_one_role_stay_separate():
+    """If they were merged, the next turn's request would not extend this one's."""
     conversation = [user("a"), user("b"), {"role": "assistant", "content": "c"}, {"role": "assistant", "content": "d"}]
 
     assert messages(*conversation) == conversation
 
 
-def test_developers_messages_stand_where_they_stood():
-    """First they are one system message; later only where the backend takes one."""
+def test_developer_messages_keep_their_place():
+    """Before the first turn they are one system message; later only if the backend takes one anywhere."""
     conversation = [
         {"role": "developer", "content": "A"},
         {"role": "system", "content": [{"type": "input_text", "text": "B"}]},
@@ -261,8 +261,8 @@ def test_developers_messages_stand_where_they_stood():
     ]
 
 
-def test_text_on_either_side_of_a_call_stays_in_order():
-    """It is one answer's, and no word of it is lost."""
+def test_text_before_and_after_a_call_stays_in_order():
+    """It belongs to one answer, and all of it is kept."""
     conversation = [user("hi"), message("assistant", "First "), function_call("a"), message("assistant", "then this.")]
 
     assert messages(*conversation)[1:] == [
@@ -271,7 +271,7 @@ def test_text_on_either_side_of_a_call_stays_in_order():
 
 
 def test_text_and_calls_of_one_answer_are_one_message():
-    """In whichever order they came; after their outputs begins another."""
+    """In any order; after their outputs a new message begins."""
     conversation = [
         user("hi"),
         function_call("a"),
@@ -294,8 +294,8 @@ def test_text_and_calls_of_one_answer_are_one_message():
     ]
 
 
-def test_thoughts_return_only_to_backends_that_take_them():
-    """With the answer they belong to; what another provider encrypted or summarised is nobody's thought here."""
+def test_reasoning_is_sent_back_only_if_supported():
+    """With its answer. Another provider's encrypted reasoning or summaries are dropped."""
     thought = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
     foreign = {"type": "reasoning", "id": "rs_2", "summary": [{"type": "summary_text", "text": "no"}]}
     conversation = [user("hi"), thought, foreign, message("assistant", "a"), thought, function_call(), output("x")]
@@ -305,8 +305,8 @@ def test_thoughts_return_only_to_backends_that_take_them():
     assert sent[1]["reasoning_content"] == "Hm.Hm."
 
 
-def test_thoughts_without_an_answer_leave_no_trace():
-    """The token limit ended it before it said anything."""
+def test_reasoning_without_an_answer_is_dropped():
+    """The token limit had ended the answer before any text."""
     thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
     conversation = [user("a"), thought, user("b"), message("assistant", "c")]
 
@@ -317,8 +317,8 @@ def test_thoughts_without_an_answer_leave_no_trace():
     ]
 
 
-def test_refusal_is_what_the_assistant_said():
-    """A message of both kinds of parts comes back as the text it was."""
+def test_refusal_is_sent_back_as_text():
+    """Text and refusal parts of a message become one text."""
     content = [{"type": "output_text", "text": "Well, "}, {"type": "refusal", "refusal": "no."}]
 
     assert messages({"role": "assistant", "content": content}) == [{"role": "assistant", "content": "Well, no."}]
@@ -334,8 +334,8 @@ def test_refusal_is_what_the_assistant_said():
         ('"cut: {"', "cut: {"),
     ],
 )
-def test_arguments_go_out_as_they_were_written(written, arguments):
-    """Numbers and white space included; an object that a client forgot to encode is understood."""
+def test_arguments_are_sent_byte_for_byte(written, arguments):
+    """Numbers and white space included; an object that is not encoded as a string is accepted."""
     item = f'{{"type":"function_call","call_id":"a","name":"f","arguments":{written}}}'
     [sent] = outgoing(f'{{"model":"m","input":[{item}]}}'.encode())["messages"]
 
@@ -353,13 +353,13 @@ def test_arguments_go_out_as_they_were_written(written, arguments):
         (20, "20"),
     ],
 )
-def test_tool_output_is_text(value, text):
-    """A tool message holds nothing else; JSON that is no content is told as it was written."""
+def test_tool_output_becomes_text(value, text):
+    """A tool message can only hold text; JSON that is no content becomes a text of that JSON."""
     assert messages(function_call(), output(value))[1] == {"role": "tool", "tool_call_id": "c", "content": text}
 
 
-def test_pictures_of_parallel_outputs_follow_the_last():
-    """Chat completions wants all outputs right behind the calls."""
+def test_images_of_parallel_outputs_follow_the_last():
+    """Chat completions wants all outputs right after the calls."""
     sent = messages(function_call("a"), function_call("b"), output([PICTURE], "a"), output("x", "b"), user("hi"))
 
     assert [m["role"] for m in sent] == ["assistant", "tool", "tool", "user", "user"]
@@ -379,16 +379,16 @@ def data_url(content, media_type="text/plain"):
         ({"file_data": data_url(b"")}, ""),
     ],
 )
-def test_file_of_text_is_passed_on_with_its_name(file, text):
-    """Whatever it calls itself: what is UTF-8 is text."""
+def test_text_file_is_sent_with_its_name(file, text):
+    """With any media type: a file is text if it is UTF-8."""
     assert messages(user([{"type": "input_file", **file}])) == [user(text)]
 
 
 # Parameters...
 
 
-def test_parameters_have_their_counterparts():
-    """One row each; what has none is told again in the answer, or ignored, and never reaches a neuron."""
+def test_parameters_are_translated():
+    """Parameters without a counterpart are repeated in the answer or ignored; they never reach a neuron."""
     sent = outgoing(
         {
             "input": "hi",
@@ -442,8 +442,8 @@ def test_parameters_have_their_counterparts():
         ),
     ],
 )
-def test_text_format_has_its_counterpart(format_, expected):
-    """Nested as chat completions has it."""
+def test_text_format_is_translated(format_, expected):
+    """To the nested form of chat completions."""
     assert outgoing({"input": "hi", "text": {"format": format_}}).get("response_format") == expected
 
 
@@ -465,7 +465,7 @@ SENT_F = {"type": "function", "function": {"name": "f", "parameters": {"type": "
     ],
 )
 def test_function_is_nested(tool, sent):
-    """As chat completions has it; one that is nested already is understood."""
+    """As in chat completions; a function that is nested already is accepted."""
     assert outgoing({"input": "hi", "tools": [tool]})["tools"] == [sent]
 
 
@@ -490,8 +490,8 @@ def test_function_is_nested(tool, sent):
         ),
     ],
 )
-def test_tool_choice_has_its_counterpart(choice, expected, offered):
-    """Engines know no list of allowed tools: the others are not offered. OpenAI's own never are."""
+def test_tool_choice_is_translated(choice, expected, offered):
+    """Engines have no list of allowed tools, so the others are not offered. OpenAI's own tools never are."""
     tools = [
         F,
         {"type": "custom", "name": "g"},
@@ -519,8 +519,8 @@ def test_tool_choice_has_its_counterpart(choice, expected, offered):
         ("high", "none", None),
     ],
 )
-def test_effort_turns_the_backends_switch(effort, switch, expected):
-    """Whichever it has; nothing is said where the client said nothing."""
+def test_effort_sets_the_backends_switch(effort, switch, expected):
+    """Whichever switch it has; none if the client did not set an effort."""
     sent = outgoing({"input": "hi", "reasoning": {"effort": effort}}, Backend(thinking_switch=switch))
 
     assert sent.get(switch) == expected
@@ -528,7 +528,7 @@ def test_effort_turns_the_backends_switch(effort, switch, expected):
 
 
 def test_estimate_counts_instructions_tools_input_and_images():
-    """Each of them makes it grow; an image counts the same whatever its size."""
+    """Each of them raises it; an image counts the same whatever its size."""
 
     def tokens(**more):
         return (
@@ -542,7 +542,7 @@ def test_estimate_counts_instructions_tools_input_and_images():
     assert 1000 < tokens(input=[user([picture])]) < 1050
 
 
-# What cannot be translated...
+# Invalid requests...
 
 NO_STORE = "stores no responses"
 
@@ -613,8 +613,8 @@ NO_STORE = "stores no responses"
         ),
     ],
 )
-def test_what_cannot_be_translated_is_refused_with_its_path(body, path, words):
-    """So that whoever wrote the request finds the place."""
+def test_invalid_request_is_rejected_with_the_fields_path(body, path, words):
+    """In `param` and at the start of the message."""
     with pytest.raises(errors.BadRequest) as refused:
         request.translate(json.dumps({"model": "m", **body}).encode())
 

@@ -1,8 +1,8 @@
-"""What we write, read back by the official SDK: its stream accumulator, its types, its typed errors. No network."""
+"""The gateway's output read by OpenAI's official SDK: stream accumulator, types and typed errors. No network."""
 
 import json
 
-import httpx2  # what the SDK speaks HTTP with
+import httpx2  # the SDK's HTTP client
 import openai
 import pydantic
 import pytest
@@ -49,7 +49,7 @@ def context_of(body=HI):
 
 
 def client(body, status=200, content_type="application/json", cut=None):
-    """The SDK in front of an answer, which comes in two pieces if it is `cut`; `client.sent` are the bodies it sent."""
+    """The SDK with a fixed response, cut in two pieces at `cut`; `client.sent` has the bodies it sent."""
     sent = []
 
     def handle(request):
@@ -82,16 +82,16 @@ def translated(datas, body=HI):
 
 @settings(max_examples=60, deadline=None)
 @given(answers())
-def test_every_event_is_of_the_sdks_types(answer):
-    """Strictly: no number for a string, nothing required missing, no event unknown."""
+def test_every_event_has_one_of_the_sdks_types(answer):
+    """Validated strictly: field types, required fields, and no unknown event."""
     for event in events(translated(answer.datas)):
         EVENT.validate_json(json.dumps(event), strict=True)
 
 
 @settings(max_examples=40, deadline=None)
 @given(answers())
-def test_sdk_accumulates_any_stream_to_what_was_said(answer):
-    """Text, thoughts, arguments, usage and status, however the chunks were mixed."""
+def test_sdk_accumulates_any_stream_to_the_models_answer(answer):
+    """Text, reasoning, arguments, usage and status, for any mixture of chunks."""
     stream = translated(answer.datas)
     if answer.finish_reason == "length":
         with pytest.raises(RuntimeError, match=r"response\.completed"):  # so does the SDK with OpenAI itself
@@ -113,8 +113,8 @@ def test_sdk_accumulates_any_stream_to_what_was_said(answer):
 
 @settings(max_examples=10, deadline=None)
 @given(answers(), st.data())
-def test_sdk_accumulates_the_same_however_the_bytes_are_cut(answer, data):
-    """At any byte of our stream, and of the neuron's."""
+def test_sdk_accumulates_the_same_wherever_the_bytes_are_cut(answer, data):
+    """At any byte of the gateway's stream, and of the neuron's."""
     datas = [data.replace(b'"length"', b'"stop"') for data in answer.datas]
     stream = translated(datas)
     raw = b"".join(map(sse.write, datas))
@@ -127,7 +127,7 @@ def test_sdk_accumulates_the_same_however_the_bytes_are_cut(answer, data):
 
 
 def test_sdk_decodes_a_stream_cut_at_every_byte():
-    """Every single one, of a stream with something of everything in it."""
+    """A stream with every type of item, cut at each byte in turn."""
     deltas = [{"reasoning_content": "Hm."}, {"content": "Tbilisi, ü"}, call(0, "call_0", "weather", '{"city": "ü"}')]
     stream = translated([*map(chunk, deltas), chunk({}, "tool_calls", usage=USAGE)])
     expected = [(event["type"], event) for event in events(stream)]
@@ -140,19 +140,19 @@ def test_sdk_decodes_a_stream_cut_at_every_byte():
 
 
 def test_sdk_reads_the_same_response_whole_and_streamed():
-    """One answer, two ways, of a request that asked for everything."""
+    """Both translations of one answer are equal, for a request that sets every parameter."""
     calls = [call(i, f"call_{i}", "weather", json.dumps({"city": f"{i}"}))["tool_calls"][0] for i in (0, 1)]
     calls.append(call(2, "call_2", "apply_patch", '{"input": "*** a"}')["tool_calls"][0])
     calls.append(call(3, "call_3", "mcp__docs__search", "{}")["tool_calls"][0])
-    said = {"reasoning_content": "Hm.", "content": "Looking.", "tool_calls": calls}
+    chat_message = {"reasoning_content": "Hm.", "content": "Looking.", "tool_calls": calls}
     stream = [
-        *(chunk({key: value}) for key, value in said.items()),
+        *(chunk({key: value}) for key, value in chat_message.items()),
         chunk({}, "tool_calls"),
         chunk(choices=[], usage=USAGE),
     ]
 
     streamed = accumulated(translated(stream, FULL))
-    created = client(response.translate(whole(said, "tool_calls"), context_of(FULL))).responses.create(**HI)
+    created = client(response.translate(whole(chat_message, "tool_calls"), context_of(FULL))).responses.create(**HI)
 
     assert streamed.model_dump(exclude_none=True) == created.model_dump(exclude_none=True)
     kinds = ["reasoning", "message", "function_call", "function_call", "custom_tool_call", "function_call"]
@@ -161,44 +161,44 @@ def test_sdk_reads_the_same_response_whole_and_streamed():
     assert (created.output[5].name, created.output[5].namespace) == ("search", "mcp__docs__")
 
 
-def test_response_tells_everything_the_request_said():
-    """In the SDK's own types, strictly; what nobody here can do is told as not done."""
+def test_response_repeats_the_requests_parameters():
+    """In the SDK's types, validated strictly. What the gateway cannot do is reported as not done."""
     body = response.translate(whole({"content": "{}"}), context_of(FULL))
-    told = Response.model_validate_json(body, strict=True)
+    parsed = Response.model_validate_json(body, strict=True)
 
-    assert (told.instructions, told.metadata, told.user) == ("be nice", {"a": "b"}, "u")
-    assert (told.temperature, told.top_p, told.max_output_tokens, told.max_tool_calls) == (0.5, 1, 100, 3)
-    assert (told.safety_identifier, told.prompt_cache_key) == ("s", "p")
-    assert (told.text.format.type, told.text.format.name, told.text.verbosity) == ("json_schema", "city", "low")
-    assert told.tool_choice.name == "weather"
-    assert [tool.type for tool in told.tools] == ["function", "function", "custom", "namespace", "function"]
-    assert (told.tools[4].parameters, told.tools[4].strict) == (WEATHER, True)
-    assert (told.reasoning.effort, told.reasoning.summary) == ("low", None)
-    assert (told.truncation, told.background, told.previous_response_id) == ("disabled", False, None)
+    assert (parsed.instructions, parsed.metadata, parsed.user) == ("be nice", {"a": "b"}, "u")
+    assert (parsed.temperature, parsed.top_p, parsed.max_output_tokens, parsed.max_tool_calls) == (0.5, 1, 100, 3)
+    assert (parsed.safety_identifier, parsed.prompt_cache_key) == ("s", "p")
+    assert (parsed.text.format.type, parsed.text.format.name, parsed.text.verbosity) == ("json_schema", "city", "low")
+    assert parsed.tool_choice.name == "weather"
+    assert [tool.type for tool in parsed.tools] == ["function", "function", "custom", "namespace", "function"]
+    assert (parsed.tools[4].parameters, parsed.tools[4].strict) == (WEATHER, True)
+    assert (parsed.reasoning.effort, parsed.reasoning.summary) == ("low", None)
+    assert (parsed.truncation, parsed.background, parsed.previous_response_id) == ("disabled", False, None)
     assert json.loads(body)["store"] is False
 
 
 def test_sdk_parses_structured_output():
-    """`responses.parse` and its stream, with a model of pydantic's."""
+    """`responses.parse` and its stream, with a pydantic model."""
 
     class City(pydantic.BaseModel):
         name: str
 
-    said = {"content": '{"name": "Tbilisi"}'}
-    parsed = client(response.translate(whole(said), context_of())).responses.parse(**HI, text_format=City)
-    streamed = accumulated(translated([chunk(said), chunk({}, "stop")]), text_format=City)
+    chat_message = {"content": '{"name": "Tbilisi"}'}
+    parsed = client(response.translate(whole(chat_message), context_of())).responses.parse(**HI, text_format=City)
+    streamed = accumulated(translated([chunk(chat_message), chunk({}, "stop")]), text_format=City)
 
     assert parsed.output_parsed == streamed.output_parsed == City(name="Tbilisi")
 
 
-def test_sdk_output_sent_back_is_the_models_next_prompt():
-    """The round trip: answer, history, next request, as the SDK's users write it."""
-    said = {
+def test_sdk_output_sent_back_becomes_the_next_prompt():
+    """The round trip from an answer through the history into the next request."""
+    chat_message = {
         "reasoning_content": "Hm.",
         "content": "Looking.",
         "tool_calls": call(0, "call_0", "now", "{}")["tool_calls"],
     }
-    sdk = client(response.translate(whole(said, "tool_calls"), context_of()))
+    sdk = client(response.translate(whole(chat_message, "tool_calls"), context_of()))
     first = sdk.responses.create(**HI)
     history = [{"role": "user", "content": "hi"}, *first.output]
     history.append({"type": "function_call_output", "call_id": "call_0", "output": "noon"})
@@ -220,7 +220,7 @@ def test_sdk_output_sent_back_is_the_models_next_prompt():
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_sdk_raises_on_an_error_in_the_stream(begun):
-    """After half an answer or before any, however its user reads: a broken answer never just ends."""
+    """After half of an answer or before any event, with either way of reading a stream."""
     translator = ResponsesStream(context_of())
     stream = sse.KEEP_ALIVE + (translator.feed(chunk({"content": "half"})) if begun else b"")
     stream += translator.fail(BROKE_OFF)
@@ -236,16 +236,16 @@ def test_sdk_raises_on_an_error_in_the_stream(begun):
     "error",
     [BROKE_OFF, errors.BadRequest("no"), errors.Overloaded("full"), errors.DeadlineExceeded("late", param="idle")],
 )
-def test_failure_is_of_the_sdks_types(error):
-    """Both events of it."""
+def test_error_events_have_the_sdks_types(error):
+    """`error` and `response.failed`."""
     translator = ResponsesStream(context_of())
     translator.feed(chunk({"content": "half"}))
     for event in events(translator.fail(error)):
         EVENT.validate_json(json.dumps(event), strict=True)
 
 
-def test_sdk_reads_a_stream_of_calls_it_knows_by_other_names():
-    """Custom tools and namespaces, in the SDK's types."""
+def test_sdk_reads_calls_of_custom_tools_and_namespaces():
+    """In the SDK's types, under the client's own names."""
     client_tools = {"patch": ClientTool("patch", is_custom=True), "a__f": ClientTool("f", "a")}
     translator = ResponsesStream(
         ResponsesContext("r", "m", request_fields=context_of().request_fields, client_tools=client_tools)
