@@ -104,7 +104,7 @@ class ParsedRequest(Protocol):
 class Dialect(Protocol):
     """An API that clients speak. Stateless."""
 
-    def open(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> ParsedRequest:
+    def parse(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> ParsedRequest:
         """Parse a request, as far as must be done before a neuron is chosen.
 
         Args:

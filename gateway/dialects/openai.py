@@ -51,7 +51,7 @@ class OpenAIDialect:
 
     __slots__ = ()
 
-    def open(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> PassThroughRequest:  # noqa: ARG002 - every neuron speaks it
+    def parse(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> PassThroughRequest:  # noqa: ARG002 - every neuron speaks it
         """Parse nothing: the neuron validates the body."""
         return PassThroughRequest(request)
 

@@ -111,7 +111,7 @@ class InferenceApp:
             request.total_deadline = deadline
             record.timings.read_at = trio.current_time()
             record.bytes_in = len(request.body)
-            request.open_dialogue(endpoint.dialect, self._neuron_dialects)
+            request.parse(endpoint.dialect, self._neuron_dialects)
             record.stream = request.stream
             return request
         if cancelled_by:
@@ -142,7 +142,7 @@ class InferenceApp:
                 stall_timeout_s=stall_timeout_s,
             )
             try:
-                request.open_dialogue(endpoint.dialect, self._neuron_dialects)
+                request.parse(endpoint.dialect, self._neuron_dialects)
                 await self._serve(endpoint, request, receive, client, record)
             finally:
                 if request.upload is not None:

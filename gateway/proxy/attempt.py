@@ -142,7 +142,7 @@ class Attempt:
 
     async def _exchange(self) -> None:
         route, request = self.route, self._request
-        outgoing = request.dialogue.outgoing(neuron_model_name(route), route.backend)
+        outgoing = request.parsed.outgoing(neuron_model_name(route), route.backend)
         self.translation = outgoing.translation
         if self._policy is not None:
             outgoing = self._apply_alias(outgoing, self._policy)

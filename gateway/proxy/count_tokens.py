@@ -60,7 +60,7 @@ class CountTokens:
             tokens = await self._count_at(route, outgoing)
         headers = response_headers.of_gateway(self._record, self._request.dialect.headers(self._record.request_id))
         if tokens is None:
-            tokens = self._dialogue.as_chat.input_tokens
+            tokens = self._parsed.as_chat.input_tokens
             headers.append(ESTIMATE_HEADER)
         await self._client.respond(200, headers, messages_response.token_count_body(tokens))
         self._record.outcome = "ok"
@@ -83,10 +83,10 @@ class CountTokens:
         """The request for this neuron; None if it cannot count."""
         name = neuron_model_name(route)
         if NAME in route.backend.dialects:
-            return self._dialogue.outgoing(name, route.backend)
+            return self._parsed.outgoing(name, route.backend)
         if not route.backend.tokenizer:
             return None
-        return OutgoingRequest(TOKENIZE_PATH, _tokenize_body(self._dialogue.as_chat.encode(name, route.backend)))
+        return OutgoingRequest(TOKENIZE_PATH, _tokenize_body(self._parsed.as_chat.encode(name, route.backend)))
 
     async def _count_at(self, route: Route, outgoing: OutgoingRequest) -> int | None:
         """The neuron's count; None if it does not give one."""
@@ -110,11 +110,11 @@ class CountTokens:
                 return _count_in(body)
 
     @property
-    def _dialogue(self) -> ParsedMessagesRequest:
-        dialogue = self._request.dialogue
-        if not isinstance(dialogue, ParsedMessagesRequest):
+    def _parsed(self) -> ParsedMessagesRequest:
+        parsed = self._request.parsed
+        if not isinstance(parsed, ParsedMessagesRequest):
             raise TypeError("only the tokens of Messages requests can be counted")
-        return dialogue
+        return parsed
 
 
 def _tokenize_body(chat_body: bytes) -> bytes:

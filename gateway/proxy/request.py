@@ -67,7 +67,7 @@ class InferenceRequest:
     """One inference request as the client sent it. `body` is never changed.
 
     A multipart form has an empty `body` and an `upload`, of which more may arrive after `model`. `total_deadline` is
-    the client's, None if it set none. `dialect` and `dialogue` exist once `open_dialogue` was called.
+    the client's, None if it set none. `dialect` and `parsed` exist once `parse` was called.
     """
 
     path: bytes
@@ -78,7 +78,7 @@ class InferenceRequest:
     total_deadline: TotalDeadline | None = None
     upload: Upload | None = None
     dialect: Dialect = field(init=False)
-    dialogue: ParsedRequest = field(init=False)
+    parsed: ParsedRequest = field(init=False)
 
     @property
     def stream(self) -> bool:
@@ -90,11 +90,11 @@ class InferenceRequest:
         """Whether all of the body is still here, so that another attempt can send it."""
         return self.upload is None or self.upload.can_be_sent
 
-    def open_dialogue(self, dialect: Dialect, neuron_dialects: frozenset[str]) -> None:
-        """Read the request by the rules of its dialect; see `Dialect.open`. Raises BadRequest."""
+    def parse(self, dialect: Dialect, neuron_dialects: frozenset[str]) -> None:
+        """Read the request by the rules of its dialect; see `Dialect.parse`. Raises BadRequest."""
         form = None if self.upload is None else self.upload.with_model
         self.dialect = dialect
-        self.dialogue = dialect.open(
+        self.parsed = dialect.parse(
             ClientRequest(self.path, self.body, self.model, self.request_id, form), neuron_dialects
         )
 

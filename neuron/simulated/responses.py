@@ -36,7 +36,7 @@ class SimReasoning(msgspec.Struct):
     effort: str | None = None
 
 
-class ResponsesRequest(msgspec.Struct):
+class SimResponsesRequest(msgspec.Struct):
     """`POST /v1/responses`."""
 
     input: str | list[dict[str, Any]]
@@ -54,13 +54,13 @@ def answer(model: SimModel, body: bytes) -> ResponsesGeneration:
     Raises:
         msgspec.MsgspecError: the body is no Responses request.
     """
-    asked = msgspec.json.decode(body, type=ResponsesRequest)
+    asked = msgspec.json.decode(body, type=SimResponsesRequest)
     generation = chat_answer(model, _chat(asked))
     fields = {name: getattr(generation, name) for name in Generation.__dataclass_fields__}
     return ResponsesGeneration(**{**fields, "id": generation.id.replace("chatcmpl-", "resp_")})
 
 
-def _chat(asked: ResponsesRequest) -> ChatRequest:
+def _chat(asked: SimResponsesRequest) -> ChatRequest:
     choice = asked.tool_choice
     return ChatRequest(
         messages=list(_messages(asked)),
@@ -74,7 +74,7 @@ def _chat(asked: ResponsesRequest) -> ChatRequest:
     )
 
 
-def _messages(asked: ResponsesRequest) -> Iterator[SimMessage]:
+def _messages(asked: SimResponsesRequest) -> Iterator[SimMessage]:
     if asked.instructions:
         yield SimMessage("system", asked.instructions)
     items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input

@@ -53,7 +53,7 @@ class MessagesDialect:
 
     __slots__ = ()
 
-    def open(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> ParsedMessagesRequest:
+    def parse(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> ParsedMessagesRequest:
         """Translate the request now, unless a neuron speaks Messages: it may understand more than the translation."""
         as_chat = None if NAME in neuron_dialects else translate(request.body, request.model)
         return ParsedMessagesRequest(request, as_chat)

@@ -48,7 +48,7 @@ class ResponsesDialect:
 
     __slots__ = ()
 
-    def open(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> ParsedResponsesRequest:
+    def parse(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> ParsedResponsesRequest:
         """Translate the request now, unless a neuron speaks Responses: it may understand more than the translation."""
         as_chat = None if NAME in neuron_dialects else translate(request.body, request.model)
         return ParsedResponsesRequest(request, as_chat)

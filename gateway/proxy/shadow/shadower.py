@@ -247,7 +247,7 @@ class Shadows:
         return "compared"
 
     async def _listen(self, model: str, route: Route, request: InferenceRequest) -> AnswerSummary:
-        outgoing = request.dialogue.outgoing(neuron_model_name(route), route.backend)
+        outgoing = request.parsed.outgoing(neuron_model_name(route), route.backend)
         headers = outgoing_headers(request, translated=outgoing.translation is not None)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body)
         with PhaseDeadlines(self._deadlines) as phases:
