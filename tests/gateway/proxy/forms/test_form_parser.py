@@ -1,4 +1,4 @@
-"""Finding `model` in a form as it passes: the same however it is cut, and no form that two parsers read in two ways."""
+"""The form parser: it finds `model` at every cut, and rejects forms that python-multipart could read differently."""
 
 import itertools
 import re
@@ -15,8 +15,8 @@ from gateway.proxy.forms.form_parser import FormLimits, FormParser, ModelPart, b
 MODEL = a_part(b"model", b"whisper-1")
 
 
-def read(*pieces, boundary=BOUNDARY, limits=None):
-    """A parser that was fed these, to the end."""
+def parse(*pieces, boundary=BOUNDARY, limits=None):
+    """Return a parser that has read these pieces to the end."""
     parser = FormParser(boundary, limits)
     for piece in pieces:
         parser.feed(piece)
@@ -24,24 +24,24 @@ def read(*pieces, boundary=BOUNDARY, limits=None):
     return parser
 
 
-def replaced(body, model, name):
-    """What goes out."""
+def with_model(body, model, name):
+    """Return the body that is sent on."""
     return body[: model.start] + name + body[model.end :]
 
 
-def refusal(body, kind, limits=None, boundary=BOUNDARY):
-    """Why a body is refused, which must not depend on how it is cut."""
-    said = set()
+def error_at_every_cut(body, kind, limits=None, boundary=BOUNDARY):
+    """Return the message with which a body is rejected; it must not depend on how the body is cut."""
+    messages = set()
     for cuts in ([], *([at] for at in range(1, len(body))), range(1, len(body))):
         edges = [0, *cuts, len(body)]
         with pytest.raises(kind) as caught:
-            read(*[body[a:b] for a, b in itertools.pairwise(edges)], boundary=boundary, limits=limits)
-        said.add(caught.value.message)
-    (message,) = said
+            parse(*[body[a:b] for a, b in itertools.pairwise(edges)], boundary=boundary, limits=limits)
+        messages.add(caught.value.message)
+    (message,) = messages
     return message
 
 
-# Forms that are fine...
+# Valid forms ........................................................................................................
 
 
 @pytest.mark.parametrize(
@@ -69,17 +69,17 @@ def refusal(body, kind, limits=None, boundary=BOUNDARY):
         a_form(a_part(b"models", b"x"), a_part(b"Model", b"y"), a_part(b"model[]", b"z"), MODEL),
     ],
 )
-def test_model_is_found_at_its_place_at_every_cut(body):
-    """Preambles, paddings, quotes, contents that look like boundaries: one field, found wherever the bytes are cut."""
+def test_model_is_found_at_every_cut(body):
+    """With preambles, padding, quotes, and contents that look like boundaries."""
     start = body.index(b"whisper-1")
-    assert read(body).model == ModelPart("whisper-1", start, start + 9)
+    assert parse(body).model == ModelPart("whisper-1", start, start + 9)
     for at in range(1, len(body)):
-        assert read(body[:at], body[at:]).model == ModelPart("whisper-1", start, start + 9), body[:at]
-    assert read(*[body[at : at + 1] for at in range(len(body))]).model.start == start
+        assert parse(body[:at], body[at:]).model == ModelPart("whisper-1", start, start + 9), body[:at]
+    assert parse(*[body[at : at + 1] for at in range(len(body))]).model.start == start
 
 
-def test_model_is_known_before_the_file_behind_it_has_come():
-    """As soon as the boundary after it is there: an upload is not waited for."""
+def test_model_is_known_before_the_file_after_it_has_arrived():
+    """As soon as the boundary after the field is complete."""
     body = a_form(MODEL, a_file(b"x" * 1000))
     known_at = body.index(BOUNDARY, body.index(b"whisper-1")) + len(BOUNDARY)
     parser = FormParser(BOUNDARY)
@@ -91,7 +91,7 @@ def test_model_is_known_before_the_file_behind_it_has_come():
 
 
 def test_nothing_of_a_file_is_kept():
-    """However large, and if every line of it looks like the beginning of a boundary."""
+    """Whatever its size, and even if every line of it looks like the beginning of a boundary."""
     parser = FormParser(BOUNDARY)
     parser.feed(a_form(MODEL, a_file(b"")).partition(b"--" + BOUNDARY + b"--")[0][:-2])
     for piece in (b"x" * 65_536, (b"\r\n--" + BOUNDARY[:-1]) * 3000, b"\r\n" * 40_000):
@@ -113,8 +113,8 @@ def test_nothing_of_a_file_is_kept():
     ],
 )
 def test_stream_field_is_read_as_engines_read_it(value, stream):
-    """Pydantic's spellings; what is none of them is none of ours."""
-    assert read(a_form(MODEL, a_part(b"stream", value))).stream is stream
+    """Pydantic's spellings of true; any other value is false."""
+    assert parse(a_form(MODEL, a_part(b"stream", value))).stream is stream
 
 
 names = st.sampled_from([b"file", b"prompt", b"stream", b"timestamp_granularities[]", "სახელი".encode()])
@@ -128,7 +128,7 @@ models = st.text(min_size=1, max_size=20).map(str.encode).filter(lambda name: b"
 
 @st.composite
 def forms(draw):
-    """A form with one model, somewhere."""
+    """Generate a form with one model, and the model's name."""
     parts = draw(st.lists(others, max_size=4))
     model = draw(models)
     parts.insert(draw(st.integers(0, len(parts))), a_part(b"model", model))
@@ -136,12 +136,12 @@ def forms(draw):
 
 
 @given(forms(), models, st.data())
-def test_what_goes_out_reads_as_what_came_in_but_for_the_model(form, name, data):
-    """By python-multipart's reading; and the bytes outside the one value are the same."""
+def test_only_the_model_changes_in_python_multiparts_reading(form, name, data):
+    """And the bytes outside the model's value are the same."""
     body, model = form
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=6)))
-    found = read(*[body[a:b] for a, b in itertools.pairwise([0, *cuts, len(body)])]).model
-    outgoing = replaced(body, found, name)
+    found = parse(*[body[a:b] for a, b in itertools.pairwise([0, *cuts, len(body)])]).model
+    outgoing = with_model(body, found, name)
 
     assert found.name.encode() == model
     assert outgoing[: found.start] == body[: found.start]
@@ -151,40 +151,40 @@ def test_what_goes_out_reads_as_what_came_in_but_for_the_model(form, name, data)
 
 
 @given(forms())
-def test_place_does_not_depend_on_the_one_cut(form):
-    """Every split point of every form."""
+def test_offsets_do_not_depend_on_a_cut(form):
+    """At every offset of every generated form."""
     body, _ = form
-    whole = read(body)
+    whole = parse(body)
     for at in range(len(body) + 1):
-        cut = read(body[:at], body[at:])
+        cut = parse(body[:at], body[at:])
         assert (cut.model, cut.stream) == (whole.model, whole.stream)
 
 
 @given(st.binary(max_size=200))
-def test_rubbish_is_refused_and_nothing_else_happens(rubbish):
-    """No input makes the parser raise anything but its two refusals."""
+def test_random_bytes_are_rejected(data_bytes):
+    """The parser raises nothing but its two errors."""
     with pytest.raises((MalformedMultipart, MissingModelField)):
-        read(rubbish)
+        parse(data_bytes)
 
 
 @given(forms(), st.data())
-def test_form_with_a_byte_changed_is_read_by_us_as_by_the_engine_or_refused(form, data):
-    """What passes here means the same there: that is what the strictness is for."""
+def test_form_with_a_changed_byte_is_rejected_or_read_as_python_multipart_does(form, data):
+    """An accepted form has the same model for the engine."""
     body, _ = form
     at = data.draw(st.integers(0, len(body) - 1))
     changed = body[:at] + bytes([data.draw(st.integers(0, 255))]) + body[at + 1 :]
     try:
-        found = read(changed).model
+        found = parse(changed).model
     except (MalformedMultipart, MissingModelField):
         return
     try:
         theirs = [part for part in read_form(changed) if part.name == b"model"]
-    except (FormParserError, KeyError, ValueError):  # it refuses more than we do: a 400 of its own
+    except (FormParserError, KeyError, ValueError):  # the engine rejects it
         return
     assert [part.value for part in theirs] == [found.name.encode()]
 
 
-# Forms that are not...
+# Invalid forms ......................................................................................................
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_form_with_a_byte_changed_is_read_by_us_as_by_the_engine_or_refused(form
         (a_form(a_part(b"model", b"x" * 1025)), "longer than 1024 bytes"),
     ],
 )
-def test_form_without_one_plain_model_is_refused(body, why):
-    """At whatever byte it is cut, in the same words."""
-    assert why in refusal(body, MissingModelField)
+def test_form_without_one_plain_model_is_rejected(body, why):
+    """With the same message at every cut."""
+    assert why in error_at_every_cut(body, MissingModelField)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,9 @@ def test_form_without_one_plain_model_is_refused(body, why):
         (a_form(a_part(b"model", b"\xff")), "not UTF-8"),
     ],
 )
-def test_form_that_parsers_could_read_in_two_ways_is_refused(body, why):
-    """Line ends that are none, names that need decoding, boundaries that might be: at every cut, in the same words."""
-    assert why in refusal(body, MalformedMultipart)
+def test_ambiguous_form_is_rejected(body, why):
+    """Bare line ends, encoded names, doubtful boundaries: with the same message at every cut."""
+    assert why in error_at_every_cut(body, MalformedMultipart)
 
 
 @pytest.mark.parametrize(
@@ -254,11 +254,11 @@ def test_form_that_parsers_could_read_in_two_ways_is_refused(body, why):
         (a_form(MODEL, after=b"\r\n" + b"x" * 200), "more than 50 bytes before its first or after its last part"),
     ],
 )
-def test_what_a_client_can_make_grow_has_a_limit(body, why):
-    """Parts, headers, paddings, and what stands around the parts: at every cut."""
+def test_limits_of_a_form(body, why):
+    """Parts, headers, padding, and the bytes around the parts: at every cut."""
     limits = FormLimits(parts=5, header_bytes=100, around_bytes=50)
 
-    assert why in refusal(body, MalformedMultipart, limits)
+    assert why in error_at_every_cut(body, MalformedMultipart, limits)
 
 
 @pytest.mark.parametrize(
@@ -281,8 +281,8 @@ def test_what_a_client_can_make_grow_has_a_limit(body, why):
         (b"multipart/form-data; boundary=a\xff", None),
     ],
 )
-def test_boundary_is_read_quoted_or_not(content_type, boundary):
-    """RFC 2046's characters, 1 to 70 of them, and no space at the end."""
+def test_boundary_of_a_content_type(content_type, boundary):
+    """1 to 70 of RFC 2046's characters, quoted or not, without a space at the end."""
     if boundary is None:
         with pytest.raises(MalformedMultipart):
             boundary_of(content_type)
@@ -290,9 +290,9 @@ def test_boundary_is_read_quoted_or_not(content_type, boundary):
         assert boundary_of(content_type) == boundary
 
 
-def test_quoted_boundary_with_signs_is_followed():
-    """Characters that mean something to regular expressions mean nothing here."""
+def test_boundary_with_special_characters():
+    """The boundary is not used as a regular expression."""
     boundary = b"(a.b)+c?"
     body = a_form(MODEL, boundary=boundary)
 
-    assert read(body, boundary=boundary).model.name == "whisper-1"
+    assert parse(body, boundary=boundary).model.name == "whisper-1"

@@ -1,4 +1,4 @@
-"""Bytes kept to be read again: in a file without a name, bounded, and gone on every way out."""
+"""The spool: a file without a name, limited in size, and removed however the request ends."""
 
 import contextlib
 import tempfile
@@ -23,10 +23,10 @@ def spools(tmp_path):
 
 
 def open_files_in(folder):
-    """Files of ours that are open in there, with or without a name."""
+    """Return the open files of this process in `folder`, with or without a name."""
     links = []
     for fd in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the one that listed them
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that lists them
             links.append(str(fd.readlink()))
     return [link for link in links if link.startswith(str(folder))]
 
@@ -40,8 +40,8 @@ async def read_all(spool):
 
 @given(st.lists(st.integers(0, 3 * MEMORY_BYTES // 2), max_size=5), st.integers(0, 8 * MEMORY_BYTES))
 @settings(deadline=None, max_examples=30)
-def test_what_was_written_is_read_from_any_place(sizes, at):
-    """In one piece or many, from memory or from the file, more than once."""
+def test_bytes_are_read_from_any_offset(sizes, at):
+    """In one piece or many, from memory or the file, and more than once."""
     pieces = [bytes([65 + index]) * size for index, size in enumerate(sizes)]
 
     async def check():
@@ -51,13 +51,13 @@ def test_what_was_written_is_read_from_any_place(sizes, at):
             whole = b"".join(pieces)
             assert spool.size == len(whole)
             assert await read_all(spool) == await read_all(spool) == whole
-            place = min(at, len(whole))
-            assert whole[place:].startswith(await spool.read(place))
+            offset = min(at, len(whole))
+            assert whole[offset:].startswith(await spool.read(offset))
 
     trio.run(check)
 
 
-async def test_a_little_needs_no_file(spools, tmp_path):
+async def test_small_uploads_need_no_file(spools, tmp_path):
     """Most requests are small."""
     async with spools.open(ROOMY.reservation()) as spool:
         await spool.write(b"x" * MEMORY_BYTES)
@@ -66,8 +66,8 @@ async def test_a_little_needs_no_file(spools, tmp_path):
         assert open_files_in(tmp_path) == []
 
 
-async def test_more_is_in_a_file_without_a_name_and_not_in_memory(spools, tmp_path):
-    """A process that is killed leaves nothing behind."""
+async def test_large_uploads_are_in_a_file_without_a_name(spools, tmp_path):
+    """A killed process leaves nothing behind; memory stays small."""
     async with spools.open(ROOMY.reservation()) as spool:
         for _ in range(160):
             await spool.write(b"x" * 65_536)
@@ -79,8 +79,8 @@ async def test_more_is_in_a_file_without_a_name_and_not_in_memory(spools, tmp_pa
     assert (spools.open_files, spools.on_disk_bytes, open_files_in(tmp_path)) == (0, 0, [])
 
 
-async def test_file_goes_when_its_request_is_cancelled(spools, tmp_path):
-    """In the midst of a write, at any of its checkpoints."""
+async def test_file_is_removed_when_its_request_is_cancelled(spools, tmp_path):
+    """At any checkpoint of a write."""
     for steps in range(12):
         with trio.CancelScope() as scope:
             async with spools.open(ROOMY.reservation()) as spool:
@@ -93,7 +93,7 @@ async def test_file_goes_when_its_request_is_cancelled(spools, tmp_path):
 
 
 async def test_reader_may_be_behind_the_writer(spools):
-    """It reads the same bytes, whichever side of the disk they are on by then."""
+    """It reads the same bytes, in memory or on disk."""
     read = b""
     async with spools.open(ROOMY.reservation()) as spool, trio.open_nursery() as nursery:
 
@@ -109,8 +109,8 @@ async def test_reader_may_be_behind_the_writer(spools):
     assert read == b"".join(bytes([number]) * 65_536 for number in range(40))
 
 
-async def test_all_of_them_together_have_a_limit(tmp_path):
-    """Each upload is within its own; the disk is shared. What one gives back another may have."""
+async def test_all_spools_share_a_disk_limit(tmp_path):
+    """Space that one spool frees can be used by another."""
     spools = SpoolStorage(tmp_path, 2 * MB)
     async with spools.open(ROOMY.reservation()) as first:
         await first.write(b"x" * (3 * MB // 2))
@@ -124,8 +124,8 @@ async def test_all_of_them_together_have_a_limit(tmp_path):
     assert spools.on_disk_bytes == 0
 
 
-async def test_memory_is_taken_once_however_much_passes_through_it(spools):
-    """From the room that all requests share; when that is full the upload is refused like any body."""
+async def test_memory_is_reserved_once(spools):
+    """From the memory that all requests share; when that is full, the upload is rejected like any body."""
     bodies = BodyMemory(MEMORY_BYTES + 65_536)
     with bodies.reservation() as reservation:
         async with spools.open(reservation) as spool:
@@ -140,8 +140,8 @@ async def test_memory_is_taken_once_however_much_passes_through_it(spools):
     assert bodies.reserved_bytes == 0
 
 
-async def test_disk_that_fails_is_a_503_and_leaves_nothing(tmp_path):
-    """It is not the client's fault, and no traceback is shown."""
+async def test_failing_disk_is_a_503(tmp_path):
+    """It is not the client's fault, and nothing stays open."""
     spools = SpoolStorage(tmp_path / "gone", 64 * MB)
     async with spools.open(ROOMY.reservation()) as spool:
         with pytest.raises(ServiceUnavailable, match="cannot store the upload"):
@@ -150,8 +150,8 @@ async def test_disk_that_fails_is_a_503_and_leaves_nothing(tmp_path):
     assert (spools.open_files, spools.on_disk_bytes) == (0, 0)
 
 
-async def test_system_directory_serves_where_none_is_configured():
-    """TMPDIR moves it, as everywhere."""
+async def test_default_directory_is_the_systems():
+    """TMPDIR changes it."""
     before = len(open_files_in(tempfile.gettempdir()))
     async with SpoolStorage(None, 64 * MB).open(ROOMY.reservation()) as spool:
         await spool.write(b"x" * MB)

@@ -1,4 +1,4 @@
-"""Forms on their way through, in memory: begun before they have come, and sent a second time only if they are whole."""
+"""Forms through a whole gateway, in memory: sent on while they arrive, and retried only if they are kept whole."""
 
 import dataclasses
 import errno
@@ -29,50 +29,50 @@ LARGE = b"x" * (2 * MEMORY_BYTES)
 
 @pytest.fixture(autouse=True)
 def fresh_loggers():
-    """Loggers made while logs are captured must not outlive the capture."""
+    """Loggers created while logs are captured must not outlive the capture."""
     yield
     structlog.reset_defaults()
 
 
 class Neuron:
-    """Reads up to `until`, then says `answer`; or closes, if that is None. `heard` is what it was sent."""
+    """Reads up to `until`, then sends `answer`, or closes if that is None. `received` is what it has read."""
 
     def __init__(self, answer=ANSWER, until=b"--" + BOUNDARY + b"--\r\n"):
         self.answer = answer
         self.until = until
-        self.heard = b""
-        self.asked = 0
-        self.left = trio.Event()
+        self.received = b""
+        self.requests = 0
+        self.closed = trio.Event()
 
     async def __call__(self, stream):
-        self.asked += 1
-        heard = b""
-        while not heard.endswith(self.until) or not heard:
+        self.requests += 1
+        received = b""
+        while not received.endswith(self.until) or not received:
             piece = bytes(await stream.receive_some(65_536))
             if not piece:
                 break
-            heard += piece
-            self.heard = heard
+            received += piece
+            self.received = received
         else:
             if self.answer is not None:
                 await stream.send_all(self.answer)
                 while await stream.receive_some(65_536):
                     pass
-        self.left.set()
+        self.closed.set()
         await stream.aclose()
 
     @property
     def head(self):
-        return self.heard.partition(b"\r\n\r\n")[0].decode()
+        return self.received.partition(b"\r\n\r\n")[0].decode()
 
     @property
     def body(self):
-        return self.heard.partition(b"\r\n\r\n")[2]
+        return self.received.partition(b"\r\n\r\n")[2]
 
 
 @pytest.fixture
-def before(nursery):
-    """Makes a gateway before neurons; all of them have the model."""
+def gateway_for(nursery):
+    """Creates a gateway for the given neurons; all of them have the model."""
 
     def make(*neurons, **sections):
         named = {f"neuron-{index}": neuron for index, neuron in enumerate(neurons)}
@@ -82,7 +82,7 @@ def before(nursery):
 
 
 def head(length=None, *more):
-    """The head of an upload; in chunks if there is no length. `more` are further header lines."""
+    """Return the head of an upload; chunked without a length. `more` are further header lines."""
     framing = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
     lines = [b"POST %b HTTP/1.1" % TRANSCRIPTIONS.encode(), b"host: cortex", b"connection: close", framing]
     return b"\r\n".join([*lines, b"content-type: " + CONTENT_TYPE, *more, b"", b""])
@@ -93,7 +93,7 @@ def a_chunk(data):
 
 
 async def upload(gateway, body):
-    """A form, sent at once; the answer."""
+    """Send a form at once; return the response."""
     client = gateway.client()
     await client.stream.send_all(head(len(body)) + body)
     return await client.answer()
@@ -103,24 +103,24 @@ def events_of(logs):
     return [entry for entry in logs if entry["event"] == "request"]
 
 
-# What the neuron gets...
+# What the neuron receives ...........................................................................................
 
 
-async def test_neuron_gets_the_beginning_while_the_client_still_sends(autojump_clock, before):
-    """As soon as the field is whole: with the length that will be, and the name that is the neuron's."""
+async def test_neuron_gets_the_beginning_while_the_client_still_sends(autojump_clock, gateway_for):
+    """As soon as the field is complete: with the final length, and the neuron's name for the model."""
     neuron = Neuron()
-    gateway = before(neuron)
+    gateway = gateway_for(neuron)
     body = a_form(ALIAS, a_file(b"one-two"))
     at = body.index(b"-two")
     client = gateway.client()
     await client.stream.send_all(head(len(body)) + body[:at])
     await wait_all_tasks_blocked()
-    heard = neuron.body
+    received = neuron.body
     await trio.sleep(20)
     await client.stream.send_all(body[at:])
     answer = await client.answer()
 
-    assert heard == body[:at].replace(b"helexa/small", SMALL.encode())
+    assert received == body[:at].replace(b"helexa/small", SMALL.encode())
     assert neuron.body == body.replace(b"helexa/small", SMALL.encode())
     assert f"content-length: {len(neuron.body)}" in neuron.head.splitlines()
     assert f"content-type: {CONTENT_TYPE.decode()}" in neuron.head.splitlines()
@@ -131,10 +131,10 @@ async def test_neuron_gets_the_beginning_while_the_client_still_sends(autojump_c
 
 @pytest.mark.parametrize("model_first", [True, False])
 @pytest.mark.parametrize("size", [0, 1000, MEMORY_BYTES - 500, 3 * MEMORY_BYTES])
-async def test_form_arrives_whole_wherever_its_model_stands(before, model_first, size):
-    """From memory or from disk, at once or in pieces: the same parts, by python-multipart's reading."""
+async def test_form_arrives_complete_wherever_its_model_is(gateway_for, model_first, size):
+    """From memory or from disk: python-multipart reads the same parts."""
     neuron = Neuron()
-    gateway = before(neuron)
+    gateway = gateway_for(neuron)
     parts = [ALIAS, a_file(b"x" * size), a_part(b"language", b"en")]
     body = a_form(*(parts if model_first else parts[::-1]))
     answer = await upload(gateway, body)
@@ -145,10 +145,10 @@ async def test_form_arrives_whole_wherever_its_model_stands(before, model_first,
     await gateway.idle()
 
 
-async def test_form_for_a_model_by_its_own_name_goes_out_byte_identical(autojump_clock, before):
-    """As any body does."""
+async def test_form_with_the_models_own_name_is_sent_unchanged(autojump_clock, gateway_for):
+    """Like any body."""
     neuron = Neuron()
-    gateway = before(neuron)
+    gateway = gateway_for(neuron)
     body = a_form(a_part(b"model", SMALL.encode()), a_file(b"x"), before=b"preamble\r\n", after=b"\r\nepilogue")
     neuron.until = b"epilogue"
     await upload(gateway, body)
@@ -156,10 +156,10 @@ async def test_form_for_a_model_by_its_own_name_goes_out_byte_identical(autojump
     assert neuron.body == body
 
 
-async def test_form_in_chunks_goes_on_in_chunks(autojump_clock, before):
-    """Nobody knows its length; the neuron's connection is told the end."""
+async def test_chunked_form_is_sent_chunked(autojump_clock, gateway_for):
+    """Its length is not known."""
     neuron = Neuron(until=b"0\r\n\r\n")
-    gateway = before(neuron)
+    gateway = gateway_for(neuron)
     body = a_form(ALIAS, a_file(b"one-two"))
     at = body.index(b"-two")
     client = gateway.client()
@@ -174,11 +174,11 @@ async def test_form_in_chunks_goes_on_in_chunks(autojump_clock, before):
     await gateway.idle()
 
 
-# Time, and clients that leave...
+# Time and disconnects ...............................................................................................
 
 
-async def test_little_is_read_before_a_neuron_takes_it(autojump_clock, before, monkeypatch):
-    """A client that is quicker than its neuron's door waits: what is read ahead needs no file."""
+async def test_little_is_read_ahead_of_the_neuron(autojump_clock, gateway_for, monkeypatch):
+    """A client that is faster than its neuron waits; what is read ahead needs no file."""
     opened = []
 
     def opening(*arguments, **more):
@@ -189,7 +189,7 @@ async def test_little_is_read_before_a_neuron_takes_it(autojump_clock, before, m
         await trio.sleep_forever()
 
     monkeypatch.setattr(form_request, "Upload", opening)
-    gateway = before(Neuron())
+    gateway = gateway_for(Neuron())
     gateway.upstream._connect = never
     body = a_form(ALIAS, a_file(LARGE * 4))
     client = gateway.client()
@@ -198,14 +198,14 @@ async def test_little_is_read_before_a_neuron_takes_it(autojump_clock, before, m
 
     assert opened[0].received_bytes <= MEMORY_BYTES < len(body) / 4
     await client.leave()
-    await trio.sleep(60)  # what has not been read hides that it left: the deadlines of connecting end it
+    await trio.sleep(60)  # unread bytes hide the disconnect; the connect deadline ends the request
     await gateway.idle()
 
 
-async def test_upload_may_take_long_while_it_goes_on_and_ends_when_it_does_not(autojump_clock, before):
-    """Ten minutes of 16 KiB every 29 s; then 30 s of nothing: 408, and the neuron sees its connection go."""
+async def test_slow_upload_continues_and_a_stalled_one_ends(autojump_clock, gateway_for):
+    """Ten minutes of 16 KiB every 29 s, then 30 s of nothing: a 408, and the neuron sees its connection close."""
     neuron = Neuron()
-    gateway = before(neuron)
+    gateway = gateway_for(neuron)
     client = gateway.client()
     await client.stream.send_all(head(10_000_000) + b"--" + BOUNDARY + b"\r\n" + ALIAS + b"\r\n--" + BOUNDARY + b"\r\n")
     await client.stream.send_all(a_file(b""))
@@ -216,13 +216,13 @@ async def test_upload_may_take_long_while_it_goes_on_and_ends_when_it_does_not(a
 
     assert (answer.status, answer.error["code"]) == (408, "request_timeout")
     assert answer.arrivals[0][0] == 20 * 29 + 30
-    await neuron.left.wait()
+    await neuron.closed.wait()
     await gateway.idle()
 
 
-async def test_client_that_drips_is_given_up(autojump_clock, before):
-    """A byte now and then is no upload; the time for 16 KiB runs on."""
-    gateway = before(Neuron())
+async def test_client_that_sends_single_bytes_gets_a_408(autojump_clock, gateway_for):
+    """A byte per second does not restart the time for 16 KiB."""
+    gateway = gateway_for(Neuron())
     client = gateway.client()
     await client.stream.send_all(head(10_000_000) + b"--" + BOUNDARY + b"\r\n" + a_file(b""))
     async with trio.open_nursery() as dripping:
@@ -242,9 +242,9 @@ async def test_client_that_drips_is_given_up(autojump_clock, before):
 
 
 @pytest.mark.parametrize("named", [False, True])
-async def test_deadline_of_the_clients_own_covers_its_upload(autojump_clock, before, named):
+async def test_clients_total_deadline_covers_its_upload(autojump_clock, gateway_for, named):
     """Before its model is known, and after."""
-    gateway = before(Neuron())
+    gateway = gateway_for(Neuron())
     client = gateway.client()
     begin = b"--" + BOUNDARY + b"\r\n" + ALIAS
     begin += b"\r\n--" + BOUNDARY + b"\r\n" if named else b""
@@ -256,43 +256,43 @@ async def test_deadline_of_the_clients_own_covers_its_upload(autojump_clock, bef
     await gateway.idle()
 
 
-async def test_time_the_neuron_takes_is_not_the_clients(autojump_clock, before):
-    """A client waits as long as its neuron may: here for the answer, twenty minutes without a word."""
+async def test_neurons_time_does_not_count_as_a_stalled_upload(autojump_clock, gateway_for):
+    """The client may wait for the response as long as the neuron is allowed."""
 
     async def peer(stream):
         await read_request(stream)
         await trio.sleep(500)
         await stream.send_all(ANSWER)
 
-    gateway = before(peer)
+    gateway = gateway_for(peer)
 
     assert (await upload(gateway, a_form(ALIAS, a_file(b"x")))).status == 200
     assert trio.current_time() == 500
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n--" + BOUNDARY + b"\r\n" + a_file(b"some")])
-async def test_client_that_leaves_in_its_upload_is_seen_by_the_neuron(autojump_clock, before, sent):
-    """Before the model is known there is no neuron; after it, its connection ends in the midst of a body."""
+async def test_neuron_sees_a_client_disconnect_during_its_upload(autojump_clock, gateway_for, sent):
+    """Before the model is known there is no neuron; after that, its connection closes within the body."""
     neuron = Neuron()
-    gateway = before(neuron)
+    gateway = gateway_for(neuron)
     with capture_logs() as logs:
         client = gateway.client()
         model = b"--" + BOUNDARY + b"\r\n" + ALIAS
         await client.stream.send_all(head(10_000) + model + sent)
         await wait_all_tasks_blocked()
-        assert neuron.asked == (1 if sent else 0)
+        assert neuron.requests == (1 if sent else 0)
         await client.leave()
         if sent:
-            await neuron.left.wait()
+            await neuron.closed.wait()
         await gateway.idle()
 
     (event,) = events_of(logs)
     assert (event["outcome"], event["bytes_in"]) == ("client_disconnected", len(model + sent))
 
 
-async def test_client_that_leaves_before_its_model_with_a_file_on_disk_leaves_nothing(before):
-    """The file is gone with it."""
-    gateway = before(Neuron())
+async def test_disconnect_before_the_model_removes_the_file(gateway_for):
+    """The file on disk is closed."""
+    gateway = gateway_for(Neuron())
     client = gateway.client()
     await client.stream.send_all(head(10_000_000) + b"--" + BOUNDARY + b"\r\n" + a_file(LARGE))
     with trio.fail_after(SAFETY_NET_S):
@@ -307,9 +307,9 @@ async def test_client_that_leaves_before_its_model_with_a_file_on_disk_leaves_no
     await gateway.idle()
 
 
-async def test_client_that_leaves_while_its_model_is_loaded_is_noticed(before):
-    """Its upload is read to its end meanwhile, or its leaving would hide behind it."""
-    gateway = before(Neuron())
+async def test_disconnect_while_the_model_loads_is_noticed(gateway_for):
+    """The upload is read to its end meanwhile; otherwise its bytes would hide the disconnect."""
+    gateway = gateway_for(Neuron())
     gateway.fleet.answered("neuron-0", _loading())
     body = a_form(ALIAS, a_file(LARGE))
     client = gateway.client()
@@ -330,7 +330,7 @@ def _loading():
     return NodeReport((ModelReport(SMALL, "loading", url="http://neuron-0:13131"),), devices=())
 
 
-# What is wrong with the rest of a form...
+# Errors after the model .............................................................................................
 
 
 @pytest.mark.parametrize(
@@ -343,30 +343,30 @@ def _loading():
         (b"y" * 2000, 413, "body_too_large"),
     ],
 )
-async def test_fault_in_the_rest_is_told_although_the_neuron_is_at_it(autojump_clock, before, rest, status, code):
-    """The client hears what is wrong; the neuron gets no end of a body, and is not blamed."""
+async def test_error_in_the_rest_reaches_the_client(autojump_clock, gateway_for, rest, status, code):
+    """The neuron gets an incomplete body, and stays healthy."""
     neuron = Neuron(until=b"0\r\n\r\n")
-    gateway = before(neuron, gateway=GatewaySettings(body_limit_mb=1500 / 1024**2))
+    gateway = gateway_for(neuron, gateway=GatewaySettings(body_limit_mb=1500 / 1024**2))
     client = gateway.client()
     begin = b"--" + BOUNDARY + b"\r\n" + ALIAS + b"\r\n--" + BOUNDARY + b"\r\n" + a_file(b"some\r\n")
     await client.stream.send_all(head() + a_chunk(begin))
     await wait_all_tasks_blocked()
-    assert neuron.asked == 1
+    assert neuron.requests == 1
     await client.stream.send_all((a_chunk(rest) if rest else b"") + b"0\r\n\r\n")
     answer = await client.answer()
 
     assert (answer.status, answer.error["code"]) == (status, code)
-    await neuron.left.wait()
-    assert not neuron.heard.endswith(b"0\r\n\r\n")
+    await neuron.closed.wait()
+    assert not neuron.received.endswith(b"0\r\n\r\n")
     assert gateway.fleet.nodes["neuron-0"].healthy
     await gateway.idle()
 
 
-# Neurons that fail, or say no...
+# Failing neurons ....................................................................................................
 
 
-def refusing(gateway, *names):
-    """Whoever connects to these is refused."""
+def refuse_connections(gateway, *names):
+    """Refuse connections to these neurons."""
     connect = gateway.upstream._connect
 
     async def refuse_some(origin):
@@ -378,11 +378,11 @@ def refusing(gateway, *names):
     gateway.upstream._connect = refuse_some
 
 
-async def test_upload_is_tried_elsewhere_if_not_a_byte_of_it_has_gone(autojump_clock, before):
-    """A refused connection took nothing."""
+async def test_upload_is_retried_when_the_connection_is_refused(autojump_clock, gateway_for):
+    """No byte of it was sent."""
     neurons = Neuron(), Neuron()
-    gateway = before(*neurons)
-    refusing(gateway, "neuron-0")
+    gateway = gateway_for(*neurons)
+    refuse_connections(gateway, "neuron-0")
     body = a_form(ALIAS, a_file(b"one-two"))
     client = gateway.client()
     await client.stream.send_all(head(len(body)) + body[:-20])
@@ -395,10 +395,10 @@ async def test_upload_is_tried_elsewhere_if_not_a_byte_of_it_has_gone(autojump_c
     await gateway.idle()
 
 
-async def test_upload_that_has_begun_is_not_tried_elsewhere(autojump_clock, before):
-    """What the first one took is gone."""
+async def test_upload_that_has_begun_is_not_retried(autojump_clock, gateway_for):
+    """The bytes that the first neuron took are gone."""
     neurons = Neuron(None, until=b"two"), Neuron()
-    gateway = before(*neurons)
+    gateway = gateway_for(*neurons)
     body = a_form(ALIAS, a_file(b"one-two"))
     at = body.index(b"-two")
     client = gateway.client()
@@ -408,15 +408,15 @@ async def test_upload_that_has_begun_is_not_tried_elsewhere(autojump_clock, befo
     answer = await client.answer()
 
     assert (answer.status, answer.error["code"]) == (502, UpstreamConnectionError.code)
-    assert neurons[1].asked == 0
+    assert neurons[1].requests == 0
     await gateway.idle()
 
 
 @pytest.mark.parametrize("size", [1000, 3 * MEMORY_BYTES])
-async def test_upload_that_is_all_here_is_tried_elsewhere(before, size):
-    """From memory, or from the disk on which it had to wait for its model."""
+async def test_upload_that_is_kept_whole_is_retried(gateway_for, size):
+    """From memory, or from the disk where it waited for its model."""
     neurons = Neuron(None), Neuron()
-    gateway = before(*neurons)
+    gateway = gateway_for(*neurons)
     body = a_form(a_file(b"x" * size), ALIAS)
     answer = await upload(gateway, body)
 
@@ -425,11 +425,11 @@ async def test_upload_that_is_all_here_is_tried_elsewhere(before, size):
     await gateway.idle()
 
 
-async def test_refusal_in_the_midst_of_an_upload_is_passed_on(autojump_clock, before):
-    """A neuron that has no room says so at once: its words reach the client, and nobody else is asked."""
+async def test_error_response_during_an_upload_is_passed_on(autojump_clock, gateway_for):
+    """A neuron that is full responds at once: the client gets its text, and no other neuron is tried."""
     full = with_length(b'{"error":"queue full"}', status="503 Service Unavailable", more="retry-after: 7\r\n")
     neurons = Neuron(full, until=b"two"), Neuron()
-    gateway = before(*neurons)
+    gateway = gateway_for(*neurons)
     body = a_form(ALIAS, a_file(b"one-two" + b"x" * 1000))
     at = body.index(b"-two")
     client = gateway.client()
@@ -440,15 +440,15 @@ async def test_refusal_in_the_midst_of_an_upload_is_passed_on(autojump_clock, be
 
     assert (answer.status, answer.headers["retry-after"]) == (503, "7")
     assert answer.error["message"] == "queue full"
-    assert neurons[1].asked == 0
+    assert neurons[1].requests == 0
     await gateway.idle()
 
 
-async def test_model_that_went_under_an_upload_is_a_503(autojump_clock, before):
-    """A 404 says "never"; the next try may well be answered."""
+async def test_model_unloaded_during_an_upload_is_a_503(autojump_clock, gateway_for):
+    """A 404 would say that the model does not exist; a retry may succeed."""
     gone = with_length(b'{"error":"model not loaded on this neuron"}', status="404 Not Found")
     neurons = Neuron(gone, until=b"two"), Neuron()
-    gateway = before(*neurons)
+    gateway = gateway_for(*neurons)
     body = a_form(ALIAS, a_file(b"one-two"))
     at = body.index(b"-two")
     client = gateway.client()
@@ -459,16 +459,16 @@ async def test_model_that_went_under_an_upload_is_a_503(autojump_clock, before):
 
     assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "service_unavailable", "1")
     assert "send the request again" in answer.error["message"]
-    assert neurons[1].asked == 0
+    assert neurons[1].requests == 0
     await gateway.idle()
 
 
-# Streams...
+# Streams ............................................................................................................
 
 
 @pytest.mark.parametrize("last", [True, False])
-async def test_stream_that_a_form_asks_for_is_kept_company(autojump_clock, before, last):
-    """Its 200 comes after 5 s, though not before the upload has ended; then comments while there is silence."""
+async def test_stream_requested_by_a_form_gets_keep_alives(autojump_clock, gateway_for, last):
+    """Its 200 is sent after 5 s, but not before the upload has ended; then comments while the neuron is silent."""
 
     async def peer(stream):
         while not bytes(await stream.receive_some(65_536)).endswith(b"--\r\n"):
@@ -476,7 +476,7 @@ async def test_stream_that_a_form_asks_for_is_kept_company(autojump_clock, befor
         await trio.sleep(8.5)
         await stream.send_all(chunked(b'data: {"type":"transcript.text.done","text":"x"}\n\n'))
 
-    gateway = before(peer)
+    gateway = gateway_for(peer)
     parts = [ALIAS, a_part(b"stream", b"true"), a_file(b"x")]
     body = a_form(*([parts[0], parts[2], parts[1]] if last else parts))
     client = gateway.client()
@@ -491,9 +491,9 @@ async def test_stream_that_a_form_asks_for_is_kept_company(autojump_clock, befor
     await gateway.idle()
 
 
-async def test_phase_of_an_upload_is_in_the_log(autojump_clock, before):
-    """What the client took to send is not what the neuron took to answer."""
-    gateway = before(Neuron())
+async def test_phase_of_an_upload_is_in_the_log(autojump_clock, gateway_for):
+    """The client's time to send is not the neuron's time to answer."""
+    gateway = gateway_for(Neuron())
     body = a_form(ALIAS, a_file(b"one-two"))
     with capture_logs() as logs:
         client = gateway.client()
