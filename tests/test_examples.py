@@ -12,10 +12,12 @@ from catalogue.aliases import AliasTable
 from catalogue.load import models_schema, parse
 from catalogue.models import Alias, Cost, Hedge, Limit, ModelProfile
 from gateway.config import load, settings
+from neuron.agent.config.load import neuron_schema
 
 ROOT = Path(__file__).parent.parent
 CORTEX_EXAMPLE = ROOT / "cortex.example.toml"
 MODELS_EXAMPLE = ROOT / "models.example.toml"
+NEURON_EXAMPLE = ROOT / "neuron.example.toml"
 
 
 def uncommented(text):
@@ -121,17 +123,21 @@ def test_models_example_shows_every_key_of_an_alias_and_is_right_about_defaults(
 # The schemas that the examples name for editors.
 
 
-@pytest.mark.parametrize(("example", "schema"), [(CORTEX_EXAMPLE, "config"), (MODELS_EXAMPLE, "models")])
+SCHEMAS = {"config": load.settings_schema(), "models": models_schema(), "neuron": neuron_schema()}
+
+
+@pytest.mark.parametrize(
+    ("example", "schema"), [(CORTEX_EXAMPLE, "config"), (MODELS_EXAMPLE, "models"), (NEURON_EXAMPLE, "neuron")]
+)
 def test_example_names_its_schema_and_the_schema_is_current(example, schema):
-    """After a change: `cortex schema config > schemas/cortex.schema.json`, or `models`."""
+    """After a change: `cortex schema config > schemas/cortex.schema.json`, or `models`, or `neuron`."""
     directive, _, path = example.read_text().partition("\n")[0].partition(" ")
-    current = load.settings_schema() if schema == "config" else models_schema()
 
     assert directive == "#:schema"
-    assert json.loads((ROOT / path).read_text()) == current
+    assert json.loads((ROOT / path).read_text()) == SCHEMAS[schema]
 
 
-@pytest.mark.parametrize("schema", [load.settings_schema(), models_schema()], ids=["config", "models"])
+@pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
 def test_every_key_in_a_schema_has_a_description_a_default_and_a_unit(schema):
     """What an editor shows must be enough to set the key. A key without a default says so."""
     objects = {"the file": schema} | schema["$defs"]
@@ -145,4 +151,4 @@ def test_every_key_in_a_schema_has_a_description_a_default_and_a_unit(schema):
             assert found.get("type") not in {"number", "integer"} or UNITS.search(text), where
 
 
-UNITS = re.compile("(?i)seconds|Mi?B\\b|bytes|number of|tokens|USD|percentage|share|priority")
+UNITS = re.compile("(?i)seconds|Mi?B\\b|bytes|number of|tokens|USD|percentage|share|priority|level")

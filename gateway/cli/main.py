@@ -15,6 +15,7 @@ from gateway.cli.commands.check import check
 from gateway.cli.commands.demo import demo
 from gateway.cli.commands.drain import drain, undrain
 from gateway.cli.commands.explain import explain
+from gateway.cli.commands.neuron import neuron
 from gateway.cli.commands.plan import plan
 from gateway.cli.commands.schema import schema
 from gateway.cli.commands.serve import serve
@@ -61,6 +62,7 @@ main.add_command(check)
 main.add_command(demo)
 main.add_command(drain)
 main.add_command(explain)
+main.add_command(neuron)
 main.add_command(plan)
 main.add_command(schema)
 main.add_command(serve)

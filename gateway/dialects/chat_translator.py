@@ -1,80 +1,70 @@
-"""Chat completions translated for a client of another dialect. No I/O."""
+"""A chat completion on its way to a client of another dialect: bytes to events, for that dialect's machine. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from gateway.errors import GatewayError, UpstreamMalformedResponse
 from gateway.http import sse
 
-__all__ = ["ChatTranslation", "StreamMachine"]
+__all__ = ["FromChat", "Machine"]
 
 
-class StreamMachine(Protocol):
-    """A dialect's translator of chat streams: takes the data of events, returns the client's bytes. Never raises."""
+class Machine(Protocol):
+    """A dialect's stream translator: the data of events in, the client's bytes out. No method raises."""
 
     error: GatewayError | None
 
     def feed(self, data: bytes) -> bytes:
-        """Take the data of one upstream event."""
+        """Take in the data of one upstream event."""
         ...
 
     def finish(self) -> bytes:
-        """The upstream body is complete."""
+        """The upstream body has ended in good order."""
         ...
 
     def fail(self, error: GatewayError) -> bytes:
-        """End with an error; nothing if the stream has ended."""
+        """End in an error; nothing if the stream has ended."""
         ...
 
 
-class ChatTranslation:
+class FromChat:
     """A `Translation` made of a dialect's machine for streams and its function for whole answers."""
 
-    __slots__ = ("_machine", "_whole", "keepalive_bytes")
-
-    passes_text = False
-    held_limit_bytes = sse.EVENT_LIMIT_BYTES
+    __slots__ = ("_machine", "_reader", "_whole", "keep_alive")
 
     def __init__(
-        self, machine: StreamMachine, whole: Callable[[bytes], bytes], *, keepalive_bytes: bytes = sse.KEEP_ALIVE
+        self, machine: Machine, whole: Callable[[bytes], bytes], *, keep_alive: bytes = sse.KEEP_ALIVE
     ) -> None:
+        self._reader = sse.Reader()
         self._machine = machine
         self._whole = whole
-        self.keepalive_bytes = keepalive_bytes
+        self.keep_alive = keep_alive
 
     @property
     def error(self) -> GatewayError | None:
         """Why the stream failed, or None."""
         return self._machine.error
 
-    def feed(self, events: Sequence[sse.Event]) -> bytes:
-        """The client's events for these upstream events."""
-        if len(events) == 1 and (data := events[0].data) is not None:
-            return self._machine.feed(data)
-        return b"".join([self._feed_one(event) for event in events])
-
-    def _feed_one(self, event: sse.Event) -> bytes:
-        if event.data is not None:
-            return self._machine.feed(event.data)
-        if event.is_whole:  # a comment
-            return b""
-        reason = f"the neuron sent an event of more than {sse.EVENT_LIMIT_BYTES} bytes"
-        return self._machine.fail(UpstreamMalformedResponse(reason))
+    def feed(self, chunk: bytes) -> bytes:
+        """The client's events for a piece of the neuron's stream."""
+        try:
+            events = self._reader.feed(chunk)
+        except sse.EventTooLong as error:
+            return self._machine.fail(UpstreamMalformedResponse(f"the neuron sent {error}"))
+        if len(events) == 1:
+            return self._machine.feed(events[0].data)
+        return b"".join([self._machine.feed(event.data) for event in events])
 
     def finish(self) -> bytes:
-        """The client's last events."""
-        return self._machine.finish()
+        """The last events. What the neuron sent without the blank line that ends an event counts too."""
+        return self.feed(b"\n\n") + self._machine.finish()
 
     def fail(self, error: GatewayError) -> bytes:
-        """The error in the client's dialect; nothing if the stream has ended."""
+        """The client's form of an error in a stream, unless that has ended."""
         return self._machine.fail(error)
 
     def whole(self, body: bytes) -> bytes:
-        """The client's answer for a whole chat completion.
-
-        Raises:
-            GatewayError: It is not a chat completion, or reports an error.
-        """
+        """The client's answer for a whole chat completion. Raises GatewayError if it is none."""
         return self._whole(body)

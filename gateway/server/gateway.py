@@ -31,7 +31,7 @@ from gateway.http.pool import UpstreamPool
 from gateway.proxy.app import InferenceApp
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
-from gateway.proxy.shadow.shadower import Shadower
+from gateway.proxy.shadow.shadower import Shadows
 from gateway.server import admin_app, public_routes
 from gateway.server.admin_app import AdminContext
 from gateway.server.health import catalogue_status, health_body
@@ -51,7 +51,7 @@ class Gateway:
         settings: Everything an operator can set.
 
     Raises:
-        catalogue.toml.faults.FaultyFile: The configured `models.toml` is missing or faulty.
+        catalogue.models.FaultyFile: The configured `models.toml` is missing or faulty.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -103,7 +103,7 @@ class Gateway:
             warm_deadline_s=settings.deadlines.load_seconds,
             metrics=self.metrics,
         )
-        self.shadows = Shadower(
+        self.shadows = Shadows(
             self.fleet,
             self.upstream,
             catalogue=self.catalogue_store,
@@ -148,7 +148,7 @@ class Gateway:
     def _admin_context(self) -> AdminContext:
         return AdminContext(
             token=self.settings.admin.token,
-            remembered_requests=self.settings.limits.explain_requests,
+            explain_requests=self.settings.limits.explain_requests,
             catalogue=self.catalogue_store,
             fleet=self.fleet,
             scheduler=self.scheduler,

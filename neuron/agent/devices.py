@@ -13,13 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-__all__ = ["CpuDevice", "DeviceInfo", "DeviceReading", "Devices", "ForeignProcess", "NvmlDevices", "open_devices"]
+__all__ = ["CpuDevice", "DeviceUsage", "Devices", "ForeignProcess", "HostDevice", "NvmlDevices", "open_devices"]
 
 MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceInfo:
+class HostDevice:
     """What does not change. `uuid` selects the device (`CUDA_VISIBLE_DEVICES`); None for the CPU."""
 
     index: int
@@ -38,7 +38,7 @@ class ForeignProcess:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceReading:
+class DeviceUsage:
     """One device at one moment. `power_w` is None where it cannot be read."""
 
     index: int
@@ -54,7 +54,7 @@ class Devices(Protocol):
     """The devices of this host."""
 
     @property
-    def infos(self) -> Sequence[DeviceInfo]:
+    def infos(self) -> Sequence[HostDevice]:
         """Every device, by index."""
         ...
 
@@ -73,7 +73,7 @@ class Devices(Protocol):
         """Why there is no GPU, or None if there is one."""
         ...
 
-    def read(self) -> list[DeviceReading]:
+    def read(self) -> list[DeviceUsage]:
         """Every device now. Blocks for milliseconds. A device that cannot be read is left out."""
         ...
 
@@ -99,14 +99,14 @@ class NvmlDevices:
         version = nvml.nvmlSystemGetCudaDriverVersion()
         self.runtime_version: str | None = f"{version // 1000}.{version % 1000 // 10}"
 
-    def _info(self, index: int, handle: object) -> DeviceInfo:
+    def _info(self, index: int, handle: object) -> HostDevice:
         nvml = self._nvml
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         total_mb = int(nvml.nvmlDeviceGetMemoryInfo(handle).total) // MIB
         name, uuid = _text(nvml.nvmlDeviceGetName(handle)), _text(nvml.nvmlDeviceGetUUID(handle))
-        return DeviceInfo(index, name, total_mb, f"{major}.{minor}", uuid)
+        return HostDevice(index, name, total_mb, f"{major}.{minor}", uuid)
 
-    def read(self) -> list[DeviceReading]:
+    def read(self) -> list[DeviceUsage]:
         """See `Devices`."""
         readings = []
         for info, handle in zip(self.infos, self._handles, strict=True):
@@ -114,7 +114,7 @@ class NvmlDevices:
                 readings.append(self._read_one(info.index, handle))
         return readings
 
-    def _read_one(self, index: int, handle: object) -> DeviceReading:
+    def _read_one(self, index: int, handle: object) -> DeviceUsage:
         nvml = self._nvml
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         power_w, utilization, temperature = None, 0, 0
@@ -131,7 +131,7 @@ class NvmlDevices:
                 for each in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
             )
         used, free = int(memory.used) // MIB, int(memory.free) // MIB
-        return DeviceReading(index, used, free, utilization, temperature, power_w, processes)
+        return DeviceUsage(index, used, free, utilization, temperature, power_w, processes)
 
     def environment(self, indices: Sequence[int]) -> dict[str, str]:
         """By UUID: indices differ between NVML (PCI order) and CUDA (fastest first)."""
@@ -156,16 +156,16 @@ class AmdDevices:
         with suppress(smi.AmdSmiException, IndexError, KeyError):
             self.driver_version = str(smi.amdsmi_get_gpu_driver_info(self._handles[0])["driver_version"])
 
-    def _info(self, index: int, handle: object) -> DeviceInfo:
+    def _info(self, index: int, handle: object) -> HostDevice:
         smi = self._smi
         total_mb = int(smi.amdsmi_get_gpu_memory_total(handle, smi.AmdSmiMemoryType.VRAM)) // MIB
         asic = smi.amdsmi_get_gpu_asic_info(handle)
         uuid = str(smi.amdsmi_get_gpu_device_uuid(handle))
-        return DeviceInfo(
+        return HostDevice(
             index, str(asic.get("market_name", "AMD GPU")), total_mb, str(asic.get("target_graphics_version", "")), uuid
         )
 
-    def read(self) -> list[DeviceReading]:
+    def read(self) -> list[DeviceUsage]:
         """See `Devices`."""
         readings = []
         for info, handle in zip(self.infos, self._handles, strict=True):
@@ -173,7 +173,7 @@ class AmdDevices:
                 readings.append(self._read_one(info, handle))
         return readings
 
-    def _read_one(self, info: DeviceInfo, handle: object) -> DeviceReading:
+    def _read_one(self, info: HostDevice, handle: object) -> DeviceUsage:
         smi = self._smi
         used_mb = int(smi.amdsmi_get_gpu_memory_usage(handle, smi.AmdSmiMemoryType.VRAM)) // MIB
         power_w, utilization, temperature = None, 0, 0
@@ -185,7 +185,7 @@ class AmdDevices:
             kind, metric = smi.AmdSmiTemperatureType.EDGE, smi.AmdSmiTemperatureMetric.CURRENT
             temperature = int(smi.amdsmi_get_temp_metric(handle, kind, metric))
         free_mb = max(info.memory_total_mb - used_mb, 0)
-        return DeviceReading(info.index, used_mb, free_mb, utilization, temperature, power_w, ())
+        return DeviceUsage(info.index, used_mb, free_mb, utilization, temperature, power_w, ())
 
     def environment(self, indices: Sequence[int]) -> dict[str, str]:
         """ROCm takes indices."""
@@ -207,7 +207,7 @@ class CpuDevice:
         self.unavailable_reason: str | None = reason
         self._meminfo = meminfo
         total_mb, _ = self._memory_mb()
-        self.infos = [DeviceInfo(0, "cpu", total_mb, "", None)]
+        self.infos = [HostDevice(0, "cpu", total_mb, "", None)]
 
     def _memory_mb(self) -> tuple[int, int]:
         """(total, available)."""
@@ -217,11 +217,11 @@ class CpuDevice:
             kib[name] = int(rest.split()[0])
         return kib["MemTotal"] // 1024, kib.get("MemAvailable", kib["MemFree"]) // 1024
 
-    def read(self) -> list[DeviceReading]:
+    def read(self) -> list[DeviceUsage]:
         """See `Devices`. The utilization is the load average over the number of CPUs."""
         total_mb, free_mb = self._memory_mb()
         utilization = min(100, round(100 * os.getloadavg()[0] / (os.cpu_count() or 1)))
-        return [DeviceReading(0, total_mb - free_mb, free_mb, utilization, 0, None, ())]
+        return [DeviceUsage(0, total_mb - free_mb, free_mb, utilization, 0, None, ())]
 
     def environment(self, indices: Sequence[int]) -> dict[str, str]:
         """Hide GPUs: an engine that was placed on the CPU stays there."""

@@ -1,22 +1,32 @@
-"""`cortex schema`: prints the JSON Schema of `cortex.toml` or `models.toml`."""
+"""`cortex schema`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 from catalogue.load import models_schema
 from gateway.cli.terminal import print_json
 from gateway.config.load import settings_schema
+from neuron.agent.config.load import neuron_schema
 
 __all__ = ["schema"]
 
+_SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
+    "config": settings_schema,
+    "models": models_schema,
+    "neuron": neuron_schema,
+}
+
 
 @click.command()
-@click.argument("file", type=click.Choice(["config", "models"]))
+@click.argument("file", type=click.Choice(list(_SCHEMAS)))
 def schema(file: str) -> None:
     """Print the JSON Schema of a configuration file.
 
-    `config` is that of cortex.toml, `models` that of models.toml.
+    `config` is that of cortex.toml, `models` that of models.toml, `neuron` that of neuron.toml.
     An editor with Taplo (Even Better TOML) uses it if the file begins with `#:schema PATH`.
     """
-    print_json(settings_schema() if file == "config" else models_schema())
+    print_json(_SCHEMAS[file]())

@@ -20,7 +20,7 @@ from gateway.errors import ServiceUnavailable
 from neuron.simulated.faults import Hang, HttpError, LoadFails, NotLoaded, Refuse, SilentPrefill
 
 OLD, NEW, THIRD = a_sim_model("lab/old"), a_sim_model("lab/new"), a_sim_model("lab/third")
-LOAD_S, PROBE_S = 5.0, 1.01  # the sim models load for 5 s; their first token takes 1 s, each token 10 ms
+LOAD_S, PROBE_S = 5.0, 1.01  # as these models are made: a second of silence, and one token
 
 
 @pytest.fixture(autouse=True)

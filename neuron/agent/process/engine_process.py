@@ -15,8 +15,8 @@ from pathlib import Path
 
 import trio
 
-from neuron.agent import launcher
-from neuron.agent.engine_output import EngineOutput
+from neuron.agent.process import launcher
+from neuron.agent.process.engine_output import EngineOutput
 
 __all__ = ["EngineProcess"]
 
