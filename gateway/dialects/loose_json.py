@@ -1,7 +1,8 @@
 """JSON written by other programs: decoding what they get slightly wrong. Knows no dialect's types.
 
 JavaScript clients cut strings in the middle of a surrogate pair, and engines that stream byte-level tokens send the two
-halves apart. Such an escape stands for no character (RFC 8259 section 8.2), so msgspec rejects the whole document.
+halves apart. Such an escape stands for no character (RFC 8259 section 8.2), so msgspec rejects the whole document. The
+bytes of a character, cut in the same way, are not valid UTF-8.
 """
 
 from __future__ import annotations
@@ -24,21 +25,23 @@ _REPLACEMENT = rb"\ufffd"
 
 
 def decode(decoder: msgspec.json.Decoder[T], text: bytes | msgspec.Raw) -> T:
-    """Decode JSON; a lone surrogate escape becomes U+FFFD.
+    """Decode JSON. A lone surrogate escape becomes U+FFFD, and so do bytes that are not valid UTF-8.
 
     Raises:
         msgspec.ValidationError: It is JSON, but not of the decoder's type.
         msgspec.DecodeError: It is not JSON, or is nested too deeply.
     """
     try:
-        return decoder.decode(text)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError:
-        repaired = _ESCAPE.sub(lambda escape: _REPLACEMENT if escape[2] else escape[0], bytes(text))
-        if repaired == text:
+        try:
+            return decoder.decode(text)
+        except msgspec.ValidationError:
             raise
-        return decoder.decode(repaired)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            repaired = _ESCAPE.sub(lambda escape: _REPLACEMENT if escape[2] else escape[0], bytes(text))
+            repaired = repaired.decode("utf-8", "replace").encode()
+            if repaired == text:
+                raise
+            return decoder.decode(repaired)
     except RecursionError:
         raise msgspec.DecodeError("nested too deeply") from None
 
