@@ -1,8 +1,6 @@
 """Errors that a neuron reports, as an error response or inside a stream: their message, and the matching GatewayError.
 
-Engines write an error in five forms: OpenAI's `{"error": {"message": ...}}`, a flat `{"error": "text"}`, `{"message"}`,
-FastAPI's `{"detail"}`, and plain text. All of them are read here and nowhere else. Which neuron to try next is not
-decided here.
+`gateway.http.error_body` reads the text. Which neuron to try next is not decided here.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import msgspec
 
 from gateway import errors
 from gateway.asgi import Headers
+from gateway.http.error_body import decode_error_body, error_text
 from gateway.http.response_parser import UpstreamResponse
 
 __all__ = ["UpstreamErrorResponse", "from_stream"]
@@ -61,15 +60,12 @@ class UpstreamErrorResponse(msgspec.Struct):
     @property
     def value(self) -> dict[str, Any] | str:
         """The body as a JSON object, or as text if it is none."""
-        try:
-            return msgspec.json.decode(self.body, type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError):
-            return self.body.decode("utf-8", "replace").strip()
+        return decode_error_body(self.body)
 
     @property
     def message(self) -> str:
         """The error text in the body, whatever its form; the status if the body has none."""
-        return _message_in(self.value) or f"the neuron answered {self.status}"
+        return error_text(self.value) or f"the neuron answered {self.status}"
 
     def as_error(self) -> errors.GatewayError:
         """The matching error of the gateway, for a client that can no longer get the neuron's own status."""
@@ -102,7 +98,7 @@ _BY_STATUS: dict[int, type[errors.GatewayError]] = {
 def from_stream(value: object) -> errors.GatewayError:
     """The error of the gateway for the `error` that a neuron puts into a stream, or into a body under a 200."""
     status = _status_in(value)
-    message = _message_in({"error": value}) or "the neuron reported an error inside its stream"
+    message = error_text({"error": value}) or "the neuron reported an error inside its stream"
     if status in {429, 503, 529}:
         return errors.ServiceUnavailable(message)
     if 400 <= status < 500:
@@ -119,15 +115,3 @@ def _status_in(value: object) -> int:
     if "rate_limit" in type_ or "overloaded" in type_:
         return 503
     return 400 if type_ == "invalid_request_error" or code == "context_length_exceeded" else 502
-
-
-def _message_in(value: object) -> str | None:
-    if isinstance(value, dict):
-        for key in ("error", "message", "detail"):
-            if found := _message_in(value.get(key)):
-                return found
-        return None
-    if isinstance(value, str):
-        return value or None
-    # FastAPI's `detail` is a list of objects. As JSON it is still the best hint there is.
-    return msgspec.json.encode(value).decode() if value else None

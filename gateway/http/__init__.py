@@ -12,6 +12,7 @@ Outbound, to neurons:
     pool                idle connections, and one request on one of them (`UpstreamPool.exchange`)
     connection          one connection: writes a request, reads its response
     response_parser     bytes to a response (llhttp)
+    error_body          the text of an error response, in every form that engines write
     streamed_body       a request body that is sent while it arrives
     phase_deadlines     the deadline of each phase of a request
     tls                 which certificates to trust

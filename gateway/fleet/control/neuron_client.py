@@ -24,6 +24,7 @@ from gateway.fleet.control.types import (
     NeuronUnreachable,
 )
 from gateway.http import tls
+from gateway.http.error_body import decode_error_body, error_text
 
 # The largest answer is /models. 8 MiB is some ten thousand models, and little memory for the gateway.
 ANSWER_LIMIT_BYTES = 8 * 1024 * 1024
@@ -40,14 +41,6 @@ T = TypeVar("T")
 
 class _Endpoint(msgspec.Struct, frozen=True):
     url: str
-
-
-class _ErrorText(msgspec.Struct, frozen=True):
-    """An error body: a neuron's `{"error": text}`, OpenAI's `{"error": {"message": text}}`, FastAPI's `detail`."""
-
-    error: Any = None
-    message: Any = None
-    detail: Any = None
 
 
 # Calls ................................................................................................................
@@ -213,14 +206,9 @@ def decode(text: bytes, shape: type[T]) -> T:
 
 
 def _refusal_text(text: bytes) -> str:
-    """The error text from any known shape of error body, else the whole body."""
-    try:
-        body = msgspec.json.decode(text, type=_ErrorText)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        body = _ErrorText()
-    error = body.error.get("message") if isinstance(body.error, dict) else body.error
-    found = next((part for part in (error, body.message, body.detail) if isinstance(part, str)), None)
-    return (text.decode(errors="replace") if found is None else found).strip()[:ERROR_TEXT_LIMIT]
+    """The error text from any known form of error body, else the whole body."""
+    found = error_text(decode_error_body(text)) or text.decode(errors="replace")
+    return found.strip()[:ERROR_TEXT_LIMIT]
 
 
 # Loopback URLs ........................................................................................................

@@ -21,6 +21,7 @@ from gateway.dialects.upstream_errors import UpstreamErrorResponse, from_stream
         (b"", "the neuron answered 400"),
         (b"{}", "the neuron answered 400"),
         (b"null", "null"),
+        (b'{"error":"\xff"}', '{"error":"\ufffd"}'),
     ],
 )
 def test_message_is_read_from_every_form(body, message):
