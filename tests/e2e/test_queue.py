@@ -152,7 +152,7 @@ async def test_wait_that_outlives_its_deadline_is_504_with_its_phase(autojump_cl
         answer = await world.ask(slow.id)
         (error,) = answer.errors
         assert (answer.status, error["code"], error["param"]) == (504, "deadline_exceeded", "queue")
-        assert error["message"] == "model 'lab/slow' is busy: waited 3 s for a place at a neuron (queue)"
+        assert error["message"] == "model 'lab/slow' is busy: waited 3 s for a free slot at a neuron (queue)"
         assert answer.ended_at == approx(3)
         assert world.admission.views() == []
 
