@@ -14,7 +14,7 @@ import structlog
 
 from catalogue.models import Catalogue, Cost, Limit, ModelProfile
 from catalogue.placement import feasible
-from gateway.fleet.model_names import neuron_model_id
+from gateway.fleet.model_names import catalogue_id
 from gateway.fleet.reports import ModelReport
 from gateway.fleet.state import Fleet
 
@@ -92,11 +92,9 @@ class ModelsApi:
         return self._listed
 
     def _build(self, catalogue: Catalogue, fleet: Fleet) -> dict[str, Entry]:
-        # A model loaded from a profile's `source` has another id on the node; it is listed under the profile's id.
-        listed_as = {neuron_model_id(profile): profile.id for profile in catalogue.models.values()}
         drafts = _topology(catalogue, fleet)
-        _add_node_state(drafts, fleet, listed_as)
-        _add_prewarming(drafts, fleet, listed_as)
+        _add_node_state(drafts, fleet, catalogue)
+        _add_prewarming(drafts, fleet, catalogue)
         entries = {model_id: self._entry(model_id, draft) for model_id, draft in drafts.items()}
         entries |= self._alias_entries(catalogue, entries)
         self._forget_beyond_limit(entries)
@@ -169,24 +167,24 @@ def _feasible_on(profile: ModelProfile, fleet: Fleet) -> Iterable[str]:
             yield node.name
 
 
-def _add_node_state(drafts: dict[str, _Draft], fleet: Fleet, listed_as: Mapping[str, str]) -> None:
+def _add_node_state(drafts: dict[str, _Draft], fleet: Fleet, catalogue: Catalogue) -> None:
     """Pass 2: the models that every node reports, healthy or not."""
     for node in fleet.nodes.values():
         for replica in node.models.values():
             if replica.status is None:
                 continue
-            draft = drafts.setdefault(listed_as.get(replica.id, replica.id), _Draft())
+            draft = drafts.setdefault(catalogue_id(replica.id, catalogue), _Draft())
             vram_mb = None if replica.report is None else replica.report.vram_used_mb
             draft.locations.append(Location(node.name, replica.status, vram_mb))
             if replica.report is not None:
                 draft.reports.append(replica.report)
 
 
-def _add_prewarming(drafts: dict[str, _Draft], fleet: Fleet, listed_as: Mapping[str, str]) -> None:
+def _add_prewarming(drafts: dict[str, _Draft], fleet: Fleet, catalogue: Catalogue) -> None:
     """Pass 3: the models that a node is about to load, unless it reports a status for them already."""
     for node in fleet.nodes.values():
         for model_id in node.activation.awaited:
-            draft = drafts.setdefault(listed_as.get(model_id, model_id), _Draft())
+            draft = drafts.setdefault(catalogue_id(model_id, catalogue), _Draft())
             if all(location.node != node.name for location in draft.locations):
                 draft.locations.append(Location(node.name, "loading", None))
 

@@ -8,7 +8,7 @@ The checks, in order:
     a node loads it, or is about to -----------> WaitForLoad
     in the catalogue, a node could hold it ----> ColdLoad
     in the catalogue, no node could -----------> 503, no_feasible_neuron if no absent node could either
-    known to a node only, or to nobody --------> 503, or 404
+    outside the catalogue ---------------------> 503 if a node has it in some state, else 404
 
 Waiting and loading are the caller's work.
 """

@@ -76,3 +76,10 @@ async def test_waiter_of_a_failing_load_hears_of_every_neuron(autojump_clock):
         (error,) = (await world.ask(M.id)).errors
         assert "a: 400: no kernel on a" in error["message"]
         assert "b: 400: no kernel on b" in error["message"]
+
+
+async def test_idle_model_from_a_source_has_the_time_to_live_of_its_profile(autojump_clock):
+    """A neuron lists it as `source:id`, and the profile's TTL applies to that name."""
+    profile = profile_of(M, source="hf", idle_ttl_seconds=20)
+    async with a_world(a_sim("a", M), profiles=(profile,)) as world:
+        assert [world.scheduler._ttl_s(name) for name in (M.id, f"hf:{M.id}", "other")] == [20, 20, 0]
