@@ -77,3 +77,11 @@ def test_form_endpoints_take_forms():
         assert kind == ("multipart/form-data" if endpoint.is_form else "application/json")
         schema = body["schema"]["allOf"][0] if "allOf" in body["schema"] else body["schema"]
         assert "model" in schema["required"]
+
+
+def test_schemas_of_a_dialect_have_its_name():
+    """So that a reader can tell the tools of Messages from those of Responses."""
+    names = PUBLIC["components"]["schemas"].keys()
+    for name in ("Request", "Tool", "ToolChoice"):
+        assert {f"Messages{name}", f"Responses{name}"} <= names
+        assert name not in names
