@@ -65,7 +65,7 @@ class UpstreamErrorResponse(msgspec.Struct):
     @property
     def message(self) -> str:
         """The error text in the body, whatever its form; the status if the body has none."""
-        return error_text(self.value) or f"the neuron answered {self.status}"
+        return error_text(self.value) or f"the neuron answered with status {self.status} and no error message"
 
     def as_error(self) -> errors.GatewayError:
         """The matching error of the gateway, for a client that can no longer get the neuron's own status."""

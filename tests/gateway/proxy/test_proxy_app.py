@@ -505,7 +505,7 @@ async def test_body_memory_is_limited_over_all_requests(autojump_clock, before):
         ("422 No", "application/json", b'{"detail":[{"msg":"extra"}]}', None),
         ("500 Oh", "application/json", b'{"error":"CUDA"}', ("CUDA", "api_error")),
         ("500 Oh", "text/plain; charset=utf-8", b"Internal Server Error\n", ("Internal Server Error", "api_error")),
-        ("502 Bad", "text/html", b"", ("the neuron answered 502", "api_error")),
+        ("502 Bad", "text/html", b"", ("the neuron answered with status 502 and no error message", "api_error")),
         ("429 Slow", "application/json", b'"later"', ('"later"', None)),
         ("404 No", "text/plain", b"\xff\xfe", ("\ufffd\ufffd", "invalid_request_error")),
     ],

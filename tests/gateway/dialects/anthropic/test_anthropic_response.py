@@ -159,9 +159,9 @@ def test_gateway_error_has_anthropics_type(error, type_):
         (422, b'{"detail":"bad field"}', "invalid_request_error", "bad field"),
         (422, b'{"detail":[{"loc":["body"]}]}', "invalid_request_error", '[{"loc":["body"]}]'),
         (500, b"Internal Server Error", "api_error", "Internal Server Error"),
-        (503, b"", "overloaded_error", "the neuron answered 503"),
-        (529, b"", "overloaded_error", "the neuron answered 529"),
-        (500, b'{"error":{}}', "api_error", "the neuron answered 500"),
+        (503, b"", "overloaded_error", "the neuron answered with status 503 and no error message"),
+        (529, b"", "overloaded_error", "the neuron answered with status 529 and no error message"),
+        (500, b'{"error":{}}', "api_error", "the neuron answered with status 500 and no error message"),
         (400, b'{"object":"error","message":"old vLLM"}', "invalid_request_error", "old vLLM"),
         (402, b'{"type":"error","error":{"type":"billing_error","message":"pay"}}', "billing_error", "pay"),
         (
