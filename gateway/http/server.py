@@ -6,7 +6,6 @@ no HTTP/2: put a proxy in front, or use `hypercorn_server`. Why not Hypercorn: d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -16,19 +15,9 @@ from gateway.errors import Overloaded
 from gateway.http.server_connection import ServerConnection, ServerLimits, ServerLog, ServerState
 from gateway.http.server_exchange import ClientDisconnected
 
-__all__ = ["HttpServer", "ServerLimits", "ServerStatistics"]
+__all__ = ["HttpServer", "ServerLimits"]
 
 CONCURRENT_REJECTIONS = 100  # connections beyond the limit that get a 503; further ones are closed without a response
-
-
-@dataclass(frozen=True, slots=True)
-class ServerStatistics:
-    """Counters at one moment: open connections, idle ones among them, requests served, connections rejected."""
-
-    open: int
-    idle: int
-    served: int
-    refused: int
 
 
 class HttpServer:
@@ -121,8 +110,3 @@ class HttpServer:
     async def drained(self) -> None:
         """Wait until the last connection has ended."""
         await self._ended.wait()
-
-    def statistics(self) -> ServerStatistics:
-        """Return the counters of this moment."""
-        idle = sum(connection.idle for connection in self._connections)
-        return ServerStatistics(len(self._connections), idle, self._state.served, self._refused)

@@ -6,10 +6,19 @@ import pytest
 import structlog
 import trio
 from fakes.patience import SAFETY_NET_S, until
-from test_server import GET, POST, echo, make_server, parse, read_all, respond
+from test_server import (
+    GET,
+    POST,
+    ServerStatistics,
+    echo,
+    make_server,
+    parse,
+    read_all,
+    respond,
+    server_statistics,
+)
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.http.server import ServerStatistics
 from gateway.http.server_connection import SENDS_PER_CHECKPOINT
 from gateway.http.server_exchange import ClientDisconnected
 
@@ -43,12 +52,12 @@ async def test_client_that_reads_nothing_does_not_delay_others(start):
     server, address = await start(app)
     stuck, other = [await trio.open_tcp_stream(*address) for _ in range(2)]
     await stuck.send_all(POST)
-    await until(lambda: server.statistics().served)
+    await until(lambda: server_statistics(server).served)
     await wait_all_tasks_blocked(0.05)
     await other.send_all(GET)
     with trio.fail_after(SAFETY_NET_S):
         assert (await other.receive_some()).startswith(b"HTTP/1.1 200")
-    assert server.statistics().open == 2
+    assert server_statistics(server).open == 2
     await stuck.aclose()
     await other.aclose()
 
@@ -159,7 +168,7 @@ async def test_cancelled_server_drops_a_client_that_reads_nothing():
             await nursery.start(server.serve, listeners)
             stream = await trio.open_tcp_stream(*listeners[0].socket.getsockname())
             await stream.send_all(GET)
-            await until(lambda: server.statistics().served)
+            await until(lambda: server_statistics(server).served)
             await wait_all_tasks_blocked(0.05)
             nursery.cancel_scope.cancel()
     await stream.aclose()
@@ -252,7 +261,7 @@ async def test_flood_of_connections_beyond_the_limit_leaves_nothing_open(start):
     server, address = await start(app, connections=1)
     served = await trio.open_tcp_stream(*address)
     await served.send_all(GET)
-    await until(lambda: server.statistics().served)
+    await until(lambda: server_statistics(server).served)
     refused = [await trio.open_tcp_stream(*address) for _ in range(150)]
     with trio.fail_after(SAFETY_NET_S):
         for stream in refused:
@@ -260,7 +269,7 @@ async def test_flood_of_connections_beyond_the_limit_leaves_nothing_open(start):
     go_on.set()
     assert parse(await served.receive_some())[0] == 200
     assert server._rejecting <= 100
-    await until(lambda: server.statistics() == ServerStatistics(open=1, idle=1, served=1, refused=150))
+    await until(lambda: server_statistics(server) == ServerStatistics(open=1, idle=1, served=1, refused=150))
     for stream in [served, *refused]:
         await stream.aclose()
 
@@ -274,8 +283,8 @@ async def test_silent_connections_do_not_lock_others_out(start):
             await stream.send_all(GET)
             with trio.fail_after(SAFETY_NET_S):
                 assert parse(await stream.receive_some())[0] == 200
-    await until(lambda: server.statistics().open <= 50)
-    assert server.statistics().refused == 0
+    await until(lambda: server_statistics(server).open <= 50)
+    assert server_statistics(server).refused == 0
     for stream in silent:
         await stream.aclose()
 
