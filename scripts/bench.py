@@ -131,7 +131,7 @@ def ask(client: httpx.Client, question: Question) -> Sample:
             _listen(response, answer, began)
     except httpx.HTTPError as error:
         answer.error = answer.error or f"{type(error).__name__}: {error}"
-    except (ValueError, KeyError, AttributeError, TypeError, sse.EventTooLong) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         answer.error = f"an answer that is not OpenAI's: {error!r}"
     total_s = time.perf_counter() - began
     if answer.error is None and not answer.finished:
@@ -152,7 +152,8 @@ def _listen(response: httpx.Response, answer: Answer, began: float) -> None:
     for chunk in response.iter_bytes():
         at_s = time.perf_counter() - began
         for event in reader.feed(chunk):
-            answer.hear_event(event.data, at_s)
+            if event.data is not None:
+                answer.hear_event(event.data, at_s)
 
 
 def _sample(question: Question, answer: Answer, headers: Mapping[str, str], total_s: float) -> Sample:

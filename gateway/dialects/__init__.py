@@ -2,7 +2,7 @@
 
     Dialect          one per API: parses a request, and writes errors in its API's format
     ParsedRequest    one per request: writes the outgoing request for a given neuron
-    Translation      one per attempt, if the neuron's answer must change: takes its bytes, returns the client's bytes
+    Translation      one per attempt, if the neuron's answer must change: takes its events, returns the client's bytes
 
 Here: bytes in, bytes out, and what those bytes mean, also for requests that pass through: the model's name and place in
 a body, usage, tool calls, sticky keys, error texts. No clock, and no I/O but `UpstreamErrorResponse.read`.
@@ -17,7 +17,7 @@ Read the protocols in this file first, then `openai` for requests that pass thro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from gateway.asgi import Headers
@@ -25,6 +25,7 @@ from gateway.config.engine_traits import Backend
 from gateway.dialects.json_splice import ModelField
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
+from gateway.http.sse import Event
 from gateway.http.streamed_body import StreamedBody
 
 __all__ = ["ClientRequest", "Dialect", "OutgoingRequest", "ParsedRequest", "Translation"]
@@ -45,9 +46,9 @@ class ClientRequest(NamedTuple):
 
 
 class Translation(Protocol):
-    """Translates one answer for the client: a stream by `feed` and `finish`, a whole answer by `whole`.
+    """Turns one answer into what the client gets: a stream by `feed` and `finish`, a whole answer by `whole`.
 
-    `error` is set once the stream has failed; the bytes returned last then end in the client's form of an error event.
+    The bytes that make `error` set end with the client's own form of an error event.
     """
 
     @property
@@ -56,24 +57,38 @@ class Translation(Protocol):
         ...
 
     @property
-    def keep_alive(self) -> bytes:
-        """Bytes that the client ignores, to send while the neuron is silent after the first bytes of the answer."""
+    def keepalive_bytes(self) -> bytes:
+        """What to send to the client while the upstream is silent."""
         ...
 
-    def feed(self, chunk: bytes) -> bytes:
-        """The client's bytes for a piece of the neuron's stream: whole events, often none. Never raises."""
+    @property
+    def passes_text(self) -> bool:
+        """Whether events with nothing but text leave as they came (`Event.raw`), so that they need not be framed."""
+        ...
+
+    @property
+    def held_limit_bytes(self) -> int:
+        """An unfinished event longer than this is sent to the client as it arrives."""
+        ...
+
+    def feed(self, events: Sequence[Event]) -> bytes:
+        """What the client gets for these events: whole events, often none. Never raises."""
         ...
 
     def finish(self) -> bytes:
-        """The client's last bytes, once the neuron's body has ended without a transfer error. Never raises."""
+        """What the client gets at the end of a complete upstream body, after its last event was fed."""
         ...
 
     def fail(self, error: GatewayError) -> bytes:
-        """An error event for a stream that has begun; empty if the stream has ended already."""
+        """The error event that ends a stream of which the client has seen something; nothing if it has ended."""
         ...
 
     def whole(self, body: bytes) -> bytes:
-        """The client's body for a whole answer. Raises GatewayError if it is not an answer of the neuron's dialect."""
+        """The client's body for a whole answer.
+
+        Raises:
+            GatewayError: `body` is not an answer of the upstream's dialect.
+        """
         ...
 
 

@@ -1,7 +1,7 @@
-"""Chat completions as neurons send them, whole or in chunks: the shapes we read. No translation.
+"""Answers as upstreams send them: the one set of types for chat completions, and for what is metered of other streams.
 
-Loose types, because engines disagree: thoughts are `reasoning_content` (DeepSeek, llama.cpp, SGLang) or `reasoning`
-(vLLM, OpenRouter), a matched stop sequence is `stop_reason` (vLLM) or `matched_stop` (SGLang).
+The types are loose, because engines disagree: reasoning is `reasoning_content` (DeepSeek, llama.cpp, SGLang) or
+`reasoning` (vLLM, OpenRouter); a matched stop sequence is `stop_reason` (vLLM) or `matched_stop` (SGLang).
 """
 
 from __future__ import annotations
@@ -13,77 +13,94 @@ import msgspec
 from gateway.dialects import loose_json, upstream_errors
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 
-__all__ = ["BROKEN_OFF", "Choice", "Chunk", "Said", "ToolCall", "read_chunk", "read_whole"]
+__all__ = ["ABORTED", "Choice", "Chunk", "Delta", "StreamEvent", "ToolCall", "decode_event", "read_chunk", "read_whole"]
 
-BROKEN_OFF = frozenset({"abort", "error", "cancelled"})
-"""Finish reasons that are none: the engine gave up (SGLang, OpenRouter). What came before is not an answer."""
+ABORTED = frozenset({"abort", "error", "cancelled"})
+"""Finish reasons with which an engine reports that it gave up (SGLang, OpenRouter). What came before is no answer."""
+
+_TERMINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_CONTENTLESS_TYPES = frozenset({"message_start", "content_block_start", "ping"})
 
 
 class Function(msgspec.Struct):
-    """The function of a call, or what a chunk adds to it."""
+    """The function of a tool call, or what a chunk adds to it."""
 
     name: Any = None
     arguments: Any = None
 
     @property
     def text(self) -> str:
-        """The arguments' JSON, or a piece of it; some engines send the object itself."""
+        """The arguments as JSON text, or a piece of it. Some engines send an object instead of text."""
         if isinstance(self.arguments, str):
             return self.arguments
         return "" if self.arguments is None else msgspec.json.encode(self.arguments).decode()
 
 
 class ToolCall(msgspec.Struct):
-    """A call, or what a chunk adds to it."""
+    """A tool call, or what a chunk adds to it."""
 
     index: int | None = None
     id: Any = None
     function: Function | None = None
 
 
-class Said(msgspec.Struct):
-    """A `message` or a `delta`."""
+class Delta(msgspec.Struct):
+    """The `delta` of a chunk, or the `message` of a whole answer."""
 
     content: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
     refusal: Any = None
     tool_calls: list[ToolCall] | None = None
+    function_call: Any = None
 
     @property
-    def thought(self) -> str:
-        """The thoughts; engines that fill both fields say the same in both."""
+    def reasoning_text(self) -> str:
+        """The reasoning. Engines that fill both fields put the same text in both."""
         return _text(self.reasoning_content) or _text(self.reasoning)
 
     @property
     def text(self) -> str:
-        """The text; a refusal is one."""
-        return self.words or self.refused
+        """The content, or else the refusal."""
+        return self.content_text or self.refusal_text
 
     @property
-    def words(self) -> str:
-        """The text, if it is no refusal."""
+    def content_text(self) -> str:
+        """The content as text."""
         return _text(self.content)
 
     @property
-    def refused(self) -> str:
-        """The words of a refusal, which only some engines tell from text."""
+    def refusal_text(self) -> str:
+        """The refusal, which few engines separate from the content."""
         return _text(self.refusal)
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the model generated anything in it, of any kind."""
+        return bool(
+            self.content
+            or self.reasoning_content
+            or self.reasoning
+            or self.tool_calls
+            or self.function_call
+            or self.refusal
+        )
 
 
 class Choice(msgspec.Struct):
-    """One of `choices`; only the first is ever asked for."""
+    """One of `choices`. The gateway's own requests ask for one."""
 
     index: int | None = 0
-    delta: Said | None = None
-    message: Said | None = None
+    delta: Delta | None = None
+    message: Delta | None = None
+    text: Any = None
     finish_reason: str | None = None
     stop_reason: Any = None
     matched_stop: Any = None
 
     @property
     def matched(self) -> object:
-        """What the engine says stopped it: a string, a token id, or nothing."""
+        """What made the engine stop: a string, a token id, or None."""
         return self.matched_stop if self.stop_reason is None else self.stop_reason
 
 
@@ -97,50 +114,97 @@ class Chunk(msgspec.Struct):
     error: Any = None
 
 
+class StreamEvent(Chunk):
+    """An event of a stream in any dialect: a chat chunk, or an event of Responses or Messages, which have a `type`."""
+
+    type: Any = None
+    delta: Any = None
+    response: Any = None
+    message: Any = None
+    item: Any = None
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Chat's `finish_reason`, Messages' `stop_reason`; for Responses, the status it ended with."""
+        for choice in self.choices or ():
+            if choice.finish_reason:
+                return choice.finish_reason
+        if self.type in _TERMINAL_TYPES:
+            return str(self.type).removeprefix("response.")
+        if self.type == "message_delta" and isinstance(self.delta, dict):
+            reason = self.delta.get("stop_reason")
+            return None if reason is None else str(reason)
+        return None
+
+    @property
+    def is_preamble(self) -> bool:
+        """Whether it is a known kind of event. Only of interest for one without generated content."""
+        if self.choices is not None or self.type in _CONTENTLESS_TYPES:
+            return True
+        return isinstance(self.type, str) and self.type.startswith("response.")
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether it has generated content: a delta of a chat choice, of Responses or of Messages."""
+        if self.choices is None:
+            return self.type == "content_block_delta" or (isinstance(self.delta, str) and bool(self.delta))
+        return any(choice.text or (choice.delta is not None and choice.delta.is_generated) for choice in self.choices)
+
+
 def _text(value: object) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, list):  # Mistral's parts
+    if isinstance(value, list):  # Mistral's content parts
         return "".join(part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str))
     return ""
 
 
-def read_chunk(data: bytes) -> Chunk:
-    """The data of one event of a stream.
+def decode_event(data: bytes) -> StreamEvent:
+    """Decode the data of one event in any dialect.
 
     Raises:
-        UpstreamMalformedResponse: No chunk of a chat completion.
-        GatewayError: The neuron says in it that something went wrong.
+        msgspec.DecodeError: It is not JSON, or not an object of these types.
+    """
+    return loose_json.decode(_event_decoder, data)
+
+
+def read_chunk(data: bytes) -> Chunk:
+    """Decode the data of one event of a chat stream.
+
+    Raises:
+        UpstreamMalformedResponse: It is not a chunk of a chat completion.
+        GatewayError: The upstream reports an error in it.
     """
     try:
         chunk = loose_json.decode(_decoder, data)
     except msgspec.DecodeError as error:
-        raise UpstreamMalformedResponse(f"the neuron sent a chunk that is none: {error}") from None
+        raise UpstreamMalformedResponse(f"the neuron sent an invalid chat completion chunk: {error}") from None
     if chunk.error:
         raise upstream_errors.from_stream(chunk.error)
     return chunk
 
 
 def read_whole(body: bytes) -> tuple[Chunk, Choice]:
-    """A whole answer, and the one choice of it that was asked for.
+    """Decode a whole answer. Returns it and its first choice.
 
     Raises:
-        UpstreamMalformedResponse: No chat completion.
-        UpstreamConnectionError: The neuron gave up in the middle of it.
-        GatewayError: It says that something else went wrong.
+        UpstreamMalformedResponse: It is not a chat completion.
+        UpstreamConnectionError: The engine gave up in the middle of it.
+        GatewayError: The upstream reports another error in it.
     """
     try:
         answer = loose_json.decode(_decoder, body)
     except msgspec.DecodeError as error:
-        raise UpstreamMalformedResponse(f"the neuron's answer is no chat completion: {error}") from None
+        raise UpstreamMalformedResponse(f"the neuron's answer is not a chat completion: {error}") from None
     if answer.error:
         raise upstream_errors.from_stream(answer.error)
     choice = next((choice for choice in answer.choices or () if not choice.index), None)
     if choice is None:
-        raise UpstreamMalformedResponse("the neuron's answer is no chat completion: it has no choice")
-    if choice.finish_reason in BROKEN_OFF:
-        raise UpstreamConnectionError(f"the neuron broke off its answer: {choice.finish_reason}")
+        raise UpstreamMalformedResponse("the neuron's answer is not a chat completion: it has no choice")
+    if choice.finish_reason in ABORTED:
+        raise UpstreamConnectionError(f"the neuron aborted its answer: finish_reason is {choice.finish_reason!r}")
     return answer, choice
 
 
 _decoder = msgspec.json.Decoder(Chunk)
+_event_decoder = msgspec.json.Decoder(StreamEvent)

@@ -1,70 +1,80 @@
-"""A chat completion on its way to a client of another dialect: bytes to events, for that dialect's machine. No I/O."""
+"""Chat completions translated for a client of another dialect. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gateway.errors import GatewayError, UpstreamMalformedResponse
 from gateway.http import sse
 
-__all__ = ["FromChat", "Machine"]
+__all__ = ["ChatTranslation", "StreamMachine"]
 
 
-class Machine(Protocol):
-    """A dialect's stream translator: the data of events in, the client's bytes out. No method raises."""
+class StreamMachine(Protocol):
+    """A dialect's translator of chat streams: takes the data of events, returns the client's bytes. Never raises."""
 
     error: GatewayError | None
 
     def feed(self, data: bytes) -> bytes:
-        """Take in the data of one upstream event."""
+        """Take the data of one upstream event."""
         ...
 
     def finish(self) -> bytes:
-        """The upstream body has ended in good order."""
+        """The upstream body is complete."""
         ...
 
     def fail(self, error: GatewayError) -> bytes:
-        """End in an error; nothing if the stream has ended."""
+        """End with an error; nothing if the stream has ended."""
         ...
 
 
-class FromChat:
+class ChatTranslation:
     """A `Translation` made of a dialect's machine for streams and its function for whole answers."""
 
-    __slots__ = ("_machine", "_reader", "_whole", "keep_alive")
+    __slots__ = ("_machine", "_whole", "keepalive_bytes")
+
+    passes_text = False
+    held_limit_bytes = sse.EVENT_LIMIT_BYTES
 
     def __init__(
-        self, machine: Machine, whole: Callable[[bytes], bytes], *, keep_alive: bytes = sse.KEEP_ALIVE
+        self, machine: StreamMachine, whole: Callable[[bytes], bytes], *, keepalive_bytes: bytes = sse.KEEP_ALIVE
     ) -> None:
-        self._reader = sse.Reader()
         self._machine = machine
         self._whole = whole
-        self.keep_alive = keep_alive
+        self.keepalive_bytes = keepalive_bytes
 
     @property
     def error(self) -> GatewayError | None:
         """Why the stream failed, or None."""
         return self._machine.error
 
-    def feed(self, chunk: bytes) -> bytes:
-        """The client's events for a piece of the neuron's stream."""
-        try:
-            events = self._reader.feed(chunk)
-        except sse.EventTooLong as error:
-            return self._machine.fail(UpstreamMalformedResponse(f"the neuron sent {error}"))
-        if len(events) == 1:
-            return self._machine.feed(events[0].data)
-        return b"".join([self._machine.feed(event.data) for event in events])
+    def feed(self, events: Sequence[sse.Event]) -> bytes:
+        """The client's events for these upstream events."""
+        if len(events) == 1 and (data := events[0].data) is not None:
+            return self._machine.feed(data)
+        return b"".join([self._feed_one(event) for event in events])
+
+    def _feed_one(self, event: sse.Event) -> bytes:
+        if event.data is not None:
+            return self._machine.feed(event.data)
+        if event.is_whole:  # a comment
+            return b""
+        reason = f"the neuron sent an event of more than {sse.EVENT_LIMIT_BYTES} bytes"
+        return self._machine.fail(UpstreamMalformedResponse(reason))
 
     def finish(self) -> bytes:
-        """The last events. What the neuron sent without the blank line that ends an event counts too."""
-        return self.feed(b"\n\n") + self._machine.finish()
+        """The client's last events."""
+        return self._machine.finish()
 
     def fail(self, error: GatewayError) -> bytes:
-        """The client's form of an error in a stream, unless that has ended."""
+        """The error in the client's dialect; nothing if the stream has ended."""
         return self._machine.fail(error)
 
     def whole(self, body: bytes) -> bytes:
-        """The client's answer for a whole chat completion. Raises GatewayError if it is none."""
+        """The client's answer for a whole chat completion.
+
+        Raises:
+            GatewayError: It is not a chat completion, or reports an error.
+        """
         return self._whole(body)

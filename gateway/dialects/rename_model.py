@@ -1,14 +1,13 @@
-"""`echo = "alias"`: an answer whose `model` is the alias the client asked for, and not the model that answered. No I/O.
+"""`echo = "alias"`: name the alias, and not the model, in the `model` member of an answer. No I/O.
 
-A stage between the neuron's answer and whatever else translates it. Of a stream every line is looked at, and only one
-that names a model is taken apart; an answer without the word costs one search. The name stands at the top (OpenAI), or
-in the object that an event is about (`response`, `message`).
+The member is at the top (OpenAI), or in the object that an event is about (`response`, `message`). Every other byte
+passes as it came. An event without a `model` costs one search.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -17,129 +16,123 @@ from gateway.dialects.json_splice import Span, find
 from gateway.errors import GatewayError
 from gateway.http import sse
 
-__all__ = ["Echo", "renamed"]
+__all__ = ["ModelRenamer", "renamed"]
 
-LINE_LIMIT_BYTES = sse.EVENT_LIMIT_BYTES  # of a line that is held until it is whole; the rest of a longer one passes
-
-_KEY = b'"model"'  # as every engine spells it; in a text its quotes are escaped, so texts are not looked into
-# The name at the top with nothing but strings and scalars before it, as in nearly every chunk there is: strings are
-# taken whole and no bracket is passed over, so it is that key and no other. `find` takes 10 us longer. Possessive, so
-# linear in whatever it is given.
+_KEY = b'"model"'  # as every engine spells it; cannot match inside a string, where quotes are escaped
+# A `model` member at the top with only strings and scalars before it, as in nearly every chunk: strings are matched
+# whole and brackets are not, so it is that member and no other. `find` takes 10 us longer. The possessive quantifiers
+# keep it linear for any input.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_PLAIN = re.compile(
+_SIMPLE_OBJECT = re.compile(
     rb"[ \t]*+\{(?:[^\"{}\[\]]++|(?!\"model\"[ \t]*:)" + _STRING + rb')*+"model"[ \t]*+:[ \t]*+(' + _STRING + rb")",
     re.DOTALL,
 )
 _DATA = b"data:"
-_PLACES = ("model", "response", "message")
+_PLAIN_FRAME_BYTES = len(sse.write(b""))
+_PARENTS = ("model", "response", "message")
 
 
 def renamed(body: bytes, name: bytes) -> bytes:
-    """A JSON object's bytes with another model's name; as they were if it names none, or is none.
+    """The bytes of a JSON object with another value of `model`. Unchanged if it has none, or is not an object.
 
     Args:
-        body: Without anything before it.
+        body: Begins with the object.
         name: A JSON string.
     """
     if _KEY not in body:
         return body
-    if (plain := _PLAIN.match(body)) is not None:
-        return b"".join((body[: plain.start(1)], name, body[plain.end(1) :]))
+    if (simple := _SIMPLE_OBJECT.match(body)) is not None:
+        return b"".join((body[: simple.start(1)], name, body[simple.end(1) :]))
     try:
-        span = _find(body)
-    except ValueError:  # somebody else will say so
+        span = _find_model(body)
+    except ValueError:  # it is not JSON: for the client to judge
         return body
     return body if span is None else b"".join((body[: span.start], name, body[span.end :]))
 
 
-def _find(body: bytes) -> Span | None:
-    """At the top, or else in the object that the event is about."""
-    found = find(body, _PLACES)
+def _find_model(body: bytes) -> Span | None:
+    """The `model` at the top, or else in the object that the event is about."""
+    found = find(body, _PARENTS)
     if "model" in found:
-        return found["model"] if _begins(body, found["model"], b'"') else None
-    for about in found.values():
-        if _begins(body, about, b"{"):
-            inner = find(body[about.start : about.end], _PLACES[:1]).get("model")
-            if inner is not None and _begins(
-                body, there := Span(about.start + inner.start, about.start + inner.end), b'"'
-            ):
-                return there
+        return found["model"] if _starts_with(body, found["model"], b'"') else None
+    for parent in found.values():
+        if _starts_with(body, parent, b"{"):
+            inner = find(body[parent.start : parent.end], _PARENTS[:1]).get("model")
+            if inner is not None:
+                span = Span(parent.start + inner.start, parent.start + inner.end)
+                if _starts_with(body, span, b'"'):
+                    return span
     return None
 
 
-def _begins(body: bytes, span: Span, first: bytes) -> bool:
+def _starts_with(body: bytes, span: Span, first: bytes) -> bool:
     return body.startswith(first, span.start)
 
 
-class Echo:
-    """A `Translation` that renames, and hands what it has renamed to another one if there is one.
+class ModelRenamer:
+    """A `Translation` that renames the model, and hands the renamed events to another translation if there is one.
 
     Args:
         alias: What the client asked for.
-        then: What stands between the neuron's dialect and the client's; None if they are the same.
-        error_event: How a stream of the client's dialect ends in an error, should there be no other translation.
+        then: The translation between the upstream's dialect and the client's; None if they are the same.
+        error_event: Makes an error event of the client's dialect, for a stream without another translation.
     """
 
-    __slots__ = ("_error_event", "_held", "_in_long_line", "_name", "then")
+    __slots__ = ("_error_event", "_name", "then")
+
+    passes_text = False
+    held_limit_bytes = sse.EVENT_LIMIT_BYTES
 
     def __init__(self, alias: str, then: Translation | None, error_event: Callable[[GatewayError], bytes]) -> None:
         self._name = msgspec.json.encode(alias)
         self.then = then
         self._error_event = error_event
-        self._held = bytearray()  # of a line that is not whole yet
-        self._in_long_line = False
 
     @property
     def error(self) -> GatewayError | None:
-        """Only another translation finds fault with a stream."""
+        """The other translation's; renaming cannot fail."""
         return None if self.then is None else self.then.error
 
     @property
-    def keep_alive(self) -> bytes:
-        """As the client's dialect has it."""
-        return sse.KEEP_ALIVE if self.then is None else self.then.keep_alive
+    def keepalive_bytes(self) -> bytes:
+        """The other translation's, if there is one."""
+        return sse.KEEP_ALIVE if self.then is None else self.then.keepalive_bytes
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Whole lines, renamed."""
-        end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1  # there is none in what is held
-        told = b""
-        if end:
-            self._held += chunk[:end]
-            told = self._lines(self._take_held())
-        self._held += chunk[end:]
-        if len(self._held) > LINE_LIMIT_BYTES:
-            told, self._in_long_line = told + self._take_held(), True
-        return told if self.then is None else self.then.feed(told)
+    def feed(self, events: Sequence[sse.Event]) -> bytes:
+        """The events, renamed."""
+        then = self.then
+        if then is None:
+            return b"".join([self._rename_raw(event) for event in events])
+        if then.passes_text:  # it passes on the raw bytes
+            rename = self._rename_raw
+            return then.feed([sse.Event(event.data, event.type, rename(event), event.is_whole) for event in events])
+        return then.feed([self._rename_data(event) for event in events])
 
     def finish(self) -> bytes:
-        """A last line need not be ended (`sse.Reader` says why)."""
-        told = self._lines(self._take_held())
-        return told if self.then is None else self.then.feed(told) + self.then.finish()
+        """Nothing, but for the other translation."""
+        return b"" if self.then is None else self.then.finish()
 
     def fail(self, error: GatewayError) -> bytes:
-        """The client's form of an error; what was held of a line is worth nothing any more."""
+        """The error in the client's dialect."""
         return self._error_event(error) if self.then is None else self.then.fail(error)
 
     def whole(self, body: bytes) -> bytes:
-        """An answer that is no stream."""
-        told = renamed(body, self._name)
-        return told if self.then is None else self.then.whole(told)
+        """An answer that is not a stream, renamed."""
+        body = renamed(body, self._name)
+        return body if self.then is None else self.then.whole(body)
 
-    def _take_held(self) -> bytes:
-        held = bytes(self._held)
-        self._held.clear()
-        return held
+    def _rename_data(self, event: sse.Event) -> sse.Event:
+        if event.data is None or _KEY not in event.data:
+            return event
+        return sse.Event(renamed(event.data, self._name), event.type, event.raw, event.is_whole)
 
-    def _lines(self, data: bytes) -> bytes:
-        if _KEY not in data:
-            self._in_long_line = self._in_long_line and not data
-            return data
-        lines = data.splitlines(keepends=True)  # of bytes: at LF, CR and CRLF, as the format has it
-        first = 1 if self._in_long_line else 0
-        self._in_long_line = False
-        return b"".join((*lines[:first], *map(self._line, lines[first:])))
-
-    def _line(self, line: bytes) -> bytes:
-        if not line.startswith(_DATA):
-            return line
-        return _DATA + renamed(line[len(_DATA) :], self._name)
+    def _rename_raw(self, event: sse.Event) -> bytes:
+        data, raw = event.data, event.raw
+        if data is None or _KEY not in raw:
+            return raw
+        if len(raw) == len(data) + _PLAIN_FRAME_BYTES and raw.startswith(b"data: ") and raw.endswith(b"\n\n"):
+            return sse.write(renamed(data, self._name))  # nothing but one line of data
+        lines = raw.splitlines(keepends=True)
+        return b"".join(
+            [_DATA + renamed(line[len(_DATA) :], self._name) if line.startswith(_DATA) else line for line in lines]
+        )

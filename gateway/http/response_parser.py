@@ -52,7 +52,6 @@ class UpstreamResponse:
         "complete",
         "framed",
         "headers",
-        "listener",
         "reusable",
         "status",
     )
@@ -68,8 +67,6 @@ class UpstreamResponse:
         self.framed = False  # whether a length or chunks say where the body ends
         self.complete = False
         self.reusable = False
-        self.listener: Callable[[bytes], None] | None = None
-        """Called with every piece of the body; must not block or raise."""
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header (`name` in lower case), or None."""
@@ -100,8 +97,6 @@ class UpstreamResponse:
         pieces = self._pieces
         taken = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
-        if self.listener is not None:
-            self.listener(taken)
         return taken
 
     async def read_head(self) -> None:

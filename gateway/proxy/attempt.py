@@ -18,7 +18,7 @@ from gateway import errors
 from gateway.asgi import Headers
 from gateway.dialects import OutgoingRequest, Translation
 from gateway.dialects.json_splice import edit
-from gateway.dialects.rename_model import Echo
+from gateway.dialects.rename_model import ModelRenamer
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
@@ -31,6 +31,7 @@ from gateway.proxy.context import ProxyContext
 from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import InferenceRequest, outgoing_headers
 from gateway.proxy.shadow.transcript import Transcript
+from gateway.proxy.upstream_stream import UpstreamStream
 from gateway.telemetry.attempt_record import AttemptRecord
 from gateway.telemetry.request_record import RequestRecord
 
@@ -155,8 +156,7 @@ class Attempt:
                     await self._raise_refusal(response)
                 is_stream = (response.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
                 if self._keep_transcript:
-                    transcript = self.transcript = Transcript(sent_at, stream=is_stream)
-                    response.listener = lambda chunk: transcript.feed(chunk, trio.current_time())
+                    self.transcript = Transcript(sent_at)
                 await (self._relay_stream(response) if is_stream else self._relay_body(response))
         self._record.outcome = "ok"
 
@@ -164,7 +164,7 @@ class Attempt:
         """Put the alias's parameters into the body, in the neuron's dialect, and its name into the answer."""
         if policy.echo == "alias":
             request, record = self._request, self._record
-            self.translation = Echo(
+            self.translation = ModelRenamer(
                 policy.name,
                 outgoing.translation,
                 lambda error: request.dialect.error_event(error, record.request_id),
@@ -180,11 +180,13 @@ class Attempt:
         head = partial(self._head, response, streaming=True)
         # While another attempt may win, keep-alives go out under a head that names no neuron.
         self._keepalive.stream_started(head if self.claim is None else None)
-        preamble = await relay.read_preamble(response, meter)
+        frames_all = self.translation is not None and not self.translation.passes_text
+        stream = UpstreamStream(response, meter, self.transcript, frames_all=frames_all)
+        preamble = await stream.read_preamble()
         await self._win(response)
         self._keepalive.head = head
         self._record.stream, self._record.answer.meter = True, meter
-        await relay.relay_stream(response, preamble, meter, self.phases, self._keepalive, translation=self.translation)
+        await relay.relay_stream(stream, preamble, self.phases, self._keepalive, translation=self.translation)
 
     async def _relay_body(self, response: UpstreamResponse) -> None:
         self._require_unstarted()
@@ -199,14 +201,23 @@ class Attempt:
         meter = self._record.answer.body_meter(response.header(b"content-type"))
         head = partial(self._head, response, streaming=False)
         is_json = b"json" in (response.header(b"content-type") or b"").lower()
-        if isinstance(self.translation, Echo) and not is_json:
+        if isinstance(self.translation, ModelRenamer) and not is_json:
             self.translation = self.translation.then  # sound, for example, contains no model name
         try:
             if self.translation is None:
-                await relay.relay_body(response, first, meter, self.phases, self._client, head=head)
+                await relay.relay_body(
+                    response, first, meter, self.phases, self._client, head=head, transcript=self.transcript
+                )
             else:
                 await relay.relay_whole(
-                    response, first, meter, self.phases, self._client, head=head, translation=self.translation
+                    response,
+                    first,
+                    meter,
+                    self.phases,
+                    self._client,
+                    head=head,
+                    translation=self.translation,
+                    transcript=self.transcript,
                 )
         finally:
             self._record.answer.usage = meter.usage

@@ -15,7 +15,7 @@ from gateway.fleet.routing.queue import AdmissionQueues
 from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
-from gateway.proxy.shadow.shadower import Shadows
+from gateway.proxy.shadow.shadower import Shadower
 from gateway.telemetry.request_log import RequestLog
 
 __all__ = ["ProxyContext", "shutting_down"]
@@ -50,7 +50,7 @@ class ProxyContext:
     request_log: RequestLog
     poll_soon: Callable[[str], None]
     hedge_policy: HedgePolicy
-    shadows: Shadows | None = None
+    shadows: Shadower | None = None
     draining: trio.Event = field(default_factory=trio.Event)
 
 

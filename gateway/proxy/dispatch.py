@@ -33,7 +33,7 @@ from gateway.proxy.hedging.hedged_attempt import HedgedAttempt
 from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import InferenceRequest
 from gateway.proxy.route_wait import wait_for_route
-from gateway.proxy.shadow.shadower import Primary
+from gateway.proxy.shadow.shadower import ShadowedRequest
 from gateway.proxy.total_deadline import TotalDeadline
 from gateway.telemetry.attempt_record import AttemptRecord
 from gateway.telemetry.request_record import RequestRecord
@@ -74,7 +74,7 @@ class Dispatch:
         self._phases = PhaseDeadlines(context.settings.deadlines)
         self._policy: Alias | None = None
         self._fallbacks: Fallbacks | None = None
-        self._shadow: Primary | None = None
+        self._shadow: ShadowedRequest | None = None
         self._attempt: Attempt | None = None
         self.keepalive = KeepAlive(client, context.settings.streaming, self._early_head)
 
@@ -280,7 +280,7 @@ class Dispatch:
         finally:
             self._attempt, self._phases = hedged.attempt, hedged.attempt.phases
 
-    def _start_shadow(self, shadow: Primary) -> None:
+    def _start_shadow(self, shadow: ShadowedRequest) -> None:
         transcript = None if self._attempt is None else self._attempt.transcript
         if transcript is not None and self._record.outcome == "ok":
             shadow.answered(transcript, self._record.routing.model or "", self._record.routing.node or "")

@@ -1,4 +1,4 @@
-"""Carry the answer of an upstream to the client: chunks are written as they arrive, and an end is never invented."""
+"""Carry an upstream's answer to the client. Chunks leave as they arrive, and an end is never invented."""
 
 from __future__ import annotations
 
@@ -7,152 +7,113 @@ from typing import NoReturn
 import trio
 
 from gateway.dialects import Translation
-from gateway.errors import GatewayError, UpstreamConnectionError, UpstreamMalformedResponse
+from gateway.errors import GatewayError, UpstreamMalformedResponse
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy.client_response import ClientResponse, Head
 from gateway.proxy.keepalive import KeepAlive
-from gateway.telemetry.meter import BodyMeter, StreamMeter
+from gateway.proxy.shadow.transcript import Transcript
+from gateway.proxy.upstream_stream import UpstreamStream
+from gateway.telemetry.meter import BodyMeter
 
-__all__ = ["read_preamble", "relay_body", "relay_stream", "relay_whole"]
+__all__ = ["relay_body", "relay_stream", "relay_whole"]
 
-WHOLE_LIMIT_BYTES = 64 * 1024 * 1024  # of an answer that has to be translated; the longest are tool calls of 1 MiB
-PREAMBLE_LIMIT_BYTES = 64 * 1024  # a role chunk is 200 bytes; more than this is no preamble
-
-
-async def read_preamble(response: UpstreamResponse, meter: StreamMeter) -> bytes:
-    """Everything up to and including the chunk with the first generated delta; all of it if there is none.
-
-    It is held back, so that a neuron that fails there can still be replaced unseen; the pacer keeps the client company
-    meanwhile. The phase is still `first_byte`: a long prefill is no idleness.
-
-    Raises:
-        UpstreamConnectionError, UpstreamMalformedResponse: The neuron broke off.
-    """
-    held = b""
-    while chunk := await response.receive():
-        held += chunk
-        meter.feed(chunk, trio.current_time())
-        if not meter.preamble or len(held) > PREAMBLE_LIMIT_BYTES:
-            break
-    if response.complete and meter.preamble:
-        _check_the_end(response, meter)
-    return held
+WHOLE_LIMIT_BYTES = 64 * 1024 * 1024  # of an answer that is translated; the longest have tool calls of 1 MiB
 
 
 async def relay_stream(
-    response: UpstreamResponse,
+    stream: UpstreamStream,
     preamble: bytes,
-    meter: StreamMeter,
     phases: PhaseDeadlines,
-    pacer: KeepAlive,
+    keepalive: KeepAlive,
     *,
     translation: Translation | None = None,
 ) -> None:
-    """Carry an event stream to its end, from its preamble on: every chunk leaves as it came. The phase is `idle`.
+    """Carry an event stream to its end. The phase is `idle`.
+
+    Args:
+        stream: Its preamble has just been read.
+        preamble: Those bytes.
+        phases: The request's.
+        keepalive: Has the client's response, and the head to send first.
+        translation: None to pass all bytes through.
 
     Raises:
-        ClientGone: Nobody to write to.
-        UpstreamConnectionError, UpstreamMalformedResponse: The neuron broke off; see `answer.committed` for whether
-            the client has seen any of it.
+        ClientGone: The client has disconnected.
+        GatewayError: The upstream broke off or reported an error. `committed` of the client's response says whether the
+            client has seen a part of the answer.
     """
-    answer, chunk = pacer.client, preamble
+    client, meter, chunk = keepalive.client, stream.meter, preamble
     phases.enter("idle")
     if translation is not None:
-        await _relay_translated(response, meter, phases, pacer, translation, chunk=chunk)
+        await _relay_translated(stream, chunk, phases, keepalive, translation)
         return
-    if chunk and not answer.started:
-        await answer.start(*pacer.head())
-    answer.committed = True
+    if chunk and not client.started:
+        await client.start(*keepalive.head())
+    client.committed = True
     while chunk:
-        await answer.write(chunk)
-        answer.terminator_sent = meter.done
-        pacer.last_write_at = trio.current_time()
+        await client.write(chunk)
+        client.terminator_sent = meter.done
+        keepalive.last_write_at = trio.current_time()
         phases.progressed()
-        chunk = await _more(response, meter)
-        meter.feed(chunk, trio.current_time())
-    _check_the_end(response, meter)
-    if not answer.started:
-        await answer.start(*pacer.head())
-    await answer.end()
-
-
-async def _more(response: UpstreamResponse, meter: StreamMeter) -> bytes:
-    """The next piece of a stream. One that breaks off behind its terminator has ended: nobody may hear of both."""
-    try:
-        return await response.receive()
-    except UpstreamConnectionError:
-        if meter.done:
-            return b""
-        raise
+        chunk = await stream.receive()
+    stream.end(trio.current_time())
+    if not client.started:
+        await client.start(*keepalive.head())
+    await client.end()
 
 
 async def _relay_translated(
-    response: UpstreamResponse,
-    meter: StreamMeter,
-    phases: PhaseDeadlines,
-    pacer: KeepAlive,
-    translation: Translation,
-    *,
-    chunk: bytes,
+    stream: UpstreamStream, chunk: bytes, phases: PhaseDeadlines, keepalive: KeepAlive, translation: Translation
 ) -> None:
-    """The same with a translation in between. What it finds wrong with the stream is raised, once it has been told."""
-    answer = pacer.client
+    client, meter = keepalive.client, stream.meter
+    held_limit_bytes = translation.held_limit_bytes
     while chunk:
-        told = translation.feed(chunk)
-        if translation.error is not None:
-            await _end_in_error(told, translation.error, answer)
-        if told:
-            if not answer.started:
-                await answer.start(*pacer.head())
-            answer.committed = True
-            answer.keepalive_bytes = translation.keep_alive
-            await answer.write(told)
-            pacer.last_write_at = trio.current_time()
-        answer.terminator_sent = meter.done and answer.committed
+        if stream.events is None:
+            translated = chunk
+        else:
+            translated = translation.feed(stream.events) + stream.release_partial(held_limit_bytes)
+            if translation.error is not None:
+                await _end_in_error(translated, translation.error, client)
+        if translated:
+            if not client.started:
+                await client.start(*keepalive.head())
+            client.committed = True
+            client.keepalive_bytes = translation.keepalive_bytes
+            await client.write(translated)
+            keepalive.last_write_at = trio.current_time()
+        client.terminator_sent = meter.done and client.committed
         phases.progressed()
-        chunk = await _more(response, meter)
-        meter.feed(chunk, trio.current_time())
-    _check_the_end(response, meter)
-    told = translation.finish()
+        chunk = await stream.receive()
+    stream.end(trio.current_time())
+    translated = translation.feed(stream.events or ()) + translation.finish()
     if translation.error is not None:
-        await _end_in_error(told, translation.error, answer)
-    if not answer.started:
-        await answer.start(*pacer.head())
-    answer.committed = True
-    await answer.end(told)
+        await _end_in_error(translated, translation.error, client)
+    if not client.started:
+        await client.start(*keepalive.head())
+    client.committed = True
+    await client.end(translated)
 
 
-async def _end_in_error(told: bytes, error: GatewayError, answer: ClientResponse) -> NoReturn:
-    """`told` ends in the error as an event: of use only to a client that has seen something of this answer."""
-    if answer.committed:
-        await answer.end(told)
+async def _end_in_error(translated: bytes, error: GatewayError, client: ClientResponse) -> NoReturn:
+    """Send the error event at the end of `translated`, but only to a client that has seen a part of this answer."""
+    if client.committed:
+        await client.end(translated)
     raise error
 
 
-def _check_the_end(response: UpstreamResponse, meter: StreamMeter) -> None:
-    """Whether the end of the body is the end of the answer.
-
-    Not every engine sends `[DONE]` (transformers serve never does), so the end of a framed body is an end. Without
-    framing the end of the connection may as well be a crash: then something must have said that it is over.
-    """
-    if not meter.finish(trio.current_time()):
-        raise UpstreamMalformedResponse("the neuron's stream ended in the middle of an event")
-    if not response.framed and not (meter.done or meter.finished):
-        raise UpstreamConnectionError("the neuron's stream broke off without an end")
-
-
 async def relay_whole(
-    response: UpstreamResponse,
+    upstream: UpstreamResponse,
     first: bytes,
     meter: BodyMeter,
     phases: PhaseDeadlines,
-    answer: ClientResponse,
+    client: ClientResponse,
     *,
     head: Head,
     translation: Translation,
+    transcript: Transcript | None = None,
 ) -> None:
-    """Carry an answer that has to be read whole before it can be said. Raises as `relay_stream` does."""
+    """Read an answer whole, translate and send it. Raises as `relay_stream` does."""
     pieces: list[bytes] = []
     size = 0
     chunk = first
@@ -163,34 +124,42 @@ async def relay_whole(
         if size > WHOLE_LIMIT_BYTES:
             raise UpstreamMalformedResponse(f"the neuron's answer is longer than {WHOLE_LIMIT_BYTES} bytes")
         meter.feed(chunk)
+        if transcript is not None:
+            transcript.add_body(chunk)
         phases.progressed()
-        chunk = await response.receive()
+        chunk = await upstream.receive()
     meter.finish()
-    told = translation.whole(b"".join(pieces))
-    answer.committed = True
-    await answer.respond(*head(), told)
+    translated = translation.whole(b"".join(pieces))
+    client.committed = True
+    await client.respond(*head(), translated)
 
 
 async def relay_body(
-    response: UpstreamResponse,
+    upstream: UpstreamResponse,
     first: bytes,
     meter: BodyMeter,
     phases: PhaseDeadlines,
-    answer: ClientResponse,
+    client: ClientResponse,
     *,
     head: Head,
+    transcript: Transcript | None = None,
 ) -> None:
-    """Carry an answer that is no event stream, from its first piece on. Raises as `relay_stream` does."""
+    """Carry an answer that is not an event stream. Raises as `relay_stream` does.
+
+    `first` is the piece of the body that was read already.
+    """
     chunk = first
     phases.enter("idle")
-    await answer.start(*head())
-    answer.committed = True
+    await client.start(*head())
+    client.committed = True
     while chunk:
         meter.feed(chunk)
-        if response.complete:
+        if transcript is not None:
+            transcript.add_body(chunk)
+        if upstream.complete:
             break
-        await answer.write(chunk)
+        await client.write(chunk)
         phases.progressed()
-        chunk = await response.receive()
-    await answer.end(chunk)
+        chunk = await upstream.receive()
+    await client.end(chunk)
     meter.finish()

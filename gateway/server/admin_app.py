@@ -26,7 +26,7 @@ from gateway.fleet.loading.manual import ManualLoads
 from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.state import Fleet
-from gateway.proxy.shadow.shadower import Shadows
+from gateway.proxy.shadow.shadower import Shadower
 from gateway.proxy.shadow.summary import summary
 from gateway.server import openapi
 from gateway.server.admin_bodies import DrainBody, PlacementBody
@@ -57,7 +57,7 @@ class AdminContext:
     drains: Drains
     swaps: WarmSwaps
     rollouts: RolloutController
-    shadows: Shadows
+    shadows: Shadower
     requests: RequestLog
     health: Callable[[], dict[str, Any]]
     plan: Callable[[Catalogue, Catalogue], ChangePlan]
@@ -140,7 +140,7 @@ def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
     async def compare(alias: str) -> Response:
         if alias not in context.catalogue.current.aliases:
             raise errors.NotFound(f"alias '{alias}' does not exist")
-        return json_response(summary(context.shadows.verdict(alias)))
+        return json_response(summary(context.shadows.report(alias)))
 
 
 def _mount_requests(app: QuartTrio, context: AdminContext) -> None:

@@ -31,7 +31,7 @@ from gateway.http.pool import UpstreamPool
 from gateway.proxy.app import InferenceApp
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
-from gateway.proxy.shadow.shadower import Shadows
+from gateway.proxy.shadow.shadower import Shadower
 from gateway.server import admin_app, public_routes
 from gateway.server.admin_app import AdminContext
 from gateway.server.health import catalogue_status, health_body
@@ -103,7 +103,7 @@ class Gateway:
             warm_deadline_s=settings.deadlines.load_seconds,
             metrics=self.metrics,
         )
-        self.shadows = Shadows(
+        self.shadows = Shadower(
             self.fleet,
             self.upstream,
             catalogue=self.catalogue_store,

@@ -22,7 +22,7 @@ from gateway.http.server import HttpServer, ServerLimits
 from gateway.proxy.app import InferenceApp
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
-from gateway.proxy.shadow.shadower import Shadows
+from gateway.proxy.shadow.shadower import Shadower
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import RequestLog
 from neuron.simulated.neuron import SimNeuron
@@ -85,7 +85,7 @@ class InMemoryGateway:
         self.catalogue = FixedCatalogue(alias or Alias.plain("helexa/small", SMALL))
         self.admission = AdmissionQueues(self.fleet, catalogue=self.catalogue, limit=self.settings.limits.queue)
         self.hedge_policy = HedgePolicy(self.metrics)
-        self.shadows = Shadows(
+        self.shadows = Shadower(
             self.fleet, self.upstream, catalogue=self.catalogue, metrics=self.metrics, deadlines=self.settings.deadlines
         )
         self.inference = InferenceApp(

@@ -10,7 +10,7 @@ from gateway.dialects import ClientRequest, OutgoingRequest
 from gateway.dialects.anthropic import errors, response
 from gateway.dialects.anthropic.request import MessagesAsChat, translate
 from gateway.dialects.anthropic.stream import PING, MessagesStream
-from gateway.dialects.chat_translator import FromChat
+from gateway.dialects.chat_translator import ChatTranslation
 from gateway.dialects.json_splice import splice
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
@@ -44,7 +44,7 @@ class ParsedMessagesRequest:
             return OutgoingRequest(request.path, splice(request.body, request.model, model))
         context = self.as_chat.context(request.request_id, model)
         whole = partial(response.translate, context=context)
-        translation = FromChat(MessagesStream(context), whole, keep_alive=PING)
+        translation = ChatTranslation(MessagesStream(context), whole, keepalive_bytes=PING)
         return OutgoingRequest(CHAT_PATH, self.as_chat.encode(model, backend), translation)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.dialects.calls import decoded
+from gateway.dialects.tool_calls import decode_arguments
 from gateway.dialects.usage_fields import Usage
 
 __all__ = [
@@ -104,7 +104,7 @@ def arguments_object(text: str) -> dict[str, Any]:
     No arguments are an empty object. Broken JSON is passed on under a key that no tool has: the client's validation
     then fails and the model sees why. An empty object instead could be a valid call that the model did not mean.
     """
-    value = decoded(text)
+    value = decode_arguments(text)
     return value if isinstance(value, dict) else {MALFORMED_ARGUMENTS: text}
 
 

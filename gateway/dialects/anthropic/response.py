@@ -16,7 +16,7 @@ from gateway.dialects.anthropic.message_object import (
     usage_of,
 )
 from gateway.dialects.anthropic.signature import sign
-from gateway.dialects.chat_chunks import Said, read_whole
+from gateway.dialects.chat_chunks import Delta, read_whole
 from gateway.dialects.token_estimate import BYTES_PER_TOKEN
 from gateway.dialects.usage_fields import read_usage
 from gateway.errors import UpstreamMalformedResponse
@@ -31,7 +31,7 @@ def translate(body: bytes, context: MessagesContext) -> bytes:
         GatewayError: The body is not a usable chat completion (see `chat_chunks.read_whole`).
     """
     completion, choice = read_whole(body)
-    answer = choice.message or Said()
+    answer = choice.message or Delta()
     usage = usage_of(read_usage(completion.usage), context.input_tokens, round(len(body) / BYTES_PER_TOKEN))
     fields = message(context, completion.model, usage)
     fields["content"] = list(_blocks(answer, context))
@@ -41,9 +41,9 @@ def translate(body: bytes, context: MessagesContext) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def _blocks(answer: Said, context: MessagesContext) -> Iterator[dict[str, Any]]:
-    if answer.thought and context.show_thinking:
-        yield {"type": "thinking", "thinking": answer.thought, "signature": sign(answer.thought)}
+def _blocks(answer: Delta, context: MessagesContext) -> Iterator[dict[str, Any]]:
+    if answer.reasoning_text and context.show_thinking:
+        yield {"type": "thinking", "thinking": answer.reasoning_text, "signature": sign(answer.reasoning_text)}
     if answer.text.strip():  # Anthropic's API rejects blank text blocks when a client sends them back
         yield {"type": "text", "text": answer.text}
     for position, call in enumerate(answer.tool_calls or ()):

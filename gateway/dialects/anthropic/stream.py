@@ -1,16 +1,16 @@
-"""A stream of chat completion chunks as a stream of Messages events: a state machine, data in, bytes out. No I/O.
+"""Translate a stream of chat completion chunks into a stream of Messages events. A state machine without I/O.
 
     message_start
     ( content_block_start  content_block_delta*  content_block_stop )*      indices 0, 1, 2, ...; one open at a time
     message_delta  message_stop
     | error                                                                 at any point, and nothing after it
 
-`ping` may stand anywhere before the end. Grammar as in https://docs.anthropic.com/en/api/messages-streaming.
+`ping` may stand anywhere before the end. Grammar: https://docs.anthropic.com/en/api/messages-streaming.
 
-Text and thoughts leave as they come. Of parallel tool calls, whose chunks may be interleaved, the first streams live;
-whatever else comes while it is open waits for the end: the others sorted by their index, late text before them. The
-end is told when the neuron has told it (a finish reason with or before usage, `[DONE]`, or the end of the body after
-a finish reason), and never otherwise.
+Text and thinking are sent as they arrive. The chunks of parallel tool calls may be interleaved: the first call is sent
+as it arrives, and what arrives while its block is open is deferred to the end: text first, then the other calls by
+index. The end is sent only when the upstream has ended its answer: with a finish reason with or before usage, with
+`[DONE]`, or with the end of the body after a finish reason.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from gateway.dialects.anthropic.message_object import (
     usage_of,
 )
 from gateway.dialects.anthropic.signature import Signer
-from gateway.dialects.calls import Call, Calls
-from gateway.dialects.chat_chunks import BROKEN_OFF, Choice, Chunk, Said, ToolCall, read_chunk
+from gateway.dialects.chat_chunks import ABORTED, Choice, Chunk, Delta, ToolCall, read_chunk
+from gateway.dialects.tool_calls import AssembledCall, ToolCalls
 from gateway.dialects.usage_fields import Usage, read_usage
 from gateway.http import sse
 
@@ -48,10 +48,10 @@ Kind = Literal["text", "thinking"]
 
 
 class MessagesStream:
-    """One stream's translation. Made anew for every attempt; used up when `ended`.
+    """Translates one stream. Each attempt makes a new one.
 
-    No method raises. Each returns the bytes the client is to get next, whole events always, often none. When the
-    neuron's stream turns out to have failed, those bytes end in an `error` event and `error` says why.
+    No method raises. Each returns the client's next bytes: whole events, often none. When the upstream's stream has
+    failed, those bytes end with an `error` event, and `error` is the reason.
     """
 
     __slots__ = (
@@ -59,14 +59,14 @@ class MessagesStream:
         "_calls",
         "_choice",
         "_context",
+        "_deferred",
         "_deltas",
         "_index",
-        "_late",
-        "_live",
         "_open",
         "_prefix",
         "_signer",
         "_started",
+        "_streamed_call",
         "_text_end",
         "_text_end_length",
         "_usage",
@@ -80,15 +80,15 @@ class MessagesStream:
         self.ended = False
         self.error: errors.GatewayError | None = None
         self._started = False
-        self._index = -1  # of the block that is open, or was last
+        self._index = -1  # of the open block, or of the last one
         self._open: Kind | Literal["tool"] | None = None
-        self._prefix = b""  # of a delta of the open block, up to its text
+        self._prefix = b""  # the bytes of a delta event of the open block that precede its text
         self._signer: Signer | None = None
-        self._blank = ""  # white space that becomes part of a text block if there will be one
-        self._calls = Calls()
-        self._live: Call | None = None
-        self._late: list[tuple[Kind, str]] = []
-        self._choice: Choice | None = None  # the one that finished
+        self._blank = ""  # white space that may become the start of a text block
+        self._calls = ToolCalls()
+        self._streamed_call: AssembledCall | None = None
+        self._deferred: list[tuple[Kind, str]] = []
+        self._choice: Choice | None = None  # the one with the finish reason
         self._usage: Usage | None = None
         self._deltas = 0
         self._text_end = ""
@@ -106,7 +106,7 @@ class MessagesStream:
         return self._take(chunk)
 
     def finish(self) -> bytes:
-        """The upstream body has ended, as far as HTTP can tell in good order."""
+        """The upstream body is complete, as far as HTTP can tell."""
         if self.ended:
             return b""
         if self._choice is None:
@@ -114,7 +114,7 @@ class MessagesStream:
         return self._end()
 
     def fail(self, error: errors.GatewayError) -> bytes:
-        """End with an error event; nothing if the stream has ended, one way or the other."""
+        """End with an error event; nothing if the stream has ended."""
         if self.ended:
             return b""
         self.ended = True
@@ -122,48 +122,48 @@ class MessagesStream:
         return dialect_errors.event(error, self._context.request_id)
 
     def ping(self) -> bytes:
-        """For a silent stream; also before the first event, when nothing of an answer is there to commit to."""
+        """A keep-alive event, also before the first event."""
         return b"" if self.ended else PING
 
     # Chunks...
 
     def _take(self, chunk: Chunk) -> bytes:
-        told = b"" if self._started else self._start(chunk.model)
+        out = b"" if self._started else self._start(chunk.model)
         for choice in chunk.choices or ():
             if choice.index:
                 continue  # only one was asked for
             if choice.delta is not None:
-                told += self._say(choice.delta)
+                out += self._take_delta(choice.delta)
             if choice.finish_reason is not None:
-                if choice.finish_reason in BROKEN_OFF:
-                    reason = f"the neuron broke off its answer: {choice.finish_reason}"
-                    return told + self.fail(errors.UpstreamConnectionError(reason))
+                if choice.finish_reason in ABORTED:
+                    reason = f"the neuron aborted its answer: finish_reason is {choice.finish_reason!r}"
+                    return out + self.fail(errors.UpstreamConnectionError(reason))
                 self._choice = choice
         if chunk.usage is not None and (usage := read_usage(chunk.usage)) not in _NO_USAGE:
             self._usage = usage
             if self._choice is not None:
-                told += self._end()
-        return told
+                out += self._end()
+        return out
 
     def _start(self, model: object) -> bytes:
         self._started = True
         usage = usage_of(None, self._context.input_tokens, 0)
-        begun = message(self._context, model, usage)
-        return _event("message_start", {"message": begun})
+        started = message(self._context, model, usage)
+        return _event("message_start", {"message": started})
 
-    def _say(self, said: Said) -> bytes:
-        told = b""
-        if (thought := said.thought) and self._context.show_thinking:
-            told = self._write("thinking", thought)
-        if text := said.text:
-            told += self._write("text", text)
-        for part in said.tool_calls or ():
-            told += self._call(part)
-        if thought or text or said.tool_calls:
+    def _take_delta(self, delta: Delta) -> bytes:
+        out = b""
+        if (thinking := delta.reasoning_text) and self._context.show_thinking:
+            out = self._write("thinking", thinking)
+        if text := delta.text:
+            out += self._write("text", text)
+        for part in delta.tool_calls or ():
+            out += self._take_call(part)
+        if thinking or text or delta.tool_calls:
             self._deltas += 1
-        return told
+        return out
 
-    # Text and thoughts...
+    # Text and thinking...
 
     def _write(self, kind: Kind, text: str) -> bytes:
         if self._text_end_length and kind == "text":
@@ -172,62 +172,62 @@ class MessagesStream:
             self._signer.update(text)
         if self._open == kind:
             return self._prefix + _encode(text) + _TAIL
-        return self._write_elsewhere(kind, text)
+        return self._write_to_new_block(kind, text)
 
-    def _write_elsewhere(self, kind: Kind, text: str) -> bytes:
-        """Not into the open block: into a new one, now or later."""
-        if self._live is not None:
-            self._late.append((kind, text))
+    def _write_to_new_block(self, kind: Kind, text: str) -> bytes:
+        """Write to a new block, now or at the end."""
+        if self._streamed_call is not None:
+            self._deferred.append((kind, text))
             return b""
         if kind == "text":
             self._blank += text
             if self._blank.isspace():
-                return b""  # Anthropic's API has no blank text blocks, and refuses them when they come back
+                return b""  # Anthropic's API sends no blank text blocks, and rejects them in requests
             text, self._blank = self._blank, ""
-        told = self._close()
+        out = self._close()
         if kind == "text":
-            told += self._open_block("text", {"type": "text", "text": ""}, "text_delta", "text")
+            out += self._open_block("text", {"type": "text", "text": ""}, "text_delta", "text")
         else:
             block = {"type": "thinking", "thinking": "", "signature": ""}
-            told += self._open_block("thinking", block, "thinking_delta", "thinking")
+            out += self._open_block("thinking", block, "thinking_delta", "thinking")
             self._signer = Signer()
             self._signer.update(text)
-        return told + self._prefix + _encode(text) + _TAIL
+        return out + self._prefix + _encode(text) + _TAIL
 
     # Tool calls...
 
-    def _call(self, part: ToolCall) -> bytes:
+    def _take_call(self, part: ToolCall) -> bytes:
         call = self._calls.find(part)
         piece = call.add(part)
-        if call is self._live:
+        if call is self._streamed_call:
             return self._prefix + _encode(piece) + _TAIL if piece else b""
-        if self._live is None and call is self._calls.first and call.is_well_begun:
-            told = self._close() + self._open_tool(call, 0)
-            self._live = call
-            return told + self._prefix + _encode(call.arguments) + _TAIL
+        if self._streamed_call is None and call is self._calls.first and call.can_be_streamed:
+            out = self._close() + self._open_tool(call, 0)
+            self._streamed_call = call
+            return out + self._prefix + _encode(call.arguments) + _TAIL
         return b""
 
-    def _open_tool(self, call: Call, position: int) -> bytes:
+    def _open_tool(self, call: AssembledCall, position: int) -> bytes:
         id_ = tool_id(call.id, self._context.request_id, position)
         block = {"type": "tool_use", "id": id_, "name": call.name, "input": {}}
         return self._open_block("tool", block, "input_json_delta", "partial_json")
 
-    def _waiting_calls(self) -> bytes:
-        """The calls that were not streamed live, whole."""
-        told: list[bytes] = []  # joined once: a model in a loop calls thousands
+    def _remaining_calls(self) -> bytes:
+        """The calls that were not sent as they arrived."""
+        out: list[bytes] = []  # joined once: a model in a loop makes thousands of calls
         for position, call in enumerate(self._calls.in_order()):
-            if call is not self._live:
-                told += self._close(), self._open_tool(call, position)
-                told += self._prefix, _encode(self._arguments(call)), _TAIL
-        return b"".join(told)
+            if call is not self._streamed_call:
+                out += self._close(), self._open_tool(call, position)
+                out += self._prefix, _encode(self._arguments(call)), _TAIL
+        return b"".join(out)
 
-    def _arguments(self, call: Call) -> str:
-        """Cut short by the limit of tokens they stay as they are, as in the API; otherwise they are an object."""
+    def _arguments(self, call: AssembledCall) -> str:
+        """As they are if the token limit cut them off, as in Anthropic's API; otherwise a JSON object."""
         if self._choice is not None and self._choice.finish_reason == "length":
             return call.arguments
-        given = call.arguments.strip()
-        told = arguments_object(given)
-        return given if given.startswith("{") and MALFORMED_ARGUMENTS not in told else _encode(told).decode()
+        text = call.arguments.strip()
+        value = arguments_object(text)
+        return text if text.startswith("{") and MALFORMED_ARGUMENTS not in value else _encode(value).decode()
 
     # Blocks...
 
@@ -243,37 +243,37 @@ class MessagesStream:
     def _close(self) -> bytes:
         if self._open is None:
             return b""
-        told = b""
+        out = b""
         if self._signer is not None:
             delta = {"type": "signature_delta", "signature": self._signer.signature()}
-            told = _event("content_block_delta", {"index": self._index, "delta": delta})
+            out = _event("content_block_delta", {"index": self._index, "delta": delta})
             self._signer = None
         self._open = None
-        return told + _event("content_block_stop", {"index": self._index})
+        return out + _event("content_block_stop", {"index": self._index})
 
     # The end...
 
     def _end(self) -> bytes:
         if not self._calls.all_named:
             return self.fail(errors.UpstreamMalformedResponse("the neuron's answer has a tool call without a name"))
-        told = b"" if self._started else self._start(None)
-        told += self._late_words() + self._waiting_calls() + self._close()
-        told += _event("message_delta", {"delta": self._stop(), "usage": self._final_usage()})
+        out = b"" if self._started else self._start(None)
+        out += self._deferred_text() + self._remaining_calls() + self._close()
+        out += _event("message_delta", {"delta": self._stop(), "usage": self._final_usage()})
         self.ended = True
-        return told + _event("message_stop", {})
+        return out + _event("message_stop", {})
 
-    def _late_words(self) -> bytes:
-        if not self._late:
+    def _deferred_text(self) -> bytes:
+        if not self._deferred:
             return b""
-        live, self._live = self._live, None
-        told = b"".join(self._write_elsewhere(kind, text) for kind, text in _merged(self._late))
-        self._live = live
-        return told
+        streamed_call, self._streamed_call = self._streamed_call, None
+        out = b"".join(self._write_to_new_block(kind, text) for kind, text in _merged(self._deferred))
+        self._streamed_call = streamed_call
+        return out
 
     def _stop(self) -> dict[str, str | None]:
         choice = self._choice or Choice()
         reason, sequence = stop_of(
-            choice.finish_reason, choice.matched, self._text_end, self._context.stop_sequences, called=self._calls.any
+            choice.finish_reason, choice.matched, self._text_end, self._context.stop_sequences, called=bool(self._calls)
         )
         return {"stop_reason": reason, "stop_sequence": sequence}
 
@@ -281,10 +281,10 @@ class MessagesStream:
         return usage_of(self._usage, self._context.input_tokens, self._deltas)
 
 
-def _merged(words: list[tuple[Kind, str]]) -> list[tuple[Kind, str]]:
-    """Consecutive pieces of one kind as one."""
+def _merged(pieces: list[tuple[Kind, str]]) -> list[tuple[Kind, str]]:
+    """The pieces, consecutive ones of one kind joined."""
     merged: list[tuple[Kind, str]] = []
-    for kind, text in words:
+    for kind, text in pieces:
         if merged and merged[-1][0] == kind:
             merged[-1] = kind, merged[-1][1] + text
         else:

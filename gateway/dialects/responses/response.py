@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.dialects.chat_chunks import Said, read_whole
+from gateway.dialects.chat_chunks import Delta, read_whole
 from gateway.dialects.loose_json import JsonObject
 from gateway.dialects.responses.response_object import (
     ResponsesContext,
@@ -32,7 +32,7 @@ def translate(body: bytes, context: ResponsesContext) -> bytes:
         GatewayError: The body is not a usable chat completion (see `chat_chunks.read_whole`).
     """
     completion, choice = read_whole(body)
-    answer = choice.message or Said()
+    answer = choice.message or Delta()
     fields = response(context, completion.created, completion.model)
     fields["status"], fields["incomplete_details"] = end_of(choice.finish_reason)
     fields["output"] = _items(answer, context, fields["status"])
@@ -40,19 +40,19 @@ def translate(body: bytes, context: ResponsesContext) -> bytes:
         read_usage(completion.usage),
         context.input_tokens,
         round(len(body) / BYTES_PER_TOKEN),
-        round(len(answer.thought.encode()) / BYTES_PER_TOKEN),
+        round(len(answer.reasoning_text.encode()) / BYTES_PER_TOKEN),
     )
     return msgspec.json.encode(fields)
 
 
-def _items(answer: Said, context: ResponsesContext, last_status: Status) -> list[JsonObject]:
+def _items(answer: Delta, context: ResponsesContext, last_status: Status) -> list[JsonObject]:
     """Reasoning, text, calls. All are complete but the last, which has the answer's status."""
     items: list[JsonObject] = []
-    if thought := answer.thought:
-        items.append(reasoning_item(context, 0, [part("reasoning_text", thought)], "completed"))
-    content = [part("output_text", answer.words)] if answer.words.strip() else []
-    if answer.refused:
-        content.append(part("refusal", answer.refused))
+    if reasoning := answer.reasoning_text:
+        items.append(reasoning_item(context, 0, [part("reasoning_text", reasoning)], "completed"))
+    content = [part("output_text", answer.content_text)] if answer.content_text.strip() else []
+    if answer.refusal_text:
+        content.append(part("refusal", answer.refusal_text))
     if content:
         items.append(message_item(context, len(items), content, "completed"))
     for position, call in enumerate(answer.tool_calls or ()):

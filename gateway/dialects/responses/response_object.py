@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.dialects.calls import decoded
 from gateway.dialects.loose_json import JsonObject
 from gateway.dialects.responses.tools import ClientTool, custom_input
+from gateway.dialects.tool_calls import decode_arguments
 from gateway.dialects.usage_fields import Usage
 
 __all__ = [
@@ -125,7 +125,7 @@ def _normalised(arguments: str) -> str:
     """
     if arguments.lstrip().startswith("{"):
         return arguments
-    value = decoded(arguments)
+    value = decode_arguments(arguments)
     return msgspec.json.encode(value).decode() if isinstance(value, dict) else arguments
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from gateway.dialects.calls import decoded
 from gateway.dialects.fields import decode_field, invalid
 from gateway.dialects.loose_json import JsonObject
 from gateway.dialects.responses import request_types
 from gateway.dialects.responses.request_types import ResponsesRequest, ResponsesTool, ResponsesToolChoice
+from gateway.dialects.tool_calls import decode_arguments
 
 __all__ = ["ClientTool", "OfferedTools", "custom_arguments", "custom_input", "function_name", "offered_tools"]
 
@@ -97,7 +97,7 @@ def custom_arguments(text: str) -> str:
 
 def custom_input(arguments: str) -> str:
     """The custom tool's input in a function's arguments. Arguments of any other form are the input as they are."""
-    value = decoded(arguments)
+    value = decode_arguments(arguments)
     text = value.get("input") if isinstance(value, dict) else None
     return text if isinstance(text, str) else arguments
 

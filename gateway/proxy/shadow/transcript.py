@@ -1,32 +1,43 @@
-"""What an answer said, put together from a neuron's bytes, so that two answers can be compared. No I/O, no clock.
+"""A record of one answer, for comparing it with another one. No I/O, no clock.
 
-For requests that somebody compares only: it decodes every event. Chat completions and completions, whole or streamed;
-of anything else it knows when it came and how long it was.
+Only for requests with a shadow: it decodes every event. It knows chat completions and completions, whole or streamed;
+of any other answer it knows the times.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
-from gateway.dialects import loose_json
+from gateway.dialects.chat_chunks import Choice, Delta, decode_event
+from gateway.dialects.tool_calls import ToolCalls
 from gateway.dialects.usage_fields import Usage, read_usage
-from gateway.http import sse
+from gateway.http.sse import Event
 
 __all__ = ["AnswerSummary", "Transcript"]
 
-TEXT_LIMIT_BYTES = 1024 * 1024  # of an answer that is kept for comparing; a longer one is compared by its length only
-CALLS_LIMIT = 64
+TEXT_LIMIT_CHARACTERS = 1024 * 1024  # of text or of a whole body; what is longer is not kept
+_FINISH_REASON_LIMIT_CHARACTERS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerSummary:
-    """One of two answers to the same request. Times in ms from when it was asked; None is "did not happen" or unknown.
+    """One of two answers to the same request. None means that it did not happen, or that it is unknown.
 
-    `said` is a digest of text and tool calls: equal digests are equal answers. `calls_valid` says whether every tool
-    call has a name and a JSON object for arguments; None if there was none.
+    Attributes:
+        model: The model that answered.
+        node: Its neuron.
+        ok: Whether the status was 200.
+        first_token_ms: From the request to the first generated delta of a stream.
+        duration_ms: From the request to the end of the answer.
+        completion_tokens: As the upstream counted them.
+        finish_reason: As the upstream spells it.
+        content_digest: Of text and tool calls: equal digests are equal answers.
+        calls: How many tool calls there are.
+        calls_valid: Whether every tool call has a name and a JSON object for arguments; None if there is no call.
     """
 
     model: str
@@ -36,13 +47,13 @@ class AnswerSummary:
     duration_ms: float
     completion_tokens: int | None
     finish_reason: str | None
-    said: bytes
+    content_digest: bytes
     calls: int
     calls_valid: bool | None
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Completion tokens over the time from the first one to the end; None for an answer in one piece."""
+        """Completion tokens over the time from the first one to the end; None for an answer that is not a stream."""
         if self.first_token_ms is None or not self.completion_tokens:
             return None
         window_ms = self.duration_ms - self.first_token_ms
@@ -50,93 +61,83 @@ class AnswerSummary:
 
 
 class Transcript:
-    """Feed it the body's bytes as they come, with the time; then ask for its `side`."""
+    """Collects one answer: `read` the events of a stream, or `add_body` the pieces of another body; then `summary`.
 
-    __slots__ = ("_asked_at", "_calls", "_finish_reason", "_first_at", "_reader", "_size", "_text", "_usage", "_whole")
+    Args:
+        requested_at: When the upstream was asked, by the caller's clock.
+    """
 
-    def __init__(self, asked_at: float, *, stream: bool) -> None:
-        self._asked_at = asked_at
-        self._reader = sse.Reader() if stream else None
-        self._whole: list[bytes] = []
+    __slots__ = ("_body", "_calls", "_characters", "_finish_reason", "_first_at", "_requested_at", "_text", "_usage")
+
+    def __init__(self, requested_at: float) -> None:
+        self._requested_at = requested_at
+        self._body: list[bytes] = []
         self._text: list[str] = []
-        self._size = 0
-        self._calls: dict[int, list[str]] = {}
+        self._characters = 0
+        self._calls = ToolCalls()
         self._finish_reason: str | None = None
         self._first_at: float | None = None
         self._usage: Usage | None = None
 
-    def feed(self, chunk: bytes, now: float) -> None:
-        """The next bytes. Raises nothing: what cannot be read is not compared."""
-        if self._reader is None:
-            if self._size <= TEXT_LIMIT_BYTES:
-                self._whole.append(chunk)
-                self._size += len(chunk)
-            return
-        try:
-            events = self._reader.feed(chunk)
-        except sse.EventTooLong:
-            self._reader = sse.Reader()
-            return
+    def read(self, events: Iterable[Event], now: float) -> None:
+        """Add events that arrived at `now`. Ignores what it cannot decode."""
         for event in events:
-            if event.data != b"[DONE]":
-                self._read(event.data, now)
+            if event.data is not None and event.data != b"[DONE]":
+                self._decode(event.data, now)
 
-    def side(self, model: str, node: str, now: float, *, ok: bool) -> AnswerSummary:
-        """Everything heard until now."""
-        if self._whole:
-            self._read(b"".join(self._whole), now, whole=True)
-            self._whole = []
+    def add_body(self, chunk: bytes) -> None:
+        """Add a piece of a body that is not an event stream."""
+        if self._characters <= TEXT_LIMIT_CHARACTERS:
+            self._body.append(chunk)
+            self._characters += len(chunk)
+
+    def summary(self, model: str, node: str, now: float, *, ok: bool) -> AnswerSummary:
+        """The answer as it is at `now`."""
+        if self._body:
+            body, self._body, self._characters = b"".join(self._body), [], 0
+            self._decode(body, None)
         usage = self._usage or Usage()
         return AnswerSummary(
             model=model,
             node=node,
             ok=ok,
-            first_token_ms=None if self._first_at is None else _ms(self._first_at - self._asked_at),
-            duration_ms=_ms(now - self._asked_at),
+            first_token_ms=None if self._first_at is None else _ms(self._first_at - self._requested_at),
+            duration_ms=_ms(now - self._requested_at),
             completion_tokens=usage.completion_tokens,
             finish_reason=self._finish_reason,
-            said=self._digest(),
+            content_digest=self._digest(),
             calls=len(self._calls),
-            calls_valid=all(map(_is_valid, self._calls.values())) if self._calls else None,
+            calls_valid=self._calls.valid,
         )
 
-    def _read(self, data: bytes, now: float, *, whole: bool = False) -> None:
+    def _decode(self, data: bytes, now: float | None) -> None:
+        """Read an event or a whole answer. `now` is None for the latter, which has no time of a first token."""
         try:
-            event = loose_json.decode(_decoder, data)
+            event = decode_event(data)
         except msgspec.DecodeError:
             return
         self._usage = read_usage(event.usage) or self._usage
+        if self._first_at is None and event.choices and event.is_generated:
+            self._first_at = now
         for choice in event.choices or ():
-            said = choice.message or choice.delta or _Said()
-            spoken = [text for text in (said.content, choice.text) if isinstance(text, str) and text]
-            thought = said.reasoning_content or said.reasoning
-            if not whole and self._first_at is None and (spoken or thought or said.tool_calls):
-                self._first_at = now
-            if choice.index == 0:
-                self._keep("".join(spoken), said.tool_calls or ())
-                if isinstance(choice.finish_reason, str):
-                    self._finish_reason = choice.finish_reason[:32]
+            if not choice.index:
+                self._add(choice)
 
-    def _keep(self, text: str, calls: list[_Call] | tuple[()]) -> None:
-        self._size += len(text)
-        if self._size <= TEXT_LIMIT_BYTES:
+    def _add(self, choice: Choice) -> None:
+        content = choice.message or choice.delta or Delta()
+        text = content.content_text + (choice.text if isinstance(choice.text, str) else "")
+        self._characters += len(text)
+        if self._characters <= TEXT_LIMIT_CHARACTERS:
             self._text.append(text)
-        for position, call in enumerate(calls):
-            key = position if call.index is None else call.index
-            if key not in self._calls and len(self._calls) >= CALLS_LIMIT:
-                return
-            kept = self._calls.setdefault(key, [""])
-            kept[0] = kept[0] or (call.function.name if isinstance(call.function.name, str) else "")
-            if isinstance(call.function.arguments, str) and self._size <= TEXT_LIMIT_BYTES:
-                self._size += len(call.function.arguments)
-                kept.append(call.function.arguments)
+        self._calls.collect(content.tool_calls or ())
+        if choice.finish_reason is not None:
+            self._finish_reason = choice.finish_reason[:_FINISH_REASON_LIMIT_CHARACTERS]
 
     def _digest(self) -> bytes:
-        """Of the text and of what the calls mean: two engines may write the same arguments with other spaces."""
+        """Of the text and of the calls' decoded arguments: engines write the same arguments with different spaces."""
         digest = hashlib.blake2b("".join(self._text).encode("utf-8", "replace"), digest_size=16)
-        for index in sorted(self._calls):
-            name, *pieces = self._calls[index]
-            digest.update(b"\0%b\0" % name.encode() + _canonical("".join(pieces)))
+        for call in self._calls.by_index():
+            digest.update(b"\0%b\0" % call.name.encode("utf-8", "replace") + _canonical(call.arguments))
         return digest.digest()
 
 
@@ -144,54 +145,8 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-def _is_valid(call: list[str]) -> bool:
-    name, *pieces = call
-    return bool(name) and isinstance(_value("".join(pieces)), dict)
-
-
-def _value(arguments: str) -> object:
-    try:
-        return msgspec.json.decode(arguments or "{}")
-    except (msgspec.DecodeError, RecursionError):
-        return None
-
-
 def _canonical(arguments: str) -> bytes:
-    value = _value(arguments)
-    return arguments.encode() if value is None else msgspec.json.encode(value, order="sorted")
-
-
-# What is read of an answer; loose, as in `metering`...
-
-
-class _Function(msgspec.Struct):
-    name: object = None
-    arguments: object = None
-
-
-class _Call(msgspec.Struct):
-    index: int | None = None
-    function: _Function = msgspec.field(default_factory=_Function)
-
-
-class _Said(msgspec.Struct):
-    content: object = None
-    reasoning_content: object = None
-    reasoning: object = None
-    tool_calls: list[_Call] | None = None
-
-
-class _Choice(msgspec.Struct):
-    index: int = 0
-    delta: _Said | None = None
-    message: _Said | None = None
-    text: object = None
-    finish_reason: object = None
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: object = None
-
-
-_decoder = msgspec.json.Decoder(_Event)
+    try:
+        return msgspec.json.encode(msgspec.json.decode(arguments or "{}"), order="sorted")
+    except (msgspec.DecodeError, RecursionError):
+        return arguments.encode("utf-8", "replace")

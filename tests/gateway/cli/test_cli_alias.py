@@ -662,7 +662,7 @@ def test_compare_shows_an_alias_beside_its_shadow(operator):
     edited = [shadowed + "\n" if line.startswith('"helexa/small"') else line for line in lines]
     operator.edit("".join(edited).encode())
     wait_until(lambda: in_force(operator) == digest_of(operator.models.read_bytes()))
-    assert "nothing compared yet" in operator.done("alias", "compare", "helexa/small")
+    assert "no requests compared yet" in operator.done("alias", "compare", "helexa/small")
 
     url = GatewayAddress.from_settings(load(operator.config, {}).settings).api
     body = {"model": "helexa/small", "messages": [{"role": "user", "content": "What is the capital of Georgia?"}]}

@@ -1,9 +1,10 @@
-"""Usage asked for on our own account: one option in, one chunk out, and every other byte as it was."""
+"""Usage that the gateway asks for: one option added, one chunk dropped, and every other byte as it was."""
 
 import itertools
 import json
 
 import pytest
+from fakes.framed import TranslatedStream
 from fakes.scripted import DONE, ROLE, delta
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,8 +38,8 @@ FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n
         ),
     ],
 )  # fmt: skip
-def test_wish_is_put_where_it_belongs(body, asked):
-    """First of all if nothing is said, into the client's own options if they are an object or null."""
+def test_option_is_added_in_the_right_place(body, asked):
+    """At the start of the body, or in the client's own options if they are an object or null."""
     assert edited(body, asking_for_usage(body)) == asked
 
 
@@ -58,8 +59,8 @@ def test_wish_is_put_where_it_belongs(body, asked):
         b'{"model":"m","x":"\\ud800","y":{"stream_options":1}}',
     ],
 )
-def test_what_the_client_has_decided_or_is_for_the_engine_to_judge_stays(body):
-    """Asked for or declined; a wrong type, twice, or in a spelling that only parsers understand."""
+def test_body_is_unchanged_if_the_client_decided_or_the_engine_must_judge(body):
+    """Set by the client; a wrong type, twice, or spelled in escapes."""
     assert asking_for_usage(body) is None
 
 
@@ -86,7 +87,7 @@ def bodies(draw):
 
 @given(bodies(), st.text(max_size=8))
 def test_nothing_else_of_a_body_changes(body, name):
-    """Parsed, it is what it was but for the option and the model; the bytes around the edits are the same."""
+    """Only option and model differ after parsing; the bytes around the edits are the same."""
     edit = asking_for_usage(body)
     before = json.loads(body)
     said = before.get("stream_options")
@@ -114,8 +115,8 @@ def event(value, end=b"\n\n", compact=True):
 
 
 def stripped(*chunks):
-    """What comes out, piece by piece, and at the end."""
-    stripper = UsageStripper()
+    """The output for each chunk, and at the end."""
+    stripper = TranslatedStream(UsageStripper())
     pieces = [stripper.feed(chunk) for chunk in chunks]
     return [*pieces, stripper.finish()]
 
@@ -125,8 +126,8 @@ OURS = event({"id": "x", "choices": [], "usage": USAGE})
 
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
 @pytest.mark.parametrize("compact", [True, False])
-def test_chunk_is_taken_out_wherever_the_network_cut(end, compact):
-    """Alone, glued to others, in two halves, byte by byte."""
+def test_usage_chunk_is_dropped_wherever_the_stream_is_split(end, compact):
+    """Alone, together with others, in two halves, byte by byte."""
     ours = event({"choices": [], "usage": USAGE}, end, compact)
     before = (ROLE + delta("a") + FINISH).replace(b"\n\n", end)
     after = DONE.replace(b"\n\n", end)
@@ -155,35 +156,36 @@ def test_chunk_is_taken_out_wherever_the_network_cut(end, compact):
     ],
 )
 def test_every_other_event_stays(stays):
-    """Usage that rides on choices is the client's by right; what only looks like it is content."""
+    """Usage in a chunk with choices passes; so does what only looks like usage."""
     assert b"".join(stripped(delta("a") + stays + DONE)) == delta("a") + stays + DONE
 
 
 def test_other_chunks_are_not_delayed():
-    """Each comes out when it goes in, untouched; only half an event waits for its other half."""
+    """A chunk of whole events passes at once, as the same object if it is one event; half an event waits."""
     chunks = [ROLE, delta("a"), b": keep-alive\n\n", delta("b") + delta("c"), FINISH]
-    stripper = UsageStripper()
+    stripper = TranslatedStream(UsageStripper())
     assert [stripper.feed(chunk) for chunk in chunks] == chunks
-    assert all(stripper.feed(chunk) is chunk for chunk in chunks)
+    assert all(stripper.feed(chunk) is chunk for chunk in chunks if chunk.count(b"data:") == 1)
     assert stripper.feed(delta("d") + OURS[:20]) == delta("d")
     assert stripper.feed(OURS[20:] + DONE) == DONE
 
 
-def test_usage_without_a_last_blank_line_is_ours_all_the_same():
-    """An engine may save it; half an event of another kind is passed on for the client to judge."""
+def test_usage_chunk_without_a_last_blank_line_is_dropped():
+    """An engine may omit it; half an event is passed on."""
     assert b"".join(stripped(delta("a") + OURS[:-2])) == delta("a")
     assert b"".join(stripped(delta("a") + OURS[:-9])) == delta("a") + OURS[:-9]
 
 
 @pytest.mark.parametrize("step", [1000, 65_536])
 def test_long_event_passes_as_it_comes(step):
-    """A picture in a delta is megabytes: no more of it is held than a usage chunk could have."""
+    """An image in a delta has megabytes: no more of it is held than a usage chunk could have."""
     long = delta("x" * 200_000)
     stream = long + OURS + long + DONE
-    stripper, out = UsageStripper(), b""
+    stripper, out = TranslatedStream(UsageStripper()), b""
     for at in range(0, len(stream), step):
         out += stripper.feed(stream[at : at + step])
-        assert len(stripper._held) <= HELD_LIMIT_BYTES
+        held_bytes = min(at + step, len(stream)) - len(out)
+        assert held_bytes <= HELD_LIMIT_BYTES + len(OURS)
         assert len(out) >= min(at, len(long)) - HELD_LIMIT_BYTES
 
     assert out + stripper.finish() == long + long + DONE
@@ -196,7 +198,7 @@ texts = st.sampled_from(
 
 
 @given(st.lists(texts, max_size=8), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
-def test_rest_of_a_stream_is_identical_however_it_is_cut(events, line_end, data):
+def test_rest_of_a_stream_is_identical_wherever_it_is_split(events, line_end, data):
     """Any number of usage chunks, anywhere."""
     stream = b"".join(events).replace(b"\n", line_end)
     kept = b"".join(event for event in events if event is not OURS).replace(b"\n", line_end)

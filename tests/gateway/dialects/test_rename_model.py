@@ -1,13 +1,14 @@
-"""The alias's name in what is answered: that value changes and not another byte, however the bytes come."""
+"""The alias's name in answers: that value changes and no other byte, wherever the stream is split."""
 
 import json
 
 import pytest
+from fakes.framed import TranslatedStream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects import rename_model as echo
-from gateway.dialects.rename_model import LINE_LIMIT_BYTES, Echo, renamed
+from gateway.dialects.include_usage import UsageStripper
+from gateway.dialects.rename_model import ModelRenamer, renamed
 from gateway.errors import ServiceUnavailable
 from gateway.http import sse
 
@@ -26,13 +27,13 @@ dumps = st.sampled_from([json.dumps, lambda value: json.dumps(value, separators=
 NAME = "helexa/x"
 
 
-def an_echo(then=None):
-    return Echo(NAME, then, lambda error: sse.write(error.message.encode()))
+def renamer(then=None):
+    return ModelRenamer(NAME, then, lambda error: sse.write(error.message.encode()))
 
 
 @given(value=objects, dump=dumps)
 def test_model_at_the_top_is_renamed_and_nothing_else(value, dump):
-    """Wherever else the word stands, however deep, in keys and in texts."""
+    """Not in keys or texts, at any depth."""
     value["model"] = "Qwen/Qwen3-8B"
     body = dump(value).encode("utf-8", "surrogatepass")
 
@@ -55,8 +56,8 @@ def test_model_at_the_top_is_renamed_and_nothing_else(value, dump):
         b'{"data":[' + b'{"model":"inner"},' * 20 + b'1],"model":"m"}',
     ],
 )
-def test_name_stands_where_the_dialects_have_it(body):
-    """OpenAI at the top, the others in what an event is about."""
+def test_model_is_renamed_where_the_dialects_have_it(body):
+    """OpenAI at the top, the others in the object that an event is about."""
     assert renamed(body, b'"helexa/x"') == body.replace(b'"m"', b'"helexa/x"')
 
 
@@ -73,13 +74,13 @@ def test_name_stands_where_the_dialects_have_it(body):
         b'{"a":{"model":"m","b":"\n"}}',
     ],
 )
-def test_what_names_no_model_stays_as_it_is(body):
-    """Also what is no JSON: that is for others to say."""
+def test_body_without_a_model_is_unchanged(body):
+    """Also if it is not JSON."""
     assert renamed(body, b'"helexa/x"') == body
 
 
-def test_long_answer_before_the_name_is_not_walked_through():
-    """Embeddings name their model last."""
+def test_model_after_a_long_member_is_renamed():
+    """Embeddings have their model at the end."""
     body = json.dumps({"data": [{"embedding": [0.25] * 200_000}], "model": "m"}).encode()
 
     assert renamed(body, b'"x"') == body[: -len('"m"}')] + b'"x"}'
@@ -95,42 +96,46 @@ STREAM = (
 
 
 @given(cuts=st.lists(st.integers(0, len(STREAM)), max_size=12).map(sorted))
-def test_stream_is_renamed_however_it_is_cut(cuts):
-    """Every event of it, and no comment, line end or text."""
-    echo = an_echo()
+def test_stream_is_renamed_wherever_it_is_split(cuts):
+    """Every event, and no comment, line end or text."""
+    stream = TranslatedStream(renamer())
     pieces = [STREAM[start:end] for start, end in zip([0, *cuts], [*cuts, len(STREAM)], strict=True)]
-    out = b"".join(map(echo.feed, pieces)) + echo.finish()
+    out = b"".join(map(stream.feed, pieces)) + stream.finish()
 
     assert out == STREAM.replace(b'"model":"m",', b'"model":"helexa/x",').replace(
         b'{"model":"m"}', b'{"model":"helexa/x"}'
     )
 
 
-def test_last_line_need_not_be_ended():
-    """Some engines save the blank line."""
-    echo = an_echo()
+def test_last_event_needs_no_blank_line():
+    """Some engines omit it."""
+    stream = TranslatedStream(renamer())
 
-    assert echo.feed(b'data: {"model":"m"}') == b""
-    assert echo.finish() == b'data: {"model":"helexa/x"}'
+    assert stream.feed(b'data: {"model":"m"}') == b""
+    assert stream.finish() == b'data: {"model":"helexa/x"}'
 
 
-def test_line_beyond_the_limit_passes_and_the_next_is_renamed_again():
-    """Nobody may fill the memory with one line."""
-    echo = an_echo()
-    monster = b'data: {"model":"m","x":"' + b"y" * LINE_LIMIT_BYTES
+def test_event_over_the_limit_passes_and_the_next_is_renamed_again():
+    """One event cannot fill the memory."""
+    stream = TranslatedStream(renamer())
+    overlong = b'data: {"model":"m","x":"' + b"y" * sse.EVENT_LIMIT_BYTES
 
-    assert echo.feed(monster) == monster
-    assert echo.feed(b'","model":"m"}\n\ndata: {"model":"m"}\n') == b'","model":"m"}\n\ndata: {"model":"helexa/x"}\n'
+    assert stream.feed(overlong) == overlong
+    assert (
+        stream.feed(b'","model":"m"}\n\ndata: {"model":"m"}\n\n') == b'","model":"m"}\n\ndata: {"model":"helexa/x"}\n\n'
+    )
 
 
 class Upper:
     """Another translation."""
 
     error = None
-    keep_alive = b"ping"
+    keepalive_bytes = b"ping"
+    passes_text = False
+    held_limit_bytes = sse.EVENT_LIMIT_BYTES
 
-    def feed(self, chunk):
-        return chunk.upper()
+    def feed(self, events):
+        return b"".join(event.data.upper() for event in events)
 
     def finish(self):
         return b"END"
@@ -142,29 +147,50 @@ class Upper:
         return body.upper()
 
 
-def test_another_translation_gets_what_was_renamed():
-    """So that a translated answer names the alias too, and ends in its own dialect's errors."""
-    echo = an_echo(Upper())
+def test_another_translation_gets_renamed_events():
+    """So a translated answer names the alias too, and ends with its own dialect's errors."""
+    stream = TranslatedStream(renamer(Upper()))
 
-    assert echo.feed(b'data: {"model":"m"}\nda') == b'DATA: {"MODEL":"HELEXA/X"}\n'
-    assert echo.finish() == b"DAEND"
-    assert echo.whole(b'{"model":"m"}') == b'{"MODEL":"HELEXA/X"}'
-    assert (echo.keep_alive, echo.fail(ServiceUnavailable("no"))) == (b"ping", b"FAIL no")
-
-
-def test_without_another_translation_errors_are_the_clients_dialects():
-    """It is the neuron's dialect as well."""
-    echo = an_echo()
-
-    assert (echo.error, echo.keep_alive, echo.fail(ServiceUnavailable("no"))) == (None, sse.KEEP_ALIVE, b"data: no\n\n")
+    assert stream.feed(b'data: {"model":"m"}\n\nda') == b'{"MODEL":"HELEXA/X"}'
+    assert stream.feed(b"ta: x") + stream.finish() == b"XEND"
+    assert stream.translation.whole(b'{"model":"m"}') == b'{"MODEL":"HELEXA/X"}'
+    assert (stream.translation.keepalive_bytes, stream.translation.fail(ServiceUnavailable("no"))) == (
+        b"ping",
+        b"FAIL no",
+    )
 
 
-def test_rest_of_a_line_that_is_too_long_to_be_held_is_no_line_of_its_own(monkeypatch):
-    """It passes as it came, whatever it looks like; the next line is renamed again."""
-    monkeypatch.setattr(echo, "LINE_LIMIT_BYTES", 100)
-    one = an_echo()
+@given(cuts=st.lists(st.integers(0, len(STREAM) + 80), max_size=12).map(sorted))
+def test_usage_chunk_is_dropped_from_a_renamed_stream(cuts):
+    """Renaming and usage stripping work on the same events."""
+    usage = b'data: {"model":"m","choices":[],"usage":{"prompt_tokens":1}}\n\n'
+    whole = STREAM[: STREAM.index(b"data: [DONE]")] + usage + STREAM[STREAM.index(b"data: [DONE]") :]
+    stream = TranslatedStream(renamer(UsageStripper()))
+    pieces = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    out = b"".join(map(stream.feed, pieces)) + stream.finish()
+
+    assert out == STREAM.replace(b'"model":"m",', b'"model":"helexa/x",').replace(
+        b'{"model":"m"}', b'{"model":"helexa/x"}'
+    )
+
+
+def test_errors_without_another_translation_are_in_the_clients_dialect():
+    """It is the upstream's dialect as well."""
+    one = renamer()
+
+    assert (one.error, one.keepalive_bytes, one.fail(ServiceUnavailable("no"))) == (
+        None,
+        sse.KEEP_ALIVE,
+        b"data: no\n\n",
+    )
+
+
+def test_rest_of_an_event_over_the_limit_is_not_an_event_of_its_own():
+    """It passes as it came, whatever it looks like; the next event is renamed again."""
+    stream = TranslatedStream(renamer())
+    stream.reader = sse.Reader(limit_bytes=100)
     event = b'data: {"model":"real"}\n\n'
 
-    assert one.feed(b'data: {"text":"' + b"a" * 200) == b'data: {"text":"' + b"a" * 200
-    assert one.feed(event) == event
-    assert one.feed(event) == event.replace(b"real", NAME.encode())
+    assert stream.feed(b'data: {"text":"' + b"a" * 200) == b'data: {"text":"' + b"a" * 200
+    assert stream.feed(event) == event
+    assert stream.feed(event) == event.replace(b"real", NAME.encode())

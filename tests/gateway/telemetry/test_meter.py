@@ -1,15 +1,16 @@
-"""What is learned of an answer as it passes: the same however its bytes are cut, and nothing of it lost."""
+"""The meters: the same result wherever the network splits an answer."""
 
 import itertools
 import json
 
 import pytest
+from fakes.framed import MeteredStream
 from fakes.scripted import DONE, ROLE, delta
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.dialects.usage_fields import Usage
-from gateway.telemetry.meter import BODY_LIMIT_BYTES, BodyMeter, StreamMeter
+from gateway.telemetry.meter import BODY_LIMIT_BYTES, BodyMeter
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9, "prompt_tokens_details": {"cached_tokens": 0}}
 READ = Usage(prompt_tokens=7, completion_tokens=2, cached_tokens=0)
@@ -26,19 +27,19 @@ def a_chunk(a_delta, finish_reason=None, **more):
 FINISH = event(a_chunk({}, "stop"))
 
 
-def learned(meter):
+def result_of(meter):
     """Everything but the times."""
     return (meter.generated, meter.usage, meter.finished, meter.done, meter.preamble, meter.error)
 
 
 def fed(*chunks, finish=True):
-    """A meter that was fed these, one a second."""
-    meter = StreamMeter()
+    """A meter that was fed these chunks, one per second."""
+    stream = MeteredStream()
     for second, chunk in enumerate(chunks):
-        meter.feed(chunk, float(second))
+        stream.feed(chunk, float(second))
     if finish:
-        assert meter.finish(float(len(chunks)))
-    return meter
+        assert stream.finish(float(len(chunks)))
+    return stream.meter
 
 
 @pytest.mark.parametrize(
@@ -56,15 +57,15 @@ def fed(*chunks, finish=True):
         ((delta("a"), event({"choices": [], "usage": {}})), Usage()),
     ],
 )
-def test_usage_is_found_wherever_it_is_and_however_it_is_cut(events, usage):
-    """On a chunk of its own, on any chunk, after the terminator, without a last blank line; at every cut."""
+def test_usage_is_found_in_every_place_and_at_every_split(events, usage):
+    """In a chunk of its own, in any chunk, after the terminator, without a last blank line; at every split."""
     stream = b"".join(events)
     whole = fed(stream)
     assert whole.usage == usage
-    assert learned(fed(*events)) == learned(whole)
+    assert result_of(fed(*events)) == result_of(whole)
     for at in range(1, len(stream)):
-        assert learned(fed(stream[:at], stream[at:])) == learned(whole), stream[:at]
-    assert learned(fed(*[stream[at : at + 1] for at in range(len(stream))])) == learned(whole)
+        assert result_of(fed(stream[:at], stream[at:])) == result_of(whole), stream[:at]
+    assert result_of(fed(*[stream[at : at + 1] for at in range(len(stream))])) == result_of(whole)
 
 
 deltas = st.sampled_from(
@@ -113,7 +114,7 @@ pieces = st.one_of(
 
 @st.composite
 def cut_streams(draw):
-    """A stream, and the same in chunks; often cut between events, as engines do, sometimes anywhere."""
+    """A stream, and the same in chunks; often split between events, as engines do, sometimes anywhere."""
     end = draw(st.sampled_from([b"\n\n", b"\n\n", b"\r\n\r\n"]))
     events = [piece.replace(b"\n", end[: len(end) // 2]) + end for piece in draw(st.lists(pieces, max_size=12))]
     stream = b"".join(events)
@@ -125,20 +126,21 @@ def cut_streams(draw):
 
 
 @given(cut_streams())
-def test_what_is_learned_does_not_depend_on_how_bytes_are_cut(cut):
-    """Chunks are the network's business: one feed or many, the meter says the same."""
+def test_result_does_not_depend_on_where_the_stream_is_split(cut):
+    """One chunk or many: the result is the same."""
     stream, chunks_of_it = cut
 
-    assert learned(fed(*chunks_of_it, finish=False)) == learned(fed(stream, finish=False))
+    assert result_of(fed(*chunks_of_it, finish=False)) == result_of(fed(stream, finish=False))
 
 
 @given(cut_streams())
 def test_deltas_are_timed_by_the_chunks_that_complete_them(cut):
-    """The first and the last chunk that added one; a comment or a usage chunk moves neither."""
-    meter, first_at, last_at = StreamMeter(), None, None
+    """The first and the last chunk that completed one; comments and usage chunks do not count."""
+    stream, first_at, last_at = MeteredStream(), None, None
+    meter = stream.meter
     for now, chunk in enumerate(cut[1]):
         before = meter.generated
-        meter.feed(chunk, now)
+        stream.feed(chunk, now)
         if meter.generated > before:
             first_at, last_at = now if first_at is None else first_at, now
 
@@ -163,7 +165,7 @@ def test_deltas_are_timed_by_the_chunks_that_complete_them(cut):
     ],
 )
 def test_first_token_is_the_first_generated_delta(first, generates):
-    """Content, reasoning or a tool call; not the role chunk, which leaves before prefill (lessons: TTFT of 50 ms)."""
+    """Content, reasoning or a tool call; not the role chunk, which engines send before the prefill."""
     meter = fed(first, delta("b"), finish=False)
 
     assert meter.first_at == (0 if generates else 1)
@@ -182,17 +184,17 @@ def test_first_token_is_the_first_generated_delta(first, generates):
         (b"", True),
     ],
 )
-def test_end_in_the_midst_of_an_event_is_noticed(stream, whole):
-    """An engine may save the last blank line, but not half a JSON object."""
-    meter = StreamMeter()
-    meter.feed(stream, 0)
+def test_end_inside_an_event_is_detected(stream, whole):
+    """An engine may omit the last blank line, but not half a JSON object."""
+    metered = MeteredStream()
+    metered.feed(stream, 0)
 
-    assert meter.finish(1) is whole
+    assert metered.finish(1) is whole
 
 
 @pytest.mark.parametrize("content_type", [b"audio/wav", b"image/png", b"application/octet-stream", b"text/plain"])
-def test_nothing_is_kept_of_a_body_that_is_no_json(content_type):
-    """A megabyte for each speech under way would be a lot for nothing."""
+def test_nothing_is_kept_of_a_body_that_is_not_json(content_type):
+    """A megabyte of audio for each request would be wasted."""
     meter = BodyMeter(content_type=content_type)
     meter.feed(b'{"usage":{"prompt_tokens":1}}')
 
@@ -216,8 +218,8 @@ MESSAGES = [
 ]
 
 
-def test_messages_of_a_neuron_that_speaks_them_are_metered_like_any():
-    """The prompt from the start, the answer from the end; first token, finish and terminator by their own names."""
+def test_native_messages_stream_is_metered():
+    """Prompt tokens from its start, completion tokens from its end; its own finish reason and terminator."""
     meter = fed(*[event(one) for one in MESSAGES])
 
     assert meter.usage == Usage(10, 12, 3)
@@ -228,7 +230,7 @@ def test_messages_of_a_neuron_that_speaks_them_are_metered_like_any():
 
 @given(st.lists(st.integers(0, 200), max_size=5))
 def test_usage_of_a_plain_body_does_not_depend_on_cuts(cuts):
-    """One feed or many."""
+    """One piece or many."""
     body = json.dumps({"choices": [{"message": {"content": "x" * 50}}], "usage": USAGE}).encode()
     meter = BodyMeter()
     edges = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
@@ -241,7 +243,7 @@ def test_usage_of_a_plain_body_does_not_depend_on_cuts(cuts):
 
 @pytest.mark.parametrize("step", [65_536, BODY_LIMIT_BYTES * 4])
 def test_usage_at_the_end_of_a_huge_body_is_found(step):
-    """Embeddings are megabytes, and none of them is kept."""
+    """Embeddings have megabytes, and only the end is kept."""
     body = json.dumps({"data": [0.123456] * 300_000, "usage": USAGE}).encode()
     meter = BodyMeter()
     for at in range(0, len(body), step):
@@ -253,8 +255,8 @@ def test_usage_at_the_end_of_a_huge_body_is_found(step):
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"<html>", b"\xff", b'{"usage":{' * 3000, b"[" * 100_000])
-def test_body_without_usage_is_no_trouble(body):
-    """Whatever it is."""
+def test_body_without_usage_has_no_usage(body):
+    """Also if it is not JSON."""
     meter = BodyMeter()
     meter.feed(body)
     meter.finish()

@@ -3,11 +3,11 @@
 import pytest
 import structlog
 import trio
+from fakes.framed import MeteredStream
 from structlog.testing import capture_logs
 
 from gateway.dialects.usage_fields import Usage
 from gateway.errors import InternalError, ModelNotFound, UpstreamConnectionError
-from gateway.telemetry.meter import StreamMeter
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import RequestLog
 
@@ -79,11 +79,11 @@ async def test_inflight_goes_up_and_down_with_each_attempt(request_log):
 async def test_speed_is_tokens_from_first_to_last_token(request_log, autojump_clock):
     """The time to the first token counts from the start of the request."""
     with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
-        meter = record.answer.meter = StreamMeter()
+        record.answer.meter = (metered := MeteredStream()).meter
         await trio.sleep(3)
-        meter.feed(DELTA, trio.current_time())
+        metered.feed(DELTA, trio.current_time())
         await trio.sleep(2)
-        meter.feed(DELTA + USAGE, trio.current_time())
+        metered.feed(DELTA + USAGE, trio.current_time())
         await trio.sleep(10)
         record.outcome = "ok"
 
@@ -98,8 +98,8 @@ async def test_speed_is_tokens_from_first_to_last_token(request_log, autojump_cl
 async def test_missing_token_counts_are_estimated_and_marked(request_log):
     """One per delta; marked in the log, and a metric of its own."""
     with capture_logs() as logs, request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
-        meter = record.answer.meter = StreamMeter()
-        meter.feed(DELTA * 3, 1.0)
+        record.answer.meter = (metered := MeteredStream()).meter
+        metered.feed(DELTA * 3, 1.0)
 
     assert (logs[0]["completion_tokens"], logs[0]["tokens_estimated"]) == (3, True)
     assert sample(request_log, f"cortex_completion_tokens_total{ROUTE}") is None
@@ -113,8 +113,8 @@ async def test_partial_usage_is_completed_by_an_estimate(request_log):
     end = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":9}}\n\n'
     for stream in (start + delta * 4, start + delta * 4 + end):
         with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
-            meter = record.answer.meter = StreamMeter()
-            meter.feed(stream, 1.0)
+            record.answer.meter = (metered := MeteredStream()).meter
+            metered.feed(stream, 1.0)
 
     assert sample(request_log, f"cortex_prompt_tokens_total{ROUTE}") == 14
     assert sample(request_log, f"cortex_estimated_completion_tokens_total{ROUTE}") == 4
@@ -134,8 +134,8 @@ async def test_reasoning_tokens_are_counted(request_log):
 async def test_one_delta_has_no_speed(request_log):
     """There is no time between first and last token."""
     with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
-        meter = record.answer.meter = StreamMeter()
-        meter.feed(DELTA + USAGE, 1.0)
+        record.answer.meter = (metered := MeteredStream()).meter
+        metered.feed(DELTA + USAGE, 1.0)
 
     assert sample(request_log, f"cortex_tokens_per_second_count{ROUTE}") is None
 

@@ -1,22 +1,23 @@
-"""What is learned of an answer as it passes must not depend on how the network cut it."""
+"""The stream meter: the same result wherever the network splits a stream, and few events decoded."""
 
 import itertools
 import json
 
 import pytest
+from fakes.framed import MeteredStream
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.dialects import chat_chunks
 from gateway.dialects.usage_fields import Usage
-from gateway.telemetry import meter as metering
-from gateway.telemetry.meter import BodyMeter, StreamMeter
+from gateway.telemetry.meter import BodyMeter
 
 ROLE = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 0}}
 
 
-def delta(**said):
-    return {"choices": [{"index": 0, "delta": said, "finish_reason": None}]}
+def delta(**fields):
+    return {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
 
 
 def stream(*chunks, done=True):
@@ -25,23 +26,29 @@ def stream(*chunks, done=True):
 
 
 def metered(*pieces):
-    meter = StreamMeter()
+    return stream_of(*pieces).meter
+
+
+def stream_of(*pieces):
+    stream = MeteredStream()
     for now, piece in enumerate(pieces):
-        meter.feed(piece, now)
-    return meter
+        stream.feed(piece, now)
+    return stream
 
 
-def summary(meter):
-    return meter.generated, meter.usage, meter.done, meter.finished, meter.preamble, meter.finish(99)
+def summary(*pieces):
+    stream = stream_of(*pieces)
+    meter = stream.meter
+    return meter.generated, meter.usage, meter.done, meter.finished, meter.preamble, stream.finish(99)
 
 
 PLAIN = stream(ROLE, delta(content="a"), delta(content="b"), delta(content="c"), {"choices": [], "usage": USAGE})
 
 
 def test_plain_deltas_are_not_decoded(monkeypatch):
-    """Of a thousand chunks, only those that bytes alone cannot judge: up to the first token, the finish, the usage."""
-    decoded, decode = [], metering._decode_event
-    monkeypatch.setattr(metering, "_decode_event", lambda data: decoded.append(data) or decode(data))
+    """Only events that bytes alone cannot judge are decoded: up to the first token, the finish, the usage."""
+    decoded, decode = [], chat_chunks.decode_event
+    monkeypatch.setattr(chat_chunks, "decode_event", lambda data: decoded.append(data) or decode(data))
     plain = json.dumps(delta(content="word"), separators=(",", ":"))
     finish = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     pieces = [stream(ROLE, done=False), *[f"data: {plain}\n\n".encode()] * 1000, stream(finish, {"usage": USAGE})]
@@ -52,8 +59,8 @@ def test_plain_deltas_are_not_decoded(monkeypatch):
     assert len(decoded) == 4
 
 
-def test_usage_is_found_wherever_it_rides():
-    """On a chunk of its own, on the finish chunk, on one with content; a cached count of 0 is a 0."""
+def test_usage_is_found_in_every_kind_of_chunk():
+    """In a chunk of its own, in the finish chunk, in one with content; a cached count of 0 is 0."""
     finish = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     for last in ({"choices": [], "usage": USAGE}, {**finish, "usage": USAGE}, {**delta(content="x"), "usage": USAGE}):
         assert metered(stream(ROLE, delta(content="a"), last)).usage == Usage(7, 3, 0, None)
@@ -61,7 +68,7 @@ def test_usage_is_found_wherever_it_rides():
 
 
 def test_first_generated_delta_is_not_the_role_chunk():
-    """Nor a comment, nor an empty delta; reasoning and tool calls are generated."""
+    """Nor a comment or an empty delta; reasoning and tool calls are generated."""
     for said in ({"content": "x"}, {"reasoning_content": "x"}, {"tool_calls": [{"index": 0}]}):
         meter = metered(
             b": hi\n\n", stream(ROLE, done=False), stream(delta(content=""), done=False), stream(delta(**said))
@@ -69,20 +76,20 @@ def test_first_generated_delta_is_not_the_role_chunk():
         assert (meter.first_at, meter.generated) == (3, 1)
 
 
-def test_preamble_ends_with_anything_that_is_no_preamble():
-    """A role chunk is; a delta, an error, an unknown event, the terminator are not."""
+def test_preamble_ends_with_any_event_but_a_role_chunk():
+    """A delta, an error, an unknown event, the terminator."""
     assert metered(b": hi\n\n" + stream(ROLE, done=False)).preamble
     for event in (b'data: {"n":1}\n\n', b"data: hello\n\n", b'data: {"error":{}}\n\n', b"data: [DONE]\n\n"):
         assert not metered(event).preamble
 
 
 @given(st.lists(st.integers(0, len(PLAIN)), max_size=8))
-def test_result_is_independent_of_the_cuts(cuts):
-    """Any number of them, anywhere."""
+def test_result_is_independent_of_the_splits(cuts):
+    """Any number, anywhere."""
     edges = [0, *sorted(cuts), len(PLAIN)]
     pieces = [PLAIN[a:b] for a, b in itertools.pairwise(edges)]
 
-    assert summary(metered(*pieces)) == summary(metered(PLAIN))
+    assert summary(*pieces) == summary(PLAIN)
 
 
 KINDS = ["content", "reasoning_content", "tool", "usage", "finish"]
@@ -90,7 +97,7 @@ KINDS = ["content", "reasoning_content", "tool", "usage", "finish"]
 
 @given(st.lists(st.sampled_from(KINDS), max_size=12), st.data())
 def test_skimming_counts_as_reading_does(kinds, data):
-    """Whole events are skimmed by bytes, cut ones are decoded: same deltas, same usage."""
+    """Whole events are skimmed, split ones are framed: same deltas, same usage."""
     made = {
         "content": delta(content="x"),
         "reasoning_content": delta(reasoning_content="x"),
@@ -102,7 +109,7 @@ def test_skimming_counts_as_reading_does(kinds, data):
     whole = b"".join(events)
     cut = data.draw(st.integers(0, len(whole)))
 
-    assert summary(metered(*events)) == summary(metered(whole[:cut], whole[cut:]))
+    assert summary(*events) == summary(whole[:cut], whole[cut:])
 
 
 @pytest.mark.parametrize(
@@ -115,13 +122,13 @@ def test_skimming_counts_as_reading_does(kinds, data):
         (b'data: {"a"', False),
     ],
 )
-def test_end_in_the_middle_of_an_event_is_noticed(end, whole):
-    """An engine that saves the last blank line has still said what it said."""
-    assert metered(stream(ROLE, delta(content="a"), done=False) + end).finish(99) is whole
+def test_end_in_the_middle_of_an_event_is_detected(end, whole):
+    """An engine may omit the last blank line."""
+    assert stream_of(stream(ROLE, delta(content="a"), done=False) + end).finish(99) is whole
 
 
 def test_body_meter_reads_usage_of_both_vocabularies():
-    """Chat's and Responses'; and of a body too long to keep, from its end."""
+    """Chat and Responses; and of a body too long to keep, from its end."""
     for body, usage in (
         ({"usage": USAGE}, Usage(7, 3, 0, None)),
         ({"usage": {"input_tokens": 5, "output_tokens": 2}}, Usage(5, 2, None, None)),
