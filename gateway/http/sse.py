@@ -88,7 +88,7 @@ class Reader:
             return [_parse(chunk)]  # one whole event, as most engines send them
         events = []
         start = 0
-        if self._skippable == b"\n":
+        if self._skippable == b"\n" and chunk:
             self._skippable = b""
             if chunk.startswith(b"\n"):
                 events.append(Event(None, None, b"\n"))

@@ -7,19 +7,17 @@ sends `x-cortex-timing: 1` gets that as a comment, which every parser of server-
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import msgspec
 import trio
 
 from gateway.asgi import Headers, Send
+from gateway.http import sse
 from gateway.proxy.client_response import ClientResponse
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["LastComment", "TimedResponse", "server_timing", "summary", "timed_response", "wanted"]
-
-EVENT_LIMIT_BYTES = 8 * 1024 * 1024  # a longer event is passed on unread, and the stream gets no comment
 
 
 def server_timing(record: RequestRecord, now: float) -> bytes | None:
@@ -72,73 +70,42 @@ class LastComment:
     comment never stands inside one. No other byte is changed.
     """
 
-    __slots__ = ("_make_text", "_pending")
+    __slots__ = ("_make_text", "_reader")
 
     def __init__(self, make_text: Callable[[], bytes]) -> None:
         self._make_text: Callable[[], bytes] | None = make_text
-        self._pending = bytearray()  # an event may be megabytes: appending neither copies it nor looks at it again
+        self._reader = sse.Reader()
 
     def feed(self, chunk: bytes) -> bytes:
         """Return the bytes that can be sent now."""
-        if self._make_text is None:
-            return chunk
-        seam = bytes(self._pending[1 - _LONGEST_BLANK_LINE :])  # a blank line may have begun here
-        whole = max(_end_of_last_event(seam + chunk) - len(seam), 0)
-        if whole:
-            self._pending += chunk[:whole]
-            events = self._annotated(self._take_pending())
-        else:
-            events = b""
-        self._pending += chunk[whole:]
-        if len(self._pending) > EVENT_LIMIT_BYTES:
-            self._make_text = None
-            return events + self._take_pending()
-        return events
-
-    def _take_pending(self) -> bytes:
-        pending = bytes(self._pending)
-        self._pending.clear()
-        return pending
+        return b"".join([self._annotated(event) for event in self._reader.feed(chunk)])
 
     def finish(self, chunk: bytes = b"") -> bytes:
         """Feed the last chunk and end the stream."""
         events = self.feed(chunk)
-        rest = self._take_pending()
-        if rest and self._make_text is not None:
-            rest = self._annotated(rest)
-        blank_line = b"\n\n" if rest and self._make_text is not None else b""
-        return events + rest + blank_line + self._comment()
+        if (last := self._reader.end()) is not None:
+            events += self._annotated(last)
+            events += b"\n\n" if self._make_text is not None else b""
+        return events + self._comment()
 
     def fail(self, event: bytes) -> bytes:
         """End the stream with an error event. What is pending of an incomplete event is dropped."""
-        self._pending.clear()
+        self._reader = sse.Reader()
         return self._comment() + event
 
-    def _annotated(self, events: bytes) -> bytes:
-        found = _TERMINATOR.search(events)
-        if found is None:
-            return events
-        begins = _end_of_last_event(events[: found.start()])
-        return events[:begins] + self._comment() + events[begins:]
+    def _annotated(self, event: sse.Event) -> bytes:
+        if not event.is_whole:
+            self._make_text = None  # an event over the limit is passed on in pieces: a comment could get into it
+        if event.data == b"[DONE]" or event.type in _TERMINATORS:
+            return self._comment() + event.raw
+        return event.raw
 
     def _comment(self) -> bytes:
         make_text, self._make_text = self._make_text, None
         return b"" if make_text is None else b": cortex-timing %b\n\n" % make_text()
 
 
-_BLANK_LINE = re.compile(rb"\r\n\r\n|\n\r\n|\r\r|\n\n")
-_LONGEST_BLANK_LINE = 4
-_TERMINATOR = re.compile(
-    rb"(?:^|(?<=[\r\n]))"
-    rb"(?:data: ?\[DONE\]|event: ?(?:message_stop|response\.(?:completed|incomplete|failed))(?=[\r\n]))"
-)
-
-
-def _end_of_last_event(data: bytes) -> int:
-    """The length of the whole events in `data`."""
-    if data.endswith(b"\n\n"):
-        return len(data)
-    return max((match.end() for match in _BLANK_LINE.finditer(data)), default=0)
+_TERMINATORS = frozenset({b"message_stop", b"response.completed", b"response.incomplete", b"response.failed"})
 
 
 class TimedResponse(ClientResponse):

@@ -211,7 +211,7 @@ def _is_text_delta(event: bytes) -> bool:
     """Whether bytes alone show that an event is a delta with text, and nothing else. False if that is not certain.
 
     It recognizes JSON without spaces, as engines write it. Quotes inside a JSON string are escaped, so text cannot
-    look like a key. It takes a tenth of the time of decoding.
+    look like a key. It takes 2.8 us; to frame and decode takes 5.
     """
     return (
         ((b'content":"' in event and b'content":""' not in event) or (b'"text":"' in event and b'":""' not in event))

@@ -12,7 +12,7 @@ from fakes.world import a_sim, a_sim_model, a_world, profile_of
 from gateway.config.settings import DeadlineSettings, Settings
 from gateway.http import sse
 from gateway.http.phase_deadlines import PhaseDeadlines
-from gateway.proxy.server_timing import EVENT_LIMIT_BYTES, LastComment, server_timing
+from gateway.proxy.server_timing import LastComment, server_timing
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import RequestLog
 from neuron.simulated import faults
@@ -171,7 +171,7 @@ def test_incomplete_event_is_dropped_before_an_error():
 def test_event_beyond_the_limit_passes_and_there_is_no_comment():
     """A neuron cannot make the buffer grow without limit."""
     note = LastComment(lambda: b"{}")
-    monster = b"data: " + b"x" * EVENT_LIMIT_BYTES
+    monster = b"data: " + b"x" * sse.EVENT_LIMIT_BYTES
 
     assert note.feed(b"data: 1\n\n") + note.feed(monster) + note.finish(b"y\n\n" + DONE) == (
         b"data: 1\n\n" + monster + b"y\n\n" + DONE
