@@ -99,7 +99,9 @@ def _request(
         raise _not_a_gateway(url, status)
     if not response.is_success:
         message = _error_message(body)
-        raise ApiError(f"{method} {url} failed with status {status}: {message}", status=status, message=message)
+        if status == 401:
+            message = "the gateway rejects the admin token; use [admin] token of its cortex.toml"
+        raise ApiError(f"{message} ({method} {url}: status {status})", status=status, message=message)
     return body
 
 
@@ -110,7 +112,7 @@ def _reason(error: Exception) -> str:
         if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
             return os.strerror(cause.errno)
         cause = cause.__cause__ or cause.__context__
-    return str(error)
+    return str(error).rstrip(".")
 
 
 def _not_a_gateway(url: str, status: int) -> ApiError:

@@ -28,8 +28,8 @@ from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.state import Fleet
 from gateway.proxy.shadow.shadower import Shadower
 from gateway.proxy.shadow.summary import summary
-from gateway.server import openapi
 from gateway.server.admin_bodies import DrainBody, PlacementBody
+from gateway.server.openapi.admin import admin_document
 from gateway.server.quart_app import json_response, mount_document, new_app
 from gateway.telemetry.explain import explain_requests
 from gateway.telemetry.metrics import CONTENT_TYPE
@@ -45,11 +45,11 @@ ACTOR = "admin"  # the name in the audit trail of everyone who uses the token
 class AdminContext:
     """What the admin routes use.
 
-    `explain_requests` is how many ended requests are remembered. `plan` compares the catalogue in force with a new one.
+    `remembered_requests` is how many ended requests the log keeps. `plan` compares two catalogues, old and new.
     """
 
     token: str | None
-    explain_requests: int
+    remembered_requests: int
     catalogue: CatalogueStore
     fleet: Fleet
     scheduler: LoadScheduler
@@ -68,8 +68,8 @@ class AdminContext:
 
 def make_app(context: AdminContext) -> QuartTrio:
     """The Quart application of the metrics port."""
-    app = new_app("cortex.admin")
-    mount_document(app, openapi.admin(__version__))
+    app = new_app("cortex.admin", lambda _: "no such path; GET /openapi.json lists the paths of this port")
+    mount_document(app, admin_document(__version__))
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -153,7 +153,7 @@ def _mount_requests(app: QuartTrio, context: AdminContext) -> None:
         found = explain_requests(request_id, context.requests, context.scheduler.loads_between, trio.current_time())
         if not found:
             raise errors.NotFound(
-                f"request '{request_id}' is neither running nor among the last {context.explain_requests} that ended"
+                f"request '{request_id}' is neither running nor among the last {context.remembered_requests} that ended"
             )
         return json_response({"requests": found})
 

@@ -51,7 +51,7 @@ class Gateway:
         settings: Everything an operator can set.
 
     Raises:
-        catalogue.models.FaultyFile: The configured `models.toml` is missing or faulty.
+        catalogue.toml.faults.FaultyFile: The configured `models.toml` is missing or faulty.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -148,7 +148,7 @@ class Gateway:
     def _admin_context(self) -> AdminContext:
         return AdminContext(
             token=self.settings.admin.token,
-            explain_requests=self.settings.limits.explain_requests,
+            remembered_requests=self.settings.limits.explain_requests,
             catalogue=self.catalogue_store,
             fleet=self.fleet,
             scheduler=self.scheduler,

@@ -30,8 +30,10 @@ def corrected(path: str) -> str | None:
 
 
 def hint(path: str) -> str:
-    """The text of the 404 for a path that does not exist."""
+    """The text of the 404 for a path that the public port does not have."""
     tidy = _SLASHES.sub("/", path).removesuffix("/")
+    if tidy.startswith("/admin/"):
+        return "no such path; the admin API is on the metrics port ([gateway] metrics_listen)"
     if tidy.startswith(_STORED_RESPONSE):
         return "this gateway does not store responses: only POST /v1/responses is supported"
     # Longest first: a path that ends with /chat/completions also ends with /completions.

@@ -10,8 +10,9 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from gateway import errors
-from gateway.server import models_anthropic, openapi
+from gateway.server import models_anthropic, path_hints
 from gateway.server.models_api import Entry
+from gateway.server.openapi.public import public_document
 from gateway.server.quart_app import ANTHROPIC_VERSION, json_bytes_response, json_response, mount_document, new_app
 
 __all__ = ["PublicRoutes", "make_app"]
@@ -29,8 +30,8 @@ class PublicRoutes:
 
 def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
     """The Quart application of the public port."""
-    app = new_app("cortex")
-    mount_document(app, openapi.public(version))
+    app = new_app("cortex", path_hints.hint)
+    mount_document(app, public_document(version))
 
     @app.get("/v1/models")
     async def list_models() -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable
 
 import msgspec
 import werkzeug.exceptions
@@ -17,7 +18,6 @@ from werkzeug.exceptions import HTTPException
 
 from gateway import errors
 from gateway.dialects.anthropic import errors as anthropic_errors
-from gateway.server import path_hints
 
 __all__ = ["ANTHROPIC_VERSION", "json_bytes_response", "json_response", "mount_document", "new_app"]
 
@@ -26,8 +26,11 @@ BODY_LIMIT_BYTES = 1024 * 1024  # no route but inference needs a larger body
 TIMEOUT_S = 30
 
 
-def new_app(name: str) -> QuartTrio:
-    """An application that answers every error in the client's dialect."""
+def new_app(name: str, not_found: Callable[[str], str]) -> QuartTrio:
+    """An application that answers every error in the client's dialect.
+
+    `not_found` returns the error text for a path that the application does not have.
+    """
     app = QuartTrio(name)
     app.config.update(RESPONSE_TIMEOUT=TIMEOUT_S, BODY_TIMEOUT=TIMEOUT_S, MAX_CONTENT_LENGTH=BODY_LIMIT_BYTES)
 
@@ -37,6 +40,8 @@ def new_app(name: str) -> QuartTrio:
 
     @app.errorhandler(HTTPException)
     async def answer_http_exception(error: HTTPException) -> Response:
+        if error.code == 404:
+            return _error_response(errors.NotFound(not_found(request.path)))
         return _error_response(_as_gateway_error(error))
 
     @app.errorhandler(Exception)
@@ -82,8 +87,6 @@ def _error_response(error: errors.GatewayError) -> Response:
 
 
 def _as_gateway_error(error: HTTPException) -> errors.GatewayError:
-    if error.code == 404:
-        return errors.NotFound(path_hints.hint(request.path))
     if isinstance(error, werkzeug.exceptions.MethodNotAllowed):
         allow = set(error.valid_methods or ())
         return errors.MethodNotAllowed(f"{request.method} is not allowed on {request.path}", allow=allow)

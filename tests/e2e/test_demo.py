@@ -11,7 +11,7 @@ from fakes.patience import SAFETY_NET_S
 from fakes.process import environment, running_cortex
 
 from gateway.cli.commands import demo as demo_command
-from gateway.cli.commands import demo_server
+from gateway.cli.demo import server as demo_server
 from gateway.server.listen import CannotListen
 
 SMALL, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3.6-27B"

@@ -42,7 +42,7 @@ def verify(config: Path | None) -> None:
         _fail(error)
     if verification.broken is not None:
         print_error(f"broken: {verification.broken}")
-        print_error(f"the {verification.lines} lines before it are intact")
+        print_error(f"intact lines before it: {verification.lines}")
         sys.exit(FAILED)
     for line in audit_view.verification_lines(log.path, verification):
         click.echo(line)

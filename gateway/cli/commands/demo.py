@@ -1,4 +1,4 @@
-"""`cortex demo`: chooses folder and ports; `demo_files.py` writes the files, `demo_server.py` runs everything."""
+"""`cortex demo`: chooses folder and ports; `gateway.cli.demo` writes the files and runs everything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import trio
 
-from gateway.cli.commands.demo_files import make_home
+from gateway.cli.demo.files import make_home
 from gateway.cli.terminal import print_error
 from gateway.server.listen import CannotListen
 
@@ -69,7 +69,7 @@ def run(folder: Path | None, *, speed: float, port: int) -> int:
 
 def _run_on_free_ports(home: Path, speed: float, port: int) -> int:
     """Run on ports that are free; on others if another process takes one before the gateway listens on it."""
-    from gateway.cli.commands import demo_server  # noqa: PLC0415 - Quart and Hypercorn take 300 ms to import
+    from gateway.cli.demo import server as demo_server  # noqa: PLC0415 - Quart and Hypercorn take 300 ms to import
 
     ports = _free_ports(port)
     for _ in range(PORT_ATTEMPTS - 1):

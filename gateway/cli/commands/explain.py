@@ -43,4 +43,4 @@ def explain(request_id: str, admin: str, token: str, *, as_json: bool) -> None:
     if as_json:
         print_json(body)
     else:
-        explain_view.print_stories(body["requests"])
+        explain_view.print_requests(body["requests"])

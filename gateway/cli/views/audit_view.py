@@ -23,8 +23,8 @@ def verification_lines(path: Path, verification: Verification) -> Iterator[str]:
         yield f"lines before number {first} were in rotated files that have been deleted"
     if verification.torn_bytes:
         yield (
-            f"the file ends with {verification.torn_bytes} bytes of an unfinished line, left by a crash; "
-            "the next line replaces them"
+            f"the file ends with an unfinished line ({verification.torn_bytes} bytes), left by a crash; "
+            "the next line replaces it"
         )
     yield f"head {verification.head}"
 
@@ -46,6 +46,6 @@ def _details(fields: Mapping[str, Any]) -> Iterator[str]:
     if command := fields.get("command"):
         yield f"command: {command}"
     if lost := fields.get("lost"):
-        yield f"{lost} lines before this one could not be written and are lost"
+        yield f"lines lost before this one, because they could not be written: {lost}"
     if torn_bytes := fields.get("torn_bytes"):
-        yield f"replaces {torn_bytes} bytes of an unfinished line"
+        yield f"replaces an unfinished line ({torn_bytes} bytes)"

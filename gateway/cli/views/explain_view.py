@@ -10,27 +10,27 @@ from rich.text import Text
 
 from gateway.cli.terminal import console
 
-__all__ = ["lines", "print_stories"]
+__all__ = ["lines", "print_requests"]
 
 Json: TypeAlias = dict[str, Any]
 
 
-def print_stories(stories: Sequence[Json]) -> None:
+def print_requests(requests: Sequence[Json]) -> None:
     """Print each request, with an empty line between two of them."""
     out = console()
-    for number, story in enumerate(stories):
+    for number, request in enumerate(requests):
         if number:
             out.print()
-        for line in lines(story):
+        for line in lines(request):
             out.print(line, soft_wrap=True)
 
 
-def lines(story: Json) -> Iterator[Text]:
+def lines(request: Json) -> Iterator[Text]:
     """The lines for one request."""
-    yield Text(f"request {story['request_id']}", style="bold")
-    yield from _facts(story)
+    yield Text(f"request {request['request_id']}", style="bold")
+    yield from _facts(request)
     yield Text()
-    for (at_ms, _), event_lines in sorted(_events(story), key=lambda event: event[0]):
+    for (at_ms, _), event_lines in sorted(_events(request), key=lambda event: event[0]):
         for number, line in enumerate(event_lines):
             yield Text.assemble((f"{_duration(at_ms) if not number else '':>10}  ", "cyan"), line)
 
@@ -40,44 +40,44 @@ def lines(story: Json) -> Iterator[Text]:
 _OUTCOME_STYLES = {"ok": "green", "error": "red", "upstream_error": "red", "client_disconnected": "yellow"}
 
 
-def _facts(story: Json) -> Iterator[Text]:
-    streamed = ", streamed" if story["stream"] else ""
-    yield _fact("received", f"{_timestamp(story['received_at'])}, {story['path']}{streamed}")
-    yield _fact("model", _requested(story))
-    ended = story["state"] == "ended"
-    yield _fact("ended" if ended else "state", _state(story), _OUTCOME_STYLES.get(story["outcome"], ""))
-    if story["error"] is not None:
-        yield _fact("error", f"{story['error']['code'] or 'bad request'}: {story['error']['message']}", "red")
-    yield _fact("time", _times(story))
-    yield _fact("bytes", f"{story['bytes_in']:,} in, {story['bytes_out']:,} out")
-    if story["tokens"] is not None:
-        yield _fact("tokens", _tokens(story["tokens"]))
+def _facts(request: Json) -> Iterator[Text]:
+    streamed = ", streamed" if request["stream"] else ""
+    yield _fact("received", f"{_timestamp(request['received_at'])}, {request['path']}{streamed}")
+    yield _fact("model", _requested(request))
+    ended = request["state"] == "ended"
+    yield _fact("ended" if ended else "state", _state(request), _OUTCOME_STYLES.get(request["outcome"], ""))
+    if request["error"] is not None:
+        yield _fact("error", f"{request['error']['code'] or 'bad request'}: {request['error']['message']}", "red")
+    yield _fact("time", _times(request))
+    yield _fact("bytes", f"{request['bytes_in']:,} in, {request['bytes_out']:,} out")
+    if request["tokens"] is not None:
+        yield _fact("tokens", _tokens(request["tokens"]))
 
 
 def _fact(name: str, value: str, style: str = "") -> Text:
     return Text.assemble((f"  {name:<11}", "dim"), (value, style))
 
 
-def _requested(story: Json) -> str:
-    model = story["target"] or story["model"] or "unknown: the body could not be read"
-    text = model if story["alias"] is None else f"{story['alias']} -> {model}"
-    if story["resolved"] is None:
+def _requested(request: Json) -> str:
+    model = request["target"] or request["model"] or "unknown: the body could not be read"
+    text = model if request["alias"] is None else f"{request['alias']} -> {model}"
+    if request["resolved"] is None:
         return text
-    return f"{text} ({story['resolved']}), catalogue generation {story['generation']}"
+    return f"{text} ({request['resolved']}), catalogue generation {request['generation']}"
 
 
-def _state(story: Json) -> str:
-    total = _duration(story["total_ms"])
-    if story["state"] != "ended":
-        return f"{story['state']}, for {total} so far"
-    status = "no status" if story["status"] is None else f"status {story['status']}"
-    fallback = "" if story["target"] in {None, story["model"]} else f", by the fallback {story['model']}"
-    return f"{story['outcome']}, {status}, after {total}{fallback}"
+def _state(request: Json) -> str:
+    total = _duration(request["total_ms"])
+    if request["state"] != "ended":
+        return f"{request['state']}, for {total} so far"
+    status = "no status" if request["status"] is None else f"status {request['status']}"
+    fallback = "" if request["target"] in {None, request["model"]} else f", by the fallback {request['model']}"
+    return f"{request['outcome']}, {status}, after {total}{fallback}"
 
 
-def _times(story: Json) -> str:
-    phases = ", ".join(f"{name} {_duration(took_ms)}" for name, took_ms in story["phases_ms"].items()) or "none"
-    first = "" if story["first_token_ms"] is None else f"; first token after {_duration(story['first_token_ms'])}"
+def _times(request: Json) -> str:
+    phases = ", ".join(f"{name} {_duration(took_ms)}" for name, took_ms in request["phases_ms"].items()) or "none"
+    first = "" if request["first_token_ms"] is None else f"; first token after {_duration(request['first_token_ms'])}"
     return f"{phases}{first}"
 
 
@@ -89,24 +89,24 @@ def _tokens(tokens: Json) -> str:
 # Events ...............................................................................................................
 
 
-def _events(story: Json) -> Iterator[tuple[tuple[float, float], list[Text]]]:
+def _events(request: Json) -> Iterator[tuple[tuple[float, float], list[Text]]]:
     """Each event's sort key and lines. Events of the same millisecond sort in the order in which models were tried."""
-    tried = [story["target"], *(fallback["to"] for fallback in story["fallbacks"] if not fallback["passed_over"])]
+    tried = [request["target"], *(fallback["to"] for fallback in request["fallbacks"] if not fallback["passed_over"])]
     names_model = len(tried) > 1  # otherwise every event is about the requested model
 
     def sort_key(event: Json, offset: float = 0) -> tuple[float, float]:
         model = event["model"]
         return event["at_ms"], (tried.index(model) if model in tried else 0) + offset
 
-    for choice in story["choices"]:
+    for choice in request["choices"]:
         decision = Text(_decision(choice, names_model=names_model))
         yield sort_key(choice), [decision, *map(_candidate, choice["candidates"])]
-    for load in story["loads"]:
+    for load in request["loads"]:
         yield sort_key(load), [_load(load, names_model=names_model)]
-    for number, attempt in enumerate(story["attempts"]):
-        is_only_replica = not number and not story["choices"]  # then there was no choice to record
+    for number, attempt in enumerate(request["attempts"]):
+        is_only_replica = not number and not request["choices"]  # then there was no choice to record
         yield sort_key(attempt), [_attempt(attempt, is_only_replica=is_only_replica, names_model=names_model)]
-    for fallback in story["fallbacks"]:
+    for fallback in request["fallbacks"]:
         yield sort_key(fallback, 0.5), [_fallback(fallback)]
 
 

@@ -55,8 +55,9 @@ _ROWS = (
 
 
 def _comparison_table(rollout: Rollout, live: dict[str, Any]) -> Table:
-    elapsed = "-" if live["elapsed_s"] is None else f"{live['elapsed_s']:.0f}"
-    title = f"{elapsed} of {rollout.every_s:g} s of this step; waiting for {live['waits_for']}"
+    title = f"waiting for {live['waits_for']}"
+    if live["elapsed_s"] is not None:
+        title = f"{live['elapsed_s']:.0f} of {rollout.every_s:g} s of this step have passed; {title}"
     result = table(title, "", "old", "new")
     for label, key, template in _ROWS:
         values = (live[target].get(key) for target in ("old", "new"))

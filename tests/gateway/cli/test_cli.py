@@ -220,7 +220,7 @@ def test_status_with_wrong_token_shows_the_public_part_and_the_error(demo):
     result = run_status(demo, token="wrong")
 
     assert result.exit_code == 0
-    assert "failed with status 401: wrong admin token" in result.output
+    assert "the gateway rejects the admin token" in result.output
     assert "helexa/large" in result.output
 
 

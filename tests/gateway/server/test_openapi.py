@@ -10,12 +10,13 @@ import pytest
 from fakes.running import running_gateway
 
 from gateway.proxy.endpoints import ENDPOINTS
-from gateway.server import openapi, public_routes
-from gateway.server.openapi import ENDPOINT_DOCS
+from gateway.server import public_routes
+from gateway.server.openapi.admin import admin_document
+from gateway.server.openapi.public import ENDPOINT_DOCS, public_document
 from gateway.server.path_hints import LOOKUPS
 from gateway.server.public_routes import PublicRoutes
 
-PUBLIC, ADMIN = json.loads(openapi.public("1.2.3")), json.loads(openapi.admin("1.2.3"))
+PUBLIC, ADMIN = json.loads(public_document("1.2.3")), json.loads(admin_document("1.2.3"))
 METHODS = {"get", "post", "delete"}
 
 

@@ -12,7 +12,7 @@ from gateway.server import quart_app
 @pytest.fixture
 def app():
     """An application with one route, which reads its body."""
-    app = quart_app.new_app("test")
+    app = quart_app.new_app("test", str)
 
     @app.post("/length")
     async def length():

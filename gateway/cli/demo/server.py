@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import trio
 
-from gateway.cli.commands.demo_files import DRAIN_S, write_files
+from gateway.cli.demo.files import DRAIN_S, write_files
 from gateway.config import load
 from gateway.server.gateway import Gateway
 from gateway.server.listen import Addresses

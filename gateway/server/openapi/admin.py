@@ -1,0 +1,156 @@
+"""The OpenAPI document of the metrics and admin port."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.aliases.warm_swap import SwapView
+from gateway.fleet.loading.drain import DrainView
+from gateway.fleet.loading.load_history import LoadView
+from gateway.fleet.loading.manual import LoadResponse, UnloadResponse
+from gateway.fleet.routing.queue import QueueView
+from gateway.fleet.snapshot import NodeSnapshot
+from gateway.server.admin_bodies import DrainBody, PlacementBody
+from gateway.server.openapi.schemas import (
+    ADMIN_TYPES,
+    COUNT,
+    ERRORS,
+    JSON,
+    STRING,
+    TEXT,
+    Json,
+    component_schemas,
+    document,
+    health_schema,
+    list_schema,
+    lookup,
+    object_schema,
+    path_parameter,
+    reference,
+    response,
+)
+
+__all__ = ["admin_document"]
+
+
+def admin_document(version: str) -> bytes:
+    """The document of the metrics and admin port."""
+    components = {
+        "schemas": component_schemas(ADMIN_TYPES),
+        "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+    }
+    return document("cortex: metrics and administration", version, _administration(), components)
+
+
+_REQUESTS = object_schema({"requests": list_schema({"type": "object"})})
+
+
+def _administration() -> Json:
+    fleet = object_schema(
+        {
+            "health": health_schema(),
+            "nodes": list_schema(reference(NodeSnapshot)),
+            "loads": list_schema(reference(LoadView)),
+            "queue": list_schema(reference(QueueView)),
+            "swaps": list_schema(reference(SwapView)),
+            "upstream": {"type": "object", "additionalProperties": COUNT},
+            "now": {"type": "number"},
+        }
+    )
+    reload = object_schema(
+        {"result": STRING, "generation": COUNT, "diff": {"type": "object"}, "faults": list_schema({})}
+    )
+    drain = reference(DrainView)
+    request_id, alias = path_parameter("request_id"), path_parameter("alias")
+    return {
+        "/metrics": {
+            "get": {
+                "summary": "Metrics in the Prometheus text format",
+                "responses": {"200": response("OK.", {TEXT: {}})},
+            }
+        },
+        "/health": lookup("Health of the gateway", health_schema()),
+        "/openapi.json": lookup("This document", {"type": "object"}),
+        "/admin/reload": {
+            "post": _admin_operation("Reload models.toml", reload)
+            | {
+                "responses": _admin_responses(reload)
+                | {"422": response("The file is faulty and not in force.", {JSON: {"schema": reload}})}
+            }
+        },
+        "/admin/plan": {
+            "post": {
+                **_admin_operation(
+                    "Show what a models.toml would change, load and evict", object_schema({"verdict": STRING})
+                ),
+                "parameters": [{"name": "path", "in": "query", "schema": STRING}],
+                "requestBody": {"content": {TEXT: {"schema": STRING}}},
+            }
+        },
+        "/admin/rollouts": {
+            "get": _admin_operation(
+                "List running rollouts", object_schema({"rollouts": list_schema({"type": "object"})})
+            )
+        },
+        "/admin/swaps/{alias}/retry": {
+            "post": _admin_operation("Retry the failed swap of an alias", {"type": "object"}, alias)
+        },
+        "/admin/shadows/{alias}": {
+            "get": _admin_operation("Compare an alias with its shadow", {"type": "object"}, alias)
+        },
+        "/admin/requests": {"get": _admin_operation("List running requests", _REQUESTS)},
+        "/admin/requests/{request_id}": {
+            "get": _admin_operation("Explain a request: routing, waiting, attempts, outcome", _REQUESTS, request_id),
+            "delete": _admin_operation("Cancel a request", object_schema({"cancelled": COUNT}), request_id),
+        },
+        "/admin/fleet": {"get": _admin_operation("Show neurons, loads, queues and connections", fleet)},
+        "/admin/load": {"post": _placement("Load a model", LoadResponse)},
+        "/admin/unload": {"post": _placement("Unload a model", UnloadResponse)},
+        "/admin/nodes/{name}": {
+            "get": _admin_operation("Show the drain state of a neuron", drain, path_parameter("name"))
+        },
+        "/admin/nodes/{name}/drain": {
+            "post": _with_body(
+                _admin_operation("Drain a neuron: send it no new requests", drain, path_parameter("name")),
+                DrainBody,
+                required=False,
+            )
+        },
+        "/admin/nodes/{name}/undrain": {
+            "post": _admin_operation("End the drain of a neuron", drain, path_parameter("name"))
+        },
+    }
+
+
+def _with_body(operation: Json, kind: type[msgspec.Struct], *, required: bool) -> Json:
+    """The operation with a JSON request body, and the 400 for an invalid one."""
+    body = {"required": required, "content": {JSON: {"schema": reference(kind)}}}
+    invalid = {"400": response("Invalid body.", ERRORS)}
+    return operation | {"requestBody": body, "responses": operation["responses"] | invalid}
+
+
+def _placement(summary: str, view: type) -> Json:
+    """A load or an unload, which goes on after the answer."""
+    operation = _with_body(_admin_operation(summary, reference(view)), PlacementBody, required=True)
+    more = {
+        "202": response("Started.", {JSON: {"schema": reference(view)}}),
+        "503": response("Not possible now; retry later.", ERRORS),
+    }
+    return operation | {"responses": operation["responses"] | more}
+
+
+def _admin_operation(summary: str, schema: Json, *parameters: Json) -> Json:
+    return {
+        "summary": summary,
+        "parameters": list(parameters),
+        "responses": _admin_responses(schema),
+        "security": [{"token": []}],
+    }
+
+
+def _admin_responses(schema: Json) -> Json:
+    return {
+        "200": response("OK.", {JSON: {"schema": schema}}),
+        "401": response("The admin token is missing or wrong.", ERRORS),
+        "404": response("No such object, or the admin API is off because no token is set.", ERRORS),
+    }
