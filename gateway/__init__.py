@@ -9,7 +9,7 @@ proxy       the path of one request, from its first byte to its last
 aliases     the catalogue in force and every change of it: watch, plan, warm swap, rollout, audit
 server      composition root, ports, public and admin routes
 cli         the `cortex` command
-files       atomic writes and locks
+files       atomic writes, file locks, the state directory
 errors.py   every error that a client can get
 asgi.py     names for the types of ASGI
 

@@ -1,4 +1,4 @@
-"""The admin API and the commands that use it, on real sockets: who may, what it does, and what it says."""
+"""The admin API and the commands that use it, on real sockets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ vram_mb = 7168
 
 @pytest.fixture
 def neurons():
-    """Two hosts; only the first has the small model, and both have room for the middle one."""
+    """Two hosts: only the first has the small model loaded; both can load the middle one."""
     return [neuron("beast", [24576], [SMALL], speed=100), neuron("mule", [12288], [], speed=100)]
 
 
@@ -62,7 +62,7 @@ def client_of(url, headers=TOKEN):
     return httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=SAFETY_NET_S)
 
 
-# Who may ..............................................................................................................
+# Authorization ........................................................................................................
 
 ROUTES = [
     ("POST", "/admin/reload"),
@@ -80,8 +80,8 @@ ROUTES = [
 @pytest.mark.parametrize(
     "headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer sécret".encode()}]
 )
-async def test_nobody_without_the_token(cortex, headers):
-    """401 in the envelope, on every route; it says whether there was no token or another one."""
+async def test_request_without_the_token_is_refused(cortex, headers):
+    """401 on every route; the message distinguishes a missing token from a wrong one."""
     async with client_of(f"http://{cortex.addresses.metrics}", headers) as client:
         for method, path in ROUTES:
             answer = await client.request(method, path)
@@ -89,8 +89,8 @@ async def test_nobody_without_the_token(cortex, headers):
             assert ("wrong admin token" in answer.json()["error"]["message"]) == bool(headers)
 
 
-async def test_public_port_has_none_of_it_unless_configured(cortex, tmp_path, neurons):
-    """404 there by default; with `[admin] public` the same API with the same token, and no CORS."""
+async def test_public_port_serves_the_admin_api_only_if_configured(cortex, tmp_path, neurons):
+    """By default it answers 404; with `[admin] public` it serves the same API with the same token, without CORS."""
     async with client_of(cortex.url) as client:
         for method, path in ROUTES:
             assert (await client.request(method, path)).status_code == 404, path
@@ -108,29 +108,31 @@ async def test_public_port_has_none_of_it_unless_configured(cortex, tmp_path, ne
 
 
 async def test_load_and_unload_at_a_neuron(cortex, admin, neurons):
-    """202 and a job of the gateway's; 200 when it is there already. An alias will do for a name."""
-    asked = {"model": "helexa/middle", "node": "mule"}
-    answer = await admin.post("/admin/load", json=asked)
+    """202 if it starts a load, 200 if the model is loaded already. An alias is accepted."""
+    body = {"model": "helexa/middle", "node": "mule"}
+    answer = await admin.post("/admin/load", json=body)
     assert (answer.status_code, answer.json()) == (
         202,
         {"model": MIDDLE, "node": "mule", "state": "loading", "estimate_s": None},
     )
     await until(lambda: cortex.gateway.fleet.replicas(MIDDLE))
-    answer = await admin.post("/admin/load", json=asked)
+    answer = await admin.post("/admin/load", json=body)
     assert (answer.status_code, answer.json()["state"]) == (200, "loaded")
 
     answer = await admin.post("/admin/unload", json={"model": MIDDLE})
     assert (answer.status_code, answer.json()["nodes"], answer.json()["refused"]) == (202, ["mule"], [])
     await until(lambda: neurons[1].counters["unloads"] == 1)
-    with trio.fail_after(SAFETY_NET_S):  # its job has ended a moment after it is gone; until then the neuron is busy
-        while (answer := await admin.post("/admin/load", json=asked)).status_code == 503:
+    with trio.fail_after(
+        SAFETY_NET_S
+    ):  # the unload ends a moment after the model is gone; until then the neuron is busy
+        while (answer := await admin.post("/admin/load", json=body)).status_code == 503:
             assert answer.headers["retry-after"] == "5"
-    assert answer.json()["estimate_s"] >= 0.09  # 9 s at a hundred times the speed, on a machine that goes on
+    assert answer.json()["estimate_s"] >= 0.09  # 9 s at a hundred times the speed, at the least
     await until(lambda: cortex.gateway.fleet.replicas(MIDDLE))
 
 
-async def test_load_without_a_neuron_goes_where_a_request_would_have_it(cortex, admin, neurons):
-    """To the one with the most room."""
+async def test_load_without_a_neuron_is_placed_as_for_a_request(cortex, admin, neurons):
+    """On the neuron with the most free memory."""
     answer = await admin.post("/admin/load", json={"model": MIDDLE})
     assert (answer.status_code, answer.json()["node"]) == (202, "beast")
     await until(lambda: cortex.gateway.fleet.replicas(MIDDLE))
@@ -151,14 +153,14 @@ async def test_load_without_a_neuron_goes_where_a_request_would_have_it(cortex, 
         ("/admin/nodes/beast/drain", {"mvoe": True}, 400, "malformed_json"),
     ],
 )
-async def test_order_that_cannot_be_carried_out_is_refused_in_the_envelope(cortex, admin, path, body, status, code):
-    """And what was mistyped is not guessed at."""
+async def test_invalid_load_unload_or_drain_is_refused(cortex, admin, path, body, status, code):
+    """In the error envelope; unknown fields are errors."""
     answer = await admin.post(path, json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
 async def test_model_in_use_is_not_unloaded(cortex, admin, neurons):
-    """503 with the time to ask again, and why. Where others of it are idle they go, and the one in use is named."""
+    """503 with `retry-after` and the reason. An idle replica elsewhere is unloaded; `refused` names the other."""
     neurons[0].faults.add(Hang())
     async with a_request(cortex):
         await until(lambda: cortex.gateway.fleet.leases == 1)
@@ -173,8 +175,8 @@ async def test_model_in_use_is_not_unloaded(cortex, admin, neurons):
         assert (answer.status_code, answer.json()["nodes"], answer.json()["refused"]) == (202, ["mule"], [why])
 
 
-async def test_engines_are_told_to_load_where_they_can_be(nursery):
-    """llama.cpp's router and Ollama; of others it is said that cortex knows no way."""
+async def test_engines_load_only_where_cortex_can_control_them(nursery):
+    """llama.cpp's router loads a model; for other engines the error says that cortex cannot."""
     engine = SimEngine(SMALL)
     url = await nursery.start(engine.serve)
     names = {"router": "llamacpp", "plain": "vllm"}
@@ -184,20 +186,20 @@ async def test_engines_are_told_to_load_where_they_can_be(nursery):
     assert (loading.node, loading.state) == ("router", "loading")
     await until(lambda: not gateway.scheduler.loads())
     assert engine.managed == ["/models/load"]
-    for order in (gateway.manual_loads.load, gateway.manual_loads.unload):
+    for action in (gateway.manual_loads.load, gateway.manual_loads.unload):
         with pytest.raises(NotFound, match="cannot load or unload models on plain"):
-            order(SMALL, "plain")
+            action(SMALL, "plain")
         with pytest.raises(NotFound):
-            order("nobody/has-it", "router")
+            action("nobody/has-it", "router")
     nursery.cancel_scope.cancel()
 
 
-# Requests and their end ...............................................................................................
+# Cancelling requests ..................................................................................................
 
 
 @asynccontextmanager
 async def a_request(cortex, model=SMALL, *, stream=False, body=None):
-    """A client whose request is under way; whoever wants its answer reads it."""
+    """A client that has sent a request; the caller may read the answer."""
     async with await trio.open_tcp_stream("127.0.0.1", cortex.port) as connection:
         client = Client(connection)
         await client.send(body or {"model": model, "messages": PROBE}, stream=stream)
@@ -205,7 +207,7 @@ async def a_request(cortex, model=SMALL, *, stream=False, body=None):
 
 
 async def one_request(admin, state):
-    """The only request in this state, once there is one."""
+    """The first request in this state; waits until there is one."""
     with trio.fail_after(SAFETY_NET_S):
         while True:
             requests = (await admin.get("/admin/requests")).json()["requests"]
@@ -214,21 +216,21 @@ async def one_request(admin, state):
             await trio.sleep(0.01)
 
 
-async def end_it(admin, state):
-    """End that request."""
+async def cancel_request(admin, state):
+    """Cancel the request in this state."""
     request = await one_request(admin, state)
     answer = await admin.delete(f"/admin/requests/{request['request_id']}")
     assert answer.json() == {"cancelled": 1}
     return request
 
 
-async def test_request_is_ended_while_it_waits_in_line(cortex, admin, neurons):
-    """With its position; the one at work is not touched."""
+async def test_queued_request_is_cancelled(cortex, admin, neurons):
+    """The running request is not disturbed."""
     neurons[0].faults.add(Hang())
     async with a_request(cortex):
         await until(lambda: cortex.gateway.fleet.leases == 1)
         async with a_request(cortex) as client:
-            request = await end_it(admin, "queued")
+            request = await cancel_request(admin, "queued")
             answer = await client.answer()
         fleet = (await admin.get("/admin/fleet")).json()
         assert cortex.gateway.fleet.leases == 1
@@ -237,25 +239,25 @@ async def test_request_is_ended_while_it_waits_in_line(cortex, admin, neurons):
     assert fleet["queue"] == []
 
 
-async def test_request_is_ended_while_it_waits_for_its_load(cortex, admin, neurons):
-    """The load goes on."""
+async def test_request_waiting_for_a_load_is_cancelled(cortex, admin, neurons):
+    """The load continues."""
     for each in neurons:
         each.faults.add(LoadHangs())
     async with a_request(cortex, MIDDLE) as client:
-        await end_it(admin, "loading")
+        await cancel_request(admin, "loading")
         answer = await client.answer()
     assert (answer.status, answer.error["message"]) == (503, "cancelled by an operator")
     assert [load.model for load in cortex.gateway.scheduler.loads()] == [MIDDLE]
 
 
-async def test_request_is_ended_in_mid_stream(cortex, admin, neurons):
-    """An error event and the end; the neuron is free."""
+async def test_streaming_request_is_cancelled(cortex, admin, neurons):
+    """The stream ends with an error event, and the neuron is free."""
     body = {"model": SMALL, "messages": [{"role": "user", "content": "Write 4000 words"}]}
     async with a_request(cortex, stream=True, body=body) as client:
         _, headers = await client.head()
         assert await client.piece(headers)
-        neurons[0].speed = 1e-9  # from its first word on it has all the time in the world
-        request = await end_it(admin, "running")
+        neurons[0].speed = 1e-9  # after the first token the neuron practically stops
+        request = await cancel_request(admin, "running")
         answer = b""
         while piece := await client.piece(headers):
             answer += piece
@@ -264,17 +266,17 @@ async def test_request_is_ended_in_mid_stream(cortex, admin, neurons):
     await until(lambda: neurons[0].residents[SMALL].places.in_flight == 0)
 
 
-async def test_request_is_ended_while_its_body_arrives(cortex, admin):
-    """A slow upload holds a place among the requests under way, too."""
+async def test_request_whose_body_is_arriving_is_cancelled(cortex, admin):
+    """A slow upload counts as a running request too."""
     async with await trio.open_tcp_stream("127.0.0.1", cortex.port) as connection:
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n{"
         await connection.send_all(head.encode())
-        await end_it(admin, "arriving")
+        await cancel_request(admin, "arriving")
         answer = await Client(connection).answer()
     assert (answer.status, answer.error["message"]) == (503, "cancelled by an operator")
 
 
-async def test_request_that_is_not_under_way_cannot_be_ended(admin):
+async def test_unknown_request_cannot_be_cancelled(admin):
     """404."""
     assert (await admin.delete("/admin/requests/nobody")).status_code == 404
 
@@ -291,7 +293,7 @@ async def command(*arguments):
 
 
 async def test_cortex_drain_returns_when_the_last_request_has_ended(cortex, admin, neurons):
-    """It says how many are left, each time that changes; undrain opens it again."""
+    """It prints the number of running requests whenever it changes; undrain opens the neuron again."""
     neurons[0].faults.add(Hang(times=1))
     metrics = f"http://{cortex.addresses.metrics}"
     async with trio.open_nursery() as nursery:
@@ -313,47 +315,47 @@ async def test_cortex_drain_returns_when_the_last_request_has_ended(cortex, admi
 
 
 async def test_cortex_drain_move_loads_elsewhere_first(cortex, neurons):
-    """With its progress; what cannot be moved keeps the neuron open, exit code 1."""
+    """It prints the progress. A model that cannot be moved keeps the neuron open: exit code 1."""
     metrics = f"http://{cortex.addresses.metrics}"
-    neurons[1].speed = 1e-9  # until that has been looked at
+    neurons[1].speed = 1e-9  # until the output has been read
     env = {"CORTEX_ADMIN__TOKEN": "secret", "COLUMNS": "180"}
     with process.running_cortex("drain", "beast", "--move", "--admin", metrics, **env) as drain:
-        told = await trio.to_thread.run_sync(drain.read_until, "\n")
+        first = await trio.to_thread.run_sync(drain.read_until, "\n")
         neurons[1].speed = 100
-        code, rest, complaints = await trio.to_thread.run_sync(drain.end)
-    assert told == f"{SMALL}: loaded only on beast; loading it on another neuron\n"
-    assert (code, rest, complaints) == (0, f"{SMALL}: loaded on mule\nbeast: drained\n", "")
+        code, rest, err = await trio.to_thread.run_sync(drain.end)
+    assert first == f"{SMALL}: loaded only on beast; loading it on another neuron\n"
+    assert (code, rest, err) == (0, f"{SMALL}: loaded on mule\nbeast: drained\n", "")
     assert neurons[1].loaded(SMALL)
-    code, told = await command("drain", "mule", "--move", "--admin", metrics)
+    code, output = await command("drain", "mule", "--move", "--admin", metrics)
     assert code == 1
-    assert f"{SMALL}: cannot be moved:" in told
-    assert told.endswith("mule: open\n")
+    assert f"{SMALL}: cannot be moved:" in output
+    assert output.endswith("mule: open\n")
 
 
-async def test_cortex_drain_move_says_who_paid_for_it(tmp_path):
-    """There was room only where another model had its one place."""
+async def test_cortex_drain_move_names_evicted_models(tmp_path):
+    """The only neuron with enough memory must evict another model."""
     hosts = [neuron("beast", [24576], [SMALL], speed=100), neuron("tiny", [8192], [MIDDLE], speed=100)]
     async with running_gateway(tmp_path, hosts, models_toml=MODELS_TOML) as running:
         metrics = f"http://{running.addresses.metrics}"
-        code, told = await command("drain", "beast", "--move", "--admin", metrics)
-    assert (code, told.splitlines()[-3:]) == (
+        code, output = await command("drain", "beast", "--move", "--admin", metrics)
+    assert (code, output.splitlines()[-3:]) == (
         0,
         [f"{SMALL}: loaded on tiny", f"{MIDDLE}: evicted to make room; no neuron has it loaded now", "beast: drained"],
     )
 
 
 @pytest.mark.parametrize("what", ["drain", "undrain"])
-async def test_command_that_is_refused_says_why(cortex, what):
-    """No such neuron: 1. Nobody there: 2."""
+async def test_refused_drain_command_prints_the_reason(cortex, what):
+    """Exit code 1 for an unknown neuron and for the wrong port."""
     metrics = f"http://{cortex.addresses.metrics}"
-    code, told = await command(what, "a/b", "--admin", metrics)
-    assert (code, "does not exist" in told or "no such path" in told) == (1, True)
-    code, told = await command(what, "beast", "--admin", cortex.url)
-    assert (code, "no such path" in told) == (1, True)
+    code, output = await command(what, "a/b", "--admin", metrics)
+    assert (code, "does not exist" in output or "no such path" in output) == (1, True)
+    code, output = await command(what, "beast", "--admin", cortex.url)
+    assert (code, "no such path" in output) == (1, True)
 
 
-async def test_cortex_status_shows_all_there_is_to_see(cortex, admin, neurons):
-    """Devices, states, leases, the load under way with its time, the line, and who waits where."""
+async def test_cortex_status_shows_devices_loads_queues_and_requests(cortex, admin, neurons):
+    """As tables and as JSON."""
     metrics = f"http://{cortex.addresses.metrics}"
     neurons[0].faults.add(Hang())
     for each in neurons:
@@ -361,11 +363,11 @@ async def test_cortex_status_shows_all_there_is_to_see(cortex, admin, neurons):
     async with a_request(cortex), a_request(cortex), a_request(cortex, MIDDLE):
         await one_request(admin, "queued")
         await one_request(admin, "loading")
-        code, told = await command("status", "-e", cortex.url, "--admin", metrics)
+        code, output = await command("status", "-e", cortex.url, "--admin", metrics)
         _, as_json = await command("status", "-e", cortex.url, "--admin", metrics, "--json")
     assert code == 0
     for expected in ("queued, position 1", "waiting for a load", " / 24576", f"{MIDDLE}  beast"):
-        assert expected in told
+        assert expected in output
     fleet = json.loads(as_json)["fleet"]
     assert [(line["model"], line["ceiling"], line["waiting_for_place"]) for line in fleet["queue"]] == [
         (SMALL, 1, 1),

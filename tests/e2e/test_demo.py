@@ -1,4 +1,4 @@
-"""`cortex demo` as a newcomer meets it: start it, paste what it prints, swap an alias, press Ctrl-C."""
+"""`cortex demo`: start it, run the commands that it prints, press Ctrl-C."""
 
 import re
 import socket
@@ -16,7 +16,7 @@ from gateway.server.listen import CannotListen
 
 SMALL, LARGE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3.6-27B"
 
-# Two lines under each number: what it is for, and the command.
+# Each number has two lines: a heading and the command.
 COMMAND = re.compile(r"^  (\d)  .+\n     (.+)$", re.MULTILINE)
 
 
@@ -38,7 +38,7 @@ def demo(tmp_path):
 
 
 def test_demo_commands_work_as_printed(demo):
-    """Every printed command does what its heading says, the swap takes effect, and Ctrl-C ends it with a kind word."""
+    """Every printed command does what its heading says, the swap takes effect, and Ctrl-C stops the demo."""
     paste = commands(demo.read_until("Ctrl-C ends it"))
 
     listed = bash(paste[1])
@@ -65,7 +65,7 @@ def test_demo_commands_work_as_printed(demo):
 
 
 def answer_from(model, command):
-    """Ask until that model answers: asking is how one waits for another process."""
+    """Run the command until this model answers."""
     until = time.monotonic() + SAFETY_NET_S
     while time.monotonic() < until:
         answer = bash(command)
@@ -75,11 +75,11 @@ def answer_from(model, command):
 
 
 def test_demo_interrupted_twice_ends_at_once(tmp_path):
-    """Whoever presses Ctrl-C again does not want to wait for a stream; no traceback, the shell's code for it."""
+    """The second Ctrl-C cuts running streams: exit code 130, no traceback."""
     with running_cortex("demo", "--dir", tmp_path, "--port", 0, "--speed", 0.05) as process:
         paste = commands(process.read_until("Ctrl-C ends it"))
         with subprocess.Popen(["bash", "-c", "exec " + paste[2]], stdout=subprocess.PIPE) as client:
-            client.stdout.readline()  # the stream has begun, and would go on for a minute
+            client.stdout.readline()  # the stream has begun, and would last a minute
             process.interrupt()
             process.read_until("stopping")
             process.interrupt()
@@ -89,8 +89,8 @@ def test_demo_interrupted_twice_ends_at_once(tmp_path):
     assert "Traceback" not in err
 
 
-def test_demo_port_taken_uses_another_and_says_so(tmp_path):
-    """Somebody else's server on the port is no reason to fail a first try; the printed commands have the right port."""
+def test_demo_uses_another_port_if_its_own_is_in_use(tmp_path):
+    """The printed commands have the port that is used instead."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         with running_cortex("demo", "--dir", tmp_path, "--port", taken, "--speed", 50) as process:
@@ -105,8 +105,8 @@ def test_demo_port_taken_uses_another_and_says_so(tmp_path):
     assert code == 0
 
 
-def test_demo_port_taken_before_it_listens_is_given_up(tmp_path, monkeypatch):
-    """Between choosing ports and listening on them files are written: time enough for somebody else to be quicker."""
+def test_demo_port_taken_before_it_listens_is_replaced(tmp_path, monkeypatch):
+    """Another process may take a port while the demo writes its files."""
     tried = []
 
     async def taken_once(home, speed, ports):
@@ -122,17 +122,17 @@ def test_demo_port_taken_before_it_listens_is_given_up(tmp_path, monkeypatch):
     assert len(tried) == 2
 
 
-def test_demo_folder_with_foreign_files_is_left_alone(tmp_path):
-    """A demo must not overwrite a configuration somebody wrote."""
-    theirs = tmp_path / "models.toml"
-    theirs.write_text("# precious\n")
+def test_demo_does_not_overwrite_files_of_others(tmp_path):
+    """A configuration that the demo did not write is an error."""
+    existing = tmp_path / "models.toml"
+    existing.write_text("# precious\n")
 
     with running_cortex("demo", "--dir", tmp_path, "--port", 0) as process:
         code, out, err = process.end()
 
     assert code == 1
     assert out == ""
-    assert [f"cortex demo: {theirs} was not written by the demo and is kept; use --dir to name another folder"] == (
+    assert [f"cortex demo: {existing} was not written by the demo and is kept; use --dir to name another folder"] == (
         err.splitlines()
     )
-    assert theirs.read_text() == "# precious\n"
+    assert existing.read_text() == "# precious\n"

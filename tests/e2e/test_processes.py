@@ -1,4 +1,4 @@
-"""Real processes and real signals: a neuron that is killed, a gateway that is told to stop, or is killed as well."""
+"""Real processes and signals: a neuron is killed, a gateway is stopped or killed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gateway.config.settings import NeuronSettings
 
 MANY = httpx.Limits(max_connections=200)
 QUICK = [a_sim_model(name, 4096, overhead_s=0.005, decode_tok_s=2000.0) for name in (SMALL, MIDDLE)]
-SLOW = "Qwen/Qwen3-14B"  # 32 tokens a second: thirty streams of it are no load for a machine that has other work
+SLOW = "Qwen/Qwen3-14B"  # 32 tokens a second: thirty streams of it are a small load
 BOTH = ("--loaded", SLOW, "--max-in-flight", 100)
 
 
 async def stream(client, model, content, begun=None):
-    """One stream's status and events; `begun` gets an entry at the first token."""
+    """The status and events of one stream; `begun` gets an entry at its first token."""
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": content}]}
     events = []
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -42,7 +42,7 @@ async def stream(client, model, content, begun=None):
 
 @pytest.mark.slow
 async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(tmp_path):
-    """One well-formed error event each and the end; the next requests go elsewhere; its return is noticed."""
+    """Each stream ends with one error event, new requests go to the other neuron, and the restarted neuron is used."""
     port = a_port_of_our_own()
     a = ("--name", "a", "--port", port, *BOTH)
     async with (
@@ -63,7 +63,7 @@ async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(tmp_
                 for _ in range(3):
                     status, events = await stream(client, SLOW, "hi")
                     assert (status, events[-1]) == (200, "[DONE]")
-                assert {held.node.name for held in fleet.replicas(SLOW)} == {"b"}
+                assert {replica.node.name for replica in fleet.replicas(SLOW)} == {"b"}
 
             async with a_neuron(*a, "--speed", 50):
                 await until(lambda: fleet.nodes["a"].healthy and fleet.nodes["a"].breaker.closed)
@@ -72,7 +72,7 @@ async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(tmp_
 
 
 async def _thirty_streams_and_a_kill(client, process, fleet):
-    """Thirty streams, all past their first token when their neuron dies; what each of them got."""
+    """Status and events of thirty streams, whose neuron is killed after their first token."""
     begun, ended = [], []
 
     async def one():
@@ -87,13 +87,13 @@ async def _thirty_streams_and_a_kill(client, process, fleet):
     return ended
 
 
-# The gateway is told to stop...
+# The gateway is stopped...
 
 
 @pytest.mark.slow
 async def test_sigterm_with_thirty_streams_and_ten_requests_that_wait_for_a_load(tmp_path, nursery):
-    """The waiters hear 503 `shutting_down` while the streams run; those end as they would have; exit code 0."""
-    # One token a second, so that the first of them is not over before the last has begun.
+    """Waiting requests get 503 `shutting_down` at once; the streams run to their end; exit code 0."""
+    # One token a second, so that no stream ends before the last has begun.
     models = (a_sim_model(SMALL, 4096, overhead_s=0.3, decode_tok_s=1), a_sim_model(MIDDLE, 7168, load_s=1e6))
     sim = a_sim("a", *models, vram_mb=(24_000,), loaded=(SMALL,))
     url = await nursery.start(sim.serve)
@@ -120,7 +120,7 @@ async def test_sigterm_with_thirty_streams_and_ten_requests_that_wait_for_a_load
                 for _ in range(30):
                     clients.start_soon(run_to_the_end)
                 await until(lambda: len(begun) == 30)
-                sim.speed = 1e-9  # from here on nothing ends by itself
+                sim.speed = 1e-9  # nothing ends from here on
                 await until(partial(_has_seen, sim, MIDDLE))
                 await _ten_wait(client, log.addresses[0]["metrics"])
                 process.send_signal(signal.SIGTERM)
@@ -141,8 +141,8 @@ async def test_sigterm_with_thirty_streams_and_ten_requests_that_wait_for_a_load
 
 
 @pytest.mark.slow
-async def test_drain_that_runs_out_tells_each_stream_that_is_left(tmp_path, nursery):
-    """One error event, no end that nobody sent, a plain answer broken off or refused; exit code 0 all the same."""
+async def test_stream_left_after_the_drain_time_gets_an_error_event(tmp_path, nursery):
+    """One error event and no `[DONE]`; a request without a stream gets 503; exit code 0."""
     model = a_sim_model(SMALL, 4096, overhead_s=0.3, decode_tok_s=10)
     sim = a_sim("a", model, vram_mb=(24_000,), loaded=(SMALL,))
     config = _write_config(tmp_path, await nursery.start(sim.serve), drain_s=0.5)
@@ -157,17 +157,17 @@ async def test_drain_that_runs_out_tells_each_stream_that_is_left(tmp_path, nurs
             async def one():
                 ended.append(await stream(client, SMALL, "Write 4000 words", begun))
 
-            async def one_in_one_piece():
+            async def one_without_a_stream():
                 body = {"model": SMALL, "messages": [{"role": "user", "content": "Write 4000 words"}]}
                 answer = await client.post("/v1/chat/completions", json=body)
                 plain.append((answer.status_code, answer.json()["error"]["code"]))
 
             async with trio.open_nursery() as clients:
-                clients.start_soon(one_in_one_piece)
+                clients.start_soon(one_without_a_stream)
                 for _ in range(3):
                     clients.start_soon(one)
                 await until(lambda: len(begun) == 3)
-                sim.speed = 1e-9  # from here on nothing ends by itself
+                sim.speed = 1e-9  # nothing ends from here on
                 process.send_signal(signal.SIGTERM)
 
         for status, events in ended:
@@ -214,7 +214,7 @@ endpoint = "{neuron_url}"
 
 
 class _Log:
-    """What a gateway logs, as it comes; `addresses` has the event that says where it listens."""
+    """The log of a gateway; `addresses` has its `listening` events."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -228,7 +228,7 @@ class _Log:
 
     @property
     def text(self):
-        """Whole lines: a read may end anywhere."""
+        """The complete lines so far."""
         return self._read[: self._read.rfind(b"\n") + 1].decode()
 
     @property
@@ -244,34 +244,34 @@ def _has_seen(sim, model):
 
 
 @pytest.mark.slow
-async def test_rollout_goes_on_where_it_was_after_kill_dash_nine_of_the_gateway(tmp_path, nursery):
-    """The next process finds the step and its clock in the file; killed again amid a step's change, the third ends it.
+async def test_rollout_continues_after_kill_dash_nine_of_the_gateway(tmp_path, nursery):
+    """The next process continues at the saved step and time; it is killed during the next step, and a third finishes.
 
-    No requests, no end of a step: so nobody but the test says when the process is killed.
+    A step cannot end without requests, so the test decides in which step each process is killed.
     """
     url = await nursery.start(a_sim("a", *QUICK, loaded=(SMALL, MIDDLE)).serve)
     config = _write_config(tmp_path, url)
     models = tmp_path / "models.toml"
     models.write_text(f'# kept\n[aliases]\n"tier" = "{SMALL}"  # for now\n\n{models.read_text()}')
     async with a_gateway(config) as (api, _):
-        order = ("alias", "rollout", "tier", MIDDLE, "--steps", "40,70,100", "--every", "0.1s", "--guard", "errors")
-        begin = partial(cortex, *order, "-c", config, CORTEX_GATEWAY__LISTEN=api.removeprefix("http://"))
+        command = ("alias", "rollout", "tier", MIDDLE, "--steps", "40,70,100", "--every", "0.1s", "--guard", "errors")
+        begin = partial(cortex, *command, "-c", config, CORTEX_GATEWAY__LISTEN=api.removeprefix("http://"))
         done = await trio.to_thread.run_sync(begin)
         assert (done.returncode, done.stderr) == (0, "")
         await until(lambda: _rollout(tmp_path)["since"])
-        left = _rollout(tmp_path)
-        assert (left["step"], left["state"]) == (0, "running")
+        saved = _rollout(tmp_path)
+        assert (saved["step"], saved["state"]) == (0, "running")
 
     async with a_gateway(config) as (api, metrics):
         await _waits_for_requests(metrics)
-        assert _rollout(tmp_path) == left
+        assert _rollout(tmp_path) == saved
         async with clients_of_a_tier(api):
             await until(lambda: _rollout(tmp_path)["step"] == 1)
 
     async with a_gateway(config) as (api, _), clients_of_a_tier(api) as answers:
         await until(lambda: _rollout(tmp_path)["state"] != "running")
 
-    assert (_rollout(tmp_path)["state"], _rollout(tmp_path)["started"]) == ("done", left["started"])
+    assert (_rollout(tmp_path)["state"], _rollout(tmp_path)["started"]) == ("done", saved["started"])
     assert f'# kept\n[aliases]\n"tier" = "{MIDDLE}"  # for now\n' in models.read_text()
     assert {status for _, status in answers} == {200}
     verified = await trio.to_thread.run_sync(cortex, "audit", "verify", "-c", config)
@@ -281,7 +281,7 @@ async def test_rollout_goes_on_where_it_was_after_kill_dash_nine_of_the_gateway(
 
 @asynccontextmanager
 async def a_gateway(config):
-    """A gateway as a process, from when it listens until it is killed; yields the URLs of its ports."""
+    """A gateway process that listens; yields the URLs of its ports, and kills it afterwards."""
     async with a_program("gateway.cli", "serve", "-c", config) as process, trio.open_nursery() as reading:
         log = _Log(process.stderr)
         reading.start_soon(log.read)
@@ -295,7 +295,7 @@ async def a_gateway(config):
 
 @asynccontextmanager
 async def clients_of_a_tier(api):
-    """Four of them, one request after another; yields what they got, by model and status."""
+    """Four clients that send one request after another; yields the set of (model, status) of the answers."""
     answers, going_on = set(), True
 
     async def ask(client):
@@ -317,7 +317,7 @@ async def clients_of_a_tier(api):
 
 
 async def _waits_for_requests(metrics):
-    """Until the step has lasted long enough for the gateway, which only misses whom to judge by."""
+    """Wait until the step has lasted its minimum time and only requests are missing."""
     headers = {"authorization": "Bearer secret"}
     async with httpx.AsyncClient(base_url=metrics, trust_env=False, headers=headers, timeout=SAFETY_NET_S) as client:
         with trio.fail_after(SAFETY_NET_S):
@@ -333,7 +333,7 @@ def _rollout(folder):
 
 
 async def _ten_wait(client, metrics):
-    """Until all ten stand in the gateway's line for the load."""
+    """Wait until all ten requests wait for the load."""
     with trio.fail_after(SAFETY_NET_S):
         while True:
             answer = await client.get(f"http://{metrics}/admin/requests", headers={"authorization": "Bearer secret"})

@@ -1,4 +1,4 @@
-"""The process: what signals do to it, and that nothing dies in it unheard."""
+"""The process: what signals do, and that a crash of any background task ends it."""
 
 import contextlib
 import gc
@@ -36,27 +36,27 @@ def config(tmp_path):
 
 
 def listening(process):
-    """The addresses it logs once it serves."""
+    """The fields of its `listening` log line."""
     for line in process.popen.stderr:
-        said = json.loads(line)
-        if said["event"] == "listening":
-            return said
-    raise AssertionError("it ended without listening")
+        fields = json.loads(line)
+        if fields["event"] == "listening":
+            return fields
+    raise AssertionError("the process ended without listening")
 
 
-async def test_sighup_looks_at_the_file(config):
-    """Also when nothing tells that it has changed: the one look that is counted although it finds nothing new."""
+async def test_sighup_reloads_the_file(config):
+    """Also if it is unchanged; the reload is counted and logged."""
     with running_cortex("serve", "-c", config) as process:
         metrics = f"http://{listening(process)['metrics']}/metrics"
 
-        def looks():
+        def is_counted():
             return 'cortex_catalogue_reloads_total{result="unchanged"} 1.0' in httpx.get(metrics, timeout=60).text
 
-        assert not looks()
+        assert not is_counted()
         process.popen.send_signal(signal.SIGHUP)
-        await until(looks)
-        said = json.loads(process.log_line("looked_at_sighup"))
-        assert (said["result"], said["generation"]) == ("unchanged", 1)
+        await until(is_counted)
+        fields = json.loads(process.log_line("looked_at_sighup"))
+        assert (fields["result"], fields["generation"]) == ("unchanged", 1)
         process.popen.send_signal(signal.SIGTERM)
         assert process.end()[0] == 0
 
@@ -90,8 +90,8 @@ sys.exit(main.run(Gateway(loaded)))
 """
 
 
-async def test_file_system_that_hangs_does_not_hold_up_the_end(config):
-    """An NFS server that went away: neither the watcher nor a SIGHUP keeps SIGTERM waiting."""
+async def test_hanging_file_system_does_not_delay_exit(config):
+    """As with an NFS server that does not answer: neither the file watch nor a SIGHUP delays SIGTERM."""
     with running_program(HANGING_FILE, config) as process:
         listening(process)
         config.with_name("hangs").touch()
@@ -104,8 +104,8 @@ async def test_file_system_that_hangs_does_not_hold_up_the_end(config):
     assert "Traceback" not in err
 
 
-async def test_directory_whose_name_is_no_utf_8_is_one_like_any_other(tmp_path):
-    """Log and `/health` say what of it can be said; its events cannot be had, so the poll sees to changes."""
+async def test_directory_name_need_not_be_utf_8(tmp_path):
+    """Log and `/health` replace the bytes. File events are not available there, so polling finds changes."""
     home = tmp_path / os.fsdecode(b"caf\xe9")
     home.mkdir()
     (home / "models.toml").write_text("models = []\n")
@@ -119,8 +119,8 @@ async def test_directory_whose_name_is_no_utf_8_is_one_like_any_other(tmp_path):
         assert process.end()[0] == 0
 
 
-def test_collector_does_not_look_through_what_stays(monkeypatch):
-    """Else each full collection would hold up every stream, for modules that never go."""
+def test_permanent_objects_are_frozen_for_the_garbage_collector(monkeypatch):
+    """Otherwise each full collection would stall every stream to examine modules that are never freed."""
     frozen = []
     monkeypatch.setattr(main.trio, "run", lambda *_: frozen.append(gc.get_freeze_count()) or 0)
     try:
@@ -132,7 +132,7 @@ def test_collector_does_not_look_through_what_stays(monkeypatch):
 
 
 def test_second_signal_cuts_at_once(config):
-    """130, as a shell says it, although the drain could go on for minutes; and no traceback."""
+    """Exit code 130, although the drain could take minutes, and no traceback."""
     with running_cortex("serve", "-c", config) as process:
         api = listening(process)["api"]
         host, _, port = api.rpartition(":")
@@ -150,7 +150,7 @@ def test_second_signal_cuts_at_once(config):
 
 
 def unsent_bytes(port, peer):
-    """What the kernel still holds for that peer of that local port (proc(5), `tx_queue`)."""
+    """Bytes in the kernel's send queue of this connection (proc(5), `tx_queue`)."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, _, queues, *_ = line.split()
         if (int(local.partition(":")[2], 16), int(remote.partition(":")[2], 16)) == (port, peer):
@@ -158,18 +158,18 @@ def unsent_bytes(port, peer):
     return 0
 
 
-def test_scraper_that_reads_nothing_does_not_hold_up_the_end(config):
-    """It is cut off; it is not for the kernel to give it up first, which takes it a minute."""
+def test_scraper_that_reads_nothing_does_not_delay_exit(config):
+    """The server cuts it off, without waiting a minute for the kernel to give it up."""
     with running_cortex("serve", "-c", config) as process, socket.socket() as scraper:
         host, _, port = listening(process)["metrics"].rpartition(":")
         scraper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         scraper.connect((host, int(port)))
         scraper.setblocking(False)
-        with contextlib.suppress(BlockingIOError):  # as many as the sockets and the server take
+        with contextlib.suppress(BlockingIOError):  # as many as the sockets and the server accept
             for _ in range(3_000):
                 scraper.send(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n")
         seen = [0, 1]
-        while len(set(seen[-5:])) > 1 or seen[-1] == 0:  # until the server is stuck
+        while len(set(seen[-5:])) > 1 or seen[-1] == 0:  # until the server cannot send any more
             time.sleep(0.1)
             seen.append(unsent_bytes(int(port), scraper.getsockname()[1]))
         began = time.monotonic()
@@ -214,7 +214,7 @@ sys.exit(main.run(Gateway(load.load(Path(sys.argv[1]), {{}}).settings)))
     ],
 )
 def test_crash_of_a_background_task_ends_the_process_loudly(config, module, owner, method, error):
-    """A traceback and an exit code that systemd acts on; never a server that runs on without its poller."""
+    """With a traceback and exit code 1, on which systemd restarts it."""
     program = CRASH.format(module=module, owner=owner, method=method, error=error)
     done = subprocess.run(
         [sys.executable, "-c", program, str(config)],

@@ -39,7 +39,7 @@ def test_pass_1_every_profile_is_listed_with_the_nodes_that_satisfy_it():
 
 
 def test_pass_2_every_node_that_knows_a_model_is_a_location():
-    """`loaded` means loaded somewhere, and nothing less."""
+    """`loaded` is true only if some node has it loaded."""
     fleet = a_fleet("a", "b")
     answers(fleet, "b", a_model("m", vram_used_mb=4_000), a_model("stray", "reloading"))
     answers(fleet, "a", a_model("m", "unloaded"))
@@ -52,15 +52,15 @@ def test_pass_2_every_node_that_knows_a_model_is_a_location():
     assert (entries["stray"]["loaded"], entries["stray"]["feasible_on"]) == (False, [])
 
 
-def test_pass_2_model_from_a_source_is_its_profiles():
-    """Two names, one model, one entry."""
+def test_pass_2_model_loaded_from_a_source_has_its_profile_s_entry():
+    """The id on the node differs from the profile's."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("ollama:m"))
     assert list(listed(a_catalogue(a_profile("m", source="ollama")), fleet)) == ["m"]
 
 
-def test_pass_3_prewarming_models_are_loading_unless_the_node_says_more():
-    """What a neuron is about to have is shown, in its order, once per node."""
+def test_pass_3_prewarming_models_are_loading_unless_the_node_reports_a_status():
+    """Each model that a neuron is about to load is listed, once per node."""
     fleet = a_fleet("a")
     warming = ActivationReport("pre_warming", "now", ("next", "known"))
     answers(fleet, "a", a_model("known", "recovering"), activation=warming)
@@ -70,7 +70,7 @@ def test_pass_3_prewarming_models_are_loading_unless_the_node_says_more():
 
 
 def test_pass_4_alias_is_an_entry_of_its_own_with_its_targets_fields():
-    """Clients see what they may ask for."""
+    """With `alias_of`, and an id of its own."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"), a_model("stray"))
     entries = listed(a_catalogue(a_profile("m"), aliases={"tier/small": "m", "tier/x": "stray"}), fleet)
@@ -80,13 +80,13 @@ def test_pass_4_alias_is_an_entry_of_its_own_with_its_targets_fields():
 
 
 def test_pass_4_alias_shadows_a_model_of_its_name():
-    """As it does for requests."""
+    """As for requests."""
     entries = listed(a_catalogue(a_profile("m"), a_profile("n"), aliases={"m": "n", "x": "m"}), a_fleet())
     assert (entries["m"]["alias_of"], entries["x"]["alias_of"]) == ("n", "m")
 
 
-def test_pass_4_alias_of_several_models_is_shown_as_the_heaviest_there_is():
-    """One entry has room for one model: the one that answers most, of those that anybody knows."""
+def test_pass_4_alias_of_several_models_is_shown_as_the_listed_one_with_the_greatest_weight():
+    """An entry names one model."""
     targets = (Target("m", 1), Target("n", 5), Target("gone", 9))
     catalogue = dataclasses.replace(
         a_catalogue(a_profile("m"), a_profile("n")),
@@ -99,7 +99,7 @@ def test_pass_4_alias_of_several_models_is_shown_as_the_heaviest_there_is():
 
 
 def test_pass_4_dead_alias_is_skipped_with_one_warning_per_generation():
-    """An operator is told once, not on every request."""
+    """Not one warning per request."""
     api, fleet = ModelsApi(owned_by="helexa"), a_fleet("a")
     with structlog.testing.capture_logs() as logged:
         for generation in (1, 2):
@@ -114,8 +114,8 @@ def test_pass_4_dead_alias_is_skipped_with_one_warning_per_generation():
     ]
 
 
-def test_entry_fields_come_in_the_contracts_order():
-    """Additions after the contract's seven, and only where known; 0.0 is a known price."""
+def test_entry_fields_have_a_fixed_order():
+    """The optional fields come last, and only if they are known; 0.0 is a known price."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m", tool_call=False, reasoning=True, capabilities=("vision",)), a_model("bare"))
     profile = a_profile("m", limit=Limit(context=4096), cost=Cost(input=0.0))
@@ -136,7 +136,7 @@ def test_entry_fields_come_in_the_contracts_order():
 
 
 def test_created_is_when_an_id_was_first_listed_and_stays():
-    """Through evictions, reloads of the catalogue and retargeted aliases."""
+    """Also after an eviction, a reload of the catalogue and a change of an alias."""
     clock, fleet = Clock(), a_fleet("a")
     api = ModelsApi(owned_by="helexa", unix_time=clock)
     clock.now = 10
@@ -150,30 +150,30 @@ def test_created_is_when_an_id_was_first_listed_and_stays():
     assert {key: entry["created"] for key, entry in entries.items()} == {"m": 10, "p": 10, "x": 10}
 
 
-def test_list_is_rebuilt_when_anything_it_shows_changes():
-    """Cheap to ask, never stale."""
+def test_list_is_rebuilt_when_the_catalogue_or_the_fleet_changes():
+    """Otherwise the same entries are returned."""
     api, fleet, catalogue = ModelsApi(owned_by="x"), a_fleet("a"), a_catalogue(a_profile("m"))
     seen = []
 
-    def look():
+    def observe():
         entry = api.model_entry(catalogue, fleet, "m")
         assert api.model_entry(catalogue, fleet, "m") is entry
         seen.append((entry.feasible_on, [location.status for location in entry.locations]))
 
-    look()
+    observe()
     answers(fleet, "a", devices=None)
-    look()
+    observe()
     answers(fleet, "a")
-    look()
+    observe()
     fleet.loading("a", "m")
-    look()
+    observe()
     fleet.loaded("a", a_model("m"))
-    look()
+    observe()
     answers(fleet, "a", activation=ActivationReport("pre_warming", "m"))
-    look()
+    observe()
     for _ in range(3):
         fleet.missed("a")
-    look()
+    observe()
     assert seen == [
         ((), []),
         ((), []),
@@ -186,7 +186,7 @@ def test_list_is_rebuilt_when_anything_it_shows_changes():
 
 
 def test_one_entry_is_found_by_id_or_alias_and_unknown_is_none():
-    """Ids may contain slashes; it is the same string."""
+    """Ids may contain slashes."""
     api, catalogue = ModelsApi(owned_by="x"), a_catalogue(a_profile("lab/m"), aliases={"t/s": "lab/m", "dead": "gone"})
     fleet = a_fleet()
     assert api.model_entry(catalogue, fleet, "lab/m").id == "lab/m"
