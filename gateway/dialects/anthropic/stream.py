@@ -121,10 +121,6 @@ class MessagesStream:
         self.error = error
         return dialect_errors.event(error, self._context.request_id)
 
-    def ping(self) -> bytes:
-        """A keep-alive event, also before the first event."""
-        return b"" if self.ended else PING
-
     # Chunks...
 
     def _take(self, chunk: Chunk) -> bytes:

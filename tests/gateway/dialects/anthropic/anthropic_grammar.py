@@ -16,8 +16,8 @@ STOP_REASONS = {"end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"
 
 
 @dataclass
-class Heard:
-    """What a client has by the time it read so far."""
+class ReadStream:
+    """What a client has read so far."""
 
     blocks: list = field(default_factory=list)
     start: dict | None = None
@@ -35,7 +35,7 @@ class Heard:
 
 
 def events(stream):
-    """Each event as its type and its data; one line of each, a blank line behind it, and nothing else."""
+    """Each event as its type and its data; one line of each, a blank line, and nothing else."""
     assert not stream or stream.endswith(b"\n\n")
     for event in stream.split(b"\n\n")[:-1]:
         first, second = event.split(b"\n")
@@ -46,51 +46,51 @@ def events(stream):
         yield data
 
 
-def listen(stream):
-    """Read a whole stream or the beginning of one; any breach of the grammar is an AssertionError."""
-    heard = Heard()
+def read_stream(stream):
+    """Read a whole stream or the beginning of one; AssertionError if it breaks the grammar."""
+    read_back = ReadStream()
     is_open = False
     for event in events(stream):
-        assert heard.error is None, "something after an error"
-        assert not heard.stopped, "something after message_stop"
+        assert read_back.error is None, "an event after an error"
+        assert not read_back.stopped, "an event after message_stop"
         kind = event["type"]
         if kind == "ping":
             continue
         if kind == "error":
             assert event.keys() == {"type", "error", "request_id"}
-            heard.error = event["error"]
+            read_back.error = event["error"]
             continue
-        assert (heard.start is None) == (kind == "message_start"), "message_start comes first, and once"
-        assert heard.stop is None or kind == "message_stop", "nothing but message_stop after message_delta"
+        assert (read_back.start is None) == (kind == "message_start"), "message_start comes first, and once"
+        assert read_back.stop is None or kind == "message_stop", "nothing but message_stop after message_delta"
         if kind == "message_start":
-            heard.start = event["message"]
+            read_back.start = event["message"]
             assert event["message"]["usage"].keys() >= USAGE_KEYS
             assert event["message"]["content"] == []
         elif kind == "content_block_start":
             assert not is_open, "two open blocks"
-            assert event["index"] == len(heard.blocks)
+            assert event["index"] == len(read_back.blocks)
             is_open = True
-            heard.blocks.append({**event["content_block"], "json": ""})
+            read_back.blocks.append({**event["content_block"], "json": ""})
         elif kind == "content_block_delta":
             assert is_open
-            assert event["index"] == len(heard.blocks) - 1
-            _add(heard.blocks[-1], event["delta"])
+            assert event["index"] == len(read_back.blocks) - 1
+            _add(read_back.blocks[-1], event["delta"])
         elif kind == "content_block_stop":
             assert is_open
-            assert event["index"] == len(heard.blocks) - 1
+            assert event["index"] == len(read_back.blocks) - 1
             is_open = False
-            _check_closed(heard.blocks[-1])
+            _check_closed(read_back.blocks[-1])
         elif kind == "message_delta":
             assert not is_open, "message_delta inside a block"
             assert event["usage"].keys() >= USAGE_KEYS
             assert event["delta"]["stop_reason"] in STOP_REASONS
-            heard.stop, heard.usage = event["delta"], event["usage"]
+            read_back.stop, read_back.usage = event["delta"], event["usage"]
         elif kind == "message_stop":
-            assert heard.stop is not None
-            heard.stopped = True
+            assert read_back.stop is not None
+            read_back.stopped = True
         else:
             raise AssertionError(f"no such event: {kind}")
-    return heard
+    return read_back
 
 
 def _add(block, delta):

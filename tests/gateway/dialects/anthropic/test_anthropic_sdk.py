@@ -15,7 +15,7 @@ from gateway.dialects.anthropic import request as dialect_request
 from gateway.dialects.anthropic import response
 from gateway.dialects.anthropic.message_object import MessagesContext
 from gateway.dialects.anthropic.signature import is_genuine
-from gateway.dialects.anthropic.stream import MessagesStream
+from gateway.dialects.anthropic.stream import PING, MessagesStream
 
 CONTEXT = MessagesContext("req-1", "lab/m", input_tokens=12)
 HI = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
@@ -108,7 +108,7 @@ def test_sdk_message_sent_back_has_its_thinking():
 def test_sdk_raises_on_an_error_in_the_stream():
     """After half of an answer and pings."""
     translator = MessagesStream(CONTEXT)
-    stream = translator.ping() + translator.feed(chunk({"content": "half"})) + translator.ping()
+    stream = PING + translator.feed(chunk({"content": "half"})) + PING
     stream += translator.fail(errors.UpstreamConnectionError("the neuron broke off"))
 
     with pytest.raises(anthropic.APIStatusError, match="the neuron broke off"):

@@ -22,8 +22,8 @@ CALLS = {
 
 
 @dataclass
-class Heard:
-    """What a client has by the time it read so far."""
+class ReadStream:
+    """What a client has read so far."""
 
     items: list = field(default_factory=list)
     response: dict | None = None
@@ -50,7 +50,7 @@ class Heard:
 
 
 def events(stream):
-    """Each event as its data; one line of type and data each, a blank line behind it, and nothing else."""
+    """Each event as its data; one line of type and data each, a blank line, and nothing else."""
     assert not stream or stream.endswith(b"\n\n")
     for event in stream.split(b"\n\n")[:-1]:
         first, second = event.split(b"\n")
@@ -61,54 +61,54 @@ def events(stream):
         yield data
 
 
-class Listener:
-    """Feed it events; any breach of the grammar is an AssertionError."""
+class StreamChecker:
+    """Feed it events; AssertionError if it breaks the grammar."""
 
     def __init__(self):
-        self.heard = Heard()
+        self.read_back = ReadStream()
         self.item = None  # the open one, as its events have it so far
         self.part = None  # the open part of it
-        self.said = None  # the open call's text so far
+        self.call_text = None  # the open call's text so far
 
-    def hear(self, event):
-        heard, kind = self.heard, event["type"]
-        assert not heard.ended, "something after the end"
-        assert event["sequence_number"] == len(heard.types), "a gap"
-        heard.types.append(kind)
-        if heard.error is not None:
-            assert kind == "response.failed", "something between an error and the end"
+    def check(self, event):
+        read_back, kind = self.read_back, event["type"]
+        assert not read_back.ended, "an event after the end"
+        assert event["sequence_number"] == len(read_back.types), "a gap"
+        read_back.types.append(kind)
+        if read_back.error is not None:
+            assert kind == "response.failed", "an event between an error and the end"
         if kind == "error":
             self._error(event)
         elif kind in LIFECYCLE:
             self._lifecycle(kind, event["response"])
         else:
-            assert heard.types[:2] == ["response.created", "response.in_progress"]
+            assert read_back.types[:2] == ["response.created", "response.in_progress"]
             self._inside(kind, event)
 
     def _error(self, event):
         assert event["error"].items() >= {key: event[key] for key in ("code", "message", "param")}.items()
         assert event["error"]["type"]
-        self.heard.error = event["error"]
-        self.heard.ended = self.heard.response is None
+        self.read_back.error = event["error"]
+        self.read_back.ended = self.read_back.response is None
 
     def _lifecycle(self, kind, response):
         assert response["status"] == LIFECYCLE[kind]
         if kind in {"response.created", "response.in_progress"}:
-            assert len(self.heard.types) == 1 + (kind == "response.in_progress")
+            assert len(self.read_back.types) == 1 + (kind == "response.in_progress")
             assert response["output"] == []
             assert response["usage"] is None
         else:
             assert self.item is None or kind == "response.failed", "an item was left open"
-            assert response["output"] == self.heard.items
-            assert response["id"] == self.heard.response["id"]
-            assert (response["error"] is None) == (self.heard.error is None) == (kind != "response.failed")
+            assert response["output"] == self.read_back.items
+            assert response["id"] == self.read_back.response["id"]
+            assert (response["error"] is None) == (self.read_back.error is None) == (kind != "response.failed")
             assert (response["incomplete_details"] is None) == (kind != "response.incomplete")
             assert (response["usage"] is None) == (kind == "response.failed")
-            self.heard.ended = True
-        self.heard.response = response
+            self.read_back.ended = True
+        self.read_back.response = response
 
     def _inside(self, kind, event):
-        assert event["output_index"] == len(self.heard.items)
+        assert event["output_index"] == len(self.read_back.items)
         if kind == "response.output_item.added":
             assert self.item is None, "two open items"
             assert event["item"]["status"] == "in_progress"
@@ -116,7 +116,7 @@ class Listener:
             assert not event["item"].get("arguments")
             assert not event["item"].get("input")
             self.item = event["item"]
-            assert self.item["id"] not in {item["id"] for item in self.heard.items}
+            assert self.item["id"] not in {item["id"] for item in self.read_back.items}
         elif kind == "response.output_item.done":
             self._item_done(event["item"])
         else:
@@ -132,10 +132,10 @@ class Listener:
     def _item_done(self, item):
         assert self.part is None
         assert item["status"] in {"completed", "incomplete"}
-        assert {**item, "status": "in_progress"} == self.item, "an item that is not what its events said"
+        assert {**item, "status": "in_progress"} == self.item, "an item that differs from its events"
         assert item.get("content") != [], "an item without content"
-        self.heard.items.append(item)
-        self.item = self.said = None
+        self.read_back.items.append(item)
+        self.item = self.call_text = None
 
     def _part(self, what, event):
         assert event["content_index"] == len(self.item["content"])
@@ -170,15 +170,15 @@ class Listener:
             assert event["delta"]
             self.item[key] += event["delta"]
         else:
-            assert self.said is None, "done twice"
+            assert self.call_text is None, "done twice"
             assert event[key] == self.item[key]
             assert event["name"] == self.item["name"]
-            self.said = event[key]
+            self.call_text = event[key]
 
 
-def listen(stream):
+def read_stream(stream):
     """Read a whole stream or the beginning of one."""
-    listener = Listener()
+    checker = StreamChecker()
     for event in events(stream):
-        listener.hear(event)
-    return listener.heard
+        checker.check(event)
+    return checker.read_back
