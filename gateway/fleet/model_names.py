@@ -41,10 +41,15 @@ def catalogue_id(neuron_id: str, catalogue: Catalogue) -> str:
 
 
 def replicas_of(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[NodeModel, ...]:
-    """The replicas that a request for the model can go to now, by name and node. One or two look-ups."""
-    names = names_on_neurons(model, catalogue)
+    """The replicas that a request for the model can go to now, by name and node.
+
+    Called for every request, so it does not build a tuple of names: one or two look-ups.
+    """
     found = fleet.replicas(model)
-    return found if len(names) == 1 else found + fleet.replicas(names[1])
+    profile = catalogue.models.get(model)
+    if profile is None or profile.source is None:
+        return found
+    return found + fleet.replicas(neuron_model_id(profile))
 
 
 def holders_of(model: str, fleet: Fleet, catalogue: Catalogue) -> list[NodeModel]:

@@ -1,4 +1,4 @@
-"""The breaker: who is let through to a neuron that keeps failing, and when."""
+"""The circuit breaker: which requests pass to a node that keeps failing, and when."""
 
 from gateway.fleet.circuit_breaker import FAILURES, CircuitBreaker
 
@@ -11,8 +11,8 @@ def opened(at=0.0):
     return breaker
 
 
-def test_breaker_admits_everybody_until_failures_in_a_row():
-    """A success in between begins the count anew."""
+def test_breaker_admits_every_request_until_failures_in_a_row():
+    """A success in between resets the count."""
     breaker = CircuitBreaker()
     for _ in range(3):
         for _ in range(FAILURES - 1):
@@ -23,8 +23,8 @@ def test_breaker_admits_everybody_until_failures_in_a_row():
     assert not breaker.begin_trial(0.0)
 
 
-def test_breaker_admits_one_at_a_time_once_it_has_cooled_down():
-    """Until the trial has ended, nobody else."""
+def test_breaker_admits_one_trial_at_a_time_after_the_cool_down():
+    """No other request passes until the trial has ended."""
     breaker = opened()
     assert [breaker.admits(now) for now in (0.0, 0.99, 1.0)] == [False, False, True]
     assert breaker.begin_trial(1.0)
@@ -36,18 +36,18 @@ def test_breaker_admits_one_at_a_time_once_it_has_cooled_down():
 
 
 def test_breaker_cools_down_twice_as_long_after_each_failed_trial():
-    """1, 2, 4, 8, 16, 30, 30 s; what fails meanwhile was sent before and counts for nothing."""
+    """1, 2, 4, 8, 16, 30, 30 s. Failures during the cool-down were sent before it and do not count."""
     breaker, now, waits = opened(), 0.0, []
     for _ in range(7):
         waits.append(breaker.until - now)
-        assert not breaker.failed(now, "late news")
+        assert not breaker.failed(now, "late failure")
         now = breaker.until
         assert breaker.failed(now, "reset")
     assert waits == [1, 2, 4, 8, 16, 30, 30]
 
 
-def test_breaker_of_a_neuron_that_fails_for_days_still_counts():
-    """Every 30 s, for as long as it takes: half a minute stays half a minute."""
+def test_cool_down_is_bounded_after_thousands_of_failed_trials():
+    """A neuron that fails for days is tried every 30 s."""
     breaker = opened()
     for _ in range(3_000):
         assert breaker.failed(breaker.until, "reset")

@@ -1,4 +1,4 @@
-"""A model on a neuron: when a request may go there, how busy it is, and since when it is there."""
+"""A model on a node: whether it is routable, its load, and its residency."""
 
 import pytest
 from fakes.fleets import Clock, a_fleet, a_model, answers, where
@@ -21,7 +21,7 @@ from gateway.fleet.reports import NodeReport
     ],
 )
 def test_only_loaded_and_reloading_are_routable(status, routable):
-    """A status we do not know is not a licence to send traffic."""
+    """An unknown status is not routable."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m", status))
     assert bool(fleet.replicas("m")) is routable
@@ -29,14 +29,14 @@ def test_only_loaded_and_reloading_are_routable(status, routable):
 
 @pytest.mark.parametrize("more", [{"servable_ok": False}, {"url": None}])
 def test_loaded_is_not_routable_when_unservable_or_without_a_url(more):
-    """Resident weights that cannot answer, or that we cannot reach, are no replica."""
+    """A model that cannot answer, or whose URL is unknown, is not a replica."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m", **more))
     assert fleet.replicas("m") == ()
 
 
-def test_model_we_load_is_routable_as_soon_as_the_neuron_says_loaded():
-    """The poll may see the end of a load before the load call returns."""
+def test_model_being_loaded_is_routable_as_soon_as_the_neuron_reports_it_loaded():
+    """A poll may see the end of a load before the load call returns."""
     fleet = a_fleet("a")
     answers(fleet, "a")
     fleet.loading("a", "m")
@@ -48,7 +48,7 @@ def test_model_we_load_is_routable_as_soon_as_the_neuron_says_loaded():
 
 
 def test_model_being_unloaded_takes_no_requests_but_is_still_there():
-    """A victim is known until it is gone, so nobody gets a 404 for it."""
+    """A model that is being evicted stays known, so a request for it does not get a 404."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"))
     fleet.unloading("a", "m")
@@ -60,7 +60,7 @@ def test_model_being_unloaded_takes_no_requests_but_is_still_there():
 
 
 def test_load_counts_our_own_requests_once():
-    """A neuron's counters contain ours; only what is beyond them is others'."""
+    """The neuron's counters include our requests; only the rest are requests of others."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"))
     with fleet.lease("a", "m"), fleet.lease("a", "m"):
@@ -69,8 +69,8 @@ def test_load_counts_our_own_requests_once():
     assert fleet.replicas("m")[0].load == 3
 
 
-def test_load_never_mistakes_a_finished_request_of_ours_for_anothers():
-    """A request that ended while the poll was under way was still ours when the neuron counted it."""
+def test_load_does_not_count_an_ended_request_of_ours_as_a_request_of_others():
+    """A request that ended during the poll was ours when the neuron counted it."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"))
     with fleet.lease("a", "m"):
@@ -79,8 +79,8 @@ def test_load_never_mistakes_a_finished_request_of_ours_for_anothers():
     assert fleet.replicas("m")[0].load == 0
 
 
-def test_overdue_load_is_still_a_load_but_none_to_wait_for():
-    """Until it ends: however it does, the next one is a new one."""
+def test_overdue_load_is_shown_as_loading_but_not_waited_for():
+    """The next load of the model is not overdue."""
     fleet = a_fleet("a")
     answers(fleet, "a")
     for end in (lambda: fleet.unchanged("a", "m"), lambda: fleet.loaded("a", a_model("m"))):
@@ -95,7 +95,7 @@ def test_overdue_load_is_still_a_load_but_none_to_wait_for():
 
 
 def test_residence_begins_when_first_seen_loaded_and_ends_with_it():
-    """Minimum residency counts from when we could first use the model."""
+    """Residency counts from when the model was first seen loaded, and ends when it is not."""
     clock = Clock()
     fleet = a_fleet("a", clock=clock)
     since = []

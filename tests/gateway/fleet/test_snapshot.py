@@ -5,7 +5,7 @@ from fakes.fleets import a_fleet, a_model, answers
 
 
 def test_snapshot_is_json_and_does_not_change_with_the_fleet():
-    """A window shows one moment."""
+    """A snapshot is immutable."""
     fleet = a_fleet("b", "a")
     answers(fleet, "a", a_model("m"))
     snapshot = fleet.snapshot()

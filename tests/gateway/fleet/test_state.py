@@ -1,4 +1,4 @@
-"""The fleet: strikes, leases, the index of replicas, and what outlives a poll that began too early."""
+"""The fleet: misses, leases, the index of replicas, and own changes that are newer than a poll."""
 
 import pytest
 import trio
@@ -9,7 +9,7 @@ from gateway.fleet.reports import ActivationReport, NodeReport
 
 
 def test_node_is_unhealthy_until_it_first_answers():
-    """A configured neuron is a hope, not a fact."""
+    """A neuron that never answered gets no requests."""
     fleet = a_fleet("a")
     assert not fleet.any_healthy()
     answers(fleet, "a")
@@ -18,7 +18,7 @@ def test_node_is_unhealthy_until_it_first_answers():
 
 
 def test_node_is_down_after_three_misses_in_a_row_and_up_after_one_answer():
-    """One missed poll is weather; three are an outage, announced once."""
+    """The outage is announced once, with the first reason."""
     fleet, seen = a_fleet("a"), []
     fleet.observers.append(seen.append)
     answers(fleet, "a", a_model("m"))
@@ -37,7 +37,7 @@ def test_node_is_down_after_three_misses_in_a_row_and_up_after_one_answer():
 
 
 def test_misses_are_forgiven_by_an_answered_request_but_only_while_healthy():
-    """Strikes count in a row; a stream that still runs does not resurrect a neuron that polls call dead."""
+    """Misses count in a row; an answered request does not make an unhealthy node healthy."""
     fleet = a_fleet("a")
     answers(fleet, "a")
     fleet.missed("a")
@@ -52,19 +52,19 @@ def test_misses_are_forgiven_by_an_answered_request_but_only_while_healthy():
     assert fleet.nodes["a"].misses == 3, "still the same outage, which is announced once"
 
 
-def test_answered_request_ends_a_neurons_time_out():
-    """It said that it was full for a minute, and has answered since: others are no longer asked first."""
+def test_answered_request_ends_a_retry_after():
+    """The model answered before its Retry-After ended, so it is not avoided any longer."""
     fleet = a_fleet("a", clock=lambda: 0.0)
     answers(fleet, "a", a_model("m"))
     fleet.busy("a", "m", 60)
-    (held,) = fleet.replicas("m")
-    assert held.troubled
+    (replica,) = fleet.replicas("m")
+    assert replica.troubled
     fleet.succeeded("a", "m")
-    assert not held.troubled
+    assert not replica.troubled
 
 
-def test_restarted_neuron_has_a_breaker_as_new():
-    """Its uptime went back: what failed, failed in another life."""
+def test_restart_of_a_neuron_closes_its_circuit_breaker():
+    """A smaller uptime means a restart; failures before it do not count."""
     fleet = a_fleet("a", clock=lambda: 0.0)
     answers(fleet, "a", a_model("m"), uptime_s=1000.0)
     for _ in range(FAILURES):
@@ -77,7 +77,7 @@ def test_restarted_neuron_has_a_breaker_as_new():
 
 
 def test_models_no_longer_reported_are_pruned():
-    """What a neuron stops mentioning, it does not have."""
+    """A model that is missing from a report is gone."""
     fleet, seen = a_fleet("a"), []
     answers(fleet, "a", a_model("m"), a_model("n"))
     fleet.observers.append(seen.append)
@@ -90,24 +90,24 @@ def test_models_no_longer_reported_are_pruned():
     ]
 
 
-def test_lease_is_counted_while_held_and_given_back_on_error():
-    """No way out of the block keeps a place."""
+def test_lease_is_counted_until_its_block_ends_with_an_error_too():
+    """Every way out of the block gives the lease back."""
     clock = Clock()
     fleet = a_fleet("a", clock=clock)
     answers(fleet, "a", a_model("m"))
-    held = fleet.nodes["a"].models["m"]
+    replica = fleet.nodes["a"].models["m"]
     with pytest.raises(RuntimeError, match="boom"), fleet.lease("a", "m"):
-        assert (held.leases, fleet.leases, fleet.nodes["a"].leases) == (1, 1, 1)
+        assert (replica.leases, fleet.leases, fleet.nodes["a"].leases) == (1, 1, 1)
         with pytest.raises(AssertionError, match="m on a"):
             fleet.assert_idle()
         clock.now = 7.0
         raise RuntimeError("boom")
     fleet.assert_idle()
-    assert held.last_used == 7.0
+    assert replica.last_used == 7.0
 
 
 def test_lease_survives_its_model_vanishing_and_coming_back():
-    """One request, one count, whatever polls say meanwhile."""
+    """One request is counted once, whatever polls report meanwhile."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"))
     with fleet.lease("a", "m"):
@@ -121,7 +121,7 @@ def test_lease_survives_its_model_vanishing_and_coming_back():
 
 
 def test_lease_cannot_be_taken_twice():
-    """A second `with` on a held lease is a bug worth hearing of."""
+    """A second `with` on a taken lease raises."""
     fleet = a_fleet("a")
     lease = fleet.lease("a", "m")
     with lease, pytest.raises(RuntimeError, match="already"):
@@ -149,23 +149,23 @@ def local_changes():
 @pytest.mark.parametrize(("change", "status"), local_changes())
 @pytest.mark.parametrize("reported", ["loaded", "unloaded", None])
 def test_poll_that_began_before_our_own_change_does_not_undo_it(change, status, reported):
-    """A poll tells of the past. Its successor, begun after the change, is believed."""
+    """The next poll, which begins after the change, counts again."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"), a_model("other"))
     mark = fleet.mark("a")
     change(fleet)
     models = () if reported is None else (a_model("m", reported),)
     fleet.answered("a", NodeReport((*models, a_model("other", "unloaded"))), since=mark)
-    held = fleet.holders("m")
-    assert (held[0].status if held else None) == status
+    replica = fleet.holders("m")
+    assert (replica[0].status if replica else None) == status
     assert fleet.holders("other")[0].status == "unloaded"
     if status != "unloading":
         fleet.answered("a", NodeReport(models), since=fleet.mark("a"))
-        assert [held.status for held in fleet.holders("m")] == ([reported] if reported else [])
+        assert [replica.status for replica in fleet.holders("m")] == ([reported] if reported else [])
 
 
 def test_poll_that_began_before_a_refused_connection_does_not_forgive_it():
-    """An answer from before the crash is no sign of life after it."""
+    """An answer from before the failure does not prove that the node is up."""
     fleet = a_fleet("a")
     answers(fleet, "a")
     mark = fleet.mark("a")
@@ -177,7 +177,7 @@ def test_poll_that_began_before_a_refused_connection_does_not_forgive_it():
 
 
 def test_load_that_failed_leaves_no_trace():
-    """After the failure the model is where it was: nowhere."""
+    """After the failure the model is not on the node, as before."""
     fleet = a_fleet("a")
     answers(fleet, "a")
     fleet.loading("a", "m")
@@ -186,7 +186,7 @@ def test_load_that_failed_leaves_no_trace():
 
 
 def test_draining_node_takes_no_new_requests():
-    """A drained node is healthy, and out of the index."""
+    """A draining node is healthy, but not among the replicas."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a", a_model("m"))
     answers(fleet, "b", a_model("m"))
@@ -196,8 +196,8 @@ def test_draining_node_takes_no_new_requests():
     assert where(fleet, "m") == ["a", "b"]
 
 
-def test_drained_node_stays_drained_until_somebody_says_otherwise():
-    """Polls, an outage and a restart of the neuron are no reason; drain and undrain are announced, once each."""
+def test_drained_node_stays_drained_until_it_is_undrained():
+    """Polls, an outage and a restart change nothing; drain and undrain are announced once each."""
     fleet, seen = a_fleet("a"), []
     answers(fleet, "a", a_model("m"), uptime_s=100.0)
     fleet.observers.append(seen.append)
@@ -215,8 +215,8 @@ def test_drained_node_stays_drained_until_somebody_says_otherwise():
     assert [change.kind for change in seen] == ["draining", "neuron_down", "neuron_up", "undrained"]
 
 
-def test_load_that_failed_leaves_no_loading_behind_that_was_its_own():
-    """A poll saw it under way; the neuron that died with it cannot take that back, and nobody is to wait for it."""
+def test_failed_load_clears_the_loading_status_that_a_poll_reported_during_it():
+    """A neuron that died during the load cannot report its end, and no request must wait for it."""
     fleet = a_fleet("a")
     answers(fleet, "a")
     fleet.loading("a", "m")
@@ -224,12 +224,12 @@ def test_load_that_failed_leaves_no_loading_behind_that_was_its_own():
     fleet.unchanged("a", "m")
     assert not fleet.nodes["a"].is_loading("m")
     assert fleet.holders("m") == ()
-    answers(fleet, "a", a_model("m", "loading"))  # unless it says so again: then it goes on without us
+    answers(fleet, "a", a_model("m", "loading"))  # a new report of loading counts again
     assert fleet.nodes["a"].is_loading("m")
 
 
-def test_fault_of_a_neuron_that_answers_is_the_breakers_and_no_strike():
-    """It is there, and says so; but it breaks what it is sent."""
+def test_fault_of_a_neuron_that_answers_counts_for_the_breaker_and_not_as_a_miss():
+    """The node answers polls, but fails requests."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"))
     for _ in range(FAILURES):
@@ -239,7 +239,7 @@ def test_fault_of_a_neuron_that_answers_is_the_breakers_and_no_strike():
 
 
 def test_devices_and_activation_outlive_a_poll_without_them_but_readings_do_not():
-    """A failing `/health` hides no GPU and starts no second load; free memory becomes unknown, not stale."""
+    """A failing `/health` hides no GPU and starts no second load; free memory becomes unknown."""
     fleet = a_fleet("a")
     warming = ActivationReport("pre_warming", "m", ("n",))
     answers(fleet, "a", devices=(a_gpu(),), activation=warming, uptime_s=5.0)
@@ -251,7 +251,7 @@ def test_devices_and_activation_outlive_a_poll_without_them_but_readings_do_not(
 
 
 async def test_waiters_wake_when_a_model_arrives_or_falls_idle(autojump_clock):
-    """Whoever waits for a model or for room hears of both, and of nothing else that matters little."""
+    """Other changes, such as a reading, wake no waiter."""
     fleet, woken = a_fleet("a", clock=trio.current_time), []
     answers(fleet, "a")
 

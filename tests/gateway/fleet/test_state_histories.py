@@ -1,4 +1,4 @@
-"""Any order of anything: whatever happens to a fleet, its index and its counts are what a naive look would say."""
+"""Random histories of a fleet: its index and its counts always match a naive computation."""
 
 from fakes.fleets import a_fleet, a_model, where
 from hypothesis import settings
@@ -13,20 +13,22 @@ STATUSES = st.sampled_from(["loaded", "reloading", "unloaded", "loading", "poiso
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Whatever happens in whatever order, the index and the counts are what a naive look would say."""
+    """Applies random events and checks the index and the counts after each."""
 
     def __init__(self):
         super().__init__()
         self.fleet = a_fleet("a", "b", "c")
         self.out = []
         self.marks = []
-        self.told = {}  # what somebody knows who looks only when told that replicas have changed
-        self.fleet.replica_observers.append(lambda model_id: self.told.update({model_id: where(self.fleet, model_id)}))
-        self.came_back = 0
+        self.observed = {}  # the replicas as of the last notification
+        self.fleet.replica_observers.append(
+            lambda model_id: self.observed.update({model_id: where(self.fleet, model_id)})
+        )
+        self.returned_minus_taken = 0
         self.fleet.return_observers.append(self.note_return)
 
     def note_return(self, _):
-        self.came_back += 1
+        self.returned_minus_taken += 1
 
     @rule(node=NODES)
     def begin_poll(self, node):
@@ -60,7 +62,7 @@ class AnyHistory(RuleBasedStateMachine):
         lease = self.fleet.lease(node, model_id)
         lease.__enter__()
         self.out.append((node, model_id, lease))
-        self.came_back -= 1
+        self.returned_minus_taken -= 1
 
     @precondition(lambda self: self.out)
     @rule(data=st.data())
@@ -68,7 +70,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))[2].__exit__(None, None, None)
 
     @invariant()
-    def index_is_what_a_naive_look_says(self):
+    def index_matches_a_naive_computation(self):
         for model_id in ("m", "n"):
             naive = [
                 node.name
@@ -76,22 +78,22 @@ class AnyHistory(RuleBasedStateMachine):
                 if node.healthy and not node.draining and model_id in node.models and node.models[model_id].routable
             ]
             assert where(self.fleet, model_id) == naive
-            assert self.told.get(model_id, []) == naive
+            assert self.observed.get(model_id, []) == naive
 
     @invariant()
-    def leases_are_exactly_those_out(self):
-        assert self.fleet.leases == len(self.out) == -self.came_back
+    def leases_match_those_taken(self):
+        assert self.fleet.leases == len(self.out) == -self.returned_minus_taken
         for node in self.fleet.nodes.values():
             for model_id in ("m", "n"):
-                held = node.models.get(model_id)
+                entry = node.models.get(model_id)
                 count = sum(out[:2] == (node.name, model_id) for out in self.out)
-                assert (held.leases if held else 0) == count
-                assert held is None or (held.other_requests >= 0 and held.load >= count)
+                assert (entry.leases if entry else 0) == count
+                assert entry is None or (entry.other_requests >= 0 and entry.load >= count)
 
     @invariant()
-    def nothing_is_kept_that_nobody_needs(self):
+    def unused_entries_are_dropped(self):
         for node in self.fleet.nodes.values():
-            assert all(held.leases or held.status is not None for held in node.models.values())
+            assert all(entry.leases or entry.status is not None for entry in node.models.values())
 
     def teardown(self):
         for _, _, lease in self.out:

@@ -1,4 +1,4 @@
-"""Lines at full models: who goes next, who leaves, and that nobody is forgotten. All in memory, times exact."""
+"""Queues of full models: order, departures, limits, and that no free slot is left unused. All in memory."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ M = "lab/m"
 
 
 class FixedCatalogue:
-    """A catalogue that changes when a test says so."""
+    """A catalogue that a test replaces."""
 
     def __init__(self, max_concurrent):
         self.current = a_catalogue(a_profile(M, max_concurrent=max_concurrent))
 
 
 @dataclass
-class Door:
-    """Neurons that all have the model, the line before them, and a diary of who went where and when."""
+class QueuedFleet:
+    """Nodes that all have the model, its queue, and a diary: (request, node, time of admission)."""
 
     names: tuple[str, ...]
     max_concurrent: int | None = 1
@@ -41,25 +41,25 @@ class Door:
         self.admission = AdmissionQueues(self.fleet, catalogue=self.catalogue_store, limit=self.limit)
 
     async def visit(self, who, *, work_s=1.0, since=None, failed_on=(), limit_of=None):
-        """One request: wait for a place, work at the neuron, leave. As an errand does it."""
-        turn = self.admission.ticket(M, trio.current_time() if since is None else since)
-        turn.avoided_nodes = frozenset(failed_on)
+        """One request, as dispatch serves it: wait for a slot, work at the node, leave."""
+        ticket = self.admission.ticket(M, trio.current_time() if since is None else since)
+        ticket.avoided_nodes = frozenset(failed_on)
         if failed_on:
-            turn.exempt_from_limit()
-        node = await self.find(turn, failed_on)
+            ticket.exempt_from_limit()
+        node = await self.find(ticket, failed_on)
         with self.fleet.lease(node, M):
             self.diary.append((who, node, trio.current_time()))
             await trio.sleep(work_s)
 
-    async def find(self, turn, failed_on=()):
-        """The node, with the last checkpoint behind it."""
-        decision = turn.choose(self.catalogue_store.current, failed_on)
+    async def find(self, ticket, failed_on=()):
+        """The node; there is no checkpoint between the decision and the return."""
+        decision = ticket.choose(self.catalogue_store.current, failed_on)
         if not isinstance(decision, Route):
-            with turn:
+            with ticket:
                 while not isinstance(decision, Route):
                     assert isinstance(decision, WaitForSlot)
-                    await turn.wait_for_slot()
-                    decision = turn.choose(self.catalogue_store.current, failed_on)
+                    await ticket.wait_for_slot()
+                    decision = ticket.choose(self.catalogue_store.current, failed_on)
         return decision.node
 
     def set_limit(self, max_concurrent):
@@ -72,126 +72,126 @@ class Door:
         return [who for who, _, _ in self.diary]
 
 
-# The ceiling ..........................................................................................................
+# The limit ............................................................................................................
 
 
-async def test_neuron_is_given_no_more_than_the_ceiling_and_the_next_one_when_one_comes_back(autojump_clock):
-    """Two neurons with two places each: four at once, then two more, at the very moment the first two are done."""
-    door = Door(("a", "b"), max_concurrent=2)
+async def test_node_gets_at_most_its_limit_and_the_next_request_when_one_ends(autojump_clock):
+    """Two nodes with two slots each: four requests at once, and the next four when these end."""
+    queued = QueuedFleet(("a", "b"), max_concurrent=2)
     async with trio.open_nursery() as nursery:
         for number in range(8):
-            nursery.start_soon(door.visit, number)
-    assert [at for _, _, at in door.diary] == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert sorted(node for _, node, _ in door.diary[:4]) == ["a", "a", "b", "b"]
-    assert door.admission.views() == []
+            nursery.start_soon(queued.visit, number)
+    assert [at for _, _, at in queued.diary] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert sorted(node for _, node, _ in queued.diary[:4]) == ["a", "a", "b", "b"]
+    assert queued.admission.views() == []
 
 
-async def test_model_without_a_ceiling_has_no_line(autojump_clock):
-    """As many as come."""
-    door = Door(("a",), max_concurrent=None)
+async def test_model_without_a_limit_has_no_queue(autojump_clock):
+    """Every request is admitted at once."""
+    queued = QueuedFleet(("a",), max_concurrent=None)
     async with trio.open_nursery() as nursery:
         for number in range(50):
-            nursery.start_soon(door.visit, number)
-    assert {at for _, _, at in door.diary} == {0}
+            nursery.start_soon(queued.visit, number)
+    assert {at for _, _, at in queued.diary} == {0}
 
 
-async def test_neuron_with_a_free_place_is_chosen_although_another_looks_less_busy():
-    """What others do there counts for the choice, but only our own requests fill a place."""
-    door = Door(("a", "b"), max_concurrent=1)
-    answers(door.fleet, "b", a_model(M, in_flight=9))
-    with door.fleet.lease("a", M):
-        assert door.admission.ticket(M, 0).choose(door.catalogue_store.current).node == "b"
+async def test_slots_count_only_our_own_requests():
+    """Requests of others make a node busy, but they take no slot."""
+    queued = QueuedFleet(("a", "b"), max_concurrent=1)
+    answers(queued.fleet, "b", a_model(M, in_flight=9))
+    with queued.fleet.lease("a", M):
+        assert queued.admission.ticket(M, 0).choose(queued.catalogue_store.current).node == "b"
 
 
 # First come, first served .............................................................................................
 
 
 async def test_first_come_is_first_served(autojump_clock):
-    """Twenty in a line of one place, whichever task Trio runs first."""
-    door = Door(("a",))
+    """Twenty requests for one slot are served in the order of arrival."""
+    queued = QueuedFleet(("a",))
     async with trio.open_nursery() as nursery:
         for number in range(20):
-            nursery.start_soon(door.visit, number)
+            nursery.start_soon(queued.visit, number)
             await wait_all_tasks_blocked()
-    assert door.diary == [(number, "a", number) for number in range(20)]
+    assert queued.diary == [(number, "a", number) for number in range(20)]
 
 
-async def test_nobody_who_comes_at_the_moment_a_place_is_free_goes_before_those_who_wait(autojump_clock):
-    """A newcomer sees the free place before the first in line has woken, and leaves it to him."""
-    door = Door(("a",))
+async def test_new_request_does_not_overtake_a_waiting_one_when_a_slot_becomes_free(autojump_clock):
+    """The new request sees the free slot before the waiting one has woken, and queues behind it."""
+    queued = QueuedFleet(("a",))
     async with trio.open_nursery() as nursery:
-        with door.fleet.lease("a", M):
-            nursery.start_soon(door.visit, "waits")
+        with queued.fleet.lease("a", M):
+            nursery.start_soon(queued.visit, "waits")
             await trio.sleep(3)
-        newcomer = door.admission.ticket(M, trio.current_time())  # no checkpoint since the lease came back
-        assert newcomer.choose(door.catalogue_store.current) == WaitForSlot(M)
-        await door.visit("came later")
-    assert door.diary == [("waits", "a", 3), ("came later", "a", 4)]
+        newcomer = queued.admission.ticket(M, trio.current_time())  # no checkpoint since the lease came back
+        assert newcomer.choose(queued.catalogue_store.current) == WaitForSlot(M)
+        await queued.visit("came later")
+    assert queued.diary == [("waits", "a", 3), ("came later", "a", 4)]
 
 
-async def test_position_is_told_and_moves_up(autojump_clock):
-    """1 is next; a line that is empty is no line."""
-    door = Door(("a",))
-    turns = [door.admission.ticket(M, at) for at in (3.0, 1.0, 2.0)]
-    assert [turn.position for turn in turns] == [None, None, None]
-    with turns[0], turns[1]:
-        with turns[2]:
-            assert [turn.position for turn in turns] == [3, 1, 2]
-        assert [turn.position for turn in turns] == [2, 1, None]
-    assert door.admission.views() == []
+async def test_position_counts_from_1_and_moves_up(autojump_clock):
+    """A ticket outside the queue has no position, and an empty queue is not shown."""
+    queued = QueuedFleet(("a",))
+    tickets = [queued.admission.ticket(M, at) for at in (3.0, 1.0, 2.0)]
+    assert [ticket.position for ticket in tickets] == [None, None, None]
+    with tickets[0], tickets[1]:
+        with tickets[2]:
+            assert [ticket.position for ticket in tickets] == [3, 1, 2]
+        assert [ticket.position for ticket in tickets] == [2, 1, None]
+    assert queued.admission.views() == []
 
 
-# Leaving the line .....................................................................................................
+# Leaving the queue ....................................................................................................
 
 
-async def test_waiter_that_is_cancelled_leaves_at_once_and_those_behind_move_up(autojump_clock):
-    """Its place in line is nobody's burden."""
-    door = Door(("a",))
+async def test_cancelled_request_leaves_the_queue_at_once(autojump_clock):
+    """The requests behind it move up."""
+    queued = QueuedFleet(("a",))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(door.visit, "works")
+        nursery.start_soon(queued.visit, "works")
         await wait_all_tasks_blocked()
         scope = trio.CancelScope()
-        nursery.start_soon(_visit_in, scope, door, "leaves")
+        nursery.start_soon(_visit_in, scope, queued, "leaves")
         await wait_all_tasks_blocked()
-        nursery.start_soon(door.visit, "stays")
+        nursery.start_soon(queued.visit, "stays")
         await wait_all_tasks_blocked()
-        (line,) = door.admission.views()
-        assert (line.waiting_for_slot, line.leases, line.max_concurrent) == (2, 1, 1)
+        (queue,) = queued.admission.views()
+        assert (queue.waiting_for_slot, queue.leases, queue.max_concurrent) == (2, 1, 1)
         scope.cancel()
         await trio.sleep(0.5)
-        (line,) = door.admission.views()
-        assert (line.waiting_for_slot, line.oldest_s) == (1, 0.5)
-    assert door.diary == [("works", "a", 0), ("stays", "a", 1)]
+        (queue,) = queued.admission.views()
+        assert (queue.waiting_for_slot, queue.oldest_s) == (1, 0.5)
+    assert queued.diary == [("works", "a", 0), ("stays", "a", 1)]
 
 
-async def _visit_in(scope, door, who):
+async def _visit_in(scope, queued, who):
     with scope:
-        await door.visit(who)
+        await queued.visit(who)
 
 
-async def test_place_is_not_lost_when_the_one_it_came_to_leaves_in_the_same_moment(autojump_clock):
-    """Woken and cancelled at once: the next one has it, not a second later but now."""
-    door = Door(("a",))
+async def test_slot_goes_to_the_next_request_when_the_woken_one_is_cancelled(autojump_clock):
+    """The next request gets the slot in the same step, not after the recheck interval."""
+    queued = QueuedFleet(("a",))
     scope = trio.CancelScope()
     async with trio.open_nursery() as nursery:
-        with door.fleet.lease("a", M):
-            nursery.start_soon(_visit_in, scope, door, "leaves")
+        with queued.fleet.lease("a", M):
+            nursery.start_soon(_visit_in, scope, queued, "leaves")
             await wait_all_tasks_blocked()
-            nursery.start_soon(door.visit, "next")
+            nursery.start_soon(queued.visit, "next")
             await trio.sleep(0.3)
         scope.cancel()
-    assert door.diary == [("next", "a", 0.3)]
+    assert queued.diary == [("next", "a", 0.3)]
 
 
-async def test_full_line_refuses_with_the_time_when_there_will_be_room(autojump_clock):
-    """By how often one was admitted lately; and somebody else's line counts too."""
-    door = Door(("a",), limit=3)
+async def test_full_queue_refuses_with_a_retry_after(autojump_clock):
+    """Retry-After is the mean interval between the last admissions."""
+    queued = QueuedFleet(("a",), limit=3)
     async with trio.open_nursery() as nursery:
         for number in range(4):
-            nursery.start_soon(lambda number=number: door.visit(number, work_s=7.0))
+            nursery.start_soon(lambda number=number: queued.visit(number, work_s=7.0))
             await wait_all_tasks_blocked()
         with pytest.raises(Overloaded) as caught:
-            await door.visit("too many")
+            await queued.visit("too many")
         assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "overloaded", 1)
         assert (
             "the queue is full: 3 requests wait for a neuron, 3 of them for 'lab/m' (limits.queue = 3)"
@@ -199,150 +199,150 @@ async def test_full_line_refuses_with_the_time_when_there_will_be_room(autojump_
         )
         await trio.sleep(14.5)
         for number in range(2):
-            nursery.start_soon(lambda number=number: door.visit(f"late {number}", work_s=7.0))
+            nursery.start_soon(lambda number=number: queued.visit(f"late {number}", work_s=7.0))
             await wait_all_tasks_blocked()
         with pytest.raises(Overloaded) as caught:
-            await door.visit("too many")
+            await queued.visit("too many")
         assert caught.value.retry_after_s == 4  # two in 7.5 s
-        assert door.admission.waiting == 3
-    assert len(door.diary) == 6
+        assert queued.admission.waiting == 3
+    assert len(queued.diary) == 6
 
 
-async def test_line_that_hardly_moves_says_no_more_than_a_minute(autojump_clock):
-    """Nobody can tell when an hour's answer ends, and whoever comes too early loses nothing."""
-    door = Door(("a",), limit=1)
+async def test_retry_after_of_a_slow_queue_is_at_most_a_minute(autojump_clock):
+    """Admissions an hour apart do not predict the next one."""
+    queued = QueuedFleet(("a",), limit=1)
     async with trio.open_nursery() as nursery:
         for number in range(2):
-            nursery.start_soon(lambda number=number: door.visit(number, work_s=3600.0))
+            nursery.start_soon(lambda number=number: queued.visit(number, work_s=3600.0))
             await wait_all_tasks_blocked()
         await trio.sleep(3600.5)  # one was admitted
-        nursery.start_soon(door.visit, "late")
+        nursery.start_soon(queued.visit, "late")
         await trio.sleep(3000)
         with pytest.raises(Overloaded) as caught:
-            await door.visit("too many")
+            await queued.visit("too many")
     assert caught.value.retry_after_s == 60
 
 
-async def test_request_that_was_let_through_before_is_not_turned_away(autojump_clock):
-    """A retry of one that was admitted: a full line is no reason to lose it."""
-    door = Door(("a", "b"), limit=0)
+async def test_retry_of_an_admitted_request_is_not_refused_by_a_full_queue(autojump_clock):
+    """It has been admitted before, so the limit does not apply to it."""
+    queued = QueuedFleet(("a", "b"), limit=0)
     async with trio.open_nursery() as nursery:
         for number in range(2):
-            nursery.start_soon(door.visit, number)
+            nursery.start_soon(queued.visit, number)
             await wait_all_tasks_blocked()
         with pytest.raises(Overloaded):
-            await door.visit("new")
-        await door.visit("again", failed_on={"a"})
-    assert door.diary[-1] == ("again", "b", 1)
+            await queued.visit("new")
+        await queued.visit("again", failed_on={"a"})
+    assert queued.diary[-1] == ("again", "b", 1)
 
 
 # What changes while they wait .........................................................................................
 
 
-async def test_raised_ceiling_lets_those_in_who_wait(autojump_clock):
-    """At once, and in order; a lowered one takes nothing from those at work; none at all empties the line."""
-    door = Door(("a",), max_concurrent=1)
+async def test_raised_limit_admits_waiting_requests_at_once(autojump_clock):
+    """In order. A lowered limit cuts no running request; without a limit the queue empties."""
+    queued = QueuedFleet(("a",), max_concurrent=1)
     async with trio.open_nursery() as nursery:
         for number in range(8):
-            nursery.start_soon(lambda number=number: door.visit(number, work_s=10.0))
+            nursery.start_soon(lambda number=number: queued.visit(number, work_s=10.0))
             await wait_all_tasks_blocked()
         await trio.sleep(0.5)
-        door.set_limit(3)
+        queued.set_limit(3)
         await trio.sleep(0.5)
-        assert door.diary == [(0, "a", 0), (1, "a", 0.5), (2, "a", 0.5)]
-        door.set_limit(1)
+        assert queued.diary == [(0, "a", 0), (1, "a", 0.5), (2, "a", 0.5)]
+        queued.set_limit(1)
         await trio.sleep(9.25)  # until 10.25: the first is done, two are left, and that is one too many
-        assert len(door.diary) == 3
+        assert len(queued.diary) == 3
         await trio.sleep(0.5)  # until 10.75: all three are done
-        assert door.diary[3:] == [(3, "a", 10.5)]
-        door.set_limit(None)
-    assert sorted(door.diary[4:]) == [(number, "a", 10.75) for number in range(4, 8)]
+        assert queued.diary[3:] == [(3, "a", 10.5)]
+        queued.set_limit(None)
+    assert sorted(queued.diary[4:]) == [(number, "a", 10.75) for number in range(4, 8)]
 
 
-async def test_another_replica_lets_those_in_who_wait(autojump_clock):
-    """A neuron that comes up has places."""
-    door = Door(("a", "b"), max_concurrent=1)
-    door.fleet.drain("b", draining=True)
+async def test_new_replica_admits_waiting_requests(autojump_clock):
+    """A node that is undrained has free slots."""
+    queued = QueuedFleet(("a", "b"), max_concurrent=1)
+    queued.fleet.drain("b", draining=True)
     async with trio.open_nursery() as nursery:
         for number in range(3):
-            nursery.start_soon(lambda number=number: door.visit(number, work_s=10.0))
+            nursery.start_soon(lambda number=number: queued.visit(number, work_s=10.0))
             await wait_all_tasks_blocked()
         await trio.sleep(0.5)
-        door.fleet.drain("b", draining=False)
-    assert door.diary == [(0, "a", 0), (1, "b", 0.5), (2, "a", 10)]
+        queued.fleet.drain("b", draining=False)
+    assert queued.diary == [(0, "a", 0), (1, "b", 0.5), (2, "a", 10)]
 
 
-async def test_line_hears_that_its_last_neuron_is_down(autojump_clock):
-    """Everybody in it, at once: what else is waiting for?"""
-    door = Door(("a",))
-    told = []
+async def test_waiting_requests_fail_when_the_last_node_goes_down(autojump_clock):
+    """All of them, at once."""
+    queued = QueuedFleet(("a",))
+    errors = []
 
     async def visit():
         try:
-            await door.visit("x", work_s=10.0)
+            await queued.visit("x", work_s=10.0)
         except ServiceUnavailable as error:
-            told.append((trio.current_time(), error.message))
+            errors.append((trio.current_time(), error.message))
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(visit)
         await trio.sleep(0.5)
         for _ in range(3):
-            door.fleet.missed("a", "gone")
-    assert told == [(0.5, "no healthy nodes available")] * 2
+            queued.fleet.missed("a", "gone")
+    assert errors == [(0.5, "no healthy nodes available")] * 2
 
 
-async def test_place_that_only_time_opens_is_noticed_within_a_second(autojump_clock):
-    """A neuron said when to come back. Nobody announces that it is over."""
-    door = Door(("a", "b"))
-    door.fleet.busy("b", M, 5)
+async def test_end_of_a_retry_after_is_noticed_within_a_second(autojump_clock):
+    """No event reports the end of a Retry-After, so waiting requests recheck."""
+    queued = QueuedFleet(("a", "b"))
+    queued.fleet.busy("b", M, 5)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: door.visit("on a", work_s=30.0))
+        nursery.start_soon(lambda: queued.visit("on a", work_s=30.0))
         await wait_all_tasks_blocked()
-        nursery.start_soon(door.visit, "waits")
-    assert door.diary == [("on a", "a", 0), ("waits", "b", 5)]
+        nursery.start_soon(queued.visit, "waits")
+    assert queued.diary == [("on a", "a", 0), ("waits", "b", 5)]
 
 
-# Those who have failed somewhere ......................................................................................
+# Retries ..............................................................................................................
 
 
-async def test_retry_keeps_its_turn(autojump_clock):
-    """Who came first and failed once is ahead of all who came later."""
-    door = Door(("a", "b"), max_concurrent=1)
+async def test_retry_keeps_its_place_in_the_order(autojump_clock):
+    """A request that failed once is still ahead of all later ones."""
+    queued = QueuedFleet(("a", "b"), max_concurrent=1)
     async with trio.open_nursery() as nursery:
-        with door.fleet.lease("a", M):
-            nursery.start_soon(door.visit, "on b")
+        with queued.fleet.lease("a", M):
+            nursery.start_soon(queued.visit, "on b")
             await wait_all_tasks_blocked()
-            nursery.start_soon(door.visit, "came later")
+            nursery.start_soon(queued.visit, "came later")
             await wait_all_tasks_blocked()
-            nursery.start_soon(lambda: door.visit("again", since=-1.0, failed_on={"a"}))
+            nursery.start_soon(lambda: queued.visit("again", since=-1.0, failed_on={"a"}))
             await trio.sleep(1.5)
-    assert door.diary == [("on b", "b", 0), ("again", "b", 1), ("came later", "a", 1.5)]
+    assert queued.diary == [("on b", "b", 0), ("again", "b", 1), ("came later", "a", 1.5)]
 
 
-async def test_nobody_waits_behind_a_retry_for_a_place_that_it_avoids(autojump_clock):
-    """Neither a newcomer, nor those who stand behind it when that place comes back."""
-    door = Door(("a", "b"), max_concurrent=1)
+async def test_retry_does_not_block_slots_on_nodes_that_it_avoids(autojump_clock):
+    """A new request, and the requests behind the retry, take such a slot."""
+    queued = QueuedFleet(("a", "b"), max_concurrent=1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: door.visit("on b", work_s=60.0))
-        nursery.start_soon(lambda: door.visit("on a", work_s=2.5))
+        nursery.start_soon(lambda: queued.visit("on b", work_s=60.0))
+        nursery.start_soon(lambda: queued.visit("on a", work_s=2.5))
         await wait_all_tasks_blocked()
-        ours = {who: node for who, node, _ in door.diary}
-        nursery.start_soon(lambda: door.visit("again", since=-1.0, failed_on={ours["on a"]}))
+        ours = {who: node for who, node, _ in queued.diary}
+        nursery.start_soon(lambda: queued.visit("again", since=-1.0, failed_on={ours["on a"]}))
         await wait_all_tasks_blocked()
-        nursery.start_soon(door.visit, "behind")
+        nursery.start_soon(queued.visit, "behind")
         await trio.sleep(5.25)
-        await door.visit("newcomer")
+        await queued.visit("newcomer")
         nursery.cancel_scope.cancel()
-    assert [(who, at) for who, _, at in door.diary[2:]] == [("behind", 2.5), ("newcomer", 5.25)]
+    assert [(who, at) for who, _, at in queued.diary[2:]] == [("behind", 2.5), ("newcomer", 5.25)]
 
 
-# Whatever the order ...................................................................................................
+# Random schedules .....................................................................................................
 
 
 @dataclass
 class Visitor:
-    """What one request of a schedule was, and what became of it."""
+    """One request of a schedule and its outcome."""
 
     number: int
     began: float
@@ -351,11 +351,11 @@ class Visitor:
 
 
 class Schedule:
-    """Random requests, retries, departures, ceilings and crashes."""
+    """Random requests, retries, departures, limits and crashes."""
 
     def __init__(self, rng):
         self.rng = rng
-        self.door = Door(("a", "b", "c"), max_concurrent=2, limit=40)
+        self.queued = QueuedFleet(("a", "b", "c"), max_concurrent=2, limit=40)
         self.visitors = []
 
     async def run(self):
@@ -365,33 +365,33 @@ class Schedule:
                 await trio.sleep(self.rng.choice([0, 0, 0.1, 0.5, 1.7]))
                 await wait_all_tasks_blocked()
                 self.check()
-            for name in self.door.names:
+            for name in self.queued.names:
                 self.up(name)
-        self.door.fleet.assert_idle()
-        assert self.door.admission.views() == []
-        assert self.door.admission.waiting == 0
+        self.queued.fleet.assert_idle()
+        assert self.queued.admission.views() == []
+        assert self.queued.admission.waiting == 0
         assert {visitor.ended for visitor in self.visitors} <= {"served", "left", "overloaded", "service_unavailable"}
-        # Those who may go anywhere are served as they came; when a ceiling goes, all go at once.
+        # First requests are served in the order of arrival; without a limit all are admitted at once.
         served = sorted(
-            (at, self.visitors[who].began) for who, _, at in self.door.diary if not self.visitors[who].is_retry
+            (at, self.visitors[who].began) for who, _, at in self.queued.diary if not self.visitors[who].is_retry
         )
         came = [began for _, began in served]
         assert came == sorted(came)
-        return [(visitor.number, visitor.ended) for visitor in self.visitors], self.door.diary
+        return [(visitor.number, visitor.ended) for visitor in self.visitors], self.queued.diary
 
     def come(self, nursery):
         patience_s = self.rng.choice([None, None, 0.0, 0.3, 5])
         nursery.start_soon(self.one, patience_s, ())
 
     def retry(self, nursery):
-        nursery.start_soon(self.one, None, {self.rng.choice(self.door.names)})
+        nursery.start_soon(self.one, None, {self.rng.choice(self.queued.names)})
 
     async def one(self, patience_s, failed_on):
         visitor = Visitor(len(self.visitors), trio.current_time(), bool(failed_on))
         self.visitors.append(visitor)
         with trio.move_on_after(float("inf") if patience_s is None else patience_s) as patience:
             try:
-                await self.door.visit(visitor.number, work_s=self.rng.choice([0.1, 1, 3]), failed_on=failed_on)
+                await self.queued.visit(visitor.number, work_s=self.rng.choice([0.1, 1, 3]), failed_on=failed_on)
                 visitor.ended = "served"
             except GatewayError as error:
                 visitor.ended = error.code
@@ -399,36 +399,39 @@ class Schedule:
             visitor.ended = "left"
 
     def turn_over(self, _):
-        self.door.set_limit(self.rng.choice([1, 2, 3, None]))
+        self.queued.set_limit(self.rng.choice([1, 2, 3, None]))
 
     def crash(self, _):
-        name = self.rng.choice(self.door.names)
-        if self.door.fleet.nodes[name].healthy and len([n for n in self.door.fleet.nodes.values() if n.healthy]) > 1:
+        name = self.rng.choice(self.queued.names)
+        if (
+            self.queued.fleet.nodes[name].healthy
+            and len([n for n in self.queued.fleet.nodes.values() if n.healthy]) > 1
+        ):
             for _ in range(3):
-                self.door.fleet.missed(name, "gone")
+                self.queued.fleet.missed(name, "gone")
         else:
             self.up(name)
 
     def up(self, name):
-        answers(self.door.fleet, name, a_model(M))
+        answers(self.queued.fleet, name, a_model(M))
 
     def check(self):
-        """Work conserving: a free place and somebody who could take it never coexist once everybody has reacted."""
-        admission, fleet = self.door.admission, self.door.fleet
+        """No request waits while a slot that it could take is free."""
+        admission, fleet = self.queued.admission, self.queued.fleet
         max_concurrent = admission.max_concurrent(M)
-        for line in admission._queues.values():
-            for turn in line.waiting_for_slot:
+        for queue in admission._queues.values():
+            for ticket in queue.waiting_for_slot:
                 free = [
-                    held.node.name
-                    for held in fleet.replicas(M)
-                    if max_concurrent is None or held.leases < max_concurrent
+                    replica.node.name
+                    for replica in fleet.replicas(M)
+                    if max_concurrent is None or replica.leases < max_concurrent
                 ]
-                assert not set(free) - turn.avoided_nodes, (turn.position, free, turn.avoided_nodes)
+                assert not set(free) - ticket.avoided_nodes, (ticket.position, free, ticket.avoided_nodes)
 
 
 @pytest.fixture
 def seeded(monkeypatch):
-    """Trio picks at random who runs next; this makes the picks repeatable."""
+    """Makes the order in which Trio runs tasks repeatable."""
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
 
     def seed(number):
@@ -446,8 +449,8 @@ def a_run(rng):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_nobody_waits_beside_a_free_place_whatever_happens(seed, seeded):
-    """No wake-up is lost, no place, and nobody is left in a line."""
+def test_no_request_waits_beside_a_free_slot_in_any_schedule(seed, seeded):
+    """No wake-up is lost, no place, and nobody is left in a queue."""
     a_run(seeded(seed))
 
 

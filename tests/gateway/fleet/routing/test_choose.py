@@ -1,4 +1,4 @@
-"""`choose`: section 6 of the contract as a table, and the order in which cold loads are tried."""
+"""`choose`: its checks one by one, and the order in which nodes are tried for a cold load."""
 
 import time
 
@@ -25,7 +25,7 @@ def refusal(kind, model, fleet, catalogue, **more):
 @pytest.mark.parametrize("catalogue", [LISTED, UNLISTED])
 @pytest.mark.parametrize("names", [[], ["a"], ["a", "b"]])
 def test_step_0_no_healthy_node_comes_before_everything(catalogue, names):
-    """With nobody there, nothing else is worth saying."""
+    """Without a healthy node the model does not matter."""
     error = refusal(ServiceUnavailable, "m", a_fleet(*names), catalogue)
     assert "no healthy nodes available" in error.message
     assert (error.status, error.code, error.retry_after_s) == (503, "service_unavailable", 5)
@@ -34,14 +34,14 @@ def test_step_0_no_healthy_node_comes_before_everything(catalogue, names):
 @pytest.mark.parametrize("status", ["loaded", "reloading"])
 @pytest.mark.parametrize("catalogue", [LISTED, UNLISTED])
 def test_step_1_routable_model_is_routed_whether_catalogued_or_not(status, catalogue):
-    """A model that is there is served."""
+    """The catalogue does not matter for a model that is loaded."""
     fleet = a_fleet("a", "b")
     answers(fleet, "b", a_model("m", status))
     assert choose("m", fleet, catalogue) == Route("b", "m", "http://x:8080")
 
 
 def test_step_1_least_busy_wins_and_ties_go_by_name():
-    """Others' requests by the last poll, ours by the minute."""
+    """Requests of others count as last polled, ours at once."""
     fleet = a_fleet("c", "b", "a")
     answers(fleet, "a", a_model("m", in_flight=1, queue_depth=1))
     for name in ("b", "c"):
@@ -54,7 +54,7 @@ def test_step_1_least_busy_wins_and_ties_go_by_name():
 
 
 def test_step_1_a_burst_between_two_polls_spreads_evenly():
-    """No herd: thirty requests on three idle replicas are ten each, with no poll in between."""
+    """Thirty requests on three idle replicas are ten each, without a poll in between."""
     fleet, leases = a_fleet("a", "b", "c"), []
     for name in "abc":
         answers(fleet, name, a_model("m", in_flight=0))
@@ -66,7 +66,7 @@ def test_step_1_a_burst_between_two_polls_spreads_evenly():
 
 
 def test_step_1_excluded_nodes_are_not_asked_again():
-    """A retry goes elsewhere; with nowhere else it is no route."""
+    """A retry goes to another node; without another node there is no route."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a", a_model("m"))
     answers(fleet, "b", a_model("m"))
@@ -74,8 +74,8 @@ def test_step_1_excluded_nodes_are_not_asked_again():
     refusal(ServiceUnavailable, "m", fleet, UNLISTED, exclude={"a", "b"})
 
 
-def test_step_1_neuron_at_the_ceiling_is_not_asked():
-    """Others' requests there do not count; with every neuron full there is nothing to do but wait for a place."""
+def test_step_1_node_at_its_limit_gets_no_request():
+    """Requests of others take no slot; when every node is full, the request waits for a slot."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a", a_model("m"))
     answers(fleet, "b", a_model("m", in_flight=5))
@@ -89,22 +89,22 @@ def test_step_1_neuron_at_the_ceiling_is_not_asked():
 
 
 def test_step_1_model_loaded_from_a_source_is_found_under_the_neurons_name():
-    """`source:id` loaded must not be 404 under `id`, and the body must say what the neuron calls it."""
+    """The body must have the neuron's name for the model, `source:id`."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("ollama:m"))
     assert choose("m", fleet, a_catalogue(a_profile("m", source="ollama"))).model_id == "ollama:m"
 
 
 def test_step_2_recovering_comes_before_loading():
-    """A neuron that is healing a model will have it back in a moment."""
+    """A recovering model is back soon, so Retry-After is short."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a", a_model("m", "recovering"))
     answers(fleet, "b", a_model("m", "loading"))
     assert refusal(ServiceUnavailable, "m", fleet, LISTED).retry_after_s == 2
 
 
-def test_step_3_loading_is_waited_for_whoever_asked_for_it():
-    """Reported, our own, or pre-warming: one load is enough."""
+def test_step_3_loading_is_waited_for_whatever_started_it():
+    """A reported load, our own load, and pre-warming."""
     fleet = a_fleet("a", "b", "c", "d")
     answers(fleet, "a", a_model("m", "loading"))
     answers(fleet, "b", activation=ActivationReport("pre_warming", "m"))
@@ -116,7 +116,7 @@ def test_step_3_loading_is_waited_for_whoever_asked_for_it():
 
 
 def test_step_4_catalogued_model_is_loaded():
-    """In the catalogue and feasible: a cold load."""
+    """It is in the catalogue, and a node can hold it."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m", "unloaded"))
     decision = choose("m", fleet, LISTED)
@@ -125,7 +125,7 @@ def test_step_4_catalogued_model_is_loaded():
 
 
 def test_step_4_a_node_that_cannot_serve_what_it_has_is_not_asked_to_load_it():
-    """Loading again does not make it servable; another node may."""
+    """Another load does not make it servable; another node may serve it."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a", a_model("m", servable_ok=False, servable_reason="no KV room"))
     answers(fleet, "b")
@@ -136,7 +136,7 @@ def test_step_4_a_node_that_cannot_serve_what_it_has_is_not_asked_to_load_it():
 
 @pytest.mark.parametrize("pinned_on", [(), ("b",)])
 def test_step_5_feasible_only_on_an_unhealthy_node(pinned_on):
-    """Not now, rather than never."""
+    """The error is temporary: the node may come back."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a", devices=(a_gpu(total_mb=8_000),))
     answers(fleet, "b", devices=(a_gpu(total_mb=80_000),))
@@ -149,7 +149,7 @@ def test_step_5_feasible_only_on_an_unhealthy_node(pinned_on):
 
 
 def test_step_5_a_pin_on_a_node_that_never_answered_may_yet_be_feasible():
-    """Unknown topology is not an unfit one, if the operator named the node."""
+    """The topology of a node that never answered is unknown, so the pin decides."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a")
     assert refusal(ServiceUnavailable, "m", fleet, a_catalogue(a_profile("m", pinned_on=("b",)))).retry_after_s == 3
@@ -157,7 +157,7 @@ def test_step_5_a_pin_on_a_node_that_never_answered_may_yet_be_feasible():
 
 @pytest.mark.parametrize("wants", [{"min_devices": 2}, {"min_device_vram_mb": 48_000}, {"pinned_on": ("elsewhere",)}])
 def test_step_6_feasible_nowhere(wants):
-    """The catalogue asks for what nobody has."""
+    """The error is permanent until the catalogue or the fleet changes."""
     fleet = a_fleet("a", "silent")
     answers(fleet, "a")
     error = refusal(NoFeasibleNeuron, "m", fleet, a_catalogue(a_profile("m", **wants)))
@@ -165,8 +165,8 @@ def test_step_6_feasible_nowhere(wants):
     assert (error.status, error.code) == (503, "no_feasible_neuron")
 
 
-def test_step_7_nobody_knows_it():
-    """Never: 404, naming the concrete id."""
+def test_step_7_unknown_model_is_not_found():
+    """404 with the concrete id."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("other"))
     error = refusal(ModelNotFound, "Qwen/Qwen3-8B", fleet, LISTED)
@@ -175,18 +175,18 @@ def test_step_7_nobody_knows_it():
 
 
 @pytest.mark.parametrize("status", ["unloaded", "poisoned", "some-new-status"])
-def test_known_model_outside_the_catalogue_that_cannot_serve_is_not_now(status):
-    """Section 13: somebody knows it, so it is no 404."""
+def test_model_outside_the_catalogue_that_a_node_has_but_cannot_serve_is_a_503(status):
+    """A node lists it, so it is not a 404. If it is unloaded, the error says what is missing."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m", status))
     error = refusal(ServiceUnavailable, "m", fleet, UNLISTED)
     assert (error.code, error.retry_after_s) == ("service_unavailable", 5)
-    told = "cortex cannot load it: no [[models]] table in models.toml describes it"
-    assert (told in error.message) == (status == "unloaded")
+    hint = "cortex cannot load it: no [[models]] table in models.toml describes it"
+    assert (hint in error.message) == (status == "unloaded")
 
 
-def test_known_model_whose_only_node_is_down_is_not_now():
-    """A transient thing is never reported as permanent."""
+def test_model_whose_only_node_is_down_is_a_503():
+    """A node that is down is not reported as permanent."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a", a_model("m"))
     answers(fleet, "b")
@@ -203,7 +203,7 @@ def order(fleet, catalogue, model="m"):
 
 
 def test_candidates_fit_first_then_after_eviction_then_unknown_then_full():
-    """Nobody is displaced while there is room; unknown room is neither none nor enough."""
+    """No model is evicted while there is free memory; unknown memory is neither enough nor none."""
     fleet = a_fleet("a-full", "b-unknown", "c-evict", "d-tight", "e-roomy")
     answers(fleet, "a-full", devices=(a_gpu(free_mb=100),))
     answers(fleet, "b-unknown", devices=(a_gpu(free_mb=None),))
@@ -219,8 +219,8 @@ def test_candidates_fit_first_then_after_eviction_then_unknown_then_full():
     ]
 
 
-def test_candidates_with_equal_room_go_by_name():
-    """The same fleet always gives the same order."""
+def test_candidates_with_equal_memory_go_by_name():
+    """The order is deterministic."""
     fleet = a_fleet("b", "a")
     answers(fleet, "a")
     answers(fleet, "b")
@@ -231,8 +231,8 @@ def test_candidates_with_equal_room_go_by_name():
     ("mine", "theirs", "fit"),
     [(100, 100, Fit.AFTER_EVICTION), (200, 100, Fit.AFTER_EVICTION), (100, 200, Fit.FULL)],
 )
-def test_candidates_count_only_room_they_may_take(mine, theirs, fit):
-    """A class displaces its own and lower ones."""
+def test_candidates_count_only_models_they_may_displace(mine, theirs, fit):
+    """A model displaces models of its own and lower priority."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("old", vram_used_mb=9_000), devices=(a_gpu(free_mb=2_000),))
     wanted = a_profile("m", vram_mb=10_000, residency_priority=mine)
@@ -240,16 +240,16 @@ def test_candidates_count_only_room_they_may_take(mine, theirs, fit):
 
 
 @pytest.mark.parametrize("busy", [{"status": "reloading"}, {"in_flight": 1}, {"status": "loading"}])
-def test_candidates_do_not_count_room_of_busy_models(busy):
-    """What answers or loads stays."""
+def test_candidates_do_not_count_busy_models(busy):
+    """Models with requests and models being loaded are not evicted."""
     fleet = a_fleet("a")
     busy_model = a_model("old", **{"status": "loaded", "vram_used_mb": 9_000} | busy)
     answers(fleet, "a", busy_model, devices=(a_gpu(free_mb=2_000),))
     assert order(fleet, a_catalogue(a_profile("m", vram_mb=10_000))) == [("a", Fit.FULL)]
 
 
-def test_candidates_for_two_devices_need_room_on_each():
-    """Room on one GPU does not help the other."""
+def test_candidates_for_two_devices_need_memory_on_each():
+    """Free memory on one GPU does not help the other."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a", devices=(a_gpu(0, free_mb=19_000), a_gpu(1, free_mb=1_000)))
     answers(fleet, "b", devices=(a_gpu(0, free_mb=6_000), a_gpu(1, free_mb=6_000)))
@@ -259,7 +259,7 @@ def test_candidates_for_two_devices_need_room_on_each():
 
 @measured
 def test_choose_costs_microseconds():
-    """It is asked once per request; the bound is loose because the machine is shared."""
+    """It is called once per request; the bound is loose because the machine is shared."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"))
     best = min(_time_one_thousand(fleet) for _ in range(20))

@@ -1,4 +1,4 @@
-"""What is noted of a routing decision: nothing of a trivial one, everything of one that met with trouble."""
+"""Notes on routing decisions: none on a trivial one, a verdict on every node where something stood in the way."""
 
 import pytest
 from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
@@ -11,7 +11,7 @@ from gateway.fleet.routing.decision_log import LIMIT, NodeVerdict
 
 @pytest.fixture
 def fleet():
-    """Three neurons that have answered, and one that never did."""
+    """Three nodes that have answered, and one that never did."""
     clock = Clock()
     clock.now = 100.0
     fleet = a_fleet("a", "b", "c", "d", clock=clock)
@@ -21,7 +21,7 @@ def fleet():
 
 
 def noted(fleet, *profiles, model="m", failed_on=(), made=None, into=None):
-    """What is noted of the decision that routing makes now."""
+    """The notes on the decision that `choose` makes now."""
     kept = [] if into is None else into
     catalogue = a_catalogue(*profiles)
     if made is None:
@@ -37,15 +37,15 @@ def states(choice):
     return {verdict.node: (verdict.state, verdict.detail) for verdict in choice.node_verdicts()}
 
 
-def test_only_replica_is_no_choice(fleet):
-    """That it was asked says it all."""
+def test_decision_for_the_only_replica_is_not_noted(fleet):
+    """The record of the attempt says enough."""
     answers(fleet, "a", a_model("m"))
 
     assert noted(fleet) == []
 
 
-def test_of_several_replicas_it_is_how_busy_each_was(fleet):
-    """At the time, not later; who does not have it was no candidate."""
+def test_several_replicas_are_noted_with_their_load(fleet):
+    """With the load at the time; nodes without the model are left out."""
     answers(fleet, "a", a_model("m", in_flight=2))
     answers(fleet, "b", a_model("m"))
     [choice] = noted(fleet)
@@ -58,7 +58,7 @@ def test_of_several_replicas_it_is_how_busy_each_was(fleet):
 
 
 def test_cold_model_gets_a_verdict_on_every_neuron(fleet):
-    """Where it fits, how, and why not."""
+    """Where the model fits, how, and why not."""
     answers(fleet, "a", devices=(a_gpu(free_mb=20_000),))
     answers(fleet, "b", devices=(a_gpu(free_mb=100),))
     answers(fleet, "c", devices=(a_gpu(total_mb=8_000, free_mb=8_000),))
@@ -73,8 +73,8 @@ def test_cold_model_gets_a_verdict_on_every_neuron(fleet):
     }
 
 
-def test_load_under_way_is_seen(fleet):
-    """By whom."""
+def test_load_under_way_is_noted(fleet):
+    """With the node that loads it."""
     fleet.loading("b", "m")
     [choice] = noted(fleet, a_profile("m"))
 
@@ -82,8 +82,8 @@ def test_load_under_way_is_seen(fleet):
     assert states(choice)["b"] == ("loading", "inference URL unknown")
 
 
-def test_failed_draining_and_down_neurons_say_so(fleet):
-    """One stood in the way of this request, the others in that of all."""
+def test_failed_draining_and_unhealthy_nodes_are_noted(fleet):
+    """`failed before` is about this request only."""
     for name in "abc":
         answers(fleet, name, a_model("m"))
     fleet.drain("b", draining=True)
@@ -100,8 +100,8 @@ def test_failed_draining_and_down_neurons_say_so(fleet):
     }
 
 
-def test_breaker_and_retry_after_are_told(fleet):
-    """Why the request went to the third."""
+def test_open_breaker_and_retry_after_are_noted(fleet):
+    """They explain why the request went to the third node."""
     for name in "abc":
         answers(fleet, name, a_model("m"))
     for _ in range(5):
@@ -118,8 +118,8 @@ def test_breaker_and_retry_after_are_told(fleet):
     }
 
 
-def test_model_that_cannot_serve_is_told_by_its_state(fleet):
-    """And by the neuron's own reason."""
+def test_model_that_cannot_serve_is_noted_with_its_state(fleet):
+    """With the neuron's reason, clipped."""
     answers(fleet, "a", a_model("m", servable_ok=False, servable_reason="out of memory" + "!" * 999))
     answers(fleet, "b", a_model("m", "poisoned"))
     [choice] = noted(fleet)
@@ -131,8 +131,8 @@ def test_model_that_cannot_serve_is_told_by_its_state(fleet):
     assert states(choice)["b"] == ("poisoned", "")
 
 
-def test_wait_for_a_place_tells_how_full_it_was(fleet):
-    """Of those that have it."""
+def test_wait_for_a_slot_is_noted_with_the_load(fleet):
+    """Of each node that has the model."""
     answers(fleet, "a", a_model("m"))
     with fleet.lease("a", "m"), fleet.lease("a", "m"):
         [choice] = noted(fleet, made=WaitForSlot("m"))
@@ -141,7 +141,7 @@ def test_wait_for_a_place_tells_how_full_it_was(fleet):
     assert states(choice)["a"] == ("waited for", "2 requests")
 
 
-def test_source_name_counts_as_the_model(fleet):
+def test_model_under_its_source_name_is_noted(fleet):
     """A neuron lists it as `source:id`."""
     answers(fleet, "a", a_model("hf:m"))
     answers(fleet, "b", a_model("hf:m"))
@@ -150,8 +150,8 @@ def test_source_name_counts_as_the_model(fleet):
     assert [verdict.node for verdict in choice.node_verdicts()] == ["a", "b"]
 
 
-def test_what_is_noted_of_one_request_is_bounded(fleet):
-    """However often it is turned away."""
+def test_notes_of_one_request_are_bounded(fleet):
+    """However often a decision is made."""
     kept = []
     for _ in range(LIMIT + 5):
         noted(fleet, into=kept)
