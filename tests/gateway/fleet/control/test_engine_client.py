@@ -1,4 +1,4 @@
-"""Engines as neurons: what is made of their lists, what loading means for each, and what is refused."""
+"""EngineClient: what it reads from the lists of engines, how it loads and unloads, and what it refuses."""
 
 from contextlib import asynccontextmanager
 
@@ -18,8 +18,8 @@ LIST = "GET /v1/models"
 
 
 @asynccontextmanager
-async def engine(says, **keys):
-    fake = FakeEngine(says)
+async def engine(responses, **keys):
+    fake = FakeEngine(responses)
     async with EngineClient(settings(**keys), transport=fake) as client:
         yield client, fake
 
@@ -35,8 +35,8 @@ async def ids(client):
 # Lists
 
 
-async def test_models_are_what_the_engine_lists(autojump_clock):
-    """Under their own names, loaded, with the context length where vLLM tells it."""
+async def test_models_are_those_that_the_engine_lists(autojump_clock):
+    """By their own names, as loaded, with the context length if the engine reports it."""
     async with engine({LIST: listing({"id": "Qwen/Qwen3-8B", "max_model_len": 32768}, "plain")}) as (client, fake):
         large, plain = await client.models()
 
@@ -45,54 +45,56 @@ async def test_models_are_what_the_engine_lists(autojump_clock):
     assert fake.keys == [None]
 
 
-async def test_models_go_by_our_ids_where_there_are_any():
-    """Several of ours may be one of theirs; one of theirs that has ours goes by no other."""
+async def test_models_get_our_ids_from_serves():
+    """Several ids may map to one name; a name that is mapped is not listed by itself."""
     serves = {"Qwen/Qwen3-8B": "qwen3:8b", "also": "qwen3:8b", "taken": "elsewhere", "absent": "not-pulled"}
     async with engine({LIST: listing("qwen3:8b", "llama3", "taken")}, serves=serves) as (client, _):
         assert await ids(client) == ["Qwen/Qwen3-8B", "also", "llama3"]
 
 
 async def test_ollama_names_without_a_tag_mean_latest():
-    """`ollama pull qwen3` lists as `qwen3:latest`; an operator writes what was pulled."""
-    says = {LIST: listing("qwen3:latest", "hf.co:443/a:q4"), "GET /api/ps": (200, {"models": []})}
-    async with engine(says, engine="ollama", serves={"Qwen/Qwen3": "qwen3"}) as (client, _):
+    """`ollama pull qwen3` is listed as `qwen3:latest`; the configuration has `qwen3`."""
+    responses = {LIST: listing("qwen3:latest", "hf.co:443/a:q4"), "GET /api/ps": (200, {"models": []})}
+    async with engine(responses, engine="ollama", serves={"Qwen/Qwen3": "qwen3"}) as (client, _):
         assert await ids(client) == ["Qwen/Qwen3", "hf.co:443/a:q4"]
 
 
 async def test_key_and_base_path_are_used_for_control_calls():
-    """The list stands behind the same door as everything else."""
+    """The list needs the same key and prefix as inference."""
     fake_list = {"GET /openai/models": listing("m")}
     async with engine(fake_list, api_key="k", base_path="/openai") as (client, fake):
         assert await ids(client) == ["m"]
     assert fake.keys == ["Bearer k"]
 
 
-@pytest.mark.parametrize("said", [(404, {"detail": "Not Found"}), (405, b""), (501, b""), (200, b"<html>"), (200, {})])
-async def test_static_models_need_no_list_only_a_sign_of_life(said):
-    """For servers that cannot list."""
-    async with engine({LIST: said}, models=("m",), serves={"ours": "m"}) as (client, _):
+@pytest.mark.parametrize(
+    "response", [(404, {"detail": "Not Found"}), (405, b""), (501, b""), (200, b"<html>"), (200, {})]
+)
+async def test_configured_models_need_an_answer_but_no_list(response):
+    """For engines that cannot list their models."""
+    async with engine({LIST: response}, models=("m",), serves={"ours": "m"}) as (client, _):
         assert await ids(client) == ["ours"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 500, 503])
-async def test_engine_that_is_unwell_or_locked_is_so_with_static_models_too(status):
-    """A wrong key is not a missing list."""
+async def test_engine_that_fails_or_refuses_the_key_fails_with_configured_models_too(status):
+    """A wrong key is not the same as a missing list."""
     async with engine({LIST: (status, {"error": {"message": "no", "code": status}})}, models=("m",)) as (client, _):
         with pytest.raises(NeuronRefused) as caught:
             await client.models()
     assert (caught.value.status, caught.value.text) == (status, "no")
 
 
-@pytest.mark.parametrize("said", [b"", b"[]", b'{"data":{}}', b'{"data":[{"id":1}]}', b"\xff"])
-async def test_list_that_is_none_is_malformed(said):
-    """Never a guess."""
-    async with engine({LIST: (200, said)}) as (client, _):
+@pytest.mark.parametrize("response", [b"", b"[]", b'{"data":{}}', b'{"data":[{"id":1}]}', b"\xff"])
+async def test_invalid_list_is_malformed(response):
+    """The client does not guess."""
+    async with engine({LIST: (200, response)}) as (client, _):
         with pytest.raises(NeuronMalformed):
             await client.models()
 
 
 async def test_list_may_be_null():
-    """An Ollama without models."""
+    """Ollama without models sends null."""
     async with engine({LIST: (200, {"object": "list", "data": None})}) as (client, _):
         assert await ids(client) == []
 
@@ -109,14 +111,14 @@ async def test_list_may_be_null():
         ("ready", "loaded"),
     ],
 )
-async def test_router_states_say_whether_a_request_would_be_served(status, offered):
-    """llama.cpp's router loads at the first request: only what has failed or is not there yet is not routable."""
+async def test_router_states_map_to_routable_or_not(status, offered):
+    """llama.cpp's router loads at the first request, so only a failed or a missing model is not routable."""
     async with engine({LIST: listing({"id": "m", "status": status})}, engine="llamacpp") as (client, _):
         assert [model.status for model in await client.models()] == [offered]
 
 
-async def test_cortex_behind_cortex_offers_what_it_can_serve():
-    """Its list has its whole catalogue, aliases too; what fits nowhere there is no offer."""
+async def test_another_cortex_offers_only_models_that_it_can_serve():
+    """Its list has its whole catalogue; a model that no node there can hold is left out."""
     entries = [
         {"id": "warm", "loaded": True, "feasible_on": [], "locations": [{}], "limit": {"context": 4096}},
         {"id": "cold", "loaded": False, "feasible_on": ["gpu"], "locations": [], "capabilities": ["chat"]},
@@ -128,8 +130,8 @@ async def test_cortex_behind_cortex_offers_what_it_can_serve():
     assert (cold.id, cold.capabilities) == ("cold", ("chat",))
 
 
-async def test_oddities_in_an_entry_hurt_nobody():
-    """What engines add has no schema."""
+async def test_unexpected_types_in_an_entry_are_ignored():
+    """The fields that engines add have no schema."""
     odd = {
         "id": "m",
         "meta": [],
@@ -147,8 +149,8 @@ async def test_oddities_in_an_entry_hurt_nobody():
 # Devices and places
 
 
-async def test_nothing_is_known_of_devices_and_nobody_asked():
-    """Unknown is unknown."""
+async def test_devices_are_unknown_and_nothing_is_sent():
+    """Nothing is sent for discovery, health and the endpoint."""
     async with engine({}) as (client, fake):
         assert (await client.discovery()).devices is None
         assert (await client.health()).devices is None
@@ -156,25 +158,25 @@ async def test_nothing_is_known_of_devices_and_nobody_asked():
     assert fake.asked == []
 
 
-async def test_ollama_says_how_full_it_is():
-    """With the operator's word for the total, `cortex status` has a bar to draw."""
+async def test_ollama_reports_its_memory():
+    """The total is the configured `vram_mb`."""
     running = {"models": [{"name": "qwen3:8b", "size_vram": 6 * 2**30}, {"name": "on-cpu", "size_vram": 0}]}
-    says = {LIST: listing("qwen3:8b", "idle:latest"), "GET /api/ps": (200, running)}
-    async with engine(says, engine="ollama", vram_mb=8192) as (client, _):
+    responses = {LIST: listing("qwen3:8b", "idle:latest"), "GET /api/ps": (200, running)}
+    async with engine(responses, engine="ollama", vram_mb=8192) as (client, _):
         (device,) = (await client.health()).devices
         assert [model.vram_used_mb for model in await client.models()] == [6144, None]
         assert (await client.discovery()).devices[0].vram_total_mb == 8192
     assert (device.vram_used_mb, device.vram_free_mb) == (6144, 2048)
 
 
-async def test_ollama_that_does_not_say_what_runs_serves_all_the_same():
-    """Memory is an ornament here."""
+async def test_ollama_serves_without_its_list_of_running_models():
+    """Memory is for display only."""
     async with engine({LIST: listing("m"), "GET /api/ps": (500, b"")}, engine="ollama") as (client, _):
         assert await ids(client) == ["m"]
 
 
 async def test_engine_is_polled_into_the_fleet_and_never_a_place_for_a_cold_load(autojump_clock):
-    """It is healthy, it routes what it lists, with access; and what it does not list is not loaded there."""
+    """It is healthy and routes the models that it lists; no other model is loaded there."""
     fake = FakeEngine({LIST: listing("listed")})
     configured = settings(vram_mb=80_000, engine="vllm")
     fleet = Fleet([configured], misses=3)
@@ -190,7 +192,7 @@ async def test_engine_is_polled_into_the_fleet_and_never_a_place_for_a_cold_load
 
 
 async def test_devices_stay_unknown_in_the_fleet(autojump_clock):
-    """None is not "none"."""
+    """Unknown devices are not the same as no devices."""
     fleet = Fleet([settings()], misses=3)
     async with engine({LIST: listing("m")}) as (client, _), trio.open_nursery() as nursery:
         await nursery.start(Poller(fleet, {"box": client}, PollSettings()).run)
@@ -204,7 +206,7 @@ async def test_devices_stay_unknown_in_the_fleet(autojump_clock):
 
 @pytest.mark.parametrize("named", [None, "vllm", "sglang", "lmstudio", "tabbyapi", "transformers", "cortex"])
 async def test_engine_without_an_api_for_it_neither_loads_nor_unloads(named):
-    """Said in words, and nobody is asked."""
+    """The error says so, and nothing is sent."""
     async with engine({}, engine=named) as (client, fake):
         with pytest.raises(NeuronRefused, match="cannot load models on box"):
             await client.load("m", "x")
@@ -214,13 +216,13 @@ async def test_engine_without_an_api_for_it_neither_loads_nor_unloads(named):
 
 
 async def test_ollama_loads_with_an_empty_prompt_and_unloads_with_keep_alive_0(autojump_clock):
-    """As its docs/api.md has it; unloaded is when `/api/ps` no longer lists it."""
+    """As in Ollama's docs/api.md; the model is unloaded when `/api/ps` no longer lists it."""
     left = iter([[{"name": "qwen3:latest", "size_vram": 1}]] * 3 + [[]])
-    says = {
+    responses = {
         "POST /api/generate": (200, {"done": True}),
         "GET /api/ps": lambda _: (200, {"models": next(left)}),
     }
-    async with engine(says, engine="ollama", serves={"Qwen/Qwen3": "qwen3"}) as (client, fake):
+    async with engine(responses, engine="ollama", serves={"Qwen/Qwen3": "qwen3"}) as (client, fake):
         await client.load("Qwen/Qwen3", "x", quant="q4", devices=[0])
         await client.unload("Qwen/Qwen3")
     posted = [body for what, body in fake.asked if what == "POST /api/generate"]
@@ -229,58 +231,58 @@ async def test_ollama_loads_with_an_empty_prompt_and_unloads_with_keep_alive_0(a
 
 
 def router(*states):
-    """A llama.cpp router that goes through these states, one per look."""
+    """A llama.cpp router that shows these states, one per call."""
     left = list(states)
     return lambda _: listing({"id": "m", "status": left.pop(0) if len(left) > 1 else left[0]})
 
 
 async def test_llamacpp_router_is_waited_for(autojump_clock):
-    """It answers at once and loads in the background."""
-    says = {
+    """The router answers at once and loads in the background."""
+    responses = {
         LIST: router({"value": "unloaded"}, {"value": "loading"}, {"value": "loaded"}),
         "POST /models/load": (200, {"success": True}),
     }
-    async with engine(says, engine="llamacpp") as (client, fake):
+    async with engine(responses, engine="llamacpp") as (client, fake):
         await client.load("m", "x")
     assert fake.asked[0] == ("POST /models/load", {"model": "m"})
     assert trio.current_time() == 1.0
 
 
-async def test_llamacpp_router_that_fails_to_load_says_so(autojump_clock):
-    """And does not leave us waiting."""
-    says = {
+async def test_llamacpp_router_that_fails_to_load_is_an_error(autojump_clock):
+    """The client does not wait on."""
+    responses = {
         LIST: router({"value": "loading"}, {"value": "unloaded", "failed": True, "exit_code": 1}),
         "POST /models/load": (200, {"success": True}),
     }
-    async with engine(says, engine="llamacpp") as (client, _):
+    async with engine(responses, engine="llamacpp") as (client, _):
         with pytest.raises(NeuronRefused, match="could not load 'm'"):
             await client.load("m", "x")
 
 
 async def test_llamacpp_router_unloads(autojump_clock):
-    """The process takes its time to stop."""
-    says = {
+    """The client waits until the process has stopped."""
+    responses = {
         LIST: router({"value": "loaded"}, {"value": "unloaded"}),
         "POST /models/unload": (200, {"success": True}),
     }
-    async with engine(says, engine="llamacpp") as (client, _):
+    async with engine(responses, engine="llamacpp") as (client, _):
         await client.unload("m")
     assert trio.current_time() == 0.5
 
 
 async def test_loaded_already_is_success(autojump_clock):
-    """The goal is met."""
-    says = {
+    """The router refuses, but the goal is reached."""
+    responses = {
         LIST: router({"value": "loaded"}),
         "POST /models/load": (400, {"error": {"code": 400, "message": "model is already loaded"}}),
     }
-    async with engine(says, engine="llamacpp") as (client, _):
+    async with engine(responses, engine="llamacpp") as (client, _):
         await client.load("m", "x")
 
 
 async def test_llamacpp_with_one_model_cannot_switch():
-    """Not in router mode there is no such path."""
-    says = {"POST /models/load": (404, {"error": {"message": "File Not Found", "code": 404}})}
-    async with engine(says, engine="llamacpp") as (client, _):
+    """Outside the router mode the path does not exist."""
+    responses = {"POST /models/load": (404, {"error": {"message": "File Not Found", "code": 404}})}
+    async with engine(responses, engine="llamacpp") as (client, _):
         with pytest.raises(NeuronRefused, match="one model, or does not know 'm': File Not Found"):
             await client.load("m", "x")

@@ -1,4 +1,4 @@
-"""The neuron client: what it sends, what it forgives, what it refuses; and where a neuron thinks it is."""
+"""NeuronClient: its calls, its lenient reading, its errors; and the rewriting of loopback URLs."""
 
 import json
 
@@ -25,39 +25,41 @@ async def client(neuron):
         yield client
 
 
-def says(neuron, path, text, status=200):
+def responds(neuron, path, text, status=200):
     neuron.overrides[path] = lambda: httpx.Response(status, stream=httpx.ByteStream(text))
 
 
 async def test_discovery_health_and_models_are_read(client, neuron):
-    """The three questions of a poll, answered in full."""
+    """The three calls of a poll with full answers."""
     assert (await client.discovery()).devices[0].vram_total_mb == 24_000
     assert (await client.health()).devices[0].vram_free_mb == 20_000
     assert [entry.id for entry in await client.models()] == ["Qwen/Qwen3-1.7B"]
 
 
 async def test_endpoint_quotes_the_id_as_one_segment_and_rewrites_loopback(client, neuron):
-    """A slash in an id is not a path; localhost is the neuron's, not ours."""
+    """A slash in an id is quoted; localhost is replaced by the host of the endpoint."""
     assert await client.endpoint("Qwen/Qwen3-1.7B") == "http://beast.lan:8080"
     assert neuron.calls[-1][1] == "GET /models/Qwen%2FQwen3-1.7B/endpoint"
 
 
 async def test_endpoint_loses_its_trailing_slash_even_on_another_host(client, neuron):
-    """Paths are appended to it."""
+    """Paths are appended to the URL."""
     neuron.inference_url = "http://other.host:1234/"
     assert await client.endpoint("Qwen/Qwen3-1.7B") == "http://other.host:1234"
 
 
 async def test_answers_are_read_leniently(client, neuron):
-    """Unknown fields, nulls, absences and floats for integers are a neuron's right."""
-    says(neuron, "/health", b'{"uptime_secs":1.5,"devices":[{"index":0.0,"vram_free_mb":1.0,"x":1}],"new":[]}')
+    """Unknown fields, nulls, missing fields and floats for integers are accepted."""
+    responds(neuron, "/health", b'{"uptime_secs":1.5,"devices":[{"index":0.0,"vram_free_mb":1.0,"x":1}],"new":[]}')
     health = await client.health()
     assert (health.uptime_secs, health.devices[0].vram_free_mb, health.devices[0].temp_c) == (1.5, 1, None)
     assert (health.activation, health.models) == (None, None)
-    says(neuron, "/models", b'[{"id":"m","status":"loaded","devices":null,"limit":{"context":4096.0},"servable":{}}]')
+    responds(
+        neuron, "/models", b'[{"id":"m","status":"loaded","devices":null,"limit":{"context":4096.0},"servable":{}}]'
+    )
     (entry,) = await client.models()
     assert (entry.harness, entry.limit.context, entry.servable.ok) == (None, 4096, True)
-    says(neuron, "/discovery", b"{}")
+    responds(neuron, "/discovery", b"{}")
     assert (await client.discovery()).devices is None
 
 
@@ -66,14 +68,14 @@ async def test_answers_are_read_leniently(client, neuron):
     [b"", b"{", b"null", b"[1]", b'{"a":1}', b"<html>", b'[{"id":1,"status":"loaded"}]', b"\xff", b"[" * 100_000],
 )
 async def test_answer_that_is_not_the_api_is_malformed(client, neuron, text):
-    """Never a guess, never another exception."""
-    says(neuron, "/models", text)
+    """No guess, and no other exception."""
+    responds(neuron, "/models", text)
     with pytest.raises(NeuronMalformed):
         await client.models()
 
 
 async def test_answer_without_end_is_cut_off(client, neuron):
-    """A neuron gone mad must not take our memory with it."""
+    """An endless answer must not fill the memory."""
 
     class Endless(httpx.AsyncByteStream):
         sent = 0
@@ -94,7 +96,7 @@ async def test_answer_without_end_is_cut_off(client, neuron):
 
 
 async def test_compressed_answer_is_not_inflated(client, neuron):
-    """We asked for identity; a bomb stays a brick."""
+    """The client asks for identity, so compressed bytes are not inflated."""
     bomb = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"\x1f\x8b"))
     neuron.overrides["/models"] = lambda: bomb
     with pytest.raises(NeuronMalformed):
@@ -110,16 +112,16 @@ async def test_compressed_answer_is_not_inflated(client, neuron):
         (503, b"\xff" * 5_000, "\ufffd" * 500),
     ],
 )
-async def test_refusal_carries_status_and_the_neurons_own_words(client, neuron, status, text, words):
-    """The flat error's text, else the body, bounded."""
-    says(neuron, "/models", text, status)
+async def test_refusal_has_the_status_and_the_error_text(client, neuron, status, text, words):
+    """The text of the error, else the body, of limited length."""
+    responds(neuron, "/models", text, status)
     with pytest.raises(NeuronRefused) as caught:
         await client.models()
     assert (caught.value.status, caught.value.text) == (status, words)
 
 
-async def test_neuron_that_sends_us_elsewhere_is_not_followed(client, neuron):
-    """An engine's key would go along, and an answer from elsewhere is not the neuron's."""
+async def test_redirect_is_not_followed(client, neuron):
+    """The API key would be sent to another host, whose answer is not the neuron's."""
     elsewhere = {"location": "http://evil.example/models"}
     neuron.overrides["/models"] = lambda: httpx.Response(307, headers=elsewhere, stream=httpx.ByteStream(b""))
     with pytest.raises(NeuronRefused) as caught:
@@ -129,10 +131,10 @@ async def test_neuron_that_sends_us_elsewhere_is_not_followed(client, neuron):
     assert [called for _, called in neuron.calls] == ["GET /models"]
 
 
-async def test_proxies_of_the_environment_are_not_for_neurons(monkeypatch):
-    """Whoever started us may have a proxy for the web; the fleet is not behind it."""
+async def test_proxies_of_the_environment_are_not_used(monkeypatch):
+    """An environment may name a proxy for the web; neurons are not behind it."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # no server
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     async with listening(answering(with_length(b"[]"))) as url, NeuronClient(url) as client:
@@ -140,15 +142,15 @@ async def test_proxies_of_the_environment_are_not_for_neurons(monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["beast..lan", "a" * 64, "xn--zz--.invalid"])
-async def test_host_that_is_no_name_is_unreachable(host):
-    """A typo is no crash of whoever polls."""
+async def test_invalid_host_name_is_unreachable(host):
+    """A typo in the endpoint must not crash the poller."""
     async with NeuronClient(f"http://{host}:1") as client:
         with pytest.raises(NeuronUnreachable):
             await client.models()
 
 
 async def test_refused_connection_is_unreachable(client, neuron):
-    """Httpx's errors do not leave the file."""
+    """Errors of httpx are translated."""
     neuron.unreachable = True
     with pytest.raises(NeuronUnreachable, match="refused"):
         await client.health()
@@ -168,20 +170,20 @@ async def test_load_sends_every_field_and_null_where_unset(client, neuron):
 
 
 async def test_load_of_what_is_already_loaded_is_success(client, neuron):
-    """The goal is met."""
+    """The goal is reached."""
     neuron.overrides["/models/load"] = lambda: answer(400, {"error": "model 'm' already loaded"})
     await client.load("m", "vllm")
 
 
-async def test_load_that_fails_says_why(client, neuron):
-    """Every failure is a 400 with words."""
+async def test_failed_load_has_the_reason(client, neuron):
+    """A neuron answers every failure with 400 and a text."""
     neuron.overrides["/models/load"] = lambda: answer(400, {"error": "out of memory"})
     with pytest.raises(NeuronRefused, match="out of memory"):
         await client.load("m", "vllm")
 
 
 async def test_load_has_no_deadline_of_its_own(neuron, autojump_clock):
-    """Weights take the time they take; the scope is the caller's."""
+    """A load may take long; the caller sets the deadline."""
     neuron.overrides["/models/load"] = lambda: answer(200, {"status": "loaded"})
     neuron.slow_s["/models/load"] = 1500
     async with NeuronClient(ENDPOINT, transport=neuron) as client:
@@ -190,13 +192,13 @@ async def test_load_has_no_deadline_of_its_own(neuron, autojump_clock):
 
 
 async def test_unload_names_the_model(client, neuron):
-    """One field."""
+    """The body has one field."""
     neuron.overrides["/models/unload"] = lambda: answer(200, {"status": "unloaded"})
     await client.unload("m")
     assert json.loads(neuron.bodies[-1]) == {"model_id": "m"}
 
 
-# Where a neuron thinks it is ..........................................................................................
+# Loopback URLs ........................................................................................................
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ async def test_unload_names_the_model(client, neuron):
     ],
 )
 def test_loopback_rewrite_table(inference, configured, seen_from_here):
-    """Section 2's table, and its neighbours."""
+    """Loopback hosts are replaced, other hosts and invalid URLs are not."""
     assert loopback_rewrite(inference, configured) == seen_from_here
 
 
@@ -241,12 +243,12 @@ HOSTS = st.sampled_from(["beast", "beast.lan", "10.0.0.7", "[fd00::1]"])
     outside=st.tuples(HOSTS, PORTS),
 )
 def test_loopback_rewrite_changes_the_host_and_nothing_else(scheme, loopback, rest, slash, outside):
-    """Scheme, port and path are the inference URL's, the host is the configured one."""
+    """Scheme, port and path of the inference URL stay; the host is that of the endpoint."""
     rewritten = loopback_rewrite(f"{scheme}://{loopback}{rest}{slash}", f"http://{''.join(outside)}")
     assert rewritten == f"{scheme}://{outside[0]}{rest}"
 
 
 @given(url=st.text(), endpoint=st.one_of(st.text(), HOSTS.map(lambda host: f"http://{host}:1")))
 def test_loopback_rewrite_never_raises(url, endpoint):
-    """A neuron may say anything."""
+    """A neuron may report any string."""
     assert isinstance(loopback_rewrite(url, endpoint), str)

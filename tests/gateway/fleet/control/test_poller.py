@@ -1,4 +1,4 @@
-"""The poller: what a round learns, what a bad neuron costs the others, and when things are asked again."""
+"""The poller: what a poll learns, that a bad neuron does not disturb the others, and when calls are repeated."""
 
 from contextlib import asynccontextmanager
 
@@ -34,7 +34,7 @@ async def polling(**neurons):
 
 
 async def test_poller_is_ready_with_a_fleet(autojump_clock):
-    """The first request finds everything a round can tell."""
+    """The first request finds everything that a poll reports."""
     neuron = FakeNeuron(model("m", capabilities=["vision"], limit={"context": 4096}))
     neuron.counters = [{"id": "m", "in_flight": 2, "queue_depth": 1}]
     neuron.activation = {"state": "pre_warming", "pending": ["p"], "in_progress": "q", "completed": [], "failed": []}
@@ -47,8 +47,8 @@ async def test_poller_is_ready_with_a_fleet(autojump_clock):
         assert (node.uptime_s, node.activation.awaited) == (1000.0, ("q", "p"))
 
 
-async def test_hung_neuron_delays_nobody_but_the_start_and_that_is_bounded(autojump_clock):
-    """Ready after the hung one's deadline; the others were there at once and are polled on time."""
+async def test_hung_neuron_delays_only_the_start_and_only_until_the_deadline(autojump_clock):
+    """The poller is ready after its deadline; the other neurons are polled on time."""
     hung, well = FakeNeuron(), FakeNeuron(model("m"))
     hung.hanging = {"/health", "/models", "/discovery"}
     async with polling(hung=hung, well=well) as (fleet, _):
@@ -61,8 +61,8 @@ async def test_hung_neuron_delays_nobody_but_the_start_and_that_is_bounded(autoj
         assert not fleet.nodes["hung"].ever_answered
 
 
-async def test_neuron_goes_after_three_misses_and_comes_back_with_one_answer(autojump_clock):
-    """Seen at 0, silent from then: down with the third missed poll at 30, back at 40."""
+async def test_neuron_is_unhealthy_after_three_misses_and_healthy_after_one_answer(autojump_clock):
+    """It answers at 0 and not again until 30: unhealthy at 30, healthy at 40."""
     neuron = FakeNeuron(model("m"))
     async with polling(a=neuron) as (fleet, _):
         neuron.unreachable = True
@@ -78,7 +78,7 @@ async def test_neuron_goes_after_three_misses_and_comes_back_with_one_answer(aut
 
 @pytest.mark.parametrize("how", ["hanging", "failing"])
 async def test_health_failing_alone_never_marks_a_neuron_unhealthy(autojump_clock, how):
-    """Such a neuron serves, new models included; only its readings are unknown."""
+    """Such a neuron serves its models, also new ones; only its readings are unknown."""
     neuron = FakeNeuron()
     async with polling(a=neuron) as (fleet, _):
         getattr(neuron, how).add("/health")
@@ -90,7 +90,7 @@ async def test_health_failing_alone_never_marks_a_neuron_unhealthy(autojump_cloc
         assert fleet.nodes["a"].devices[0].vram_total_mb == 24_000
 
 
-ABSURD = "1" + "0" * 400  # an integer that is no float
+ABSURD = "1" + "0" * 400  # an integer that does not fit a float
 
 
 @pytest.mark.parametrize(
@@ -105,23 +105,23 @@ ABSURD = "1" + "0" * 400  # an integer that is no float
         ("/health", '{"uptime_secs":1e300,"devices":[{"index":1e300}]}'),
     ],
 )
-async def test_number_that_cannot_be_meant_is_one_neurons_trouble(autojump_clock, path, text):
-    """It took the whole gateway along once; now what it says is malformed, and metrics are there for all others."""
+async def test_absurd_number_affects_only_its_neuron(autojump_clock, path, text):
+    """The answer is malformed; other neurons and the metrics go on. Once it crashed the gateway."""
     mad, sane = FakeNeuron(model("m")), FakeNeuron(model("m"))
     async with polling(a=mad, b=sane) as (fleet, _):
         metrics = Metrics()
         metrics.watch_fleet(lambda: fleet.snapshot().nodes)
-        mad.restart()  # so that it is asked for everything again
+        mad.restart()  # so that every call is repeated
         mad.overrides[path] = lambda: httpx.Response(200, stream=httpx.ByteStream(text.encode()))
         await trio.sleep_until(65)
 
         assert fleet.nodes["a"].healthy is (path != "/models")
-        assert [held.node.name for held in fleet.replicas("m")][-1] == "b"
+        assert [replica.node.name for replica in fleet.replicas("m")][-1] == "b"
         assert b'cortex_node_healthy{node="b"} 1.0' in metrics.expose()
 
 
 async def test_models_failing_is_a_miss(autojump_clock):
-    """Whether a neuron is there is `/models`' say."""
+    """`/models` decides whether a neuron is up."""
     neuron = FakeNeuron()
     async with polling(a=neuron) as (fleet, _):
         neuron.failing.add("/models")
@@ -130,7 +130,7 @@ async def test_models_failing_is_a_miss(autojump_clock):
 
 
 async def test_discovery_is_read_once_and_again_after_a_restart(autojump_clock):
-    """Hardware does not change while a neuron runs; between two runs it may."""
+    """Hardware is constant while a neuron runs."""
     neuron = FakeNeuron()
     async with polling(a=neuron) as (fleet, _):
         await trio.sleep_until(25)
@@ -143,7 +143,7 @@ async def test_discovery_is_read_once_and_again_after_a_restart(autojump_clock):
 
 
 async def test_discovery_is_asked_until_it_answers(autojump_clock):
-    """Unknown hardware stays unknown, is no reason to call the neuron dead, and is asked about again."""
+    """The neuron is healthy without it, and its devices are unknown until then."""
     neuron = FakeNeuron()
     neuron.failing.add("/discovery")
     async with polling(a=neuron) as (fleet, _):
@@ -156,8 +156,8 @@ async def test_discovery_is_asked_until_it_answers(autojump_clock):
         assert fleet.nodes["a"].devices is not None
 
 
-async def test_endpoint_is_looked_up_once_per_stay(autojump_clock):
-    """When first seen loaded, and again when it was gone in between."""
+async def test_endpoint_is_asked_once_until_the_model_goes(autojump_clock):
+    """Again only when the model was unloaded in between."""
     neuron = FakeNeuron(model("m"), model("n", "unloaded"))
     async with polling(a=neuron) as (fleet, _):
         await trio.sleep_until(25)
@@ -173,7 +173,7 @@ async def test_endpoint_is_looked_up_once_per_stay(autojump_clock):
 
 
 async def test_endpoint_is_asked_again_after_a_restart_and_after_a_failed_connection(autojump_clock):
-    """A cached URL is good until something speaks against it."""
+    """A cached URL is used until then."""
     neuron = FakeNeuron(model("m"))
     async with polling(a=neuron) as (fleet, _):
         neuron.restart()
@@ -184,8 +184,8 @@ async def test_endpoint_is_asked_again_after_a_restart_and_after_a_failed_connec
 
 
 @pytest.mark.parametrize("how", ["hanging", "failing"])
-async def test_endpoint_that_cannot_be_had_makes_one_model_wait_not_the_neuron(autojump_clock, how):
-    """No URL, no route; the rest of the poll stands."""
+async def test_failing_endpoint_call_affects_only_its_model(autojump_clock, how):
+    """Without a URL the model is not routable; the rest of the poll counts."""
     neuron = FakeNeuron(model("m"), model("n"))
     getattr(neuron, how).add(ENDPOINT_PATH)
     async with polling(a=neuron) as (fleet, _):
@@ -196,8 +196,8 @@ async def test_endpoint_that_cannot_be_had_makes_one_model_wait_not_the_neuron(a
         assert fleet.replicas("m")
 
 
-async def test_poke_polls_now_once_and_the_rhythm_goes_on_from_there(autojump_clock):
-    """A burst of failed requests is one poll."""
+async def test_poll_soon_polls_once_and_the_interval_begins_anew(autojump_clock):
+    """A burst of failed requests causes one poll."""
     neuron = FakeNeuron()
     async with polling(a=neuron) as (_, poller):
         await trio.sleep_until(3)
@@ -207,8 +207,8 @@ async def test_poke_polls_now_once_and_the_rhythm_goes_on_from_there(autojump_cl
         assert neuron.asked("/models") == [0, 3, 13, 23]
 
 
-async def test_poke_during_a_poll_is_another_poll(autojump_clock):
-    """The one under way may have seen the past."""
+async def test_poll_soon_during_a_poll_causes_another_poll(autojump_clock):
+    """The answer of the poll under way may be older."""
     neuron = FakeNeuron()
     async with polling(a=neuron) as (_, poller):
         neuron.slow_s["/models"] = 2
@@ -218,8 +218,8 @@ async def test_poke_during_a_poll_is_another_poll(autojump_clock):
         assert neuron.asked("/models") == [0, 10, 12]
 
 
-async def test_pokes_without_end_do_not_become_polls_without_end(autojump_clock):
-    """At most five a second."""
+async def test_endless_poll_soon_calls_cause_few_polls(autojump_clock):
+    """At most five per second."""
     neuron = FakeNeuron()
     async with polling(a=neuron) as (_, poller):
         for _ in range(100):
@@ -229,7 +229,7 @@ async def test_pokes_without_end_do_not_become_polls_without_end(autojump_clock)
 
 
 async def test_poll_that_began_before_an_unload_does_not_bring_the_model_back(autojump_clock):
-    """The answer left the neuron before the unload and arrived after it."""
+    """Its answer is older than the unload."""
     neuron = FakeNeuron(model("m"))
     async with polling(a=neuron) as (fleet, poller):
         neuron.slow_s["/models"] = 2
@@ -245,7 +245,7 @@ async def test_poll_that_began_before_an_unload_does_not_bring_the_model_back(au
 
 
 async def test_poll_that_began_before_a_load_does_not_hide_the_model(autojump_clock):
-    """The other way round: what we just loaded stays, and the next poll confirms it."""
+    """The loaded model stays, and the next poll confirms it."""
     neuron = FakeNeuron()
     async with polling(a=neuron) as (fleet, poller):
         neuron.slow_s["/models"] = 2
@@ -258,8 +258,8 @@ async def test_poll_that_began_before_a_load_does_not_hide_the_model(autojump_cl
             assert fleet.replicas("m")[0].url == "http://a:8080"
 
 
-async def test_log_tells_of_changes_only(autojump_clock):
-    """An hour of health is silence."""
+async def test_log_has_changes_only(autojump_clock):
+    """An hour without a change logs nothing."""
     neuron = FakeNeuron(model("m"), model("n"))
     with structlog.testing.capture_logs() as logged:
         async with polling(a=neuron) as (_, _poller):
@@ -269,8 +269,8 @@ async def test_log_tells_of_changes_only(autojump_clock):
             neuron.unreachable = True
             await trio.sleep_until(4000)
     logged = [entry for entry in logged if entry["log_level"] != "debug"]
-    told = [(entry["event"], entry.get("model"), entry.get("status")) for entry in logged]
-    assert told == [
+    changes = [(entry["event"], entry.get("model"), entry.get("status")) for entry in logged]
+    assert changes == [
         ("model_seen", "m", "loaded"),
         ("model_seen", "n", "loaded"),
         ("neuron_up", None, None),
@@ -282,7 +282,7 @@ async def test_log_tells_of_changes_only(autojump_clock):
 
 
 async def test_a_bug_in_a_poll_stops_the_process_loudly():
-    """A gateway without its poller is worse than none."""
+    """A gateway must not run on without its poller."""
 
     class Broken(FakeNeuron):
         def _answer(self, path):

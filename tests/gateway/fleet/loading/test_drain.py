@@ -1,4 +1,4 @@
-"""Neurons on their way out: what is moved, what stops it, and that nobody waits because of it. All in memory."""
+"""Drains: which models are moved, what stops a move, and that no request waits for one. All in memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def until_over(drains, node):
 
 
 async def test_drained_neuron_finishes_what_it_has_and_gets_nothing_new(autojump_clock):
-    """Draining until the last lease is back, then drained; undrain lets requests on again."""
+    """It is draining until its last lease ends, then drained; undrain lets requests on again."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
     async with a_draining_world(*sims, profiles=(profile_of(M),)) as (world, drains):
         async with trio.open_nursery() as nursery:
@@ -51,7 +51,7 @@ async def test_drained_neuron_finishes_what_it_has_and_gets_nothing_new(autojump
 
 
 async def test_drained_neuron_stays_drained_when_it_is_restarted(autojump_clock):
-    """It was taken out for a reason, often for that very restart."""
+    """Operators drain a node for a restart, too."""
     async with a_draining_world(a_sim("a", M, loaded=(M.id,)), profiles=(profile_of(M),)) as (world, drains):
         drains.drain("a")
         world.hosts["a"].kill()
@@ -65,7 +65,7 @@ async def test_drained_neuron_stays_drained_when_it_is_restarted(autojump_clock)
 
 
 async def test_models_only_it_holds_are_loaded_elsewhere_before_it_goes(autojump_clock):
-    """It serves on meanwhile: nobody waits for those loads. What others have is left alone."""
+    """The node serves meanwhile. Models with another replica are not moved."""
     sims = a_sim("a", M, N, vram_mb=(20_000,), loaded=(M.id, N.id)), a_sim("b", M, N, vram_mb=(20_000,), loaded=(N.id,))
     async with a_draining_world(*sims, profiles=(profile_of(M), profile_of(N))) as (world, drains):
         view = drains.drain("a", move=True)
@@ -88,7 +88,7 @@ async def test_models_only_it_holds_are_loaded_elsewhere_before_it_goes(autojump
 
 
 async def test_model_that_was_moved_is_not_evicted_for_the_next_one(autojump_clock):
-    """There is room for one of the two, so the neuron cannot go, and nothing is the worse for having tried."""
+    """There is memory for one of two, so the drain fails, and no model is lost."""
     sims = a_sim("a", M, N, vram_mb=(20_000,), loaded=(M.id, N.id)), a_sim("b", M, N, vram_mb=(9_000,))
     async with a_draining_world(*sims, profiles=(profile_of(M), profile_of(N)), load_s=60) as (world, drains):
         drains.drain("a", move=True)
@@ -100,8 +100,8 @@ async def test_model_that_was_moved_is_not_evicted_for_the_next_one(autojump_clo
         assert (await world.ask(N.id)).node == "a"
 
 
-async def test_room_is_made_where_it_costs_nobody_the_last_place(autojump_clock):
-    """Two neurons could have it, each for the model it holds; one of those is held by a third as well."""
+async def test_room_is_made_where_no_model_loses_its_last_replica(autojump_clock):
+    """Two nodes could have the model; one of them has a model that has another replica."""
     other, third = a_sim("b", M, N, loaded=(N.id,)), a_sim("d", DOUBLE, loaded=(DOUBLE.id,))
     sims = a_sim("a", M, loaded=(M.id,)), other, a_sim("c", M, DOUBLE, loaded=(DOUBLE.id,)), third
     profiles = profile_of(M, pinned_on=("a", "b", "c")), profile_of(N), profile_of(DOUBLE)
@@ -110,11 +110,11 @@ async def test_room_is_made_where_it_costs_nobody_the_last_place(autojump_clock)
         view = await until_over(drains, "a")
         assert [(move.node, move.displaced) for move in view.moves] == [("c", ())]
         assert other.counters["unloads"] == 0
-        assert {held.node.name for held in world.fleet.replicas(DOUBLE.id)} == {"d"}
+        assert {replica.node.name for replica in world.fleet.replicas(DOUBLE.id)} == {"d"}
 
 
-async def test_who_lost_its_last_place_to_a_move_is_told(autojump_clock):
-    """There was no other room: it goes, as it would for any load, and the operator hears of it."""
+async def test_models_that_lose_their_last_replica_to_a_move_are_named(autojump_clock):
+    """Without other memory they are evicted, as for any load, and the view names them."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, N, loaded=(N.id,))
     async with a_draining_world(*sims, profiles=(profile_of(M), profile_of(N))) as (world, drains):
         drains.drain("a", move=True)
@@ -133,7 +133,7 @@ async def test_who_lost_its_last_place_to_a_move_is_told(autojump_clock):
     ],
 )
 async def test_model_that_can_go_nowhere_keeps_the_neuron_open(profile, fault, reason, autojump_clock):
-    """And the operator is told why."""
+    """The view says why."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M)
     if fault is not None:
         sims[1].faults.add(fault)
@@ -143,13 +143,13 @@ async def test_model_that_can_go_nowhere_keeps_the_neuron_open(profile, fault, r
         assert (view.state, view.moves[0].state) == ("open", "failed")
         assert reason in view.moves[0].reason
         assert (await world.ask(M.id)).node == "a"
-        # Without the wish to move, it goes all the same; and then what it was told before is forgotten.
+        # A drain without `move` works all the same, and the view forgets the failed moves.
         assert drains.drain("a") == drains.view("a")
         assert (drains.view("a").state, drains.view("a").moves) == ("drained", ())
 
 
-async def test_nothing_is_moved_if_one_of_them_can_go_nowhere(autojump_clock):
-    """A load may cost another model its place, so what is known beforehand is said beforehand."""
+async def test_no_model_is_moved_if_one_cannot_be(autojump_clock):
+    """A load may cost another model its place, so impossible moves are found first."""
     sims = a_sim("a", M, N, vram_mb=(20_000,), loaded=(M.id, N.id)), a_sim("b", M, N)
     profiles = (profile_of(M), profile_of(N, pinned_on=("a",)))
     async with a_draining_world(*sims, profiles=profiles) as (world, drains):
@@ -159,7 +159,7 @@ async def test_nothing_is_moved_if_one_of_them_can_go_nowhere(autojump_clock):
 
 
 async def test_undrain_ends_a_move(autojump_clock):
-    """What is being loaded is loaded to its end, as ever; the neuron stays open."""
+    """The load under way runs to its end; the node stays open."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M)
     sims[1].faults.add(LoadHangs(seconds=100))
     async with a_draining_world(*sims, profiles=(profile_of(M),)) as (world, drains):
@@ -169,12 +169,12 @@ async def test_undrain_ends_a_move(autojump_clock):
         assert drains.undrain("a").state == "open"
         await trio.sleep(200)
         assert (drains.view("a").state, drains.view("a").moves) == ("open", ())
-        assert {held.node.name for held in world.fleet.replicas(M.id)} == {"a", "b"}
+        assert {replica.node.name for replica in world.fleet.replicas(M.id)} == {"a", "b"}
         assert world.load_calls() == ["b"]
 
 
 async def test_model_that_comes_to_the_neuron_while_others_move_is_moved_too(autojump_clock):
-    """It serves on, so a request may have it load something."""
+    """The node serves meanwhile, so a request may load a model on it."""
     large = a_sim("a", M, N, vram_mb=(20_000,), loaded=(M.id,))
     other = a_sim("b", M, N, vram_mb=(20_000,))
     other.faults.add(LoadHangs(model=M.id, seconds=60, times=1))
@@ -189,7 +189,7 @@ async def test_model_that_comes_to_the_neuron_while_others_move_is_moved_too(aut
 
 
 async def test_stream_on_a_neuron_that_moves_away_ends_as_it_would_have(autojump_clock):
-    """The whole way: moving, draining while it runs, drained when it is over."""
+    """The node is moving, then draining while the stream runs, then drained."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M)
     sims[0].faults.add(SilentPrefill(seconds=30))
     async with a_draining_world(*sims, profiles=(profile_of(M),)) as (world, drains):
@@ -208,7 +208,7 @@ async def test_stream_on_a_neuron_that_moves_away_ends_as_it_would_have(autojump
 
 
 async def test_gateway_that_has_not_started_moves_nothing():
-    """It says so; a plain drain needs no job."""
+    """It raises; a drain without moves needs no job."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"))
     drains = Drains(fleet, catalogue=None, scheduler=None, load_s=1)
@@ -217,8 +217,8 @@ async def test_gateway_that_has_not_started_moves_nothing():
     assert drains.drain("a").state == "drained"
 
 
-def test_models_only_on_is_what_no_other_open_neuron_has():
-    """By our ids; a model loaded from a source is the same model; what cannot serve here need not be moved."""
+def test_models_only_on_are_those_without_another_replica():
+    """By catalogue id. A model from a source is the same model; an unservable one need not be moved."""
     fleet = a_fleet("a", "b", "c")
     catalogue = a_catalogue(a_profile("m", source="hf"), a_profile("both"))
     answers(fleet, "a", a_model("hf:m"), a_model("both"), a_model("stray"), a_model("sick", "poisoned"))
@@ -232,7 +232,7 @@ def test_models_only_on_is_what_no_other_open_neuron_has():
 
 
 class OneLoad:
-    """A load scheduler whose load ends at the moment that a test says."""
+    """A load scheduler whose load ends when the test says so."""
 
     def __init__(self, fleet):
         self.fleet = fleet
@@ -249,8 +249,8 @@ class OneLoad:
         self.news.set()
 
 
-async def test_undrain_holds_in_the_moment_in_which_the_last_model_is_there():
-    """The job has been woken by then, so its scope cannot stop it any more; the operator's word does."""
+async def test_undrain_wins_over_a_move_that_ends_in_the_same_step():
+    """The job has been woken already, so cancelling its scope does not stop it."""
     fleet = a_fleet("a", "b")
     answers(fleet, "a", a_model("m"))
     answers(fleet, "b")

@@ -1,4 +1,4 @@
-"""The jobs themselves: what they tell, what they refuse, and what a difficult neuron does to them. All in memory."""
+"""Load and unload jobs: their views, and what they refuse. All in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROFILES = (profile_of(M), profile_of(N))
 
 
 async def test_load_under_way_is_shown_with_its_age_estimate_and_waiters(autojump_clock, nursery):
-    """For `cortex status`: the estimate is None until it was once timed."""
+    """The estimate is None until a load was timed."""
     async with a_world(a_sim("a", M), profiles=PROFILES) as world:
         for estimate_s in (None, 5.0):
             nursery.start_soon(ask_many, world, M.id, 3)
@@ -28,8 +28,8 @@ async def test_load_under_way_is_shown_with_its_age_estimate_and_waiters(autojum
             await trio.sleep(1)
 
 
-async def test_operator_may_not_unload_what_is_in_use_or_not_there(autojump_clock, nursery):
-    """Nor while the node has another job. Each says which of them it is."""
+async def test_operator_cannot_unload_a_model_that_is_in_use_or_not_there(autojump_clock, nursery):
+    """Nor while the node has another job. Each error says which."""
     async with a_world(a_sim("a", M, N, loaded=(M.id,)), profiles=PROFILES) as world:
         with pytest.raises(ServiceUnavailable, match="'lab/n' is not on a"):
             world.scheduler.unload("a", N.id)
@@ -46,8 +46,8 @@ async def test_operator_may_not_unload_what_is_in_use_or_not_there(autojump_cloc
         assert world.violations() == []
 
 
-async def test_waiters_of_a_load_have_the_model_before_anybody_may_evict_it(autojump_clock, nursery):
-    """A request for another model that comes at the very moment does not take it from under them."""
+async def test_requests_that_wait_for_a_load_get_the_model_before_it_can_be_evicted(autojump_clock, nursery):
+    """A request for another model that comes when the load ends has to wait."""
     sim = a_sim("a", M, N)
     async with a_world(sim, profiles=PROFILES) as world:
         answers = []
@@ -67,8 +67,8 @@ async def test_waiters_of_a_load_have_the_model_before_anybody_may_evict_it(auto
         assert [entry.model for entry in sim.loads if entry.outcome == "begun"] == [M.id, N.id]
 
 
-async def test_waiter_of_a_failing_load_hears_of_every_neuron(autojump_clock):
-    """All reasons in one answer, so that one look is enough."""
+async def test_error_of_a_failed_load_has_the_reason_of_every_node(autojump_clock):
+    """One error has all reasons."""
     sims = a_sim("a", M), a_sim("b", M)
     for sim in sims:
         sim.faults.add(LoadFails(text=f"no kernel on {sim.name}"))

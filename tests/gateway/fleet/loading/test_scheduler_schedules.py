@@ -1,7 +1,7 @@
-"""Loads, evictions, requests, cancellations, reloads and crashes in orders nobody would think of, replayable by seed.
+"""Random schedules of loads, evictions, requests, cancellations, reloads and crashes, repeatable by seed.
 
-Two ways to look for them: seeded schedules over virtual time, with Trio's own choice of who runs next seeded too; and
-hypothesis, which steps a whole gateway through what it makes up and shrinks what fails.
+Two kinds: seeded schedules over virtual time, with the order of Trio's tasks seeded too; and hypothesis, which steps a
+whole gateway through generated events and shrinks failures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ACCEPTABLE = {"no_room", "cold_load_failed", "service_unavailable", "upstream_co
 
 @pytest.fixture
 def seeded(monkeypatch):
-    """Trio picks at random who runs next; this makes the picks repeatable."""
+    """Makes the order in which Trio runs tasks repeatable."""
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
 
     def seed(number):
@@ -42,12 +42,12 @@ def seeded(monkeypatch):
 
 
 def a_run(rng):
-    """Run one schedule; returns what happened, for comparing."""
+    """Run one schedule; returns its events, to compare."""
     return trio.run(_schedule, rng, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 async def _schedule(rng):
-    told = []
+    outcomes = []
     limits = Settings(
         deadlines=DeadlineSettings(load_seconds=120), eviction=EvictionSettings(idle_ttl_seconds=rng.choice([0, 25]))
     )
@@ -56,7 +56,7 @@ async def _schedule(rng):
         evicted_at_work = watch_evictions(world)
         async with trio.open_nursery() as nursery:
             for _ in range(60):
-                rng.choices(STEPS, WEIGHTS)[0](world, rng, nursery, told)
+                rng.choices(STEPS, WEIGHTS)[0](world, rng, nursery, outcomes)
                 never_negative(world)
                 await trio.sleep(rng.choice([0, 0, 0.01, 0.3, 1, 4]))
         heal(world)
@@ -68,18 +68,18 @@ async def _schedule(rng):
         assert evicted_at_work == []
         assert world.admission.views() == []
         loads = [(sim.name, entry.at, entry.action, entry.model, entry.outcome) for sim in sims for entry in sim.loads]
-    return told, loads
+    return outcomes, loads
 
 
-def _ask(world, rng, nursery, told):
-    """A client, who may leave early; it gets its answer or an error with one of the codes for "not now"."""
+def _ask(world, rng, nursery, outcomes):
+    """A client, which may leave early; it gets its answer or an error that allows a retry."""
     model = rng.choice(MODELS).id
     leave_after_s = rng.choice([None, None, 0.001, 0.5, 3])
     stream = rng.random() < 0.5
 
     async def client():
         answer = await world.ask(model, stream=stream, leave_after_s=leave_after_s)
-        told.append((model, answer.status, answer.text if answer.body and not answer.errors else "", answer.node))
+        outcomes.append((model, answer.status, answer.text if answer.body and not answer.errors else "", answer.node))
         if leave_after_s is None:
             assert answer.whole
             codes = {error["code"] for error in answer.errors}
@@ -88,25 +88,25 @@ def _ask(world, rng, nursery, told):
     nursery.start_soon(client)
 
 
-def _unload(world, rng, nursery, told):
-    """An operator unloads something, if it is allowed."""
+def _unload(world, rng, nursery, outcomes):
+    """An operator unloads a model, if that is allowed."""
     try:
         world.scheduler.unload(rng.choice(list(NODES)), rng.choice(MODELS).id)
     except ServiceUnavailable:
-        told.append("refused")
+        outcomes.append("refused")
 
 
-def _vanish(world, rng, nursery, told):
-    """Somebody else unloads an idle model, without a word."""
+def _vanish(world, rng, nursery, outcomes):
+    """Another gateway unloads an idle model."""
     sim = rng.choice(world.sims)
-    for held in list(sim.residents.values()):
-        if sim.loaded(held.model.id) and not held.places.in_flight:
-            sim.unload(held.model.id)
+    for resident in list(sim.residents.values()):
+        if sim.loaded(resident.model.id) and not resident.places.in_flight:
+            sim.unload(resident.model.id)
             return
 
 
-def _reload(world, rng, nursery, told):
-    """Another generation of the catalogue, with other residency classes and ceilings."""
+def _reload(world, rng, nursery, outcomes):
+    """Another generation of the catalogue, with other priorities and limits."""
     profiles = [
         profile_of(model, residency_priority=rng.choice([100, 100, 200]), max_concurrent=rng.choice([None, 1, 2]))
         for model in MODELS
@@ -114,22 +114,22 @@ def _reload(world, rng, nursery, told):
     put_in_force(world, *profiles)
 
 
-def _misbehave(world, rng, nursery, told):
-    """A neuron does something wrong, once."""
+def _misbehave(world, rng, nursery, outcomes):
+    """A neuron fails once."""
     faults = LoadFails(seconds=2, times=1), LoadHangs(seconds=30, times=1), NotLoaded(times=1), Refuse(times=1)
     rng.choice(world.sims).faults.add(rng.choice([*faults, HttpError(status=503, retry_after_s=3, times=1)]))
 
 
-def _crash(world, rng, nursery, told):
-    """A neuron dies, and comes back empty some time later."""
+def _crash(world, rng, nursery, outcomes):
+    """A neuron crashes, and restarts later without models."""
     host = rng.choice(list(world.hosts.values()))
     if host.up:
         host.kill()
         nursery.start_soon(_come_back, host, rng.choice([0.5, 15, 45]))
 
 
-def _drain(world, rng, nursery, told):
-    """An operator takes a neuron out, or lets it in again."""
+def _drain(world, rng, nursery, outcomes):
+    """An operator drains or undrains a node."""
     name = rng.choice(list(NODES))
     world.fleet.drain(name, draining=not world.fleet.nodes[name].draining)
 
@@ -144,7 +144,7 @@ WEIGHTS = (12, 1, 1, 1, 2, 0.5, 0.5)
 
 
 def heal(world):
-    """Everything well again, and no model above another."""
+    """Remove all faults and drains, and make all priorities equal."""
     for sim in world.sims:
         sim.faults.clear()
     for name in NODES:
@@ -159,41 +159,41 @@ def put_in_force(world, *profiles):
 
 
 def watch_evictions(world):
-    """A list of the leased models that were evicted nevertheless; stays empty."""
+    """A list of evictions of leased models; it must stay empty."""
     breaches = []
 
     def look(change):
-        held = world.fleet.nodes[change.node].models.get(change.model)
-        if change.after == "unloading" and held.leases:
-            breaches.append((change, held.leases))
+        resident = world.fleet.nodes[change.node].models.get(change.model)
+        if change.after == "unloading" and resident.leases:
+            breaches.append((change, resident.leases))
 
     world.fleet.observers.append(look)
     return breaches
 
 
 def never_negative(world):
-    """Leases add up."""
-    held = [model.leases for node in world.fleet.nodes.values() for model in node.models.values()]
-    assert min(held, default=0) >= 0
-    assert sum(held) == world.fleet.leases
+    """Leases are never negative, and the total is their sum."""
+    resident = [model.leases for node in world.fleet.nodes.values() for model in node.models.values()]
+    assert min(resident, default=0) >= 0
+    assert sum(resident) == world.fleet.leases
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_schedule_ends_with_every_request_answered_and_every_model_servable(seed, seeded):
-    """Whatever the order: answers or honest errors, no breach at any neuron, no lease left, and it all works again."""
+    """No violation at a neuron, no lease left, and every model is servable in the end."""
     a_run(seeded(seed))
 
 
 def test_schedule_with_the_same_seed_is_the_same_schedule(seeded):
-    """What fails once can be looked at twice."""
+    """A failure can be repeated by its seed."""
     assert a_run(seeded(7)) == a_run(seeded(7))
 
 
-# Step by step, as hypothesis likes ....................................................................................
+# Step by step with hypothesis .........................................................................................
 
 
-class Stage:
-    """Trio in guest mode: a synchronous test steps a running gateway, and time moves only when told."""
+class SteppedWorld:
+    """Trio in guest mode: a synchronous test steps a running gateway and moves its clock."""
 
     def __init__(self, play):
         self._todo = queue.SimpleQueue()
@@ -228,7 +228,7 @@ class Stage:
                 return
 
     def do(self, step=lambda: None, seconds=0.0):
-        """Run a synchronous step inside, then let everything react; then let time pass, and all react to that."""
+        """Run a synchronous step in Trio and let all tasks react; then move the clock and let them react again."""
         done = []
 
         async def react():
@@ -243,20 +243,20 @@ class Stage:
         self._pump(lambda: done)
 
     def close(self):
-        """Leave the world, with all that it checks on the way out."""
+        """Leave the world, which runs its final checks."""
         if self.outcome is None:
             self._todo.put(self._over.set)
             self._pump(lambda: self.outcome is not None)
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """Two neurons, three models, room for one or two at a time."""
+    """Two nodes, three models, memory for one or two at a time."""
 
     @initialize()
     def open(self):
         small = [replace(model, load_seconds=3.0) for model in MODELS[:3]]
         sims = [a_sim("a", *small, vram_mb=(10_000,)), a_sim("b", *small, vram_mb=(8_000,))]
-        self.stage = Stage(partial(a_world, *sims, profiles=tuple(map(profile_of, small))))
+        self.stage = SteppedWorld(partial(a_world, *sims, profiles=tuple(map(profile_of, small))))
         self.world = self.stage.world
         self.evicted_at_work = watch_evictions(self.world)
         self.waiting = 0
@@ -264,7 +264,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS[:3]), stream=st.booleans(), leave=st.sampled_from([None, 0.05, 2.0]))
     def ask(self, model, stream, leave):
-        """A client comes."""
+        """A client sends a request."""
 
         async def client():
             answer = await self.world.ask(model.id, stream=stream, leave_after_s=leave)
@@ -276,12 +276,12 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.05, 0.2, 1.0, 3.0, 11.0]))
     def pass_time(self, seconds):
-        """The clock moves."""
+        """Time passes."""
         self.stage.do(seconds=seconds)
 
     @rule(node=st.sampled_from("ab"), model=st.sampled_from(MODELS[:3]))
     def unload(self, node, model):
-        """An operator unloads."""
+        """An operator unloads a model."""
 
         def step():
             with contextlib.suppress(ServiceUnavailable):
@@ -300,7 +300,7 @@ class FleetMachine(RuleBasedStateMachine):
         max_concurrent=st.sampled_from([None, 1, 2]),
     )
     def reload(self, priority, model, max_concurrent):
-        """A model's class and ceiling change."""
+        """A model's priority and limit change."""
         known = self.world.catalogue_store.current.models
         changed = replace(known[model.id], residency_priority=priority, max_concurrent=max_concurrent)
         profiles = [changed if one.id == model.id else one for one in known.values()]
@@ -308,30 +308,30 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from("ab"), draining=st.booleans())
     def drain(self, node, draining):
-        """An operator takes a neuron out, or lets it in again."""
+        """An operator drains or undrains a node."""
         self.stage.do(lambda: self.world.fleet.drain(node, draining=draining))
 
     @precondition(lambda self: self.world.hosts["b"].up)
     @rule()
     def crash(self):
-        """One of them dies."""
+        """One neuron crashes."""
         self.stage.do(self.world.hosts["b"].kill)
 
     @precondition(lambda self: not self.world.hosts["b"].up)
     @rule()
     def come_back(self):
-        """And is there again, empty."""
+        """It restarts without models."""
         self.stage.do(self.world.hosts["b"].restart)
 
     @invariant()
     def leases_add_up(self):
-        """Never negative, and the total is the sum."""
+        """Leases are never negative, and the total is their sum."""
         if hasattr(self, "world"):
             never_negative(self.world)
 
     @invariant()
     def neurons_saw_no_breach(self):
-        """No second load of a pair, no load beyond the memory, nobody evicted at work: they watch for all of it."""
+        """The simulated neurons saw no second load, no load beyond their memory, and no eviction of a busy model."""
         if hasattr(self, "world"):
             assert self.world.violations() == []
             assert self.evicted_at_work == []
@@ -339,31 +339,31 @@ class FleetMachine(RuleBasedStateMachine):
             assert len({node for node, _ in pairs}) == len(pairs)  # one job per neuron
 
     @invariant()
-    def nobody_waits_beside_a_free_place(self):
-        """Everybody has reacted by now: whoever is in line for a place finds every neuron full."""
+    def no_request_waits_beside_a_free_slot(self):
+        """After all tasks have reacted, a request that waits for a slot finds every node full."""
         if not hasattr(self, "world"):
             return
         admission, fleet = self.world.admission, self.world.fleet
-        for line in admission._queues.values():
-            for turn in line.waiting_for_slot:
-                max_concurrent = admission.max_concurrent(turn.model)
+        for queue_of_model in admission._queues.values():
+            for ticket in queue_of_model.waiting_for_slot:
+                max_concurrent = admission.max_concurrent(ticket.model)
                 free = [
-                    held
-                    for held in fleet.replicas(turn.model)
-                    if max_concurrent is None or held.leases < max_concurrent
+                    resident
+                    for resident in fleet.replicas(ticket.model)
+                    if max_concurrent is None or resident.leases < max_concurrent
                 ]
-                assert {held.node.name for held in free} <= turn.avoided_nodes
+                assert {resident.node.name for resident in free} <= ticket.avoided_nodes
 
     @invariant()
     def answers_are_whole(self):
-        """Whoever stayed got all of it, or an honest error."""
+        """A client that stays gets a complete answer or an error that allows a retry."""
         for leave, answer in getattr(self, "answers", ()):
             codes = {error["code"] for error in answer.errors} if leave is None else set()
             assert leave is not None or codes <= ACCEPTABLE
             assert leave is not None or codes or answer.text == "Tbilisi"
 
     def teardown(self):
-        """Nobody waits for ever, and no lease is left."""
+        """No request waits for ever, and no lease is left."""
         if not hasattr(self, "stage"):
             return
         try:
@@ -378,7 +378,7 @@ class FleetMachine(RuleBasedStateMachine):
 
 
 def heal_two(world):
-    """All classes equal, nothing broken."""
+    """Make all priorities equal and remove all faults."""
     world.hosts["b"].up or world.hosts["b"].restart()
     for sim in world.sims:
         sim.faults.clear()

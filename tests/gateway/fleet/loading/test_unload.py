@@ -1,4 +1,4 @@
-"""What a difficult neuron, and somebody else who uses it, do to an eviction. All in memory."""
+"""Evictions on a neuron that refuses, is slow, or is used by others. All in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROFILES = (profile_of(M), profile_of(N))
 
 
 async def test_victim_that_is_gone_already_is_no_failure(autojump_clock):
-    """404 to an unload means "not here" as well: its list tells which."""
+    """A 404 may mean "not here"; the list of models tells."""
     sim = a_sim("a", M, N, loaded=(M.id,), vram_mb=(16_500,))
     async with a_world(sim, profiles=(profile_of(M), profile_of(N, vram_mb=9000))) as world:
         sim.models[N.id] = a_sim_model(N.id, 9000)
@@ -25,7 +25,7 @@ async def test_victim_that_is_gone_already_is_no_failure(autojump_clock):
 
 @pytest.mark.parametrize("status", [404, 400, 500])
 async def test_neuron_that_refuses_to_unload_fails_the_load_and_keeps_its_model(autojump_clock, status):
-    """Its model is routable again, and another neuron is tried."""
+    """The model is routable again, and another node is tried."""
     stubborn, other = a_sim("a", M, N, loaded=(M.id,), vram_mb=(15_000,)), a_sim("b", M, N, loaded=(M.id,))
     stubborn.faults.add(EndpointFails(path="/models/unload", status=status, text="pinned by its operator"))
     async with a_world(stubborn, other, profiles=PROFILES) as world:
@@ -35,8 +35,8 @@ async def test_neuron_that_refuses_to_unload_fails_the_load_and_keeps_its_model(
         assert all("cortex_evictions_total" not in line or 'node="b"' in line for line in samples(world))
 
 
-async def test_memory_that_comes_back_late_is_waited_for(autojump_clock, monkeypatch):
-    """A driver takes two seconds to give back what was unloaded; a load before that would fail for want of room."""
+async def test_load_waits_for_memory_that_is_freed_late(autojump_clock, monkeypatch):
+    """A driver frees memory two seconds after the unload; a load before that would fail."""
     sim = a_sim("a", M, N, loaded=(M.id,))
     free_mb = sim.vram_free_mb
 
@@ -59,8 +59,8 @@ def samples(world):
     return [line for line in world.metrics.expose().decode().splitlines() if not line.startswith("#")]
 
 
-async def test_busy_victim_of_somebody_else_is_not_evicted(autojump_clock, nursery):
-    """Requests that did not come through us count: the neuron's own numbers are asked for before the unload."""
+async def test_model_busy_with_requests_of_others_is_not_evicted(autojump_clock, nursery):
+    """The neuron's counters are read before the unload."""
     sim = a_sim("a", M, N, loaded=(M.id,))
     sim.faults.add(SilentPrefill(model=M.id, seconds=20))
     async with a_world(sim, profiles=PROFILES) as world, a_world(sim, profiles=PROFILES) as other:

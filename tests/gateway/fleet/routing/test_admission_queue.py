@@ -450,7 +450,7 @@ def a_run(rng):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_no_request_waits_beside_a_free_slot_in_any_schedule(seed, seeded):
-    """No wake-up is lost, no place, and nobody is left in a queue."""
+    """No wake-up and no slot is lost, and the queues are empty in the end."""
     a_run(seeded(seed))
 
 
