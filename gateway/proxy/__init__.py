@@ -1,8 +1,8 @@
 """One request's path, from its first byte to its last.
 
 Read top to bottom: `app.py` (admit, open the nursery, watch the client), `request.py` (read the body), `dispatch.py`
-(resolve the alias, choose a replica, retry), `attempt.py` (send to one replica), `relay.py` (upstream to client; it
-reads `upstream_stream.py` and writes `client_response.py`, while `keepalive.py` sends comments when the upstream is silent).
+(resolve the alias, choose a replica, retry), `attempt.py` (send to one replica), `relay.py` (from
+`upstream_stream.py` to `client_response.py`, while `keepalive.py` sends comments when the upstream is silent).
 `context.py` lists what the path uses. What most requests do not need is beside it: `route_wait.py`, `fallback.py`,
 `form_request.py` and the packages `hedging`, `shadow` and `forms`.
 
