@@ -130,12 +130,6 @@ class Fleet:
             other._reindex(twin.models)
         return other
 
-    def assert_idle(self) -> None:
-        """Raise AssertionError, with the models, unless every lease has ended."""
-        leased = [repr(model) for node in self.nodes.values() for model in node.models.values() if model.leases]
-        if leased or self.leases:
-            raise AssertionError(f"{self.leases} leases have not ended: {', '.join(leased)}")
-
     # Requests of ours .................................................................................................
 
     def lease(self, node: str, model_id: str) -> Lease:

@@ -6,6 +6,7 @@ import anthropic
 import pytest
 import trio
 from anthropic import Anthropic, AsyncAnthropic
+from fakes.fleets import assert_idle
 from fakes.patience import until
 from fakes.running import PROBE, SMALL
 
@@ -191,4 +192,4 @@ async def test_abort_sync_and_async_stops_the_neuron(cortex, beast):
 
     assert {gone.phase for gone in beast.cancelled} == {"decode"}
     await until(lambda: not cortex.gateway.request_log.live)
-    cortex.gateway.fleet.assert_idle()
+    assert_idle(cortex.gateway.fleet)

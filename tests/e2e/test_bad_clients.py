@@ -7,6 +7,7 @@ from dataclasses import replace
 import httpx
 import pytest
 import trio
+from fakes.fleets import assert_idle
 from fakes.in_memory import Client
 from fakes.patience import PATIENT_STREAMING, SAFETY_NET_S, until
 from fakes.running import SMALL, running_gateway
@@ -116,7 +117,7 @@ async def beside(tmp_path, request):
             await good.goes_on()
             await good.ends()
         await until(lambda: not cortex.gateway.request_log.live)
-        cortex.gateway.fleet.assert_idle()
+        assert_idle(cortex.gateway.fleet)
         assert cortex.gateway.upstream.in_use == 0
 
 

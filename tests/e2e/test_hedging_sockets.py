@@ -4,6 +4,7 @@ import json
 
 import pytest
 import trio
+from fakes.fleets import assert_idle
 from fakes.in_memory import Client
 from fakes.patience import best_of, measured, until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
@@ -45,7 +46,7 @@ async def test_hedged_answer_is_whole_and_everything_is_given_back(hedging, stre
     assert "Tbilisi" in "".join(text_of(answer, stream=stream))
     assert answer.headers["x-cortex-node"] == "b"
     assert (len(slow.requests), len(quick.requests)) == (1, 1)
-    hedging.gateway.fleet.assert_idle()
+    assert_idle(hedging.gateway.fleet)
     assert hedging.gateway.upstream.in_use == 0
     assert f'cortex_hedges_total{{alias="helexa/small",model="{SMALL}",result="won"}} 1.0' in exposed(hedging)
 

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 import trio
+from fakes.fleets import assert_idle
 from fakes.patience import SAFETY_NET_S
 from fakes.running import SMALL, running_gateway
 from openai import AsyncOpenAI, OpenAI
@@ -46,7 +47,7 @@ async def running(tmp_path):
             while gateway.gateway.request_log.live:
                 await trio.sleep(0.005)
         assert (gateway.gateway.inference.spools.open_files, gateway.gateway.inference.spools.on_disk_bytes) == (0, 0)
-        gateway.gateway.fleet.assert_idle()
+        assert_idle(gateway.gateway.fleet)
 
 
 @pytest.fixture

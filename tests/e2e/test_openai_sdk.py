@@ -5,6 +5,7 @@ import gc
 import openai
 import pytest
 import trio
+from fakes.fleets import assert_idle
 from fakes.patience import until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 from openai import APIConnectionError, AsyncOpenAI, OpenAI
@@ -179,7 +180,7 @@ async def test_abort_in_mid_stream_stops_the_neuron(sdk, running):
     await until(lambda: running.neurons[0].cancelled)
     await until(lambda: not running.gateway.request_log.live)
     assert [gone.phase for gone in running.neurons[0].cancelled] == ["decode"]
-    running.gateway.fleet.assert_idle()
+    assert_idle(running.gateway.fleet)
 
 
 async def test_twenty_streams_at_once_through_one_client(sdk):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import trio
-from fakes.fleets import a_catalogue
+from fakes.fleets import a_catalogue, assert_idle
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
 from trio.testing import wait_all_tasks_blocked
 
@@ -358,7 +358,7 @@ async def test_2000_random_visits_leave_no_line_and_no_lease(autojump_clock):
                     fault = moments.choice([Refuse(times=1), NotLoaded(times=1), HttpError(status=503, times=1)])
                     moments.choice(sims).faults.add(fault)
         assert min(left, served) > 200
-        world.fleet.assert_idle()
+        assert_idle(world.fleet)
         assert world.admission.views() == []
         assert world.admission.waiting == 0
         assert world.request_log.live == {}

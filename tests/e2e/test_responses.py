@@ -8,6 +8,7 @@ import openai
 import pydantic
 import pytest
 import trio
+from fakes.fleets import assert_idle
 from fakes.in_memory import Client
 from fakes.patience import until
 from fakes.running import SMALL, running_gateway
@@ -245,7 +246,7 @@ async def test_abort_in_mid_stream_stops_the_neuron(cortex, beast):
         await stream.close()
         await until(lambda: beast.cancelled)
         await until(lambda: not cortex.gateway.request_log.live)
-    cortex.gateway.fleet.assert_idle()
+    assert_idle(cortex.gateway.fleet)
 
 
 async def test_usage_is_accounted_in_one_vocabulary(cortex):
@@ -342,7 +343,7 @@ async def test_abort_of_a_native_stream_stops_the_neuron(native, beast):
         await stream.close()
         await until(lambda: beast.cancelled)
         await until(lambda: not native.gateway.request_log.live)
-    native.gateway.fleet.assert_idle()
+    assert_idle(native.gateway.fleet)
 
 
 async def test_usage_of_native_answers_is_accounted(native):

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import structlog
 import trio
+from fakes.fleets import assert_idle
 from fakes.in_memory import Client
 from fakes.patience import PATIENT_DEADLINES, best_of, measured, until
 from fakes.running import MODELS_TOML, SMALL, running_gateway, settled
@@ -67,7 +68,7 @@ async def test_nothing_in_the_whole_application_has_a_total_deadline(autojump_cl
     gaps = [later[0] - at[0] for at, later in zip(answer.arrivals, answer.arrivals[1:], strict=False)]
     assert max(gaps) <= 1.001
     await wait_all_tasks_blocked()
-    gateway.fleet.assert_idle()
+    assert_idle(gateway.fleet)
 
 
 FIRST_BYTE_S = 0.3

@@ -8,6 +8,7 @@ import httpx
 import pytest
 import trio
 from fakes.engine import counted
+from fakes.fleets import assert_idle
 from fakes.patience import best_of, measured, until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 from fakes.stepwise import CHAT, leave_after_a_word, read_word_by_word, stepwise
@@ -74,7 +75,7 @@ async def test_engine_behind_both_sees_the_client_leave(tmp_path):
     async with before_an_engine(tmp_path) as (engine, outer):
         await leave_after_a_word(engine, outer.port, SMALL)
         await until(lambda: not outer.gateway.request_log.live)
-        outer.gateway.fleet.assert_idle()
+        assert_idle(outer.gateway.fleet)
 
 
 @measured

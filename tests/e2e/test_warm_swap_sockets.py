@@ -11,6 +11,7 @@ import httpx
 import pytest
 import structlog
 import trio
+from fakes.fleets import assert_idle
 from fakes.in_memory import Client
 from fakes.patience import SAFETY_NET_S
 from fakes.process import a_neuron, a_port_of_our_own
@@ -105,7 +106,7 @@ def assert_nobody_was_hurt(load, logged, running, *, may_wait=False):
     assert may_wait or [entry for entry in requests if "load" in entry["phases_ms"]] == []
     assert len(requests) == sum(load.answered.values())
     assert [breach for sim in running.neurons for breach in sim.violations] == []
-    running.gateway.fleet.assert_idle()
+    assert_idle(running.gateway.fleet)
 
 
 def loads_of(sim):

@@ -45,6 +45,13 @@ def answers(fleet, node, *models, devices=A_GPU, **more):
     fleet.answered(node, NodeReport(tuple(models), devices, **more))
 
 
+def assert_idle(fleet):
+    """Raise AssertionError, with the models, unless every lease has ended."""
+    leased = [model for node in fleet.nodes.values() for model in node.models.values() if model.leases]
+    if leased or fleet.leases:
+        raise AssertionError(f"{fleet.leases} leases have not ended: {leased}")
+
+
 def where(fleet, model_id):
     """The names of the neurons that a request for the model may go to now."""
     return [held.node.name for held in fleet.replicas(model_id)]

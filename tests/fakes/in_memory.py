@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 import trio
+from fakes.fleets import assert_idle
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from catalogue.models import Alias, Catalogue
@@ -123,7 +124,7 @@ class InMemoryGateway:
     async def idle(self) -> None:
         """Assert that nothing is left of any request, once everybody has reacted."""
         await wait_all_tasks_blocked()
-        self.fleet.assert_idle()
+        assert_idle(self.fleet)
         assert self.request_log.live == {}
         assert self.upstream.in_use == 0
         for line in self.metrics.expose().decode().splitlines():

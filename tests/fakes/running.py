@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from fakes.fleets import assert_idle
 from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, PATIENT_STREAMING, until
 
 from gateway.config.settings import AdminSettings, GatewaySettings, Listen, NeuronSettings, Settings
@@ -95,7 +96,7 @@ class Running:
 async def settled(gateway: Gateway) -> None:
     """Wait until nothing is left of any request: a client has its last byte a moment before the books are closed."""
     await until(lambda: not gateway.request_log.live and not gateway.upstream.in_use)
-    gateway.fleet.assert_idle()
+    assert_idle(gateway.fleet)
 
 
 def one_neuron(speed: float = 100.0) -> list[SimNeuron]:

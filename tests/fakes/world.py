@@ -17,7 +17,7 @@ from typing import Any
 import h11
 import httpx
 import trio
-from fakes.fleets import a_catalogue
+from fakes.fleets import a_catalogue, assert_idle
 from trio.testing import memory_stream_pair
 
 from catalogue.models import ModelProfile
@@ -193,7 +193,7 @@ async def a_world(
         nursery.start_soon(_sweep, world.upstream)
         yield world
         nursery.cancel_scope.cancel()
-    world.fleet.assert_idle()
+    assert_idle(world.fleet)
 
 
 async def _sweep(upstream: UpstreamPool) -> None:

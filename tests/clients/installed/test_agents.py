@@ -12,6 +12,7 @@ import pytest
 import structlog
 import trio
 from fakes.agents import AGENTS, AIDER, CLAUDE_CODE, CODEX, LLM, OPENCODE, UNKNOWN, desk, reading
+from fakes.fleets import assert_idle
 from fakes.patience import until
 from fakes.running import LARGE, SMALL, running_gateway
 from fakes.scene import SCENES
@@ -138,7 +139,7 @@ async def test_interrupt_stops_the_neuron(cortex, beast, user, agent):
         await until(lambda: LARGE in {cancelled.model for cancelled in beast.cancelled})
 
     await until(lambda: not cortex.gateway.request_log.live)
-    cortex.gateway.fleet.assert_idle()
+    assert_idle(cortex.gateway.fleet)
 
 
 # Claude Code...

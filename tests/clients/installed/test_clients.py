@@ -9,6 +9,7 @@ import json
 import pytest
 import structlog
 import trio
+from fakes.fleets import assert_idle
 from fakes.patience import until
 from fakes.running import SMALL
 from fakes.scene import playing
@@ -103,7 +104,7 @@ async def test_stream_given_up_stops_the_neuron(cortex, beast, client):
             await until(lambda: not live)
 
     assert beast.cancelled[0].phase == "decode"
-    cortex.gateway.fleet.assert_idle()
+    assert_idle(cortex.gateway.fleet)
 
 
 async def test_responses_of_the_js_sdk(cortex):

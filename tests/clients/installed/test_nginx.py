@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 import trio
+from fakes.fleets import assert_idle
 from fakes.patience import SAFETY_NET_S, best_of, measured, until
 from fakes.process import a_port_of_our_own
 from fakes.running import PROBE, SMALL, running_gateway
@@ -107,7 +108,7 @@ async def test_engine_sees_the_client_leave(tmp_path):
     async with before_an_engine(tmp_path) as (engine, port, cortex):
         await leave_after_a_word(engine, port, SMALL)
         await until(lambda: not cortex.gateway.request_log.live)
-        cortex.gateway.fleet.assert_idle()
+        assert_idle(cortex.gateway.fleet)
 
 
 @measured

@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from fakes.fleets import Clock, a_fleet, a_gpu, a_model, answers, where
+from fakes.fleets import Clock, a_fleet, a_gpu, a_model, answers, assert_idle, where
 
 from gateway.fleet.circuit_breaker import FAILURES
 from gateway.fleet.reports import ActivationReport, NodeReport
@@ -99,10 +99,10 @@ def test_lease_is_counted_until_its_block_ends_with_an_error_too():
     with pytest.raises(RuntimeError, match="boom"), fleet.lease("a", "m"):
         assert (replica.leases, fleet.leases, fleet.nodes["a"].leases) == (1, 1, 1)
         with pytest.raises(AssertionError, match="m on a"):
-            fleet.assert_idle()
+            assert_idle(fleet)
         clock.now = 7.0
         raise RuntimeError("boom")
-    fleet.assert_idle()
+    assert_idle(fleet)
     assert replica.last_used == 7.0
 
 
@@ -116,7 +116,7 @@ def test_lease_survives_its_model_vanishing_and_coming_back():
         answers(fleet, "a", a_model("m"))
         assert fleet.replicas("m")[0].leases == 1
         answers(fleet, "a")
-    fleet.assert_idle()
+    assert_idle(fleet)
     assert fleet.nodes["a"].models == {}
 
 
@@ -126,7 +126,7 @@ def test_lease_cannot_be_taken_twice():
     lease = fleet.lease("a", "m")
     with lease, pytest.raises(RuntimeError, match="already"):
         lease.__enter__()
-    fleet.assert_idle()
+    assert_idle(fleet)
 
 
 def local_changes():

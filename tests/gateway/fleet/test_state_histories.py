@@ -1,6 +1,6 @@
 """Random histories of a fleet: its index and its counts always match a naive computation."""
 
-from fakes.fleets import a_fleet, a_model, where
+from fakes.fleets import a_fleet, a_model, assert_idle, where
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -98,7 +98,7 @@ class AnyHistory(RuleBasedStateMachine):
     def teardown(self):
         for _, _, lease in self.out:
             lease.__exit__(None, None, None)
-        self.fleet.assert_idle()
+        assert_idle(self.fleet)
 
 
 TestAnyHistory = AnyHistory.TestCase

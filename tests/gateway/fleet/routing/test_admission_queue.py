@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
-from fakes.fleets import a_catalogue, a_fleet, a_model, a_profile, answers
+from fakes.fleets import a_catalogue, a_fleet, a_model, a_profile, answers, assert_idle
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import GatewayError, Overloaded, ServiceUnavailable
@@ -367,7 +367,7 @@ class Schedule:
                 self.check()
             for name in self.queued.names:
                 self.up(name)
-        self.queued.fleet.assert_idle()
+        assert_idle(self.queued.fleet)
         assert self.queued.admission.views() == []
         assert self.queued.admission.waiting == 0
         assert {visitor.ended for visitor in self.visitors} <= {"served", "left", "overloaded", "service_unavailable"}
