@@ -128,7 +128,7 @@ class ModelRenamer:
 
     def _rename_raw(self, event: sse.Event) -> bytes:
         data, raw = event.data, event.raw
-        if data is None or _KEY not in raw:
+        if data is None:
             return raw
         if len(raw) == len(data) + _PLAIN_FRAME_BYTES and raw.startswith(b"data: ") and raw.endswith(b"\n\n"):
             return sse.write(renamed(data, self._name))  # nothing but one line of data
