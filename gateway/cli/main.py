@@ -1,27 +1,60 @@
-"""The `cortex` command: registers the commands, and sets the exit code of a wrong command line."""
+"""The `cortex` command: names the commands, and sets the exit code of a wrong command line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import click
 
 from gateway import __version__
-from gateway.cli.commands.alias import alias
-from gateway.cli.commands.audit import audit
-from gateway.cli.commands.check import check
-from gateway.cli.commands.demo import demo
-from gateway.cli.commands.drain import drain, undrain
-from gateway.cli.commands.explain import explain
-from gateway.cli.commands.neuron import neuron
-from gateway.cli.commands.plan import plan
-from gateway.cli.commands.schema import schema
-from gateway.cli.commands.serve import serve
-from gateway.cli.commands.status import status
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
+
+# Each command: its module in `gateway.cli.commands`, and its line in `cortex --help`. A module is imported when its
+# command runs, because what the commands need takes 0.3 s of CPU to import.
+COMMANDS = {
+    "alias": ("alias", "Show and change aliases."),
+    "audit": ("audit", "Show or verify the audit log of models.toml."),
+    "check": ("check", "Check cortex.toml and models.toml, and list every fault."),
+    "completion": ("completion", "Print the script that completes commands in a shell."),
+    "demo": ("demo", "Run a gateway with three simulated neurons."),
+    "drain": ("drain", "Drain a neuron: send it no new requests."),
+    "explain": ("explain", "Explain what happened to a request."),
+    "neuron": ("neuron", "Run inference engines on this host for gateways to use."),
+    "plan": ("plan", "Show what a models.toml would change."),
+    "schema": ("schema", "Print the JSON Schema of a configuration file."),
+    "serve": ("serve", "Run the gateway until SIGTERM or Ctrl-C, then drain it."),
+    "status": ("status", "Show health, neurons, models and aliases."),
+    "undrain": ("drain", "Send requests to a drained neuron again."),
+}
+
+
+class _LazyCommands(MutableMapping[str, click.Command]):
+    """The commands by name; each is imported when it is looked up."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._loaded:
+            module, _ = COMMANDS[name]
+            self._loaded[name] = getattr(import_module(f"gateway.cli.commands.{module}"), name)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS | self._loaded)
+
+    def __len__(self) -> int:
+        return len(COMMANDS | self._loaded)
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
 
 
 class _Commands(click.Group):
@@ -29,6 +62,15 @@ class _Commands(click.Group):
 
     For several commands 2 is an answer: a typing mistake in `cortex plan` must not read as "there are changes".
     """
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _LazyCommands()
+
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        """As in Click, which would import every command for its first line."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """As in Click."""
@@ -54,20 +96,6 @@ def _usage_errors_exit_with_1() -> Iterator[None]:
 @click.version_option(__version__, prog_name="cortex")
 def main() -> None:
     """One address in front of your GPU hosts: OpenAI- and Anthropic-compatible, with aliases and hot swaps."""
-
-
-main.add_command(alias)
-main.add_command(audit)
-main.add_command(check)
-main.add_command(demo)
-main.add_command(drain)
-main.add_command(explain)
-main.add_command(neuron)
-main.add_command(plan)
-main.add_command(schema)
-main.add_command(serve)
-main.add_command(status)
-main.add_command(undrain)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
@@ -64,6 +66,34 @@ def test_help_explains_every_option(command):
         for option in options
         if not (option.is_flag or option.required or option.show_default or "Without it" in option.help)
     ] == []
+
+
+def test_help_lists_every_command_without_importing_it():
+    """`cortex --help` is fast: nothing is imported but Click and the standard library."""
+    program = (
+        "import sys; from gateway.cli.main import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    *lines, imported = done.stdout.splitlines()
+    modules = set(imported.split())
+    heavy = {"httpx", "pydantic", "quart", "rich", "structlog", "tomlkit", "trio", "hypercorn", "prometheus_client"}
+    assert modules & heavy == set()
+    ours = {name for name in modules if name.partition(".")[0] in {"catalogue", "gateway", "neuron"}}
+    assert ours == {"gateway", "gateway.cli", "gateway.cli.main"}
+    for name, (_, summary) in main.COMMANDS.items():
+        assert any(line.split() == [name, *summary.split()] for line in lines), name
+        assert main.main.commands[name].help.startswith(summary)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell):
+    """The script asks cortex itself for the words."""
+    result = CliRunner().invoke(main.main, ["completion", shell])
+
+    assert result.exit_code == 0
+    assert f"_CORTEX_COMPLETE={shell}_complete" in result.output
 
 
 # check and serve load the same files.
