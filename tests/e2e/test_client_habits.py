@@ -100,7 +100,7 @@ async def test_what_was_answered_is_not_asked_about_afterwards(http):
     answer = await http.get("/v1/responses/resp_123")
 
     assert answer.status_code == 404
-    assert "not kept" in answer.json()["error"]["message"]
+    assert "does not store" in answer.json()["error"]["message"]
 
 
 # Methods...
