@@ -79,13 +79,13 @@ class Dispatch:
         self.keepalive = KeepAlive(client, context.settings.streaming, self._early_head)
 
     async def run(self) -> None:
-        """Answer the client. Raises GatewayError if it must be told of an error, ClientGone if it left."""
+        """Answer the client. Raises GatewayError for an error that the client must get, ClientGone if it left."""
         context, request, record = self._context, self._request, self._record
         catalogue = self._catalogue = context.catalogue.current
         resolution = resolve(catalogue, request.model.name, request.key_of)
         model = resolution.model
         context.request_log.resolved(record, resolution, catalogue.generation, request.headers)
-        is_known = model in catalogue.models or context.fleet.holders(model) or resolution.alias
+        is_known = resolution.alias or model in catalogue.models or context.fleet.holders(model)
         record.routing.is_unknown_model = not is_known
         refuse_if_too_long(request, model, catalogue, context.fleet)
         record.cancel, record.timings.phases = self._phases.interrupt, self._phases

@@ -33,7 +33,7 @@ class RequestRecord:
         status: The status that the client got; 0 for none.
         upstream_status: The status of the neuron that answered or refused.
         outcome: How the request ended; `cancelled` until anything else is known.
-        error: The error that the client was told of, while the request runs; then `error_summary` has it.
+        error: The error that the client gets, while the request runs; then `error_summary` has it.
         cancel: Ends the running request; its client gets the error if its response can still carry it.
     """
 

@@ -45,7 +45,7 @@ class RoutingRecord:
         model: The same, or the fallback model the request has come to.
         is_unknown_model: The client made up the name, so it must not become a metric label: labels are kept for ever.
         node: The neuron of the last attempt, or of the one that answers.
-        is_contested: Two attempts race, so the client is told of neither neuron yet.
+        is_contested: Two attempts race, so no response header names a neuron yet.
         hedge: The result of the second attempt: `won`, `lost`, `failed` or `cancelled`.
         decisions: Routing decisions, where anything stood in the way of one.
         ticket: The request's place in the model's queue, while the request runs.
