@@ -14,17 +14,18 @@ import trio
 from gateway import errors
 from gateway.asgi import Receive, Scope, Send
 from gateway.dialects import Dialect
-from gateway.proxy import response_headers, server_timing, total_deadline
+from gateway.proxy import total_deadline
 from gateway.proxy.body_memory import BodyMemory, BodyReservation
-from gateway.proxy.client_response import ClientGone, ClientResponse
-from gateway.proxy.client_watch import keep_alive, watch_client
 from gateway.proxy.context import ProxyContext, shutting_down
 from gateway.proxy.count_tokens import CountTokens
 from gateway.proxy.dispatch import Dispatch
 from gateway.proxy.endpoints import ENDPOINTS, Endpoint
-from gateway.proxy.form_request import read_form_request, watch_uploading_client
+from gateway.proxy.forms.form_request import read_form_request, watch_uploading_client
 from gateway.proxy.forms.spool import SpoolStorage
 from gateway.proxy.request import InferenceRequest, read_request, request_id_of
+from gateway.proxy.response import response_headers, server_timing
+from gateway.proxy.response.client_response import ClientGone, ClientResponse
+from gateway.proxy.response.client_watch import keep_alive, watch_client
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["InferenceApp"]

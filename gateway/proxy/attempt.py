@@ -24,12 +24,13 @@ from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
-from gateway.proxy import relay, response_headers
+from gateway.proxy import relay
 from gateway.proxy.attempt_failures import AttemptFailures, RefusedByUpstream, Retriable
-from gateway.proxy.client_response import ClientResponse
 from gateway.proxy.context import ProxyContext
-from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import InferenceRequest, outgoing_headers
+from gateway.proxy.response import response_headers
+from gateway.proxy.response.client_response import ClientResponse
+from gateway.proxy.response.keepalive import KeepAlive
 from gateway.proxy.shadow.transcript import Transcript
 from gateway.proxy.upstream_stream import UpstreamStream
 from gateway.telemetry.attempt_record import AttemptRecord

@@ -21,10 +21,10 @@ from gateway.dialects.anthropic.dialect import NAME, ParsedMessagesRequest
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route, choose
 from gateway.http.phase_deadlines import PhaseDeadlines
-from gateway.proxy import response_headers
-from gateway.proxy.client_response import ClientResponse
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.request import InferenceRequest, outgoing_headers
+from gateway.proxy.response import response_headers
+from gateway.proxy.response.client_response import ClientResponse
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["CountTokens"]

@@ -22,16 +22,17 @@ from gateway.fleet.routing import decision_log
 from gateway.fleet.routing.choose import Decision, Route, WaitForLoad, WaitForSlot
 from gateway.fleet.routing.queue import QueueTicket
 from gateway.http.phase_deadlines import PhaseDeadlines
-from gateway.proxy import response_headers, total_deadline
+from gateway.proxy import total_deadline
 from gateway.proxy.attempt import Attempt, send_upstream_error
 from gateway.proxy.attempt_failures import AttemptFailures, RefusedByUpstream, Retriable
-from gateway.proxy.client_response import ClientResponse
 from gateway.proxy.context import ProxyContext, shutting_down
 from gateway.proxy.context_length import refuse_if_too_long
 from gateway.proxy.fallback import Fallbacks, Unserved
 from gateway.proxy.hedging.hedged_attempt import HedgedAttempt
-from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import InferenceRequest
+from gateway.proxy.response import response_headers
+from gateway.proxy.response.client_response import ClientResponse
+from gateway.proxy.response.keepalive import KeepAlive
 from gateway.proxy.route_wait import wait_for_route
 from gateway.proxy.shadow.shadower import ShadowedRequest
 from gateway.proxy.total_deadline import TotalDeadline

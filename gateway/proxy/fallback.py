@@ -9,9 +9,9 @@ from catalogue.models import Catalogue
 from gateway import errors
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.state import Fleet
-from gateway.proxy.client_response import ClientResponse
 from gateway.proxy.context_length import refuse_if_too_long
 from gateway.proxy.request import InferenceRequest
+from gateway.proxy.response.client_response import ClientResponse
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["Fallbacks", "Unserved"]

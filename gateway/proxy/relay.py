@@ -10,8 +10,8 @@ from gateway.dialects import Translation
 from gateway.errors import GatewayError, UpstreamMalformedResponse
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
-from gateway.proxy.client_response import ClientResponse, Head
-from gateway.proxy.keepalive import KeepAlive
+from gateway.proxy.response.client_response import ClientResponse, Head
+from gateway.proxy.response.keepalive import KeepAlive
 from gateway.proxy.shadow.transcript import Transcript
 from gateway.proxy.upstream_stream import UpstreamStream
 from gateway.telemetry.meter import BodyMeter

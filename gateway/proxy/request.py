@@ -18,8 +18,8 @@ from gateway.errors import (
     body_too_large,
 )
 from gateway.proxy.body_memory import BodyReservation
-from gateway.proxy.client_response import ClientGone
 from gateway.proxy.forms.upload import Upload
+from gateway.proxy.response.client_response import ClientGone
 from gateway.proxy.total_deadline import HEADER as TOTAL_DEADLINE_HEADER
 from gateway.proxy.total_deadline import TotalDeadline
 

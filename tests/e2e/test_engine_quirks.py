@@ -1,4 +1,4 @@
-"""Engines people already run, as seen on real ones (lessons.md): a whole gateway in front of one, on real sockets."""
+"""Engines people already run, as seen on real ones: a whole gateway in front of one, on real sockets."""
 
 import json
 import math

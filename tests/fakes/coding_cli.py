@@ -1,4 +1,4 @@
-"""A request as a popular coding CLI sends it (lessons.md, "Clients, as captured"), generated, with nobody's code in it.
+"""A request as a popular coding CLI sends it, generated: no code of it is in here.
 
 76 kB, 24 tools, system turns inside `messages`, several user messages in a row, `metadata.user_id` a JSON string,
 `cache_control` everywhere, and fields no backend of ours has heard of.

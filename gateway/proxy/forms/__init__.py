@@ -4,6 +4,7 @@
     form_parser   finds the `model` field, and rejects forms that parsers could read in different ways; no I/O
     spool         bytes that are kept for later: a little in memory, the rest in a file
 
-Read `upload` first. `proxy/form_request.py` opens an upload; `proxy/attempt.py` sends it. What docs/api.md, section
-Forms, promises is kept here.
+    form_request  a request with such a body: opens the upload, dispatches, reads the rest meanwhile
+
+Read `form_request` first. `proxy/attempt.py` sends an upload. docs/api.md, section Forms, says what is promised.
 """

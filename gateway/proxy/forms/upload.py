@@ -13,9 +13,9 @@ import trio
 from gateway.asgi import Message, Receive
 from gateway.errors import RequestTimeout, body_too_large
 from gateway.http.sockets import RECEIVE_BYTES
-from gateway.proxy.client_response import ClientGone
 from gateway.proxy.forms.form_parser import FormParser, ModelPart
 from gateway.proxy.forms.spool import MEMORY_BYTES, Spool
+from gateway.proxy.response.client_response import ClientGone
 
 __all__ = ["OutgoingForm", "Upload"]
 

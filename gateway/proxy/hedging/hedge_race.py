@@ -16,7 +16,7 @@ import trio
 from gateway import errors
 from gateway.proxy.attempt import Attempt
 from gateway.proxy.attempt_failures import RefusedByUpstream, Retriable
-from gateway.proxy.client_response import ClientGone
+from gateway.proxy.response.client_response import ClientGone
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["Race"]

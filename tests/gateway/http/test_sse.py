@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.dialects.rename_model import ModelRenamer
 from gateway.http import sse
-from gateway.proxy.server_timing import LastComment
+from gateway.proxy.response.server_timing import LastComment
 
 SAMPLE = (
     b"\xef\xbb\xbf: hello\r\n\r\n"

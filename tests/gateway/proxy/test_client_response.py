@@ -7,7 +7,7 @@ from fakes.patience import SAFETY_NET_S
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.http import sse
-from gateway.proxy.client_response import ClientGone, ClientResponse
+from gateway.proxy.response.client_response import ClientGone, ClientResponse
 
 HEAD = (200, [(b"content-type", b"text/event-stream")])
 EVENT = b"data: x\n\n"

@@ -6,8 +6,8 @@ from fakes.asgi_send import RecordedSend
 
 from gateway.config.settings import StreamingSettings
 from gateway.http import sse
-from gateway.proxy.client_response import ClientResponse
-from gateway.proxy.keepalive import KeepAlive
+from gateway.proxy.response.client_response import ClientResponse
+from gateway.proxy.response.keepalive import KeepAlive
 
 HEAD = (200, [(b"content-type", b"text/event-stream")])
 

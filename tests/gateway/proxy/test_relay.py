@@ -19,9 +19,9 @@ from gateway.dialects.rename_model import ModelRenamer
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http import sse
 from gateway.http.phase_deadlines import PhaseDeadlines
-from gateway.proxy.client_response import ClientResponse
-from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.relay import relay_stream
+from gateway.proxy.response.client_response import ClientResponse
+from gateway.proxy.response.keepalive import KeepAlive
 from gateway.proxy.shadow.transcript import Transcript
 from gateway.proxy.upstream_stream import UpstreamStream
 from gateway.telemetry.meter import StreamMeter

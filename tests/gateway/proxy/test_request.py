@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import BodyTooLarge, MethodNotAllowed
 from gateway.proxy.body_memory import BodyMemory
-from gateway.proxy.client_response import ClientGone
 from gateway.proxy.request import named_by_connection, outgoing_headers, read_request, request_id_of
+from gateway.proxy.response.client_response import ClientGone
 
 BODY = b'{"model":"m","stream":true}'
 

@@ -12,7 +12,7 @@ from fakes.world import a_sim, a_sim_model, a_world, profile_of
 from gateway.config.settings import DeadlineSettings, Settings
 from gateway.http import sse
 from gateway.http.phase_deadlines import PhaseDeadlines
-from gateway.proxy.server_timing import LastComment, server_timing
+from gateway.proxy.response.server_timing import LastComment, server_timing
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import RequestLog
 from neuron.simulated import faults

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from catalogue.models import Alias
 from gateway.config.settings import RetrySettings, Settings
-from gateway.proxy.client_watch import LAST_BYTES_S
+from gateway.proxy.response.client_watch import LAST_BYTES_S
 
 WHOLE = [delta("Tbilisi"), DONE]
 END = b"0\r\n\r\n"

@@ -1,4 +1,4 @@
-"""The simulated neuron's management API, as contract section 2 has it: over a real socket, with a real client."""
+"""The simulated neuron's management API, over a real socket, with a real client."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.config.settings import GatewaySettings, Settings
 from gateway.errors import UpstreamConnectionError
 from gateway.fleet.reports import ModelReport, NodeReport
-from gateway.proxy import form_request
+from gateway.proxy.forms import form_request
 from gateway.proxy.forms.spool import MEMORY_BYTES
 from gateway.proxy.forms.upload import Upload
 

@@ -7,7 +7,7 @@ import math
 import trio
 
 from gateway.config.settings import StreamingSettings
-from gateway.proxy.client_response import ClientResponse, Head
+from gateway.proxy.response.client_response import ClientResponse, Head
 
 __all__ = ["KeepAlive"]
 

@@ -14,7 +14,7 @@ import trio
 
 from gateway.asgi import Headers, Send
 from gateway.http import sse
-from gateway.proxy.client_response import ClientResponse
+from gateway.proxy.response.client_response import ClientResponse
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["LastComment", "TimedResponse", "server_timing", "summary", "timed_response", "wanted"]

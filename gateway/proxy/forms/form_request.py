@@ -8,12 +8,9 @@ from gateway.asgi import Headers, Receive, Scope
 from gateway.dialects.json_splice import ModelField
 from gateway.errors import GatewayError, UnsupportedMediaType
 from gateway.proxy import total_deadline
-from gateway.proxy.client_response import ClientGone
-from gateway.proxy.client_watch import keep_alive, watch_client
 from gateway.proxy.forms.form_parser import FormParser, boundary_of
 from gateway.proxy.forms.spool import Spool
 from gateway.proxy.forms.upload import Upload
-from gateway.proxy.keepalive import KeepAlive
 from gateway.proxy.request import (
     InferenceRequest,
     check_head,
@@ -21,6 +18,9 @@ from gateway.proxy.request import (
     media_type,
     path_and_query,
 )
+from gateway.proxy.response.client_response import ClientGone
+from gateway.proxy.response.client_watch import keep_alive, watch_client
+from gateway.proxy.response.keepalive import KeepAlive
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["open_upload", "read_form_request", "watch_uploading_client"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 
 from gateway.asgi import Receive
-from gateway.proxy.client_response import ClientGone, ClientResponse
-from gateway.proxy.keepalive import KeepAlive
+from gateway.proxy.response.client_response import ClientGone, ClientResponse
+from gateway.proxy.response.keepalive import KeepAlive
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["LAST_BYTES_S", "keep_alive", "watch_client"]

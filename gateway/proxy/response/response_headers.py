@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 
 from gateway.asgi import Headers
-from gateway.proxy import server_timing
 from gateway.proxy.request import HOP_BY_HOP, named_by_connection
+from gateway.proxy.response import server_timing
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["from_upstream", "header_value", "of_early_stream", "of_gateway"]
