@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gateway.errors import GatewayError, UpstreamMalformedResponse
 from gateway.http import sse
 
-__all__ = ["ChatTranslation", "StreamMachine"]
+__all__ = ["ChatTranslation", "StreamMachine", "new_answer_id"]
+
+_ANSWER_ID_BYTES = 12
+
+
+def new_answer_id() -> str:
+    """The base of the ids that the gateway makes up for one answer, its items and its tool calls.
+
+    The request's id will not do: a client may send one `x-request-id` for a whole conversation.
+    """
+    return secrets.token_hex(_ANSWER_ID_BYTES)
 
 
 class StreamMachine(Protocol):

@@ -175,7 +175,7 @@ class BodyMeter:
                 self.finish_reason = answer.finish_reason
                 for choice in answer.choices or ():
                     if choice.message is not None:
-                        self.tool_calls.collect(choice.message.tool_calls or ())
+                        self.tool_calls.collect_message(choice.message.tool_calls or ())
                 for item in answer.output or ():
                     self.tool_calls.collect_item(item)
         except (msgspec.DecodeError, RecursionError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.dialects.chat_translator import new_answer_id
 from gateway.dialects.tool_calls import decode_arguments
 from gateway.dialects.usage_fields import Usage
 
@@ -25,11 +26,12 @@ class MessagesContext:
     """What an answer's translation needs from its request. `request.MessagesAsChat.context` makes it.
 
     Args:
-        request_id: Becomes part of the message's id, and is repeated in errors.
+        request_id: Is repeated in errors.
         model: The model's name if the neuron's answer has none.
         input_tokens: An estimate, for `message_start` and for a neuron that reports no usage.
         stop_sequences: The request's `stop_sequences`.
         show_thinking: Whether reasoning becomes thinking blocks or is left out.
+        answer_id: The base of the ids of the message and of calls to which the neuron gives none.
     """
 
     request_id: str
@@ -37,12 +39,13 @@ class MessagesContext:
     input_tokens: int = 1
     stop_sequences: tuple[str, ...] = ()
     show_thinking: bool = True
+    answer_id: str = field(default_factory=new_answer_id)
 
 
 def message(context: MessagesContext, model: object, usage: dict[str, Any]) -> dict[str, Any]:
     """A message without content: the start of `message_start` and of a whole answer. `model` is the neuron's."""
     return {
-        "id": f"msg_{context.request_id}",
+        "id": f"msg_{context.answer_id}",
         "type": "message",
         "role": "assistant",
         "model": model if isinstance(model, str) and model else context.model,
@@ -93,9 +96,9 @@ def stop_of(
     return ("end_turn", None) if found is None else ("stop_sequence", found)
 
 
-def tool_id(engine_id: object, request_id: str, position: int) -> str:
+def tool_id(engine_id: str | None, context: MessagesContext, position: int) -> str:
     """The id of a tool call. If the engine gives none, an id that is unique in the conversation."""
-    return engine_id if isinstance(engine_id, str) and engine_id else f"toolu_{request_id}_{position}"
+    return engine_id or f"toolu_{context.answer_id}_{position}"
 
 
 def arguments_object(text: str) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from gateway.dialects.anthropic.message_object import (
 from gateway.dialects.anthropic.signature import sign
 from gateway.dialects.chat_chunks import Delta, read_whole
 from gateway.dialects.token_estimate import BYTES_PER_TOKEN
+from gateway.dialects.tool_calls import whole_calls
 from gateway.dialects.usage_fields import read_usage
-from gateway.errors import UpstreamMalformedResponse
 
 __all__ = ["token_count_body", "translate"]
 
@@ -46,14 +46,12 @@ def _blocks(answer: Delta, context: MessagesContext) -> Iterator[dict[str, Any]]
         yield {"type": "thinking", "thinking": answer.reasoning_text, "signature": sign(answer.reasoning_text)}
     if answer.text.strip():  # Anthropic's API rejects blank text blocks when a client sends them back
         yield {"type": "text", "text": answer.text}
-    for position, call in enumerate(answer.tool_calls or ()):
-        if call.function is None or not isinstance(call.function.name, str) or not call.function.name:
-            raise UpstreamMalformedResponse("the neuron's answer has a tool call without a name")
+    for position, call in enumerate(whole_calls(answer)):
         yield {
             "type": "tool_use",
-            "id": tool_id(call.id, context.request_id, position),
-            "name": call.function.name,
-            "input": arguments_object(call.function.text),
+            "id": tool_id(call.id, context, position),
+            "name": call.name,
+            "input": arguments_object(call.arguments),
         }
 
 

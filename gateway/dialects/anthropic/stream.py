@@ -31,7 +31,7 @@ from gateway.dialects.anthropic.message_object import (
     usage_of,
 )
 from gateway.dialects.anthropic.signature import Signer
-from gateway.dialects.chat_chunks import ABORTED, Choice, Chunk, Delta, ToolCall, read_chunk
+from gateway.dialects.chat_chunks import ABORTED, Choice, Chunk, Delta, read_chunk
 from gateway.dialects.tool_calls import AssembledCall, ToolCalls
 from gateway.dialects.usage_fields import Usage, read_usage
 from gateway.http import sse
@@ -153,8 +153,9 @@ class MessagesStream:
             out = self._write("thinking", thinking)
         if text := delta.text:
             out += self._write("text", text)
-        for part in delta.tool_calls or ():
-            out += self._take_call(part)
+        if delta.tool_calls:
+            for call, piece in self._calls.add(delta.tool_calls):
+                out += self._take_call(call, piece)
         if thinking or text or delta.tool_calls:
             self._deltas += 1
         return out
@@ -192,9 +193,7 @@ class MessagesStream:
 
     # Tool calls...
 
-    def _take_call(self, part: ToolCall) -> bytes:
-        call = self._calls.find(part)
-        piece = call.add(part)
+    def _take_call(self, call: AssembledCall, piece: str) -> bytes:
         if call is self._streamed_call:
             return self._prefix + _encode(piece) + _TAIL if piece else b""
         if self._streamed_call is None and call is self._calls.first and call.can_be_streamed:
@@ -204,7 +203,7 @@ class MessagesStream:
         return b""
 
     def _open_tool(self, call: AssembledCall, position: int) -> bytes:
-        id_ = tool_id(call.id, self._context.request_id, position)
+        id_ = tool_id(call.id, self._context, position)
         block = {"type": "tool_use", "id": id_, "name": call.name, "input": {}}
         return self._open_block("tool", block, "input_json_delta", "partial_json")
 

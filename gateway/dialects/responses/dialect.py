@@ -8,7 +8,7 @@ from gateway import errors as gateway_errors
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, OutgoingRequest
-from gateway.dialects.chat_translator import ChatTranslation
+from gateway.dialects.chat_translator import ChatTranslation, new_answer_id
 from gateway.dialects.json_splice import splice
 from gateway.dialects.responses import errors, response
 from gateway.dialects.responses.request import ResponsesAsChat, translate
@@ -38,7 +38,7 @@ class ParsedResponsesRequest:
             return OutgoingRequest(request.path, splice(request.body, request.model, model))
         if self._as_chat is None:
             self._as_chat = translate(request.body, request.model)
-        context = self._as_chat.context(request.request_id, model)
+        context = self._as_chat.context(new_answer_id(), model)
         translation = ChatTranslation(ResponsesStream(context), partial(response.translate, context=context))
         return OutgoingRequest(CHAT_PATH, self._as_chat.encode(model, backend), translation)
 

@@ -51,10 +51,10 @@ class ResponsesAsChat:
         messages, parameters = self._encoded[backend]
         return msgspec.json.encode({"model": model, "messages": msgspec.Raw(messages), **parameters})
 
-    def context(self, request_id: str, model: str) -> ResponsesContext:
+    def context(self, answer_id: str, model: str) -> ResponsesContext:
         """What the answer's translation needs."""
         repeated = _repeated_fields(self._request, self._tools)
-        return ResponsesContext(request_id, model, self._input_tokens, repeated, self._tools.client_tools)
+        return ResponsesContext(answer_id, model, self._input_tokens, repeated, self._tools.client_tools)
 
     def _parameters(self, backend: Backend) -> JsonObject:
         """Everything but `model` and `messages`, in a fixed order."""

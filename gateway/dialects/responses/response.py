@@ -19,8 +19,8 @@ from gateway.dialects.responses.response_object import (
     usage_of,
 )
 from gateway.dialects.token_estimate import BYTES_PER_TOKEN
+from gateway.dialects.tool_calls import whole_calls
 from gateway.dialects.usage_fields import read_usage
-from gateway.errors import UpstreamMalformedResponse
 
 __all__ = ["translate"]
 
@@ -55,11 +55,9 @@ def _items(answer: Delta, context: ResponsesContext, last_status: Status) -> lis
         content.append(part("refusal", answer.refusal_text))
     if content:
         items.append(message_item(context, len(items), content, "completed"))
-    for position, call in enumerate(answer.tool_calls or ()):
-        if call.function is None or not isinstance(call.function.name, str) or not call.function.name:
-            raise UpstreamMalformedResponse("the neuron's answer has a tool call without a name")
-        tool, id_ = context.client_tool(call.function.name), call_id(call.id, context.request_id, position)
-        items.append(call_item(context, len(items), tool, id_, call.function.text))
+    for position, call in enumerate(whole_calls(answer)):
+        tool, id_ = context.client_tool(call.name), call_id(call.id, context, position)
+        items.append(call_item(context, len(items), tool, id_, call.arguments))
     if items:
         items[-1]["status"] = last_status
     return items

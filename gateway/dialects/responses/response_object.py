@@ -1,7 +1,6 @@
 """Parts of an answer that whole answers and streams share: the Response object, its items, usage and status.
 
-An id is the request's id and the item's position: unique as long as request ids are, and the same in every event of a
-stream and in the whole answer.
+An id is the answer's id and the item's position, and the same in every event of a stream.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ class ResponsesContext:
     """What an answer's translation needs from its request. `request.ResponsesAsChat.context` makes it.
 
     Args:
-        request_id: Becomes part of the ids of the response and of its items.
+        answer_id: The base of the ids of the response, of its items, and of calls to which the neuron gives none.
         model: The model's name if the neuron's answer has none.
         input_tokens: An estimate, for a neuron that reports no usage.
         request_fields: The request's parameters, as the Response repeats them.
         client_tools: The client's tools by the function names that the model knows.
     """
 
-    request_id: str
+    answer_id: str
     model: str
     input_tokens: int = 1
     request_fields: Mapping[str, Any] = field(default_factory=dict)
@@ -60,7 +59,7 @@ def response(context: ResponsesContext, created: object, model: object) -> JsonO
     """A Response without output. `created` (unix seconds) and `model` are the neuron's."""
     is_number = isinstance(created, int | float) and not isinstance(created, bool)
     return {
-        "id": f"resp_{context.request_id}",
+        "id": f"resp_{context.answer_id}",
         "object": "response",
         "created_at": created if is_number else 0,  # dialects have no clock
         "status": "in_progress",
@@ -78,13 +77,13 @@ def response(context: ResponsesContext, created: object, model: object) -> JsonO
 
 def reasoning_item(context: ResponsesContext, position: int, content: list[JsonObject], status: Status) -> JsonObject:
     """A reasoning item. Open models show their reasoning itself, so it is `content`; there is no `summary`."""
-    id_ = f"rs_{context.request_id}_{position}"
+    id_ = f"rs_{context.answer_id}_{position}"
     return {"id": id_, "type": "reasoning", "summary": [], "content": content, "status": status}
 
 
 def message_item(context: ResponsesContext, position: int, content: list[JsonObject], status: Status) -> JsonObject:
     """A message item with text or a refusal."""
-    id_ = f"msg_{context.request_id}_{position}"
+    id_ = f"msg_{context.answer_id}_{position}"
     return {"id": id_, "type": "message", "role": "assistant", "content": content, "status": status}
 
 
@@ -102,7 +101,7 @@ def call_item(
 ) -> JsonObject:
     """A call of a function or of a custom tool. `arguments` is None while the call is in progress."""
     kind, prefix = ("custom_tool_call", "ctc") if tool.is_custom else ("function_call", "fc")
-    id_ = f"{prefix}_{context.request_id}_{position}"
+    id_ = f"{prefix}_{context.answer_id}_{position}"
     item: JsonObject = {"id": id_, "type": kind, "call_id": call_id, "name": tool.name}
     if tool.namespace:
         item["namespace"] = tool.namespace
@@ -113,9 +112,9 @@ def call_item(
     return item | {"status": "in_progress" if arguments is None else "completed"}
 
 
-def call_id(engine_id: object, request_id: str, position: int) -> str:
+def call_id(engine_id: str | None, context: ResponsesContext, position: int) -> str:
     """The id of a tool call. If the engine gives none, an id that is unique in the conversation."""
-    return engine_id if isinstance(engine_id, str) and engine_id else f"call_{request_id}_{position}"
+    return engine_id or f"call_{context.answer_id}_{position}"
 
 
 def _normalised(arguments: str) -> str:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway import errors
-from gateway.dialects.chat_chunks import ABORTED, Choice, Chunk, Delta, ToolCall, read_chunk
+from gateway.dialects.chat_chunks import ABORTED, Choice, Chunk, Delta, read_chunk
 from gateway.dialects.responses import errors as dialect_errors
 from gateway.dialects.responses.response_object import (
     ResponsesContext,
@@ -175,8 +175,9 @@ class ResponsesStream:
             out += self._write("output_text", text)
         if refusal := delta.refusal_text:
             out += self._write("refusal", refusal)
-        for piece in delta.tool_calls or ():
-            out += self._take_call(piece)
+        if delta.tool_calls:
+            for call, piece in self._calls.add(delta.tool_calls):
+                out += self._take_call(call, piece)
         if reasoning or text or refusal or delta.tool_calls:
             self._deltas += 1
         return out
@@ -235,11 +236,9 @@ class ResponsesStream:
 
     # Tool calls...
 
-    def _take_call(self, piece: ToolCall) -> bytes:
-        call = self._calls.find(piece)
-        text = call.add(piece)
+    def _take_call(self, call: AssembledCall, piece: str) -> bytes:
         if call is self._streamed_call:
-            return self._delta % (_encode(text), self._number()) if text else b""
+            return self._delta % (_encode(piece), self._number()) if piece else b""
         if self._streamed_call is None and call is self._calls.first and self._can_be_streamed(call):
             out = self._close_part() + self._close_item() + self._open_call(call, 0)
             self._streamed_call = call
@@ -251,7 +250,7 @@ class ResponsesStream:
         return call.can_be_streamed and not self._context.client_tool(call.name).is_custom
 
     def _open_call(self, call: AssembledCall, position: int) -> bytes:
-        tool, id_ = self._context.client_tool(call.name), call_id(call.id, self._context.request_id, position)
+        tool, id_ = self._context.client_tool(call.name), call_id(call.id, self._context, position)
         out = self._open_item(call_item(self._context, len(self._output), tool, id_, None))
         self._prepare("custom_tool_call_input" if tool.is_custom else "function_call_arguments")
         return out

@@ -129,7 +129,10 @@ class Transcript:
         self._characters += len(text)
         if self._characters <= TEXT_LIMIT_CHARACTERS:
             self._text.append(text)
-        self._calls.collect(content.tool_calls or ())
+        if choice.message is None:
+            self._calls.collect(content.tool_calls or ())
+        else:
+            self._calls.collect_message(content.tool_calls or ())
         if choice.finish_reason is not None:
             self._finish_reason = choice.finish_reason[:_FINISH_REASON_LIMIT_CHARACTERS]
 

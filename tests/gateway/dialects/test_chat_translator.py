@@ -21,7 +21,7 @@ DATAS = [*map(chunk, DELTAS), chunk({}, "tool_calls", usage=USAGE), b"[DONE]"]
 
 
 def messages():
-    context = MessagesContext("r", "m")
+    context = MessagesContext("r", "m", answer_id="r")
     return ChatTranslation(
         messages_stream.MessagesStream(context), partial(messages_response.translate, context=context)
     )

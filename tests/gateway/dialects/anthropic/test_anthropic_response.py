@@ -13,7 +13,7 @@ from gateway.dialects.anthropic.message_object import MALFORMED_ARGUMENTS, Messa
 from gateway.dialects.anthropic.signature import sign
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 
-CONTEXT = MessagesContext("req-1", "lab/m", input_tokens=12, stop_sequences=("END",))
+CONTEXT = MessagesContext("req-1", "lab/m", input_tokens=12, stop_sequences=("END",), answer_id="req-1")
 
 
 def answer(body, context=CONTEXT):

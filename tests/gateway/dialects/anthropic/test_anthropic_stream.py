@@ -16,7 +16,7 @@ from gateway.dialects.anthropic.signature import is_genuine
 from gateway.dialects.anthropic.stream import PING, MessagesStream
 from gateway.http import sse
 
-CONTEXT = MessagesContext("req-1", "lab/m", input_tokens=12)
+CONTEXT = MessagesContext("req-1", "lab/m", input_tokens=12, answer_id="req-1")
 BROKE_OFF = errors.UpstreamConnectionError("the neuron broke off")
 
 
