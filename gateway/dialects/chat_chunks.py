@@ -11,12 +11,10 @@ from typing import Any
 import msgspec
 
 from gateway.dialects import loose_json, upstream_errors
-from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
+from gateway.dialects.chat import finish_reasons
+from gateway.errors import UpstreamMalformedResponse
 
-__all__ = ["ABORTED", "Choice", "Chunk", "Delta", "StreamEvent", "ToolCall", "decode_event", "read_chunk", "read_whole"]
-
-ABORTED = frozenset({"abort", "error", "cancelled"})
-"""Finish reasons with which an engine reports that it gave up (SGLang, OpenRouter). What came before is no answer."""
+__all__ = ["Choice", "Chunk", "Delta", "StreamEvent", "ToolCall", "decode_event", "read_whole", "text_of"]
 
 _TERMINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _CONTENTLESS_TYPES = frozenset({"message_start", "content_block_start", "ping"})
@@ -57,7 +55,7 @@ class Delta(msgspec.Struct):
     @property
     def reasoning_text(self) -> str:
         """The reasoning. Engines that fill both fields put the same text in both."""
-        return _text(self.reasoning_content) or _text(self.reasoning)
+        return text_of(self.reasoning_content) or text_of(self.reasoning)
 
     @property
     def text(self) -> str:
@@ -67,12 +65,12 @@ class Delta(msgspec.Struct):
     @property
     def content_text(self) -> str:
         """The content as text."""
-        return _text(self.content)
+        return text_of(self.content)
 
     @property
     def refusal_text(self) -> str:
         """The refusal, which few engines separate from the content."""
-        return _text(self.refusal)
+        return text_of(self.refusal)
 
     @property
     def is_generated(self) -> bool:
@@ -94,9 +92,16 @@ class Choice(msgspec.Struct):
     delta: Delta | None = None
     message: Delta | None = None
     text: Any = None
-    finish_reason: str | None = None
+    finish_reason_member: Any = msgspec.field(default=None, name="finish_reason")
     stop_reason: Any = None
     matched_stop: Any = None
+    usage: Any = None  # Kimi's place for it
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended, as the engine spells it; None if it goes on."""
+        member = self.finish_reason_member
+        return None if member is None else finish_reasons.reason_in(member)
 
     @property
     def matched(self) -> object:
@@ -113,6 +118,13 @@ class Chunk(msgspec.Struct):
     usage: Any = None
     error: Any = None
 
+    @property
+    def reported_usage(self) -> object:
+        """The `usage` object, wherever the engine puts it."""
+        if self.usage is None and self.choices:
+            return self.choices[0].usage
+        return self.usage
+
 
 class StreamEvent(Chunk):
     """An event of a stream in any dialect: a chat chunk, or an event of Responses or Messages, which have a `type`."""
@@ -127,8 +139,8 @@ class StreamEvent(Chunk):
     def finish_reason(self) -> str | None:
         """Chat's `finish_reason`, Messages' `stop_reason`; for Responses, the status it ended with."""
         for choice in self.choices or ():
-            if choice.finish_reason:
-                return choice.finish_reason
+            if reason := choice.finish_reason:
+                return reason
         if self.type in _TERMINAL_TYPES:
             return str(self.type).removeprefix("response.")
         if self.type == "message_delta" and isinstance(self.delta, dict):
@@ -151,7 +163,8 @@ class StreamEvent(Chunk):
         return any(choice.text or (choice.delta is not None and choice.delta.is_generated) for choice in self.choices)
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """The text in a member that is a string or a list of parts."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):  # Mistral's content parts
@@ -168,41 +181,25 @@ def decode_event(data: bytes) -> StreamEvent:
     return loose_json.decode(_event_decoder, data)
 
 
-def read_chunk(data: bytes) -> Chunk:
-    """Decode the data of one event of a chat stream.
-
-    Raises:
-        UpstreamMalformedResponse: It is not a chunk of a chat completion.
-        GatewayError: The upstream reports an error in it.
-    """
-    try:
-        chunk = loose_json.decode(_decoder, data)
-    except msgspec.DecodeError as error:
-        raise UpstreamMalformedResponse(f"the neuron sent an invalid chat completion chunk: {error}") from None
-    if chunk.error:
-        raise upstream_errors.from_stream(chunk.error)
-    return chunk
-
-
 def read_whole(body: bytes) -> tuple[Chunk, Choice]:
     """Decode a whole answer. Returns it and its first choice.
 
     Raises:
         UpstreamMalformedResponse: It is not a chat completion.
-        UpstreamConnectionError: The engine gave up in the middle of it.
-        GatewayError: The upstream reports another error in it.
+        GatewayError: The upstream reports an error in it, or gave up in the middle of it.
     """
     try:
+        body.decode()
         answer = loose_json.decode(_decoder, body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UpstreamMalformedResponse(f"the neuron's answer is not a chat completion: {error}") from None
     if answer.error:
         raise upstream_errors.from_stream(answer.error)
     choice = next((choice for choice in answer.choices or () if not choice.index), None)
     if choice is None:
         raise UpstreamMalformedResponse("the neuron's answer is not a chat completion: it has no choice")
-    if choice.finish_reason in ABORTED:
-        raise UpstreamConnectionError(f"the neuron aborted its answer: finish_reason is {choice.finish_reason!r}")
+    if (failure := finish_reasons.failure_of(choice.finish_reason)) is not None:
+        raise failure
     return answer, choice
 
 

@@ -42,6 +42,8 @@ def read_usage(value: object) -> Usage | None:
     prompt = _count(value, "prompt_tokens", "input_tokens")
     completion = _count(value, "completion_tokens", "output_tokens")
     cached = _count(_details(value, "prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+    if cached is None:
+        cached = _count(value, "cached_tokens", "prompt_cache_hit_tokens")  # Kimi, DeepSeek
     if prompt is None and completion is None:
         prompt = _count(value, "total_tokens")
     elif prompt is not None and "prompt_tokens" not in value:
@@ -54,7 +56,7 @@ def read_usage(value: object) -> Usage | None:
         completion_tokens=completion,
         cached_tokens=cached,
         reasoning_tokens=_count(
-            _details(value, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens"
+            _details(value, "completion_tokens_details", "output_tokens_details") or value, "reasoning_tokens"
         ),
     )
 

@@ -127,7 +127,8 @@ class StreamMeter:
             self.preamble = False
 
     def _take_usage(self, event: StreamEvent) -> None:
-        holder = next((part for part in (event.usage, event.response, event.message) if part is not None), None)
+        holders = (event.reported_usage, event.response, event.message)
+        holder = next((part for part in holders if part is not None), None)
         if holder is not None and (usage := read_usage(holder)) is not None:
             self.usage = usage if self.usage is None else self.usage.updated_by(usage)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.dialects.chat import finish_reasons
 from gateway.dialects.chat_translator import new_answer_id
 from gateway.dialects.tool_calls import decode_arguments
 from gateway.dialects.usage_fields import Usage
@@ -84,9 +85,10 @@ def stop_of(
     the sequence off the text and does not name it gives no way to know. `called` is true if the answer has a tool call:
     some engines finish such an answer with `stop`.
     """
-    if finish_reason == "length":
+    kind = finish_reasons.kind_of(finish_reason)
+    if kind == "length":
         return "max_tokens", None
-    if finish_reason == "content_filter":
+    if kind == "filtered":
         return "refusal", None
     if called:
         return "tool_use", None

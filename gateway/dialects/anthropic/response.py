@@ -32,7 +32,7 @@ def translate(body: bytes, context: MessagesContext) -> bytes:
     """
     completion, choice = read_whole(body)
     answer = choice.message or Delta()
-    usage = usage_of(read_usage(completion.usage), context.input_tokens, round(len(body) / BYTES_PER_TOKEN))
+    usage = usage_of(read_usage(completion.reported_usage), context.input_tokens, round(len(body) / BYTES_PER_TOKEN))
     fields = message(context, completion.model, usage)
     fields["content"] = list(_blocks(answer, context))
     fields["stop_reason"], fields["stop_sequence"] = stop_of(

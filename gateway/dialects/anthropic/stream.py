@@ -31,7 +31,9 @@ from gateway.dialects.anthropic.message_object import (
     usage_of,
 )
 from gateway.dialects.anthropic.signature import Signer
-from gateway.dialects.chat_chunks import ABORTED, Choice, Chunk, Delta, read_chunk
+from gateway.dialects.chat import finish_reasons
+from gateway.dialects.chat.chunk_reader import ChunkReader
+from gateway.dialects.chat_chunks import Choice, Chunk, Delta
 from gateway.dialects.tool_calls import AssembledCall, ToolCalls
 from gateway.dialects.usage_fields import Usage, read_usage
 from gateway.http import sse
@@ -64,6 +66,7 @@ class MessagesStream:
         "_index",
         "_open",
         "_prefix",
+        "_reader",
         "_signer",
         "_started",
         "_streamed_call",
@@ -85,6 +88,7 @@ class MessagesStream:
         self._prefix = b""  # the bytes of a delta event of the open block that precede its text
         self._signer: Signer | None = None
         self._blank = ""  # white space that may become the start of a text block
+        self._reader = ChunkReader()
         self._calls = ToolCalls()
         self._streamed_call: AssembledCall | None = None
         self._deferred: list[tuple[Kind, str]] = []
@@ -100,7 +104,7 @@ class MessagesStream:
         if data == b"[DONE]":
             return self._end()
         try:
-            chunk = read_chunk(data)
+            chunk = self._reader.read(data)
         except errors.GatewayError as error:
             return self.fail(error)
         return self._take(chunk)
@@ -130,12 +134,11 @@ class MessagesStream:
                 continue  # only one was asked for
             if choice.delta is not None:
                 out += self._take_delta(choice.delta)
-            if choice.finish_reason is not None:
-                if choice.finish_reason in ABORTED:
-                    reason = f"the neuron aborted its answer: finish_reason is {choice.finish_reason!r}"
-                    return out + self.fail(errors.UpstreamConnectionError(reason))
+            if (reason := choice.finish_reason) is not None:
+                if (failure := finish_reasons.failure_of(reason)) is not None:
+                    return out + self.fail(failure)
                 self._choice = choice
-        if chunk.usage is not None and (usage := read_usage(chunk.usage)) not in _NO_USAGE:
+        if (reported := chunk.reported_usage) is not None and (usage := read_usage(reported)) not in _NO_USAGE:
             self._usage = usage
             if self._choice is not None:
                 out += self._end()
@@ -218,7 +221,7 @@ class MessagesStream:
 
     def _arguments(self, call: AssembledCall) -> str:
         """As they are if the token limit cut them off, as in Anthropic's API; otherwise a JSON object."""
-        if self._choice is not None and self._choice.finish_reason == "length":
+        if self._choice is not None and finish_reasons.kind_of(self._choice.finish_reason) == "length":
             return call.arguments
         text = call.arguments.strip()
         value = arguments_object(text)
@@ -252,6 +255,8 @@ class MessagesStream:
         if not self._calls.all_named:
             return self.fail(errors.UpstreamMalformedResponse("the neuron's answer has a tool call without a name"))
         out = b"" if self._started else self._start(None)
+        if (rest := self._reader.rest()) is not None:
+            out += self._take_delta(rest)
         out += self._deferred_text() + self._remaining_calls() + self._close()
         out += _event("message_delta", {"delta": self._stop(), "usage": self._final_usage()})
         self.ended = True

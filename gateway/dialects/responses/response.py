@@ -37,7 +37,7 @@ def translate(body: bytes, context: ResponsesContext) -> bytes:
     fields["status"], fields["incomplete_details"] = end_of(choice.finish_reason)
     fields["output"] = _items(answer, context, fields["status"])
     fields["usage"] = usage_of(
-        read_usage(completion.usage),
+        read_usage(completion.reported_usage),
         context.input_tokens,
         round(len(body) / BYTES_PER_TOKEN),
         round(len(answer.reasoning_text.encode()) / BYTES_PER_TOKEN),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from gateway.dialects.chat import finish_reasons
 from gateway.dialects.loose_json import JsonObject
 from gateway.dialects.responses.tools import ClientTool, custom_input
 from gateway.dialects.tool_calls import decode_arguments
@@ -133,9 +134,10 @@ def _normalised(arguments: str) -> str:
 
 def end_of(finish_reason: str | None) -> tuple[Literal["completed", "incomplete"], JsonObject | None]:
     """`status` and `incomplete_details` of the answer. Its last item gets the same status."""
-    if finish_reason == "length":
+    kind = finish_reasons.kind_of(finish_reason)
+    if kind == "length":
         return "incomplete", {"reason": "max_output_tokens"}
-    if finish_reason == "content_filter":
+    if kind == "filtered":
         return "incomplete", {"reason": "content_filter"}
     return "completed", None
 

@@ -26,7 +26,9 @@ from typing import Any, Literal
 import msgspec
 
 from gateway import errors
-from gateway.dialects.chat_chunks import ABORTED, Choice, Chunk, Delta, read_chunk
+from gateway.dialects.chat import finish_reasons
+from gateway.dialects.chat.chunk_reader import ChunkReader
+from gateway.dialects.chat_chunks import Choice, Chunk, Delta
 from gateway.dialects.responses import errors as dialect_errors
 from gateway.dialects.responses.response_object import (
     ResponsesContext,
@@ -83,6 +85,7 @@ class ResponsesStream:
         "_open",
         "_output",
         "_pieces",
+        "_reader",
         "_reasoning_deltas",
         "_response",
         "_sequence_number",
@@ -104,6 +107,7 @@ class ResponsesStream:
         self._delta = b""  # the delta event of the open part or call, without text and number
         self._pieces: list[str] = []
         self._blank = ""  # white space that may become the start of a text
+        self._reader = ChunkReader()
         self._calls = ToolCalls()
         self._streamed_call: AssembledCall | None = None
         self._deferred: list[tuple[Kind, str]] = []
@@ -118,7 +122,7 @@ class ResponsesStream:
         if data == b"[DONE]":
             return self._end()
         try:
-            chunk = read_chunk(data)
+            chunk = self._reader.read(data)
         except errors.GatewayError as error:
             return self.fail(error)
         return self._take(chunk)
@@ -151,12 +155,11 @@ class ResponsesStream:
                 continue  # only one was asked for
             if choice.delta is not None:
                 out += self._take_delta(choice.delta)
-            if choice.finish_reason is not None:
-                if choice.finish_reason in ABORTED:
-                    reason = f"the neuron aborted its answer: finish_reason is {choice.finish_reason!r}"
-                    return out + self.fail(errors.UpstreamConnectionError(reason))
+            if (reason := choice.finish_reason) is not None:
+                if (failure := finish_reasons.failure_of(reason)) is not None:
+                    return out + self.fail(failure)
                 self._choice = choice
-        if chunk.usage is not None and (usage := read_usage(chunk.usage)) not in _NO_USAGE:
+        if (reported := chunk.reported_usage) is not None and (usage := read_usage(reported)) not in _NO_USAGE:
             self._usage = usage
             if self._choice is not None:
                 out += self._end()
@@ -306,6 +309,8 @@ class ResponsesStream:
         if not self._calls.all_named:
             return self.fail(errors.UpstreamMalformedResponse("the neuron's answer has a tool call without a name"))
         out = b"" if self._response is not None else self._start(Chunk())
+        if (rest := self._reader.rest()) is not None:
+            out += self._take_delta(rest)
         status, details = end_of(None if self._choice is None else self._choice.finish_reason)
         out += self._remaining_calls() + self._close_part() + self._close_item(status)
         usage = usage_of(self._usage, self._context.input_tokens, self._deltas, self._reasoning_deltas)

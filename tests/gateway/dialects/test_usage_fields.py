@@ -17,6 +17,14 @@ from gateway.dialects.usage_fields import Usage, read_usage
         ({"input_tokens": 4, "cache_read_input_tokens": 90, "cache_creation_input_tokens": 6}, Usage(100, None, 90)),
         ({"input_tokens": 4, "output_tokens": 2, "cache_read_input_tokens": None}, Usage(4, 2)),
         ({"prompt_tokens": 100, "cache_read_input_tokens": 90}, Usage(100)),
+        ({"prompt_tokens": 100, "completion_tokens": 2, "cached_tokens": 90}, Usage(100, 2, 90)),  # Kimi
+        (  # DeepSeek
+            {"prompt_tokens": 100, "prompt_cache_hit_tokens": 90, "prompt_cache_miss_tokens": 10},
+            Usage(100, None, 90),
+        ),
+        ({"prompt_tokens": 100, "cached_tokens": 90, "prompt_tokens_details": None}, Usage(100, None, 90)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 8}, "cached_tokens": 7}, Usage(9, None, 8)),
+        ({"prompt_tokens": 9, "completion_tokens": 5, "reasoning_tokens": 3}, Usage(9, 5, None, 3)),  # SGLang
         ({"total_tokens": 12}, Usage(12)),
         ({"type": "tokens", "input_tokens": 14, "output_tokens": 45, "total_tokens": 59}, Usage(14, 45)),
         ({"type": "duration", "seconds": 9}, Usage()),

@@ -71,7 +71,7 @@ def split(stream, cuts):
 
 
 def messages():
-    return ChatTranslation(MessagesStream(MessagesContext("r", "m")), bytes, keepalive_bytes=PING)
+    return ChatTranslation(MessagesStream(MessagesContext("r", "m", answer_id="r")), bytes, keepalive_bytes=PING)
 
 
 def renamer(then=None):

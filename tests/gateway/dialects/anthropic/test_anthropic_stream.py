@@ -334,9 +334,9 @@ def test_failure_before_the_first_event_is_only_an_error_event():
 
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character():
-    """Engines that stream byte-level tokens split characters."""
+    """If the other half never comes. Engines that stream byte-level tokens split characters."""
     translator = MessagesStream(CONTEXT)
-    stream = translator.feed(rb'{"choices":[{"index":0,"delta":{"content":"\ud83d"}}]}')
+    stream = translator.feed(rb'{"choices":[{"index":0,"delta":{"content":"\ud83d"}}]}') + translator.feed(b"[DONE]")
 
     assert read_stream(stream).joined("text", "text") == "\ufffd"
 

@@ -397,9 +397,9 @@ def test_failure_before_the_first_event_is_only_an_error_event():
 
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character():
-    """Engines that stream byte-level tokens split characters."""
+    """If the other half never comes. Engines that stream byte-level tokens split characters."""
     translator = ResponsesStream(CONTEXT)
-    stream = translator.feed(rb'{"choices":[{"index":0,"delta":{"content":"\ud83d"}}]}') + translator.finish()
+    stream = translator.feed(rb'{"choices":[{"index":0,"delta":{"content":"\ud83d"}}]}') + translator.feed(b"[DONE]")
 
     assert next(e for e in events(stream) if e["type"] == "response.output_text.delta")["delta"] == "\ufffd"
 
