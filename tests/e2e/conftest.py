@@ -1,4 +1,4 @@
-"""A gateway on real sockets before one simulated neuron, and clients of it."""
+"""A gateway on real sockets in front of one simulated neuron, and its clients."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from neuron.simulated.fleet import neuron
 
 @pytest.fixture
 def beast():
-    """The neuron: both tiers loaded, a hundred times faster than life unless a test says otherwise."""
+    """The neuron, with both tiers loaded, a hundred times faster than real models unless a test changes that."""
     return neuron("beast", [24576, 24576], [SMALL, LARGE], speed=100)
 
 
 @pytest.fixture
 async def cortex(tmp_path, beast):
-    """The gateway, running, in front of `beast`."""
+    """The running gateway in front of `beast`."""
     async with running_gateway(tmp_path, [beast]) as running:
         yield running
 
 
 @pytest.fixture
 async def http(cortex):
-    """An HTTP client of the gateway, as strict about bytes as httpx is."""
+    """An HTTP client of the gateway. httpx checks framing strictly."""
     async with httpx.AsyncClient(base_url=cortex.url, trust_env=False, timeout=60) as client:
         yield client
 
 
 @pytest.fixture
 def wire(cortex):
-    """Opens a connection of a few words; closed on leaving the block, if it was not before."""
+    """Opens a connection with a minimal HTTP client; closed at the end of the block."""
 
     @asynccontextmanager
     async def connected():

@@ -1,4 +1,4 @@
-"""`/v1/messages` through the gateway on real sockets: the unmodified `anthropic` SDK, and what the neuron got."""
+"""`/v1/messages` through the gateway on real sockets: the unmodified `anthropic` SDK, and the neuron's requests."""
 
 import json
 from contextlib import asynccontextmanager
@@ -32,7 +32,7 @@ def in_thread(call):
 
 
 async def test_create_answers_in_anthropic_form(sdk, beast):
-    """Text, usage and ids; the neuron was asked for a chat completion, by its own name, without the client's key."""
+    """Text, usage and ids. The neuron gets a chat completion with its own model name and without the client's key."""
     answer = await in_thread(lambda: sdk.messages.with_raw_response.create(**ASK, system="Be brief."))
     message = answer.parse()
 
@@ -73,7 +73,7 @@ async def test_stream_is_accumulated_by_the_sdk(sdk, beast):
     ],
 )
 async def test_errors_are_the_sdk_s_own(sdk, change, raised, words):
-    """By type, with our words and the request's id."""
+    """By type, with the gateway's message and the request's id."""
     with pytest.raises(raised, match=words) as caught:
         await in_thread(lambda: sdk.messages.create(**(ASK | change)))
 
@@ -81,8 +81,8 @@ async def test_errors_are_the_sdk_s_own(sdk, change, raised, words):
     assert caught.value.body["request_id"] == caught.value.request_id
 
 
-async def test_stream_that_breaks_off_ends_in_an_error_event(sdk, beast):
-    """After half an answer; the SDK raises, and no message_stop was made up."""
+async def test_stream_that_breaks_ends_in_an_error_event(sdk, beast):
+    """After half an answer the SDK raises, and cortex does not invent a message_stop."""
     beast.faults.add(faults.Drop(after=3))
     seen = []
 
@@ -98,7 +98,7 @@ async def test_stream_that_breaks_off_ends_in_an_error_event(sdk, beast):
 
 
 async def test_coding_cli_session_reaches_the_neuron_as_chat(http, beast):
-    """76 kB, 24 tools, system turns inside the messages, `?beta=true` and betas nobody has heard of: two turns."""
+    """Two turns of 76 kB with 24 tools, system turns inside the messages, `?beta=true` and unknown betas."""
     headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "new-thing-2027-01-01", "x-api-key": "k"}
     assert (await http.head("/")).status_code == 200
     for turn in (1, 2):
@@ -115,8 +115,8 @@ async def test_coding_cli_session_reaches_the_neuron_as_chat(http, beast):
     assert not {name for name in sent if name.startswith("anthropic-")} | (sent & {"x-api-key"})
 
 
-async def test_coding_cli_session_loses_nothing_a_model_needs(http, beast):
-    """All it said is with the neuron, in its place, and nothing that no backend has heard of."""
+async def test_coding_cli_session_keeps_everything_a_model_needs(http, beast):
+    """All content reaches the neuron in its place; fields unknown to backends do not."""
     assert 76_000 < len(coding_cli.body(1)) < len(coding_cli.body(2)) < 82_000
     await http.post("/v1/messages?beta=true", content=coding_cli.body(2))
 
@@ -135,7 +135,7 @@ async def test_coding_cli_session_loses_nothing_a_model_needs(http, beast):
     system, *turns = got["messages"]
     assert system["content"] == "\n".join(block["text"] for block in asked["system"][1:])
     assert [turn["role"] for turn in turns] == ["user", "user", "user", "assistant", "tool", "tool", "user"]
-    assert "Available agents: none" in turns[2]["content"]  # the system turn, where it stood
+    assert "Available agents: none" in turns[2]["content"]  # the system turn, in its place
     assert [(call["id"], json.loads(call["function"]["arguments"])) for call in turns[3]["tool_calls"]] == [
         ("toolu_1", {"path": "/1"}),
         ("toolu_2", {"path": "/2"}),
@@ -147,8 +147,8 @@ async def test_coding_cli_session_loses_nothing_a_model_needs(http, beast):
 
 
 @asynccontextmanager
-async def before(tmp_path, peer, **neuron):
-    """A gateway whose one backend is `peer`, listing the small model; the SDK in front of it."""
+async def gateway_in_front_of(tmp_path, peer, **neuron):
+    """A gateway with one backend, `peer`, which lists the small model, and the SDK as its client."""
     models = with_length(b'{"object":"list","data":[{"id":"%b"}]}' % SMALL.encode())
 
     async def serve(stream):
@@ -165,8 +165,8 @@ async def before(tmp_path, peer, **neuron):
                 yield opened
 
 
-async def test_backend_that_speaks_messages_gets_the_body_as_it_came(tmp_path):
-    """Only `model` differs, the dialect's own headers go with it, and the answer comes back untouched."""
+async def test_backend_that_speaks_messages_gets_the_body_unchanged(tmp_path):
+    """Only `model` differs; the dialect's own headers are forwarded, and the answer comes back unchanged."""
     got = []
     answer = b'{"type":"message","id":"msg_1","role":"assistant","model":"m","content":[],"native":true}'
 
@@ -174,7 +174,7 @@ async def test_backend_that_speaks_messages_gets_the_body_as_it_came(tmp_path):
         got.append(request)
         await stream.send_all(with_length(answer))
 
-    async with before(tmp_path, peer, dialects=("openai", "anthropic")) as sdk:
+    async with gateway_in_front_of(tmp_path, peer, dialects=("openai", "anthropic")) as sdk:
         raw = await in_thread(lambda: sdk.messages.with_raw_response.create(**ASK, extra_body={"top_secret": 1}))
 
     assert raw.read() == answer
@@ -185,8 +185,8 @@ async def test_backend_that_speaks_messages_gets_the_body_as_it_came(tmp_path):
     assert json.loads(body) == {**ASK, "model": SMALL, "top_secret": 1}
 
 
-async def test_count_tokens_estimates_and_says_so(sdk, beast):
-    """The simulated neuron has no tokenizer API, so it is not bothered; more text, more tokens."""
+async def test_count_tokens_estimate_is_marked(sdk, beast):
+    """The simulated neuron has no tokenizer API, so it gets no request. More text means more tokens."""
     short = await in_thread(lambda: sdk.messages.with_raw_response.count_tokens(model="helexa/small", messages=PROBE))
     long = await in_thread(
         lambda: sdk.messages.count_tokens(
@@ -199,8 +199,8 @@ async def test_count_tokens_estimates_and_says_so(sdk, beast):
     assert not beast.requests
 
 
-async def test_count_tokens_needs_nobody_to_be_there(tmp_path):
-    """A client counts before it asks: whoever will answer may be coming up only then."""
+async def test_count_tokens_works_without_a_healthy_neuron(tmp_path):
+    """A client counts before it sends its request; the neuron for that may start only then."""
     async with (
         running_gateway(tmp_path) as running,
         httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=SAFETY_NET_S) as http,
@@ -220,8 +220,8 @@ async def test_count_tokens_needs_nobody_to_be_there(tmp_path):
         ({"engine": "vllm"}, "/tokenize", b"[]", None),
     ],
 )
-async def test_count_tokens_asks_who_can_count(tmp_path, monkeypatch, neuron, path, answer, counted):
-    """A tokenizer or the endpoint itself; when it answers nonsense, an estimate."""
+async def test_count_tokens_uses_a_neuron_that_can_count(tmp_path, monkeypatch, neuron, path, answer, counted):
+    """By a tokenizer or the endpoint itself. If the answer is invalid, cortex estimates."""
     monkeypatch.setattr(count_tokens, "COUNT_DEADLINE_S", SAFETY_NET_S)
     asked = []
 
@@ -229,7 +229,7 @@ async def test_count_tokens_asks_who_can_count(tmp_path, monkeypatch, neuron, pa
         asked.append(request)
         await stream.send_all(with_length(answer))
 
-    async with before(tmp_path, peer, **neuron) as sdk:
+    async with gateway_in_front_of(tmp_path, peer, **neuron) as sdk:
         raw = await in_thread(
             lambda: sdk.messages.with_raw_response.count_tokens(model="helexa/small", messages=PROBE, system="Hm.")
         )
@@ -241,7 +241,7 @@ async def test_count_tokens_asks_who_can_count(tmp_path, monkeypatch, neuron, pa
 
 
 async def test_models_are_listed_in_anthropic_form(sdk):
-    """To whoever sends `anthropic-version`; one by one, too, and what is not there as its own error."""
+    """If the client sends `anthropic-version`: as a list, one model, and an unknown model as Anthropic's error."""
     page = await in_thread(sdk.models.list)
     one = await in_thread(lambda: sdk.models.retrieve("helexa/small"))
 
@@ -251,8 +251,8 @@ async def test_models_are_listed_in_anthropic_form(sdk):
         await in_thread(lambda: sdk.models.retrieve("nobody/has-it"))
 
 
-async def test_silence_is_filled_with_pings_and_a_leaving_client_frees_the_neuron(tmp_path):
-    """Once the message has begun; and when the client has heard enough, the neuron's connection closes."""
+async def test_silence_is_filled_with_pings_and_a_disconnect_frees_the_neuron(tmp_path):
+    """Pings start once the message has begun. When the client disconnects, the neuron's connection closes."""
     left = trio.Event()
 
     async def peer(stream, request):
@@ -261,7 +261,7 @@ async def test_silence_is_filled_with_pings_and_a_leaving_client_frees_the_neuro
         assert await stream.receive_some(1) == b""
         left.set()
 
-    async with before(tmp_path, peer) as sdk:
+    async with gateway_in_front_of(tmp_path, peer) as sdk:
         async with await trio.open_tcp_stream("127.0.0.1", sdk.base_url.port) as stream:
             client = Client(stream)
             await client.send({**ASK, "stream": True}, "/v1/messages")
@@ -277,7 +277,7 @@ async def test_silence_is_filled_with_pings_and_a_leaving_client_frees_the_neuro
 
 
 async def test_tool_use_streams_with_its_arguments(tmp_path):
-    """Split anywhere by the engine, whole at the SDK."""
+    """The engine splits the arguments anywhere; the SDK assembles them."""
     parts = ['{"pa', 'th": "/', 'x"}']
     first = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": ""}}
     calls = [first, *({"index": 0, "function": {"arguments": part}} for part in parts)]
@@ -291,7 +291,7 @@ async def test_tool_use_streams_with_its_arguments(tmp_path):
         with sdk.messages.stream(**ASK, tools=[coding_cli.tool("look")]) as events:
             return events.get_final_message()
 
-    async with before(tmp_path, peer) as sdk:
+    async with gateway_in_front_of(tmp_path, peer) as sdk:
         message = await in_thread(lambda: stream(sdk))
 
     [block] = message.content

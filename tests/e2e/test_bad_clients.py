@@ -1,4 +1,4 @@
-"""Clients that harm or do not care: each is refused or timed out, and a stream beside it goes on as if nothing were."""
+"""Clients that misbehave: each is refused or timed out, and another client's stream continues undisturbed."""
 
 import json
 from contextlib import asynccontextmanager, suppress
@@ -24,22 +24,20 @@ HASTY_S = 0.4
 
 
 def settings(header_s):
-    """Little patience for a client that takes nothing, and as much as that for a request to be whole."""
+    """Short deadlines for a client that reads nothing and for a request that is incomplete."""
     deadlines = DeadlineSettings(connect_seconds=SAFETY_NET_S, header_seconds=header_s, client_write_seconds=HASTY_S)
     return {
         "deadlines": deadlines,
-        "streaming": replace(
-            PATIENT_STREAMING, keepalive_seconds=0
-        ),  # a comment would be something else than the next word
+        "streaming": replace(PATIENT_STREAMING, keepalive_seconds=0),  # a comment would arrive instead of the next word
     }
 
 
-hasty = pytest.mark.parametrize("beside", [HASTY_S], indirect=True)
+hasty = pytest.mark.parametrize("good_stream", [HASTY_S], indirect=True)
 """For what ends only when the gateway loses patience with a request that does not become whole."""
 
 
 class Neuron:
-    """Says one token to the good client whenever it is told to, and never stops talking to a glutton."""
+    """Sends the good client one token per permit, and never stops sending to a client that reads nothing."""
 
     def __init__(self):
         self.tell, self.told = trio.open_memory_channel(0)
@@ -65,8 +63,8 @@ class Neuron:
             self.given_up += 1
 
 
-class Beside:
-    """A gateway with one stream running through it, which says a word whenever it is asked to."""
+class GoodStream:
+    """A gateway with one open stream, which delivers one word at a time on request."""
 
     def __init__(self, cortex, spoken, wire):
         self.cortex = cortex
@@ -79,8 +77,8 @@ class Beside:
     async def begin(self):
         await self._wire.send({"model": SMALL, "stream": True, "messages": []})
 
-    async def goes_on(self):
-        """The next word is with the client; nothing but that word."""
+    async def assert_continues(self):
+        """The client gets the next word and nothing else."""
         event = delta(f" word {self._words}")
         self._words += 1
         await self.neuron.tell.send(event)
@@ -98,8 +96,8 @@ class Beside:
 
 
 @pytest.fixture
-async def beside(tmp_path, request):
-    """Its stream has begun; when the test is over it must still be good for an end."""
+async def good_stream(tmp_path, request):
+    """The stream has begun; after the test it must still end properly."""
     spoken = Neuron()
     beast = neuron("beast", [24576], [SMALL])
     sections = settings(getattr(request, "param", SAFETY_NET_S))
@@ -108,13 +106,14 @@ async def beside(tmp_path, request):
         running_gateway(tmp_path, [beast], **sections) as cortex,
     ):
         origin = Origin.parse(url)
-        cortex.gateway.upstream._connect = lambda _: open_stream(origin)  # polls go to `beast`, requests to `spoken`
+        # polls go to `beast`, requests to the scripted peer
+        cortex.gateway.upstream._connect = lambda _: open_stream(origin)
         async with await trio.open_tcp_stream("127.0.0.1", cortex.port) as stream:
-            good = Beside(cortex, spoken, Client(stream))
+            good = GoodStream(cortex, spoken, Client(stream))
             await good.begin()
-            await good.goes_on()
+            await good.assert_continues()
             yield good
-            await good.goes_on()
+            await good.assert_continues()
             await good.ends()
         await until(lambda: not cortex.gateway.request_log.live)
         assert_idle(cortex.gateway.fleet)
@@ -122,13 +121,15 @@ async def beside(tmp_path, request):
 
 
 @asynccontextmanager
-async def a_bad_client(beside):
-    async with await trio.open_tcp_stream("127.0.0.1", beside.port) as stream:
+async def a_bad_client(good_stream):
+    async with await trio.open_tcp_stream("127.0.0.1", good_stream.port) as stream:
         yield stream
 
 
 async def answer_of(stream, until_it_says=None):
-    """Everything until the gateway closes, or resets as more is on its way than it cares to read; or until this."""
+    """Everything until the gateway closes the connection or resets it (more is arriving than it will read), or until
+    `end`.
+    """
     data = b""
     with trio.fail_after(SAFETY_NET_S), suppress(trio.BrokenResourceError):
         while piece := await stream.receive_some(65_536):
@@ -145,14 +146,14 @@ def label(value):
     return value[:40].decode("latin-1").replace("\r\n", "|") if isinstance(value, bytes) else str(value)
 
 
-async def refused(beside, sent):
-    """Status and code of what such a client is told, the stream having gone on before and after."""
-    async with a_bad_client(beside) as bad:
-        with suppress(trio.BrokenResourceError):  # it may have heard enough, and closed
+async def assert_refused(good_stream, sent):
+    """The client gets this status and code, and the good stream continues before and after."""
+    async with a_bad_client(good_stream) as bad:
+        with suppress(trio.BrokenResourceError):  # the gateway may have closed the connection already
             await bad.send_all(sent)
-        await beside.goes_on()
+        await good_stream.assert_continues()
         head, _, body = (await answer_of(bad)).partition(b"\r\n\r\n")
-        await beside.goes_on()
+        await good_stream.assert_continues()
     return int(head.split()[1]), json.loads(body)["error"]["code"]
 
 
@@ -173,9 +174,9 @@ async def refused(beside, sent):
     ],
     ids=label,
 )
-async def test_what_is_no_request_is_refused_while_a_stream_goes_on(beside, sent, status, code):
-    """With a status and an envelope, and then the connection is closed."""
-    assert await refused(beside, sent) == (status, code)
+async def test_invalid_request_is_refused_while_a_stream_continues(good_stream, sent, status, code):
+    """With a status and an envelope; then the connection is closed."""
+    assert await assert_refused(good_stream, sent) == (status, code)
 
 
 @hasty
@@ -189,14 +190,14 @@ async def test_what_is_no_request_is_refused_while_a_stream_goes_on(beside, sent
     ],
     ids=label,
 )
-async def test_half_a_request_is_given_up_while_a_stream_goes_on(beside, sent):
+async def test_incomplete_request_times_out_while_a_stream_continues(good_stream, sent):
     """After `header_seconds`, wherever it stopped."""
-    assert await refused(beside, sent) == (408, "request_timeout")
+    assert await assert_refused(good_stream, sent) == (408, "request_timeout")
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_hundred_megabytes_are_refused_while_a_stream_goes_on(beside, announced):
-    """At the first byte if their length is told, at the last that is allowed if not; never all of them are taken."""
+async def test_hundred_megabytes_are_refused_while_a_stream_continues(good_stream, announced):
+    """At the first byte if the client declares the length, else at the limit; the gateway never reads all of them."""
     sent = 0
 
     async def upload(bad):
@@ -211,12 +212,12 @@ async def test_hundred_megabytes_are_refused_while_a_stream_goes_on(beside, anno
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 
-    async with a_bad_client(beside) as bad, trio.open_nursery() as uploading:
+    async with a_bad_client(good_stream) as bad, trio.open_nursery() as uploading:
         uploading.start_soon(upload, bad)
-        await beside.goes_on()
+        await good_stream.assert_continues()
         told = await answer_of(bad, b'"code":"body_too_large"')
         sent_by_then = sent
-        await beside.goes_on()
+        await good_stream.assert_continues()
         uploading.cancel_scope.cancel()
 
     assert told.startswith(b"HTTP/1.1 413 ")
@@ -224,8 +225,8 @@ async def test_hundred_megabytes_are_refused_while_a_stream_goes_on(beside, anno
     assert announced or 64 <= sent_by_then < 100
 
 
-async def test_headers_without_an_end_are_refused_while_a_stream_goes_on(beside):
-    """In the midst of their coming."""
+async def test_endless_headers_are_refused_while_a_stream_continues(good_stream):
+    """While they are arriving."""
 
     async def flood(bad):
         try:
@@ -235,34 +236,34 @@ async def test_headers_without_an_end_are_refused_while_a_stream_goes_on(beside)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 
-    async with a_bad_client(beside) as bad, trio.open_nursery() as flooding:
+    async with a_bad_client(good_stream) as bad, trio.open_nursery() as flooding:
         flooding.start_soon(flood, bad)
-        await beside.goes_on()
+        await good_stream.assert_continues()
         with trio.fail_after(SAFETY_NET_S):
             told = bytes(await bad.receive_some())
-        await beside.goes_on()
+        await good_stream.assert_continues()
         flooding.cancel_scope.cancel()
 
     assert told.startswith(b"HTTP/1.1 431 ")
 
 
-async def test_client_that_reads_nothing_is_dropped_while_a_stream_goes_on(beside):
-    """And its neuron freed, once it has taken nothing for `client_write_seconds`."""
+async def test_client_that_reads_nothing_is_dropped_while_a_stream_continues(good_stream):
+    """After `client_write_seconds` without a byte read; its neuron is free then."""
     body = json.dumps({"model": SMALL, "stream": True, "messages": [{"role": "user", "content": "glutton"}]}).encode()
-    async with a_bad_client(beside) as bad:
+    async with a_bad_client(good_stream) as bad:
         await bad.send_all(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
-        await until(lambda: beside.neuron.gluttons)
-        await beside.goes_on()
-        await until(lambda: beside.neuron.given_up)
-        await beside.goes_on()
+        await until(lambda: good_stream.neuron.gluttons)
+        await good_stream.assert_continues()
+        await until(lambda: good_stream.neuron.given_up)
+        await good_stream.assert_continues()
 
-    await until(lambda: len(beside.cortex.gateway.request_log.live) == 1)
-    exposed = beside.cortex.gateway.metrics.expose().decode()
+    await until(lambda: len(good_stream.cortex.gateway.request_log.live) == 1)
+    exposed = good_stream.cortex.gateway.metrics.expose().decode()
     assert f'cortex_client_disconnects_total{{model="{SMALL}",node="beast"}} 1.0' in exposed
 
 
-async def test_thousands_of_requests_nobody_reads_the_answers_of(beside):
-    """Pipelined as fast as they go: served as long as the answers are taken, then dropped."""
+async def test_thousands_of_pipelined_requests_whose_answers_are_not_read(good_stream):
+    """Served while the client reads the answers, then the client is dropped."""
     asked = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n" * 500
 
     async def flood(bad):
@@ -273,21 +274,21 @@ async def test_thousands_of_requests_nobody_reads_the_answers_of(beside):
             dropped.set()
 
     dropped = trio.Event()
-    async with a_bad_client(beside) as bad, trio.open_nursery() as flooding:
+    async with a_bad_client(good_stream) as bad, trio.open_nursery() as flooding:
         flooding.start_soon(flood, bad)
-        await beside.goes_on()
+        await good_stream.assert_continues()
         with trio.fail_after(SAFETY_NET_S):
             await dropped.wait()
-        await beside.goes_on()
+        await good_stream.assert_continues()
 
 
 @hasty
-async def test_hundred_clients_at_once_that_all_misbehave(beside):
-    """A bit of everything; in the end only the good one is left, and another one is served."""
+async def test_hundred_clients_at_once_that_all_misbehave(good_stream):
+    """A mixture of all of these. In the end only the good client is left, and a new one is served."""
     everything = [b"\x00" * 100, POST[:30], POST + b"content-length: 9\r\n\r\n{", POST + b"x: " + b"y" * 70_000, b""]
 
     async def misbehave(number):
-        async with a_bad_client(beside) as bad:
+        async with a_bad_client(good_stream) as bad:
             await bad.send_all(everything[number % len(everything)])
             await answer_of(bad) if number % len(everything) < 4 else await trio.sleep_forever()
 
@@ -295,8 +296,8 @@ async def test_hundred_clients_at_once_that_all_misbehave(beside):
         for number in range(100):
             crowd.start_soon(misbehave, number)
         for _ in range(3):
-            await beside.goes_on()
-        await until(lambda: len(crowd.child_tasks) == 20)  # those that say nothing at all stay, as they may
-        async with httpx.AsyncClient(base_url=beside.cortex.url, trust_env=False, timeout=60) as http:
+            await good_stream.assert_continues()
+        await until(lambda: len(crowd.child_tasks) == 20)  # connections without any request stay open, as they may
+        async with httpx.AsyncClient(base_url=good_stream.cortex.url, trust_env=False, timeout=60) as http:
             assert (await http.get("/v1/models")).status_code == 200
         crowd.cancel_scope.cancel()

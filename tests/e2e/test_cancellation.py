@@ -1,6 +1,7 @@
-"""Clients that leave, on real sockets: the neuron knows within 100 ms, siblings do not notice, and nothing is left.
+"""Clients that disconnect, on real sockets: the neuron notices within 100 ms, other requests are not affected, and
+nothing remains.
 
-Every moment and 2,000 departures in memory, where time is exact, are in tests/gateway/test_leaving.py.
+Every moment, and 2,000 disconnects in memory with exact times, are in tests/gateway.
 """
 
 import math
@@ -25,12 +26,12 @@ WITHIN_S = 0.1
 
 
 def reset(client):
-    """Leave with an RST, as a process that is killed does."""
+    """Disconnect with an RST, as a killed process does."""
     client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-async def nothing_is_left(cortex):
-    """Leases, gauges, live requests and connections in use: all 0; and no broken connection in the pool."""
+async def assert_idle(cortex):
+    """Leases, gauges, live requests and connections in use are 0, and the pool has no broken connection."""
     gateway = cortex.gateway
     await settled(gateway)
     gauges = [line for line in gateway.metrics.expose().decode().splitlines() if line.startswith("cortex_inflight")]
@@ -42,43 +43,43 @@ async def nothing_is_left(cortex):
 FOR_EVER = 1e9
 
 
-async def nothing_can_be_heard(beast, client):
+async def silence(beast, client):
     """The neuron hangs with the request."""
     await until(lambda: len(beast.requests) > 1)
 
 
 async def in_prefill(beast, client):
-    """The neuron has the request: there is nothing to see for the client yet."""
+    """The neuron has the request; the client sees nothing yet."""
     await until(lambda: beast.residents[SMALL].places.in_flight == 1)
 
 
 async def after_a_token(beast, client):
-    """The first piece has arrived, and no other comes: it is far from the last, and not to be so by our being slow."""
+    """The first piece has arrived. No other follows soon, so a slow test does not reach the end of the stream."""
     _, headers = await client.head()
     await client.piece(headers)
     beast.speed = 1e-9
 
 
 async def in_decode(beast, client):
-    """The neuron is past prefill: it sleeps until then, and we until later; it goes on with it for ever."""
+    """The neuron is past prefill and decodes for ever."""
     await in_prefill(beast, client)
     await trio.sleep(0.05)
     await wait_all_tasks_blocked()
 
 
 MOMENTS = [
-    (True, [Hang()], nothing_can_be_heard, "hang"),
+    (True, [Hang()], silence, "hang"),
     (True, [LateHeaders(), Slow(factor=FOR_EVER)], in_prefill, "prefill"),
     (True, [Slow(factor=FOR_EVER)], in_prefill, "prefill"),
     (True, [], after_a_token, "decode"),
-    (False, [Hang()], nothing_can_be_heard, "hang"),
+    (False, [Hang()], silence, "hang"),
     (False, [Slow(factor=FOR_EVER)], in_prefill, "prefill"),
     (False, [], in_decode, "decode"),
 ]
 
 
 async def leave(beast, wire, stream, faults, moment, how):
-    """A client comes and, at that moment, goes, while a sibling is being answered: seconds until the neuron knew."""
+    """A client disconnects at that moment while another request runs: seconds until the neuron notices."""
     beast.requests.clear()
     beast.cancelled.clear()
     beast.speed = 100
@@ -106,28 +107,29 @@ async def leave(beast, wire, stream, faults, moment, how):
 
 @pytest.mark.parametrize("how", [None, reset])
 @pytest.mark.parametrize(("stream", "faults", "moment", "phase"), MOMENTS)
-async def test_neuron_sees_its_client_leave(cortex, beast, wire, stream, faults, moment, phase, how):
+async def test_neuron_sees_its_client_disconnect(cortex, beast, wire, stream, faults, moment, phase, how):
     """Before the headers, before the first token, in mid-stream, in a plain answer, with a FIN and with an RST.
 
-    A sibling's answer is whole, and nothing is left of the one that went.
+    The other request's answer is complete, and nothing is left of the disconnected one.
+
     """
     await leave(beast, wire, stream, faults, moment, how)
 
     assert [gone.phase for gone in beast.cancelled] == [phase]
     assert beast.violations == []
-    await nothing_is_left(cortex)
+    await assert_idle(cortex)
 
 
 @measured
 @pytest.mark.parametrize("how", [None, reset])
 @pytest.mark.parametrize(("stream", "faults", "moment", "phase"), MOMENTS)
-async def test_neuron_sees_its_client_leave_within_100_ms(cortex, beast, wire, stream, faults, moment, phase, how):
-    """Whenever and however it goes."""
+async def test_neuron_sees_its_client_disconnect_within_100_ms(cortex, beast, wire, stream, faults, moment, phase, how):
+    """At any moment, with a FIN or an RST."""
     await best_of(lambda: leave(beast, wire, stream, faults, moment, how), WITHIN_S)
 
 
 async def leave_the_queue(beast, wire):
-    """Seconds until the place in the neuron's line was free."""
+    """Seconds until the place in the neuron's queue is free."""
     places = beast.residents[SMALL].places
     beast.cancelled.clear()
     beast.speed = 1e-9
@@ -152,21 +154,21 @@ async def _ask_once(wire):
         assert (await client.ask(stream=True)).events[-1] == "[DONE]"
 
 
-async def test_client_that_leaves_the_queue_of_a_neuron_frees_its_place_in_it(cortex, beast, wire):
-    """Nobody generates for a client that is gone, and the next in line moves up."""
+async def test_client_that_leaves_a_neurons_queue_frees_its_place(cortex, beast, wire):
+    """The neuron generates nothing for it, and the next request moves up."""
     await leave_the_queue(beast, wire)
-    await nothing_is_left(cortex)
+    await assert_idle(cortex)
 
 
 @measured
-async def test_client_that_leaves_the_queue_of_a_neuron_does_so_within_100_ms(beast, wire):
-    """As one that is being answered."""
+async def test_client_that_leaves_a_neurons_queue_frees_its_place_within_100_ms(beast, wire):
+    """As for a running request."""
     await best_of(lambda: leave_the_queue(beast, wire), WITHIN_S)
 
 
-async def test_leaving_after_the_end_changes_nothing(cortex, beast, wire, monkeypatch):
-    """The connection to the neuron is at rest, and good for the next."""
-    monkeypatch.setattr(pool, "IDLE_LIMIT_S", math.inf)  # however long we take for the next
+async def test_disconnect_after_the_end_changes_nothing(cortex, beast, wire, monkeypatch):
+    """The connection to the neuron is idle and can be reused."""
+    monkeypatch.setattr(pool, "IDLE_LIMIT_S", math.inf)  # even if the test is slow with the next request
     for stream in (True, False):
         async with wire() as client:
             await client.ask(stream=stream)
@@ -179,11 +181,11 @@ async def test_leaving_after_the_end_changes_nothing(cortex, beast, wire, monkey
     assert not beast.cancelled
     assert cortex.gateway.upstream.statistics() == {"idle": 1, "in_use": 0, "opened": 1, "reused": 2}
     assert "cortex_client_disconnects_total" not in cortex.gateway.metrics.expose().decode()
-    await nothing_is_left(cortex)
+    await assert_idle(cortex)
 
 
-async def test_400_random_departures_on_sockets_leave_nothing(cortex, beast):
-    """Sixteen at a time, at any moment of a request, with FIN or RST, while every third stays to the end."""
+async def test_400_random_disconnects_on_sockets_leave_nothing(cortex, beast):
+    """Sixteen at a time, at any moment of a request, with FIN or RST; every third client stays to the end."""
     moments = random.Random(2026)  # noqa: S311 - replayable, not secret
     beast.speed = 20
     left = stayed = 0
@@ -212,7 +214,7 @@ async def test_400_random_departures_on_sockets_leave_nothing(cortex, beast):
             nursery.start_soon(visitor, 25 * number)
 
     assert (left, stayed) == (266, 134)
-    await nothing_is_left(cortex)
+    await assert_idle(cortex)
     await until(lambda: beast.residents[SMALL].places.in_flight == 0)
     assert beast.violations == []
     assert (await _whole(cortex)).events[-1] == "[DONE]"

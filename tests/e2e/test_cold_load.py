@@ -1,4 +1,4 @@
-"""A model that is loaded nowhere is asked for: one load, room made for it, everybody answered. All in memory."""
+"""Requests for a model that is loaded nowhere: one load, evictions for it, every request answered. All in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from neuron.simulated.faults import (
     SilentPrefill,
 )
 
-PROBE_S = 1.02  # what `a_sim_model` takes to answer
+PROBE_S = 1.02  # the time in which `a_sim_model` answers
 LOAD_S = 5.0
 
 M = a_sim_model("lab/m")
@@ -28,16 +28,16 @@ N = a_sim_model("lab/n")
 
 
 def approx(seconds):
-    """A time to the millisecond: prefill at 1e9 tokens a second is not quite nothing."""
+    """A time to the millisecond: prefill at 1e9 tokens a second takes a little time."""
     return pytest.approx(seconds, abs=0.001)
 
 
-# One load, whoever and however many ask...
+# One load for any number of requests .................................................................................
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_hundred_simultaneous_requests_for_a_cold_model_cause_one_load(stream, autojump_clock):
-    """Three neurons could have it; one is asked, once, and everybody is answered."""
+    """Three neurons could load it; one of them does, once, and every request is answered."""
     async with a_world(*(a_sim(name, M) for name in "abc"), profiles=(profile_of(M),)) as world:
         answers = await ask_many(world, M.id, 100, stream=stream)
 
@@ -48,7 +48,7 @@ async def test_hundred_simultaneous_requests_for_a_cold_model_cause_one_load(str
         assert world.violations() == []
 
 
-async def test_first_asker_who_leaves_changes_nothing_for_the_rest(autojump_clock, nursery):
+async def test_disconnect_of_the_first_client_does_not_stop_the_load(autojump_clock, nursery):
     """The load belongs to the gateway: 99 answers, still one load."""
     async with a_world(*(a_sim(name, M) for name in "abc"), profiles=(profile_of(M),)) as world:
         nursery.start_soon(lambda: world.ask(M.id, leave_after_s=0.01))
@@ -59,8 +59,8 @@ async def test_first_asker_who_leaves_changes_nothing_for_the_rest(autojump_cloc
         assert world.load_calls() == ["a"]
 
 
-async def test_load_nobody_waits_for_any_more_runs_on_and_serves_the_next(autojump_clock):
-    """A neuron cannot be told to stop, so what it loads is used."""
+async def test_load_without_waiting_requests_continues_and_serves_later_ones(autojump_clock):
+    """A neuron cannot stop a load, so its result is used."""
     async with a_world(a_sim("a", M), profiles=(profile_of(M),)) as world:
         left = await world.ask(M.id, leave_after_s=0.01)
         assert left.status == 0
@@ -73,8 +73,8 @@ async def test_load_nobody_waits_for_any_more_runs_on_and_serves_the_next(autoju
         assert trio.current_time() == approx(0.01 + LOAD_S + PROBE_S)
 
 
-async def test_model_that_became_loaded_behind_our_back_is_simply_used(autojump_clock):
-    """`already loaded` is what was wanted."""
+async def test_model_loaded_by_another_client_is_used(autojump_clock):
+    """`already loaded` is success."""
     async with a_world(a_sim("a", M), profiles=(profile_of(M),)) as world:
         sim = world.sims[0]
         sim.end_load(sim.begin_load(M.id, None, None, None))
@@ -85,8 +85,8 @@ async def test_model_that_became_loaded_behind_our_back_is_simply_used(autojump_
         assert trio.current_time() < PROBE_S + 0.3
 
 
-async def test_model_with_a_source_is_loaded_and_asked_for_by_the_neurons_own_name(autojump_clock):
-    """`source:id` goes into the load call; what the neuron lists afterwards is what the outgoing body says."""
+async def test_model_with_a_source_is_loaded_and_requested_by_the_neurons_own_name(autojump_clock):
+    """The load call has `source:id`; outgoing bodies have the name that the neuron then lists."""
     full = replace(M, id=f"hf:{M.id}")
     profile = profile_of(M, source="hf")
     async with a_world(a_sim("a", full), profiles=(profile,)) as world:
@@ -95,13 +95,13 @@ async def test_model_with_a_source_is_loaded_and_asked_for_by_the_neurons_own_na
         assert [answer.text for answer in answers] == ["Tbilisi"] * 3
         assert {request.model for request in world.sims[0].requests} == {f"hf:{M.id}"}
         assert {answer.headers["x-cortex-model"] for answer in answers} == {M.id}
-        await trio.sleep(11)  # a poll later it is still the same model, and not another one besides
+        await trio.sleep(11)  # after a poll it is still the same model, and there is no second one
         assert (await world.ask(M.id)).text == "Tbilisi"
         assert len(world.load_calls()) == 1
 
 
 async def test_model_over_two_devices_is_loaded_with_both_and_makes_room_on_both(autojump_clock):
-    """Half of its memory is needed on each, so whoever sits on either must go."""
+    """Half of its memory is needed on each, so models on either device are evicted."""
     wide = a_sim_model("lab/wide", 16_000)
     left, right = a_sim_model("lab/left", 6000), a_sim_model("lab/right", 6000)
     sim = a_sim("a", wide, left, right, vram_mb=(10_000, 10_000))
@@ -117,30 +117,30 @@ async def test_model_over_two_devices_is_loaded_with_both_and_makes_room_on_both
         assert world.violations() == []
 
 
-# What is unknown...
+# Unknown values .....................................................................................................
 
 
-async def test_neuron_whose_readings_are_unknown_is_still_loaded_upon(autojump_clock):
-    """Unknown is not zero: the neuron knows for itself whether the model fits."""
+async def test_neuron_with_unknown_readings_still_gets_loads(autojump_clock):
+    """Unknown is not zero: the neuron itself knows whether the model fits."""
     sim = a_sim("a", M)
     sim.faults.add(EndpointFails(path="/health"))
     async with a_world(sim, profiles=(profile_of(M),)) as world:
         assert (await world.ask(M.id)).text == "Tbilisi"
 
 
-async def test_model_of_unknown_size_is_loaded_without_evicting_anybody(autojump_clock):
-    """Nobody is put out for a need that nobody can name."""
+async def test_model_of_unknown_size_is_loaded_without_evictions(autojump_clock):
+    """Without a known need there is no reason to evict."""
     sim = a_sim("a", M, N, loaded=(N.id,), vram_mb=(20_000,))
     async with a_world(sim, profiles=(profile_of(M, vram_mb=None), profile_of(N))) as world:
         assert (await world.ask(M.id)).text == "Tbilisi"
         assert sim.counters["unloads"] == 0
 
 
-# When loading fails...
+# Failing loads ......................................................................................................
 
 
 async def test_next_feasible_neuron_is_tried_after_a_failed_load(autojump_clock):
-    """The client hears nothing of the first two."""
+    """The client does not see the first two failures."""
     sims = [a_sim(name, M) for name in "abc"]
     for sim in sims[:2]:
         sim.faults.add(LoadFails(seconds=1))
@@ -152,8 +152,8 @@ async def test_next_feasible_neuron_is_tried_after_a_failed_load(autojump_clock)
         assert trio.current_time() == approx(1 + 1 + LOAD_S + PROBE_S)
 
 
-async def test_pair_that_keeps_failing_is_left_alone_for_longer_each_time_and_says_so(autojump_clock):
-    """5 s, 10 s, 20 s; the answer names the neuron, its words, how often, and when it is tried again."""
+async def test_failing_pair_of_neuron_and_model_backs_off_and_reports_it(autojump_clock):
+    """5 s, 10 s, 20 s. The error has the neuron, its message, the number of failures, and when it is retried."""
     sim = a_sim("a", M)
     sim.faults.add(LoadFails(text="out of memory", times=3))
     async with a_world(sim, profiles=(profile_of(M),)) as world:
@@ -168,13 +168,13 @@ async def test_pair_that_keeps_failing_is_left_alone_for_longer_each_time_and_sa
 
             await trio.sleep(wait_s - 0.1)
             assert (await world.ask(M.id)).status == 502
-            assert len(world.load_calls()) == times  # left alone until it is time
+            assert len(world.load_calls()) == times  # not tried before that time
             await trio.sleep(0.2)
         assert (await world.ask(M.id)).text == "Tbilisi"
 
 
 async def test_pair_that_fails_for_days_is_tried_every_five_minutes(autojump_clock):
-    """Asked for every minute all along; then it is mended, and served within five minutes."""
+    """With a request every minute. Once the neuron is repaired, it serves within five minutes."""
     sim = a_sim("a", M)
     sim.faults.add(LoadFails(text="out of memory"))
     async with a_world(sim, profiles=(profile_of(M),)) as world:
@@ -192,7 +192,7 @@ async def test_pair_that_fails_for_days_is_tried_every_five_minutes(autojump_clo
         assert (await world.ask(M.id)).text == "Tbilisi"
 
 
-async def test_wait_that_outlives_the_load_deadline_says_when_to_ask_again(autojump_clock):
+async def test_wait_beyond_the_load_deadline_gets_a_retry_after(autojump_clock):
     """503 with Retry-After and an estimate from earlier loads of that model on that neuron."""
     sim = a_sim("a", M)
     settings = Settings(deadlines=DeadlineSettings(load_seconds=20))
@@ -208,12 +208,12 @@ async def test_wait_that_outlives_the_load_deadline_says_when_to_ask_again(autoj
         for answer in answers:
             (error,) = answer.errors
             assert (answer.status, error["code"], error["param"]) == (503, "service_unavailable", "load")
-            assert answer.headers["retry-after"] == "1"  # by the estimate it should be there by now
+            assert answer.headers["retry-after"] == "1"  # by the estimate it should be loaded by now
             assert "earlier loads took 5 s on a" in error["message"]
 
 
 async def test_load_that_hangs_is_given_up_at_twice_the_deadline(autojump_clock):
-    """Then the pair backs off like any that failed, and the neuron is free for others."""
+    """Then the pair backs off like any that failed, and the neuron is free for other loads."""
     sim = a_sim("a", M)
     sim.faults.add(LoadHangs(times=1))
     settings = Settings(deadlines=DeadlineSettings(load_seconds=20))
@@ -225,8 +225,8 @@ async def test_load_that_hangs_is_given_up_at_twice_the_deadline(autojump_clock)
         assert (await world.ask(M.id)).text == "Tbilisi"
 
 
-async def test_load_that_is_overdue_does_not_keep_its_model_from_another_neuron(autojump_clock):
-    """Half of the load deadline, when nobody knows how long it takes: then the next feasible one, and all is well."""
+async def test_overdue_load_lets_its_model_load_on_another_neuron(autojump_clock):
+    """Half of the load deadline if no earlier load is known; then the next feasible neuron loads it."""
     sims = a_sim("a", M), a_sim("b", M)
     sims[0].faults.add(LoadHangs())
     settings = Settings(deadlines=DeadlineSettings(load_seconds=400))
@@ -241,7 +241,9 @@ async def test_load_that_is_overdue_does_not_keep_its_model_from_another_neuron(
 
 
 async def test_load_is_overdue_sooner_where_earlier_ones_are_known(autojump_clock):
-    """Four times the longest, but never before two minutes; on the only neuron there is, it is waited for on."""
+    """Four times the longest, but at least two minutes. If there is only one neuron, the request continues to wait for
+    it.
+    """
     sim = a_sim("a", M)
     async with a_world(sim, profiles=(profile_of(M),)) as world:
         await world.ask(M.id)
@@ -263,8 +265,8 @@ async def test_load_is_overdue_sooner_where_earlier_ones_are_known(autojump_cloc
         assert world.load_calls() == ["a", "a"]
 
 
-async def test_model_that_hangs_in_loading_does_not_keep_others_from_other_neurons(autojump_clock):
-    """A better place that is busy is waited for, but not for ever."""
+async def test_hanging_load_does_not_block_loads_of_other_models(autojump_clock):
+    """A request waits for a better neuron that is busy, but not for ever."""
     large = a_sim("large", M, N, vram_mb=(40_000,))
     small = a_sim("small", N, K, loaded=(K.id,))
     large.faults.add(LoadHangs(model=M.id))
@@ -281,11 +283,11 @@ async def test_model_that_hangs_in_loading_does_not_keep_others_from_other_neuro
 K = a_sim_model("lab/k")
 
 
-# Streams that wait...
+# Waiting streams ....................................................................................................
 
 
 async def test_stream_that_waits_for_a_load_gets_its_200_and_comments_early(autojump_clock):
-    """After `early_commit_seconds`, long before there is anything to say."""
+    """After `early_commit_seconds`, long before the first token."""
     slow = a_sim_model("lab/slow", load_s=60)
     async with a_world(a_sim("a", slow), profiles=(profile_of(slow),)) as world:
         answer = await world.ask(slow.id, stream=True)
@@ -311,18 +313,18 @@ async def test_load_that_fails_has_a_proper_status_until_the_early_commit(fails_
         assert b"[DONE]" not in answer.body
 
 
-# Making room...
+# Evictions ..........................................................................................................
 
 
 async def test_two_models_of_one_class_take_turns_on_one_neuron_under_load(autojump_clock):
-    """Eight clients, fifty swaps in each direction: all are answered, and nobody is evicted while at work."""
+    """Eight clients, fifty swaps in each direction: every request is answered, and no model is evicted while in use."""
     sim = a_sim("a", M, N)
     answers = []
     async with a_world(sim, profiles=(profile_of(M), profile_of(N))) as world:
 
         async def client(number):
             for turn in range(100):
-                answers.append(await world.ask((M, N)[(number + turn) % 2].id, stream=number % 2 == 0))  # noqa: PERF401 - each is awaited in its turn
+                answers.append(await world.ask((M, N)[(number + turn) % 2].id, stream=number % 2 == 0))  # noqa: PERF401 - awaited one after the other
 
         async with trio.open_nursery() as clients:
             for number in range(8):
@@ -332,12 +334,12 @@ async def test_two_models_of_one_class_take_turns_on_one_neuron_under_load(autoj
         assert world.violations() == []
         assert sim.counters["unloads"] >= 100
         assert sim.counters["loads"] == sim.counters["unloads"] + 1
-        # Min residency does not stall it: a swap is a load, and the requests that wait for it.
+        # Minimum residency does not stall the swaps: each is one load, and the requests that wait for it.
         assert trio.current_time() < 220 * (LOAD_S + PROBE_S + 0.3)
 
 
-async def test_two_cold_models_that_want_the_same_room_are_loaded_one_after_the_other(autojump_clock):
-    """Both see the room free at once; the second decides again when the first is there."""
+async def test_two_cold_models_for_the_same_memory_are_loaded_one_after_the_other(autojump_clock):
+    """Both see the memory free at once; the second decides again when the first is loaded."""
     sim = a_sim("a", M, N, vram_mb=(12_000,))
     async with a_world(sim, profiles=(profile_of(M), profile_of(N))) as world:
         answers = []
@@ -354,8 +356,8 @@ async def test_two_cold_models_that_want_the_same_room_are_loaded_one_after_the_
         assert 2 * (LOAD_S + PROBE_S) <= trio.current_time() < 2 * (LOAD_S + PROBE_S) + 1.5
 
 
-async def test_room_held_by_a_model_at_work_is_waited_for(autojump_clock):
-    """Its class permits eviction, its lease does not: when the lease is back, the load goes on."""
+async def test_load_waits_for_the_lease_of_a_model_in_use(autojump_clock):
+    """Its class permits eviction, its lease does not: when the lease is returned, the load starts."""
     sim = a_sim("a", M, N, loaded=(M.id,))
     sim.faults.add(SilentPrefill(model=M.id, seconds=40))
     async with a_world(sim, profiles=(profile_of(M), profile_of(N))) as world:
@@ -369,8 +371,8 @@ async def test_room_held_by_a_model_at_work_is_waited_for(autojump_clock):
         assert world.violations() == []
 
 
-async def test_lower_class_never_displaces_a_higher_one(autojump_clock):
-    """503 `no_room` at once, naming who holds the room; the other way round it is done."""
+async def test_lower_class_never_evicts_a_higher_one(autojump_clock):
+    """503 `no_room` at once, with the names of the models in memory; a higher class does evict a lower one."""
     sim = a_sim("a", M, N, loaded=(M.id,))
     profiles = (profile_of(M, residency_priority=200), profile_of(N, residency_priority=100))
     async with a_world(sim, profiles=profiles) as world:
@@ -388,8 +390,8 @@ async def test_lower_class_never_displaces_a_higher_one(autojump_clock):
         assert sim.counters["unloads"] == 1
 
 
-async def test_wait_goes_by_the_residency_classes_in_force(autojump_clock):
-    """Who waits when the operator gives it the right to the room takes it, and does not wait for half an hour."""
+async def test_waiting_request_uses_the_residency_classes_in_force(autojump_clock):
+    """When the operator raises its class, a waiting request evicts, and does not wait for half an hour."""
     higher = profile_of(M, residency_priority=200)
     async with a_world(a_sim("a", M, N), profiles=(higher, profile_of(N))) as world:
         answers = {}
@@ -400,7 +402,7 @@ async def test_wait_goes_by_the_residency_classes_in_force(autojump_clock):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one, M)
             await trio.sleep(1)
-            nursery.start_soon(one, N)  # while the neuron has a job, it may yet be that there is room
+            nursery.start_soon(one, N)  # while the neuron has a job, its memory may still become free
             await trio.sleep(1)
             world.catalogue_store.current = a_catalogue(profile_of(M), profile_of(N), generation=2)
         assert {model: answer.text for model, answer in answers.items()} == {M.id: "Tbilisi", N.id: "Tbilisi"}
@@ -408,7 +410,7 @@ async def test_wait_goes_by_the_residency_classes_in_force(autojump_clock):
 
 
 async def test_request_whose_model_leaves_the_catalogue_while_it_waits_is_still_served(autojump_clock):
-    """It keeps what it came with."""
+    """It keeps the catalogue of its start."""
     async with a_world(a_sim("a", M), profiles=(profile_of(M),)) as world:
         async with trio.open_nursery() as nursery:
             answers = []
@@ -423,16 +425,16 @@ async def test_request_whose_model_leaves_the_catalogue_while_it_waits_is_still_
         assert answers[0].text == "Tbilisi"
 
 
-async def test_model_too_large_for_every_device_is_told_so(autojump_clock):
-    """No eviction and no wait will help, and the answer does not blame others."""
+async def test_model_too_large_for_every_device_gets_an_error(autojump_clock):
+    """No eviction and no wait helps, and the error does not name other models."""
     huge = a_sim_model("lab/huge", 30_000)
     async with a_world(a_sim("a", huge), profiles=(profile_of(huge),)) as world:
         (error,) = (await world.ask(huge.id)).errors
         assert (error["code"], "10000 MB" in error["message"]) == ("no_room", True)
 
 
-async def test_room_that_a_poisoned_model_holds_is_not_waited_for(autojump_clock):
-    """Only its neuron's restart frees that; the answer says so at once, where it said nothing for half an hour."""
+async def test_memory_of_a_poisoned_model_is_not_waited_for(autojump_clock):
+    """Only a restart of its neuron frees it, and the error says so at once."""
     sim = a_sim("a", M, N, loaded=(M.id,))
     sim.faults.add(ReportStatus(model=M.id, status="poisoned"))
     async with a_world(sim, profiles=(profile_of(M), profile_of(N))) as world:
@@ -444,9 +446,9 @@ async def test_room_that_a_poisoned_model_holds_is_not_waited_for(autojump_clock
         assert world.load_calls() == []
 
 
-async def test_models_whose_size_the_neuron_does_not_tell_can_still_be_swapped(autojump_clock, monkeypatch):
-    """`vram_used_mb` may be null: then the catalogue's figure has to do."""
-    from neuron.simulated import api  # noqa: PLC0415 - patched for this one test
+async def test_models_without_a_reported_size_can_be_swapped(autojump_clock, monkeypatch):
+    """`vram_used_mb` may be null: then the catalogue's figure counts."""
+    from neuron.simulated import api  # noqa: PLC0415 - patched in this test only
 
     entry = api._model_entry
     monkeypatch.setattr(api, "_model_entry", lambda state, held: entry(state, held) | {"vram_used_mb": None})
@@ -456,8 +458,8 @@ async def test_models_whose_size_the_neuron_does_not_tell_can_still_be_swapped(a
         assert sim.counters["unloads"] == 1
 
 
-async def test_request_for_a_victim_that_is_being_unloaded_waits_and_is_served(autojump_clock):
-    """Not 404, not 503: it becomes a cold load of its own."""
+async def test_request_for_a_model_that_is_being_evicted_waits_and_is_served(autojump_clock):
+    """Neither 404 nor 503: it becomes a cold load."""
     sim = a_sim("a", M, N, loaded=(M.id,))
     async with a_world(sim, profiles=(profile_of(M), profile_of(N))) as world:
         answers = {}
@@ -478,7 +480,7 @@ async def test_request_for_a_victim_that_is_being_unloaded_waits_and_is_served(a
 
 
 async def test_model_that_vanished_from_its_neuron_is_loaded_again(autojump_clock):
-    """The neuron's `not loaded` makes it a model that is not loaded, not a model that does not exist."""
+    """The neuron's `not loaded` means that the model is not loaded, not that it does not exist."""
     sim = a_sim("a", M, loaded=(M.id,))
     async with a_world(sim, profiles=(profile_of(M),)) as world:
         sim.unload(M.id)
@@ -486,8 +488,8 @@ async def test_model_that_vanished_from_its_neuron_is_loaded_again(autojump_cloc
         assert world.load_calls() == ["a"]
 
 
-async def test_neuron_that_insists_on_not_having_what_it_lists_is_not_asked_for_ever(autojump_clock):
-    """One budget covers it all; what is left is the neuron's own 404."""
+async def test_neuron_that_denies_a_listed_model_is_tried_a_limited_number_of_times(autojump_clock):
+    """One retry budget covers all attempts; then the client gets the neuron's 404."""
     sim = a_sim("a", M, loaded=(M.id,))
     sim.faults.add(NotLoaded())
     async with a_world(sim, profiles=(profile_of(M),)) as world:
@@ -496,8 +498,8 @@ async def test_neuron_that_insists_on_not_having_what_it_lists_is_not_asked_for_
         assert len(sim.requests) == 3
 
 
-async def test_busy_replica_does_not_make_others_load_the_model(autojump_clock):
-    """503 with Retry-After is passed on: a load takes minutes, and may cost somebody else's model its place."""
+async def test_busy_replica_does_not_cause_another_load(autojump_clock):
+    """The client gets the 503 with Retry-After: a load takes minutes, and may evict another model."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, N, loaded=(N.id,))
     sims[0].faults.add(HttpError(status=503, text="full", retry_after_s=7))
     async with a_world(*sims, profiles=(profile_of(M), profile_of(N))) as world:
@@ -506,11 +508,11 @@ async def test_busy_replica_does_not_make_others_load_the_model(autojump_clock):
         assert world.load_calls() == []
 
 
-# Keeping and letting go...
+# Residency ..........................................................................................................
 
 
-async def test_freshly_loaded_model_is_spared_where_another_place_will_do(autojump_clock):
-    """Minimum residency decides between equals: the older resident goes."""
+async def test_freshly_loaded_model_is_not_evicted_if_another_place_will_do(autojump_clock):
+    """Minimum residency decides between equal candidates: the older resident is evicted."""
     sims = a_sim("a", M, N, K), a_sim("b", M, N, K, vram_mb=(9000,))
     profiles = (profile_of(M, pinned_on=("b",), residency_priority=100), profile_of(N), profile_of(K))
     async with a_world(*sims, profiles=profiles) as world:
@@ -521,8 +523,8 @@ async def test_freshly_loaded_model_is_spared_where_another_place_will_do(autoju
         assert (answer.text, answer.node) == ("Tbilisi", "b")
 
 
-async def test_idle_models_go_at_their_time_to_live_and_pinned_ones_stay(autojump_clock):
-    """A model's own TTL beats the global one; a pin without a TTL means for ever."""
+async def test_idle_models_are_unloaded_at_their_ttl_and_pinned_ones_stay(autojump_clock):
+    """A model's own TTL overrides the global one; a pin without a TTL never expires."""
     models = [a_sim_model(f"lab/{name}", 2000) for name in ("own", "global", "pinned")]
     own, common, pinned = models
     profiles = (profile_of(own, idle_ttl_seconds=20.0), profile_of(common), profile_of(pinned, pinned_on=("a",)))
@@ -544,7 +546,7 @@ async def test_idle_models_go_at_their_time_to_live_and_pinned_ones_stay(autojum
     assert gone_at[common.id] == pytest.approx(60, abs=10)
 
 
-async def test_operator_is_advised_to_defragment_after_so_many_cycles(autojump_clock, log_output):
+async def test_warning_advises_to_defragment_after_n_evictions(autojump_clock, log_output):
     """Every n-th eviction on a neuron, one warning."""
     settings = Settings(eviction=EvictionSettings(defrag_after_cycles=4))
     async with a_world(a_sim("a", M, N), profiles=(profile_of(M), profile_of(N)), settings=settings) as world:
@@ -556,8 +558,8 @@ async def test_operator_is_advised_to_defragment_after_so_many_cycles(autojump_c
 
 @pytest.fixture
 def log_output():
-    """What is logged meanwhile."""
-    from structlog.testing import capture_logs  # noqa: PLC0415 - for this one test
+    """The events logged inside the block."""
+    from structlog.testing import capture_logs  # noqa: PLC0415 - only this test uses it
 
     with capture_logs() as entries:
         yield entries

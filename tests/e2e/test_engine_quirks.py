@@ -1,4 +1,4 @@
-"""Engines people already run, as seen on real ones: a whole gateway in front of one, on real sockets."""
+"""Behaviour observed in real engines, on real sockets: a whole gateway in front of one simulated engine."""
 
 import json
 import math
@@ -41,8 +41,8 @@ def said(text):
     return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
-async def test_engine_is_asked_for_its_models_and_answers_and_nothing_else(engine):
-    """No discovery, no health, no endpoint: it has none, and its log should not fill with 404s."""
+async def test_engine_gets_only_inference_and_model_list_requests(engine):
+    """No discovery, health or endpoint requests: it has none, and they would fill its log with 404s."""
     async with an_engine_gateway(engine) as (_, url), client(url) as http:
         listed = (await http.get("/v1/models")).json()["data"]
         answer = await http.post(CHAT, json=question())
@@ -55,7 +55,7 @@ async def test_engine_is_asked_for_its_models_and_answers_and_nothing_else(engin
 
 
 async def test_engine_gets_its_own_name_for_the_model_and_its_own_key(engine):
-    """The client's credentials are for us, ours are for the engine; the rest of the body is as it came."""
+    """The gateway does not forward the client's credentials and sends its own; the rest of the body is unchanged."""
     keys = {"serves": {"ours": SMALL}, "api_key": "for-the-engine"}
     async with an_engine_gateway(engine, **keys) as (_, url), client(url, authorization="Bearer for-us") as http:
         answer = await http.post(CHAT, json=question("ours"))
@@ -77,31 +77,31 @@ async def test_engine_that_closes_after_every_stream_while_advertising_keep_aliv
             assert (answer.status_code, said(answer.text)) == (200, PROBE_ANSWER)
         await settled(gateway)
 
-    assert engine.counters["requests"] == 100  # nothing was asked twice
+    assert engine.counters["requests"] == 100  # no request was sent twice
 
 
-async def test_engine_that_closes_resting_connections_and_after_some_answers_is_asked_once_each(engine):
-    """llama.cpp's server and uvicorn at 5 s, llama.cpp's after 100 answers: nobody announces it, nobody notices."""
+async def test_engine_that_closes_idle_connections_gets_each_request_once(engine):
+    """llama.cpp's server and uvicorn close at 5 s, llama.cpp's after 100 answers, unannounced; no client notices."""
     engine.faults.add(faults.CloseEvery(requests=3), faults.CloseIdle(seconds=0.05))
     async with an_engine_gateway(engine) as (gateway, url), client(url) as http:
         for number in range(20):
             answer = await http.post(CHAT, json=question(stream=number % 2 == 0))
             assert answer.status_code == 200
-            if number % 5 == 4:  # until the engine has closed what rests there
-                await until(lambda: all(not one.is_quiet() for one in resting(gateway)))
+            if number % 5 == 4:  # until the engine has closed its idle connections
+                await until(lambda: all(not one.is_quiet() for one in idle_connections(gateway)))
         await settled(gateway)
 
     assert engine.counters["requests"] == 20
 
 
-def resting(gateway):
+def idle_connections(gateway):
     """The connections that the pool keeps for the next request."""
     return [connection for connections in gateway.upstream._idle.values() for connection in connections]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_error_whose_code_is_a_number_passes_as_it_is_and_its_connection_is_not_missed(engine, stream):
-    """llama.cpp's server closes after every error, unannounced; what passes through is not normalised."""
+async def test_error_with_a_number_as_code_passes_unchanged_and_its_closed_connection_is_replaced(engine, stream):
+    """llama.cpp's server closes after every error, unannounced; cortex does not normalise what it passes through."""
     engine.faults.add(faults.HttpError(status=400, text="no messages", numeric=True, times=3))
     async with an_engine_gateway(engine) as (_, url), client(url) as http:
         for _ in range(3):
@@ -113,8 +113,8 @@ async def test_error_whose_code_is_a_number_passes_as_it_is_and_its_connection_i
     assert engine.counters["requests"] == 4
 
 
-async def test_messages_stream_of_an_engine_passes_in_whatever_order_its_blocks_come(nursery):
-    """llama.cpp's own `/v1/messages` starts block 1 before it has stopped block 0: ours not to mend."""
+async def test_messages_stream_of_an_engine_keeps_the_order_of_its_blocks(nursery):
+    """llama.cpp's own `/v1/messages` starts block 1 before it has stopped block 0; cortex does not reorder them."""
     told = (
         {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 1}}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
@@ -143,8 +143,8 @@ async def test_messages_stream_of_an_engine_passes_in_whatever_order_its_blocks_
     assert (got.status_code, got.content) == (200, events)
 
 
-async def test_engine_that_takes_any_name_is_not_relied_upon_to_refuse(engine):
-    """llama.cpp's server answers for every model with the one it has; we say 404 for what it does not list."""
+async def test_model_that_the_engine_does_not_list_is_a_404(engine):
+    """llama.cpp's server answers for every model name with the one it has."""
     engine.faults.add(faults.AnyModel())
     async with an_engine_gateway(engine) as (_, url), client(url) as http:
         answer = await http.post(CHAT, json=question("gpt-4o"))
@@ -153,8 +153,8 @@ async def test_engine_that_takes_any_name_is_not_relied_upon_to_refuse(engine):
     assert engine.counters["requests"] == 0
 
 
-async def test_stream_in_the_manner_of_transformers_serve_passes_as_it_is(engine):
-    """Never [DONE], usage on the finish chunk, `name@main`, a float `created`: nothing is mended, all is counted."""
+async def test_stream_of_transformers_serve_passes_unchanged(engine):
+    """No [DONE], usage on the finish chunk, `name@main`, a float `created`: nothing is changed, all is counted."""
     engine.faults.add(
         faults.NoDone(), faults.OddUsage(), faults.WrongModel(echo=f"{SMALL}@main"), faults.FloatCreated()
     )
@@ -171,7 +171,7 @@ async def test_stream_in_the_manner_of_transformers_serve_passes_as_it_is(engine
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_validation_error_of_fastapi_passes_as_it_is(engine, stream):
+async def test_validation_error_of_fastapi_passes_unchanged(engine, stream):
     """422 {"detail"} says what is wrong with the request; an envelope around it would hide where."""
     engine.faults.add(faults.HttpError(status=422, text="Extra inputs are not permitted", detail=True))
     async with an_engine_gateway(engine) as (_, url), client(url) as http:
@@ -181,8 +181,8 @@ async def test_validation_error_of_fastapi_passes_as_it_is(engine, stream):
     assert answer.json()["detail"][0]["msg"] == "Extra inputs are not permitted"
 
 
-async def test_plain_text_500_and_an_unannounced_close_are_wrapped_and_survived(engine):
-    """Transformers serve says so of a model it lacks: SDKs need JSON, and the next request another connection."""
+async def test_plain_text_500_is_wrapped_and_its_closed_connection_replaced(engine):
+    """Transformers serve answers so for an unknown model. SDKs need JSON, and the next request another connection."""
     engine.faults.add(faults.HttpError(text="Internal Server Error", plain=True, times=1))
     async with an_engine_gateway(engine) as (_, url), client(url) as http:
         wrapped = await http.post(CHAT, json=question())
@@ -193,9 +193,9 @@ async def test_plain_text_500_and_an_unannounced_close_are_wrapped_and_survived(
     assert fine.status_code == 200
 
 
-async def test_engine_that_works_on_for_a_client_who_left_is_waited_for_not_failed(engine):
-    """Our lease ends with the client, and no engine tells what it is still at: the next request queues there."""
-    slow = SimEngine(SMALL, speed=1e-9)  # until told to hurry
+async def test_engine_that_continues_for_a_disconnected_client_is_not_failed(engine):
+    """The lease ends with the client, and no engine reports that it still generates: the next request waits in it."""
+    slow = SimEngine(SMALL, speed=1e-9)  # until the test makes it fast
     slow.faults.add(faults.RunsOn(times=1))
     async with an_engine_gateway(slow) as (gateway, url), client(url) as http:
         async with trio.open_nursery() as leaving:
@@ -213,15 +213,15 @@ async def test_engine_that_works_on_for_a_client_who_left_is_waited_for_not_fail
 
 
 async def test_embeddings_of_an_engine(engine):
-    """Every inference path goes the same way."""
+    """Every inference path works in the same way."""
     async with an_engine_gateway(engine, serves={"embed": EMBEDDING}) as (_, url), client(url) as http:
         answer = await http.post("/v1/embeddings", json={"model": "embed", "input": ["a", "b"]})
 
     assert [entry["index"] for entry in answer.json()["data"]] == [0, 1]
 
 
-async def test_engine_comes_back_after_it_was_gone(engine):
-    """Its list is its sign of life: without it it is down, and with one answer it is there again."""
+async def test_engine_is_used_again_after_an_outage(engine):
+    """Its model list is its health check: without it it is down, and with one answer it is healthy."""
     async with an_engine_gateway(engine) as (gateway, url), client(url) as http:
         engine.faults.add(faults.EndpointFails(path="/v1/models"))
         await until(lambda: not gateway.fleet.nodes["box"].healthy)
@@ -250,7 +250,7 @@ async def test_cortex_behind_cortex(engine):
 
 
 async def test_base_path_is_where_control_and_inference_go(nursery):
-    """An API that begins elsewhere, behind a prefix: nothing is asked for outside it."""
+    """For an API behind a prefix: no request goes outside it."""
     asked = []
     bodies = {b"GET": b'{"data":[{"id":"m"}]}', b"POST": b'{"choices":[]}'}
 

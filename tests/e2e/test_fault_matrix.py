@@ -1,7 +1,7 @@
-"""What a client gets when a neuron misbehaves: every knob of the simulated neuron, asked for a stream and without, with
-one replica and with two. What is observed here is the table in docs/reliability.md; `--write-docs` puts it there.
+"""What a client gets when a neuron misbehaves: every fault of the simulated neuron, with and without a stream, with one
+replica and with two. The observations are the table in docs/reliability.md; `--write-docs` writes it.
 
-In memory, where hours take no time and times are exact; knobs that reset a connection need a socket to do it on.
+In memory, where hours take no time and times are exact; faults that reset a connection run on a socket.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ POLL_S = 10.0
 
 @dataclass(frozen=True)
 class Row:
-    """One knob. `when` it hurts: before the first token, later, never (an oddity), when it is reported, or in a load.
+    """One fault. `when` it takes effect: before the first token, later, never (an oddity), when reported, in a load.
 
-    `only`: the knob has another effect, or none, on the other kind of answer, and that is another row's.
+    `only`: the fault has another effect, or none, on the other kind of answer, which is in another row.
+
     """
 
     label: str
@@ -69,7 +70,7 @@ ROWS = (
     Row("breaks off inside the role chunk", faults.Drop(after=0, cut="event"), only="stream"),
     Row("sends a malformed chunk first", faults.MalformedChunk(after=0)),
     Row("sends a malformed chunk after the role chunk", faults.MalformedChunk(after=1), only="stream"),
-    # Later.
+    # After the first token.
     Row("breaks off half-way through its body", faults.Drop(), "later", only="whole"),
     Row("resets half-way through its body", faults.Drop(how="rst"), "later", only="whole", on_sockets=True),
     Row("breaks off after two tokens", faults.Drop(after=3), "later", only="stream"),
@@ -77,7 +78,7 @@ ROWS = (
     Row("breaks off inside a chunk", faults.Drop(after=2, cut="chunk"), "later", only="stream"),
     Row("breaks off inside an event", faults.Drop(after=2, cut="event"), "later", only="stream"),
     Row("sends a malformed chunk after two tokens", faults.MalformedChunk(after=3), "later", only="stream"),
-    # The request's own fault.
+    # Errors in the request.
     Row("answers 400 with a number for a code", faults.HttpError(status=400, text="no", numeric=True), "later"),
     Row("answers 422, as FastAPI does", faults.HttpError(status=422, text="extra inputs", detail=True), "later"),
     # Oddities.
@@ -97,29 +98,29 @@ ROWS = (
     Row("resets after every answer, unannounced", faults.CloseAfter(reset=True), "never", on_sockets=True),
     Row("closes a connection that was idle for 5 s", faults.CloseIdle(), "never"),
     Row("closes a connection after one answer", faults.CloseEvery(requests=1), "never"),
-    # What it says of itself.
+    # Reported by the neuron.
     Row("reports the model `poisoned`", faults.ReportStatus(), "reported"),
     Row("reports the model `recovering`", faults.ReportStatus(status="recovering"), "reported"),
     Row("reports that it cannot serve the model", faults.Unservable(), "reported"),
     Row("`/health` fails", faults.EndpointFails(path="/health"), "reported"),
     Row("`/models` fails", faults.EndpointFails(path="/models"), "reported"),
-    # In a load.
+    # During a load.
     Row("fails to load the model", faults.LoadFails(seconds=2), "load"),
     Row("never ends loading the model", faults.LoadHangs(), "load"),
 )  # fmt: skip
 
-# Asked once it has been noticed: what `/models` says by the next poll, a neuron that is down by the third.
+# Sent once the gateway has noticed: `/models` by the next poll, a neuron that is down by the third.
 NOTICED_AFTER_S = 3 * POLL_S + 1
 
 
-def test_every_knob_has_its_row():
-    """A new one must be told of, too."""
+def test_every_fault_has_its_row():
+    """A new fault must be in the table."""
     assert {type(row.fault) for row in ROWS} == set(get_args(AnyFault))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.label)
 def test_client_gets_what_the_table_in_the_docs_says(row, tmp_path, observed):
-    """And with two replicas a fault before the first token is invisible."""
+    """With two replicas, a fault before the first token is invisible."""
     cells = [
         _see(row, replicas, stream=stream, folder=tmp_path) if row.concerns(stream=stream) else "-"
         for replicas in (1, 2)
@@ -134,14 +135,14 @@ def test_client_gets_what_the_table_in_the_docs_says(row, tmp_path, observed):
 
 
 def test_table_in_the_docs_has_no_other_rows(request):
-    """What no test has seen is not told."""
+    """The table has only what the tests observe."""
     if request.config.getoption("--write-docs"):
         pytest.skip("it is being written")
-    told = [line for line in _table().splitlines() if line.startswith("| ")][2:]
-    assert [line.split(" | ")[0].removeprefix("| ") for line in told] == [row.label for row in ROWS]
+    described = [line for line in _table().splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in described] == [row.label for row in ROWS]
 
 
-# Looking ..............................................................................................................
+# Observing ............................................................................................................
 
 
 def _see(row, replicas, *, stream, folder):
@@ -161,7 +162,7 @@ async def _see_in_memory(row, replicas, stream):
         began = trio.current_time()
         answered = await world.ask(M.id, stream=stream)
         usual_s = PROBE_S + (M.load_seconds if row.when == "load" else 0.0)
-        return told(answered, took_s=answered.ended_at - began, usual_s=usual_s)
+        return described(answered, took_s=answered.ended_at - began, usual_s=usual_s)
 
 
 async def _see_on_sockets(row, replicas, stream, folder):
@@ -169,7 +170,7 @@ async def _see_on_sockets(row, replicas, stream, folder):
     async with running_gateway(folder, sims) as running:
         sims[0].faults.add(row.fault)
         async with await trio.open_tcp_stream("127.0.0.1", running.port) as connection:
-            return told(await _ask(Client(connection), stream=stream), took_s=0.0, usual_s=0.0)
+            return described(await _ask(Client(connection), stream=stream), took_s=0.0, usual_s=0.0)
 
 
 async def _ask(client, *, stream):
@@ -190,11 +191,11 @@ async def _ask(client, *, stream):
     return answered
 
 
-# Telling ..............................................................................................................
+# Describing ...........................................................................................................
 
 
-def told(answered, *, took_s, usual_s):
-    """What the client got, in the words of the table."""
+def described(answered, *, took_s, usual_s):
+    """The client's result, in the words of the table."""
     answer = _told_stream(answered) if answered.is_stream else _told_whole(answered)
     if answer == "answered":
         return answer + (f", {took_s - usual_s:.0f} s late" if took_s - usual_s >= 1 else "")
@@ -238,14 +239,14 @@ def _table():
 
 
 class Observed(dict):
-    """Lines by label. `writing`: they are to become the document's."""
+    """Lines by label. `writing`: they are written to the document."""
 
     writing = False
 
 
 @pytest.fixture(scope="module")
 def observed(request):
-    """What has been seen so far; in the end it goes into the document if that was asked for."""
+    """The observations so far; with `--write-docs` they are written to the document at the end."""
     seen = Observed()
     seen.writing = request.config.getoption("--write-docs")
     yield seen

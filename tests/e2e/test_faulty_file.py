@@ -1,4 +1,4 @@
-"""A models.toml that is no good, however it is no good: what serves on, where it shows, and that it all clears."""
+"""An invalid models.toml of every kind: what stays in force, where the fault shows, and that it clears."""
 
 import shutil
 
@@ -24,7 +24,7 @@ def rename_over(path, content):
 
 
 def in_place(path, content):
-    """Emptied and written."""
+    """Truncate, then write."""
     path.write_bytes(content)
 
 
@@ -64,7 +64,7 @@ def remove(path):
 
 
 async def status_of(running):
-    """What `cortex status` shows."""
+    """The output of `cortex status`."""
     arguments = ["status", "-e", running.url, "--admin", running.metrics_url.removesuffix("/metrics")]
     result = await trio.to_thread.run_sync(lambda: CliRunner().invoke(main.main, arguments, env={"COLUMNS": "200"}))
     assert result.exit_code == 0
@@ -72,8 +72,8 @@ async def status_of(running):
 
 
 @pytest.mark.parametrize("kind", SPOILED)
-async def test_last_good_file_stays_in_force_and_what_is_wrong_shows_until_it_is_mended(tmp_path, kind):
-    """The alias serves on; log, health, metrics and status tell line and key; mended, all four say it is good."""
+async def test_last_good_file_stays_in_force_and_faults_show_until_corrected(tmp_path, kind):
+    """The alias still works. Log, health, metrics and status show line and key; all clear after the correction."""
     spoil, line, key = SPOILED[kind]
     folder = tmp_path / "conf"
     folder.mkdir()
@@ -92,7 +92,7 @@ async def test_last_good_file_stays_in_force_and_what_is_wrong_shows_until_it_is
                 return [(fault.line, fault.key) for fault in catalogue_store.last_error or ()]
 
             spoil(running.models_toml)
-            await until(lambda: (line, key) in told())  # one that is being written may be seen empty before
+            await until(lambda: (line, key) in told())  # the gateway may first see the file while it is still empty
             health = (await http.get("/health")).json()
             assert (health["status"], health["catalogue"]["generation"]) == ("impaired", 1)
             assert (line, key) in [(fault["line"], fault["key"]) for fault in health["catalogue"]["error"]["faults"]]

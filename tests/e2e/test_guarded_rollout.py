@@ -39,8 +39,8 @@ vram_mb = 4000
 PACE = {"overhead_s": 0.005, "prefill_tok_s": 1e9, "decode_tok_s": 2000.0, "max_in_flight": 64}
 
 
-class Street:
-    """One neuron, one folder, and the gateways that come and go."""
+class RolloutScene:
+    """One neuron, one folder, and the gateways that start and stop."""
 
     def __init__(self, folder, nursery):
         self.models = folder / "models.toml"
@@ -54,7 +54,7 @@ class Street:
 
     @asynccontextmanager
     async def gateway(self):
-        """One process's life."""
+        """One gateway process."""
         here = Listen("127.0.0.1", 0)
         gateway = Gateway(
             Settings(
@@ -73,7 +73,7 @@ class Street:
             nursery.cancel_scope.cancel()
 
     def begin(self, gateway, **how):
-        """As `cortex alias rollout` writes it down; times are a machine's, so not guarded where they are no point."""
+        """Write the state as `cortex alias rollout` does. Guards on times are off unless a test is about them."""
         data = self.models.read_bytes()
         wanted = {
             "alias": "tier",
@@ -97,7 +97,7 @@ class Street:
 async def street(tmp_path, nursery, monkeypatch):
     monkeypatch.setattr(rollout, "RECONCILE_INTERVAL_S", 0.05)
     monkeypatch.setattr(rollout, "RETRY_S", 0.05)
-    street = Street(tmp_path, nursery)
+    street = RolloutScene(tmp_path, nursery)
     await street.open()
     yield street
     nursery.cancel_scope.cancel()
@@ -105,7 +105,7 @@ async def street(tmp_path, nursery, monkeypatch):
 
 @asynccontextmanager
 async def clients(url, answers):
-    """Four of them, who ask the tier one thing after another; `answers` are counted by model and status."""
+    """Four clients that send one request after another; `answers` counts them by model and status."""
     going_on = True
 
     async def ask(http):
@@ -125,15 +125,15 @@ async def clients(url, answers):
         try:
             yield
         finally:
-            going_on = False  # each hears the end of its last answer: httpx leaves loose ends when it is cancelled
+            going_on = False  # each client reads its last answer to the end: httpx leaks when it is cancelled
 
 
 def over(street, gateway):
     return street.state(gateway).state != "running"
 
 
-async def test_equal_candidate_goes_to_everything(street):
-    """Step by step, without one failed request, and the file says it in one plain line."""
+async def test_equal_candidate_gets_all_requests(street):
+    """Step by step, without a failed request; the final file has the alias in one plain line."""
     answers = {}
     async with street.gateway() as (gateway, url), clients(url, answers):
         street.begin(gateway)
@@ -145,7 +145,7 @@ async def test_equal_candidate_goes_to_everything(street):
 
 
 async def test_failing_candidate_is_rolled_back_at_the_first_step(street):
-    """The file is as it was, byte by byte; trail and state say which figure did it."""
+    """The file is as before, byte for byte; audit log and state name the figure that decided."""
     async with street.gateway() as (gateway, url), clients(url, {}):
         street.begin(gateway, every_s=3600)
         await until(lambda: street.state(gateway).since is not None)
@@ -182,7 +182,7 @@ async def test_slow_candidate_is_rolled_back_for_being_slow(street):
     """Nothing else is wrong with it."""
     street.neuron.faults.add(SilentPrefill(model="new/model", seconds=2.0))
     async with street.gateway() as (gateway, url), clients(url, {}):
-        # On a busy machine the old one is slow at times, and evidence takes longer.
+        # On a busy machine the old target is sometimes slow too, so the guard needs more requests.
         street.begin(gateway, every_s=3600, guards={"errors": 0.02, "ttft": 0.25})
         await until(lambda: over(street, gateway))
         state = street.state(gateway)
@@ -192,8 +192,8 @@ async def test_slow_candidate_is_rolled_back_for_being_slow(street):
     assert street.models.read_bytes() == MODELS
 
 
-async def test_gateway_restarted_in_the_middle_goes_on(street):
-    """The second process finds the step in the state file and leads it to its end."""
+async def test_restarted_gateway_continues_the_rollout(street):
+    """The second process finds the step in the state file and continues it to the end."""
     async with street.gateway() as (gateway, url), clients(url, {}):
         street.begin(gateway, every_s=3600)
         await until(lambda: street.state(gateway).since is not None)
@@ -211,7 +211,7 @@ async def test_gateway_restarted_in_the_middle_goes_on(street):
 
 
 async def test_gateway_killed_in_the_middle_of_a_failing_step_rolls_back_later(street):
-    """The evidence is gathered anew, and is the same."""
+    """The figures are collected again, with the same result."""
     async with street.gateway() as (gateway, _):
         street.begin(gateway)
         await until(lambda: street.state(gateway).since is not None)
@@ -225,7 +225,7 @@ async def test_gateway_killed_in_the_middle_of_a_failing_step_rolls_back_later(s
 
 
 async def test_admin_api_shows_how_the_targets_compare(street):
-    """For whoever has the token."""
+    """With the token."""
     async with street.gateway() as (gateway, url), clients(url, {}):
         street.begin(gateway, every_s=3600)
         await until(lambda: any(view.requests_new >= 10 for view in gateway.rollouts.views()))

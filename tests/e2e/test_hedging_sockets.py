@@ -22,7 +22,7 @@ hedge = {{ after = 0.05, budget_percent = 100 }}
 
 @pytest.fixture
 async def hedging(tmp_path):
-    """A gateway before two neurons; the one that is asked first hangs."""
+    """A gateway in front of two neurons; the first one to get the request hangs."""
     neurons = [neuron(name, [24576, 24576], [SMALL, LARGE], speed=100) for name in ("a", "b")]
     neurons[0].faults.add(Hang())
     async with running_gateway(tmp_path, neurons, models_toml=MODELS_TOML) as running:
@@ -36,8 +36,8 @@ async def ask(running, *, stream):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_hedged_answer_is_whole_and_everything_is_given_back(hedging, stream):
-    """The client notices a second neuron by its name only; the hedge is counted and told."""
+async def test_hedged_answer_is_complete_and_nothing_is_leaked(hedging, stream):
+    """The client sees the second neuron only by its name; the hedge is counted and logged."""
     answer = await ask(hedging, stream=stream)
     slow, quick = hedging.neurons
     await until(lambda: slow.cancelled and not hedging.gateway.request_log.live)
@@ -65,7 +65,7 @@ def exposed(running):
 @measured
 @pytest.mark.parametrize("stream", [True, False])
 async def test_neuron_that_lost_is_free_within_100_ms_of_the_first_token(hedging, stream):
-    """Its connection is closed in the step in which the other one's token came."""
+    """Its connection is closed in the same step in which the other neuron's token arrived."""
     slow = hedging.neurons[0]
 
     async def measure():

@@ -1,4 +1,4 @@
-"""A hundred megabytes through a gateway of its own process: nothing of them stays in it, whichever way they come."""
+"""A hundred megabytes through a gateway process: none of it stays in memory, by either way."""
 
 import hashlib
 import random
@@ -16,13 +16,13 @@ from fakes.process import running_cortex
 from fakes.scripted import listening, with_length
 
 SIZE = 100 * 1024**2
-GROWTH_LIMIT_KIB = 16 * 1024  # a sixth of the body; measured are 1 to 2 MiB
+GROWTH_LIMIT_KIB = 16 * 1024  # a sixth of the body; 1 to 2 MiB were measured
 PIECE = random.Random(2026).randbytes(1 << 20)  # noqa: S311 - repeatable, not secret
 MODEL = a_part(b"model", b"m")
 
 
 class Engine:
-    """Lists one model, and swallows forms: how long they were, and their hash. `cut` counts those that did not end."""
+    """Lists one model and reads forms: their lengths and hashes. `cut` counts incomplete ones."""
 
     def __init__(self):
         self.swallowed = []
@@ -32,7 +32,7 @@ class Engine:
     async def __call__(self, stream):
         head, _, body = (await self._until(stream, b"\r\n\r\n")).partition(b"\r\n\r\n")
         if not head:
-            return  # whoever came has left without a word
+            return  # the peer closed without a request
         if head.startswith(b"GET"):
             await stream.send_all(with_length(b'{"data":[{"id":"m"}]}'))
             return
@@ -58,8 +58,8 @@ class Engine:
         return data
 
 
-class Cortex:
-    """One in a process of its own, asked byte by byte."""
+class CortexProcess:
+    """A gateway in a process of its own; the client writes raw bytes."""
 
     def __init__(self, port, pid, spool_dir):
         self.port = port
@@ -67,20 +67,20 @@ class Cortex:
         self.spool_dir = spool_dir
 
     def peak_kib(self):
-        """The most memory it ever held."""
+        """Its peak memory."""
         return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[1])
 
     def open_files(self):
-        """What it has open in the spool's directory."""
+        """Its open files in the spool's directory."""
         found = []
         for link in Path(f"/proc/{self.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed since it was listed
+            with suppress(FileNotFoundError):  # closed after the listing
                 found.append(link.readlink())
         return [path for path in found if path.is_relative_to(self.spool_dir)]
 
     @asynccontextmanager
     async def connected(self, length):
-        """A connection on which an upload of this length has been announced."""
+        """A connection with an announced upload of this length."""
         async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
             lines = [b"POST /v1/audio/transcriptions HTTP/1.1", b"host: cortex", b"connection: close"]
             lines += [b"content-type: " + CONTENT_TYPE, b"content-length: %d" % length, b"", b""]
@@ -88,7 +88,7 @@ class Cortex:
             yield stream
 
     async def upload(self, before, after):
-        """A form with the hundred megabytes between these bytes: the answer, and the body's hash."""
+        """Send a form with the hundred megabytes between these bytes: the answer, and the body's hash."""
         hashed = hashlib.sha256(before)
         async with self.connected(len(before) + SIZE + len(after)) as stream:
             await stream.send_all(before)
@@ -133,7 +133,7 @@ async def cortex(tmp_path, engine):
         with running_cortex("serve", "-c", tmp_path / "cortex.toml") as process:
             listening_at = await trio.to_thread.run_sync(process.log_line, "listening", abandon_on_cancel=True)
             port = int(re.search(r'"api":"127.0.0.1:(\d+)"', listening_at)[1])
-            yield Cortex(port, process.popen.pid, tmp_path / "spool")
+            yield CortexProcess(port, process.popen.pid, tmp_path / "spool")
 
 
 FORMS = {
@@ -143,8 +143,8 @@ FORMS = {
 
 
 @pytest.mark.parametrize("order", FORMS)
-async def test_hundred_megabytes_pass_within_bounds(cortex, engine, order):
-    """Streamed from the client to the neuron, or by way of the disk; the neuron gets every byte."""
+async def test_hundred_megabytes_pass_with_bounded_memory(cortex, engine, order):
+    """Streamed to the neuron, or by way of the disk; the neuron gets every byte."""
     before, after = FORMS[order]
     small, _ = await _whole(cortex, before + b"x" + after)
     peak_kib = cortex.peak_kib()
@@ -169,7 +169,7 @@ async def _whole(cortex, body):
 @pytest.mark.parametrize("order", FORMS)
 @pytest.mark.parametrize("how", ["fin", "rst"])
 async def test_upload_cancelled_midway_leaves_nothing(cortex, engine, order, how):
-    """The neuron, if it was at it, sees its connection end in the midst of a body; the file on disk is gone."""
+    """A neuron that has begun sees its connection end in the middle of the body; the file on disk is gone."""
     before, after = FORMS[order]
     async with cortex.connected(len(before) + SIZE + len(after)) as stream:
         await stream.send_all(before)

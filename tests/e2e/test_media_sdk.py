@@ -1,4 +1,4 @@
-"""The official `openai` SDK, unmodified, on what is not text: pictures, sound, moderation; and tokens."""
+"""The official `openai` SDK, unmodified, with media: pictures, sound, moderation; and tokens."""
 
 import base64
 import gc
@@ -24,17 +24,17 @@ pytestmark = [
     # The SDK leaves its own async generators to the garbage collector when a stream is read to its end.
     pytest.mark.filterwarnings("ignore:Async generator .*:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"),
-    # OpenAI wants nobody to translate any more; engines still do.
+    # OpenAI has deprecated translations; engines still offer them.
     pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning"),
 ]
 ALIAS = "helexa/small"
 SPEECH = b"RIFF" + bytes(range(256)) * 100
-LARGE_SPEECH = SPEECH * 160  # 4 MB: more than is held in memory, more than a socket's buffers
+LARGE_SPEECH = SPEECH * 160  # 4 MB: more than is kept in memory, more than a socket's buffers
 
 
 @pytest.fixture(autouse=True)
-def _collect_what_the_sdk_leaves():
-    """Here, where it is forgiven, and not in whichever test comes next on this worker."""
+def _collect_sdk_generators():
+    """In this test, where the warning is ignored, and not in a later test of this worker."""
     yield
     gc.collect()
 
@@ -63,7 +63,7 @@ async def http(running):
 
 
 async def in_thread(running, use):
-    """The sync SDK, as a script would use it."""
+    """The sync SDK, as in a script."""
 
     def script():
         with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
@@ -72,7 +72,7 @@ async def in_thread(running, use):
     return await trio.to_thread.run_sync(script)
 
 
-async def test_picture_comes_as_the_neuron_painted_it(running, client):
+async def test_picture_passes_unchanged(running, client):
     """By alias; sync and async."""
     answer = await client.images.generate(model=ALIAS, prompt="a vase", n=2)
     synced = await in_thread(running, lambda client: client.images.generate(model=ALIAS, prompt="a vase", n=2))
@@ -93,7 +93,7 @@ async def test_edit_of_two_pictures(running, client):
 
 
 async def test_speech_is_streamed_as_bytes(running, client):
-    """Binary, chunked, under the neuron's own content type; the bytes are the neuron's."""
+    """Binary, chunked, with the neuron's content type and bytes."""
     text = "Tbilisi is the capital of Georgia."
     async with client.audio.speech.with_streaming_response.create(model=ALIAS, voice="alloy", input=text) as answer:
         spoken = b"".join([piece async for piece in answer.iter_bytes()])
@@ -110,7 +110,7 @@ async def test_speech_is_streamed_as_bytes(running, client):
 
 @pytest.mark.parametrize("speech", [SPEECH, LARGE_SPEECH], ids=["small", "large"])
 async def test_transcript_of_a_small_and_a_large_file(running, client, speech):
-    """The SDK writes `model` first: nothing waits for the file. The neuron gets every byte of it, and its own name."""
+    """The SDK writes `model` first, so the file is not spooled. The neuron gets every byte and its own model name."""
     answer = await client.audio.transcriptions.create(model=ALIAS, file=("speech.wav", speech), language="en")
     synced = await in_thread(
         running, lambda client: client.audio.transcriptions.create(model=ALIAS, file=("speech.wav", speech))
@@ -126,8 +126,8 @@ async def test_transcript_of_a_small_and_a_large_file(running, client, speech):
 
 @pytest.mark.parametrize("speech", [SPEECH, LARGE_SPEECH], ids=["small", "large"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
-async def test_model_behind_the_file(running, client, http, speech, chunked):
-    """As JavaScript's SDK and curl write it: the same answer, and nothing is left on the disk."""
+async def test_model_after_the_file(running, client, http, speech, chunked):
+    """As JavaScript's SDK and curl write it: the same answer, and no file remains on disk."""
     expected = (await client.audio.transcriptions.create(model=SMALL, file=("speech.wav", speech))).text
     request = http.build_request(
         "POST",
@@ -164,8 +164,8 @@ class InPieces:
 
 
 @pytest.mark.parametrize("model_first", [True, False])
-async def test_forms_through_the_other_front(tmp_path, model_first):
-    """Hypercorn reads ahead and says a client's leaving in its own way; a form passes there, too."""
+async def test_forms_through_hypercorn(tmp_path, model_first):
+    """Hypercorn reads ahead and reports disconnects differently; forms work there too."""
     front = GatewaySettings(
         listen=Listen("127.0.0.1", 0), metrics_listen=Listen("127.0.0.1", 0), http_server="hypercorn"
     )
@@ -184,7 +184,7 @@ async def test_forms_through_the_other_front(tmp_path, model_first):
 
 
 async def test_streamed_transcript(running, client):
-    """Deltas as they come, then the whole; counted like any stream."""
+    """Deltas, then the whole text; counted like any stream."""
     stream = await client.audio.transcriptions.create(model=ALIAS, file=("speech.wav", SPEECH), stream=True)
     events = [event async for event in stream]
 
@@ -205,14 +205,14 @@ async def test_translation(running, client):
 
 
 async def test_moderation(client):
-    """JSON in, JSON out."""
+    """JSON both ways."""
     answer = await client.moderations.create(model=ALIAS, input=["a kind word", "a bomb"])
 
     assert [verdict.flagged for verdict in answer.results] == [False, True]
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
-async def test_tokens_there_and_back(http, prefix):
+async def test_tokenize_and_detokenize(http, prefix):
     """With `/v1` or without it."""
     there = (await http.post(f"{prefix}/tokenize", json={"model": ALIAS, "prompt": "One, two."})).json()
     back = (await http.post(f"{prefix}/detokenize", json={"model": ALIAS, "tokens": there["tokens"]})).json()

@@ -1,4 +1,4 @@
-"""The official `openai` SDK, unmodified, sync and async, against the gateway on the simulated fleet."""
+"""The official `openai` SDK, unmodified, sync and async, against the gateway with simulated neurons."""
 
 import gc
 
@@ -21,8 +21,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _collect_what_the_sdk_leaves():
-    """Here, where it is forgiven, and not in whichever test comes next on this worker."""
+def _collect_sdk_generators():
+    """In this test, where the warning is ignored, and not in a later test of this worker."""
     yield
     gc.collect()
 
@@ -38,21 +38,21 @@ async def running(tmp_path):
 
 
 class Sync:
-    """The SDK as a script uses it, each call in a thread of its own."""
+    """The SDK as a script uses it, each call in its own thread."""
 
     def __init__(self, url):
         self._client = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
 
     async def call(self, use):
-        """What a method returns."""
+        """The result of a method."""
         return await trio.to_thread.run_sync(use, self._client)
 
     async def chunks(self, use):
-        """All of a stream."""
+        """All chunks of a stream."""
         return await trio.to_thread.run_sync(lambda: list(use(self._client)))
 
     async def abort(self, use, enough):
-        """A stream, closed at the first chunk that is enough."""
+        """Close a stream at the first chunk that satisfies the condition."""
 
         def read():
             with use(self._client) as stream:
@@ -94,12 +94,12 @@ async def sdk(request, running):
     await client.aclose()
 
 
-def said(chunks):
+def text_of(chunks):
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-async def test_models_are_listed_and_retrieved_aliases_beside_them(sdk):
-    """The SDK quotes the slash of an id; both ways of writing it are the same model."""
+async def test_models_and_aliases_are_listed_and_retrieved(sdk):
+    """The SDK quotes the slash of an id; both forms are the same model."""
     listed = await sdk.call(lambda client: client.models.list())
     retrieved = await sdk.call(lambda client: client.models.retrieve("helexa/small"))
 
@@ -118,12 +118,12 @@ async def test_chat_answers_with_usage(sdk):
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-async def test_stream_ends_with_the_usage_that_was_asked_for(sdk):
-    """On a chunk without choices, the last one."""
+async def test_stream_ends_with_the_requested_usage(sdk):
+    """In the last chunk, which has no choices."""
     wanted = {"model": "helexa/large", "messages": PROBE, "stream": True, "stream_options": {"include_usage": True}}
     chunks = await sdk.chunks(lambda client: client.chat.completions.create(**wanted))
 
-    assert "Tbilisi" in said(chunks)
+    assert "Tbilisi" in text_of(chunks)
     assert chunks[-1].usage.completion_tokens > 0
     assert not chunks[-1].choices
     assert {chunk.model for chunk in chunks} == {LARGE}
@@ -138,7 +138,7 @@ async def test_embeddings(sdk):
 
 
 async def test_errors_are_the_sdks_typed_exceptions(sdk, running):
-    """By status: what a client catches by name."""
+    """By status, because clients catch them by class."""
     with pytest.raises(openai.NotFoundError, match="not found") as not_found:
         await sdk.call(lambda client: client.chat.completions.create(model="nobody/has-it", messages=PROBE))
     with pytest.raises(openai.NotFoundError):
@@ -153,8 +153,8 @@ async def test_errors_are_the_sdks_typed_exceptions(sdk, running):
     assert full.value.response.headers["retry-after"] == "7"
 
 
-async def test_stream_that_breaks_off_raises(sdk, running):
-    """What came before stays; nobody takes it for whole."""
+async def test_stream_that_breaks_raises(sdk, running):
+    """The earlier chunks arrived; the SDK does not take the stream for complete."""
     running.neurons[0].faults.add(Drop(after=3, how="rst", times=1))
     with pytest.raises(openai.APIError) as broken:
         await sdk.chunks(lambda client: client.chat.completions.create(model=SMALL, messages=PROBE, stream=True))
@@ -170,7 +170,7 @@ async def test_no_neuron_left_is_a_503(sdk, running):
 
 
 async def test_abort_in_mid_stream_stops_the_neuron(sdk, running):
-    """Closing the stream is how a user's Stop button looks from here."""
+    """A user's Stop button closes the stream."""
     running.neurons[0].speed = 5
     long = [{"role": "user", "content": "Write 8000 words"}]  # 25 s of them
     await sdk.abort(
@@ -184,12 +184,12 @@ async def test_abort_in_mid_stream_stops_the_neuron(sdk, running):
 
 
 async def test_twenty_streams_at_once_through_one_client(sdk):
-    """Each whole."""
+    """Each is complete."""
     texts = []
 
     async def one():
         wanted = {"model": "helexa/small", "messages": PROBE, "stream": True}
-        texts.append(said(await sdk.chunks(lambda client: client.chat.completions.create(**wanted))))
+        texts.append(text_of(await sdk.chunks(lambda client: client.chat.completions.create(**wanted))))
 
     async with trio.open_nursery() as nursery:
         for _ in range(20):
@@ -200,7 +200,7 @@ async def test_twenty_streams_at_once_through_one_client(sdk):
 
 
 async def test_unreachable_gateway_is_a_connection_error():
-    """So that the errors above are known to be ours."""
+    """So the errors above come from the gateway."""
     async with AsyncOpenAI(base_url="http://127.0.0.1:1/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(APIConnectionError):
             await client.models.list()

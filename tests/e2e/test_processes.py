@@ -20,7 +20,7 @@ from gateway.config.settings import NeuronSettings
 
 MANY = httpx.Limits(max_connections=200)
 QUICK = [a_sim_model(name, 4096, overhead_s=0.005, decode_tok_s=2000.0) for name in (SMALL, MIDDLE)]
-SLOW = "Qwen/Qwen3-14B"  # 32 tokens a second: thirty streams of it are a small load
+SLOW = "Qwen/Qwen3-14B"  # 32 tokens a second: thirty such streams are a small load
 BOTH = ("--loaded", SLOW, "--max-in-flight", 100)
 
 

@@ -1,4 +1,4 @@
-"""What a client sees, black box: a gateway on real sockets, a simulated neuron behind it, every fault it knows."""
+"""What a client sees of a gateway on real sockets with a simulated neuron, for every fault that the neuron knows."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def events(answer):
     return [part.removeprefix("data: ") for part in answer.text.split("\n\n") if part.startswith("data: ")]
 
 
-def said(answer):
+def text_of(answer):
     """The text of a stream, or of a plain answer."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
         return answer.json()["choices"][0]["message"]["content"]
@@ -42,11 +42,11 @@ async def metrics_of(cortex):
         return (await client.get(cortex.metrics_url)).text
 
 
-# The seed behaviours...
+# Basic behaviour ....................................................................................................
 
 
 async def test_chat_is_proxied_verbatim(http, beast):
-    """A concrete id goes out byte-identical; an alias is replaced, and nothing else."""
+    """A body with a concrete id is sent byte-identical; in one with an alias only `model` is replaced."""
     body = b'{ "messages":[{"role":"user","content":"caf\\u00e9 \xe2\x98\x83"}],\n "temperature":1.0,"model":"%b" }'
     direct = await http.post(CHAT, content=body % SMALL.encode())
     by_alias = await http.post(CHAT, content=body % b"helexa/small")
@@ -57,14 +57,14 @@ async def test_chat_is_proxied_verbatim(http, beast):
     assert "x-cortex-alias" not in direct.headers
 
 
-async def test_stream_comes_as_the_neuron_made_it(http):
-    """With its content type and its own terminator, and a word to proxies that like to buffer."""
+async def test_stream_passes_unchanged(http):
+    """With its content type and its own terminator, and a header that switches off proxies' buffering."""
     answer = await http.post(CHAT, json=a_question(stream=True))
 
     assert answer.headers["content-type"] == "text/event-stream"
     assert (answer.headers["x-accel-buffering"], answer.headers["cache-control"]) == ("no", "no-cache")
     assert events(answer)[-1] == "[DONE]"
-    assert "Tbilisi" in said(answer)
+    assert "Tbilisi" in text_of(answer)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ async def test_stream_comes_as_the_neuron_made_it(http):
         ({"model": "helexa/dead"}, 404, "model_not_found", "model 'nobody/has-it' not found on any node"),
     ],
 )
-async def test_wrong_request_says_what_is_wrong(http, body, status, code, words):
+async def test_error_for_an_invalid_request_names_the_fault(http, body, status, code, words):
     """In OpenAI's envelope."""
     answer = await http.post(CHAT, content=body if isinstance(body, bytes) else json.dumps(body))
 
@@ -85,7 +85,7 @@ async def test_wrong_request_says_what_is_wrong(http, body, status, code, words)
 
 
 async def test_no_healthy_node_is_a_503(cortex, http):
-    """With a word on when to come back."""
+    """With Retry-After."""
     await cortex.down()
     answer = await http.post(CHAT, json=a_question())
 
@@ -102,8 +102,8 @@ async def test_metrics_appear_after_the_first_request_and_not_before(cortex, htt
     assert f'cortex_requests_total{{model="{SMALL}",node="beast"}} 1.0' in await metrics_of(cortex)
 
 
-async def test_windows_answer(http):
-    """`HEAD /` as a coding CLI asks it, one model with its slash written either way, and what is not there."""
+async def test_quart_routes_answer(http):
+    """`HEAD /` as a coding CLI sends it, one model with its slash in both forms, and unknown paths."""
     assert (await http.head("/")).status_code == 200
     assert (await http.get("/ready")).json() == {"ready": True}
     for path in (SMALL, SMALL.replace("/", "%2F"), "helexa/small", "helexa%2Fsmall"):
@@ -126,7 +126,7 @@ async def test_every_inference_path_is_served(http, cortex, beast):
     assert rerank.json()["results"][0]["index"] == 0
 
 
-# Every fault once, stream and not...
+# Every fault, with and without a stream .............................................................................
 
 
 UNSEEN = [
@@ -152,15 +152,15 @@ UNSEEN = [
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("fault", UNSEEN, ids=lambda fault: type(fault).__name__)
-async def test_quirk_of_a_neuron_is_no_trouble_to_its_client(cortex, http, beast, fault, stream):
-    """Odd, but an answer: it arrives whole. Three in a row, because quirks show in what comes after."""
+async def test_quirk_of_a_neuron_does_not_affect_its_client(cortex, http, beast, fault, stream):
+    """An odd answer arrives complete. Three in a row, because a quirk may affect the next answer."""
     if isinstance(fault, faults.UntilClose) and stream:
-        beast.faults.add(faults.NoDone())  # the harder case: then a finish reason must do
+        beast.faults.add(faults.NoDone())  # the harder case: only a finish reason ends the stream
     beast.faults.add(fault)
     for _ in range(3):
         answer = await http.post(CHAT, json=a_question(stream=stream))
         assert answer.status_code == 200
-        assert "Tbilisi" in said(answer)
+        assert "Tbilisi" in text_of(answer)
         assert '"error"' not in answer.text
         assert (events(answer)[-1:] == ["[DONE]"]) is (stream and faults.NoDone not in beast.faults.plan(SMALL))
     assert len(beast.requests) == 3
@@ -184,8 +184,8 @@ async def test_quirk_of_a_neuron_is_no_trouble_to_its_client(cortex, http, beast
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, faults.SimFault) else None,
 )
-async def test_fault_before_an_answer_is_an_error_in_form(tmp_path, beast, fault, status, code, stream):
-    """Well-formed JSON with a fitting status, streaming or not; and the next request is served."""
+async def test_fault_before_an_answer_is_a_well_formed_error(tmp_path, beast, fault, status, code, stream):
+    """JSON with a fitting status, streaming or not; and the next request is served."""
     beast.faults.add(fault)
     patience = replace(PATIENT_DEADLINES, first_byte_seconds=0.2) if code == "deadline_exceeded" else PATIENT_DEADLINES
     sections = {"deadlines": patience, "retries": RetrySettings(attempts=0)}
@@ -226,7 +226,7 @@ CUTS = [
 
 
 @pytest.mark.parametrize("fault", CUTS, ids=lambda fault: f"{type(fault).__name__}-{getattr(fault, 'cut', '')}")
-async def test_answer_that_breaks_off_is_never_taken_for_whole(cortex, http, beast, fault):
+async def test_broken_answer_never_looks_complete(cortex, http, beast, fault):
     """A stream ends in one error event and no `[DONE]`; a plain body is cut off where any client notices."""
     beast.faults.add(fault)
     stream = await http.post(CHAT, json=a_question(stream=True))
@@ -238,7 +238,7 @@ async def test_answer_that_breaks_off_is_never_taken_for_whole(cortex, http, bea
         plain = await http.post(CHAT, json=a_question())
     except httpx.RemoteProtocolError:
         pass
-    else:  # it broke before a byte had to leave
+    else:  # it broke before the gateway had to send a byte
         assert plain.status_code == 502
     beast.faults.clear()
     assert (await http.post(CHAT, json=a_question())).status_code == 200
@@ -247,23 +247,23 @@ async def test_answer_that_breaks_off_is_never_taken_for_whole(cortex, http, bea
 
 @pytest.mark.parametrize("reset", [False, True])
 async def test_200_answers_in_a_row_from_a_neuron_that_hangs_up_after_each(cortex, http, beast, reset):
-    """Advertising keep-alive all the while: 0 failures, and nothing is asked twice (lessons: 59 of 200 failed)."""
+    """Although it advertises keep-alive: no failures, and no request is sent twice. A naive pool failed 59 of 200."""
     beast.speed = 10_000
     beast.faults.add(faults.CloseAfter(reset=reset))
     for number in range(200):
-        assert "Tbilisi" in said(await http.post(CHAT, json=a_question(stream=number % 2 == 0)))
+        assert "Tbilisi" in text_of(await http.post(CHAT, json=a_question(stream=number % 2 == 0)))
 
     await settled(cortex.gateway)
     assert beast.counters["requests"] == 200
     assert "cortex_request_errors_total" not in await metrics_of(cortex)
 
 
-# Neurons of our own making, on a real port...
+# Scripted neurons on a real port .....................................................................................
 
 
 @asynccontextmanager
-async def before(tmp_path, beast, peer):
-    """A gateway whose poller sees `beast`, and whose requests go to `peer` instead; it adds no comments of its own."""
+async def gateway_in_front_of(tmp_path, beast, peer):
+    """A gateway that polls `beast` but sends its requests to `peer`; it adds no comments."""
     silent = replace(PATIENT_STREAMING, keepalive_seconds=0)
     async with (
         running_gateway(tmp_path, [beast], streaming=silent) as cortex,
@@ -276,7 +276,7 @@ async def before(tmp_path, beast, peer):
 
 
 async def test_stream_arrives_as_it_is_made(tmp_path, beast):
-    """Each event is with the client before the neuron makes the next: nothing waits for company."""
+    """The client gets each event before the neuron makes the next: nothing buffers."""
     made = [*(delta(f" word {number}") for number in range(10)), DONE]
     arrived = [trio.Event() for _ in made]
 
@@ -289,7 +289,10 @@ async def test_stream_arrives_as_it_is_made(tmp_path, beast):
         await stream.send_all(b"0\r\n\r\n")
 
     got = b""
-    async with before(tmp_path, beast, peer) as (_, http), http.stream("POST", CHAT, json=a_question(stream=True)) as a:
+    async with (
+        gateway_in_front_of(tmp_path, beast, peer) as (_, http),
+        http.stream("POST", CHAT, json=a_question(stream=True)) as a,
+    ):
         with trio.fail_after(SAFETY_NET_S):
             async for piece in a.aiter_raw():
                 got += piece
@@ -301,8 +304,8 @@ async def test_stream_arrives_as_it_is_made(tmp_path, beast):
 
 
 async def test_reused_connection_that_dies_under_a_request_is_replaced_once(tmp_path, beast, monkeypatch):
-    """It was quiet when it was taken, and closed on the request: the client gets its answer all the same."""
-    monkeypatch.setattr(pool, "IDLE_LIMIT_S", math.inf)  # however long we take for the next request
+    """The idle connection closes when the request is sent; the client still gets its answer."""
+    monkeypatch.setattr(pool, "IDLE_LIMIT_S", math.inf)  # even if the test is slow with the next request
     statuses = []
     asked = 0
 
@@ -315,21 +318,21 @@ async def test_reused_connection_that_dies_under_a_request_is_replaced_once(tmp_
                     return
                 await stream.send_all(with_length(b"{}"))
 
-    async with before(tmp_path, beast, peer) as (cortex, http):
+    async with gateway_in_front_of(tmp_path, beast, peer) as (cortex, http):
         for _ in range(6):
             statuses.append((await http.post(CHAT, json=a_question())).status_code)
             await settled(cortex.gateway)
         statistics = cortex.gateway.upstream.statistics()
 
     assert statuses == [200] * 6
-    assert asked == 11  # every request but the first was asked twice
+    assert asked == 11  # every request but the first was sent twice
     assert (statistics["opened"], statistics["reused"], statistics["in_use"]) == (6, 5, 0)
 
 
-async def test_trailers_and_informational_responses_go_no_further(tmp_path, beast):
-    """They were between the neuron and us."""
+async def test_trailers_and_informational_responses_are_not_forwarded(tmp_path, beast):
+    """They concern only the neuron and the gateway."""
     answer = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + chunked(delta("x"), end=b"0\r\nx-sum: 1\r\n\r\n")
-    async with before(tmp_path, beast, answering(answer, answer)) as (_, http):
+    async with gateway_in_front_of(tmp_path, beast, answering(answer, answer)) as (_, http):
         for _ in range(2):
             got = await http.post(CHAT, json=a_question(stream=True))
             assert (got.status_code, got.content) == (200, delta("x"))
@@ -337,7 +340,7 @@ async def test_trailers_and_informational_responses_go_no_further(tmp_path, beas
 
 
 async def test_refusal_while_a_large_body_is_on_its_way_reaches_the_client(tmp_path, beast):
-    """The neuron says 413 after the head; nobody waits for 16 MiB to be read."""
+    """The neuron answers 413 after the head; the client does not wait until 16 MiB are sent."""
 
     async def peer(stream):
         async with stream:
@@ -346,7 +349,7 @@ async def test_refusal_while_a_large_body_is_on_its_way_reaches_the_client(tmp_p
             await done.wait()
 
     done = trio.Event()
-    async with before(tmp_path, beast, peer) as (_, http):
+    async with gateway_in_front_of(tmp_path, beast, peer) as (_, http):
         with trio.fail_after(SAFETY_NET_S):
             answer = await http.post(CHAT, json=a_question(padding="x" * 16 * 1024**2))
         done.set()

@@ -17,7 +17,7 @@ from neuron.simulated.faults import HttpError, NotLoaded, Refuse
 PROBE_S = 1.02
 LOAD_S = 5.0
 
-# It takes no more than the ceiling and queues nothing: one request too many would be refused, and the client would see.
+# It takes no more than the limit and queues nothing: it would refuse one request too many, and the client would see.
 M = a_sim_model("lab/m", max_in_flight=2, max_queue_depth=0)
 N = a_sim_model("lab/n", max_in_flight=1, max_queue_depth=0)
 M_ONLY = (profile_of(M, max_concurrent=2),)
@@ -32,8 +32,8 @@ def approx(seconds):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_neuron_never_has_more_than_the_ceiling_and_everybody_is_served(stream, autojump_clock):
-    """Two neurons with two places each, twenty at once: five rounds, none refused."""
+async def test_neuron_never_exceeds_the_limit_and_every_request_is_served(stream, autojump_clock):
+    """Two neurons with two slots each, twenty requests at once: five rounds, none refused."""
     async with a_world(*(a_sim(name, M, loaded=(M.id,)) for name in "ab"), profiles=M_ONLY) as world:
         answers = await ask_many(world, M.id, 20, stream=stream)
 
@@ -45,7 +45,7 @@ async def test_neuron_never_has_more_than_the_ceiling_and_everybody_is_served(st
 
 
 async def test_first_come_is_first_served(autojump_clock):
-    """In the order of their coming, whether they stream or not."""
+    """In order of arrival, streaming or not."""
     async with a_world(a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),)) as world:
         served = []
 
@@ -60,8 +60,8 @@ async def test_first_come_is_first_served(autojump_clock):
         assert served == list(range(12))
 
 
-async def test_those_who_waited_for_the_load_are_served_in_the_order_they_came(autojump_clock):
-    """The load wakes them all at once; the line is the one they came in, and a newcomer's place is behind them."""
+async def test_requests_that_waited_for_a_load_are_served_in_order_of_arrival(autojump_clock):
+    """The load wakes all of them at once; they keep their order, and a new request comes after them."""
     async with a_world(a_sim("a", N), profiles=(profile_of(N, max_concurrent=1),)) as world:
         served = []
 
@@ -79,8 +79,8 @@ async def test_those_who_waited_for_the_load_are_served_in_the_order_they_came(a
         assert world.load_calls() == ["a"]
 
 
-async def test_two_models_with_ceilings_take_turns_on_one_neuron(autojump_clock):
-    """A line counts as use: a model is not evicted between two of its own, and everybody is served."""
+async def test_two_models_with_limits_alternate_on_one_neuron(autojump_clock):
+    """Queued requests count as use: a model is not evicted between two of its requests, and all are served."""
     sim = a_sim("a", M, N)
     profiles = (profile_of(M, max_concurrent=1), profile_of(N, max_concurrent=1))
     async with a_world(sim, profiles=profiles) as world:
@@ -97,8 +97,8 @@ async def test_two_models_with_ceilings_take_turns_on_one_neuron(autojump_clock)
         assert world.violations() == []
 
 
-async def test_stream_in_line_gets_its_200_and_comments_early(autojump_clock):
-    """As those who wait for a load: after `early_commit_seconds`, then once a second."""
+async def test_queued_stream_gets_its_200_and_comments_early(autojump_clock):
+    """As while waiting for a load: after `early_commit_seconds`, then once a second."""
     async with a_world(a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),)) as world:
         async with trio.open_nursery() as nursery:
             for _ in range(9):
@@ -112,8 +112,8 @@ async def test_stream_in_line_gets_its_200_and_comments_early(autojump_clock):
         assert (answer.text, answer.events[-1], answer.ended_at) == ("Tbilisi", "[DONE]", approx(10 * PROBE_S))
 
 
-async def test_positions_are_told_and_move_up(autojump_clock):
-    """What `/admin/requests` and `cortex status` show."""
+async def test_positions_are_shown_and_move_up(autojump_clock):
+    """In `/admin/requests` and `cortex status`."""
     async with (
         a_world(a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),)) as world,
         trio.open_nursery() as nursery,
@@ -138,7 +138,7 @@ async def test_positions_are_told_and_move_up(autojump_clock):
 
 
 async def test_wait_that_outlives_its_deadline_is_504_with_its_phase(autojump_clock):
-    """To the second; the place in line goes to those behind."""
+    """To the second; later requests move up."""
     settings = Settings(deadlines=DeadlineSettings(queue_seconds=3))
     slow = a_sim_model("lab/slow", overhead_s=100.0)
     async with (
@@ -173,8 +173,8 @@ async def test_stream_whose_wait_outlives_its_deadline_ends_in_an_error_event(au
         assert b"[DONE]" not in answer.body
 
 
-async def test_full_line_refuses_at_once(autojump_clock):
-    """503 `overloaded` with Retry-After; those in line are not touched."""
+async def test_full_queue_refuses_at_once(autojump_clock):
+    """503 `overloaded` with Retry-After; queued requests are not affected."""
     settings = Settings(limits=LimitSettings(queue=3))
     async with a_world(
         a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),), settings=settings
@@ -188,8 +188,8 @@ async def test_full_line_refuses_at_once(autojump_clock):
         assert len(answers) - len(refused) == 4
 
 
-async def test_those_who_waited_for_the_load_are_not_turned_away_after_it(autojump_clock):
-    """They were let in when there was room; the limit is for who comes now."""
+async def test_requests_that_waited_for_a_load_are_not_refused_after_it(autojump_clock):
+    """They were admitted when there was room; the limit is for new requests."""
     settings = Settings(limits=LimitSettings(queue=2))
     async with a_world(a_sim("a", N), profiles=(profile_of(N, max_concurrent=1),), settings=settings) as world:
         answers = await ask_many(world, N.id, 8)
@@ -197,8 +197,8 @@ async def test_those_who_waited_for_the_load_are_not_turned_away_after_it(autoju
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_client_that_leaves_the_line_is_gone_from_it_at_once(stream, autojump_clock):
-    """And has cost nobody anything: the neuron never heard of it."""
+async def test_client_that_disconnects_leaves_the_queue_at_once(stream, autojump_clock):
+    """The neuron never gets its request."""
     sim = a_sim("a", N, loaded=(N.id,))
     async with a_world(sim, profiles=(profile_of(N, max_concurrent=1),)) as world:
         async with trio.open_nursery() as nursery:
@@ -214,8 +214,8 @@ async def test_client_that_leaves_the_line_is_gone_from_it_at_once(stream, autoj
         assert len(sim.requests) == 2
 
 
-async def test_drain_sends_everybody_in_line_away_and_lets_those_at_work_finish(autojump_clock):
-    """503 `shutting_down` at once; the retry of one that failed on another neuron too."""
+async def test_drain_refuses_queued_requests_and_lets_running_ones_finish(autojump_clock):
+    """503 `shutting_down` at once; also for the retry of a request that failed on another neuron."""
     sims = a_sim("a", N, loaded=(N.id,)), a_sim("b", N, loaded=(N.id,))
     sims[1].faults.add(HttpError(status=503, text="full"))
     async with a_world(*sims, profiles=(profile_of(N, max_concurrent=1),)) as world:
@@ -225,7 +225,7 @@ async def test_drain_sends_everybody_in_line_away_and_lets_those_at_work_finish(
             answers[number] = await world.ask(N.id)
 
         async with trio.open_nursery() as nursery:
-            for number in range(4):  # the second is refused by `b`, and waits for `a` then
+            for number in range(4):  # `b` refuses the second request, which then waits for `a`
                 nursery.start_soon(one, number)
                 await wait_all_tasks_blocked()
             await trio.sleep(0.5)
@@ -243,7 +243,7 @@ async def test_drain_sends_everybody_in_line_away_and_lets_those_at_work_finish(
         assert answers[0].text == "Tbilisi"
 
 
-async def test_operator_ends_a_request_in_line(autojump_clock):
+async def test_operator_ends_a_queued_request(autojump_clock):
     """By its record, as `DELETE /admin/requests/{id}` does."""
     async with (
         a_world(a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),)) as world,
@@ -264,11 +264,11 @@ async def test_operator_ends_a_request_in_line(autojump_clock):
         assert (answers[0].status, answers[0].errors[0]["message"]) == (503, "cancelled by an operator")
 
 
-# What changes meanwhile ...............................................................................................
+# Changes during the wait ..............................................................................................
 
 
-async def test_ceiling_that_is_raised_while_they_wait_lets_them_in(autojump_clock):
-    """A reload of models.toml is in force for those who wait, too."""
+async def test_raised_limit_admits_waiting_requests(autojump_clock):
+    """A reload of models.toml applies to waiting requests too."""
     many = a_sim_model("lab/many", max_in_flight=10)
     async with a_world(a_sim("a", many, loaded=(many.id,)), profiles=(profile_of(many, max_concurrent=1),)) as world:
         answers = []
@@ -285,8 +285,8 @@ async def test_ceiling_that_is_raised_while_they_wait_lets_them_in(autojump_cloc
         assert sorted(answer.ended_at for answer in answers) == [approx(PROBE_S)] + [approx(0.5 + PROBE_S)] * 4
 
 
-async def test_line_moves_to_another_neuron_when_theirs_dies(autojump_clock):
-    """The one at work is retried too: it keeps its turn, and goes first."""
+async def test_queue_moves_to_another_neuron_when_its_own_dies(autojump_clock):
+    """The running request is retried too: it keeps its place, and goes first."""
     sims = a_sim("a", N, loaded=(N.id,)), a_sim("b", N, loaded=(N.id,))
     async with a_world(*sims, profiles=(profile_of(N, max_concurrent=1),)) as world:
         served = []
@@ -305,8 +305,8 @@ async def test_line_moves_to_another_neuron_when_theirs_dies(autojump_clock):
         assert {(text, node) for _, text, node in served} == {("Tbilisi", "b")}
 
 
-async def test_line_of_a_model_that_vanished_waits_for_its_load(autojump_clock):
-    """`not loaded` to one of them is news for all of them."""
+async def test_queue_of_a_model_that_vanished_waits_for_its_load(autojump_clock):
+    """One request's `not loaded` applies to all of them."""
     sim = a_sim("a", N, loaded=(N.id,))
     async with a_world(sim, profiles=(profile_of(N, max_concurrent=1),)) as world:
         sim.unload(N.id)
@@ -316,7 +316,7 @@ async def test_line_of_a_model_that_vanished_waits_for_its_load(autojump_clock):
 
 
 async def test_model_that_comes_up_elsewhere_ends_the_wait_for_a_load(autojump_clock):
-    """Somebody loaded it by hand on another neuron: nobody waits on for the slow one."""
+    """An operator loads it on another neuron: no request waits for the slow load any longer."""
     slow, quick = a_sim_model("lab/n", load_s=500), N
     sims = a_sim("a", slow, vram_mb=(20_000,)), a_sim("b", quick)
     async with a_world(*sims, profiles=(profile_of(N, max_concurrent=1),)) as world, trio.open_nursery() as nursery:
@@ -333,11 +333,11 @@ async def test_model_that_comes_up_elsewhere_ends_the_wait_for_a_load(autojump_c
         nursery.cancel_scope.cancel()
 
 
-# Whatever the order ...................................................................................................
+# Any order ............................................................................................................
 
 
-async def test_2000_random_visits_leave_no_line_and_no_lease(autojump_clock):
-    """Who leaves in line, at work, or not at all; neurons that hang up, refuse and forget."""
+async def test_2000_random_requests_leave_no_queue_and_no_lease(autojump_clock):
+    """Clients disconnect while queued, while served, or not at all; neurons hang up, refuse and forget."""
     moments = random.Random(20261125)  # noqa: S311 - replayable, not secret
     sims = [a_sim(name, M, loaded=(M.id,)) for name in "abc"]
     async with a_world(*sims, profiles=M_ONLY) as world:

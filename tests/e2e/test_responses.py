@@ -1,4 +1,4 @@
-"""`/v1/responses` through the gateway on real sockets: the unmodified `openai` SDK, and what the neuron got."""
+"""`/v1/responses` through the gateway on real sockets: the unmodified `openai` SDK, and the neuron's requests."""
 
 import gc
 import json
@@ -34,15 +34,15 @@ WEATHER = {
 
 
 @pytest.fixture(autouse=True)
-def _collect_what_the_sdk_leaves():
-    """Here, where it is forgiven, and not in whichever test comes next on this worker."""
+def _collect_sdk_generators():
+    """In this test, where the warning is ignored, and not in a later test of this worker."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 async def native(tmp_path, beast):
-    """The gateway before a neuron that speaks the API itself."""
+    """The gateway in front of a neuron that has this API itself."""
     async with running_gateway(tmp_path, [beast], speaking=("openai", "responses")) as running:
         yield running
 
@@ -52,7 +52,7 @@ def async_sdk(cortex):
 
 
 async def in_thread(cortex, use):
-    """The sync SDK, as a script would use it."""
+    """The sync SDK, as in a script."""
 
     def script():
         with OpenAI(base_url=f"{cortex.url}/v1", api_key="a-client's-own", max_retries=0, timeout=60) as client:
@@ -66,7 +66,7 @@ def sent(beast, index=-1):
 
 
 async def test_create_answers_in_the_form_of_responses(cortex, beast):
-    """Text, usage and ids; the neuron was asked for a chat completion, by its own name, without the client's key."""
+    """Text, usage and ids. The neuron gets a chat completion with its own model name and without the client's key."""
     answer = await in_thread(
         cortex, lambda client: client.responses.with_raw_response.create(**ASK, instructions="Be brief.")
     )
@@ -108,7 +108,7 @@ async def test_stream_is_accumulated_by_the_sdk_sync_and_async(cortex, beast):
 
 
 async def test_numbers_of_a_stream_have_no_gap(cortex):
-    """As they came over the wire, with `type` named twice, as clients of either habit need it."""
+    """On the wire, with `type` in the event and in its data, because some clients read one and some the other."""
     async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
         answer = await http.post(f"{cortex.url}/v1/responses", json={**ASK, "stream": True})
     events = [event.split("\n") for event in answer.text.split("\n\n") if event.startswith("event: ")]
@@ -122,7 +122,7 @@ async def test_numbers_of_a_stream_have_no_gap(cortex):
 
 
 async def test_tools_round_trip(cortex, beast):
-    """Call, output, answer: the history goes back as the SDK holds it."""
+    """Call, output, answer: the SDK sends its history back."""
     async with async_sdk(cortex) as client:
         history = [{"role": "user", "content": "Please call weather."}]
         first = await client.responses.create(model=SMALL, input=history, tools=[WEATHER])
@@ -148,7 +148,7 @@ async def test_tools_round_trip(cortex, beast):
 
 
 async def test_parallel_calls_are_streamed(cortex):
-    """Each an item of its own, in order."""
+    """Each is an item of its own, in order."""
     time = {"type": "function", "name": "time", "parameters": {"type": "object", "properties": {}}}
     async with (
         async_sdk(cortex) as client,
@@ -161,7 +161,7 @@ async def test_parallel_calls_are_streamed(cortex):
 
 
 async def test_structured_output_is_parsed(cortex, beast):
-    """`responses.parse`: the schema reaches the neuron nested as chat completions has it."""
+    """`responses.parse`: the neuron gets the schema nested as in chat completions."""
 
     class City(pydantic.BaseModel):
         name: str
@@ -176,7 +176,7 @@ async def test_structured_output_is_parsed(cortex, beast):
 
 
 async def test_reasoning_is_an_item_before_the_message(cortex, beast):
-    """Streamed as the model thinks; effort turns the neuron's switch."""
+    """Streamed as the model reasons; effort sets the neuron's switch."""
     async with async_sdk(cortex) as client, client.responses.stream(**ASK, reasoning={"effort": "medium"}) as events:
         thoughts = [event.delta async for event in events if event.type == "response.reasoning_text.delta"]
         response = await events.get_final_response()
@@ -210,7 +210,7 @@ async def test_token_limit_makes_an_incomplete_response(cortex):
     ],
 )
 async def test_errors_are_the_sdks_typed_exceptions(cortex, beast, change, raised, words):
-    """By status, in this API's own envelope; no neuron is troubled."""
+    """By status, in this API's envelope; no neuron gets a request."""
     async with async_sdk(cortex) as client:
         with pytest.raises(raised, match=words):
             await client.responses.create(**(ASK | change))
@@ -218,8 +218,8 @@ async def test_errors_are_the_sdks_typed_exceptions(cortex, beast, change, raise
     assert not beast.requests
 
 
-async def test_stream_that_breaks_off_raises_in_the_sdk(cortex, beast):
-    """After half an answer, however it is read; no `response.completed` was made up."""
+async def test_stream_that_breaks_raises_in_the_sdk(cortex, beast):
+    """After half an answer, by any way of reading; cortex does not invent a `response.completed`."""
     seen = []
     async with async_sdk(cortex) as client:
         beast.faults.add(faults.Drop(after=3))
@@ -235,8 +235,8 @@ async def test_stream_that_breaks_off_raises_in_the_sdk(cortex, beast):
     assert "response.completed" not in seen
 
 
-async def test_abort_in_mid_stream_stops_the_neuron(cortex, beast):
-    """Closing the stream is how a user's Stop button looks from here."""
+async def test_abort_in_mid_response_stops_the_neuron(cortex, beast):
+    """A user's Stop button closes the stream."""
     beast.speed = 2
     async with async_sdk(cortex) as client:
         stream = await client.responses.create(model=SMALL, input="Write 4000 words", stream=True)
@@ -249,8 +249,8 @@ async def test_abort_in_mid_stream_stops_the_neuron(cortex, beast):
     assert_idle(cortex.gateway.fleet)
 
 
-async def test_usage_is_accounted_in_one_vocabulary(cortex):
-    """The metrics of a translated answer are those of any other."""
+async def test_usage_of_translated_answers_is_counted(cortex):
+    """The metrics are those of any other answer."""
     async with async_sdk(cortex) as client:
         response = await client.responses.create(**ASK)
         async with client.responses.stream(**ASK) as events:
@@ -264,8 +264,8 @@ async def test_usage_is_accounted_in_one_vocabulary(cortex):
     assert f'cortex_completion_tokens_total{{model="{SMALL}",node="beast"}} {completion}.0' in exposed
 
 
-async def test_silence_is_filled_with_comments_and_a_leaving_client_frees_the_neuron(tmp_path):
-    """Once the response has begun; and when the client has heard enough, the neuron's connection closes."""
+async def test_silence_is_filled_with_comments_and_a_disconnect_frees_the_neuron(tmp_path):
+    """Once the response has begun. When the client disconnects, the neuron's connection closes."""
     left = trio.Event()
 
     async def engine(stream):
@@ -296,11 +296,11 @@ async def test_silence_is_filled_with_comments_and_a_leaving_client_frees_the_ne
     assert heard.index(b"response.output_text.delta") < heard.index(b": keep-alive")
 
 
-# Passed through...
+# Passed through ......................................................................................................
 
 
-async def test_neuron_that_speaks_responses_gets_the_body_as_it_came(native, beast):
-    """Only `model` differs, whatever is in it; the answer comes back untouched, and is judged by the neuron alone."""
+async def test_neuron_that_speaks_responses_gets_the_body_unchanged(native, beast):
+    """Only `model` differs, whatever the body contains; the answer comes back unchanged."""
     body = (
         b'{ "model":"helexa/small" , "input":"repeat: hi", "previous_response_id":"resp_1", "tools":[{"type":"mcp"}]}'
     )
@@ -310,7 +310,7 @@ async def test_neuron_that_speaks_responses_gets_the_body_as_it_came(native, bea
     [received] = beast.requests
     assert received.path == "/v1/responses"
     assert received.body == body.replace(b"helexa/small", SMALL.encode())
-    assert answer.json()["output"][0]["id"] == "message-0"  # the simulated neuron's own way of counting
+    assert answer.json()["output"][0]["id"] == "message-0"  # as the simulated neuron counts
 
 
 async def test_native_stream_is_accumulated_by_the_sdk(native):
@@ -323,8 +323,8 @@ async def test_native_stream_is_accumulated_by_the_sdk(native):
     assert "Tbilisi" in response.output_text
 
 
-async def test_native_stream_that_breaks_off_raises_in_the_sdk(native, beast):
-    """The one event that we add says so."""
+async def test_native_stream_that_breaks_raises_in_the_sdk(native, beast):
+    """Because of the one event that cortex adds."""
     beast.faults.add(faults.Drop(after=3))
     async with async_sdk(native) as client:
         with pytest.raises(openai.APIError, match="in the middle of its response"):
@@ -346,8 +346,8 @@ async def test_abort_of_a_native_stream_stops_the_neuron(native, beast):
     assert_idle(native.gateway.fleet)
 
 
-async def test_usage_of_native_answers_is_accounted(native):
-    """Whole and streamed; the API's words for tokens are understood."""
+async def test_usage_of_native_answers_is_counted(native):
+    """Whole and streamed, from this API's names for tokens."""
     async with async_sdk(native) as client:
         response = await client.responses.create(**ASK)
         async with client.responses.stream(**ASK) as events:
@@ -361,8 +361,8 @@ async def test_usage_of_native_answers_is_accounted(native):
     assert f'cortex_completion_tokens_total{{model="{SMALL}",node="beast"}} {completion}.0' in exposed
 
 
-async def test_endpoints_of_the_store_are_not_there(cortex):
-    """Nothing is kept: there is nothing to fetch."""
+async def test_endpoints_for_stored_responses_are_404(cortex):
+    """Nothing is stored, so nothing can be fetched."""
     async with async_sdk(cortex) as client:
         with pytest.raises(openai.NotFoundError):
             await client.responses.retrieve("resp_1")

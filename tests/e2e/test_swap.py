@@ -1,4 +1,4 @@
-"""The reason to be: an operator swaps what an alias points at while streams run, and nobody is hurt."""
+"""An operator swaps the target of an alias while streams run, and no client is affected."""
 
 import json
 
@@ -17,7 +17,7 @@ def client_for(running):
 
 
 async def stream_by_alias(client):
-    """One streamed answer: what the response says of itself, and every model its chunks name."""
+    """One streamed answer: the model of its head, and every model that its chunks name."""
     body = {"model": "helexa/small", "stream": True, "messages": PROBE}
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         lines = [line async for line in response.aiter_lines() if line.startswith("data: ")]
@@ -27,7 +27,7 @@ async def stream_by_alias(client):
 
 
 async def test_alias_swapped_200_times_under_50_streams_loses_nothing(tmp_path):
-    """0 failed requests; each answer wholly from one model, which was the target when it was resolved."""
+    """No failed request; each answer comes wholly from one model, the target at the time it was resolved."""
     answered = {SMALL: 0, LARGE: 0}
     swapping = True
 
@@ -59,14 +59,14 @@ async def test_alias_swapped_200_times_under_50_streams_loses_nothing(tmp_path):
                 swaps += 1
             swapping = False
 
-        warmed = 2  # at most: one that has answered clients before is swapped to at once
+        warmed = 2  # at most: a swap to a model that has answered clients before is immediate
         assert swaps + 1 <= running.gateway.catalogue_store.current.generation <= swaps + 1 + warmed
         await settled(running.gateway)
         assert running.neurons[0].violations == []
 
 
-async def test_request_under_way_keeps_the_target_it_resolved_to(tmp_path):
-    """A stream that began on one model ends on it, though the alias moved in its midst; the next goes elsewhere."""
+async def test_running_request_keeps_its_resolved_target(tmp_path):
+    """A stream that began on one model ends on it, though the alias moves meanwhile; the next uses the new target."""
     async with running_gateway(tmp_path) as running, client_for(running) as client:
         body = {"model": "helexa/small", "stream": True, "messages": PROBE}
         running.neurons[0].speed = 5
@@ -82,8 +82,8 @@ async def test_request_under_way_keeps_the_target_it_resolved_to(tmp_path):
     assert models == {LARGE}
 
 
-async def test_broken_file_changes_nothing_and_shows_until_it_is_mended(tmp_path):
-    """The old alias serves on; health, metrics and the admin API tell line and key; mended, all of that clears."""
+async def test_broken_file_changes_nothing_and_shows_until_corrected(tmp_path):
+    """The old alias still works; health, metrics and the admin API show line and key, until the correction."""
     async with running_gateway(tmp_path) as running, client_for(running) as client:
         good = running.models_toml.read_text()
         for bad in ("", "[aliases\n", good.replace("vram_mb", "vram_bm"), '[aliases]\n"a" = 7\n'):
@@ -103,8 +103,8 @@ async def test_broken_file_changes_nothing_and_shows_until_it_is_mended(tmp_path
             assert "cortex_catalogue_last_reload_success 1.0" in (await client.get(running.metrics_url)).text
 
 
-async def test_admin_reload_goes_through_the_same_door(tmp_path):
-    """It answers with what came of it, and the faults if any; without the token it is not there to be used."""
+async def test_admin_reload_is_the_same_reload(tmp_path):
+    """It answers with the result and any faults; without the token it is refused."""
     async with running_gateway(tmp_path) as running, client_for(running) as client:
         url = running.metrics_url.replace("/metrics", "/admin/reload")
         assert (await client.post(url)).status_code == 401

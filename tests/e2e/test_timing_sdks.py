@@ -1,4 +1,4 @@
-"""Deadlines and timings as the official SDKs, unmodified, meet them; on real sockets."""
+"""Deadlines and timings with the official SDKs, unmodified, on real sockets."""
 
 import anthropic
 import openai
@@ -37,8 +37,8 @@ def chat(sdk, **how):
     return sdk.chat.completions.create(model="helexa/small", messages=PROBE, **how)
 
 
-async def test_openai_sdk_reads_past_the_comment(openai_sdk, cortex):
-    """The same chunks with it as without; nobody is taken for a client that left."""
+async def test_openai_sdk_ignores_the_comment(openai_sdk, cortex):
+    """The chunks are the same as without it, and the request does not count as disconnected."""
 
     def texts(**how):
         return [chunk.choices[0].delta.content for chunk in chat(openai_sdk, stream=True, **how) if chunk.choices]
@@ -50,7 +50,7 @@ async def test_openai_sdk_reads_past_the_comment(openai_sdk, cortex):
     assert "cortex_client_disconnects_total" not in cortex.gateway.metrics.expose().decode()
 
 
-async def test_anthropic_sdk_reads_past_the_comment(anthropic_sdk, cortex):
+async def test_anthropic_sdk_ignores_the_comment(anthropic_sdk, cortex):
     """Its accumulator has the whole message."""
 
     def stream():
@@ -67,7 +67,7 @@ async def test_anthropic_sdk_reads_past_the_comment(anthropic_sdk, cortex):
 
 
 async def test_comment_is_on_the_wire(wire):
-    """What the SDKs read past."""
+    """Which the SDKs ignore."""
     async with wire() as client:
         answer = await client.ask(stream=True, headers=("x-cortex-timing: 1",))
 
@@ -75,8 +75,8 @@ async def test_comment_is_on_the_wire(wire):
     assert answer.body.endswith(b"}\n\ndata: [DONE]\n\n")
 
 
-async def test_sdks_raise_their_own_error_when_the_time_is_over(openai_sdk, anthropic_sdk, beast):
-    """A 504 by status, and in OpenAI's form by `param`; the neuron is free."""
+async def test_sdks_raise_their_own_error_when_the_deadline_expires(openai_sdk, anthropic_sdk, beast):
+    """A 504 by status, and with `param` in OpenAI's form; the neuron is free."""
     beast.faults.add(faults.Hang())
     with pytest.raises(openai.InternalServerError) as theirs:
         await in_thread(lambda: chat(openai_sdk, extra_headers=IN_300_MS))
@@ -91,7 +91,7 @@ async def test_sdks_raise_their_own_error_when_the_time_is_over(openai_sdk, anth
 
 
 async def test_browsers_may_read_the_header(http):
-    """CORS exposes it; a page may ask for a deadline."""
+    """CORS exposes it; a page may send a deadline."""
     asked = {"origin": "https://chat.example", "access-control-request-headers": "x-request-deadline-ms"}
     preflight = await http.options("/v1/chat/completions", headers=asked)
     answer = await http.post(

@@ -1,4 +1,4 @@
-"""Neurons behind TLS: polled and asked like any other, on connections used again, and by whoever may be believed."""
+"""Neurons behind TLS: polls and requests on reused connections, and which certificates the gateway trusts."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from gateway.server.gateway import Gateway
 from neuron.simulated.faults import CloseAfter, Slow
 
 CHAT = "/v1/chat/completions"
-TLS = Path(__file__).parents[1] / "fakes" / "tls"  # a certificate for localhost that signed itself, and its key
+TLS = Path(__file__).parents[1] / "fakes" / "tls"  # a self-signed certificate for localhost, and its key
 
 
 def question(**more):
@@ -32,7 +32,7 @@ def question(**more):
 
 @pytest.fixture
 def trusted(monkeypatch):
-    """Its certificate is believed, as an operator of a private CA would have it."""
+    """The gateway trusts the certificate, as an operator with a private CA configures it."""
     monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "cert.pem"))
     tls.context.cache_clear()
     yield
@@ -40,14 +40,14 @@ def trusted(monkeypatch):
 
 
 async def serve_tls(nursery, peer):
-    """The https URL of a peer, which gets each connection once its handshake is done."""
+    """The https URL of a peer, which gets each connection after its handshake."""
 
     async def serve(stream):
         try:
             await stream.do_handshake()
             await peer(stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # whoever asked did not believe us, or left
+            pass  # the client did not trust the certificate, or disconnected
         finally:
             await trio.aclose_forcefully(stream)
 
@@ -58,8 +58,8 @@ async def serve_tls(nursery, peer):
 
 
 @dataclass
-class Behind:
-    """A gateway in front of an engine that is behind TLS: a neuron would report an inference URL of its own."""
+class GatewayToTls:
+    """A gateway in front of an engine behind TLS; a neuron would report its own inference URL."""
 
     gateway: Gateway
     url: str
@@ -81,18 +81,18 @@ async def cortex(nursery, beast):
 async def before(nursery, url):
     gateway, address = await start_gateway(nursery, [NeuronSettings("beast", url, "openai")])
     async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=60) as http:
-        yield Behind(gateway, address, http)
+        yield GatewayToTls(gateway, address, http)
     nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
 def never_too_old(monkeypatch):
-    """Connections rest for as long as it takes us to make the next request."""
+    """Idle connections do not expire, even if the test is slow with its next request."""
     monkeypatch.setattr(pool, "IDLE_LIMIT_S", math.inf)
 
 
-async def test_neuron_behind_tls_is_polled_and_asked(trusted, cortex, never_too_old):
-    """Streams and plain answers, all on one connection: a session ticket on it does not make it suspicious."""
+async def test_neuron_behind_tls_gets_polls_and_requests(trusted, cortex, never_too_old):
+    """Streams and plain answers, all on one connection: a session ticket does not make it unusable."""
     for number in range(10):
         answer = await cortex.http.post(CHAT, json=question(stream=number % 2 == 0))
         assert answer.status_code == 200
@@ -103,7 +103,7 @@ async def test_neuron_behind_tls_is_polled_and_asked(trusted, cortex, never_too_
 
 
 async def test_neuron_behind_tls_that_hangs_up_after_each_answer(trusted, cortex, beast):
-    """While it advertises keep-alive: nobody's request is lost on a connection that is no more."""
+    """Although it advertises keep-alive: no request is lost on a closed connection."""
     beast.faults.add(CloseAfter())
     for number in range(40):
         assert (await cortex.http.post(CHAT, json=question(stream=number % 2 == 0))).status_code == 200
@@ -112,8 +112,8 @@ async def test_neuron_behind_tls_that_hangs_up_after_each_answer(trusted, cortex
     await settled(cortex.gateway)
 
 
-async def test_neuron_behind_tls_sees_a_client_leave(trusted, cortex, beast):
-    """Cancelled in mid-exchange, the connection is closed there too."""
+async def test_neuron_behind_tls_sees_a_client_disconnect(trusted, cortex, beast):
+    """A cancelled exchange closes the connection there too."""
     beast.faults.add(Slow(factor=1e9))
     async with trio.open_nursery() as leaving:
         leaving.start_soon(partial(cortex.http.post, CHAT, json=question(stream=True)))
@@ -125,8 +125,8 @@ async def test_neuron_behind_tls_sees_a_client_leave(trusted, cortex, beast):
     assert cortex.gateway.upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
 
 
-async def test_neuron_nobody_vouches_for_is_not_asked(cortex):
-    """Neither polled nor, should it be taken for healthy, given a client's words; and why is said."""
+async def test_neuron_with_an_untrusted_certificate_gets_no_requests(cortex):
+    """It gets no polls and, even if it counts as healthy, no request; the reason is reported."""
     node = cortex.gateway.fleet.nodes["beast"]
     await until(lambda: node.misses >= 3)
     assert not node.healthy
@@ -135,7 +135,7 @@ async def test_neuron_nobody_vouches_for_is_not_asked(cortex):
         while True:
             cortex.gateway.fleet.answered("beast", report)
             answer = await cortex.http.post(CHAT, json=question())
-            if answer.status_code != 503:  # else it was found to be down again before we got there
+            if answer.status_code != 503:  # otherwise a poll marked it as down before the request
                 break
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_connection_error")
@@ -143,7 +143,7 @@ async def test_neuron_nobody_vouches_for_is_not_asked(cortex):
 
 
 def listing_then(peer):
-    """A neuron of our own making: tells of its model when it is polled, and leaves the rest to `peer`."""
+    """A scripted neuron: lists its model when it is polled, and leaves other requests to `peer`."""
 
     async def serve(stream):
         while request := await stream.receive_some(65_536):
@@ -155,8 +155,8 @@ def listing_then(peer):
     return serve
 
 
-async def test_early_answer_of_a_neuron_behind_tls_is_heard(trusted, nursery):
-    """413 after the head: nobody waits for 32 MiB to be read by a neuron that has read enough."""
+async def test_early_answer_of_a_neuron_behind_tls_is_forwarded(trusted, nursery):
+    """413 after the head: the client does not wait until the neuron has read 32 MiB."""
 
     async def peer(stream, _):
         await stream.send_all(with_length(b'{"error":"too long"}', status="413 Content Too Large"))
@@ -168,8 +168,8 @@ async def test_early_answer_of_a_neuron_behind_tls_is_heard(trusted, nursery):
     assert (answer.status_code, answer.json()["error"]["message"]) == (413, "too long")
 
 
-async def test_large_body_arrives_whole_over_tls(trusted, nursery, never_too_old):
-    """In pieces of which none is lost, and the connection can be used again."""
+async def test_large_body_arrives_complete_over_tls(trusted, nursery, never_too_old):
+    """In pieces, without a loss, and the connection can be reused."""
     received = []
 
     async def peer(stream, begun):

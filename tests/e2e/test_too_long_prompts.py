@@ -1,4 +1,4 @@
-"""A prompt that cannot fit, in every dialect's own SDK, on real sockets."""
+"""A prompt that cannot fit, with the SDK of every dialect, on real sockets."""
 
 import anthropic
 import httpx
@@ -12,7 +12,7 @@ NUMBERS = "maximum context length is 32768 tokens"
 
 
 async def test_openai_sdk_raises_bad_request(cortex, beast):
-    """Chat and Responses, streamed or not; no neuron is troubled."""
+    """Chat and Responses, streamed or not; no neuron gets a request."""
 
     def script():
         with openai.OpenAI(base_url=f"{cortex.url}/v1", api_key="k", max_retries=0) as client:
@@ -29,7 +29,7 @@ async def test_openai_sdk_raises_bad_request(cortex, beast):
     assert not beast.requests
 
 
-async def test_anthropic_sdk_raises_bad_request_in_the_words_agents_compact_for(cortex, beast):
+async def test_anthropic_sdk_raises_the_bad_request_that_makes_agents_compact(cortex, beast):
     """`prompt is too long`, and the numbers."""
 
     def script():
@@ -42,7 +42,7 @@ async def test_anthropic_sdk_raises_bad_request_in_the_words_agents_compact_for(
 
 
 async def test_neurons_own_limit_counts_too(tmp_path, beast):
-    """`max_prompt_tokens` of its discovery, whatever the model could take; in between the neuron judges."""
+    """`max_prompt_tokens` of its discovery, whatever the model could take; below it the neuron decides."""
     beast.max_prompt_tokens = 2_000
     async with (
         running_gateway(tmp_path, [beast]) as cortex,

@@ -1,4 +1,4 @@
-"""A gateway as a backend of another: what holds for one holds for both in a row, and nothing is lost in between."""
+"""A gateway as a backend of another: two in a row behave like one, and nothing is lost between them."""
 
 import json
 from contextlib import asynccontextmanager
@@ -20,7 +20,7 @@ from neuron.simulated import faults
 OUTER_TOML = '[aliases]\n"outer/small" = "helexa/small"\n'
 
 
-def as_operators_write_it(folder, url):
+def engine_table(folder, url):
     """The table of docs/engines.md for another cortex."""
     config = folder / "cortex.toml"
     config.write_text(f'[[neurons]]\nname = "site-b"\nendpoint = "{url}"\nkind = "openai"\nengine = "cortex"\n')
@@ -31,7 +31,7 @@ def as_operators_write_it(folder, url):
 async def in_front_of(folder, inner):
     outside = folder / "outer"
     outside.mkdir()
-    backends = as_operators_write_it(outside, inner.url)
+    backends = engine_table(outside, inner.url)
     async with running_gateway(outside, [], models_toml=OUTER_TOML, backends=backends) as outer:
         yield outer
 
@@ -49,8 +49,8 @@ async def far(outer):
 
 
 @asynccontextmanager
-async def before_an_engine(tmp_path):
-    """Two gateways in front of an engine that speaks word by word."""
+async def gateways_in_front_of_an_engine(tmp_path):
+    """Two gateways in front of an engine that sends one word at a time."""
     async with stepwise() as (engine, url):
         backend = NeuronSettings("engine", url, kind="openai")
         async with (
@@ -65,28 +65,28 @@ def a_question(model="outer/small", **more):
 
 
 async def test_stream_through_both_arrives_word_by_word(tmp_path):
-    """Each is with the client before the next is made."""
-    async with before_an_engine(tmp_path) as (engine, outer):
+    """The client has each word before the engine makes the next."""
+    async with gateways_in_front_of_an_engine(tmp_path) as (engine, outer):
         assert await read_word_by_word(engine, outer.port, SMALL) == b"".join(engine.words)
 
 
-async def test_engine_behind_both_sees_the_client_leave(tmp_path):
+async def test_engine_behind_both_sees_the_client_disconnect(tmp_path):
     """And neither gateway keeps anything of it."""
-    async with before_an_engine(tmp_path) as (engine, outer):
+    async with gateways_in_front_of_an_engine(tmp_path) as (engine, outer):
         await leave_after_a_word(engine, outer.port, SMALL)
         await until(lambda: not outer.gateway.request_log.live)
         assert_idle(outer.gateway.fleet)
 
 
 @measured
-async def test_engine_behind_both_sees_the_client_leave_within_200_ms(tmp_path):
-    """A GPU is not to compute for nobody, however long the chain."""
-    async with before_an_engine(tmp_path) as (engine, outer):
+async def test_engine_behind_both_sees_the_client_disconnect_within_200_ms(tmp_path):
+    """A GPU must not compute for a disconnected client, however long the chain."""
+    async with gateways_in_front_of_an_engine(tmp_path) as (engine, outer):
         await best_of(lambda: leave_after_a_word(engine, outer.port, SMALL), 0.2)
 
 
-async def test_alias_of_the_inner_one_is_a_model_of_the_outer_one(cortex, beast, outer, far):
-    """Listed, asked for by its own name, and may itself have an alias; the neuron gets what it knows."""
+async def test_alias_of_the_inner_gateway_is_a_model_of_the_outer_one(cortex, beast, outer, far):
+    """Listed, requested by its own name, and may itself have an alias; the neuron gets the name that it knows."""
     listed = {entry["id"]: entry for entry in (await far.get("/v1/models")).json()["data"]}
     by_name = await far.post(CHAT, json=a_question("helexa/large"))
     by_alias = await far.post(CHAT, json=a_question())
@@ -106,8 +106,8 @@ async def test_alias_of_the_inner_one_is_a_model_of_the_outer_one(cortex, beast,
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_usage_is_accounted_by_both(cortex, outer, far, stream):
-    """The same numbers, each under the name it knows the model by."""
+async def test_usage_is_counted_by_both(cortex, outer, far, stream):
+    """The same numbers, each under its own name for the model."""
     more = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     answer = await far.post(CHAT, json=a_question(**more))
     last = [part for part in answer.text.split("\n\n") if '"usage"' in part][-1].removeprefix("data: ")
@@ -118,8 +118,8 @@ async def test_usage_is_accounted_by_both(cortex, outer, far, stream):
     await counted(cortex.gateway, sample.format(SMALL, "beast", tokens))
 
 
-async def test_no_of_the_neuron_reaches_the_client_with_its_retry_after(beast, far):
-    """Status, words and patience, as if there were one gateway."""
+async def test_refusal_of_the_neuron_reaches_the_client_with_its_retry_after(beast, far):
+    """Status, message and Retry-After, as with one gateway."""
     beast.faults.add(faults.HttpError(status=503, text="model is full", retry_after_s=7))
     answer = await far.post(CHAT, json=a_question())
 
@@ -127,8 +127,8 @@ async def test_no_of_the_neuron_reaches_the_client_with_its_retry_after(beast, f
     assert answer.json()["error"]["message"] == "model is full"
 
 
-async def test_error_of_the_inner_one_keeps_its_code(cortex, beast, far):
-    """In the envelope it was put into."""
+async def test_error_of_the_inner_gateway_keeps_its_code(cortex, beast, far):
+    """In the same envelope."""
     beast.faults.add(faults.Refuse())
     answer = await far.post(CHAT, json=a_question())
 
@@ -136,7 +136,7 @@ async def test_error_of_the_inner_one_keeps_its_code(cortex, beast, far):
     assert answer.json()["error"]["code"] == "upstream_connection_error"
 
 
-async def test_stream_that_breaks_off_ends_in_one_error_event(beast, far):
+async def test_stream_that_breaks_ends_in_one_error_event(beast, far):
     """Not in one of each gateway, and in no `[DONE]`."""
     beast.faults.add(faults.Drop(after=3))
     answer = await far.post(CHAT, json=a_question(stream=True))
@@ -146,8 +146,8 @@ async def test_stream_that_breaks_off_ends_in_one_error_event(beast, far):
     assert "[DONE]" not in answer.text
 
 
-async def test_other_dialects_are_translated_once_and_at_the_inner_one(beast, outer, far):
-    """A cortex is known to speak all of ours, so what a client says of its own goes as far as it can."""
+async def test_other_dialects_are_translated_only_by_the_inner_gateway(beast, outer, far):
+    """A cortex speaks every dialect, so a request stays in its own dialect as far as possible."""
 
     def ask():
         with anthropic.Anthropic(base_url=outer.url, api_key="k", max_retries=0) as sdk:

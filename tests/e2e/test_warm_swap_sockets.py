@@ -1,4 +1,4 @@
-"""Warm swaps under load, on real sockets: nobody fails, nobody waits for a load, nobody gets half of another model."""
+"""Warm swaps under load, on real sockets: no request fails, waits for a load, or mixes two models."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from gateway.config.settings import EvictionSettings, NeuronSettings
 from neuron.simulated.faults import Hang, HttpError
 
 STREAMS, SWAPS = 200, 50
-PATIENCE_S = 120  # a busy machine is no failure
+PATIENCE_S = 120  # so that a busy machine does not fail the test
 ALIAS = "helexa/small"
-# Mostly silence, so that two hundred streams leave a small machine some time of its own.
+# Mostly silence, so that two hundred streams leave a small machine some CPU time.
 PACE = {"overhead_s": 2.0, "decode_tok_s": 100.0, "load_s": 0.05, "max_in_flight": 400}
 FIRST, SECOND, THIRD = (a_sim_model(f"lab/{name}", 8000, **PACE) for name in ("first", "second", "third"))
-# What a swap has to push out must fall idle first, and soon; who has nothing to do with it takes its time.
+# A model that a swap evicts must become idle first, and soon; clients of other models send requests more slowly.
 BRIEF = {**PACE, "overhead_s": 0.1}
 SLOW = a_sim_model("lab/slow", 8000, **PACE | {"overhead_s": 6.0})
 BRIEF_ONES = [a_sim_model(f"lab/brief-{name}", 8000, **BRIEF) for name in "abc"]
@@ -45,14 +45,14 @@ def fresh_loggers():
 
 
 def models_toml(*models, **aliases):
-    """A file with these models and `alias = model`s; the one that is swapped is there under its own name."""
+    """A file with these models and `alias = model` lines, under the names of the file that the gateway watches."""
     entries = [f'[[models]]\nid = "{model.id}"\nharness = "llamacpp"\nvram_mb = {model.vram_mb}\n' for model in models]
     lines = [f'"{name}" = "{target}"' for name, target in {ALIAS: models[0].id, **aliases}.items()]
     return "\n".join(["[aliases]", *lines, *entries]) + "\n"
 
 
 class Load:
-    """Clients that stream one answer after the other, and what they saw."""
+    """Clients that stream one answer after another, and their results."""
 
     def __init__(self, running):
         self.running = running
@@ -62,7 +62,7 @@ class Load:
         self.under_way = 0
 
     async def stream(self, model):
-        """One answer: whole, and wholly of the model that the head names."""
+        """One answer, complete, and wholly from the model that the head names."""
         body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Write 4 words"}]}
         async with await trio.open_tcp_stream("127.0.0.1", self.running.port) as stream:
             self.under_way += 1
@@ -85,7 +85,7 @@ class Load:
 
 @asynccontextmanager
 async def under_load(running, *clients):
-    """So many clients of each model, from here to the end of the block; then all of them have ended."""
+    """So many clients of each model until the end of the block; all have ended then."""
     load = Load(running)
     async with trio.open_nursery() as nursery:
         for count, model in clients:
@@ -98,8 +98,8 @@ async def under_load(running, *clients):
         load.going = False
 
 
-def assert_nobody_was_hurt(load, logged, running, *, may_wait=False):
-    """Every answer whole; every request's own account of its time without a load in it; neurons content."""
+def assert_no_request_was_affected(load, logged, running, *, may_wait=False):
+    """Every answer is complete, no request spent time on a load, and no neuron saw a violation."""
     requests = [entry for entry in logged if entry["event"] == "request"]
     assert load.wrong == []
     assert {entry["outcome"] for entry in requests} == {"ok"}
@@ -114,13 +114,13 @@ def loads_of(sim):
 
 
 async def until_nothing_lives(running):
-    with trio.fail_after(PATIENCE_S):  # a client has its last byte a moment before its request's nursery closes
+    with trio.fail_after(PATIENCE_S):  # a client has its last byte shortly before its request's nursery closes
         while running.gateway.request_log.live:
             await trio.sleep(0.005)
 
 
 async def test_50_swaps_under_200_streams_between_two_models_that_fit_no_neuron_together(tmp_path):
-    """The second is loaded where there is room for it, a third keeps its place elsewhere, and the rest is a look-up."""
+    """The second is loaded where it fits, a third keeps its memory elsewhere, and the other swaps need no load."""
     sims = [a_sim(name, FIRST, SECOND, THIRD, loaded=(held,)) for name, held in (("a", FIRST.id), ("c", THIRD.id))]
     sims.append(a_sim("b", FIRST, SECOND))
     text = models_toml(FIRST, SECOND, THIRD, **{"helexa/third": THIRD.id})
@@ -135,13 +135,13 @@ async def test_50_swaps_under_200_streams_between_two_models_that_fit_no_neuron_
                     swaps += 1
             await until_nothing_lives(running)
 
-            assert_nobody_was_hurt(load, logged, running)
+            assert_no_request_was_affected(load, logged, running)
             assert load.answered.keys() == {FIRST.id, SECOND.id, THIRD.id}
             assert [sim.name for sim in sims for _ in loads_of(sim)] == ["b"]
 
 
-async def test_50_swaps_that_each_push_out_and_load(tmp_path):
-    """Three models take turns on two neurons with room for one: each swap waits until one is idle, and loads."""
+async def test_50_swaps_that_each_evict_and_load(tmp_path):
+    """Three models on two neurons with room for one each: a swap waits until one is idle, and loads."""
     sims = [a_sim(name, *BRIEF_ONES, loaded=held) for name, held in (("a", (BRIEF_ONES[0].id,)), ("b", ()))]
     elsewhere = a_sim("c", SLOW, loaded=(SLOW.id,))
     text = models_toml(*BRIEF_ONES, SLOW, **{"helexa/third": SLOW.id})
@@ -155,7 +155,7 @@ async def test_50_swaps_that_each_push_out_and_load(tmp_path):
                     await running.pointing_at(ALIAS, target)
             await until_nothing_lives(running)
 
-            assert_nobody_was_hurt(load, logged, running)
+            assert_no_request_was_affected(load, logged, running)
             assert sum(len(loads_of(sim)) for sim in sims) == SWAPS
             swaps = Counter(entry["event"] for entry in logged if entry["event"].startswith("swap_"))
             assert swaps == {"swap_warming": SWAPS, "swap_done": SWAPS}
@@ -164,9 +164,10 @@ async def test_50_swaps_that_each_push_out_and_load(tmp_path):
 RACES = 15
 
 
-async def test_rollback_that_races_a_set_under_streams_hurts_nobody(tmp_path):
-    """Two shells at the same moment, again and again: the file is one of the two, the gateway follows it, and every
-    stream is whole.
+async def test_rollback_that_races_a_set_does_not_affect_streams(tmp_path):
+    """Two commands at the same moment, repeatedly: the file is one of the two, the gateway follows it, and every
+    stream is complete.
+
     """
     sims = [a_sim(name, FIRST, SECOND, loaded=(held.id,)) for name, held in (("a", FIRST), ("b", SECOND))]
     text = models_toml(FIRST, SECOND)
@@ -181,13 +182,13 @@ async def test_rollback_that_races_a_set_under_streams_hurts_nobody(tmp_path):
                     said = parse(running.models_toml.read_bytes(), path="", generation=0, loaded_at=0.0)
                     assert said.aliases[ALIAS].target in names
                     await running.pointing_at(ALIAS, said.aliases[ALIAS].target)
-                for name in names:  # whoever was quicker each time, both serve in the end
+                for name in names:  # in whichever order, both serve in the end
                     await trio.to_thread.run_sync(_set, files, name)
                     await running.pointing_at(ALIAS, name)
                     await until(lambda name=name: load.answered[name])
             await until_nothing_lives(running)
 
-            assert_nobody_was_hurt(load, logged, running)
+            assert_no_request_was_affected(load, logged, running)
             assert running.gateway.catalogue_store.last_error is None
 
 
@@ -199,7 +200,7 @@ def _set(files, target):
 
 
 def _roll_back(files):
-    """As `cortex alias rollback` does it; there may be nothing to go back to yet."""
+    """As `cortex alias rollback` does it; there may be no version to go back to yet."""
     with suppress(VersionNotFound):
         locked_edit.edit_models(files, lambda data: versions.read_previous(files, data), who="bert", command="rollback")
 
@@ -209,8 +210,8 @@ CAST = [a_sim_model(f"lab/cast-{number:02}", 8000, **BRIEF) for number in range(
 ROUNDS = 24
 
 
-async def test_8_aliases_move_to_and_fro_among_12_models_with_room_for_10(tmp_path):
-    """Two in every file, at random; every third file is changed again before it has come true. Nobody is lost by it."""
+async def test_8_aliases_move_among_12_models_with_room_for_10(tmp_path):
+    """Two per file, at random; every third file is changed again before it is in force. No request fails."""
     sims = [a_sim(name, *CAST, vram_mb=(16_500,), loaded=_pair(2 * index)) for index, name in enumerate("abcde")]
     dice = random.Random(45)  # noqa: S311 - replayable, not secret
     wanted = {tier: CAST[number].id for number, tier in enumerate(TIERS)}
@@ -229,8 +230,8 @@ async def test_8_aliases_move_to_and_fro_among_12_models_with_room_for_10(tmp_pa
                     wanted = told
             await until_nothing_lives(running)
 
-            # Three clients may all be between two requests, and the target of their tier make room for another's.
-            assert_nobody_was_hurt(load, logged, running, may_wait=True)
+            # Three clients may all be between two requests, so the target of their tier may be evicted for another's.
+            assert_no_request_was_affected(load, logged, running, may_wait=True)
             swaps = Counter(entry["event"] for entry in logged if entry["event"].startswith("swap_"))
             assert swaps["swap_warming"] == swaps["swap_done"] + swaps["swap_superseded"]
             assert swaps["swap_failed"] == 0
@@ -244,7 +245,7 @@ def _pair(index):
 
 
 def _is_in_force(running, told):
-    """Whether the gateway has read this file; what it warms may be on its way yet."""
+    """Whether the gateway has read this file; it may still be warming a target."""
     catalogue = running.gateway.catalogue_store.current
     warming = {name: each.wanted.target for name, each in catalogue.warming.items()}
     return {name: warming.get(name, catalogue.aliases[name].target) for name in told} == told
@@ -261,20 +262,20 @@ TWO_MODELS = (
 FAR = ("--name", "far", "--loaded", "", "--speed", "9")
 
 
-async def it_hangs_in_loading(url):
-    """Whatever it is told to load from now on."""
+async def make_loads_hang(url):
+    """Every load from now on."""
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=SAFETY_NET_S) as client:
         assert (await client.post("/sim/faults", json={"fault": "load_hangs"})).is_success
 
 
 async def test_new_targets_neuron_killed_while_it_warms_and_a_broken_file_in_between(tmp_path):
-    """No client notices; the operator is told; and when the neuron is back, the alias moves after all."""
+    """No client notices; the operator sees it; when the neuron is back, the alias moves after all."""
     near = a_sim("near", a_sim_model(SMALL, 4096, **BRIEF), vram_mb=(5000,), loaded=(SMALL,))
     with capture_logs() as logged:
         far_here = (*FAR, "--port", a_port_of_our_own())
         async with a_neuron(*far_here) as (process, url):
             far = NeuronSettings("far", url)
-            await it_hangs_in_loading(url)
+            await make_loads_hang(url)
             async with running_gateway(tmp_path, [near], models_toml=TWO_MODELS, backends=(far,)) as running:
                 swaps = running.gateway.swaps
                 async with under_load(running, (10, ALIAS)) as load:
@@ -289,18 +290,18 @@ async def test_new_targets_neuron_killed_while_it_warms_and_a_broken_file_in_bet
                     await until(lambda: not running.gateway.catalogue_store.last_error)
                     assert running.gateway.catalogue_store.current.aliases[ALIAS].target == SMALL
                     async with a_neuron(*far_here):
-                        swaps.retry(ALIAS)  # of no effect if it was found to be down first: then the swap waits for it
+                        swaps.retry(ALIAS)  # no effect if a poll marked it as down first: then the swap waits for it
                         await running.pointing_at(ALIAS, MIDDLE)
                         await until(lambda: load.answered[MIDDLE.lower()])
                         load.going = False
                         await until(lambda: not load.under_way)
                 await until_nothing_lives(running)
 
-                assert_nobody_was_hurt(load, logged, running)
+                assert_no_request_was_affected(load, logged, running)
 
 
-async def test_swap_that_fails_shows_everywhere_until_it_is_tried_again(tmp_path):
-    """Health, metrics, admin API; then all of that clears."""
+async def test_failed_swap_shows_everywhere_until_it_is_retried(tmp_path):
+    """Health, metrics, admin API; all clear then."""
     near = a_sim("near", a_sim_model(SMALL, 4096, **BRIEF), vram_mb=(5000,), loaded=(SMALL,))
     far = a_sim("far", a_sim_model(MIDDLE, 7168, **BRIEF))
     far.faults.add(HttpError(model=MIDDLE, text="CUDA error"))

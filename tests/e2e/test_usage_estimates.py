@@ -1,4 +1,4 @@
-"""Usage for everybody: from the neuron's word, from one we asked for it ourselves, or marked as an estimate."""
+"""Usage of every request: reported by the neuron, requested by cortex, or marked as an estimate."""
 
 import gc
 import json
@@ -42,7 +42,7 @@ def question(**more):
 
 
 def sent(engine):
-    """What the engine was asked, as JSON."""
+    """The engine's request, as JSON."""
     return [json.loads(received.body) for received in engine.requests]
 
 
@@ -56,8 +56,8 @@ def chunks(text):
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang", "llamacpp", "ollama", "lmstudio", "tabbyapi"])
-async def test_engine_that_knows_the_option_is_asked_and_its_client_spared(engine, name):
-    """The client gets what it would have got of the engine itself, byte for byte; we get the numbers."""
+async def test_usage_is_requested_from_the_engine_and_hidden_from_the_client(engine, name):
+    """The client gets the bytes that the engine alone would have sent; the gateway gets the numbers."""
     async with an_engine_gateway(engine, engine=name) as (gateway, url):
         told = await ask(url, question())
         await counted(gateway, f"cortex_prompt_tokens_total{ROUTE} 20.0")
@@ -73,8 +73,8 @@ async def test_engine_that_knows_the_option_is_asked_and_its_client_spared(engin
     assert "estimated" not in metrics
 
 
-async def test_wish_is_all_that_is_added(engine):
-    """The rest of the body is as it came, but for the engine's own name of the model."""
+async def test_only_the_usage_option_is_added(engine):
+    """The rest of the body is unchanged, except for the engine's own name of the model."""
     body = b'{"stream": true,"model":"ours" ,"temperature":1.0,"messages":[{"role":"user","content":"repeat: x"}]}'
     async with an_engine_gateway(engine, engine="vllm", serves={"ours": SMALL}) as (_, url):
         await ask(url, body)
@@ -85,8 +85,8 @@ async def test_wish_is_all_that_is_added(engine):
 
 
 @pytest.mark.parametrize("options", [ASKED, {"stream_options": {"include_usage": False}}])
-async def test_client_that_has_decided_gets_what_it_decided(engine, options):
-    """Its own chunk, or none; nothing of its body changes."""
+async def test_clients_own_usage_option_wins(engine, options):
+    """It gets the chunk or not, as it chose; its body is unchanged."""
     async with an_engine_gateway(engine, engine="vllm") as (_, url):
         told = chunks(await ask(url, question(**options)))
 
@@ -96,8 +96,8 @@ async def test_client_that_has_decided_gets_what_it_decided(engine, options):
     )
 
 
-async def test_options_of_another_kind_are_kept_beside_the_wish(engine):
-    """Merged, and the chunk is taken out."""
+async def test_other_stream_options_are_kept(engine):
+    """The usage option is merged, and the chunk is removed."""
     async with an_engine_gateway(engine, engine="vllm") as (_, url):
         told = await ask(url, question(stream_options={"continuous_usage_stats": False}))
 
@@ -105,8 +105,8 @@ async def test_options_of_another_kind_are_kept_beside_the_wish(engine):
     assert "usage" not in told
 
 
-async def test_completions_are_asked_too(engine):
-    """They stream the same way."""
+async def test_usage_of_completions_is_requested_too(engine):
+    """They stream in the same way."""
     body = {"model": SMALL, "prompt": PROBE, "stream": True}
     async with an_engine_gateway(engine, engine="vllm") as (gateway, url):
         told = await ask(url, body, "/v1/completions")
@@ -125,8 +125,8 @@ async def test_completions_are_asked_too(engine):
         ({"engine": "vllm"}, question(stream=False)),
     ],
 )
-async def test_nobody_is_asked_who_might_not_understand_or_has_no_need(engine, keys, body):
-    """An engine nobody named, one that refuses unknown fields, one whose operator says no; an answer in one piece."""
+async def test_usage_is_not_requested_if_unsupported_or_unneeded(engine, keys, body):
+    """An unknown engine, one that refuses unknown fields, one with `ask_usage = false`; an answer without a stream."""
     raw = json.dumps(body, indent=1).encode()
     async with an_engine_gateway(engine, **keys) as (_, url):
         await ask(url, raw)
@@ -135,8 +135,8 @@ async def test_nobody_is_asked_who_might_not_understand_or_has_no_need(engine, k
 
 
 @pytest.mark.parametrize("where", ["finish", "choices"])
-async def test_usage_that_rides_on_choices_stays(engine, where):
-    """It is the engine's habit, not our doing."""
+async def test_usage_in_a_chunk_with_choices_stays(engine, where):
+    """The engine sends it so by itself."""
     engine.faults.add(faults.OddUsage(where=where))
     async with an_engine_gateway(engine, engine="vllm") as (gateway, url):
         told = chunks(await ask(url, question()))
@@ -145,8 +145,8 @@ async def test_usage_that_rides_on_choices_stays(engine, where):
     assert [bool(chunk["choices"]) for chunk in told if "usage" in chunk] == [True]
 
 
-async def test_engine_that_tells_nothing_is_estimated_and_marked(engine):
-    """In the log, and in a metric of its own: nobody takes a guess for a count."""
+async def test_usage_of_an_engine_without_usage_is_estimated_and_marked(engine):
+    """In the log, and in a metric of its own, so that an estimate does not look like a count."""
     engine.faults.add(faults.OddUsage(where="none"))
     with capture_logs() as logs:
         async with an_engine_gateway(engine, engine="vllm") as (gateway, url):
@@ -159,8 +159,8 @@ async def test_engine_that_tells_nothing_is_estimated_and_marked(engine):
     assert (event["completion_tokens"], event["tokens_estimated"], event["prompt_tokens"]) == (2, True, None)
 
 
-async def test_stream_that_breaks_off_is_estimated_and_ends_in_its_error(engine):
-    """What had come was generated; the wish changes nothing of how a stream fails."""
+async def test_usage_of_a_broken_stream_is_estimated(engine):
+    """The pieces that arrived were generated; the option does not change how a stream fails."""
     engine.faults.add(faults.Drop(after=2))
     async with an_engine_gateway(engine, engine="vllm") as (gateway, url):
         told = await ask(url, question())
@@ -170,7 +170,7 @@ async def test_stream_that_breaks_off_is_estimated_and_ends_in_its_error(engine)
     assert "[DONE]" not in told
 
 
-async def test_thoughts_are_counted():
+async def test_reasoning_tokens_are_counted():
     """`reasoning_tokens`, in the log and as a metric."""
     engine = SimEngine(THINKER)
     with capture_logs() as logs:
@@ -186,7 +186,7 @@ async def test_thoughts_are_counted():
 
 
 async def test_official_sdk_does_not_notice(engine):
-    """No chunk without choices; asked for, it is there."""
+    """No chunk without choices, unless the client asks for it."""
     async with (
         an_engine_gateway(engine, engine="vllm") as (_, url),
         AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
@@ -198,4 +198,4 @@ async def test_official_sdk_does_not_notice(engine):
     assert asked[-1].choices == []
     assert asked[-1].usage.completion_tokens == 2
     assert [chunk.choices for chunk in asked[:-1]] == [chunk.choices for chunk in plain]
-    gc.collect()  # here, where it is forgiven
+    gc.collect()  # in this test, where the warning is ignored

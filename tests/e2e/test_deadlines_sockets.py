@@ -1,6 +1,6 @@
-"""Deadlines on real sockets and through the whole application: that none is total, and that the neuron hears of each.
+"""Deadlines on real sockets and through the whole application: none is total, and the neuron sees each expire.
 
-To the second, in memory, on the autojump clock: tests/gateway/test_silence.py.
+Tests to the second, in memory, on the autojump clock, are in tests/gateway.
 """
 
 import json
@@ -28,8 +28,8 @@ QUESTION = {"model": "helexa/small", "messages": [{"role": "user", "content": "W
 
 
 @pytest.fixture
-async def whole(tmp_path, nursery):
-    """A whole `Gateway` as `serve` would run it, but for its sockets and threads: (gateway, neuron, a client)."""
+async def whole_gateway(tmp_path, nursery):
+    """A whole `Gateway` as `serve` runs it, except for sockets and threads: (gateway, neuron, a client)."""
     path = tmp_path / "models.toml"
     path.write_text(MODELS_TOML)
     gateway = Gateway(Settings(neurons=(NeuronSettings("beast", "http://beast:13131"),), models_config=path))
@@ -57,9 +57,9 @@ async def whole(tmp_path, nursery):
         ([SilentPrefill(seconds=540), LateHeaders()], 545),
     ],
 )
-async def test_nothing_in_the_whole_application_has_a_total_deadline(autojump_clock, whole, faults, lasts_s):
-    """Twenty minutes of stream, nine of prefill before or after the headers, through everything a request meets."""
-    gateway, beast, client = whole
+async def test_nothing_in_the_whole_application_has_a_total_deadline(autojump_clock, whole_gateway, faults, lasts_s):
+    """Twenty minutes of stream, nine of prefill before or after the headers, through the whole application."""
+    gateway, beast, client = whole_gateway
     beast.faults.add(*faults)
     answer = await client.ask(messages=[{"role": "user", "content": "Write 200 words"}], stream=True)
 
@@ -79,8 +79,8 @@ SHORT = {
 }
 
 
-async def ask_with_short_deadlines(tmp_path, fault, *, stream):
-    """The answer, when it had ended, and the neuron, on real sockets."""
+async def request_with_short_deadlines(tmp_path, fault, *, stream):
+    """The answer, the time when it ended, and the neuron, on real sockets."""
     beast = neuron("beast", [24576], [SMALL], speed=20)
     beast.faults.add(fault)
     async with running_gateway(tmp_path, [beast], **SHORT) as cortex:
@@ -95,11 +95,12 @@ async def ask_with_short_deadlines(tmp_path, fault, *, stream):
 
 @pytest.mark.parametrize("fault", [Hang(), SilentPrefill(seconds=100)])
 async def test_neuron_is_freed_when_its_first_byte_deadline_has_passed(tmp_path, fault):
-    """The client, committed early, gets comments and then one error event; the neuron sees us leave.
+    """The client has an early 200 and gets comments and then one error event; the neuron sees its connection close.
 
-    If we stood still until the deadline had passed there was no time to commit: then it is a 504.
+    If the test stood still until the deadline, there was no time for the early 200: then it is a 504.
+
     """
-    answer, took_s, noticed_s = await ask_with_short_deadlines(tmp_path, fault, stream=True)
+    answer, took_s, noticed_s = await request_with_short_deadlines(tmp_path, fault, stream=True)
     parts = [part for part in answer.text.split("\n\n") if part]
     error = json.loads(parts[-1].removeprefix("data: "))["error"]
 
@@ -110,7 +111,7 @@ async def test_neuron_is_freed_when_its_first_byte_deadline_has_passed(tmp_path,
 
 async def test_plain_request_past_its_deadline_is_a_504(tmp_path):
     """And no comments."""
-    answer, took_s, _ = await ask_with_short_deadlines(tmp_path, Hang(), stream=False)
+    answer, took_s, _ = await request_with_short_deadlines(tmp_path, Hang(), stream=False)
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (504, "first_byte")
     assert took_s >= FIRST_BYTE_S
@@ -119,10 +120,10 @@ async def test_plain_request_past_its_deadline_is_a_504(tmp_path):
 @measured
 @pytest.mark.parametrize("fault", [Hang(), SilentPrefill(seconds=100)])
 async def test_neuron_is_freed_the_moment_its_first_byte_deadline_has_passed(tmp_path, fault):
-    """Give or take 100 ms, and the client told by then."""
+    """Within 100 ms, and the client has its error by then."""
 
     async def overrun():
-        _, took_s, noticed_s = await ask_with_short_deadlines(tmp_path, fault, stream=True)
+        _, took_s, noticed_s = await request_with_short_deadlines(tmp_path, fault, stream=True)
         return max(took_s, noticed_s) - FIRST_BYTE_S
 
     await best_of(overrun, 0.1)

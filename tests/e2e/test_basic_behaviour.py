@@ -1,4 +1,4 @@
-"""The behaviours everybody relies on, as black-box tests over real sockets."""
+"""Basic behaviour of a gateway, as black-box tests over real sockets."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def last_request(running):
 
 @pytest.mark.parametrize("model", [SMALL, LARGE])
 async def test_body_that_names_a_concrete_model_goes_out_byte_identical(running, client, model):
-    """Odd spacing, key order, numbers, escapes and all."""
+    """Odd spacing, key order, numbers and escapes included."""
     body = b'{ "x":1.10e1,  "model" : "%b","y":"\\u00e9\\/", "messages":%b}' % (model.encode(), _messages())
     await client.post(CHAT, content=body)
 
@@ -44,8 +44,8 @@ def _messages():
     return json.dumps(PROBE).encode()
 
 
-async def test_alias_changes_the_model_and_not_a_byte_more(running, client):
-    """In a body that is not a stream, and in one that is."""
+async def test_alias_changes_only_the_model(running, client):
+    """In a body with and without a stream."""
     for stream in (b"true", b"false"):
         template = b'{"stream":%b, "model": "%b", "messages":%b }'
         answer = await client.post(CHAT, content=template % (stream, b"helexa/small", _messages()))
@@ -69,7 +69,7 @@ async def test_alias_changes_the_model_and_not_a_byte_more(running, client):
         (b'{"model":"helexa/dead"}', 404, "model_not_found", "nobody/has-it"),
     ],
 )
-async def test_request_that_cannot_be_served_is_told_why(client, body, status, code, text):
+async def test_request_that_cannot_be_served_gets_the_reason(client, body, status, code, text):
     """In the envelope, and never with a traceback."""
     answer = await client.post(CHAT, content=body)
 
@@ -87,7 +87,7 @@ async def test_other_methods_and_paths_are_refused_in_the_envelope(client):
 
 
 async def test_no_healthy_neuron_is_a_503_before_anything_else(running, client):
-    """Also for a model nobody knows."""
+    """Also for an unknown model."""
     await running.down()
     answer = await client.post(CHAT, json={"model": "nobody/has-it"})
 
@@ -113,8 +113,8 @@ async def test_models_are_listed_with_aliases_and_without_dead_ones(client):
     assert (await client.get("/v1/models/nobody/has-it")).json()["error"]["code"] == "model_not_found"
 
 
-async def test_neuron_hears_nothing_of_the_client_that_it_need_not(running, client):
-    """Credentials, cookies, our own headers and hop-by-hop ones stay here; the rest goes on."""
+async def test_neuron_gets_no_credentials_of_the_client(running, client):
+    """Credentials, cookies, the gateway's own and hop-by-hop headers are not forwarded; other headers are."""
     secret = {"authorization": "Bearer k", "cookie": "c=1", "x-api-key": "k", "proxy-authorization": "p"}
     ours = {"x-cortex-model": "forged", "x-helexa-x": "1"}
     hop = {"connection": "keep-alive, x-hop", "x-hop": "1", "te": "trailers", "keep-alive": "1"}
@@ -132,8 +132,8 @@ async def test_neuron_hears_nothing_of_the_client_that_it_need_not(running, clie
     assert answer.headers["x-cortex-model"] == SMALL
 
 
-async def test_request_id_that_is_not_sane_is_replaced(client):
-    """It ends up in logs: 1 to 128 characters of a small alphabet."""
+async def test_invalid_request_id_is_replaced(client):
+    """It is written to logs: 1 to 128 characters of a small alphabet."""
     for bad in ("a b", "x" * 129, 'a"b'):
         answer = await client.post(CHAT, json={"model": SMALL, "messages": PROBE}, headers={"x-request-id": bad})
         assert answer.headers["x-request-id"] != bad
@@ -141,7 +141,7 @@ async def test_request_id_that_is_not_sane_is_replaced(client):
 
 
 async def test_metrics_appear_with_the_first_request_and_not_before(running, client):
-    """Gauges of catalogue and fleet apart; and no `_created` series ever."""
+    """Except gauges of catalogue and fleet; and no `_created` series ever."""
     before = (await client.get(running.metrics_url)).text
     await client.post(CHAT, json={"model": "helexa/small", "stream": True, "messages": PROBE})
     await settled(running.gateway)
@@ -159,7 +159,7 @@ async def test_metrics_appear_with_the_first_request_and_not_before(running, cli
 
 
 async def test_each_request_has_exactly_one_terminal_log_event(running, client):
-    """Whatever came of it, with who, what, where and how long."""
+    """Whatever its outcome, with client, model, neuron and duration."""
     with structlog.testing.capture_logs() as logs:
         running.gateway.request_log.log = structlog.get_logger("cortex.request")
         await client.post(CHAT, json={"model": "helexa/small", "messages": PROBE})
@@ -177,7 +177,7 @@ async def test_each_request_has_exactly_one_terminal_log_event(running, client):
 
 
 async def test_body_beyond_the_limit_is_a_413(running):
-    """By its length, before a byte of it is sent; nothing of it reaches a neuron."""
+    """By its length, before the client sends a byte of it; no neuron gets any of it."""
     async with await trio.open_tcp_stream("127.0.0.1", running.port) as stream:
         await stream.send_all(b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-length: 68157440\r\n\r\n" % CHAT.encode())
         with trio.fail_after(SAFETY_NET_S):
@@ -196,7 +196,7 @@ async def test_head_and_ready_answer_api_clients(client):
     assert (await client.get("/ready")).json() == {"ready": True}
 
 
-async def test_browser_may_ask_from_anywhere_by_default(client):
+async def test_browsers_may_send_requests_from_any_origin_by_default(client):
     """Preflight without auth, and the header on every answer."""
     origin = {"origin": "https://app.example"}
     preflight = await client.options(CHAT, headers={**origin, "access-control-request-method": "POST"})
@@ -208,7 +208,7 @@ async def test_browser_may_ask_from_anywhere_by_default(client):
 
 
 async def test_poller_discovers_updates_and_prunes(tmp_path):
-    """A model loaded by somebody else appears; one unloaded goes; a neuron that is gone is marked."""
+    """A model that another client loads appears; an unloaded one disappears; a dead neuron is marked."""
     simulated = [*one_neuron(), neuron("benjy", [16384], [], speed=100)]
 
     def where(data, model):

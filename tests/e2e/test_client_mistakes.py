@@ -1,6 +1,6 @@
-"""What clients do that no API asks of them: slashes too many, a `/v1` too many or too few, old HTTP, compressed bodies.
+"""Common client mistakes: repeated slashes, a `/v1` too many or too few, old HTTP, compressed bodies.
 
-What is meant beyond doubt is served; anything else is told so that its user can mend it.
+The gateway serves what is unambiguous, and explains everything else so that the user can correct it.
 """
 
 import gzip
@@ -20,7 +20,7 @@ ASK = {"model": "helexa/small", "messages": PROBE}
 
 
 async def exchange(cortex, request):
-    """Bytes there and, until the connection closes, back."""
+    """Send these bytes and return everything until the connection closes."""
     async with await trio.open_tcp_stream("127.0.0.1", cortex.port) as stream:
         await stream.send_all(request)
         return b"".join([piece async for piece in stream])
@@ -30,8 +30,8 @@ async def exchange(cortex, request):
 
 
 @pytest.mark.parametrize("path", [f"{CHAT}/", f"/{CHAT}", "/v1//chat/completions", "//v1//chat//completions//"])
-async def test_slashes_too_many_are_forgiven(cortex, http, beast, path):
-    """A base URL with a slash at its end makes two; the neuron is asked as always."""
+async def test_repeated_slashes_are_accepted(cortex, http, beast, path):
+    """A base URL with a trailing slash produces two; the neuron gets the usual path."""
     answer = await http.post(cortex.url + path, json=ASK)
 
     assert "Tbilisi" in answer.json()["choices"][0]["message"]["content"]
@@ -47,8 +47,8 @@ async def test_slashes_too_many_are_forgiven(cortex, http, beast, path):
         ("/v1/models//helexa%2Fsmall", "helexa/small"),
     ],
 )
-async def test_slashes_too_many_are_forgiven_where_models_are_listed(cortex, http, path, model):
-    """But those of an id are its own."""
+async def test_repeated_slashes_are_accepted_by_the_model_list(cortex, http, path, model):
+    """Slashes inside a model id are kept."""
     answer = await http.get(cortex.url + path)
 
     assert answer.json()["object"] == ("list" if model is None else "model")
@@ -69,8 +69,8 @@ async def test_slashes_too_many_are_forgiven_where_models_are_listed(cortex, htt
         ("/embeddings", "/v1/embeddings"),
     ],
 )
-async def test_wrong_base_url_is_told_the_right_path(http, beast, path, meant):
-    """A 404 whose message says which, and what base URLs look like."""
+async def test_404_for_a_wrong_base_url_names_the_right_path(http, beast, path, meant):
+    """The message also shows the right base URLs."""
     answer = await http.post(path, json=ASK)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
@@ -79,24 +79,24 @@ async def test_wrong_base_url_is_told_the_right_path(http, beast, path, meant):
 
 
 async def test_the_sdks_show_their_user_that_hint(cortex):
-    """Each with the mistake that is made with it, in its own exception."""
+    """Each SDK with its typical mistake, in its own exception."""
 
-    def ask_with_a_v1_too_many():
+    def request_with_a_repeated_v1():
         with anthropic.Anthropic(base_url=f"{cortex.url}/v1", api_key="k", max_retries=0) as sdk:
             sdk.messages.create(max_tokens=9, **ASK)
 
-    def ask_without_one():
+    def request_without_v1():
         with openai.OpenAI(base_url=cortex.url, api_key="k", max_retries=0) as sdk:
             sdk.chat.completions.create(**ASK)
 
     with pytest.raises(anthropic.NotFoundError, match="did you mean /v1/messages"):
-        await trio.to_thread.run_sync(ask_with_a_v1_too_many)
+        await trio.to_thread.run_sync(request_with_a_repeated_v1)
     with pytest.raises(openai.NotFoundError, match="did you mean /v1/chat/completions"):
-        await trio.to_thread.run_sync(ask_without_one)
+        await trio.to_thread.run_sync(request_without_v1)
 
 
-async def test_what_was_answered_is_not_asked_about_afterwards(http):
-    """Nothing of a response is kept, and whoever looks for it hears so."""
+async def test_stored_responses_are_not_found(http):
+    """The error says that cortex stores no responses."""
     answer = await http.get("/v1/responses/resp_123")
 
     assert answer.status_code == 404
@@ -107,8 +107,8 @@ async def test_what_was_answered_is_not_asked_about_afterwards(http):
 
 
 @pytest.mark.parametrize("path", [path for path in ENDPOINTS if path.startswith("/v1/")])
-async def test_wrong_method_is_told_the_right_ones(http, path):
-    """In the header HTTP has for it, and in words; `OPTIONS` by itself is answered the same."""
+async def test_405_names_the_allowed_methods(http, path):
+    """In `Allow` and in the message; `OPTIONS` has the same `Allow`."""
     wrong = await http.get(path)
     asked = await http.options(path)
 
@@ -117,8 +117,8 @@ async def test_wrong_method_is_told_the_right_ones(http, path):
     assert (asked.status_code, asked.headers["allow"], asked.content) == (204, "OPTIONS, POST", b"")
 
 
-async def test_wrong_method_on_a_window_too(http):
-    """HEAD comes with GET."""
+async def test_405_on_quart_routes_names_the_allowed_methods(http):
+    """HEAD is allowed wherever GET is."""
     answer = await http.post("/v1/models", json={})
 
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
@@ -129,8 +129,8 @@ async def test_wrong_method_on_a_window_too(http):
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/audio/transcriptions"])
-async def test_compressed_body_is_refused_in_words(http, beast, path):
-    """415, what would do, and nobody bothered; in either dialect."""
+async def test_compressed_body_is_refused_with_an_explanation(http, beast, path):
+    """415 with the accepted encoding, and no request to a neuron; in either dialect."""
     headers = {"content-encoding": "gzip", "content-type": "application/json"}
     answer = await http.post(path, content=gzip.compress(json.dumps(ASK).encode()), headers=headers)
     plain = await http.post(CHAT, json=ASK, headers={"content-encoding": "identity"})
@@ -141,8 +141,8 @@ async def test_compressed_body_is_refused_in_words(http, beast, path):
     assert len(beast.requests) == 1
 
 
-async def test_keys_of_every_kind_stay_here(http, beast):
-    """OpenAI's, Anthropic's, Azure's, Google's: none is a neuron's business, nor is whose account it is."""
+async def test_client_keys_are_not_forwarded(http, beast):
+    """Neither OpenAI's, Anthropic's, Azure's or Google's keys nor account headers."""
     keys = ("authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie")
     request_log = ("openai-organization", "openai-project")
     await http.post(CHAT, json=ASK, headers=dict.fromkeys((*keys, *request_log), "secret"))
@@ -151,7 +151,7 @@ async def test_keys_of_every_kind_stay_here(http, beast):
 
 
 async def test_http_1_0_gets_whole_answers_and_streams(cortex):
-    """Without chunks, which it does not know; the connection's end is the stream's."""
+    """Without chunks, which HTTP/1.0 does not have; a stream ends with the connection."""
     body = json.dumps(ASK).encode()
     head = f"POST {CHAT} HTTP/1.0\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     streaming = json.dumps({**ASK, "stream": True}).encode()
@@ -165,8 +165,8 @@ async def test_http_1_0_gets_whole_answers_and_streams(cortex):
     assert stream.endswith(b"data: [DONE]\n\n")
 
 
-async def test_client_that_waits_for_100_continue_is_told_to_go_on(cortex):
-    """And one that cannot be served is told so instead."""
+async def test_client_that_waits_for_100_continue_gets_it(cortex):
+    """If the request cannot be served, the client gets the error instead."""
     body = json.dumps(ASK).encode()
     lines = f"host: x\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: {len(body)}\r\n"
 
@@ -183,7 +183,7 @@ async def test_client_that_waits_for_100_continue_is_told_to_go_on(cortex):
 
 
 async def test_optional_fields_may_be_null(http, beast):
-    """As SDKs of typed languages send them: every field there is, most of them null."""
+    """SDKs of typed languages send every field, most of them null."""
     nulls = dict.fromkeys(("stream", "stream_options", "tools", "tool_choice", "max_tokens", "stop", "user"))
     answer = await http.post(CHAT, json={**ASK, **nulls, "max_completion_tokens": 4})
 
@@ -195,7 +195,7 @@ async def test_optional_fields_may_be_null(http, beast):
 
 
 async def test_list_of_models_in_pages(cortex, http):
-    """The `anthropic` SDK walks through them; OpenAI's API has no pages, so there they mean nothing."""
+    """The `anthropic` SDK reads every page. OpenAI's API has no pages, so the parameters have no effect there."""
 
     def walk():
         with anthropic.Anthropic(base_url=cortex.url, api_key="k", max_retries=0) as sdk:
@@ -219,8 +219,8 @@ async def test_list_of_models_in_pages(cortex, http):
         ({"after_id": "Qwen/gone", "limit": "2"}, slice(2, 4), False),
     ],
 )
-async def test_page_is_cut_where_it_is_asked_for(http, query, found, more):
-    """By ids, even of a model that is gone."""
+async def test_page_begins_and_ends_at_the_given_ids(http, query, found, more):
+    """Even at the id of a model that no longer exists."""
     ids = [SMALL, LARGE, "helexa/large", "helexa/small"]
     page = (await http.get("/v1/models", params=query, headers={"anthropic-version": "2023-06-01"})).json()
 
@@ -232,15 +232,15 @@ async def test_page_is_cut_where_it_is_asked_for(http, query, found, more):
 
 
 @pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "1.5", "9" * 5000, "\u0663"])
-async def test_limit_that_is_none_is_refused(http, limit):
-    """In Anthropic's words."""
+async def test_invalid_page_limit_is_refused(http, limit):
+    """In Anthropic's error format."""
     answer = await http.get("/v1/models", params={"limit": limit}, headers={"anthropic-version": "2023-06-01"})
 
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 async def test_httpx_client_with_a_base_url_that_ends_in_a_slash(cortex):
-    """What `aider`, LangChain and others come to, told by one they are built on."""
+    """The case of `aider`, LangChain and others, with httpx, which they use."""
     async with httpx.AsyncClient(base_url=f"{cortex.url}/v1/", trust_env=False, timeout=60) as client:
         answer = await client.post("/chat/completions", json=ASK)
 

@@ -1,4 +1,4 @@
-"""Neurons that die, hang, break off or are full: what each client gets. All in memory; processes are test_processes."""
+"""Neurons that die, hang, break off or are full: what each client gets. All in memory; see also test_processes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def approx(seconds):
     return pytest.approx(seconds, abs=0.001)
 
 
-# A neuron dies...
+# A neuron dies .......................................................................................................
 
 
 async def test_killed_neuron_ends_each_of_its_streams_with_one_error_event(autojump_clock):
-    """Thirty streams: what was sent stays, one error event, no `[DONE]`, and the end."""
+    """Thirty streams: what was sent stays, then one error event, no `[DONE]`, and the end."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
     async with a_world(*sims, profiles=(profile_of(M),)) as world:
         world.fleet.drain("b", draining=True)
@@ -47,14 +47,14 @@ async def test_killed_neuron_ends_each_of_its_streams_with_one_error_event(autoj
             assert [error["code"] for error in answer.errors] == ["upstream_connection_error"]
             assert answer.events[-1] == {"error": answer.errors[0]}
             assert len(answer.events) > 50
-        # Thirty failures are more than three strikes: nobody else is sent there.
+        # Thirty failures are more than three strikes: the neuron gets no more requests.
         assert not world.fleet.nodes["a"].healthy
         after = await ask_many(world, M.id, 10)
         assert {(answer.text, answer.node) for answer in after} == {("Tbilisi", "b")}
 
 
 async def test_neurons_return_is_noticed_within_one_poll(autojump_clock):
-    """And its breaker does not hold its past against it."""
+    """And its circuit breaker is reset."""
     sim = a_sim("a", M, loaded=(M.id,))
     async with a_world(sim, profiles=(profile_of(M),)) as world:
         world.hosts["a"].kill()
@@ -67,7 +67,7 @@ async def test_neurons_return_is_noticed_within_one_poll(autojump_clock):
 
 
 async def test_requests_before_the_first_token_move_to_another_replica_unseen(autojump_clock):
-    """Thirty non-streaming requests lose their neuron in prefill; all are answered by the other one."""
+    """Thirty requests without a stream lose their neuron in prefill; the other neuron answers all of them."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
     async with a_world(*sims, profiles=(profile_of(M),)) as world:
         answers = []
@@ -84,7 +84,7 @@ async def test_requests_before_the_first_token_move_to_another_replica_unseen(au
         assert [(answer.status, answer.text, answer.node) for answer in answers] == [(200, "Tbilisi", "b")] * 30
 
 
-async def test_neuron_that_dies_while_loading_sends_the_waiters_elsewhere(autojump_clock):
+async def test_requests_waiting_for_a_load_on_a_dead_neuron_are_served_elsewhere(autojump_clock):
     """The broken load call is a failure like any other."""
     async with a_world(a_sim("a", M), a_sim("b", M), profiles=(profile_of(M),)) as world:
         async with trio.open_nursery() as nursery:
@@ -101,8 +101,8 @@ async def test_neuron_that_dies_while_loading_sends_the_waiters_elsewhere(autoju
         assert world.load_calls() == ["a", "b"]
 
 
-async def test_load_on_a_host_that_lost_its_power_is_given_up_when_it_is_back(autojump_clock):
-    """Nobody ever answers that call; the neuron's uptime tells that it has forgotten it."""
+async def test_load_on_a_host_that_lost_power_is_given_up_when_it_is_back(autojump_clock):
+    """That call never gets an answer; the neuron's uptime shows that it has restarted."""
     sim = a_sim("a", M)
     sim.faults.add(LoadHangs(times=1))
     async with a_world(sim, profiles=(profile_of(M),)) as world:
@@ -110,7 +110,7 @@ async def test_load_on_a_host_that_lost_its_power_is_given_up_when_it_is_back(au
         sim.faults.add(Unresponsive())
         await trio.sleep(60)
         assert not world.fleet.nodes["a"].healthy
-        assert [load.node for load in world.scheduler.loads()] == ["a"]  # it may just be too busy loading
+        assert [load.node for load in world.scheduler.loads()] == ["a"]  # it may only be busy with the load
 
         sim.faults.clear()
         sim.restart()
@@ -122,8 +122,8 @@ async def test_load_on_a_host_that_lost_its_power_is_given_up_when_it_is_back(au
         assert (await world.ask(M.id)).text == "Tbilisi"
 
 
-async def test_waiters_look_elsewhere_when_the_host_of_their_load_lost_its_power(autojump_clock):
-    """Its call hangs, as nobody says that it broke; three polls without an answer are enough to go elsewhere."""
+async def test_requests_waiting_for_a_load_on_a_host_without_power_are_served_elsewhere(autojump_clock):
+    """Its call hangs without an error; after three polls without an answer the requests go elsewhere."""
     dark, other = a_sim("a", M, vram_mb=(20_000,)), a_sim("b", M)
     dark.faults.add(LoadHangs())
     async with a_world(dark, other, profiles=(profile_of(M),)) as world:
@@ -144,11 +144,11 @@ async def test_waiters_look_elsewhere_when_the_host_of_their_load_lost_its_power
         assert max(answer.ended_at for answer in answers) < (poll.misses + 1) * poll.interval_seconds + 10
 
 
-# A neuron hangs...
+# A neuron hangs ......................................................................................................
 
 
 async def test_hanging_neuron_does_not_slow_the_requests_to_the_others(autojump_clock):
-    """p99 of the first token on two of three neurons moves by less than 10 %: in memory, by nothing at all."""
+    """p99 of the first token on two of three neurons changes by less than 10 %: in memory, not at all."""
 
     async def p99(*, hanging: bool) -> float:
         sims = [a_sim(name, M, loaded=(M.id,)) for name in "abc"]
@@ -177,7 +177,7 @@ async def test_hanging_neuron_does_not_slow_the_requests_to_the_others(autojump_
 
 
 async def test_hanging_neuron_loses_its_requests_to_another_at_the_first_byte_deadline(autojump_clock):
-    """Late, but answered; and it is a strike."""
+    """The answer is late, and the neuron gets a strike."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
     sims[0].faults.add(Hang())
     settings = Settings(deadlines=DeadlineSettings(first_byte_seconds=20))
@@ -187,11 +187,11 @@ async def test_hanging_neuron_loses_its_requests_to_another_at_the_first_byte_de
         assert trio.current_time() == approx(20 + PROBE_S)
 
 
-# The breaker...
+# The circuit breaker .................................................................................................
 
 
 async def test_neuron_whose_polls_are_good_but_whose_requests_fail_is_avoided(autojump_clock):
-    """Good polls forgive strikes, so strikes alone would send it every other request for ever."""
+    """Good polls reset strikes, so with strikes alone it would get every other request for ever."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
     sims[0].faults.add(Refuse())
     async with a_world(*sims, profiles=(profile_of(M),)) as world:
@@ -200,13 +200,13 @@ async def test_neuron_whose_polls_are_good_but_whose_requests_fail_is_avoided(au
             await trio.sleep(0.2)
 
         assert world.fleet.nodes["a"].healthy
-        # FAILURES to open it, then one trial after 1, 2, 4, 8 and 16 s: about 37 s went by.
+        # FAILURES open it, then one trial after 1, 2, 4, 8 and 16 s: about 37 s have passed.
         assert FAILURES < len(sims[0].requests) <= FAILURES + 5
 
 
 @pytest.mark.parametrize("fault", [HttpError(), Garbage()])
 async def test_neuron_that_fails_at_what_another_answers_is_avoided(fault, autojump_clock):
-    """Its polls are good and it fails at once, so it looks the least busy of all; no client sees any of it."""
+    """Its polls are good and it fails at once, so it looks the least busy; no client sees an error."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
     sims[0].faults.add(fault)
     async with a_world(*sims, profiles=(profile_of(M),)) as world:
@@ -216,8 +216,8 @@ async def test_neuron_that_fails_at_what_another_answers_is_avoided(fault, autoj
         assert FAILURES < len(sims[0].requests) <= FAILURES + 4
 
 
-async def test_request_that_every_neuron_answers_with_500_is_held_against_none(autojump_clock):
-    """Then it is the request: else one client could close the fleet to all."""
+async def test_request_that_every_neuron_answers_with_500_counts_against_none(autojump_clock):
+    """Then the request is at fault: otherwise one client could open every circuit breaker."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
     for sim in sims:
         sim.faults.add(HttpError(text="weird request", times=50))
@@ -228,7 +228,7 @@ async def test_request_that_every_neuron_answers_with_500_is_held_against_none(a
 
 
 async def test_breaker_lets_one_request_try_and_closes_when_it_succeeds(autojump_clock):
-    """Half-open: the others meanwhile hear when to ask again."""
+    """Half-open: other requests meanwhile get a 503 with Retry-After."""
     sim = a_sim("a", M, loaded=(M.id,))
     sim.faults.add(Refuse(times=FAILURES))
     settings = Settings(retries=RetrySettings(attempts=0))
@@ -250,7 +250,7 @@ async def test_breaker_lets_one_request_try_and_closes_when_it_succeeds(autojump
         assert [answer.status for answer in answers] == [200] * 5
 
 
-async def test_trial_whose_client_leaves_tells_nothing_and_frees_the_way(autojump_clock):
+async def test_trial_whose_client_disconnects_decides_nothing(autojump_clock):
     """The next request is the trial then."""
     sim = a_sim("a", M, loaded=(M.id,))
     sim.faults.add(Refuse(times=FAILURES))
@@ -264,24 +264,24 @@ async def test_trial_whose_client_leaves_tells_nothing_and_frees_the_way(autojum
         assert (await world.ask(M.id)).text == "Tbilisi"
 
 
-async def test_streams_that_break_off_are_strikes_too(autojump_clock):
-    """Nobody can take over after the commit point, but the next ones can be spared."""
+async def test_streams_that_break_are_strikes_too(autojump_clock):
+    """No neuron can take over after the commit point, but later requests can avoid this one."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
     sims[0].faults.add(Drop(after=3))
     async with a_world(*sims, profiles=(profile_of(M),)) as world:
         answers = await ask_many(world, M.id, 6, stream=True, content=LONG)
         assert sorted(len(answer.errors) for answer in answers) == [0, 0, 0, 1, 1, 1]
         node = world.fleet.nodes["a"]
-        assert node.healthy  # the third strike was its end, and the poll after that forgave it
+        assert node.healthy  # the third strike made it unhealthy, and the next poll healthy again
         await ask_many(world, M.id, 4, stream=True, content=LONG)
-        assert not node.breaker.closed  # the breaker does not forgive so easily
+        assert not node.breaker.closed  # a poll does not close the circuit breaker
 
 
-# Full neurons...
+# Full neurons ........................................................................................................
 
 
-async def test_neuron_that_said_when_to_come_back_is_not_asked_before(autojump_clock):
-    """As long as somebody else is there; afterwards it is one of them again."""
+async def test_neuron_gets_no_requests_within_its_retry_after(autojump_clock):
+    """As long as there is another neuron; afterwards it is used again."""
     sims = a_sim("a", M, loaded=(M.id,)), a_sim("b", M, loaded=(M.id,))
     sims[0].faults.add(HttpError(status=503, text="full", retry_after_s=20, times=1))
     async with a_world(*sims, profiles=(profile_of(M),)) as world:
@@ -292,8 +292,8 @@ async def test_neuron_that_said_when_to_come_back_is_not_asked_before(autojump_c
         assert (await world.ask(M.id)).node == "a"
 
 
-async def test_only_replica_is_asked_although_it_said_when_to_come_back(autojump_clock):
-    """Better a second no than none: it may have room by now."""
+async def test_only_replica_gets_requests_within_its_retry_after(autojump_clock):
+    """It may have room by now, and otherwise the client gets its second refusal."""
     sim = a_sim("a", M, loaded=(M.id,))
     sim.faults.add(HttpError(status=503, text="full", retry_after_s=20, times=1))
     async with a_world(sim, profiles=(profile_of(M),)) as world:
@@ -303,7 +303,7 @@ async def test_only_replica_is_asked_although_it_said_when_to_come_back(autojump
 
 @pytest.mark.parametrize("patience", [(9, 4, 7), (4, 9, 7), (9, 7, 4)])
 async def test_shortest_retry_after_is_passed_on_when_all_replicas_are_busy(patience, autojump_clock):
-    """Whoever is free first decides when to ask again."""
+    """The neuron that is free first decides when to retry."""
     sims = [a_sim(name, M, loaded=(M.id,)) for name in "abc"]
     for sim, seconds in zip(sims, patience, strict=True):
         sim.faults.add(HttpError(status=503, text=f"{sim.name} is full", retry_after_s=seconds))
