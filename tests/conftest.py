@@ -1,9 +1,8 @@
-"""Its being here puts `tests/` on the import path, so that tests can say `from fakes.neuron import FakeNeuron`.
+"""This file puts `tests/` on the import path, so that tests can write `from fakes.neuron import FakeNeuron`.
 
-`--real` adds tests/real, which needs the extra `real`: engines that are none of ours. `--clients` adds
-tests/clients/installed, which needs what scripts/install-clients installs: clients that are none of ours.
-`--write-docs` is for the tests that hold a table of docs/ to what they observe: they write it instead. Without xdist,
-which would have several write.
+`--real` adds tests/real, with real engines; it needs the extra `real`. `--clients` adds tests/clients/installed, with
+real clients; it needs scripts/install-clients. With `--write-docs`, the tests that compare a table of docs/ with their
+observations write it instead. Use it without xdist, whose workers would all write.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# What fails once fails every time: a find at random is for who goes looking, not for who lands next. And nothing fails
-# for being slow. Who goes looking says `--hypothesis-profile explore`.
+# Runs are repeatable: random findings must not fail an unrelated change. And no example fails
+# for being slow. To search for new findings, use `--hypothesis-profile explore`.
 hypothesis.settings.register_profile(
     "repeat", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -24,7 +23,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeat")
 
-NEEDS = {"real": "--real", "clients/installed": "--clients"}  # folder: the option without which it is left out
+NEEDS = {"real": "--real", "clients/installed": "--clients"}  # folder: the option that includes it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,7 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Processes that tests start are to hear Ctrl-C, also where a shell has put us in the background, deaf to it."""
+    """Make processes that tests start handle Ctrl-C, even if a shell started pytest in the background with SIGINT
+    ignored.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -35,12 +35,12 @@ def test_every_engine_that_can_be_named_has_a_table_and_a_row(tmp_path):
     assert all(f"| `{engine}`" in PAGE.read_text() for engine in ENGINES)
 
 
-def test_engines_listed_with_usage_are_those_that_are_asked_for_it():
+def test_engines_listed_with_usage_are_those_of_ask_usage():
     """The last column is the default of `ask_usage`."""
     rows = re.findall(r"^\| `(\w+)`[^|]*(?:\|[^|]*){3}\| (\w+)[^|]*\|$", PAGE.read_text(), re.MULTILINE)
 
     assert {engine for engine, _ in rows} == {*ENGINES, "engine"}  # the heading
-    assert {engine for engine, asked in rows if asked == "yes"} == ENGINES_WITH_USAGE
+    assert {engine for engine, usage_engines in rows if usage_engines == "yes"} == ENGINES_WITH_USAGE
 
 
 async def test_engines_listed_with_an_api_for_loading_are_those_with_one():

@@ -1,4 +1,4 @@
-"""The commands that our pages show are commands there are, with the options they have."""
+"""The commands that the pages show exist, with the options shown."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ def commands(page):
 
 
 def parse(arguments):
-    """As click would, down to the last subcommand, without running it. Raises UsageError."""
+    """Parse as click does, down to the last subcommand, without running it. Raises UsageError."""
     command, context = main.main, main.main.make_context("cortex", list(arguments))
     while isinstance(command, click.Group):
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
@@ -32,17 +32,17 @@ def parse(arguments):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_shown_can_be_given(page, tmp_path, monkeypatch):
-    """A renamed option takes its page along."""
+def test_every_command_shown_is_valid(page, tmp_path, monkeypatch):
+    """A renamed option must be renamed in its page."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CORTEX_ADMIN__TOKEN", "x")
-    (tmp_path / "wanted.toml").touch()  # the plan's
+    (tmp_path / "wanted.toml").touch()  # for `cortex plan`
 
     for arguments in commands(page):
         parse(arguments)
 
 
-def test_command_that_is_not_there_would_be_found():
+def test_unknown_command_is_found():
     """The test above can fail."""
     for wrong in (["alias", "sett", "a", "b"], ["alias", "set", "a", "b", "--weigth", "5"], ["plan", "nowhere.toml"]):
         with pytest.raises(click.UsageError):
@@ -50,7 +50,7 @@ def test_command_that_is_not_there_would_be_found():
 
 
 def test_day_shows_every_command_for_aliases():
-    """What an operator can do is on the operator's page."""
+    """The operator's page has every command."""
     text = OPERATING.read_text()
 
     assert len(commands(OPERATING)) >= 15

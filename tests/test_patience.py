@@ -1,4 +1,4 @@
-"""The tests themselves: none may fail because the machine was busy with something else."""
+"""Checks of the tests themselves: none may fail because the machine was busy."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ FILES = sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def too_strict(tree):
-    """Lines that give something real less than the safety net. (On the autojump clock a test has all the time.)"""
+    """Lines that give a real process or socket less than the safety net. The autojump clock does not count."""
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -24,7 +24,7 @@ def too_strict(tree):
 
 
 def impatient_clients(tree):
-    """Lines where a client of httpx has the patience that it has by itself, 5 s. (In memory it needs none.)"""
+    """Lines where an httpx client has its default timeout, 5 s. (In memory it needs none.)"""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"httpx.Client", "httpx.AsyncClient", *CALLS}:
             named = {keyword.arg for keyword in node.keywords}
@@ -37,16 +37,16 @@ CALLS = {f"httpx.{method}" for method in ("get", "post", "put", "delete", "head"
 
 def _number(bound):
     is_number = isinstance(bound, ast.Constant) and isinstance(bound.value, int | float)
-    return bound.value if is_number else SAFETY_NET_S  # a name: whoever gave it one has thought about it
+    return bound.value if is_number else SAFETY_NET_S  # a named bound is deliberate
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_bound_in_a_test_is_a_safety_net(path):
-    """What must be quick is `measured`, by `best_of`; everything else has `SAFETY_NET_S`."""
+    """A duration that must be short is `measured`, by `best_of`; everything else has `SAFETY_NET_S`."""
     assert list(too_strict(ast.parse(path.read_text()))) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_client_in_a_test_has_patience(path):
-    """A gateway that stands still for a moment is no failure."""
+def test_client_in_a_test_has_a_long_timeout(path):
+    """A gateway that stops for a moment does not fail a test."""
     assert list(impatient_clients(ast.parse(path.read_text()))) == []

@@ -1,4 +1,4 @@
-"""A gateway on real sockets before one simulated neuron that has a model of every kind, one that thinks among them."""
+"""A gateway on real sockets in front of one simulated neuron that has a model of every kind, one with reasoning."""
 
 import gc
 
@@ -12,7 +12,7 @@ THINKER, EMBEDDER = "Qwen/Qwen3-14B", "Qwen/Qwen3-Embedding-0.6B"
 
 @pytest.fixture
 def beast():
-    """A hundred times faster than life unless a test says otherwise."""
+    """A hundred times faster than real models unless a test changes that."""
     return neuron("beast", [24576, 24576], [SMALL, LARGE, THINKER, EMBEDDER], speed=100)
 
 
@@ -23,7 +23,7 @@ async def cortex(tmp_path, beast):
 
 
 @pytest.fixture(autouse=True)
-def _collect_what_the_sdk_leaves():
-    """Here, where it is forgiven, and not in whichever test comes next on this worker."""
+def _collect_sdk_generators():
+    """In this test, where the warning is ignored, and not in a later test of this worker."""
     yield
     gc.collect()

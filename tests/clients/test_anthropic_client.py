@@ -1,4 +1,4 @@
-"""The official `anthropic` SDK, unmodified: what tests/e2e/test_anthropic.py leaves to be shown."""
+"""The official `anthropic` SDK, unmodified: what tests/e2e/test_anthropic.py does not cover."""
 
 import json
 
@@ -33,7 +33,7 @@ def async_client(cortex):
 
 
 async def in_thread(cortex, use):
-    """The sync SDK, as a script would use it."""
+    """The sync SDK, as in a script."""
 
     def script():
         with Anthropic(base_url=cortex.url, api_key="none", max_retries=0, timeout=60) as client:
@@ -47,7 +47,7 @@ def sent(beast, index=-1):
 
 
 async def test_create_and_stream_of_the_async_sdk(cortex):
-    """The same text, and the same usage, either way."""
+    """The same text and usage either way."""
     async with async_client(cortex) as client:
         whole = await client.messages.create(**ASK)
         async with client.messages.stream(**ASK) as stream:
@@ -60,18 +60,18 @@ async def test_create_and_stream_of_the_async_sdk(cortex):
 
 
 async def test_parallel_tools_make_a_round_trip(cortex, beast):
-    """Streamed; the results go back beside what the model said, one of them an error, and an answer comes."""
-    asked = {**ASK, "messages": [user("call weather and call time")], "tools": [WEATHER, TIME]}
+    """Streamed. The results go back with the model's message, one of them an error, and an answer comes."""
+    arguments = {**ASK, "messages": [user("call weather and call time")], "tools": [WEATHER, TIME]}
     async with async_client(cortex) as client:
-        async with client.messages.stream(**asked) as stream:
+        async with client.messages.stream(**arguments) as stream:
             first = await stream.get_final_message()
         calls = [block for block in first.content if block.type == "tool_use"]
         results = [
             {"type": "tool_result", "tool_use_id": calls[0].id, "content": [{"type": "text", "text": "sunny"}]},
             {"type": "tool_result", "tool_use_id": calls[1].id, "content": "no clock", "is_error": True},
         ]
-        asked["messages"] += [{"role": "assistant", "content": first.content}, user(results)]
-        second = await client.messages.create(**asked)
+        arguments["messages"] += [{"role": "assistant", "content": first.content}, user(results)]
+        second = await client.messages.create(**arguments)
 
     assert first.stop_reason == "tool_use"
     assert [(call.name, call.input) for call in calls] == [("weather", {"city": "Tbilisi"}), ("time", {})]
@@ -82,8 +82,8 @@ async def test_parallel_tools_make_a_round_trip(cortex, beast):
     assert second.stop_reason == "end_turn"
 
 
-async def test_tool_may_be_demanded(cortex):
-    """`any` and `tool` make the model call one, `none` keeps it from it."""
+async def test_tool_choice_forces_or_forbids_a_call(cortex):
+    """`any` and `tool` make the model call one, `none` forbids it."""
 
     def use(client):
         choices = [{"type": "any"}, {"type": "tool", "name": "time"}, {"type": "none"}]
@@ -94,19 +94,19 @@ async def test_tool_may_be_demanded(cortex):
 
 
 async def test_thinking_comes_as_signed_blocks_and_goes_back(cortex, beast):
-    """Whole and streamed; the next turn is accepted with them in it, and extends the one before."""
-    asked = {**ASK, "model": THINKER, "thinking": {"type": "enabled", "budget_tokens": 2000}}
+    """Whole and streamed; the next turn is accepted with the blocks in it, and extends the previous one."""
+    arguments = {**ASK, "model": THINKER, "thinking": {"type": "enabled", "budget_tokens": 2000}}
     async with async_client(cortex) as client:
-        async with client.messages.stream(**asked) as stream:
+        async with client.messages.stream(**arguments) as stream:
             kinds = [event.type async for event in stream]
             streamed = await stream.get_final_message()
-        whole = await client.messages.create(**asked)
-        asked["messages"] = [
+        whole = await client.messages.create(**arguments)
+        arguments["messages"] = [
             *PROBE,
             {"role": "assistant", "content": streamed.content},
             user("What is the capital of France?"),
         ]
-        second = await client.messages.create(**asked)
+        second = await client.messages.create(**arguments)
 
     assert [block.type for block in streamed.content] == [block.type for block in whole.content] == ["thinking", "text"]
     assert streamed.content[0].thinking == whole.content[0].thinking
@@ -116,8 +116,8 @@ async def test_thinking_comes_as_signed_blocks_and_goes_back(cortex, beast):
     assert sent(beast)["messages"][:1] == sent(beast, 0)["messages"]
 
 
-async def test_thinking_is_off_unless_asked_for(cortex):
-    """Of a model that thinks by default."""
+async def test_thinking_is_off_by_default(cortex):
+    """For a model that reasons by default."""
 
     def use(client):
         return client.messages.create(**ASK | {"model": THINKER}, thinking={"type": "disabled"})
@@ -125,8 +125,8 @@ async def test_thinking_is_off_unless_asked_for(cortex):
     assert [block.type for block in (await in_thread(cortex, use)).content] == ["text"]
 
 
-async def test_stop_sequence_and_limit_are_told(cortex):
-    """By the reason a client looks at."""
+async def test_stop_sequence_and_limit_are_reported(cortex):
+    """In `stop_reason`."""
 
     def use(client):
         limited = client.messages.create(**ASK | {"max_tokens": 3, "messages": [user("300 words")]})
@@ -136,12 +136,12 @@ async def test_stop_sequence_and_limit_are_told(cortex):
 
 
 async def test_tokens_are_counted_sync_and_async(cortex):
-    """The same number; more for more."""
-    asked = {"model": "helexa/small", "messages": PROBE}
-    one = await in_thread(cortex, lambda client: client.messages.count_tokens(**asked))
+    """The same number; more text has more tokens."""
+    arguments = {"model": "helexa/small", "messages": PROBE}
+    one = await in_thread(cortex, lambda client: client.messages.count_tokens(**arguments))
     async with async_client(cortex) as client:
-        same = await client.messages.count_tokens(**asked)
-        more = await client.messages.count_tokens(**asked, tools=[WEATHER], system="Be brief.")
+        same = await client.messages.count_tokens(**arguments)
+        more = await client.messages.count_tokens(**arguments, tools=[WEATHER], system="Be brief.")
 
     assert one.input_tokens == same.input_tokens > 0
     assert more.input_tokens > same.input_tokens
@@ -160,8 +160,8 @@ async def test_tokens_are_counted_sync_and_async(cortex):
     ],
     ids=lambda value: getattr(value, "status", None),
 )
-async def test_no_of_a_neuron_is_the_sdk_s_own_exception(cortex, beast, fault, raised, kind):
-    """With Anthropic's type for it, the neuron's words, its Retry-After and the id of the request."""
+async def test_refusal_of_a_neuron_is_the_sdks_own_exception(cortex, beast, fault, raised, kind):
+    """With Anthropic's type for it, the neuron's message, its Retry-After and the request's id."""
     beast.faults.add(fault)
     async with async_client(cortex) as client:
         with pytest.raises(raised, match="no") as caught:
@@ -177,16 +177,16 @@ async def test_no_of_a_neuron_is_the_sdk_s_own_exception(cortex, beast, fault, r
 async def test_abort_sync_and_async_stops_the_neuron(cortex, beast):
     """Leaving the `with` is enough, while the client itself lives on."""
     beast.speed = 2
-    asked = {**ASK, "model": SMALL, "messages": [user("4000 words")]}
+    arguments = {**ASK, "model": SMALL, "messages": [user("4000 words")]}
 
     def use(client):
-        with client.messages.stream(**asked) as stream:
+        with client.messages.stream(**arguments) as stream:
             next(iter(stream.text_stream))
         trio.from_thread.run(until, lambda: len(beast.cancelled) == 1)
 
     await in_thread(cortex, use)
     async with async_client(cortex) as client:
-        async with client.messages.stream(**asked) as stream:
+        async with client.messages.stream(**arguments) as stream:
             await anext(aiter(stream.text_stream))
         await until(lambda: len(beast.cancelled) == 2)
 

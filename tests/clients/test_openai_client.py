@@ -1,4 +1,4 @@
-"""The official `openai` SDK, unmodified: what tests/e2e/test_openai_sdk.py and test_responses.py leave to be shown."""
+"""The official `openai` SDK, unmodified: what tests/e2e/test_openai_sdk.py and test_responses.py do not cover."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ from neuron.simulated import faults
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator .*:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning"),  # OpenAI wants nobody to translate any more
+    pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning"),  # OpenAI has deprecated translations
 ]
 
 WEATHER = {
@@ -44,7 +44,7 @@ def async_client(cortex):
 
 
 async def in_thread(cortex, use):
-    """The sync SDK, as a script would use it."""
+    """The sync SDK, as in a script."""
 
     def script():
         with OpenAI(base_url=f"{cortex.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
@@ -57,11 +57,11 @@ def sent(beast):
     return json.loads(beast.requests[-1].body)
 
 
-# Chat...
+# Chat ...............................................................................................................
 
 
 async def test_tools_make_a_round_trip(cortex, beast):
-    """Two calls at once, streamed; their results go back as the SDK holds them, and an answer comes."""
+    """Two calls at once, streamed; the SDK sends their results back, and an answer comes."""
     messages = user("call weather and call time")
     async with async_client(cortex) as client:
         async with client.chat.completions.stream(model="helexa/small", messages=messages, tools=[WEATHER, TIME]) as s:
@@ -79,8 +79,8 @@ async def test_tools_make_a_round_trip(cortex, beast):
     assert second.choices[0].finish_reason == "stop"
 
 
-async def test_thoughts_come_in_deltas_of_their_own(cortex):
-    """`reasoning_content` before content, streamed and whole, and counted apart."""
+async def test_reasoning_has_its_own_deltas(cortex):
+    """`reasoning_content` before content, streamed and whole, and counted separately."""
     async with async_client(cortex) as client:
         whole = await client.chat.completions.create(model=THINKER, messages=PROBE)
         stream = await client.chat.completions.create(model=THINKER, messages=PROBE, stream=True)
@@ -99,9 +99,9 @@ async def test_thoughts_come_in_deltas_of_their_own(cortex):
     assert whole.usage.completion_tokens_details.reasoning_tokens == kinds.count("thought")
 
 
-async def test_what_current_sdks_send_is_passed_on(cortex, beast):
-    """`max_completion_tokens`, `stream_options` null, a `developer` turn, and fields nobody here has heard of."""
-    asked = {
+async def test_fields_of_current_sdks_are_passed_on(cortex, beast):
+    """`max_completion_tokens`, `stream_options` null, a `developer` turn, and unknown fields."""
+    arguments = {
         "model": "helexa/small",
         "messages": [{"role": "developer", "content": "Be brief."}, *user("300 words")],
         "max_completion_tokens": 5,
@@ -110,7 +110,7 @@ async def test_what_current_sdks_send_is_passed_on(cortex, beast):
         "extra_body": {"mirostat": 2},
     }
     async with async_client(cortex) as client:
-        chunks = [chunk async for chunk in await client.chat.completions.create(**asked)]
+        chunks = [chunk async for chunk in await client.chat.completions.create(**arguments)]
 
     assert chunks[-1].choices[0].finish_reason == "length"
     body = sent(beast)
@@ -121,8 +121,8 @@ class Capital(BaseModel):
     city: str
 
 
-async def test_structured_output_is_asked_for_as_the_sdk_does(cortex, beast):
-    """`parse` sends a JSON schema and reads the answer by it; the neuron gets the schema unchanged."""
+async def test_structured_output_schema_passes_unchanged(cortex, beast):
+    """`parse` sends a JSON schema and parses the answer with it; the neuron gets the schema unchanged."""
 
     def use(client):
         return client.chat.completions.parse(
@@ -135,7 +135,7 @@ async def test_structured_output_is_asked_for_as_the_sdk_does(cortex, beast):
     assert sent(beast)["response_format"]["json_schema"]["schema"]["required"] == ["city"]
 
 
-async def test_completions_of_old(cortex):
+async def test_legacy_completions(cortex):
     """Sync, streamed."""
     chunks = await in_thread(
         cortex,
@@ -162,15 +162,15 @@ async def test_abort_of_the_sync_sdk_in_mid_stream_stops_the_neuron(cortex, beas
     assert beast.cancelled[0].phase == "decode"
 
 
-# The other endpoints...
+# The other endpoints ................................................................................................
 
 
 async def test_embeddings_in_either_encoding_sync_and_async(cortex):
-    """Base64, which the SDK asks for and decodes, and floats are the same numbers."""
-    asked = {"model": EMBEDDER, "input": ["one", "two"]}
-    coded = await in_thread(cortex, lambda client: client.embeddings.create(**asked))
+    """Base64, which the SDK requests and decodes, and floats are the same numbers."""
+    arguments = {"model": EMBEDDER, "input": ["one", "two"]}
+    coded = await in_thread(cortex, lambda client: client.embeddings.create(**arguments))
     async with async_client(cortex) as client:
-        plain = await client.embeddings.create(**asked, encoding_format="float", dimensions=1024)
+        plain = await client.embeddings.create(**arguments, encoding_format="float", dimensions=1024)
 
     assert [entry.embedding for entry in coded.data] == [entry.embedding for entry in plain.data]
     assert coded.usage.total_tokens > 0
@@ -178,10 +178,10 @@ async def test_embeddings_in_either_encoding_sync_and_async(cortex):
 
 async def test_image_is_generated(cortex):
     """Sync and async, as base64."""
-    asked = {"model": "helexa/small", "prompt": "a vase", "n": 2}
-    pictures = await in_thread(cortex, lambda client: client.images.generate(**asked))
+    arguments = {"model": "helexa/small", "prompt": "a vase", "n": 2}
+    pictures = await in_thread(cortex, lambda client: client.images.generate(**arguments))
     async with async_client(cortex) as client:
-        again = await client.images.generate(**asked)
+        again = await client.images.generate(**arguments)
 
     assert [base64.b64decode(picture.b64_json)[:8] for picture in pictures.data] == [b"\x89PNG\r\n\x1a\n"] * 2
     assert [picture.b64_json for picture in again.data] == [picture.b64_json for picture in pictures.data]
@@ -190,13 +190,18 @@ async def test_image_is_generated(cortex):
 
 async def test_speech_comes_piece_by_piece(cortex):
     """A WAV that Python can read, streamed and whole."""
-    asked = {"model": "helexa/small", "voice": "alloy", "input": "Tbilisi is the capital.", "response_format": "wav"}
+    arguments = {
+        "model": "helexa/small",
+        "voice": "alloy",
+        "input": "Tbilisi is the capital.",
+        "response_format": "wav",
+    }
     async with (
         async_client(cortex) as client,
-        client.audio.speech.with_streaming_response.create(**asked) as answer,
+        client.audio.speech.with_streaming_response.create(**arguments) as answer,
     ):
         pieces = [piece async for piece in answer.iter_bytes()]
-    whole = await in_thread(cortex, lambda client: client.audio.speech.create(**asked).read())
+    whole = await in_thread(cortex, lambda client: client.audio.speech.create(**arguments).read())
 
     assert whole == b"".join(pieces)
     with wave.open(io.BytesIO(whole)) as sound:
@@ -204,7 +209,7 @@ async def test_speech_comes_piece_by_piece(cortex):
 
 
 async def test_recording_is_transcribed_and_translated(cortex, beast):
-    """Sync, async and streamed: a form, whose model is replaced on its way and whose file is not touched."""
+    """Sync, async and streamed: a form whose model is replaced and whose file is unchanged."""
     file = ("a.wav", SPEECH)
     whole = await in_thread(
         cortex, lambda client: client.audio.transcriptions.create(model="helexa/small", file=file, language="en")
@@ -221,8 +226,8 @@ async def test_recording_is_transcribed_and_translated(cortex, beast):
     assert {received.files for received in beast.requests} == {(hashlib.sha256(SPEECH).hexdigest(),)}
 
 
-async def test_picture_is_edited_and_text_is_judged(cortex):
-    """A form and a JSON body that no other test of an SDK sends."""
+async def test_picture_is_edited_and_text_is_moderated(cortex):
+    """A form and a JSON body that no other SDK test sends."""
     async with async_client(cortex) as client:
         edited = await client.images.edit(model="helexa/small", prompt="bluer", image=("x.png", b"a picture"))
         judged = await client.moderations.create(model="helexa/small", input=["a kind word", "a bomb"])
@@ -240,11 +245,11 @@ async def test_errors_of_uploads_are_typed_as_well(cortex):
     assert caught.value.code == "model_not_found"
 
 
-# Responses...
+# Responses ..........................................................................................................
 
 
-async def test_responses_carry_thoughts_tools_and_a_schema(cortex, beast):
-    """Async, streamed, in one conversation: what the SDK's own reader makes of it."""
+async def test_responses_have_reasoning_tools_and_a_schema(cortex, beast):
+    """Async, streamed, in one conversation, as the SDK's own reader sees it."""
     tool = {"type": "function", "name": "weather", "parameters": WEATHER["function"]["parameters"]}
     async with async_client(cortex) as client:
         async with client.responses.stream(
@@ -261,7 +266,7 @@ async def test_responses_carry_thoughts_tools_and_a_schema(cortex, beast):
     assert sent(beast)["response_format"]["json_schema"]["schema"]["required"] == ["city"]
 
 
-# Errors...
+# Errors .............................................................................................................
 
 
 @pytest.mark.parametrize(
@@ -277,8 +282,8 @@ async def test_responses_carry_thoughts_tools_and_a_schema(cortex, beast):
     ],
     ids=lambda value: getattr(value, "status", None),
 )
-async def test_no_of_a_neuron_is_the_exception_of_its_status(cortex, beast, fault, raised, retry_after):
-    """With the neuron's words, and when to ask again where it said so."""
+async def test_refusal_of_a_neuron_is_the_exception_of_its_status(cortex, beast, fault, raised, retry_after):
+    """With the neuron's message, and its Retry-After if it has one."""
     beast.faults.add(fault)
     async with async_client(cortex) as client:
         with pytest.raises(raised, match=fault.text) as caught:
@@ -288,8 +293,8 @@ async def test_no_of_a_neuron_is_the_exception_of_its_status(cortex, beast, faul
     assert caught.value.request_id == caught.value.response.headers["x-request-id"]
 
 
-async def test_sdk_asks_again_by_itself_when_told_to_wait(cortex, beast):
-    """A 503 with Retry-After is nothing its user ever sees."""
+async def test_sdk_retries_after_a_retry_after(cortex, beast):
+    """A user of the SDK does not see a 503 with Retry-After."""
     beast.faults.add(faults.HttpError(status=503, text="full", retry_after_s=0, times=3))
     async with AsyncOpenAI(base_url=f"{cortex.url}/v1", api_key="none", max_retries=5) as client:
         answer = await client.chat.completions.create(model="helexa/small", messages=PROBE)

@@ -121,19 +121,19 @@ async def test_coding_cli_session_keeps_everything_a_model_needs(http, beast):
     await http.post("/v1/messages?beta=true", content=coding_cli.body(2))
 
     [received] = beast.requests
-    got, asked = json.loads(received.body), coding_cli.request(2)
+    got, original_request = json.loads(received.body), coding_cli.request(2)
     assert got.keys() == {
         *("model", "messages", "max_tokens", "user", "tools", "chat_template_kwargs", "stream", "stream_options")
     }
     assert [tool["function"]["name"] for tool in got["tools"]] == coding_cli.TOOL_NAMES
-    for tool, original in zip(got["tools"], asked["tools"], strict=True):
+    for tool, original in zip(got["tools"], original_request["tools"], strict=True):
         assert tool["function"]["parameters"] == original["input_schema"]
         assert tool["function"]["description"] == original["description"]
     assert (got["user"], got["max_tokens"]) == (coding_cli.USER_ID, 32000)
     assert b"cache_control" not in received.body
     assert b"billing" not in received.body
     system, *turns = got["messages"]
-    assert system["content"] == "\n".join(block["text"] for block in asked["system"][1:])
+    assert system["content"] == "\n".join(block["text"] for block in original_request["system"][1:])
     assert [turn["role"] for turn in turns] == ["user", "user", "user", "assistant", "tool", "tool", "user"]
     assert "Available agents: none" in turns[2]["content"]  # the system turn, in its place
     assert [(call["id"], json.loads(call["function"]["arguments"])) for call in turns[3]["tool_calls"]] == [
@@ -223,10 +223,10 @@ async def test_count_tokens_works_without_a_healthy_neuron(tmp_path):
 async def test_count_tokens_uses_a_neuron_that_can_count(tmp_path, monkeypatch, neuron, path, answer, counted):
     """By a tokenizer or the endpoint itself. If the answer is invalid, cortex estimates."""
     monkeypatch.setattr(count_tokens, "COUNT_DEADLINE_S", SAFETY_NET_S)
-    asked = []
+    sent_requests = []
 
     async def peer(stream, request):
-        asked.append(request)
+        sent_requests.append(request)
         await stream.send_all(with_length(answer))
 
     async with gateway_in_front_of(tmp_path, peer, **neuron) as sdk:
@@ -236,8 +236,8 @@ async def test_count_tokens_uses_a_neuron_that_can_count(tmp_path, monkeypatch, 
 
     assert ("x-cortex-token-count" in raw.headers) == (counted is None)
     assert counted is None or raw.parse().input_tokens == counted
-    assert asked[0].startswith(b"POST %b HTTP/1.1" % path.encode())
-    assert json.loads(asked[0].partition(b"\r\n\r\n")[2])["model"] == SMALL
+    assert sent_requests[0].startswith(b"POST %b HTTP/1.1" % path.encode())
+    assert json.loads(sent_requests[0].partition(b"\r\n\r\n")[2])["model"] == SMALL
 
 
 async def test_models_are_listed_in_anthropic_form(sdk):
@@ -266,14 +266,14 @@ async def test_silence_is_filled_with_pings_and_a_disconnect_frees_the_neuron(tm
             client = Client(stream)
             await client.send({**ASK, "stream": True}, "/v1/messages")
             _, headers = await client.head()
-            heard = b""
-            while b"event: ping" not in heard:
-                heard += await client.piece(headers)
+            received_bytes = b""
+            while b"event: ping" not in received_bytes:
+                received_bytes += await client.piece(headers)
         with trio.fail_after(SAFETY_NET_S):
             await left.wait()
 
-    assert heard.index(b"message_start") < heard.index(b"event: ping")
-    assert b": keep-alive" not in heard
+    assert received_bytes.index(b"message_start") < received_bytes.index(b"event: ping")
+    assert b": keep-alive" not in received_bytes
 
 
 async def test_tool_use_streams_with_its_arguments(tmp_path):

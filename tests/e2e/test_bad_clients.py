@@ -40,7 +40,7 @@ class Neuron:
     """Sends the good client one token per permit, and never stops sending to a client that reads nothing."""
 
     def __init__(self):
-        self.tell, self.told = trio.open_memory_channel(0)
+        self.permit, self.permits = trio.open_memory_channel(0)
         self.gluttons = self.given_up = 0
 
     async def __call__(self, stream):
@@ -49,7 +49,7 @@ class Neuron:
         if b'"glutton"' in request:
             await self._feed(stream)
         else:
-            async for event in self.told:
+            async for event in self.permits:
                 await stream.send_all(b"%x\r\n%b\r\n" % (len(event), event))
             await stream.send_all(b"0\r\n\r\n")
 
@@ -72,16 +72,16 @@ class GoodStream:
         self.port = cortex.port
         self._wire = wire
         self._headers = {}
-        self._words = 0
+        self._count = 0
 
     async def begin(self):
         await self._wire.send({"model": SMALL, "stream": True, "messages": []})
 
     async def assert_continues(self):
         """The client gets the next word and nothing else."""
-        event = delta(f" word {self._words}")
-        self._words += 1
-        await self.neuron.tell.send(event)
+        event = delta(f" word {self._count}")
+        self._count += 1
+        await self.neuron.permit.send(event)
         with trio.fail_after(SAFETY_NET_S):
             if not self._headers:
                 status, self._headers = await self._wire.head()
@@ -89,8 +89,8 @@ class GoodStream:
             assert await self._wire.piece(self._headers) == event
 
     async def ends(self):
-        await self.neuron.tell.send(DONE)
-        self.neuron.tell.close()
+        await self.neuron.permit.send(DONE)
+        self.neuron.permit.close()
         assert await self._wire.piece(self._headers) == DONE
         assert await self._wire.piece(self._headers) == b""
 
@@ -126,7 +126,7 @@ async def a_bad_client(good_stream):
         yield stream
 
 
-async def answer_of(stream, until_it_says=None):
+async def answer_of(stream, end=None):
     """Everything until the gateway closes the connection or resets it (more is arriving than it will read), or until
     `end`.
     """
@@ -134,7 +134,7 @@ async def answer_of(stream, until_it_says=None):
     with trio.fail_after(SAFETY_NET_S), suppress(trio.BrokenResourceError):
         while piece := await stream.receive_some(65_536):
             data += piece
-            if until_it_says is not None and until_it_says in data:
+            if end is not None and end in data:
                 break
     return data
 
@@ -215,13 +215,13 @@ async def test_hundred_megabytes_are_refused_while_a_stream_continues(good_strea
     async with a_bad_client(good_stream) as bad, trio.open_nursery() as uploading:
         uploading.start_soon(upload, bad)
         await good_stream.assert_continues()
-        told = await answer_of(bad, b'"code":"body_too_large"')
+        answer_bytes = await answer_of(bad, b'"code":"body_too_large"')
         sent_by_then = sent
         await good_stream.assert_continues()
         uploading.cancel_scope.cancel()
 
-    assert told.startswith(b"HTTP/1.1 413 ")
-    assert b'"code":"body_too_large"' in told
+    assert answer_bytes.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"body_too_large"' in answer_bytes
     assert announced or 64 <= sent_by_then < 100
 
 
@@ -240,11 +240,11 @@ async def test_endless_headers_are_refused_while_a_stream_continues(good_stream)
         flooding.start_soon(flood, bad)
         await good_stream.assert_continues()
         with trio.fail_after(SAFETY_NET_S):
-            told = bytes(await bad.receive_some())
+            answer_bytes = bytes(await bad.receive_some())
         await good_stream.assert_continues()
         flooding.cancel_scope.cancel()
 
-    assert told.startswith(b"HTTP/1.1 431 ")
+    assert answer_bytes.startswith(b"HTTP/1.1 431 ")
 
 
 async def test_client_that_reads_nothing_is_dropped_while_a_stream_continues(good_stream):
@@ -264,12 +264,12 @@ async def test_client_that_reads_nothing_is_dropped_while_a_stream_continues(goo
 
 async def test_thousands_of_pipelined_requests_whose_answers_are_not_read(good_stream):
     """Served while the client reads the answers, then the client is dropped."""
-    asked = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n" * 500
+    pipelined = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n" * 500
 
     async def flood(bad):
         try:
             while True:
-                await bad.send_all(asked)
+                await bad.send_all(pipelined)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             dropped.set()
 
@@ -292,12 +292,12 @@ async def test_hundred_clients_at_once_that_all_misbehave(good_stream):
             await bad.send_all(everything[number % len(everything)])
             await answer_of(bad) if number % len(everything) < 4 else await trio.sleep_forever()
 
-    async with trio.open_nursery() as crowd:
+    async with trio.open_nursery() as clients:
         for number in range(100):
-            crowd.start_soon(misbehave, number)
+            clients.start_soon(misbehave, number)
         for _ in range(3):
             await good_stream.assert_continues()
-        await until(lambda: len(crowd.child_tasks) == 20)  # connections without any request stay open, as they may
+        await until(lambda: len(clients.child_tasks) == 20)  # connections without any request stay open, as they may
         async with httpx.AsyncClient(base_url=good_stream.cortex.url, trust_env=False, timeout=60) as http:
             assert (await http.get("/v1/models")).status_code == 200
-        crowd.cancel_scope.cancel()
+        clients.cancel_scope.cancel()

@@ -122,12 +122,12 @@ async def test_neuron_gets_no_credentials_of_the_client(running, client):
     answer = await client.post(
         CHAT, json={"model": SMALL, "messages": PROBE}, headers={**secret, **ours, **hop, **kept}
     )
-    heard = {name.lower(): value for name, value in dict(last_request(running).headers).items()}
+    forwarded = {name.lower(): value for name, value in dict(last_request(running).headers).items()}
 
-    assert not heard.keys() & {*secret, *ours, "x-hop", "te", "keep-alive"}
-    assert {name: heard[name] for name in kept} == kept
-    assert heard["accept-encoding"] == "identity"
-    assert heard["host"] == running.gateway.fleet.nodes["beast"].endpoint.removeprefix("http://")
+    assert not forwarded.keys() & {*secret, *ours, "x-hop", "te", "keep-alive"}
+    assert {name: forwarded[name] for name in kept} == kept
+    assert forwarded["accept-encoding"] == "identity"
+    assert forwarded["host"] == running.gateway.fleet.nodes["beast"].endpoint.removeprefix("http://")
     assert answer.headers["x-request-id"] == "mine-1"
     assert answer.headers["x-cortex-model"] == SMALL
 

@@ -111,7 +111,6 @@ async def test_neuron_sees_its_client_disconnect(cortex, beast, wire, stream, fa
     """Before the headers, before the first token, in mid-stream, in a plain answer, with a FIN and with an RST.
 
     The other request's answer is complete, and nothing is left of the disconnected one.
-
     """
     await leave(beast, wire, stream, faults, moment, how)
 
@@ -135,7 +134,7 @@ async def leave_the_queue(beast, wire):
     beast.speed = 1e-9
     async with trio.open_nursery() as nursery:
         for _ in range(beast.models[SMALL].max_in_flight):
-            nursery.start_soon(_ask_once, wire)
+            nursery.start_soon(_send_once, wire)
         await until(lambda: places.in_flight == beast.models[SMALL].max_in_flight)
         async with wire() as client:
             await client.send(stream=True)
@@ -149,7 +148,7 @@ async def leave_the_queue(beast, wire):
     return waited_s
 
 
-async def _ask_once(wire):
+async def _send_once(wire):
     async with wire() as client:
         assert (await client.ask(stream=True)).events[-1] == "[DONE]"
 

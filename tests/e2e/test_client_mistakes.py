@@ -26,7 +26,7 @@ async def exchange(cortex, request):
         return b"".join([piece async for piece in stream])
 
 
-# Paths...
+# Paths ................................................................................................................
 
 
 @pytest.mark.parametrize("path", [f"{CHAT}/", f"/{CHAT}", "/v1//chat/completions", "//v1//chat//completions//"])
@@ -100,21 +100,21 @@ async def test_stored_responses_are_not_found(http):
     answer = await http.get("/v1/responses/resp_123")
 
     assert answer.status_code == 404
-    assert "does not store" in answer.json()["error"]["message"]
+    assert "does not store responses" in answer.json()["error"]["message"]
 
 
-# Methods...
+# Methods ..............................................................................................................
 
 
 @pytest.mark.parametrize("path", [path for path in ENDPOINTS if path.startswith("/v1/")])
 async def test_405_names_the_allowed_methods(http, path):
     """In `Allow` and in the message; `OPTIONS` has the same `Allow`."""
     wrong = await http.get(path)
-    asked = await http.options(path)
+    options = await http.options(path)
 
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "OPTIONS, POST")
     assert "use POST" in wrong.text
-    assert (asked.status_code, asked.headers["allow"], asked.content) == (204, "OPTIONS, POST", b"")
+    assert (options.status_code, options.headers["allow"], options.content) == (204, "OPTIONS, POST", b"")
 
 
 async def test_405_on_quart_routes_names_the_allowed_methods(http):
@@ -125,7 +125,7 @@ async def test_405_on_quart_routes_names_the_allowed_methods(http):
     assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
-# Bodies and headers...
+# Bodies and headers ...................................................................................................
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/audio/transcriptions"])
@@ -191,7 +191,7 @@ async def test_optional_fields_may_be_null(http, beast):
     assert json.loads(beast.requests[0].body)["stream_options"] is None
 
 
-# Lists...
+# Lists ................................................................................................................
 
 
 async def test_list_of_models_in_pages(cortex, http):

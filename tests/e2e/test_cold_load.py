@@ -438,10 +438,10 @@ async def test_memory_of_a_poisoned_model_is_not_waited_for(autojump_clock):
     sim = a_sim("a", M, N, loaded=(M.id,))
     sim.faults.add(ReportStatus(model=M.id, status="poisoned"))
     async with a_world(sim, profiles=(profile_of(M), profile_of(N))) as world:
-        for asked, code, told in ((N, "no_room", "lab/m (poisoned)"), (M, "service_unavailable", "poisoned on a")):
-            answer = await world.ask(asked.id)
+        for model, code, text in ((N, "no_room", "lab/m (poisoned)"), (M, "service_unavailable", "poisoned on a")):
+            answer = await world.ask(model.id)
             (error,) = answer.errors
-            assert (answer.status, error["code"], told in error["message"]) == (503, code, True)
+            assert (answer.status, error["code"], text in error["message"]) == (503, code, True)
         assert trio.current_time() < 1
         assert world.load_calls() == []
 
@@ -451,7 +451,7 @@ async def test_models_without_a_reported_size_can_be_swapped(autojump_clock, mon
     from neuron.simulated import api  # noqa: PLC0415 - patched in this test only
 
     entry = api._model_entry
-    monkeypatch.setattr(api, "_model_entry", lambda state, held: entry(state, held) | {"vram_used_mb": None})
+    monkeypatch.setattr(api, "_model_entry", lambda state, model: entry(state, model) | {"vram_used_mb": None})
     sim = a_sim("a", M, N, loaded=(M.id,))
     async with a_world(sim, profiles=(profile_of(M), profile_of(N))) as world:
         assert (await world.ask(N.id)).text == "Tbilisi"
@@ -533,17 +533,17 @@ async def test_idle_models_are_unloaded_at_their_ttl_and_pinned_ones_stay(autoju
         for model in models:
             await world.ask(model.id)
         began = trio.current_time()
-        gone_at = {}
+        unloaded_at_s = {}
         while trio.current_time() < began + 200:
             await trio.sleep(0.5)
-            held = world.fleet.nodes["a"].models
+            models_loaded = world.fleet.nodes["a"].models
             for model in models:
-                if model.id not in held or held[model.id].status == "unloaded":
-                    gone_at.setdefault(model.id, trio.current_time() - began)
+                if model.id not in models_loaded or models_loaded[model.id].status == "unloaded":
+                    unloaded_at_s.setdefault(model.id, trio.current_time() - began)
 
-    assert set(gone_at) == {own.id, common.id}
-    assert gone_at[own.id] == pytest.approx(20 - 2 * (2 * LOAD_S + PROBE_S) / 2, abs=8)
-    assert gone_at[common.id] == pytest.approx(60, abs=10)
+    assert set(unloaded_at_s) == {own.id, common.id}
+    assert unloaded_at_s[own.id] == pytest.approx(20 - 2 * (2 * LOAD_S + PROBE_S) / 2, abs=8)
+    assert unloaded_at_s[common.id] == pytest.approx(60, abs=10)
 
 
 async def test_warning_advises_to_defragment_after_n_evictions(autojump_clock, log_output):

@@ -98,7 +98,6 @@ async def test_neuron_is_freed_when_its_first_byte_deadline_has_passed(tmp_path,
     """The client has an early 200 and gets comments and then one error event; the neuron sees its connection close.
 
     If the test stood still until the deadline, there was no time for the early 200: then it is a 504.
-
     """
     answer, took_s, noticed_s = await request_with_short_deadlines(tmp_path, fault, stream=True)
     parts = [part for part in answer.text.split("\n\n") if part]

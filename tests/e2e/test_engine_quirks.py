@@ -36,7 +36,7 @@ def events(text):
     return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
 
 
-def said(text):
+def text_of(text):
     chunks = [json.loads(event) for event in events(text) if event != "[DONE]"]
     return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
@@ -74,7 +74,7 @@ async def test_engine_that_closes_after_every_stream_while_advertising_keep_aliv
     async with an_engine_gateway(engine) as (gateway, url), client(url) as http:
         for _ in range(100):
             answer = await http.post(CHAT, json=question(stream=True))
-            assert (answer.status_code, said(answer.text)) == (200, PROBE_ANSWER)
+            assert (answer.status_code, text_of(answer.text)) == (200, PROBE_ANSWER)
         await settled(gateway)
 
     assert engine.counters["requests"] == 100  # no request was sent twice
@@ -115,7 +115,7 @@ async def test_error_with_a_number_as_code_passes_unchanged_and_its_closed_conne
 
 async def test_messages_stream_of_an_engine_keeps_the_order_of_its_blocks(nursery):
     """llama.cpp's own `/v1/messages` starts block 1 before it has stopped block 0; cortex does not reorder them."""
-    told = (
+    blocks = (
         {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 1}}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
         {"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}},
@@ -124,7 +124,7 @@ async def test_messages_stream_of_an_engine_keeps_the_order_of_its_blocks(nurser
         {"type": "content_block_stop", "index": 1},
         {"type": "message_stop"},
     )
-    events = b"".join(b"event: %b\ndata: %b\n\n" % (one["type"].encode(), json.dumps(one).encode()) for one in told)
+    events = b"".join(b"event: %b\ndata: %b\n\n" % (one["type"].encode(), json.dumps(one).encode()) for one in blocks)
 
     async def answer(stream):
         if (await read_request(stream)).startswith(b"GET"):
@@ -136,8 +136,8 @@ async def test_messages_stream_of_an_engine_keeps_the_order_of_its_blocks(nurser
         settings = NeuronSettings("a", endpoint, "openai", engine="llamacpp", dialects=("openai", "anthropic"))
         _, url = await start_gateway(nursery, [settings])
         async with client(url) as http:
-            asked = {"model": "m", "max_tokens": 5, "stream": True, "messages": [{"role": "user", "content": "hi"}]}
-            got = await http.post("/v1/messages", json=asked)
+            body = {"model": "m", "max_tokens": 5, "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+            got = await http.post("/v1/messages", json=body)
         nursery.cancel_scope.cancel()
 
     assert (got.status_code, got.content) == (200, events)
@@ -163,7 +163,7 @@ async def test_stream_of_transformers_serve_passes_unchanged(engine):
         await counted(gateway, f'cortex_completion_tokens_total{{model="{SMALL}",node="box"}} 2.0')
 
     chunks = [json.loads(event) for event in events(answer.text)]
-    assert said(answer.text) == PROBE_ANSWER
+    assert text_of(answer.text) == PROBE_ANSWER
     assert "[DONE]" not in answer.text
     assert {chunk["model"] for chunk in chunks} == {f"{SMALL}@main"}
     assert '"created":1767225600.0' in answer.text
@@ -244,21 +244,21 @@ async def test_cortex_behind_cortex(engine):
         nursery.cancel_scope.cancel()
 
     assert listed == [EMBEDDING, "site/small"]
-    assert said(answer.text) == PROBE_ANSWER
+    assert text_of(answer.text) == PROBE_ANSWER
     assert (answer.headers["x-cortex-node"], answer.headers["x-cortex-model"]) == ("site", "site/small")
     assert len(answer.headers.get_list("x-cortex-node")) == 1
 
 
 async def test_base_path_is_where_control_and_inference_go(nursery):
     """For an API behind a prefix: no request goes outside it."""
-    asked = []
+    requested = []
     bodies = {b"GET": b'{"data":[{"id":"m"}]}', b"POST": b'{"choices":[]}'}
 
     async def answer(stream):
         async with stream:
             request = await read_request(stream)
             method, path, _ = request.split(b" ", 2)
-            asked.append((method, path))
+            requested.append((method, path))
             body = bodies[method]
             await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
 
@@ -269,4 +269,4 @@ async def test_base_path_is_where_control_and_inference_go(nursery):
         assert (await http.post(f"{CHAT}?x=1", json=question("m"))).status_code == 200
     nursery.cancel_scope.cancel()
 
-    assert set(asked) == {(b"GET", b"/team/openai/v3/models"), (b"POST", b"/team/openai/v3/chat/completions?x=1")}
+    assert set(requested) == {(b"GET", b"/team/openai/v3/models"), (b"POST", b"/team/openai/v3/chat/completions?x=1")}

@@ -36,7 +36,6 @@ class Row:
     """One fault. `when` it takes effect: before the first token, later, never (an oddity), when reported, in a load.
 
     `only`: the fault has another effect, or none, on the other kind of answer, which is in another row.
-
     """
 
     label: str
@@ -138,8 +137,8 @@ def test_table_in_the_docs_has_no_other_rows(request):
     """The table has only what the tests observe."""
     if request.config.getoption("--write-docs"):
         pytest.skip("it is being written")
-    described = [line for line in _table().splitlines() if line.startswith("| ")][2:]
-    assert [line.split(" | ")[0].removeprefix("| ") for line in described] == [row.label for row in ROWS]
+    documented = [line for line in _table().splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in documented] == [row.label for row in ROWS]
 
 
 # Observing ............................................................................................................
@@ -162,7 +161,7 @@ async def _see_in_memory(row, replicas, stream):
         began = trio.current_time()
         answered = await world.ask(M.id, stream=stream)
         usual_s = PROBE_S + (M.load_seconds if row.when == "load" else 0.0)
-        return described(answered, took_s=answered.ended_at - began, usual_s=usual_s)
+        return describe(answered, took_s=answered.ended_at - began, usual_s=usual_s)
 
 
 async def _see_on_sockets(row, replicas, stream, folder):
@@ -170,10 +169,10 @@ async def _see_on_sockets(row, replicas, stream, folder):
     async with running_gateway(folder, sims) as running:
         sims[0].faults.add(row.fault)
         async with await trio.open_tcp_stream("127.0.0.1", running.port) as connection:
-            return described(await _ask(Client(connection), stream=stream), took_s=0.0, usual_s=0.0)
+            return describe(await _send(Client(connection), stream=stream), took_s=0.0, usual_s=0.0)
 
 
-async def _ask(client, *, stream):
+async def _send(client, *, stream):
     await client.send(stream=stream, messages=[{"role": "user", "content": PROBE}])
     status, headers = await client.head()
     answered = Answered(status, headers)
@@ -194,15 +193,15 @@ async def _ask(client, *, stream):
 # Describing ...........................................................................................................
 
 
-def described(answered, *, took_s, usual_s):
+def describe(answered, *, took_s, usual_s):
     """The client's result, in the words of the table."""
-    answer = _told_stream(answered) if answered.is_stream else _told_whole(answered)
+    answer = _describe_stream(answered) if answered.is_stream else _describe_whole(answered)
     if answer == "answered":
         return answer + (f", {took_s - usual_s:.0f} s late" if took_s - usual_s >= 1 else "")
     return answer + (f", after {took_s:.0f} s" if took_s >= 2 else "")
 
 
-def _told_stream(answered):
+def _describe_stream(answered):
     assert answered.whole
     if b'"error"' not in answered.body:
         assert answered.text == PROBE_ANSWER
@@ -217,7 +216,7 @@ def _told_stream(answered):
     return f"{', '.join(seen)}, then error event `{code}`"
 
 
-def _told_whole(answered):
+def _describe_whole(answered):
     if not answered.whole:
         return "200, and the body breaks off"
     if answered.status == 200:

@@ -88,11 +88,11 @@ async def test_last_good_file_stays_in_force_and_faults_show_until_corrected(tmp
                 answer = await http.post(CHAT, json={"model": "helexa/small", "messages": PROBE})
                 return answer.status_code, answer.headers["x-cortex-model"]
 
-            def told():
+            def reported():
                 return [(fault.line, fault.key) for fault in catalogue_store.last_error or ()]
 
             spoil(running.models_toml)
-            await until(lambda: (line, key) in told())  # the gateway may first see the file while it is still empty
+            await until(lambda: (line, key) in reported())  # the gateway may first see the file while it is still empty
             health = (await http.get("/health")).json()
             assert (health["status"], health["catalogue"]["generation"]) == ("impaired", 1)
             assert (line, key) in [(fault["line"], fault["key"]) for fault in health["catalogue"]["error"]["faults"]]

@@ -94,12 +94,12 @@ class RolloutScene:
 
 
 @pytest.fixture
-async def street(tmp_path, nursery, monkeypatch):
+async def scene(tmp_path, nursery, monkeypatch):
     monkeypatch.setattr(rollout, "RECONCILE_INTERVAL_S", 0.05)
     monkeypatch.setattr(rollout, "RETRY_S", 0.05)
-    street = RolloutScene(tmp_path, nursery)
-    await street.open()
-    yield street
+    scene = RolloutScene(tmp_path, nursery)
+    await scene.open()
+    yield scene
     nursery.cancel_scope.cancel()
 
 
@@ -108,7 +108,7 @@ async def clients(url, answers):
     """Four clients that send one request after another; `answers` counts them by model and status."""
     going_on = True
 
-    async def ask(http):
+    async def send_request(http):
         body = {"model": "tier", "stream": True, "max_tokens": 4, "messages": [{"role": "user", "content": "Why?"}]}
         while going_on:
             answer = await http.post("/v1/chat/completions", json=body)
@@ -121,113 +121,113 @@ async def clients(url, answers):
         trio.open_nursery() as nursery,
     ):
         for _ in range(4):
-            nursery.start_soon(ask, http)
+            nursery.start_soon(send_request, http)
         try:
             yield
         finally:
             going_on = False  # each client reads its last answer to the end: httpx leaks when it is cancelled
 
 
-def over(street, gateway):
-    return street.state(gateway).state != "running"
+def over(scene, gateway):
+    return scene.state(gateway).state != "running"
 
 
-async def test_equal_candidate_gets_all_requests(street):
+async def test_equal_candidate_gets_all_requests(scene):
     """Step by step, without a failed request; the final file has the alias in one plain line."""
     answers = {}
-    async with street.gateway() as (gateway, url), clients(url, answers):
-        street.begin(gateway)
-        await until(lambda: over(street, gateway))
-        assert street.state(gateway).state == "done", street.state(gateway).reason
+    async with scene.gateway() as (gateway, url), clients(url, answers):
+        scene.begin(gateway)
+        await until(lambda: over(scene, gateway))
+        assert scene.state(gateway).state == "done", scene.state(gateway).reason
 
-    assert street.models.read_bytes() == MODELS.replace(b'"tier" = "old/model"', b'"tier" = "new/model"')
+    assert scene.models.read_bytes() == MODELS.replace(b'"tier" = "old/model"', b'"tier" = "new/model"')
     assert {status for _, status in answers} == {200}
 
 
-async def test_failing_candidate_is_rolled_back_at_the_first_step(street):
+async def test_failing_candidate_is_rolled_back_at_the_first_step(scene):
     """The file is as before, byte for byte; audit log and state name the figure that decided."""
-    async with street.gateway() as (gateway, url), clients(url, {}):
-        street.begin(gateway, every_s=3600)
-        await until(lambda: street.state(gateway).since is not None)
-        street.neuron.faults.add(HttpError(model="new/model", status=500))
-        await until(lambda: over(street, gateway))
-        state = street.state(gateway)
-        told = f"rollout tier: rolled back: {state.reason}"
-        await until(lambda: next(gateway.catalogue_files.audit_log.newest_first()).fields.get("command") == told)
+    async with scene.gateway() as (gateway, url), clients(url, {}):
+        scene.begin(gateway, every_s=3600)
+        await until(lambda: scene.state(gateway).since is not None)
+        scene.neuron.faults.add(HttpError(model="new/model", status=500))
+        await until(lambda: over(scene, gateway))
+        state = scene.state(gateway)
+        command = f"rollout tier: rolled back: {state.reason}"
+        await until(lambda: next(gateway.catalogue_files.audit_log.newest_first()).fields.get("command") == command)
         line = next(gateway.catalogue_files.audit_log.newest_first()).fields
 
     assert (state.state, state.step) == ("rolled_back", 0)
     assert state.reason.startswith("errors: ")
     assert "requests failed at new/model (most often: upstream 500)" in state.reason
-    assert street.models.read_bytes() == MODELS
+    assert scene.models.read_bytes() == MODELS
     assert line["who"] == "rollout (anna)"
 
 
-async def test_candidate_that_does_not_answer_at_all_never_gets_a_request(street):
+async def test_candidate_that_does_not_answer_at_all_never_gets_a_request(scene):
     """Its probe fails, and that is the reason."""
-    street.neuron.faults.add(HttpError(model="new/model", status=500))
+    scene.neuron.faults.add(HttpError(model="new/model", status=500))
     answers = {}
-    async with street.gateway() as (gateway, url), clients(url, answers):
-        street.begin(gateway)
-        await until(lambda: over(street, gateway))
-        state = street.state(gateway)
+    async with scene.gateway() as (gateway, url), clients(url, answers):
+        scene.begin(gateway)
+        await until(lambda: over(scene, gateway))
+        state = scene.state(gateway)
 
     assert (state.state, state.step) == ("rolled_back", 0)
     assert state.reason.startswith("new/model could not be warmed: ")
-    assert street.models.read_bytes() == MODELS
+    assert scene.models.read_bytes() == MODELS
     assert set(answers) == {("old/model", 200)}
 
 
-async def test_slow_candidate_is_rolled_back_for_being_slow(street):
+async def test_slow_candidate_is_rolled_back_for_being_slow(scene):
     """Nothing else is wrong with it."""
-    street.neuron.faults.add(SilentPrefill(model="new/model", seconds=2.0))
-    async with street.gateway() as (gateway, url), clients(url, {}):
+    scene.neuron.faults.add(SilentPrefill(model="new/model", seconds=2.0))
+    async with scene.gateway() as (gateway, url), clients(url, {}):
         # On a busy machine the old target is sometimes slow too, so the guard needs more requests.
-        street.begin(gateway, every_s=3600, guards={"errors": 0.02, "ttft": 0.25})
-        await until(lambda: over(street, gateway))
-        state = street.state(gateway)
+        scene.begin(gateway, every_s=3600, guards={"errors": 0.02, "ttft": 0.25})
+        await until(lambda: over(scene, gateway))
+        state = scene.state(gateway)
 
     assert (state.state, state.step) == ("rolled_back", 0)
     assert state.reason.startswith("ttft: p95 of the time to the first token is ")
-    assert street.models.read_bytes() == MODELS
+    assert scene.models.read_bytes() == MODELS
 
 
-async def test_restarted_gateway_continues_the_rollout(street):
+async def test_restarted_gateway_continues_the_rollout(scene):
     """The second process finds the step in the state file and continues it to the end."""
-    async with street.gateway() as (gateway, url), clients(url, {}):
-        street.begin(gateway, every_s=3600)
-        await until(lambda: street.state(gateway).since is not None)
-        left = street.state(gateway)
+    async with scene.gateway() as (gateway, url), clients(url, {}):
+        scene.begin(gateway, every_s=3600)
+        await until(lambda: scene.state(gateway).since is not None)
+        left = scene.state(gateway)
     data = msgspec.structs.replace(left, every_s=0.2)
     rollout_state._store(gateway.catalogue_files, data)
 
-    async with street.gateway() as (gateway, url), clients(url, {}):
-        assert street.state(gateway).step == 0
-        await until(lambda: over(street, gateway))
-        state = street.state(gateway)
+    async with scene.gateway() as (gateway, url), clients(url, {}):
+        assert scene.state(gateway).step == 0
+        await until(lambda: over(scene, gateway))
+        state = scene.state(gateway)
 
     assert state.state == "done", state.reason
-    assert b'"tier" = "new/model"   # for now' in street.models.read_bytes()
+    assert b'"tier" = "new/model"   # for now' in scene.models.read_bytes()
 
 
-async def test_gateway_killed_in_the_middle_of_a_failing_step_rolls_back_later(street):
+async def test_gateway_killed_in_the_middle_of_a_failing_step_rolls_back_later(scene):
     """The figures are collected again, with the same result."""
-    async with street.gateway() as (gateway, _):
-        street.begin(gateway)
-        await until(lambda: street.state(gateway).since is not None)
-    street.neuron.faults.add(HttpError(model="new/model", status=500))
+    async with scene.gateway() as (gateway, _):
+        scene.begin(gateway)
+        await until(lambda: scene.state(gateway).since is not None)
+    scene.neuron.faults.add(HttpError(model="new/model", status=500))
 
-    async with street.gateway() as (gateway, url), clients(url, {}):
-        await until(lambda: over(street, gateway))
-        assert street.state(gateway).state == "rolled_back"
+    async with scene.gateway() as (gateway, url), clients(url, {}):
+        await until(lambda: over(scene, gateway))
+        assert scene.state(gateway).state == "rolled_back"
 
-    assert street.models.read_bytes() == MODELS
+    assert scene.models.read_bytes() == MODELS
 
 
-async def test_admin_api_shows_how_the_targets_compare(street):
+async def test_admin_api_shows_how_the_targets_compare(scene):
     """With the token."""
-    async with street.gateway() as (gateway, url), clients(url, {}):
-        street.begin(gateway, every_s=3600)
+    async with scene.gateway() as (gateway, url), clients(url, {}):
+        scene.begin(gateway, every_s=3600)
         await until(lambda: any(view.requests_new >= 10 for view in gateway.rollouts.views()))
         view = gateway.rollouts.views()[0]
 

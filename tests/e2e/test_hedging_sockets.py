@@ -29,7 +29,7 @@ async def hedging(tmp_path):
         yield running
 
 
-async def ask(running, *, stream):
+async def send_request(running, *, stream):
     async with await trio.open_tcp_stream("127.0.0.1", running.port) as connection:
         body = {"model": "helexa/small", "messages": PROBE, "stream": stream}
         return await Client(connection).ask(body, headers=("x-request-id: mine",))
@@ -38,7 +38,7 @@ async def ask(running, *, stream):
 @pytest.mark.parametrize("stream", [True, False])
 async def test_hedged_answer_is_complete_and_nothing_is_leaked(hedging, stream):
     """The client sees the second neuron only by its name; the hedge is counted and logged."""
-    answer = await ask(hedging, stream=stream)
+    answer = await send_request(hedging, stream=stream)
     slow, quick = hedging.neurons
     await until(lambda: slow.cancelled and not hedging.gateway.request_log.live)
 
@@ -70,7 +70,7 @@ async def test_neuron_that_lost_is_free_within_100_ms_of_the_first_token(hedging
 
     async def measure():
         slow.cancelled.clear()
-        answer = await ask(hedging, stream=stream)
+        answer = await send_request(hedging, stream=stream)
         await until(lambda: slow.cancelled)
         return slow.cancelled[0].at - answer.arrivals[0][0]
 

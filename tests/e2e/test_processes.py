@@ -37,7 +37,7 @@ async def stream(client, model, content, begun=None):
     return response.status_code, events
 
 
-# A neuron is killed...
+# A neuron is killed ...................................................................................................
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ async def _thirty_streams_and_a_kill(client, process, fleet):
     return ended
 
 
-# The gateway is stopped...
+# The gateway is stopped ...............................................................................................
 
 
 @pytest.mark.slow
@@ -157,13 +157,13 @@ async def test_stream_left_after_the_drain_time_gets_an_error_event(tmp_path, nu
             async def one():
                 ended.append(await stream(client, SMALL, "Write 4000 words", begun))
 
-            async def one_without_a_stream():
+            async def request_without_a_stream():
                 body = {"model": SMALL, "messages": [{"role": "user", "content": "Write 4000 words"}]}
                 answer = await client.post("/v1/chat/completions", json=body)
                 plain.append((answer.status_code, answer.json()["error"]["code"]))
 
             async with trio.open_nursery() as clients:
-                clients.start_soon(one_without_a_stream)
+                clients.start_soon(request_without_a_stream)
                 for _ in range(3):
                     clients.start_soon(one)
                 await until(lambda: len(begun) == 3)
@@ -240,7 +240,7 @@ def _has_seen(sim, model):
     return model in sim.residents
 
 
-# The gateway is killed in the middle of a rollout...
+# The gateway is killed in the middle of a rollout .....................................................................
 
 
 @pytest.mark.slow
@@ -298,7 +298,7 @@ async def clients_of_a_tier(api):
     """Four clients that send one request after another; yields the set of (model, status) of the answers."""
     answers, going_on = set(), True
 
-    async def ask(client):
+    async def send_request(client):
         body = {"model": "tier", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
         while going_on:
             answer = await client.post("/v1/chat/completions", json=body)
@@ -309,7 +309,7 @@ async def clients_of_a_tier(api):
         trio.open_nursery() as nursery,
     ):
         for _ in range(4):
-            nursery.start_soon(ask, client)
+            nursery.start_soon(send_request, client)
         try:
             yield answers
         finally:

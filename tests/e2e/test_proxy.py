@@ -307,13 +307,13 @@ async def test_reused_connection_that_dies_under_a_request_is_replaced_once(tmp_
     """The idle connection closes when the request is sent; the client still gets its answer."""
     monkeypatch.setattr(pool, "IDLE_LIMIT_S", math.inf)  # even if the test is slow with the next request
     statuses = []
-    asked = 0
+    requests = 0
 
     async def peer(stream):
-        nonlocal asked
+        nonlocal requests
         async with stream:
             for count in range(2):
-                asked += bool(await read_request(stream))
+                requests += bool(await read_request(stream))
                 if count == 1:
                     return
                 await stream.send_all(with_length(b"{}"))
@@ -325,7 +325,7 @@ async def test_reused_connection_that_dies_under_a_request_is_replaced_once(tmp_
         statistics = cortex.gateway.upstream.statistics()
 
     assert statuses == [200] * 6
-    assert asked == 11  # every request but the first was sent twice
+    assert requests == 11  # every request but the first was sent twice
     assert (statistics["opened"], statistics["reused"], statistics["in_use"]) == (6, 5, 0)
 
 

@@ -286,14 +286,14 @@ async def test_silence_is_filled_with_comments_and_a_disconnect_frees_the_neuron
             client = Client(stream)
             await client.send({**ASK, "stream": True}, "/v1/responses")
             _, headers = await client.head()
-            heard = b""
-            while b": keep-alive" not in heard:
-                heard += await client.piece(headers)
+            received_bytes = b""
+            while b": keep-alive" not in received_bytes:
+                received_bytes += await client.piece(headers)
             await stream.aclose()
             with trio.fail_after(60):
                 await left.wait()
 
-    assert heard.index(b"response.output_text.delta") < heard.index(b": keep-alive")
+    assert received_bytes.index(b"response.output_text.delta") < received_bytes.index(b": keep-alive")
 
 
 # Passed through ......................................................................................................

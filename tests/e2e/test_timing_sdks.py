@@ -54,8 +54,8 @@ async def test_anthropic_sdk_ignores_the_comment(anthropic_sdk, cortex):
     """Its accumulator has the whole message."""
 
     def stream():
-        asked = {"model": "helexa/small", "max_tokens": 64, "messages": PROBE, "extra_headers": PLEASE}
-        with anthropic_sdk.messages.stream(**asked) as events:
+        arguments = {"model": "helexa/small", "max_tokens": 64, "messages": PROBE, "extra_headers": PLEASE}
+        with anthropic_sdk.messages.stream(**arguments) as events:
             kinds = [event.type for event in events]
             return kinds, events.get_final_message()
 
@@ -80,9 +80,9 @@ async def test_sdks_raise_their_own_error_when_the_deadline_expires(openai_sdk, 
     beast.faults.add(faults.Hang())
     with pytest.raises(openai.InternalServerError) as theirs:
         await in_thread(lambda: chat(openai_sdk, extra_headers=IN_300_MS))
-    asked = {"model": "helexa/small", "max_tokens": 64, "messages": PROBE, "extra_headers": IN_300_MS}
+    arguments = {"model": "helexa/small", "max_tokens": 64, "messages": PROBE, "extra_headers": IN_300_MS}
     with pytest.raises(anthropic.InternalServerError, match="in total ran out"):
-        await in_thread(lambda: anthropic_sdk.messages.create(**asked))
+        await in_thread(lambda: anthropic_sdk.messages.create(**arguments))
 
     assert (theirs.value.status_code, theirs.value.param) == (504, "total")
     with trio.fail_after(SAFETY_NET_S):
@@ -92,8 +92,8 @@ async def test_sdks_raise_their_own_error_when_the_deadline_expires(openai_sdk, 
 
 async def test_browsers_may_read_the_header(http):
     """CORS exposes it; a page may send a deadline."""
-    asked = {"origin": "https://chat.example", "access-control-request-headers": "x-request-deadline-ms"}
-    preflight = await http.options("/v1/chat/completions", headers=asked)
+    headers = {"origin": "https://chat.example", "access-control-request-headers": "x-request-deadline-ms"}
+    preflight = await http.options("/v1/chat/completions", headers=headers)
     answer = await http.post(
         "/v1/chat/completions",
         json={"model": "helexa/small", "messages": PROBE},

@@ -11,7 +11,7 @@ from fakes.engine import counted
 from fakes.fleets import assert_idle
 from fakes.patience import best_of, measured, until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
-from fakes.stepwise import CHAT, leave_after_a_word, read_word_by_word, stepwise
+from fakes.stepwise import CHAT, disconnect_after_a_word, read_word_by_word, stepwise
 
 from gateway.config.load import load
 from gateway.config.settings import NeuronSettings
@@ -73,7 +73,7 @@ async def test_stream_through_both_arrives_word_by_word(tmp_path):
 async def test_engine_behind_both_sees_the_client_disconnect(tmp_path):
     """And neither gateway keeps anything of it."""
     async with gateways_in_front_of_an_engine(tmp_path) as (engine, outer):
-        await leave_after_a_word(engine, outer.port, SMALL)
+        await disconnect_after_a_word(engine, outer.port, SMALL)
         await until(lambda: not outer.gateway.request_log.live)
         assert_idle(outer.gateway.fleet)
 
@@ -82,7 +82,7 @@ async def test_engine_behind_both_sees_the_client_disconnect(tmp_path):
 async def test_engine_behind_both_sees_the_client_disconnect_within_200_ms(tmp_path):
     """A GPU must not compute for a disconnected client, however long the chain."""
     async with gateways_in_front_of_an_engine(tmp_path) as (engine, outer):
-        await best_of(lambda: leave_after_a_word(engine, outer.port, SMALL), 0.2)
+        await best_of(lambda: disconnect_after_a_word(engine, outer.port, SMALL), 0.2)
 
 
 async def test_alias_of_the_inner_gateway_is_a_model_of_the_outer_one(cortex, beast, outer, far):
@@ -97,10 +97,10 @@ async def test_alias_of_the_inner_gateway_is_a_model_of_the_outer_one(cortex, be
     assert listed["helexa/small"]["limit"] == {"context": 32768, "output": 8192}
     assert [received.model for received in beast.requests] == [LARGE, SMALL]
     assert "Tbilisi" in by_name.json()["choices"][0]["message"]["content"]
-    told = by_alias.headers
-    assert (told["x-cortex-alias"], told["x-cortex-model"]) == ("outer/small", "helexa/small")
-    assert told.get_list("x-cortex-node") == ["site-b"]
-    assert told.get_list("x-request-id") == [
+    response_headers = by_alias.headers
+    assert (response_headers["x-cortex-alias"], response_headers["x-cortex-model"]) == ("outer/small", "helexa/small")
+    assert response_headers.get_list("x-cortex-node") == ["site-b"]
+    assert response_headers.get_list("x-request-id") == [
         dict(beast.requests[1].headers)["x-request-id"],
     ]
 
@@ -149,11 +149,11 @@ async def test_stream_that_breaks_ends_in_one_error_event(beast, far):
 async def test_other_dialects_are_translated_only_by_the_inner_gateway(beast, outer, far):
     """A cortex speaks every dialect, so a request stays in its own dialect as far as possible."""
 
-    def ask():
+    def send_request():
         with anthropic.Anthropic(base_url=outer.url, api_key="k", max_retries=0) as sdk:
             return sdk.messages.create(model="outer/small", max_tokens=64, messages=PROBE)
 
-    message = await trio.to_thread.run_sync(ask)
+    message = await trio.to_thread.run_sync(send_request)
     counting = {"model": "outer/small", "messages": PROBE}
     count = await far.post("/v1/messages/count_tokens", json=counting, headers={"anthropic-version": "2023-06-01"})
     response = await far.post("/v1/responses", json={"model": "outer/small", "input": PROBE[0]["content"]})

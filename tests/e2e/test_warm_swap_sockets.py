@@ -121,7 +121,10 @@ async def until_nothing_lives(running):
 
 async def test_50_swaps_under_200_streams_between_two_models_that_fit_no_neuron_together(tmp_path):
     """The second is loaded where it fits, a third keeps its memory elsewhere, and the other swaps need no load."""
-    sims = [a_sim(name, FIRST, SECOND, THIRD, loaded=(held,)) for name, held in (("a", FIRST.id), ("c", THIRD.id))]
+    sims = [
+        a_sim(name, FIRST, SECOND, THIRD, loaded=(loaded_model,))
+        for name, loaded_model in (("a", FIRST.id), ("c", THIRD.id))
+    ]
     sims.append(a_sim("b", FIRST, SECOND))
     text = models_toml(FIRST, SECOND, THIRD, **{"helexa/third": THIRD.id})
     with capture_logs() as logged:
@@ -142,7 +145,9 @@ async def test_50_swaps_under_200_streams_between_two_models_that_fit_no_neuron_
 
 async def test_50_swaps_that_each_evict_and_load(tmp_path):
     """Three models on two neurons with room for one each: a swap waits until one is idle, and loads."""
-    sims = [a_sim(name, *BRIEF_ONES, loaded=held) for name, held in (("a", (BRIEF_ONES[0].id,)), ("b", ()))]
+    sims = [
+        a_sim(name, *BRIEF_ONES, loaded=loaded_model) for name, loaded_model in (("a", (BRIEF_ONES[0].id,)), ("b", ()))
+    ]
     elsewhere = a_sim("c", SLOW, loaded=(SLOW.id,))
     text = models_toml(*BRIEF_ONES, SLOW, **{"helexa/third": SLOW.id})
     at_once = EvictionSettings(min_residency_seconds=0)
@@ -167,9 +172,10 @@ RACES = 15
 async def test_rollback_that_races_a_set_does_not_affect_streams(tmp_path):
     """Two commands at the same moment, repeatedly: the file is one of the two, the gateway follows it, and every
     stream is complete.
-
     """
-    sims = [a_sim(name, FIRST, SECOND, loaded=(held.id,)) for name, held in (("a", FIRST), ("b", SECOND))]
+    sims = [
+        a_sim(name, FIRST, SECOND, loaded=(loaded_model.id,)) for name, loaded_model in (("a", FIRST), ("b", SECOND))
+    ]
     text = models_toml(FIRST, SECOND)
     with capture_logs() as logged:
         async with running_gateway(tmp_path, sims, models_toml=text) as running:
@@ -179,9 +185,9 @@ async def test_rollback_that_races_a_set_does_not_affect_streams(tmp_path):
                     async with trio.open_nursery() as shells:
                         shells.start_soon(trio.to_thread.run_sync, _set, files, names[(number + 1) % 2])
                         shells.start_soon(trio.to_thread.run_sync, _roll_back, files)
-                    said = parse(running.models_toml.read_bytes(), path="", generation=0, loaded_at=0.0)
-                    assert said.aliases[ALIAS].target in names
-                    await running.pointing_at(ALIAS, said.aliases[ALIAS].target)
+                    catalogue = parse(running.models_toml.read_bytes(), path="", generation=0, loaded_at=0.0)
+                    assert catalogue.aliases[ALIAS].target in names
+                    await running.pointing_at(ALIAS, catalogue.aliases[ALIAS].target)
                 for name in names:  # in whichever order, both serve in the end
                     await trio.to_thread.run_sync(_set, files, name)
                     await running.pointing_at(ALIAS, name)
@@ -222,12 +228,12 @@ async def test_8_aliases_move_among_12_models_with_room_for_10(tmp_path):
             async with under_load(running, *((3, tier) for tier in TIERS)) as load:
                 for number in range(ROUNDS):
                     for _ in range(2 if number % 3 == 0 else 1):
-                        told = wanted | {tier: dice.choice(CAST).id for tier in dice.sample(TIERS, 2)}
-                        running.save(models_toml(*CAST, **told))
-                        await until(lambda told=told: _is_in_force(running, told))
-                    for tier, target in told.items():
+                        targets = wanted | {tier: dice.choice(CAST).id for tier in dice.sample(TIERS, 2)}
+                        running.save(models_toml(*CAST, **targets))
+                        await until(lambda targets=targets: _is_in_force(running, targets))
+                    for tier, target in targets.items():
                         await running.pointing_at(tier, target)
-                    wanted = told
+                    wanted = targets
             await until_nothing_lives(running)
 
             # Three clients may all be between two requests, so the target of their tier may be evicted for another's.
@@ -244,11 +250,11 @@ def _pair(index):
     return tuple(model.id for model in CAST[index : index + 2])
 
 
-def _is_in_force(running, told):
+def _is_in_force(running, targets):
     """Whether the gateway has read this file; it may still be warming a target."""
     catalogue = running.gateway.catalogue_store.current
     warming = {name: each.wanted.target for name, each in catalogue.warming.items()}
-    return {name: warming.get(name, catalogue.aliases[name].target) for name in told} == told
+    return {name: warming.get(name, catalogue.aliases[name].target) for name in targets} == targets
 
 
 SMALL, MIDDLE = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B"
@@ -328,8 +334,8 @@ async def test_failed_swap_shows_everywhere_until_it_is_retried(tmp_path):
             running.swap(ALIAS, MIDDLE)
             await until(lambda: [view for view in running.gateway.swaps.views() if view.state == "failed"])
             assert await shown() == ("impaired", ["failed"], [f'cortex_alias_swap_failed{{alias="{ALIAS}"}} 1.0'])
-            [told] = (await admin.get("/admin/fleet")).json()["swaps"]
-            assert told["reason"] == f"'{MIDDLE}' is loaded, but its probe request got 500: CUDA error"
+            [swap] = (await admin.get("/admin/fleet")).json()["swaps"]
+            assert swap["reason"] == f"'{MIDDLE}' is loaded, but its probe request got 500: CUDA error"
             assert (await admin.post("/admin/reload")).json()["warming"] == [ALIAS]
             assert (await admin.post("/admin/swaps/nobody/retry")).status_code == 404
 

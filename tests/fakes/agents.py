@@ -1,7 +1,7 @@
-"""Coding agents as their users start them: a process without a terminal, told one thing, in a folder of its own.
+"""Coding agents as their users start them: a process without a terminal, with one prompt, in a folder of its own.
 
-Their settings are those of docs/clients.md, word for word but for the address. They have no other environment and no
-home but the test's, so that nothing of whoever runs the tests decides what is tested.
+Their settings are those of docs/clients.md, except for the address. Their environment and home are the test's own, so
+the settings of the person who runs the tests have no effect.
 """
 
 from __future__ import annotations
@@ -28,96 +28,98 @@ BINARIES = (
     NODE_MODULES / "opencode-linux-x64" / "bin",
     *(TOP / ".clients" / environment / "bin" for environment in ("aider", "python")),
 )
-PROGRAM_S = 4 * SAFETY_NET_S  # they are large, and some ask the internet first
+PROGRAM_S = 4 * SAFETY_NET_S  # they are large, and some call the internet first
 UNKNOWN = "nobody/has-it"
 
 
 class Agent:
-    """One of them: how it is started, and what the scenes need to know of it."""
+    """One agent: how to start it, and what the tests need to know of it."""
 
-    name: str  # on the page
-    asks: str  # this path
-    unknown_model: tuple[str, ...]  # the options that ask for one
+    name: str  # in docs/clients.md
+    api_path: str  # the path of its requests
+    unknown_model: tuple[str, ...]  # the options that select one
 
     def command(self, prompt: str, *more: str) -> list[str]:
-        """With `more` options. Nobody is there whom it could ask for permission."""
+        """The command line, with `more` options. The agent cannot ask for permission, because there is no terminal."""
         raise NotImplementedError
 
-    def settle(self, home: Path, told: str) -> str:
-        """What the page says for it goes into a file or, as returned, into the shell."""
+    def configure(self, home: Path, page_settings: str) -> str:
+        """Write the page's settings to a file, or return them as shell commands."""
         raise NotImplementedError
 
 
 class ClaudeCode(Agent):
     """Anthropic's."""
 
-    name, asks = "Claude Code", "/v1/messages"
+    name, api_path = "Claude Code", "/v1/messages"
     unknown_model = ("--model", UNKNOWN)
 
     def command(self, prompt: str, *more: str) -> list[str]:
         options = ("--output-format", "stream-json", "--verbose", "--allowedTools", "Bash,Read,mcp__scene__weather")
         return ["claude", "-p", prompt, *options, *more]
 
-    def settle(self, home: Path, told: str) -> str:
-        return told
+    def configure(self, home: Path, page_settings: str) -> str:
+        return page_settings
 
 
 class Codex(Agent):
     """OpenAI's."""
 
-    name, asks = "Codex", "/v1/responses"
+    name, api_path = "Codex", "/v1/responses"
     unknown_model = ("--model", UNKNOWN)
 
     def command(self, prompt: str, *more: str) -> list[str]:
         return ["codex", "exec", "--json", "--skip-git-repo-check", *more, prompt]
 
-    def settle(self, home: Path, told: str) -> str:
-        _write(home / ".codex" / "config.toml", told)
+    def configure(self, home: Path, page_settings: str) -> str:
+        _write(home / ".codex" / "config.toml", page_settings)
         return ""
 
 
 class OpenCode(Agent):
-    """Which speaks through the Vercel AI SDK."""
+    """Uses the Vercel AI SDK."""
 
-    name, asks = "OpenCode", "/v1/chat/completions"
+    name, api_path = "OpenCode", "/v1/chat/completions"
     unknown_model = ("--model", f"cortex/{UNKNOWN}")
 
     def command(self, prompt: str, *more: str) -> list[str]:
         return ["opencode", "run", "--format", "json", *more, prompt]
 
-    def settle(self, home: Path, told: str) -> str:
-        config = json.loads(told)
-        config["provider"]["cortex"]["models"][UNKNOWN] = {}  # it would refuse by itself what is not listed
+    def configure(self, home: Path, page_settings: str) -> str:
+        config = json.loads(page_settings)
+        config["provider"]["cortex"]["models"][UNKNOWN] = {}  # OpenCode refuses models that are not listed
         _write(home / ".config" / "opencode" / "opencode.json", json.dumps(config))
         return "export OPENCODE_DISABLE_AUTOUPDATE=1 OPENCODE_DISABLE_MODELS_FETCH=1 OPENCODE_DISABLE_LSP_DOWNLOAD=1"
 
 
 class Aider(Agent):
-    """Which calls no tools: it edits by what the model writes."""
+    """Calls no tools: it edits files by the model's text."""
 
-    name, asks = "aider", "/v1/chat/completions"
+    name, api_path = "aider", "/v1/chat/completions"
     unknown_model = ("--model", f"openai/{UNKNOWN}")
 
     def command(self, prompt: str, *more: str) -> list[str]:
         quiet = ("--no-pretty", "--no-check-update", "--no-show-release-notes", "--no-show-model-warnings")
         return ["aider", "--yes-always", *quiet, *more, "--message", prompt]
 
-    def settle(self, home: Path, told: str) -> str:
-        return f"{told}export AIDER_ANALYTICS=false"
+    def configure(self, home: Path, page_settings: str) -> str:
+        return f"{page_settings}export AIDER_ANALYTICS=false"
 
 
 class Llm(Agent):
-    """No agent, but for its tools: one question, one answer."""
+    """A question and an answer, and its own tools."""
 
-    name, asks = "llm", "/v1/chat/completions"
+    name, api_path = "llm", "/v1/chat/completions"
     unknown_model = ("-m", UNKNOWN)
 
     def command(self, prompt: str, *more: str) -> list[str]:
         return ["llm", "-m", "cortex", *more, prompt]
 
-    def settle(self, home: Path, told: str) -> str:
-        nobody = told.replace("model_id: cortex", f"model_id: {UNKNOWN}").replace("helexa/large", UNKNOWN)
-        _write(home / ".config" / "io.datasette.llm" / "extra-openai-models.yaml", told + nobody)
+    def configure(self, home: Path, page_settings: str) -> str:
+        unknown_entry = page_settings.replace("model_id: cortex", f"model_id: {UNKNOWN}").replace(
+            "helexa/large", UNKNOWN
+        )
+        _write(home / ".config" / "io.datasette.llm" / "extra-openai-models.yaml", page_settings + unknown_entry)
         return ""
 
 
@@ -131,43 +133,43 @@ def _write(path: Path, text: str) -> None:
 
 
 @dataclass
-class Said:
-    """What a process said, so far or in all, and how it ended."""
+class AgentOutput:
+    """The output of a process so far or in all, and its exit status."""
 
     process: trio.Process
     out: bytes = b""
-    complaints: bytes = b""
+    errors: bytes = b""
 
     @property
     def text(self) -> str:
-        """Both of its voices: agents do not agree on which is for errors."""
-        return (self.out + self.complaints).decode()
+        """Standard output and standard error: agents differ in which they use for errors."""
+        return (self.out + self.errors).decode()
 
-    def signal(self, what: signal.Signals) -> None:
-        """To it and to all it has started, as a terminal does."""
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process and all its children, as a terminal does."""
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, what)
+            os.killpg(self.process.pid, number)
 
 
 @dataclass
-class AliasCommands:
+class AgentRunner:
     """A folder to work in, and a home beside it."""
 
     folder: Path
     home: Path
     url: str
 
-    async def run(self, agent: Agent, prompt: str, *more: str) -> Said:
-        """To its end."""
+    async def run(self, agent: Agent, prompt: str, *more: str) -> AgentOutput:
+        """Run the agent to its end."""
         with trio.fail_after(PROGRAM_S):
-            async with self.running(agent, prompt, *more) as said:
-                await said.process.wait()
-        return said
+            async with self.running(agent, prompt, *more) as output:
+                await output.process.wait()
+        return output
 
     @asynccontextmanager
-    async def running(self, agent: Agent, prompt: str, *more: str) -> AsyncIterator[Said]:
-        """For as long as the block goes on; what it has said is complete when that is left."""
-        shell = agent.settle(self.home, settings(agent.name, self.url))
+    async def running(self, agent: Agent, prompt: str, *more: str) -> AsyncIterator[AgentOutput]:
+        """Run the agent for the duration of the block; its output is complete when the block has ended."""
+        shell = agent.configure(self.home, settings(agent.name, self.url))
         process = await trio.lowlevel.open_process(
             ["bash", "-c", f"{shell}\nexec {shlex.join(agent.command(prompt, *more))}"],
             cwd=self.folder,
@@ -181,33 +183,33 @@ class AliasCommands:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        said = Said(process)
+        output = AgentOutput(process)
         try:
             async with process.stdout, process.stderr, trio.open_nursery() as nursery:
-                nursery.start_soon(_hear, process.stdout, said, "out")
-                nursery.start_soon(_hear, process.stderr, said, "complaints")
-                yield said
-                said.signal(signal.SIGKILL)  # what is left of it
+                nursery.start_soon(_collect, process.stdout, output, "out")
+                nursery.start_soon(_collect, process.stderr, output, "errors")
+                yield output
+                output.signal(signal.SIGKILL)  # its remaining children
         finally:
-            said.signal(signal.SIGKILL)
+            output.signal(signal.SIGKILL)
             with trio.CancelScope(shield=True):  # ends at once: it was killed
                 await process.wait()
 
 
-async def _hear(stream: trio.abc.ReceiveStream, said: Said, voice: str) -> None:
+async def _collect(stream: trio.abc.ReceiveStream, output: AgentOutput, stream_name: str) -> None:
     async for piece in stream:
-        setattr(said, voice, getattr(said, voice) + bytes(piece))
+        setattr(output, stream_name, getattr(output, stream_name) + bytes(piece))
 
 
-def desk(folder: Path, url: str) -> AliasCommands:
-    """A new one, empty."""
+def agent_runner(folder: Path, url: str) -> AgentRunner:
+    """A new runner with empty folders."""
     for name in ("project", "home"):
         (folder / name).mkdir()
-    return AliasCommands(folder / "project", folder / "home", url)
+    return AgentRunner(folder / "project", folder / "home", url)
 
 
-def reading(agent: Agent, path: Path) -> Call:
-    """How a model has it read a file."""
+def read_call(agent: Agent, path: Path) -> Call:
+    """The tool call with which a model makes this agent read a file."""
     calls = {
         "Claude Code": Call("Read", {"file_path": str(path)}),
         "Codex": Call("exec_command", {"cmd": f"cat {path}"}),

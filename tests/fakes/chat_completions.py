@@ -1,4 +1,4 @@
-"""Chat completions as engines send them: chunks, whole answers, and a strategy for both of the same answer."""
+"""Chat completions as engines send them: chunks, whole answers, and a strategy that generates both for one answer."""
 
 import json
 from dataclasses import dataclass
@@ -23,24 +23,24 @@ def chunk(delta=None, finish_reason=None, *, choices=None, **more):
 
 
 def whole(message, finish_reason="stop", usage=USAGE, **choice):
-    """A body."""
+    """The body of an answer without a stream."""
     choices = [{"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish_reason, **choice}]
     head = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "lab/m"}
     return json.dumps({**head, "choices": choices, "usage": usage}).encode()
 
 
 def call(index=0, id_=None, name=None, arguments=None):
-    """What a delta says about one tool call."""
-    said = {"index": index}
+    """A delta with part of one tool call."""
+    entry = {"index": index}
     if id_ is not None:
-        said |= {"id": id_, "type": "function"}
+        entry |= {"id": id_, "type": "function"}
     function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
-    return {"tool_calls": [{**said, "function": function}]}
+    return {"tool_calls": [{**entry, "function": function}]}
 
 
 @dataclass
 class Answer:
-    """One answer: what it says, and how an engine happened to send it."""
+    """One answer: its content, and the events in which an engine sent it."""
 
     text: str
     thought: str
@@ -59,7 +59,7 @@ objects = st.dictionaries(
 
 @st.composite
 def answers(draw, *, finishes=True):
-    """Content, thoughts and calls interleaved at will, noise between them, usage anywhere, an end of any kind."""
+    """Content, reasoning and calls in any interleaving, with noise, usage anywhere, and any end."""
     calls = draw(st.lists(st.tuples(st.sampled_from(["read", "write"]), objects), max_size=3))
     threads = [[{"content": piece} for piece in draw(st.lists(words, max_size=4))]]
     threads.append([{draw(thought_keys): piece} for piece in draw(st.lists(words, max_size=4))])
@@ -93,7 +93,7 @@ NOISE = [
 
 @st.composite
 def _call_deltas(draw, index, name, arguments):
-    """One call: all at once or in pieces, cut anywhere; one without arguments sometimes says nothing of them."""
+    """One call, whole or in pieces cut anywhere; one without arguments sometimes has no `arguments`."""
     text = json.dumps(arguments)
     if not arguments and draw(st.booleans()):
         return [call(index, f"call_{index}", name, draw(st.sampled_from(["", None])))]
@@ -104,7 +104,7 @@ def _call_deltas(draw, index, name, arguments):
 
 @st.composite
 def _interleaved(draw, threads):
-    """In any order that keeps each thread's own; a call begins after those before it, as engines number them."""
+    """Any order that keeps each thread's own; a call begins after the earlier calls, as engines number them."""
     threads, merged = [list(thread) for thread in threads], []
     lengths = [len(thread) for thread in threads]
     while any(threads):

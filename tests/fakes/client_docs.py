@@ -1,4 +1,4 @@
-"""docs/clients.md, taken apart: its blocks of code, ready to be run against a gateway of a test's own."""
+"""The code blocks of docs/clients.md, ready to run against a test's gateway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ADDRESS = "http://127.0.0.1:31313"
 
 @dataclass(frozen=True)
 class Block:
-    """One block of code; `names` is what it imports, or its first word."""
+    """One block of code; `name` is its language and what it imports."""
 
     language: str
     code: str
@@ -25,7 +25,7 @@ class Block:
         return f"{self.language}-" + "-".join(one or other for one, other in imported)
 
     def written(self, folder: Path, url: str) -> Path:
-        """As a file, with this gateway's address in place of the page's."""
+        """Write it to a file, with this gateway's address in place of the page's."""
         suffix = {"python": ".py", "javascript": ".mjs", "sh": ".sh"}[self.language]
         path = folder / f"example{suffix}"
         assert ADDRESS in self.code
@@ -38,10 +38,10 @@ BLOCKS = [Block(language, code) for language, code in FENCED.findall(PAGE.read_t
 
 
 def settings(program: str, url: str) -> str:
-    """The first block after a program's name in bold type: what its user writes, with this gateway's address."""
+    """The first block after a program's bold name: the settings that its user writes, with this gateway's address."""
     _, _, rest = PAGE.read_text().partition(f"**{program}**")
     found = ANY_FENCED.search(rest)
-    assert found is not None, f"the page says nothing of {program}"
+    assert found is not None, f"the page has no settings for {program}"
     assert ADDRESS in found[1]
     return found[1].replace(ADDRESS, url)
 

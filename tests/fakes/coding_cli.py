@@ -1,7 +1,7 @@
-"""A request as a popular coding CLI sends it, generated: no code of it is in here.
+"""A request as a popular coding CLI sends it (its shape was captured from one; all content is generated).
 
 76 kB, 24 tools, system turns inside `messages`, several user messages in a row, `metadata.user_id` a JSON string,
-`cache_control` everywhere, and fields no backend of ours has heard of.
+`cache_control` everywhere, and fields that no backend of cortex knows.
 """
 
 import json
@@ -83,5 +83,5 @@ PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/pn
 
 
 def body(turn=1):
-    """As it goes over the wire."""
+    """The request's bytes on the wire."""
     return json.dumps(request(turn), separators=(",", ":")).encode()

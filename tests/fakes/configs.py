@@ -1,4 +1,4 @@
-"""A `cortex.toml` for tests, and what is wrong with it."""
+"""A `cortex.toml` for tests, and its faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_config(directory, text):
 
 
 def faults(path, environ=None):
-    """Every reason why these settings are refused: line, key, message and hint."""
+    """Every fault for which these settings are refused: line, key, message and hint."""
     with pytest.raises(FaultyFile) as caught:
         load(path, environ or {})
     return [(fault.line, fault.key, fault.message, fault.hint) for fault in caught.value.faults]

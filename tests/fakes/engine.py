@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server's management side in memory, as an httpx transport. What it says is what it is told to.
+"""The management API of an OpenAI-compatible server in memory, as an httpx transport; tests set its answers.
 
-`SimEngine` answers requests, quirks and all: it is `neuron.simulated` with nothing but `/v1`. The real engine
-is in tests/real.
+`SimEngine` also answers inference requests, with the quirks of engines: it is `neuron.simulated` with only `/v1`. The
+real engine is in tests/real.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from neuron.simulated import PRESETS, SimDevice, SimNeuron
 
 
 class FakeEngine(httpx.AsyncBaseTransport):
-    """`says` maps "GET /path" to (status, body), body being JSON or bytes; or to a function of the request's JSON.
+    """`responses` maps "GET /path" to (status, body), body being JSON or bytes; or to a function of the request's JSON.
 
-    `asked` lists what was asked as `("GET /path", JSON or None)`, `keys` the Authorization header of each.
+    `requests` lists the requests as `("GET /path", JSON or None)`, `keys` the Authorization header of each.
     """
 
-    def __init__(self, says):
-        self.says = dict(says)
-        self.asked = []
+    def __init__(self, responses):
+        self.responses = dict(responses)
+        self.requests = []
         self.keys = []
 
     async def handle_async_request(self, request):
         await trio.lowlevel.checkpoint()
-        what = f"{request.method} {request.url.raw_path.decode()}"
+        route = f"{request.method} {request.url.raw_path.decode()}"
         body = json.loads(request.content) if request.method == "POST" else None
-        self.asked.append((what, body))
+        self.requests.append((route, body))
         self.keys.append(request.headers.get("authorization"))
-        said = self.says.get(what, (404, {"detail": "Not Found"}))
-        status, answer = said(body) if callable(said) else said
+        response = self.responses.get(route, (404, {"detail": "Not Found"}))
+        status, answer = response(body) if callable(response) else response
         raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         return httpx.Response(status, stream=httpx.ByteStream(raw))
 
@@ -50,7 +50,7 @@ def listing(*models):
 
 
 class SimEngine(SimNeuron):
-    """A simulated neuron with nothing but OpenAI's API: what else it is asked for is noted in `managed`, and 404."""
+    """A simulated neuron with only OpenAI's API: requests for other paths get 404, and `managed` lists them."""
 
     def __init__(self, *loaded, name="box", speed=1000.0):
         super().__init__(name, [SimDevice(0, "GPU", 24576)], PRESETS.values(), loaded=loaded, speed=speed)
@@ -77,7 +77,7 @@ async def an_engine_gateway(*engines, **keys):
 
 
 async def counted(gateway, sample):
-    """Wait until this line is among the metrics: a client has its last byte a moment before the books are closed."""
+    """Wait until this line is among the metrics: they are updated shortly after the client has its last byte."""
     await until(lambda: sample in gateway.metrics.expose().decode())
 
 

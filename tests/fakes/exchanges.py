@@ -1,4 +1,4 @@
-"""One exchange with a scripted neuron, for tests of what lies below the data plane."""
+"""One exchange with a scripted neuron, for tests of the layers below `gateway/proxy`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REQUEST = (request_head(ORIGIN, b"/v1/chat/completions", [], 2), b"{}")
 
 
 async def ask(upstream, origin=ORIGIN, request=REQUEST):
-    """One exchange to its end: status and body."""
+    """One complete exchange: status and body."""
     async with upstream.exchange(origin, request, PhaseDeadlines(DeadlineSettings())) as response:
         body = b""
         while piece := await response.receive():
@@ -22,7 +22,7 @@ async def ask(upstream, origin=ORIGIN, request=REQUEST):
 
 
 def piecemeal(data, size=1):
-    """A peer that sends its answer in pieces of so many bytes, and closes."""
+    """A peer that sends its answer in pieces of `size` bytes, and closes."""
 
     async def peer(stream):
         await read_request(stream)

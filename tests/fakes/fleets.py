@@ -1,4 +1,4 @@
-"""Fleets and catalogues for tests that need no polling: said in one line each."""
+"""Fleets and catalogues for tests without polls, in one line each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.fleet.state import Fleet
 
 
 class Clock:
-    """A clock that stands still until told."""
+    """A clock that moves only when a test sets `now`."""
 
     def __init__(self):
         self.now = 0.0
@@ -27,7 +27,7 @@ def a_fleet(*names, misses=3, clock=None):
 
 
 def a_model(model_id, status="loaded", **more):
-    """A model report; one that could be routed to unless said otherwise."""
+    """A model report; requests can be routed to it unless `more` changes that."""
     return ModelReport(model_id, status, **{"harness": "vllm", "devices": (0,), "url": "http://x:8080"} | more)
 
 
@@ -53,8 +53,8 @@ def assert_idle(fleet):
 
 
 def where(fleet, model_id):
-    """The names of the neurons that a request for the model may go to now."""
-    return [held.node.name for held in fleet.replicas(model_id)]
+    """The names of the neurons to which a request for the model can go now."""
+    return [replica.node.name for replica in fleet.replicas(model_id)]
 
 
 def a_catalogue(*profiles, aliases=None, generation=1):
@@ -67,5 +67,5 @@ def a_catalogue(*profiles, aliases=None, generation=1):
 
 
 def a_profile(model_id, **more):
-    """A profile with nothing asked for."""
+    """A profile without any requirement."""
     return ModelProfile(model_id, "vllm", **more)

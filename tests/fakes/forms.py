@@ -1,4 +1,4 @@
-"""Forms for tests: made by hand, byte by byte, and read back by python-multipart, which is what most engines use."""
+"""Forms for tests: built byte by byte, and read by python-multipart, which most engines use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONTENT_TYPE = b"multipart/form-data; boundary=" + BOUNDARY
 
 @dataclass(frozen=True)
 class Part:
-    """One part as the peer reads it; `filename` is None for a plain field."""
+    """One part as the receiver reads it; `filename` is None for a plain field."""
 
     name: bytes
     value: bytes
@@ -36,7 +36,7 @@ def a_form(*parts: bytes, boundary: bytes = BOUNDARY, before: bytes = b"", after
 
 
 def read_form(body: bytes, boundary: bytes = BOUNDARY) -> list[Part]:
-    """The parts, as an engine sees them. Raises what python-multipart does."""
+    """The parts, as an engine reads them. Raises python-multipart's exceptions."""
     parts: list[Part] = []
     names: dict[str, bytes] = {"field": b"", "value": b""}
     headers: dict[bytes, bytes] = {}
@@ -59,9 +59,9 @@ def read_form(body: bytes, boundary: bytes = BOUNDARY) -> list[Part]:
         nonlocal ended
         ended = True
 
-    def gather(what: str):
+    def gather(key: str):
         def take(data: bytes, start: int, stop: int) -> None:
-            names[what] += data[start:stop]
+            names[key] += data[start:stop]
 
         return take
 

@@ -1,6 +1,6 @@
-"""A gateway without sockets, threads or files: client, front, data plane and simulated neuron over memory streams.
+"""A gateway without sockets, threads or files: client, server, proxy and simulated neuron over memory streams.
 
-So the autojump clock owns all time in it (an in-memory test may jump; one with a thread or a socket may not).
+So a test can use the autojump clock, which a thread or a socket would not allow.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Headers = tuple[str, ...]
 
 
 class FixedCatalogue:
-    """A catalogue that nobody edits."""
+    """A catalogue that does not change."""
 
     def __init__(self, *aliases: Alias) -> None:
         self.current = Catalogue(1, {}, {alias.name: alias for alias in aliases})
 
 
 class NoLoads:
-    """Nothing can be loaded here."""
+    """A scheduler that loads nothing."""
 
     async def wait_until_routable(self, decision: object) -> None:
         await trio.sleep_forever()
@@ -56,10 +56,10 @@ class NoLoads:
 
 
 class InMemoryGateway:
-    """One gateway in front of neurons that all have the small model loaded, unless `loaded` says otherwise by name.
+    """One gateway in front of neurons that all have the small model loaded, unless `loaded` names another per neuron.
 
-    `neurons` are served in `nursery`, one task per connection, as they would be behind a listener. An entry that is a
-    callable instead is given each stream to do with as it likes: a neuron of a test's own making.
+    `neurons` are served in `nursery`, one task per connection, as behind a listener. A callable gets each stream
+    instead: a scripted neuron.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class InMemoryGateway:
         return Client(ours)
 
     async def idle(self) -> None:
-        """Assert that nothing is left of any request, once everybody has reacted."""
+        """Assert that nothing is left of any request, once every task is blocked."""
         await wait_all_tasks_blocked()
         assert_idle(self.fleet)
         assert self.request_log.live == {}
@@ -134,7 +134,7 @@ class InMemoryGateway:
 
 @dataclass
 class Answer:
-    """One response, read to its end. `arrivals` are (time, bytes) as they came."""
+    """One complete response. `arrivals` are (time, bytes) of its pieces."""
 
     status: int
     headers: dict[str, str]
@@ -147,12 +147,12 @@ class Answer:
 
     @property
     def events(self) -> list[str]:
-        """The data of each event of a stream; comments are left out."""
+        """The data of each event of a stream, without comments."""
         return [part[len("data: ") :] for part in self.body.decode().split("\n\n") if part.startswith("data: ")]
 
 
 class Client:
-    """An HTTP client of few words: one request per connection, chunks decoded as they come."""
+    """A minimal HTTP client: one request per connection; it decodes chunks as they arrive."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
@@ -169,7 +169,7 @@ class Client:
     async def send(
         self, body: object = None, path: str = "/v1/chat/completions", *, headers: Headers = (), **extra: object
     ) -> None:
-        """`headers` are lines of one's own, `extra` keys of the body."""
+        """`headers` are additional lines, `extra` additional keys of the body."""
         data = body if isinstance(body, bytes) else json.dumps({**(body or BODY), **extra}).encode()
         ours = ("host: gateway", "connection: close", f"content-length: {len(data)}")
         head = "\r\n".join((f"POST {path} HTTP/1.1", *ours, *headers, "", ""))
@@ -191,7 +191,7 @@ class Client:
         return int(first.split()[1]), dict(line.lower().split(": ", 1) for line in lines)
 
     async def piece(self, headers: dict[str, str]) -> bytes:
-        """The next chunk, or what there is of a body with a length; b"" at the end."""
+        """The next chunk, or available bytes of a body with a length; b"" at the end."""
         if headers.get("transfer-encoding") != "chunked":
             data, self._buffer = self._buffer, b""
             return data or bytes(await self.stream.receive_some(65536))

@@ -1,6 +1,6 @@
 """A neuron's control API in memory, as an httpx transport: no sockets, so tests may use the autojump clock.
 
-It answers what a test sets. The neuron that behaves like one (pace, memory, faults on the wire) is `neuron.simulated`.
+It gives the answers that a test sets. `neuron.simulated` behaves like a real one (pace, memory, faults on the wire).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ GPU = gpu()
 
 
 class FakeNeuron(httpx.AsyncBaseTransport):
-    """Change its attributes, and it answers accordingly.
+    """Its answers follow its attributes.
 
-    `calls` lists what was asked, in order, as `(trio time, "GET /path")`. `hanging` and `failing` are sets of paths:
-    the first never answer, the second answer 500. `slow_s` maps a path to how long its answer takes; what it says is
-    what was true when it was asked. `unreachable` refuses every connection. `running` counts requests being answered.
+    `calls` lists the requests in order, as `(trio time, "GET /path")`. `hanging` and `failing` are sets of paths: the
+    first never answer, the second answer 500. `slow_s` maps a path to the duration of its answer, whose content is that
+    of the time of the request. `unreachable` refuses every connection. `running` counts requests in progress.
     """
 
     def __init__(self, *models, devices=(GPU,), uptime_s=1000.0):
@@ -51,8 +51,8 @@ class FakeNeuron(httpx.AsyncBaseTransport):
         self.running = 0
         self.inference_url = "http://localhost:8080"
 
-    def asked(self, path):
-        """When `path` was asked for, each time."""
+    def request_times(self, path):
+        """The times of the requests for `path`."""
         return [at for at, called in self.calls if called == f"GET {path}"]
 
     def restart(self):

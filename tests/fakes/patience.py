@@ -1,7 +1,7 @@
-"""How tests wait for what is not theirs: by asking, not by the clock; and how they measure where time is the promise.
+"""How tests wait for other processes and sockets: by polling a condition, not for a time; and how they measure times.
 
-A machine that is busy with something else may stop us for seconds at any moment. So nothing outside `best_of` may fail
-because something took long, and nothing in `best_of` because it took long once.
+A busy machine may stop a test for seconds at any moment. So outside `best_of` no test may fail because something took
+long, and inside it no test may fail because it took long once.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import trio
 
 from gateway.config.settings import DeadlineSettings, PollSettings, StreamingSettings
 
-SAFETY_NET_S = 60.0  # a hang is a failure; slowness is none
-ATTEMPTS = 25  # as many as a neighbour on the same machine may spoil; one is enough, and ends them
+SAFETY_NET_S = 60.0  # a hang is a failure, slowness is not
+ATTEMPTS = 25  # other processes may spoil most of them; the first good one ends the test
 
 PATIENT_DEADLINES = DeadlineSettings(connect_seconds=SAFETY_NET_S)
 PATIENT_POLL = PollSettings(interval_seconds=0.3, timeout_seconds=SAFETY_NET_S)
-PATIENT_STREAMING = StreamingSettings(early_commit_seconds=SAFETY_NET_S)  # an early 200 knows no neuron and no error
-"""For gateways on real sockets: their defaults are of a machine that does not stand still for seconds."""
+PATIENT_STREAMING = StreamingSettings(
+    early_commit_seconds=SAFETY_NET_S
+)  # an early 200 has no neuron and no error status
+"""For gateways on real sockets: the defaults assume a machine that does not stop for seconds."""
 
 measured = pytest.mark.measured
-"""For a test whose figure is what is promised: run after all others, alone (scripts/test)."""
+"""For a test of a promised duration: scripts/pytest runs it after all others, alone."""
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that another task, thread or process is about to bring about."""
+    """Wait for a condition that another task, thread or process will fulfil."""
     with trio.fail_after(SAFETY_NET_S):
         while not condition():
             await trio.sleep(0.002)
@@ -35,7 +37,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def best_of(measure: Callable[[], Awaitable[float]], within_s: float) -> None:
     """Assert that something takes less than `within_s`, at least once in a few attempts.
 
-    One attempt may meet a machine that had something better to do. What is really too slow is so every time.
+    A busy machine may delay one attempt; code that is too slow is too slow in every attempt.
     """
     taken_s: list[float] = []
     for _ in range(ATTEMPTS):

@@ -1,4 +1,4 @@
-"""`cortex` as people start it: a process of its own, its output read line by line."""
+"""`cortex` as an operator starts it: a process of its own, whose output tests read line by line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import trio
 from fakes.patience import SAFETY_NET_S
 
-END_S = 60  # to start and to end; a busy machine is no failure
+END_S = 60  # to start and to end, even on a busy machine
 
 
 def environment(**added: str) -> dict[str, str]:
-    """Ours without any `CORTEX_` of whoever runs the tests."""
+    """The environment without any `CORTEX_` variable of the person who runs the tests."""
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("CORTEX_")}
     return inherited | added
 
@@ -35,21 +35,21 @@ def cortex(*arguments: object, cwd: object = None, **env: str) -> subprocess.Com
 
 @dataclass
 class Process:
-    """One that goes on until told otherwise."""
+    """A process that runs until it is stopped."""
 
     popen: subprocess.Popen[str]
-    said: list[str] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)
 
     def read_until(self, text: str) -> str:
-        """All lines of stdout so far, up to and with the first that has `text`."""
+        """All lines of stdout so far, up to the first that contains `text`."""
         for line in self.popen.stdout:
-            self.said.append(line)
+            self.output.append(line)
             if text in line:
-                return "".join(self.said)
-        raise AssertionError(f"ended without saying {text!r}: {''.join(self.said)} {self.popen.stderr.read()}")
+                return "".join(self.output)
+        raise AssertionError(f"ended without printing {text!r}: {''.join(self.output)} {self.popen.stderr.read()}")
 
     def log_line(self, text: str) -> str:
-        """The next line of its log (stderr) that has `text`."""
+        """The next line of its log (stderr) that contains `text`."""
         for line in self.popen.stderr:
             if text in line:
                 return line
@@ -59,14 +59,14 @@ class Process:
         self.popen.send_signal(signal.SIGINT)
 
     def end(self) -> tuple[int, str, str]:
-        """Exit code, and what was still said on stdout and stderr."""
+        """Exit code, and the rest of stdout and stderr."""
         out, err = self.popen.communicate(timeout=END_S)
         return self.popen.returncode, out, err
 
 
 @contextmanager
 def running_cortex(*arguments: object, cwd: object = None, open_files: int | None = None, **env: str):
-    """A `cortex` in the background; killed at the end should it still be there. `open_files` as `ulimit -n` has it."""
+    """A `cortex` in the background; killed at the end if it still runs. `open_files` is a limit for `ulimit -n`."""
     command = [sys.executable, "-m", "gateway.cli", *map(str, arguments)]
     if open_files is not None:
         command = ["bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash", *command]
@@ -76,7 +76,7 @@ def running_cortex(*arguments: object, cwd: object = None, open_files: int | Non
 
 @contextmanager
 def running_program(program: str, *arguments: object):
-    """The same for a program of a test's own making: a gateway with something broken in it."""
+    """The same for a program of the test: a gateway with a deliberate fault."""
     with _running([sys.executable, "-c", program, *map(str, arguments)]) as process:
         yield process
 
@@ -99,13 +99,13 @@ def _running(command: list[str], *, cwd: object = None, **env: str):
                 popen.kill()
 
 
-# Kernels choose from 32768 on (Linux) or 16000 to 65535 (gVisor), for those who listen and for those who connect.
+# Kernels choose from 32768 on (Linux) or 16000 to 65535 (gVisor), for listeners and for clients.
 OUR_PORTS = range(12_000, 16_000)
 
 
 def a_port_of_our_own() -> int:
-    """One that nobody gets who does not ask for it by number: still free when a process comes back to it."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # each has its own eighth
+    """A port that the kernel gives to no other process: still free when a process listens on it again."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # each worker has its own eighth
     while True:
         port = random.SystemRandom().choice(OUR_PORTS[worker % 8 :: 8])
         with socket.socket() as probe:
@@ -119,7 +119,7 @@ def a_port_of_our_own() -> int:
 
 @asynccontextmanager
 async def a_program(*command: object, **env: str):
-    """A module of ours as a process, its output in pipes; killed at the end should it still be there."""
+    """A module of this repository as a process, its output in pipes; killed at the end if it still runs."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", *map(str, command)],
         stdout=subprocess.PIPE,
@@ -137,36 +137,36 @@ async def a_program(*command: object, **env: str):
 
 @asynccontextmanager
 async def a_neuron(*options: object):
-    """A simulated neuron as a program of its own: the process, and its URL."""
+    """A simulated neuron as a process of its own: the process, and its URL."""
     async with a_program("neuron.simulated", *options) as process:
-        said = b""
+        output = b""
         with trio.fail_after(SAFETY_NET_S):
-            while not said.endswith(b"\n"):
+            while not output.endswith(b"\n"):
                 piece = await process.stdout.receive_some()
-                assert piece, "it ended before it said where it listens"
-                said += piece
-        yield process, said.decode().strip()
+                assert piece, "it ended before it printed its address"
+                output += piece
+        yield process, output.decode().strip()
 
 
 @dataclass
-class Watched:
-    """One that thinks it is talking to a person."""
+class TerminalProcess:
+    """A process whose standard streams are a terminal."""
 
     popen: subprocess.Popen[bytes]
     terminal: int
-    seen: str = ""
+    screen: str = ""
 
     def read_until(self, text: str, *, times: int) -> None:
-        """Wait until it has said this so often, from its start on."""
-        while self.seen.count(text) < times:
+        """Wait until it has printed `text` this many times since its start."""
+        while self.screen.count(text) < times:
             if not select.select([self.terminal], [], [], END_S)[0]:
-                raise AssertionError(f"did not say {text!r} {times} times: {self.seen}")
-            self.seen += os.read(self.terminal, 65536).decode("utf-8", "replace")
+                raise AssertionError(f"did not print {text!r} {times} times: {self.screen}")
+            self.screen += os.read(self.terminal, 65536).decode("utf-8", "replace")
 
 
 @contextmanager
 def on_a_terminal(*arguments: object, **env: str):
-    """A `cortex` on a terminal of 24 x 120; killed at the end should it still be there."""
+    """A `cortex` on a terminal of 24 x 120; killed at the end if it still runs."""
     ours, theirs = pty.openpty()
     try:
         with subprocess.Popen(
@@ -179,7 +179,7 @@ def on_a_terminal(*arguments: object, **env: str):
         ) as popen:
             os.close(theirs)
             try:
-                yield Watched(popen, ours)
+                yield TerminalProcess(popen, ours)
             finally:
                 if popen.poll() is None:
                     popen.kill()

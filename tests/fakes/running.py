@@ -44,7 +44,7 @@ PROBE = [{"role": "user", "content": "What is the capital of Georgia?"}]
 
 @dataclass
 class Running:
-    """What a test needs of a running gateway."""
+    """A running gateway."""
 
     gateway: Gateway
     addresses: Addresses
@@ -65,7 +65,7 @@ class Running:
         return self.addresses.api.port
 
     def swap(self, alias: str, target: str) -> None:
-        """Point an alias elsewhere as an editor would: a new file, renamed over the old one."""
+        """Point an alias at another model as an editor does: a new file, renamed over the old one."""
         lines = [
             f'"{alias}" = "{target}"' if line.startswith(f'"{alias}"') else line
             for line in self.models_toml.read_text().splitlines()
@@ -79,11 +79,11 @@ class Running:
         new.rename(self.models_toml)
 
     async def pointing_at(self, alias: str, target: str) -> None:
-        """Wait until the alias stands for this model: its swap may have to warm it."""
+        """Wait until the alias has this target: its swap may have to warm it."""
         await until(lambda: self.gateway.catalogue_store.current.aliases[alias].target == target)
 
     async def down(self) -> None:
-        """Every neuron fails its polls from now on; returns when the gateway has given them all up."""
+        """Make every neuron fail its polls; return when the gateway marks all of them as down."""
         for each in self.neurons:
             each.faults.add(EndpointFails(path="/models"))
         await until(lambda: not any(node.healthy for node in self.gateway.fleet.nodes.values()))
@@ -94,13 +94,13 @@ class Running:
 
 
 async def settled(gateway: Gateway) -> None:
-    """Wait until nothing is left of any request: a client has its last byte a moment before the books are closed."""
+    """Wait until nothing is left of any request: a client has its last byte shortly before the record is closed."""
     await until(lambda: not gateway.request_log.live and not gateway.upstream.in_use)
     assert_idle(gateway.fleet)
 
 
 def one_neuron(speed: float = 100.0) -> list[SimNeuron]:
-    """One host with both tiers loaded, a hundred times faster than life."""
+    """One host with both tiers loaded, a hundred times faster than real models."""
     return [neuron("beast", [24576, 24576], [SMALL, LARGE], speed=speed)]
 
 
@@ -114,10 +114,10 @@ async def running_gateway(
     speaking: tuple[str, ...] = ("openai",),
     **sections: object,
 ):
-    """Start everything, yield it, and cut it off at the end.
+    """Start everything, yield it, and cancel it at the end.
 
-    `backends` are there already, besides the simulated neurons, which speak what `speaking` says. `sections` replace
-    whole sections of the settings.
+    `backends` already run, besides the simulated neurons, which have the dialects `speaking`. `sections` replace whole
+    sections of the settings.
     """
     simulated = one_neuron() if neurons is None else neurons
     path = folder / "models.toml"

@@ -1,4 +1,4 @@
-"""A client as a process of its own, playing one scene of tests/clients/python or js (see `stage` there)."""
+"""A client as a process that runs one scene of tests/clients/python or js (see `stage` there)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from fakes.process import environment
 TOP = Path(__file__).parent.parent.parent
 SCENES = TOP / "tests" / "clients"
 PYTHON = TOP / ".clients" / "python" / "bin" / "python"
-OFFLINE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANGCHAIN_TRACING_V2": "false"}  # they would ask the internet first
+OFFLINE = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LANGCHAIN_TRACING_V2": "false",
+}  # otherwise they call the internet first
 
 
 def command(script: str) -> list[str]:
@@ -30,33 +33,33 @@ def command(script: str) -> list[str]:
 
 
 @dataclass
-class Player:
-    """The process, and what it says on stderr."""
+class SceneProcess:
+    """The process, and its standard error."""
 
     process: trio.Process
-    complaints: bytes = b""
+    errors: bytes = b""
 
-    async def seen(self) -> Any:
-        """What the scene saw. Raises AssertionError with the process's own words if it fell over."""
+    async def result(self) -> Any:
+        """The scene's result. Raises AssertionError with the process's standard error if the scene failed."""
         line = b""
         with trio.fail_after(SAFETY_NET_S):
             while not line.endswith(b"\n") and (piece := await self.process.stdout.receive_some()):
                 line += piece
         if not line.endswith(b"\n"):
             await self.process.wait()
-            raise AssertionError(self.complaints.decode()[-4000:])
+            raise AssertionError(self.errors.decode()[-4000:])
         return json.loads(line)
 
     async def collect(self) -> None:
-        """Read stderr to its end, so that it never fills up."""
+        """Read stderr to its end, so that the pipe never fills up."""
         async for piece in self.process.stderr:
-            self.complaints += piece
+            self.errors += piece
 
 
 @asynccontextmanager
-async def playing(script: str, scene: str, url: str, **env: str) -> AsyncIterator[Any]:
-    """What the scene saw, as soon as it has; its process goes on until the block is left."""
-    player = Player(
+async def running_scene(script: str, scene: str, url: str, **env: str) -> AsyncIterator[Any]:
+    """The scene's result, as soon as it is there; the process runs until the end of the block."""
+    started = SceneProcess(
         await trio.lowlevel.open_process(
             [*command(script), scene],
             env=environment(CORTEX_URL=url, **OFFLINE, **env),
@@ -66,11 +69,11 @@ async def playing(script: str, scene: str, url: str, **env: str) -> AsyncIterato
         )
     )
     try:
-        async with player.process.stdin, player.process.stdout, trio.open_nursery() as nursery:
-            nursery.start_soon(player.collect)
-            yield await player.seen()
+        async with started.process.stdin, started.process.stdout, trio.open_nursery() as nursery:
+            nursery.start_soon(started.collect)
+            yield await started.result()
             nursery.cancel_scope.cancel()
     finally:
-        player.process.kill()
+        started.process.kill()
         with trio.CancelScope(shield=True):  # ends at once: it was killed
-            await player.process.wait()
+            await started.process.wait()

@@ -1,7 +1,7 @@
-"""Peers of a test's own making, byte by byte: neurons behind memory streams or a real port, and the answers they give.
+"""Scripted peers: neurons behind memory streams or a real port that send given bytes, and the answers they send.
 
-A peer is an async function of one stream. `neuron.simulated` is the neuron that behaves like one; these are for bytes
-that no correct neuron sends.
+A peer is an async function of one stream. `neuron.simulated` behaves like a neuron; these are for bytes that no correct
+neuron sends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Peer = Callable[[trio.abc.Stream], Awaitable[None]]
 
 
 async def read_request(stream: trio.abc.Stream) -> bytes:
-    """One request, head and body; what had come of it, if its sender stopped."""
+    """One request, head and body; an incomplete one if its sender stopped."""
     data = b""
     while piece := await stream.receive_some(65536):
         data += piece
@@ -56,7 +56,9 @@ DONE = b"data: [DONE]\n\n"
 
 
 def answering(*answers: bytes | None, then_close: bool = False) -> Peer:
-    """A peer that answers its requests with these bytes, in turn; None closes instead. It stays when they are over."""
+    """A peer that answers its requests with these bytes, one after the other; None closes instead. It keeps the
+    last connection open.
+    """
 
     async def peer(stream: trio.abc.Stream) -> None:
         for answer in answers:
@@ -72,7 +74,7 @@ def answering(*answers: bytes | None, then_close: bool = False) -> Peer:
 
 
 class MemoryNetwork:
-    """A `connect` for `Upstream`: connection n is served by peer n, and the last peer by all that come after."""
+    """A `connect` for `UpstreamPool`: connection n is served by peer n, and all later ones by the last peer."""
 
     def __init__(self, nursery: trio.Nursery, *peers: Peer) -> None:
         self._nursery = nursery
@@ -92,7 +94,7 @@ class MemoryNetwork:
         try:
             await peer(stream)
         except trio.BrokenResourceError:
-            pass  # the gateway hung up, as it may
+            pass  # the gateway may close the connection
         finally:
             await trio.aclose_forcefully(stream)
 

@@ -1,4 +1,4 @@
-"""A simulated neuron whose models say what a test wrote for them: for agents, which go on asking by themselves."""
+"""A simulated neuron whose models give scripted answers: for agents, which continue a conversation by themselves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Call:
 
 Line = str | Call
 Script = Callable[[dict[str, Any]], Line]
-"""What is said to a chat request, given as its JSON."""
+"""The answer to a chat request, given as its JSON."""
 
 
 class ScriptedNeuron(SimNeuron):
@@ -36,15 +36,15 @@ class ScriptedNeuron(SimNeuron):
         self.script = script
 
     @property
-    def asked(self) -> list[dict[str, Any]]:
+    def chat_requests(self) -> list[dict[str, Any]]:
         """Every chat request so far."""
         return [json.loads(request.body) for request in self.requests if request.path == CHAT]
 
     async def _handle(self, exchange: SimExchange) -> None:
         self.start()
-        await api.handle(self, exchange, {**api.INFERENCE, CHAT: self._say})
+        await api.handle(self, exchange, {**api.INFERENCE, CHAT: self._answer})
 
-    async def _say(self, job: Job) -> None:
+    async def _answer(self, job: Job) -> None:
         body = job.exchange.request.body
         generation = shapes.chat(job.model, body)
         line = self.script(json.loads(body))
@@ -55,7 +55,7 @@ class ScriptedNeuron(SimNeuron):
 
 
 def _call_deltas(call: Call, generation_id: str) -> list[dict[str, Any]]:
-    """The call begins, then its arguments come in pieces."""
+    """The call's beginning, then its arguments in pieces."""
     head = {"index": 0, "id": f"call_{generation_id[-12:]}", "type": "function"}
     opening = {**head, "function": {"name": call.name, "arguments": ""}}
     pieces = [{"index": 0, "function": {"arguments": token}} for token in text.tokens(json.dumps(call.arguments))]

@@ -1,7 +1,7 @@
-"""An engine that says its next word only once its reader has the last one, and the two things asked of whatever stands
-between them: what is sent arrives now and not with what comes later, and a reader who leaves is known to have left.
+"""An engine that sends its next word only after its client has the previous one. It tests two properties of everything
+between them: bytes arrive at once and not together with later ones, and a disconnect is passed on.
 
-Words are awaited, never slept for: a box in between that waits for company hangs the test, however fast the machine.
+The test waits for words and never sleeps: a part that buffers hangs the test, however fast the machine.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ CHAT = "/v1/chat/completions"
 
 @dataclass
 class Stepwise:
-    """One conversation at a time. It lists the small model, so that a gateway may have it as a backend."""
+    """One conversation at a time. It lists the small model, so that it can be a gateway's backend."""
 
     words: list[bytes] = field(default_factory=lambda: [*(delta(f" word {number}") for number in range(10)), DONE])
-    heard: list[trio.Event] = field(default_factory=list)
+    received: list[trio.Event] = field(default_factory=list)
     left_at: float | None = None
     left: trio.Event = field(default_factory=trio.Event)
 
     def ready(self) -> None:
-        """For another conversation."""
-        self.heard = [trio.Event() for _ in self.words]
+        """Prepare for another conversation."""
+        self.received = [trio.Event() for _ in self.words]
         self.left, self.left_at = trio.Event(), None
 
     async def serve(self, stream: trio.SocketStream) -> None:
@@ -42,11 +42,11 @@ class Stepwise:
             return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._notice, stream, nursery.cancel_scope)
-            with suppress(trio.BrokenResourceError):  # it left: that is noticed there
+            with suppress(trio.BrokenResourceError):  # the client disconnected: `_notice` records it
                 await stream.send_all(chunked(end=b""))
-                for word, heard in zip(self.words, self.heard, strict=True):
+                for word, received in zip(self.words, self.received, strict=True):
                     await stream.send_all(b"%x\r\n%b\r\n" % (len(word), word))
-                    await heard.wait()
+                    await received.wait()
                 await stream.send_all(b"0\r\n\r\n")
                 nursery.cancel_scope.cancel()
 
@@ -63,14 +63,14 @@ class Stepwise:
 
 @asynccontextmanager
 async def stepwise():
-    """One on a port of its own: it, and its base URL."""
+    """An engine on a port of its own, and its base URL."""
     engine = Stepwise()
     async with listening(engine.serve) as url:
         yield engine, url
 
 
 async def read_word_by_word(engine: Stepwise, port: int, model: str) -> bytes:
-    """Ask for a stream, letting the engine go on with each word that is here: what came, without comments."""
+    """Request a stream, and permit each next word when the previous one has arrived: the bytes, without comments."""
     engine.ready()
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         client = Client(stream)
@@ -81,14 +81,14 @@ async def read_word_by_word(engine: Stepwise, port: int, model: str) -> bytes:
             got = b""
             while piece := await client.piece(headers):
                 got += piece
-                for said, heard in zip(accumulate(engine.words), engine.heard, strict=True):
-                    if without_comments(got).startswith(said):
-                        heard.set()
+                for expected, received in zip(accumulate(engine.words), engine.received, strict=True):
+                    if without_comments(got).startswith(expected):
+                        received.set()
     return without_comments(got)
 
 
-async def leave_after_a_word(engine: Stepwise, port: int, model: str) -> float:
-    """Seconds from a client's leaving in mid-stream until the engine knew."""
+async def disconnect_after_a_word(engine: Stepwise, port: int, model: str) -> float:
+    """Seconds from a client's disconnect in mid-stream until the engine notices."""
     engine.ready()
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     client = Client(stream)
@@ -104,5 +104,5 @@ async def leave_after_a_word(engine: Stepwise, port: int, model: str) -> float:
 
 
 def without_comments(stream: bytes) -> bytes:
-    """Keep-alives come when they come."""
+    """Without keep-alives, whose times vary."""
     return b"".join(event + b"\n\n" for event in stream.split(b"\n\n") if event and not event.startswith(b":"))

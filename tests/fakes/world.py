@@ -1,7 +1,7 @@
-"""A whole gateway before simulated neurons, all in memory: no socket, so an autojump clock tells exact times.
+"""A whole gateway in front of simulated neurons, all in memory: no socket, so an autojump clock gives exact times.
 
-`World` wires the product's own parts (fleet, poller, scheduler, data plane) as `Gateway` does; only the network and
-the watched catalogue file are replaced. `ask` is a client. What needs real sockets or signals is not for this.
+`World` connects the product's own parts (fleet, poller, scheduler, proxy) as `Gateway` does; only the network and the
+watched catalogue file are replaced. `ask` is a client. Tests that need real sockets or signals do not use it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def profile_of(model: SimModel, **more: Any) -> ModelProfile:
 
 
 class Host:
-    """A simulated neuron on a network of memory streams; it can be killed, and come back."""
+    """A simulated neuron on a network of memory streams; it can be killed and restarted."""
 
     def __init__(self, sim: SimNeuron, nursery: trio.Nursery) -> None:
         self.sim = sim
@@ -78,7 +78,7 @@ class Host:
         return ours
 
     def kill(self) -> None:
-        """As `kill -9`: every connection breaks off, and nobody listens any more."""
+        """As `kill -9`: every connection breaks, and new ones are refused."""
         self.up = False
         for scope in self._connections:
             scope.cancel()
@@ -138,7 +138,7 @@ async def _exchange(stream: trio.abc.Stream, request: httpx.Request, body: bytes
 
 @dataclass
 class World:
-    """The parts of a running gateway, to ask and to look into."""
+    """The parts of a running gateway, for requests and inspection."""
 
     hosts: dict[str, Host]
     catalogue_store: CatalogueStore
@@ -159,7 +159,7 @@ class World:
         return [host.sim for host in self.hosts.values()]
 
     def load_calls(self, model: str | None = None) -> list[str]:
-        """On which neurons loads were begun, in order of time."""
+        """The neurons on which loads were begun, in order of time."""
         begun = [
             (entry.at, sim.name)
             for sim in self.sims
@@ -169,7 +169,7 @@ class World:
         return [name for _, name in sorted(begun)]
 
     def violations(self) -> list[str]:
-        """What a well-behaved gateway never does, as the neurons saw it."""
+        """The gateway's violations of the neuron API, as the neurons recorded them."""
         return [breach for sim in self.sims for breach in sim.violations]
 
     async def ask(self, model: str, **how: Any) -> Answered:
@@ -181,9 +181,9 @@ class World:
 async def a_world(
     *sims: SimNeuron, profiles: tuple[ModelProfile, ...] = (), settings: Settings | None = None
 ) -> AsyncIterator[World]:
-    """A running gateway before these neurons, each polled once; on leaving, no lease may be out.
+    """A running gateway in front of these neurons, each polled once; at the end no lease may be left.
 
-    Its catalogue_store has no file: a test says what it read by `world.catalogue_store.accept(catalogue)`.
+    Its catalogue_store has no file: a test puts a catalogue in force by `world.catalogue_store.accept(catalogue)`.
     """
     async with trio.open_nursery() as nursery:
         world = _build({sim.name: Host(sim, nursery) for sim in sims}, profiles, settings or Settings())
@@ -268,7 +268,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
 
 @dataclass
 class Answered:
-    """What one client got. `status` 0: nothing. `pieces` are body bytes with the time of their arrival."""
+    """One client's result. `status` 0: nothing. `pieces` are body bytes with the time of their arrival."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -284,7 +284,7 @@ class Answered:
 
     @property
     def node(self) -> str | None:
-        """Who answered."""
+        """The neuron that answered."""
         return self.headers.get("x-cortex-node")
 
     @property
@@ -301,13 +301,13 @@ class Answered:
 
     @property
     def errors(self) -> list[dict[str, Any]]:
-        """Every error it tells of: the envelope's, or those of a stream's events."""
-        told = self.events if self.is_stream else [json.loads(self.body)] if self.body else []
-        return [one["error"] for one in told if isinstance(one, dict) and "error" in one]
+        """Every error in it: the envelope's, or those of a stream's events."""
+        payloads = self.events if self.is_stream else [json.loads(self.body)] if self.body else []
+        return [one["error"] for one in payloads if isinstance(one, dict) and "error" in one]
 
     @property
     def text(self) -> str:
-        """What the model said."""
+        """The model's text."""
         if self.is_stream:
             chunks = [one for one in self.events if isinstance(one, dict) and one.get("choices")]
             return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
@@ -316,7 +316,7 @@ class Answered:
 
     @property
     def first_token_at(self) -> float | None:
-        """When the first bytes with content came."""
+        """The time of the first bytes with content."""
         return next((at for at, piece in self.pieces if b'"content":"' in piece.replace(b'"content":""', b"")), None)
 
 
@@ -330,7 +330,9 @@ async def ask(
     path: str = CHAT,
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> Answered:
-    """Ask a question over ASGI and return all that came; a client that leaves returns what it had by then."""
+    """Send a request over ASGI and return everything that arrived; a client that disconnects returns what it had by
+    then.
+    """
     question = {"model": model, "messages": [{"role": "user", "content": content}]}
     body = json.dumps(question | ({"stream": True} if stream else {})).encode()
     answered = Answered()
@@ -383,7 +385,7 @@ async def _take(answered: Answered, left: trio.Event, message: dict[str, Any]) -
 
 
 async def ask_many(world: World, model: str, count: int, **how: Any) -> list[Answered]:
-    """So many clients at the same moment; their answers in the order they came."""
+    """That many clients at the same moment; their answers in order of completion."""
     answers: list[Answered] = []
 
     async def one() -> None:

@@ -1,6 +1,6 @@
 """llama.cpp's own HTTP server as a program: `llamacpp_server.py MODEL KEY chat|embeddings`.
 
-Prints its base URL once it listens on a free port of the loopback, and ends when its standard input does: so it cannot
+Prints its base URL once it listens on a free loopback port, and ends when its standard input does, so that it cannot
 outlive the test that started it.
 """
 

@@ -22,7 +22,7 @@ from gateway.config.settings import NeuronSettings
 SERVER = Path(__file__).parent / "llamacpp_server.py"
 KEY = "only-the-gateway-knows-it"
 CHAT = "/v1/chat/completions"
-LONG = 20_000  # tokens: minutes of this model, because the engine parses what it has said again at every token
+LONG = 20_000  # tokens: minutes of this model, because the engine parses all its output again at every token
 FOREVER = {"ignore_eos": True, "temperature": 1}
 
 
@@ -34,8 +34,8 @@ def running(model, what):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         try:
-            said = (line.split() for line in process.stdout)
-            yield next(words[1] for words in said if words[:1] == ["listening"])
+            answer_text = (line.split() for line in process.stdout)
+            yield next(words[1] for words in answer_text if words[:1] == ["listening"])
         finally:
             process.kill()
 
@@ -80,14 +80,14 @@ def chunks(text):
 
 
 async def busy_slots(url):
-    """How many requests the engine is at, by its own account."""
+    """The number of requests in progress, as the engine reports it."""
     headers = {"authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=SAFETY_NET_S) as client:
         return sum(slot["is_processing"] for slot in (await client.get("/slots")).json())
 
 
-async def test_models_are_listed_under_our_id_with_their_context(engine):
-    """`serves` gives it the name clients know; the context is that of one slot."""
+async def test_models_are_listed_under_the_served_id_with_their_context(engine):
+    """`serves` sets the name that clients use; the context is that of one slot."""
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
         (entry,) = (await client.get("/v1/models")).json()["data"]
 
@@ -106,38 +106,38 @@ async def test_chat_answers_whole(engine):
 
 async def test_chat_streams_to_its_own_end(engine):
     """Role chunk, deltas, usage, [DONE]: all of them the engine's."""
-    asked = question(20, stream=True, stream_options={"include_usage": True}, **FOREVER)
+    body = question(20, stream=True, stream_options={"include_usage": True}, **FOREVER)
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
-        answer = await client.post(CHAT, json=asked)
+        answer = await client.post(CHAT, json=body)
         await counted(gateway, 'cortex_completion_tokens_total{model="Tiny/Random",node="real"} 20.0')
 
-    *told, done = chunks(answer.text)
+    *events, done = chunks(answer.text)
     assert answer.headers["content-type"] == "text/event-stream"
     assert done == "[DONE]"
-    assert json.loads(told[-1])["usage"]["completion_tokens"] == 20
+    assert json.loads(events[-1])["usage"]["completion_tokens"] == 20
 
 
-async def test_usage_is_known_although_the_client_did_not_ask(engine):
-    """We ask, and the chunk without choices does not reach the client: it gets what the engine would have told it."""
-    asked = question(20, stream=True, seed=1, **FOREVER)
+async def test_usage_is_known_although_the_client_did_not_request_it(engine):
+    """The gateway requests it and removes the chunk without choices: the client gets what the engine alone sends."""
+    body = question(20, stream=True, seed=1, **FOREVER)
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
-        told = chunks((await client.post(CHAT, json=asked)).text)
+        events = chunks((await client.post(CHAT, json=body)).text)
         await counted(gateway, 'cortex_completion_tokens_total{model="Tiny/Random",node="real"} 20.0')
         metrics = gateway.metrics.expose().decode()
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}, ask_usage=False) as (gateway, client):
-        unasked = chunks((await client.post(CHAT, json=asked)).text)
+        unasked = chunks((await client.post(CHAT, json=body)).text)
         await counted(gateway, 'cortex_estimated_completion_tokens_total{model="Tiny/Random",node="real"}')
 
     assert 'cortex_prompt_tokens_total{model="Tiny/Random",node="real"}' in metrics
     assert "cortex_estimated" not in metrics
-    assert told[-1] == "[DONE]"
-    assert all(json.loads(chunk)["choices"] for chunk in told[:-1])
-    assert len(told) == len(unasked)
+    assert events[-1] == "[DONE]"
+    assert all(json.loads(chunk)["choices"] for chunk in events[:-1])
+    assert len(events) == len(unasked)
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
-async def test_tokens_there_and_back(engine, prefix):
-    """This engine has its tokenizer at the root, and another shape than vLLM; both pass."""
+async def test_tokenize_and_detokenize_of_a_real_engine(engine, prefix):
+    """This engine has its tokenizer at the root, with other fields than vLLM; both pass."""
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
         there = await client.post(f"{prefix}/tokenize", json={"model": "Tiny/Random", "content": "Tbilisi"})
         tokens = there.json()["tokens"]
@@ -147,8 +147,8 @@ async def test_tokens_there_and_back(engine, prefix):
     assert back.json()["content"].strip() == "Tbilisi"
 
 
-async def test_engine_is_free_again_when_a_client_leaves_mid_stream(engine):
-    """Twenty thousand tokens nobody wants are not generated."""
+async def test_engine_is_free_when_a_client_disconnects_in_mid_stream(engine):
+    """It does not generate the remaining twenty thousand tokens."""
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
         async with client.stream("POST", CHAT, json=question(LONG, stream=True, **FOREVER)) as answer:
             with trio.CancelScope() as enough:
@@ -163,8 +163,8 @@ async def test_engine_is_free_again_when_a_client_leaves_mid_stream(engine):
     assert at_work == 1
 
 
-async def test_client_that_leaves_before_the_answer_costs_others_nothing_but_a_slot(engine):
-    """Asked without a stream, this engine does not notice that we hung up, and works on (measured, without us too)."""
+async def test_client_that_disconnects_before_the_answer_costs_others_only_a_slot(engine):
+    """Without a stream this engine does not notice the disconnect, and continues (measured, also without cortex)."""
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
         with trio.move_on_after(0.1):
             await client.post(CHAT, json=question(1500, **FOREVER))
@@ -185,7 +185,7 @@ async def test_two_hundred_requests_in_a_row(engine):
 
 
 async def test_twenty_clients_at_once(engine):
-    """Two slots, twenty requests: the engine queues, nobody is refused."""
+    """Two slots, twenty requests: the engine queues, and refuses none."""
     statuses = []
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (gateway, client):
 
@@ -201,7 +201,7 @@ async def test_twenty_clients_at_once(engine):
 
 
 async def test_error_of_the_engine_passes_with_its_numeric_code(engine):
-    """`code` is a number there; nothing that passes through is normalised."""
+    """`code` is a number there; cortex does not normalise what it passes through."""
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
         answer = await client.post(CHAT, json={"model": "Tiny/Random"})
 
@@ -210,7 +210,7 @@ async def test_error_of_the_engine_passes_with_its_numeric_code(engine):
 
 
 async def test_openai_sdk_against_a_real_engine(engine):
-    """The official client, through us, to an engine that is none of ours."""
+    """The official client, through cortex, to a real engine."""
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
 
         def ask():
@@ -234,15 +234,15 @@ async def test_embeddings_of_a_real_engine(embedder):
 
 
 async def test_responses_are_translated_so_that_the_sdk_can_read_them(engine):
-    """Its own `/v1/responses` numbers no events and names no places: the SDK stops at the first text of it."""
-    asked = {"model": "Tiny/Random", "input": "hi", "max_output_tokens": 5, "temperature": 1}
+    """The engine's own `/v1/responses` has no event numbers and no indexes: the SDK stops at its first text."""
+    body = {"model": "Tiny/Random", "input": "hi", "max_output_tokens": 5, "temperature": 1}
     async with a_gateway_before(engine, serves={"Tiny/Random": "tiny"}) as (_, client):
         sdk = openai.AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="k", max_retries=0)
-        async with sdk, sdk.responses.stream(**asked) as events:
-            told = [event async for event in events]
-        whole = await client.post("/v1/responses", json=asked)
+        async with sdk, sdk.responses.stream(**body) as stream:
+            events = [event async for event in stream]
+        whole = await client.post("/v1/responses", json=body)
 
-    assert [event.sequence_number for event in told] == list(range(len(told)))
-    assert told[-1].response.output[0].type == "message"
-    assert told[-1].response.usage.output_tokens <= 5
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[-1].response.output[0].type == "message"
+    assert events[-1].response.usage.output_tokens <= 5
     assert whole.json()["usage"]["output_tokens"] <= 5

@@ -1,4 +1,4 @@
-"""A GGUF file of a llama that was never trained: real to an engine, some 500 kB, made in a moment, says only noise.
+"""A GGUF file of an untrained llama: valid for an engine, some 500 kB, made in a moment; its output is noise.
 
 The vocabulary is GPT-2's 256 bytes, so that every text has tokens and every token is one byte; the weights are random
 and always the same. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; tensor names as in `gguf`.
@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 WIDTH, LAYERS, HEADS, FEED_FORWARD = 64, 2, 4, 128
-CONTEXT = 65536  # so that an answer can be long enough to be left in the middle
+CONTEXT = 65536  # so that a test can disconnect in the middle of an answer
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 
 

@@ -1,4 +1,4 @@
-"""The bench's arithmetic and judgement, and that it hears an answer when it comes. Clock and wire are the test's."""
+"""The bench's arithmetic and verdicts, and that it reads an answer as it arrives. Clock and connection are fakes."""
 
 import io
 import json
@@ -15,7 +15,7 @@ KNOWN = {SMALL, LARGE, "helexa/small", "helexa/large"}
 
 
 def sample(**changed):
-    told = {
+    listed_in_error = {
         "subject": "helexa/small",
         "target": SMALL,
         "case": "short",
@@ -27,10 +27,10 @@ def sample(**changed):
         "body_model": SMALL,
         "text": "Tbilisi",
     }
-    return Sample(**(told | changed))
+    return Sample(**(listed_in_error | changed))
 
 
-# Judging.
+# Verdicts.
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,12 @@ def sample(**changed):
         ({"error": "status 503"}, "unavailable"),
         ({"header_model": LARGE}, "wrong model"),
         ({"header_model": None, "body_model": LARGE}, "wrong model"),
-        ({"header_model": None, "body_model": f"{SMALL}@main"}, "correct"),  # begun while the model was loading
+        (
+            {"header_model": None, "body_model": f"{SMALL}@main"},
+            "correct",
+        ),  # the response began while the model was loading
         ({"header_model": None, "body_model": None}, "correct"),
-        ({"body_model": LARGE}, "wrong model"),  # the gateway says one thing and the neuron another
+        ({"body_model": LARGE}, "wrong model"),  # the gateway's header and the neuron's body differ
         ({"body_model": f"{SMALL}@main"}, "correct"),  # transformers serve
         ({"header_model": LARGE, "text": "Atlanta"}, "wrong model"),
         ({"via": "neuron", "header_model": None}, "correct"),
@@ -52,7 +55,7 @@ def sample(**changed):
     ],
 )
 def test_verdict_of_a_sample(changed, verdict):
-    """Who answered is judged before what was said; an engine may call itself anything but another model."""
+    """The model that answered counts before the text; an engine may use any name except another model's."""
     assert verdict == judge(sample(**changed), KNOWN)
 
 
@@ -69,13 +72,13 @@ def test_verdict_of_a_sample(changed, verdict):
         ([{"via": "neuron", "error": "gone"}], 0),
     ],
 )
-def test_exit_code_is_the_gravest(bad, code):
+def test_exit_code_is_the_most_severe(bad, code):
     """One bad sample among good ones decides; a neuron that does not answer directly is not the gateway's fault."""
     assert code == exit_code([sample(), *(sample(**changed) for changed in bad)], KNOWN)
 
 
 def test_exit_code_without_samples_is_unavailable():
-    """Nothing asked is nothing shown."""
+    """Without requests nothing is proven."""
     assert exit_code([], KNOWN) == 2
 
 
@@ -83,7 +86,7 @@ def test_exit_code_without_samples_is_unavailable():
 
 
 def test_spread_is_median_and_nearest_rank():
-    """The p95 is a value that was measured: of 20 the 19th, of few the largest."""
+    """The p95 is a measured value: of 20 the 19th, of few the largest."""
     twenty = spread([float(value) for value in range(20, 0, -1)])
 
     assert (twenty.median, twenty.p95) == (10.5, 19.0)
@@ -100,7 +103,7 @@ def test_tokens_per_s_counts_both_sides_from_the_first_token():
     "changed", [{}, {"tokens_out": 11}, {"tokens_out": 2, "decode_s": 0.1}, {"tokens_out": 99, "decode_s": 0.0}]
 )
 def test_tokens_per_s_of_too_little_is_unknown(changed):
-    """Two tokens in two reads say nothing about a speed."""
+    """Two tokens in two reads show no speed."""
     assert tokens_per_s(sample(**changed)) is None
 
 
@@ -118,7 +121,7 @@ def test_summary_pairs_gateway_with_neuron_by_round():
 
 
 def test_summary_leaves_failures_and_warm_up_out_of_times():
-    """A refusal in 1 ms is no fast answer, and a cold start no slow one; the refusal still counts as asked."""
+    """A refusal in 1 ms is not a fast answer, nor a cold start a slow one; the refusal still counts as a request."""
     samples = [
         sample(total_s=2.0),
         sample(total_s=0.001, error="status 503"),
@@ -131,8 +134,8 @@ def test_summary_leaves_failures_and_warm_up_out_of_times():
     assert (row.n, row.correct, row.total.median, row.total.p95, row.overhead_total_s) == (2, 1, 2.0, 2.0, None)
 
 
-def test_report_has_ratio_beside_reference_cold_starts_and_failures():
-    """Everything a reader looks for is there, in words."""
+def test_report_has_ratio_reference_cold_starts_and_failures():
+    """Everything that a reader looks for is there, in words."""
     samples = [
         sample(total_s=2.5),
         sample(subject="helexa/large", target=LARGE, header_model=LARGE, body_model=LARGE, total_s=6.7),
@@ -150,30 +153,30 @@ def test_report_has_ratio_beside_reference_cold_starts_and_failures():
     assert "Atlanta [/b]" in shown
 
 
-def test_ratio_of_what_was_not_measured_is_unknown():
+def test_ratio_without_measurements_is_unknown():
     """No number rather than a wrong one."""
     assert ratio(summarise([sample()], KNOWN), "helexa/small", "helexa/large") is None
 
 
 def test_plot_is_one_page_with_a_mark_for_each_time():
-    """Well-formed whatever a model is called; a stream has two marks, the first token and the end."""
+    """Well-formed for any model name; a stream has two marks, the first token and the end."""
     page = plot([sample(subject="<a&b>"), sample(first_token_s=1.0, case="short stream"), sample(error="gone")])
 
-    svg = ET.fromstring(page[page.index("<svg") : page.index("</svg>") + len("</svg>")])  # noqa: S314 - our own page
+    svg = ET.fromstring(page[page.index("<svg") : page.index("</svg>") + len("</svg>")])  # noqa: S314 - a trusted page
     assert len(svg.findall("circle")) == 3
     assert "<a&b>, short" in [text.text for text in svg.findall("text")]
 
 
-def test_plot_of_nothing_is_a_page():
+def test_plot_without_samples_is_a_page():
     """An interrupted run still ends with its report."""
     assert "</svg>" in plot([])
 
 
-# Hearing.
+# Reading.
 
 
 class Clock:
-    """`time.perf_counter`, moved by the wire."""
+    """`time.perf_counter`, moved by the fake connection."""
 
     now = 0.0
 
@@ -226,12 +229,12 @@ def answer_with(clock, pieces, *, status=200, content_type="text/event-stream"):
         return ask(client, question)
 
 
-def test_stream_is_heard_as_it_comes(clock):
+def test_stream_is_read_as_it_arrives(clock):
     """First token at the first generated delta, reasoning included; not the role chunk, a comment, or a full buffer."""
-    heard = answer_with(clock, STREAM)
+    answer = answer_with(clock, STREAM)
 
-    assert (heard.first_token_s, heard.decode_s, heard.total_s) == (2.0, 1.5, 4.5)
-    assert (heard.text, heard.tokens_out, heard.body_model, heard.error) == ("Tbilisi", 2, SMALL, None)
+    assert (answer.first_token_s, answer.decode_s, answer.total_s) == (2.0, 1.5, 4.5)
+    assert (answer.text, answer.tokens_out, answer.body_model, answer.error) == ("Tbilisi", 2, SMALL, None)
 
 
 @pytest.mark.parametrize(
@@ -245,19 +248,19 @@ def test_stream_is_heard_as_it_comes(clock):
     ],
 )
 def test_stream_cut_or_broken_is_an_error(clock, pieces, error):
-    """Half an answer is none, however right it begins."""
+    """Half an answer is an error, however correct its beginning."""
     assert error in answer_with(clock, pieces).error
 
 
 def test_refusal_is_an_error_with_its_text(clock):
     """Status and the body's beginning, for the report."""
-    heard = answer_with(clock, [(0.5, b'{"error":"full"}')], status=503, content_type="application/json")
+    answer = answer_with(clock, [(0.5, b'{"error":"full"}')], status=503, content_type="application/json")
 
-    assert heard.error == 'status 503: {"error":"full"}'
+    assert answer.error == 'status 503: {"error":"full"}'
 
 
 def test_usage_of_zero_tokens_is_known():
-    """0 is a number, not nothing."""
+    """0 is a number, not a missing value."""
     answer = Answer()
 
     answer.hear_body(b'{"model":"m","choices":[{"message":{"content":null}}],"usage":{"completion_tokens":0}}')
@@ -268,11 +271,11 @@ def test_usage_of_zero_tokens_is_known():
 # A whole run against a gateway that answers at once.
 
 
-class Wire:
-    """A gateway and one neuron as httpx sees them."""
+class FakeWire:
+    """A gateway and one neuron as an httpx transport."""
 
     def __init__(self):
-        self.asked = []
+        self.requests = []
         self.entries = [
             {"id": SMALL, "loaded": True},
             {"id": LARGE, "loaded": False},
@@ -285,16 +288,16 @@ class Wire:
             return httpx.Response(200, json={"data": self.entries})
         if request.url.path.endswith("/endpoint"):
             return httpx.Response(200, json={"url": "http://localhost:13131"})
-        asked = json.loads(request.content)
-        self.asked.append((request.url.host, asked["model"]))
-        target = next(entry.get("alias_of", entry["id"]) for entry in self.entries if entry["id"] == asked["model"])
+        requests = json.loads(request.content)
+        self.requests.append((request.url.host, requests["model"]))
+        target = next(entry.get("alias_of", entry["id"]) for entry in self.entries if entry["id"] == requests["model"])
         body = {"model": target, "choices": [{"message": {"content": "Tbilisi"}, "finish_reason": "stop"}]}
         return httpx.Response(200, headers={"x-cortex-model": target, "x-cortex-node": "beast"}, json=body)
 
 
 @pytest.fixture
 def wire():
-    return Wire()
+    return FakeWire()
 
 
 @pytest.fixture
@@ -304,11 +307,11 @@ def bench(wire):
 
 
 def test_run_interleaves_and_alternates(bench, wire):
-    """Cold start and warm-up once each; then subjects take turns, and gateway and neuron take turns at going first."""
+    """Cold start and warm-up once each; then subjects alternate, and so do gateway and neuron in going first."""
     run(bench, ("helexa/small", "helexa/large"), (), [CASES[0]], 2)
 
     assert [each.phase for each in bench.samples] == ["warm-up", "cold"] + ["measured"] * 8
-    assert wire.asked[2:] == [
+    assert wire.requests[2:] == [
         ("gateway", "helexa/small"),
         ("beast", SMALL),
         ("gateway", "helexa/large"),
@@ -321,15 +324,15 @@ def test_run_interleaves_and_alternates(bench, wire):
     assert exit_code(bench.samples, bench.models.keys()) == 0
 
 
-def test_run_asks_for_cold_models_once(bench, wire):
-    """A cold start is measured apart, and does not become a subject."""
+def test_run_requests_cold_models_once(bench, wire):
+    """A cold start is measured separately, and does not become a subject."""
     run(bench, ("helexa/small",), (LARGE,), [CASES[0]], 1)
 
-    assert [each for each in wire.asked if each[1] == LARGE] == [("gateway", LARGE)]
+    assert [each for each in wire.requests if each[1] == LARGE] == [("gateway", LARGE)]
     assert bench.samples[0].phase == "cold"
 
 
 def test_run_unlisted_subject_is_unavailable(bench):
-    """Told before anything is measured, with what there is."""
+    """The error comes before any measurement, with the listed models."""
     with pytest.raises(UnavailableError, match="does not list helexa/huge; it has"):
         run(bench, ("helexa/huge",), (), [CASES[0]], 1)

@@ -1,4 +1,4 @@
-"""The bench as a process, against gateways that are well, wrong, gone, and not what they say they are."""
+"""The bench as a process, against gateways that are healthy, wrong, missing, or answer with another model."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ BENCH = Path(__file__).parents[2] / "scripts" / "bench.py"
 
 
 async def bench(folder, *arguments):
-    """Run it to its end beside the gateway it asks: what it printed, its exit code and its samples."""
+    """Run it to its end against a gateway: its output, its exit code and its samples."""
     command = [sys.executable, str(BENCH), *map(str, arguments), "--out", str(folder)]
     env = environment(COLUMNS="200")
 
@@ -41,7 +41,7 @@ async def bench(folder, *arguments):
         (HttpError(model=SMALL), 2),
     ],
 )
-async def test_exit_code_says_what_was_found(tmp_path, fault, code):
+async def test_exit_code_is_the_result(tmp_path, fault, code):
     """0 all correct, 2 a subject that does not answer, 3 one that is answered by another model than its target."""
     beast = neuron("beast", [24576, 24576], [SMALL, LARGE], speed=1000)
     async with running_gateway(tmp_path, [beast]) as cortex:
@@ -56,7 +56,7 @@ async def test_exit_code_says_what_was_found(tmp_path, fault, code):
 
 
 async def test_wrong_answer_is_exit_code_1(tmp_path):
-    """An engine that knows nothing of Georgia."""
+    """An engine with the wrong answer."""
 
     class Ignorant(SimEngine):
         async def _handle(self, exchange):
@@ -73,8 +73,8 @@ async def test_wrong_answer_is_exit_code_1(tmp_path):
     assert {sample["text"] for sample in samples} == {"Atlanta"}
 
 
-async def test_nobody_there_is_exit_code_2(tmp_path):
-    """With one line that says who was asked."""
+async def test_missing_gateway_is_exit_code_2(tmp_path):
+    """With one line that has the gateway's address."""
     done, samples = await bench(tmp_path, "-e", "http://127.0.0.1:1")
 
     assert done.returncode == 2
@@ -84,8 +84,8 @@ async def test_nobody_there_is_exit_code_2(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-async def test_demo_brings_its_own_fleet_and_shows_the_ratio(tmp_path):
-    """Large takes 2.68 times as long as small, beside the reference, whatever the speed; nothing is left running."""
+async def test_demo_starts_its_own_fleet_and_shows_the_ratio(tmp_path):
+    """Large takes 2.68 times as long as small, beside the reference, at any speed; no process is left."""
     done, samples = await bench(tmp_path, "--demo", "--speed", 50, "-n", 2, "--case", "short")
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,7 @@
-"""Coding agents from npm and PyPI, unmodified, set as docs/clients.md has it, before a neuron that says its part.
+"""Coding agents from npm and PyPI, unmodified, with the settings of docs/clients.md, and scripted answers.
 
-The scenes: an answer, a tool called and its result sent back, a model that nobody has, a stream that breaks off, a
-neuron that is full, and Ctrl-C. What only one of them does comes after.
+The scenes: an answer, a tool call with its result, an unknown model, a stream that breaks, a full neuron, and Ctrl-C.
+Tests of single agents follow.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 import pytest
 import structlog
 import trio
-from fakes.agents import AGENTS, AIDER, CLAUDE_CODE, CODEX, LLM, OPENCODE, UNKNOWN, desk, reading
+from fakes.agents import AGENTS, AIDER, CLAUDE_CODE, CODEX, LLM, OPENCODE, UNKNOWN, agent_runner, read_call
 from fakes.fleets import assert_idle
 from fakes.patience import until
 from fakes.running import LARGE, SMALL, running_gateway
@@ -25,12 +25,12 @@ QUESTION = "What is the capital of Georgia?"
 READERS = [CLAUDE_CODE, CODEX, OPENCODE]
 
 
-def tools(asked):
-    return [tool["function"]["name"] for tool in asked.get("tools", ())]
+def tools(request_body):
+    return [tool["function"]["name"] for tool in request_body.get("tools", ())]
 
 
-def results(asked):
-    return [message["content"] for message in asked["messages"] if message["role"] == "tool"]
+def results(request_body):
+    return [message["content"] for message in request_body["messages"] if message["role"] == "tool"]
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ async def cortex(tmp_path, beast):
 
 @pytest.fixture
 def user(tmp_path, cortex):
-    """At a desk with nothing on it."""
-    return desk(tmp_path, cortex.url)
+    """A runner with empty folders."""
+    return agent_runner(tmp_path, cortex.url)
 
 
 def named(agents):
@@ -55,98 +55,98 @@ def named(agents):
 
 
 @named(AGENTS)
-async def test_answer_is_what_the_model_said(cortex, beast, user, agent):
-    """Streamed, by the alias of the settings, from the path where it is spoken as the agent speaks."""
+async def test_answer_is_the_models(cortex, beast, user, agent):
+    """Streamed, by the alias of the settings, from the path of the agent's API."""
     with structlog.testing.capture_logs() as logs:
-        said = await user.run(agent, QUESTION)
+        output = await user.run(agent, QUESTION)
         await until(lambda: not cortex.gateway.request_log.live)
 
     requests = [entry for entry in logs if entry["event"] == "request"]
-    assert said.process.returncode == 0, said.text
-    assert ANSWER in said.text
-    assert {entry["path"] for entry in requests} == {agent.asks}
+    assert output.process.returncode == 0, output.text
+    assert ANSWER in output.text
+    assert {entry["path"] for entry in requests} == {agent.api_path}
     assert {entry["outcome"] for entry in requests} == {"ok"}
     assert (LARGE, True) in {(request.model, request.stream) for request in beast.requests}
 
 
 @named(READERS)
-async def test_tool_is_run_and_the_model_told_its_result(beast, user, agent):
-    """A file is read on the user's machine, and what it says is with the model in the next request."""
+async def test_tool_is_run_and_the_model_gets_its_result(beast, user, agent):
+    """The agent reads a file on the user's machine, and its next request has the content."""
     notes = user.folder / "notes.txt"
     notes.write_text("The password is Mtkvari.\n")
 
-    def script(asked):
-        if not tools(asked):
+    def script(request_body):
+        if not tools(request_body):
             return "A title"
-        return "I have read it." if results(asked) else reading(agent, notes)
+        return "I have read it." if results(request_body) else read_call(agent, notes)
 
     beast.script = script
-    said = await user.run(agent, "What do the notes say?")
+    output = await user.run(agent, "What do the notes say?")
 
-    assert "I have read it." in said.text
-    [told] = results(beast.asked[-1])
-    assert "The password is Mtkvari." in told
+    assert "I have read it." in output.text
+    [result] = results(beast.chat_requests[-1])
+    assert "The password is Mtkvari." in result
 
 
 @named(AGENTS)
-async def test_unknown_model_is_told_the_user(beast, user, agent):
+async def test_unknown_model_is_reported_to_the_user(beast, user, agent):
     """By its name, without a second attempt."""
-    said = await user.run(agent, QUESTION, *agent.unknown_model)
+    output = await user.run(agent, QUESTION, *agent.unknown_model)
 
-    assert UNKNOWN in said.text.replace("\n", "")
-    assert "Traceback" not in said.text
+    assert UNKNOWN in output.text.replace("\n", "")
+    assert "Traceback" not in output.text
     assert not [request for request in beast.requests if request.model == UNKNOWN]
 
 
 @named([CLAUDE_CODE, CODEX, AIDER])
-async def test_stream_that_breaks_off_is_asked_for_again(beast, user, agent):
-    """None of them takes half an answer for one."""
+async def test_broken_stream_is_requested_again(beast, user, agent):
+    """None of these agents takes half an answer for a whole one."""
     beast.faults.add(Drop(model=LARGE, after=5, times=1))
-    said = await user.run(agent, QUESTION)
+    output = await user.run(agent, QUESTION)
 
-    assert said.process.returncode == 0, said.text
-    assert ANSWER in said.text
+    assert output.process.returncode == 0, output.text
+    assert ANSWER in output.text
     assert [request.model for request in beast.requests].count(LARGE) == 2
 
 
 @named([OPENCODE, LLM])
-async def test_stream_that_breaks_off_is_told(beast, user, agent):
-    """These leave it to their user to ask again."""
+async def test_broken_stream_is_reported_to_the_user(beast, user, agent):
+    """These leave a retry to their user."""
     beast.faults.add(Drop(model=LARGE, after=5, times=1))
-    said = await user.run(agent, QUESTION)
+    output = await user.run(agent, QUESTION)
 
-    assert said.process.returncode == 1
-    assert "the neuron closed the connection in the middle of its response" in said.text
+    assert output.process.returncode == 1
+    assert "the neuron closed the connection in the middle of its response" in output.text
 
 
 @named(AGENTS)
-async def test_neuron_that_is_full_is_asked_later(beast, user, agent):
-    """A 503 with Retry-After is no answer to give up on."""
+async def test_full_neuron_is_retried(beast, user, agent):
+    """After a 503 with Retry-After."""
     beast.faults.add(HttpError(model=LARGE, status=503, text="full", retry_after_s=1, times=1))
-    said = await user.run(agent, QUESTION)
+    output = await user.run(agent, QUESTION)
 
-    assert said.process.returncode == 0, said.text
-    assert ANSWER in said.text
+    assert output.process.returncode == 0, output.text
+    assert ANSWER in output.text
 
 
 @named(AGENTS)
 async def test_interrupt_stops_the_neuron(cortex, beast, user, agent):
-    """Ctrl-C at the agent, or whatever else ends it, frees the GPU."""
-    beast.speed = 0.05  # an answer that nobody waits for
-    async with user.running(agent, QUESTION) as said:
+    """Ctrl-C in the agent frees the GPU."""
+    beast.speed = 0.05  # the answer does not end during the test
+    async with user.running(agent, QUESTION) as output:
         await until(lambda: LARGE in {request.model for request in beast.requests})
-        said.signal(signal.SIGINT)
+        output.signal(signal.SIGINT)
         await until(lambda: LARGE in {cancelled.model for cancelled in beast.cancelled})
 
     await until(lambda: not cortex.gateway.request_log.live)
     assert_idle(cortex.gateway.fleet)
 
 
-# Claude Code...
+# Claude Code ........................................................................................................
 
 
-async def test_claude_code_asks_for_a_broken_stream_in_one_piece(beast, user):
-    """The second time without `stream`."""
+async def test_claude_code_repeats_a_broken_stream_without_stream(beast, user):
+    """The second request has no `stream`."""
     beast.faults.add(Drop(model=LARGE, after=5, times=1))
     await user.run(CLAUDE_CODE, QUESTION)
 
@@ -154,32 +154,32 @@ async def test_claude_code_asks_for_a_broken_stream_in_one_piece(beast, user):
 
 
 async def test_claude_code_compacts_a_conversation_that_has_become_too_long(beast, user):
-    """It reads it in a neuron's words for that, has the model write a summary, and goes on from there."""
-    told = "This model's maximum context length is 9000 tokens. However, you requested 9200 tokens."
+    """It recognises the neuron's error message, has the model write a summary, and continues from there."""
+    result = "This model's maximum context length is 9000 tokens. However, you requested 9200 tokens."
 
-    def script(asked):
-        if "Respond with TEXT ONLY" in json.dumps(asked["messages"][-1]):
+    def script(request_body):
+        if "Respond with TEXT ONLY" in json.dumps(request_body["messages"][-1]):
             return "<summary>We have counted.</summary>"
-        if "We have counted." in json.dumps(asked["messages"]):
+        if "We have counted." in json.dumps(request_body["messages"]):
             return "Summed up."
-        if len(results(asked)) == 1:
-            beast.faults.add(HttpError(model=LARGE, status=400, text=told, times=1))
+        if len(results(request_body)) == 1:
+            beast.faults.add(HttpError(model=LARGE, status=400, text=result, times=1))
         return Call("Bash", {"command": "seq 2000", "description": "count"})
 
     beast.script = script
-    said = await user.run(CLAUDE_CODE, "Count.")
+    output = await user.run(CLAUDE_CODE, "Count.")
 
-    assert '"compact_result":"success"' in said.text
-    assert "Summed up." in said.text
+    assert '"compact_result":"success"' in output.text
+    assert "Summed up." in output.text
 
 
 async def test_claude_code_counts_tokens_and_knows_the_window(cortex, beast, user):
-    """`/context` asks us for every part of a prompt, and the settings say how much there is."""
+    """`/context` counts the tokens of every part of a prompt, and the settings have the context size."""
     with structlog.testing.capture_logs() as logs:
-        said = await user.run(CLAUDE_CODE, "/context")
+        output = await user.run(CLAUDE_CODE, "/context")
 
     counted = [entry for entry in logs if entry["event"] == "request"]
-    assert "131.1k" in said.text
+    assert "131.1k" in output.text
     assert len(counted) > 5
     assert {(entry["path"], entry["status"]) for entry in counted} == {("/v1/messages/count_tokens", 200)}
 
@@ -187,12 +187,12 @@ async def test_claude_code_counts_tokens_and_knows_the_window(cortex, beast, use
 WEATHER_SERVER = SCENES / "programs" / "weather_server.py"
 
 
-async def test_claude_code_finds_a_tool_for_later(beast, user):
-    """An MCP server's tool is offered once the model has searched for it, behind the others; a placeholder never."""
+async def test_claude_code_finds_a_deferred_tool(beast, user):
+    """An MCP server's tool is offered after the model has searched for it, after the others; a placeholder never is."""
     weather = "mcp__scene__weather"
 
-    def script(asked):
-        match results(asked):
+    def script(request_body):
+        match results(request_body):
             case []:
                 return Call("ToolSearch", {"query": f"select:{weather}"})
             case [_]:
@@ -202,16 +202,16 @@ async def test_claude_code_finds_a_tool_for_later(beast, user):
 
     beast.script = script
     server = {"command": sys.executable, "args": [str(WEATHER_SERVER)]}
-    said = await user.run(CLAUDE_CODE, "Weather?", "--mcp-config", json.dumps({"mcpServers": {"scene": server}}))
+    output = await user.run(CLAUDE_CODE, "Weather?", "--mcp-config", json.dumps({"mcpServers": {"scene": server}}))
 
-    assert "It is sunny in Tbilisi." in said.text
-    first, second, third = map(tools, beast.asked)
+    assert "It is sunny in Tbilisi." in output.text
+    first, second, third = map(tools, beast.chat_requests)
     assert "DeferredToolPlaceholder" not in first
     assert weather not in first
     assert second == third == [*first, weather]
 
 
-# aider...
+# aider ..............................................................................................................
 
 EDITS = {
     "whole": """hello.py
@@ -233,30 +233,32 @@ print('Hello, Tbilisi')
 
 @pytest.mark.parametrize("streamed", ["--stream", "--no-stream"])
 @pytest.mark.parametrize("edit_format", EDITS)
-async def test_aider_applies_and_commits_what_the_model_writes(beast, user, streamed, edit_format):
+async def test_aider_applies_and_commits_the_models_edit(beast, user, streamed, edit_format):
     """The file is edited, and the small model has written the commit's message."""
-    beast.script = lambda asked: EDITS[edit_format] if asked["model"] == LARGE else "feat: greet Tbilisi"
+    beast.script = lambda request_body: EDITS[edit_format] if request_body["model"] == LARGE else "feat: greet Tbilisi"
     hello = user.folder / "hello.py"
     hello.write_text("print('Hello')\n")
     git = ["git", "-C", str(user.folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         await trio.run_process([*git, *command])
 
-    said = await user.run(AIDER, "Greet Tbilisi.", "--edit-format", edit_format, streamed, "hello.py")
+    output = await user.run(AIDER, "Greet Tbilisi.", "--edit-format", edit_format, streamed, "hello.py")
 
-    assert "print('Hello, Tbilisi')" in hello.read_text(), said.text
+    assert "print('Hello, Tbilisi')" in hello.read_text(), output.text
     log = await trio.run_process([*git, "log", "--format=%s"], capture_stdout=True)
     assert log.stdout.decode().splitlines() == ["feat: greet Tbilisi", "first"]
     assert [request.stream for request in beast.requests if request.model == LARGE] == [streamed == "--stream"]
 
 
-# llm...
+# llm ................................................................................................................
 
 
 async def test_llm_calls_a_tool_of_its_own(beast, user):
-    """And the model is told what came of it."""
-    beast.script = lambda asked: " ".join(["Version", *results(asked)]) if results(asked) else Call("llm_version", {})
-    said = await user.run(LLM, "Which version?", "-T", "llm_version")
+    """And the model gets its result."""
+    beast.script = lambda request_body: (
+        " ".join(["Version", *results(request_body)]) if results(request_body) else Call("llm_version", {})
+    )
+    output = await user.run(LLM, "Which version?", "-T", "llm_version")
 
-    [version] = results(beast.asked[-1])
-    assert f"Version {version}" in said.text
+    [version] = results(beast.chat_requests[-1])
+    assert f"Version {version}" in output.text

@@ -1,7 +1,7 @@
-"""Clients from PyPI and npm, unmodified, each a process that runs what its users write (tests/clients/python and js).
+"""Clients from PyPI and npm, unmodified, each a process that runs typical user code (tests/clients/python and js).
 
-Four scenes of each: a streamed chat by alias, a tool called and its result sent back, an error as the client's own
-type, and a stream that is given up half-way, which the neuron must notice while the client's process lives on.
+Four scenes for each: a streamed chat by alias, a tool call with its result, an error as the client's own type, and a
+stream that the client abandons half-way, which the neuron must notice while the client's process still runs.
 """
 
 import json
@@ -12,7 +12,7 @@ import trio
 from fakes.fleets import assert_idle
 from fakes.patience import until
 from fakes.running import SMALL
-from fakes.scene import playing
+from fakes.scene import running_scene
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 
@@ -49,10 +49,10 @@ def client(request):
 
 
 async def test_stream_by_alias_comes_in_pieces(cortex, beast, client):
-    """As many as the client cares to tell apart, and more than one."""
+    """More than one, in whatever units the client reports."""
     script, env, path, _ = client
     with structlog.testing.capture_logs() as logs:
-        async with playing(script, "chat", cortex.url, **env) as seen:
+        async with running_scene(script, "chat", cortex.url, **env) as seen:
             pieces = seen["pieces"]
         await until(lambda: not cortex.gateway.request_log.live)
 
@@ -62,44 +62,44 @@ async def test_stream_by_alias_comes_in_pieces(cortex, beast, client):
     assert (beast.requests[-1].model, beast.requests[-1].stream) == (SMALL, True)
 
 
-async def test_tool_is_called_and_told_its_result(cortex, beast, client):
-    """The call as the client's own object, with arguments that fit the schema; its result is in the next request."""
+async def test_tool_is_called_and_the_model_gets_its_result(cortex, beast, client):
+    """The call is the client's own object, with arguments that fit the schema; its result is in the next request."""
     script, env, _, _ = client
-    async with playing(script, "tools", cortex.url, **env) as seen:
+    async with running_scene(script, "tools", cortex.url, **env) as seen:
         arguments = seen["arguments"] if isinstance(seen["arguments"], dict) else json.loads(seen["arguments"])
 
     assert seen["name"] in {"weather", "Capital"}
     assert arguments["city"] == "Tbilisi"
-    if seen["text"] is not None:  # a client that calls tools for the sake of their arguments sends no result
+    if seen["text"] is not None:  # a client that only wants the arguments sends no result
         last = json.loads(beast.requests[-1].body)["messages"][-1]
         assert (last["role"], last["content"]) == ("tool", "sunny")
         assert seen["text"]
 
 
 async def test_error_is_the_client_s_own(cortex, client):
-    """By type and status, with our words in it."""
+    """By type and status, with the gateway's message."""
     script, env, _, kind = client
-    async with playing(script, "error", cortex.url, **env) as seen:
+    async with running_scene(script, "error", cortex.url, **env) as seen:
         pass
 
     assert (seen["type"], seen["status"]) == (kind, 404)
     assert "nobody/has-it" in seen["message"]
 
 
-async def test_stream_given_up_stops_the_neuron(cortex, beast, client):
-    """While the process that asked lives on."""
+async def test_abandoned_stream_stops_the_neuron(cortex, beast, client):
+    """While the client's process still runs."""
     script, env, _, _ = client
     beast.speed = 3
     live = cortex.gateway.request_log.live
 
-    async def drag_on():
-        """From its first word on it has all the time in the world, and so does the client to give it up."""
+    async def slow_down_after_first_token():
+        """From the first token on the stream lasts for ever, so that the client has time to abandon it."""
         await until(lambda: any(record.answer.meter and record.answer.meter.generated for record in live.values()))
         beast.speed = 0.05
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(drag_on)
-        async with playing(script, "abort", cortex.url, **env):
+        nursery.start_soon(slow_down_after_first_token)
+        async with running_scene(script, "abort", cortex.url, **env):
             await until(lambda: beast.cancelled)
             await until(lambda: not live)
 
@@ -109,11 +109,11 @@ async def test_stream_given_up_stops_the_neuron(cortex, beast, client):
 
 async def test_responses_of_the_js_sdk(cortex):
     """Accumulated by its own reader."""
-    async with playing("openai.mjs", "responses", cortex.url) as seen:
+    async with running_scene("openai.mjs", "responses", cortex.url) as seen:
         assert "Tbilisi" in "".join(seen["pieces"])
 
 
 async def test_embeddings_of_langchain(cortex):
-    """Text goes out as text."""
-    async with playing("langchain_openai_client.py", "embed", cortex.url) as seen:
+    """Text is sent as text."""
+    async with running_scene("langchain_openai_client.py", "embed", cortex.url) as seen:
         assert seen["lengths"] == [1024, 1024]

@@ -1,4 +1,4 @@
-"""Every block of docs/clients.md, run as it stands but for the address."""
+"""Every block of docs/clients.md, run unchanged except for the address."""
 
 import pytest
 import trio
@@ -9,7 +9,7 @@ from fakes.scene import OFFLINE, PYTHON, SCENES
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
 async def test_example_runs(cortex, tmp_path, block):
-    """It says where Georgia is governed from."""
+    """It prints the capital of Georgia."""
     path = block.written(tmp_path, cortex.url)
     command = {"python": [PYTHON, path], "javascript": ["node", path], "sh": ["bash", path]}[block.language]
     (tmp_path / "node_modules").symlink_to(SCENES / "js" / "node_modules")

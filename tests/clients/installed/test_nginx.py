@@ -1,6 +1,6 @@
 """A real nginx in front, as Debian ships it: its own nginx.conf, and a site of one line, `proxy_pass`.
 
-So it speaks HTTP/1.0 to the gateway, buffers unless told not to, and compresses what it is allowed to.
+So it speaks HTTP/1.0 to the gateway, buffers by default, and compresses what it may.
 """
 
 import os
@@ -15,7 +15,7 @@ from fakes.patience import SAFETY_NET_S, best_of, measured, until
 from fakes.process import a_port_of_our_own
 from fakes.running import PROBE, SMALL, running_gateway
 from fakes.scene import TOP
-from fakes.stepwise import CHAT, leave_after_a_word, read_word_by_word, stepwise
+from fakes.stepwise import CHAT, disconnect_after_a_word, read_word_by_word, stepwise
 
 from gateway.config.settings import NeuronSettings
 from neuron.simulated import faults
@@ -26,7 +26,7 @@ SITE = "server {{ listen 127.0.0.1:{ours}; location / {{ proxy_pass http://127.0
 
 
 def configured(folder, port):
-    """Debian's nginx.conf with its paths in `folder`, and where nginx then listens."""
+    """Debian's nginx.conf with its paths in `folder`, and the port on which nginx then listens."""
     ours = a_port_of_our_own()
     (folder / "sites").mkdir()
     (folder / "sites" / "cortex").write_text(SITE.format(ours=ours, theirs=port))
@@ -44,7 +44,7 @@ def configured(folder, port):
 
 @asynccontextmanager
 async def nginx(folder, port):
-    """Its port, from when it answers until the block is left."""
+    """Its port, once it answers, until the end of the block."""
     folder.mkdir()
     ours = configured(folder, port)
     files = ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
@@ -57,7 +57,7 @@ async def nginx(folder, port):
         yield ours
     finally:
         process.terminate()
-        with trio.CancelScope(shield=True):  # its workers end with it, at once
+        with trio.CancelScope(shield=True):  # its workers end with it at once
             await process.wait()
 
 
@@ -71,8 +71,8 @@ async def answers(port):
 
 
 @asynccontextmanager
-async def before_an_engine(tmp_path):
-    """nginx, a gateway, an engine that speaks word by word."""
+async def nginx_before_an_engine(tmp_path):
+    """nginx, a gateway, and an engine that sends one word at a time."""
     async with stepwise() as (engine, url):
         backend = NeuronSettings("engine", url, kind="openai")
         async with (
@@ -98,28 +98,28 @@ async def far(tmp_path, beast):
 
 
 async def test_stream_arrives_word_by_word(tmp_path):
-    """Buffering is on, and off for us: the answer itself says so to nginx."""
-    async with before_an_engine(tmp_path) as (engine, port, _):
+    """Although nginx buffers by default: the response switches that off."""
+    async with nginx_before_an_engine(tmp_path) as (engine, port, _):
         assert await read_word_by_word(engine, port, SMALL) == b"".join(engine.words)
 
 
-async def test_engine_sees_the_client_leave(tmp_path):
-    """It closes on us, and we on the engine."""
-    async with before_an_engine(tmp_path) as (engine, port, cortex):
-        await leave_after_a_word(engine, port, SMALL)
+async def test_engine_sees_the_client_disconnect(tmp_path):
+    """When nginx closes its connection, the gateway closes its own to the engine."""
+    async with nginx_before_an_engine(tmp_path) as (engine, port, cortex):
+        await disconnect_after_a_word(engine, port, SMALL)
         await until(lambda: not cortex.gateway.request_log.live)
         assert_idle(cortex.gateway.fleet)
 
 
 @measured
-async def test_engine_sees_the_client_leave_within_200_ms(tmp_path):
-    """The best of several, as one may meet a machine that is busy."""
-    async with before_an_engine(tmp_path) as (engine, port, _):
-        await best_of(lambda: leave_after_a_word(engine, port, SMALL), 0.2)
+async def test_engine_sees_the_client_disconnect_within_200_ms(tmp_path):
+    """The best of several attempts, because the machine may be busy."""
+    async with nginx_before_an_engine(tmp_path) as (engine, port, _):
+        await best_of(lambda: disconnect_after_a_word(engine, port, SMALL), 0.2)
 
 
-async def test_what_is_no_stream_passes_as_well(far):
-    """Whole answers, slashes written as %2F, errors with their Retry-After, and a body nginx puts on its disk first."""
+async def test_other_answers_pass_as_well(far):
+    """Whole answers, slashes as %2F, errors with their Retry-After, and a body that nginx first writes to its disk."""
     answer = await far.post(CHAT, json={"model": "helexa/small", "messages": PROBE, "padding": "x" * 200_000})
     model = await far.get("/v1/models/helexa%2Fsmall")
 
@@ -129,7 +129,7 @@ async def test_what_is_no_stream_passes_as_well(far):
 
 
 async def test_error_keeps_its_retry_after(far, beast):
-    """And its body is ours, not nginx's."""
+    """And its body is the gateway's, not nginx's."""
     beast.faults.add(faults.HttpError(status=503, text="full", retry_after_s=7))
     answer = await far.post(CHAT, json={"model": SMALL, "messages": PROBE})
 
@@ -137,8 +137,8 @@ async def test_error_keeps_its_retry_after(far, beast):
     assert answer.json()["error"]["message"] == "full"
 
 
-async def test_stream_that_breaks_off_looks_broken_off(far, beast):
-    """One error event, and no `[DONE]`: HTTP/1.0 has no other way to tell."""
+async def test_broken_stream_looks_broken(far, beast):
+    """One error event, and no `[DONE]`: HTTP/1.0 has no other way to show it."""
     beast.faults.add(faults.Drop(after=3))
     answer = await far.post(CHAT, json={"model": SMALL, "messages": PROBE, "stream": True})
 

@@ -1,7 +1,7 @@
-"""schemathesis reads the OpenAPI documents and asks for everything in them, in every way it can think of.
+"""schemathesis reads the OpenAPI documents and sends every kind of request that they allow.
 
-What it looks for: a 5xx, a status, a content type or a header that the document does not have, a body that is not as
-described, a method that should not be served.
+It looks for a 5xx, a status, content type or header that is not in the document, a body that differs from its
+description, and a method that should not be served.
 """
 
 import json
@@ -16,15 +16,15 @@ from fakes.scene import TOP
 
 SCHEMATHESIS = TOP / ".clients" / "python" / "bin" / "schemathesis"
 
-# What is passed through is the neuron's to judge: it may refuse what fits the document, and take what does not. And a
-# header nobody asked for is not "invalid data" in HTTP.
+# The neuron decides about what passes through: it may refuse what fits the document, and accept what does not. And an
+# unknown header is not "invalid data" in HTTP.
 NOT_OURS = "positive_data_acceptance,negative_data_rejection"
-# A client that gives us a millisecond gets a 504, as it should, and would drown what else there is to find.
+# A deadline of a millisecond causes a 504, correctly, and would hide other findings.
 PATIENT = "x-request-deadline-ms: 60000"
 
 
 async def find_nothing(location, folder, *arguments, besides=NOT_OURS):
-    """Run it with a seed, so that what it finds once it finds again."""
+    """Run it with a seed, so that a finding can be repeated."""
     command = [SCHEMATHESIS, "run", location, "--seed", "1", "--max-examples", "30", "--header", PATIENT]
     checks = ["--checks", "all", "--exclude-checks", besides, "--phases", "examples,coverage,fuzzing"]
     done = await trio.run_process(
@@ -39,14 +39,14 @@ async def find_nothing(location, folder, *arguments, besides=NOT_OURS):
 
 
 @pytest.mark.slow
-async def test_public_port_is_as_its_document_says(cortex, tmp_path):
-    """Names of models are made up, so this is about refusals and windows."""
+async def test_public_port_matches_its_document(cortex, tmp_path):
+    """Model names are random, so this tests refusals and the catalogue routes."""
     await find_nothing(f"{cortex.url}/openapi.json", tmp_path)
 
 
 @pytest.mark.slow
-async def test_answers_of_neurons_are_as_the_document_says(cortex, tmp_path):
-    """The same document, but for the only name it lets `model` have: so requests arrive, and come back."""
+async def test_answers_of_neurons_match_the_document(cortex, tmp_path):
+    """The same document, but `model` has only one allowed name: so requests reach a neuron."""
     async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         document = (await client.get(f"{cortex.url}/openapi.json")).json()
     for item in document["paths"].values():
@@ -67,15 +67,15 @@ ORDERS = "/admin/(un)?load"
 
 
 @pytest.mark.slow
-async def test_admin_port_is_as_its_document_says(cortex, tmp_path):
-    """With the token, and where it is guarded also without."""
+async def test_admin_port_matches_its_document(cortex, tmp_path):
+    """With the token, and on guarded routes also without it."""
     where = f"http://{cortex.addresses.metrics}/openapi.json"
     await find_nothing(where, tmp_path, *TOKEN, "--exclude-path-regex", ORDERS)
 
 
 @pytest.mark.slow
-async def test_orders_are_as_the_document_says(cortex, tmp_path):
-    """Loading and unloading: a 503 is an answer there ("in use"); any other 5xx is not in the document."""
+async def test_load_and_unload_match_the_document(cortex, tmp_path):
+    """A 503 is a documented answer there ("in use"); no other 5xx is."""
     where = f"http://{cortex.addresses.metrics}/openapi.json"
     besides = f"{NOT_OURS},not_a_server_error"
     await find_nothing(where, tmp_path, *TOKEN, "--include-path-regex", ORDERS, besides=besides)

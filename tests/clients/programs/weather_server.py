@@ -22,8 +22,8 @@ ANSWERS = {
 }
 
 for line in sys.stdin:
-    asked = json.loads(line)
-    if "id" in asked:
-        answer = {"jsonrpc": "2.0", "id": asked["id"], "result": ANSWERS.get(asked["method"], {})}
+    request = json.loads(line)
+    if "id" in request:
+        answer = {"jsonrpc": "2.0", "id": request["id"], "result": ANSWERS.get(request["method"], {})}
         sys.stdout.write(f"{json.dumps(answer)}\n")
         sys.stdout.flush()

@@ -1,6 +1,6 @@
-"""`instructor` as its users write it: an answer as an object, by a forced tool call, whole and piece by piece.
+"""`instructor` as its users write it: an answer as an object, by a forced tool call, whole and in pieces.
 
-Piece by piece with the async client: the sync one of 1.17 reads a stream to its end before it hands anything out.
+In pieces with the async client: the sync client of 1.17 reads a stream to its end before it returns anything.
 """
 
 import instructor
@@ -29,7 +29,7 @@ def partials(content):
 
 
 async def chat():
-    """Partial objects: each has all that is known so far."""
+    """Partial objects: each has all fields known so far."""
     cities = [capital.city async for capital in partials(QUESTION)]
     return {"pieces": [city for city in dict.fromkeys(cities) if city]}
 

@@ -56,7 +56,7 @@ async def abort():
 
 
 def embed():
-    """`check_embedding_ctx_length` would fetch OpenAI's tokenizer and send token ids in place of the text."""
+    """`check_embedding_ctx_length` would download OpenAI's tokenizer and send token ids instead of text."""
     embeddings = OpenAIEmbeddings(
         base_url=f"{URL}/v1", api_key="none", model="Qwen/Qwen3-Embedding-0.6B", check_embedding_ctx_length=False
     )

@@ -1,4 +1,4 @@
-"""The `openai` SDK as its users write it; the release that the frameworks beside it ask for."""
+"""The `openai` SDK as its users write it, in the release that the frameworks in this environment need."""
 
 import openai
 from stage import CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, WEATHER_SCHEMA, caught, play

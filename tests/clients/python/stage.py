@@ -1,7 +1,7 @@
-"""What every scene begins with: `SCENE.py NAME` plays one of its functions and prints what it saw as a line of JSON.
+"""Start of every scene: `SCENE.py NAME` runs one of its functions and prints the result as a line of JSON.
 
-Then it waits until its standard input ends: what an abort does must not be mistaken for what the end of a process does.
-The gateway's address is in CORTEX_URL. Nothing here may know of cortex beyond that: the scenes are its users' code.
+Then it waits until its standard input ends, so that the effect of an abort is not confused with the effect of the
+process's end. CORTEX_URL has the gateway's address. Scenes contain users' code and know nothing else of cortex.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ NOBODY = "nobody/has-it"
 def play(scenes):
     """`scenes` is the module's own globals."""
     scene = scenes[sys.argv[1]]
-    with contextlib.redirect_stdout(sys.stderr):  # some of these libraries like to talk
-        seen = asyncio.run(scene()) if inspect.iscoroutinefunction(scene) else scene()
-    sys.stdout.write(json.dumps(seen) + "\n")
+    with contextlib.redirect_stdout(sys.stderr):  # some of these libraries print
+        result = asyncio.run(scene()) if inspect.iscoroutinefunction(scene) else scene()
+    sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
     sys.stdin.read()
 
 
 def caught(error, status=None):
-    """An error as the client raised it: its type's name, the status it knows, and its words."""
+    """An error as the client raised it: the name of its type, its status, and its message."""
     status = getattr(error, "status_code", None) if status is None else status
     return {"type": type(error).__name__, "status": status, "message": str(error)}

@@ -155,7 +155,7 @@ async def test_devices_are_unknown_and_nothing_is_sent():
         assert (await client.discovery()).devices is None
         assert (await client.health()).devices is None
         assert await client.endpoint("m") == "http://box:8000"
-    assert fake.asked == []
+    assert fake.requests == []
 
 
 async def test_ollama_reports_its_memory():
@@ -212,7 +212,7 @@ async def test_engine_without_an_api_for_it_neither_loads_nor_unloads(named):
             await client.load("m", "x")
         with pytest.raises(NeuronRefused, match="cannot unload models on box"):
             await client.unload("m")
-    assert fake.asked == []
+    assert fake.requests == []
 
 
 async def test_ollama_loads_with_an_empty_prompt_and_unloads_with_keep_alive_0(autojump_clock):
@@ -225,7 +225,7 @@ async def test_ollama_loads_with_an_empty_prompt_and_unloads_with_keep_alive_0(a
     async with engine(responses, engine="ollama", serves={"Qwen/Qwen3": "qwen3"}) as (client, fake):
         await client.load("Qwen/Qwen3", "x", quant="q4", devices=[0])
         await client.unload("Qwen/Qwen3")
-    posted = [body for what, body in fake.asked if what == "POST /api/generate"]
+    posted = [body for what, body in fake.requests if what == "POST /api/generate"]
     assert posted == [{"model": "qwen3", "stream": False}, {"model": "qwen3", "keep_alive": 0, "stream": False}]
     assert trio.current_time() == 1.5
 
@@ -244,7 +244,7 @@ async def test_llamacpp_router_is_waited_for(autojump_clock):
     }
     async with engine(responses, engine="llamacpp") as (client, fake):
         await client.load("m", "x")
-    assert fake.asked[0] == ("POST /models/load", {"model": "m"})
+    assert fake.requests[0] == ("POST /models/load", {"model": "m"})
     assert trio.current_time() == 1.0
 
 

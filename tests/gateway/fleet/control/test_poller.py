@@ -55,8 +55,8 @@ async def test_hung_neuron_delays_only_the_start_and_only_until_the_deadline(aut
         assert trio.current_time() == 4
         assert fleet.replicas("m")
         await trio.sleep_until(35)
-        assert well.asked("/models") == [0, 10, 20, 30]
-        assert hung.asked("/models") == [0, 10, 20, 30]
+        assert well.request_times("/models") == [0, 10, 20, 30]
+        assert hung.request_times("/models") == [0, 10, 20, 30]
         assert hung.running == 0
         assert not fleet.nodes["hung"].ever_answered
 
@@ -134,11 +134,11 @@ async def test_discovery_is_read_once_and_again_after_a_restart(autojump_clock):
     neuron = FakeNeuron()
     async with polling(a=neuron) as (fleet, _):
         await trio.sleep_until(25)
-        assert neuron.asked("/discovery") == [0]
+        assert neuron.request_times("/discovery") == [0]
         neuron.restart()
         neuron.devices = [gpu(0), gpu(1, total_mb=80_000)]
         await trio.sleep_until(45)
-        assert neuron.asked("/discovery") == [0, 30]
+        assert neuron.request_times("/discovery") == [0, 30]
         assert [device.vram_total_mb for device in fleet.nodes["a"].devices] == [24_000, 80_000]
 
 
@@ -152,7 +152,7 @@ async def test_discovery_is_asked_until_it_answers(autojump_clock):
         await trio.sleep_until(15)
         neuron.failing.clear()
         await trio.sleep_until(35)
-        assert neuron.asked("/discovery") == [0, 10, 20]
+        assert neuron.request_times("/discovery") == [0, 10, 20]
         assert fleet.nodes["a"].devices is not None
 
 
@@ -161,14 +161,14 @@ async def test_endpoint_is_asked_once_until_the_model_goes(autojump_clock):
     neuron = FakeNeuron(model("m"), model("n", "unloaded"))
     async with polling(a=neuron) as (fleet, _):
         await trio.sleep_until(25)
-        assert neuron.asked(ENDPOINT_PATH) == [0]
-        assert neuron.asked("/models/n/endpoint") == []
+        assert neuron.request_times(ENDPOINT_PATH) == [0]
+        assert neuron.request_times("/models/n/endpoint") == []
         neuron.models = [model("m", "unloaded")]
         await trio.sleep_until(35)
         assert fleet.replicas("m") == ()
         neuron.models, neuron.inference_url = [model("m")], "http://localhost:9999"
         await trio.sleep_until(55)
-        assert neuron.asked(ENDPOINT_PATH) == [0, 40]
+        assert neuron.request_times(ENDPOINT_PATH) == [0, 40]
         assert fleet.replicas("m")[0].url == "http://a:9999"
 
 
@@ -180,7 +180,7 @@ async def test_endpoint_is_asked_again_after_a_restart_and_after_a_failed_connec
         await trio.sleep_until(12)
         fleet.missed("a", "request: connection refused")
         await trio.sleep_until(45)
-        assert neuron.asked(ENDPOINT_PATH) == [0, 10, 20]
+        assert neuron.request_times(ENDPOINT_PATH) == [0, 10, 20]
 
 
 @pytest.mark.parametrize("how", ["hanging", "failing"])
@@ -204,7 +204,7 @@ async def test_poll_soon_polls_once_and_the_interval_begins_anew(autojump_clock)
         for _ in range(100):
             poller.poll_soon("a")
         await trio.sleep_until(24)
-        assert neuron.asked("/models") == [0, 3, 13, 23]
+        assert neuron.request_times("/models") == [0, 3, 13, 23]
 
 
 async def test_poll_soon_during_a_poll_causes_another_poll(autojump_clock):
@@ -215,7 +215,7 @@ async def test_poll_soon_during_a_poll_causes_another_poll(autojump_clock):
         await trio.sleep_until(11)
         poller.poll_soon("a")
         await trio.sleep_until(15)
-        assert neuron.asked("/models") == [0, 10, 12]
+        assert neuron.request_times("/models") == [0, 10, 12]
 
 
 async def test_endless_poll_soon_calls_cause_few_polls(autojump_clock):
@@ -225,7 +225,7 @@ async def test_endless_poll_soon_calls_cause_few_polls(autojump_clock):
         for _ in range(100):
             poller.poll_soon("a")
             await trio.sleep(0.01)
-        assert len(neuron.asked("/models")) <= 6
+        assert len(neuron.request_times("/models")) <= 6
 
 
 async def test_poll_that_began_before_an_unload_does_not_bring_the_model_back(autojump_clock):
