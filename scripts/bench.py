@@ -1,6 +1,7 @@
-"""Compare models or aliases through a gateway: does it answer, how fast, and what does the gateway itself cost?
+"""Compare models or aliases through a gateway: correctness, times, and the gateway's own overhead.
 
-This asks and records; what the samples mean is in `bench_report.py`. Blocking on purpose: one request at a time.
+This file sends the requests and records samples; `bench_report.py` evaluates them. It is blocking on purpose: one
+request at a time.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ LONG_SENTENCES = 40  # about 600 tokens
 
 
 class UnavailableError(Exception):
-    """There is no gateway to ask, or it does not know the model."""
+    """No gateway answers, or it does not know the model."""
 
 
-# Asking ...............................................................................................................
+# Requests .............................................................................................................
 
 
 @dataclass
 class Answer:
-    """What is heard of one answer while it comes. Times in seconds from sending."""
+    """What is known of one answer while it arrives. Times in seconds from sending."""
 
     first_token_s: float | None = None
     last_token_s: float | None = None
@@ -57,7 +58,7 @@ class Answer:
     error: str | None = None
     finished: bool = False
 
-    def hear_event(self, data: bytes, at_s: float) -> None:
+    def read_event(self, data: bytes, at_s: float) -> None:
         """One SSE event of a chat completion."""
         if data == b"[DONE]":
             return
@@ -71,7 +72,7 @@ class Answer:
                 self.last_token_s = at_s
                 self.first_token_s = at_s if self.first_token_s is None else self.first_token_s
 
-    def hear_body(self, body: bytes) -> None:
+    def read_body(self, body: bytes) -> None:
         """A whole chat completion, or an error envelope."""
         answer = json.loads(body)
         self._note(answer)
@@ -79,20 +80,20 @@ class Answer:
             self.text += choice["message"].get("content") or ""
             self.finished = True
 
-    def _note(self, told: Mapping[str, Any]) -> None:
-        """What events and bodies have in common. Usage may ride on any event."""
-        error = told.get("error")
+    def _note(self, fields: Mapping[str, Any]) -> None:
+        """Fields that events and bodies share. Any event may have usage."""
+        error = fields.get("error")
         if error:
             self.error = str(error.get("message")) if isinstance(error, dict) else str(error)
-        self.model = told.get("model") or self.model
-        usage = told.get("usage")
+        self.model = fields.get("model") or self.model
+        usage = fields.get("usage")
         if usage is not None and usage.get("completion_tokens") is not None:
             self.tokens_out = usage["completion_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to ask, whom, and how to file the answer. `node` is who is asked directly, None for the gateway."""
+    """One request and how to file its sample. `node` is the neuron for a direct request, None for the gateway."""
 
     subject: str
     target: str
@@ -107,8 +108,8 @@ class Question:
         """The request, in OpenAI's form."""
         model = self.subject if self.via == "gateway" else self.target
         messages = [{"role": "user", "content": _prompt(self)}]
-        told: dict[str, Any] = {"model": model, "messages": messages, "temperature": 0, "stream": self.case.stream}
-        return told | ({"stream_options": {"include_usage": True}} if self.case.stream else {})
+        fields: dict[str, Any] = {"model": model, "messages": messages, "temperature": 0, "stream": self.case.stream}
+        return fields | ({"stream_options": {"include_usage": True}} if self.case.stream else {})
 
 
 def _prompt(question: Question) -> str:
@@ -121,14 +122,14 @@ def _prompt(question: Question) -> str:
 
 
 def ask(client: httpx.Client, question: Question) -> Sample:
-    """One request, timed. Whatever goes wrong is in the sample's `error`."""
+    """One request, timed. The sample's `error` has any failure."""
     answer = Answer()
     headers: Mapping[str, str] = {}
     began = time.perf_counter()
     try:
         with client.stream("POST", f"{question.base_url}/v1/chat/completions", json=question.body()) as response:
             headers = response.headers
-            _listen(response, answer, began)
+            _read(response, answer, began)
     except httpx.HTTPError as error:
         answer.error = answer.error or f"{type(error).__name__}: {error}"
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -139,12 +140,12 @@ def ask(client: httpx.Client, question: Question) -> Sample:
     return _sample(question, answer, headers, total_s)
 
 
-def _listen(response: httpx.Response, answer: Answer, began: float) -> None:
-    """Read as it comes: a read that waits for a full buffer would measure the buffer: 0.65 s instead of 3 ms."""
+def _read(response: httpx.Response, answer: Answer, began: float) -> None:
+    """Read bytes as they arrive: waiting for a full buffer would measure the buffer: 0.65 s instead of 3 ms."""
     if not response.headers.get("content-type", "").startswith("text/event-stream"):
         body = b"".join(response.iter_bytes())
         if response.is_success:
-            answer.hear_body(body)
+            answer.read_body(body)
         else:
             answer.error = f"status {response.status_code}: {body[:300].decode(errors='replace')}"
         return
@@ -153,7 +154,7 @@ def _listen(response: httpx.Response, answer: Answer, began: float) -> None:
         at_s = time.perf_counter() - began
         for event in reader.feed(chunk):
             if event.data is not None:
-                answer.hear_event(event.data, at_s)
+                answer.read_event(event.data, at_s)
 
 
 def _sample(question: Question, answer: Answer, headers: Mapping[str, str], total_s: float) -> Sample:
@@ -182,12 +183,12 @@ def _sample(question: Question, answer: Answer, headers: Mapping[str, str], tota
 
 @dataclass
 class Bench:
-    """One run: what to ask of which gateway, and the samples so far.
+    """One run: gateway, neurons, and the samples so far.
 
     Args:
-        client: Used for everything, so that connections are warm on both ways.
+        client: Used for everything, so that connections are warm both ways.
         gateway: The API's base URL.
-        neurons: Base URL of each neuron's API by name; those not in it cannot be compared with.
+        neurons: Base URL of each neuron's API by name; other neurons cannot be compared with.
         record: Called with every sample as soon as there is one.
     """
 
@@ -199,10 +200,10 @@ class Bench:
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def look(self) -> None:
-        """Read what the gateway has, at this moment.
+        """Read the gateway's models now.
 
         Raises:
-            UnavailableError: It does not say.
+            UnavailableError: No valid answer.
         """
         try:
             entries = self.client.get(f"{self.gateway}/v1/models").raise_for_status().json()["data"]
@@ -219,12 +220,12 @@ class Bench:
             )
 
     def warm_up(self, subject: str) -> None:
-        """The first request to a subject, apart from the rest; a cold start if the model was not loaded."""
+        """The first request to a subject, kept apart; a cold start if the model was not loaded."""
         phase: Phase = "warm-up" if self.models[subject]["loaded"] else "cold"
         self._ask(self._question(subject, CASES[1], phase, 0))
 
     def measure(self, subject: str, case: Case, at: int) -> None:
-        """One sample through the gateway and one of the neuron directly; who goes first alternates."""
+        """One sample through the gateway and one of the neuron directly; the order alternates."""
         question = self._question(subject, case, "measured", at)
         questions = [question, *self._directly(question)]
         for each in questions if at % 2 else reversed(questions):
@@ -247,7 +248,7 @@ class Bench:
         return [dataclasses.replace(question, via="neuron", base_url=url, node=node)]
 
     def _inference_url(self, neuron: str, model: str) -> str:
-        """Where the neuron says it serves the model; a server without that API serves where it is."""
+        """The URL where the neuron serves the model; a server without that API serves at its own address."""
         answer = self.client.get(f"{neuron}/models/{quote(model, safe='')}/endpoint")
         return loopback_rewrite(answer.json()["url"], neuron).rstrip("/") if answer.is_success else neuron
 
@@ -258,7 +259,7 @@ class Bench:
 
 
 def run(bench: Bench, subjects: tuple[str, ...], cold: tuple[str, ...], cases: list[Case], samples: int) -> None:
-    """Ask everything: cold starts and warm-up first, then rounds in which every subject and case has its turn."""
+    """Cold starts and warm-up first, then rounds in which every subject and case is measured once."""
     first = tuple(dict.fromkeys((*cold, *subjects)))
     bench.look()
     bench.expect(first)
@@ -290,7 +291,7 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
         bar.update(task, description="done", completed=total)
 
 
-# A fleet of our own ...................................................................................................
+# The demo fleet .......................................................................................................
 
 
 @contextlib.contextmanager
@@ -347,13 +348,13 @@ def _read_neurons(_: click.Context, __: click.Parameter, pairs: tuple[str, ...])
     show_default="none",
     help="A neuron's API, to compare with directly, by its name in cortex.toml. May be repeated.",
 )
-@click.option("--demo", is_flag=True, help="Start a gateway and three simulated neurons, and ask those.")
+@click.option("--demo", is_flag=True, help="Start a gateway and three simulated neurons, and measure those.")
 @click.option(
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="With --demo: of the neurons; only 1 is comparable with the reference times, any with the ratio.",
+    help="With --demo: speed of the neurons. Compare times with the reference at 1 only, the ratio at any speed.",
 )
 @click.option(
     "-n",
@@ -376,7 +377,7 @@ def _read_neurons(_: click.Context, __: click.Parameter, pairs: tuple[str, ...])
     multiple=True,
     metavar="MODEL",
     show_default="none; with --demo Qwen/Qwen3-14B",
-    help="Ask this once, first, for its cold start. May be repeated.",
+    help="Send this model one request first, to measure its cold start. May be repeated.",
 )
 @click.option(
     "--out",
@@ -397,7 +398,7 @@ def main(
     cold: tuple[str, ...],
     out: Path,
 ) -> None:
-    """Compare SUBJECTS, models or aliases from small to large (default: helexa/small helexa/large), by one question.
+    """Compare SUBJECTS, models or aliases from small to large (default: helexa/small helexa/large), with one question.
 
     Exit code: 0 all correct, 1 a wrong answer, 2 unavailable, 3 answered by a model other than the alias's target.
     """
@@ -424,7 +425,7 @@ def main(
 def _run_until_interrupted(
     bench: Bench, subjects: tuple[str, ...], cold: tuple[str, ...], cases: list[Case], samples: int
 ) -> bool:
-    """Whether Ctrl-C ended it; what was measured until then is reported."""
+    """Whether Ctrl-C ended the run; what was measured until then is reported."""
     try:
         run(bench, subjects, cold, cases, samples)
     except KeyboardInterrupt:
@@ -433,7 +434,7 @@ def _run_until_interrupted(
 
 
 def _recorder(write: Callable[[str], object], flush: Callable[[], object]) -> Callable[[Sample], None]:
-    """Writes each sample as a line at once, so that an interrupted run has left what it measured."""
+    """Write each sample as a line at once, so that an interrupted run keeps its samples."""
 
     def record(sample: Sample) -> None:
         write(json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n")

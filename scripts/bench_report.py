@@ -1,4 +1,4 @@
-"""What the bench makes of its samples: verdicts, statistics, tables, a plot. Pure; asking is `bench.py`'s business."""
+"""Evaluates the bench's samples: verdicts, statistics, tables, a plot. Pure; `bench.py` sends the requests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["CASES", "Case", "Row", "Sample", "Verdict", "exit_code", "judge", "p
 PROBE = "What is the capital of Georgia? Answer with the city only."
 LONG_PROBE = "What is the capital of Georgia? Name it, then describe it in a hundred words."
 PROBE_ANSWER = "Tbilisi"
-# The probe on the reference machines, whole answer, warm (issue 2). On other machines only the ratio says something.
+# The probe on the reference machines, whole answer, warm. On other machines only the ratio is comparable.
 REFERENCE_SMALL_S, REFERENCE_LARGE_S = 2.5, 6.7
-TOKENS_FOR_A_SPEED = 8  # over fewer, tokens/s is the jitter of one or two reads
+TOKENS_FOR_A_SPEED = 8  # with fewer, tokens/s is the jitter of one or two reads
 
 Phase = Literal["cold", "warm-up", "measured"]
 Via = Literal["gateway", "neuron"]
@@ -29,7 +29,7 @@ Verdict = Literal["correct", "wrong answer", "wrong model", "unavailable"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One way of asking; `long` is of the prompt, and of the answer as far as the model has something to say."""
+    """One kind of request; `long` applies to the prompt and, as far as the model writes one, to the answer."""
 
     name: str
     stream: bool
@@ -46,12 +46,12 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request and what came of it; a line of the JSONL.
+    """One request and its result; a line of the JSONL.
 
-    `subject` is the name asked for, `target` the model that name stood for. `total_s` runs from sending to the last
-    byte, `first_token_s` to the first generated delta (not the role chunk), `decode_s` from there to the last one;
-    the latter two are None without stream. `round` pairs a gateway's sample with its neuron's. `header_model` and
-    `body_model` are who says to have answered. `error` is why there is no whole answer.
+    `subject` is the requested name, `target` the model it stood for. `total_s` runs from sending to the last byte,
+    `first_token_s` to the first generated delta (not the role chunk), `decode_s` from there to the last one; the latter
+    two are None without a stream. `round` pairs a gateway's sample with its neuron's. `header_model` and `body_model`
+    name the model that answered. `error` is why there is no whole answer.
     """
 
     subject: str
@@ -71,14 +71,14 @@ class Sample:
     error: str | None = None
 
 
-# Judging ..............................................................................................................
+# Verdicts .............................................................................................................
 
 
 def judge(sample: Sample, known: AbstractSet[str]) -> Verdict:
-    """What a sample is worth. `known` are the ids of `/v1/models`.
+    """The verdict on a sample. `known` are the ids of `/v1/models`.
 
-    Only evidence accuses: the gateway's header, or a body that names *another* model of this gateway. Engines call
-    themselves all kinds of things (`name@main`), and an answer begun while its model loads has no header yet.
+    "wrong model" needs evidence: the gateway's header, or a body that names *another* model of this gateway. Engines
+    use all kinds of names for themselves (`name@main`). An answer that began while its model loaded has no header yet.
     """
     if sample.error is not None:
         return "unavailable"
@@ -89,14 +89,14 @@ def judge(sample: Sample, known: AbstractSet[str]) -> Verdict:
     return "correct" if PROBE_ANSWER.casefold() in sample.text.casefold() else "wrong answer"
 
 
-# A request served by the wrong model is worse than one not served, and that is worse than a model that is wrong.
+# An answer by the wrong model is worse than no answer, and that is worse than a wrong answer.
 _EXIT_CODES: tuple[tuple[Verdict, int], ...] = (("wrong model", 3), ("unavailable", 2), ("wrong answer", 1))
 
 
 def exit_code(samples: Iterable[Sample], known: AbstractSet[str]) -> int:
-    """0 all correct, 1 a wrong answer, 2 unavailable (or nothing asked), 3 another model than the alias's target.
+    """0 all correct, 1 a wrong answer, 2 unavailable (or no request), 3 another model than the alias's target.
 
-    Of several the gravest: 3, 2, 1. Only what went through the gateway counts, warm-up and cold starts included.
+    Of several the most severe: 3, 2, 1. Only requests through the gateway count, warm-up and cold starts included.
     """
     verdicts = {judge(sample, known) for sample in samples if sample.via == "gateway"}
     if not verdicts:
@@ -116,7 +116,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """None of nothing."""
+    """None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -140,20 +140,20 @@ class Row:
 
 
 def summarise(samples: Sequence[Sample], known: AbstractSet[str]) -> list[Row]:
-    """One row for each subject and case, in the order they were asked. Failed samples count in `n` only."""
+    """One row for each subject and case, in the order of the requests. Failed samples count in `n` only."""
     measured = [sample for sample in samples if sample.phase == "measured"]
     keys = dict.fromkeys((sample.subject, sample.case) for sample in measured)
     return [_row([sample for sample in measured if (sample.subject, sample.case) == key], key, known) for key in keys]
 
 
 def _row(samples: list[Sample], key: tuple[str, str], known: AbstractSet[str]) -> Row:
-    ours = [sample for sample in samples if sample.via == "gateway"]
-    answered = [sample for sample in ours if sample.error is None]
+    through_gateway = [sample for sample in samples if sample.via == "gateway"]
+    answered = [sample for sample in through_gateway if sample.error is None]
     return Row(
         subject=key[0],
         case=key[1],
-        n=len(ours),
-        correct=sum(judge(sample, known) == "correct" for sample in ours),
+        n=len(through_gateway),
+        correct=sum(judge(sample, known) == "correct" for sample in through_gateway),
         total=spread([sample.total_s for sample in answered]),
         first_token=spread(_known(sample.first_token_s for sample in answered)),
         tokens_per_s=_median(_known(tokens_per_s(sample) for sample in answered)),
@@ -164,21 +164,21 @@ def _row(samples: list[Sample], key: tuple[str, str], known: AbstractSet[str]) -
 
 
 def tokens_per_s(sample: Sample) -> float | None:
-    """Decode speed: the tokens after the first over the time they took, so both sides count the same tokens."""
+    """Decode speed: the tokens after the first over their time, so both sides count the same tokens."""
     if not sample.decode_s or sample.tokens_out is None or sample.tokens_out < TOKENS_FOR_A_SPEED:
         return None
     return (sample.tokens_out - 1) / sample.decode_s
 
 
 def _overhead(samples: list[Sample], value: Callable[[Sample], float | None]) -> float | None:
-    """The median of gateway minus neuron, pair by pair: drift of the machine hits both halves of a pair alike."""
+    """The median of gateway minus neuron, pair by pair: drift of the machine affects both halves of a pair."""
     values = {(sample.via, sample.round): value(sample) for sample in samples if sample.error is None}
     pairs = [(values.get(("gateway", at)), values.get(("neuron", at))) for at in sorted({at for _, at in values})]
-    return _median([ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None])
+    return _median([gateway - neuron for gateway, neuron in pairs if gateway is not None and neuron is not None])
 
 
 def ratio(rows: Sequence[Row], small: str, large: str) -> float | None:
-    """Median total of `large` over that of `small` in the first case both answered."""
+    """Median total of `large` over that of `small` in the first case that both answered."""
     totals = {(row.subject, row.case): row.total.median for row in rows if row.total is not None}
     for case in (case.name for case in CASES):
         if (small, case) in totals and (large, case) in totals:
@@ -198,7 +198,7 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def tables(samples: Sequence[Sample], subjects: Sequence[str], known: AbstractSet[str]) -> list[RenderableType]:
-    """The report for a terminal: what was measured, cold starts apart, what went wrong, and the ratio.
+    """The report for a terminal: measurements, cold starts, failures, and the ratio.
 
     `subjects` from small to large, as they were given.
     """
@@ -248,7 +248,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _cold_table(samples: Sequence[Sample], known: AbstractSet[str]) -> Table:
-    table = _table("cold starts: load included", "asked for", "neuron", "total s", "TTFT s", "verdict")
+    table = _table("cold starts: load included", "requested", "neuron", "total s", "TTFT s", "verdict")
     for sample in samples:
         verdict = judge(sample, known)
         cells = (_cell(sample.total_s, 3), _cell(sample.first_token_s, 3))
@@ -257,7 +257,7 @@ def _cold_table(samples: Sequence[Sample], known: AbstractSet[str]) -> Table:
 
 
 def _bad_table(samples: Sequence[Sample], known: AbstractSet[str]) -> Table:
-    table = _table("not correct", "asked for", "case", "phase", "verdict", "why")
+    table = _table("not correct", "requested", "case", "phase", "verdict", "why")
     for sample in samples:
         verdict = judge(sample, known)
         by = f"{sample.header_model or sample.body_model}, expected {sample.target}; body says {sample.body_model}"
@@ -270,8 +270,8 @@ def _ratio_line(rows: Sequence[Row], subjects: Sequence[str]) -> list[Renderable
     if len(subjects) < 2 or (found := ratio(rows, subjects[0], subjects[-1])) is None:
         return []
     reference = REFERENCE_LARGE_S / REFERENCE_SMALL_S
-    told = f"{subjects[-1]} takes {found:.2f} times as long as {subjects[0]}"
-    return [f"{told} (reference: {REFERENCE_SMALL_S} s, {REFERENCE_LARGE_S} s, ratio {reference:.2f})"]
+    sentence = f"{subjects[-1]} takes {found:.2f} times as long as {subjects[0]}"
+    return [f"{sentence} (reference: {REFERENCE_SMALL_S} s, {REFERENCE_LARGE_S} s, ratio {reference:.2f})"]
 
 
 def _spread_cells(values: Spread | None) -> tuple[str, str]:

@@ -63,7 +63,7 @@ class Gateway:
 
 @dataclass(frozen=True)
 class Figures:
-    """One round of one gateway. Times are CPU time of its process (user and system), but for those of first events."""
+    """One round of one gateway. Times are CPU time of its process (user and system), except those of first events."""
 
     requests_per_s: float
     request_us: float

@@ -2,8 +2,8 @@
 
     scripts/perf_dialects.py      needs rustc; takes about a minute
 
-The kit's mock upstream sends chat completion chunks; fifty clients read them as they are, and translated. The mock's
-chunks are not what every engine sends (they have no ids), but they are the same for all.
+The kit's mock upstream sends chat completion chunks; fifty clients read them unchanged and translated. Unlike
+most engines, the mock sends no ids in its chunks; that is the same for every dialect.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DIALECTS = {
     "OpenAI Responses, translated": (
         "/v1/responses",
         {"model": "helexa/small", "stream": True, "input": QUESTION},
-        b'"user":null}}',  # the last of what response.completed tells again
+        b'"user":null}}',  # the last field that response.completed repeats
     ),
 }
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 async def until_ready() -> None:
-    """Until the gateway knows its neuron."""
+    """Wait until the gateway knows its neuron."""
     for _ in range(100):
         with contextlib.suppress(OSError):
             async with await trio.open_tcp_stream("127.0.0.1", CORTEX_PORT) as stream:
@@ -69,7 +69,7 @@ async def until_ready() -> None:
 
 
 async def load(path: str, body: bytes, end: bytes) -> None:
-    """Fifty streams at once, read as they come; ends the run if one does not end as it should."""
+    """Fifty streams at once, read as they arrive; ends the run if one ends incorrectly."""
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode()
 
     async def read() -> None:

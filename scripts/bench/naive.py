@@ -1,4 +1,4 @@
-"""The gateway that everybody writes first: a Quart route that forwards with httpx. The baseline to beat.
+"""The gateway that most people write first: a Quart route that forwards with httpx. The baseline to beat.
 
 python scripts/bench/naive.py PORT UPSTREAM_PORT
 """

@@ -263,7 +263,7 @@ def test_usage_of_zero_tokens_is_known():
     """0 is a number, not a missing value."""
     answer = Answer()
 
-    answer.hear_body(b'{"model":"m","choices":[{"message":{"content":null}}],"usage":{"completion_tokens":0}}')
+    answer.read_body(b'{"model":"m","choices":[{"message":{"content":null}}],"usage":{"completion_tokens":0}}')
 
     assert (answer.tokens_out, answer.text) == (0, "")
 
