@@ -226,9 +226,10 @@ def _parsed(shape: Callable[[SimModel, bytes], shapes.Generation], job: Job) -> 
         generation = shape(job.model, job.exchange.request.body)
     except msgspec.MsgspecError as fault:
         raise SimRefusal(400, f"invalid request: {fault}") from None
-    asked, limit = len(generation.prompt), min(job.model.context, job.state.max_prompt_tokens or job.model.context)
-    if asked > limit:
-        raise SimRefusal(400, f"prompt of {asked} tokens exceeds the context length of {limit}")
+    prompt_tokens = len(generation.prompt)
+    limit = min(job.model.context, job.state.max_prompt_tokens or job.model.context)
+    if prompt_tokens > limit:
+        raise SimRefusal(400, f"prompt of {prompt_tokens} tokens exceeds the context length of {limit}")
     return generation
 
 
@@ -373,11 +374,11 @@ class RerankRequest(msgspec.Struct):
 
 
 async def _embeddings(job: Job) -> None:
-    asked = read(EmbeddingsRequest, job.exchange.request.body)
-    texts = _inputs(asked.input)
-    dim = asked.dimensions or job.model.embedding_dim
+    request = read(EmbeddingsRequest, job.exchange.request.body)
+    texts = _inputs(request.input)
+    dim = request.dimensions or job.model.embedding_dim
     data = [
-        {"object": "embedding", "index": index, "embedding": _vector(job.model.id, one, dim, asked.encoding_format)}
+        {"object": "embedding", "index": index, "embedding": _vector(job.model.id, one, dim, request.encoding_format)}
         for index, one in enumerate(texts)
     ]
     await _compute(job, "".join(texts), {"object": "list", "data": data, "model": job.voice.model})
@@ -398,17 +399,17 @@ def _vector(model_id: str, one: str, dim: int, encoding: str | None) -> str | li
 
 
 async def _rerank(job: Job) -> None:
-    asked = read(RerankRequest, job.exchange.request.body)
-    texts = [one if isinstance(one, str) else str(one.get("text", "")) for one in asked.documents]
-    scored = [(text.relevance(asked.query, one), index) for index, one in enumerate(texts)]
+    request = read(RerankRequest, job.exchange.request.body)
+    texts = [one if isinstance(one, str) else str(one.get("text", "")) for one in request.documents]
+    scored = [(text.relevance(request.query, one), index) for index, one in enumerate(texts)]
     scored.sort(key=lambda pair: (-pair[0], pair[1]))
     results: list[dict[str, Any]] = [
-        {"index": index, "relevance_score": score} for score, index in scored[: asked.top_n or len(scored)]
+        {"index": index, "relevance_score": score} for score, index in scored[: request.top_n or len(scored)]
     ]
-    if asked.return_documents:
+    if request.return_documents:
         for result in results:
             result["document"] = {"text": texts[result["index"]]}
-    prompt = asked.query + "".join(texts)
+    prompt = request.query + "".join(texts)
     answer_id = text.identifier("rerank", job.model.id, prompt)
     await _compute(job, prompt, {"id": answer_id, "model": job.voice.model, "results": results})
 

@@ -43,8 +43,8 @@ class ImagesRequest(msgspec.Struct):
 
 
 async def _generate_images(job: Job) -> None:
-    asked = read(ImagesRequest, job.exchange.request.body)
-    await _paint(job, asked.prompt, asked.n or 1)
+    request = read(ImagesRequest, job.exchange.request.body)
+    await _paint(job, request.prompt, request.n or 1)
 
 
 async def _edit_images(job: Job) -> None:
@@ -93,12 +93,12 @@ class SpeechRequest(msgspec.Struct):
 
 async def _speak(job: Job) -> None:
     """Send a WAV: its header, then a piece for each token when it is due."""
-    asked = read(SpeechRequest, job.exchange.request.body)
-    tokens = text.tokens(asked.input)
+    request = read(SpeechRequest, job.exchange.request.body)
+    tokens = text.tokens(request.input)
     due = Due(job, len(tokens))
     await job.state.sleep_until(due.first)
     job.phase = "decode"
-    header, *sounds = wav(job.model.id, asked.voice or "", tokens)
+    header, *sounds = wav(job.model.id, request.voice or "", tokens)
     await job.exchange.begin(200, "audio/wav", Framing.CHUNKED)
     await job.exchange.write(header)
     for count, sound in enumerate(sounds, start=1):
@@ -123,14 +123,14 @@ def _tone(*parts: str) -> bytes:
 
 
 async def _transcribe(job: Job) -> None:
-    await _hear(job, "transcribe")
+    await _answer_audio(job, "transcribe")
 
 
 async def _translate(job: Job) -> None:
-    await _hear(job, "translate")
+    await _answer_audio(job, "translate")
 
 
-async def _hear(job: Job, task: str) -> None:
+async def _answer_audio(job: Job, task: str) -> None:
     """The transcript of a file: words derived from its bytes."""
     form = job.form
     if len(form.files) != 1:
@@ -180,8 +180,8 @@ class ModerationsRequest(msgspec.Struct):
 
 async def _moderate(job: Job) -> None:
     """Flag texts that contain the word violence."""
-    asked = read(ModerationsRequest, job.exchange.request.body)
-    inputs = [asked.input] if isinstance(asked.input, str) else asked.input
+    request = read(ModerationsRequest, job.exchange.request.body)
+    inputs = [request.input] if isinstance(request.input, str) else request.input
     texts = [one if isinstance(one, str) else str(one.get("text", "")) for one in inputs]
     prompt = "".join(texts)
     await job.state.sleep_until(Due(job, len(text.tokens(prompt))).first)
@@ -222,20 +222,20 @@ class DetokenizeRequest(msgspec.Struct):
 
 
 async def _tokenize(job: Job) -> None:
-    asked = read(TokenizeRequest, job.exchange.request.body)
-    if asked.messages is not None:
-        tokens = list(shapes.chat_prompt(shapes.ChatRequest(messages=asked.messages)))
+    request = read(TokenizeRequest, job.exchange.request.body)
+    if request.messages is not None:
+        tokens = list(shapes.chat_prompt(shapes.ChatRequest(messages=request.messages)))
     else:
-        tokens = text.tokens(asked.prompt or "")
+        tokens = text.tokens(request.prompt or "")
     ids = [job.state.vocabulary.id_of(token) for token in tokens]
     answer: dict[str, Any] = {"count": len(ids), "max_model_len": job.model.context, "tokens": ids}
-    await send_whole(job, _ENCODE(answer | ({"token_strs": tokens} if asked.return_token_strs else {})))
+    await send_whole(job, _ENCODE(answer | ({"token_strs": tokens} if request.return_token_strs else {})))
 
 
 async def _detokenize(job: Job) -> None:
-    asked = read(DetokenizeRequest, job.exchange.request.body)
+    request = read(DetokenizeRequest, job.exchange.request.body)
     try:
-        prompt = "".join(job.state.vocabulary.token_of(number) for number in asked.tokens)
+        prompt = "".join(job.state.vocabulary.token_of(number) for number in request.tokens)
     except KeyError as unknown:
         raise SimRefusal(400, f"no such token: {unknown}") from None
     await send_whole(job, _ENCODE({"prompt": prompt}))

@@ -54,30 +54,30 @@ def answer(model: SimModel, body: bytes) -> ResponsesGeneration:
     Raises:
         msgspec.MsgspecError: the body is no Responses request.
     """
-    asked = msgspec.json.decode(body, type=SimResponsesRequest)
-    generation = chat_answer(model, _chat(asked))
+    request = msgspec.json.decode(body, type=SimResponsesRequest)
+    generation = chat_answer(model, _chat(request))
     fields = {name: getattr(generation, name) for name in Generation.__dataclass_fields__}
     return ResponsesGeneration(**{**fields, "id": generation.id.replace("chatcmpl-", "resp_")})
 
 
-def _chat(asked: SimResponsesRequest) -> ChatRequest:
-    choice = asked.tool_choice
+def _chat(request: SimResponsesRequest) -> ChatRequest:
+    choice = request.tool_choice
     return ChatRequest(
-        messages=list(_messages(asked)),
+        messages=list(_messages(request)),
         tools=[
-            SimTool(SimFunction(tool.name, tool.parameters)) for tool in asked.tools or () if tool.type == "function"
+            SimTool(SimFunction(tool.name, tool.parameters)) for tool in request.tools or () if tool.type == "function"
         ],
         tool_choice={"function": choice} if isinstance(choice, dict) else choice,
-        reasoning_effort=asked.reasoning.effort if asked.reasoning else None,
-        max_tokens=asked.max_output_tokens,
-        stream=asked.stream,
+        reasoning_effort=request.reasoning.effort if request.reasoning else None,
+        max_tokens=request.max_output_tokens,
+        stream=request.stream,
     )
 
 
-def _messages(asked: SimResponsesRequest) -> Iterator[SimMessage]:
-    if asked.instructions:
-        yield SimMessage("system", asked.instructions)
-    items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
+def _messages(request: SimResponsesRequest) -> Iterator[SimMessage]:
+    if request.instructions:
+        yield SimMessage("system", request.instructions)
+    items = [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
     for item in items:
         match item.get("type", "message"):
             case "message":
@@ -103,24 +103,24 @@ class ResponsesGeneration(Generation):
 
     def opening(self, voice: Voice) -> list[bytes]:
         """The two events before any token."""
-        return _Teller(self, voice, 0).script()[0]
+        return _EventWriter(self, voice, 0).script()[0]
 
     def token_events(self, voice: Voice) -> Iterator[bytes]:
         """The events of each token: its delta, and the items and parts it opens."""
-        return iter(_Teller(self, voice, 0).script()[1])
+        return iter(_EventWriter(self, voice, 0).script()[1])
 
     def closing(self, voice: Voice, cached: int) -> list[bytes]:
         """The events after the last token; there is no `[DONE]`."""
-        return _Teller(self, voice, cached).script()[2]
+        return _EventWriter(self, voice, cached).script()[2]
 
     def whole(self, voice: Voice, cached: int) -> bytes:
         """The answer as one JSON body."""
-        teller = _Teller(self, voice, cached)
-        teller.script()
-        return _ENCODE(teller.response)
+        writer = _EventWriter(self, voice, cached)
+        writer.script()
+        return _ENCODE(writer.response)
 
 
-class _Teller:
+class _EventWriter:
     """Writes the events of an answer, numbered."""
 
     def __init__(self, generation: Generation, voice: Voice, cached: int) -> None:

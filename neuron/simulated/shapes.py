@@ -200,21 +200,21 @@ def chat(model: SimModel, body: bytes) -> Generation:
     return chat_answer(model, msgspec.json.decode(body, type=ChatRequest))
 
 
-def chat_answer(model: SimModel, asked: ChatRequest) -> Generation:
+def chat_answer(model: SimModel, request: ChatRequest) -> Generation:
     """The same for a decoded request."""
-    prompt = chat_prompt(asked)
+    prompt = chat_prompt(request)
     whole_prompt = "".join(prompt)
-    calls = _tool_calls(model, asked, whole_prompt)
-    thought = text.tokens(text.reasoning(model.id, whole_prompt)) if _reasons(model, asked) else []
+    calls = _tool_calls(model, request, whole_prompt)
+    thought = text.tokens(text.reasoning(model.id, whole_prompt)) if _reasons(model, request) else []
     answer: list[str] = []
     finish_reason = "stop"
     if not calls:
-        answer, finish_reason = _content_tokens(model, asked, whole_prompt, _last_user(asked.messages))
-    if asked.schema is not None and not calls:
-        answer = _as_json(asked.schema, answer)
+        answer, finish_reason = _content_tokens(model, request, whole_prompt, _last_user(request.messages))
+    if request.schema is not None and not calls:
+        answer = _as_json(request.schema, answer)
     deltas = [{"reasoning_content": token} for token in thought]
     deltas += _call_deltas(calls) or [{"content": token} for token in answer]
-    return _generation(asked, prompt, deltas, "tool_calls" if calls else finish_reason, model, chat=True)
+    return _generation(request, prompt, deltas, "tool_calls" if calls else finish_reason, model, chat=True)
 
 
 def completion(model: SimModel, body: bytes) -> Generation:
@@ -223,15 +223,15 @@ def completion(model: SimModel, body: bytes) -> Generation:
     Raises:
         msgspec.MsgspecError: the body is no completions request.
     """
-    asked = msgspec.json.decode(body, type=CompletionRequest)
-    prompt = asked.prompt if isinstance(asked.prompt, str) else "".join(asked.prompt[:1])
-    answer, finish_reason = _content_tokens(model, asked, prompt, prompt)
+    request = msgspec.json.decode(body, type=CompletionRequest)
+    prompt = request.prompt if isinstance(request.prompt, str) else "".join(request.prompt[:1])
+    answer, finish_reason = _content_tokens(model, request, prompt, prompt)
     deltas = [{"content": token} for token in answer]
-    return _generation(asked, tuple(text.tokens(prompt)), deltas, finish_reason, model, chat=False)
+    return _generation(request, tuple(text.tokens(prompt)), deltas, finish_reason, model, chat=False)
 
 
 def _generation(
-    asked: TextRequest,
+    request: TextRequest,
     prompt: tuple[str, ...],
     deltas: list[dict[str, Any]],
     finish_reason: str,
@@ -239,12 +239,12 @@ def _generation(
     *,
     chat: bool,
 ) -> Generation:
-    limit = min(model.output, max(asked.limit, 1) if asked.limit is not None else model.output)
+    limit = min(model.output, max(request.limit, 1) if request.limit is not None else model.output)
     return Generation(
         id=text.identifier("chatcmpl" if chat else "cmpl", model.id, *prompt),
         chat=chat,
-        stream=bool(asked.stream),
-        include_usage=asked.include_usage,
+        stream=bool(request.stream),
+        include_usage=request.include_usage,
         prompt=prompt,
         deltas=tuple(deltas[:limit]),
         finish_reason=finish_reason if len(deltas) <= limit else "length",
@@ -254,9 +254,9 @@ def _generation(
 # ---- content
 
 
-def _content_tokens(model: SimModel, asked: TextRequest, prompt: str, last_user: str) -> tuple[list[str], str]:
+def _content_tokens(model: SimModel, request: TextRequest, prompt: str, last_user: str) -> tuple[list[str], str]:
     answer = text.answer(model.id, prompt, last_user)
-    ends = [at for stop in asked.stops if stop and (at := answer.find(stop)) >= 0]
+    ends = [at for stop in request.stops if stop and (at := answer.find(stop)) >= 0]
     return text.tokens(answer[: min(ends)] if ends else answer), "stop"
 
 
@@ -269,22 +269,22 @@ def _as_json(schema: dict[str, Any], answer: list[str]) -> list[str]:
     return answer
 
 
-def _reasons(model: SimModel, asked: ChatRequest) -> bool:
+def _reasons(model: SimModel, request: ChatRequest) -> bool:
     """Whether the model reasons: by default yes, if it can and the request does not switch it off."""
     if not model.reasoning:
         return False
-    if asked.reasoning_effort is not None:
-        return asked.reasoning_effort != "none"
-    wish = (asked.chat_template_kwargs or {}).get("enable_thinking")
+    if request.reasoning_effort is not None:
+        return request.reasoning_effort != "none"
+    wish = (request.chat_template_kwargs or {}).get("enable_thinking")
     return model.reasons_by_default if wish is None else bool(wish)
 
 
-def chat_prompt(asked: ChatRequest) -> tuple[str, ...]:
+def chat_prompt(request: ChatRequest) -> tuple[str, ...]:
     """The prompt after the chat template: tools first, four tokens around every message."""
     prompt: list[str] = []
-    if asked.tools:
-        prompt += text.tokens(_ENCODE([tool.function for tool in asked.tools]).decode())
-    for message in asked.messages:
+    if request.tools:
+        prompt += text.tokens(_ENCODE([tool.function for tool in request.tools]).decode())
+    for message in request.messages:
         prompt += ["<|im_start|>", message.role, "\n", *_message_tokens(message), "<|im_end|>"]
     return tuple(prompt)
 
@@ -312,9 +312,9 @@ def _last_user(messages: list[SimMessage]) -> str:
 # ---- tools
 
 
-def _tool_calls(model: SimModel, asked: ChatRequest, prompt: str) -> list[dict[str, Any]]:
+def _tool_calls(model: SimModel, request: ChatRequest, prompt: str) -> list[dict[str, Any]]:
     """The calls the model makes: the tools named after "call" in a last user message, or what `tool_choice` forces."""
-    if not asked.tools or asked.tool_choice == "none" or not model.tool_call:
+    if not request.tools or request.tool_choice == "none" or not model.tool_call:
         return []
     return [
         {
@@ -323,18 +323,18 @@ def _tool_calls(model: SimModel, asked: ChatRequest, prompt: str) -> list[dict[s
             "type": "function",
             "function": {"name": tool.function.name, "arguments": _arguments(tool.function)},
         }
-        for index, tool in enumerate(_wanted(asked, asked.tools))
+        for index, tool in enumerate(_wanted(request, request.tools))
     ]
 
 
-def _wanted(asked: ChatRequest, tools: list[SimTool]) -> list[SimTool]:
-    if isinstance(asked.tool_choice, dict):
-        name = asked.tool_choice.get("function", {}).get("name")
+def _wanted(request: ChatRequest, tools: list[SimTool]) -> list[SimTool]:
+    if isinstance(request.tool_choice, dict):
+        name = request.tool_choice.get("function", {}).get("name")
         return [tool for tool in tools if tool.function.name == name]
-    last = asked.messages[-1] if asked.messages else None
+    last = request.messages[-1] if request.messages else None
     question = _content(last) if last is not None and last.role == "user" else ""
     named = [tool for tool in tools if f"call {tool.function.name}" in question]
-    return named or (tools[:1] if asked.tool_choice == "required" else [])
+    return named or (tools[:1] if request.tool_choice == "required" else [])
 
 
 _EXAMPLES: dict[str, Any] = {"integer": 7, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}

@@ -4,7 +4,7 @@ import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { APICallError, generateText, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
-import { CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, caught, play } from "./stage.mjs";
+import { CALL, LONG, MODEL, UNKNOWN_MODEL, QUESTION, REPORT, URL, caught, play } from "./stage.mjs";
 
 const provider =
   process.env.AI_PROVIDER === "anthropic"
@@ -35,7 +35,7 @@ async function tools() {
 
 async function error() {
   try {
-    await generateText({ model: provider(NOBODY), prompt: QUESTION, maxRetries: 0 });
+    await generateText({ model: provider(UNKNOWN_MODEL), prompt: QUESTION, maxRetries: 0 });
   } catch (error) {
     if (APICallError.isInstance(error)) return caught(error, error.statusCode);
     throw error;

@@ -1,7 +1,7 @@
 // The `@anthropic-ai/sdk` package as its users write it.
 
 import Anthropic from "@anthropic-ai/sdk";
-import { CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, WEATHER_SCHEMA, caught, play } from "./stage.mjs";
+import { CALL, LONG, MODEL, UNKNOWN_MODEL, QUESTION, REPORT, URL, WEATHER_SCHEMA, caught, play } from "./stage.mjs";
 
 const client = new Anthropic({ baseURL: URL, apiKey: "none", maxRetries: 0 });
 const tools_ = [{ name: "weather", input_schema: WEATHER_SCHEMA }];
@@ -26,7 +26,7 @@ async function tools() {
 
 async function error() {
   try {
-    await client.messages.create(ask(QUESTION, NOBODY));
+    await client.messages.create(ask(QUESTION, UNKNOWN_MODEL));
   } catch (error) {
     if (error instanceof Anthropic.NotFoundError) return caught(error);
     throw error;

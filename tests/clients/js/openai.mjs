@@ -1,7 +1,7 @@
 // The `openai` package as its users write it.
 
 import OpenAI from "openai";
-import { CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, WEATHER_SCHEMA, caught, play } from "./stage.mjs";
+import { CALL, LONG, MODEL, UNKNOWN_MODEL, QUESTION, REPORT, URL, WEATHER_SCHEMA, caught, play } from "./stage.mjs";
 
 const client = new OpenAI({ baseURL: `${URL}/v1`, apiKey: "none", maxRetries: 0 });
 const tools_ = [{ type: "function", function: { name: "weather", parameters: WEATHER_SCHEMA } }];
@@ -33,7 +33,7 @@ async function tools() {
 
 async function error() {
   try {
-    await client.chat.completions.create({ model: NOBODY, messages: user(QUESTION) });
+    await client.chat.completions.create({ model: UNKNOWN_MODEL, messages: user(QUESTION) });
   } catch (error) {
     if (error instanceof OpenAI.NotFoundError) return caught(error);
     throw error;

@@ -1,6 +1,6 @@
-// What every scene begins with: `node SCENE.mjs NAME` plays one of its functions and prints, as one line of JSON, what it
-// saw. Then it waits until its standard input ends, so that what an abort does is not mistaken for what the end of a
-// process does. The gateway's address is in CORTEX_URL.
+// Start of every scene: `node SCENE.mjs NAME` runs one of its functions and prints the result as one line of
+// JSON. Then it waits until its standard input ends, so that the effect of an abort is not confused with the effect of the
+// process ending. The gateway's address is in CORTEX_URL.
 
 export const URL = process.env.CORTEX_URL;
 export const MODEL = "helexa/small";
@@ -9,11 +9,11 @@ export const CALL = "Please call weather.";
 export const WEATHER_SCHEMA = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
 export const REPORT = "sunny";
 export const LONG = "Write 4000 words";
-export const NOBODY = "nobody/has-it";
+export const UNKNOWN_MODEL = "nobody/has-it";
 
 export async function play(scenes) {
-  const seen = await scenes[process.argv[2]]();
-  console.log(JSON.stringify(seen ?? null));
+  const result = await scenes[process.argv[2]]();
+  console.log(JSON.stringify(result ?? null));
   process.stdin.resume();
   await new Promise((ended) => process.stdin.on("end", ended));
   process.exit(0);

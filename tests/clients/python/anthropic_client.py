@@ -1,7 +1,7 @@
 """The `anthropic` SDK as its users write it, in the release that the frameworks in this environment need."""
 
 import anthropic
-from stage import CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, WEATHER_SCHEMA, caught, play
+from stage import CALL, LONG, MODEL, QUESTION, REPORT, UNKNOWN_MODEL, URL, WEATHER_SCHEMA, caught, play
 
 client = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
 TOOL = {"name": "weather", "input_schema": WEATHER_SCHEMA}
@@ -28,7 +28,7 @@ def tools():
 
 def error():
     try:
-        client.messages.create(**message(QUESTION) | {"model": NOBODY})
+        client.messages.create(**message(QUESTION) | {"model": UNKNOWN_MODEL})
     except anthropic.NotFoundError as error:
         return caught(error)
 

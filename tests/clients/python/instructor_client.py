@@ -7,7 +7,7 @@ import instructor
 import openai
 from instructor.exceptions import InstructorRetryException
 from pydantic import BaseModel
-from stage import LONG, MODEL, NOBODY, QUESTION, URL, caught, play
+from stage import LONG, MODEL, QUESTION, UNKNOWN_MODEL, URL, caught, play
 
 SERVER = {"base_url": f"{URL}/v1", "api_key": "none", "max_retries": 0}
 client = instructor.from_openai(openai.OpenAI(**SERVER))
@@ -41,7 +41,7 @@ def tools():
 
 def error():
     try:
-        client.chat.completions.create(**ask(model=NOBODY), max_retries=0)
+        client.chat.completions.create(**ask(model=UNKNOWN_MODEL), max_retries=0)
     except InstructorRetryException as error:
         return caught(error, error.__cause__.status_code)
 

@@ -4,7 +4,7 @@ import anthropic
 from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from stage import CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, caught, play
+from stage import CALL, LONG, MODEL, QUESTION, REPORT, UNKNOWN_MODEL, URL, caught, play
 
 
 def model(name=MODEL):
@@ -34,7 +34,7 @@ def tools():
 
 def error():
     try:
-        model(NOBODY).invoke(QUESTION)
+        model(UNKNOWN_MODEL).invoke(QUESTION)
     except anthropic.NotFoundError as error:
         return caught(error)
 

@@ -6,7 +6,7 @@ import openai
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from stage import CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, caught, play
+from stage import CALL, LONG, MODEL, QUESTION, REPORT, UNKNOWN_MODEL, URL, caught, play
 
 
 def model(name=MODEL):
@@ -42,7 +42,7 @@ def tools():
 
 def error():
     try:
-        model(NOBODY).invoke(QUESTION)
+        model(UNKNOWN_MODEL).invoke(QUESTION)
     except openai.NotFoundError as error:
         return caught(error)
 

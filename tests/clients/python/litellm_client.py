@@ -3,7 +3,7 @@
 import os
 
 import litellm
-from stage import CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, WEATHER_SCHEMA, caught, play
+from stage import CALL, LONG, MODEL, QUESTION, REPORT, UNKNOWN_MODEL, URL, WEATHER_SCHEMA, caught, play
 
 PROVIDER = os.environ.get("LITELLM_PROVIDER", "openai")
 BASE = {"openai": f"{URL}/v1", "anthropic": URL}[PROVIDER]
@@ -36,7 +36,7 @@ def tools():
 
 def error():
     try:
-        complete(user(QUESTION), model=NOBODY)
+        complete(user(QUESTION), model=UNKNOWN_MODEL)
     except litellm.NotFoundError as error:
         return caught(error)
 

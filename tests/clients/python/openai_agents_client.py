@@ -6,7 +6,7 @@ import os
 import openai
 from agents import Agent, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
 from openai import AsyncOpenAI
-from stage import CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, caught, play
+from stage import CALL, LONG, MODEL, QUESTION, REPORT, UNKNOWN_MODEL, URL, caught, play
 
 set_tracing_disabled(True)  # to OpenAI
 
@@ -44,7 +44,7 @@ async def tools():
 
 async def error():
     try:
-        await Runner.run(agent(NOBODY), QUESTION)
+        await Runner.run(agent(UNKNOWN_MODEL), QUESTION)
     except openai.NotFoundError as error:
         return caught(error)
 

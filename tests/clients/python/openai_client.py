@@ -1,7 +1,7 @@
 """The `openai` SDK as its users write it, in the release that the frameworks in this environment need."""
 
 import openai
-from stage import CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, WEATHER_SCHEMA, caught, play
+from stage import CALL, LONG, MODEL, QUESTION, REPORT, UNKNOWN_MODEL, URL, WEATHER_SCHEMA, caught, play
 
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": WEATHER_SCHEMA}}
@@ -26,7 +26,7 @@ def tools():
 
 def error():
     try:
-        client.chat.completions.create(model=NOBODY, messages=[{"role": "user", "content": QUESTION}])
+        client.chat.completions.create(model=UNKNOWN_MODEL, messages=[{"role": "user", "content": QUESTION}])
     except openai.NotFoundError as error:
         return caught(error)
 

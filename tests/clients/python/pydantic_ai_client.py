@@ -9,7 +9,7 @@ from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
-from stage import CALL, LONG, MODEL, NOBODY, QUESTION, REPORT, URL, caught, play
+from stage import CALL, LONG, MODEL, QUESTION, REPORT, UNKNOWN_MODEL, URL, caught, play
 
 
 def model(name=MODEL):
@@ -48,7 +48,7 @@ async def tools():
 
 async def error():
     try:
-        await Agent(model(NOBODY)).run(QUESTION)
+        await Agent(model(UNKNOWN_MODEL)).run(QUESTION)
     except ModelHTTPError as error:
         return caught(error)
 

@@ -20,7 +20,7 @@ CALL = "Please call weather."
 WEATHER_SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 REPORT = "sunny"
 LONG = "Write 4000 words"
-NOBODY = "nobody/has-it"
+UNKNOWN_MODEL = "nobody/has-it"
 
 
 def play(scenes):
