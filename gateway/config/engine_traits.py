@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 __all__ = [
+    "ENGINES_WITHOUT_THINKING_SWITCH",
     "ENGINES_WITH_TOKENIZER",
     "ENGINES_WITH_USAGE",
     "PLAIN",
@@ -41,6 +42,10 @@ class Backend:
             llama.cpp), by `reasoning_effort` (OpenAI), or not at all.
         ask_usage: Ask streams for usage (`dialects.include_usage`) if their client does not.
         tokenizer: `POST /tokenize` counts the tokens of a conversation, as in vLLM.
+        alternating_roles: Whether consecutive messages of one role are merged into one. None merges them in
+            translations only: whether roles must alternate depends on the model's chat template, which no engine
+            reports, and Anthropic's API merges them itself. True merges them in chat completions that would otherwise
+            pass through, too.
     """
 
     dialects: frozenset[str] = frozenset({"openai"})
@@ -49,6 +54,7 @@ class Backend:
     thinking_switch: ThinkingSwitch = "chat_template_kwargs"
     ask_usage: bool = False
     tokenizer: bool = False
+    alternating_roles: bool | None = None
 
 
 PLAIN = Backend()
@@ -59,3 +65,4 @@ ENGINES_WITH_USAGE = frozenset({"llamacpp", "lmstudio", "ollama", "sglang", "tab
 Not transformers serve, which refuses fields it does not know; not cortex, whose own neurons decide.
 """
 ENGINES_WITH_TOKENIZER = frozenset({"vllm"})
+ENGINES_WITHOUT_THINKING_SWITCH = frozenset({"transformers"})  # it refuses fields it does not know

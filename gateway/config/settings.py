@@ -269,14 +269,18 @@ class NeuronSettings:
     dialects: tuple[DialectName, ...] = ("openai",)
     """The APIs it speaks; others are translated. The default for engine = "cortex" is all three."""
 
-    thinking: ThinkingSwitch = "chat_template_kwargs"
-    """How thinking is switched on and off."""
+    thinking: ThinkingSwitch | None = None
+    """How thinking is switched on and off. The default is "none" for engine = "transformers", else
+    "chat_template_kwargs"."""
 
     reasoning_content: Flag = False
     """Whether it accepts `reasoning_content` in earlier messages."""
 
     system_anywhere: Flag = False
     """Whether it accepts system messages after the first message."""
+
+    alternating_roles: Flag | None = None
+    """Whether to merge consecutive messages of one role. No default: in translated requests only."""
 
     ask_usage: Flag | None = None
     """Whether to ask streams for usage. No default: true for engines known to report it (docs/engines.md)."""

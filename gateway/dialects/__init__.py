@@ -34,6 +34,8 @@ __all__ = ["ClientRequest", "Dialect", "OutgoingRequest", "ParsedRequest", "Tran
 class ClientRequest(NamedTuple):
     """What a dialect needs of a client's request. `path` includes the query; `body` is as the client sent it.
 
+    `secret_key` authenticates what the gateway gives clients to send back.
+
     A multipart form has no `body` but a `form`: called with a model name, it returns the form with that name in place
     of the client's. That is bytes if all of it has arrived and is in memory, else a body to be streamed.
     """
@@ -43,6 +45,7 @@ class ClientRequest(NamedTuple):
     model: ModelField
     request_id: str
     form: Callable[[str], bytes | StreamedBody] | None = None
+    secret_key: bytes = b""
 
 
 class Translation(Protocol):
@@ -95,17 +98,24 @@ class Translation(Protocol):
 class OutgoingRequest(NamedTuple):
     """A request to a neuron. `translation` is None if the neuron's answer goes to the client byte for byte.
 
-    `upload` replaces `body` if the body is sent while it still arrives from the client.
+    `upload` replaces `body` if the body is sent while it still arrives from the client. `ignored` is the value of the
+    response header `x-cortex-ignored`: what a translation left out, or nothing.
     """
 
     path: bytes
     body: bytes
     translation: Translation | None = None
     upload: StreamedBody | None = None
+    ignored: bytes = b""
 
 
 class ParsedRequest(Protocol):
     """One request as its dialect understands it."""
+
+    @property
+    def ignored(self) -> bytes:
+        """The value of the response header `x-cortex-ignored`, once a translation was made; until then nothing."""
+        ...
 
     def outgoing(self, model: str, backend: Backend) -> OutgoingRequest:
         """The request to a neuron of this kind that knows the model as `model`. A retry calls it again.

@@ -10,6 +10,7 @@ from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, OutgoingRequest
 from gateway.dialects.include_usage import Edit, UsageStripper, asking_for_usage, edited
 from gateway.dialects.json_splice import splice
+from gateway.dialects.translation.alternation import merged_messages
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 from gateway.http import sse
@@ -22,27 +23,41 @@ class PassThroughRequest:
 
     __slots__ = ("_request",)
 
+    ignored = b""
+
     def __init__(self, request: ClientRequest) -> None:
         self._request = request
 
     def outgoing(self, model: str, backend: Backend) -> OutgoingRequest:
-        """The client's bytes with the neuron's model name, and with a request for usage where the backend takes one."""
+        """The client's bytes with the neuron's model name, and with what the backend's traits ask for.
+
+        That is a request for usage (`ask_usage`), and one message in place of several (`alternating_roles`).
+        """
         request = self._request
         if request.form is not None:
             form = request.form(model)
             if isinstance(form, bytes):
                 return OutgoingRequest(request.path, form)
             return OutgoingRequest(request.path, b"", upload=form)
+        edits: list[Edit] = []
+        translation = None
         if backend.ask_usage and request.model.stream and request.path.partition(b"?")[0] in _PATHS_WITH_USAGE:
             usage_option = asking_for_usage(request.body)  # None if the client has decided about usage itself
             if usage_option is not None:
-                edits = [usage_option]
-                if model != request.model.name:
-                    edits.append(Edit(request.model.start, request.model.end, msgspec.json.encode(model)))
-                return OutgoingRequest(request.path, edited(request.body, *edits), UsageStripper())
-        return OutgoingRequest(request.path, splice(request.body, request.model, model))
+                edits.append(usage_option)
+                translation = UsageStripper()
+        if backend.alternating_roles and request.path.partition(b"?")[0] == _CHAT_PATH:
+            merged = merged_messages(request.body)
+            if merged is not None:
+                edits.append(Edit(*merged))
+        if not edits:
+            return OutgoingRequest(request.path, splice(request.body, request.model, model))
+        if model != request.model.name:
+            edits.append(Edit(request.model.start, request.model.end, msgspec.json.encode(model)))
+        return OutgoingRequest(request.path, edited(request.body, *edits), translation)
 
 
+_CHAT_PATH = b"/v1/chat/completions"
 _PATHS_WITH_USAGE = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["give_to_owner_of_directory", "make_directory"]
+__all__ = ["default_directory", "give_to_owner_of_directory", "make_directory"]
+
+
+def default_directory(models_path: Path) -> Path:
+    """The state directory of a gateway with this `models.toml`: beside it, or /var/lib/cortex if that is under /etc.
+
+    A service's user can usually not write under /etc.
+    """
+    return Path("/var/lib/cortex") if models_path.is_relative_to("/etc") else models_path.parent
 
 
 def make_directory(path: Path) -> None:

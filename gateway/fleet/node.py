@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from gateway.config.engine_traits import ENGINES_WITH_TOKENIZER, ENGINES_WITH_USAGE, Backend
+from gateway.config.engine_traits import (
+    ENGINES_WITH_TOKENIZER,
+    ENGINES_WITH_USAGE,
+    ENGINES_WITHOUT_THINKING_SWITCH,
+    Backend,
+)
 from gateway.config.settings import NeuronSettings
 from gateway.fleet.circuit_breaker import CircuitBreaker
 from gateway.fleet.engine_access import EngineAccess
@@ -162,9 +167,11 @@ class Node:
             dialects=frozenset(settings.dialects),
             reasoning_content=settings.reasoning_content,
             system_anywhere=settings.system_anywhere,
-            thinking_switch=settings.thinking,
+            thinking_switch=settings.thinking
+            or ("none" if settings.engine in ENGINES_WITHOUT_THINKING_SWITCH else "chat_template_kwargs"),
             ask_usage=settings.engine in ENGINES_WITH_USAGE if settings.ask_usage is None else settings.ask_usage,
             tokenizer=settings.engine in ENGINES_WITH_TOKENIZER,
+            alternating_roles=settings.alternating_roles,
         )
         self.healthy = False
         self.ever_answered = False

@@ -112,8 +112,8 @@ class InferenceApp:
             request.total_deadline = deadline
             record.timings.read_at = trio.current_time()
             record.bytes_in = len(request.body)
-            request.parse(endpoint.dialect, self._neuron_dialects)
-            record.stream = request.stream
+            request.parse(endpoint.dialect, self._neuron_dialects, self.context.secret_key)
+            record.stream, record.ignored = request.stream, request.parsed.ignored
             return request
         if cancelled_by:
             raise cancelled_by[0]
@@ -143,7 +143,7 @@ class InferenceApp:
                 stall_timeout_s=stall_timeout_s,
             )
             try:
-                request.parse(endpoint.dialect, self._neuron_dialects)
+                request.parse(endpoint.dialect, self._neuron_dialects, self.context.secret_key)
                 await self._serve(endpoint, request, receive, client, record)
             finally:
                 if request.upload is not None:

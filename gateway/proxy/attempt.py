@@ -67,6 +67,7 @@ class Attempt:
         "_client",
         "_context",
         "_failures",
+        "_ignored",
         "_keep_transcript",
         "_keepalive",
         "_policy",
@@ -102,6 +103,7 @@ class Attempt:
         self._failures = failures
         self._policy = policy
         self._keep_transcript = keep_transcript
+        self._ignored = b""
         self.route = route
         self.attempt_record = attempt_record
         self.phases = phases
@@ -145,7 +147,7 @@ class Attempt:
     async def _exchange(self) -> None:
         route, request = self.route, self._request
         outgoing = request.parsed.outgoing(neuron_model_name(route), route.backend)
-        self.translation = outgoing.translation
+        self.translation, self._ignored = outgoing.translation, outgoing.ignored
         if self._policy is not None:
             outgoing = self._apply_alias(outgoing, self._policy)
         headers = outgoing_headers(request, translated=outgoing.translation is not None)
@@ -233,6 +235,7 @@ class Attempt:
         if self.claim is not None and not self.claim(self):
             await trio.sleep_forever()
         self._record.routing.node, self._record.upstream_status = self.route.node, response.status
+        self._record.ignored = self._ignored
 
     def _head(self, response: UpstreamResponse, *, streaming: bool) -> tuple[int, Headers]:
         headers = response_headers.from_upstream(
@@ -249,6 +252,7 @@ class Attempt:
     async def _raise_refusal(self, response: UpstreamResponse) -> NoReturn:
         refusal = await UpstreamErrorResponse.read(response)
         error = refusal.as_error()
+        self._record.ignored = self._ignored
         log.warning(
             "upstream_refused",
             request_id=self._record.request_id,

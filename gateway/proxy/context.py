@@ -37,6 +37,7 @@ class ProxyContext:
         request_log: Opens a record for each request.
         poll_soon: Asks the poller to poll the named node now.
         hedge_policy: When a request of an alias with `hedge` is sent to a second replica.
+        secret_key: The gateway's own, of which copies of it have the same.
         shadows: None if no request is ever shadowed.
         draining: Set when the gateway begins to shut down.
     """
@@ -50,6 +51,7 @@ class ProxyContext:
     request_log: RequestLog
     poll_soon: Callable[[str], None]
     hedge_policy: HedgePolicy
+    secret_key: bytes = field(repr=False)
     shadows: Shadower | None = None
     draining: trio.Event = field(default_factory=trio.Event)
 

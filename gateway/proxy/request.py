@@ -90,12 +90,12 @@ class InferenceRequest:
         """Whether all of the body is still here, so that another attempt can send it."""
         return self.upload is None or self.upload.can_be_sent
 
-    def parse(self, dialect: Dialect, neuron_dialects: frozenset[str]) -> None:
+    def parse(self, dialect: Dialect, neuron_dialects: frozenset[str], secret_key: bytes) -> None:
         """Read the request by the rules of its dialect; see `Dialect.parse`. Raises BadRequest."""
         form = None if self.upload is None else self.upload.with_model
         self.dialect = dialect
         self.parsed = dialect.parse(
-            ClientRequest(self.path, self.body, self.model, self.request_id, form), neuron_dialects
+            ClientRequest(self.path, self.body, self.model, self.request_id, form, secret_key), neuron_dialects
         )
 
     def key_of(self, sticky: Sticky) -> bytes | None:

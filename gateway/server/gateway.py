@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+from pathlib import Path
 from typing import Any, cast
 
+import structlog
 import trio
 
 from catalogue.models import Catalogue
@@ -18,6 +21,7 @@ from gateway.aliases.warm_swap import WarmSwaps
 from gateway.aliases.warm_up import ModelWarmer
 from gateway.asgi import App
 from gateway.config.settings import NeuronSettings, Settings
+from gateway.files import secret_key, state_directory
 from gateway.fleet.control.engine_client import EngineClient
 from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.poller import Poller
@@ -42,6 +46,8 @@ from gateway.telemetry.metrics import CatalogueReadings, Metrics
 from gateway.telemetry.request_log import RequestLog
 
 __all__ = ["Gateway"]
+
+log = structlog.get_logger("cortex.gateway")
 
 
 class Gateway:
@@ -129,6 +135,7 @@ class Gateway:
                 request_log=self.request_log,
                 poll_soon=self.poller.poll_soon,
                 hedge_policy=HedgePolicy(self.metrics),
+                secret_key=_secret_key(state_directory.default_directory(self.catalogue_files.models_path)),
                 shadows=self.shadows,
             )
         )
@@ -213,6 +220,20 @@ class Gateway:
         async with trio.open_nursery() as nursery:
             for client in self.neurons.values():
                 nursery.start_soon(client.aclose)
+
+
+def _secret_key(directory: Path) -> bytes:
+    """The key in the state directory. If there can be none, a key for this process only, and a warning."""
+    try:
+        return secret_key.read_or_create(directory)
+    except (OSError, secret_key.FaultyKey) as error:
+        log.warning(
+            "secret_key_unusable",
+            path=str(directory / secret_key.FILE_NAME),
+            reason=str(error),
+            consequence="reasoning that clients send back is ignored after a restart, and by other gateways",
+        )
+        return secrets.token_bytes(secret_key.KEY_BYTES)
 
 
 def _client(neuron: NeuronSettings) -> NeuronClient | EngineClient:

@@ -60,7 +60,7 @@ class PublicApp:
 _EXPOSED: Headers = [
     (
         b"access-control-expose-headers",
-        b"x-request-id, x-cortex-model, x-cortex-node, x-cortex-alias, retry-after, server-timing",
+        b"x-request-id, x-cortex-model, x-cortex-node, x-cortex-alias, x-cortex-ignored, retry-after, server-timing",
     )
 ]
 

@@ -34,6 +34,7 @@ class RequestRecord:
         upstream_status: The status of the neuron that answered or refused.
         outcome: How the request ended; `cancelled` until anything else is known.
         error: The error that the client gets, while the request runs; then `error_summary` has it.
+        ignored: The value of `x-cortex-ignored`: what a translation left out of the request; empty for nothing.
         cancel: Ends the running request; its client gets the error if its response can still carry it.
     """
 
@@ -45,6 +46,7 @@ class RequestRecord:
         "cancel",
         "error",
         "error_summary",
+        "ignored",
         "outcome",
         "path",
         "request_id",
@@ -70,6 +72,7 @@ class RequestRecord:
         self.error_summary: ErrorSummary | None = None
         self.bytes_in = 0
         self.bytes_out = 0
+        self.ignored = b""
         self.cancel: Callable[[GatewayError], None] = _nothing_to_cancel
 
     def failed(self, error: GatewayError) -> None:

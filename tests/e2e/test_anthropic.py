@@ -134,16 +134,17 @@ async def test_coding_cli_session_keeps_everything_a_model_needs(http, beast):
     assert b"billing" not in received.body
     system, *turns = got["messages"]
     assert system["content"] == "\n".join(block["text"] for block in original_request["system"][1:])
-    assert [turn["role"] for turn in turns] == ["user", "user", "user", "assistant", "tool", "tool", "user"]
-    assert "Available agents: none" in turns[2]["content"]  # the system turn, in its place
-    assert [(call["id"], json.loads(call["function"]["arguments"])) for call in turns[3]["tool_calls"]] == [
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "tool", "user"]
+    assert turns[0]["content"].rstrip().endswith("</system-reminder>")
+    assert "Available agents: none" in turns[0]["content"]  # the system turn, in its place: merged, as the last
+    assert [(call["id"], json.loads(call["function"]["arguments"])) for call in turns[1]["tool_calls"]] == [
         ("toolu_1", {"path": "/1"}),
         ("toolu_2", {"path": "/2"}),
     ]
-    assert [turn["tool_call_id"] for turn in turns[4:6]] == ["toolu_1", "toolu_2"]
-    assert "no such folder" in turns[5]["content"]
-    assert turns[6]["content"][0] == {"type": "text", "text": "go on"}
-    assert turns[6]["content"][-1]["image_url"]["url"] == "data:image/png;base64,iVBORw0KGgo="
+    assert [turn["tool_call_id"] for turn in turns[2:4]] == ["toolu_1", "toolu_2"]
+    assert "no such folder" in turns[3]["content"]
+    assert turns[4]["content"][0] == {"type": "text", "text": "go on"}
+    assert turns[4]["content"][-1]["image_url"]["url"] == "data:image/png;base64,iVBORw0KGgo="
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ import trio
 from fakes.running import LARGE, PROBE, SMALL
 
 from gateway.proxy.endpoints import ENDPOINTS
+from neuron.simulated import faults
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "helexa/small", "messages": PROBE}
@@ -245,3 +246,29 @@ async def test_httpx_client_with_a_base_url_that_ends_in_a_slash(cortex):
         answer = await client.post("/chat/completions", json=ASK)
 
     assert answer.status_code == 200
+
+
+# What a translation leaves out...
+
+MESSAGES = {"model": "helexa/small", "messages": PROBE, "max_tokens": 20, "context_management": {}}
+RESPONSES = {"model": "helexa/small", "input": "hi", "truncation": "auto"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body", "ignored"),
+    [
+        ("/v1/messages", MESSAGES, "context_management"),
+        ("/v1/responses", RESPONSES, "truncation"),
+        ("/v1/messages", {**MESSAGES, "context_management": None}, None),
+        (CHAT, {**ASK, "context_management": {}}, None),
+    ],
+)
+async def test_what_a_translation_leaves_out_is_named_on_every_answer(http, beast, path, body, ignored, stream):
+    """On a whole answer, on a stream, and on the neuron's refusal. What passes through is the neuron's affair."""
+    served = await http.post(path, json={**body, "stream": stream})
+    beast.faults.add(faults.HttpError(status=400, text="no"))
+    refused = await http.post(path, json={**body, "stream": stream})
+
+    assert (served.status_code, refused.status_code) == (200, 400)
+    assert served.headers.get("x-cortex-ignored") == refused.headers.get("x-cortex-ignored") == ignored

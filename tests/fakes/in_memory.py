@@ -100,6 +100,7 @@ class InMemoryGateway:
                 request_log=self.request_log,
                 poll_soon=lambda _: None,
                 hedge_policy=self.hedge_policy,
+                secret_key=bytes(32),
                 shadows=self.shadows,
             )
         )

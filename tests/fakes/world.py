@@ -234,6 +234,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
             request_log=request_log,
             poll_soon=poller.poll_soon,
             hedge_policy=HedgePolicy(metrics),
+            secret_key=bytes(32),
         )
     )
     warmer = ModelWarmer(

@@ -37,15 +37,21 @@ class ParsedMessagesRequest:
             self._as_chat = translate(self._request.body, self._request.model)
         return self._as_chat
 
+    @property
+    def ignored(self) -> bytes:
+        """What the translation left out, once it was made."""
+        return b"" if self._as_chat is None else self._as_chat.ignored
+
     def outgoing(self, model: str, backend: Backend) -> OutgoingRequest:
         """The client's body for a neuron that speaks `/v1/messages`, else a chat completion. Raises BadRequest."""
         request = self._request
         if NAME in backend.dialects:
             return OutgoingRequest(request.path, splice(request.body, request.model, model))
-        context = self.as_chat.context(request.request_id, model)
+        context = self.as_chat.context(request.request_id, model, backend)
         whole = partial(response.translate, context=context)
         translation = ChatTranslation(MessagesStream(context), whole, keepalive_bytes=PING)
-        return OutgoingRequest(CHAT_PATH, self.as_chat.encode(model, backend), translation)
+        body = self.as_chat.encode(model, backend)
+        return OutgoingRequest(CHAT_PATH, body, translation, ignored=self.as_chat.ignored)
 
 
 class MessagesDialect:

@@ -1,35 +1,39 @@
 """A Messages request as a chat completions request. `request_types` reads it, `tools` chooses the tools.
 
-Each turn is translated on its own; a later turn never changes, moves or merges it. The outgoing messages of turn n+1
-therefore begin with the bytes of those of turn n, and the neuron's prefix cache stays valid; otherwise the neuron
-would process the whole conversation again at every turn. For the same reason a string and a list of one text block
-give the same bytes: clients turn one into the other when they move their `cache_control` marks.
+Each turn is translated on its own; a later turn of another role never changes, moves or merges it. The outgoing
+messages of turn n+1 therefore begin with the bytes of those of turn n, and the neuron's prefix cache stays valid;
+otherwise the neuron would process the whole conversation again at every turn. For the same reason a string and a list
+of one text block give the same bytes: clients turn one into the other when they move their `cache_control` marks.
+
+Content that the model would see is translated or rejected. What else has no counterpart is named by `Ignored`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from gateway.config.engine_traits import PLAIN, Backend
 from gateway.dialects.anthropic import request_types, signature
+from gateway.dialects.anthropic.content import AVAILABLE, compacted, parts_of, records_servers_work
 from gateway.dialects.anthropic.message_object import MessagesContext
 from gateway.dialects.anthropic.request_types import (
     MessagesBlock,
     MessagesContent,
-    MessagesOutputConfig,
+    MessagesOutputFormat,
     MessagesRequest,
-    MessagesSource,
     MessagesTurn,
 )
-from gateway.dialects.anthropic.tools import ToolChange, tool_changes, tool_parameters
-from gateway.dialects.chat_request import content_of, estimate_tokens, text_part
+from gateway.dialects.anthropic.tools import ToolChange, ignored_tools, tool_changes, tool_parameters
+from gateway.dialects.chat_request import content_of, estimate_tokens, kind_of, text_part
 from gateway.dialects.fields import decode_field, invalid
 from gateway.dialects.json_splice import ModelField, locate
 from gateway.dialects.loose_json import JsonObject, is_object
+from gateway.dialects.translation.alternation import merge_roles
+from gateway.dialects.translation.bounds import ITEMS_LIMIT, TOOLS_LIMIT, check_count, check_values
+from gateway.dialects.translation.engine_extras import ENGINE_EXTRAS, extras_of, with_extras
+from gateway.dialects.translation.ignored import Ignored, ignored_fields, read_request
 
 __all__ = ["MessagesAsChat", "translate"]
 
@@ -39,16 +43,30 @@ class MessagesAsChat:
 
     Attributes:
         input_tokens: An estimate (see `token_estimate`), for `message_start` and `/v1/messages/count_tokens`.
+        ignored: The value of `x-cortex-ignored`; empty if nothing was left out.
     """
 
-    __slots__ = ("_encoded", "_request", "_stop_sequences", "_stream", "_thinking", "input_tokens")
+    __slots__ = (
+        "_encoded",
+        "_extras",
+        "_request",
+        "_stop_sequences",
+        "_stream",
+        "_wants_thinking",
+        "ignored",
+        "input_tokens",
+    )
 
-    def __init__(self, request: MessagesRequest, *, stream: bool) -> None:
+    def __init__(self, request: MessagesRequest, fields: Mapping[str, msgspec.Raw], *, stream: bool) -> None:
         self._request = request
         self._stream = stream
+        self._extras = extras_of(fields, _OWN_FIELDS)
         self._stop_sequences = _stop_sequences(request.stop_sequences)
-        self._thinking = None if request.thinking is None else request.thinking.type != "disabled"  # None: not said
-        messages = _messages(request, PLAIN)
+        self._wants_thinking = request.thinking is not None and request.thinking.type != "disabled"
+        ignored = Ignored()
+        ignored.add(*ignored_fields(fields, _UNDERSTOOD, _DEFAULTS), *ignored_tools(request))
+        messages = _messages(request, PLAIN, ignored)
+        self.ignored = ignored.header_value()
         encoded, parameters = msgspec.json.encode(messages), self._parameters(PLAIN)
         self._encoded = {PLAIN: (encoded, parameters)}
         self.input_tokens = estimate_tokens(messages, encoded, parameters.get("tools", ()))
@@ -62,14 +80,20 @@ class MessagesAsChat:
             BadRequest: This kind of backend cannot be sent the request; names the field.
         """
         if backend not in self._encoded:
-            messages = msgspec.json.encode(_messages(self._request, backend))
+            messages = msgspec.json.encode(_messages(self._request, backend, Ignored()))
             self._encoded[backend] = messages, self._parameters(backend)
         messages, parameters = self._encoded[backend]
         return msgspec.json.encode({"model": model, "messages": msgspec.Raw(messages), **parameters})
 
-    def context(self, request_id: str, model: str) -> MessagesContext:
-        """What the answer's translation needs. Reasoning is shown unless the client disabled thinking."""
-        return MessagesContext(request_id, model, self.input_tokens, self._stop_sequences, self._thinking is not False)
+    def context(self, request_id: str, model: str, backend: Backend = PLAIN) -> MessagesContext:
+        """What the answer's translation needs.
+
+        Reasoning is shown if the client asked for thinking. It is also shown if the client says nothing about thinking
+        and the backend has no switch for it.
+        """
+        has_no_wish = self._request.thinking is None and backend.thinking_switch == "none"
+        show_thinking = self._wants_thinking or has_no_wish
+        return MessagesContext(request_id, model, self.input_tokens, self._stop_sequences, show_thinking)
 
     def _parameters(self, backend: Backend) -> JsonObject:
         """Everything but `model` and `messages`, in a fixed order."""
@@ -82,20 +106,26 @@ class MessagesAsChat:
             "top_k": request.top_k,
             "stop": self._stop_sequences or None,
             "user": _user_id(request.metadata),
-            "response_format": _response_format(request.output_config),
+            "response_format": _response_format(request),
         }
         parameters |= tool_parameters(request)
         parameters |= self._thinking_parameters(backend)
         if self._stream:
             parameters |= {"stream": True, "stream_options": {"include_usage": True}}
-        return {name: value for name, value in parameters.items() if value is not None}
+        return with_extras({name: value for name, value in parameters.items() if value is not None}, self._extras)
 
     def _thinking_parameters(self, backend: Backend) -> JsonObject:
-        if self._thinking is None or backend.thinking_switch == "none":
+        """Thinking is off unless the client asks for it, as in Anthropic's API."""
+        if backend.thinking_switch == "none":
             return {}
         if backend.thinking_switch == "chat_template_kwargs":
-            return {"chat_template_kwargs": {"enable_thinking": self._thinking}}
-        return {"reasoning_effort": _effort(self._request) if self._thinking else "none"}
+            return {"chat_template_kwargs": {"enable_thinking": self._wants_thinking}}
+        return {"reasoning_effort": _effort(self._request) if self._wants_thinking else "none"}
+
+
+_OWN_FIELDS = frozenset({"model", "stream", *MessagesRequest.__struct_fields__})
+_UNDERSTOOD = _OWN_FIELDS | ENGINE_EXTRAS
+_DEFAULTS = {"service_tier": frozenset({b'"auto"', b'"standard_only"'}), "n": frozenset({b"1"})}
 
 
 def translate(body: bytes, model: ModelField | None = None) -> MessagesAsChat:
@@ -106,44 +136,51 @@ def translate(body: bytes, model: ModelField | None = None) -> MessagesAsChat:
         BadRequest: A field is wrong or cannot be translated; the message and `param` name its path.
     """
     model = locate(body) if model is None else model
-    request = decode_field(request_types.request_decoder, body)
+    check_values(body)
+    request, fields = read_request(body, request_types.usual_request_decoder, request_types.request_decoder)
     if not request.messages:
         raise invalid("messages", "at least one message is required")
-    return MessagesAsChat(request, stream=model.stream)
+    check_count(request.messages, "messages", ITEMS_LIMIT)
+    check_count(request.tools, "tools", TOOLS_LIMIT)
+    return MessagesAsChat(request, fields, stream=model.stream)
 
 
 # Messages...
 
 
-def _messages(request: MessagesRequest, backend: Backend) -> list[JsonObject]:
+def _messages(request: MessagesRequest, backend: Backend, ignored: Ignored) -> list[JsonObject]:
     messages: list[JsonObject] = []
     if system := _system_text(request.system, "system"):
         messages.append({"role": "system", "content": system})
     for index, turn in enumerate(request.messages):
         as_system = not messages or backend.system_anywhere
-        messages.extend(_turn(turn, f"messages.{index}", as_system=as_system, thoughts=backend.reasoning_content))
-    return messages
+        thoughts = backend.reasoning_content
+        messages.extend(_turn(turn, f"messages.{index}", ignored, as_system=as_system, thoughts=thoughts))
+    return messages if backend.alternating_roles is False else merge_roles(messages)
 
 
-def _turn(turn: MessagesTurn, path: str, *, as_system: bool, thoughts: bool) -> Iterable[JsonObject]:
+def _turn(turn: MessagesTurn, path: str, ignored: Ignored, *, as_system: bool, thoughts: bool) -> Iterable[JsonObject]:
     """The outgoing messages of one turn: more than one if it has tool results."""
     content_path = f"{path}.content"
     match turn.role:
         case "user":
-            return _user_turn(turn.content, content_path)
+            return _user_turn(turn.content, content_path, ignored)
         case "assistant":
-            return [_assistant_turn(turn.content, content_path, thoughts=thoughts)]
+            return [_assistant_turn(turn.content, content_path, ignored, thoughts=thoughts)]
         case "system" | "developer":
             return [_system_turn(turn.content, content_path, as_system=as_system)]
     raise invalid(f"{path}.role", f"must be `user`, `assistant` or `system`, not `{turn.role}`")
 
 
 def _system_text(content: MessagesContent, path: str) -> str:
-    return "\n".join(
-        block.text
-        for _, block in request_types.blocks_of(content, path)
-        if isinstance(block.text, str) and not block.text.startswith(_BILLING_HEADER)
-    )
+    texts = []
+    for block_path, block in request_types.blocks_of(content, path):
+        if isinstance(block.text, str):
+            if not block.text.startswith(_BILLING_HEADER):
+                texts.append(block.text)
+        elif block.type not in {"text", "thinking", "redacted_thinking", "tool_addition", "tool_removal"}:
+            raise invalid(f"{block_path}.type", f"a system text cannot have a `{block.type}` block")
+    return "\n".join(texts)
 
 
 _BILLING_HEADER = "x-anthropic-billing-header:"
@@ -160,13 +197,10 @@ def _system_turn(content: MessagesContent, path: str, *, as_system: bool) -> Jso
 
 
 def _change_notice(change: ToolChange) -> str:
-    return _AVAILABLE.format(change.name) if change.added else f"[tool {change.name} is no longer available]"
+    return AVAILABLE.format(change.name) if change.added else f"[tool {change.name} is no longer available]"
 
 
-_AVAILABLE = "[tool {} is available]"
-
-
-def _user_turn(content: MessagesContent, path: str) -> Iterator[JsonObject]:
+def _user_turn(content: MessagesContent, path: str, ignored: Ignored) -> Iterator[JsonObject]:
     """Tool results first: chat completions wants them right after the call, Messages allows them anywhere in a turn."""
     parts: list[JsonObject] = []
     has_result = False
@@ -176,13 +210,15 @@ def _user_turn(content: MessagesContent, path: str) -> Iterator[JsonObject]:
             yield tool_message
             parts += images
             has_result = True
+        elif records_servers_work(block):
+            ignored.add(f"messages.{block.type}")
         else:
-            parts += _parts(block, block_path)
+            parts += parts_of(block, block_path)
     if parts or not has_result:
         yield {"role": "user", "content": content_of(parts)}
 
 
-def _assistant_turn(content: MessagesContent, path: str, *, thoughts: bool) -> JsonObject:
+def _assistant_turn(content: MessagesContent, path: str, ignored: Ignored, *, thoughts: bool) -> JsonObject:
     """Texts are joined without a separator: the API splits one text into blocks where citations begin and end."""
     text, thought, calls = "", "", []
     for block_path, block in request_types.blocks_of(content, path):
@@ -191,14 +227,26 @@ def _assistant_turn(content: MessagesContent, path: str, *, thoughts: bool) -> J
         elif block.type == "thinking":
             if isinstance(block.thinking, str) and signature.is_genuine(block.thinking, block.signature):
                 thought += block.thinking
-        elif isinstance(block.text, str):
-            text += block.text
+        elif records_servers_work(block):
+            ignored.add(f"messages.{block.type}")
+        else:
+            text += _assistant_text(block, block_path)
     message: JsonObject = {"role": "assistant", "content": text if text or not calls else None}
     if thought and thoughts:
         message["reasoning_content"] = thought
     if calls:
         message["tool_calls"] = calls
     return message
+
+
+def _assistant_text(block: MessagesBlock, path: str) -> str:
+    if isinstance(block.text, str):
+        return block.text
+    if block.type == "compaction":
+        return compacted(block, path)
+    if block.type in {"text", "redacted_thinking"}:
+        return ""
+    raise invalid(f"{path}.type", f"an assistant turn with a `{block.type}` block cannot be passed to the model")
 
 
 def _tool_call(block: MessagesBlock, path: str) -> JsonObject:
@@ -233,88 +281,15 @@ def _tool_message(block: MessagesBlock, path: str) -> tuple[JsonObject, list[Jso
     texts: list[str] = []
     images: list[JsonObject] = []
     for inner_path, inner in request_types.nested_blocks(block.content, f"{path}.content"):
-        for part in _parts(inner, inner_path):
+        for part in parts_of(inner, inner_path):
             if part["type"] == "text":
                 texts.append(part["text"])
             else:
-                images += [text_part(f"[image from the result of tool call {block.tool_use_id}]"), part]
-    text = "\n".join(texts) or ("[image, see below]" if images else "")
+                images += [text_part(f"[{kind_of(part)} from the result of tool call {block.tool_use_id}]"), part]
+    text = "\n".join(texts) or (f"[{kind_of(images[1])}, see below]" if images else "")
     if block.is_error is True:
         text = f"Error: {text}" if text else "Error"
     return {"role": "tool", "tool_call_id": block.tool_use_id, "content": text}, images
-
-
-# Parts of a message...
-
-
-def _parts(block: MessagesBlock, path: str) -> list[JsonObject]:
-    """The parts that a block becomes. A block of an unknown type becomes its `text`, or nothing."""
-    match block.type:
-        case "image":
-            return [_image(_source(block, path), f"{path}.source")]
-        case "document":
-            return _document(block, path)
-        case "search_result":
-            return [text_part("\n".join(_search_result(block, path)))]
-        case "tool_reference":
-            return [text_part(_AVAILABLE.format(block.tool_name))]
-        case "thinking" | "redacted_thinking":
-            return []
-    return [text_part(block.text)] if isinstance(block.text, str) else []
-
-
-def _source(block: MessagesBlock, path: str) -> MessagesSource:
-    if not block.source:
-        raise invalid(f"{path}.source", "is missing")
-    return decode_field(request_types.source_decoder, block.source, f"{path}.source")
-
-
-def _image(source: MessagesSource, path: str) -> JsonObject:
-    match source:
-        case MessagesSource(type="base64", media_type=str(media_type), data=str(data)):
-            url = f"data:{media_type};base64,{data}"
-        case MessagesSource(type="url", url=str(url)):
-            pass
-        case MessagesSource(type="base64"):
-            raise invalid(path, "a base64 source must have a string `media_type` and a string `data`")
-        case MessagesSource(type="url"):
-            raise invalid(path, "a url source must have a string `url`")
-        case _:
-            raise invalid(path, f"the type of an image's source must be `base64` or `url`, not `{source.type}`")
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def _document(block: MessagesBlock, path: str) -> list[JsonObject]:
-    title = [text_part(block.title)] if isinstance(block.title, str) and block.title else []
-    source, source_path = _source(block, path), f"{path}.source"
-    if source.type == "content":
-        content = request_types.nested_blocks(source.content, f"{source_path}.content")
-        return title + [part for inner_path, inner in content for part in _parts(inner, inner_path)]
-    return [*title, text_part(_document_text(source, source_path))]
-
-
-def _document_text(source: MessagesSource, path: str) -> str:
-    """A document's text. Other documents are rejected: leaving one out would change the question."""
-    match source:
-        case MessagesSource(type="text", data=str(text)):
-            return text
-        case MessagesSource(type="base64", media_type=str(kind), data=str(data)) if kind.startswith("text/"):
-            try:
-                return base64.b64decode(data).decode("utf-8", "replace")
-            except binascii.Error as error:
-                raise invalid(f"{path}.data", f"is not valid base64: {error}") from None
-    kind = source.media_type or source.type
-    raise invalid(path, f"a document of type `{kind}` cannot be passed to the model: send its text")
-
-
-def _search_result(block: MessagesBlock, path: str) -> Iterator[str]:
-    if isinstance(block.title, str):
-        yield block.title
-    if bytes(block.source).startswith(b'"'):
-        yield decode_field(_string_decoder, block.source, f"{path}.source")
-    for _, inner in request_types.nested_blocks(block.content, f"{path}.content"):
-        if isinstance(inner.text, str):
-            yield inner.text
 
 
 # Parameters...
@@ -332,10 +307,20 @@ def _user_id(metadata: object) -> str | None:
     return msgspec.json.encode(user_id).decode()
 
 
-def _response_format(config: MessagesOutputConfig | None) -> JsonObject | None:
-    if config is None or config.format is None or not is_object(config.format.schema):
-        return None
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": config.format.schema}}
+def _response_format(request: MessagesRequest) -> JsonObject | None:
+    """From `output_config.format`, or from `output_format`, as its beta version was called."""
+    config = request.output_config
+    if config is not None and config.format is not None:
+        return _json_schema(config.format, "output_config.format")
+    return None if request.output_format is None else _json_schema(request.output_format, "output_format")
+
+
+def _json_schema(output_format: MessagesOutputFormat, path: str) -> JsonObject:
+    if output_format.type != "json_schema":
+        raise invalid(f"{path}.type", f"must be `json_schema`, not `{output_format.type}`")
+    if not is_object(output_format.schema):
+        raise invalid(f"{path}.schema", "must be an object")
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": output_format.schema}}
 
 
 def _effort(request: MessagesRequest) -> str:

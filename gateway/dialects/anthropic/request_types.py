@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from gateway.dialects.fields import decode_field
+from gateway.dialects.translation.bounds import PARTS_LIMIT, check_count
 
 __all__ = [
     "MessagesBlock",
@@ -26,6 +27,7 @@ __all__ = [
     "MessagesToolChange",
     "MessagesToolChoice",
     "MessagesTurn",
+    "UsualMessagesRequest",
     "blocks_of",
     "nested_blocks",
 ]
@@ -50,6 +52,8 @@ class MessagesBlock(msgspec.Struct):
     is_error: Any = None
     content: msgspec.Raw = ABSENT
     title: Any = None
+    context: Any = None
+    input_audio: Any = None
 
 
 MessagesContent = str | list[str | MessagesBlock | None] | MessagesBlock | None
@@ -63,14 +67,20 @@ class MessagesTurn(msgspec.Struct):
 
 
 class MessagesTool(msgspec.Struct):
-    """One of `tools`. Tools without `input_schema` are Anthropic's own and run on its servers."""
+    """One of `tools`. Without `input_schema` it is Anthropic's own, and run by the client or by Anthropic's servers."""
 
-    name: str
+    name: str | None = None
     type: str | None = None
     description: Any = None
     input_schema: msgspec.Raw = ABSENT
+    input_examples: Any = None
     strict: Any = None
     defer_loading: Any = None
+    max_characters: Any = None
+    display_width_px: Any = None
+    display_height_px: Any = None
+    display_number: Any = None
+    enable_zoom: Any = None
 
 
 class MessagesToolChange(msgspec.Struct):
@@ -96,7 +106,7 @@ class MessagesThinking(msgspec.Struct):
 
 
 class MessagesOutputFormat(msgspec.Struct):
-    """`output_config.format`: a JSON schema that the answer must match."""
+    """`output_config.format`, and `output_format` in its older place: a JSON schema that the answer must match."""
 
     type: str
     schema: msgspec.Raw = ABSENT
@@ -124,6 +134,7 @@ class MessagesRequest(msgspec.Struct):
     tool_choice: str | MessagesToolChoice | None = None
     thinking: MessagesThinking | None = None
     output_config: MessagesOutputConfig | None = None
+    output_format: MessagesOutputFormat | None = None
 
 
 class MessagesSource(msgspec.Struct):
@@ -136,15 +147,36 @@ class MessagesSource(msgspec.Struct):
     content: msgspec.Raw = ABSENT
 
 
+class UsualMessagesRequest(MessagesRequest, forbid_unknown_fields=True):
+    """With the fields that clients usually send although they have no effect, and no others."""
+
+    model: msgspec.Raw = ABSENT
+    stream: msgspec.Raw = ABSENT
+    cache_control: msgspec.Raw = ABSENT
+    container: msgspec.Raw = ABSENT
+    context_management: msgspec.Raw = ABSENT
+    diagnostics: msgspec.Raw = ABSENT
+    inference_geo: msgspec.Raw = ABSENT
+    mcp_servers: msgspec.Raw = ABSENT
+    service_tier: msgspec.Raw = ABSENT
+    speed: msgspec.Raw = ABSENT
+
+
 request_decoder = msgspec.json.Decoder(MessagesRequest)
+usual_request_decoder: msgspec.json.Decoder[MessagesRequest] = msgspec.json.Decoder(UsualMessagesRequest)
 source_decoder = msgspec.json.Decoder(MessagesSource)
 tool_change_decoder = msgspec.json.Decoder(MessagesToolChange)
 _content_decoder: msgspec.json.Decoder[MessagesContent] = msgspec.json.Decoder(MessagesContent)
 
 
 def blocks_of(content: MessagesContent, path: str) -> Iterator[tuple[str, MessagesBlock]]:
-    """Each block of a content with its path. A string counts as a text block; null items are skipped."""
+    """Each block of a content with its path. A string counts as a text block; null items are skipped.
+
+    Raises:
+        BadRequest: There are too many.
+    """
     if isinstance(content, list):
+        check_count(content, path, PARTS_LIMIT)
         for index, item in enumerate(content):
             if item is not None:
                 yield f"{path}.{index}", _block(item)

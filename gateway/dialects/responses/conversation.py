@@ -1,42 +1,54 @@
 """A request's instructions and input items as the messages of a chat completion. `request` translates the parameters.
 
 The items of one answer of the model (reasoning, texts, calls) become one assistant message, because chat templates
-expect calls together with the text before them. Every other item is translated on its own; a later item never changes
-or moves it. The outgoing messages of turn n+1 therefore begin with the bytes of those of turn n, and the neuron's
-prefix cache stays valid. For the same reason a string and a list of one text part give the same bytes.
+expect calls together with the text before them. Every other item is translated on its own; a later item of another
+role never changes or moves it. The outgoing messages of turn n+1 therefore begin with the bytes of those of turn n, and
+the neuron's prefix cache stays valid. For the same reason a string and a list of one text part give the same bytes.
+
+Content that the model would see is translated or rejected. Records of work on OpenAI's servers are named by `Ignored`.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 
 import msgspec
 
 from gateway.config.engine_traits import Backend
-from gateway.dialects.chat_request import content_of, text_part
+from gateway.dialects.chat_request import audio_part, content_of, kind_of, text_part
 from gateway.dialects.fields import decode_field, invalid
 from gateway.dialects.loose_json import JsonObject
-from gateway.dialects.responses import request_types, tools
+from gateway.dialects.responses import client_run_tools, encrypted_reasoning, request_types, tools
 from gateway.dialects.responses.request_types import ResponsesItem, ResponsesPart, ResponsesRequest
+from gateway.dialects.translation.alternation import merge_roles
+from gateway.dialects.translation.ignored import Ignored
 
 __all__ = ["NO_STORE", "messages"]
 
 NO_STORE = "this gateway stores no responses: send the whole conversation in `input`"
 
 
-def messages(request: ResponsesRequest, backend: Backend) -> list[JsonObject]:
+def messages(
+    request: ResponsesRequest, backend: Backend, ignored: Ignored, secret_key: bytes = b""
+) -> list[JsonObject]:
     """The messages for a backend of this kind.
+
+    Args:
+        request: The request.
+        backend: The traits of the neuron that gets the messages.
+        ignored: Gets the names of the items that are left out.
+        secret_key: Authenticates `encrypted_content`.
 
     Raises:
         BadRequest: An item is wrong or cannot be translated; the message and `param` name its path.
     """
-    conversation = _Conversation(backend)
+    conversation = _Conversation(backend, ignored, secret_key)
     if request.instructions:
         conversation.add_system(request.instructions)
     for path, item in request_types.items_of(request):
         conversation.add(ResponsesItem("message", "user", _raw(item)) if isinstance(item, str) else item, path)
-    return conversation.finish()
+    sent = conversation.finish()
+    return sent if backend.alternating_roles is False else merge_roles(sent)
 
 
 def _raw(text: str) -> msgspec.Raw:
@@ -46,10 +58,13 @@ def _raw(text: str) -> msgspec.Raw:
 class _Conversation:
     """Builds the messages. Only the current answer, or the current run of tool outputs, can still change."""
 
-    __slots__ = ("_answer", "_backend", "_images", "_messages", "_thought")
+    __slots__ = ("_answer", "_backend", "_call_ids", "_ignored", "_images", "_messages", "_secret_key", "_thought")
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, ignored: Ignored, secret_key: bytes) -> None:
         self._backend = backend
+        self._ignored = ignored
+        self._secret_key = secret_key
+        self._call_ids: dict[str, str] = {}  # by the ids of items whose output may name the item instead of the call
         self._messages: list[JsonObject] = []
         self._answer: JsonObject | None = None  # the last message, as long as further items can belong to it
         self._thought = ""  # reasoning that precedes the next text or call
@@ -61,7 +76,7 @@ class _Conversation:
         return self._messages
 
     def add(self, item: ResponsesItem, path: str) -> None:
-        """Add the next item. An item of an unknown type is ignored."""
+        """Add the next item. Raises BadRequest if it cannot be shown to the model."""
         type_ = item.type or ("message" if item.role is not None else "item_reference" if item.id else None)
         match type_:
             case "message":
@@ -70,12 +85,26 @@ class _Conversation:
                 self._add_call(item, path)
             case "function_call_output" | "custom_tool_call_output":
                 self._add_output(item, path)
+            case str() if type_ in client_run_tools.CALL_TYPES:
+                self._add_client_run_call(client_run_tools.CALL_TYPES[type_], item, path)
+            case str() if type_ in client_run_tools.OUTPUT_TYPES:
+                self._add_client_run_output(item, path)
             case "reasoning":
-                # Only the text itself can be sent back. OpenAI's encrypted reasoning and summaries are ignored.
-                if self._backend.reasoning_content:
-                    self._thought += _text(item.content, f"{path}.content", "")
+                self._add_reasoning(item, path)
             case "item_reference":
                 raise invalid(path, f"must not be a reference to an item: {NO_STORE}")
+            case str() if type_ in _RECORDS_OF_SERVERS:
+                self._ignored.add(f"input.{type_}")
+            case None:
+                raise invalid(f"{path}.type", "is missing")
+            case _:
+                raise invalid(f"{path}.type", f"an item of type `{type_}` cannot be passed to the model: leave it out")
+
+    def _add_reasoning(self, item: ResponsesItem, path: str) -> None:
+        """Only the text itself can be sent back. Another provider's encrypted reasoning and summaries are ignored."""
+        if self._backend.reasoning_content:
+            text = encrypted_reasoning.decode(item.encrypted_content, self._secret_key)
+            self._thought += _text(item.content, f"{path}.content", "") if text is None else text
 
     # Messages...
 
@@ -125,6 +154,18 @@ class _Conversation:
         call = _tool_call(item, path)
         self._current_answer().setdefault("tool_calls", []).append(call)
 
+    def _add_client_run_call(self, tool: str, item: ResponsesItem, path: str) -> None:
+        call_id = item.call_id or item.id
+        if not isinstance(call_id, str):
+            raise invalid(path, f"a {item.type} must have a string `call_id`")
+        if isinstance(item.id, str):
+            self._call_ids[item.id] = call_id
+        field = "operation" if tool == "apply_patch" else "action"
+        details = decode_field(request_types.object_decoder, getattr(item, field) or b"null", f"{path}.{field}")
+        function = {"name": tool, "arguments": client_run_tools.call_arguments(tool, details)}
+        call = {"id": call_id, "type": "function", "function": function}
+        self._current_answer().setdefault("tool_calls", []).append(call)
+
     def _current_answer(self) -> JsonObject:
         """The assistant message that the next text or call belongs to, with the reasoning before it."""
         if self._answer is None:
@@ -148,16 +189,44 @@ class _Conversation:
             if part["type"] == "text":
                 texts.append(part["text"])
             else:
-                images += [text_part(f"[image from the output of tool call {item.call_id}]"), part]
-        text = "\n".join(texts) or ("[image, see below]" if images else "")
-        self._answer, self._thought = None, ""
-        self._messages.append({"role": "tool", "tool_call_id": item.call_id, "content": text})
+                images += [text_part(f"[{kind_of(part)} from the output of tool call {item.call_id}]"), part]
+        text = "\n".join(texts) or (f"[{kind_of(images[1])}, see below]" if images else "")
+        self._add_tool_message(item.call_id, text)
         self._images += images
+
+    def _add_client_run_output(self, item: ResponsesItem, path: str) -> None:
+        """The output of a `local_shell_call` names its call by `call_id`, or by `id` as in the API reference."""
+        call_id = item.call_id or self._call_ids.get(item.id if isinstance(item.id, str) else "", item.id)
+        if not isinstance(call_id, str):
+            raise invalid(path, f"a {item.type} must have a string `call_id`")
+        output = decode_field(request_types.any_decoder, item.output or b"null", f"{path}.output")
+        self._add_tool_message(call_id, client_run_tools.output_text(output, item.status))
+
+    def _add_tool_message(self, call_id: str, text: str) -> None:
+        self._answer, self._thought = None, ""
+        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
 
     def _add_images(self) -> None:
         if self._images:
             self._messages.append({"role": "user", "content": self._images})
             self._images = []
+
+
+_RECORDS_OF_SERVERS = frozenset(
+    {
+        "code_interpreter_call",
+        "file_search_call",
+        "image_generation_call",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "mcp_list_tools",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    }
+)
+"""Items that record the work of a tool on OpenAI's servers."""
 
 
 # Calls...
@@ -195,8 +264,20 @@ def _output_content(output: msgspec.Raw) -> msgspec.Raw:
 
 def _text(content: msgspec.Raw, path: str, separator: str) -> str:
     """The text of a content. The API splits an answer's text into parts where annotations and refusals begin."""
-    texts = (part.refusal if part.type == "refusal" else part.text for _, part in request_types.parts_of(content, path))
-    return separator.join(text for text in texts if isinstance(text, str))
+    return separator.join(_part_text(part, part_path) for part_path, part in request_types.parts_of(content, path))
+
+
+def _part_text(part: ResponsesPart, path: str) -> str:
+    """A part of an unknown type becomes its `text`. Raises BadRequest if it has none: it would be left out."""
+    text = part.refusal if part.type == "refusal" else part.text
+    if isinstance(text, str):
+        return text
+    if part.type in _TEXTS:
+        return ""
+    raise invalid(f"{path}.type", f"a part of type `{part.type}` cannot be passed to the model here: send it as text")
+
+
+_TEXTS = frozenset({"input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text", None})
 
 
 def _parts(content: msgspec.Raw, path: str) -> list[JsonObject]:
@@ -205,13 +286,16 @@ def _parts(content: msgspec.Raw, path: str) -> list[JsonObject]:
 
 
 def _part(part: ResponsesPart, path: str) -> JsonObject | None:
-    """The part for chat completions. A part of an unknown type becomes its `text`, or nothing."""
+    """The part for chat completions; None for a text part without a text."""
     match part.type:
         case "input_image" | "image_url":
             return _image(part, path)
         case "input_file":
             return text_part(_file(part, path))
-    return text_part(part.text) if isinstance(part.text, str) else None
+        case "input_audio":
+            return audio_part(part.input_audio, path)
+    text = _part_text(part, path)
+    return text_part(text) if text or isinstance(part.text, str) else None
 
 
 def _image(part: ResponsesPart, path: str) -> JsonObject:
@@ -235,7 +319,7 @@ def _file(part: ResponsesPart, path: str) -> str:
     media_type = header.removeprefix("data:").partition(";")[0]
     try:
         text = base64.b64decode(data, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # also for characters that are not ASCII
         text = "\0"
     if "\0" in text or text.startswith("%PDF"):
         kind = f"a file of type `{media_type}`" if media_type else "this file"

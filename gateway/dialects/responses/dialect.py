@@ -31,16 +31,22 @@ class ParsedResponsesRequest:
         self._request = request
         self._as_chat = as_chat
 
+    @property
+    def ignored(self) -> bytes:
+        """What the translation left out, once it was made."""
+        return b"" if self._as_chat is None else self._as_chat.ignored
+
     def outgoing(self, model: str, backend: Backend) -> OutgoingRequest:
         """The client's body for a neuron that speaks `/v1/responses`, else a chat completion. Raises BadRequest."""
         request = self._request
         if NAME in backend.dialects:
             return OutgoingRequest(request.path, splice(request.body, request.model, model))
         if self._as_chat is None:
-            self._as_chat = translate(request.body, request.model)
+            self._as_chat = translate(request.body, request.model, request.secret_key)
         context = self._as_chat.context(new_answer_id(), model)
         translation = ChatTranslation(ResponsesStream(context), partial(response.translate, context=context))
-        return OutgoingRequest(CHAT_PATH, self._as_chat.encode(model, backend), translation)
+        body = self._as_chat.encode(model, backend)
+        return OutgoingRequest(CHAT_PATH, body, translation, ignored=self._as_chat.ignored)
 
 
 class ResponsesDialect:
@@ -50,7 +56,7 @@ class ResponsesDialect:
 
     def parse(self, request: ClientRequest, neuron_dialects: frozenset[str]) -> ParsedResponsesRequest:
         """Translate the request now, unless a neuron speaks Responses: it may understand more than the translation."""
-        as_chat = None if NAME in neuron_dialects else translate(request.body, request.model)
+        as_chat = None if NAME in neuron_dialects else translate(request.body, request.model, request.secret_key)
         return ParsedResponsesRequest(request, as_chat)
 
     def error(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002 - a header carries it

@@ -6,31 +6,48 @@ stored on a server are rejected here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import msgspec
 
 from gateway.config.engine_traits import PLAIN, Backend
 from gateway.dialects.chat_request import estimate_tokens
-from gateway.dialects.fields import decode_field, invalid
+from gateway.dialects.fields import invalid
 from gateway.dialects.json_splice import ModelField, locate
 from gateway.dialects.loose_json import JsonObject, is_object
 from gateway.dialects.responses import conversation, request_types
+from gateway.dialects.responses.client_run_tools import FUNCTIONS
 from gateway.dialects.responses.request_types import ResponsesRequest, ResponsesTextFormat, ResponsesToolChoice
 from gateway.dialects.responses.response_object import ResponsesContext
 from gateway.dialects.responses.tools import OfferedTools, offered_tools
+from gateway.dialects.translation.bounds import ITEMS_LIMIT, TOOLS_LIMIT, check_count, check_values
+from gateway.dialects.translation.engine_extras import ENGINE_EXTRAS, extras_of, with_extras
+from gateway.dialects.translation.ignored import Ignored, ignored_fields, read_request
 
 __all__ = ["ResponsesAsChat", "translate"]
 
 
 class ResponsesAsChat:
-    """A valid Responses request, ready to be written as a chat completions request."""
+    """A valid Responses request, ready to be written as a chat completions request.
 
-    __slots__ = ("_encoded", "_input_tokens", "_request", "_stream", "_tools")
+    Attributes:
+        ignored: The value of `x-cortex-ignored`; empty if nothing was left out.
+    """
 
-    def __init__(self, request: ResponsesRequest, *, stream: bool) -> None:
+    __slots__ = ("_encoded", "_extras", "_input_tokens", "_request", "_secret_key", "_stream", "_tools", "ignored")
+
+    def __init__(
+        self, request: ResponsesRequest, fields: Mapping[str, msgspec.Raw], secret_key: bytes, *, stream: bool
+    ) -> None:
         self._request = request
+        self._secret_key = secret_key
         self._stream = stream
+        self._extras = extras_of(fields, _OWN_FIELDS)
         self._tools = offered_tools(request)
-        messages = conversation.messages(request, PLAIN)
+        ignored = Ignored()
+        ignored.add(*ignored_fields(fields, _UNDERSTOOD, _DEFAULTS), *_ignored_in_fields(request), *self._tools.ignored)
+        messages = conversation.messages(request, PLAIN, ignored, secret_key)
+        self.ignored = ignored.header_value()
         if not messages:
             raise invalid("input", "at least one item that a model can read is required")
         encoded = msgspec.json.encode(messages)
@@ -46,7 +63,7 @@ class ResponsesAsChat:
             BadRequest: This kind of backend cannot be sent the request; names the field.
         """
         if backend not in self._encoded:
-            messages = msgspec.json.encode(conversation.messages(self._request, backend))
+            messages = msgspec.json.encode(conversation.messages(self._request, backend, Ignored(), self._secret_key))
             self._encoded[backend] = messages, self._parameters(backend)
         messages, parameters = self._encoded[backend]
         return msgspec.json.encode({"model": model, "messages": msgspec.Raw(messages), **parameters})
@@ -54,7 +71,9 @@ class ResponsesAsChat:
     def context(self, answer_id: str, model: str) -> ResponsesContext:
         """What the answer's translation needs."""
         repeated = _repeated_fields(self._request, self._tools)
-        return ResponsesContext(answer_id, model, self._input_tokens, repeated, self._tools.client_tools)
+        return ResponsesContext(
+            answer_id, model, self._input_tokens, repeated, self._tools.client_tools, self._secret_key
+        )
 
     def _parameters(self, backend: Backend) -> JsonObject:
         """Everything but `model` and `messages`, in a fixed order."""
@@ -75,10 +94,34 @@ class ResponsesAsChat:
         parameters |= _thinking_parameters(request.reasoning.effort if request.reasoning else None, backend)
         if self._stream:
             parameters |= {"stream": True, "stream_options": {"include_usage": True}}
-        return {name: value for name, value in parameters.items() if value is not None}
+        return with_extras({name: value for name, value in parameters.items() if value is not None}, self._extras)
 
 
-def translate(body: bytes, model: ModelField | None = None) -> ResponsesAsChat:
+_OWN_FIELDS = frozenset({"model", "stream", *ResponsesRequest.__struct_fields__})
+_UNDERSTOOD = _OWN_FIELDS | ENGINE_EXTRAS
+_DEFAULTS = {
+    "store": frozenset({b"false"}),
+    "truncation": frozenset({b'"disabled"'}),
+    "service_tier": frozenset({b'"auto"', b'"default"'}),
+    "top_logprobs": frozenset({b"0"}),
+    "n": frozenset({b"1"}),
+}
+ENCRYPTED_REASONING = "reasoning.encrypted_content"  # of `include`: answers always have it
+
+
+def _ignored_in_fields(request: ResponsesRequest) -> Iterator[str]:
+    """Parts of fields that have no effect, though the field has one."""
+    include = request.include if isinstance(request.include, list) else []
+    yield from (f"include.{name}" for name in include if isinstance(name, str) and name != ENCRYPTED_REASONING)
+    if request.max_tool_calls is not None:
+        yield "max_tool_calls"
+    if request.reasoning is not None and request.reasoning.summary is not None:
+        yield "reasoning.summary"
+    if request.text is not None and request.text.verbosity is not None:
+        yield "text.verbosity"
+
+
+def translate(body: bytes, model: ModelField | None = None, secret_key: bytes = b"") -> ResponsesAsChat:
     """Read a body of `/v1/responses`. `model` is its model field if already located.
 
     Raises:
@@ -86,9 +129,12 @@ def translate(body: bytes, model: ModelField | None = None) -> ResponsesAsChat:
         BadRequest: A field is wrong or cannot be translated; the message and `param` name its path.
     """
     model = locate(body) if model is None else model
-    request = decode_field(request_types.request_decoder, body)
+    check_values(body)
+    request, fields = read_request(body, request_types.usual_request_decoder, request_types.request_decoder)
+    check_count(request.input, "input", ITEMS_LIMIT)
+    check_count(request.tools, "tools", TOOLS_LIMIT)
     _reject_what_needs_a_store(request)
-    return ResponsesAsChat(request, stream=model.stream)
+    return ResponsesAsChat(request, fields, secret_key, stream=model.stream)
 
 
 def _reject_what_needs_a_store(request: ResponsesRequest) -> None:
@@ -184,6 +230,11 @@ def _repeated_choice(choice: str | ResponsesToolChoice | None) -> str | JsonObje
     if choice is None or isinstance(choice, str):
         return choice or "auto"
     if choice.type == "allowed_tools":
-        allowed = [{"type": tool.type, "name": tool.name} for tool in choice.tools or ()]
+        allowed = [
+            {"type": tool.type} if tool.type in FUNCTIONS else {"type": tool.type, "name": tool.name}
+            for tool in choice.tools or ()
+        ]
         return {"type": choice.type, "mode": choice.mode, "tools": allowed}
+    if choice.type in FUNCTIONS:
+        return {"type": choice.type}
     return {"type": choice.type, "name": choice.name or (choice.function.name if choice.function else None)}

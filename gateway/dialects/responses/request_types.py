@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from gateway.dialects.fields import decode_field
+from gateway.dialects.translation.bounds import PARTS_LIMIT, check_count
 
 __all__ = [
     "ResponsesFunction",
@@ -25,6 +26,7 @@ __all__ = [
     "ResponsesTextFormat",
     "ResponsesTool",
     "ResponsesToolChoice",
+    "UsualResponsesRequest",
     "items_of",
     "parts_of",
 ]
@@ -33,7 +35,7 @@ ABSENT: Any = msgspec.field(default_factory=msgspec.Raw)  # a shared default wou
 
 
 class ResponsesItem(msgspec.Struct):
-    """One of `input`, of any type. An item of an unknown type is ignored, so `type` may be anything."""
+    """One of `input`, of any type."""
 
     type: Any = None
     role: Any = None
@@ -45,6 +47,10 @@ class ResponsesItem(msgspec.Struct):
     arguments: msgspec.Raw = ABSENT
     input: Any = None
     output: msgspec.Raw = ABSENT
+    action: msgspec.Raw = ABSENT
+    operation: msgspec.Raw = ABSENT
+    status: Any = None
+    encrypted_content: Any = None
 
 
 class ResponsesPart(msgspec.Struct):
@@ -59,6 +65,7 @@ class ResponsesPart(msgspec.Struct):
     file_data: Any = None
     file_url: Any = None
     filename: Any = None
+    input_audio: Any = None
 
 
 class ResponsesFunction(msgspec.Struct):
@@ -77,6 +84,7 @@ class ResponsesTool(ResponsesFunction):
     function: ResponsesFunction | None = None
     format: Any = None
     tools: msgspec.Raw = ABSENT
+    environment: Any = None
 
 
 class ResponsesToolChoice(msgspec.Struct):
@@ -135,11 +143,29 @@ class ResponsesRequest(msgspec.Struct):
     conversation: Any = None
     prompt: Any = None
     background: Any = None
+    include: Any = None
+
+
+class UsualResponsesRequest(ResponsesRequest, forbid_unknown_fields=True):
+    """With the fields that clients usually send although they have no effect, and no others."""
+
+    model: msgspec.Raw = ABSENT
+    stream: msgspec.Raw = ABSENT
+    client_metadata: msgspec.Raw = ABSENT
+    prompt_cache_retention: msgspec.Raw = ABSENT
+    service_tier: msgspec.Raw = ABSENT
+    store: msgspec.Raw = ABSENT
+    stream_options: msgspec.Raw = ABSENT
+    top_logprobs: msgspec.Raw = ABSENT
+    truncation: msgspec.Raw = ABSENT
 
 
 request_decoder = msgspec.json.Decoder(ResponsesRequest)
+usual_request_decoder: msgspec.json.Decoder[ResponsesRequest] = msgspec.json.Decoder(UsualResponsesRequest)
 tools_decoder = msgspec.json.Decoder(list[ResponsesTool])
 text_decoder = msgspec.json.Decoder(str)
+object_decoder = msgspec.json.Decoder(dict[str, Any])
+any_decoder = msgspec.json.Decoder()
 _content_decoder: msgspec.json.Decoder[str | list[str | ResponsesPart | None] | ResponsesPart | None] = (
     msgspec.json.Decoder(str | list[str | ResponsesPart | None] | ResponsesPart | None)
 )
@@ -158,6 +184,7 @@ def parts_of(content: msgspec.Raw, path: str) -> Iterator[tuple[str, ResponsesPa
     """Each part of a content with its path. A string is a text part. Raises BadRequest for any other shape."""
     value = decode_field(_content_decoder, content, path) if content else None
     if isinstance(value, list):
+        check_count(value, path, PARTS_LIMIT)
         for index, part in enumerate(value):
             if part is not None:
                 yield f"{path}.{index}", _part(part)

@@ -9,6 +9,7 @@ from gateway.dialects.loose_json import JsonObject
 from gateway.dialects.responses.response_object import (
     ResponsesContext,
     Status,
+    add_encrypted_content,
     call_id,
     call_item,
     end_of,
@@ -50,13 +51,14 @@ def _items(answer: Delta, context: ResponsesContext, last_status: Status) -> lis
     items: list[JsonObject] = []
     if reasoning := answer.reasoning_text:
         items.append(reasoning_item(context, 0, [part("reasoning_text", reasoning)], "completed"))
+        add_encrypted_content(context, items[0])
     content = [part("output_text", answer.content_text)] if answer.content_text.strip() else []
     if answer.refusal_text:
         content.append(part("refusal", answer.refusal_text))
     if content:
         items.append(message_item(context, len(items), content, "completed"))
     for position, call in enumerate(whole_calls(answer)):
-        tool, id_ = context.client_tool(call.name), call_id(call.id, context, position)
+        tool, id_ = context.client_tool(call.name, call.arguments), call_id(call.id, context, position)
         items.append(call_item(context, len(items), tool, id_, call.arguments))
     if items:
         items[-1]["status"] = last_status

@@ -13,6 +13,8 @@ import msgspec
 
 from gateway.dialects.chat import finish_reasons
 from gateway.dialects.loose_json import JsonObject
+from gateway.dialects.responses import encrypted_reasoning
+from gateway.dialects.responses.client_run_tools import FUNCTIONS, call_fields
 from gateway.dialects.responses.tools import ClientTool, custom_input
 from gateway.dialects.tool_calls import decode_arguments
 from gateway.dialects.usage_fields import Usage
@@ -20,6 +22,7 @@ from gateway.dialects.usage_fields import Usage
 __all__ = [
     "ResponsesContext",
     "Status",
+    "add_encrypted_content",
     "call_id",
     "call_item",
     "end_of",
@@ -43,6 +46,7 @@ class ResponsesContext:
         input_tokens: An estimate, for a neuron that reports no usage.
         request_fields: The request's parameters, as the Response repeats them.
         client_tools: The client's tools by the function names that the model knows.
+        secret_key: Authenticates the `encrypted_content` of reasoning. Without it there is none.
     """
 
     answer_id: str
@@ -50,10 +54,17 @@ class ResponsesContext:
     input_tokens: int = 1
     request_fields: Mapping[str, Any] = field(default_factory=dict)
     client_tools: Mapping[str, ClientTool] = field(default_factory=dict)
+    secret_key: bytes = field(default=b"", repr=False)
 
-    def client_tool(self, function_name: str) -> ClientTool:
-        """The tool that the model called. A name that was not offered is passed on: the client rejects the call."""
-        return self.client_tools.get(function_name) or ClientTool(function_name)
+    def client_tool(self, function_name: str, arguments: str | None = None) -> ClientTool:
+        """The tool that the model called. A name that was not offered is passed on: the client rejects the call.
+
+        So does a tool without a schema of the client's, if the complete `arguments` are not what it takes.
+        """
+        tool = self.client_tools.get(function_name) or ClientTool(function_name)
+        if arguments is None or tool.kind not in FUNCTIONS or call_fields(tool.kind, arguments) is not None:
+            return tool
+        return ClientTool(function_name)
 
 
 def response(context: ResponsesContext, created: object, model: object) -> JsonObject:
@@ -82,6 +93,13 @@ def reasoning_item(context: ResponsesContext, position: int, content: list[JsonO
     return {"id": id_, "type": "reasoning", "summary": [], "content": content, "status": status}
 
 
+def add_encrypted_content(context: ResponsesContext, item: JsonObject) -> None:
+    """Give a complete reasoning item the form of its text that every client keeps and sends back."""
+    if context.secret_key:
+        text = "".join(part["text"] for part in item["content"])
+        item["encrypted_content"] = encrypted_reasoning.encode(text, context.secret_key)
+
+
 def message_item(context: ResponsesContext, position: int, content: list[JsonObject], status: Status) -> JsonObject:
     """A message item with text or a refusal."""
     id_ = f"msg_{context.answer_id}_{position}"
@@ -97,12 +115,25 @@ def part(kind: Literal["reasoning_text", "output_text", "refusal"], text: str) -
     return {"type": kind, "text": text, "annotations": [], "logprobs": []}
 
 
+_CALLS = {
+    "function": ("function_call", "fc"),
+    "custom": ("custom_tool_call", "ctc"),
+    "shell": ("shell_call", "sh"),
+    "local_shell": ("local_shell_call", "lsh"),
+    "apply_patch": ("apply_patch_call", "apc"),
+}
+"""The type of a call's item and the prefix of its id, by the tool's type."""
+
+
 def call_item(
     context: ResponsesContext, position: int, tool: ClientTool, call_id: str, arguments: str | None
 ) -> JsonObject:
-    """A call of a function or of a custom tool. `arguments` is None while the call is in progress."""
-    kind, prefix = ("custom_tool_call", "ctc") if tool.is_custom else ("function_call", "fc")
+    """A call of a tool. `arguments` is None while a call of a function or custom tool is in progress."""
+    kind, prefix = _CALLS[tool.kind]
     id_ = f"{prefix}_{context.answer_id}_{position}"
+    if tool.kind in FUNCTIONS:
+        fields = call_fields(tool.kind, arguments or "") or {}
+        return {"id": id_, "type": kind, "call_id": call_id, **fields, "status": "completed"}
     item: JsonObject = {"id": id_, "type": kind, "call_id": call_id, "name": tool.name}
     if tool.namespace:
         item["namespace"] = tool.namespace

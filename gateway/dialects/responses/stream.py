@@ -9,6 +9,7 @@
            message        ( content_part.added  output_text.delta* .done | refusal.delta* .done  content_part.done )+
            function_call  function_call_arguments.delta*  .done
            custom_tool_call  custom_tool_call_input.delta*  .done
+           shell_call, local_shell_call, apply_patch_call  (nothing: the item is complete when it is added)
 
 Every event has its `type` and a `sequence_number` without gaps. Grammar:
 https://platform.openai.com/docs/api-reference/responses-streaming.
@@ -30,9 +31,11 @@ from gateway.dialects.chat import finish_reasons
 from gateway.dialects.chat.chunk_reader import ChunkReader
 from gateway.dialects.chat_chunks import Choice, Chunk, Delta
 from gateway.dialects.responses import errors as dialect_errors
+from gateway.dialects.responses.client_run_tools import FUNCTIONS
 from gateway.dialects.responses.response_object import (
     ResponsesContext,
     Status,
+    add_encrypted_content,
     call_id,
     call_item,
     end_of,
@@ -42,6 +45,7 @@ from gateway.dialects.responses.response_object import (
     response,
     usage_of,
 )
+from gateway.dialects.responses.tools import ClientTool
 from gateway.dialects.tool_calls import AssembledCall, ToolCalls
 from gateway.dialects.usage_fields import Usage, read_usage
 from gateway.http import sse
@@ -243,25 +247,31 @@ class ResponsesStream:
         if call is self._streamed_call:
             return self._delta % (_encode(piece), self._number()) if piece else b""
         if self._streamed_call is None and call is self._calls.first and self._can_be_streamed(call):
-            out = self._close_part() + self._close_item() + self._open_call(call, 0)
+            tool = self._context.client_tool(call.name)
+            out = self._close_part() + self._close_item() + self._open_call(call, 0, tool)
             self._streamed_call = call
             return out + self._delta % (_encode(call.arguments), self._number())
         return b""
 
     def _can_be_streamed(self, call: AssembledCall) -> bool:
-        """Not a custom tool: its input is inside the arguments, and can be read only when they are complete."""
-        return call.can_be_streamed and not self._context.client_tool(call.name).is_custom
+        """Only a function: another tool's input is inside the arguments, and can be read when they are complete."""
+        return call.can_be_streamed and self._context.client_tool(call.name).kind == "function"
 
-    def _open_call(self, call: AssembledCall, position: int) -> bytes:
-        tool, id_ = self._context.client_tool(call.name), call_id(call.id, self._context, position)
+    def _open_complete_call(self, tool: ClientTool, call: AssembledCall, position: int) -> bytes:
+        """The item's first event already says what to do; the API has no other events for these tools."""
+        id_ = call_id(call.id, self._context, position)
+        item = call_item(self._context, len(self._output), tool, id_, call.arguments)
+        return self._open_item({**item, "status": "in_progress"})
+
+    def _open_call(self, call: AssembledCall, position: int, tool: ClientTool) -> bytes:
+        id_ = call_id(call.id, self._context, position)
         out = self._open_item(call_item(self._context, len(self._output), tool, id_, None))
         self._prepare("custom_tool_call_input" if tool.is_custom else "function_call_arguments")
         return out
 
-    def _close_call(self, call: AssembledCall) -> bytes:
+    def _close_call(self, call: AssembledCall, tool: ClientTool) -> bytes:
         """The last events of the open call, without its item's. The item gets the call's arguments."""
-        opened, tool = self._current_item(), self._context.client_tool(call.name)
-        item = call_item(self._context, len(self._output), tool, opened["call_id"], call.arguments)
+        item = call_item(self._context, len(self._output), tool, self._current_item()["call_id"], call.arguments)
         self._item = item
         field = "input" if tool.is_custom else "arguments"
         out = b""
@@ -277,12 +287,17 @@ class ResponsesStream:
         first = 0
         if self._streamed_call is not None:
             first = 1
-            out.append(self._close_call(waiting.pop(0)))
+            call = waiting.pop(0)
+            out.append(self._close_call(call, self._context.client_tool(call.name)))
             self._streamed_call = None
             out += [self._write(kind, text) for kind, text in self._deferred]
         for position, call in enumerate(waiting, start=first):
             out += self._close_part(), self._close_item()
-            out += self._open_call(call, position), self._close_call(call)
+            tool = self._context.client_tool(call.name, call.arguments)
+            if tool.kind in FUNCTIONS:
+                out.append(self._open_complete_call(tool, call, position))
+            else:
+                out += self._open_call(call, position, tool), self._close_call(call, tool)
         return b"".join(out)
 
     # Items...
@@ -300,6 +315,8 @@ class ResponsesStream:
             return b""
         item, self._item = self._item, None
         item["status"] = status
+        if item["type"] == "reasoning":
+            add_encrypted_content(self._context, item)
         self._output.append(item)
         return self._event("response.output_item.done", {"output_index": len(self._output) - 1, "item": item})
 

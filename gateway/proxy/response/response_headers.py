@@ -77,6 +77,8 @@ def _common_headers(record: RequestRecord) -> Headers:
     headers = [(b"x-request-id", record.request_id.encode())]
     if record.routing.alias is not None:
         headers.append((b"x-cortex-alias", header_value(record.routing.alias)))
+    if record.ignored:
+        headers.append((b"x-cortex-ignored", record.ignored))
     timing = server_timing.server_timing(record, trio.current_time())
     if timing is not None:
         headers.append((b"server-timing", timing))

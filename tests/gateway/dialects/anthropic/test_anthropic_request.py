@@ -1,6 +1,7 @@
 """Messages requests: what a neuron receives."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from fakes import coding_cli
@@ -11,6 +12,10 @@ from gateway import errors
 from gateway.config.engine_traits import PLAIN, Backend
 from gateway.dialects.anthropic import request
 from gateway.dialects.anthropic.signature import sign
+from gateway.dialects.json_splice import ModelField
+
+SEPARATE = Backend(alternating_roles=False)
+SEPARATE_ANYWHERE = Backend(alternating_roles=False, system_anywhere=True)
 
 
 def outgoing(body, backend=PLAIN):
@@ -39,7 +44,7 @@ def test_coding_cli_request_reaches_the_upstream_as_chat_completions():
     body = coding_cli.body()
     assert 70_000 < len(body) < 82_000
     as_chat = request.translate(body)
-    sent = json.loads(as_chat.encode("Qwen/Qwen3-1.7B"))
+    sent = json.loads(as_chat.encode("Qwen/Qwen3-1.7B", SEPARATE))
 
     assert (sent["stream"], as_chat.context("r", "m").show_thinking) == (True, True)
     assert sent.keys() == {
@@ -80,7 +85,7 @@ def test_coding_cli_second_turn_extends_the_first_byte_for_byte():
 
 def test_coding_cli_tool_results_precede_the_rest_of_the_turn():
     """Chat completions wants them right after the call; Messages allows them anywhere in the turn."""
-    sent = outgoing(coding_cli.body(2))["messages"]
+    sent = outgoing(coding_cli.body(2), SEPARATE)["messages"]
 
     assert sent[4] == {
         "role": "assistant",
@@ -110,7 +115,7 @@ texts = st.text(max_size=10)
 pictures = st.just(coding_cli.PICTURE)
 text_blocks = st.builds(lambda text: {"type": "text", "text": text}, texts)
 odd_blocks = st.sampled_from(
-    [{"type": "novelty", "x": 1}, {"text": "bare"}, "string", None, {"type": "redacted_thinking"}]
+    [{"type": "novelty", "text": "says"}, {"text": "bare"}, "string", None, {"type": "redacted_thinking"}]
 )
 results = st.builds(
     lambda content, bad: {"type": "tool_result", "tool_use_id": "t", "content": content, "is_error": bad},
@@ -138,14 +143,31 @@ conversations = st.lists(
 def test_longer_conversation_extends_the_shorter_byte_for_byte(turns, data, system, thoughts, anywhere):
     """For any turns: each is translated without regard to the turns after it."""
     shorter = turns[: data.draw(st.integers(1, len(turns) - 1))]
-    backend = Backend(reasoning_content=thoughts, system_anywhere=anywhere)
+    backend = Backend(reasoning_content=thoughts, system_anywhere=anywhere, alternating_roles=False)
     first, second = (
         request.translate(json.dumps({"model": "m", "system": system, "messages": some}).encode()).encode("m", backend)
         for some in (shorter, turns)
     )
 
-    assert first.endswith(b"]}")
-    assert second.startswith(first.removesuffix(b"]}"))
+    assert second.startswith(first[: first.rindex(b'],"chat_template_kwargs"')])
+
+
+@given(st.lists(st.tuples(conversations, conversations), min_size=2, max_size=3), st.booleans(), st.booleans())
+def test_next_turn_extends_the_last_one_when_roles_are_merged(exchanges, thoughts, anywhere):
+    """At every length that a client sends: up to a user turn, and then with the answer and further turns after it."""
+    backend = Backend(reasoning_content=thoughts, system_anywhere=anywhere)
+    sent, turns = [], []
+    for before, answer in exchanges:
+        turns += [*(t for t in before if t["role"] != "assistant"), user("ask")]
+        body = json.dumps({"model": "m", "messages": turns}).encode()
+        sent.append(request.translate(body).encode("m", backend))
+        turns += [assistant("said"), *(t for t in answer if t["role"] == "assistant")]
+
+    for first, second in pairwise(sent):
+        prefix = first[: first.rindex(b'],"chat_template_kwargs"')]
+        assert second.startswith(prefix)
+        roles = [message["role"] for message in json.loads(second)["messages"]]
+        assert all(a != b for a, b in pairwise(roles) if a in {"user", "assistant"})
 
 
 @given(st.lists(texts, max_size=3))
@@ -168,7 +190,12 @@ def test_string_and_text_blocks_give_the_same_bytes(texts):
         (["hi", {"type": "text", "text": "there"}], "hi\nthere"),
         ({"type": "text", "text": "bare block"}, "bare block"),
         ([{"text": "no type"}], "no type"),
-        ([{"type": "novelty", "data": {"x": 1}}, {"type": "text", "text": "known"}], "known"),
+        ([{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "known"}], "known"),
+        ([{"type": "compaction", "content": "in short"}], "in short"),
+        (
+            [{"type": "document", "title": "T", "context": "C", "source": {"type": "text", "data": "x"}}],
+            "T\nC\nx",
+        ),
         ([{"type": "novelty", "text": "says something"}], "says something"),
         ([None, {"type": "text"}], ""),
         ([{"type": "tool_reference", "tool_name": "Web"}], "[tool Web is available]"),
@@ -180,26 +207,34 @@ def test_string_and_text_blocks_give_the_same_bytes(texts):
     ],
 )
 def test_user_content_is_accepted_in_every_form(content, expected):
-    """An unknown item does not make the turn fail."""
+    """An unknown block is accepted if it has a text."""
     assert messages(user(content)) == [{"role": "user", "content": expected}]
 
 
-def test_turns_of_one_role_stay_separate():
-    """If they were merged, the next turn's request would not extend this one's."""
-    assert messages(user("a"), user("b")) == [user("a"), user("b")]
+def test_turns_of_one_role_are_merged_unless_the_backend_takes_them():
+    """Anthropic's API combines them, and many chat templates refuse them."""
+    turns = [user("a"), user("b"), assistant("c"), assistant("d"), user([coding_cli.PICTURE]), user("e")]
+
+    assert messages(*turns[:2], backend=SEPARATE) == [user("a"), user("b")]
+    sent = messages(*turns)
+    assert sent[:2] == [user("a\n\nb"), assistant("c\n\nd")]
+    assert [part["type"] for part in sent[2]["content"]] == ["image_url", "text"]
+    assert len(sent) == 3
 
 
 def test_system_turn_keeps_its_place():
     """It is a system message if it is the first message, or if the backend takes one anywhere."""
     conversation = [{"role": "system", "content": "A"}, user("hi"), {"role": "system", "content": "B"}]
 
-    assert messages(*conversation) == [
+    assert messages(*conversation, backend=SEPARATE) == [
         conversation[0],
         conversation[1],
         user("<system-reminder>\nB\n</system-reminder>"),
     ]
+    assert messages(*conversation, backend=SEPARATE_ANYWHERE) == conversation
     assert messages(*conversation, backend=Backend(system_anywhere=True)) == conversation
     assert messages(*conversation, system="S")[1]["role"] == "user"
+    assert messages(*conversation)[1:] == [user("hi\n\n<system-reminder>\nB\n</system-reminder>")]
 
 
 def test_assistant_content_is_null_only_with_tool_calls():
@@ -344,7 +379,8 @@ def test_tool_changes_are_written_into_the_turn():
     }
     text = "Listen.\n[tool A is available]\n[tool B is no longer available]"
 
-    assert messages(user("hi"), turn)[1] == user(f"<system-reminder>\n{text}\n</system-reminder>")
+    sent = messages(user("hi"), turn, backend=SEPARATE)
+    assert sent[1] == user(f"<system-reminder>\n{text}\n</system-reminder>")
 
 
 def test_tools_for_anthropics_own_search_are_all_offered():
@@ -360,6 +396,183 @@ def test_deferred_tool_can_be_chosen():
     sent = outgoing({"messages": [user("hi")], "tools": [deferred("A")], "tool_choice": {"type": "tool", "name": "A"}})
 
     assert [tool["function"]["name"] for tool in sent["tools"]] == ["A"]
+
+
+WEB_SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "required", "some_fields"),
+    [
+        ({"type": "bash_20250124", "name": "bash"}, "bash", [], {"command", "restart"}),
+        ({"type": "bash_20991231"}, "bash", [], {"command"}),
+        (
+            {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool", "max_characters": 1000},
+            "str_replace_based_edit_tool",
+            ["command", "path"],
+            {"insert_text", "view_range"},
+        ),
+        (
+            {"type": "text_editor_20250124", "name": "str_replace_editor"},
+            "str_replace_editor",
+            ["command", "path"],
+            {"new_str"},
+        ),
+        ({"type": "memory_20250818", "name": "memory"}, "memory", ["command"], {"old_path", "insert_text"}),
+        (
+            {"type": "computer_20250124", "name": "computer", "display_width_px": 800, "display_height_px": 600},
+            "computer",
+            ["action"],
+            {"coordinate", "scroll_direction"},
+        ),
+        (
+            {"type": "computer_20251124", "name": "computer", "enable_zoom": True},
+            "computer",
+            ["action"],
+            {"region"},
+        ),
+    ],
+)
+def test_client_run_tool_is_offered_with_a_schema(tool, name, required, some_fields):
+    """The client runs it, so a model of any kind can call it; a choice that forces it is kept."""
+    choice = {"type": "tool", "name": name}
+    sent = outgoing({"messages": [user("hi")], "tools": [tool, WEB_SEARCH], "tool_choice": choice})
+    [function] = [tool["function"] for tool in sent["tools"]]
+
+    assert function["name"] == name
+    assert function["description"]
+    assert function["parameters"]["required"] == required
+    assert some_fields <= function["parameters"]["properties"].keys()
+    assert sent["tool_choice"] == {"type": "function", "function": {"name": name}}
+
+
+def test_client_run_tools_describe_their_version():
+    """Older text editors can undo; a screen's size is part of what the model must know."""
+
+    def function(**tool):
+        return outgoing({"messages": [user("hi")], "tools": [tool]})["tools"][0]["function"]
+
+    def commands(type_):
+        return function(type=type_, name="e")["parameters"]["properties"]["command"]["enum"]
+
+    assert "undo_edit" in commands("text_editor_20250124")
+    assert "undo_edit" not in commands("text_editor_20250728")
+    computer = function(type="computer_20241022", name="c", display_width_px=800, display_height_px=600)
+    assert "800 pixels wide and 600 pixels high" in computer["description"]
+    assert "scroll" not in computer["parameters"]["properties"]["action"]["enum"]
+
+
+def test_examples_of_a_tools_input_are_described():
+    """Chat completions has no field for them, and the model would have seen them."""
+    tool = {**SEARCH, "description": "Finds.", "input_examples": [{"q": "a"}, {"q": "b"}]}
+    [sent] = outgoing({"messages": [user("hi")], "tools": [tool]})["tools"]
+
+    assert sent["function"]["description"] == 'Finds.\n\nExamples of input:\n{"q":"a"}\n{"q":"b"}'
+
+
+def test_tools_without_a_name_may_stand_beside_others():
+    """`mcp_toolset` has none; Anthropic's servers run it."""
+    tools = [SEARCH, {"type": "mcp_toolset", "mcp_server_name": "x"}]
+
+    assert len(outgoing({"messages": [user("hi")], "tools": tools})["tools"]) == 1
+
+
+# What is left out...
+
+
+@pytest.mark.parametrize(
+    ("fields", "header"),
+    [
+        ({}, b""),
+        ({"context_management": {}, "novelty": 1, "cache_control": None}, b"context_management, novelty"),
+        ({"service_tier": "auto"}, b""),
+        ({"service_tier": "priority", "mcp_servers": [], "container": "c"}, b"container, mcp_servers, service_tier"),
+        ({"tools": [SEARCH, WEB_SEARCH, {"type": "mcp_toolset"}]}, b"tools.web_search_20250305, tools.mcp_toolset"),
+        ({"ignore_eos": True, "min_p": 0.1, "top_k": 3}, b""),
+        (
+            {"messages": [assistant([{"type": "server_tool_use"}, {"type": "web_search_tool_result"}]), user("hi")]},
+            b"messages.server_tool_use, messages.web_search_tool_result",
+        ),
+        ({"a,b\r\n\u00fc": 1}, b"a%2Cb%0D%0A%C3%BC"),
+        ({f"field_{i}": 1 for i in range(1000)}, None),
+        ({"x" * 100_000: 1}, b"x" * 80 + b"..."),
+    ],
+)
+def test_what_is_left_out_is_named(fields, header):
+    """Fields, tools and blocks without an effect; never more than a header may hold."""
+    body = json.dumps({"model": "m", "messages": [user("hi")], **fields}).encode()
+    ignored = request.translate(body).ignored
+
+    assert len(ignored) < 600
+    assert ignored == header or (header is None and ignored.endswith(b" more"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"ignore_eos": True}, {"ignore_eos": True}),
+        ({"min_p": 0.1, "seed": 7}, {"min_p": 0.1, "seed": 7}),
+        (
+            {"chat_template_kwargs": {"x": 1}},
+            {"chat_template_kwargs": {"enable_thinking": False, "x": 1}},
+        ),
+        (
+            {"chat_template_kwargs": {"enable_thinking": True}},
+            {"chat_template_kwargs": {"enable_thinking": True}},
+        ),
+        ({"n": 3, "stream_options": {}}, {}),
+    ],
+)
+def test_engine_parameters_survive(fields, sent):
+    """Those that engines are known to have; other fields could change what the translation relies on."""
+    without = outgoing({"messages": [user("hi")]})
+
+    assert outgoing({"messages": [user("hi")], **fields}) == without | sent
+
+
+def test_audio_is_passed_in_chat_completions_form():
+    """Anthropic's API has none, but clients of engines that hear send it."""
+    audio = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+
+    assert messages(user([audio])) == [user([audio])]
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [audio]}
+    tool, heard = messages(user([result]))
+    assert tool["content"] == "[audio, see below]"
+    assert heard["content"][1] == audio
+
+
+def test_output_format_is_the_older_spelling():
+    """The beta header `structured-outputs-2025-11-13` has it at the top."""
+    schema = {"type": "json_schema", "schema": {"type": "object"}}
+    newer = outgoing({"messages": [user("hi")], "output_config": {"format": schema}})
+
+    assert outgoing({"messages": [user("hi")], "output_format": schema}) == newer
+    assert newer["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+@pytest.mark.parametrize("text", ["{},", '"a",', "1,", '{"type":"text","text":","},'])
+def test_too_many_values_are_rejected_before_they_are_decoded(text):
+    """Whatever they are; commas inside strings are not values."""
+    many = "[" + text * 400_000 + "0]"
+    with pytest.raises(errors.BadRequest, match="300000 JSON values"):
+        request.translate(b'{"messages":' + many.encode() + b',"model":"m"}', ModelField("m", 0, 0, stream=False))
+
+    prose = json.dumps({"model": "m", "messages": [user('a, b\\", "c", ' * 400_000)]}).encode()
+    assert request.translate(prose).ignored == b""
+
+
+def test_thinking_is_shown_only_to_clients_that_ask():
+    """A client that does not ask may take the first block for the text. Without a switch there is no way to ask."""
+
+    def shown(fields, switch):
+        body = json.dumps({"model": "m", "messages": [user("hi")], **fields}).encode()
+        return request.translate(body).context("r", "m", Backend(thinking_switch=switch)).show_thinking
+
+    assert shown({"thinking": {"type": "adaptive"}}, "none")
+    assert not shown({}, "chat_template_kwargs")
+    assert not shown({}, "reasoning_effort")
+    assert shown({}, "none")
+    assert not shown({"thinking": {"type": "disabled"}}, "none")
 
 
 # Parameters...
@@ -382,7 +595,7 @@ def test_parameters_are_translated():
             "stop_sequences": ["END", ""],
             "metadata": {"user_id": {"id": 1}},
             "tools": [],
-            "tool_choice": {"type": "any"},
+            "tool_choice": {"type": "auto"},
             "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
             "service_tier": "auto",
         }
@@ -398,6 +611,7 @@ def test_parameters_are_translated():
         "stop": ["END"],
         "user": '{"id":1}',
         "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}},
+        "chat_template_kwargs": {"enable_thinking": False},
     }
 
 
@@ -430,7 +644,9 @@ def test_tool_choice_is_translated(choice, expected):
     [
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "chat_template_kwargs", {"enable_thinking": True}),
         ({"thinking": {"type": "disabled"}}, "chat_template_kwargs", {"enable_thinking": False}),
-        ({}, "chat_template_kwargs", None),
+        ({}, "chat_template_kwargs", {"enable_thinking": False}),
+        ({}, "reasoning_effort", "none"),
+        ({}, "none", None),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "reasoning_effort", "low"),
         ({"thinking": {"type": "enabled", "budget_tokens": 8000}}, "reasoning_effort", "medium"),
         ({"thinking": {"type": "enabled", "budget_tokens": 32000}}, "reasoning_effort", "high"),
@@ -442,7 +658,7 @@ def test_tool_choice_is_translated(choice, expected):
     ],
 )
 def test_thinking_sets_the_backends_switch(fields, switch, expected):
-    """Whichever switch it has; none if the client did not set thinking."""
+    """Whichever switch it has; off if the client does not ask for thinking."""
     sent = outgoing({"messages": [user("hi")], **fields}, Backend(thinking_switch=switch))
 
     assert sent.get(switch) == expected
@@ -496,7 +712,38 @@ def test_estimate_counts_system_tools_messages_and_images():
             "messages.0.content.0.input",
         ),
         ({"messages": [user("x")], "max_tokens": "many"}, "max_tokens"),
-        ({"messages": [user("x")], "tools": [{"input_schema": {}}]}, "tools.0"),
+        ({"messages": [user("x")], "tools": [{"input_schema": {}}]}, "tools.0.name"),
+        ({"messages": [user([{"type": "novelty", "data": {"x": 1}}])]}, "messages.0.content.0.type"),
+        ({"messages": [user([{"type": "container_upload", "file_id": "f"}])]}, "messages.0.content.0.type"),
+        ({"messages": [assistant([{"type": "container_upload", "file_id": "f"}])]}, "messages.0.content.0.type"),
+        ({"messages": [user([{"type": "tool_use", "id": "a", "name": "f"}])]}, "messages.0.content.0.type"),
+        ({"messages": [assistant([coding_cli.PICTURE])]}, "messages.0.content.0.type"),
+        ({"messages": [user("x")], "system": [coding_cli.PICTURE]}, "system.0.type"),
+        (
+            {"messages": [user([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "novelty"}]}])]},
+            "messages.0.content.0.content.0.type",
+        ),
+        ({"messages": [user([{"type": "input_audio", "input_audio": {}}])]}, "messages.0.content.0.input_audio"),
+        ({"messages": [user("x")], "tools": [WEB_SEARCH]}, "tools.0.type"),
+        ({"messages": [user("x")], "tools": [WEB_SEARCH], "tool_choice": {"type": "any"}}, "tools.0.type"),
+        (
+            {
+                "messages": [user("x")],
+                "tools": [WEB_SEARCH, SEARCH],
+                "tool_choice": {"type": "tool", "name": "web_search"},
+            },
+            "tool_choice.name",
+        ),
+        ({"messages": [user("x")], "tools": [], "tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"messages": [user("x")], "tool_choice": {"type": "tool", "name": "f"}}, "tool_choice"),
+        ({"messages": [user("x")], "output_format": {"type": "grammar"}}, "output_format.type"),
+        (
+            {"messages": [user("x")], "output_config": {"format": {"type": "json_schema"}}},
+            "output_config.format.schema",
+        ),
+        ({"messages": [user("x")] * 20_001}, "messages"),
+        ({"messages": [user(["x"] * 10_001)]}, "messages.0.content"),
+        ({"messages": [user("x")], "tools": [SEARCH] * 2_001}, "tools"),
         (
             {"messages": [user("x")], "tools": [{"name": "f"}], "tool_choice": {"type": "tool", "name": "g"}},
             "tool_choice.name",

@@ -11,15 +11,19 @@ from hypothesis import strategies as st
 
 from gateway import errors
 from gateway.config.engine_traits import PLAIN, Backend
-from gateway.dialects.responses import request
+from gateway.dialects.responses import encrypted_reasoning, request
 
 IMAGE = {"type": "image_url", "image_url": {"url": PICTURE["image_url"]}}
+
+
+KEY = bytes(32)
+SEPARATE = Backend(alternating_roles=False)
 
 
 def outgoing(body, backend=PLAIN):
     if isinstance(body, dict):
         body = json.dumps({"model": "m", **body}).encode()
-    return json.loads(request.translate(body).encode("lab/m", backend))
+    return json.loads(request.translate(body, secret_key=KEY).encode("lab/m", backend))
 
 
 def messages(*items, backend=PLAIN, **more):
@@ -51,7 +55,7 @@ def called(*calls):
 def test_coding_agent_request_reaches_the_upstream_as_chat_completions():
     """Every field that has a counterpart is translated; the others are dropped."""
     as_chat = request.translate(coding_agent.body())
-    sent = json.loads(as_chat.encode("Qwen/Qwen3-1.7B"))
+    sent = json.loads(as_chat.encode("Qwen/Qwen3-1.7B", SEPARATE))
 
     assert sent["stream"] is True
     assert set(sent) == {
@@ -84,6 +88,9 @@ def test_coding_agent_request_reaches_the_upstream_as_chat_completions():
     assert sent["tools"][2]["function"]["parameters"]["required"] == ["input"]
     assert sent["chat_template_kwargs"] == {"enable_thinking": True}
     assert sent["stream_options"] == {"include_usage": True}
+    assert as_chat.ignored == b"client_metadata, reasoning.summary, text.verbosity, tools.web_search, tools.tool_search"
+    merged = json.loads(as_chat.encode("Qwen/Qwen3-1.7B"))["messages"]
+    assert merged[1:] == [user("\n\n".join(turn["content"] for turn in turns))]
 
 
 def test_coding_agent_second_turn_extends_the_first_byte_for_byte():
@@ -96,7 +103,7 @@ def test_coding_agent_second_turn_extends_the_first_byte_for_byte():
 
 def test_coding_agent_answer_is_one_message_followed_by_its_outputs():
     """Calls of every type with the text before them; an image follows the outputs, with a label."""
-    sent = outgoing(coding_agent.body(2), Backend(reasoning_content=True))["messages"]
+    sent = outgoing(coding_agent.body(2), Backend(reasoning_content=True, alternating_roles=False))["messages"]
 
     assert sent[3] == {
         "role": "assistant",
@@ -123,13 +130,15 @@ def test_coding_agent_answer_is_one_message_followed_by_its_outputs():
 
 texts = st.text(max_size=10)
 text_parts = st.builds(lambda text: {"type": "input_text", "text": text}, texts)
-odd_parts = st.sampled_from([{"type": "novelty", "x": 1}, {"text": "bare"}, "string", None, {"type": "output_text"}])
+odd_parts = st.sampled_from(
+    [{"type": "novelty", "text": "x"}, {"text": "bare"}, "string", None, {"type": "output_text"}]
+)
 contents = st.none() | texts | st.lists(text_parts | odd_parts | st.just(PICTURE), max_size=3)
 developer_turns = st.builds(
     lambda role, text: {"role": role, "content": text}, st.sampled_from(["system", "developer"]), texts
 )
 outputs = st.builds(output, contents, st.sampled_from("ab"))
-odd_items = st.sampled_from([{"type": "web_search_call", "id": "ws"}, {"type": "novelty", "content": 5}, None])
+odd_items = st.sampled_from([{"type": "web_search_call", "id": "ws"}, {"type": "mcp_call", "content": 5}, None])
 input_items = st.builds(lambda content: {"role": "user", "content": content}, contents) | outputs | developer_turns
 answer_items = st.one_of(
     st.builds(lambda text: message("assistant", text), texts),
@@ -156,8 +165,17 @@ exchanges = st.tuples(
 )
 
 
-@given(st.lists(exchanges, min_size=2, max_size=4), st.data(), st.none() | texts, st.booleans(), st.booleans())
-def test_longer_conversation_extends_the_shorter_byte_for_byte(exchanges, data, instructions, thoughts, anywhere):
+@given(
+    st.lists(exchanges, min_size=2, max_size=4),
+    st.data(),
+    st.none() | texts,
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_longer_conversation_extends_the_shorter_byte_for_byte(
+    exchanges, data, instructions, thoughts, anywhere, merged
+):
     """At every length that a client would send: an item is translated without regard to the items after its answer."""
     count = data.draw(st.integers(1, len(exchanges) - 1))
     whole = [item for inputs, last, answer in exchanges for item in (*inputs, last, *answer)]
@@ -165,7 +183,9 @@ def test_longer_conversation_extends_the_shorter_byte_for_byte(exchanges, data, 
     length = sum(len(inputs) + 1 + len(answer) for inputs, _, answer in exchanges[:count]) - len(answered)
     # A client does not send a request in the middle of a run of outputs.
     assume("output" not in exchanges[count - 1][1] or any(map(has_text_or_call, answered)))
-    backend = Backend(reasoning_content=thoughts, system_anywhere=anywhere)
+    # With merged roles only an answer keeps the next turn from being merged into this one.
+    assume(not merged or any(map(has_text_or_call, answered)))
+    backend = Backend(reasoning_content=thoughts, system_anywhere=anywhere, alternating_roles=None if merged else False)
     first, second = (
         request.translate(json.dumps({"model": "m", "instructions": instructions, "input": items}).encode()).encode(
             "m", backend
@@ -195,13 +215,13 @@ def test_string_and_text_parts_give_the_same_bytes(texts):
         ([user("hi")], [user("hi")]),
         ([{"type": "message", **user("hi")}], [user("hi")]),
         (["hi", user("there")], [user("hi"), user("there")]),
-        ([None, {"type": "novelty", "content": {"x": 1}, "role": 5}, {}, user("hi")], [user("hi")]),
-        ([{"type": "computer_call", "output": 1, "arguments": [1]}, user("hi")], [user("hi")]),
+        ([None, {"type": "mcp_call", "content": {"x": 1}, "role": 5}, user("hi")], [user("hi")]),
+        ([{"type": "web_search_call", "output": 1, "arguments": [1]}, user("hi")], [user("hi")]),
     ],
 )
 def test_input_is_accepted_in_every_form(value, expected):
-    """An unknown item does not make the request fail."""
-    assert outgoing({"input": value})["messages"] == expected
+    """An item that records the work of OpenAI's servers does not make the request fail."""
+    assert outgoing({"input": value}, SEPARATE)["messages"] == expected
 
 
 @pytest.mark.parametrize(
@@ -212,7 +232,7 @@ def test_input_is_accepted_in_every_form(value, expected):
         (["hi", {"type": "input_text", "text": "there"}], "hi\nthere"),
         ({"type": "input_text", "text": "bare part"}, "bare part"),
         ([{"type": "text", "text": "chat's own"}], "chat's own"),
-        ([{"type": "novelty", "data": {"x": 1}}, {"type": "input_text", "text": "known"}], "known"),
+        ([{"type": "refusal", "refusal": "no"}, {"type": "input_text", "text": "known"}], "no\nknown"),
         ([{"type": "novelty", "text": "says something"}], "says something"),
         ([None, {"type": "input_text"}], ""),
         ([{"type": "input_text", "text": "half \ud83d pair"}], "half \ufffd pair"),
@@ -230,11 +250,81 @@ def test_user_parts_are_accepted_in_every_form(content, expected):
     assert messages(user(content)) == [user(expected)]
 
 
-def test_messages_of_one_role_stay_separate():
-    """If they were merged, the next turn's request would not extend this one's."""
+def test_messages_of_one_role_are_merged_unless_the_backend_takes_them():
+    """Many chat templates refuse them."""
     conversation = [user("a"), user("b"), {"role": "assistant", "content": "c"}, {"role": "assistant", "content": "d"}]
 
-    assert messages(*conversation) == conversation
+    assert messages(*conversation, backend=SEPARATE) == conversation
+    assert messages(*conversation) == [user("a\n\nb"), {"role": "assistant", "content": "c\n\nd"}]
+
+
+def test_client_run_tools_of_the_history_are_calls_and_outputs():
+    """In the items of their own; the output of a local shell may name the item of its call."""
+    exit_0, timeout = {"type": "exit", "exit_code": 0}, {"type": "timeout"}
+    conversation = [
+        user("hi"),
+        {"type": "shell_call", "call_id": "a", "action": {"commands": ["ls", "pwd"], "timeout_ms": None}},
+        {"type": "apply_patch_call", "call_id": "b", "operation": {"type": "delete_file", "path": "x"}},
+        {"type": "local_shell_call", "id": "lsh_1", "call_id": "c", "action": {"type": "exec", "command": ["ls"]}},
+        {
+            "type": "shell_call_output",
+            "call_id": "a",
+            "output": [
+                {"stdout": "f\n", "stderr": "", "outcome": exit_0},
+                {"stdout": "", "stderr": "slow\n", "outcome": timeout},
+            ],
+        },
+        {"type": "apply_patch_call_output", "call_id": "b", "status": "failed", "output": "no such file"},
+        {"type": "local_shell_call_output", "id": "lsh_1", "output": '{"output":"f"}'},
+        {"type": "apply_patch_call_output", "call_id": "b", "status": "completed"},
+    ]
+
+    assert messages(*conversation)[1:] == [
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": called(
+                ("a", "shell", '{"commands":["ls","pwd"]}'),
+                ("b", "apply_patch", '{"type":"delete_file","path":"x"}'),
+                ("c", "local_shell", '{"command":["ls"]}'),
+            ),
+        },
+        {"role": "tool", "tool_call_id": "a", "content": "f\n[exit code 0]\n[stderr]\nslow\n[timed out]"},
+        {"role": "tool", "tool_call_id": "b", "content": "Error: no such file"},
+        {"role": "tool", "tool_call_id": "c", "content": '{"output":"f"}'},
+        {"role": "tool", "tool_call_id": "b", "content": "completed"},
+    ]
+
+
+def test_encrypted_reasoning_is_sent_back_if_it_is_ours():
+    """Alone, as Codex sends it; that of another provider, of another key or altered is ignored."""
+    ours = encrypted_reasoning.encode("Hm.", KEY)
+    thinker = Backend(reasoning_content=True)
+
+    def sent(encrypted, **more):
+        item = {"type": "reasoning", "summary": [], "encrypted_content": encrypted, **more}
+        return messages(user("hi"), item, message("assistant", "a"), backend=thinker)[1].get("reasoning_content")
+
+    assert sent(ours) == "Hm."
+    assert sent(ours, content=[{"type": "reasoning_text", "text": "other"}]) == "Hm."
+    for foreign in (
+        encrypted_reasoning.encode("Hm.", b"k" * 32),
+        ours[:-4] + "AAAA",
+        ours[:-1],
+        "gAAAAABk",
+        "",
+        None,
+        5,
+    ):
+        assert sent(foreign) is None
+    assert sent("gAAAAABk", content=[{"type": "reasoning_text", "text": "read"}]) == "read"
+
+
+def test_audio_is_passed_on():
+    """In the same part as in chat completions."""
+    audio = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+
+    assert messages(user([audio])) == [user([audio])]
 
 
 def test_developer_messages_keep_their_place():
@@ -246,7 +336,7 @@ def test_developer_messages_keep_their_place():
         {"role": "developer", "content": "C"},
     ]
 
-    assert messages(*conversation, instructions="S") == [
+    assert messages(*conversation, instructions="S", backend=SEPARATE) == [
         {"role": "system", "content": "S\n\nA\n\nB"},
         user("hi"),
         user("<system-reminder>\nC\n</system-reminder>"),
@@ -310,7 +400,7 @@ def test_reasoning_without_an_answer_is_dropped():
     thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
     conversation = [user("a"), thought, user("b"), message("assistant", "c")]
 
-    assert messages(*conversation, backend=Backend(reasoning_content=True)) == [
+    assert messages(*conversation, backend=Backend(reasoning_content=True, alternating_roles=False)) == [
         user("a"),
         user("b"),
         {"role": "assistant", "content": "c"},
@@ -360,7 +450,8 @@ def test_tool_output_becomes_text(value, text):
 
 def test_images_of_parallel_outputs_follow_the_last():
     """Chat completions wants all outputs right after the calls."""
-    sent = messages(function_call("a"), function_call("b"), output([PICTURE], "a"), output("x", "b"), user("hi"))
+    items = (function_call("a"), function_call("b"), output([PICTURE], "a"), output("x", "b"), user("hi"))
+    sent = messages(*items, backend=SEPARATE)
 
     assert [m["role"] for m in sent] == ["assistant", "tool", "tool", "user", "user"]
     assert sent[3]["content"][1] == IMAGE
@@ -542,6 +633,61 @@ def test_estimate_counts_instructions_tools_input_and_images():
     assert 1000 < tokens(input=[user([picture])]) < 1050
 
 
+# What is left out...
+
+
+@pytest.mark.parametrize(
+    ("fields", "header"),
+    [
+        ({}, b""),
+        ({"store": False, "truncation": "disabled", "service_tier": "auto", "top_logprobs": 0}, b""),
+        ({"store": True, "truncation": "auto"}, b"store, truncation"),
+        ({"include": ["reasoning.encrypted_content"]}, b""),
+        ({"include": ["message.output_text.logprobs"]}, b"include.message.output_text.logprobs"),
+        ({"metadata": {"a": "b"}, "prompt_cache_key": "k", "max_tool_calls": 3}, b"max_tool_calls"),
+        ({"ignore_eos": True, "top_k": 5}, b""),
+        ({"novelty": 1, "client_metadata": None}, b"novelty"),
+        (
+            {"tools": [F, {"type": "web_search"}, {"type": "shell", "environment": {"type": "container_auto"}}]},
+            b"tools.web_search, tools.shell",
+        ),
+        (
+            {"input": ["hi", {"type": "mcp_call"}, {"type": "web_search_call"}, {"type": "mcp_call"}]},
+            b"input.mcp_call, input.web_search_call",
+        ),
+    ],
+)
+def test_what_is_left_out_is_named(fields, header):
+    """Fields, tools and items without an effect, unless they ask for what happens anyway."""
+    assert request.translate(json.dumps({"model": "m", "input": "hi", **fields}).encode()).ignored == header
+
+
+def test_engine_parameters_survive():
+    """Engines have many that the Responses API does not."""
+    sent = outgoing({"input": "hi", "ignore_eos": True, "top_k": 5, "chat_template_kwargs": {"x": 1}})
+
+    assert (sent["ignore_eos"], sent["top_k"], sent["chat_template_kwargs"]) == (True, 5, {"x": 1})
+
+
+@pytest.mark.parametrize("tool", ["shell", "local_shell", "apply_patch"])
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda tool: {"type": tool},
+        lambda tool: {"type": "allowed_tools", "mode": "required", "tools": [{"type": tool}]},
+    ],
+)
+def test_client_run_tool_is_offered_with_a_schema_and_can_be_forced(tool, choose):
+    """The client runs it, so a model of any kind can call it."""
+    sent = outgoing({"input": "hi", "tools": [{"type": tool}, {"type": "web_search"}], "tool_choice": choose(tool)})
+    [function] = [tool["function"] for tool in sent["tools"]]
+
+    assert function["name"] == tool
+    assert function["description"]
+    assert function["parameters"]["required"]
+    assert sent["tool_choice"] in ("required", {"type": "function", "function": {"name": tool}})
+
+
 # Invalid requests...
 
 NO_STORE = "stores no responses"
@@ -558,6 +704,26 @@ NO_STORE = "stores no responses"
         ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", "`tool`"),
         ({"input": [{"type": "message", "content": "x"}]}, "input.0.role", ""),
         ({"input": [user([5])]}, "input.0.content.0", ""),
+        ({"input": [{}]}, "input.0.type", "missing"),
+        ({"input": [{"content": "hi"}]}, "input.0.type", "missing"),
+        ({"input": [{"type": "novelty", "content": 5}]}, "input.0.type", "`novelty`"),
+        ({"input": [{"type": "computer_call"}]}, "input.0.type", "`computer_call`"),
+        ({"input": [{"type": "compaction", "encrypted_content": "x"}]}, "input.0.type", "`compaction`"),
+        ({"input": [user([{"type": "novelty", "data": 1}])]}, "input.0.content.0.type", "`novelty`"),
+        ({"input": [{"role": "assistant", "content": [PICTURE]}]}, "input.0.content.0.type", "`input_image`"),
+        ({"input": [{"role": "system", "content": [PICTURE]}]}, "input.0.content.0.type", "`input_image`"),
+        ({"input": [user([{"type": "input_audio"}])]}, "input.0.content.0.input_audio", "base64"),
+        ({"input": [user([{"type": "input_file", "file_data": "\u00e4"}])]}, "input.0.content.0.file_data", "base64"),
+        ({"input": [{"type": "shell_call", "call_id": "a"}]}, "input.0.action", ""),
+        ({"input": [{"type": "apply_patch_call", "call_id": "a", "operation": []}]}, "input.0.operation", ""),
+        ({"input": [{"type": "shell_call", "action": {}}]}, "input.0", "call_id"),
+        ({"input": [{"type": "shell_call_output", "output": []}]}, "input.0", "call_id"),
+        ({"input": "x", "tools": [F, {"type": "computer_use_preview"}]}, "tools.1.type", "cannot be offered"),
+        ({"input": "x", "tools": [{"type": "shell"}, {"type": "shell"}]}, "tools.1.name", "`shell`"),
+        ({"input": "x", "tools": [F], "tool_choice": {"type": "shell"}}, "tool_choice.type", "`shell`"),
+        ({"input": [user("x")] * 20_001}, "input", "20000"),
+        ({"input": [user(["x"] * 10_001)]}, "input.0.content", "10000"),
+        ({"input": "x", "tools": [F] * 2_001}, "tools", "2000"),
         ({"input": ["a", user([{"type": "input_image"}])]}, "input.1.content.0.image_url", "data URL"),
         ({"input": [user([{"type": "input_image", "file_id": "f"}])]}, "input.0.content.0.file_id", "data URL"),
         ({"input": [user([{"type": "input_file", "file_id": "f"}])]}, "input.0.content.0.file_id", "file_data"),

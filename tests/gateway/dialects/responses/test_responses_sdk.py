@@ -244,9 +244,37 @@ def test_error_events_have_the_sdks_types(error):
         EVENT.validate_json(json.dumps(event), strict=True)
 
 
+def test_sdk_reads_calls_of_client_run_tools():
+    """In the SDK's types for these items."""
+    kinds = ("shell", "local_shell", "apply_patch")
+    client_tools = {kind: ClientTool(kind, kind=kind) for kind in kinds}
+    translator = ResponsesStream(
+        ResponsesContext(
+            "r", "m", request_fields=context_of().request_fields, client_tools=client_tools, secret_key=bytes(32)
+        )
+    )
+    patch = '{"type": "create_file", "path": "a", "diff": "+x"}'
+    datas = [
+        chunk({"reasoning_content": "Hm."}),
+        chunk(call(0, "c0", "shell", '{"commands": ["ls"]}')),
+        chunk(call(1, "c1", "local_shell", '{"command": ["ls"]}')),
+        chunk(call(2, "c2", "apply_patch", patch)),
+        chunk({}, "stop"),
+    ]
+    stream = b"".join(map(translator.feed, datas)) + translator.finish()
+    for event in events(stream):
+        EVENT.validate_json(json.dumps(event), strict=True)
+
+    thought, *calls = accumulated(stream).output
+    assert thought.encrypted_content
+    assert [item.type for item in calls] == ["shell_call", "local_shell_call", "apply_patch_call"]
+    assert calls[0].action.commands == calls[1].action.command == ["ls"]
+    assert (calls[2].operation.type, calls[2].operation.diff) == ("create_file", "+x")
+
+
 def test_sdk_reads_calls_of_custom_tools_and_namespaces():
     """In the SDK's types, under the client's own names."""
-    client_tools = {"patch": ClientTool("patch", is_custom=True), "a__f": ClientTool("f", "a")}
+    client_tools = {"patch": ClientTool("patch", kind="custom"), "a__f": ClientTool("f", "a")}
     translator = ResponsesStream(
         ResponsesContext("r", "m", request_fields=context_of().request_fields, client_tools=client_tools)
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from responses_grammar import events, read_stream
 
 from gateway import errors
+from gateway.dialects.responses import encrypted_reasoning, response
 from gateway.dialects.responses.response_object import ResponsesContext
 from gateway.dialects.responses.stream import ResponsesStream
 from gateway.dialects.responses.tools import ClientTool
@@ -19,7 +20,7 @@ from gateway.http import sse
 REQUEST_FIELDS = {"instructions": "be nice", "tools": [], "metadata": {}}
 CONTEXT = ResponsesContext("req-1", "lab/m", input_tokens=12, request_fields=REQUEST_FIELDS)
 PATCHING = ResponsesContext(
-    "req-1", "lab/m", client_tools={"patch": ClientTool("patch", is_custom=True), "a__f": ClientTool("f", "a")}
+    "req-1", "lab/m", client_tools={"patch": ClientTool("patch", kind="custom"), "a__f": ClientTool("f", "a")}
 )
 BROKE_OFF = errors.UpstreamConnectionError("the neuron broke off")
 
@@ -423,3 +424,113 @@ async def test_thousands_of_calls_end_in_milliseconds_each():
         return time.process_time() - began
 
     await best_of(take, 0.5)
+
+
+# Tools that the client runs, and reasoning for the way back...
+
+KEY = b"k" * 32
+RUNNING = ResponsesContext(
+    "req-1",
+    "lab/m",
+    client_tools={name: ClientTool(name, kind=name) for name in ("shell", "local_shell", "apply_patch")},
+    secret_key=KEY,
+)
+
+
+def whole_answer(**message):
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop"}
+    body = json.dumps({"id": "c", "created": 1, "model": "m", "choices": [choice], "usage": USAGE}).encode()
+    return json.loads(response.translate(body, RUNNING))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        (
+            "shell",
+            '{"commands":["ls"],"timeout_ms":5}',
+            {"type": "shell_call", "action": {"commands": ["ls"], "timeout_ms": 5, "max_output_length": None}},
+        ),
+        (
+            "shell",
+            '{"commands":"ls"}',
+            {"type": "shell_call", "action": {"commands": ["ls"], "timeout_ms": None, "max_output_length": None}},
+        ),
+        (
+            "local_shell",
+            '{"command":["ls"],"working_directory":"/","env":{"A":"b","C":1}}',
+            {
+                "type": "local_shell_call",
+                "action": {
+                    "type": "exec",
+                    "command": ["ls"],
+                    "env": {"A": "b"},
+                    "timeout_ms": None,
+                    "user": None,
+                    "working_directory": "/",
+                },
+            },
+        ),
+        (
+            "apply_patch",
+            '{"type":"update_file","path":"a","diff":"@@"}',
+            {"type": "apply_patch_call", "operation": {"type": "update_file", "path": "a", "diff": "@@"}},
+        ),
+        (
+            "apply_patch",
+            '{"type":"delete_file","path":"a","diff":""}',
+            {"type": "apply_patch_call", "operation": {"type": "delete_file", "path": "a"}},
+        ),
+    ],
+)
+def test_call_of_a_client_run_tool_is_an_item_of_its_own(name, arguments, expected):
+    """In a stream, at once complete, and in a whole answer; beside calls of functions."""
+    half = len(arguments) // 2
+    streamed = translated_answer(
+        call(0, "a", name, arguments[:half]),
+        call(1, "b", "f", "{}"),
+        {"tool_calls": [{"index": 0, "function": {"arguments": arguments[half:]}}]},
+        context=RUNNING,
+    )
+    calls = [{"id": "a", "type": "function", "function": {"name": name, "arguments": arguments}}]
+    [item] = whole_answer(content=None, tool_calls=calls)["output"]
+
+    assert item == streamed.items[0]
+    assert item.pop("id")
+    assert item == {**expected, "call_id": "a", "status": "completed"}
+    assert streamed.calls == [("f", "{}")]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("shell", "ls"),
+        ("shell", '{"commands":[]}'),
+        ("shell", '{"commands":[1]}'),
+        ("local_shell", "{}"),
+        ("local_shell", '{"command":["ls'),
+        ("apply_patch", '{"type":"update_file","path":"a"}'),
+        ("apply_patch", '{"type":"move_file","path":"a","diff":""}'),
+        ("apply_patch", '{"type":"delete_file","path":""}'),
+        ("apply_patch", "[1]"),
+    ],
+)
+def test_malformed_call_of_a_client_run_tool_stays_a_function_call(name, arguments):
+    """The client rejects it, and the model sees why. Nothing runs that the model did not mean."""
+    streamed = translated_answer(call(0, "a", name, arguments), context=RUNNING)
+    calls = [{"id": "a", "type": "function", "function": {"name": name, "arguments": arguments}}]
+    [item] = whole_answer(content=None, tool_calls=calls)["output"]
+
+    assert streamed.calls == [(name, arguments)]
+    assert item == streamed.items[0]
+
+
+def test_reasoning_has_an_encrypted_content():
+    """In the finished item of a stream, in its last event, and in a whole answer."""
+    streamed = translated_answer({"reasoning": "Hm"}, {"reasoning": "."}, {"content": "4"}, context=RUNNING)
+    [whole, _] = whole_answer(content="4", reasoning_content="Hm.")["output"]
+
+    for item in (streamed.items[0], streamed.response["output"][0], whole):
+        assert encrypted_reasoning.decode(item["encrypted_content"], KEY) == "Hm."
+        assert "Hm" not in item["encrypted_content"]
+    assert "encrypted_content" not in translated_answer({"reasoning": "Hm"}, {"content": "4"}).items[0]

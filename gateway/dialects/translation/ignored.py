@@ -1,0 +1,103 @@
+"""What a translation leaves out on purpose, as the value of the response header `x-cortex-ignored`.
+
+Content that the model would see is never left out: it is translated or rejected (docs/api.md has the table). What has
+no counterpart is named here: tuning fields, unknown fields, tools that another provider runs on its servers, and items
+that record the work of such tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from gateway.dialects.fields import decode_field
+from gateway.errors import BadRequest
+
+__all__ = ["Ignored", "ignored_fields", "read_request"]
+
+HEADER_BYTES = 512  # clients and proxies bound a response's head; 8 KiB of it is a common limit
+NAME_CHARACTERS = 80  # of one name, which the client chose
+
+T = TypeVar("T")
+
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Ignored:
+    """Collects the names for one request. A name that is added again counts once."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}  # a set that keeps its order
+
+    def add(self, *names: str) -> None:
+        """Add names, each a field's name or a dotted path."""
+        for name in names:
+            self._names[name] = None
+
+    def header_value(self) -> bytes:
+        """The names, comma-separated and in order of their first mention; empty if there are none.
+
+        Bounded: names that do not fit are counted at the end, as in `a, b, 7 more`.
+        """
+        value = b""
+        for position, name in enumerate(self._names):
+            encoded = _encoded(name)
+            if len(value) + len(encoded) > HEADER_BYTES:
+                more = b"%d more" % (len(self._names) - position)
+                return b"%b, %b" % (value, more) if value else more
+            value = b"%b, %b" % (value, encoded) if value else encoded
+        return value
+
+
+def _encoded(name: str) -> bytes:
+    """A name as a token of the list: anything but printable ASCII, and the list's own comma, is percent-encoded."""
+    short = name if len(name) <= NAME_CHARACTERS else f"{name[:NAME_CHARACTERS]}..."
+    return b"".join(
+        b"%c" % byte if 0x20 < byte < 0x7F and byte not in b",%" else b"%%%02X" % byte for byte in short.encode()
+    )
+
+
+def read_request(
+    body: bytes, exact: msgspec.json.Decoder[T], loose: msgspec.json.Decoder[T]
+) -> tuple[T, Mapping[str, msgspec.Raw]]:
+    """Decode a body that `json_splice.locate` accepts.
+
+    Args:
+        body: A JSON object.
+        exact: A decoder of a subtype that also has the fields without effect that clients usually send, and forbids
+            all others. It spares most requests the second pass that finds fields by name.
+        loose: The decoder for all other bodies.
+
+    Returns:
+        The request, and its fields without effect, by name. It may have fields with an effect as well.
+
+    Raises:
+        BadRequest: As `decode_field`.
+    """
+    try:
+        request = decode_field(exact, body)
+    except BadRequest:
+        return decode_field(loose, body), decode_field(_fields_decoder, body)
+    usual = type(request).__annotations__
+    return request, {name: value for name in usual if (value := getattr(request, name))}
+
+
+def ignored_fields(
+    fields: Mapping[str, msgspec.Raw], understood: Iterable[str], defaults: Mapping[str, frozenset[bytes]]
+) -> list[str]:
+    """The names of top-level fields that have no effect.
+
+    Args:
+        fields: The request's fields.
+        understood: The names of those that have an effect, or that the answer repeats.
+        defaults: JSON values, by field, that ask for what the gateway does anyway. `null` always does.
+    """
+    return [
+        name
+        for name, value in fields.items()
+        if name not in understood and (text := bytes(value)) != b"null" and text not in defaults.get(name, ())
+    ]
