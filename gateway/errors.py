@@ -21,6 +21,7 @@ Statuses and codes are a closed list: docs/api.md.
     +-- InternalError               500  a bug in the gateway; the log has the traceback
     +-- UpstreamError               502  the neuron failed
     |   +-- UpstreamConnectionError, UpstreamMalformedResponse, ColdLoadFailed
+    |       +-- UpstreamUnreachable
     +-- ServiceUnavailable          503  temporary; Retry-After says when to try again
     |   +-- NoFeasibleNeuron, NoRoom, ShuttingDown, Overloaded
     +-- DeadlineExceeded            504  a phase of the request took longer than its deadline
@@ -237,6 +238,10 @@ class UpstreamConnectionError(UpstreamError):
     """The neuron could not be reached, or closed the connection before the end of its response."""
 
     code = "upstream_connection_error"
+
+
+class UpstreamUnreachable(UpstreamConnectionError):
+    """No connection to the neuron could be opened."""
 
 
 class UpstreamMalformedResponse(UpstreamError):

@@ -153,7 +153,7 @@ class ModelWarmer:
             if error.not_loaded:
                 self._fleet.dropped(route.node, route.model_id)
             elif error.unreachable:
-                self._fleet.failed(route.node, str(error))
+                self._fleet.at_fault(route.node, route.model_id, str(error))
             self._poll_soon(route.node)
             raise
         self._fleet.succeeded(route.node, route.model_id, answered=True)

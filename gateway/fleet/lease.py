@@ -6,12 +6,15 @@ A lease keeps the model from being evicted and counts towards `max_concurrent` a
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from types import TracebackType
 
 import trio
 
 from gateway.fleet.changes import FleetChange
+from gateway.fleet.circuit_breaker import CircuitBreaker
 from gateway.fleet.node import Node, NodeModel
+from gateway.http.phase_deadlines import PhaseDeadlines
 
 __all__ = ["Lease", "LeaseCounter"]
 
@@ -49,12 +52,13 @@ class LeaseCounter:
         self.count += 1
         return model
 
-    def begin_trial(self, node: Node) -> bool:
-        """Whether the lease just taken is the trial of the node's circuit breaker, which is not closed."""
-        is_trial = node.breaker.begin_trial(self._clock())
-        if is_trial:
-            self._announce(FleetChange("breaker_tried", node.name))
-        return is_trial
+    def begin_trials(self, model: NodeModel) -> tuple[CircuitBreaker, ...]:
+        """The circuit breakers, of the model and of its node, of which the lease just taken is the trial."""
+        now = self._clock()
+        tried = tuple([breaker for breaker in (model.breaker, model.node.breaker) if breaker.begin_trial(now)])
+        if tried:
+            self._announce(FleetChange("breaker_tried", model.node.name, model.id))
+        return tried
 
     def give_back(self, model: NodeModel) -> None:
         """One lease less."""
@@ -69,30 +73,44 @@ class LeaseCounter:
 
 
 class Lease:
-    """One lease: enter it in the same step as the routing decision. One `with` at a time."""
+    """One lease: enter it in the same step as the routing decision. One `with` at a time.
 
-    __slots__ = ("_counter", "_is_trial", "_model", "_model_id", "_node")
+    `phases` are those of the request, if it is sent under the lease: what the neuron sends for it shows that the neuron
+    is alive.
+    """
 
-    def __init__(self, counter: LeaseCounter, node: Node, model_id: str) -> None:
+    __slots__ = ("_counter", "_model", "_model_id", "_node", "_phases", "_trials")
+
+    def __init__(self, counter: LeaseCounter, node: Node, model_id: str, phases: PhaseDeadlines | None = None) -> None:
         self._counter = counter
         self._node = node
         self._model_id = model_id
+        self._phases = phases
         self._model: NodeModel | None = None
-        self._is_trial = False
+        self._trials: tuple[CircuitBreaker, ...] = ()
+
+    @property
+    def received_at(self) -> float:
+        """When the neuron last sent something for this request; Trio's clock in seconds, -inf for never."""
+        return -inf if self._phases is None else self._phases.received_at
 
     def __enter__(self) -> None:
         if self._model is not None:
             raise RuntimeError("this lease is taken already")
-        self._model = self._counter.take(self._node, self._model_id)
-        if not self._node.breaker.closed:
-            self._is_trial = self._counter.begin_trial(self._node)
+        self._model = model = self._counter.take(self._node, self._model_id)
+        if self._phases is not None:
+            self._phases.received_at = -inf  # they may be those of an earlier attempt, at another neuron
+            self._node.running.add(self)
+        if not model.breakers_closed:
+            self._trials = self._counter.begin_trials(model)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         model, self._model = self._model, None
-        if self._is_trial:
-            self._is_trial = False
-            self._node.breaker.end_trial()
+        self._node.running.discard(self)
+        for breaker in self._trials:
+            breaker.end_trial()
+        self._trials = ()
         if model is not None:
             self._counter.give_back(model)

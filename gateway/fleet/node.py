@@ -6,7 +6,7 @@ Only the fleet (`state.py`) writes these; everything else reads them.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, Protocol
 
 from gateway.config.engine_traits import (
     ENGINES_WITH_TOKENIZER,
@@ -29,6 +29,14 @@ _PASSING_STATUSES = ROUTABLE_STATUSES | {None, "unloaded", "loading", "unloading
 OwnChange = Literal["loading", "unloading"]
 
 
+class NeuronProgress(Protocol):
+    """A request at the neuron. `received_at` is when the neuron last sent something for it, -inf for never."""
+
+    @property
+    def received_at(self) -> float:
+        """Trio's clock, in seconds."""
+
+
 class NodeModel:
     """One model on one node. Written by the fleet only.
 
@@ -45,10 +53,12 @@ class NodeModel:
         resident_since: When this gateway first saw the model loaded, since it was last away.
         busy_until: When the model's last Retry-After ends; 0 for none.
         is_overdue: Our load of it takes far longer than it should.
+        breaker: Opens when requests for this model keep failing here, while other models of the node go on.
         proven: It has answered a request since it was loaded.
     """
 
     __slots__ = (
+        "breaker",
         "busy_until",
         "change",
         "id",
@@ -74,6 +84,7 @@ class NodeModel:
         self.last_used: float | None = None
         self.resident_since: float | None = None
         self.busy_until = 0.0
+        self.breaker = CircuitBreaker()
         self.is_overdue = False
         self.proven = False
 
@@ -108,7 +119,21 @@ class NodeModel:
     @property
     def troubled(self) -> bool:
         """Whether a Retry-After or an open circuit breaker may keep requests away; routing then checks the time."""
-        return self.busy_until > 0.0 or not self.node.breaker.closed
+        return self.busy_until > 0.0 or not (self.breaker.closed and self.node.breaker.closed)
+
+    @property
+    def breakers_closed(self) -> bool:
+        """Whether neither its own circuit breaker nor its node's keeps requests away."""
+        return self.breaker.closed and self.node.breaker.closed
+
+    def admits(self, now: float) -> bool:
+        """Whether its own circuit breaker and its node's let one more request pass, freely or as a trial."""
+        return self.breaker.admits(now) and self.node.breaker.admits(now)
+
+    @property
+    def open_breaker(self) -> CircuitBreaker:
+        """Of its own circuit breaker and its node's, the one that keeps requests away longer."""
+        return max(self.node.breaker, self.breaker, key=lambda breaker: (not breaker.closed, breaker.until))
 
     @property
     def load(self) -> int:
@@ -132,6 +157,10 @@ class Node:
         backend: What it supports beyond plain chat completions.
         devices: None until a `/discovery` was read. That means unknown, not "no devices".
         misses: Failures in a row.
+        failure: Why the last poll or connection failed; None since the neuron has answered.
+        failing_models: The models whose requests failed here since any request was answered here.
+        running: The leases that are out now.
+        models_left_out: How many models it lists beyond the number that the gateway takes from one neuron.
         models: By the neuron's own id.
         max_prompt_tokens: The longest prompt it takes for any model; None if it reports no limit.
         own_changes: The fleet's version at our last change to a model, for changes newer than the last poll.
@@ -147,13 +176,17 @@ class Node:
         "draining",
         "endpoint",
         "ever_answered",
+        "failing_models",
+        "failure",
         "healthy",
         "kind",
         "max_prompt_tokens",
         "misses",
         "models",
+        "models_left_out",
         "name",
         "own_changes",
+        "running",
         "uptime_s",
         "urls_doubtful_since",
     )
@@ -177,6 +210,10 @@ class Node:
         self.ever_answered = False
         self.draining = False
         self.misses = 0
+        self.failure: str | None = None
+        self.failing_models: set[str] = set()
+        self.running: set[NeuronProgress] = set()
+        self.models_left_out = 0
         self.devices: tuple[DeviceReport, ...] | None = None
         self.models: dict[str, NodeModel] = {}
         self.activation = ActivationReport()

@@ -21,6 +21,4 @@ class FleetReadiness:
 
     def is_proven(self, model: str, catalogue: Catalogue) -> bool:
         """Whether a replica has answered a request since it was loaded, and its circuit breaker is closed."""
-        return any(
-            replica.proven and replica.node.breaker.closed for replica in replicas_of(model, self._fleet, catalogue)
-        )
+        return any(replica.proven and replica.breakers_closed for replica in replicas_of(model, self._fleet, catalogue))

@@ -75,6 +75,7 @@ class NodeReport:
     None means that the poll could not learn it. The fleet then keeps topology, activation and uptime as they were (a
     failing `/health` must neither hide a GPU nor start a second load), and marks device readings as unknown. Only for
     `max_prompt_tokens`, the longest prompt that the neuron takes for any model, None means that there is no such limit.
+    `models_left_out` counts the models that the neuron lists and `models` leaves out, because there are too many.
     """
 
     models: tuple[ModelReport, ...]
@@ -82,6 +83,7 @@ class NodeReport:
     activation: ActivationReport | None = None
     uptime_s: float | None = None
     max_prompt_tokens: int | None = None
+    models_left_out: int = 0
 
 
 def requests_of_others(report: ModelReport | None, own_requests: int) -> int:

@@ -40,6 +40,8 @@ class NodeSnapshot:
     ever_answered: bool
     draining: bool
     misses: int
+    failure: str | None
+    models_left_out: int
     uptime_s: float | None
     leases: int
     devices: tuple[DeviceReport, ...] | None
@@ -76,6 +78,8 @@ def node_snapshot(node: Node, now: float) -> NodeSnapshot:
         ever_answered=node.ever_answered,
         draining=node.draining,
         misses=node.misses,
+        failure=node.failure,
+        models_left_out=node.models_left_out,
         uptime_s=node.uptime_s,
         leases=node.leases,
         devices=node.devices,

@@ -1,8 +1,8 @@
 """`Fleet`: what is known of all nodes and what this gateway does on them. No I/O, no decisions.
 
 Every method except `wait_changed` is synchronous, hence atomic under Trio: no task sees half a change, and there are no
-locks. Facts come from the poller (`answered`, `missed`), from requests (`lease`, `succeeded`, `failed`, `dropped`, ...)
-and from loads and unloads (`loading`, `loaded`, `unloading`, `unchanged`). Deciding by them is `routing` and `loading`.
+locks. Facts come from the poller (`answered`, `missed`), from requests (`lease`, `succeeded`, `at_fault`, ...) and from
+loads and unloads (`loading`, `loaded`, `unloading`, `unchanged`). Deciding by them is `routing` and `loading`.
 
 A poll's answer was true at some time between its beginning and its end; our own loads and unloads are true at once.
 So a poll takes a `mark` before it asks, and what we did to a model after the mark outlives the answer (see `answered`).
@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import trio
 
@@ -23,6 +24,7 @@ from gateway.fleet.lease import Lease, LeaseCounter
 from gateway.fleet.node import ROUTABLE_STATUSES, Node, NodeModel, OwnChange
 from gateway.fleet.reports import ModelReport, NodeReport, requests_of_others, without_readings
 from gateway.fleet.snapshot import FleetSnapshot, FleetStatistics, node_snapshot
+from gateway.http.phase_deadlines import PhaseDeadlines
 
 __all__ = ["Fleet", "PollMark"]
 
@@ -124,17 +126,18 @@ class Fleet:
         for name, node in self.nodes.items():
             twin = other.nodes[name] = copy(node)
             twin.breaker, twin.own_changes, twin.models = copy(node.breaker), dict(node.own_changes), {}
+            twin.failing_models, twin.running = set(node.failing_models), set()
             for model_id, model in node.models.items():
                 twin.models[model_id] = copy(model)
-                twin.models[model_id].node = twin
+                twin.models[model_id].node, twin.models[model_id].breaker = twin, copy(model.breaker)
             other._reindex(twin.models)
         return other
 
     # Requests of ours .................................................................................................
 
-    def lease(self, node: str, model_id: str) -> Lease:
-        """A lease on the model at the node, taken by `with` and given back on every way out of it."""
-        return Lease(self._leases, self.nodes[node], model_id)
+    def lease(self, node: str, model_id: str, phases: PhaseDeadlines | None = None) -> Lease:
+        """A lease on the model at the node, taken by `with` and given back on every way out of it; see `Lease`."""
+        return Lease(self._leases, self.nodes[node], model_id, phases)
 
     @contextlib.contextmanager
     def shadowing(self, node: str, model_id: str) -> Iterator[None]:
@@ -157,23 +160,47 @@ class Fleet:
         home = self.nodes[node]
         if home.misses and home.healthy:
             home.misses = 0
-        if not home.breaker.clean and home.breaker.succeeded():
-            self._announce(FleetChange("breaker_closed", node))
+        if home.failing_models:
+            home.failing_models.clear()
+        closed = not home.breaker.clean and home.breaker.succeeded()
         model = None if model_id is None else home.models.get(model_id)
         if model is not None:
+            closed = (not model.breaker.clean and model.breaker.succeeded()) or closed
             model.busy_until = 0.0
             model.proven = model.proven or (answered and model.routable)
+        if closed:
+            self._announce(FleetChange("breaker_closed", node, model_id))
 
-    def failed(self, node: str, reason: str) -> None:
-        """A request could not be sent, or its answer broke off or never came: a miss and a failure for the breaker."""
-        self.at_fault(node, reason)
-        self.missed(node, reason)
+    def unreachable(self, node: str, model_id: str, reason: str) -> None:
+        """No connection could be opened for a request.
 
-    def at_fault(self, node: str, reason: str) -> None:
-        """A request failed because of the node, which does answer: a failure for the breaker, but no miss."""
+        If the model is served at the neuron's own endpoint, the neuron itself is unreachable: a miss. An inference URL
+        elsewhere is one engine's, and the neuron may be well: only the model failed there.
+        """
         home = self.nodes[node]
-        if home.healthy and home.breaker.failed(self._clock(), reason):
-            self._announce(FleetChange("breaker_opened", node, detail=reason))
+        self.at_fault(node, model_id, reason)
+        model = home.models.get(model_id)
+        if model is None or model.url is None or _same_server(model.url, home.endpoint):
+            self.missed(node, reason)
+
+    def at_fault(self, node: str, model_id: str, reason: str) -> None:
+        """A request failed because of the node or the model on it: the answer broke off, never came, or was a 5xx.
+
+        It counts for the model's circuit breaker: one broken model does not keep requests away from the others. It also
+        counts for the node's if every model that the node serves has failed since it last answered any request.
+        """
+        home = self.nodes[node]
+        self.version += 1
+        home.urls_doubtful_since = self.version
+        if not home.healthy:
+            return
+        home.failing_models.add(model_id)
+        model, now = home.models.get(model_id), self._clock()
+        opened = model is not None and model.breaker.failed(now, reason)
+        if all(other.id in home.failing_models for other in home.models.values() if other.routable):
+            opened = home.breaker.failed(now, reason) or opened
+        if opened:
+            self._announce(FleetChange("breaker_opened", node, model_id, detail=reason))
 
     def busy(self, node: str, model_id: str, retry_after_s: int) -> None:
         """The model answered 503 with this Retry-After: until then other replicas are preferred."""
@@ -213,10 +240,24 @@ class Fleet:
             self._mark_healthy(home)
         self._reindex(concerned)
 
+    def is_receiving(self, node: str, since: float) -> bool:
+        """Whether the node has sent something for a running request at or after `since` (the fleet's clock, s)."""
+        return any(request.received_at >= since for request in self.nodes[node].running)
+
+    def poll_overdue(self, node: str, reason: str) -> None:
+        """A poll failed, but the node is sending answers: it is alive and too busy for polls, so it is no miss."""
+        home = self.nodes[node]
+        home.failure = reason
+        home.misses = 0
+        if home.ever_answered and not home.healthy:
+            self._mark_healthy(home)
+            self._reindex(home.models.keys())
+
     def missed(self, node: str, reason: str | None = None) -> None:
-        """A poll failed, or a request's connection was refused or broke: one miss."""
+        """A poll failed, or a connection for a request to the neuron's own endpoint could not be opened: one miss."""
         home = self.nodes[node]
         home.misses += 1
+        home.failure = reason
         self.version += 1
         home.urls_doubtful_since = self.version
         if home.misses == self._misses:  # `==`: an outage is announced once, also of a node that never answered
@@ -247,9 +288,11 @@ class Fleet:
             self.version += 1
         home.devices = devices
         home.max_prompt_tokens = report.max_prompt_tokens
+        home.models_left_out = report.models_left_out
+        home.failure = None
         if report.uptime_s is not None:
             if home.uptime_s is not None and report.uptime_s < home.uptime_s:
-                home.breaker.reset()  # the neuron was restarted
+                _reset_breakers(home)  # the neuron was restarted
             home.uptime_s = report.uptime_s
         if report.activation is not None and report.activation != home.activation:
             home.activation = report.activation
@@ -260,6 +303,7 @@ class Fleet:
         home.misses = 0
         if not home.healthy:
             home.healthy = home.ever_answered = True
+            _reset_breakers(home)  # it was away: what failed before says nothing about it now
             self._announce(FleetChange("neuron_up", home.name))
 
     # Loads, unloads and drains of ours ................................................................................
@@ -326,8 +370,12 @@ class Fleet:
         if after not in ROUTABLE_STATUSES:
             model.resident_since = None
             model.proven = False
+            if not model.breaker.clean:
+                model.breaker.reset()
         elif model.resident_since is None:
             model.resident_since = self._clock()
+            if not model.node.breaker.clean:
+                model.node.breaker.reset()  # it is open because every model failed, and this one has not
         if before != after:
             kind: ChangeKind = "model_seen" if before is None else "model_gone" if after is None else "status_changed"
             self._announce(FleetChange(kind, model.node.name, model.id, before, after))
@@ -357,3 +405,19 @@ class Fleet:
             model = node.models.get(model_id) if node.healthy and not node.draining else None
             if model is not None and model.routable:
                 yield model
+
+
+def _reset_breakers(node: Node) -> None:
+    node.breaker.reset()
+    node.failing_models.clear()
+    for model in node.models.values():
+        model.breaker.reset()
+
+
+def _same_server(url: str, endpoint: str) -> bool:
+    """Whether both URLs name the same host and port."""
+    try:
+        servers = {(parts.hostname, parts.port or parts.scheme) for parts in map(urlsplit, (url, endpoint))}
+    except ValueError:
+        return False
+    return len(servers) == 1

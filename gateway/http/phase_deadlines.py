@@ -6,6 +6,7 @@ and a stream takes thousands of steps. `DeadlineSettings` has the duration of ea
 
 from __future__ import annotations
 
+from math import inf
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -38,7 +39,7 @@ class PhaseDeadlines:
     block is cancelled, and leaving it raises `DeadlineExceeded` with the phase's name as `param`.
     """
 
-    __slots__ = ("_deadlines", "_interruption", "_scope", "current", "entered")
+    __slots__ = ("_deadlines", "_interruption", "_scope", "current", "entered", "received_at")
 
     def __init__(self, deadlines: DeadlineSettings) -> None:
         self._deadlines = deadlines
@@ -47,6 +48,8 @@ class PhaseDeadlines:
         self.current: Phase | None = None
         self.entered: list[tuple[Phase, float]] = []
         """(phase, Trio time in s at which it began), in order; a phase may occur more than once."""
+        self.received_at = -inf
+        """When the neuron last sent something (Trio time in s); -inf if it has sent nothing in this attempt."""
 
     def enter(self, phase: Phase) -> None:
         """Begin `phase`, with its whole deadline."""
@@ -65,9 +68,10 @@ class PhaseDeadlines:
         self._allow_until(now + self.allowed_s(phase) - spent_s)
 
     def progressed(self) -> None:
-        """Restart the deadline of the current phase."""
+        """Restart the deadline of the current phase: the neuron has sent something."""
+        self.received_at = now = trio.current_time()
         if self.current is not None:
-            self._allow_until(trio.current_time() + self.allowed_s(self.current))
+            self._allow_until(now + self.allowed_s(self.current))
 
     def was_entered(self, phase: Phase) -> bool:
         """Whether `phase` has begun at any time."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import trio
 
 from gateway.asgi import Headers
-from gateway.errors import UpstreamConnectionError
+from gateway.errors import UpstreamConnectionError, UpstreamUnreachable
 from gateway.http import tls
 from gateway.http.connection import UpstreamConnection
 from gateway.http.phase_deadlines import PhaseDeadlines
@@ -118,7 +118,8 @@ class UpstreamPool:
         Leaving returns the connection to the pool, or closes it.
 
         Raises, on entering:
-            UpstreamConnectionError: Connecting failed, or the neuron closed the connection before a response head.
+            UpstreamUnreachable: Connecting failed.
+            UpstreamConnectionError: The neuron closed the connection before a response head.
             UpstreamMalformedResponse: The response is not valid HTTP/1.1.
             Exception: Whatever `body` raises.
         """
@@ -165,11 +166,11 @@ class UpstreamPool:
         idle.append(connection)
 
     async def open(self, origin: Origin) -> UpstreamConnection:
-        """Open a new connection; the caller owns it. Raises UpstreamConnectionError."""
+        """Open a new connection; the caller owns it. Raises UpstreamUnreachable."""
         try:
             stream = await self._connect(origin)
         except (OSError, trio.BrokenResourceError, UnicodeError) as error:
-            raise UpstreamConnectionError(
+            raise UpstreamUnreachable(
                 f"cannot connect to the neuron at {origin.authority}: {_reason(error)}"
             ) from error
         self.opened += 1

@@ -123,7 +123,7 @@ class Attempt:
         context, route = self._context, self.route
         try:
             # No checkpoint lies between choosing the route and taking the lease, so no eviction can come in between.
-            with context.fleet.lease(route.node, route.model_id), self.attempt_record:
+            with context.fleet.lease(route.node, route.model_id, self.phases), self.attempt_record:
                 if context.shadows is not None:
                     context.shadows.give_way(route.node)
                 await self._exchange()
@@ -185,7 +185,7 @@ class Attempt:
         self._keepalive.stream_started(head if self.claim is None else None)
         frames_all = self.translation is not None and not self.translation.passes_text
         stream = UpstreamStream(response, meter, self.transcript, frames_all=frames_all)
-        preamble = await stream.read_preamble()
+        preamble = await stream.read_preamble(self.phases)
         await self._win(response)
         self._keepalive.head = head
         self._record.stream, self._record.answer.meter = True, meter
@@ -278,10 +278,18 @@ class Attempt:
         if failure.not_loaded:
             fleet.dropped(route.node, route.model_id)
         elif failure.unreachable:
-            fleet.failed(route.node, failure.error.message)
+            if _is_connect_failure(failure.error):
+                fleet.unreachable(route.node, route.model_id, failure.error.message)
+            else:
+                fleet.at_fault(route.node, route.model_id, failure.error.message)
         elif failure.refusal is not None and failure.refusal.retry_after_s is not None:
             fleet.busy(route.node, route.model_id, failure.refusal.retry_after_s)
         self._context.poll_soon(route.node)
+
+
+def _is_connect_failure(error: errors.GatewayError) -> bool:
+    is_late = isinstance(error, errors.DeadlineExceeded) and error.param == "connect"
+    return is_late or isinstance(error, errors.UpstreamUnreachable)
 
 
 async def send_upstream_error(

@@ -8,6 +8,7 @@ import trio
 
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http import sse
+from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy.shadow.transcript import Transcript
 from gateway.telemetry.meter import StreamMeter
@@ -49,11 +50,11 @@ class UpstreamStream:
         None if that was a chunk of whole plain text deltas.
         """
 
-    async def read_preamble(self) -> bytes:
+    async def read_preamble(self, phases: PhaseDeadlines) -> bytes:
         """Read up to and including the chunk with the first generated delta; everything if there is none.
 
         Nothing of it was sent to the client yet, so another upstream can take over if this one fails here. The phase
-        stays `first_byte`: a long prefill is not an idle stream.
+        stays `first_byte`: a long prefill is not an idle stream. `phases` learns that the neuron sends something.
 
         Raises:
             UpstreamConnectionError, UpstreamMalformedResponse: The upstream broke off.
@@ -61,6 +62,7 @@ class UpstreamStream:
         preamble = b""
         events: list[sse.Event] = []
         while chunk := await self.receive():
+            phases.received_at = trio.current_time()
             preamble += chunk
             events += self.events or ()
             if not self.meter.preamble or len(preamble) > PREAMBLE_LIMIT_BYTES:

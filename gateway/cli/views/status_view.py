@@ -81,8 +81,8 @@ def _neurons(fleet: Mapping[str, Any]) -> Table:
     drains = {drain["node"]: drain["state"] for drain in fleet["drains"]}
     result = table("neurons", "neuron", "state", "device", "VRAM used / total MB", "leases", "queued")
     for node in fleet["nodes"]:
-        health, drain = "healthy" if node["healthy"] else "down", drains.get(node["name"], "open")
-        state = health if drain == "open" else f"{health}, {drain}"
+        drain = drains.get(node["name"], "open")
+        state = _node_state(node) if drain == "open" else f"{_node_state(node)}, {drain}"
         queued = sum(model["queue_depth"] or 0 for model in node["models"])
         for index, device in enumerate(node["devices"] or [None]):
             is_first = index == 0
@@ -97,6 +97,13 @@ def _neurons(fleet: Mapping[str, Any]) -> Table:
                 str(queued) if is_first else "",
             )
     return result
+
+
+def _node_state(node: Mapping[str, Any]) -> str:
+    if not node["healthy"]:
+        return f"down: {node['failure']}" if node.get("failure") else "down"
+    left_out = node.get("models_left_out")
+    return f"healthy, {left_out} of its models left out" if left_out else "healthy"
 
 
 def _public_neurons(models: Iterable[Mapping[str, Any]]) -> Table:

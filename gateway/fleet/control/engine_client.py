@@ -10,6 +10,7 @@ What each engine supports, with sources: docs/engines.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from types import TracebackType
 from typing import Annotated, Any, Self
 
@@ -18,7 +19,8 @@ import msgspec
 import trio
 
 from gateway.config.settings import NeuronSettings
-from gateway.fleet.control.neuron_client import ControlHttp, decode
+from gateway.fleet.control.model_list import ModelListReader
+from gateway.fleet.control.neuron_client import ControlHttp
 from gateway.fleet.control.types import (
     LARGEST,
     DeviceReading,
@@ -66,21 +68,11 @@ class _Listed(msgspec.Struct, frozen=True):
     locations: Any = None
 
 
-class _List(msgspec.Struct, frozen=True):
-    """`GET /v1/models`; `data` is null at an Ollama without models."""
-
-    data: tuple[_Listed, ...] | None
-
-
 class _OllamaModel(msgspec.Struct, frozen=True):
     """One entry of Ollama's `GET /api/ps`."""
 
     name: str
     size_vram: Annotated[int, msgspec.Meta(ge=0, le=LARGEST)] = 0
-
-
-class _OllamaModels(msgspec.Struct, frozen=True):
-    models: tuple[_OllamaModel, ...] | None = None
 
 
 # Calls ................................................................................................................
@@ -101,6 +93,8 @@ class EngineClient:
         self._settings = settings
         authorization = None if settings.api_key is None else bearer(settings.api_key)
         self._http = ControlHttp(settings.endpoint, authorization=authorization, transport=transport)
+        self._listed = ModelListReader(settings.name, _Listed, attrgetter("id"))
+        self._running = ModelListReader(settings.name, _OllamaModel, attrgetter("name"))
 
     async def __aenter__(self) -> Self:
         return self
@@ -194,7 +188,7 @@ class EngineClient:
     # Lists ............................................................................................................
 
     async def _list(self) -> tuple[_Listed, ...]:
-        return decode(await self._http.call("GET", f"{self._settings.base_path}/models"), _List).data or ()
+        return self._listed.read(await self._http.call("GET", f"{self._settings.base_path}/models"))
 
     async def _list_or_configured(self) -> tuple[_Listed, ...]:
         """The configured `models` if there are any, else what the engine lists. Either way the engine must answer."""
@@ -213,7 +207,7 @@ class EngineClient:
 
     async def _running_mb(self) -> dict[str, int]:
         """The models in Ollama's memory: MB of VRAM by Ollama's names."""
-        running = decode(await self._http.call("GET", "/api/ps"), _OllamaModels).models or ()
+        running = self._running.read(await self._http.call("GET", "/api/ps"))
         return {model.name: model.size_vram // BYTES_PER_MB for model in running}
 
     # Names ............................................................................................................

@@ -5,8 +5,12 @@ Engines without a neuron get the same API from `engine_client.py`.
 
 from __future__ import annotations
 
+import os
+import socket
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import SplitResult, quote, urlsplit
@@ -15,6 +19,7 @@ import httpx
 import msgspec
 import trio
 
+from gateway.fleet.control.model_list import ModelListReader
 from gateway.fleet.control.types import (
     Discovery,
     Health,
@@ -112,6 +117,7 @@ class NeuronClient:
 
     def __init__(self, endpoint: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._http = ControlHttp(endpoint, transport=transport)
+        self._listed = ModelListReader(endpoint, NeuronModel, attrgetter("id"))
 
     async def __aenter__(self) -> Self:
         return self
@@ -135,7 +141,7 @@ class NeuronClient:
 
     async def models(self) -> tuple[NeuronModel, ...]:
         """Every model it lists, in its own order."""
-        return decode(await self._http.call("GET", "/models"), tuple[NeuronModel, ...])
+        return self._listed.read(await self._http.call("GET", "/models"))
 
     async def endpoint(self, model_id: str) -> str:
         """The base URL of a loaded model's inference API as seen from this gateway, without a trailing slash."""
@@ -180,7 +186,21 @@ async def _translated() -> AsyncIterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a label of the host is too long
-        raise NeuronUnreachable(str(error) or type(error).__name__) from error
+        raise NeuronUnreachable(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Why a call failed, without addresses: clients get it too. httpx hides the system's error in the causes."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, socket.gaierror):
+            return "its host name does not resolve"
+        if isinstance(seen, ssl.SSLError):
+            return f"TLS failed: {seen.reason or seen}"
+        if isinstance(seen, OSError) and seen.errno is not None:
+            return os.strerror(seen.errno).lower()
+        seen = seen.exceptions[0] if isinstance(seen, BaseExceptionGroup) else seen.__cause__ or seen.__context__
+    return str(error) or type(error).__name__
 
 
 async def _read(answer: httpx.Response) -> bytes:

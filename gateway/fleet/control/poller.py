@@ -7,9 +7,10 @@ just become routable. Only `/models` decides whether the neuron is up. If anothe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
+from math import inf
 from typing import NoReturn
 
 import structlog
@@ -41,6 +42,15 @@ log = structlog.get_logger("cortex.poller")
 # Polls of one neuron begin at least this far apart, however often `poll_soon` is called: a hundred refused connections
 # a second must not become a hundred polls. Far below what a person or a load notices.
 POLL_SPACING_S = 0.2
+
+# A neuron that is down is polled this often, so that it is served within two seconds of its return.
+DOWN_INTERVAL_S = 1.0
+
+# Models of one neuron that the gateway takes. Real neurons and engines list a few dozen, hosted APIs a few hundred.
+MODELS_PER_NEURON = 1000
+
+# Questions for inference URLs to one neuron at a time.
+URL_QUESTIONS_AT_ONCE = 8
 
 # `/health` may take this share of a poll's time. The rest is for the second phase: a neuron whose `/health` hangs may
 # serve well, and the URLs of its new models are needed.
@@ -93,6 +103,8 @@ class _NodePoller:
         self._settings = settings
         self._poll_requested = trio.Event()
         self._discovery_due = True
+        self._last_began = -inf
+        self._is_failing = False
         self.polled = trio.Event()
 
     def poll_soon(self) -> None:
@@ -104,7 +116,11 @@ class _NodePoller:
             self._poll_requested = trio.Event()
             await self._poll()
             self.polled.set()
-            with trio.move_on_at(began + self._settings.interval_seconds):
+            self._last_began = began
+            interval_s = self._settings.interval_seconds
+            if not self._node.healthy:
+                interval_s = min(interval_s, DOWN_INTERVAL_S)
+            with trio.move_on_at(began + interval_s):
                 await self._poll_requested.wait()
             await trio.sleep_until(began + POLL_SPACING_S)
 
@@ -114,9 +130,21 @@ class _NodePoller:
         try:
             report = await self._ask(deadline)
         except NeuronError as error:
-            self._fleet.missed(self._node.name, str(error))
+            self._failed(str(error))
         else:
+            self._is_failing = False
             self._fleet.answered(self._node.name, report, since=mark)
+
+    def _failed(self, reason: str) -> None:
+        """Log the first failure of a row. A neuron that has sent part of an answer since the last poll is not down."""
+        node, is_first = self._node, not self._is_failing
+        self._is_failing = True
+        if self._fleet.is_receiving(node.name, self._last_began):
+            self._fleet.poll_overdue(node.name, reason)
+        else:
+            self._fleet.missed(node.name, reason)
+        if is_first:
+            log.warning("poll_failed", node=node.name, misses=node.misses, reason=reason)
 
     async def _ask(self, deadline: float) -> NodeReport:
         """One poll. Raises NeuronError if `/models` gave no answer by `deadline`."""
@@ -134,8 +162,9 @@ class _NodePoller:
         async with trio.open_nursery() as nursery:
             if self._discovery_due:
                 nursery.start_soon(self._ask_discovery, second, deadline)
-            for model in first.models:
-                self._find_url(nursery, model, second, deadline, again=restarted or self._node.urls_doubtful)
+            questions = self._open_questions(first.models, second, again=restarted or self._node.urls_doubtful)
+            for _ in range(min(URL_QUESTIONS_AT_ONCE, len(questions))):
+                nursery.start_soon(self._ask_urls, second, questions, deadline)
         return self._report(first, second)
 
     # The questions ....................................................................................................
@@ -151,8 +180,9 @@ class _NodePoller:
         answers.failure = NeuronError(f"/models did not answer within {self._settings.timeout_seconds:g} s")
         try:
             with trio.move_on_at(deadline):
-                answers.models = await self._client.models()
+                answers.take_models(await self._client.models(), self._node.models)
                 answers.failure = None
+                self._log_left_out(answers)
         except NeuronError as error:
             answers.failure = error
 
@@ -164,25 +194,37 @@ class _NodePoller:
         except NeuronError as error:
             log.debug("discovery_failed", node=self._node.name, error=str(error))
 
-    def _find_url(
-        self, nursery: trio.Nursery, model: NeuronModel, answers: _SecondAnswers, deadline: float, *, again: bool
-    ) -> None:
-        """Use the known URL of a routable model, and ask for it if it is unknown or `again` is set."""
-        if model.status not in ROUTABLE_STATUSES:
-            return
-        entry = self._node.models.get(model.id)
-        known = None if entry is None else entry.url
-        if known is not None:
+    def _open_questions(self, models: tuple[NeuronModel, ...], answers: _SecondAnswers, *, again: bool) -> deque[str]:
+        """Use the known URLs of routable models. Returns the models to ask for: first those whose URL is unknown."""
+        unknown: deque[str] = deque()
+        doubtful: list[str] = []
+        for model in models:
+            if model.status not in ROUTABLE_STATUSES:
+                continue
+            entry = self._node.models.get(model.id)
+            known = None if entry is None else entry.url
+            if known is None:
+                unknown.append(model.id)
+                continue
             answers.urls[model.id] = known  # stays if asking again fails
-        if known is None or again:
-            nursery.start_soon(partial(self._ask_url, answers, model.id, deadline))
+            if again:
+                doubtful.append(model.id)
+        unknown.extend(doubtful)
+        return unknown
 
-    async def _ask_url(self, answers: _SecondAnswers, model_id: str, deadline: float) -> None:
-        try:
-            with trio.move_on_at(deadline):
-                answers.urls[model_id] = await self._client.endpoint(model_id)
-        except NeuronError as error:
-            log.debug("endpoint_failed", node=self._node.name, model=model_id, error=str(error))
+    async def _ask_urls(self, answers: _SecondAnswers, questions: deque[str], deadline: float) -> None:
+        """Ask until no question is left. Those that the deadline leaves are asked at the next poll."""
+        with trio.move_on_at(deadline):
+            while questions:
+                model_id = questions.popleft()
+                try:
+                    answers.urls[model_id] = await self._client.endpoint(model_id)
+                except NeuronError as error:
+                    log.debug("endpoint_failed", node=self._node.name, model=model_id, error=str(error))
+
+    def _log_left_out(self, answers: _FirstAnswers) -> None:
+        if answers.left_out and answers.left_out != self._node.models_left_out:
+            log.warning("models_left_out", node=self._node.name, models=answers.left_out, taken=len(answers.models))
 
     # The answers ......................................................................................................
 
@@ -202,16 +244,30 @@ class _NodePoller:
             activation=None if first.health is None else _activation(health.activation),
             uptime_s=None if health.uptime_secs is None else float(health.uptime_secs),
             max_prompt_tokens=_max_prompt_tokens(self._node.max_prompt_tokens, second.discovery),
+            models_left_out=first.left_out,
         )
 
 
 @dataclass(slots=True)
 class _FirstAnswers:
-    """What the first phase of a poll fills in. `failure` is why there are no models, None if there are."""
+    """What the first phase of a poll fills in. `failure` is why there are no models, None if there are.
+
+    `left_out` counts the models beyond `MODELS_PER_NEURON`.
+    """
 
     models: tuple[NeuronModel, ...] = ()
+    left_out: int = 0
     health: Health | None = None
     failure: NeuronError | None = None
+
+    def take_models(self, listed: tuple[NeuronModel, ...], known: Collection[str]) -> None:
+        """Take at most `MODELS_PER_NEURON`: those that can take requests first, then those that are known already."""
+        self.left_out = max(len(listed) - MODELS_PER_NEURON, 0)
+        if self.left_out:
+            listed = tuple(
+                sorted(listed, key=lambda model: (model.status not in ROUTABLE_STATUSES, model.id not in known))
+            )[:MODELS_PER_NEURON]
+        self.models = listed
 
 
 class _SecondAnswers:

@@ -109,15 +109,15 @@ def _least_troubled(model: str, replicas: tuple[NodeModel, ...], now: float) -> 
     Raises:
         ServiceUnavailable: Every circuit breaker is open.
     """
-    admitted = tuple(replica for replica in replicas if replica.node.breaker.admits(now))
+    admitted = tuple(replica for replica in replicas if replica.admits(now))
     if not admitted:
         raise _all_breakers_open(model, replicas, now)
     return tuple(replica for replica in admitted if replica.busy_until <= now) or admitted
 
 
 def _all_breakers_open(model: str, replicas: tuple[NodeModel, ...], now: float) -> ServiceUnavailable:
-    soonest_s = min(replica.node.breaker.until for replica in replicas) - now  # negative while a trial is under way
-    reasons = "; ".join(f"{replica.node.name}: {replica.node.breaker.reason}" for replica in replicas)
+    soonest_s = min(replica.open_breaker.until for replica in replicas) - now  # negative while a trial is under way
+    reasons = "; ".join(f"{replica.node.name}: {replica.open_breaker.reason}" for replica in replicas)
     return ServiceUnavailable(
         f"model '{model}' cannot serve now: requests keep failing on every neuron that has it: {reasons}",
         retry_after_s=max(1, ceil(soonest_s)),
@@ -135,7 +135,10 @@ def _least_busy(replicas: Iterable[NodeModel]) -> NodeModel:
 def _choose_cold(model: str, fleet: Fleet, catalogue: Catalogue, exclude: Collection[str]) -> Decision:
     """Not optimised: what follows takes seconds or is an error."""
     if not fleet.any_healthy():
-        raise ServiceUnavailable("no healthy nodes available", retry_after_s=NO_HEALTHY_NODE_RETRY_S)
+        reasons = "; ".join(_why_down(node) for node in fleet.nodes.values())
+        raise ServiceUnavailable(
+            f"no healthy nodes available{': ' if reasons else ''}{reasons}", retry_after_s=NO_HEALTHY_NODE_RETRY_S
+        )
     names = names_on_neurons(model, catalogue)
     nodes = [node for node in fleet.nodes.values() if _is_open(node, exclude)]
     holders = holders_of(model, fleet, catalogue)
@@ -171,10 +174,20 @@ def _not_serving(model: str, holders: list[NodeModel], hint: str = "") -> Servic
 def _state(holder: NodeModel) -> str:
     node, reason = holder.node.name, holder.report and holder.report.servable_reason
     if not holder.node.healthy:
-        return f"{holder.status} on {node} before {node} stopped answering"
+        return f"{holder.status} on {node} before {node} stopped answering ({holder.node.failure or 'no reason known'})"
     if not holder.servable:
         return f"not servable{f' ({reason})' if reason else ''} on {node}"
     return f"{holder.status} on {node}"
+
+
+def _why_down(node: Node) -> str:
+    return f"{node.name}: {node.failure or 'it has not answered yet'}"
+
+
+def _closed(node: Node) -> str:
+    if not node.healthy:
+        return f"{node.name} (down: {node.failure or 'it has not answered yet'})"
+    return f"{node.name} (draining)" if node.draining else f"{node.name} (tried already)"
 
 
 def _cold_load(
@@ -189,10 +202,10 @@ def _cold_load(
         return ColdLoad(profile, tuple(sorted(found, key=load_rank)))
     if unservable:
         raise _not_serving(profile.id, unservable)
-    elsewhere = [node.name for node in fleet.nodes.values() if node not in nodes and may_be_feasible(profile, node)]
+    elsewhere = [node for node in fleet.nodes.values() if node not in nodes and may_be_feasible(profile, node)]
     if elsewhere:
         raise ServiceUnavailable(
-            f"model '{profile.id}' fits only on {', '.join(elsewhere)}: down, draining, or tried already",
+            f"model '{profile.id}' fits only on {', '.join(map(_closed, elsewhere))}",
             retry_after_s=UNHEALTHY_RETRY_S,
         )
     raise NoFeasibleNeuron(

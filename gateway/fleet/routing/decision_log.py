@@ -122,7 +122,8 @@ class _NodeJudge(NamedTuple):
         if name in self.failed_on:
             return NodeVerdict(name, "failed before", "this request")
         if not node.healthy:
-            return NodeVerdict(name, "unhealthy", f"{node.misses} misses in a row" if node.misses else "never answered")
+            misses = f"{node.misses} misses in a row" if node.misses else "never answered"
+            return NodeVerdict(name, "unhealthy", _clipped(misses + (f": {node.failure}" if node.failure else "")))
         if node.draining:
             return NodeVerdict(name, "draining")
         models = (node.models.get(model_id) for model_id in self.names)
@@ -139,13 +140,13 @@ class _NodeJudge(NamedTuple):
         return NodeVerdict(node, "not loaded", _FITS[candidate.fit] + free)
 
     def _with_model(self, model: NodeModel) -> NodeVerdict:
-        node, name = model.node, model.node.name
+        name = model.node.name
         if not model.servable:
             return NodeVerdict(name, "not servable", _clipped((model.report and model.report.servable_reason) or ""))
         if not model.routable:
             return NodeVerdict(name, model.status or "not loaded", "" if model.url else "inference URL unknown")
-        if not node.breaker.admits(self.now):
-            return NodeVerdict(name, "breaker open", _clipped(node.breaker.reason))
+        if not model.admits(self.now):
+            return NodeVerdict(name, "breaker open", _clipped(model.open_breaker.reason))
         if model.busy_until > self.now:
             return NodeVerdict(name, "busy", f"its Retry-After ends in {model.busy_until - self.now:.0f} s")
         state = "passed over" if isinstance(self.made, Route) else "waited for"

@@ -174,5 +174,5 @@ def _second_route(
         return None
     if not isinstance(decision, Route) or (replica := replicas.get(decision.node)) is None:
         return None
-    is_healthy = replica.node.breaker.closed and replica.busy_until <= fleet.now()
+    is_healthy = replica.breakers_closed and replica.busy_until <= fleet.now()
     return decision if is_healthy and replica.load <= first_replica.load else None

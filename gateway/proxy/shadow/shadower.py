@@ -227,13 +227,14 @@ class Shadower:
             return "not_loaded"
         if not isinstance(decision, Route):
             return "not_loaded"
-        return decision if self._is_idle(self._fleet.nodes[decision.node]) else "busy"
+        node = self._fleet.nodes[decision.node]
+        replica = node.models.get(decision.model_id)
+        is_well = replica is not None and replica.breakers_closed
+        return decision if is_well and self._is_idle(node) else "busy"
 
     def _is_idle(self, node: Node) -> bool:
         return not (
-            node.name in self._running
-            or not node.breaker.closed
-            or any(replica.load or replica.change for replica in node.models.values())
+            node.name in self._running or any(replica.load or replica.change for replica in node.models.values())
         )
 
     async def _send_and_compare(

@@ -30,6 +30,6 @@ def test_model_behind_an_open_circuit_breaker_is_not_proven():
     answers(fleet, "a", a_model("m"))
     fleet.succeeded("a", "m", answered=True)
     for _ in range(FAILURES):
-        fleet.at_fault("a", "500")
+        fleet.at_fault("a", "m", "500")
 
     assert not FleetReadiness(fleet).is_proven("m", CATALOGUE)

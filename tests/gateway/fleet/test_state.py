@@ -68,7 +68,7 @@ def test_restart_of_a_neuron_closes_its_circuit_breaker():
     fleet = a_fleet("a", clock=lambda: 0.0)
     answers(fleet, "a", a_model("m"), uptime_s=1000.0)
     for _ in range(FAILURES):
-        fleet.at_fault("a", "500")
+        fleet.at_fault("a", "m", "500")
     assert not fleet.nodes["a"].breaker.closed
     answers(fleet, "a", a_model("m"), uptime_s=1010.0)
     assert not fleet.nodes["a"].breaker.closed
@@ -233,7 +233,7 @@ def test_fault_of_a_neuron_that_answers_counts_for_the_breaker_and_not_as_a_miss
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"))
     for _ in range(FAILURES):
-        fleet.at_fault("a", "500: CUDA error")
+        fleet.at_fault("a", "m", "500: CUDA error")
     assert (fleet.nodes["a"].misses, fleet.nodes["a"].healthy) == (0, True)
     assert not fleet.nodes["a"].breaker.closed
 
@@ -272,3 +272,75 @@ async def test_waiters_wake_when_a_model_arrives_or_falls_idle(autojump_clock):
         await trio.sleep(1)
         nursery.cancel_scope.cancel()
     assert woken == [1, 3]
+
+
+def broken(fleet, model_id, times=FAILURES):
+    """Dropped connections."""
+    for _ in range(times):
+        fleet.at_fault("a", model_id, "the neuron closed the connection")
+
+
+def test_broken_model_keeps_no_requests_from_the_other_models_of_its_neuron():
+    """Failures count against the model on the neuron."""
+    fleet = a_fleet("a", clock=lambda: 0.0)
+    answers(fleet, "a", a_model("m"), a_model("n"), a_model("o"))
+    broken(fleet, "m", 50)
+    states = {model_id: fleet.nodes["a"].models[model_id].admits(0.0) for model_id in "mno"}
+    assert states == {"m": False, "n": True, "o": True}
+    assert fleet.nodes["a"].healthy
+
+
+def test_neuron_whose_models_all_fail_is_avoided_as_a_whole():
+    """With one that answers in between they do not fail alike."""
+    fleet = a_fleet("a", clock=lambda: 0.0)
+    answers(fleet, "a", a_model("m"), a_model("n"))
+    broken(fleet, "m")
+    fleet.succeeded("a", "n", answered=True)
+    broken(fleet, "m")
+    assert fleet.nodes["a"].breaker.closed
+    broken(fleet, "n")
+    assert not fleet.nodes["a"].breaker.closed
+    answers(fleet, "a", a_model("m"), a_model("n"), a_model("new"))
+    assert fleet.nodes["a"].models["new"].admits(0.0), "a model that has just come has not failed"
+
+
+@pytest.mark.parametrize(
+    ("url", "misses"),
+    [("http://a:13131", 1), ("http://A:13131/v1", 1), ("http://a:8080", 0), ("http://b:13131", 0), ("http://[x", 0)],
+)
+def test_refused_connection_counts_against_the_neuron_only_at_its_own_endpoint(url, misses):
+    """Elsewhere it is the model's engine that is gone."""
+    fleet = a_fleet("a", clock=lambda: 0.0)
+    answers(fleet, "a", a_model("m", url=url))
+    fleet.unreachable("a", "m", "connection refused")
+    assert (fleet.nodes["a"].misses, fleet.nodes["a"].urls_doubtful) == (misses, True)
+
+
+def test_model_that_was_away_starts_with_a_closed_breaker():
+    """A reload mends it; so does the neuron's return after an outage."""
+    fleet = a_fleet("a", clock=lambda: 0.0)
+    answers(fleet, "a", a_model("m"), a_model("n"))
+    broken(fleet, "m")
+    answers(fleet, "a", a_model("m", "recovering"), a_model("n"))
+    answers(fleet, "a", a_model("m"), a_model("n"))
+    assert fleet.nodes["a"].models["m"].breakers_closed
+    broken(fleet, "m")
+    for _ in range(3):
+        fleet.missed("a", "gone")
+    answers(fleet, "a", a_model("m"), a_model("n"))
+    assert fleet.nodes["a"].models["m"].breakers_closed
+
+
+def test_trial_of_a_model_ends_with_its_lease():
+    """One request finds out; the next one waits for its result."""
+    clock = Clock()
+    fleet = a_fleet("a", clock=clock)
+    answers(fleet, "a", a_model("m"), a_model("n"))
+    broken(fleet, "m")
+    clock.now = 2.0
+    with fleet.lease("a", "m"):
+        assert not fleet.nodes["a"].models["m"].admits(2.0)
+    assert fleet.nodes["a"].models["m"].admits(2.0)
+    with fleet.lease("a", "m"):
+        fleet.succeeded("a", "m", answered=True)
+    assert fleet.nodes["a"].models["m"].breakers_closed

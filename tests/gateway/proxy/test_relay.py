@@ -59,7 +59,7 @@ async def relayed(upstream, translation=None, transcript=None):
     frames_all = translation is not None and not translation.passes_text
     stream = UpstreamStream(upstream, StreamMeter(), transcript, frames_all=frames_all)
     with phases:
-        preamble = await stream.read_preamble()
+        preamble = await stream.read_preamble(phases)
         assert wire.messages == []
         await relay_stream(stream, preamble, phases, keepalive, translation=translation)
     assert client.ended

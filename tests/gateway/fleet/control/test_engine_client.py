@@ -3,6 +3,7 @@
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog
 import trio
 from fakes.engine import FakeEngine, listing
 from fakes.fleets import a_catalogue, a_profile
@@ -85,12 +86,43 @@ async def test_engine_that_fails_or_refuses_the_key_fails_with_configured_models
     assert (caught.value.status, caught.value.text) == (status, "no")
 
 
-@pytest.mark.parametrize("response", [b"", b"[]", b'{"data":{}}', b'{"data":[{"id":1}]}', b"\xff"])
+@pytest.mark.parametrize("response", [b"", b"{}", b"3", b"[1]", b'{"data":{}}', b'{"data":[{"id":1}]}', b"\xff"])
 async def test_invalid_list_is_malformed(response):
     """The client does not guess."""
     async with engine({LIST: (200, response)}) as (client, _):
         with pytest.raises(NeuronMalformed):
             await client.models()
+
+
+@pytest.mark.parametrize(
+    ("response", "found"),
+    [
+        ([{"id": "m", "object": "model"}], ["m"]),
+        ([], []),
+        ({"object": "list", "data": [{"id": "m"}, {"name": "x"}]}, ["m"]),
+        ({"data": [{"id": None}, {"id": "m"}, {"id": 3}, "x", None, [], {"id": ""}, {"id": " "}]}, ["m"]),
+        ({"data": [{"id": "m"}, {"id": "x" * 100_000}]}, ["m"]),
+        ({"models": [{"id": "m"}]}, ["m"]),
+        ({"models": None, "data": [{"id": "m", "status": [], "meta": 1}]}, ["m"]),
+        ({"data": [{"id": "m"}, {"id": "m"}]}, ["m"]),
+    ],
+)
+async def test_list_in_any_shape_gives_its_usable_entries(response, found):
+    """A bare array (Together), entries without an id: one bad entry does not take the others out of service."""
+    async with engine({LIST: (200, response)}) as (client, _):
+        assert await ids(client) == found
+
+
+async def test_skipped_entries_are_logged_once():
+    """Until their number changes."""
+    response = {"data": [{"id": "m"}, {"name": "x"}]}
+    with structlog.testing.capture_logs() as logged:
+        async with engine({LIST: lambda _: (200, response)}) as (client, _):
+            await ids(client)
+            await ids(client)
+            response["data"].append({})
+            await ids(client)
+    assert [entry["entries"] for entry in logged if entry["event"] == "model_entries_skipped"] == [1, 2]
 
 
 async def test_list_may_be_null():

@@ -9,10 +9,11 @@ import trio
 from fakes.fleets import a_model
 from fakes.neuron import FakeNeuron, gpu, model
 
-from gateway.config.settings import NeuronSettings, PollSettings
+from gateway.config.settings import DeadlineSettings, NeuronSettings, PollSettings
 from gateway.fleet.control.neuron_client import NeuronClient
-from gateway.fleet.control.poller import Poller
+from gateway.fleet.control.poller import MODELS_PER_NEURON, URL_QUESTIONS_AT_ONCE, Poller
 from gateway.fleet.state import Fleet
+from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.telemetry.metrics import Metrics
 
 ENDPOINT_PATH = "/models/m/endpoint"
@@ -56,8 +57,8 @@ async def test_hung_neuron_delays_only_the_start_and_only_until_the_deadline(aut
         assert fleet.replicas("m")
         await trio.sleep_until(35)
         assert well.request_times("/models") == [0, 10, 20, 30]
-        assert hung.request_times("/models") == [0, 10, 20, 30]
-        assert hung.running == 0
+        assert hung.request_times("/models") == [0, 4, 8, 12, 16, 20, 24, 28, 32], "a neuron that is down is polled at once"
+        assert hung.running == 1, "one poll is under way; its /health was given up"
         assert not fleet.nodes["hung"].ever_answered
 
 
@@ -276,8 +277,10 @@ async def test_log_has_changes_only(autojump_clock):
         ("neuron_up", None, None),
         ("status_changed", "m", "recovering"),
         ("model_gone", "n", None),
+        ("poll_failed", None, None),
         ("neuron_down", None, None),
     ]
+    assert logged[-2]["reason"] == "connection refused", "the first failed poll says why"
     assert (logged[-1]["reason"], logged[-1]["log_level"]) == ("connection refused", "warning")
 
 
@@ -291,3 +294,85 @@ async def test_a_bug_in_a_poll_stops_the_process_loudly():
     with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
         async with polling(a=Broken()):
             pass
+
+
+async def test_neuron_that_is_down_is_polled_every_second_and_says_why(autojump_clock):
+    """A restarted neuron is served within two seconds."""
+    neuron = FakeNeuron(model("m"))
+    async with polling(a=neuron) as (fleet, _):
+        neuron.unreachable = True
+        await trio.sleep_until(32.5)
+        assert neuron.request_times("/models") == [0, 10, 20, 30, 31, 32]
+        assert fleet.snapshot().nodes[0].failure == "connection refused"
+        neuron.unreachable = False
+        await trio.sleep_until(33.5)
+        assert fleet.replicas("m")
+        assert fleet.nodes["a"].failure is None
+        await trio.sleep_until(42)
+        assert neuron.request_times("/models") == [0, 10, 20, 30, 31, 32, 33], "and then as usual"
+
+
+@pytest.mark.parametrize("starts_down", [False, True])
+async def test_neuron_that_sends_an_answer_is_alive_though_it_misses_polls(autojump_clock, starts_down):
+    """A serial engine answers no poll while it streams. Without the stream it goes down."""
+    neuron = FakeNeuron(model("m"))
+    async with polling(a=neuron) as (fleet, _):
+        neuron.hanging.add("/models")
+        if starts_down:
+            await trio.sleep_until(40)
+            assert not fleet.any_healthy()
+        phases = PhaseDeadlines(DeadlineSettings())
+        with fleet.lease("a", "m", phases):
+            for _ in range(20):
+                await trio.sleep(8)
+                phases.progressed()
+            assert fleet.replicas("m"), "a newcomer may be sent there"
+            assert fleet.nodes["a"].misses == 0
+        await trio.sleep(60)
+        assert not fleet.any_healthy()
+
+
+async def test_silent_request_is_no_sign_of_life(autojump_clock):
+    """A request that was sent and got no byte says nothing; nor do the bytes of an earlier attempt elsewhere."""
+    neuron = FakeNeuron(model("m"))
+    async with polling(a=neuron) as (fleet, _):
+        neuron.hanging.add("/models")
+        phases = PhaseDeadlines(DeadlineSettings())
+        phases.progressed()
+        with fleet.lease("a", "m", phases):
+            await trio.sleep_until(40)
+            assert not fleet.any_healthy()
+
+
+async def test_neuron_with_thousands_of_loaded_models_takes_a_bounded_part_of_the_gateway(autojump_clock):
+    """A few questions at a time, a bounded number of models; the rest is reported. Once it froze the gateway."""
+    many, other = FakeNeuron(*[model(f"m{number}") for number in range(3000)]), FakeNeuron(model("m"))
+    many.slow_s = {f"/models/m{number}/endpoint": 0.01 for number in range(3000)}
+    most = 0
+
+    async def watch():
+        nonlocal most
+        while True:
+            most = max(most, many.running)
+            await trio.sleep(0.001)
+
+    with structlog.testing.capture_logs() as logged:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            async with polling(a=many, b=other) as (fleet, _):
+                await trio.sleep_until(12)
+                assert most <= URL_QUESTIONS_AT_ONCE + 2
+                assert len(fleet.nodes["a"].models) == MODELS_PER_NEURON
+                assert fleet.replicas("m0")
+                assert fleet.replicas("m")
+                assert fleet.snapshot().nodes[0].models_left_out == 3000 - MODELS_PER_NEURON
+            nursery.cancel_scope.cancel()
+    assert [entry["models"] for entry in logged if entry["event"] == "models_left_out"] == [2000]
+
+
+async def test_models_beyond_the_bound_are_those_that_take_no_requests(autojump_clock):
+    """Whatever the order of the list."""
+    idle = [model(f"idle{number}", "unloaded") for number in range(MODELS_PER_NEURON)]
+    async with polling(a=FakeNeuron(*idle, model("m"))) as (fleet, _):
+        assert fleet.replicas("m")
+        assert len(fleet.nodes["a"].models) == MODELS_PER_NEURON

@@ -289,7 +289,7 @@ async def test_waiting_requests_fail_when_the_last_node_goes_down(autojump_clock
         await trio.sleep(0.5)
         for _ in range(3):
             queued.fleet.missed("a", "gone")
-    assert errors == [(0.5, "no healthy nodes available")] * 2
+    assert errors == [(0.5, "no healthy nodes available: a: gone")] * 2
 
 
 async def test_end_of_a_retry_after_is_noticed_within_a_second(autojump_clock):

@@ -95,7 +95,7 @@ def test_failed_draining_and_unhealthy_nodes_are_noted(fleet):
     assert states(choice) == {
         "a": ("failed before", "this request"),
         "b": ("draining", ""),
-        "c": ("unhealthy", "3 misses in a row"),
+        "c": ("unhealthy", "3 misses in a row: gone"),
         "d": ("unhealthy", "never answered"),
     }
 

@@ -247,7 +247,8 @@ async def test_broken_connection_of_one_attempt_leaves_the_other_running(autojum
 
     assert answer.events[-1] == "[DONE]"
     await gateway.idle()
-    assert gateway.fleet.nodes["a"].misses == 1
+    assert gateway.fleet.nodes["a"].misses == 0, "the neuron accepted the connection: only the model failed there"
+    assert gateway.fleet.nodes["a"].failing_models == {SMALL}
 
 
 async def test_each_attempt_has_its_own_first_byte_deadline(autojump_clock, before):
@@ -426,7 +427,7 @@ async def test_no_hedge_to_an_unhealthy_or_busier_replica(autojump_clock, before
                 node.models[SMALL].other_requests = 2
             case "breaker":
                 for _ in range(5):
-                    fleet.at_fault("b", "broke")
+                    fleet.at_fault("b", SMALL, "broke")
                 await trio.sleep(0.4)
             case "retry-after":
                 fleet.busy("b", SMALL, 60)
