@@ -43,7 +43,8 @@ log = structlog.get_logger("cortex.poller")
 # a second must not become a hundred polls. Far below what a person or a load notices.
 POLL_SPACING_S = 0.2
 
-# A neuron that is down is polled this often, so that it is served within two seconds of its return.
+# A neuron that is down is polled this often, so that it is served within two seconds of its return. So is one of which
+# both requests and polls have begun to fail, so that it is soon known to be down.
 DOWN_INTERVAL_S = 1.0
 
 # Models of one neuron that the gateway takes. Real neurons and engines list a few dozen, hosted APIs a few hundred.
@@ -118,7 +119,7 @@ class _NodePoller:
             self.polled.set()
             self._last_began = began
             interval_s = self._settings.interval_seconds
-            if not self._node.healthy:
+            if not self._node.healthy or (self._is_failing and self._node.failing_models):
                 interval_s = min(interval_s, DOWN_INTERVAL_S)
             with trio.move_on_at(began + interval_s):
                 await self._poll_requested.wait()

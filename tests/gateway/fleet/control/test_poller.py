@@ -57,7 +57,9 @@ async def test_hung_neuron_delays_only_the_start_and_only_until_the_deadline(aut
         assert fleet.replicas("m")
         await trio.sleep_until(35)
         assert well.request_times("/models") == [0, 10, 20, 30]
-        assert hung.request_times("/models") == [0, 4, 8, 12, 16, 20, 24, 28, 32], "a neuron that is down is polled at once"
+        assert hung.request_times("/models") == [0, 4, 8, 12, 16, 20, 24, 28, 32], (
+            "a neuron that is down is polled at once"
+        )
         assert hung.running == 1, "one poll is under way; its /health was given up"
         assert not fleet.nodes["hung"].ever_answered
 
