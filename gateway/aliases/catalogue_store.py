@@ -42,7 +42,7 @@ POLL_S = 2.0
 # Some editors truncate a file before they write it, or delete it before they put it back. A fault that was found after
 # an event is rejected only once it has lasted this long, so that a save does not raise an alarm.
 HALF_WRITTEN_S = 0.25
-FILE_ACTOR = "file"  # the actor of a change that nobody asked for through the gateway: an edit of the file
+FILE_ACTOR = "file"  # the actor of a change that came by an edit of the file, not through the gateway
 
 ResultName: TypeAlias = Literal["applied", "unchanged", "rejected"]
 Subscriber: TypeAlias = Callable[[Catalogue, Catalogue, CatalogueDiff], object]

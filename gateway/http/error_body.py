@@ -1,4 +1,4 @@
-"""The text in the body of an error response, for whoever called a neuron: a client's request or a control call.
+"""The text in the body of an error response from a neuron, to an inference request or a control call.
 
 Engines write an error in five forms: OpenAI's `{"error": {"message": ...}}`, a flat `{"error": "text"}`, `{"message"}`,
 FastAPI's `{"detail"}`, and plain text. All of them are read here and nowhere else.

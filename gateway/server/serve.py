@@ -1,4 +1,4 @@
-"""Runs a gateway on its two ports until it is told to stop, then drains it.
+"""Runs a gateway on its two ports until a signal stops it, then drains it.
 
 root nursery                      a crash of any task in it ends the process with a traceback
 +-- background tasks              those of Gateway.start_background

@@ -127,7 +127,7 @@ class OddUsage(InferenceFault, frozen=True, tag="odd_usage"):
 class WrongModel(InferenceFault, frozen=True, tag="wrong_model"):
     """Reports another `model` in the answer than the request named."""
 
-    echo: str = "somebody-else@main"
+    echo: str = "another-model@main"
 
 
 class FloatCreated(InferenceFault, frozen=True, tag="float_created"):

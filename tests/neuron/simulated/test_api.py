@@ -132,7 +132,7 @@ async def test_unload_refused(client: httpx.AsyncClient, body: dict[str, str], s
 
 
 async def test_unload_frees_the_vram(client: httpx.AsyncClient, simulated: SimNeuron) -> None:
-    """What was unloaded takes nothing and answers nobody."""
+    """An unloaded model takes no memory and answers no request."""
     used_mb = sum(simulated.vram_used_mb(index) for index in (0, 1))
     assert (await client.post("/models/unload", json={"model_id": LARGE})).json() == {"status": "unloaded"}
 

@@ -43,7 +43,7 @@ async def test_refuse_with_reset(raw: Raw, simulated: SimNeuron, fault: SimFault
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "expected"),
     [
         (faults.HttpError(text="boom"), (500, "application/json", '{"error":"boom"}')),
         (faults.HttpError(text="boom", plain=True), (500, "text/plain; charset=utf-8", "boom")),
@@ -58,13 +58,13 @@ async def test_refuse_with_reset(raw: Raw, simulated: SimNeuron, fault: SimFault
     ],
 )
 async def test_error_answers(
-    client: httpx.AsyncClient, simulated: SimNeuron, fault: SimFault, told: tuple[int, str, str]
+    client: httpx.AsyncClient, simulated: SimNeuron, fault: SimFault, expected: tuple[int, str, str]
 ) -> None:
     """Errors as a neuron, and as less well-behaved engines, tell them."""
     simulated.faults.add(fault)
     answer = await client.post("/v1/chat/completions", json={"model": SMALL, "messages": []})
 
-    assert (answer.status_code, answer.headers["content-type"], answer.text) == told
+    assert (answer.status_code, answer.headers["content-type"], answer.text) == expected
 
 
 async def test_full_says_when_to_come_back(client: httpx.AsyncClient, simulated: SimNeuron) -> None:

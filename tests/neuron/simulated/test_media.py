@@ -23,7 +23,7 @@ SPEECH = b"RIFF" + bytes(range(256)) * 20
 pytestmark = [
     # The SDK leaves its response generators half read when it meets the last event.
     pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"),
-    # OpenAI wants nobody to translate any more; engines still do.
+    # OpenAI no longer documents translations; engines still serve them.
     pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning"),
 ]
 

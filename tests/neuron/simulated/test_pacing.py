@@ -56,7 +56,7 @@ async def test_infinite_speed_takes_no_time(dial: Open, simulated: SimNeuron, au
 async def test_change_of_speed_concerns_what_is_being_answered(
     dial: Open, simulated: SimNeuron, autojump_clock: MockClock
 ) -> None:
-    """One that would take for ever comes at once when the neuron is told to hurry, in prefill and between tokens."""
+    """A higher speed applies at once to a running request, in prefill and between tokens."""
     for held_at in ('"role"', '"Tbil"'):
         simulated.speed = 1
         client = dial()

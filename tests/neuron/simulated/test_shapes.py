@@ -77,12 +77,12 @@ async def test_stream_says_the_same_as_the_whole(openai: AsyncOpenAI) -> None:
     )
     chunks = [chunk async for chunk in stream]
 
-    said = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
-    assert "".join(said) == whole.choices[0].message.content
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+    assert "".join(pieces) == whole.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks[-2:-1]] == ["stop"]
     assert chunks[-1].choices == []
-    assert chunks[-1].usage.completion_tokens == len(said) == whole.usage.completion_tokens
+    assert chunks[-1].usage.completion_tokens == len(pieces) == whole.usage.completion_tokens
 
 
 async def test_stream_without_asking_has_no_usage(openai: AsyncOpenAI) -> None:
@@ -93,11 +93,11 @@ async def test_stream_without_asking_has_no_usage(openai: AsyncOpenAI) -> None:
 
 async def test_two_models_differ_and_one_never_does(openai: AsyncOpenAI) -> None:
     """The same question to two models gives two texts; to one model twice, the same."""
-    said = [
+    pieces = [
         (await openai.chat.completions.create(model=model, messages=user("Who are you?"))).choices[0].message.content
         for model in (SMALL, LARGE, SMALL)
     ]
-    assert said[0] == said[2] != said[1]
+    assert pieces[0] == pieces[2] != pieces[1]
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
@@ -331,8 +331,8 @@ async def test_answer_has_the_shape_that_was_asked_for(openai: AsyncOpenAI) -> N
     city = answer.choices[0].message.parsed
     assert (city.inhabitants, [street.kind for street in city.streets]) == (7, ["road", "road"])
 
-    said = '{"name":"Gori","inhabitants":44000,"streets":[]}'
+    repeated = '{"name":"Gori","inhabitants":44000,"streets":[]}'
     form = {"type": "json_object"}
-    for content, expected in (("hi", {"answer": "Tbilisi"}), (f"repeat: {said}", json.loads(said))):
+    for content, expected in (("hi", {"answer": "Tbilisi"}), (f"repeat: {repeated}", json.loads(repeated))):
         answer = await openai.chat.completions.create(model=SMALL, messages=user(content), response_format=form)
         assert json.loads(answer.choices[0].message.content) == expected
