@@ -55,6 +55,10 @@ class GatewayError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.is_neurons_text = False
+        """Whether the message is what a neuron said."""
+        self.quotes_prompt = False
+        """Whether the message has parts of the prompt: the client gets it, but no record keeps it."""
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:

@@ -131,7 +131,7 @@ def _is_usage_chunk(event: sse.Event) -> bool:
         return False
     try:
         chunk = _chunk_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return chunk.choices == [] and isinstance(chunk.usage, dict)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from gateway.asgi import Headers
 from gateway.http.error_body import decode_error_body, error_text
 from gateway.http.response_parser import UpstreamResponse
 
-__all__ = ["UpstreamErrorResponse", "from_stream"]
+__all__ = ["UpstreamErrorResponse", "from_stream", "is_context_overflow"]
 
 BODY_LIMIT_BYTES = 64 * 1024  # an error body is buffered, logged and perhaps translated
 RETRY_AFTER_DIGITS = 9  # 30 years; a longer number overflows the deadline it is turned into
@@ -44,12 +45,20 @@ class UpstreamErrorResponse(msgspec.Struct):
     @property
     def may_differ_elsewhere(self) -> bool:
         """Whether another neuron may accept the same request: the fault is this neuron's, not the request's."""
-        return self.status == 429 or self.status >= 500
+        return (self.status == 429 or self.status >= 500) and not self.is_context_overflow
+
+    @property
+    def is_context_overflow(self) -> bool:
+        """Whether the neuron rejects the prompt as longer than the model's context."""
+        if self.status in _NEVER_OVERFLOW:
+            return False
+        value = self.value
+        return is_context_overflow(value.get("error", value) if isinstance(value, dict) else value)
 
     @property
     def is_failure(self) -> bool:
         """Whether the neuron failed. A neuron that is busy (429, 503) or rejects the request has not failed."""
-        return self.status >= 500 and self.status != 503
+        return self.status >= 500 and self.status != 503 and not self.is_context_overflow
 
     @property
     def retry_after_s(self) -> int | None:
@@ -69,10 +78,10 @@ class UpstreamErrorResponse(msgspec.Struct):
 
     def as_error(self) -> errors.GatewayError:
         """The matching error of the gateway, for a client that can no longer get the neuron's own status."""
-        kind = _BY_STATUS.get(self.status)
+        kind = errors.ContextLengthExceeded if self.is_context_overflow else _BY_STATUS.get(self.status)
         if kind is None:
             kind = errors.BadRequest if self.status < 500 else errors.ServiceUnavailable
-        return kind(self.message, retry_after_s=self.retry_after_s)
+        return _quoting(kind(self.message, retry_after_s=self.retry_after_s))
 
     def openai_form(self) -> tuple[bytes, bytes]:
         """Content type and body for clients of OpenAI's APIs, to go with the neuron's own status.
@@ -85,6 +94,12 @@ class UpstreamErrorResponse(msgspec.Struct):
             return next((value for name, value in self.headers if name == b"content-type"), _JSON), self.body
         error = self.as_error()
         return _JSON, errors.envelope_of(error.message, error.type, error.code)
+
+    def openai_form_with_code(self) -> tuple[bytes, bytes]:
+        """As `openai_form`, but an error about the prompt's length always has the code that clients look for."""
+        if not self.is_context_overflow:
+            return self.openai_form()
+        return _JSON, errors.envelope(errors.ContextLengthExceeded(self.message))
 
 
 _JSON = b"application/json"
@@ -100,10 +115,38 @@ def from_stream(value: object) -> errors.GatewayError:
     status = _status_in(value)
     message = error_text({"error": value}) or "the neuron reported an error inside its stream"
     if status in {429, 503, 529}:
-        return errors.ServiceUnavailable(message)
+        return _quoting(errors.ServiceUnavailable(message))
+    if is_context_overflow(value):
+        return _quoting(errors.ContextLengthExceeded(message))
     if 400 <= status < 500:
-        return errors.BadRequest(message)
-    return errors.UpstreamConnectionError(message)
+        return _quoting(errors.BadRequest(message))
+    return _quoting(errors.UpstreamConnectionError(message))
+
+
+def _quoting(error: errors.GatewayError) -> errors.GatewayError:
+    error.is_neurons_text = True
+    return error
+
+
+# How engines say that a prompt is longer than the model's context...
+
+_NEVER_OVERFLOW = frozenset({401, 403, 404, 429, 503})
+_OVERFLOW_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "context_window_exceeded"})
+_OVERFLOW_WORDS = re.compile(
+    r"maximum context length|max(?:imum)? model length|max_model_len"  # OpenAI, vLLM
+    r"|(?:exceed\w*|greater than|longer than|larger than|beyond|overflow\w*)"
+    r"[\w' ]{0,40}\b(?:context|max_seq_len)\b"  # llama.cpp, SGLang, TabbyAPI
+    r"|prompt is too long|prompt too long|context(?: (?:size|length|window))?\b[\w' ]{0,20}\b(?:exceeded|overflows?)",
+    re.IGNORECASE,
+)
+
+
+def is_context_overflow(value: object) -> bool:
+    """Whether the `error` of a neuron, an object or a text, says that the prompt is longer than the model's context."""
+    if isinstance(value, dict) and (_OVERFLOW_CODES & {str(value.get("code")), str(value.get("type"))}):
+        return True
+    text = error_text({"error": value})
+    return text is not None and _OVERFLOW_WORDS.search(text) is not None
 
 
 def _status_in(value: object) -> int:

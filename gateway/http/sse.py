@@ -117,6 +117,12 @@ class Reader:
         self._released_pieces = len(self._pieces)
         return released
 
+    def peek(self) -> Event | None:
+        """The unfinished event as if its blank line had come; None if there is none, or it is over the limit."""
+        if not self._pieces or self._overlong:
+            return None
+        return _parse(b"".join(self._pieces).removeprefix(self._skippable))
+
     def end(self) -> Event | None:
         """The stream has ended: the last event, if its blank line is missing. Some engines omit it.
 

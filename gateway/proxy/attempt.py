@@ -27,6 +27,7 @@ from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy import relay
 from gateway.proxy.attempt_failures import AttemptFailures, RefusedByUpstream, Retriable
 from gateway.proxy.context import ProxyContext
+from gateway.proxy.quoted_prompt import quotes_prompt
 from gateway.proxy.request import InferenceRequest, outgoing_headers
 from gateway.proxy.response import response_headers
 from gateway.proxy.response.client_response import ClientResponse
@@ -126,7 +127,12 @@ class Attempt:
             with context.fleet.lease(route.node, route.model_id, self.phases), self.attempt_record:
                 if context.shadows is not None:
                     context.shadows.give_way(route.node)
-                await self._exchange()
+                try:
+                    await self._exchange()
+                except errors.GatewayError as error:
+                    if error.is_neurons_text:  # an error event in a stream, or an error under a 200
+                        error.quotes_prompt = quotes_prompt(error.message, self._request.body)
+                    raise
                 context.fleet.succeeded(route.node, route.model_id, answered=True)
         except RefusedByUpstream as refused:
             context.fleet.succeeded(route.node, route.model_id)  # it refused, so it is up
@@ -253,6 +259,7 @@ class Attempt:
         refusal = await UpstreamErrorResponse.read(response)
         error = refusal.as_error()
         self._record.ignored = self._ignored
+        error.quotes_prompt = quotes_prompt(error.message, self._request.body)
         log.warning(
             "upstream_refused",
             request_id=self._record.request_id,

@@ -82,11 +82,16 @@ class UpstreamStream:
         try:
             chunk = await self._upstream.receive()
         except UpstreamConnectionError:
-            if not self.meter.done:
+            if not (self.meter.done or self._ends_in_terminator()):
                 raise
             chunk = b""  # the answer is complete: an error after the terminator is of no use to the client
         self.take(chunk, trio.current_time())
         return chunk
+
+    def _ends_in_terminator(self) -> bool:
+        """Whether nothing but the end of the terminator's event is missing."""
+        last = self._reader.peek()
+        return last is not None and self.meter.end(last, trio.current_time()) and self.meter.done
 
     def take(self, chunk: bytes, now: float) -> None:
         """Frame, meter and record a chunk that arrived at `now`."""

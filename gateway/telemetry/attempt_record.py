@@ -13,6 +13,7 @@ from gateway.telemetry.metrics import Metrics
 __all__ = ["AttemptRecord", "ErrorSummary"]
 
 MESSAGE_CHARACTERS = 1000
+QUOTE_REMOVED = "the neuron's error message quotes the prompt, so it is not kept here"
 
 
 class ErrorSummary(NamedTuple):
@@ -24,8 +25,9 @@ class ErrorSummary(NamedTuple):
 
     @classmethod
     def of(cls, error: GatewayError) -> ErrorSummary:
-        """Of an error; the message is cut at `MESSAGE_CHARACTERS`."""
-        return cls(error.code, error.message[:MESSAGE_CHARACTERS], error.param)
+        """Of an error; the message is cut at `MESSAGE_CHARACTERS`, and replaced if it quotes the prompt."""
+        message = QUOTE_REMOVED if error.quotes_prompt else error.message[:MESSAGE_CHARACTERS]
+        return cls(error.code, message, error.param)
 
 
 class AttemptRecord:

@@ -179,7 +179,7 @@ class BodyMeter:
                         self.tool_calls.collect_message(choice.message.tool_calls or ())
                 for item in answer.output or ():
                     self.tool_calls.collect_item(item)
-        except (msgspec.DecodeError, RecursionError):
+        except _UNREADABLE:
             self.usage = self.usage or _usage_in_tail(body)
 
 
@@ -201,6 +201,9 @@ class _Answer(msgspec.Struct):
         reason = next((choice.finish_reason for choice in self.choices or () if choice.finish_reason), self.status)
         return None if reason is None else str(reason)
 
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not JSON, not UTF-8, or nested too deeply."""
 
 _usage_decoder = msgspec.json.Decoder(_OnlyUsage)
 _answer_decoder = msgspec.json.Decoder(_Answer)
@@ -234,7 +237,7 @@ def _collect_calls(event: StreamEvent, calls: ToolCalls) -> None:
 def _is_json(data: bytes) -> bool:
     try:
         msgspec.json.decode(data, type=msgspec.Raw)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return False
     return True
 
@@ -245,5 +248,5 @@ def _usage_in_tail(body: bytes) -> Usage | None:
         return None
     try:
         return read_usage(msgspec.json.decode(matches[-1]))
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return None

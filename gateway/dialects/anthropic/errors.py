@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway import errors
-from gateway.dialects.upstream_errors import UpstreamErrorResponse
+from gateway.dialects.upstream_errors import UpstreamErrorResponse, is_context_overflow
 from gateway.http import sse
 
 __all__ = ["body", "event", "upstream_error_body"]
@@ -61,5 +61,5 @@ def _body(status: int, message: str, request_id: str, *, code: object = None, ty
 
 def _in_anthropics_words(message: str, code: object) -> str:
     """Coding clients compact a conversation only if the error message contains "prompt is too long"."""
-    too_long = code == "context_length_exceeded" or "maximum context length" in message
+    too_long = code == "context_length_exceeded" or is_context_overflow(message)
     return f"prompt is too long: {message}" if too_long and "prompt is too long" not in message else message

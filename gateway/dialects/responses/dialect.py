@@ -68,8 +68,8 @@ class ResponsesDialect:
         return errors.event(error, 0)
 
     def upstream_error(self, response: UpstreamErrorResponse, request_id: str) -> tuple[bytes, bytes]:  # noqa: ARG002 - as above
-        """The neuron's own body, as OpenAI's error object if it is in another form."""
-        return response.openai_form()
+        """The neuron's own body, as OpenAI's error object if it is in another form or about the prompt's length."""
+        return response.openai_form_with_code()
 
     def headers(self, request_id: str) -> Headers:  # noqa: ARG002 - as above
         """None: the gateway's own headers suffice."""

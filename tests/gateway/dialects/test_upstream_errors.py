@@ -55,7 +55,7 @@ def test_other_forms_become_openais_error_object(body):
     [
         ({"message": "m", "code": 503}, errors.ServiceUnavailable, "m"),
         ({"message": "m", "type": "overloaded_error"}, errors.ServiceUnavailable, "m"),
-        ({"message": "m", "code": "context_length_exceeded"}, errors.BadRequest, "m"),
+        ({"message": "m", "code": "context_length_exceeded"}, errors.ContextLengthExceeded, "m"),
         ("m", errors.UpstreamConnectionError, "m"),
         ({}, errors.UpstreamConnectionError, "the neuron reported an error inside its stream"),
     ],
