@@ -32,6 +32,7 @@ from catalogue.models import Catalogue
 from catalogue.toml.faults import Fault, FaultyFile
 from catalogue.toml.parse import is_blank
 from catalogue.warming import Readiness, given_up, hold_back, moved, tried_again
+from gateway.aliases.deadline_thread import DeadlineThread, StillRunning
 from gateway.aliases.file_watch import FileWatch
 from gateway.aliases.files.models_file import fault_in, is_absent, printable, read_models_file
 from gateway.config.settings import DEFAULT_MODELS_CONFIG
@@ -42,6 +43,7 @@ POLL_S = 2.0
 # Some editors truncate a file before they write it, or delete it before they put it back. A fault that was found after
 # an event is rejected only once it has lasted this long, so that a save does not raise an alarm.
 HALF_WRITTEN_S = 0.25
+READ_WITHIN_S = 10.0  # a local file takes less than a millisecond, a slow network file system seconds
 FILE_ACTOR = "file"  # the actor of a change that came by an edit of the file, not through the gateway
 
 ResultName: TypeAlias = Literal["applied", "unchanged", "rejected"]
@@ -79,6 +81,7 @@ class CatalogueStore:
     Attributes:
         current: The snapshot in force. A request reads it once and keeps it; it is only ever replaced whole.
         last_read: The file's bytes as last read. While subscribers run, they are those of the file in question.
+        content: The bytes of the file in force; empty if there is none.
         last_actor: Who caused the last read. While subscribers run, who caused the change in question.
         last_error: Why the file as it is now is not in force, or None if it is.
         reloads: How often each result occurred; the initial load does not count.
@@ -95,6 +98,7 @@ class CatalogueStore:
         self.path = configured or default
         self.current = Catalogue()
         self.last_read = b""
+        self.content = b""
         self.last_actor = FILE_ACTOR
         self.last_error: tuple[Fault, ...] | None = None
         self.reloads: dict[ResultName, int] = {"applied": 0, "unchanged": 0, "rejected": 0}
@@ -105,8 +109,7 @@ class CatalogueStore:
         self._rejection_subscribers: list[RejectionSubscriber] = []
         # Reading waits for a thread: of two concurrent reloads, the one with the older bytes could finish last.
         self._reload_lock = trio.Lock()
-        # A limiter of its own: a hanging file system must not use up the threads that others need.
-        self._threads = trio.CapacityLimiter(4)
+        self._reading = DeadlineThread(READ_WITHIN_S)
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call `subscriber(old, new, diff)` after every change of `current`.
@@ -139,6 +142,7 @@ class CatalogueStore:
             raise FaultyFile(found)
         else:
             found = dataclasses.replace(found, generation=1)
+            self.content = self.last_read
         self.current = found
         _log_warnings(found)
         return found
@@ -159,7 +163,7 @@ class CatalogueStore:
 
         Started once it notices changes and has read the file once, so no change since `load_initial` is missed.
         """
-        file_watch = FileWatch(self.path, self._threads)
+        file_watch = FileWatch(self.path)
         try:
             await file_watch.refresh()
             faulty_since = await self._reload_if_different(math.inf)
@@ -197,8 +201,11 @@ class CatalogueStore:
         return isinstance(found, Catalogue) or found != self.last_error
 
     async def _examine_in_thread(self) -> _Found:
-        # Abandoned when cancelled: the thread only reads, and a hanging mount must not delay the process's end.
-        return await trio.to_thread.run_sync(self._examine, abandon_on_cancel=True, limiter=self._threads)
+        try:
+            return await self._reading.run(self._examine)
+        except StillRunning:
+            hint = "check the file system; the file is read again once this read has ended"
+            return (fault_in(self.path, f"cannot be read: no result within {self._reading.deadline_s:g} s", hint),)
 
     def _examine(self) -> _Found:
         """Read and parse the file. A new snapshot has no generation yet: an alias may move before it is applied.
@@ -226,6 +233,7 @@ class CatalogueStore:
                 self._clear_error()
                 self._notify_of_rejection(())
         elif isinstance(found, Catalogue):
+            self.content = self.last_read
             outcome = self.accept(found)
         else:
             outcome = self._reject(found)

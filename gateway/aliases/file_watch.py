@@ -13,6 +13,7 @@ import trio
 # The class below it is documented for use: https://watchfiles.helpmanual.io/api/rust_backend/
 from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
+from gateway.aliases.deadline_thread import DeadlineThread, StillRunning
 from gateway.aliases.files.models_file import printable
 
 __all__ = ["FileWatch"]
@@ -21,6 +22,7 @@ __all__ = ["FileWatch"]
 # waiting costs 3 ms of CPU a second.
 EVENT_STEP_MS = 20
 EVENT_DEBOUNCE_MS = 50
+LOOK_WITHIN_S = 10.0  # for the directories that a path leads to; a file system that hangs is waited for no longer
 
 _log = structlog.get_logger("cortex.watcher")
 
@@ -35,18 +37,20 @@ class FileWatch:
     Without events (inotify instances exhausted, a network file system) it logs that once, and its waits just time out.
     """
 
-    def __init__(self, path: Path, threads: trio.CapacityLimiter) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._threads = threads
+        self._looking = DeadlineThread(LOOK_WITHIN_S)
+        self._waiting = trio.CapacityLimiter(1)
         self._watched: dict[str, tuple[int, int]] = {}
         self._events: RustNotify | None = None
         self._warned = False
 
     async def refresh(self) -> None:
         """Watch the directories that the path leads to now, if they differ from those watched already."""
-        directories = await trio.to_thread.run_sync(
-            _directories_of, self._path, abandon_on_cancel=True, limiter=self._threads
-        )
+        try:
+            directories = await self._looking.run(lambda: _directories_of(self._path))
+        except StillRunning:  # the file system hangs, which reading the file will report
+            return
         if directories == self._watched and (self._events is not None or not directories):
             return
         self.close()
@@ -75,7 +79,7 @@ class FileWatch:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_set_when_cancelled, stop)
             outcome = await trio.to_thread.run_sync(
-                events.watch, EVENT_DEBOUNCE_MS, EVENT_STEP_MS, at_most_ms, stop, limiter=self._threads
+                events.watch, EVENT_DEBOUNCE_MS, EVENT_STEP_MS, at_most_ms, stop, limiter=self._waiting
             )
             nursery.cancel_scope.cancel()
         return outcome != "timeout"

@@ -100,13 +100,13 @@ def plan(
     """Plan the change from one catalogue to another.
 
     Args:
-        in_force: The catalogue now. Aliases that are warming count as moved.
+        in_force: The catalogue now. Aliases that are warming count as moved, those that could not be moved do not.
         wanted: The new catalogue. Its aliases that are warming, if it is accepted already, count as moved, too.
         fleet: The fleet now.
         live: Alias and model of every running request.
         min_residency_s: Models loaded less than this ago are evicted only if there is no other way.
     """
-    accepted, wanted = _with_all_moved(in_force), _with_all_moved(wanted)
+    accepted, wanted = _with_moved(in_force, also_failed=False), _with_moved(wanted, also_failed=True)
     planned = PlannedFleet(fleet, hold_back(wanted, in_force, FleetReadiness(fleet)), min_residency_s)
     changes = diff(accepted, wanted)
     requests = Counter(pair for pair in live if pair[0] is not None and pair[1] is not None)
@@ -117,13 +117,15 @@ def plan(
         )
         for name, kind in _changed_aliases(changes, wanted)
     )
-    return ChangePlan(changes, aliases, _plan_devices(fleet, planned.fleet), tuple(_notes(changes, fleet, accepted)))
+    notes = (*_swap_notes(in_force, wanted), *_notes(changes, fleet, accepted))
+    return ChangePlan(changes, aliases, _plan_devices(fleet, planned.fleet), notes)
 
 
-def _with_all_moved(catalogue: Catalogue) -> Catalogue:
-    """The catalogue as in its file: every alias that is warming, or has failed to warm, is on its new targets."""
-    for name in catalogue.warming:
-        catalogue = moved(catalogue, name)
+def _with_moved(catalogue: Catalogue, *, also_failed: bool) -> Catalogue:
+    """The catalogue with every alias that is warming, or also has failed to warm, on its new targets."""
+    for name, warming in catalogue.warming.items():
+        if also_failed or warming.failed is None:
+            catalogue = moved(catalogue, name)
     return catalogue
 
 
@@ -160,6 +162,18 @@ def _plan_devices(before: Fleet, after: Fleet) -> tuple[DevicePlan, ...]:
         if node.healthy
         for now, planned in zip(node.devices or (), after.nodes[name].devices or (), strict=True)
     )
+
+
+def _swap_notes(in_force: Catalogue, wanted: Catalogue) -> Iterator[str]:
+    """The aliases that are not where the file in force puts them, as far as the wanted file puts them there too."""
+    for name, warming in in_force.warming.items():
+        alias = wanted.aliases.get(name)
+        if alias is not None and alias.targets == warming.wanted.targets:
+            stays = f"{name} stays on {shown_targets(in_force.aliases[name])}"
+            if warming.failed is None:
+                yield f"{stays} until {shown_targets(warming.wanted)} is warm"
+            else:
+                yield f"{stays}: {shown_targets(warming.wanted)} could not be warmed: {warming.failed}"
 
 
 def _notes(changes: CatalogueDiff, fleet: Fleet, before: Catalogue) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway.files.state_directory import give_to_owner_of_directory
 
-__all__ = ["CannotSave", "ChangedUnderneath", "replace", "write"]
+__all__ = ["CannotSave", "ChangedUnderneath", "create", "replace", "write"]
 
 
 class CannotSave(Exception):
@@ -48,6 +48,27 @@ def replace(path: Path, data: bytes, *, expected: bytes) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise CannotSave(f"{path} cannot be replaced by a new file in {real.parent}: {reason}") from error
+
+
+def create(path: Path, data: bytes) -> None:
+    """Create an operator's file that does not exist; it is on disk when this returns.
+
+    A symlink stays a symlink: the file behind it is created. The file belongs to the owner of its directory.
+
+    Raises:
+        ChangedUnderneath: The file exists.
+        CannotSave: The file could not be created for any other reason.
+    """
+    real = Path(os.path.realpath(path))
+    try:
+        with _temporary_file(real, data, mode=0o644) as new:
+            give_to_owner_of_directory(new)
+            if real.exists():
+                raise ChangedUnderneath(f"{path} was created meanwhile; nothing was written, try again")
+            new.replace(real)
+        _sync_directory(real.parent)
+    except OSError as error:
+        raise CannotSave(f"{path} cannot be created in {real.parent}: {error.strerror or error}") from error
 
 
 def write(path: Path, data: bytes) -> None:

@@ -10,7 +10,15 @@ from catalogue.models import Catalogue, ModelProfile
 from gateway.fleet.node import NodeModel
 from gateway.fleet.state import Fleet
 
-__all__ = ["catalogue_id", "holders_of", "names_on_neurons", "neuron_model_id", "profile_of", "replicas_of"]
+__all__ = [
+    "catalogue_id",
+    "holders_of",
+    "known_names",
+    "names_on_neurons",
+    "neuron_model_id",
+    "profile_of",
+    "replicas_of",
+]
 
 
 def neuron_model_id(profile: ModelProfile) -> str:
@@ -55,3 +63,9 @@ def replicas_of(model: str, fleet: Fleet, catalogue: Catalogue) -> tuple[NodeMod
 def holders_of(model: str, fleet: Fleet, catalogue: Catalogue) -> list[NodeModel]:
     """Every node's entry for the model, in any state and on nodes in any health; by name and node."""
     return [entry for name in names_on_neurons(model, catalogue) for entry in fleet.holders(name)]
+
+
+def known_names(fleet: Fleet, catalogue: Catalogue) -> list[str]:
+    """Every name that clients can ask for: aliases, models of the catalogue, and models that neurons list."""
+    listed = (catalogue_id(model, catalogue) for node in fleet.nodes.values() for model in node.models)
+    return list(dict.fromkeys((*catalogue.aliases, *catalogue.models, *listed)))

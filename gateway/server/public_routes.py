@@ -9,6 +9,7 @@ from typing import Any
 from quart import Response, request
 from quart_trio import QuartTrio
 
+from catalogue.nearest import did_you_mean
 from gateway import errors
 from gateway.server import models_anthropic, path_hints
 from gateway.server.models_api import Entry
@@ -44,8 +45,9 @@ def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
     async def get_model(model_id: str) -> Response:
         entry = routes.model(model_id)
         if entry is None:
+            hint = did_you_mean(model_id, (each.id for each in routes.models()))
             raise errors.ModelNotFound(
-                f"model '{model_id}' not found; GET /v1/models lists the available models", param="model"
+                f"model '{model_id}' not found{hint or '; GET /v1/models lists the available models'}", param="model"
             )
         if ANTHROPIC_VERSION in request.headers:
             return json_bytes_response(models_anthropic.single(entry))

@@ -87,6 +87,12 @@ class FileHistory:
         except (OSError, msgspec.DecodeError):
             return None
 
+    def newest_announcement(self) -> tuple[str, Announcement] | None:
+        """The hash and the announcement of the file that was announced last, if the audit log does not have it yet."""
+        paths = self.folder.glob("*.json") if self.folder.is_dir() else ()
+        found = [(path.stem, announcement) for path in paths if (announcement := self.announcement_of(path.stem))]
+        return max(found, key=lambda entry: entry[1].at, default=None)
+
     def remove_announcement(self, digest: str) -> None:
         """Forget who announced this file: it is in the audit log now, or the edit failed.
 

@@ -20,9 +20,10 @@ def read_models_file(path: Path) -> bytes:
         FaultyFile: The file cannot be read, is no regular file, or is too large; it has one fault that says which.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block until a writer opens it
+        if not stat.S_ISREG(path.stat().st_mode):  # opening some devices does something
             raise FaultyFile((fault_in(path, "is not a regular file"),))
-        with path.open("rb") as file:
+        # Not blocking, in case a pipe has replaced the file since: opening it would wait for a writer.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 - no path
             data = file.read(FILE_LIMIT_BYTES + 1)
     except OSError as error:
         reason = error.strerror or type(error).__name__

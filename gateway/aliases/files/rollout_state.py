@@ -17,6 +17,7 @@ from catalogue.load import parse
 from catalogue.models import Alias
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.locked_edit import edit_models_locked
+from gateway.aliases.files.models_file import read_models_file
 from gateway.aliases.files.toml_edit import restore_alias, set_alias
 from gateway.aliases.rollout_guards import GuardName
 from gateway.files import atomic_write
@@ -285,7 +286,7 @@ def _if_alias_unchanged(files: CatalogueFiles, known: Rollout, act: Callable[[],
         stored = read(files).get(known.alias, known)
         if stored != known or stored.state != "running":
             return stored
-        data = files.models_path.read_bytes()
+        data = read_models_file(files.models_path)
         alias = parse(data, path=str(files.models_path), generation=0, loaded_at=0.0).aliases.get(known.alias)
         if any(has_targets(alias, targets) for targets in _possible_targets(known)):
             return act()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from catalogue.toml.faults import FaultyFile
@@ -16,9 +17,17 @@ from gateway.aliases.files.audit_log import AuditLine
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import digest_of
 
-__all__ = ["Version", "VersionNotFound", "in_force_lines", "list_versions", "read_previous", "read_version"]
+__all__ = [
+    "Version",
+    "VersionNotFound",
+    "in_force_lines",
+    "list_versions",
+    "newest_digest",
+    "read_previous",
+    "read_version",
+]
 
-_SHORTEST_HASH = 6  # characters of a hash that may name a version
+_SHORTEST_HASH = 4  # characters of a hash that may name a version
 _FILE_EVENTS = frozenset({"started", "applied"})  # audit events of a file that came into force
 
 
@@ -81,18 +90,41 @@ def _is_in(files: CatalogueFiles, digest: str, alias: str) -> bool:
     return data is not None and _entry_of(data, alias) is not None
 
 
+def newest_digest(files: CatalogueFiles) -> str | None:
+    """The hash of the newest version, which is in force as far as the files tell; None if no version is known.
+
+    A file that cortex has put in place while no gateway was running is newer than every line of the audit log.
+    """
+    announced = files.history.newest_announcement()
+    newest = next(list_versions(files), None)
+    if announced is not None and (newest is None or announced[1].at > _unix_seconds(newest.time)):
+        return announced[0]
+    return None if newest is None else newest.digest
+
+
+def _unix_seconds(time: str) -> float:
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except ValueError:
+        return 0.0
+
+
 def read_version(files: CatalogueFiles, which: str) -> bytes:
-    """The file of a version, named by its number or by the first characters of its hash.
+    """The file of a version, named by its number or by the first characters of its hash, at least four.
 
     Raises:
-        VersionNotFound: There is no such version, or its file is not in the history any more.
+        VersionNotFound: There is no such version, or several, or its file is not in the history any more.
     """
-    for version in list_versions(files):
-        if which in {str(version.number), f"#{version.number}"} or (
-            len(which) >= _SHORTEST_HASH and version.digest.startswith(which)
-        ):
-            return _read_kept(files, version.digest, f"version {version.number}")
-    raise VersionNotFound(f"there is no version {which}; `cortex alias history` lists them")
+    found = list(list_versions(files))
+    named = [version for version in found if which in {str(version.number), f"#{version.number}"}]
+    if not named and len(which) >= _SHORTEST_HASH:
+        named = [version for version in found if version.digest.startswith(which.lower())]
+    if not named:
+        raise VersionNotFound(f"there is no version {which}; `cortex alias history` lists them")
+    if len({version.digest for version in named}) > 1:
+        numbers = ", ".join(str(version.number) for version in reversed(named))
+        raise VersionNotFound(f"{which} is the beginning of several hashes: those of versions {numbers}")
+    return _read_kept(files, named[0].digest, f"version {named[0].number}")
 
 
 def read_previous(files: CatalogueFiles, now: bytes, alias: str | None = None) -> bytes:
@@ -114,6 +146,8 @@ def read_previous(files: CatalogueFiles, now: bytes, alias: str | None = None) -
 def _digest_before(files: CatalogueFiles, digest: str) -> str:
     for before in _earlier_digests(files, digest):
         return before
+    if next(list_versions(files), None) is not None:
+        raise VersionNotFound("this is the first version of the file: no earlier one is known")
     raise VersionNotFound("no earlier file is known: no gateway has written an audit log yet")
 
 

@@ -27,8 +27,10 @@ def print_plan(plan: dict[str, Any], path: Path) -> None:
         return
     if plan["verdict"] == "nothing":
         out.print(f"nothing to do: {path} changes nothing that is in force", soft_wrap=True)
-        return
-    _print_changes(out, plan, path)
+    else:
+        _print_changes(out, plan, path)
+    for note in plan.get("notes", ()):
+        out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     if plan["verdict"] == "impossible":
         out.print(Text("part of this change is impossible", style="bold red"))
 
@@ -46,8 +48,6 @@ def _print_changes(out: Console, plan: dict[str, Any], path: Path) -> None:
     if devices.row_count:
         out.print()
         out.print(devices)
-    for note in plan.get("notes", ()):
-        out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
 
 
 _PLACEMENT_STYLES = {"impossible": "bold red", "waits": "not bold yellow", "loaded": "not bold green"}

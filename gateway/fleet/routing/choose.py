@@ -20,10 +20,11 @@ from math import ceil
 from typing import NamedTuple
 
 from catalogue.models import Catalogue, ModelProfile
+from catalogue.nearest import did_you_mean
 from gateway.config.engine_traits import PLAIN, Backend
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet.engine_access import EngineAccess
-from gateway.fleet.model_names import holders_of, names_on_neurons, replicas_of
+from gateway.fleet.model_names import holders_of, known_names, names_on_neurons, replicas_of
 from gateway.fleet.node import Node, NodeModel
 from gateway.fleet.routing.placement import Candidate, candidate_on, load_rank, may_be_feasible
 from gateway.fleet.state import Fleet
@@ -150,17 +151,18 @@ def _choose_cold(model: str, fleet: Fleet, catalogue: Catalogue, exclude: Collec
     profile = catalogue.models.get(model)
     if profile is not None:
         return _cold_load(profile, fleet, catalogue, nodes, holders)
-    raise _unlisted(model, holders)
+    raise _unlisted(model, holders, fleet, catalogue)
 
 
 def _is_open(node: Node, exclude: Collection[str]) -> bool:
     return node.healthy and not node.draining and node.name not in exclude
 
 
-def _unlisted(model: str, holders: list[NodeModel]) -> Exception:
+def _unlisted(model: str, holders: list[NodeModel], fleet: Fleet, catalogue: Catalogue) -> Exception:
     """For a model outside the catalogue: 503 if a node has it in some state, else 404."""
     if not holders:
-        return ModelNotFound(f"model '{model}' not found on any node and not in catalogue")
+        hint = did_you_mean(model, known_names(fleet, catalogue))
+        return ModelNotFound(f"model '{model}' not found on any node and not in catalogue{hint}")
     is_unloaded = all(holder.status == "unloaded" for holder in holders)
     hint = "; cortex cannot load it: no [[models]] table in models.toml describes it" if is_unloaded else ""
     return _not_serving(model, holders, hint)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from contextlib import asynccontextmanager
 from itertools import cycle
 from pathlib import Path
@@ -216,15 +217,58 @@ async def test_bad_file_keeps_the_last_good_catalogue(store, path, spoil, reason
 async def test_unreadable_file_is_a_fault_that_names_the_user(store, path, monkeypatch):
     """The cause is usually root's `chmod 600`; patched, because root may run this test and could read the file."""
 
-    def refused(self, mode):
-        raise PermissionError(13, "Permission denied")
+    def refused(opened, *arguments):
+        if opened == path:
+            raise PermissionError(13, "Permission denied")
+        return os_open(opened, *arguments)
 
-    monkeypatch.setattr(type(path), "open", refused)
+    os_open = os.open
+    monkeypatch.setattr(os, "open", refused)
 
     [fault] = (await store.reload()).faults
 
     assert fault.message == "cannot be read: Permission denied"
     assert fault.hint == "the user that cortex runs as must be able to read it"
+
+
+async def test_read_that_never_returns_is_a_fault_and_no_end_of_reloading(path, monkeypatch):
+    """A network file system that hangs: one thread waits for it, and a reload works once it is back."""
+    monkeypatch.setattr(catalogue_store, "READ_WITHIN_S", 0.05)
+    store = CatalogueStore(path, poll_s=0.02)
+    store.load_initial()
+    back, reads = threading.Event(), []
+    examine = store._examine
+
+    def hang():
+        reads.append(1)
+        back.wait(SAFETY_NET_S)
+        return examine()
+
+    monkeypatch.setattr(store, "_examine", hang)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.watch)
+        await until(lambda: store.last_error is not None)
+        assert store.last_error[0].message == "cannot be read: no result within 0.05 s"
+        assert (await store.reload()).faults == store.last_error
+        assert len(reads) == 1
+
+        rename_over(path, LARGE)
+        back.set()
+        await until(lambda: target(store) == "large-model")
+        assert store.last_error is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_watch_outlives_a_directory_that_hangs(store, path, monkeypatch):
+    """The file is read all the same."""
+    monkeypatch.setattr(file_watch, "LOOK_WITHIN_S", 0.05)
+    back = threading.Event()
+    monkeypatch.setattr(file_watch, "_directories_of", lambda _: back.wait(SAFETY_NET_S) and {})
+    store._poll_s = 0.02
+    async with watching(store):
+        rename_over(path, LARGE)
+        await until(lambda: target(store) == "large-model")
+        back.set()
 
 
 async def test_good_file_after_a_bad_one_clears_the_error(store, path):

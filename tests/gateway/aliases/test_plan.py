@@ -7,7 +7,7 @@ import pytest
 from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
 
 from catalogue.models import Alias, Target
-from catalogue.warming import hold_back
+from catalogue.warming import given_up, hold_back
 from gateway.aliases.plan import plan
 from gateway.fleet.readiness import FleetReadiness
 
@@ -305,3 +305,21 @@ def test_plan_is_plain_json(fleet):
     assert body["verdict"] == "changes"
     assert body["aliases"][0]["placements"][0]["nodes"] == ["large"]
     assert body["summary"] == "~alias tier: A -> C"
+
+
+def test_alias_that_could_not_be_moved_is_still_to_be_changed(fleet):
+    """The file says so already, but requests go to the old target: the plan is not `nothing`, and says why."""
+    warming = given_up(hold_back(to("B"), to("A"), FleetReadiness(fleet)), "tier", "no room")
+    planned = plan(warming, to("B"), fleet)
+
+    assert planned.verdict == "changes"
+    assert (planned.aliases[0].old, planned.aliases[0].new) == ("A", "B")
+    assert planned.notes == ("tier stays on A: B could not be warmed: no room",)
+    assert plan(warming, to("A"), fleet).verdict == "nothing"
+
+
+def test_alias_that_is_still_moving_is_a_note(fleet):
+    """Nothing is to be done, but the alias is not there yet."""
+    warming = hold_back(to("B"), to("A"), FleetReadiness(fleet))
+
+    assert plan(warming, to("B"), fleet).notes == ("tier stays on A until B is warm",)

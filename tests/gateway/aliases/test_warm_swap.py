@@ -330,7 +330,9 @@ async def test_unknown_target_fails_at_once(autojump_clock):
         typo = Alias("x", (Target("lab/nwe"),))
         world.catalogue_store.accept(dataclasses.replace(pointing_at(OLD), aliases={"x": typo}))
 
-        assert await given_up(world) == "model 'lab/nwe' not found on any node and not in catalogue"
+        assert await given_up(world) == (
+            "model 'lab/nwe' not found on any node and not in catalogue; did you mean 'lab/new'?"
+        )
         assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
 
 

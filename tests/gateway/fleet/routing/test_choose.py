@@ -174,6 +174,19 @@ def test_step_7_unknown_model_is_not_found():
     assert (error.status, error.retry_after_s) == (404, None)
 
 
+def test_unknown_model_error_names_the_nearest_known_names():
+    """Models of the catalogue and of neurons, and aliases."""
+    fleet = a_fleet("a")
+    answers(fleet, "a", a_model("org/there-8b"))
+    known = a_catalogue(a_profile("org/listed-8b"), aliases={"tiers/small": "org/listed-8b"})
+    for name, near in (
+        ("org/their-8b", "org/there-8b"),
+        ("Listed-8B", "org/listed-8b"),
+        ("tiers/smal", "tiers/small"),
+    ):
+        assert f"; did you mean '{near}'" in refusal(ModelNotFound, name, fleet, known).message
+
+
 @pytest.mark.parametrize("status", ["unloaded", "poisoned", "some-new-status"])
 def test_model_outside_the_catalogue_that_a_node_has_but_cannot_serve_is_a_503(status):
     """A node lists it, so it is not a 404. If it is unloaded, the error says what is missing."""
