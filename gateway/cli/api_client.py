@@ -6,23 +6,38 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
 from gateway.config.settings import Listen, Settings
 
-__all__ = ["ApiError", "GatewayAddress", "get", "open_client", "post"]
+__all__ = ["ApiError", "GatewayAddress", "NoToken", "get", "get_health", "get_models", "open_client", "post", "segment"]
 
 TIMEOUT_S = 10.0  # a gateway answers within milliseconds, but an overloaded host may stall for seconds
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayAddress:
-    """The base URLs of a gateway's two ports, and the admin token; None if there is none."""
+    """The base URLs of a gateway's two ports, and the token or key; None if there is none.
+
+    `is_remote`: An operator named it by its admin port, and its files are not on this host. Then `api` is that port,
+    which has `/health` but not `/v1`.
+    """
 
     api: str
     admin: str
     token: str | None = None
+    is_remote: bool = False
+
+    def required_token(self) -> str:
+        """The token. Raises NoToken if there is none."""
+        if self.token is None:
+            raise NoToken(
+                "this needs a key or the admin token: set CORTEX_KEY, CORTEX_ADMIN__TOKEN, or [admin] token in "
+                "cortex.toml"
+            )
+        return self.token
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -51,6 +66,10 @@ class ApiError(Exception):
         self.message = message
 
 
+class NoToken(ApiError):
+    """The request needs a key or the admin token, and the operator gave none."""
+
+
 def open_client() -> httpx.Client:
     """A client for `get` and `post`. The caller closes it."""
     return httpx.Client(trust_env=False, timeout=TIMEOUT_S)
@@ -59,6 +78,33 @@ def open_client() -> httpx.Client:
 def get(client: httpx.Client, url: str, keys: tuple[str, ...], *, token: str | None = None) -> dict[str, Any]:
     """The JSON object at `url`, which has at least these keys. Raises ApiError."""
     return _request(client, "GET", url, keys, token)
+
+
+def get_health(client: httpx.Client, gateway: GatewayAddress) -> dict[str, Any]:
+    """The gateway's `/health`. Raises ApiError."""
+    body = get(client, f"{gateway.api}/health", ("status",), token=gateway.token)
+    if "catalogue" not in body:
+        raise ApiError(
+            f"the gateway at {gateway.api} tells its state only to a key with the verb `read`: set CORTEX_KEY"
+        )
+    return body
+
+
+def get_models(client: httpx.Client, gateway: GatewayAddress) -> list[dict[str, Any]]:
+    """The models that neurons list: `id`, and `locations` with `node` and `status`. Raises ApiError."""
+    if not gateway.is_remote:
+        models = get(client, f"{gateway.api}/v1/models", ("data",), token=gateway.token)["data"]
+        return [model for model in models if model.get("alias_of") is None and model["locations"]]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for node in get(client, f"{gateway.admin}/admin/fleet", ("nodes",), token=gateway.required_token())["nodes"]:
+        for model in node["models"]:
+            found.setdefault(model["id"], []).append({"node": node["name"], "status": model["status"]})
+    return [{"id": model, "locations": locations} for model, locations in sorted(found.items())]
+
+
+def segment(name: str) -> str:
+    """A name as one segment of a URL's path: `/` becomes `%2F`."""
+    return quote(name, safe="")
 
 
 def post(
@@ -100,7 +146,7 @@ def _request(
     if not response.is_success:
         message = _error_message(body)
         if status == 401:
-            message = "the gateway rejects the admin token; use [admin] token of its cortex.toml"
+            message = "the gateway rejects the admin token; use [admin] token of its cortex.toml, or a key of it"
         raise ApiError(f"{message} ({method} {url}: status {status})", status=status, message=message)
     return body
 

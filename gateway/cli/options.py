@@ -35,18 +35,15 @@ config_option = click.option(
 
 admin_option = click.option(
     "--admin",
-    default="http://localhost:31314",
-    show_default=True,
     metavar="URL",
-    help="The gateway's metrics port, which serves the admin API.",
+    help="The gateway's metrics port, which serves the admin API. Without it: metrics_listen of cortex.toml.",
 )
 
 token_option = click.option(
     "--token",
-    envvar="CORTEX_ADMIN__TOKEN",
+    envvar=["CORTEX_KEY", "CORTEX_ADMIN__TOKEN"],
     show_envvar=True,
-    required=True,
-    help="The admin token: [admin] token in the gateway's cortex.toml.",
+    help="A key of the gateway, or its admin token. Without it: [admin] token of cortex.toml.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Self
 
 import click
 from rich.cells import cell_len
@@ -11,9 +15,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["HASH_DIGITS", "console", "entry", "print_error", "print_json", "table"]
+__all__ = ["HASH_DIGITS", "Progress", "console", "entry", "print_error", "print_json", "table"]
 
 HASH_DIGITS = 10  # of a file's hash; enough to tell versions apart
+SHOWN_AFTER_S = 2.0  # what takes less needs no progress
 FILE_WIDTH = 10_000  # columns; a file or a pipe has no width
 
 
@@ -27,6 +32,47 @@ def console() -> Console:
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = FILE_WIDTH
     return out
+
+
+class Progress:
+    """A line on a terminal about what goes on, from the third second on; none in a pipe.
+
+    Args:
+        report: Prints a line that stays.
+    """
+
+    def __init__(self, report: Callable[[str], object]) -> None:
+        self._report = report
+        self._began = time.monotonic()
+        self._is_shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clear()
+
+    def report(self, text: str) -> None:
+        """Print a line that stays."""
+        self._clear()
+        self._report(text)
+
+    def show(self, what: str, elapsed_s: float | None = None, expected_s: float | None = None) -> None:
+        """Show how long something has taken and, if that is known, how long it may take at most from now on."""
+        took_s = time.monotonic() - self._began
+        if took_s < SHOWN_AFTER_S or not sys.stderr.isatty():
+            return
+        elapsed = took_s if elapsed_s is None else elapsed_s
+        left = "" if expected_s is None else f", at most {max(0.0, expected_s - elapsed):.0f} s left"
+        sys.stderr.write(f"\r\x1b[2K{what}: {elapsed:.0f} s{left}")
+        sys.stderr.flush()
+        self._is_shown = True
+
+    def _clear(self) -> None:
+        if self._is_shown:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+            self._is_shown = False
 
 
 def print_error(text: str) -> None:

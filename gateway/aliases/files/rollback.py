@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from catalogue.load import parse
 from catalogue.toml.faults import FaultyFile
+from catalogue.toml.parse import is_blank
 from gateway.aliases.files import toml_edit, versions
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import digest_of
@@ -71,6 +72,7 @@ def _is_current(files: CatalogueFiles, now: bytes | None, in_force: str) -> bool
 
 def _is_catalogue(data: bytes) -> bool:
     try:
-        return bool(parse(data, path="models.toml", generation=0, loaded_at=0.0).digest) and bool(data.strip())
+        parse(data, path="models.toml", generation=0, loaded_at=0.0)
     except FaultyFile:
         return False
+    return not is_blank(data)

@@ -9,7 +9,8 @@ from gateway.aliases.files.file_history import digest_of
 from gateway.aliases.files.rollout_state import Rollout
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError
-from gateway.cli.commands.alias_edit import AliasCommandError, AliasEditor
+from gateway.cli.commands.alias_edit import AliasEditor
+from gateway.cli.source.editable_file import AliasCommandError
 from gateway.cli.terminal import print_error
 from gateway.cli.views.alias_view import swap_text
 
@@ -59,10 +60,10 @@ def loaded_on(editor: AliasEditor, alias: Alias) -> dict[str, list[str]]:
     """For each target the neurons that have it and its status there; empty if the gateway does not answer."""
     try:
         with api_client.open_client() as client:
-            models = api_client.get(client, f"{editor.gateway.api}/v1/models", ("data",))["data"]
+            models = api_client.get_models(client, editor.gateway)
     except ApiError:
         return {}
-    locations = {model["id"]: model["locations"] for model in models if model.get("alias_of") is None}
+    locations = {model["id"]: model["locations"] for model in models}
     return {
         target.model: [f"{place['node']} {place['status']}" for place in locations.get(target.model, ())]
         for target in alias.targets

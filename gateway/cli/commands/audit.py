@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from itertools import islice
-from pathlib import Path
 from typing import NoReturn
 
 import click
 
-from gateway.aliases.files.audit_log import AuditLog
-from gateway.aliases.files.catalogue_files import CatalogueFiles
-from gateway.cli.options import config_option, json_option, load_settings
+from gateway.cli.connection import Connection
+from gateway.cli.connection_options import connection_options
+from gateway.cli.options import json_option
+from gateway.cli.source.editable_file import AliasCommandError
 from gateway.cli.terminal import print_error, print_json
 from gateway.cli.views import audit_view
 
@@ -29,46 +28,42 @@ def audit() -> None:
 
 
 @audit.command()
-@config_option
-def verify(config: Path | None) -> None:
+@connection_options
+def verify(*, connection: Connection) -> None:
     """Verify that no line of the audit log was changed or removed.
 
     Exit code 1 if the log is broken; the output names the first broken line.
     """
-    log = _audit_log(config)
+    file = connection.file()
     try:
-        verification = log.verify()
-    except OSError as error:
+        verification = file.verify_audit_log()
+    except AliasCommandError as error:
         _fail(error)
     if verification.broken is not None:
         print_error(f"broken: {verification.broken}")
         print_error(f"intact lines before it: {verification.lines}")
         sys.exit(FAILED)
-    for line in audit_view.verification_lines(log.path, verification):
+    for line in audit_view.verification_lines(file.audit_name, verification):
         click.echo(line)
 
 
 @audit.command()
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Number of lines, newest.")
-@config_option
+@connection_options
 @json_option
-def show(limit: int, config: Path | None, *, as_json: bool) -> None:
+def show(limit: int, *, connection: Connection, as_json: bool) -> None:
     """Show the last lines of the audit log, oldest first. Broken lines are left out."""
-    log = _audit_log(config)
+    file = connection.file()
     try:
-        lines = [line.fields for line in islice(log.newest_first(), limit)][::-1]
-    except OSError as error:
+        lines = list(file.audit_lines(limit))
+    except AliasCommandError as error:
         _fail(error)
     if as_json:
         print_json({"lines": lines})
     else:
-        audit_view.print_lines(log.path, lines)
+        audit_view.print_lines(file.audit_name, lines)
 
 
-def _audit_log(config: Path | None) -> AuditLog:
-    return CatalogueFiles.from_settings(load_settings(config).settings).audit_log
-
-
-def _fail(error: OSError) -> NoReturn:
+def _fail(error: AliasCommandError) -> NoReturn:
     print_error(f"error: {error}")
     sys.exit(FAILED)

@@ -14,10 +14,11 @@ from catalogue.models import Catalogue
 from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files import versions
 from gateway.aliases.files.catalogue_files import CatalogueFiles
+from gateway.aliases.files.models_file import FILE_LIMIT_BYTES
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError, GatewayAddress
 from gateway.cli.options import config_option, json_option, load_settings
-from gateway.cli.terminal import print_error, print_json
+from gateway.cli.terminal import HASH_DIGITS, print_error, print_json
 from gateway.cli.views import plan_view
 
 __all__ = ["plan"]
@@ -46,7 +47,8 @@ def plan(models: Path | None, config: Path | None, *, offline: bool, as_json: bo
     files = CatalogueFiles.from_settings(settings)
     path = models or files.models_path
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:  # it may be a pipe
+            data = file.read(FILE_LIMIT_BYTES)
         if offline:
             result = _compare_offline(files, data, path)
         else:
@@ -100,10 +102,11 @@ def _last_in_force(files: CatalogueFiles, path: Path) -> tuple[Catalogue, str]:
     Without an audit log it is the configured file, unless that is the file to check.
     """
     models_path = files.models_path
-    newest = next(versions.list_versions(files), None)
-    data = None if newest is None else files.history.get(newest.digest)
-    if newest is not None and data is not None:
-        description = f"version {newest.number} of {newest.time}"
+    digest = versions.newest_digest(files)
+    data = None if digest is None else files.history.get(digest)
+    if digest is not None and data is not None:
+        newest = next((version for version in versions.list_versions(files) if version.digest == digest), None)
+        description = f"file {digest[:HASH_DIGITS]}" if newest is None else f"version {newest.number} of {newest.time}"
     elif path.resolve() == models_path.resolve():
         raise _NoComparison(f"nothing to compare {path} with: {files.audit_log.path} names no version that is kept")
     else:

@@ -1,43 +1,35 @@
-"""`cortex alias rollout`: saves a rollout for the gateway to carry out, ends one, or shows one. Blocking."""
+"""`cortex alias rollout`: stores a rollout for the gateway to carry out, follows, ends or shows one. Blocking."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import click
 import msgspec
 
-from catalogue.toml.faults import FaultyFile
-from gateway.aliases.files import locked_edit, rollout_state, toml_edit
-from gateway.aliases.files.locked_edit import FileEdit
-from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, RolloutAlreadyRunning
-from gateway.aliases.files.toml_edit import CannotEdit
+from catalogue.diff import shown_targets
+from gateway.aliases.files.rollout_state import Rollout
+from gateway.aliases.files.start_rollout import RolloutPlan
 from gateway.aliases.rollout_guards import DEFAULT_TOLERANCES, GuardName
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError
-from gateway.cli.commands.alias_edit import (
-    DONE,
-    NO_GATEWAY,
-    NOT_IN_FORCE,
-    AliasCommandError,
-    AliasEditor,
-    os_user,
-    run_alias_command,
-)
-from gateway.cli.options import config_option, json_option
+from gateway.cli.commands.alias_edit import DONE, NO_GATEWAY, NOT_IN_FORCE, AliasEditor, run_alias_command
+from gateway.cli.commands.follow_edit import follow
+from gateway.cli.connection import Connection
+from gateway.cli.connection_options import connection_options
+from gateway.cli.options import json_option
 from gateway.cli.param_types import Duration, GuardParam, Steps
-from gateway.cli.terminal import print_json
+from gateway.cli.source.editable_file import AliasCommandError
+from gateway.cli.terminal import Progress, print_error, print_json
 from gateway.cli.views import rollout_view
-from gateway.files.atomic_write import CannotSave
 
 __all__ = ["rollout"]
 
 BEGUN_WITHIN_S = 15.0  # a gateway looks for rollouts every second; after an error, every ten
 POLL_S = 0.2
-ABORT_ATTEMPTS = 5  # each fails if a gateway changes the rollout at the same moment
+FOLLOW_POLL_S = 2.0
 
 
 @click.command()
@@ -57,29 +49,46 @@ ABORT_ATTEMPTS = 5  # each fails if a gateway changes the rollout at the same mo
 @click.option(
     "--min-requests",
     type=click.IntRange(0),
-    default=20,
-    show_default=True,
+    show_default="20; 0 without guards",
     help="Requests that each side needs before a step may end or a guard may act.",
 )
 @click.option("--status", is_flag=True, help="Show the progress, and how the targets compare.")
 @click.option("--abort", is_flag=True, help="End the rollout, and put the alias back as it was before.")
-@config_option
+@click.option("--wait", is_flag=True, help="Return only once the rollout has ended; print a line for each step.")
+@click.option("--watch", is_flag=True, help="Show the progress every 2 seconds until the rollout has ended.")
+@click.option("--force", is_flag=True, help="Also to a TARGET that neither models.toml nor a neuron has.")
+@click.option("--from-disk", is_flag=True, help="Start also if the file on disk is not the file in force.")
+@connection_options
 @json_option
 def rollout(
-    name: str, target: str | None, config: Path | None, *, status: bool, abort: bool, as_json: bool, **options: Any
+    name: str,
+    target: str | None,
+    *,
+    connection: Connection,
+    status: bool,
+    abort: bool,
+    wait: bool,
+    watch: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Move an alias to TARGET by steps. The gateway takes them, and moves it back if a guard acts.
 
     The gateway continues a rollout by itself, even if it restarts. Any other change of the alias ends the rollout.
+    Without TARGET, --wait and --watch follow a rollout that is running. They exit with 3 if it did not end as planned.
     """
-    if sum((status, abort, target is not None)) != 1:
+    if sum((status, abort, target is not None)) > 1 or not (status or abort or target or wait or watch):
         raise click.UsageError("give exactly one of TARGET, --status and --abort")
-    if status:
-        run_alias_command(config, lambda editor: _show(editor, name, as_json=as_json))
-    elif abort:
-        run_alias_command(config, lambda editor: _abort(editor, name))
-    else:
-        run_alias_command(config, lambda editor: _start(editor, name, target or "", **options))
+
+    def command(editor: AliasEditor) -> int:
+        if status:
+            return _show(editor, name, as_json=as_json)
+        if abort:
+            return _abort(editor, name)
+        code = DONE if target is None else _start(editor, name, target, **options)
+        return _follow(editor, name, live=watch) if code == DONE and (wait or watch) else code
+
+    run_alias_command(connection, command)
 
 
 # Starting .............................................................................................................
@@ -93,40 +102,21 @@ def _start(
     steps: tuple[float, ...],
     every: float,
     guards: Sequence[tuple[GuardName | Literal["none"], float | None]],
-    min_requests: int,
+    min_requests: int | None,
+    force: bool,
+    from_disk: bool,
 ) -> int:
-    """Save the rollout, and wait until a gateway has begun it. Raises AliasCommandError."""
-    data, catalogue = editor.read()
-    alias = catalogue.aliases.get(name)
-    if alias is None:
-        raise AliasCommandError(f"{editor.files.models_path} has no alias '{name}'")
-    if alias.active == {target}:
-        raise AliasCommandError(f"{name} points at {target} already")
-    tolerances = _tolerances(guards)
-    try:
-        rollout = Rollout(
-            alias=name,
-            target=target,
-            steps=steps,
-            every_s=every,
-            guards=tolerances,
-            minimum=min_requests if tolerances else 0,
-            who=os_user(),
-            started=time.time(),
-            before=editor.files.history.keep(data),
-            old={each.model: each.weight for each in alias.targets},
-        )
-        _check_steps(editor, rollout, data)
-        editor.has_begun = True
-        rollout_state.begin(editor.files, rollout)
-    except (RolloutAlreadyRunning, InvalidRolloutState, CannotSave, ValueError) as error:
-        raise AliasCommandError(str(error)) from error
-    except OSError as error:
-        path = error.filename or editor.files.models_path.parent
-        raise AliasCommandError(f"{path}: {error.strerror or error}") from error
-    except FaultyFile as error:
-        raise AliasCommandError(str(error)) from error
+    """Store the rollout, and wait until a gateway has begun it. Raises AliasCommandError."""
+    editor.refuse_other_file()
+    _, catalogue = editor.read()
+    editor.require_alias(name, catalogue)
+    if target not in catalogue.aliases:  # every step is tried on the file, which refuses the alias of an alias
+        editor.require_known(target, catalogue, force=force)
+    plan = RolloutPlan(name, target, steps, every, _tolerances(guards), min_requests)
+    editor.has_begun = True
+    rollout = editor.file.start_rollout(plan, from_disk=from_disk)
     editor.report(rollout_view.start_text(rollout))
+    editor.report(f"{editor.file.name}: ~alias {name}: {shown_targets(catalogue.aliases[name])} -> {target} by steps")
     return _wait_until_begun(editor, rollout)
 
 
@@ -142,20 +132,13 @@ def _tolerances(guards: Sequence[tuple[GuardName | Literal["none"], float | None
     return tolerances
 
 
-def _check_steps(editor: AliasEditor, rollout: Rollout, data: bytes) -> None:
-    """Make every step's edit without saving it, so that a fault shows now and not during the rollout."""
-    for step in range(len(rollout.steps)):
-        edited = toml_edit.set_alias(data, rollout.alias, rollout.targets(step))
-        locked_edit.check(edited, path=str(editor.files.models_path))
-
-
 def _wait_until_begun(editor: AliasEditor, rollout: Rollout) -> int:
     if editor.health() is None:
         editor.report(f"the rollout is saved; no gateway answers at {editor.gateway.api}: it begins when one does")
         return NO_GATEWAY
     give_up_at = time.monotonic() + BEGUN_WITHIN_S
     while time.monotonic() < give_up_at:
-        now = editor.rollouts().get(rollout.alias)
+        now = editor.file.rollouts().get(rollout.alias)
         if now is not None and (now.step >= 0 or now.state != "running"):
             editor.report(rollout_view.progress_text(now))
             return DONE if now.state in {"running", "done"} else NOT_IN_FORCE
@@ -164,31 +147,42 @@ def _wait_until_begun(editor: AliasEditor, rollout: Rollout) -> int:
     return NOT_IN_FORCE
 
 
-# Aborting .............................................................................................................
+# Following and aborting ...............................................................................................
+
+
+def _follow(editor: AliasEditor, name: str, *, live: bool) -> int:
+    """Print each step until the rollout has ended; with `live` also how the targets compare."""
+    shown = ""
+    with Progress(editor.report) as progress:
+        while True:
+            rollout = _find(editor, name)
+            text = rollout_view.progress_text(rollout)
+            if text != shown:
+                shown = text
+                progress.report(text)
+            if rollout.state != "running":
+                return DONE if rollout.state == "done" else NOT_IN_FORCE
+            view = _get_live(editor, name)
+            if live and view is not None:
+                progress.report(rollout_view.live_text(view))
+            elapsed_s = None if view is None else view["elapsed_s"]
+            progress.show(f"{name}, step {rollout.step + 1} of {len(rollout.steps)}", elapsed_s, rollout.every_s)
+            time.sleep(FOLLOW_POLL_S)
+
+
+def _find(editor: AliasEditor, name: str) -> Rollout:
+    rollout = editor.file.rollouts().get(name)
+    if rollout is None:
+        raise AliasCommandError(f"{name} has never been rolled out")
+    return rollout
 
 
 def _abort(editor: AliasEditor, name: str) -> int:
     """End the rollout, restore the alias, and wait until that is in force. Raises AliasCommandError."""
-    try:
-        before = editor.files.models_path.read_bytes()
-        ended = _end(editor, name)
-        after = editor.files.models_path.read_bytes()
-    except (InvalidRolloutState, CannotSave, OSError, CannotEdit, FaultyFile) as error:
-        raise AliasCommandError(str(error)) from error
+    editor.has_begun = True
+    ended, done = editor.file.abort_rollout(name)
     editor.report(rollout_view.progress_text(ended))
-    return editor.follow(FileEdit(before, after), {name}, wait=False) if before != after else DONE
-
-
-def _end(editor: AliasEditor, name: str) -> Rollout:
-    for _ in range(ABORT_ATTEMPTS):
-        rollout = editor.rollouts().get(name)
-        if rollout is None or rollout.state != "running":
-            raise AliasCommandError(f"{name} has no running rollout")
-        editor.has_begun = True
-        ended = rollout_state.end(editor.files, rollout, "aborted", f"aborted by {os_user()}", time.time())
-        if ended.state != "running":
-            return ended
-    raise AliasCommandError(f"the rollout of {name} kept changing while this command tried to end it; try again")
+    return follow(editor, done, {name}, wait=False) if done else DONE
 
 
 # Showing ..............................................................................................................
@@ -196,9 +190,7 @@ def _end(editor: AliasEditor, name: str) -> Rollout:
 
 def _show(editor: AliasEditor, name: str, *, as_json: bool) -> int:
     """Show the progress or the end; with the admin token, how the targets compare. Raises AliasCommandError."""
-    rollout = editor.rollouts().get(name)
-    if rollout is None:
-        raise AliasCommandError(f"{name} has never been rolled out")
+    rollout = _find(editor, name)
     live = _get_live(editor, name)
     if as_json:
         print_json(msgspec.to_builtins(rollout) | {"live": live})
@@ -217,6 +209,6 @@ def _get_live(editor: AliasEditor, name: str) -> dict[str, Any] | None:
             url = f"{editor.gateway.admin}/admin/rollouts"
             answer = api_client.get(client, url, ("rollouts",), token=editor.gateway.token)
     except ApiError as error:
-        editor.report(f"cannot compare the targets: {error}")
+        print_error(f"cannot compare the targets: {error}")
         return None
     return next((view for view in answer["rollouts"] if view["alias"] == name), None)

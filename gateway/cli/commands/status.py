@@ -12,7 +12,9 @@ from rich.live import Live
 from rich.text import Text
 
 from gateway.cli.api_client import ApiError, GatewayAddress, get, open_client
-from gateway.cli.options import admin_option, json_option
+from gateway.cli.connection import Connection
+from gateway.cli.connection_options import asking_options
+from gateway.cli.options import json_option
 from gateway.cli.terminal import console, print_error, print_json
 from gateway.cli.views import status_view
 
@@ -23,22 +25,15 @@ UNREACHABLE = 2  # exit code
 
 
 @click.command()
-@click.option(
-    "-e", "--endpoint", default="http://localhost:31313", show_default=True, metavar="URL", help="The gateway's API."
-)
-@admin_option
-@click.option(
-    "--token",
-    envvar="CORTEX_ADMIN__TOKEN",
-    show_envvar=True,
-    show_default="none: show only what the API tells everyone",
-    help="The admin token, to show devices, leases, requests and loads: [admin] token of the gateway's cortex.toml.",
-)
+@asking_options
 @json_option
 @click.option("--watch", is_flag=True, help="Redraw every 2 seconds until Ctrl-C.")
-def status(endpoint: str, admin: str, token: str | None, *, as_json: bool, watch: bool) -> None:
-    """Show health, neurons, models and aliases. Exit code 2 if the gateway does not answer."""
-    address = GatewayAddress(endpoint.rstrip("/"), admin.rstrip("/"), token)
+def status(*, connection: Connection, as_json: bool, watch: bool) -> None:
+    """Show health, neurons, models and aliases. Exit code 2 if the gateway does not answer.
+
+    Without a key or the admin token, devices, leases, requests and loads are missing.
+    """
+    address = connection.address_if_possible()
     out = console()
     try:
         state = _read(address)
@@ -77,8 +72,8 @@ def _read(address: GatewayAddress) -> dict[str, Any]:
     """
     with open_client() as client:
         state: dict[str, Any] = {
-            "health": get(client, f"{address.api}/health", ("nodes", "catalogue")),
-            "models": get(client, f"{address.api}/v1/models", ("data",))["data"],
+            "health": get(client, f"{address.api}/health", ("nodes", "catalogue"), token=address.token),
+            "models": get(client, f"{address.api}/v1/models", ("data",), token=address.token)["data"],
         }
         if address.token is not None:
             try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from catalogue.diff import alias_json, shown_targets
@@ -15,7 +14,7 @@ from gateway.cli.terminal import HASH_DIGITS, console, entry, table
 __all__ = ["print_alias", "print_list", "print_no_versions", "print_versions", "swap_text"]
 
 
-def print_list(path: Path, aliases: Iterable[tuple[Alias, str]]) -> None:
+def print_list(path: str, aliases: Iterable[tuple[Alias, str]]) -> None:
     """Print each alias with its targets and its state."""
     result = table(f"aliases in {path}", "alias", "target", "state")
     for alias, state in aliases:
@@ -62,7 +61,7 @@ def print_versions(title: str, versions: Sequence[Version]) -> None:
         out.print(entry(head, *version.summary.split("; "), *kept), soft_wrap=True)
 
 
-def print_no_versions(audit_log: Path, name: str | None) -> None:
+def print_no_versions(audit_log: str, name: str | None) -> None:
     """Print that the audit log names no version."""
     which = "" if name is None else f" that changed '{name}'"
     console().print(f"no versions: {audit_log} names none{which}", soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gateway.aliases.files.audit_log import Verification
@@ -12,7 +11,7 @@ from gateway.cli.terminal import HASH_DIGITS, console, entry
 __all__ = ["print_lines", "verification_lines"]
 
 
-def verification_lines(path: Path, verification: Verification) -> Iterator[str]:
+def verification_lines(path: str, verification: Verification) -> Iterator[str]:
     """What there is to say of an intact log."""
     if not verification.lines:
         yield f"{path}: the audit log is empty"
@@ -29,7 +28,7 @@ def verification_lines(path: Path, verification: Verification) -> Iterator[str]:
     yield f"head {verification.head}"
 
 
-def print_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+def print_lines(path: str, lines: Sequence[Mapping[str, Any]]) -> None:
     """Print each line of the log with its details."""
     out = console()
     for fields in lines:

@@ -10,7 +10,7 @@ from rich.table import Table
 from gateway.aliases.files.rollout_state import Rollout
 from gateway.cli.terminal import console, table
 
-__all__ = ["print_rollout", "progress_text", "start_text"]
+__all__ = ["live_text", "print_rollout", "progress_text", "start_text"]
 
 
 def start_text(rollout: Rollout) -> str:
@@ -33,6 +33,13 @@ def progress_text(rollout: Rollout) -> str:
     if rollout.since is None:
         return f"{rollout.alias}: {step}, not in force yet"
     return f"{rollout.alias}: {step}, in force since {time.strftime('%H:%M:%S', time.localtime(rollout.since))}"
+
+
+def live_text(live: dict[str, Any]) -> str:
+    """One line about a running step, from the gateway's comparison of the targets."""
+    elapsed = "" if live["elapsed_s"] is None else f"{live['elapsed_s']:.0f} of {live['every_s']:g} s; "
+    counts = f"{live['requests_old']} requests to the old target, {live['requests_new']} to the new"
+    return f"  {elapsed}{counts}; waiting for {live['waits_for']}"
 
 
 def print_rollout(rollout: Rollout, live: dict[str, Any] | None, *, has_token: bool) -> None:

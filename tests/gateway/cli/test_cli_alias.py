@@ -2,57 +2,21 @@
 
 import json
 import shutil
-import time
 
 import httpx
 import pytest
-from click.testing import CliRunner
+from fakes.operator import Operator, wait_until
 from fakes.patience import SAFETY_NET_S
 from fakes.process import cortex, running_cortex
 
-from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import digest_of
 from gateway.aliases.files.toml_edit import set_alias
-from gateway.cli import main
 from gateway.cli.api_client import GatewayAddress
-from gateway.cli.commands import alias_edit
-from gateway.cli.commands.alias_edit import os_user
+from gateway.cli.commands import alias_edit, follow_edit
+from gateway.cli.source.local_file import os_user
 from gateway.config.load import load
 
 SMALL, MIDDLE, LARGE, COLD = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "Qwen/Qwen3.6-27B", "Qwen/Qwen3-14B"
-
-
-class Operator:
-    """Runs commands with one cortex.toml."""
-
-    def __init__(self, folder):
-        self.config = folder / "cortex.toml"
-        self.models = folder / "models.toml"
-
-    def __call__(self, *arguments, **env):
-        """Run a command in this process, which is quicker than a new one."""
-        environment = {"CORTEX_CONFIG": str(self.config), "COLUMNS": "200"} | env
-        return CliRunner().invoke(main.main, [str(each) for each in arguments], env=environment)
-
-    def done(self, *arguments, code=0, **env):
-        """Run a command, check its exit code, and return its output."""
-        result = self(*arguments, **env)
-        assert result.exit_code == code, result.output
-        return result.output
-
-    @property
-    def records(self):
-        return CatalogueFiles.from_settings(load(self.config, {}).settings)
-
-    def lines(self):
-        """The lines of the audit log, oldest first."""
-        return [line.fields for line in self.records.audit_log.newest_first()][::-1]
-
-    def edit(self, data):
-        """Replace models.toml as an editor does: a new file, renamed over the old one."""
-        new = self.models.with_suffix(".new")
-        new.write_bytes(data)
-        new.rename(self.models)
 
 
 @pytest.fixture(scope="module")
@@ -75,23 +39,12 @@ def operator(demo_operator):
         demo_operator.edit(original)
         demo_operator.done("alias", "set", "helexa/large", LARGE)  # changes nothing, so it waits for nothing
     # The next test must not see a swap or an audit line of this one.
-    wait_until(lambda: in_force(demo_operator) == digest_of(original) and not health(demo_operator).get("swaps"))
+    wait_until(lambda: in_force(demo_operator) == digest_of(original) and not demo_operator.health().get("swaps"))
     wait_until(lambda: demo_operator.lines()[-1]["file"] == digest_of(original))
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + SAFETY_NET_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def health(operator):
-    return alias_edit.AliasEditor.from_settings(load(operator.config, {}).settings, print).health()
-
-
 def in_force(operator):
-    return health(operator)["catalogue"]["digest"]
+    return operator.in_force()
 
 
 @pytest.fixture
@@ -157,12 +110,12 @@ def test_swap_to_a_cold_target_is_reported_step_by_step(operator, monkeypatch):
     swap |= {"reason": None, "elapsed_s": 1.0, "allowed_s": 9.0}
     steps = [swap, swap | {"elapsed_s": 2.0}, swap | {"phase": "probe"}, None]
     answers = iter([{"catalogue": {"generation": 7}, "swaps": [step] if step else []} for step in steps])
-    monkeypatch.setattr(alias_edit.api_client, "get", lambda *_: next(answers))
-    monkeypatch.setattr(alias_edit, "SWAP_POLL_S", 0)
+    monkeypatch.setattr(follow_edit.api_client, "get_health", lambda *_: next(answers))
+    monkeypatch.setattr(follow_edit, "SWAP_POLL_S", 0)
     reported = []
-    editor = alias_edit.AliasEditor.from_settings(load(operator.config, {}).settings, reported.append)
+    follower = follow_edit.EditFollower(operator.editor(reported.append))
 
-    assert editor._follow_swaps(None, next(answers), {"tier"}, wait=True) == alias_edit.DONE
+    assert follower.follow_swaps(None, next(answers), {"tier"}, wait=True) == alias_edit.DONE
     assert reported == [
         "tier stays on A until B is loaded",
         "tier stays on A until B is probed",
@@ -226,11 +179,24 @@ def test_cold_goes_into_the_file(operator):
     assert f'"helexa/small" = {{ target = "{LARGE}", swap = "cold" }}' in operator.models.read_text()
 
 
-def test_target_without_a_models_table_is_a_warning(operator):
-    """A neuron may have it loaded all the same."""
-    assert "warning: models.toml has no [[models]] table for mystery" in operator.done(
-        "alias", "set", "new/one", "mystery"
-    )
+def test_unknown_target_is_refused_unless_forced(operator):
+    """The error names the nearest known model; --force makes it a warning."""
+    text = "Qwen/Qwen3-88B is unknown: models.toml has no [[models]] table for it, and no neuron has it"
+    for arguments in (("set", "new/one"), ("rollout", "helexa/small")):
+        refused = operator("alias", *arguments, "Qwen/Qwen3-88B")
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert f"error: {text}; did you mean '{MIDDLE}'" in refused.stderr
+        assert "--force" in refused.stderr
+
+    assert f"warning: {text}" in operator.done("alias", "set", "new/one", "Qwen/Qwen3-88B", "--force")
+
+
+def test_target_that_only_a_neuron_knows_is_no_warning(operator):
+    """It needs no [[models]] table."""
+    output = operator.done("alias", "set", "new/one", "Qwen/Qwen3-Embedding-0.6B")
+
+    assert "warning" not in output
+    assert "+alias new/one -> Qwen/Qwen3-Embedding-0.6B" in output
 
 
 def test_remove_takes_the_alias_out(operator):
@@ -339,8 +305,8 @@ def test_invalid_rollout_state_is_a_warning_where_rollouts_are_not_needed(operat
 @pytest.mark.parametrize(
     ("interrupted", "error"),
     [
-        ("_refuse_other_file", "interrupted: nothing was written\n"),
-        ("follow", "interrupted: the change may be written already; the gateway goes on with it\n"),
+        ("refuse_other_file", "interrupted: nothing was written\n"),
+        ("report_changes", "interrupted: the change may be written already; the gateway goes on with it\n"),
     ],
 )
 def test_interrupt_says_whether_anything_was_written(operator, monkeypatch, interrupted, error):

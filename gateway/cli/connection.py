@@ -1,0 +1,85 @@
+"""Which gateway and which `models.toml` a command is about: `--url`, profiles, cortex.toml, environment."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catalogue.toml.faults import FaultyFile
+from gateway.aliases.files.catalogue_files import CatalogueFiles
+from gateway.cli import api_client
+from gateway.cli.api_client import ApiError, GatewayAddress
+from gateway.cli.options import DEFAULT_CONFIGS, load_settings, print_faults
+from gateway.cli.source.local_file import LocalFile
+from gateway.config.load import load
+from gateway.config.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from gateway.cli.source.editable_file import EditableFile
+
+__all__ = ["Connection"]
+
+
+@dataclass
+class Connection:
+    """What an operator says about gateway and files. Nothing is read before it is needed.
+
+    Args:
+        config: The cortex.toml; None for the usual places.
+        token: The key or admin token; None for that of the cortex.toml.
+        api, admin: Base URLs that replace those of the cortex.toml; None for those.
+    """
+
+    config: Path | None = None
+    token: str | None = None
+    api: str | None = None
+    admin: str | None = None
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings. Prints every fault and exits with 1 if they are faulty."""
+        return load_settings(self.config).settings
+
+    def address(self) -> GatewayAddress:
+        """The gateway. A faulty cortex.toml ends the program."""
+        return self._address(self.settings)
+
+    def address_if_possible(self) -> GatewayAddress:
+        """The gateway, for commands that only ask: a faulty cortex.toml is a warning, and the defaults apply."""
+        path = self.config or next((path for path in DEFAULT_CONFIGS if path.exists()), None)
+        try:
+            return self._address(load(path, os.environ).settings)
+        except FaultyFile as error:
+            print_faults(error.faults, "warning")
+            return self._address(Settings())
+
+    def _address(self, settings: Settings) -> GatewayAddress:
+        known = GatewayAddress.from_settings(settings)
+        api, admin = (self.api or known.api).rstrip("/"), (self.admin or known.admin).rstrip("/")
+        # The token of the cortex.toml is for the gateway of the cortex.toml, and must not go to another server.
+        is_known = (api, admin) == (known.api, known.admin)
+        return GatewayAddress(api, admin, self.token or (known.token if is_known else None))
+
+    def file(self) -> EditableFile:
+        """The `models.toml`."""
+        return LocalFile(CatalogueFiles.from_settings(self.settings), self._catalogue_status)
+
+    def _catalogue_status(self, *, reload: bool = False) -> Mapping[str, Any] | None:
+        """The catalogue of the gateway's `/health`; None if it does not answer."""
+        gateway = self.address()
+        try:
+            with api_client.open_client() as client:
+                if reload and gateway.token is not None:
+                    with suppress(ApiError):  # a wrong token, or a faulty file
+                        api_client.post(client, f"{gateway.admin}/admin/reload", ("result",), token=gateway.token)
+                status: Mapping[str, Any] = api_client.get_health(client, gateway)["catalogue"]
+                return status
+        except ApiError:
+            return None

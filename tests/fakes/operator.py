@@ -1,0 +1,70 @@
+"""An operator at a shell: runs commands with one cortex.toml, in this process, and looks at the files."""
+
+from __future__ import annotations
+
+import time
+
+from click.testing import CliRunner
+from fakes.patience import SAFETY_NET_S
+
+from gateway.aliases.files.catalogue_files import CatalogueFiles
+from gateway.cli import main
+from gateway.cli.commands.alias_edit import AliasEditor
+from gateway.cli.connection import Connection
+from gateway.config.load import load
+
+
+class Operator:
+    """Runs commands with one cortex.toml."""
+
+    def __init__(self, folder):
+        self.config = folder / "cortex.toml"
+        self.models = folder / "models.toml"
+
+    def __call__(self, *arguments, **env):
+        """Run a command in this process, which is quicker than a new one."""
+        environment = {"CORTEX_CONFIG": str(self.config), "COLUMNS": "200"} | env
+        return CliRunner().invoke(main.main, [str(each) for each in arguments], env=environment)
+
+    def done(self, *arguments, code=0, **env):
+        """Run a command, check its exit code, and return its output."""
+        result = self(*arguments, **env)
+        assert result.exit_code == code, result.output
+        return result.output
+
+    @property
+    def settings(self):
+        return load(self.config, {}).settings
+
+    @property
+    def records(self):
+        return CatalogueFiles.from_settings(self.settings)
+
+    def lines(self):
+        """The lines of the audit log, oldest first."""
+        return [line.fields for line in self.records.audit_log.newest_first()][::-1]
+
+    def edit(self, data):
+        """Replace models.toml as an editor does: a new file, renamed over the old one."""
+        new = self.models.with_suffix(".new")
+        new.write_bytes(data)
+        new.rename(self.models)
+
+    def editor(self, report=print):
+        connection = Connection(self.config)
+        return AliasEditor(connection.file(), connection.address(), report)
+
+    def health(self):
+        """The gateway's `/health`; None without a gateway."""
+        return self.editor().health()
+
+    def in_force(self):
+        """The hash of the file that the gateway has in force."""
+        return self.health()["catalogue"]["digest"]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + SAFETY_NET_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
