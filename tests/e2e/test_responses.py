@@ -297,6 +297,48 @@ async def test_silence_is_filled_with_comments_and_a_disconnect_frees_the_neuron
     assert received_bytes.index(b"response.output_text.delta") < received_bytes.index(b": keep-alive")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_encrypted_reasoning_survives_a_restart(tmp_path, stream):
+    """Another gateway with the same state directory decodes it, although the client returns nothing else of it."""
+    got = []
+
+    async def engine(connection):
+        request = await read_request(connection)
+        if request.startswith(b"GET "):
+            await connection.send_all(with_length(json.dumps({"data": [{"id": SMALL}]}).encode()))
+            return
+        got.append(json.loads(request.partition(b"\r\n\r\n")[2]))
+        said = {"role": "assistant", "reasoning_content": "I must look.", "content": "Looking."}
+        choice = {"index": 0, "finish_reason": "stop"}
+        if got[-1].get("stream"):
+            event = b"data: %b\n\n" % json.dumps({"choices": [{**choice, "delta": said}]}).encode()
+            await connection.send_all(chunked(event, b"data: [DONE]\n\n"))
+        else:
+            await connection.send_all(with_length(json.dumps({"choices": [{**choice, "message": said}]}).encode()))
+
+    items = [{"role": "user", "content": QUESTION}]
+    async with listening(engine) as url:
+        backend = NeuronSettings("engine", url, kind="openai", reasoning_content=True)
+        for _ in range(2):
+            async with running_gateway(tmp_path, [], backends=(backend,)) as cortex, async_sdk(cortex) as client:
+                if stream:
+                    async with client.responses.stream(model=SMALL, input=items) as events:
+                        [thought] = [
+                            event.item
+                            async for event in events
+                            if event.type == "response.output_item.done" and event.item.type == "reasoning"
+                        ]
+                else:
+                    thought, _ = (await client.responses.create(model=SMALL, input=items)).output
+            items += [
+                {"type": "reasoning", "summary": [], "encrypted_content": thought.encrypted_content},
+                {"role": "assistant", "content": "Looking."},
+                {"role": "user", "content": "And?"},
+            ]
+
+    assert [turn.get("reasoning_content") for turn in got[1]["messages"]] == [None, "I must look.", None]
+
+
 # Passed through ......................................................................................................
 
 
