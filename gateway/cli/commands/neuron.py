@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from catalogue.toml.faults import FaultyFile
 from gateway.cli.options import exit_with_faults, print_faults
+from gateway.config.settings import LogSettings
+from gateway.telemetry import log
 from neuron.agent.config.load import LoadedNeuronFile, load_neuron_file
 
 __all__ = ["neuron"]
@@ -26,6 +29,18 @@ _config_option = click.option(
 @click.group()
 def neuron() -> None:
     """Run inference engines on this host for gateways to use."""
+
+
+@neuron.command()
+@_config_option
+def serve(config: Path | None) -> None:
+    """Serve the models of neuron.toml until SIGTERM or Ctrl-C. SIGHUP reads the file again."""
+    from neuron.agent.main import run  # noqa: PLC0415 - other commands need not wait for Quart
+
+    path = _path(config)
+    print_faults(_load(path).warnings, "warning")
+    log.configure(LogSettings())
+    sys.exit(run(path, path.read_bytes()))
 
 
 @neuron.command()

@@ -41,6 +41,7 @@ class EngineProcess:
         self._output = output
         self._stop_s = stop_s
         self._stop_requested = trio.Event()
+        self._kill_requested = trio.Event()
         self.pid: int | None = None
         """The launcher's process id, which is also the id of the engine's process group and session."""
         self.exit_code: int | None = None
@@ -49,6 +50,10 @@ class EngineProcess:
     def stop(self) -> None:
         """Ask the engine to end: SIGTERM, and SIGKILL after `stop_s`. Returns at once; `run` returns at the end."""
         self._stop_requested.set()
+
+    def kill(self) -> None:
+        """End the engine at once: SIGKILL. Returns at once; `run` returns at the end."""
+        self._kill_requested.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> int:
         """Run the engine to its end and return its exit status. `started` is called once the launcher runs.
@@ -74,6 +79,7 @@ class EngineProcess:
                 nursery.start_soon(self._read_output, process)
                 async with trio.open_nursery() as stopper:
                     stopper.start_soon(self._stop_when_requested, process)
+                    stopper.start_soon(self._kill_when_requested, process)
                     self.exit_code = await process.wait()
                     stopper.cancel_scope.cancel()
                 nursery.cancel_scope.deadline = trio.current_time() + _LAST_OUTPUT_S
@@ -91,6 +97,10 @@ class EngineProcess:
         await self._stop_requested.wait()
         await _ask(process, b"T")
         await trio.sleep(self._stop_s)
+        await _ask(process, b"K")
+
+    async def _kill_when_requested(self, process: trio.Process) -> None:
+        await self._kill_requested.wait()
         await _ask(process, b"K")
 
 

@@ -115,7 +115,7 @@ def _end_all(grace_s: float) -> None:
     """SIGTERM to every descendant, SIGKILL after `grace_s`; returns when none is left."""
     _signal_all(signal.SIGTERM)
     kill_at = time.monotonic() + grace_s
-    while _descendants():
+    while descendants(os.getpid()):
         _reap(0)
         if time.monotonic() >= kill_at:
             _signal_all(signal.SIGKILL)
@@ -124,13 +124,13 @@ def _end_all(grace_s: float) -> None:
 
 
 def _signal_all(number: int) -> None:
-    for pid in _descendants():
+    for pid in descendants(os.getpid()):
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def _descendants() -> list[int]:
-    """Every living process below this one, whatever group or session it has moved to (proc(5), fields 3 and 4)."""
+def descendants(of: int) -> list[int]:
+    """Every living process below a process, whatever group or session it has moved to (proc(5), fields 3 and 4)."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -141,7 +141,7 @@ def _descendants() -> list[int]:
             continue  # it ended meanwhile
         if state != b"Z":
             children.setdefault(int(parent), []).append(int(folder.name))
-    found, waiting = [], [os.getpid()]
+    found, waiting = [], [of]
     while waiting:
         below = children.get(waiting.pop(), [])
         found += below

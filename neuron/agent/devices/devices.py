@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-__all__ = ["CpuDevice", "DeviceUsage", "Devices", "ForeignProcess", "HostDevice", "NvmlDevices", "open_devices"]
+__all__ = ["CpuDevice", "DeviceProcess", "DeviceUsage", "Devices", "HostDevice", "NvmlDevices", "open_devices"]
 
 MIB = 1024 * 1024
 
@@ -30,7 +30,7 @@ class HostDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignProcess:
+class DeviceProcess:
     """A process that uses a device's memory; whether it is one of ours, the caller knows."""
 
     pid: int
@@ -47,7 +47,7 @@ class DeviceUsage:
     utilization_percent: int
     temperature_c: int
     power_w: float | None
-    processes: tuple[ForeignProcess, ...]
+    processes: tuple[DeviceProcess, ...]
 
 
 class Devices(Protocol):
@@ -118,7 +118,7 @@ class NvmlDevices:
         nvml = self._nvml
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         power_w, utilization, temperature = None, 0, 0
-        processes: tuple[ForeignProcess, ...] = ()
+        processes: tuple[DeviceProcess, ...] = ()
         with suppress(nvml.NVMLError):
             power_w = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
         with suppress(nvml.NVMLError):
@@ -127,7 +127,7 @@ class NvmlDevices:
             temperature = int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
         with suppress(nvml.NVMLError):
             processes = tuple(
-                ForeignProcess(each.pid, int(each.usedGpuMemory or 0) // MIB)
+                DeviceProcess(each.pid, int(each.usedGpuMemory or 0) // MIB)
                 for each in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
             )
         used, free = int(memory.used) // MIB, int(memory.free) // MIB

@@ -1,0 +1,53 @@
+"""Which port each engine gets."""
+
+from __future__ import annotations
+
+import socket
+
+from neuron.agent.config.rules import PortRange
+from neuron.agent.engines.launch import ENGINE_HOST
+
+__all__ = ["NoFreePort", "PortAllocator", "is_free"]
+
+
+class NoFreePort(Exception):
+    """Every port of the range is in use."""
+
+
+def is_free(port: int) -> bool:
+    """Whether an engine could listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ENGINE_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+class PortAllocator:
+    """Hands out ports in turn, so that a client with an old address does not meet another model there."""
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+        self._last: dict[PortRange, int] = {}
+
+    def take(self, ports: PortRange) -> int:
+        """A port of the range that nothing listens on. The caller gives it back.
+
+        Raises:
+            NoFreePort: There is none.
+        """
+        count = ports.last - ports.first + 1
+        begin = self._last.get(ports, ports.first - 1) + 1 - ports.first
+        for offset in range(count):
+            port = ports.first + (begin + offset) % count
+            if port not in self._taken and is_free(port):
+                self._taken.add(port)
+                self._last[ports] = port
+                return port
+        raise NoFreePort(f"no port of {ports} is free: widen `ports` of the engine")
+
+    def give_back(self, port: int) -> None:
+        """The engine on this port has ended."""
+        self._taken.discard(port)
