@@ -83,3 +83,15 @@ def _warnings(file: ModelsFile, document: Document) -> Iterator[Fault]:
         if profile.id in file.aliases:
             hint = "requests for this name go to the alias's target; rename the alias if that is not intended"
             yield document.fault(("aliases", profile.id), "hides the model of the same name", hint)
+    by_folded = {profile.id.casefold(): profile.id for profile in file.models}
+    ids = set(by_folded.values())
+    for name, table in file.aliases.items():
+        alias = to_alias(name, table)
+        targets = [target.model for target in alias.targets]
+        for model in dict.fromkeys((*targets, *alias.fallback)):
+            if model not in ids and (near := by_folded.get(model.casefold())) is not None:
+                message = f"names {model!r}, which differs from a model only in upper and lower case"
+                yield document.fault(("aliases", name), message, f"did you mean {near!r}?")
+        if own := [model for model in alias.fallback if model in targets and len(targets) == 1]:
+            message = f"falls back to {own[0]!r}, its own target"
+            yield document.fault(("aliases", name), message, "name another model, or remove the fallback")

@@ -13,7 +13,7 @@ from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError, GatewayAddress
-from gateway.cli.options import DEFAULT_CONFIGS, load_settings, print_faults
+from gateway.cli.options import find_config, load_settings, print_faults
 from gateway.cli.source.local_file import LocalFile
 from gateway.config.load import load
 from gateway.config.settings import Settings
@@ -53,9 +53,8 @@ class Connection:
 
     def address_if_possible(self) -> GatewayAddress:
         """The gateway, for commands that only ask: a faulty cortex.toml is a warning, and the defaults apply."""
-        path = self.config or next((path for path in DEFAULT_CONFIGS if path.exists()), None)
         try:
-            return self._address(load(path, os.environ).settings)
+            return self._address(load(find_config(self.config), os.environ).settings)
         except FaultyFile as error:
             print_faults(error.faults, "warning")
             return self._address(Settings())

@@ -17,8 +17,10 @@ __all__ = [
     "admin_option",
     "config_option",
     "exit_with_faults",
+    "find_config",
     "json_option",
     "load_settings",
+    "load_settings_to_serve",
     "print_faults",
     "token_option",
 ]
@@ -49,13 +51,33 @@ token_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 
 
+def find_config(config: Path | None) -> Path | None:
+    """The cortex.toml: that of the command line, or else the first of the usual places; None if there is none."""
+    return config or next((path for path in DEFAULT_CONFIGS if path.exists()), None)
+
+
 def load_settings(config: Path | None) -> LoadedSettings:
     """The settings. If they are faulty, prints every fault on stderr and exits with 1."""
-    path = config or next((path for path in DEFAULT_CONFIGS if path.exists()), None)
     try:
-        return load(path, os.environ)
+        return load(find_config(config), os.environ)
     except FaultyFile as error:
         exit_with_faults(error)
+
+
+def load_settings_to_serve(config: Path | None) -> LoadedSettings:
+    """The settings, with a warning if there is no cortex.toml. Exits with 1 if there is no neuron either.
+
+    Without a file the defaults apply, which is a mistake more often than not: the wrong directory.
+    """
+    loaded = load_settings(config)
+    if find_config(config) is None:
+        places = " and ".join(map(str, DEFAULT_CONFIGS))
+        if not loaded.settings.neurons:
+            click.echo(f"error: there is no cortex.toml (looked for {places}) and no neuron", err=True)
+            click.echo("`cortex init` writes one, `cortex demo` runs a gateway with simulated neurons", err=True)
+            sys.exit(1)
+        click.echo(f"warning: there is no cortex.toml (looked for {places}): the defaults apply", err=True)
+    return loaded
 
 
 def exit_with_faults(error: FaultyFile) -> NoReturn:

@@ -53,7 +53,17 @@ def _endpoint(url: str) -> str:
         raise invalid("must not have a query or a fragment", "cortex appends paths to it")
     if any(part in {"", ".", ".."} for part in parts.path.rstrip("/").split("/")[1:]) or set(url) & set(" \\"):
         raise invalid("has a path that servers interpret differently", "avoid //, ., .., spaces and backslashes")
+    wrong = next((path for path in _INFERENCE_PATHS if parts.path.rstrip("/").endswith(path)), None)
+    if wrong is not None:
+        raise invalid(f"ends with {wrong}, a path of requests", "write the base URL; cortex appends paths to it")
     return url.rstrip("/")
+
+
+# Paths of inference requests, as in the URLs of examples that operators copy.
+_INFERENCE_PATHS = (
+    "/chat/completions", "/completions", "/embeddings", "/responses", "/messages", "/rerank", "/images/generations",
+    "/audio/speech", "/audio/transcriptions", "/v1/models",
+)  # fmt: skip
 
 
 def _can_be_resolved(host: str) -> bool:

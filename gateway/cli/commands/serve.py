@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from catalogue.toml.faults import FaultyFile
-from gateway.cli.options import config_option, exit_with_faults, load_settings, print_faults
+from gateway.aliases.cross_checks import cross_check
+from gateway.cli.options import config_option, exit_with_faults, load_settings_to_serve, print_faults
 from gateway.telemetry import log
 
 __all__ = ["serve"]
@@ -25,11 +26,12 @@ def serve(config: Path | None) -> None:
     from gateway.server import main as server  # noqa: PLC0415 - Quart and Hypercorn take 300 ms to import
     from gateway.server.gateway import Gateway  # noqa: PLC0415 - as above
 
-    loaded = load_settings(config)
+    loaded = load_settings_to_serve(config)
     log.configure(loaded.settings.log)
     print_faults(loaded.warnings, "warning")
     try:
         gateway = Gateway(loaded.settings)
     except FaultyFile as error:
         exit_with_faults(error)
+    print_faults(cross_check(loaded.settings, gateway.catalogue_store.current), "warning")
     sys.exit(server.run(gateway))

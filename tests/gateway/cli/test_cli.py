@@ -1,6 +1,7 @@
 """The command line: output, streams and exit codes. Real processes where logs and signals matter."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -14,7 +15,9 @@ import pytest
 from click.testing import CliRunner
 from fakes.process import END_S, cortex, on_a_terminal, running_cortex
 
+from catalogue.models import Catalogue
 from gateway import __version__
+from gateway.aliases.cross_checks import cross_check
 from gateway.cli import main
 from gateway.cli.terminal import console
 from gateway.cli.views import status_view
@@ -147,11 +150,111 @@ def test_check_warns_once_and_passes(folder):
     done = cortex("check", "-c", folder / "cortex.toml", CORTEX_PROT="1")
 
     assert done.returncode == 0
-    assert done.stdout == "ok: 0 neurons, 2 models, 1 aliases\n"
+    assert done.stdout.splitlines() == [
+        f"read {folder / 'cortex.toml'}",
+        f"read {folder / 'models.toml'}",
+        "ok: 0 neurons, 2 models, 1 aliases",
+    ]
     warnings = done.stderr.splitlines()
     assert len(warnings) == 2
     assert warnings[0].startswith("warning: CORTEX_PROT: is not a setting of cortex; ignored")
     assert warnings[1].startswith(f"warning: {folder / 'models.toml'}:8: aliases.a: hides the model of the same name")
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_no_config_and_no_neurons_is_an_error_with_a_hint(command, tmp_path):
+    """Usually it is the wrong directory."""
+    done = cortex(command, cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no cortex.toml (looked for cortex.toml and /etc/cortex/cortex.toml) and no neuron" in done.stderr
+    assert "`cortex init`" in done.stderr
+    assert "`cortex demo`" in done.stderr
+
+
+def test_check_without_a_config_says_so(tmp_path):
+    """The environment may name neurons."""
+    done = cortex("check", cwd=tmp_path, CORTEX_NEURONS='[{name="a",endpoint="http://a:1"}]')
+
+    assert (done.returncode, done.stdout) == (0, "ok: 1 neurons, 0 models, 0 aliases\n")
+    assert "warning: there is no cortex.toml" in done.stderr
+
+
+MODEL = '[[models]]\nid = "Org/Model"\nharness = "h"\n'
+
+
+@pytest.mark.parametrize(
+    ("models", "settings", "warning"),
+    [
+        (f'{MODEL}pinned_on = ["best"]\n', "", "there is no such neuron; did you mean 'beast'?"),
+        (f'{MODEL}[aliases]\nx = "org/model"\n', "", "upper and lower case; did you mean 'Org/Model'"),
+        (f'{MODEL}[aliases.x]\ntarget = "Org/Model"\nfallback = ["org/model"]\n', "", "differs from a model only in"),
+        (f'{MODEL}[aliases.x]\ntarget = "Org/Model"\nfallback = ["Org/Model"]\n', "", "to 'Org/Model', its own target"),
+        (MODEL, 'spool_dir = "/no/such/directory"', "gateway.spool_dir: is not a directory"),
+        (MODEL, '[audit]\npath = "no/such/audit.jsonl"', "audit.path: cannot be created"),
+        (MODEL, '[audit]\nhistory = "no/such/history"', "audit.history: cannot be created"),
+        (MODEL, '[admin]\ntoken = "${TOKEN}"', "admin.token: contains ${...}, which cortex does not replace"),
+    ],
+)  # fmt: skip
+def test_check_finds(folder, models, settings, warning):
+    """Mistakes that neither file has alone, or that are valid and surely not meant. Exit code 0."""
+    write(folder, models)
+    config = folder / "cortex.toml"
+    beast = '[[neurons]]\nname = "beast"\nendpoint = "http://beast:13131"\n'
+    config.write_text(f"{config.read_text()}{settings}\n{beast}")
+
+    done = cortex("check", "-c", config)
+
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: ")
+    assert warning in line
+
+
+def test_check_finds_what_this_user_cannot_write(folder, monkeypatch):
+    """Patched, because root, who may run this test, can write everywhere."""
+    settings = load(folder / "cortex.toml", {}).settings
+    assert list(cross_check(settings, Catalogue())) == []
+    monkeypatch.setattr(os, "access", lambda *_: False)
+
+    found = [(fault.key, fault.message) for fault in cross_check(settings, Catalogue())]
+
+    records = ("audit.path", "audit.history", "audit.rollouts")
+    assert found == [
+        *((key, "cannot be created by this user") for key in records),
+        ("gateway.spool_dir", "cannot be written by this user"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listen", "endpoint", "key"),
+    [
+        ("127.0.0.1:4000", "http://localhost:4000", "listen"),
+        ("0.0.0.0:4000", "http://127.0.0.1:4000/", "listen"),
+        ("0.0.0.0:4000", f"http://{socket.gethostname()}:4000", "listen"),
+        ("10.0.0.1:4000", "http://10.0.0.1:4000", "listen"),
+        ("0.0.0.0:4000", "http://localhost:4001", "metrics_listen"),
+    ],
+)
+def test_neuron_that_is_this_gateway_is_refused(folder, listen, endpoint, key):
+    """A request would go round until its deadline."""
+    text = f'[gateway]\nlisten = "{listen}"\nmetrics_listen = "0.0.0.0:4001"\n[[neurons]]\nname = "a"\n'
+    (folder / "cortex.toml").write_text(f'models_config = "models.toml"\n{text}endpoint = "{endpoint}"\n')
+
+    done = CliRunner().invoke(main.main, ["check", "-c", str(folder / "cortex.toml")])
+
+    assert done.exit_code == 1
+    assert f"neurons[0].endpoint: is this gateway's own address (gateway.{key})" in done.stderr
+
+
+def test_neuron_on_another_host_or_port_is_no_gateway(folder):
+    """The same port elsewhere, and another port here."""
+    text = '[gateway]\nlisten = "127.0.0.1:4000"\n'
+    for number, endpoint in enumerate(("http://beast:4000", "http://127.0.0.1:4002")):
+        text += f'[[neurons]]\nname = "n{number}"\nendpoint = "{endpoint}"\n'
+    (folder / "cortex.toml").write_text(f'models_config = "models.toml"\n{text}')
+
+    assert cortex("check", "-c", folder / "cortex.toml").returncode == 0
 
 
 def test_config_of_the_working_directory_is_found(folder):
