@@ -19,6 +19,7 @@ from catalogue.toml.positions import KeyPath
 from catalogue.toml.types import (
     LARGEST_INTEGER,
     CheckedTable,
+    Flag,
     Name,
     Number,
     checked,
@@ -135,6 +136,9 @@ class AliasTable:
 
     echo: Echo = "model"
     """The `model` of a response: "model" (as the neuron reports it) or "alias" (as the client asked)."""
+
+    clamp_max_tokens: Flag | None = None
+    """Whether to lower `max_tokens` if it leaves no room for the prompt. No default: true for translated requests."""
 
     params: Parameters = field(default_factory=dict)
     """Members of a request's body, for clients that do not set them."""

@@ -150,6 +150,7 @@ def alias_json(alias: Alias) -> dict[str, Any]:
         "fallback": list(alias.fallback),
         "swap": alias.swap,
         "echo": alias.echo,
+        "clamp_max_tokens": alias.clamp_max_tokens,
         "params": {key: json.loads(value) for key, value in alias.params.items()},
         "force": {key: json.loads(value) for key, value in alias.force.items()},
         "deadline_seconds": alias.deadline_seconds,

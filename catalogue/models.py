@@ -201,6 +201,7 @@ class Alias:
     fallback: tuple[str, ...] = ()
     swap: Swap = "warm"
     echo: Echo = "model"
+    clamp_max_tokens: bool | None = None
     params: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     force: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     deadline_seconds: float | None = None
@@ -212,7 +213,8 @@ class Alias:
 
     def __post_init__(self) -> None:
         more = (self.fallback, self.params, self.force, self.deadline_seconds, self.shadow, self.hedge)
-        is_plain = len(self.targets) == 1 and self.echo == "model" and not any(more)
+        has_defaults = self.echo == "model" and self.clamp_max_tokens is None
+        is_plain = len(self.targets) == 1 and has_defaults and not any(more)
         object.__setattr__(self, "target", self.by_weight[0])
         object.__setattr__(self, "is_plain", is_plain)
 

@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 import re
+import time
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from math import ceil
 from typing import Any
 
 import msgspec
 
 from gateway import errors
 from gateway.asgi import Headers
+from gateway.dialects.token_room import TokenRefusal, read_token_refusal
 from gateway.http.error_body import decode_error_body, error_text
 from gateway.http.response_parser import UpstreamResponse
 
-__all__ = ["UpstreamErrorResponse", "from_stream", "is_context_overflow"]
+__all__ = ["UpstreamErrorResponse", "error_response_in", "from_stream", "is_context_overflow"]
 
 BODY_LIMIT_BYTES = 64 * 1024  # an error body is buffered, logged and perhaps translated
 RETRY_AFTER_DIGITS = 9  # 30 years; a longer number overflows the deadline it is turned into
@@ -45,7 +50,7 @@ class UpstreamErrorResponse(msgspec.Struct):
     @property
     def may_differ_elsewhere(self) -> bool:
         """Whether another neuron may accept the same request: the fault is this neuron's, not the request's."""
-        return (self.status == 429 or self.status >= 500) and not self.is_context_overflow
+        return (self.status == 429 or self.status >= 500) and not self._rejects_length
 
     @property
     def is_context_overflow(self) -> bool:
@@ -58,13 +63,24 @@ class UpstreamErrorResponse(msgspec.Struct):
     @property
     def is_failure(self) -> bool:
         """Whether the neuron failed. A neuron that is busy (429, 503) or rejects the request has not failed."""
-        return self.status >= 500 and self.status != 503 and not self.is_context_overflow
+        return self.status >= 500 and self.status != 503 and not self._rejects_length
+
+    @property
+    def token_refusal(self) -> TokenRefusal | None:
+        """What the neuron says about `max_tokens`, if that is what it rejects."""
+        return None if self.status in _NEVER_OVERFLOW else read_token_refusal(self.message)
+
+    @property
+    def _rejects_length(self) -> bool:
+        return self.is_context_overflow or self.token_refusal is not None
 
     @property
     def retry_after_s(self) -> int | None:
-        """The Retry-After header if it is a number of seconds; None if it is a date, absent or absurdly long."""
-        value = next((value for name, value in self.headers if name == b"retry-after"), b"")
-        return int(value) if value.isdigit() and len(value) <= RETRY_AFTER_DIGITS else None
+        """The Retry-After header in seconds from now; None if it is absent, invalid or absurdly long."""
+        value = next((value for name, value in self.headers if name == b"retry-after"), b"").strip()
+        if value.isdigit():
+            return int(value) if len(value) <= RETRY_AFTER_DIGITS else None
+        return _seconds_until(value.decode("latin-1"))
 
     @property
     def value(self) -> dict[str, Any] | str:
@@ -78,6 +94,8 @@ class UpstreamErrorResponse(msgspec.Struct):
 
     def as_error(self) -> errors.GatewayError:
         """The matching error of the gateway, for a client that can no longer get the neuron's own status."""
+        if (refusal := self.token_refusal) is not None:
+            return _quoting(_too_many_tokens(refusal, self.message))
         kind = errors.ContextLengthExceeded if self.is_context_overflow else _BY_STATUS.get(self.status)
         if kind is None:
             kind = errors.BadRequest if self.status < 500 else errors.ServiceUnavailable
@@ -96,7 +114,10 @@ class UpstreamErrorResponse(msgspec.Struct):
         return _JSON, errors.envelope_of(error.message, error.type, error.code)
 
     def openai_form_with_code(self) -> tuple[bytes, bytes]:
-        """As `openai_form`, but an error about the prompt's length always has the code that clients look for."""
+        """As `openai_form`, but an error about lengths always has the code or the words that clients look for."""
+        if (refusal := self.token_refusal) is not None:
+            error = _too_many_tokens(refusal, self.message, "max_output_tokens")
+            return _JSON, errors.envelope(error)
         if not self.is_context_overflow:
             return self.openai_form()
         return _JSON, errors.envelope(errors.ContextLengthExceeded(self.message))
@@ -116,11 +137,35 @@ def from_stream(value: object) -> errors.GatewayError:
     message = error_text({"error": value}) or "the neuron reported an error inside its stream"
     if status in {429, 503, 529}:
         return _quoting(errors.ServiceUnavailable(message))
+    if (refusal := read_token_refusal(message)) is not None:
+        return _quoting(_too_many_tokens(refusal, message))
     if is_context_overflow(value):
         return _quoting(errors.ContextLengthExceeded(message))
     if 400 <= status < 500:
         return _quoting(errors.BadRequest(message))
     return _quoting(errors.UpstreamConnectionError(message))
+
+
+def error_response_in(value: object) -> UpstreamErrorResponse:
+    """The error response that stands for the `error` of a stream: the same error under its own status."""
+    status = _status_in(value)
+    body = msgspec.json.encode({"error": value})[:BODY_LIMIT_BYTES]
+    return UpstreamErrorResponse(status if 400 <= status < 600 else 502, [(b"content-type", _JSON)], body)
+
+
+def _too_many_tokens(refusal: TokenRefusal, message: str, param: str = "max_tokens") -> errors.BadRequest:
+    words = refusal.message
+    return errors.BadRequest(message if words is None else words.replace("max_tokens", param), param=param)
+
+
+def _seconds_until(date: str) -> int | None:
+    """The seconds until an HTTP-date (RFC 9110, section 5.6.7), 0 for one that has passed; None if it is no date."""
+    try:
+        at = parsedate_to_datetime(date)
+        seconds = at.replace(tzinfo=at.tzinfo or UTC).timestamp() - time.time()
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return None
+    return max(ceil(seconds), 0) if seconds < 10**RETRY_AFTER_DIGITS else None
 
 
 def _quoting(error: errors.GatewayError) -> errors.GatewayError:
@@ -143,9 +188,11 @@ _OVERFLOW_WORDS = re.compile(
 
 def is_context_overflow(value: object) -> bool:
     """Whether the `error` of a neuron, an object or a text, says that the prompt is longer than the model's context."""
+    text = error_text({"error": value})
+    if text is not None and read_token_refusal(text) is not None:
+        return False  # a shorter answer fits
     if isinstance(value, dict) and (_OVERFLOW_CODES & {str(value.get("code")), str(value.get("type"))}):
         return True
-    text = error_text({"error": value})
     return text is not None and _OVERFLOW_WORDS.search(text) is not None
 
 
@@ -153,8 +200,10 @@ def _status_in(value: object) -> int:
     """The HTTP status that such an error stands for: engines put it into `code`, or imply it by `type`."""
     error: dict[str, Any] = value if isinstance(value, dict) else {}
     code, type_ = error.get("code"), str(error.get("type"))
+    if isinstance(code, str) and code.isdigit() and len(code) == 3:
+        code = int(code)
     if isinstance(code, int):
         return code
     if "rate_limit" in type_ or "overloaded" in type_:
         return 503
-    return 400 if type_ == "invalid_request_error" or code == "context_length_exceeded" else 502
+    return 400 if type_ in {"invalid_request_error", "BadRequestError"} or code == "context_length_exceeded" else 502

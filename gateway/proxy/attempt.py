@@ -19,7 +19,8 @@ from gateway.asgi import Headers
 from gateway.dialects import OutgoingRequest, Translation
 from gateway.dialects.json_splice import edit
 from gateway.dialects.rename_model import ModelRenamer
-from gateway.dialects.upstream_errors import UpstreamErrorResponse
+from gateway.dialects.token_room import with_room
+from gateway.dialects.upstream_errors import UpstreamErrorResponse, error_response_in
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
@@ -142,7 +143,8 @@ class Attempt:
             self._failed(failure)
             raise
         except (errors.UpstreamError, errors.DeadlineExceeded) as error:
-            retriable = Retriable(error, unreachable=not isinstance(error, errors.UpstreamMalformedResponse))
+            is_lost = not (error.is_neurons_text or isinstance(error, errors.UpstreamMalformedResponse))
+            retriable = Retriable(error, unreachable=is_lost)
             if self._client.committed:
                 # No other replica can take over, but the next requests can avoid this neuron.
                 self._report(retriable)
@@ -156,6 +158,16 @@ class Attempt:
         self.translation, self._ignored = outgoing.translation, outgoing.ignored
         if self._policy is not None:
             outgoing = self._apply_alias(outgoing, self._policy)
+        try:
+            await self._send(outgoing)
+        except RefusedByUpstream as refused:
+            shorter = self._with_shorter_answer(outgoing, refused.refusal)
+            if shorter is None:
+                raise
+            await self._send(shorter)
+
+    async def _send(self, outgoing: OutgoingRequest) -> None:
+        route, request = self.route, self._request
         headers = outgoing_headers(request, translated=outgoing.translation is not None)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body, upload=outgoing.upload)
         sent_at = trio.current_time()
@@ -182,6 +194,32 @@ class Attempt:
             return outgoing
         return outgoing._replace(body=edit(outgoing.body, policy.params, policy.force))
 
+    def _with_shorter_answer(self, outgoing: OutgoingRequest, refusal: UpstreamErrorResponse) -> OutgoingRequest | None:
+        """The request with as many tokens for the answer as the neuron has room for; None to pass the refusal on.
+
+        By default only for a request that the gateway has translated: a client of the neuron's own dialect gets its
+        refusal. A body that must pass unchanged is only shortened for an engine, and if the alias asks for it.
+        """
+        token_refusal = refusal.token_refusal
+        if token_refusal is None or not outgoing.body:
+            return None
+        is_translated = outgoing.path != self._request.path
+        wanted = None if self._policy is None else self._policy.clamp_max_tokens
+        if not (is_translated if wanted is None else wanted and (is_translated or self.route.access is not None)):
+            return None
+        body = with_room(outgoing.body, token_refusal)
+        if body is None:
+            return None
+        log.info(
+            "max_tokens_clamped",
+            request_id=self._record.request_id,
+            model=self._record.routing.model,
+            node=self.route.node,
+            prompt_tokens=token_refusal.prompt,
+            room=token_refusal.room,
+        )
+        return outgoing._replace(body=body)
+
     # Relaying the answer...
 
     async def _relay_stream(self, response: UpstreamResponse) -> None:
@@ -192,6 +230,8 @@ class Attempt:
         frames_all = self.translation is not None and not self.translation.passes_text
         stream = UpstreamStream(response, meter, self.transcript, frames_all=frames_all)
         preamble = await stream.read_preamble(self.phases)
+        if meter.error and frames_all and not meter.generated and (error := stream.reported_error()) is not None:
+            self._refuse(error_response_in(error))  # nothing was sent yet: as if it had come with its own status
         await self._win(response)
         self._keepalive.head = head
         self._record.stream, self._record.answer.meter = True, meter
@@ -256,7 +296,9 @@ class Attempt:
     # Failures...
 
     async def _raise_refusal(self, response: UpstreamResponse) -> NoReturn:
-        refusal = await UpstreamErrorResponse.read(response)
+        self._refuse(await UpstreamErrorResponse.read(response))
+
+    def _refuse(self, refusal: UpstreamErrorResponse) -> NoReturn:
         error = refusal.as_error()
         self._record.ignored = self._ignored
         error.quotes_prompt = quotes_prompt(error.message, self._request.body)
@@ -265,7 +307,7 @@ class Attempt:
             request_id=self._record.request_id,
             model=self._record.routing.model,
             node=self.route.node,
-            status=response.status,
+            status=refusal.status,
             body=refusal.body.decode("utf-8", "replace"),
         )
         if refusal.not_loaded:

@@ -37,10 +37,13 @@ class Retriable(Exception):
 
     @property
     def may_be_the_request(self) -> bool:
-        """Whether the request itself may have caused it: the neuron answered 5xx (not 503) or malformed HTTP."""
+        """Whether the request itself may have caused it.
+
+        The neuron answered 5xx (not 503), reported an error inside its answer, or sent malformed HTTP.
+        """
         if self.refusal is not None:
             return self.refusal.is_failure
-        return isinstance(self.error, errors.UpstreamMalformedResponse)
+        return self.error.is_neurons_text or isinstance(self.error, errors.UpstreamMalformedResponse)
 
 
 class RefusedByUpstream(Exception):

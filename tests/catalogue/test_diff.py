@@ -60,6 +60,7 @@ DEFAULTS = {
     "fallback": [],
     "swap": "warm",
     "echo": "model",
+    "clamp_max_tokens": None,
     "params": {},
     "force": {},
     "deadline_seconds": None,

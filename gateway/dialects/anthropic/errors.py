@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway import errors
+from gateway.dialects.token_room import read_token_refusal
 from gateway.dialects.upstream_errors import UpstreamErrorResponse, is_context_overflow
 from gateway.http import sse
 
@@ -60,6 +61,12 @@ def _body(status: int, message: str, request_id: str, *, code: object = None, ty
 
 
 def _in_anthropics_words(message: str, code: object) -> str:
-    """Coding clients compact a conversation only if the error message contains "prompt is too long"."""
+    """Coding clients compact a conversation only if the error message contains "prompt is too long".
+
+    They lower `max_tokens` only for "input length and `max_tokens` exceed context limit".
+    """
+    refusal = read_token_refusal(message)
+    if refusal is not None:
+        return refusal.message or message
     too_long = code == "context_length_exceeded" or is_context_overflow(message)
     return f"prompt is too long: {message}" if too_long and "prompt is too long" not in message else message

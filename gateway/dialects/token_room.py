@@ -1,0 +1,143 @@
+"""Refusals because prompt and `max_tokens` together exceed a model's context: what the engine counted, and the room.
+
+Engines refuse these with the status of a prompt that is too long, but a client must react in another way: shorten the
+answer, not the conversation. The texts are those of the engines named beside each pattern. No I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gateway.dialects.json_splice import edit
+from gateway.errors import BadRequest
+
+__all__ = ["TokenRefusal", "read_token_refusal", "with_room"]
+
+TEXT_LIMIT = 4096  # characters of a refusal that are searched; the texts have a few hundred
+
+# Named groups: p prompt, m the answer asked for, t both, c the context, r the largest answer. "at least" before a count
+# of the prompt means that the engine has not counted all of it.
+_NUMBER = r"(?P<{}>\d{{1,12}})"
+_P, _M, _T, _C, _R = (_NUMBER.format(name) for name in "pmtcr")
+_PATTERNS = tuple(
+    re.compile(pattern, re.IGNORECASE | re.DOTALL)
+    for pattern in (
+        # Anthropic's API, and this gateway
+        rf"input length and `?max_(?:output_)?tokens`? exceed context limit: {_P} \+ {_M} > {_C}",
+        # vLLM
+        rf"is too large: {_M}\..{{0,80}}?context length is {_C} tokens and your request has {_P} input tokens",
+        rf"context length is {_C} tokens.{{0,80}}?requested {_M} output tokens.{{0,40}}? (?P<least>least )?{_P} input",
+        rf"passed {_P} input tokens and requested {_M} output tokens.{{0,80}}?context length is only {_C} tokens",
+        # OpenAI, older vLLM, llama-cpp-python, OpenRouter: "(13000 in the messages, 32000 in the completion)"
+        rf"context length is {_C} tokens.{{0,80}}?requested (?:about )?{_T} tokens \((?P<parts>[^)]{{1,200}})\)",
+        # SGLang, which wants the sum to be below the limit
+        rf"(?P<below>context length of) {_C} tokens.{{0,120}}?{_P} tokens from the input messages and {_M} tokens",
+        # TGI
+        rf"must be <= {_C}\. Given: {_P} `inputs` tokens and {_M} `max_new_tokens`",
+        # DeepInfra
+        rf"generation length {_M} is not.{{0,60}}?prompt is {_P} tokens.{{0,200}}?sequence length is just {_C}",
+        # TensorRT-LLM
+        rf"sum of prompt length \({_P}(?:\.0)?\).{{0,80}}?max_tokens \({_M}\) should not exceed \w+ \({_C}\)",
+        # Cerebras
+        rf"length of the messages or completion.{{0,40}}?current length is {_T} while limit is {_C}",
+        # Limits of the answer alone: OpenAI, Anthropic, DeepSeek, Groq
+        rf"too large: {_M}\. This model supports at most {_R} completion tokens",
+        rf"max_tokens: {_M} > {_R}, which is the maximum allowed number of output tokens",
+        rf"valid range of max_(?:completion_)?tokens is \[\d+, ?{_R}\]",
+        rf"max_(?:\w{{1,12}}_)?tokens\W[^.]{{0,40}}?(?:at most|less than or equal to|<=|not exceed)\W{{0,3}}{_R}",
+    )
+)
+_PART = re.compile(r"(\d{1,12}) (?:in|of|for|from) ", re.IGNORECASE)
+
+
+class TokenRefusal(NamedTuple):
+    """What an engine counted, in tokens; None for what it does not say.
+
+    Attributes:
+        room: The longest answer that the engine allows for this prompt.
+        prompt: The prompt.
+        answer: What the request asked for.
+        context: The limit for prompt and answer together.
+        total: Prompt and `answer` together, if that is all it says.
+    """
+
+    room: int | None = None
+    prompt: int | None = None
+    answer: int | None = None
+    context: int | None = None
+    total: int | None = None
+
+    @property
+    def message(self) -> str | None:
+        """The error in the words of Anthropic's API, by which clients lower `max_tokens`; None for want of a number."""
+        if self.answer is None:
+            return None
+        if self.prompt is None or self.context is None:
+            return f"max_tokens: {self.answer} > {self.room}, which is the maximum allowed number of output tokens"
+        return (
+            f"input length and `max_tokens` exceed context limit: {self.prompt} + {self.answer} > {self.context}, "
+            "decrease input length or `max_tokens` and try again"
+        )
+
+
+def read_token_refusal(message: str) -> TokenRefusal | None:
+    """What an error text says about `max_tokens`; None if it is about something else, a too long prompt included."""
+    text = message[:TEXT_LIMIT]
+    for pattern in _PATTERNS:
+        match = pattern.search(text)
+        if match is not None:
+            return _refusal({name: found for name, found in match.groupdict().items() if found is not None})
+    return None
+
+
+def _refusal(found: Mapping[str, str]) -> TokenRefusal | None:
+    count = {name: int(text) for name, text in found.items() if text.isdigit()}
+    if "r" in count:
+        return TokenRefusal(count["r"], answer=count.get("m")) if count["r"] > 0 else None
+    prompt, answer, context = count.get("p"), count.get("m"), count["c"]
+    if "parts" in found:
+        prompt, answer = _prompt_and_answer(found["parts"])
+    if prompt is None:
+        return TokenRefusal(context=context, total=count["t"]) if "t" in count and "parts" not in found else None
+    room = context - prompt - ("below" in found)
+    if room < 1:
+        return None  # the prompt alone is too long
+    return TokenRefusal(None if "least" in found else room, prompt, answer, context)
+
+
+def _prompt_and_answer(parts: str) -> tuple[int | None, int | None]:
+    """The counts in "13000 of text input, 500 of tool input, 32000 in the output"; the last one is the answer's."""
+    counts = [int(count) for count in _PART.findall(parts)]
+    return (sum(counts[:-1]), counts[-1]) if len(counts) > 1 else (None, None)
+
+
+def with_room(body: bytes, refusal: TokenRefusal) -> bytes | None:
+    """The request's body with the answer's length lowered to the room; None if there is no room or nothing to lower."""
+    try:
+        fields = msgspec.json.decode(body, type=_AnswerLimits)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    limits = {key: getattr(fields, key) for key in _AnswerLimits.__struct_fields__}
+    asked = {key: limit for key, limit in limits.items() if isinstance(limit, int) and not isinstance(limit, bool)}
+    room = refusal.room
+    if room is None and refusal.total is not None and refusal.context is not None and asked:
+        room = max(asked.values()) - (refusal.total - refusal.context)
+    if room is None or room < 1:
+        return None
+    lowered = {key: str(room) for key, limit in asked.items() if limit > room}
+    try:
+        return edit(body, {}, lowered) if lowered else None
+    except BadRequest:  # a key twice: the engine's own refusal is the better answer
+        return None
+
+
+class _AnswerLimits(msgspec.Struct):
+    """Every name that the APIs have for the longest answer."""
+
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
