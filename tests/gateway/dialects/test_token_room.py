@@ -19,7 +19,7 @@ BOTH_LIMITED = {
     "and your prompt contains 13000 input tokens, for a total of 45000 tokens. Please reduce the length of the input.",
     "vllm-passed": "You passed 13000 input tokens and requested 32000 output tokens. However, the model's context "
     "length is only 32768 tokens, resulting in a maximum input length of 768 tokens.",
-    "vllm-old": "This model's maximum context length is 32768 tokens. However, you requested 45000 tokens (13000 in the "
+    "vllm-old": "maximum context length is 32768 tokens. However, you requested 45000 tokens (13000 in the "
     "messages, 32000 in the completion). Please reduce the length of the messages or completion.",
     "openai": "This model's maximum context length is 32768 tokens. However, you requested 45000 tokens (12000 in the "
     "messages, 1000 in the functions, and 32000 in the completion).",
