@@ -13,9 +13,14 @@ Statuses and codes are a closed list: docs/api.md.
     |   |   +-- ModelNotFound
     |   +-- MethodNotAllowed        405
     |   +-- RequestTimeout          408
+    |   +-- Conflict                409
+    |   |   +-- NotInForceOnDisk
+    |   +-- PreconditionFailed      412
     |   +-- BodyTooLarge            413
     |   +-- UnsupportedMediaType    415
     |   |   +-- UnsupportedEncoding
+    |   +-- InvalidCatalogue        422
+    |   +-- PreconditionRequired    428
     |   +-- RateLimited             429
     |   +-- HeadersTooLarge         431
     +-- InternalError               500  a bug in the gateway; the log has the traceback
@@ -161,6 +166,40 @@ class MethodNotAllowed(BadRequest):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Adds `allow`."""
         return [*super().headers, (b"allow", ", ".join(self.allow).encode())]
+
+
+class Conflict(BadRequest):
+    """The change contradicts the present state; nothing was changed."""
+
+    status = 409
+    code = "conflict"
+
+
+class NotInForceOnDisk(Conflict):
+    """The `models.toml` on disk is not the one in force, so an edit would bring more into force than itself."""
+
+    code = "file_not_in_force"
+
+
+class PreconditionFailed(BadRequest):
+    """`If-Match` names another version than the present one (RFC 9110, section 13.1.1)."""
+
+    status = 412
+    code = "precondition_failed"
+
+
+class InvalidCatalogue(BadRequest):
+    """The change would make `models.toml` faulty; the message lists every fault."""
+
+    status = 422
+    code = "invalid_catalogue"
+
+
+class PreconditionRequired(BadRequest):
+    """The change needs `If-Match`, so that it cannot undo another change by accident (RFC 6585, section 3)."""
+
+    status = 428
+    code = "precondition_required"
 
 
 class BodyTooLarge(BadRequest):

@@ -6,9 +6,8 @@ import hmac
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-import msgspec
 import trio
 from quart import Response, request
 from quart_trio import QuartTrio
@@ -17,6 +16,7 @@ from catalogue.load import parse
 from catalogue.models import Catalogue
 from catalogue.toml.faults import FaultyFile
 from gateway import __version__, errors
+from gateway.aliases.catalogue_edits import CatalogueEdits
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.plan import ChangePlan
 from gateway.aliases.rollout import RolloutController
@@ -28,7 +28,8 @@ from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.state import Fleet
 from gateway.proxy.shadow.shadower import Shadower
 from gateway.proxy.shadow.summary import summary
-from gateway.server.admin_bodies import DrainBody, PlacementBody
+from gateway.server.admin_bodies import DrainBody, PlacementBody, decode_body
+from gateway.server.admin_catalogue import ACTOR, CatalogueRoutes, mount_catalogue_routes, reload_json
 from gateway.server.openapi.admin import admin_document
 from gateway.server.quart_app import json_response, mount_document, new_app
 from gateway.telemetry.explain import explain_requests
@@ -37,8 +38,6 @@ from gateway.telemetry.request_log import RequestLog
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["AdminContext", "make_app"]
-
-ACTOR = "admin"  # the name in the audit trail of everyone who uses the token
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,7 @@ class AdminContext:
     token: str | None
     remembered_requests: int
     catalogue: CatalogueStore
+    edits: CatalogueEdits
     fleet: Fleet
     scheduler: LoadScheduler
     manual_loads: ManualLoads
@@ -85,6 +85,7 @@ def make_app(context: AdminContext) -> QuartTrio:
             _check_token(context.token, request.headers.get("authorization", ""))
 
     _mount_catalogue(app, context)
+    mount_catalogue_routes(app, CatalogueRoutes(context.catalogue, context.edits))
     _mount_requests(app, context)
     _mount_fleet(app, context)
     _mount_models(app, context)
@@ -103,15 +104,7 @@ def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
     @app.post("/admin/reload")
     async def reload() -> Response:
         result = await context.catalogue.reload(actor=ACTOR)
-        body = {
-            "result": result.result,
-            "generation": result.catalogue.generation,
-            "digest": result.catalogue.digest,
-            "diff": result.diff.as_json(),
-            "warming": sorted(result.catalogue.warming),
-            "faults": [fault.as_json(with_path=False) for fault in result.faults],
-        }
-        return json_response(body, 422 if result.faults else 200)
+        return json_response(reload_json(result), 422 if result.faults else 200)
 
     @app.post("/admin/plan")
     async def plan() -> Response:
@@ -210,7 +203,7 @@ def _mount_fleet(app: QuartTrio, context: AdminContext) -> None:
 
     @app.post("/admin/nodes/<name>/drain")
     async def drain(name: str) -> Response:
-        body = await _decode_body(DrainBody)
+        body = await decode_body(DrainBody)
         return json_response(context.drains.drain(known(name), move=body.move))
 
     @app.post("/admin/nodes/<name>/undrain")
@@ -221,23 +214,11 @@ def _mount_fleet(app: QuartTrio, context: AdminContext) -> None:
 def _mount_models(app: QuartTrio, context: AdminContext) -> None:
     @app.post("/admin/load")
     async def load() -> Response:
-        body = await _decode_body(PlacementBody)
+        body = await decode_body(PlacementBody)
         loading = context.manual_loads.load(body.model, body.node)
         return json_response(loading, 200 if loading.state == "loaded" else 202)
 
     @app.post("/admin/unload")
     async def unload() -> Response:
-        body = await _decode_body(PlacementBody)
+        body = await decode_body(PlacementBody)
         return json_response(context.manual_loads.unload(body.model, body.node), 202)
-
-
-_Body = TypeVar("_Body")
-
-
-async def _decode_body(kind: type[_Body]) -> _Body:
-    """The request's body as `kind`; an empty body is `{}`. Raises MalformedJson."""
-    data = await request.get_data(as_text=False)
-    try:
-        return msgspec.json.decode(data or b"{}", type=kind)
-    except msgspec.MsgspecError as error:
-        raise errors.MalformedJson(f"invalid request body: {error}") from error

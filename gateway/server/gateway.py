@@ -13,6 +13,7 @@ from catalogue.models import Catalogue
 from gateway import __version__
 from gateway.aliases import plan as planning
 from gateway.aliases.auditor import Auditor
+from gateway.aliases.catalogue_edits import CatalogueEdits
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.plan import ChangePlan
@@ -28,6 +29,7 @@ from gateway.fleet.control.poller import Poller
 from gateway.fleet.loading.drain import Drains
 from gateway.fleet.loading.manual import ManualLoads
 from gateway.fleet.loading.scheduler import LoadScheduler
+from gateway.fleet.model_names import known_names
 from gateway.fleet.readiness import FleetReadiness
 from gateway.fleet.routing.queue import AdmissionQueues
 from gateway.fleet.state import Fleet
@@ -78,6 +80,7 @@ class Gateway:
         self.auditor = Auditor(
             self.catalogue_files, self.catalogue_store, plan=lambda old, new: self._plan(old, new).as_short_json()
         )
+        self.edits = CatalogueEdits(self.catalogue_files, self.catalogue_store, known_models=self._known_models)
         self.rollouts = RolloutController(
             self.catalogue_files,
             self.catalogue_store,
@@ -157,6 +160,7 @@ class Gateway:
             token=self.settings.admin.token,
             remembered_requests=self.settings.limits.explain_requests,
             catalogue=self.catalogue_store,
+            edits=self.edits,
             fleet=self.fleet,
             scheduler=self.scheduler,
             manual_loads=self.manual_loads,
@@ -180,6 +184,11 @@ class Gateway:
             health=self._health,
             ready=lambda: self.fleet.statistics().ever_answered,
         )
+
+    def _known_models(self) -> list[str]:
+        """The models that the catalogue or a neuron has."""
+        catalogue = self.catalogue_store.current
+        return [name for name in known_names(self.fleet, catalogue) if name not in catalogue.aliases]
 
     def _plan(self, old: Catalogue, new: Catalogue) -> ChangePlan:
         """What a change from one catalogue to the other requires of the fleet as it is now."""

@@ -15,7 +15,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from catalogue.toml.parse import parse_toml
 
-__all__ = ["CannotEdit", "remove_alias", "restore_alias", "set_alias"]
+__all__ = ["CannotEdit", "alias_keys", "put_alias", "remove_alias", "restore_alias", "set_alias"]
 
 _BYTE_ORDER_MARK = "\ufeff"
 _DEFAULT_SWAP = "warm"
@@ -52,6 +52,49 @@ def set_alias(data: bytes, name: str, targets: Mapping[str, float], *, swap: str
     else:
         _put(aliases, name, _shortest_value(targets, swap), text)
     return text.edited(name)
+
+
+def put_alias(data: bytes, name: str, keys: Mapping[str, Any]) -> bytes:
+    """The file with the alias replaced by these keys, as in its table; only a `target` becomes a plain string.
+
+    Raises:
+        CannotEdit, FaultyFile: As for `set_alias`.
+    """
+    text = _Text(data)
+    aliases = text.aliases()
+    is_plain = keys.keys() == {"target"} and isinstance(keys["target"], str)
+    value: Any = _string(keys["target"]) if is_plain else tomlkit.value(_inline(keys))
+    if isinstance(aliases.get(name), items.AbstractTable) and not is_plain:
+        _make_equal(aliases[name], value)  # in place: replacing a table would move the text around it
+    else:
+        _put(aliases, name, value, text)
+    return text.edited(name)
+
+
+def _inline(value: object) -> str:
+    """TOML on one line; null is left out, as TOML has none."""
+    match value:
+        case Mapping():
+            pairs = (f"{_key(key)} = {_inline(each)}" for key, each in value.items() if each is not None)
+            return f"{{ {', '.join(pairs)} }}"
+        case list() | tuple():
+            return f"[{', '.join(_inline(each) for each in value)}]"
+        case str():
+            return _string(value).as_string()
+        case _:
+            return tomlkit.item(value).as_string()
+
+
+def _key(key: str) -> str:
+    return tomlkit.key(key).as_string()
+
+
+def alias_keys(data: bytes, name: str) -> dict[str, Any] | None:
+    """What the file says of the alias, as the keys of a table; None if it has no such alias. Raises FaultyFile."""
+    aliases = _aliases_of(data)
+    if name not in aliases:
+        return None
+    return {"target": aliases[name]} if isinstance(aliases[name], str) else dict(aliases[name])
 
 
 def remove_alias(data: bytes, name: str) -> bytes:

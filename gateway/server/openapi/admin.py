@@ -10,7 +10,7 @@ from gateway.fleet.loading.load_history import LoadView
 from gateway.fleet.loading.manual import LoadResponse, UnloadResponse
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.snapshot import NodeSnapshot
-from gateway.server.admin_bodies import DrainBody, PlacementBody
+from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, RolloutBody
 from gateway.server.openapi.schemas import (
     ADMIN_TYPES,
     COUNT,
@@ -18,6 +18,7 @@ from gateway.server.openapi.schemas import (
     JSON,
     STRING,
     TEXT,
+    TOML,
     Json,
     component_schemas,
     document,
@@ -39,7 +40,8 @@ def admin_document(version: str) -> bytes:
         "schemas": component_schemas(ADMIN_TYPES),
         "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
     }
-    return document("cortex: metrics and administration", version, _administration(), components)
+    paths = _administration() | _catalogue_paths()
+    return document("cortex: metrics and administration", version, paths, components)
 
 
 _REQUESTS = object_schema({"requests": list_schema({"type": "object"})})
@@ -118,6 +120,66 @@ def _administration() -> Json:
         },
         "/admin/nodes/{name}/undrain": {
             "post": _admin_operation("End the drain of a neuron", drain, path_parameter("name"))
+        },
+    }
+
+
+def _catalogue_paths() -> Json:
+    """Those of `admin_catalogue.py`."""
+    alias, file = path_parameter("name"), {"content": {TOML: {"schema": STRING}}}
+    edited = object_schema({"result": STRING, "generation": COUNT, "digest": STRING, "written": STRING})
+    if_match = {"name": "if-match", "in": "header", "required": True, "schema": STRING}
+    limit = {"name": "limit", "in": "query", "schema": COUNT}
+    refusals = {
+        "409": response("The change contradicts the present state.", ERRORS),
+        "412": response("The file on disk is another one.", ERRORS),
+        "422": response("The change would make the file faulty.", ERRORS),
+        "428": response("If-Match is missing.", ERRORS),
+    }
+
+    def change(summary: str, schema: Json, *parameters: Json) -> Json:
+        operation = _admin_operation(summary, schema, *parameters)
+        return operation | {"responses": operation["responses"] | refusals}
+
+    get_file = _admin_operation("Get models.toml: the file in force, or that on disk", STRING)
+    get_file["responses"]["200"] = response("The file; `ETag` is its hash.", file["content"])
+    get_file["parameters"] = [{"name": "source", "in": "query", "schema": {"enum": ["in_force", "disk"]}}]
+    anything, rollout = {"type": "object"}, change("Start a rollout", {"type": "object"}, alias)
+    rollout["responses"]["202"] = rollout["responses"].pop("200")
+    return {
+        "/admin/catalogue": {
+            "get": get_file,
+            "put": change("Replace models.toml", edited, if_match) | {"requestBody": {"required": True, **file}},
+        },
+        "/admin/aliases/{name}": {
+            "get": _admin_operation("Show an alias", anything, alias),
+            "put": change("Replace or add an alias", edited, alias, if_match)
+            | {"requestBody": {"required": True, "content": {JSON: {"schema": anything}}}},
+            "delete": change("Remove an alias", edited, alias, if_match),
+        },
+        "/admin/aliases/{name}/rollout": {
+            "get": _admin_operation("Show the last rollout of an alias", anything, alias),
+            "post": _with_body(rollout, RolloutBody, required=True),
+            "delete": change("End a running rollout", anything, alias),
+        },
+        "/admin/rollback": {
+            "post": _with_body(change("Restore an earlier version", edited), RollbackBody, required=False)
+        },
+        "/admin/history": {
+            "get": _admin_operation(
+                "List the versions of models.toml",
+                object_schema({"versions": list_schema(anything)}),
+                {"name": "alias", "in": "query", "schema": STRING},
+                limit,
+            )
+        },
+        "/admin/audit": {
+            "get": _admin_operation(
+                "Show or verify the audit log",
+                object_schema({"lines": list_schema(anything), "verification": anything}, "verification"),
+                {"name": "verify", "in": "query", "schema": {"type": "boolean"}},
+                limit,
+            )
         },
     }
 

@@ -16,7 +16,7 @@ from gateway.fleet.loading.load_history import LoadView
 from gateway.fleet.loading.manual import LoadResponse, UnloadResponse
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.snapshot import NodeSnapshot
-from gateway.server.admin_bodies import DrainBody, PlacementBody
+from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, RolloutBody
 from gateway.server.health import CatalogueStatus
 from gateway.server.models_api import Entry
 
@@ -31,6 +31,7 @@ __all__ = [
     "STREAM",
     "STRING",
     "TEXT",
+    "TOML",
     "Json",
     "component_schemas",
     "document",
@@ -46,11 +47,12 @@ __all__ = [
 Json: TypeAlias = dict[str, Any]
 
 JSON, STREAM, FORM, TEXT = "application/json", "text/event-stream", "multipart/form-data", "text/plain"
+TOML = "application/toml"
 
 PUBLIC_TYPES = (MessagesRequest, ResponsesRequest, Entry, Envelope, CatalogueStatus, SwapView)
 ADMIN_TYPES = (
     *(Envelope, CatalogueStatus, NodeSnapshot, LoadView, QueueView, SwapView),
-    *(DrainBody, DrainView, PlacementBody, LoadResponse, UnloadResponse),
+    *(DrainBody, DrainView, PlacementBody, LoadResponse, UnloadResponse, RollbackBody, RolloutBody),
 )
 
 

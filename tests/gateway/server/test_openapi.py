@@ -17,7 +17,7 @@ from gateway.server.path_hints import LOOKUPS
 from gateway.server.public_routes import PublicRoutes
 
 PUBLIC, ADMIN = json.loads(public_document("1.2.3")), json.loads(admin_document("1.2.3"))
-METHODS = {"get", "post", "delete"}
+METHODS = {"get", "post", "put", "patch", "delete"}
 
 
 def described(document):
@@ -34,7 +34,7 @@ def routed(app):
         for choice in choices[1].split(", ") if choices else [""]:
             path = re.sub(r"<any\(.*?\):\w+>", choice, rule.rule)
             path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", path)
-            found |= {(path, method.lower()) for method in rule.methods & {"GET", "POST", "DELETE"}}
+            found |= {(path, method.lower()) for method in rule.methods & {"GET", "POST", "PUT", "PATCH", "DELETE"}}
     return found
 
 
