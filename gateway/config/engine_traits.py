@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 __all__ = [
+    "ENGINES_THAT_STOP_ONLY_STREAMS",
     "ENGINES_WITHOUT_THINKING_SWITCH",
     "ENGINES_WITH_TOKENIZER",
     "ENGINES_WITH_USAGE",
@@ -46,6 +47,10 @@ class Backend:
             translations only: whether roles must alternate depends on the model's chat template, which no engine
             reports, and Anthropic's API merges them itself. True merges them in chat completions that would otherwise
             pass through, too.
+        is_engine: An inference engine or another server, not a neuron: an answer in another form than was asked for is
+            converted (`dialects.chat.pass_through`).
+        stops_only_streams: When the gateway closes the connection, it stops generating an answer only if that is a
+            stream. So a stream is asked for in any case, and assembled for a client that did not ask for one.
     """
 
     dialects: frozenset[str] = frozenset({"openai"})
@@ -55,6 +60,8 @@ class Backend:
     ask_usage: bool = False
     tokenizer: bool = False
     alternating_roles: bool | None = None
+    is_engine: bool = False
+    stops_only_streams: bool = False
 
 
 PLAIN = Backend()
@@ -64,5 +71,6 @@ ENGINES_WITH_USAGE = frozenset({"llamacpp", "lmstudio", "ollama", "sglang", "tab
 
 Not transformers serve, which refuses fields it does not know; not cortex, whose own neurons decide.
 """
+ENGINES_THAT_STOP_ONLY_STREAMS = frozenset({"llamacpp", "transformers"})
 ENGINES_WITH_TOKENIZER = frozenset({"vllm"})
 ENGINES_WITHOUT_THINKING_SWITCH = frozenset({"transformers"})  # it refuses fields it does not know

@@ -74,6 +74,11 @@ class Translation(Protocol):
         """An unfinished event longer than this is sent to the client as it arrives."""
         ...
 
+    @property
+    def converts(self) -> bool:
+        """Whether `stream_of` is there, and `whole` takes what `chat.assemble` makes of a stream."""
+        ...
+
     def feed(self, events: Sequence[Event]) -> bytes:
         """What the client gets for these events: whole events, often none. Never raises."""
         ...
@@ -92,6 +97,10 @@ class Translation(Protocol):
         Raises:
             GatewayError: `body` is not an answer of the upstream's dialect.
         """
+        ...
+
+    def stream_of(self, body: bytes) -> bytes:
+        """The client's whole stream for a whole answer: the upstream did not stream. Raises GatewayError as `whole`."""
         ...
 
 

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from gateway.dialects.chat.assemble import stream_datas
 from gateway.errors import GatewayError, UpstreamMalformedResponse
 from gateway.http import sse
 
-__all__ = ["ChatTranslation", "StreamMachine", "new_answer_id"]
-
-_ANSWER_ID_BYTES = 12
-
-
-def new_answer_id() -> str:
-    """The base of the ids that the gateway makes up for one answer, its items and its tool calls.
-
-    The request's id will not do: a client may send one `x-request-id` for a whole conversation.
-    """
-    return secrets.token_hex(_ANSWER_ID_BYTES)
+__all__ = ["ChatTranslation", "StreamMachine"]
 
 
 class StreamMachine(Protocol):
@@ -46,6 +36,7 @@ class ChatTranslation:
     __slots__ = ("_machine", "_whole", "keepalive_bytes")
 
     passes_text = False
+    converts = True
     held_limit_bytes = sse.EVENT_LIMIT_BYTES
 
     def __init__(
@@ -89,3 +80,10 @@ class ChatTranslation:
             GatewayError: It is not a chat completion, or reports an error.
         """
         return self._whole(body)
+
+    def stream_of(self, body: bytes) -> bytes:
+        """The client's stream for a whole chat completion. Raises GatewayError as `whole`."""
+        out = b"".join([self._machine.feed(data) for data in stream_datas(body)]) + self._machine.finish()
+        if self._machine.error is not None:
+            raise self._machine.error
+        return out

@@ -91,6 +91,7 @@ class UsageStripper:
     error: errors.GatewayError | None = None
     keepalive_bytes = sse.KEEP_ALIVE
     passes_text = True
+    converts = False
     held_limit_bytes = HELD_LIMIT_BYTES
 
     def __init__(self) -> None:
@@ -120,6 +121,10 @@ class UsageStripper:
 
     def whole(self, body: bytes) -> bytes:
         """The same body: an answer that is not a stream always has usage."""
+        return body
+
+    def stream_of(self, body: bytes) -> bytes:
+        """The same body."""
         return body
 
 

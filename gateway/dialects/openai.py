@@ -8,6 +8,7 @@ from gateway import errors
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, OutgoingRequest
+from gateway.dialects.chat.pass_through import EngineAnswer, asking_for_stream
 from gateway.dialects.include_usage import Edit, UsageStripper, asking_for_usage, edited
 from gateway.dialects.json_splice import splice
 from gateway.dialects.translation.alternation import merged_messages
@@ -39,26 +40,42 @@ class PassThroughRequest:
             if isinstance(form, bytes):
                 return OutgoingRequest(request.path, form)
             return OutgoingRequest(request.path, b"", upload=form)
+        edits, stripper = self._edits(backend)
+        is_completion = self._path in _COMPLETION_PATHS
+        translation = EngineAnswer(stripper) if backend.is_engine and is_completion else stripper
+        if not edits:
+            body = splice(request.body, request.model, model)
+        else:
+            if model != request.model.name:
+                edits.append(Edit(request.model.start, request.model.end, msgspec.json.encode(model)))
+            body = edited(request.body, *edits)
+        if backend.stops_only_streams and not request.model.stream and isinstance(translation, EngineAnswer):
+            body = asking_for_stream(body, ask_usage=backend.ask_usage) or body
+        return OutgoingRequest(request.path, body, translation)
+
+    @property
+    def _path(self) -> bytes:
+        return self._request.path.partition(b"?")[0]
+
+    def _edits(self, backend: Backend) -> tuple[list[Edit], UsageStripper | None]:
+        """The edits that the backend's traits ask for, and what removes the effect of one from the answer."""
+        request = self._request
         edits: list[Edit] = []
-        translation = None
-        if backend.ask_usage and request.model.stream and request.path.partition(b"?")[0] in _PATHS_WITH_USAGE:
+        stripper = None
+        if backend.ask_usage and request.model.stream and self._path in _COMPLETION_PATHS:
             usage_option = asking_for_usage(request.body)  # None if the client has decided about usage itself
             if usage_option is not None:
                 edits.append(usage_option)
-                translation = UsageStripper()
-        if backend.alternating_roles and request.path.partition(b"?")[0] == _CHAT_PATH:
+                stripper = UsageStripper()
+        if backend.alternating_roles and self._path == _CHAT_PATH:
             merged = merged_messages(request.body)
             if merged is not None:
                 edits.append(Edit(*merged))
-        if not edits:
-            return OutgoingRequest(request.path, splice(request.body, request.model, model))
-        if model != request.model.name:
-            edits.append(Edit(request.model.start, request.model.end, msgspec.json.encode(model)))
-        return OutgoingRequest(request.path, edited(request.body, *edits), translation)
+        return edits, stripper
 
 
 _CHAT_PATH = b"/v1/chat/completions"
-_PATHS_WITH_USAGE = frozenset({b"/v1/chat/completions", b"/v1/completions"})
+_COMPLETION_PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 
 
 class OpenAIDialect:

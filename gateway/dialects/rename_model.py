@@ -98,6 +98,11 @@ class ModelRenamer:
         """The other translation's, if there is one."""
         return sse.KEEP_ALIVE if self.then is None else self.then.keepalive_bytes
 
+    @property
+    def converts(self) -> bool:
+        """The other translation's, if there is one."""
+        return self.then is not None and self.then.converts
+
     def feed(self, events: Sequence[sse.Event]) -> bytes:
         """The events, renamed."""
         then = self.then
@@ -120,6 +125,11 @@ class ModelRenamer:
         """An answer that is not a stream, renamed."""
         body = renamed(body, self._name)
         return body if self.then is None else self.then.whole(body)
+
+    def stream_of(self, body: bytes) -> bytes:
+        """The stream of an answer that is none, renamed."""
+        body = renamed(body, self._name)
+        return body if self.then is None else self.then.stream_of(body)
 
     def _rename_data(self, event: sse.Event) -> sse.Event:
         if event.data is None or _KEY not in event.data:

@@ -197,7 +197,7 @@ class ToolCalls:
         if id_ is not None and (named := self._by_id.get(id_)) is not None:
             if call is None or call.engine_id != id_:
                 call = named
-            if _repeats(call, part):
+            if index in {None, call.index} and _repeats(call, part):
                 return call, ""
             if _name_of(part) and index not in {None, call.index}:
                 call = None  # one id for every call

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Literal, Protocol
 
 from gateway.config.engine_traits import (
+    ENGINES_THAT_STOP_ONLY_STREAMS,
     ENGINES_WITH_TOKENIZER,
     ENGINES_WITH_USAGE,
     ENGINES_WITHOUT_THINKING_SWITCH,
@@ -205,6 +206,8 @@ class Node:
             ask_usage=settings.engine in ENGINES_WITH_USAGE if settings.ask_usage is None else settings.ask_usage,
             tokenizer=settings.engine in ENGINES_WITH_TOKENIZER,
             alternating_roles=settings.alternating_roles,
+            is_engine=settings.kind == "openai",
+            stops_only_streams=settings.engine in ENGINES_THAT_STOP_ONLY_STREAMS,
         )
         self.healthy = False
         self.ever_answered = False

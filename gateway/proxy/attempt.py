@@ -25,7 +25,7 @@ from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
-from gateway.proxy import relay
+from gateway.proxy import conversion, relay
 from gateway.proxy.attempt_failures import AttemptFailures, RefusedByUpstream, Retriable
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.quoted_prompt import quotes_prompt
@@ -178,7 +178,10 @@ class Attempt:
                 is_stream = (response.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
                 if self._keep_transcript:
                     self.transcript = Transcript(sent_at)
-                await (self._relay_stream(response) if is_stream else self._relay_body(response))
+                if self.translation is not None and self.translation.converts:
+                    await self._relay_in_clients_form(response, self.translation, labelled=is_stream)
+                else:
+                    await (self._relay_stream(response) if is_stream else self._relay_body(response))
         self._record.outcome = "ok"
 
     def _apply_alias(self, outgoing: OutgoingRequest, policy: Alias) -> OutgoingRequest:
@@ -222,13 +225,53 @@ class Attempt:
 
     # Relaying the answer...
 
-    async def _relay_stream(self, response: UpstreamResponse) -> None:
+    async def _relay_in_clients_form(
+        self, response: UpstreamResponse, translation: Translation, *, labelled: bool
+    ) -> None:
+        """Relay an answer whose first bytes say whether it is a stream, whatever its content type says."""
+        if labelled and self._request.stream:
+            head = partial(self._head, response, streaming=True)
+            self._keepalive.stream_started(head if self.claim is None else None)
+        first = await conversion.first_bytes(response, self.phases)
+        is_stream = conversion.is_event_stream(first, labelled=labelled)
+        if self._request.stream and is_stream:
+            await self._relay_stream(response, first)
+        elif self._request.stream:
+            await self._relay_converted(response, translation, first)
+        elif is_stream:
+            await self._relay_assembled(response, translation, first)
+        else:
+            await self._relay_body(response, first)
+
+    async def _relay_converted(self, response: UpstreamResponse, translation: Translation, first: bytes) -> None:
+        await self._win(response)
+        self._record.timings.first_byte_at = trio.current_time()
+        meter = self._record.answer.body_meter(b"application/json")
+        body = await conversion.read_whole(response, first, self.phases)
+        meter.feed(body)
+        meter.finish()
+        self._record.answer.usage = meter.usage
+        if self.transcript is not None:
+            self.transcript.add_body(body)
+        head = partial(self._head, response, streaming=True, form=b"text/event-stream")
+        await conversion.relay_converted(body, self._keepalive, head=head, translation=translation)
+
+    async def _relay_assembled(self, response: UpstreamResponse, translation: Translation, first: bytes) -> None:
         meter = self._record.answer.stream_meter()
-        head = partial(self._head, response, streaming=True)
+        stream = UpstreamStream(response, meter, self.transcript, frames_all=True, first=first)
+        head = partial(self._head, response, streaming=False, form=b"application/json")
+        await self._win(response)
+        self._record.timings.first_byte_at = trio.current_time()
+        self._record.answer.meter = meter
+        await conversion.relay_assembled(stream, self.phases, self._keepalive, head=head, translation=translation)
+
+    async def _relay_stream(self, response: UpstreamResponse, first: bytes = b"") -> None:
+        meter = self._record.answer.stream_meter()
+        head = partial(self._head, response, streaming=True, form=b"text/event-stream" if first else None)
         # While another attempt may win, keep-alives go out under a head that names no neuron.
         self._keepalive.stream_started(head if self.claim is None else None)
         frames_all = self.translation is not None and not self.translation.passes_text
-        stream = UpstreamStream(response, meter, self.transcript, frames_all=frames_all)
+        stream = UpstreamStream(response, meter, self.transcript, frames_all=frames_all, first=first)
         preamble = await stream.read_preamble(self.phases)
         if meter.error and frames_all and not meter.generated and (error := stream.reported_error()) is not None:
             self._refuse(error_response_in(error))  # nothing was sent yet: as if it had come with its own status
@@ -237,18 +280,20 @@ class Attempt:
         self._record.stream, self._record.answer.meter = True, meter
         await relay.relay_stream(stream, preamble, self.phases, self._keepalive, translation=self.translation)
 
-    async def _relay_body(self, response: UpstreamResponse) -> None:
+    async def _relay_body(self, response: UpstreamResponse, first: bytes | None = None) -> None:
         self._require_unstarted()
+        form = None if first is None else b"application/json"
         if self.claim is None:
             self._keepalive.disable_keepalive()
-        first = await response.receive()
+        if first is None:
+            first = await response.receive()
         self._require_unstarted()
         await self._win(response)
         self._keepalive.disable_keepalive()
         self._record.stream = False  # whatever the client asked for: this body cannot carry an error event
         self._record.timings.first_byte_at = trio.current_time()
         meter = self._record.answer.body_meter(response.header(b"content-type"))
-        head = partial(self._head, response, streaming=False)
+        head = partial(self._head, response, streaming=False, form=form)
         is_json = b"json" in (response.header(b"content-type") or b"").lower()
         if isinstance(self.translation, ModelRenamer) and not is_json:
             self.translation = self.translation.then  # sound, for example, contains no model name
@@ -283,7 +328,8 @@ class Attempt:
         self._record.routing.node, self._record.upstream_status = self.route.node, response.status
         self._record.ignored = self._ignored
 
-    def _head(self, response: UpstreamResponse, *, streaming: bool) -> tuple[int, Headers]:
+    def _head(self, response: UpstreamResponse, *, streaming: bool, form: bytes | None = None) -> tuple[int, Headers]:
+        """Status and headers. `form` replaces a content type that is none of that form."""
         headers = response_headers.from_upstream(
             response.headers,
             self._record,
@@ -291,6 +337,8 @@ class Attempt:
             translated=self.translation is not None,
             extra=self._request.dialect.headers(self._record.request_id),
         )
+        if form is not None and form not in (response.header(b"content-type") or b"").lower():
+            headers = [(b"content-type", form), *(item for item in headers if item[0] != b"content-type")]
         return response.status, headers
 
     # Failures...

@@ -30,9 +30,10 @@ class UpstreamStream:
         transcript: Records the stream for a comparison with a shadow.
         frames_all: Whether `events` must be there for every chunk. Otherwise chunks of plain text deltas are not
             framed.
+        first: The beginning of the body, if that was read already.
     """
 
-    __slots__ = ("_reader", "_skims", "_transcript", "_upstream", "events", "meter")
+    __slots__ = ("_first", "_reader", "_skims", "_transcript", "_upstream", "events", "meter")
 
     def __init__(
         self,
@@ -41,7 +42,9 @@ class UpstreamStream:
         transcript: Transcript | None = None,
         *,
         frames_all: bool = False,
+        first: bytes = b"",
     ) -> None:
+        self._first = first
         self._upstream = upstream
         self.meter = meter
         self._transcript = transcript
@@ -93,7 +96,10 @@ class UpstreamStream:
             UpstreamConnectionError, UpstreamMalformedResponse: The upstream broke off before its terminator.
         """
         try:
-            chunk = await self._upstream.receive()
+            if self._first:
+                chunk, self._first = self._first, b""
+            else:
+                chunk = await self._upstream.receive()
         except UpstreamConnectionError:
             if not (self.meter.done or self._ends_in_terminator()):
                 raise

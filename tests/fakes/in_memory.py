@@ -59,7 +59,7 @@ class InMemoryGateway:
     """One gateway in front of neurons that all have the small model loaded, unless `loaded` names another per neuron.
 
     `neurons` are served in `nursery`, one task per connection, as behind a listener. A callable gets each stream
-    instead: a scripted neuron.
+    instead: a scripted neuron. `traits` are further settings of each.
     """
 
     def __init__(
@@ -70,11 +70,12 @@ class InMemoryGateway:
         *,
         alias: Alias | None = None,
         loaded: dict[str, str] | None = None,
+        traits: dict[str, object] | None = None,
     ) -> None:
         self.nursery = nursery
         self.neurons = neurons
         self.connections = 0
-        named = tuple(NeuronSettings(name, f"http://{name}:13131") for name in neurons)
+        named = tuple(NeuronSettings(name, f"http://{name}:13131", **(traits or {})) for name in neurons)
         self.settings = settings or Settings()
         self.fleet = Fleet(named, misses=3)
         for name in neurons:

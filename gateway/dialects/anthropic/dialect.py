@@ -10,6 +10,7 @@ from gateway.dialects import ClientRequest, OutgoingRequest
 from gateway.dialects.anthropic import errors, response
 from gateway.dialects.anthropic.request import MessagesAsChat, translate
 from gateway.dialects.anthropic.stream import PING, MessagesStream
+from gateway.dialects.chat.pass_through import asking_for_stream
 from gateway.dialects.chat_translator import ChatTranslation
 from gateway.dialects.json_splice import splice
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
@@ -51,6 +52,8 @@ class ParsedMessagesRequest:
         whole = partial(response.translate, context=context)
         translation = ChatTranslation(MessagesStream(context), whole, keepalive_bytes=PING)
         body = self.as_chat.encode(model, backend)
+        if backend.stops_only_streams and not request.model.stream:
+            body = asking_for_stream(body, ask_usage=backend.ask_usage) or body
         return OutgoingRequest(CHAT_PATH, body, translation, ignored=self.as_chat.ignored)
 
 

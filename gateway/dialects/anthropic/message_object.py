@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.dialects.chat import finish_reasons
-from gateway.dialects.chat_translator import new_answer_id
+from gateway.dialects.chat.answer_id import new_answer_id
 from gateway.dialects.tool_calls import decode_arguments
 from gateway.dialects.usage_fields import Usage
 

@@ -8,7 +8,9 @@ from gateway import errors as gateway_errors
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, OutgoingRequest
-from gateway.dialects.chat_translator import ChatTranslation, new_answer_id
+from gateway.dialects.chat.answer_id import new_answer_id
+from gateway.dialects.chat.pass_through import asking_for_stream
+from gateway.dialects.chat_translator import ChatTranslation
 from gateway.dialects.json_splice import splice
 from gateway.dialects.responses import errors, response
 from gateway.dialects.responses.request import ResponsesAsChat, translate
@@ -46,6 +48,8 @@ class ParsedResponsesRequest:
         context = self._as_chat.context(new_answer_id(), model)
         translation = ChatTranslation(ResponsesStream(context), partial(response.translate, context=context))
         body = self._as_chat.encode(model, backend)
+        if backend.stops_only_streams and not request.model.stream:
+            body = asking_for_stream(body, ask_usage=backend.ask_usage) or body
         return OutgoingRequest(CHAT_PATH, body, translation, ignored=self._as_chat.ignored)
 
 
