@@ -20,12 +20,13 @@ Statuses and codes are a closed list: docs/api.md.
     |   +-- UnsupportedMediaType    415
     |   |   +-- UnsupportedEncoding
     |   +-- InvalidCatalogue        422
+    |   +-- UpgradeRequired         426
     |   +-- PreconditionRequired    428
     |   +-- RateLimited             429
     |   +-- HeadersTooLarge         431
     +-- InternalError               500  a bug in the gateway; the log has the traceback
     +-- UpstreamError               502  the neuron failed
-    |   +-- UpstreamConnectionError, UpstreamMalformedResponse, ColdLoadFailed
+    |   +-- UpstreamConnectionError, UpstreamMalformedResponse, UpstreamAuthFailed, ColdLoadFailed
     |       +-- UpstreamUnreachable
     +-- ServiceUnavailable          503  temporary; Retry-After says when to try again
     |   +-- NoFeasibleNeuron, NoRoom, ShuttingDown, Overloaded
@@ -138,6 +139,11 @@ class InvalidApiKey(BadRequest):
     status = 401
     code = "invalid_api_key"
 
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Adds `www-authenticate`, which a 401 must have (RFC 9110, section 15.5.2)."""
+        return [*super().headers, (b"www-authenticate", b"Bearer")]
+
 
 class NotFound(BadRequest):
     """The path does not exist."""
@@ -217,12 +223,24 @@ class UnsupportedMediaType(BadRequest):
 
 
 class UnsupportedEncoding(UnsupportedMediaType):
-    """The request body is compressed."""
+    """The request body has a content coding that the gateway cannot decode."""
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Adds `accept-encoding` (RFC 9110, section 15.5.16)."""
-        return [*super().headers, (b"accept-encoding", b"identity")]
+        """Adds `accept-encoding`: the codings that would do (RFC 9110, section 15.5.16)."""
+        return [*super().headers, (b"accept-encoding", b"gzip, deflate, zstd")]
+
+
+class UpgradeRequired(BadRequest):
+    """The request offers WebSocket on an endpoint that only answers plain HTTP (RFC 9110, section 15.5.22)."""
+
+    status = 426
+    code = "upgrade_required"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Adds `upgrade`, which a 426 must have: the protocol to use instead."""
+        return [*super().headers, (b"upgrade", b"HTTP/1.1")]
 
 
 class RateLimited(BadRequest):
@@ -291,6 +309,12 @@ class UpstreamMalformedResponse(UpstreamError):
     """The neuron's response is not valid HTTP/1.1, or not what its endpoint must return."""
 
     code = "upstream_malformed_response"
+
+
+class UpstreamAuthFailed(UpstreamError):
+    """The neuron rejects the gateway's own credentials, which is no fault of the client."""
+
+    code = "upstream_auth_failed"
 
 
 class ColdLoadFailed(UpstreamError):

@@ -109,6 +109,7 @@ async def send_probe(probe: Probe, route: Route, upstream: UpstreamPool, phases:
 
 
 async def _check(response: UpstreamResponse) -> None:
+    response.decode_body()
     if response.status >= 300:
         error = await UpstreamErrorResponse.read(response)
         description = f"{response.status}: {error.as_error().message}"

@@ -27,6 +27,7 @@ from catalogue.toml.types import (
 )
 from gateway.config import rules
 from gateway.config.engine_traits import DialectName, EngineName, ThinkingSwitch
+from gateway.config.header_names import PASSED_TO_CLIENTS, PASSED_TO_NEURONS
 
 __all__ = [
     "DEFAULT_MODELS_CONFIG",
@@ -75,6 +76,15 @@ class GatewaySettings:
     cors_origins: tuple[Name, ...] = ("*",)
     """Origins whose web pages may call the API from a browser. "*" allows all, an empty array none."""
 
+    keep_alive_seconds: Number = 650
+    """Seconds an idle client connection stays open. Load balancers should close theirs first."""
+
+    pass_request_headers: tuple[Annotated[str, PASSED_TO_NEURONS], ...] = ()
+    """Further request headers that neurons get, by name. docs/api.md lists those that always pass."""
+
+    pass_headers: tuple[Annotated[str, PASSED_TO_CLIENTS], ...] = ()
+    """Further response headers of neurons that clients get, by name. docs/api.md lists those that always pass."""
+
     spool_dir: PathBesideConfig | None = None
     """Directory for uploads that wait on disk. Relative to this file. No default: the system's directory, TMPDIR."""
 
@@ -87,13 +97,13 @@ class DeadlineSettings:
     """How long each phase of a request may take. No deadline covers a whole stream."""
 
     header_seconds: Number = 30
-    """Seconds for a request's header and body to arrive, else 408."""
+    """Seconds for a request's header to arrive, else 408."""
 
     connect_seconds: Number = 5
     """Seconds to open a connection to a neuron."""
 
     upload_seconds: Number = 30
-    """Seconds for every 16 KiB of a form to arrive, else 408. The whole form may take longer."""
+    """Seconds for every 16 KiB of a request's body to arrive, else 408. The whole body may take longer."""
 
     queue_seconds: Number = 60
     """Seconds a request may wait in the queue of a model with `max_concurrent`."""
@@ -116,7 +126,7 @@ class StreamingSettings:
     """What a streaming client receives while the neuron is silent."""
 
     keepalive_seconds: NumberOrZero = 1
-    """Seconds of silence in a stream before an SSE comment is sent. 0 sends none."""
+    """Seconds of silence in a stream before an SSE comment is sent. 0 sends none. A long silence gets fewer."""
 
     early_commit_seconds: NumberOrZero = 5
     """Seconds before a streamed response begins although the neuron's has not. 0 waits for the neuron."""

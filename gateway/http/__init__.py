@@ -14,10 +14,12 @@ Outbound, to neurons:
     response_parser     bytes to a response (llhttp)
     error_body          the text of an error response, in every form that engines write
     streamed_body       a request body that is sent while it arrives
+    redirect            which redirects are followed, and with what request
     phase_deadlines     the deadline of each phase of a request
     tls                 which certificates to trust
 
-Both: `sockets` (reads, writes and closes a stream), `sse` (bytes to events).
+Both: `sockets` (reads, writes and closes a stream), `sse` (bytes to events), `content_coding` (decodes
+gzip, deflate and zstd).
 
 Read `server` first for inbound, `pool` for outbound. Control calls to neurons use httpx (`gateway.fleet.control`), not
 this package. Why the gateway has its own: docs/decisions/0003-own-http-front.md and 0004-own-upstream-client.md.

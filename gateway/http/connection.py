@@ -125,6 +125,10 @@ class _TlsBody:
         self._sent = 0
         self.length = len(self._message)
 
+    def rewind(self) -> bool:
+        self._sent = 0
+        return True
+
     async def receive(self) -> bytes:
         await trio.lowlevel.checkpoint()
         piece = self._message[self._sent : self._sent + TLS_PIECE_BYTES]

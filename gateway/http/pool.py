@@ -10,20 +10,24 @@ from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import structlog
 import trio
 
 from gateway.asgi import Headers
 from gateway.errors import UpstreamConnectionError, UpstreamUnreachable
-from gateway.http import tls
+from gateway.http import redirect, tls
 from gateway.http.connection import UpstreamConnection
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import ClosedBeforeResponse, UpstreamResponse
+from gateway.http.sockets import connect_error_reason, detect_dead_peer
 from gateway.http.streamed_body import StreamedBody
 
 __all__ = ["Connect", "Origin", "UpstreamExchange", "UpstreamPool", "request_head"]
 
 IDLE_LIMIT_S = 3.0  # uvicorn and llama.cpp close idle connections after 5 s; the pool must close them first
 SWEEP_INTERVAL_S = 1.0
+
+log = structlog.get_logger("cortex.upstream")
 
 
 class Origin(NamedTuple):
@@ -77,7 +81,8 @@ async def open_stream(origin: Origin) -> trio.abc.Stream:
         UnicodeError: The host is not a valid name: two dots in a row, or a label that is too long.
         trio.BrokenResourceError: The TLS handshake failed.
     """
-    stream: trio.abc.Stream = await trio.open_tcp_stream(origin.host, origin.port)
+    stream = await trio.open_tcp_stream(origin.host, origin.port)
+    detect_dead_peer(stream.setsockopt)
     if origin.scheme == "http":
         return stream
     secure = trio.SSLStream(stream, tls.context(), server_hostname=origin.host, https_compatible=True)
@@ -114,7 +119,9 @@ class UpstreamPool:
         """Send one request; an async context manager that yields the `UpstreamResponse` once its head has arrived.
 
         `message` is the request's head and body in one or more pieces; the head alone if `body` follows, which is
-        sent while it arrives. Entering moves `phases` through `connect`, `upload` (with `body`) and `first_byte`.
+        sent while it arrives. A redirect with 307 or 308 within the origin is followed once.
+
+        Entering moves `phases` through `connect`, `upload` (with `body`) and `first_byte`.
         Leaving returns the connection to the pool, or closes it.
 
         Raises, on entering:
@@ -170,9 +177,9 @@ class UpstreamPool:
         try:
             stream = await self._connect(origin)
         except (OSError, trio.BrokenResourceError, UnicodeError) as error:
-            raise UpstreamUnreachable(
-                f"cannot connect to the neuron at {origin.authority}: {_reason(error)}"
-            ) from error
+            reason = connect_error_reason(error)
+            log.info("connect_failed", address=origin.authority, reason=reason)  # the client does not get the address
+            raise UpstreamUnreachable(f"cannot connect to the neuron: {reason}") from error
         self.opened += 1
         return UpstreamConnection(stream)
 
@@ -212,31 +219,49 @@ class UpstreamExchange:
     async def __aenter__(self) -> UpstreamResponse:
         self._pool.in_use += 1
         try:
-            # A body that is sent while it arrives cannot be sent twice. An idle connection may be dead: open a new one.
-            idle = self._pool.take(self._origin) if self._body is None else None
-            if idle is not None:
-                try:
-                    return await self._send(idle)
-                except ClosedBeforeResponse:
-                    pass  # the neuron closed it while it was idle: it has not processed the request, so a retry is safe
-            self._phases.enter("connect")
-            new = await self._pool.open(self._origin)
-            try:
-                return await self._send(new)
-            except ClosedBeforeResponse as error:
-                raise UpstreamConnectionError(
-                    f"the neuron at {self._origin.authority} closed the connection without sending a response"
-                ) from error
+            response = await self._ask()
+            if response.status in {307, 308} and (message := self._redirected(response)) is not None:
+                self._release()
+                self._message = message
+                response = await self._ask()
         except BaseException:
+            self._release()
             self._pool.in_use -= 1
             raise
+        return response
+
+    async def _ask(self) -> UpstreamResponse:
+        # A body that is sent while it arrives cannot be sent twice. An idle connection may be dead: open a new one.
+        idle = self._pool.take(self._origin) if self._body is None else None
+        if idle is not None:
+            try:
+                return await self._send(idle)
+            except ClosedBeforeResponse:
+                pass  # the neuron closed it while it was idle: it has not processed the request, so a retry is safe
+        self._phases.enter("connect")
+        new = await self._pool.open(self._origin)
+        try:
+            return await self._send(new)
+        except ClosedBeforeResponse as error:
+            raise UpstreamConnectionError("the neuron closed the connection without sending a response") from error
+
+    def _redirected(self, response: UpstreamResponse) -> Sequence[bytes] | None:
+        """The request to send after a redirect within the origin; None if the redirect is not followed."""
+        url = f"{self._origin.scheme}://{self._origin.authority}"
+        target = redirect.new_target(response.status, response.headers, self._message, url)
+        if target is None or (self._body is not None and not self._body.rewind()):
+            return None
+        return redirect.with_target(self._message, target)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        connection = self._connection
-        self._connection = None
         self._pool.in_use -= 1
+        self._release()
+
+    def _release(self) -> None:
+        """Return the connection to the pool, or close it."""
+        connection, self._connection = self._connection, None
         if connection is None:
             return
         if connection.is_reusable():
@@ -253,11 +278,3 @@ class UpstreamExchange:
             raise
         self._connection = connection
         return response
-
-
-def _reason(error: BaseException) -> str:
-    """Return the text of the original error: Trio puts one per address tried into a group, as the cause."""
-    cause = error.__cause__
-    if isinstance(cause, BaseExceptionGroup):
-        return "; ".join(str(failure) for failure in cause.exceptions)
-    return str(cause or error)

@@ -22,6 +22,8 @@ from gateway.http.server_exchange import ServerExchange
 
 __all__ = ["RequestParser"]
 
+PLAIN_CHUNK_BYTES = 24  # at most, of the framing of a chunk without extensions: 16 digits, and three line ends
+
 
 class RequestParser:
     """Takes the bytes of one connection (`feed`) and returns requests once their headers are complete (`take`).
@@ -40,12 +42,21 @@ class RequestParser:
         self._ready: deque[ServerExchange] = deque()
         self._error: GatewayError | None = None
         self._head_bytes = 0
+        self._chunk_framing_bytes = 0  # of the body: chunk extensions and trailers, less what plain chunks need
+        self._begun = 0  # requests in the data being parsed
+        self._body_bytes = 0  # in the data being parsed
+        self._head_size = 0  # of the latest request
         self.ahead_bytes = 0  # of requests that were sent before the one being served had ended
 
     @property
     def pending(self) -> bool:
         """Whether a request has begun whose headers are not complete."""
         return self._parsing is not None and not self._parsing.headers_complete
+
+    @property
+    def pending_body(self) -> bool:
+        """Whether a request has begun whose headers are complete and whose body is not."""
+        return self._parsing is not None and self._parsing.headers_complete
 
     @property
     def has_more(self) -> bool:
@@ -74,6 +85,8 @@ class RequestParser:
         if self._parsing is None or self._ready:
             self.ahead_bytes += len(data)
         self._head_bytes += len(data)
+        in_body = self.pending_body
+        self._begun = self._body_bytes = 0
         try:
             rest = self._parse(data)
             while rest:
@@ -83,6 +96,14 @@ class RequestParser:
         # This also limits chunk extensions and trailers, for which llhttp has no limit.
         if self._head_bytes > self._header_limit_bytes and self._parsing is not None:
             self._fail(_headers_too_large(self._header_limit_bytes))
+        if (in_body and not self._begun) or (self._begun == 1 and not in_body and self.pending_body):
+            head_size = 0 if in_body else self._head_size
+            framing_bytes = self._chunk_framing_bytes + len(data) - head_size - self._body_bytes
+            self._chunk_framing_bytes = max(0, framing_bytes)
+            if framing_bytes > self._header_limit_bytes:
+                self._latest.body_complete = False  # not to be served, although the rest of it has arrived
+                self._parsing = self._latest
+                self._fail(_headers_too_large(self._header_limit_bytes))
 
     def _parse(self, data: bytes | memoryview) -> memoryview | None:
         """Parse `data` to its end, or up to a request that offers an upgrade; then return the rest."""
@@ -125,7 +146,8 @@ class RequestParser:
         """A request line begins."""
         if not self._resuming:
             self._parsing = self._latest = ServerExchange()
-            self._head_bytes = 0
+            self._head_bytes = self._chunk_framing_bytes = 0
+            self._begun += 1
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
@@ -147,14 +169,19 @@ class RequestParser:
         exchange.method = parser.get_method()
         exchange.version = parser.get_http_version()
         exchange.reusable = parser.should_keep_alive()
-        _check(exchange, self._header_limit_bytes)
+        self._head_size = _check(exchange, self._header_limit_bytes)
         exchange.headers_complete = True
         self._ready.append(exchange)
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
         self._head_bytes = 0
+        self._body_bytes += len(data)
         self._current().body.append(data)
+
+    def on_chunk_header(self) -> None:
+        """The line before a chunk's data, with its extensions, is complete."""
+        self._chunk_framing_bytes -= PLAIN_CHUNK_BYTES
 
     def on_message_complete(self) -> None:
         """The request is complete."""
@@ -186,8 +213,8 @@ def _headers_too_large(limit_bytes: int) -> HeadersTooLarge:
     return HeadersTooLarge(f"the request's headers are larger than {limit_bytes} bytes (limits.header_bytes)")
 
 
-def _check(exchange: ServerExchange, header_limit_bytes: int) -> None:
-    """Reject what llhttp accepts and this server does not.
+def _check(exchange: ServerExchange, header_limit_bytes: int) -> int:
+    """Reject what llhttp accepts and this server does not. Returns the size of the head in bytes, about.
 
     Raises:
         MalformedRequest, HeadersTooLarge, HttpVersionNotSupported, MethodNotAllowed: As the names say.
@@ -210,6 +237,7 @@ def _check(exchange: ServerExchange, header_limit_bytes: int) -> None:
         raise MalformedRequest("an HTTP/1.1 request must have exactly one Host header")
     if exchange.method == b"CONNECT":
         raise MethodNotAllowed("this gateway opens no tunnels: CONNECT is not allowed", allow=_METHODS)
+    return size
 
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # headers that say how long a body is

@@ -8,10 +8,13 @@ import httptools
 
 from gateway.asgi import Headers
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
+from gateway.http.content_coding import ContentDecoder, MalformedContent, coding_in
 
 __all__ = ["ClosedBeforeResponse", "UpstreamResponse"]
 
 HEADER_LIMIT_BYTES = 64 * 1024  # of a response's head; also of its trailers, and of one chunk's extensions
+
+DECODED_PIECE_BYTES = 256 * 1024  # returned at a time: a read of 64 KiB may decode to a thousand times as much
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -26,6 +29,10 @@ class _HeadTooLong(Exception):
 
 class _UnsupportedTransferEncoding(Exception):
     """Raised in a callback: the body is compressed in transit, and the header that says so is not passed on."""
+
+
+class _AfterTheEnd(Exception):
+    """Raised in a callback: what follows the complete response is not parsed."""
 
 
 _CUT_SHORT = "the neuron closed the connection in the middle of its response"
@@ -44,6 +51,8 @@ class UpstreamResponse:
     """
 
     __slots__ = (
+        "_decoder",
+        "_failure",
         "_parser",
         "_pieces",
         "_read",
@@ -60,6 +69,8 @@ class UpstreamResponse:
         self._read = read  # returns the next bytes, `b""` at the end of the connection
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
+        self._decoder: ContentDecoder | None = None
+        self._failure: UpstreamMalformedResponse | None = None  # to be raised once the bytes before it were returned
         self._reason_bytes = 0  # of the status line's reason phrase
         self._section_bytes = 0  # of a head, a trailer or chunk extensions: received since the last body byte
         self.status = 0  # of the final response; 0 until its head has arrived
@@ -72,14 +83,56 @@ class UpstreamResponse:
         """Return the first value of a header (`name` in lower case), or None."""
         return next((value for key, value in self.headers if key == name), None)
 
+    def decode_body(self) -> None:
+        """Have `receive` return the body without its content coding; the headers that describe the coded body go.
+
+        For a body that must be read, before its first piece is received.
+
+        Raises:
+            UpstreamMalformedResponse: The body has a coding that cannot be decoded.
+        """
+        try:
+            coding = coding_in([value for name, value in self.headers if name == b"content-encoding"])
+        except ValueError as error:
+            raise UpstreamMalformedResponse(
+                f"the neuron's response has the content-encoding '{error}', although the request asked for none"
+            ) from error
+        if coding is not None:
+            self._decoder = ContentDecoder(coding)
+            coded = {b"content-encoding", b"content-length"}
+            self.headers = [header for header in self.headers if header[0] not in coded]
+
     async def receive(self) -> bytes:
         """Return the next piece of the body as it arrived; `b""` after a complete body.
 
         Raises:
             UpstreamConnectionError: The neuron closed the connection before the end of the body.
-            UpstreamMalformedResponse: The chunks or trailers are not valid HTTP/1.1.
+            UpstreamMalformedResponse: The chunks or trailers are not valid HTTP/1.1, or the coding is broken.
         """
+        if self._decoder is not None:
+            return await self._receive_decoded(self._decoder)
+        return await self._receive_raw()
+
+    async def _receive_decoded(self, decoder: ContentDecoder) -> bytes:
+        try:
+            while True:
+                if decoder.has_more:
+                    piece, ended = decoder.decode(b"", DECODED_PIECE_BYTES), False
+                else:
+                    data = await self._receive_raw()
+                    piece, ended = decoder.decode(data, DECODED_PIECE_BYTES), not data
+                if piece:
+                    return piece
+                if ended:
+                    decoder.finish()
+                    return b""
+        except MalformedContent as error:
+            raise UpstreamMalformedResponse(f"the body of the neuron's response is {error}") from error
+
+    async def _receive_raw(self) -> bytes:
         while not self._pieces:
+            if self._failure is not None:
+                raise self._failure
             if self.complete:
                 return b""
             data = await self._read()
@@ -118,7 +171,17 @@ class UpstreamResponse:
                 raise ClosedBeforeResponse
 
     def _feed(self, data: bytes) -> None:
+        """Parse `data`. An error after valid bytes of the body is kept until those have been received."""
+        try:
+            self._parse(data)
+        except UpstreamMalformedResponse as error:
+            if not self._pieces:
+                raise
+            self._failure = error
+
+    def _parse(self, data: bytes) -> None:
         self._section_bytes += len(data)
+        in_body_bytes = self._section_bytes if self.status else 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -138,11 +201,15 @@ class UpstreamResponse:
         # Body bytes reset the count, so these are bytes of a head, trailers, or chunk extensions.
         if self._section_bytes > HEADER_LIMIT_BYTES:
             raise _too_long()
+        # A chunk extension that began in an earlier read and ended in this one, before body bytes.
+        if in_body_bytes > HEADER_LIMIT_BYTES and in_body_bytes - sum(map(len, self._pieces)) > HEADER_LIMIT_BYTES:
+            raise _too_long()
 
     def on_message_begin(self) -> None:
-        """A response after the end of this one belongs to no request: do not reuse the connection."""
+        """A response after the end of this one belongs to no request: drop it, and do not reuse the connection."""
         if self.complete:
             self.reusable = False
+            raise _AfterTheEnd
 
     def on_status(self, reason: bytes) -> None:
         """A piece of the reason phrase, which counts towards the header limit."""

@@ -68,7 +68,7 @@ class HttpServer:
             stream, client, app=self._app, limits=self._limits, state=self._state, log=self.log
         )
         try:
-            if len(self._connections) >= self._limits.connections and not self._close_longest_idle():
+            if len(self._connections) >= self._limits.connections and not self._evict_one():
                 await self._reject(connection)
                 return
             self._connections.add(connection)
@@ -81,12 +81,19 @@ class HttpServer:
             self._connections.discard(connection)
             connection.close()
 
-    def _close_longest_idle(self) -> bool:
-        """Close the connection that has been idle longest, to make room for a new one. False if none is idle.
+    def _evict_one(self) -> bool:
+        """Close the oldest connection without a complete request, to make room for a new one. False if there is none.
 
-        Without this, a few thousand silent connections would lock all other clients out.
+        Idle ones first. Without this, a few thousand connections that send nothing, or one byte, would lock all other
+        clients out.
         """
-        return any(connection.close_if_idle() for connection in list(self._state.idle))
+        if any(connection.close_if_idle() for connection in list(self._state.idle)):
+            return True
+        for connection in self._state.incomplete:
+            if not connection.evicted:
+                connection.evict()
+                return True
+        return False
 
     async def _reject(self, connection: ServerConnection) -> None:
         """Send a 503 to a connection beyond the limit, unless too many are being sent one already."""

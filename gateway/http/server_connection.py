@@ -18,10 +18,11 @@ from gateway.asgi import App, Scope
 from gateway.errors import GatewayError, InternalError, RequestTimeout
 from gateway.http.request_parser import RequestParser
 from gateway.http.server_exchange import ClientDisconnected, ServerExchange, error_response
-from gateway.http.sockets import close_now, descriptor, is_quiet, read, write_what_fits
+from gateway.http.sockets import close_now, descriptor, has_hung_up, is_quiet, read, write_what_fits
 
 __all__ = ["ServerConnection", "ServerLimits", "ServerLog", "ServerState"]
 
+HUNG_UP_INTERVAL_S = 0.5
 SENDS_PER_CHECKPOINT = 16  # a checkpoint costs 2.7 us; 16 sends of 10 us delay other tasks less than one request does
 
 
@@ -43,7 +44,7 @@ class ServerLimits:
 
     header_bytes: int = 65536
     header_s: float = 30  # from a request's first byte to the end of its headers
-    keep_alive_s: float = 75  # between requests; longer than the 60 s of common proxies, so that they close first
+    keep_alive_s: float = 650  # between requests; longer than common load balancers, whose longest is 600 s
     client_write_s: float = 60  # for the client to read something
     connections: int = 10_000
     linger_s: float = 2  # for a client to read an early response and stop sending
@@ -54,21 +55,23 @@ class ServerLimits:
 class ServerState:
     """What a server's connections share."""
 
-    __slots__ = ("draining", "idle", "served")
+    __slots__ = ("draining", "idle", "incomplete", "served")
 
     def __init__(self) -> None:
         self.draining = False
         self.served = 0  # requests
         self.idle: dict[ServerConnection, None] = {}
         """Connections between two requests; the one that has been idle longest comes first."""
+        self.incomplete: dict[ServerConnection, None] = {}
+        """Connections that wait for the rest of a request; the one that has waited longest comes first."""
 
 
 class ServerConnection:
     """Serves the requests of one connection until it ends. Its creator calls `close`."""
 
     __slots__ = (
-        "_app", "_client_gone", "_fd", "_limits", "_log", "_parser", "_request_wait", "_sends", "_state", "_stream",
-        "client", "idle", "local",
+        "_app", "_client_gone", "_evicted", "_fd", "_limits", "_log", "_parser", "_sends", "_serving", "_state",
+        "_stream", "_wait", "client", "idle", "local",
     )  # fmt: skip
 
     def __init__(
@@ -90,7 +93,9 @@ class ServerConnection:
         self._client_gone = False
         self._parser = RequestParser(limits.header_bytes)
         self._sends = 0  # since the last checkpoint
-        self._request_wait: trio.CancelScope | None = None
+        self._wait: trio.CancelScope | None = None  # around the wait for a request, or for the rest of one
+        self._serving: ServerExchange | None = None
+        self._evicted = False
         self.client = client
         self.local: tuple[str, int] | None = None
         self.idle = True
@@ -138,21 +143,27 @@ class ServerConnection:
         self.idle = not self._parser.pending
         if self.idle and self.closing and is_quiet(self._stream):
             return None
-        if self.idle:
-            self._state.idle[self] = None
+        waiting = self._state.idle if self.idle else self._state.incomplete
+        waiting[self] = None
         allowed_s = limits.keep_alive_s if self.idle else limits.header_s
-        with trio.CancelScope(deadline=trio.current_time() + allowed_s) as self._request_wait:
-            while exchange is None:
-                data = await self.read()
-                if not data:
-                    return None
-                if self.idle:
-                    self.idle = False
-                    self._state.idle.pop(self, None)
-                    self._request_wait.deadline = trio.current_time() + limits.header_s
-                self._parser.feed(data)
-                exchange = self._parser.take()
-        if exchange is None and not self.idle:
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + allowed_s) as self._wait:
+                while exchange is None:
+                    data = await self.read()
+                    if not data:
+                        return None
+                    if self.idle:
+                        self.idle = False
+                        del waiting[self]
+                        waiting = self._state.incomplete
+                        waiting[self] = None
+                        self._wait.deadline = trio.current_time() + limits.header_s
+                    self._parser.feed(data)
+                    exchange = self._parser.take()
+        finally:
+            del waiting[self]
+            self._wait = None
+        if exchange is None and not self.idle and not self._evicted:
             raise RequestTimeout(f"the request's headers did not arrive within {limits.header_s:g} s")
         return exchange
 
@@ -166,20 +177,50 @@ class ServerConnection:
     async def read_more(self) -> bool:
         """Feed the parser with the next bytes; False when the client has closed.
 
-        When the client has sent enough requests ahead, this waits forever, and the rest stays in the client's socket.
+        When the client has sent enough requests ahead, the rest stays in its socket, and this waits until it closes.
         """
         if self._parser.ahead_bytes > self._limits.pipelined_bytes:
-            await trio.sleep_forever()
-        data = await self.read()
+            await self._wait_until_hung_up()
+            return False
+        exchange = self._serving
+        if exchange is None or exchange.body_complete:
+            data = await self.read()
+        else:
+            data = await self._read_body()
         if data:
             self._parser.feed(data)
         return bool(data)
+
+    async def _read_body(self) -> bytes:
+        """Return the next bytes while a request's body is incomplete; `b""` also if the connection is evicted."""
+        data = b""
+        waiting = self._state.incomplete
+        waiting[self] = None
+        try:
+            with trio.CancelScope() as self._wait:
+                data = await self.read()
+        finally:
+            del waiting[self]
+            self._wait = None
+        if not data:
+            self._client_gone = True
+        return data
+
+    async def _wait_until_hung_up(self) -> None:
+        """Wait until the client closes its side or resets the connection. Bytes before that may stay unread."""
+        fd = self._fd
+        if fd is None:
+            await trio.sleep_forever()
+        while not has_hung_up(fd):  # noqa: ASYNC110 - unread bytes hide every event
+            await trio.sleep(HUNG_UP_INTERVAL_S)
+        self._client_gone = True
 
     # Serving ..........................................................................................................
 
     async def _serve(self, exchange: ServerExchange) -> None:
         """Call the application. Its exceptions are logged and answered with a 500; Cancelled passes."""
         exchange.attach(self)
+        self._serving = exchange
         self._state.served += 1
         scope = exchange.scope(self.client, self.local)
         try:
@@ -294,11 +335,21 @@ class ServerConnection:
 
     def close_if_idle(self) -> bool:
         """End the connection if it waits for its next request and no byte of it has arrived. Returns whether it did."""
-        if not self.idle or self._request_wait is None or not is_quiet(self._stream):
+        if not self.idle or self._wait is None or self._evicted or not is_quiet(self._stream):
             return False
-        self._state.idle.pop(self, None)
-        self._request_wait.cancel()
+        self.evict()
         return True
+
+    def evict(self) -> None:
+        """End the connection, which waits for a request or for the rest of one."""
+        self._evicted = True
+        if self._wait is not None:
+            self._wait.cancel()
+
+    @property
+    def evicted(self) -> bool:
+        """Whether `evict` was called."""
+        return self._evicted
 
     def _reset_on_close(self) -> None:
         """Make the close a reset: an orderly close would mark an incomplete body as complete (see RFC 9112, 6.3)."""
@@ -307,7 +358,6 @@ class ServerConnection:
 
     def close(self) -> None:
         """Close at once. Sync, so that it cannot be cancelled."""
-        self._state.idle.pop(self, None)
         self._client_gone = True
         self._fd = None  # the kernel may give the number to another socket
         close_now(self._stream)

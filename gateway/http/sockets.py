@@ -1,4 +1,4 @@
-"""Reads, writes and closes Trio streams with as few checkpoints as possible. No protocol, no deadlines.
+"""Reads, writes and closes Trio streams with as few checkpoints as possible; says why a connection failed. No protocol.
 
 Trio's `receive_some` and `send_all` run a checkpoint before and after a system call that succeeds at once, which costs
 4 us per chunk on each side. These functions wait until a plain socket is ready, then read or write its descriptor. TLS
@@ -9,12 +9,37 @@ from __future__ import annotations
 
 import os
 import select
+import socket
+import ssl
+from collections.abc import Callable, Iterator
 
 import trio
 
-__all__ = ["RECEIVE_BYTES", "close_now", "descriptor", "is_quiet", "read", "write_what_fits"]
+__all__ = [
+    "RECEIVE_BYTES",
+    "TCP_KEEPALIVE_OPTIONS",
+    "close_now",
+    "connect_error_reason",
+    "descriptor",
+    "detect_dead_peer",
+    "has_hung_up",
+    "is_quiet",
+    "read",
+    "write_what_fits",
+]
 
 RECEIVE_BYTES = 65536
+
+# A waiting connection is silent for minutes. Firewalls and NATs forget silent ones after 60 s (home routers) to 350 s
+# (AWS); a dead peer is noticed after 30 s + 6 * 10 s.
+TCP_KEEPALIVE_OPTIONS: tuple[tuple[int, int, int], ...] = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
+        if hasattr(socket, name)  # not every system has all three
+    ),
+)
 
 
 def descriptor(stream: trio.abc.Stream) -> int | None:
@@ -59,6 +84,22 @@ def is_quiet(stream: trio.abc.Stream) -> bool:
     return not poll.poll(0)
 
 
+def has_hung_up(fd: int) -> bool:
+    """Whether the peer has closed its side or reset the connection, although there may be unread bytes before that."""
+    poll = select.poll()
+    poll.register(fd, _HUNG_UP)
+    return any(happened & _HUNG_UP for _, happened in poll.poll(0))
+
+
+_HUNG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR  # POLLRDHUP is Linux's
+
+
+def detect_dead_peer(set_option: Callable[[int, int, int], None]) -> None:
+    """Turn on TCP keep-alive with a socket's `setsockopt`; sockets accepted from a listener inherit it."""
+    for option in TCP_KEEPALIVE_OPTIONS:
+        set_option(*option)
+
+
 def close_now(stream: trio.abc.AsyncResource) -> None:
     """Close at once, without a TLS shutdown. Sync, so that it cannot be cancelled.
 
@@ -73,3 +114,50 @@ def close_now(stream: trio.abc.AsyncResource) -> None:
         close_now(stream.receive_stream)
     elif callable(close := getattr(stream, "close", None)):
         close()
+
+
+def connect_error_reason(error: BaseException) -> str:
+    """Why a connection could not be opened, such as "connection refused": without addresses, as clients read it too.
+
+    It is the first failure in the error's chain of causes that says what happened.
+
+    Trio puts one failure per address that it tried into a group; httpx and Trio wrap TLS errors in others without text.
+    """
+    reasons: list[str] = []
+    for failure in _causes(error):
+        if isinstance(failure, BaseExceptionGroup):
+            reasons = [connect_error_reason(one) for one in failure.exceptions]
+            break
+        if (reason := _reason(failure)) is not None:
+            reasons = [reason]
+            break
+    return "; ".join(dict.fromkeys(reasons)) or str(error) or type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What caused the error, the first cause first; a wrapper says less than what it wraps."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    return reversed(chain)
+
+
+def _reason(error: BaseException) -> str | None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS failed: certificate not accepted: {error.verify_message or error.reason}"
+    if isinstance(error, ssl.SSLError):
+        is_end = isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+        return "TLS failed: " + ("the connection was closed" if is_end else _words(error.reason))
+    if isinstance(error, socket.gaierror):
+        return "its host name does not resolve"
+    if isinstance(error, UnicodeError):
+        return "its host name is not valid"
+    if isinstance(error, OSError) and error.errno is not None:
+        text = os.strerror(error.errno)
+        return text[:1].lower() + text[1:]
+    return None
+
+
+def _words(reason: str | None) -> str:
+    """OpenSSL's name of an error, such as WRONG_VERSION_NUMBER, in words."""
+    return (reason or "protocol error").lower().replace("_", " ")

@@ -24,6 +24,10 @@ class StreamedBody(Protocol):
         """The size of the whole body in bytes; None if unknown, and then it is sent chunked."""
         ...
 
+    def rewind(self) -> bool:
+        """Begin again at the first byte, for a redirect. False if the body cannot be sent a second time."""
+        ...
+
     async def receive(self) -> bytes:
         """Wait for the next piece; `b""` at the end. An exception ends the exchange and reaches its caller."""
         ...

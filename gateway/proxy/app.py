@@ -6,6 +6,7 @@ stream, the task that sends keep-alives. When the nursery closes, everything the
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import structlog
@@ -15,7 +16,8 @@ from gateway import errors
 from gateway.asgi import Receive, Scope, Send
 from gateway.dialects import Dialect
 from gateway.proxy import total_deadline
-from gateway.proxy.body_memory import BodyMemory, BodyReservation
+from gateway.proxy.body.memory import BodyMemory, BodyReservation
+from gateway.proxy.body.progress import BodyProgress, stalled
 from gateway.proxy.context import ProxyContext, shutting_down
 from gateway.proxy.count_tokens import CountTokens
 from gateway.proxy.dispatch import Dispatch
@@ -102,13 +104,21 @@ class InferenceApp:
     async def _read(
         self, endpoint: Endpoint, scope: Scope, receive: Receive, record: RequestRecord, reservation: BodyReservation
     ) -> InferenceRequest:
-        """Read the whole request within the `header` deadline, or the client's total deadline if that is shorter."""
+        """Read the whole request. Its body must not stall, nor take longer than the client's total deadline."""
         deadline = total_deadline.of_client(scope["headers"])
-        allowed_s = self.context.settings.deadlines.header_seconds
+        allowed_s = self.context.settings.deadlines.upload_seconds
+        latest = math.inf if deadline is None else trio.current_time() + deadline.allowed_s
         cancelled_by: list[errors.GatewayError] = []
-        with trio.move_on_after(allowed_s if deadline is None else min(allowed_s, deadline.allowed_s)) as arrival:
+        with trio.CancelScope(deadline=min(trio.current_time() + allowed_s, latest)) as arrival:
             record.cancel = partial(_cancel_reading, arrival, cancelled_by)
-            request = await read_request(scope, receive, record.request_id, self._body_limit_bytes, reservation)
+            request = await read_request(
+                scope,
+                receive,
+                record.request_id,
+                self._body_limit_bytes,
+                reservation,
+                progress=BodyProgress(arrival, allowed_s, latest),
+            )
             request.total_deadline = deadline
             record.timings.read_at = trio.current_time()
             record.bytes_in = len(request.body)
@@ -117,9 +127,9 @@ class InferenceApp:
             return request
         if cancelled_by:
             raise cancelled_by[0]
-        if deadline is not None and deadline.allowed_s < allowed_s:
+        if deadline is not None and arrival.deadline == latest:
             raise deadline.exceeded("header", {})
-        raise errors.RequestTimeout(f"the request did not arrive within {allowed_s:g} s (deadlines.header_seconds)")
+        raise stalled(allowed_s)
 
     async def _serve_form(
         self,

@@ -168,7 +168,7 @@ class Attempt:
 
     async def _send(self, outgoing: OutgoingRequest) -> None:
         route, request = self.route, self._request
-        headers = outgoing_headers(request, translated=outgoing.translation is not None)
+        headers = outgoing_headers(request, outgoing.path, self._context.settings.gateway.pass_request_headers)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body, upload=outgoing.upload)
         sent_at = trio.current_time()
         with self.phases:
@@ -178,6 +178,9 @@ class Attempt:
                 is_stream = (response.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
                 if self._keep_transcript:
                     self.transcript = Transcript(sent_at)
+                # Comments may be put into a stream, so it is never passed on compressed.
+                if is_stream or self.translation is not None or self._keep_transcript:
+                    response.decode_body()
                 if self.translation is not None and self.translation.converts:
                     await self._relay_in_clients_form(response, self.translation, labelled=is_stream)
                 else:
@@ -193,7 +196,8 @@ class Attempt:
                 outgoing.translation,
                 lambda error: request.dialect.error_event(error, record.request_id),
             )
-        if outgoing.upload is not None or not (policy.params or policy.force):  # a form is not JSON
+        is_form = self._request.upload is not None  # not `outgoing.upload`: a small form is sent in one piece
+        if is_form or not (policy.params or policy.force):
             return outgoing
         return outgoing._replace(body=edit(outgoing.body, policy.params, policy.force))
 
@@ -336,6 +340,7 @@ class Attempt:
             streaming=streaming,
             translated=self.translation is not None,
             extra=self._request.dialect.headers(self._record.request_id),
+            also=self._context.settings.gateway.pass_headers,
         )
         if form is not None and form not in (response.header(b"content-type") or b"").lower():
             headers = [(b"content-type", form), *(item for item in headers if item[0] != b"content-type")]
@@ -344,10 +349,11 @@ class Attempt:
     # Failures...
 
     async def _raise_refusal(self, response: UpstreamResponse) -> NoReturn:
-        self._refuse(await UpstreamErrorResponse.read(response))
+        response.decode_body()
+        self._refuse(await UpstreamErrorResponse.read(response), response.header(b"location"))
 
-    def _refuse(self, refusal: UpstreamErrorResponse) -> NoReturn:
-        error = refusal.as_error()
+    def _refuse(self, refusal: UpstreamErrorResponse, location: bytes | None = None) -> NoReturn:
+        error = _gateway_fault(refusal.status) or refusal.as_error()
         self._record.ignored = self._ignored
         error.quotes_prompt = quotes_prompt(error.message, self._request.body)
         log.warning(
@@ -357,7 +363,10 @@ class Attempt:
             node=self.route.node,
             status=refusal.status,
             body=refusal.body.decode("utf-8", "replace"),
+            location=None if location is None else location.decode("latin-1"),
         )
+        if isinstance(error, errors.UpstreamError):
+            raise Retriable(error)
         if refusal.not_loaded:
             raise Retriable(error, not_loaded=True)
         if refusal.may_differ_elsewhere:
@@ -384,17 +393,40 @@ class Attempt:
         self._context.poll_soon(route.node)
 
 
+def _gateway_fault(status: int) -> errors.UpstreamError | None:
+    """The error for a status that says that the gateway, not the client, must ask in another way."""
+    if status in {401, 407}:
+        return errors.UpstreamAuthFailed(
+            f"the neuron refused the gateway's credentials ({status}): the operator must correct its api_key in "
+            "cortex.toml"
+        )
+    if 300 <= status < 400:
+        return errors.UpstreamMalformedResponse(
+            f"the neuron answered with a redirect ({status}) that the gateway does not follow: the operator must "
+            "correct its endpoint or base_path in cortex.toml; the log shows where it points"
+        )
+    return None
+
+
 def _is_connect_failure(error: errors.GatewayError) -> bool:
     is_late = isinstance(error, errors.DeadlineExceeded) and error.param == "connect"
     return is_late or isinstance(error, errors.UpstreamUnreachable)
 
 
 async def send_upstream_error(
-    refusal: UpstreamErrorResponse, request: InferenceRequest, client: ClientResponse, record: RequestRecord
+    refusal: UpstreamErrorResponse,
+    request: InferenceRequest,
+    client: ClientResponse,
+    record: RequestRecord,
+    *,
+    also: tuple[str, ...],
 ) -> None:
-    """Answer the client with a neuron's error response: its status, Retry-After and text, in the client's dialect."""
+    """Answer the client with a neuron's error response: its status, headers and text, in the client's dialect.
+
+    `also` is `[gateway] pass_headers`.
+    """
     record.outcome, record.upstream_status = "upstream_error", refusal.status
     content_type, body = request.dialect.upstream_error(refusal, record.request_id)
-    headers = response_headers.of_gateway(record, request.dialect.headers(record.request_id), content_type)
-    headers += [(name, value) for name, value in refusal.headers if name == b"retry-after"]
+    extra = request.dialect.headers(record.request_id)
+    headers = response_headers.of_upstream_error(refusal.headers, record, extra, content_type, also)
     await client.respond(refusal.status, headers, body)

@@ -39,11 +39,14 @@ class Retriable(Exception):
     def may_be_the_request(self) -> bool:
         """Whether the request itself may have caused it.
 
-        The neuron answered 5xx (not 503), reported an error inside its answer, or sent malformed HTTP.
+        The neuron answered 5xx (not 503), reported an error inside its answer, sent malformed HTTP, or refused the
+        gateway's credentials.
         """
         if self.refusal is not None:
             return self.refusal.is_failure
-        return self.error.is_neurons_text or isinstance(self.error, errors.UpstreamMalformedResponse)
+        return self.error.is_neurons_text or isinstance(
+            self.error, errors.UpstreamMalformedResponse | errors.UpstreamAuthFailed
+        )
 
 
 class RefusedByUpstream(Exception):

@@ -98,12 +98,13 @@ class CountTokens:
         return None
 
     async def _exchange(self, route: Route, outgoing: OutgoingRequest) -> int | None:
-        headers = outgoing_headers(self._request, translated=outgoing.path == TOKENIZE_PATH)
+        headers = outgoing_headers(self._request, outgoing.path, self._context.settings.gateway.pass_request_headers)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body)
         with PhaseDeadlines(self._context.settings.deadlines) as phases:
             async with self._context.upstream.exchange(origin, message, phases) as response:
                 if response.status != 200 or response.header(ESTIMATE_HEADER[0]) is not None:
                     return None  # another cortex estimated; this one's own estimate is as good, and is marked as one
+                response.decode_body()
                 body = b""
                 while len(body) < ANSWER_LIMIT_BYTES and (piece := await response.receive()):
                     body += piece

@@ -120,7 +120,7 @@ class Dispatch:
         self._record.routing.model, self._record.routing.node = unserved.model, unserved.node
         if unserved.refusal is None:
             raise unserved.error
-        await send_upstream_error(unserved.refusal, self._request, self._client, self._record)
+        await self._send_upstream_error(unserved.refusal)
 
     async def _serve_model(self, model: str) -> Unserved | None:
         """Try the replicas of one model until one answers, or the retries are used up.
@@ -193,7 +193,11 @@ class Dispatch:
     async def _send_refusal(self, refused: RefusedByUpstream) -> None:
         if self._client.started:  # an early 200
             raise refused.error
-        await send_upstream_error(refused.refusal, self._request, self._client, self._record)
+        await self._send_upstream_error(refused.refusal)
+
+    async def _send_upstream_error(self, refusal: UpstreamErrorResponse) -> None:
+        also = self._context.settings.gateway.pass_headers
+        await send_upstream_error(refusal, self._request, self._client, self._record, also=also)
 
     def _log_decision(
         self, decision: Decision | errors.GatewayError, ticket: QueueTicket, failures: AttemptFailures

@@ -13,23 +13,23 @@ from gateway.dialects.json_splice import ModelField, locate
 from gateway.errors import (
     MalformedMultipart,
     MethodNotAllowed,
-    UnsupportedEncoding,
     UnsupportedMediaType,
+    UpgradeRequired,
     body_too_large,
 )
-from gateway.proxy.body_memory import BodyReservation
+from gateway.proxy import header_policy
+from gateway.proxy.body.compressed import CompressedBody, coding_of
+from gateway.proxy.body.memory import BodyReservation
+from gateway.proxy.body.progress import BodyProgress
 from gateway.proxy.forms.upload import Upload
 from gateway.proxy.response.client_response import ClientGone
-from gateway.proxy.total_deadline import HEADER as TOTAL_DEADLINE_HEADER
 from gateway.proxy.total_deadline import TotalDeadline
 
 __all__ = [
-    "HOP_BY_HOP",
     "InferenceRequest",
     "check_head",
     "content_type_of",
     "media_type",
-    "named_by_connection",
     "outgoing_headers",
     "path_and_query",
     "read_request",
@@ -37,29 +37,6 @@ __all__ = [
 ]
 
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
-
-HOP_BY_HOP = frozenset(
-    {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-connection"}
-)
-"""RFC 9110 section 7.6.1, and those of RFC 2616. Headers `proxy-*` and those that `connection` names go as well."""
-
-_NOT_FOR_NEURONS = HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"authorization",
-    b"cookie",
-    b"x-api-key",
-    b"api-key",  # Azure's
-    b"x-goog-api-key",
-    b"openai-organization",
-    b"openai-project",
-    b"accept-encoding",
-    b"expect",
-    b"x-request-id",
-    TOTAL_DEADLINE_HEADER,
-}
-_NOT_FOR_NEURONS_PREFIXES = (b"proxy-", b"x-cortex-", b"x-helexa-")
-_NOT_FOR_OTHER_DIALECTS_PREFIXES = (*_NOT_FOR_NEURONS_PREFIXES, b"anthropic-")
 
 
 @dataclass(slots=True)
@@ -112,12 +89,27 @@ def request_id_of(headers: Headers) -> str:
 
 
 async def read_request(
-    scope: Scope, receive: Receive, request_id: str, body_limit_bytes: int, reservation: BodyReservation
+    scope: Scope,
+    receive: Receive,
+    request_id: str,
+    body_limit_bytes: int,
+    reservation: BodyReservation,
+    *,
+    progress: BodyProgress | None = None,
 ) -> InferenceRequest:
     """Read a request with a JSON body. Of the body only `model` and `stream` are decoded.
 
+    Args:
+        scope: ASGI's.
+        receive: ASGI's.
+        request_id: The request's id.
+        body_limit_bytes: Of the body, decoded.
+        reservation: Counts the body's memory.
+        progress: Moves the deadline of the caller's scope while the body arrives.
+
     Raises:
         MethodNotAllowed, UnsupportedMediaType, BodyTooLarge, MalformedJson, MissingModelField: By their names.
+        MalformedRequest: The body is not in the coding that its `content-encoding` names.
         Overloaded: The bodies of other requests leave too little memory for this one.
         ClientGone: The client left before the request was complete.
     """
@@ -126,29 +118,27 @@ async def read_request(
     # Any other content type is accepted: curl, for example, declares every body as an urlencoded form.
     if media_type(content_type_of(headers)).startswith(b"multipart/"):
         raise UnsupportedMediaType(f"{scope['path']} takes a JSON object, not a form")
-    body = await _read_body(receive, body_limit_bytes, reservation)
+    coding = coding_of(headers)
+    if coding is not None:
+        receive = CompressedBody(receive, coding, body_limit_bytes).receive
+    body = await _read_body(receive, body_limit_bytes, reservation, progress)
     return InferenceRequest(path_and_query(scope), headers, body, locate(body), request_id)
 
 
 def check_head(scope: Scope, body_limit_bytes: int) -> int | None:
-    """Check method, encoding and length of a request before its body is read. Returns the declared length in bytes.
+    """Check method and length of a request before its body is read. Returns the declared length in bytes.
 
     Raises:
-        MethodNotAllowed, UnsupportedEncoding, BodyTooLarge: By their names.
+        MethodNotAllowed, UpgradeRequired, BodyTooLarge: By their names.
     """
+    headers: Headers = scope["headers"]
     if scope["method"] != "POST":
+        if any(name == b"upgrade" and value.strip().lower() == b"websocket" for name, value in headers):
+            raise UpgradeRequired(f"{scope['path']} has no WebSocket: send the request with POST")
         raise MethodNotAllowed(
             f"{scope['method']} is not allowed on {scope['path']}: use POST", allow=("POST", "OPTIONS")
         )
-    length = None
-    for name, value in scope["headers"]:
-        # `model` must be read, and a few compressed bytes can expand without limit.
-        if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
-            raise UnsupportedEncoding(
-                "this gateway does not accept compressed request bodies: send the body without content-encoding"
-            )
-        if name == b"content-length" and length is None:
-            length = int(value)
+    length = next((int(value) for name, value in headers if name == b"content-length"), None)
     if length is not None and length > body_limit_bytes:
         raise body_too_large(body_limit_bytes)
     return length
@@ -174,7 +164,9 @@ def path_and_query(scope: Scope) -> bytes:
     return path + b"?" + query if query else path
 
 
-async def _read_body(receive: Receive, limit_bytes: int, reservation: BodyReservation) -> bytes:
+async def _read_body(
+    receive: Receive, limit_bytes: int, reservation: BodyReservation, progress: BodyProgress | None
+) -> bytes:
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -188,32 +180,21 @@ async def _read_body(receive: Receive, limit_bytes: int, reservation: BodyReserv
         reservation.add(len(piece))
         if not message.get("more_body", False):
             return b"".join((*pieces, piece)) if pieces else piece
+        if progress is not None:
+            progress.arrived(size)
         pieces.append(piece)
 
 
-def outgoing_headers(request: InferenceRequest, *, translated: bool = False) -> Headers:
-    """The client's headers that a neuron gets, and those that the gateway adds.
+def outgoing_headers(request: InferenceRequest, path: bytes, also: tuple[str, ...]) -> Headers:
+    """The headers that a neuron gets.
 
     Args:
         request: The client's request.
-        translated: The neuron is asked in another dialect than the client's.
+        path: Of the outgoing request: the client's own unless the request is translated.
+        also: `[gateway] pass_request_headers`.
     """
-    named = named_by_connection(request.headers)
-    prefixes = _NOT_FOR_OTHER_DIALECTS_PREFIXES if translated else _NOT_FOR_NEURONS_PREFIXES
-    kept = [
-        (name, value)
-        for name, value in request.headers
-        if name not in _NOT_FOR_NEURONS and not name.startswith(prefixes) and name not in named
-    ]
-    kept.append((b"accept-encoding", b"identity"))
-    kept.append((b"x-request-id", request.request_id.encode()))
-    return kept
-
-
-def named_by_connection(headers: Headers) -> frozenset[bytes]:
-    """The headers that `connection` declares as hop-by-hop, in lower case; for either direction."""
-    named: set[bytes] = set()
-    for name, value in headers:
-        if name == b"connection":
-            named.update(token.strip().lower() for token in value.split(b","))
-    return frozenset(named)
+    form_type = None if request.upload is None else content_type_of(request.headers)
+    in_clients_dialect = path == request.path
+    return header_policy.for_neuron(
+        request.headers, request.request_id, form_type=form_type, in_clients_dialect=in_clients_dialect, also=also
+    )

@@ -95,8 +95,10 @@ def make_app(context: AdminContext) -> QuartTrio:
 def _check_token(expected: str | None, header: str) -> None:
     if expected is None:
         raise errors.NotFound("the admin API is off; set [admin] token in cortex.toml to turn it on")
-    if not hmac.compare_digest(header.removeprefix("Bearer ").encode(), expected.encode()):
-        problem = "wrong admin token" if header else "no admin token"
+    scheme, _, token = header.partition(" ")  # a scheme is case-insensitive (RFC 9110, section 11.1)
+    is_bearer = scheme.lower() == "bearer"
+    if not is_bearer or not hmac.compare_digest(token.strip().encode(), expected.encode()):
+        problem = "wrong admin token" if is_bearer else "no admin token"
         raise errors.InvalidApiKey(f"{problem}; send the header authorization: Bearer <[admin] token of cortex.toml>")
 
 

@@ -118,6 +118,7 @@ class Gateway:
             catalogue=self.catalogue_store,
             metrics=self.metrics,
             deadlines=settings.deadlines,
+            pass_request_headers=settings.gateway.pass_request_headers,
         )
         self.drains = Drains(
             self.fleet, catalogue=self.catalogue_store, scheduler=self.scheduler, load_s=settings.deadlines.load_seconds

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from gateway.config.settings import Listen
+from gateway.http.sockets import detect_dead_peer
 
 __all__ = ["STUCK_READER_MS", "Addresses", "CannotListen", "address_of", "listener", "listening"]
 
@@ -48,6 +49,7 @@ async def listening(listen: Listen) -> AsyncIterator[socket.socket]:
             sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             _drop_stuck_readers(sock)
+            detect_dead_peer(sock.setsockopt)
             sock.bind(address)
             sock.listen(BACKLOG)
             sock.setblocking(False)

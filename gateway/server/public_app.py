@@ -57,12 +57,11 @@ class PublicApp:
         return None
 
 
-_EXPOSED: Headers = [
-    (
-        b"access-control-expose-headers",
-        b"x-request-id, x-cortex-model, x-cortex-node, x-cortex-alias, x-cortex-ignored, retry-after, server-timing",
-    )
-]
+_EXPOSED_NAMES = (
+    b"x-request-id, request-id, x-cortex-model, x-cortex-node, x-cortex-alias, x-cortex-ignored, retry-after, "
+    b"retry-after-ms, x-should-retry, server-timing"
+)
+_EXPOSED: Headers = [(b"access-control-expose-headers", _EXPOSED_NAMES)]
 
 
 async def _answer_preflight(scope: Scope, send: Send, allowed: Headers) -> None:
@@ -88,8 +87,10 @@ async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
     if "websocket.http.response" not in scope["extensions"]:
         await send({"type": "websocket.close"})
         return
-    error = errors.NotFound(path_hints.hint(scope["path"]))
-    headers = [(b"content-type", b"application/json")]
+    error: errors.GatewayError = errors.NotFound(path_hints.hint(scope["path"]))
+    if scope["path"] in ENDPOINTS:
+        error = errors.UpgradeRequired(f"{scope['path']} has no WebSocket: send the request with POST")
+    headers = [(b"content-type", b"application/json"), *error.headers]
     await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": errors.envelope(error), "more_body": False})
 

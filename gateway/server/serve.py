@@ -107,6 +107,7 @@ def _server_limits(settings: Settings, connections: int) -> ServerLimits:
     return ServerLimits(
         header_bytes=settings.limits.header_bytes,
         header_s=settings.deadlines.header_seconds,
+        keep_alive_s=settings.gateway.keep_alive_seconds,
         client_write_s=settings.deadlines.client_write_seconds,
         connections=connections,
     )

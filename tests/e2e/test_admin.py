@@ -78,7 +78,16 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(
-    "headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer sécret".encode()}]
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "bearer secret2"},
+        {"authorization": "Bearer sécret".encode()},
+        {"authorization": "secret"},
+        {"authorization": "Basic secret"},
+        {"authorization": "Bearer"},
+    ],
 )
 async def test_request_without_the_token_is_refused(cortex, headers):
     """401 on every route; the message distinguishes a missing token from a wrong one."""
@@ -86,7 +95,16 @@ async def test_request_without_the_token_is_refused(cortex, headers):
         for method, path in ROUTES:
             answer = await client.request(method, path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
-            assert ("wrong admin token" in answer.json()["error"]["message"]) == bool(headers)
+            is_bearer = headers.get("authorization", "Basic")[:6].lower() in {"bearer", b"bearer"}
+            assert ("wrong admin token" in answer.json()["error"]["message"]) == is_bearer
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("header", ["Bearer secret", "bearer secret", "BEARER   secret"])
+async def test_scheme_of_the_token_is_case_insensitive(cortex, header):
+    """RFC 9110, section 11.1."""
+    async with client_of(f"http://{cortex.addresses.metrics}", {"authorization": header}) as client:
+        assert (await client.get("/admin/fleet")).status_code == 200
 
 
 async def test_public_port_serves_the_admin_api_only_if_configured(cortex, tmp_path, neurons):

@@ -25,7 +25,9 @@ HASTY_S = 0.4
 
 def settings(header_s):
     """Short deadlines for a client that reads nothing and for a request that is incomplete."""
-    deadlines = DeadlineSettings(connect_seconds=SAFETY_NET_S, header_seconds=header_s, client_write_seconds=HASTY_S)
+    deadlines = DeadlineSettings(
+        connect_seconds=SAFETY_NET_S, header_seconds=header_s, upload_seconds=header_s, client_write_seconds=HASTY_S
+    )
     return {
         "deadlines": deadlines,
         "streaming": replace(PATIENT_STREAMING, keepalive_seconds=0),  # a comment would arrive instead of the next word
@@ -191,7 +193,7 @@ async def test_invalid_request_is_refused_while_a_stream_continues(good_stream, 
     ids=label,
 )
 async def test_incomplete_request_times_out_while_a_stream_continues(good_stream, sent):
-    """After `header_seconds`, wherever it stopped."""
+    """After `header_seconds` or `upload_seconds`, wherever it stopped."""
     assert await assert_refused(good_stream, sent) == (408, "request_timeout")
 
 

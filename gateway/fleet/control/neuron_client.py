@@ -5,9 +5,6 @@ Engines without a neuron get the same API from `engine_client.py`.
 
 from __future__ import annotations
 
-import os
-import socket
-import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from operator import attrgetter
@@ -30,6 +27,7 @@ from gateway.fleet.control.types import (
 )
 from gateway.http import tls
 from gateway.http.error_body import decode_error_body, error_text
+from gateway.http.sockets import TCP_KEEPALIVE_OPTIONS, connect_error_reason
 
 # The largest answer is /models. 8 MiB is some ten thousand models, and little memory for the gateway.
 ANSWER_LIMIT_BYTES = 8 * 1024 * 1024
@@ -73,17 +71,11 @@ class ControlHttp:
         if authorization is not None:
             headers["authorization"] = authorization
         self._http = httpx.AsyncClient(
-            transport=transport,
+            transport=transport or _network(),
             timeout=None,  # noqa: S113 - scopes sit with the caller; httpx's own 5 s would end a load
-            limits=httpx.Limits(
-                max_connections=CONNECTIONS_PER_NEURON,
-                max_keepalive_connections=CONNECTIONS_PER_NEURON,
-                keepalive_expiry=IDLE_CONNECTION_S,
-            ),
             headers=headers,
             follow_redirects=False,
             trust_env=False,
-            verify=tls.context(),
         )
 
     async def call(self, method: str, path: str, body: Any = None) -> bytes:
@@ -102,6 +94,20 @@ class ControlHttp:
     async def aclose(self) -> None:
         """Close all connections. Idempotent."""
         await self._http.aclose()
+
+
+def _network() -> httpx.AsyncHTTPTransport:
+    """Connections with TCP keep-alive: a load is silent for many minutes."""
+    return httpx.AsyncHTTPTransport(
+        limits=httpx.Limits(
+            max_connections=CONNECTIONS_PER_NEURON,
+            max_keepalive_connections=CONNECTIONS_PER_NEURON,
+            keepalive_expiry=IDLE_CONNECTION_S,
+        ),
+        trust_env=False,
+        verify=tls.context(),
+        socket_options=TCP_KEEPALIVE_OPTIONS,
+    )
 
 
 class NeuronClient:
@@ -186,21 +192,7 @@ async def _translated() -> AsyncIterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a label of the host is too long
-        raise NeuronUnreachable(_reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    """Why a call failed, without addresses: clients get it too. httpx hides the system's error in the causes."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, socket.gaierror):
-            return "its host name does not resolve"
-        if isinstance(seen, ssl.SSLError):
-            return f"TLS failed: {seen.reason or seen}"
-        if isinstance(seen, OSError) and seen.errno is not None:
-            return os.strerror(seen.errno).lower()
-        seen = seen.exceptions[0] if isinstance(seen, BaseExceptionGroup) else seen.__cause__ or seen.__context__
-    return str(error) or type(error).__name__
+        raise NeuronUnreachable(connect_error_reason(error)) from error
 
 
 async def _read(answer: httpx.Response) -> bytes:

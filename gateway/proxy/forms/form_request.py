@@ -8,6 +8,7 @@ from gateway.asgi import Headers, Receive, Scope
 from gateway.dialects.json_splice import ModelField
 from gateway.errors import GatewayError, UnsupportedMediaType
 from gateway.proxy import total_deadline
+from gateway.proxy.body.compressed import CompressedBody, coding_of
 from gateway.proxy.forms.form_parser import FormParser, boundary_of
 from gateway.proxy.forms.spool import Spool
 from gateway.proxy.forms.upload import Upload
@@ -73,6 +74,9 @@ def open_upload(
     if media_type(content_type) != b"multipart/form-data":
         raise UnsupportedMediaType(f"{scope['path']} takes multipart/form-data")
     parser = FormParser(boundary_of(content_type))
+    coding = coding_of(headers)
+    if coding is not None:
+        receive, length = CompressedBody(receive, coding, body_limit_bytes).receive, None
     return Upload(receive, parser, spool, length=length, limit_bytes=body_limit_bytes, stall_timeout_s=stall_timeout_s)
 
 

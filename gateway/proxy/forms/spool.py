@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from gateway.errors import Overloaded, ServiceUnavailable
-from gateway.proxy.body_memory import BodyReservation
+from gateway.proxy.body.memory import BodyReservation
 
 __all__ = ["MEMORY_BYTES", "Spool", "SpoolStorage"]
 

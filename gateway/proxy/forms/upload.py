@@ -11,8 +11,9 @@ from __future__ import annotations
 import trio
 
 from gateway.asgi import Message, Receive
-from gateway.errors import RequestTimeout, body_too_large
+from gateway.errors import body_too_large
 from gateway.http.sockets import RECEIVE_BYTES
+from gateway.proxy.body.progress import STEP_BYTES, stalled
 from gateway.proxy.forms.form_parser import FormParser, ModelPart
 from gateway.proxy.forms.spool import MEMORY_BYTES, Spool
 from gateway.proxy.response.client_response import ClientGone
@@ -20,7 +21,6 @@ from gateway.proxy.response.client_response import ClientGone
 __all__ = ["OutgoingForm", "Upload"]
 
 AHEAD_BYTES = MEMORY_BYTES - RECEIVE_BYTES  # read before an attempt takes any: this much never needs a file
-STEP_BYTES = 16 * 1024  # must arrive within `stall_timeout_s`: any network is faster, and 64 MiB still end some time
 
 
 class Upload:
@@ -131,10 +131,7 @@ class Upload:
                 raise ClientGone
             self._stall_time_left_s -= trio.current_time() - asked_at
             return message
-        raise RequestTimeout(
-            f"less than {STEP_BYTES // 1024} KiB of the upload arrived within {self._stall_timeout_s:g} s "
-            "(deadlines.upload_seconds)"
-        )
+        raise stalled(self._stall_timeout_s)
 
     def _check(self, piece: bytes, *, is_last: bool) -> None:
         self.received_bytes += len(piece)
@@ -188,6 +185,11 @@ class OutgoingForm:
         self._offset = 0  # in the client's body
         longer_bytes = len(self._name) - (self._model.end - self._model.start)
         self.length = None if upload.length is None else upload.length + longer_bytes
+
+    def rewind(self) -> bool:
+        """Begin again at the first byte. False if a part of the form was passed on and is gone."""
+        self._offset = 0
+        return self._upload.can_be_sent
 
     async def receive(self) -> bytes:
         """Wait for the next piece; `b""` at the end."""

@@ -11,12 +11,18 @@ from gateway.proxy.response.client_response import ClientResponse, Head
 
 __all__ = ["KeepAlive"]
 
+# (after so many seconds of silence, seconds from one keep-alive to the next). Clients that fear for their connection do
+# so in the first seconds; proxies need a sign within a minute. go-openai gives up after 300 lines without data, and a
+# comment is two: these are 104 lines in 600 s and 264 in 1800 s, the defaults for a prefill and for a load.
+_SLOWER = ((30.0, 15.0), (15.0, 5.0))
+
 
 class KeepAlive:
     """Sends keep-alives for one streaming request. `run` is a task of the request's nursery.
 
     Before the upstream's head arrives, `early_commit_seconds` after the start, it sends `head` with a first comment.
-    After that it sends a comment after each `keepalive_seconds` without a write.
+    After that it sends a comment after each `keepalive_seconds` without a write; in a long silence less often, see
+    `_SLOWER`.
 
     Args:
         client: The response to write to.
@@ -24,14 +30,26 @@ class KeepAlive:
         head: Status and headers for an early 200.
     """
 
-    __slots__ = ("_early_commit_s", "_keepalive_s", "_started_at", "client", "head", "head_received", "last_write_at")
+    __slots__ = (
+        "_early_commit_s",
+        "_keepalive_s",
+        "_last_sign_at",
+        "_started_at",
+        "client",
+        "head",
+        "head_received",
+        "last_write_at",
+    )
 
     def __init__(self, client: ClientResponse, settings: StreamingSettings, head: Head) -> None:
         self.client = client
         self.head = head
         self._keepalive_s = settings.keepalive_seconds or math.inf
         self._early_commit_s = settings.early_commit_seconds or math.inf
-        self._started_at = self.last_write_at = trio.current_time()  # `run` sets it again
+        now = trio.current_time()
+        self.last_write_at = now
+        """When a part of the answer was last sent to the client; the relay sets it."""
+        self._started_at = self._last_sign_at = now  # `run` sets both again
         self.head_received = False
 
     def stream_started(self, head: Head | None) -> None:
@@ -44,7 +62,7 @@ class KeepAlive:
             return
         self.head = head or self.head
         self.head_received = True
-        self.last_write_at = trio.current_time()
+        self._last_sign_at = trio.current_time()
 
     def disable_keepalive(self) -> None:
         """The answer is not an event stream: send neither an early 200 nor a comment."""
@@ -56,18 +74,23 @@ class KeepAlive:
         Raises:
             ClientGone: The client has disconnected.
         """
-        self._started_at = trio.current_time()
+        self._started_at = self.last_write_at = trio.current_time()
         while True:
             now = trio.current_time()
             due_at = self._due_at()
             if due_at <= now:
                 await self.client.send_keepalive(self.head)
-                self.last_write_at = trio.current_time()
+                self._last_sign_at = trio.current_time()
             else:
                 # The head may arrive during the sleep and bring the next keep-alive nearer, at most to one interval.
                 await trio.sleep_until(min(due_at, now + self._keepalive_s))
 
     def _due_at(self) -> float:
-        if self.head_received or self.client.started:
-            return self.last_write_at + self._keepalive_s
-        return self._started_at + self._early_commit_s
+        if not (self.head_received or self.client.started):
+            return self._started_at + self._early_commit_s
+        last_sign_at = max(self._last_sign_at, self.last_write_at)
+        return last_sign_at + max(self._keepalive_s, _slower_after(last_sign_at - self.last_write_at))
+
+
+def _slower_after(silence_s: float) -> float:
+    return next((interval_s for after_s, interval_s in _SLOWER if silence_s >= after_s), 0.0)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import trio
 
 from gateway.asgi import Headers
-from gateway.proxy.request import HOP_BY_HOP, named_by_connection
+from gateway.proxy import header_policy
 from gateway.proxy.response import server_timing
 from gateway.telemetry.request_record import RequestRecord
 
-__all__ = ["from_upstream", "header_value", "of_early_stream", "of_gateway"]
+__all__ = ["from_upstream", "header_value", "of_early_stream", "of_gateway", "of_upstream_error"]
 
-_NOT_FOR_CLIENTS = HOP_BY_HOP | {b"x-request-id", b"date"}
-_NOT_FOR_CLIENTS_OF_STREAMS = _NOT_FOR_CLIENTS | {b"content-length", b"cache-control", b"x-accel-buffering"}
-_NOT_FOR_CLIENTS_PREFIXES = (b"x-cortex-", b"proxy-")
 _STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 
 def from_upstream(
-    headers: Headers, record: RequestRecord, *, streaming: bool, translated: bool, extra: Headers
+    headers: Headers,
+    record: RequestRecord,
+    *,
+    streaming: bool,
+    translated: bool,
+    extra: Headers,
+    also: tuple[str, ...] = (),
 ) -> Headers:
     """The headers of a response that a neuron gave.
 
@@ -28,22 +31,29 @@ def from_upstream(
         streaming: The body is an event stream.
         translated: The body is not the neuron's own, so its length differs.
         extra: The headers that the client's dialect adds.
+        also: `[gateway] pass_headers`.
     """
-    dropped = _NOT_FOR_CLIENTS_OF_STREAMS if streaming else _NOT_FOR_CLIENTS
-    dropped |= named_by_connection(headers)
-    if translated:
-        dropped |= {b"content-length"}
-    kept = [
-        (name, value)
-        for name, value in headers
-        if name not in dropped and not name.startswith(_NOT_FOR_CLIENTS_PREFIXES)
-    ]
+    kept = header_policy.for_client(headers, also)
+    if streaming:
+        if also:
+            own = [name for name, _ in _STREAM_HEADERS]
+            kept = [header for header in kept if header[0] not in own]
+        kept += _STREAM_HEADERS
+    elif not translated:
+        kept += [header for header in headers if header[0] == b"content-length"]  # the framing of the same bytes
     kept += _common_headers(record)
     kept += _model_and_node(record)
     kept += extra
-    if streaming:
-        kept += _STREAM_HEADERS
     return kept
+
+
+def of_upstream_error(
+    headers: Headers, record: RequestRecord, extra: Headers, content_type: bytes, also: tuple[str, ...]
+) -> Headers:
+    """The headers of a neuron's error response, whose body the client gets in its own dialect."""
+    kept = header_policy.for_client(headers, also)
+    kept = [header for header in kept if header[0] not in {b"content-type", b"content-encoding"}]
+    return [*of_gateway(record, extra, content_type), *kept]
 
 
 def of_early_stream(record: RequestRecord, extra: Headers, *, may_fall_back: bool = False) -> Headers:

@@ -115,6 +115,7 @@ class Shadower:
         catalogue: Its current snapshot decides where a candidate is when its shadow starts.
         metrics: Counts shadows by result.
         deadlines: Of each phase of a shadow, as of any request.
+        pass_request_headers: `[gateway] pass_request_headers`.
         draw: Returns a random number from [0, 1).
     """
 
@@ -126,6 +127,7 @@ class Shadower:
         catalogue: CatalogueSource,
         metrics: Metrics,
         deadlines: DeadlineSettings,
+        pass_request_headers: tuple[str, ...] = (),
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._fleet = fleet
@@ -133,6 +135,7 @@ class Shadower:
         self._catalogue = catalogue
         self._metrics = metrics
         self._deadlines = deadlines
+        self._pass_request_headers = pass_request_headers
         self._draw = draw
         self._nursery: trio.Nursery | None = None
         self._running: dict[str, _RunningShadow] = {}  # by node
@@ -261,11 +264,12 @@ class Shadower:
 
     async def _send(self, model: str, route: Route, request: InferenceRequest) -> AnswerSummary:
         outgoing = request.parsed.outgoing(neuron_model_name(route), route.backend)
-        headers = outgoing_headers(request, translated=outgoing.translation is not None)
+        headers = outgoing_headers(request, outgoing.path, self._pass_request_headers)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body)
         with PhaseDeadlines(self._deadlines) as phases:
             transcript = Transcript(trio.current_time())
             async with self._upstream.exchange(origin, message, phases) as response:
+                response.decode_body()
                 await _record(response, transcript, phases)
                 return transcript.summary(model, route.node, trio.current_time(), ok=response.status == 200)
 

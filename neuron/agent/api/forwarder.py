@@ -205,6 +205,10 @@ class _RequestBody:
         """Send this instead."""
         self._whole = data
 
+    def rewind(self) -> bool:
+        """False: it is sent while it arrives, and not kept."""
+        return False
+
     async def receive(self) -> bytes:
         """The next piece; `b""` at the end. Raises _ClientLeft."""
         while not self._ended:

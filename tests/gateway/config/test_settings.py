@@ -397,3 +397,28 @@ def test_no_file_raises_anything_but_faulty_file(tmp_path_factory, data):
     else:
         return
     assert reasons
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        *(("pass_request_headers", name) for name in ("Authorization", "cookie", "x-forwarded-for", "sec-ch-ua", "te")),
+        *(("pass_headers", name) for name in ("Set-Cookie", "access-control-allow-origin", "server", "x-cortex-node")),
+        *((key, name) for key in ("pass_request_headers", "pass_headers") for name in ("x-*", "a b", "connection")),
+    ],
+)
+def test_headers_that_never_pass_cannot_be_listed(config, key, name):
+    """Nor can what is no header name; there are no wildcards."""
+    with pytest.raises(FaultyFile) as faulty:
+        load(config(f'[gateway]\n{key} = ["{name}"]'), {})
+
+    assert len(faulty.value.faults) == 1
+
+
+def test_listed_headers_are_lower_case(config):
+    """As headers are compared."""
+    gateway = load(
+        config('[gateway]\npass_request_headers = ["X-Tenant"]\npass_headers = ["X-Queue"]'), {}
+    ).settings.gateway
+
+    assert (gateway.pass_request_headers, gateway.pass_headers) == (("x-tenant",), ("x-queue",))

@@ -1,6 +1,10 @@
 """A neuron's response: every framing, cut at every byte, and malformed ones. In memory."""
 
+import gzip
+import zlib
+
 import pytest
+from fakes import zstd
 from fakes.exchanges import ORIGIN, REQUEST, ask, piecemeal
 from fakes.scripted import MemoryNetwork, answering, chunked, with_length
 
@@ -8,7 +12,7 @@ from gateway.config.settings import DeadlineSettings
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import UpstreamPool
-from gateway.http.response_parser import HEADER_LIMIT_BYTES
+from gateway.http.response_parser import DECODED_PIECE_BYTES, HEADER_LIMIT_BYTES
 
 HELLO = with_length(b"hello")
 
@@ -133,3 +137,109 @@ async def test_header_limit_does_not_apply_to_the_body(nursery):
 
     assert await ask(upstream) == (200, b"0123456789" * 20_000)
     upstream.close()
+
+
+@pytest.mark.parametrize("first", [HELLO, chunked(b"hello")])
+@pytest.mark.parametrize("second", [HELLO, b"junk", b"HTTP/1.1 200 OK\r\n", chunked(b"other")])
+async def test_bytes_after_a_complete_response_are_dropped(nursery, first, second):
+    """In the same read: they belong to no request, and the connection is not used again."""
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(first + second)).connect)
+
+    assert await ask(upstream) == (200, b"hello")
+    assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+async def test_chunks_before_a_malformed_one_are_received_first(nursery, size):
+    """Also when all of them come in one read, with the head or after it."""
+    answer = chunked(b"he", b"llo", end=b"zz\r\n")
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
+    received = b""
+    with pytest.raises(UpstreamMalformedResponse, match="is not valid HTTP"):
+        async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
+            while piece := await response.receive():
+                received += piece
+
+    assert received == b"hello"
+    assert upstream.statistics()["idle"] == 0
+
+
+@pytest.mark.parametrize("size", [1000, 65_536, 1_000_000])
+async def test_long_chunk_extension_before_body_bytes_is_an_error(nursery, size):
+    """Although body bytes follow in the same read."""
+    answer = chunked(b"x", end=b"5;" + b"x" * 140_000 + b"\r\nhello\r\n0\r\n\r\n")
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
+    with pytest.raises(UpstreamMalformedResponse, match="more than 65536 bytes"):
+        await ask(upstream)
+
+
+def zipped(data):
+    """With no time in it: ids of tests are made of such bytes."""
+    return gzip.compress(data, mtime=0)
+
+
+PLAIN = b'{"object":"list"}' * 1000
+
+
+@pytest.mark.parametrize(
+    ("coding", "coded"),
+    [
+        ("gzip", zipped(PLAIN)),
+        ("X-GZIP", zipped(PLAIN)),
+        ("gzip, identity", zipped(PLAIN[:99]) + zipped(PLAIN[99:])),
+        ("deflate", zlib.compress(PLAIN)),
+        ("deflate", zlib.compress(PLAIN)[2:-4]),
+        ("zstd", zstd.compress(PLAIN)),
+        ("identity", PLAIN),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 100_000])
+async def test_coded_body_is_decoded_for_those_who_read_it(nursery, coding, coded, size):
+    """Its headers then describe the decoded body."""
+    answer = with_length(coded, more=f"content-encoding: {coding}\r\n")
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
+    received = b""
+    async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
+        response.decode_body()
+        while piece := await response.receive():
+            received += piece
+
+    assert received == PLAIN
+    assert response.header(b"content-encoding") in {None, b"identity"}
+    upstream.close()
+
+
+@pytest.mark.parametrize(
+    ("coding", "coded"),
+    [
+        ("br", PLAIN),
+        ("gzip, gzip", zipped(zipped(PLAIN))),
+        ("gzip", PLAIN),
+        ("gzip", zipped(PLAIN)[:-1]),
+        ("gzip", zipped(PLAIN) + b"junk"),
+        ("deflate", zlib.compress(PLAIN) + b"junk"),
+        ("zstd", zstd.compress(PLAIN)[:-1]),
+        ("zstd", zipped(PLAIN)),
+    ],
+)
+async def test_body_that_cannot_be_decoded_is_malformed(nursery, coding, coded):
+    """Unknown codings, several, broken ones and those that are cut short."""
+    answer = with_length(coded, more=f"content-encoding: {coding}\r\n")
+    upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(answer)).connect)
+    with pytest.raises(UpstreamMalformedResponse):
+        async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
+            response.decode_body()
+            while await response.receive():
+                pass
+
+
+async def test_bomb_is_decoded_in_pieces(nursery):
+    """A reader with a limit never has more than one piece in memory."""
+    bomb = zipped(b" " * 50_000_000)
+    upstream = UpstreamPool(
+        connect=MemoryNetwork(nursery, answering(with_length(bomb, more="content-encoding: gzip\r\n"))).connect
+    )
+    async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
+        response.decode_body()
+
+        assert len(await response.receive()) <= DECODED_PIECE_BYTES

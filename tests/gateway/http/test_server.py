@@ -74,7 +74,7 @@ async def exchange(data, app=echo, step=None, **limits):
                 await wait_all_tasks_blocked()
         except trio.BrokenResourceError:
             pass
-        with trio.fail_after(200):
+        with trio.fail_after(1000):
             response = await read_all(ours)
     return response
 
@@ -316,6 +316,18 @@ async def test_chunk_extensions_and_trailers_have_the_limit_of_headers(autojump_
     assert statuses(data) == [431]
 
 
+@pytest.mark.parametrize("before", [b"", b"5\r\nhello\r\n"])
+@pytest.mark.parametrize("step", [None, 50_000, 1000])
+async def test_long_chunk_extension_is_rejected_although_body_follows(autojump_clock, before, step):
+    """In the same read, too. Many small chunks have more framing than body, and are accepted."""
+    start = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    extension = start + before + b"5;" + b"x" * 100_000 + b"\r\nhello\r\n0\r\n\r\n"
+    small = start + b"1\r\na\r\n" * 100_000 + b"0\r\n\r\n"
+
+    assert statuses(await exchange(extension, step=step)) == [431]
+    assert statuses(await exchange(small, step=step, keep_alive_s=1)) == [200]
+
+
 @pytest.mark.parametrize("begun", [False, True])
 async def test_malformed_body_is_never_answered_with_success(autojump_clock, begun):
     """The application receives `http.disconnect`; the client gets a 400, or an incomplete response."""
@@ -399,6 +411,7 @@ class Clients:
 
     async def app(self, scope, receive, send):
         if scope["path"] != "/x":
+            await read_body(receive)
             await self.go_on.wait()
         await respond(send, b"served")
 
@@ -443,7 +456,25 @@ async def test_longest_idle_connection_is_closed_for_a_new_one(autojump_clock, n
     assert server_statistics(clients.server) == ServerStatistics(open=4, idle=4, served=6, refused=0)
 
 
-# Failing applications .................................................................................................
+@pytest.mark.parametrize("begun", [b"G", GET[:-2], POST[:-1], POST[:-5], CHUNKED[:-5]])
+async def test_oldest_incomplete_request_is_evicted_for_a_new_connection(autojump_clock, nursery, begun):
+    """Wherever the request stops, and without an answer; a request that is being served is never evicted."""
+    clients = Clients(nursery, connections=3)
+    busy = await clients.connect(POST)
+    older, newer = await clients.connect(begun), await clients.connect(begun)
+
+    for evicted in (older, newer):
+        new = await clients.connect(GET)
+        assert (await new.receive_some()).startswith(b"HTTP/1.1 200")
+        assert await read_all(evicted) == b""
+        await new.aclose()
+        filler = await clients.connect(begun)
+        assert filler is not None
+    clients.go_on.set()
+    assert (await busy.receive_some()).startswith(b"HTTP/1.1 200")
+
+
+# Failing applications ................................................................................................
 
 
 async def test_exception_before_the_response_is_a_500_without_a_traceback(autojump_clock):

@@ -373,3 +373,27 @@ async def test_reset_by_the_client_is_not_logged(start):
         await other.aclose()
 
     assert logs == []
+
+
+@pytest.mark.parametrize("linger", [None, b"\x01\x00\x00\x00\x00\x00\x00\x00"])
+async def test_client_that_sent_much_ahead_and_left_is_noticed(start, linger):
+    """By a close and by a reset, although what it sent ahead stays unread."""
+    noticed = trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["path"] != "/x":
+            return await respond(send, b"")
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        noticed.set()
+        raise ClientDisconnected
+
+    _, address = await start(app)
+    stream = await trio.open_tcp_stream(*address)
+    with trio.move_on_after(0.5):
+        await stream.send_all(GET * 5000)
+    if linger is not None:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    await stream.aclose()
+    with trio.fail_after(SAFETY_NET_S):
+        await noticed.wait()

@@ -72,6 +72,28 @@ async def test_comments_are_sent_exactly_when_they_are_due(
     assert sent_at == comments_at
 
 
+async def test_long_silence_gets_fewer_comments(autojump_clock, client, wire):
+    """Every second for 15 s, every 5 s to 30 s, then every 15 s; a part of the answer begins this again."""
+    sent_at = []
+    send = client._send
+
+    async def send_and_note(message):
+        if message.get("body") == sse.KEEP_ALIVE:
+            sent_at.append(round(trio.current_time(), 6))
+        await send(message)
+
+    client._send = send_and_note
+
+    async def script(keepalive):
+        keepalive.stream_started(lambda: HEAD)
+        await trio.sleep(100)
+        keepalive.last_write_at = trio.current_time()
+        await trio.sleep(3.5)
+
+    await run_with_keepalive(client, StreamingSettings(), script)
+    assert sent_at == [*range(1, 16), 20, 25, 30, 45, 60, 75, 90, 101, 102, 103]
+
+
 async def test_disabled_keepalive_sends_nothing(autojump_clock, client, wire):
     """The answer turned out not to be a stream."""
 

@@ -7,9 +7,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import BodyTooLarge, MethodNotAllowed
-from gateway.proxy.body_memory import BodyMemory
-from gateway.proxy.request import named_by_connection, outgoing_headers, read_request, request_id_of
+from gateway.errors import BodyTooLarge, MethodNotAllowed, UpgradeRequired
+from gateway.proxy.body.memory import BodyMemory
+from gateway.proxy.header_policy import named_by_connection
+from gateway.proxy.request import outgoing_headers, read_request, request_id_of
 from gateway.proxy.response.client_response import ClientGone
 
 BODY = b'{"model":"m","stream":true}'
@@ -83,6 +84,16 @@ async def test_only_post_is_allowed(method):
         await read_request(a_scope(method=method), receiving(), "id", 1000, a_room())
 
 
+@pytest.mark.parametrize("value", [b"websocket", b"WebSocket"])
+async def test_offered_websocket_is_a_426(value):
+    """Codex then uses HTTP at once; a 405 it would try again."""
+    scope = a_scope((b"upgrade", value), (b"connection", b"Upgrade"), method="GET", path=b"/v1/responses")
+    with pytest.raises(UpgradeRequired, match="send the request with POST") as raised:
+        await read_request(scope, receiving(), "id", 1000, a_room())
+
+    assert (raised.value.status, raised.value.headers) == (426, [(b"upgrade", b"HTTP/1.1")])
+
+
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
@@ -123,14 +134,15 @@ def test_connection_names_headers_in_all_its_lines(values, names):
 
 
 async def test_outgoing_headers_keep_order_and_repetition():
-    """The client's other headers pass unchanged."""
-    headers = [(b"x-a", b"1"), (b"authorization", b"s"), (b"x-a", b"2"), (b"accept", b"*/*")]
+    """Of those that pass; the content type is JSON's, whatever the client says."""
+    headers = [(b"accept", b"1"), (b"authorization", b"s"), (b"accept", b"2"), (b"user-agent", b"x")]
     request = await read_request(a_scope(*headers), receiving(*body_of(BODY)), "my-id", 1000, a_room())
 
-    assert outgoing_headers(request) == [
-        (b"x-a", b"1"),
-        (b"x-a", b"2"),
-        (b"accept", b"*/*"),
+    assert outgoing_headers(request, request.path, ()) == [
+        (b"accept", b"1"),
+        (b"accept", b"2"),
+        (b"user-agent", b"x"),
+        (b"content-type", b"application/json"),
         (b"accept-encoding", b"identity"),
         (b"x-request-id", b"my-id"),
     ]

@@ -5,6 +5,7 @@ import socket
 import trio
 
 from gateway.config.settings import Listen
+from gateway.http.pool import Origin, open_stream
 from gateway.server.listen import STUCK_READER_MS, listening
 
 
@@ -15,3 +16,23 @@ async def test_accepted_socket_times_out_a_peer_that_stops_reading():
         accepted, _ = sock.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == STUCK_READER_MS
+
+
+async def test_accepted_socket_has_tcp_keepalive():
+    """With a first sign before the shortest common timeout of a firewall, 60 s."""
+    async with listening(Listen("127.0.0.1", 0)) as sock, await trio.open_tcp_stream(*sock.getsockname()):
+        sock.setblocking(True)
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 60
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) < 60
+
+
+async def test_connection_to_a_neuron_has_tcp_keepalive(nursery):
+    """An answer that is not streamed is a silent connection for minutes."""
+    async with listening(Listen("127.0.0.1", 0)) as sock:
+        stream = await open_stream(Origin.parse("http://{}:{}".format(*sock.getsockname())))
+        async with stream:
+            assert stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 60

@@ -61,8 +61,8 @@ async def test_preflight_is_answered_for_those_pages(public_app, origins, allowe
     assert headers.get(b"access-control-allow-headers") == (None if allowed is None else b"authorization")
 
 
-async def _open_websocket(app, extensions):
-    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "extensions": extensions}
+async def _open_websocket(app, extensions, path="/v1/realtime"):
+    scope = {"type": "websocket", "path": path, "headers": [], "extensions": extensions}
     inbox, sent = [{"type": "websocket.connect"}], []
 
     async def receive():
@@ -82,3 +82,11 @@ async def test_websocket_is_refused_with_a_404_where_the_server_can_send_one(pub
     start, body = await _open_websocket(public_app(), {"websocket.http.response": {}})
     assert (start["status"], json.loads(body["body"])["error"]["code"]) == (404, "not_found")
     assert await _open_websocket(public_app(), {}) == [{"type": "websocket.close"}]
+
+
+async def test_websocket_on_an_inference_path_is_a_426_with_hypercorn_too(public_app):
+    """The endpoint exists, over HTTP."""
+    start, _ = await _open_websocket(public_app(), {"websocket.http.response": {}}, "/v1/responses")
+
+    assert start["status"] == 426
+    assert (b"upgrade", b"HTTP/1.1") in start["headers"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import Overloaded, ServiceUnavailable
-from gateway.proxy.body_memory import BodyMemory
+from gateway.proxy.body.memory import BodyMemory
 from gateway.proxy.forms.spool import MEMORY_BYTES, SpoolStorage
 
 MB = 1024**2
