@@ -1,0 +1,258 @@
+"""Counts the function calls of the gateway per request and per streamed chunk, with cProfile. The same in every run.
+
+    PYTHONPATH=.:tests .venv/bin/python -m fakes.call_counts             a table, and the functions called most
+    PYTHONPATH=.:tests .venv/bin/python -m fakes.call_counts --json      every function, for the test
+    PYTHONPATH=.:tests .venv/bin/python -m fakes.call_counts --write     the same into call_counts.json, with which the
+                                                                         test compares to say what has grown
+    PYTHONPATH=.:tests .venv/bin/python -m fakes.call_counts --run plain 500     that many requests without a profiler,
+                                                                                 for `valgrind --tool=callgrind` or perf
+
+The whole data plane runs in one process: server, proxy, metrics, access log (to /dev/null), pool. Client and neuron are
+the other ends of socket pairs. They are no tasks: they act only when Trio has nothing left to run, so neither their
+calls nor their timing show in the counts.
+
+A call is what cProfile counts: each call of a Python function or a built-in, and each time a coroutine is resumed.
+"""
+
+# ruff: noqa: T201 - a program that prints
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import gc
+import json
+import os
+import re
+import socket
+import sys
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+
+import structlog
+import trio
+from fakes.in_memory import InMemoryGateway
+
+from gateway.config.settings import LogSettings
+from gateway.http.server import HttpServer, ServerLimits
+from gateway.server.public_app import PublicApp
+from gateway.telemetry import log
+
+WARM_UP, REQUESTS = 20, 100
+CHUNKS_FEW, CHUNKS_MANY = 10, 60
+STORED = Path(__file__).with_suffix(".json")
+
+QUESTION = b'{"model":"helexa/small","messages":[{"role":"user","content":"What is the capital of Georgia?"}]%b}'
+ANSWER = (
+    b'{"id":"chatcmpl-123","object":"chat.completion","created":1694268190,"model":"Qwen/Qwen3-1.7B","choices":[{"index'
+    b'":0,"message":{"role":"assistant","content":"The capital of Georgia is Tbilisi."},"finish_reason":"stop"}],"usage'
+    b'":{"prompt_tokens":14,"completion_tokens":8,"total_tokens":22}}'
+)
+DELTA = (
+    b'data: {"id":"chatcmpl-123","object":"chat.completion.chunk","created":1694268190,"model":"Qwen/Qwen3-1.7B",'
+    b'"choices":[{"index":0,"delta":%b,"finish_reason":%b}]}\n\n'
+)
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Peers(trio.abc.Instrument):
+    """A client and a neuron. They take their next step whenever every task of the gateway is blocked."""
+
+    def __init__(self, profile: cProfile.Profile | None = None) -> None:
+        self.client, self.server_side = socket.socketpair()
+        self.neuron: socket.socket | None = None
+        self.done = trio.Event()
+        self._profile = profile
+        self._steps: Generator[None] = iter(())
+
+    def begin(self, kind: str, requests: int, chunks: int = CHUNKS_FEW) -> None:
+        """Play this many requests from now on; `done` is set after the last."""
+        self.done = trio.Event()
+        self._steps = self._play(kind, requests, chunks)
+
+    def before_io_wait(self, timeout: float) -> None:
+        """Part of Trio's `Instrument`: called before each wait for I/O."""
+        if timeout <= 0:
+            return
+        if self._profile is not None:
+            self._profile.disable()
+        if next(self._steps, "over") == "over":
+            trio.lowlevel.current_trio_token().run_sync_soon(self.done.set)  # wakes the loop, which is about to wait
+        elif self._profile is not None:
+            self._profile.enable()
+
+    async def connect(self, _: object) -> trio.abc.Stream:
+        """A connection of the pool."""
+        await trio.lowlevel.checkpoint()
+        ours, self.neuron = socket.socketpair()
+        return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+    def _play(self, kind: str, requests: int, chunks: int) -> Generator[None]:
+        question = QUESTION % (b',"stream":true' if kind == "stream" else b"")
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        for _ in range(requests):
+            self.client.sendall(head + b"content-length: %d\r\n\r\n%b" % (len(question), question))
+            yield
+            assert self.neuron is not None, "the gateway has not connected to the neuron"
+            assert b'"Qwen/Qwen3-1.7B"' in self.neuron.recv(65536)
+            yield from self._stream(self.neuron, chunks) if kind == "stream" else self._answer(self.neuron)
+
+    def _answer(self, neuron: socket.socket) -> Generator[None]:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(ANSWER)
+        neuron.sendall(head + ANSWER)
+        yield
+        received = self.client.recv(65536)
+        assert received.startswith(b"HTTP/1.1 200 OK"), received
+        assert received.endswith(ANSWER), received
+
+    def _stream(self, neuron: socket.socket, chunks: int) -> Generator[None]:
+        neuron.sendall(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+            + _chunk(DELTA % (b'{"role":"assistant","content":""}', b"null"))
+        )
+        yield
+        for number in range(chunks):
+            neuron.sendall(_chunk(DELTA % (b'{"content":" tok%04d"}' % number, b"null")))
+            yield
+            received = self.client.recv(65536)
+            assert b" tok%04d" % number in received, received
+        neuron.sendall(_chunk(DELTA % (b"{}", b'"stop"')) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        yield
+        received = self.client.recv(65536)
+        assert received.endswith(b"0\r\n\r\n"), received
+
+
+class _Gateway(InMemoryGateway):
+    """As the other, with sockets in place of memory streams, which have other functions than production."""
+
+    def __init__(self, nursery: trio.Nursery, peers: Peers) -> None:
+        super().__init__(nursery, {"neuron": peers})
+        self._peers = peers
+
+    async def _connect(self, origin: object) -> trio.abc.Stream:
+        return await self._peers.connect(origin)
+
+
+async def _no_routes(*_: object) -> None:
+    raise AssertionError
+
+
+async def _run(kind: str, requests: int, chunks: int, profile: cProfile.Profile | None) -> None:
+    peers = Peers(profile)
+    async with trio.open_nursery() as nursery:
+        gateway = _Gateway(nursery, peers)
+        app = PublicApp(gateway.inference, _no_routes, gateway.settings)
+        server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger())
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(peers.server_side))
+        nursery.start_soon(server.serve_stream, stream)
+        trio.lowlevel.add_instrument(peers)
+        peers._profile = None
+        peers.begin(kind, WARM_UP, chunks)
+        await peers.done.wait()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        peers._profile = profile
+        peers.begin(kind, requests, chunks)
+        if profile is not None:
+            profile.enable()
+        await peers.done.wait()
+        trio.lowlevel.remove_instrument(peers)
+        nursery.cancel_scope.cancel()
+
+
+def calls(kind: str, chunks: int = CHUNKS_FEW) -> Counter[str]:
+    """The calls of each function during `REQUESTS` requests, by its name and file."""
+    profile = cProfile.Profile()
+    trio.run(_run, kind, REQUESTS, chunks, profile)
+    found: Counter[str] = Counter()
+    for entry in profile.getstats():
+        name = _name_of(entry.code)
+        if name is not None:
+            found[name] += entry.callcount
+    return found
+
+
+def _name_of(code: object) -> str | None:
+    """Name and file of a function; None for those of this measurement."""
+    if isinstance(code, str):
+        return None if "Profiler" in code else re.sub(r" at 0x[0-9a-f]+", "", code)
+    path = Path(code.co_filename)
+    if path.name in {"_instrumentation.py", Path(__file__).name}:
+        return None
+    folders = [folder for folder in ("gateway", "catalogue", "site-packages") if folder in path.parts]
+    file = "/".join(path.parts[path.parts.index(folders[0]) :]) if folders else path.name
+    return f"{code.co_qualname} ({file.removeprefix('site-packages/')})"
+
+
+def per_request(kind: str) -> dict[str, float]:
+    """Calls of each function per request; a stream has `CHUNKS_FEW` chunks."""
+    return {name: round(count / REQUESTS, 1) for name, count in calls(kind).items() if count >= REQUESTS // 10}
+
+
+def per_chunk() -> dict[str, float]:
+    """Calls of each function per chunk of a stream: what more chunks cost."""
+    few, many = calls("stream", CHUNKS_FEW), calls("stream", CHUNKS_MANY)
+    chunks = REQUESTS * (CHUNKS_MANY - CHUNKS_FEW)
+    grown = {name: round((count - few[name]) / chunks, 2) for name, count in many.items()}
+    return {name: count for name, count in grown.items() if count >= 0.05}
+
+
+def measured() -> dict[str, dict[str, float]]:
+    """All three tables."""
+    return {"plain": per_request("plain"), "stream": per_request("stream"), "chunk": per_chunk()}
+
+
+def _group(name: str) -> str:
+    if "(" not in name or name.startswith("<"):
+        return "built-in functions"
+    return re.sub(r".*\((gateway/\w+|catalogue|\w+).*", r"\1", name)
+
+
+def _print(tables: dict[str, dict[str, float]], top: int) -> None:
+    for kind, table in tables.items():
+        print(f"{kind}: {sum(table.values()):.0f} calls")
+        groups: Counter[str] = Counter()
+        for name, count in table.items():
+            groups[_group(name)] += count
+        print("   ", ", ".join(f"{group} {count:.0f}" for group, count in groups.most_common()))
+        for name, count in sorted(table.items(), key=lambda item: -item[1])[:top]:
+            print(f"    {count:7.2f} {name}")
+
+
+def _log_to_nowhere() -> None:
+    stderr = sys.stderr
+    sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)  # the log keeps the descriptor
+    log.configure(LogSettings(format="json"))
+    sys.stderr = stderr
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print every function as JSON")
+    parser.add_argument("--write", action="store_true", help=f"store every function in {STORED.name}")
+    parser.add_argument("--top", type=int, default=40, help="how many functions to print")
+    parser.add_argument("--run", nargs=2, metavar=("KIND", "REQUESTS"), help="run requests without a profiler")
+    parser.add_argument("--chunks", type=int, default=CHUNKS_FEW, help="of each stream, with --run")
+    options = parser.parse_args()
+    _log_to_nowhere()
+    if options.run:
+        trio.run(_run, options.run[0], int(options.run[1]), options.chunks, None)
+        return
+    tables = measured()
+    if options.write:
+        text = json.dumps({kind: dict(sorted(table.items())) for kind, table in tables.items()}, indent=0)
+        STORED.write_text(text + "\n", encoding="utf-8")
+    elif options.json:
+        print(json.dumps(tables))
+    else:
+        _print(tables, options.top)
+
+
+if __name__ == "__main__":
+    main()
