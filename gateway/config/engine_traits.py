@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 __all__ = [
+    "DIALECTS_TRANSLATED_BETTER",
     "ENGINES_THAT_STOP_ONLY_STREAMS",
     "ENGINES_WITHOUT_THINKING_SWITCH",
     "ENGINES_WITH_TOKENIZER",
@@ -74,3 +75,10 @@ Not transformers serve, which refuses fields it does not know; not cortex, whose
 ENGINES_THAT_STOP_ONLY_STREAMS = frozenset({"llamacpp", "transformers"})
 ENGINES_WITH_TOKENIZER = frozenset({"vllm"})
 ENGINES_WITHOUT_THINKING_SWITCH = frozenset({"transformers"})  # it refuses fields it does not know
+
+DIALECTS_TRANSLATED_BETTER = {"llamacpp": frozenset({"anthropic", "responses"})}
+"""Dialects that an engine speaks in a way that official SDKs cannot read, and cortex's translation they can.
+
+llama.cpp's `/v1/responses` sends events without sequence numbers and output indices; its `/v1/messages` starts a block
+before it has stopped the previous one. A neuron that reports them gets translated requests all the same.
+"""

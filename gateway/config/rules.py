@@ -110,6 +110,8 @@ def check_neuron(neuron: CheckedTable) -> None:
         for key in _KEYS_OF_ENGINES:
             if key in table:
                 neuron.refuse((key,), 'is for kind = "openai" only', 'remove the key, or add kind = "openai"')
+    elif kind == "openai" and "token" in table:
+        neuron.refuse(("token",), 'is for kind = "neuron" only', "an engine's token is `api_key`")
     endpoint = table.get("endpoint")
     # The SDKs of OpenAI want a base URL with /v1, so operators paste one.
     ends_with_v1 = isinstance(endpoint, str) and endpoint.rstrip("/").endswith("/v1")

@@ -295,6 +295,9 @@ class NeuronSettings:
     ask_usage: Flag | None = None
     """Whether to ask streams for usage. No default: true for engines known to report it (docs/engines.md)."""
 
+    token: Secret | None = field(default=None, repr=False)
+    """Bearer token of the neuron, [api] token of its neuron.toml. No default. For kind = "neuron" only."""
+
 
 NeuronTable: TypeAlias = Annotated[
     NeuronSettings, BeforeValidator(rules.add_dialects_of_cortex), checked(rules.check_neuron)

@@ -1,18 +1,32 @@
-"""How an engine without a neuron is addressed: its model names, its paths, its API key. No I/O.
+"""How an engine is addressed, with or without a neuron before it: its model names, paths, credentials, traits. No I/O.
 
-A neuron takes our model ids, serves under `/v1` and wants no credentials, so its node has no `EngineAccess`.
+Plain requests to a neuron have our model ids, `/v1` and no credentials, and need no `EngineAccess`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, get_args
 
 from gateway.asgi import Headers
+from gateway.config.engine_traits import (
+    DIALECTS_TRANSLATED_BETTER,
+    ENGINES_THAT_STOP_ONLY_STREAMS,
+    ENGINES_WITH_TOKENIZER,
+    ENGINES_WITH_USAGE,
+    ENGINES_WITHOUT_THINKING_SWITCH,
+    Backend,
+    DialectName,
+    ThinkingSwitch,
+)
 from gateway.config.settings import NeuronSettings
+from gateway.fleet.reports import ModelReport
 
-__all__ = ["EngineAccess", "bearer"]
+__all__ = ["EngineAccess", "backend_of", "bearer"]
+
+ALL_DIALECTS = frozenset(get_args(DialectName))
+DEFAULT_DIALECTS = ("openai",)
 
 _OUR_PREFIX = b"/v1"  # of every inference path that the gateway serves
 
@@ -42,14 +56,18 @@ class EngineAccess:
     authorization: bytes | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, settings: NeuronSettings) -> Self | None:
-        """From the settings; None for a neuron."""
-        if settings.kind == "neuron":
+    def of(cls, settings: NeuronSettings, report: ModelReport | None = None) -> Self | None:
+        """From the settings, and from what a neuron reports of a model; None for plain requests to a neuron."""
+        if settings.kind == "openai":
+            key = settings.api_key
+            moved = _AT_THE_ROOT if settings.engine in _TOKENIZE_AT_THE_ROOT else {}
+            return cls(settings.base_path.encode(), moved, settings.serves, _authorization(key))
+        moved = _AT_THE_ROOT if report is not None and report.engine in _TOKENIZE_AT_THE_ROOT else {}
+        is_renamed = report is not None and report.serves not in {None, report.id}
+        names = {report.id: report.serves or ""} if report is not None and is_renamed else {}
+        if not moved and not names and settings.token is None:
             return None
-        key = settings.api_key
-        moved = _AT_THE_ROOT if settings.engine in _TOKENIZE_AT_THE_ROOT else {}
-        authorization = None if key is None else bearer(key).encode()
-        return cls(settings.base_path.encode(), moved, settings.serves, authorization)
+        return cls(moved=moved, names=names, authorization=_authorization(settings.token))
 
     def model_name(self, model_id: str) -> str:
         """The engine's name for a model of ours."""
@@ -68,3 +86,33 @@ class EngineAccess:
     def with_credentials(self, headers: Headers) -> Headers:
         """A copy of `headers` with the engine's API key, or `headers` itself if there is none."""
         return headers if self.authorization is None else [*headers, (b"authorization", self.authorization)]
+
+
+def _authorization(key: str | None) -> bytes | None:
+    return None if key is None else bearer(key).encode()
+
+
+def backend_of(settings: NeuronSettings, engine: str | None = None, dialects: Collection[str] | None = None) -> Backend:
+    """The traits of a neuron, or of the engine that it reports for a model.
+
+    Args:
+        settings: The neuron's table.
+        engine: The reported kind of engine, if any; that of the settings wins.
+        dialects: The reported dialects, if any. Those of the settings win, unless they are the default.
+    """
+    name = settings.engine or engine
+    thinking: ThinkingSwitch = "none" if name in ENGINES_WITHOUT_THINKING_SWITCH else "chat_template_kwargs"
+    spoken: frozenset[str] = frozenset(settings.dialects)
+    if dialects is not None and settings.dialects == DEFAULT_DIALECTS:
+        spoken |= frozenset(dialects) & ALL_DIALECTS - DIALECTS_TRANSLATED_BETTER.get(engine or "", frozenset())
+    return Backend(
+        dialects=spoken,
+        reasoning_content=settings.reasoning_content,
+        system_anywhere=settings.system_anywhere,
+        thinking_switch=settings.thinking or thinking,
+        ask_usage=name in ENGINES_WITH_USAGE if settings.ask_usage is None else settings.ask_usage,
+        tokenizer=name in ENGINES_WITH_TOKENIZER,
+        alternating_roles=settings.alternating_roles,
+        is_engine=settings.kind == "openai" or engine is not None,
+        stops_only_streams=name in ENGINES_THAT_STOP_ONLY_STREAMS,
+    )

@@ -8,16 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal, Protocol
 
-from gateway.config.engine_traits import (
-    ENGINES_THAT_STOP_ONLY_STREAMS,
-    ENGINES_WITH_TOKENIZER,
-    ENGINES_WITH_USAGE,
-    ENGINES_WITHOUT_THINKING_SWITCH,
-    Backend,
-)
 from gateway.config.settings import NeuronSettings
 from gateway.fleet.circuit_breaker import CircuitBreaker
-from gateway.fleet.engine_access import EngineAccess
+from gateway.fleet.engine_access import EngineAccess, backend_of
 from gateway.fleet.reports import ActivationReport, DeviceReport, ModelReport
 
 __all__ = ["ROUTABLE_STATUSES", "Node", "NodeModel", "OwnChange"]
@@ -25,7 +18,7 @@ __all__ = ["ROUTABLE_STATUSES", "Node", "NodeModel", "OwnChange"]
 ROUTABLE_STATUSES = frozenset({"loaded", "reloading"})  # every other status, known or not, takes no requests
 
 # The model serves, or this state will end: by our doing or the neuron's.
-_PASSING_STATUSES = ROUTABLE_STATUSES | {None, "unloaded", "loading", "unloading", "recovering"}
+_PASSING_STATUSES = ROUTABLE_STATUSES | {None, "unloaded", "asleep", "loading", "unloading", "recovering"}
 
 OwnChange = Literal["loading", "unloading"]
 
@@ -56,9 +49,13 @@ class NodeModel:
         is_overdue: Our load of it takes far longer than it should.
         breaker: Opens when requests for this model keep failing here, while other models of the node go on.
         proven: It has answered a request since it was loaded.
+        access: How its engine is addressed; None for plain requests to a neuron.
+        backend: What its engine supports beyond plain chat completions.
     """
 
     __slots__ = (
+        "access",
+        "backend",
         "breaker",
         "busy_until",
         "change",
@@ -88,6 +85,20 @@ class NodeModel:
         self.breaker = CircuitBreaker()
         self.is_overdue = False
         self.proven = False
+        self.access = node.access
+        self.backend = node.backend
+
+    def describe(self, report: ModelReport | None) -> bool:
+        """Store the neuron's description. Returns whether it changes how the engine is addressed."""
+        known, self.report = self.report, report
+        before = (None, None, None) if known is None else (known.engine, known.serves, known.dialects)
+        after = before if report is None else (report.engine, report.serves, report.dialects)
+        if report is None or after == before:
+            return False
+        settings = self.node.settings
+        self.backend = backend_of(settings, report.engine, report.dialects)
+        self.access = EngineAccess.of(settings, report)
+        return True
 
     @property
     def status(self) -> str | None:
@@ -154,8 +165,9 @@ class Node:
     """One configured neuron or engine. Written by the fleet only.
 
     Attributes:
-        access: How an engine is addressed; None for a neuron.
-        backend: What it supports beyond plain chat completions.
+        settings: Its `[[neurons]]` table.
+        access: How its engine is addressed; None for a neuron without a token.
+        backend: What it supports beyond plain chat completions, unless it reports more of a model's engine.
         devices: None until a `/discovery` was read. That means unknown, not "no devices".
         misses: Failures in a row.
         failure: Why the last poll or connection failed; None since the neuron has answered.
@@ -188,27 +200,18 @@ class Node:
         "name",
         "own_changes",
         "running",
+        "settings",
         "uptime_s",
         "urls_doubtful_since",
     )
 
     def __init__(self, settings: NeuronSettings) -> None:
+        self.settings = settings
         self.name = settings.name
         self.endpoint = settings.endpoint
         self.kind = settings.kind
         self.access = EngineAccess.of(settings)
-        self.backend = Backend(
-            dialects=frozenset(settings.dialects),
-            reasoning_content=settings.reasoning_content,
-            system_anywhere=settings.system_anywhere,
-            thinking_switch=settings.thinking
-            or ("none" if settings.engine in ENGINES_WITHOUT_THINKING_SWITCH else "chat_template_kwargs"),
-            ask_usage=settings.engine in ENGINES_WITH_USAGE if settings.ask_usage is None else settings.ask_usage,
-            tokenizer=settings.engine in ENGINES_WITH_TOKENIZER,
-            alternating_roles=settings.alternating_roles,
-            is_engine=settings.kind == "openai",
-            stops_only_streams=settings.engine in ENGINES_THAT_STOP_ONLY_STREAMS,
-        )
+        self.backend = backend_of(settings)
         self.healthy = False
         self.ever_answered = False
         self.draining = False
@@ -234,7 +237,7 @@ class Node:
     @property
     def takes_placements(self) -> bool:
         """Whether this gateway decides which models it holds. An engine (`kind = "openai"`) decides by itself."""
-        return self.access is None
+        return self.kind == "neuron"
 
     @property
     def leases(self) -> int:

@@ -25,6 +25,7 @@ class DeviceReport:
     vram_free_mb: int | None = None
     utilization_pct: float | None = None
     temp_c: float | None = None
+    power_w: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,9 @@ class ModelReport:
     `in_flight` and `queue_depth` are the neuron's own counters and include our requests; None means that the neuron
     does not count, which is not the same as idle. `url` is the base URL of the model's inference API as seen from this
     gateway; None while unknown, and then the model is not routable.
+
+    `reason` is why it is in this status, `progress` the fraction of a load that is done. `engine` is the kind of the
+    inference engine, `serves` the engine's own name of the model, `dialects` the APIs that it speaks.
     """
 
     id: str
@@ -50,6 +54,11 @@ class ModelReport:
     in_flight: int | None = None
     queue_depth: int | None = None
     url: str | None = None
+    reason: str | None = None
+    progress: float | None = None
+    engine: str | None = None
+    serves: str | None = None
+    dialects: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

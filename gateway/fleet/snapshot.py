@@ -27,6 +27,9 @@ class ModelSnapshot:
     load: int
     idle_s: float | None
     resident_s: float | None
+    reason: str | None
+    progress: float | None
+    engine: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,4 +109,7 @@ def _model_snapshot(model: NodeModel, now: float) -> ModelSnapshot:
         load=model.load,
         idle_s=None if model.last_used is None else now - model.last_used,
         resident_s=None if model.resident_since is None else now - model.resident_since,
+        reason=report.reason,
+        progress=report.progress,
+        engine=report.engine,
     )

@@ -62,6 +62,10 @@ class Fleet:
         self.observers: list[Callable[[FleetChange], None]] = []
         self.replica_observers: list[Callable[[str], None]] = []
         self.version = 1
+        self.neuron_dialects: frozenset[str] = frozenset().union(
+            *(node.backend.dialects for node in self.nodes.values())
+        )
+        """The dialects that at least one neuron speaks, or one of its engines has spoken."""
         self._misses = misses
         self._clock = clock
         self._replicas: dict[str, tuple[NodeModel, ...]] = {}
@@ -275,12 +279,16 @@ class Fleet:
     def _learn_model(self, home: Node, model_id: str, report: ModelReport | None, since: PollMark) -> None:
         model = home.entry(model_id)
         before, known = model.status, model.report
-        model.report = report
+        self._describe(model, report)
         own_requests = max(model.leases + model.shadows, since.leases.get(model_id, 0))
         model.other_requests = requests_of_others(report, own_requests)
         if report != known:
             self.version += 1
         self._settle(model, before)
+
+    def _describe(self, model: NodeModel, report: ModelReport | None) -> None:
+        if model.describe(report):
+            self.neuron_dialects |= model.backend.dialects
 
     def _learn_node(self, home: Node, report: NodeReport) -> None:
         devices = report.devices if report.devices is not None else without_readings(home.devices)
@@ -356,7 +364,8 @@ class Fleet:
         home = self.nodes[node]
         model = home.entry(model_id)
         before = model.status
-        model.change, model.report, model.is_overdue = change, report, False
+        model.change, model.is_overdue = change, False
+        self._describe(model, report)
         self.version += 1
         home.own_changes[model_id] = self.version
         self._settle(model, before)

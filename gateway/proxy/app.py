@@ -53,8 +53,6 @@ class InferenceApp:
         self.body_memory = BodyMemory(int(settings.limits.bodies_mb * 1024**2))
         self.spools = SpoolStorage(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))
         self._body_limit_bytes = int(settings.gateway.body_limit_mb * 1024**2)
-        nodes = context.fleet.nodes.values()
-        self._neuron_dialects: frozenset[str] = frozenset().union(*(node.backend.dialects for node in nodes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request until it is answered, or its client has left."""
@@ -122,7 +120,7 @@ class InferenceApp:
             request.total_deadline = deadline
             record.timings.read_at = trio.current_time()
             record.bytes_in = len(request.body)
-            request.parse(endpoint.dialect, self._neuron_dialects, self.context.secret_key)
+            request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
             record.stream, record.ignored = request.stream, request.parsed.ignored
             return request
         if cancelled_by:
@@ -153,7 +151,7 @@ class InferenceApp:
                 stall_timeout_s=stall_timeout_s,
             )
             try:
-                request.parse(endpoint.dialect, self._neuron_dialects, self.context.secret_key)
+                request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
                 await self._serve(endpoint, request, receive, client, record)
             finally:
                 if request.upload is not None:

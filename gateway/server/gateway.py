@@ -247,4 +247,6 @@ def _secret_key(directory: Path) -> bytes:
 
 
 def _client(neuron: NeuronSettings) -> NeuronClient | EngineClient:
-    return NeuronClient(neuron.endpoint) if neuron.kind == "neuron" else EngineClient(neuron)
+    if neuron.kind == "openai":
+        return EngineClient(neuron)
+    return NeuronClient(neuron.endpoint, token=neuron.token)

@@ -143,7 +143,7 @@ class Metrics:
 
 
 class DeviceView(Protocol):
-    """The readings of one device in MB, percent and degrees Celsius; None if unknown."""
+    """The readings of one device in MB, percent, degrees Celsius and watts; None if unknown."""
 
     @property
     def index(self) -> int: ...
@@ -155,6 +155,8 @@ class DeviceView(Protocol):
     def utilization_pct(self) -> float | None: ...
     @property
     def temp_c(self) -> float | None: ...
+    @property
+    def power_w(self) -> float | None: ...
 
 
 class NodeView(Protocol):
@@ -175,6 +177,7 @@ _DEVICE_GAUGES = {
     "vram_free_mb": "VRAM free, MB",
     "utilization_pct": "Utilization, percent",
     "temp_c": "Temperature, degrees Celsius",
+    "power_w": "Power, watts",
 }
 
 
@@ -250,7 +253,8 @@ class _FleetCollector(Collector):
             healthy.add_metric([node.name], float(node.healthy))
         yield healthy
         for reading, text in _DEVICE_GAUGES.items():
-            family = GaugeMetricFamily(f"cortex_device_{reading}", text, labels=["node", "device"])
+            name = "power_watts" if reading == "power_w" else reading
+            family = GaugeMetricFamily(f"cortex_device_{name}", text, labels=["node", "device"])
             for node in nodes:
                 for device in node.devices or ():
                     value = getattr(device, reading)

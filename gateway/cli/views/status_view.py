@@ -79,7 +79,7 @@ def _audit_error(audit: Mapping[str, Any]) -> list[Text]:
 def _neurons(fleet: Mapping[str, Any]) -> Table:
     """A row per device; the neuron's own cells are in its first row."""
     drains = {drain["node"]: drain["state"] for drain in fleet["drains"]}
-    result = table("neurons", "neuron", "state", "device", "VRAM used / total MB", "leases", "queued")
+    result = table("neurons", "neuron", "state", "device", "VRAM used / total MB", "power W", "leases", "queued")
     for node in fleet["nodes"]:
         drain = drains.get(node["name"], "open")
         state = _node_state(node) if drain == "open" else f"{_node_state(node)}, {drain}"
@@ -93,6 +93,7 @@ def _neurons(fleet: Mapping[str, Any]) -> Table:
                 state if is_first else "",
                 "-" if device is None else device["name"],
                 f"{used} / {total}",
+                "-" if device is None or device.get("power_w") is None else f"{device['power_w']:.0f}",
                 str(node["leases"]) if is_first else "",
                 str(queued) if is_first else "",
             )
@@ -125,13 +126,22 @@ def _models(models: Iterable[Mapping[str, Any]], nodes: Iterable[Mapping[str, An
         if model.get("alias_of") is not None:
             continue
         cells = [
-            (place["node"], place["status"], *_usage(_find_replica(model["id"], place["node"], replicas)))
+            (place["node"], _state(place["status"], replica), *_usage(replica))
             for place in model["locations"]
+            for replica in (_find_replica(model["id"], place["node"], replicas),)
         ] or [("-",) * 4]
         for index, place_cells in enumerate(cells):
             name, fits_on = (model["id"], ", ".join(model["feasible_on"]) or "-") if index == 0 else ("", "")
             result.add_row(name, *place_cells[: 2 + len(admin_columns)], fits_on)
     return result
+
+
+def _state(status: str, replica: Mapping[str, Any] | None) -> str:
+    """The status, with how far a load is, or why the model is in this status."""
+    progress, reason = (replica or {}).get("progress"), (replica or {}).get("reason")
+    if status == "loading" and progress is not None:
+        return f"{status} {progress:.0%}"
+    return f"{status}: {reason.splitlines()[0]}" if reason else status
 
 
 def _find_replica(

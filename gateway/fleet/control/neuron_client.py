@@ -118,11 +118,15 @@ class NeuronClient:
 
     Args:
         endpoint: Base URL as configured, without a trailing slash.
+        token: `[[neurons]] token`, or None.
         transport: In place of the network, for tests.
     """
 
-    def __init__(self, endpoint: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self._http = ControlHttp(endpoint, transport=transport)
+    def __init__(
+        self, endpoint: str, *, token: str | None = None, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        authorization = None if token is None else f"Bearer {token}"
+        self._http = ControlHttp(endpoint, authorization=authorization, transport=transport)
         self._listed = ModelListReader(endpoint, NeuronModel, attrgetter("id"))
 
     async def __aenter__(self) -> Self:

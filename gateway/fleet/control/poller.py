@@ -37,6 +37,8 @@ from gateway.fleet.state import Fleet
 
 __all__ = ["Poller", "model_report"]
 
+TEXT_LIMIT = 500  # characters of a reason that is shown
+
 log = structlog.get_logger("cortex.poller")
 
 # Polls of one neuron begin at least this far apart, however often `poll_soon` is called: a hundred refused connections
@@ -302,7 +304,25 @@ def model_report(model: NeuronModel, counter: ModelCounters | None, url: str | N
         in_flight=None if counter is None else _whole(counter.in_flight),
         queue_depth=None if counter is None else _whole(counter.queue_depth),
         url=url,
+        reason=_text(model.reason),
+        progress=_fraction(model.progress),
+        engine=_text(model.engine),
+        serves=_text(model.serves),
+        dialects=_texts(model.dialects),
     )
+
+
+def _text(value: object) -> str | None:
+    """A short text, or None for anything else."""
+    return value[:TEXT_LIMIT] if isinstance(value, str) and value else None
+
+
+def _texts(value: object) -> tuple[str, ...] | None:
+    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else None
+
+
+def _fraction(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
 
 
 def _devices(
@@ -337,6 +357,7 @@ def _with_reading(device: DeviceReport, reading: DeviceReading | None) -> Device
         vram_free_mb=_whole(reading.vram_free_mb),
         utilization_pct=reading.utilization_pct,
         temp_c=reading.temp_c,
+        power_w=reading.power_w,
     )
 
 

@@ -12,7 +12,7 @@ and a float is accepted for an integer. An answer that cannot be read is `Neuron
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Protocol, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -71,13 +71,14 @@ class Discovery(msgspec.Struct, frozen=True):
 
 
 class DeviceReading(msgspec.Struct, frozen=True):
-    """The readings of a GPU. Memory in MB, utilization in percent, temperature in degrees Celsius."""
+    """The readings of a GPU. Memory in MB, utilization in percent, temperature in degrees Celsius, power in watts."""
 
     index: Number
     vram_used_mb: Number | None = None
     vram_free_mb: Number | None = None
     utilization_pct: Number | None = None
     temp_c: Number | None = None
+    power_w: Number | None = None
 
 
 class FailedActivation(msgspec.Struct, frozen=True):
@@ -143,6 +144,12 @@ class NeuronModel(msgspec.Struct, frozen=True):
     tool_call: bool | None = None
     reasoning: bool | None = None
     servable: Servable | None = None
+    # Newer neurons add these. A value of another type must not cost the whole answer.
+    reason: Any = None
+    progress: Any = None
+    engine: Any = None
+    serves: Any = None
+    dialects: Any = None
 
 
 # Calls ................................................................................................................

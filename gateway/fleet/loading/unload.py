@@ -110,7 +110,8 @@ class Unloader:
         """A 404 means either "not here", which is the goal, or "refused". The neuron's list of models tells which."""
         if refusal.status != 404:
             return False
-        return all(entry.id != model or entry.status == "unloaded" for entry in await self._neurons[node].models())
+        gone = {"unloaded", "asleep"}
+        return all(entry.id != model or entry.status in gone for entry in await self._neurons[node].models())
 
     def _advise_restart(self, node: str) -> None:
         self._cycles[node] += 1

@@ -100,7 +100,7 @@ def choose(
             if not replicas:
                 return WaitForSlot(model)
         best = replicas[0] if len(replicas) == 1 else _least_busy(replicas)
-        return Route(best.node.name, best.id, best.url or "", best.node.access, best.node.backend)
+        return Route(best.node.name, best.id, best.url or "", best.access, best.backend)
     return _choose_cold(model, fleet, catalogue, exclude)
 
 
@@ -179,7 +179,8 @@ def _state(holder: NodeModel) -> str:
         return f"{holder.status} on {node} before {node} stopped answering ({holder.node.failure or 'no reason known'})"
     if not holder.servable:
         return f"not servable{f' ({reason})' if reason else ''} on {node}"
-    return f"{holder.status} on {node}"
+    reason = holder.report and holder.report.reason
+    return f"{holder.status} on {node}{f' ({reason})' if reason else ''}"
 
 
 def _why_down(node: Node) -> str:

@@ -43,6 +43,10 @@ _CAUSES: dict[str, tuple[str, ...]] = {
         r"no such option",
     ),
     "the engine's program cannot be started: check the first word of `command`": (r"^cannot start .*: ",),
+    "the engine's program lacks a Python module: install the engine, or name its own Python in `command`": (
+        r"^(ModuleNotFoundError|ImportError): ",
+        r": No module named ",
+    ),
     "permission denied: the neuron's user may not read a file or use a device": (r"permission denied",),
     "a file or model was not found: check `source` of the model": (
         r"no such file or directory",

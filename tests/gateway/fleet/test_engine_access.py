@@ -1,9 +1,12 @@
 """EngineAccess: an engine's model names, paths and API key."""
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.config.settings import NeuronSettings
-from gateway.fleet.engine_access import EngineAccess
+from gateway.fleet.engine_access import EngineAccess, backend_of
+from gateway.fleet.reports import ModelReport
 
 CHAT = b"/v1/chat/completions?beta=true"
 
@@ -72,3 +75,52 @@ def test_key_is_in_no_repr():
     settings = NeuronSettings("a", "http://a", "openai", api_key="hunter2")
 
     assert "hunter2" not in repr(settings) + repr(EngineAccess.of(settings))
+
+
+# What a neuron reports of a model's engine ............................................................................
+
+
+NEURON = NeuronSettings("a", "http://a")
+
+
+def test_plain_neuron_needs_no_access():
+    assert EngineAccess.of(NEURON) is None
+    assert EngineAccess.of(NEURON, ModelReport("m", "loaded", engine="transformers", serves="m")) is None
+
+
+def test_token_of_a_neuron_goes_with_its_requests():
+    access = EngineAccess.of(replace(NEURON, token="t"))
+    assert access.with_credentials([]) == [(b"authorization", b"Bearer t")]
+    assert access.path_at_engine(b"/v1/chat/completions") == b"/v1/chat/completions"
+    assert access.model_name("m") == "m"
+
+
+def test_own_name_and_paths_of_a_reported_engine():
+    access = EngineAccess.of(NEURON, ModelReport("m", "loaded", engine="vllm", serves="theirs"))
+    assert (access.model_name("m"), access.model_name("other")) == ("theirs", "other")
+    assert access.path_at_engine(b"/v1/tokenize") == b"/tokenize"
+
+
+@pytest.mark.parametrize(
+    ("keys", "engine", "dialects", "expected"),
+    [
+        ({}, "vllm", ("openai", "anthropic", "responses", "klingon"), {"openai", "anthropic", "responses"}),
+        ({}, "llamacpp", ("openai", "anthropic", "responses"), {"openai"}),
+        ({}, None, None, {"openai"}),
+        ({"dialects": ("openai", "responses")}, "vllm", ("openai", "anthropic"), {"openai", "responses"}),
+    ],
+)
+def test_dialects_of_a_reported_engine(keys, engine, dialects, expected):
+    """Those of the settings win; what SDKs cannot read is translated."""
+    assert backend_of(replace(NEURON, **keys), engine, dialects).dialects == expected
+
+
+@pytest.mark.parametrize(
+    ("engine", "ask_usage", "tokenizer", "thinking"),
+    [("vllm", True, True, "chat_template_kwargs"), ("transformers", False, False, "none"), (None, False, False, None)],
+)
+def test_traits_of_a_reported_engine(engine, ask_usage, tokenizer, thinking):
+    backend = backend_of(NEURON, engine)
+    assert (backend.ask_usage, backend.tokenizer) == (ask_usage, tokenizer)
+    assert thinking is None or backend.thinking_switch == thinking
+    assert not backend_of(replace(NEURON, ask_usage=False), engine).ask_usage

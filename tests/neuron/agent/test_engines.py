@@ -270,6 +270,7 @@ REASONS = {
         "OSError: org/nope is not a local folder and is not a valid model identifier",
     ],
     "the engine's program cannot be started": ["cannot start vllm: No such file or directory"],
+    "the engine's program lacks a Python module": ["/usr/bin/python3: No module named sglang"],
     "the engine cannot read this model": ["llama_model_load: error loading model: unknown model architecture: 'x'"],
 }
 
