@@ -13,8 +13,8 @@ __all__ = ["KeepAlive"]
 
 # (after so many seconds of silence, seconds from one keep-alive to the next). Clients that fear for their connection do
 # so in the first seconds; proxies need a sign within a minute. go-openai gives up after 300 lines without data, and a
-# comment is two: these are 104 lines in 600 s and 264 in 1800 s, the defaults for a prefill and for a load.
-_SLOWER = ((30.0, 15.0), (15.0, 5.0))
+# comment is two: these are 106 lines in 600 s and 266 in 1800 s, the defaults for a prefill and for a load.
+_SLOWER = ((30.0, 15.0), (12.0, 6.0))
 
 
 class KeepAlive:

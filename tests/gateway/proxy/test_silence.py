@@ -55,7 +55,7 @@ async def test_nine_minutes_of_prefill_keep_the_connection(autojump_clock, start
     assert answer.events[-1] == "[DONE]"
     assert trio.current_time() > 540
     gaps = [b - a for a, b in zip(comments(answer), comments(answer)[1:], strict=False)]
-    assert gaps[:10] == pytest.approx([1] * 10, abs=0.01)
+    assert gaps[:7] == pytest.approx([1] * 7, abs=0.01)
     assert gaps[-30:] == pytest.approx([15] * 30, abs=0.01)
     assert gaps == sorted(gaps)
     assert 2 * len(comments(answer)) < 120
