@@ -137,14 +137,14 @@ def connect_error_reason(error: BaseException) -> str:
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """What caused the error, the first cause first; a wrapper says less than what it wraps."""
     chain = [error]
-    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
     return reversed(chain)
 
 
 def _reason(error: BaseException) -> str | None:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"TLS failed: certificate not accepted: {error.verify_message or error.reason}"
+        return f"TLS failed: certificate verify failed: {error.verify_message or error.reason}"
     if isinstance(error, ssl.SSLError):
         is_end = isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
         return "TLS failed: " + ("the connection was closed" if is_end else _words(error.reason))

@@ -15,6 +15,7 @@ from fakes.engine import SimEngine, start_gateway
 from fakes.patience import SAFETY_NET_S, until
 from fakes.running import SMALL, settled
 from fakes.scripted import with_length
+from structlog.testing import capture_logs
 
 from gateway.config.settings import NeuronSettings
 from gateway.fleet.reports import ModelReport, NodeReport
@@ -128,8 +129,11 @@ async def test_neuron_behind_tls_sees_a_client_disconnect(trusted, cortex, beast
 async def test_neuron_with_an_untrusted_certificate_gets_no_requests(cortex):
     """It gets no polls and, even if it counts as healthy, no request; the reason is reported."""
     node = cortex.gateway.fleet.nodes["beast"]
-    await until(lambda: node.misses >= 3)
+    with capture_logs() as logs:
+        await until(lambda: node.misses >= 3)
     assert not node.healthy
+    reasons = {entry["reason"] for entry in logs if entry["event"] in {"poll_failed", "neuron_down"}}
+    assert reasons <= {"TLS failed: certificate verify failed: self-signed certificate"}
     report = NodeReport((ModelReport(SMALL, "loaded", url=node.endpoint),), devices=())
     with trio.fail_after(SAFETY_NET_S):
         while True:

@@ -42,7 +42,7 @@ def wrong_version():
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "its host name does not resolve"),
         (
             caused_by(trio.BrokenResourceError(), bad_certificate()),
-            "TLS failed: certificate not accepted: self-signed certificate",
+            "TLS failed: certificate verify failed: self-signed certificate",
         ),
         (
             caused_by(httpx.ConnectError(""), caused_by(trio.BrokenResourceError(), wrong_version())),
