@@ -11,6 +11,7 @@ from typing import NoReturn
 import click
 
 from catalogue.toml.faults import Fault, FaultyFile
+from gateway.cli.terminal import print_error
 from gateway.config.load import LoadedSettings, load
 
 __all__ = [
@@ -89,4 +90,4 @@ def exit_with_faults(error: FaultyFile) -> NoReturn:
 def print_faults(faults: Iterable[Fault], kind: str) -> None:
     """Print each fault on a line of its own on stderr. `kind` is `error` or `warning`."""
     for fault in faults:
-        click.echo(f"{kind}: {fault}", err=True)
+        print_error(f"{kind}: {fault}")

@@ -1,4 +1,4 @@
-"""Printing to the terminal: consoles and tables that print names unchanged, and JSON."""
+"""Printing to the terminal: consoles and tables that print names as they are but for control characters, and JSON."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import click
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from gateway.telemetry.printable import one_line, printable, printable_json
 
 __all__ = ["HASH_DIGITS", "Progress", "console", "entry", "print_error", "print_json", "table"]
 
@@ -29,9 +32,28 @@ def console() -> Console:
     name that is folded in the middle.
     """
     out = Console(markup=False, emoji=False, highlight=False)
+    out.push_render_hook(_EscapeHook())
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = FILE_WIDTH
     return out
+
+
+class _EscapeHook(RenderHook):
+    """Escapes control characters in everything that a console prints: the texts come from clients and neurons."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """As in Rich: what is printed in place of `renderables`."""
+        return [_Escaped(renderable) for renderable in renderables]
+
+
+class _Escaped:
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._renderable, options):
+            is_safe = segment.control or segment.text.isprintable()
+            yield segment if is_safe else Segment(printable(segment.text), segment.style)
 
 
 class Progress:
@@ -55,7 +77,7 @@ class Progress:
     def report(self, text: str) -> None:
         """Print a line that stays."""
         self._clear()
-        self._report(text)
+        self._report(printable(text))
 
     def show(self, what: str, elapsed_s: float | None = None, expected_s: float | None = None) -> None:
         """Show how long something has taken and, if that is known, how long it may take at most from now on."""
@@ -64,7 +86,7 @@ class Progress:
             return
         elapsed = took_s if elapsed_s is None else elapsed_s
         left = "" if expected_s is None else f", at most {max(0.0, expected_s - elapsed):.0f} s left"
-        sys.stderr.write(f"\r\x1b[2K{what}: {elapsed:.0f} s{left}")
+        sys.stderr.write(f"\r\x1b[2K{one_line(what)}: {elapsed:.0f} s{left}")
         sys.stderr.flush()
         self._is_shown = True
 
@@ -77,12 +99,12 @@ class Progress:
 
 def print_error(text: str) -> None:
     """Print a line on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def print_json(value: object) -> None:
     """Print JSON on stdout, for programs."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def table(title: str, *columns: str) -> Table:
@@ -95,7 +117,11 @@ def table(title: str, *columns: str) -> Table:
 
 
 class _Table(Table):
-    """Does not fold its first column while that leaves half of the width to the others."""
+    """Does not fold its first column while that leaves half of the width to the others. A cell is one line."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """As in Rich."""
+        super().add_row(*(one_line(cell) if isinstance(cell, str) else cell for cell in cells), **options)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names = self.columns[0]
@@ -106,7 +132,7 @@ class _Table(Table):
 
 def entry(head: str, *lines: str) -> Text:
     """An entry of a list: a bold line, and its details indented below."""
-    text = Text(head, style="bold")
+    text = Text(one_line(head), style="bold")
     for line in lines:
-        text.append(f"\n    {line}", style="not bold")
+        text.append(f"\n    {one_line(line)}", style="not bold")
     return text

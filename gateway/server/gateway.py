@@ -184,6 +184,7 @@ class Gateway:
             model=lambda model_id: models.model_entry(self.catalogue_store.current, self.fleet, model_id),
             health=self._health,
             ready=lambda: self.fleet.statistics().ever_answered,
+            count_unknown_path=self.metrics.count_unknown_path,
         )
 
     def _known_models(self) -> list[str]:

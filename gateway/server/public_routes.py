@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from quart import Response, request
 from quart_trio import QuartTrio
 
@@ -19,19 +20,34 @@ from gateway.server.quart_app import ANTHROPIC_VERSION, json_bytes_response, jso
 __all__ = ["PublicRoutes", "make_app"]
 
 
+log = structlog.get_logger("cortex.routes")
+
+LOGGED_PATH_CHARACTERS = 200
+
+
 @dataclass(frozen=True, slots=True)
 class PublicRoutes:
-    """Functions that return what each route shows at the moment of the call. `model` returns None for an unknown id."""
+    """Functions that return what each route shows at the moment of the call. `model` returns None for an unknown id.
+
+    `count_unknown_path` is called for every request to a path that does not exist.
+    """
 
     models: Callable[[], list[Entry]]
     model: Callable[[str], Entry | None]
     health: Callable[[], dict[str, Any]]
     ready: Callable[[], bool]
+    count_unknown_path: Callable[[], object]
 
 
 def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
     """The Quart application of the public port."""
-    app = new_app("cortex", path_hints.hint)
+
+    def unknown_path(path: str) -> str:
+        log.info("unknown_path", method=request.method, path=path[:LOGGED_PATH_CHARACTERS])
+        routes.count_unknown_path()
+        return path_hints.hint(path)
+
+    app = new_app("cortex", unknown_path)
     mount_document(app, public_document(version))
 
     @app.get("/v1/models")

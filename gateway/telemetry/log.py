@@ -13,12 +13,14 @@ import os
 import select
 import sys
 from collections import deque
-from typing import Any
+from io import StringIO
+from typing import Any, TextIO
 
 import msgspec
 import structlog
 
 from gateway.config.settings import LogSettings
+from gateway.telemetry.printable import one_line, printable, printable_json
 
 __all__ = ["LogWriter", "configure"]
 
@@ -45,7 +47,16 @@ def configure(settings: LogSettings) -> None:
         cache_logger_on_first_use=True,
     )
     # Libraries use the standard library's logging: their warnings and errors go to the same stream.
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LibraryFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+class _LibraryFormatter(logging.Formatter):
+    """Formats records of libraries, whose texts may quote what clients and neurons sent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _json() -> list[structlog.typing.Processor]:
@@ -53,12 +64,24 @@ def _json() -> list[structlog.typing.Processor]:
 
 
 def _console(*, colors: bool) -> list[structlog.typing.Processor]:
-    return [structlog.dev.ConsoleRenderer(colors=colors)]
+    return [_escape_values, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_write_traceback)]
+
+
+def _escape_values(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape texts. The renderer shows every other value by its `repr`, which escapes by itself."""
+    return {key: one_line(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _write_traceback(out: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    traceback = StringIO()
+    structlog.dev.plain_traceback(traceback, exc_info)
+    out.write(printable(traceback.getvalue()))
 
 
 def _encode(event: dict[str, Any], **_: object) -> bytes:
     try:
-        return msgspec.json.encode(event, enc_hook=str)
+        line = msgspec.json.encode(event, enc_hook=str)
+        return line if line.isascii() else printable_json(line.decode()).encode()
     except UnicodeEncodeError:  # a file name need not be UTF-8
         return json.dumps(event, default=str).encode()
 

@@ -121,6 +121,10 @@ class Metrics:
         """A load has begun."""
         self.cold_starts(model, node).inc()
 
+    def count_unknown_path(self) -> None:
+        """A request came for a path that does not exist: an error of no model and no node."""
+        self.errors("", "", "not_found").inc()
+
     def count_eviction(self, model: str, node: str) -> None:
         """A model was unloaded."""
         self.evictions(model, node).inc()

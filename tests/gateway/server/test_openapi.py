@@ -40,7 +40,7 @@ def routed(app):
 
 def test_public_document_describes_the_routes_that_exist():
     """The inference endpoints and the lookups."""
-    routes = PublicRoutes(models=list, model=lambda _: None, health=dict, ready=bool)
+    routes = PublicRoutes(models=list, model=lambda _: None, health=dict, ready=bool, count_unknown_path=int)
     existing = {(path, "post") for path in ENDPOINTS} | routed(public_routes.make_app(routes, "1.2.3"))
 
     assert described(PUBLIC) == existing
