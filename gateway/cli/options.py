@@ -77,7 +77,7 @@ def load_settings_to_serve(config: Path | None) -> LoadedSettings:
             click.echo(f"error: there is no cortex.toml (looked for {places}) and no neuron", err=True)
             click.echo("`cortex init` writes one, `cortex demo` runs a gateway with simulated neurons", err=True)
             sys.exit(1)
-        click.echo(f"warning: there is no cortex.toml (looked for {places}): the defaults apply", err=True)
+        print_error(f"warning: there is no cortex.toml (looked for {places}): the defaults apply")
     return loaded
 
 

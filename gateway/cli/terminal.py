@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -98,8 +99,9 @@ class Progress:
 
 
 def print_error(text: str) -> None:
-    """Print a line on stderr."""
-    click.echo(printable(text), err=True)
+    """Print a line on stderr, if it takes one: a full disk must not keep the gateway from starting."""
+    with contextlib.suppress(OSError):
+        click.echo(printable(text), err=True)
 
 
 def print_json(value: object) -> None:
