@@ -52,7 +52,8 @@ async def test_cold_load_through_a_neuron_with_a_token(tmp_path) -> None:
 
         assert answer.status_code == 200
         assert answer.headers["x-cortex-node"] == "host"
-        assert "authorization" not in {name.lower() for name in answer.json()["seen"]}
+        echo = await client.post("/v1/embeddings", json={"model": "tier", "input": "hi"})
+        assert "authorization" not in {name.lower() for name in echo.json()["seen"]}
 
 
 async def test_engine_with_another_name_for_the_model_gets_its_own(tmp_path) -> None:
