@@ -12,7 +12,18 @@ import httpx
 
 from gateway.config.settings import Listen, Settings
 
-__all__ = ["ApiError", "GatewayAddress", "NoToken", "get", "get_health", "get_models", "open_client", "post", "segment"]
+__all__ = [
+    "ApiError",
+    "GatewayAddress",
+    "NoToken",
+    "get",
+    "get_health",
+    "get_models",
+    "open_client",
+    "post",
+    "segment",
+    "send",
+]
 
 TIMEOUT_S = 10.0  # a gateway answers within milliseconds, but an overloaded host may stall for seconds
 
@@ -91,15 +102,10 @@ def get_health(client: httpx.Client, gateway: GatewayAddress) -> dict[str, Any]:
 
 
 def get_models(client: httpx.Client, gateway: GatewayAddress) -> list[dict[str, Any]]:
-    """The models that neurons list: `id`, and `locations` with `node` and `status`. Raises ApiError."""
-    if not gateway.is_remote:
-        models = get(client, f"{gateway.api}/v1/models", ("data",), token=gateway.token)["data"]
-        return [model for model in models if model.get("alias_of") is None and model["locations"]]
-    found: dict[str, list[dict[str, Any]]] = {}
-    for node in get(client, f"{gateway.admin}/admin/fleet", ("nodes",), token=gateway.required_token())["nodes"]:
-        for model in node["models"]:
-            found.setdefault(model["id"], []).append({"node": node["name"], "status": model["status"]})
-    return [{"id": model, "locations": locations} for model, locations in sorted(found.items())]
+    """The entries of `/v1/models`. Raises ApiError."""
+    url = f"{gateway.admin}/admin/models" if gateway.is_remote else f"{gateway.api}/v1/models"
+    models: list[dict[str, Any]] = get(client, url, ("data",), token=gateway.token)["data"]
+    return models
 
 
 def segment(name: str) -> str:
@@ -131,23 +137,38 @@ def _request(
     headers: Mapping[str, str] | None = None,
     **content: Any,
 ) -> dict[str, Any]:
+    response = send(client, method, url, token=token, headers=headers or {}, **content)
+    body = _json(response)
+    if not body.keys() >= set(keys):
+        raise _not_a_gateway(url, response.status_code)
+    return body
+
+
+def send(
+    client: httpx.Client, method: str, url: str, *, token: str | None, headers: Mapping[str, str], **content: Any
+) -> httpx.Response:
+    """A successful response, whatever its body is. Raises ApiError."""
     authorization = {} if token is None else {"authorization": f"Bearer {token}"}
     try:
-        response = client.request(method, url, headers={**authorization, **(headers or {})}, **content)
+        response = client.request(method, url, headers={**authorization, **headers}, **content)
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         raise ApiError(f"cannot reach {url}: {_reason(error)}") from error
-    status = response.status_code
-    try:
-        body = response.json()
-    except ValueError as error:
-        raise _not_a_gateway(url, status) from error
-    if not isinstance(body, dict) or (response.is_success and not body.keys() >= set(keys)):
-        raise _not_a_gateway(url, status)
     if not response.is_success:
-        message = _error_message(body)
+        message, status = _error_message(_json(response)), response.status_code
         if status == 401:
             message = "the gateway rejects the admin token; use [admin] token of its cortex.toml, or a key of it"
         raise ApiError(f"{message} ({method} {url}: status {status})", status=status, message=message)
+    return response
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of a response. Raises ApiError if it is something else."""
+    try:
+        body = response.json()
+    except ValueError as error:
+        raise _not_a_gateway(str(response.url), response.status_code) from error
+    if not isinstance(body, dict):
+        raise _not_a_gateway(str(response.url), response.status_code)
     return body
 
 
@@ -167,4 +188,6 @@ def _not_a_gateway(url: str, status: int) -> ApiError:
 
 def _error_message(body: Mapping[str, Any]) -> str:
     error = body.get("error")
+    if error is None and body.get("faults"):  # a reload that was refused
+        return "; ".join(f"line {fault['line']}: {fault['key']}: {fault['message']}" for fault in body["faults"])
     return str(error.get("message", error)) if isinstance(error, dict) else str(error)

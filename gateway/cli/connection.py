@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,10 @@ from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError, GatewayAddress
 from gateway.cli.options import find_config, load_settings, print_faults
+from gateway.cli.profiles import InvalidProfile, find_profile
 from gateway.cli.source.local_file import LocalFile
+from gateway.cli.source.remote_file import RemoteFile
+from gateway.cli.terminal import print_error
 from gateway.config.load import load
 from gateway.config.settings import Settings
 
@@ -35,12 +39,14 @@ class Connection:
         config: The cortex.toml; None for the usual places.
         token: The key or admin token; None for that of the cortex.toml.
         api, admin: Base URLs that replace those of the cortex.toml; None for those.
+        url: The admin port of a gateway, or its name in the file of profiles. Then no cortex.toml is read.
     """
 
     config: Path | None = None
     token: str | None = None
     api: str | None = None
     admin: str | None = None
+    url: str | None = None
 
     @cached_property
     def settings(self) -> Settings:
@@ -48,16 +54,27 @@ class Connection:
         return load_settings(self.config).settings
 
     def address(self) -> GatewayAddress:
-        """The gateway. A faulty cortex.toml ends the program."""
-        return self._address(self.settings)
+        """The gateway. A faulty cortex.toml or profile ends the program."""
+        return self._remote_address() if self.url else self._address(self.settings)
 
     def address_if_possible(self) -> GatewayAddress:
         """The gateway, for commands that only ask: a faulty cortex.toml is a warning, and the defaults apply."""
+        if self.url:
+            return self._remote_address()
         try:
             return self._address(load(find_config(self.config), os.environ).settings)
         except FaultyFile as error:
             print_faults(error.faults, "warning")
             return self._address(Settings())
+
+    def _remote_address(self) -> GatewayAddress:
+        try:
+            profile = find_profile(self.url or "")
+        except InvalidProfile as error:
+            print_error(f"error: {error}")
+            sys.exit(1)
+        url = profile.url.rstrip("/")
+        return GatewayAddress(self.api or url, self.admin or url, self.token or profile.key, is_remote=True)
 
     def _address(self, settings: Settings) -> GatewayAddress:
         known = GatewayAddress.from_settings(settings)
@@ -68,6 +85,8 @@ class Connection:
 
     def file(self) -> EditableFile:
         """The `models.toml`."""
+        if self.url:
+            return RemoteFile(self.address())
         return LocalFile(CatalogueFiles.from_settings(self.settings), self._catalogue_status)
 
     def _catalogue_status(self, *, reload: bool = False) -> Mapping[str, Any] | None:

@@ -10,19 +10,22 @@ from typing import Any
 import click
 
 from gateway.cli.connection import Connection
-from gateway.cli.options import admin_option, config_option, token_option
+from gateway.cli.options import admin_option, config_option, token_option, url_option
 
 __all__ = ["asking_options", "connection_options"]
 
 
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `-c` and `--token`, and call it with `connection`."""
+    """Give a command `-c`, `--url` and `--token`, and call it with `connection`."""
 
     @config_option
+    @url_option
     @token_option
     @functools.wraps(command)
-    def with_connection(*arguments: Any, config: Path | None, token: str | None, **options: Any) -> Any:
-        return command(*arguments, connection=Connection(config, token), **options)
+    def with_connection(
+        *arguments: Any, config: Path | None, url: str | None, token: str | None, **options: Any
+    ) -> Any:
+        return command(*arguments, connection=Connection(config, token, url=url), **options)
 
     return with_connection
 
@@ -31,6 +34,7 @@ def asking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The same for a command that uses no files, which may also be given the addresses of both ports."""
 
     @config_option
+    @url_option
     @click.option(
         "-e", "--endpoint", metavar="URL", help="The gateway's API. Without it: gateway.listen of cortex.toml."
     )
@@ -38,8 +42,14 @@ def asking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @token_option
     @functools.wraps(command)
     def with_connection(
-        *arguments: Any, config: Path | None, endpoint: str | None, admin: str | None, token: str | None, **options: Any
+        *arguments: Any,
+        config: Path | None,
+        url: str | None,
+        endpoint: str | None,
+        admin: str | None,
+        token: str | None,
+        **options: Any,
     ) -> Any:
-        return command(*arguments, connection=Connection(config, token, endpoint, admin), **options)
+        return command(*arguments, connection=Connection(config, token, endpoint, admin, url), **options)
 
     return with_connection

@@ -16,19 +16,23 @@ __all__ = ["COMMANDS", "main"]
 # Each command: its module in `gateway.cli.commands`, and its line in `cortex --help`. A module is imported when its
 # command runs, because what the commands need takes 0.3 s of CPU to import.
 COMMANDS = {
-    "alias": ("alias", "Show and change aliases."),
+    "alias": ("aliases.alias", "Show and change aliases."),
     "audit": ("audit", "Show or verify the audit log of models.toml."),
     "check": ("check", "Check cortex.toml and models.toml, and list every fault."),
     "completion": ("completion", "Print the script that completes commands in a shell."),
     "demo": ("demo", "Run a gateway with three simulated neurons."),
     "drain": ("drain", "Drain a neuron: send it no new requests."),
     "explain": ("explain", "Explain what happened to a request."),
+    "load": ("load", "Load a model, and wait until it is loaded."),
     "neuron": ("neuron", "Run inference engines on this host for gateways to use."),
     "plan": ("plan", "Show what a models.toml would change."),
+    "reload": ("reload", "Have the gateway read models.toml now."),
+    "requests": ("requests", "Show the running and waiting requests, or cancel one."),
     "schema": ("schema", "Print the JSON Schema of a configuration file."),
     "serve": ("serve", "Run the gateway until SIGTERM or Ctrl-C, then drain it."),
     "status": ("status", "Show health, neurons, models and aliases."),
     "undrain": ("drain", "Send requests to a drained neuron again."),
+    "unload": ("load", "Unload a model, and wait until it is unloaded."),
 }
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "load_settings_to_serve",
     "print_faults",
     "token_option",
+    "url_option",
 ]
 
 DEFAULT_CONFIGS = (Path("cortex.toml"), Path("/etc/cortex/cortex.toml"))
@@ -43,10 +44,21 @@ admin_option = click.option(
 )
 
 token_option = click.option(
+    "--key",
     "--token",
+    "token",
     envvar=["CORTEX_KEY", "CORTEX_ADMIN__TOKEN"],
     show_envvar=True,
     help="A key of the gateway, or its admin token. Without it: [admin] token of cortex.toml.",
+)
+
+url_option = click.option(
+    "--url",
+    envvar="CORTEX_URL",
+    show_envvar=True,
+    metavar="URL|NAME",
+    help="The admin port of a gateway on another host, or its name in ~/.config/cortex/config.toml; no file is read or"
+    " written here. Without it: the gateway and the files of cortex.toml.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")

@@ -30,6 +30,7 @@ from gateway.proxy.shadow.shadower import Shadower
 from gateway.proxy.shadow.summary import summary
 from gateway.server.admin_bodies import DrainBody, PlacementBody, decode_body
 from gateway.server.admin_catalogue import ACTOR, CatalogueRoutes, mount_catalogue_routes, reload_json
+from gateway.server.models_api import Entry
 from gateway.server.openapi.admin import admin_document
 from gateway.server.quart_app import json_response, mount_document, new_app
 from gateway.telemetry.explain import explain_requests
@@ -60,6 +61,7 @@ class AdminContext:
     shadows: Shadower
     requests: RequestLog
     health: Callable[[], dict[str, Any]]
+    models: Callable[[], list[Entry]]
     plan: Callable[[Catalogue, Catalogue], ChangePlan]
     metrics: Callable[[], bytes]
     queues: Callable[[], Sequence[QueueView]]
@@ -123,7 +125,10 @@ def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
 
     @app.get("/admin/rollouts")
     async def rollouts() -> Response:
-        return json_response({"rollouts": context.rollouts.views()})
+        body: dict[str, Any] = {"rollouts": context.rollouts.views()}
+        if request.args.get("stored") in {"1", "true"}:
+            body["stored"] = list((await context.edits.rollouts()).values())
+        return json_response(body)
 
     @app.post("/admin/swaps/<path:alias>/retry")
     async def retry(alias: str) -> Response:
@@ -214,6 +219,10 @@ def _mount_fleet(app: QuartTrio, context: AdminContext) -> None:
 
 
 def _mount_models(app: QuartTrio, context: AdminContext) -> None:
+    @app.get("/admin/models")
+    async def models() -> Response:
+        return json_response({"object": "list", "data": context.models()})
+
     @app.post("/admin/load")
     async def load() -> Response:
         body = await decode_body(PlacementBody)

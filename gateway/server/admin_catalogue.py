@@ -146,8 +146,9 @@ def _mount_records(app: QuartTrio, routes: CatalogueRoutes) -> None:
         body: dict[str, Any] = {"lines": await routes.edits.audit_lines(_limit())}
         if request.args.get("verify") in {"1", "true"}:
             verification = await routes.edits.verify_audit_log()
-            broken = None if verification.broken is None else str(verification.broken)
-            body["verification"] = asdict(verification) | {"broken": broken}
+            broken = verification.broken
+            fields = None if broken is None else asdict(broken) | {"path": str(broken.path)}
+            body["verification"] = asdict(verification) | {"broken": fields}
         return json_response(body)
 
 

@@ -41,7 +41,7 @@ from gateway.proxy.shadow.shadower import Shadower
 from gateway.server import admin_app, public_routes
 from gateway.server.admin_app import AdminContext
 from gateway.server.health import catalogue_status, health_body
-from gateway.server.models_api import ModelsApi
+from gateway.server.models_api import Entry, ModelsApi
 from gateway.server.public_app import PublicApp
 from gateway.server.public_routes import PublicRoutes
 from gateway.telemetry.metrics import CatalogueReadings, Metrics
@@ -144,6 +144,7 @@ class Gateway:
             )
         )
         self._observe()
+        self.models_api = ModelsApi(owned_by=settings.gateway.owned_by)
         self.admin_app = cast("App", admin_app.make_app(self._admin_context()))
         routes_app = cast("App", public_routes.make_app(self._public_routes(), __version__))
         self.app = PublicApp(
@@ -171,6 +172,7 @@ class Gateway:
             shadows=self.shadows,
             requests=self.request_log,
             health=self._health,
+            models=self._list_models,
             plan=self._plan,
             metrics=self.metrics.expose,
             queues=self.admission.views,
@@ -178,14 +180,16 @@ class Gateway:
         )
 
     def _public_routes(self) -> PublicRoutes:
-        models = ModelsApi(owned_by=self.settings.gateway.owned_by)
         return PublicRoutes(
-            models=lambda: models.list_models(self.catalogue_store.current, self.fleet),
-            model=lambda model_id: models.model_entry(self.catalogue_store.current, self.fleet, model_id),
+            models=self._list_models,
+            model=lambda model_id: self.models_api.model_entry(self.catalogue_store.current, self.fleet, model_id),
             health=self._health,
             ready=lambda: self.fleet.statistics().ever_answered,
             count_unknown_path=self.metrics.count_unknown_path,
         )
+
+    def _list_models(self) -> list[Entry]:
+        return self.models_api.list_models(self.catalogue_store.current, self.fleet)
 
     def _known_models(self) -> list[str]:
         """The models that the catalogue or a neuron has."""

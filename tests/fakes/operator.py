@@ -9,7 +9,7 @@ from fakes.patience import SAFETY_NET_S
 
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.cli import main
-from gateway.cli.commands.alias_edit import AliasEditor
+from gateway.cli.commands.aliases.alias_edit import AliasEditor
 from gateway.cli.connection import Connection
 from gateway.config.load import load
 

@@ -17,7 +17,10 @@ from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.models_file import FILE_LIMIT_BYTES
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError, GatewayAddress
-from gateway.cli.options import config_option, json_option, load_settings
+from gateway.cli.connection import Connection
+from gateway.cli.connection_options import connection_options
+from gateway.cli.options import json_option
+from gateway.cli.source.editable_file import AliasCommandError
 from gateway.cli.terminal import HASH_DIGITS, print_error, print_json
 from gateway.cli.views import plan_view
 
@@ -33,27 +36,28 @@ class _NoComparison(Exception):
 @click.command()
 @click.argument("models", type=click.Path(path_type=Path, dir_okay=False, exists=True), required=False)
 @click.option("--offline", is_flag=True, help="Compare with the last file that was in force, without a gateway.")
-@config_option
+@connection_options
 @json_option
-def plan(models: Path | None, config: Path | None, *, offline: bool, as_json: bool) -> None:
+def plan(models: Path | None, *, connection: Connection, offline: bool, as_json: bool) -> None:
     """Show what a models.toml would change.
 
     Shows the changes, and the models that the gateway would load and evict, before the file is in force. MODELS is
-    the file to check. Without it: the one that cortex.toml names. Needs [admin] token, unless --offline is given.
+    the file to check. Without it: the one that the gateway reads. Needs a key or the admin token, unless --offline is
+    given.
     Exit code 0: no changes; 2: changes; 1: the file is faulty or a change is impossible; 3: no gateway answers, or
     there is nothing to compare with.
     """
-    settings = load_settings(config).settings
-    files = CatalogueFiles.from_settings(settings)
-    path = models or files.models_path
+    file = connection.file()
+    path = models or Path(file.name)
+    if offline and connection.url:
+        raise click.UsageError("--offline reads the files of this host; --url names a gateway")
     try:
-        with path.open("rb") as file:  # it may be a pipe
-            data = file.read(FILE_LIMIT_BYTES)
+        data = file.read() if models is None else _read(models)
         if offline:
-            result = _compare_offline(files, data, path)
+            result = _compare_offline(CatalogueFiles.from_settings(connection.settings), data, path)
         else:
-            result = _ask_gateway(GatewayAddress.from_settings(settings), data, path)
-    except (OSError, _NoComparison) as error:
+            result = _ask_gateway(connection.address(), data, path)
+    except (OSError, AliasCommandError, _NoComparison) as error:
         print_error(f"error: {error}")
         sys.exit(NO_COMPARISON)
     if as_json:
@@ -63,11 +67,17 @@ def plan(models: Path | None, config: Path | None, *, offline: bool, as_json: bo
     sys.exit({"nothing": NO_CHANGES, "changes": CHANGES}.get(result["verdict"], IMPOSSIBLE))
 
 
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:  # it may be a pipe
+        return file.read(FILE_LIMIT_BYTES)
+
+
 def _ask_gateway(gateway: GatewayAddress, data: bytes, path: Path) -> dict[str, Any]:
     """The gateway's plan, for its fleet as it is now."""
     if gateway.token is None:
         raise _NoComparison(
-            "the gateway plans only for the admin token: set [admin] token in cortex.toml, or use --offline"
+            "the gateway plans only for the admin token or a key: set [admin] token in cortex.toml or CORTEX_KEY, "
+            "or use --offline"
         )
     try:
         with api_client.open_client() as client:

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from gateway.cli.api_client import ApiError, GatewayAddress, get, open_client
+from gateway.cli.api_client import ApiError, GatewayAddress, get, get_models, open_client
 from gateway.cli.connection import Connection
 from gateway.cli.connection_options import asking_options
 from gateway.cli.options import json_option
@@ -73,7 +73,7 @@ def _read(address: GatewayAddress) -> dict[str, Any]:
     with open_client() as client:
         state: dict[str, Any] = {
             "health": get(client, f"{address.api}/health", ("nodes", "catalogue"), token=address.token),
-            "models": get(client, f"{address.api}/v1/models", ("data",), token=address.token)["data"],
+            "models": get_models(client, address),
         }
         if address.token is not None:
             try:

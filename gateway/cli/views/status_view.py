@@ -12,7 +12,7 @@ from rich.text import Text
 from gateway.cli.terminal import table
 from gateway.cli.views.fault_text import fault_text
 
-__all__ = ["render"]
+__all__ = ["render", "requests_table"]
 
 REQUESTS_SHOWN = 20
 
@@ -37,7 +37,7 @@ def render(state: dict[str, Any]) -> RenderableType:
         parts.append(_loads(fleet["loads"]))
         parts.append(_failed_loads(fleet["failing"]))
         parts.append(_queues(fleet["queue"]))
-        parts.append(_requests(state["requests"]))
+        parts.append(requests_table(state["requests"], REQUESTS_SHOWN))
     return Group(*[part for part in parts if not isinstance(part, Table) or part.row_count])
 
 
@@ -231,12 +231,12 @@ def _queues(queues: Iterable[Mapping[str, Any]]) -> Table:
     return result
 
 
-def _requests(requests: list[dict[str, Any]]) -> Table:
-    """Running requests first, then queued ones by position."""
+def requests_table(requests: list[dict[str, Any]], limit: int | None = None) -> Table:
+    """Running requests first, then queued ones by position; `limit` of them, or all."""
     running = sum(request["state"] == "running" for request in requests)
     title = f"requests: {running} running, {len(requests) - running} waiting"
     result = table(title, "request", "requested", "model", "neuron or state", "elapsed")
-    for request in sorted(requests, key=lambda request: request["position"] or 0)[:REQUESTS_SHOWN]:
+    for request in sorted(requests, key=lambda request: request["position"] or 0)[:limit]:
         model, elapsed = request["model"] or "-", f"{request['elapsed_s']:.1f} s"
         result.add_row(request["request_id"], request["alias"] or model, model, _where(request), elapsed)
     return result

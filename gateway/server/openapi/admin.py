@@ -106,6 +106,12 @@ def _administration() -> Json:
             "delete": _admin_operation("Cancel a request", object_schema({"cancelled": COUNT}), request_id),
         },
         "/admin/fleet": {"get": _admin_operation("Show neurons, loads, queues and connections", fleet)},
+        "/admin/models": {
+            "get": _admin_operation(
+                "List models and aliases, as GET /v1/models does",
+                object_schema({"object": {"const": "list"}, "data": list_schema({"type": "object"})}),
+            )
+        },
         "/admin/load": {"post": _placement("Load a model", LoadResponse)},
         "/admin/unload": {"post": _placement("Unload a model", UnloadResponse)},
         "/admin/nodes/{name}": {

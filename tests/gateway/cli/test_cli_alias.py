@@ -12,7 +12,7 @@ from fakes.process import cortex, running_cortex
 from gateway.aliases.files.file_history import digest_of
 from gateway.aliases.files.toml_edit import set_alias
 from gateway.cli.api_client import GatewayAddress
-from gateway.cli.commands import alias_edit, follow_edit
+from gateway.cli.commands.aliases import alias_edit, follow_edit
 from gateway.cli.source.local_file import os_user
 from gateway.config.load import load
 

@@ -180,7 +180,8 @@ class AliasEditor:
         """The models that neurons list; None if the gateway does not answer."""
         try:
             with api_client.open_client() as client:
-                return {model["id"] for model in api_client.get_models(client, self.gateway) if model["locations"]}
+                models = api_client.get_models(client, self.gateway)
+                return {model["id"] for model in models if model["locations"] and model.get("alias_of") is None}
         except ApiError:
             return None
 

@@ -15,8 +15,8 @@ from gateway.aliases.files.start_rollout import RolloutPlan
 from gateway.aliases.rollout_guards import DEFAULT_TOLERANCES, GuardName
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError
-from gateway.cli.commands.alias_edit import DONE, NO_GATEWAY, NOT_IN_FORCE, AliasEditor, run_alias_command
-from gateway.cli.commands.follow_edit import follow
+from gateway.cli.commands.aliases.alias_edit import DONE, NO_GATEWAY, NOT_IN_FORCE, AliasEditor, run_alias_command
+from gateway.cli.commands.aliases.follow_edit import follow
 from gateway.cli.connection import Connection
 from gateway.cli.connection_options import connection_options
 from gateway.cli.options import json_option

@@ -17,11 +17,11 @@ from catalogue.nearest import did_you_mean
 from gateway.aliases.files.versions import Version
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError
-from gateway.cli.commands import follow_edit
-from gateway.cli.commands.alias_edit import DONE, AliasEditor, run_alias_command
-from gateway.cli.commands.alias_states import AliasStates, loaded_on
-from gateway.cli.commands.follow_edit import follow
-from gateway.cli.commands.rollout import rollout
+from gateway.cli.commands.aliases import follow_edit
+from gateway.cli.commands.aliases.alias_edit import DONE, AliasEditor, run_alias_command
+from gateway.cli.commands.aliases.alias_states import AliasStates, loaded_on
+from gateway.cli.commands.aliases.follow_edit import follow
+from gateway.cli.commands.aliases.rollout import rollout
 from gateway.cli.connection import Connection
 from gateway.cli.connection_options import connection_options
 from gateway.cli.options import json_option

@@ -13,7 +13,7 @@ from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files.locked_edit import FileEdit
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError
-from gateway.cli.commands.alias_edit import DONE, NO_GATEWAY, NOT_IN_FORCE, AliasEditor, retargeted
+from gateway.cli.commands.aliases.alias_edit import DONE, NO_GATEWAY, NOT_IN_FORCE, AliasEditor, retargeted
 from gateway.cli.source.editable_file import AliasCommandError
 from gateway.cli.terminal import Progress
 from gateway.cli.views.alias_view import swap_text

@@ -9,7 +9,7 @@ from gateway.aliases.files.file_history import digest_of
 from gateway.aliases.files.rollout_state import Rollout
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError
-from gateway.cli.commands.alias_edit import AliasEditor
+from gateway.cli.commands.aliases.alias_edit import AliasEditor
 from gateway.cli.source.editable_file import AliasCommandError
 from gateway.cli.terminal import print_error
 from gateway.cli.views.alias_view import swap_text
@@ -63,7 +63,7 @@ def loaded_on(editor: AliasEditor, alias: Alias) -> dict[str, list[str]]:
             models = api_client.get_models(client, editor.gateway)
     except ApiError:
         return {}
-    locations = {model["id"]: model["locations"] for model in models}
+    locations = {model["id"]: model["locations"] for model in models if model.get("alias_of") is None}
     return {
         target.model: [f"{place['node']} {place['status']}" for place in locations.get(target.model, ())]
         for target in alias.targets
