@@ -72,6 +72,20 @@ class GatewayError(Exception):
         return [] if self.retry_after_s is None else [(b"retry-after", b"%d" % self.retry_after_s)]
 
 
+def forget_tracebacks(error: BaseException) -> None:
+    """Free the frames that the error, and those that it was raised from, keep: they have the request's body.
+
+    An error that is kept in a variable of one of its own frames is a reference cycle, which only the garbage collector
+    would free.
+    """
+    chain: list[BaseException | None] = [error]
+    while chain:
+        link = chain.pop()
+        if link is not None and link.__traceback__ is not None:
+            link.__traceback__ = None
+            chain += [link.__cause__, link.__context__, getattr(link, "error", None)]
+
+
 def whole_s(seconds: float) -> int:
     """Round up to whole seconds for a Retry-After, at least 1. Rounds to ms first, so that 5.0000001 is 5."""
     return max(1, ceil(round(seconds, 3)))

@@ -72,6 +72,7 @@ class InferenceApp:
                         await self._serve(endpoint, request, receive, client, record)
             except errors.GatewayError as error:
                 await _send_error(client, record, error, endpoint.dialect)
+                errors.forget_tracebacks(error)
             except ClientGone:
                 record.outcome = "client_disconnected"
             finally:
@@ -166,8 +167,23 @@ class InferenceApp:
         record: RequestRecord,
     ) -> None:
         """Open the request's nursery. Errors are handled inside it, so that none comes out as an exception group."""
+        dispatch = Dispatch(self.context, request, client, record)
+        try:
+            await self._serve_in_nursery(endpoint, request, dispatch, receive, client=client, record=record)
+        finally:
+            dispatch.release()
+
+    async def _serve_in_nursery(
+        self,
+        endpoint: Endpoint,
+        request: InferenceRequest,
+        dispatch: Dispatch,
+        receive: Receive,
+        *,
+        client: ClientResponse,
+        record: RequestRecord,
+    ) -> None:
         async with trio.open_nursery() as nursery:
-            dispatch = Dispatch(self.context, request, client, record)
             keepalive, scope = dispatch.keepalive, nursery.cancel_scope
             if request.upload is None:
                 nursery.start_soon(watch_client, receive, client, record, scope)
@@ -182,6 +198,7 @@ class InferenceApp:
                     await dispatch.run()
             except errors.GatewayError as error:
                 await _send_error(client, record, error, request.dialect, dispatch)
+                errors.forget_tracebacks(error)
             except ClientGone:
                 record.outcome = "client_disconnected"
             except Exception:

@@ -104,6 +104,13 @@ class Dispatch:
         if self._shadow is not None:
             self._start_shadow(self._shadow)
 
+    def release(self) -> None:
+        """Drop what takes much memory: the request has ended. A shadow of it still needs the body, which is small."""
+        if self._attempt is not None:
+            self._attempt.translation = self._attempt.transcript = None
+        if self._shadow is None:
+            self._request.release()
+
     def error_event(self, error: errors.GatewayError) -> bytes:
         """The end of a stream that has begun: the translation's own if the client has seen some of that."""
         attempt = self._attempt
@@ -151,6 +158,7 @@ class Dispatch:
                 return None
             except Retriable as failure:
                 last = failure
+                errors.forget_tracebacks(failure)
             else:
                 # Another replica answered the same request, so the request was not what those that failed broke over.
                 for suspect, reason in failures.suspects:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from catalogue.models import Sticky
 from gateway.asgi import Headers, Receive, Scope
-from gateway.dialects import ClientRequest, Dialect, ParsedRequest, sticky_key
+from gateway.config.engine_traits import Backend
+from gateway.dialects import ClientRequest, Dialect, OutgoingRequest, ParsedRequest, sticky_key
 from gateway.dialects.json_splice import ModelField, locate
 from gateway.errors import (
     MalformedMultipart,
@@ -75,9 +76,30 @@ class InferenceRequest:
             ClientRequest(self.path, self.body, self.model, self.request_id, form, secret_key), neuron_dialects
         )
 
+    def release(self) -> None:
+        """Drop the body and what was read from it: the request has ended.
+
+        Connection, exchange, request and attempts refer to each other, so without this a body of many megabytes would
+        stay until the garbage collector runs.
+        """
+        self.body = b""
+        self.parsed = _RELEASED
+
     def key_of(self, sticky: Sticky) -> bytes | None:
         """The key of the request's conversation or API key, for a sticky alias; see `sticky_key.key_of`."""
         return sticky_key.key_of(self.headers, self.body, sticky)
+
+
+class _ReleasedRequest:
+    """In place of what was parsed, once a request has ended."""
+
+    ignored = b""
+
+    def outgoing(self, model: str, backend: Backend) -> OutgoingRequest:  # noqa: ARG002 - a `ParsedRequest`
+        raise RuntimeError("the request has ended")
+
+
+_RELEASED = _ReleasedRequest()
 
 
 def request_id_of(headers: Headers) -> str:
