@@ -14,8 +14,19 @@ from gateway.dialects import loose_json, upstream_errors
 from gateway.dialects.chat import finish_reasons
 from gateway.errors import UpstreamMalformedResponse
 
-__all__ = ["Choice", "Chunk", "Delta", "StreamEvent", "ToolCall", "decode_event", "read_whole", "text_of"]
+__all__ = [
+    "WHOLE_CALLS_LIMIT",
+    "Choice",
+    "Chunk",
+    "Delta",
+    "StreamEvent",
+    "ToolCall",
+    "decode_event",
+    "read_whole",
+    "text_of",
+]
 
+WHOLE_CALLS_LIMIT = 10_000  # before it is decoded: 600,000 would block other requests for two seconds
 _TERMINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _CONTENTLESS_TYPES = frozenset({"message_start", "content_block_start", "ping"})
 
@@ -188,6 +199,8 @@ def read_whole(body: bytes) -> tuple[Chunk, Choice]:
         UpstreamMalformedResponse: It is not a chat completion.
         GatewayError: The upstream reports an error in it, or gave up in the middle of it.
     """
+    if body.count(b'"function"') > 2 * WHOLE_CALLS_LIMIT:  # a call has the word twice: as its type, and as a key
+        raise UpstreamMalformedResponse(f"the neuron's answer has more than {WHOLE_CALLS_LIMIT} tool calls")
     try:
         body.decode()
         answer = loose_json.decode(_decoder, body)

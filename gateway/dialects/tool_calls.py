@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 
 from gateway.dialects import loose_json
-from gateway.dialects.chat_chunks import Delta, Function, ToolCall
+from gateway.dialects.chat_chunks import WHOLE_CALLS_LIMIT, Delta, Function, ToolCall
 from gateway.errors import UpstreamMalformedResponse
 
 __all__ = ["AssembledCall", "ToolCalls", "decode_arguments", "whole_calls"]
 
-CALLS_LIMIT = 64
+CALLS_LIMIT = 64  # of those that are only judged
 ARGUMENTS_LIMIT_CHARACTERS = 1024 * 1024
 
 
@@ -176,6 +176,9 @@ class ToolCalls:
         position in the array; a single entry with none of these continues the last call. It begins another call if
         there is no such call, or if it brings a name that is not that call's own: another name, a name with another id,
         or a name and text after complete arguments. Another id alone begins none: some engines invent one per chunk.
+
+        Raises:
+            UpstreamMalformedResponse: There are more calls than `WHOLE_CALLS_LIMIT`.
         """
         if len(parts) == 1:
             return [self._add(parts[0], self._calls[-1] if self._calls else None)]
@@ -218,6 +221,8 @@ class ToolCalls:
             self._by_id[id_] = call
 
     def _begin(self, index: int | None) -> AssembledCall:
+        if len(self._calls) >= WHOLE_CALLS_LIMIT:
+            raise UpstreamMalformedResponse(f"the neuron's answer has more than {WHOLE_CALLS_LIMIT} tool calls")
         if index is None:
             index = self._calls[-1].index if self._calls else 0
         call = self._by_index[index] = AssembledCall(index)

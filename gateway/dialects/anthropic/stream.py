@@ -104,10 +104,9 @@ class MessagesStream:
         if data == b"[DONE]":
             return self._end()
         try:
-            chunk = self._reader.read(data)
-        except errors.GatewayError as error:
+            return self._take(self._reader.read(data))
+        except errors.GatewayError as error:  # also from `_take`: too many tool calls
             return self.fail(error)
-        return self._take(chunk)
 
     def finish(self) -> bytes:
         """The upstream body is complete, as far as HTTP can tell."""

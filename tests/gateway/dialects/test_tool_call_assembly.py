@@ -16,6 +16,7 @@ from gateway.dialects.chat_chunks import Function, ToolCall
 from gateway.dialects.json_splice import locate
 from gateway.dialects.responses.dialect import ResponsesDialect
 from gateway.dialects.tool_calls import ToolCalls
+from gateway.errors import UpstreamMalformedResponse
 from gateway.http import sse
 
 X, Y = '{"x":1}', '{"y":2}'
@@ -246,3 +247,29 @@ def test_an_id_that_the_engine_gives_to_two_calls_is_replaced_for_the_second(nam
     ids = [item.get("call_id") or item["id"] for item in items]
     assert ids[0] == "c"
     assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_answer_with_too_many_calls_is_an_error(name):
+    """Writing 600,000 of them blocked every other request for two seconds."""
+    dialect, body = BODIES[name]
+    whole_body, stream_body = body % b"", body % b',"stream":true'
+    calls = [{"function": {"name": "f", "arguments": "{}"}, "type": "function", "index": at} for at in range(10_001)]
+
+    def translation_of(body):
+        return (
+            dialect.parse(ClientRequest(b"/v1/x", body, locate(body), "r"), frozenset())
+            .outgoing("m", PLAIN)
+            .translation
+        )
+
+    message = {"choices": [{"message": {"tool_calls": calls}, "finish_reason": "tool_calls"}]}
+    with pytest.raises(UpstreamMalformedResponse, match="more than 10000 tool calls"):
+        translation_of(whole_body).whole(msgspec.json.encode(message))
+    streamed = translation_of(stream_body)
+    out = b""
+    for start in range(0, len(calls), 1_000):
+        data = msgspec.json.encode({"choices": [{"delta": {"tool_calls": calls[start : start + 1_000]}}]})
+        out += streamed.feed(sse.Reader().feed(sse.write(data)))
+    assert b"more than 10000 tool calls" in out
+    assert isinstance(streamed.error, UpstreamMalformedResponse)
