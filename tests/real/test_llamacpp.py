@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from contextlib import asynccontextmanager
 
 import httpx
 import openai
@@ -16,28 +13,13 @@ import trio
 from fakes.engine import counted, start_gateway
 from fakes.patience import SAFETY_NET_S, until
 from fakes.running import settled
+from llamacpp import KEY, running
 
 from gateway.config.settings import NeuronSettings
 
-SERVER = Path(__file__).parent / "llamacpp_server.py"
-KEY = "only-the-gateway-knows-it"
 CHAT = "/v1/chat/completions"
 LONG = 20_000  # tokens: minutes of this model, because the engine parses all its output again at every token
 FOREVER = {"ignore_eos": True, "temperature": 1}
-
-
-@contextmanager
-def running(model, what):
-    """The server as a process of its own; its base URL."""
-    command = [sys.executable, str(SERVER), str(model), KEY, what]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        try:
-            answer_text = (line.split() for line in process.stdout)
-            yield next(words[1] for words in answer_text if words[:1] == ["listening"])
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")

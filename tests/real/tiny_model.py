@@ -20,8 +20,16 @@ def make(path: Path) -> None:
     """Write the model to `path`."""
     writer = gguf.GGUFWriter(str(path), "llama")
     _describe(writer)
-    _add_vocabulary(writer)
+    tokens = [*byte_names(), "ab", "<bos>", "<eos>"]
+    types = [gguf.TokenType.NORMAL] * 257 + [gguf.TokenType.CONTROL] * 2
+    add_vocabulary(writer, tokens, types, eos=258)
+    writer.add_chat_template(TEMPLATE)
     _add_tensors(writer)
+    write(writer)
+
+
+def write(writer: gguf.GGUFWriter) -> None:
+    """Write the whole file, and close it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -40,20 +48,19 @@ def _describe(writer: gguf.GGUFWriter) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    tokens = [*_byte_names(), "ab", "<bos>", "<eos>"]
+def add_vocabulary(writer: gguf.GGUFWriter, tokens: list[str], types: list[gguf.TokenType], eos: int) -> None:
+    """Describe a vocabulary that begins with `byte_names()`, "ab" and "<bos>"."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.NORMAL] * 257 + [gguf.TokenType.CONTROL] * 2)
+    writer.add_token_types(types)
     writer.add_token_merges(["a b"])  # llama.cpp refuses a vocabulary without any
     writer.add_bos_token_id(257)
-    writer.add_eos_token_id(258)
+    writer.add_eos_token_id(eos)
     writer.add_vocab_size(len(tokens))
-    writer.add_chat_template(TEMPLATE)
 
 
-def _byte_names() -> list[str]:
+def byte_names() -> list[str]:
     """GPT-2's printable name for each byte: itself if Latin-1 prints it, else the next free one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     substitutes = iter(range(0x100, 0x200))
