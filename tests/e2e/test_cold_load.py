@@ -295,7 +295,7 @@ async def test_stream_that_waits_for_a_load_gets_its_200_and_comments_early(auto
         assert (answer.status, answer.began_at) == (200, 5.0)
         comments = [at for at, piece in answer.pieces if piece.startswith(b":")]
         assert comments[:3] == [5.0, 6.0, 7.0]
-        assert len(comments) >= 55
+        assert 10 < len(comments) < 55, "in a long silence they come less often"
         assert (answer.text, answer.events[-1]) == ("Tbilisi", "[DONE]")
 
 
