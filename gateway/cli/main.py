@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": ("demo", "Run a gateway with three simulated neurons."),
     "drain": ("drain", "Drain a neuron: send it no new requests."),
     "explain": ("explain", "Explain what happened to a request."),
+    "init": ("init", "Write both files for the engines found on the given hosts."),
     "load": ("load", "Load a model, and wait until it is loaded."),
     "neuron": ("neuron", "Run inference engines on this host for gateways to use."),
     "plan": ("plan", "Show what a models.toml would change."),
