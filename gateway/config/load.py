@@ -22,6 +22,7 @@ from gateway.config.environment import overlay
 from gateway.config.removed_keys import take_out
 from gateway.config.settings import Listen, Settings
 
+FILE_LIMIT_BYTES = 4 * 1024 * 1024  # a hundred neurons take 10 KB; a larger file is some other file
 _PLACEHOLDER = re.compile(r"\$\{\w+\}")
 
 __all__ = ["LoadedSettings", "load", "settings_schema"]
@@ -71,10 +72,14 @@ def _read_file(path: Path | None) -> tuple[dict[str, Any], Positions]:
     if path is None:
         return {}, Positions()
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:  # it may be a pipe
+            data = file.read(FILE_LIMIT_BYTES + 1)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise FaultyFile((Fault(str(path), None, None, f"cannot be read: {reason}"),)) from error
+    if len(data) > FILE_LIMIT_BYTES:
+        message = f"is larger than {FILE_LIMIT_BYTES // 1024**2} MiB"
+        raise FaultyFile((Fault(str(path), None, None, message, "check that it is the right file"),))
     text, document = parse_toml(data, path=str(path))
     return document, scan(text)
 

@@ -21,7 +21,7 @@ async def decode_body(kind: type[_Body]) -> _Body:
     data = await request.get_data(as_text=False)
     try:
         return msgspec.json.decode(data or b"{}", type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise errors.MalformedJson(f"invalid request body: {error}") from error
 
 

@@ -63,7 +63,10 @@ def put_alias(data: bytes, name: str, keys: Mapping[str, Any]) -> bytes:
     text = _Text(data)
     aliases = text.aliases()
     is_plain = keys.keys() == {"target"} and isinstance(keys["target"], str)
-    value: Any = _string(keys["target"]) if is_plain else tomlkit.value(_inline(keys))
+    try:
+        value: Any = _string(keys["target"]) if is_plain else tomlkit.value(_inline(keys))
+    except (RecursionError, TOMLKitError) as error:
+        raise CannotEdit(f"'{name}' has a value that TOML cannot express, or that is nested too deeply") from error
     if isinstance(aliases.get(name), items.AbstractTable) and not is_plain:
         _make_equal(aliases[name], value)  # in place: replacing a table would move the text around it
     else:
@@ -81,6 +84,8 @@ def _inline(value: object) -> str:
             return f"[{', '.join(_inline(each) for each in value)}]"
         case str():
             return _string(value).as_string()
+        case None:
+            raise CannotEdit("an array must not contain null, which TOML does not have")
         case _:
             return tomlkit.item(value).as_string()
 

@@ -67,3 +67,25 @@ def test_a_title_is_not_folded_at_the_width_of_its_table(capsys, monkeypatch):
     terminal.console().print(short)
 
     assert capsys.readouterr().out.splitlines()[0].rstrip() == TITLE
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_for_a_terminal_and_for_what_takes_long(is_terminal, monkeypatch, capsys):
+    """From the third second on, with the time that is left; in a pipe only the lines that stay."""
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(terminal.sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    lines = []
+    with terminal.Progress(lines.append) as progress:
+        progress.show("loading", 1.0, 60.0)
+        assert capsys.readouterr().err == ""
+        now[0] = 5.0
+        progress.show("loading", 6.0, 60.0)
+        shown = capsys.readouterr().err
+        progress.report("loaded")
+        cleared = capsys.readouterr().err
+
+    assert lines == ["loaded"]
+    assert ("loading: 6 s, at most 54 s left" in shown) == is_terminal
+    assert (cleared == "\r\x1b[2K") == is_terminal
+    assert (shown + cleared == "") == (not is_terminal)

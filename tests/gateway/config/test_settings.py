@@ -422,3 +422,22 @@ def test_listed_headers_are_lower_case(config):
     ).settings.gateway
 
     assert (gateway.pass_request_headers, gateway.pass_headers) == (("x-tenant",), ("x-queue",))
+
+
+def test_file_that_is_far_too_large_is_not_read(tmp_path):
+    """A mistyped path may name a disk image."""
+    path = tmp_path / "cortex.toml"
+    with path.open("wb") as file:
+        file.truncate(10 * 1024**3)  # sparse
+
+    assert faults(path) == [(None, None, "is larger than 4 MiB", "check that it is the right file")]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions/", "/v1/models", "/v1/messages"])
+@pytest.mark.parametrize("kind", ["neuron", "openai"])
+def test_endpoint_that_is_the_path_of_a_request_is_refused(config, kind, path):
+    """Operators copy it from an example; cortex would append its own path to it."""
+    [found] = faults(config(f"[[neurons]]\nname = 'a'\nendpoint = 'http://a{path}'\nkind = '{kind}'"))
+
+    assert found[:2] == (3, "neurons[0].endpoint")
+    assert "a path of requests" in found[2]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.aliases.files import toml_edit
-from gateway.aliases.files.toml_edit import CannotEdit, remove_alias, restore_alias, set_alias
+from gateway.aliases.files.toml_edit import CannotEdit, alias_keys, put_alias, remove_alias, restore_alias, set_alias
 
 FILE = b"""\
 # The tiers, as agreed on Monday.
@@ -270,3 +270,39 @@ def test_edit_of_any_layout_changes_only_its_alias(file, data):
     added = [line for line in changed(before, after) if line[0] == "+"]
     assert len(removed) == 1 == len(added)
     assert restore_alias(after, name, before) == before
+
+
+# A whole alias from JSON.
+
+NAMES = ["helexa/small", "inline", "helexa/large", 'a"b', "a'b", "a\nb", "", "é", "a.b", "a\\b", "\x00", "\x7f"]
+KEYS = [
+    {"target": "m"},
+    {"target": 'q"\n\\ \x7f'},
+    {"targets": [{"model": "m", "weight": 1.5}], "params": {"k\"'\n": {"a": [1, True, 2.5, "s"]}, "e": {}, "l": []}},
+    {"target": "m", "params": {"n": 1e300, "big": 2**60, "neg": -1}, "sticky": "key"},
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("keys", KEYS)
+def test_put_alias_has_the_keys_that_were_given(name, keys):
+    """Whatever characters they have; every other alias and model stays."""
+    edited = put_alias(FILE, name, keys)
+
+    assert alias_keys(edited, name) == keys
+    before, after = (tomli.loads(data.decode()) for data in (FILE, edited))
+    before["aliases"].pop(name, None)
+    after["aliases"].pop(name)
+    assert before == after
+
+
+def test_put_alias_leaves_null_out_and_refuses_what_toml_cannot_express():
+    """Null in an array, and a value that is nested a thousand levels deep."""
+    assert alias_keys(put_alias(FILE, "x", {"target": "m", "shadow": None}), "x") == {"target": "m"}
+    deep: dict[str, object] = {}
+    for _ in range(1000):
+        deep = {"a": deep}
+    for value in ([None], deep):
+        with pytest.raises(CannotEdit):
+            put_alias(FILE, "x", {"target": "m", "params": {"k": value}})
+    assert alias_keys(FILE, "nobody") is None
