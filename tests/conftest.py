@@ -7,11 +7,14 @@ observations write it instead. Use it without xdist, whose workers would all wri
 
 from __future__ import annotations
 
+import itertools
 import signal
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from gateway.aliases.files import catalogue_files
 
 # Runs are repeatable: random findings must not fail an unrelated change. And no example fails
 # for being slow. To search for new findings, use `--hypothesis-profile explore`.
@@ -24,6 +27,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeat")
 
 NEEDS = {"real": "--real", "clients/installed": "--clients"}  # folder: the option that includes it
+
+
+_state_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _no_state_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A gateway without a models.toml keeps its state in /var/lib/cortex; in a test, in a directory of that test."""
+    directory = tmp_path_factory.getbasetemp() / f"state-{next(_state_numbers)}"  # created only if it is needed
+    monkeypatch.setattr(catalogue_files, "SYSTEM_STATE", directory)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

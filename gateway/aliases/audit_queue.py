@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, TypedDict
 
 import structlog
 import trio
 
 from gateway.aliases.files.audit_entry import write_entry
+from gateway.aliases.files.audit_log import AuditHead
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 
 __all__ = ["AuditQueue", "AuditStatus"]
@@ -21,6 +23,7 @@ __all__ = ["AuditQueue", "AuditStatus"]
 RETRY_S = 10.0  # after a line could not be written
 PENDING_LIMIT = 1000  # entries in memory; beyond it the oldest are dropped and counted
 PENDING_LIMIT_BYTES = 32 * 1024 * 1024  # of the files that waiting entries carry
+SLOW_WRITE_S = 10.0  # a write takes milliseconds; after this long, `/health` reports it
 FINAL_WRITE_S = 2.0  # for the entries that are left when the process ends
 ABANDONED_POLL_S = 0.01
 
@@ -30,15 +33,19 @@ log = structlog.get_logger("cortex.audit")
 class AuditStatus(TypedDict):
     """The audit log's state, for `/health`.
 
-    `last` is the number of the last line written, `pending` how many entries wait, `lost` how many were dropped, and
-    `error` why the entries wait, or None.
+    `last` and `hash` are the number and the hash of the last line written, `pending` is how many entries wait, `lost`
+    how many were dropped, and `error` why the entries wait, or None. `history` is where earlier files are kept, and
+    `history_error` why the file in force is not kept there, or None.
     """
 
     path: str
     last: int
+    hash: str
     pending: int
     lost: int
     error: str | None
+    history: str
+    history_error: str | None
 
 
 @dataclass(slots=True)
@@ -52,6 +59,7 @@ class AuditEntry:
     fields: dict[str, Any]
     data: bytes | None = None
     finished: bool = False  # set by the thread that claimed the entry
+    not_kept: str | None = None  # why the history does not have `data`; set by that thread, too
     _claims: list[None] = field(default_factory=lambda: [None])
 
     def claim(self) -> bool:
@@ -75,16 +83,33 @@ class AuditQueue:
         self._files = files
         self._pending: deque[AuditEntry] = deque()
         self._added = trio.Event()
-        self._last_seq = 0
+        self._head = AuditHead()
         self._lost = 0
         self._error: str | None = None
+        self._unkept: bytes | None = None  # the newest file that the history could not take
+        self._history_error: str | None = None
+        self._writing_since: float | None = None
 
     def status(self) -> AuditStatus:
         """For `/health`."""
-        path = str(self._files.audit_log.path)
+        error = self._error
+        if self._writing_since is not None and trio.current_time() - self._writing_since > SLOW_WRITE_S:
+            error = error or f"a line has not been written within {SLOW_WRITE_S:g} s: the file system does not answer"
         return AuditStatus(
-            path=path, last=self._last_seq, pending=len(self._pending), lost=self._lost, error=self._error
+            path=str(self._files.audit_log.path),
+            last=self._head.seq,
+            hash=self._head.hash,
+            pending=len(self._pending),
+            lost=self._lost,
+            error=error,
+            history=str(self._files.history.folder),
+            history_error=self._history_error,
         )
+
+    @property
+    def head(self) -> AuditHead:
+        """The last line that was written."""
+        return self._head
 
     def add(self, fields: dict[str, Any], data: bytes | None = None) -> None:
         """Add an entry. Synchronous; drops the oldest entry beyond `PENDING_LIMIT`."""
@@ -104,10 +129,12 @@ class AuditQueue:
         task_status.started()
         try:
             while True:
-                await self._added.wait()
+                with trio.move_on_after(RETRY_S if self._unkept is not None else inf):
+                    await self._added.wait()
                 self._added = trio.Event()
                 while not await self._write_pending():  # noqa: ASYNC110 - a disk does not signal that it has space again
                     await trio.sleep(RETRY_S)
+                await self._keep_again()
         finally:
             with trio.move_on_after(FINAL_WRITE_S, shield=True):
                 await self._write_pending()
@@ -116,12 +143,16 @@ class AuditQueue:
         """Write all entries, oldest first. False if one could not be written."""
         while self._pending:
             entry, lost = self._pending[0], self._lost
+            self._writing_since = self._writing_since or trio.current_time()
             try:
                 line = await trio.to_thread.run_sync(self._write, entry, lost, abandon_on_cancel=True)
             except OSError as error:
+                self._set_history_state(entry)
                 entry.release()
                 self._set_error(error)
                 return False
+            finally:
+                self._writing_since = None
             if line is None:  # a thread that was abandoned is writing this entry
                 await _wait_until_finished(entry)
                 self._pending.popleft()
@@ -134,12 +165,42 @@ class AuditQueue:
         if not entry.claim():
             return None
         try:
-            return write_entry(self._files, entry.fields, entry.data, lost)
+            if entry.data is not None:
+                entry.not_kept = self._keep(entry.data)
+            return write_entry(self._files, entry.fields, lost=lost, not_kept=entry.not_kept, known=self._head)
         finally:
             entry.finished = True
 
+    def _keep(self, data: bytes) -> str | None:
+        """Store a file in the history, in a thread; returns why that failed. The line is written in any case."""
+        try:
+            self._files.history.keep(data)
+        except OSError as error:
+            return f"{error.filename or self._files.history.folder}: {error.strerror or error}"
+        return None
+
+    async def _keep_again(self) -> None:
+        """Try to store the newest file that the history lacks. Its line is written already."""
+        data = self._unkept
+        if data is not None:
+            reason = await trio.to_thread.run_sync(self._keep, data, abandon_on_cancel=True)
+            self._set_history_error(reason, data)
+
+    def _set_history_state(self, entry: AuditEntry) -> None:
+        if entry.data is not None:
+            self._set_history_error(entry.not_kept, entry.data)
+
+    def _set_history_error(self, reason: str | None, data: bytes) -> None:
+        if reason is not None and reason != self._history_error:
+            log.error("history_failed", reason=reason, retry_s=RETRY_S)
+        elif reason is None and self._history_error is not None:
+            log.info("history_recovered", path=str(self._files.history.folder))
+        self._history_error = reason
+        self._unkept = None if reason is None else data
+
     def _remove_written(self, entry: AuditEntry, line: Mapping[str, Any], lost: int) -> None:
-        self._last_seq = line["seq"]
+        self._head = AuditHead(line["seq"], line["hash"])
+        self._set_history_state(entry)
         self._lost -= lost
         if self._pending and self._pending[0] is entry:
             self._pending.popleft()
@@ -147,7 +208,7 @@ class AuditQueue:
             self._lost -= 1  # it was dropped, and counted as lost, while it was written
         if self._error is not None:
             self._error = None
-            log.info("audit_recovered", path=str(self._files.audit_log.path), last=self._last_seq)
+            log.info("audit_recovered", path=str(self._files.audit_log.path), last=self._head.seq)
 
     def _set_error(self, error: OSError) -> None:
         reason = f"{error.filename or self._files.audit_log.path}: {error.strerror or error}"

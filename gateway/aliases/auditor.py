@@ -18,6 +18,7 @@ from catalogue.models import Catalogue
 from catalogue.toml.faults import Fault
 from gateway.aliases.audit_queue import AuditQueue, AuditStatus
 from gateway.aliases.catalogue_store import FILE_ACTOR, CatalogueStore
+from gateway.aliases.files.audit_log import AuditHead
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 
 __all__ = ["AuditStatus", "Auditor"]
@@ -55,11 +56,27 @@ class Auditor:
         """For `/health`."""
         return self._queue.status()
 
+    def last_line(self) -> AuditHead:
+        """The last line that this gateway has written."""
+        return self._queue.head
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Record the catalogue in force, and write entries until cancelled. Started at once."""
         if self._store.current.digest is not None:
             self._add("started", self._store.current, "in force", FILE_ACTOR, data=self._store.last_read)
         await self._queue.run(task_status=task_status)
+
+    def record_action(self, event: str, who: str, *, summary: str, outcome: str, **more: Any) -> None:
+        """Add a line about what an operator did to a neuron or a model. Synchronous.
+
+        Args:
+            event: What it was: "drain", "undrain", "load", "unload".
+            who: The operator.
+            summary: What was asked for, in words.
+            outcome: What came of it.
+            more: Further fields of the line.
+        """
+        self._add(event, self._store.current, outcome, who, {**more, "summary": summary})
 
     def _catalogue_changed(self, old: Catalogue, new: Catalogue, changes: CatalogueDiff) -> None:
         self._last_rejection = None

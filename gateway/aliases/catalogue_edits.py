@@ -21,7 +21,7 @@ from catalogue.toml.faults import FaultyFile
 from gateway import errors
 from gateway.aliases.catalogue_store import CatalogueStore, ReloadResult
 from gateway.aliases.files import locked_edit, rollback, rollout_state, start_rollout, toml_edit, versions
-from gateway.aliases.files.audit_log import Verification
+from gateway.aliases.files.audit_log import AuditHead, Verification
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import digest_of
 from gateway.aliases.files.locked_edit import FileEdit, NotInForce
@@ -54,11 +54,18 @@ class CatalogueEdits:
         files: The file and its records.
         store: Has the catalogue in force; it reads the file after each edit.
         known_models: The models that the catalogue or a neuron has.
+        last_audit_line: The last line of the audit log that this gateway has written.
     """
 
     def __init__(
-        self, files: CatalogueFiles, store: CatalogueStore, *, known_models: Callable[[], Iterable[str]]
+        self,
+        files: CatalogueFiles,
+        store: CatalogueStore,
+        *,
+        known_models: Callable[[], Iterable[str]],
+        last_audit_line: Callable[[], AuditHead] = AuditHead,
     ) -> None:
+        self._last_audit_line = last_audit_line
         self._files = files
         self._store = store
         self._known_models = known_models
@@ -81,7 +88,8 @@ class CatalogueEdits:
 
     async def verify_audit_log(self) -> Verification:
         """Whether the audit log is intact."""
-        return await self._in_thread(self._files.audit_log.verify)
+        known = self._last_audit_line()
+        return await self._in_thread(lambda: self._files.audit_log.verify(known=known))
 
     async def rollouts(self) -> dict[str, Rollout]:
         """The last rollout of each alias, running or ended."""
@@ -186,6 +194,13 @@ class CatalogueEdits:
                 await self._store.reload(actor=author.who)
                 return ended
         raise errors.Conflict(f"the rollout of {alias} kept changing while it was to be ended; try again")
+
+    async def acknowledge_rollback(self, alias: str) -> Rollout:
+        """Note that an operator knows of the alias's rollback."""
+        acknowledged = await self._in_thread(lambda: rollout_state.acknowledge(self._files, alias, time.time()))
+        if acknowledged is None:
+            raise errors.NotFound(f"{alias} has no rollback that is not acknowledged")
+        return acknowledged
 
     def _parse(self, data: bytes) -> Any:
         return parse(data, path=str(self._files.models_path), generation=0, loaded_at=0.0)

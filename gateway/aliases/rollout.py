@@ -10,16 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
+import msgspec
 import structlog
 import trio
 
+from catalogue.diff import CatalogueDiff
+from catalogue.models import Alias, Catalogue
 from catalogue.toml.faults import FaultyFile
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.files import rollout_state
 from gateway.aliases.files.catalogue_files import CatalogueFiles
-from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, RolloutState
+from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, RolloutState, alias_fingerprint
 from gateway.aliases.files.toml_edit import CannotEdit
 from gateway.aliases.rollout_guards import DEFAULT_ALPHA, StepComparison
 from gateway.files.atomic_write import CannotSave
@@ -30,6 +34,7 @@ __all__ = ["RolloutController", "RolloutView"]
 
 RECONCILE_INTERVAL_S = 1.0
 RETRY_S = 10.0  # after a file could not be read or written
+FILE_DEADLINE_S = 30.0  # the edit lock may be held by others for 10 s
 ALL_REQUESTS = 100.0  # percent; at this share the old target gets no requests to compare with
 
 StepProgress: TypeAlias = Literal["in force", "warming", "not written"]
@@ -41,7 +46,10 @@ log = structlog.get_logger("cortex.rollout")
 
 @dataclass(frozen=True, slots=True)
 class RolloutView:
-    """One running rollout, as the admin API shows it. Seconds, requests and figures are those of the current step."""
+    """One running rollout, as the admin API shows it. Seconds, requests and figures are those of the current step.
+
+    `guards` has the distance of each guard from tripping, between 1 and 0; see `StepComparison.distances`.
+    """
 
     alias: str
     target: str
@@ -56,6 +64,8 @@ class RolloutView:
     waits_for: str
     old: dict[str, Any]
     new: dict[str, Any]
+    guards: dict[str, float]
+    state: RolloutState = "running"
 
 
 class _StepObserver:
@@ -92,6 +102,8 @@ class RolloutController:
         watch, unwatch: Start and end the observation of an alias's requests.
         metrics: Exports each rollout's percentage.
         clock: Unix seconds, since steps outlive processes.
+        monotonic: Seconds. It measures the time of a step within this process, so that setting the system's clock
+            neither ends a step nor prolongs it.
     """
 
     def __init__(
@@ -103,6 +115,7 @@ class RolloutController:
         unwatch: WatchRequests,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = trio.current_time,
     ) -> None:
         self._files = files
         self._store = store
@@ -110,15 +123,25 @@ class RolloutController:
         self._unwatch = unwatch
         self._metrics = metrics
         self._clock = clock
+        self._monotonic = monotonic
+        self._began: dict[str, tuple[tuple[int, float], float]] = {}  # by alias: step and `since`, and `monotonic`
         self._rollouts: dict[str, Rollout] = {}
         self._file_stamp: object = None
         self._observers: dict[str, _StepObserver] = {}
         self._error: str | None = None
+        self._edited: set[str] = set()  # aliases edited since their rollback; to be stored
+        store.subscribe(self._catalogue_changed)
+
+    @property
+    def error(self) -> str | None:
+        """Why rollouts do not go on now; None if they do."""
+        return self._error
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Started once the stored rollouts were read, or could not be read."""
         try:
             await self._reconcile()
+            self._note_edits_while_stopped()
             task_status.started()
             while True:
                 await trio.sleep(RETRY_S if self._error else RECONCILE_INTERVAL_S)
@@ -133,6 +156,24 @@ class RolloutController:
         """The running rollouts, by alias."""
         return [self._view(rollout) for _, rollout in sorted(self._rollouts.items()) if rollout.state == "running"]
 
+    def unacknowledged(self) -> list[Rollout]:
+        """The rollouts that were rolled back and that no operator has taken note of, by alias."""
+        return [rollout for _, rollout in sorted(self._rollouts.items()) if rollout.is_unacknowledged_rollback]
+
+    def by_alias(self) -> dict[str, dict[str, Any]]:
+        """For `/health`: the running rollouts, and the rollbacks that are not acknowledged."""
+        running: dict[str, dict[str, Any]] = {view.alias: asdict(view) for view in self.views()}
+        ended = {
+            rollout.alias: {
+                "state": rollout.state,
+                "target": rollout.target,
+                "reason": rollout.reason,
+                "ended": rollout.ended,
+            }
+            for rollout in self.unacknowledged()
+        }
+        return running | ended
+
     def _view(self, rollout: Rollout) -> RolloutView:
         observer = self._observers.get(rollout.alias)
         requests_old, requests_new = (0, 0) if observer is None else observer.comparison.requests
@@ -143,21 +184,36 @@ class RolloutController:
             rollout.step + 1,
             len(rollout.steps),
             rollout.percent,
-            None if rollout.since is None else self._clock() - rollout.since,
+            self._elapsed_s(rollout),
             rollout.every_s,
             requests_old,
             requests_new,
             rollout.minimum,
             self._waits_for(rollout),
-            *figures,
+            old=figures[0],
+            new=figures[1],
+            guards={} if observer is None else observer.comparison.distances(),
         )
+
+    def _elapsed_s(self, rollout: Rollout) -> float | None:
+        """How long the current step has been in force; None if it is not."""
+        if rollout.since is None:
+            return None
+        step = (rollout.step, rollout.since)
+        began = self._began.get(rollout.alias)
+        if began is None or began[0] != step:
+            # Only what passed before this process saw the step is measured by the system's clock.
+            earlier_s = max(0.0, self._clock() - rollout.since)
+            began = self._began[rollout.alias] = (step, self._monotonic() - earlier_s)
+        return self._monotonic() - began[1]
 
     def _waits_for(self, rollout: Rollout) -> str:
         if self._error is not None:
             return f"a retry after an error: {self._error}"
-        if rollout.since is None:
+        elapsed_s = self._elapsed_s(rollout)
+        if elapsed_s is None:
             return "the step to be in force"
-        if self._clock() - rollout.since < rollout.every_s:
+        if elapsed_s < rollout.every_s:
             return "time"
         observer = self._observers.get(rollout.alias)
         return "requests" if observer is not None and not observer.comparison.has_minimum else "nothing"
@@ -168,6 +224,7 @@ class RolloutController:
         """Do at most one thing for each running rollout. An error is logged once, and everything is tried again."""
         try:
             await self._read_state()
+            await self._store_edits()
             for rollout in [each for each in self._rollouts.values() if each.state == "running"]:
                 await self._reconcile_one(rollout)
             self._error = None
@@ -184,6 +241,34 @@ class RolloutController:
         for alias in list(self._observers):
             if alias not in self._rollouts or self._rollouts[alias].state != "running":
                 self._observers.pop(alias).close()
+
+    # Rollbacks that operators have taken note of...
+
+    def _catalogue_changed(self, old: Catalogue, new: Catalogue, _: CatalogueDiff) -> None:
+        """An edit of an alias after its rollback acknowledges the rollback. The rollback's own edit does not."""
+        for rollout in self.unacknowledged():
+            before, after = _in_file(old, rollout.alias), _in_file(new, rollout.alias)
+            if before != after and alias_fingerprint(after) != rollout.restored:
+                self._acknowledge(rollout)
+
+    def _note_edits_while_stopped(self) -> None:
+        for rollout in self.unacknowledged():
+            alias = _in_file(self._store.current, rollout.alias)
+            if rollout.restored is not None and alias_fingerprint(alias) != rollout.restored:
+                self._acknowledge(rollout)
+
+    def _acknowledge(self, rollout: Rollout) -> None:
+        self._rollouts[rollout.alias] = msgspec.structs.replace(rollout, acknowledged=self._clock())
+        self._edited.add(rollout.alias)
+
+    async def _store_edits(self) -> None:
+        while self._edited:
+            alias = next(iter(self._edited))
+            now = self._clock()
+            stored = await _in_thread(partial(rollout_state.acknowledge, self._files, alias, now))
+            self._edited.discard(alias)
+            if stored is not None:
+                self._rollouts[alias] = stored
 
     async def _reconcile_one(self, rollout: Rollout) -> None:
         if rollout.ending is not None:
@@ -221,7 +306,7 @@ class RolloutController:
         """Roll back if a guard tripped; else end the step once it has had its time and its requests."""
         comparison = self._observer_of(rollout).comparison
         trip = comparison.trip()
-        since = self._clock() if rollout.since is None else rollout.since
+        elapsed_s = self._elapsed_s(rollout) or 0.0
         if self._progress(rollout) != "in force":
             now = self._clock()
             await self._change(rollout, lambda: rollout_state.supersede_if_changed(self._files, rollout, now))
@@ -229,7 +314,7 @@ class RolloutController:
             await self._end(rollout, "rolled_back", str(trip))
         elif rollout.is_last and rollout.percent >= ALL_REQUESTS:
             await self._end(rollout, "done", f"{rollout.target} gets all requests")
-        elif self._clock() - since >= rollout.every_s and (comparison.has_minimum or not rollout.minimum):
+        elif elapsed_s >= rollout.every_s and (comparison.has_minimum or not rollout.minimum):
             if rollout.is_last:
                 await self._end(rollout, "done", f"{rollout.target} gets {rollout.percent:g} %, as in the last step")
             else:
@@ -269,7 +354,17 @@ class RolloutController:
             observer.close()
 
 
+def _in_file(catalogue: Catalogue, alias: str) -> Alias | None:
+    """The alias as the file has it, whether its new targets are warm or not."""
+    warming = catalogue.warming.get(alias)
+    return catalogue.aliases.get(alias) if warming is None else warming.wanted
+
+
 async def _in_thread(function: Callable[[], _T]) -> _T:
-    # Abandoned when cancelled: a hanging disk must not delay the process's end. What the thread leaves unfinished is
-    # what a crash would leave, and the state file allows for that.
-    return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+    # Abandoned when cancelled or late: a hanging disk must not delay the process's end, nor stop rollouts without a
+    # word. What the thread leaves unfinished is what a crash would leave, and the state file allows for that.
+    try:
+        with trio.fail_after(FILE_DEADLINE_S):
+            return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+    except trio.TooSlowError:
+        raise TimeoutError(f"a file was not read or written within {FILE_DEADLINE_S:g} s") from None

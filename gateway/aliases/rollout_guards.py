@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import log
 from typing import Literal, TypeAlias
 
 from gateway.aliases.guard_tests import GUARD_TESTS
@@ -81,6 +82,15 @@ class StepComparison:
     def requests(self) -> tuple[int, int]:
         """How many requests went to the old target, and to the new one."""
         return self._old.requests, self._new.requests
+
+    def distances(self) -> dict[str, float]:
+        """How far each guard is from tripping: 1 without evidence against the new target, 0 with enough.
+
+        On a logarithmic scale, since e-values of blocks multiply. A guard at 0 trips once the minimum is reached and
+        the figure is worse by more than its tolerance.
+        """
+        enough = log(self._trip_at)
+        return {guard: min(1.0, max(0.0, 1 - log(test.e_value) / enough)) for guard, test in self._tests.items()}
 
     def trip(self) -> GuardTrip | None:
         """The tripped guard with the largest e-value, or None."""

@@ -19,6 +19,7 @@ __all__ = [
     "get",
     "get_health",
     "get_models",
+    "get_text",
     "open_client",
     "post",
     "segment",
@@ -111,6 +112,17 @@ def get_models(client: httpx.Client, gateway: GatewayAddress) -> list[dict[str, 
 def segment(name: str) -> str:
     """A name as one segment of a URL's path: `/` becomes `%2F`."""
     return quote(name, safe="")
+
+
+def get_text(client: httpx.Client, url: str) -> str:
+    """The text at `url`. Raises ApiError."""
+    try:
+        response = client.get(url)
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        raise ApiError(f"cannot reach {url}: {_reason(error)}") from error
+    if not response.is_success:
+        raise _not_a_gateway(url, response.status_code)
+    return response.text
 
 
 def post(

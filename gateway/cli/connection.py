@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalogue.toml.faults import FaultyFile
+from gateway.aliases.files.audit_log import AuditHead
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError, GatewayAddress
@@ -87,7 +88,18 @@ class Connection:
         """The `models.toml`."""
         if self.url:
             return RemoteFile(self.address())
-        return LocalFile(CatalogueFiles.from_settings(self.settings), self._catalogue_status)
+        return LocalFile(CatalogueFiles.from_settings(self.settings), self._catalogue_status, self._last_audit_line)
+
+    def _last_audit_line(self) -> AuditHead:
+        """The last line of the audit log that the gateway of the cortex.toml has written, as far as it tells."""
+        gateway = self.address()
+        try:
+            with api_client.open_client() as client:
+                audit = api_client.get_health(client, gateway).get("audit", {})
+        except ApiError:
+            return AuditHead()
+        is_same_log = audit.get("path") == str(CatalogueFiles.from_settings(self.settings).audit_log.path)
+        return AuditHead(audit["last"], audit["hash"]) if is_same_log and "hash" in audit else AuditHead()
 
     def _catalogue_status(self, *, reload: bool = False) -> Mapping[str, Any] | None:
         """The catalogue of the gateway's `/health`; None if it does not answer."""

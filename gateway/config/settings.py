@@ -43,6 +43,7 @@ __all__ = [
     "PollSettings",
     "RetrySettings",
     "Settings",
+    "StateSettings",
     "StreamingSettings",
 ]
 
@@ -220,8 +221,16 @@ class AdminSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StateSettings:
+    """Where cortex keeps what it writes: audit log, history, rollouts, drains."""
+
+    dir: PathBesideConfig | None = None
+    """Directory, relative to this file. Default: that of models.toml, or /var/lib/cortex if that is under /etc."""
+
+
+@dataclass(frozen=True, slots=True)
 class AuditSettings:
-    """Records of changes to models.toml. Relative paths are relative to its directory."""
+    """Records of changes to models.toml. Relative paths are relative to [state] dir."""
 
     path: Name = "models.audit.jsonl"
     """File of the audit log: one line per change, each with the hash of the line before."""
@@ -319,6 +328,7 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
     admin: AdminSettings = AdminSettings()
+    state: StateSettings = StateSettings()
     audit: AuditSettings = AuditSettings()
     neurons: Annotated[tuple[NeuronTable, ...], checked(refuse_duplicates("name"))] = ()
     """The GPU hosts and other servers, one table each. Default: none."""

@@ -66,8 +66,8 @@ class FleetStatistics:
 
     nodes_healthy: int
     nodes_total: int
+    nodes_drained: int
     leases: int
-    ever_answered: bool
 
 
 def node_snapshot(node: Node, now: float) -> NodeSnapshot:

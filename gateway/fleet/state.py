@@ -96,6 +96,10 @@ class Fleet:
         """Whether a node is healthy."""
         return any(node.healthy for node in self.nodes.values())
 
+    def any_open(self) -> bool:
+        """Whether a node can take requests: it is healthy and not drained."""
+        return any(node.healthy and not node.draining for node in self.nodes.values())
+
     def now(self) -> float:
         """The time by the fleet's clock, in seconds."""
         return self._clock()
@@ -113,8 +117,8 @@ class Fleet:
         return FleetStatistics(
             nodes_healthy=sum(node.healthy for node in nodes),
             nodes_total=len(nodes),
+            nodes_drained=sum(node.draining for node in nodes),
             leases=self.leases,
-            ever_answered=any(node.ever_answered for node in nodes),
         )
 
     def snapshot(self) -> FleetSnapshot:
@@ -309,6 +313,7 @@ class Fleet:
 
     def _mark_healthy(self, home: Node) -> None:
         home.misses = 0
+        home.failure = None
         if not home.healthy:
             home.healthy = home.ever_answered = True
             _reset_breakers(home)  # it was away: what failed before says nothing about it now

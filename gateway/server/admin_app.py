@@ -22,7 +22,6 @@ from gateway.aliases.plan import ChangePlan
 from gateway.aliases.rollout import RolloutController
 from gateway.aliases.warm_swap import WarmSwaps
 from gateway.fleet.loading.drain import Drains
-from gateway.fleet.loading.manual import ManualLoads
 from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.state import Fleet
@@ -32,6 +31,7 @@ from gateway.server.admin_bodies import DrainBody, PlacementBody, decode_body
 from gateway.server.admin_catalogue import ACTOR, CatalogueRoutes, mount_catalogue_routes, reload_json
 from gateway.server.models_api import Entry
 from gateway.server.openapi.admin import admin_document
+from gateway.server.operator_actions import OperatorActions
 from gateway.server.quart_app import json_response, mount_document, new_app
 from gateway.telemetry.explain import explain_requests
 from gateway.telemetry.metrics import CONTENT_TYPE
@@ -54,7 +54,6 @@ class AdminContext:
     edits: CatalogueEdits
     fleet: Fleet
     scheduler: LoadScheduler
-    manual_loads: ManualLoads
     drains: Drains
     swaps: WarmSwaps
     rollouts: RolloutController
@@ -63,6 +62,7 @@ class AdminContext:
     health: Callable[[], dict[str, Any]]
     models: Callable[[], list[Entry]]
     plan: Callable[[Catalogue, Catalogue], ChangePlan]
+    actions: OperatorActions
     metrics: Callable[[], bytes]
     queues: Callable[[], Sequence[QueueView]]
     upstream_statistics: Callable[[], Mapping[str, int]]
@@ -211,11 +211,11 @@ def _mount_fleet(app: QuartTrio, context: AdminContext) -> None:
     @app.post("/admin/nodes/<name>/drain")
     async def drain(name: str) -> Response:
         body = await decode_body(DrainBody)
-        return json_response(context.drains.drain(known(name), move=body.move))
+        return json_response(await context.actions.drain(known(name), ACTOR, move=body.move))
 
     @app.post("/admin/nodes/<name>/undrain")
     async def undrain(name: str) -> Response:
-        return json_response(context.drains.undrain(known(name)))
+        return json_response(await context.actions.undrain(known(name), ACTOR))
 
 
 def _mount_models(app: QuartTrio, context: AdminContext) -> None:
@@ -226,10 +226,10 @@ def _mount_models(app: QuartTrio, context: AdminContext) -> None:
     @app.post("/admin/load")
     async def load() -> Response:
         body = await decode_body(PlacementBody)
-        loading = context.manual_loads.load(body.model, body.node)
+        loading = context.actions.load(body.model, body.node, ACTOR)
         return json_response(loading, 200 if loading.state == "loaded" else 202)
 
     @app.post("/admin/unload")
     async def unload() -> Response:
         body = await decode_body(PlacementBody)
-        return json_response(context.manual_loads.unload(body.model, body.node), 202)
+        return json_response(context.actions.unload(body.model, body.node, ACTOR), 202)

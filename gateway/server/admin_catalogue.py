@@ -45,6 +45,7 @@ def mount_catalogue_routes(app: QuartTrio, routes: CatalogueRoutes) -> None:
     _mount_file(app, routes)
     _mount_aliases(app, routes)
     _mount_rollouts(app, routes)
+    _mount_acknowledgement(app, routes)
     _mount_records(app, routes)
 
 
@@ -133,6 +134,12 @@ def _mount_rollouts(app: QuartTrio, routes: CatalogueRoutes) -> None:
     @app.delete("/admin/aliases/<path:name>/rollout")
     async def abort_rollout(name: str) -> Response:
         return json_response(await routes.edits.abort_rollout(name, _author()))
+
+
+def _mount_acknowledgement(app: QuartTrio, routes: CatalogueRoutes) -> None:
+    @app.post("/admin/aliases/<path:name>/rollout/acknowledge")
+    async def acknowledge_rollback(name: str) -> Response:
+        return json_response(await routes.edits.acknowledge_rollback(name))
 
 
 def _mount_records(app: QuartTrio, routes: CatalogueRoutes) -> None:

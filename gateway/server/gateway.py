@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from gateway.aliases.auditor import Auditor
 from gateway.aliases.catalogue_edits import CatalogueEdits
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.files.catalogue_files import CatalogueFiles
+from gateway.aliases.files.state_move import move_state_once
 from gateway.aliases.plan import ChangePlan
 from gateway.aliases.rollout import RolloutController
 from gateway.aliases.warm_swap import WarmSwaps
@@ -26,7 +28,7 @@ from gateway.files import secret_key, state_directory
 from gateway.fleet.control.engine_client import EngineClient
 from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.poller import Poller
-from gateway.fleet.loading.drain import Drains
+from gateway.fleet.loading.drain import Drains, DrainView
 from gateway.fleet.loading.manual import ManualLoads
 from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.model_names import known_names
@@ -40,11 +42,15 @@ from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadower
 from gateway.server import admin_app, public_routes
 from gateway.server.admin_app import AdminContext
-from gateway.server.health import catalogue_status, health_body
+from gateway.server.drain_store import DrainStore
+from gateway.server.health import CatalogueStatus, catalogue_status, health_body
 from gateway.server.models_api import Entry, ModelsApi
+from gateway.server.operator_actions import OperatorActions, describe_ended_move
+from gateway.server.problems import Problem, ProblemList, find_problems
 from gateway.server.public_app import PublicApp
 from gateway.server.public_routes import PublicRoutes
-from gateway.telemetry.metrics import CatalogueReadings, Metrics
+from gateway.server.servability import Servability
+from gateway.telemetry.metrics import CatalogueReadings, Metrics, RolloutReading
 from gateway.telemetry.request_log import RequestLog
 
 __all__ = ["Gateway"]
@@ -77,10 +83,16 @@ class Gateway:
             remembered=settings.limits.explain_requests,
         )
         self.catalogue_files = CatalogueFiles.from_settings(settings)
+        move_state_once(self.catalogue_files)
         self.auditor = Auditor(
             self.catalogue_files, self.catalogue_store, plan=lambda old, new: self._plan(old, new).as_short_json()
         )
-        self.edits = CatalogueEdits(self.catalogue_files, self.catalogue_store, known_models=self._known_models)
+        self.edits = CatalogueEdits(
+            self.catalogue_files,
+            self.catalogue_store,
+            known_models=self._known_models,
+            last_audit_line=self.auditor.last_line,
+        )
         self.rollouts = RolloutController(
             self.catalogue_files,
             self.catalogue_store,
@@ -126,6 +138,17 @@ class Gateway:
         self.manual_loads = ManualLoads(
             self.fleet, catalogue=self.catalogue_store, scheduler=self.scheduler, neurons=self.neurons
         )
+        self.drain_store = DrainStore(
+            self.catalogue_files.drains_path, self.drains, nodes=tuple(self.fleet.nodes), move_ended=self._move_ended
+        )
+        self.drain_store.restore()
+        self.actions = OperatorActions(
+            self.drains, self.manual_loads, self.drain_store, record=self.auditor.record_action
+        )
+        self.servability = Servability(
+            self.fleet, catalogue=lambda: self.catalogue_store.current, failed_loads=self.scheduler.failing
+        )
+        self.problems = ProblemList(self._find_problems)
         self.admission = AdmissionQueues(self.fleet, catalogue=self.catalogue_store, limit=settings.limits.queue)
         self.catalogue_store.subscribe(lambda *_: self.admission.wake_all())
         self.inference = InferenceApp(
@@ -155,6 +178,9 @@ class Gateway:
         """Let the metrics read the state that they export at each scrape."""
         self.metrics.watch_fleet(lambda: self.fleet.snapshot().nodes)
         self.metrics.watch_catalogue(self._catalogue_readings)
+        self.metrics.watch_rollouts(
+            lambda: [RolloutReading(view.alias, view.step, view.guards) for view in self.rollouts.views()]
+        )
         self.metrics.watch_queue(lambda: {queue.model: queue.waiting_for_slot for queue in self.admission.views()})
 
     def _admin_context(self) -> AdminContext:
@@ -165,8 +191,8 @@ class Gateway:
             edits=self.edits,
             fleet=self.fleet,
             scheduler=self.scheduler,
-            manual_loads=self.manual_loads,
             drains=self.drains,
+            actions=self.actions,
             swaps=self.swaps,
             rollouts=self.rollouts,
             shadows=self.shadows,
@@ -184,7 +210,7 @@ class Gateway:
             models=self._list_models,
             model=lambda model_id: self.models_api.model_entry(self.catalogue_store.current, self.fleet, model_id),
             health=self._health,
-            ready=lambda: self.fleet.statistics().ever_answered,
+            ready=self.fleet.any_open,
             count_unknown_path=self.metrics.count_unknown_path,
         )
 
@@ -204,8 +230,36 @@ class Gateway:
 
     def _health(self) -> dict[str, Any]:
         """The body of `/health`."""
-        status = catalogue_status(self.catalogue_store.current, self.catalogue_store.last_error)
-        return health_body(self.fleet, status, self.swaps.views()) | {"audit": self.auditor.status()}
+        body = health_body(
+            self.fleet,
+            self.catalogue_store.current,
+            self._catalogue_status(),
+            problems=self.problems.as_json(),
+            servability=self.servability,
+            swaps=self.swaps.views(),
+            rollouts=self.rollouts.by_alias(),
+        )
+        return body | {"audit": self.auditor.status()}
+
+    def _catalogue_status(self) -> CatalogueStatus:
+        return catalogue_status(self.catalogue_store.current, self.catalogue_store.last_error)
+
+    def _find_problems(self) -> Iterator[Problem]:
+        files = self.catalogue_files
+        states = ((files.rollouts_path, self.rollouts.error), (files.drains_path, self.drain_store.error))
+        return find_problems(
+            self.fleet,
+            self.servability,
+            catalogue=self._catalogue_status(),
+            swaps=self.swaps.views(),
+            rolled_back=self.rollouts.unacknowledged(),
+            audit=self.auditor.status(),
+            unwritable=[(str(path), reason) for path, reason in states if reason is not None],
+        )
+
+    def _move_ended(self, view: DrainView, who: str) -> None:
+        summary, outcome = f"drain {view.node} and move its models", describe_ended_move(view)
+        self.auditor.record_action("drain", who, summary=summary, outcome=outcome, node=view.node, move=True)
 
     def _catalogue_readings(self) -> CatalogueReadings:
         reloads = {str(result): times for result, times in self.catalogue_store.reloads.items()}
@@ -224,6 +278,8 @@ class Gateway:
             self.catalogue_store.watch,
             self.rollouts.run,
             self.poller.run,
+            self.drain_store.run,
+            self.problems.run,
         ):
             await nursery.start(run)
         nursery.start_soon(self.upstream.run)

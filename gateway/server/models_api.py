@@ -29,6 +29,10 @@ T = TypeVar("T")
 REMEMBERED_IDS = 10_000
 
 
+# The status of every model on a neuron that is down. What the neuron last reported may not be true any more.
+UNREACHABLE = "unreachable"
+
+
 class Location(msgspec.Struct, frozen=True):
     """A model on a node. `vram_estimate_mb` is None while it is unknown."""
 
@@ -175,7 +179,8 @@ def _add_node_state(drafts: dict[str, _Draft], fleet: Fleet, catalogue: Catalogu
                 continue
             draft = drafts.setdefault(catalogue_id(replica.id, catalogue), _Draft())
             vram_mb = None if replica.report is None else replica.report.vram_used_mb
-            draft.locations.append(Location(node.name, replica.status, vram_mb))
+            status = replica.status if node.healthy else UNREACHABLE
+            draft.locations.append(Location(node.name, status, vram_mb))
             if replica.report is not None:
                 draft.reports.append(replica.report)
 
@@ -183,7 +188,7 @@ def _add_node_state(drafts: dict[str, _Draft], fleet: Fleet, catalogue: Catalogu
 def _add_prewarming(drafts: dict[str, _Draft], fleet: Fleet, catalogue: Catalogue) -> None:
     """Pass 3: the models that a node is about to load, unless it reports a status for them already."""
     for node in fleet.nodes.values():
-        for model_id in node.activation.awaited:
+        for model_id in node.activation.awaited if node.healthy else ():
             draft = drafts.setdefault(catalogue_id(model_id, catalogue), _Draft())
             if all(location.node != node.name for location in draft.locations):
                 draft.locations.append(Location(node.name, "loading", None))

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway import __version__
 from gateway.telemetry.target_metrics import TargetMetrics
 
-__all__ = ["CONTENT_TYPE", "CatalogueReadings", "FleetView", "Metrics", "NodeView"]
+__all__ = ["CONTENT_TYPE", "CatalogueReadings", "FleetView", "Metrics", "NodeView", "RolloutReading"]
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
 
@@ -117,6 +118,9 @@ class Metrics:
             "cortex_alias_swap_duration_seconds", "Warm swaps: accepted file to moved alias", _SWAP_S, ("alias",)
         )
 
+        Gauge("cortex_build_info", "1, with the version", ("version",), registry=registry).labels(__version__).set(1)
+        ProcessCollector(registry=registry)
+
     def count_cold_start(self, model: str, node: str) -> None:
         """A load has begun."""
         self.cold_starts(model, node).inc()
@@ -132,6 +136,10 @@ class Metrics:
     def watch_fleet(self, nodes: Callable[[], FleetView]) -> None:
         """Export the gauges of the nodes that `nodes` returns at each scrape."""
         self.registry.register(_FleetCollector(nodes))
+
+    def watch_rollouts(self, read: Callable[[], Iterable[RolloutReading]]) -> None:
+        """Export step and guard distances of the rollouts that `read` returns at each scrape."""
+        self.registry.register(_RolloutCollector(read))
 
     def watch_queue(self, waiting: Callable[[], Mapping[str, int]]) -> None:
         """Export how many requests wait for each model. `waiting` is called at each scrape; it omits empty queues."""
@@ -171,18 +179,32 @@ class NodeView(Protocol):
     @property
     def healthy(self) -> bool: ...  # noqa: D102 - as above
     @property
+    def draining(self) -> bool: ...  # noqa: D102 - as above
+    @property
     def devices(self) -> Iterable[DeviceView] | None: ...  # noqa: D102 - as above
 
 
 FleetView = Iterable[NodeView]
 
+_MB = 2**20  # bytes of what neurons call 1 MB
+
+# Reading of a neuron -> name, what one unit of the reading is in the unit of the metric, help text.
 _DEVICE_GAUGES = {
-    "vram_used_mb": "VRAM in use, MB",
-    "vram_free_mb": "VRAM free, MB",
-    "utilization_pct": "Utilization, percent",
-    "temp_c": "Temperature, degrees Celsius",
-    "power_w": "Power, watts",
+    "vram_used_mb": ("cortex_device_vram_used_bytes", _MB, "VRAM in use, bytes"),
+    "vram_free_mb": ("cortex_device_vram_free_bytes", _MB, "VRAM free, bytes"),
+    "utilization_pct": ("cortex_device_utilization_ratio", 0.01, "Utilization, 0 to 1"),
+    "temp_c": ("cortex_device_temperature_celsius", 1, "Temperature, degrees Celsius"),
+    "power_w": ("cortex_device_power_watts", 1, "Power draw, watts"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutReading:
+    """A running rollout: the number of its step, from 1, and how far each guard is from tripping (0: it trips)."""
+
+    alias: str
+    step: int
+    guards: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +218,27 @@ class CatalogueReadings:
     last_reload_succeeded: bool
     reloads: Mapping[str, int]
     waiting: Mapping[str, bool] = field(default_factory=dict)
+
+
+class _RolloutCollector(Collector):
+    """Reads the running rollouts at a scrape."""
+
+    def __init__(self, read: Callable[[], Iterable[RolloutReading]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        step = GaugeMetricFamily("cortex_rollout_step", "Number of a rollout's step, from 1", labels=["alias"])
+        distance = GaugeMetricFamily(
+            "cortex_rollout_guard_distance",
+            "How far a rollout's guard is from tripping: 1 without evidence, 0 when it trips",
+            labels=["alias", "guard"],
+        )
+        for rollout in self._read():
+            step.add_metric([rollout.alias], rollout.step)
+            for guard, value in rollout.guards.items():
+                distance.add_metric([rollout.alias, guard], value)
+        yield step
+        yield distance
 
 
 class _QueueCollector(Collector):
@@ -253,17 +296,19 @@ class _FleetCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         nodes = list(self._nodes())
         healthy = GaugeMetricFamily("cortex_node_healthy", "1 if the neuron answers", labels=["node"])
+        drained = GaugeMetricFamily("cortex_node_drained", "1 if an operator has drained the neuron", labels=["node"])
         for node in nodes:
             healthy.add_metric([node.name], float(node.healthy))
+            drained.add_metric([node.name], float(node.draining))
         yield healthy
-        for reading, text in _DEVICE_GAUGES.items():
-            name = "power_watts" if reading == "power_w" else reading
-            family = GaugeMetricFamily(f"cortex_device_{name}", text, labels=["node", "device"])
+        yield drained
+        for reading, (name, factor, text) in _DEVICE_GAUGES.items():
+            family = GaugeMetricFamily(name, text, labels=["node", "device"])
             for node in nodes:
                 for device in node.devices or ():
                     value = getattr(device, reading)
                     if value is not None:
-                        family.add_metric([node.name, str(device.index)], float(value))
+                        family.add_metric([node.name, str(device.index)], value * factor)
             yield family
 
 

@@ -1,4 +1,4 @@
-"""Writing one audit entry: store its file, add what only the disk knows (author, last run), append it. Blocking."""
+"""Writing one audit entry: add what only the disk knows (author, last run), and append it. Blocking."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-import structlog
 
 from catalogue.diff import diff
 from catalogue.load import parse
 from catalogue.toml.faults import FaultyFile
+from gateway.aliases.files.audit_log import AuditHead
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.versions import in_force_lines
 
@@ -20,46 +20,42 @@ LINE_LIMIT_BYTES = 256 * 1024  # a longer line is written without diff and plan;
 SUMMARY_LIMIT = 2000  # characters of the summary in such a line
 _ANNOUNCED_EVENTS = frozenset({"started", "applied", "recovered"})  # the file of these may have been announced
 
-log = structlog.get_logger("cortex.audit")
 
-
-def write_entry(files: CatalogueFiles, fields: dict[str, Any], data: bytes | None, lost: int) -> dict[str, Any]:
+def write_entry(
+    files: CatalogueFiles,
+    fields: dict[str, Any],
+    *,
+    lost: int = 0,
+    not_kept: str | None = None,
+    known: AuditHead | None = None,
+) -> dict[str, Any]:
     """Append one line and return its fields.
 
     Args:
         files: Where to write.
         fields: The line, without `seq`, `previous` and `hash`.
-        data: The content of `models.toml` to store in the history, or None.
         lost: How many lines before this one were dropped; recorded if not 0.
+        not_kept: Why the history does not have the file; recorded if not None.
+        known: The last line that the caller has written.
 
     Raises:
         OSError: The line was not written.
     """
     fields = dict(fields)
-    if data is not None and (reason := _store_in_history(files, data)) is not None:
-        fields["not_kept"] = reason
+    if not_kept is not None:
+        fields["not_kept"] = not_kept
     if fields["event"] == "started":
         fields |= _since_last_run(files, fields["file"])
     if lost:
         fields["lost"] = lost
     digest = fields["file"]
     announcement = files.history.announcement_of(digest) if fields["event"] in _ANNOUNCED_EVENTS else None
-    if announcement is None:
-        return files.audit_log.append(_shortened(fields))
-    fields |= {"who": announcement.who, "command": announcement.command}
-    line = files.audit_log.append(_shortened(fields))
-    files.history.remove_announcement(digest)
+    if announcement is not None:
+        fields |= {"who": announcement.who, "command": announcement.command}
+    line = files.audit_log.append(_shortened(fields), known=known or AuditHead())
+    if announcement is not None:
+        files.history.remove_announcement(digest)
     return line
-
-
-def _store_in_history(files: CatalogueFiles, data: bytes) -> str | None:
-    """Store the file; returns why that failed. The line is written in any case."""
-    try:
-        files.history.keep(data)
-    except OSError as error:
-        log.exception("history_failed", path=str(files.history.folder))
-        return str(error)
-    return None
 
 
 def _since_last_run(files: CatalogueFiles, digest: str) -> dict[str, Any]:

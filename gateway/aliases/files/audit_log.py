@@ -4,11 +4,13 @@
 
     models.audit.jsonl              the lines since the last rotation
     models.audit.jsonl.000000412    earlier lines up to number 412, and so on; the hash chain spans all files
+    models.audit.jsonl.head         number and hash of the last line, so that a log cut at its end is noticed
 
 The last two keys of a line are `previous`, the hash of the line before, and `hash`, the SHA-256 of the line's own bytes
 before that key, closed with a brace. A changed line fails its own hash, and a missing line breaks the chain at the next
-one. There is no secret key: the chain detects accidents and careless edits. To detect a rewrite of the whole log, note
-the last hash somewhere else.
+one. Lines missing at the end break no chain: the head file tells of them, and the gateway, which knows the last line
+that it wrote. The next line goes on after the missing ones, so that the gap stays visible. There is no secret key: all
+this detects accidents and careless edits. To detect a rewrite of the whole log, note the last hash somewhere else.
 """
 
 from __future__ import annotations
@@ -25,13 +27,24 @@ from typing import Any
 
 import msgspec
 
-from gateway.files.state_directory import give_to_owner_of_directory
+from gateway.files import atomic_write
+from gateway.files.state_directory import give_to_owner_of_directory, make_directory
 
-__all__ = ["GENESIS", "AuditLine", "AuditLog", "ChainBreak", "Verification"]
+__all__ = ["GENESIS", "AuditHead", "AuditLine", "AuditLog", "ChainBreak", "Verification"]
 
 GENESIS = "0" * 64  # `previous` of the very first line
 _HASH_KEY = b',"hash":"'
 _TAIL_BYTES = 64 * 1024  # how much of the file's end is read first to find the last newline
+
+
+class AuditHead(msgspec.Struct, frozen=True, order=True):
+    """The number and the hash of a line that is known to have been written."""
+
+    seq: int = 0
+    hash: str = GENESIS
+
+
+_NO_LINE = AuditHead()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +58,14 @@ class AuditLine:
 
 @dataclass(frozen=True, slots=True)
 class ChainBreak:
-    """The first line that does not fit into the chain."""
+    """The first line that does not fit into the chain. `number` is None if lines are missing at the end."""
 
     path: Path
-    number: int
+    number: int | None
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.number}: {self.reason}"
+        return f"{self.path}: {self.reason}" if self.number is None else f"{self.path}:{self.number}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +105,30 @@ class AuditLog:
 
     # Writing...
 
-    def append(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def append(self, fields: dict[str, Any], *, known: AuditHead = _NO_LINE) -> dict[str, Any]:
         """Append one line and sync it to disk; returns its fields with `seq`, `previous` and `hash`.
 
-        An unfinished last line is replaced; the new line records its length as `torn_bytes`.
+        An unfinished last line is replaced; the new line records its length as `torn_bytes`. If lines are missing at
+        the end, the new line follows the last one that is known to have been written, not the last one that is left.
+
+        Args:
+            fields: The line without those three keys.
+            known: The last line that the caller knows of.
 
         Raises:
             OSError: The line was not written, or only its beginning, which counts as unfinished.
         """
         with self._opened() as file:
             torn_bytes = _drop_torn_line(file)
-            last = next(self.newest_first(), None)
-            body = {"seq": 1 if last is None else last.fields["seq"] + 1} | fields
+            last = max(self._last_line(), self._read_head(), known, key=lambda head: head.seq)
+            body = {"seq": last.seq + 1} | fields
             if torn_bytes:
                 body["torn_bytes"] = torn_bytes
-            body["previous"] = GENESIS if last is None else last.fields["hash"]
+            body["previous"] = last.hash
             line, digest = _sealed(body)
             _write_all(file, line)
             os.fsync(file)
+            self._write_head(AuditHead(body["seq"], digest))
             if os.fstat(file).st_size >= self._rotate_bytes:
                 self._rotate(body["seq"])
         return body | {"hash": digest}
@@ -130,6 +149,8 @@ class AuditLog:
 
     def _open(self) -> int:
         is_new = not self.path.exists()
+        if is_new:
+            make_directory(self.path.parent)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if is_new:
             give_to_owner_of_directory(self.path)
@@ -146,6 +167,25 @@ class AuditLog:
         if self._rotated_files_kept:
             for path in self._rotated()[: -self._rotated_files_kept]:
                 path.unlink(missing_ok=True)
+
+    @property
+    def head_path(self) -> Path:
+        """The file that has the number and the hash of the last line."""
+        return self.path.with_name(f"{self.path.name}.head")
+
+    def _write_head(self, head: AuditHead) -> None:
+        with suppress(OSError):  # the line itself is written; an older head is only a weaker proof
+            atomic_write.write(self.head_path, msgspec.json.encode(head) + b"\n")
+
+    def _read_head(self) -> AuditHead:
+        try:
+            return msgspec.json.decode(self.head_path.read_bytes(), type=AuditHead)
+        except (OSError, msgspec.DecodeError):
+            return _NO_LINE
+
+    def _last_line(self) -> AuditHead:
+        last = next(self.newest_first(), None)
+        return _NO_LINE if last is None else AuditHead(last.fields["seq"], last.fields["hash"])
 
     # Reading...
 
@@ -171,16 +211,19 @@ class AuditLog:
                 if fields is not None:
                     yield AuditLine(path, number, fields)
 
-    def verify(self) -> Verification:
+    def verify(self, *, known: AuditHead = _NO_LINE) -> Verification:
         """Check that every line is intact and none is missing. Raises OSError.
 
         The predecessor of the oldest line may have been rotated away, so that line's `previous` is not checked.
         Verifying takes no lock: if a writer rotates meanwhile, the files are read again.
+
+        Args:
+            known: A line that is known to have been written, for example from a running gateway.
         """
         while True:
-            files = self._files()
+            files, head = self._files(), max(self._read_head(), known, key=lambda head: head.seq)
             try:
-                verification = self._verify(files)
+                verification = self._with_end_checked(self._verify(files), head)
             except FileNotFoundError:
                 if self._files() == files:
                     raise
@@ -188,15 +231,28 @@ class AuditLog:
             if self._files() == files:
                 return verification
 
+    def _with_end_checked(self, found: Verification, head: AuditHead) -> Verification:
+        """The result, broken if lines up to `head` are missing at the end, or lines before the first file."""
+        if found.broken is not None or found.last > head.seq:
+            return found
+        if found.last < head.seq:
+            reason = f"the log ends with number {found.last}, and number {head.seq} was written after it"
+        elif found.head != head.hash:
+            reason = f"number {found.last} is not the line that was written under this number"
+        else:
+            return found
+        return replace(found, broken=ChainBreak(self.path, None, f"{reason}: the log was cut, emptied or replaced"))
+
     def _verify(self, files: list[Path]) -> Verification:
         intact = Verification()
+        has_rotated = files[:1] != [self.path]
         for path in files:
             with path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     fields = _unsealed(line.removesuffix(b"\n"))
                     if fields is None and path == self.path and not line.endswith(b"\n"):
                         return replace(intact, torn_bytes=len(line))
-                    reason = _why_broken(fields, intact)
+                    reason = _why_broken(fields, intact, may_begin_late=has_rotated)
                     if fields is None or reason is not None:
                         return replace(intact, broken=ChainBreak(path, number, reason or ""))
                     intact = Verification(
@@ -205,11 +261,14 @@ class AuditLog:
         return intact
 
 
-def _why_broken(fields: dict[str, Any] | None, before: Verification) -> str | None:
+def _why_broken(fields: dict[str, Any] | None, before: Verification, *, may_begin_late: bool) -> str | None:
+    """`may_begin_late`: old rotated files may have been deleted; a newer rotated file is left then."""
     if fields is None:
         return "was changed: its hash does not match its content"
     seq, expected_seq = fields["seq"], before.last + 1
-    if not before.lines or (seq == expected_seq and fields["previous"] == before.head):
+    if not before.lines and (may_begin_late or seq == 1):
+        return None
+    if before.lines and (seq == expected_seq and fields["previous"] == before.head):
         return None
     if seq > expected_seq:
         return f"is number {seq}, and number {expected_seq} is missing before it"

@@ -1,4 +1,7 @@
-"""Where `models.toml` and the files about it are: audit log, history, rollout state, as `[audit]` sets. No I/O."""
+"""Where `models.toml` and the files about it are: audit log, history, rollouts, drains, as `[state]` and `[audit]` set.
+
+No I/O. `state_move.py` moves files that an earlier version kept elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,46 @@ from gateway.config.settings import DEFAULT_MODELS_CONFIG, Settings
 
 __all__ = ["CatalogueFiles"]
 
+SYSTEM_CONFIG = Path("/etc")  # a service cannot write there
+SYSTEM_STATE = Path("/var/lib/cortex")
+
 _MB = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogueFiles:
-    """One `models.toml` and the files that cortex keeps beside it, unless the operator set other paths."""
+    """One `models.toml`, and the files of cortex: in the state directory, unless the operator set other paths."""
 
     models_path: Path
+    state_dir: Path
     audit_log: AuditLog
     history: FileHistory
     rollouts_path: Path
+    drains_path: Path
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Paths in `[audit]` are relative to the directory that `models_config` names.
-
-        Not to the directory behind a symlink: that one may be a read-only volume.
-        """
+        """Relative paths in `[audit]` begin in the state directory."""
         models_path = settings.models_config or DEFAULT_MODELS_CONFIG
-        directory, audit = models_path.parent, settings.audit
+        directory, audit = state_directory(settings), settings.audit
         return cls(
             models_path,
+            directory,
             AuditLog(
                 directory / audit.path, rotate_bytes=int(audit.rotate_mb * _MB), rotated_files=audit.rotated_files
             ),
             FileHistory(directory / audit.history, files=audit.history_files, total_bytes=int(audit.history_mb * _MB)),
             directory / audit.rollouts,
+            directory / "drains.json",
         )
+
+
+def state_directory(settings: Settings) -> Path:
+    """`[state] dir`, or by default the directory that `models_config` names, if that is not under `/etc`.
+
+    Not the directory behind a symlink: that one may be a read-only volume.
+    """
+    if settings.state.dir is not None:
+        return settings.state.dir
+    directory = (settings.models_config or DEFAULT_MODELS_CONFIG).parent
+    return SYSTEM_STATE if SYSTEM_CONFIG in (directory, *directory.parents) else directory

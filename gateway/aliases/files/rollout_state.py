@@ -7,28 +7,34 @@ coincide, exactly one of them happens. After a crash, the file says what is left
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
 
+from catalogue.diff import alias_json
 from catalogue.load import parse
 from catalogue.models import Alias
 from gateway.aliases.files.catalogue_files import CatalogueFiles
+from gateway.aliases.files.file_history import digest_of
 from gateway.aliases.files.locked_edit import edit_models_locked
 from gateway.aliases.files.models_file import read_models_file
 from gateway.aliases.files.toml_edit import restore_alias, set_alias
 from gateway.aliases.rollout_guards import GuardName
 from gateway.files import atomic_write
 from gateway.files.file_lock import locked
+from gateway.files.state_directory import make_directory
 
 __all__ = [
     "InvalidRolloutState",
     "Rollout",
     "RolloutAlreadyRunning",
     "RolloutState",
+    "acknowledge",
     "advance",
+    "alias_fingerprint",
     "begin",
     "end",
     "file_stamp",
@@ -71,6 +77,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
         since: When this step came into force; None if it has not yet.
         reason: Why the rollout ended.
         ended: When it ended.
+        restored: The fingerprint of the alias as a rollback left it; see `alias_fingerprint`.
+        acknowledged: When an operator acknowledged the rollback, or edited the alias after it; None if neither.
     """
 
     alias: str
@@ -89,6 +97,13 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     since: float | None = None
     reason: str | None = None
     ended: float | None = None
+    restored: str | None = None
+    acknowledged: float | None = None
+
+    @property
+    def is_unacknowledged_rollback(self) -> bool:
+        """Whether it was rolled back and no operator has taken note of that."""
+        return self.state == "rolled_back" and self.acknowledged is None
 
     @property
     def percent(self) -> float:
@@ -131,6 +146,11 @@ def has_targets(alias: Alias | None, targets: Mapping[str, float]) -> bool:
     actual = _proportions({target.model: target.weight for target in alias.targets})
     expected = _proportions(targets)
     return actual.keys() == expected.keys() and all(abs(actual[model] - expected[model]) < 1e-4 for model in expected)
+
+
+def alias_fingerprint(alias: Alias | None) -> str:
+    """A value that differs for aliases that differ in any key; for a missing alias too."""
+    return "" if alias is None else digest_of(json.dumps(alias_json(alias), sort_keys=True).encode())
 
 
 def _proportions(weights: Mapping[str, float]) -> dict[str, float]:
@@ -181,6 +201,7 @@ def _write(files: CatalogueFiles, rollouts: Mapping[str, Rollout]) -> None:
         _decode(data)
     except msgspec.DecodeError as error:  # JSON has no infinity, and an unreadable file would stop every rollout
         raise ValueError(f"this rollout cannot be written to {files.rollouts_path}: {error}") from error
+    make_directory(files.rollouts_path.parent)
     atomic_write.write(files.rollouts_path, data + b"\n")
 
 
@@ -252,15 +273,30 @@ def end(files: CatalogueFiles, known: Rollout, state: RolloutState, reason: str,
 
     def restore() -> Rollout:
         ending = _store(files, msgspec.structs.replace(known, ending=state, reason=reason))
-        edit_models_locked(
+        edit = edit_models_locked(
             files,
             lambda data: _restored(files, known, data),
             who=f"rollout ({known.who})",
             command=f"rollout {known.alias}: {state.replace('_', ' ')}: {reason}",
         )
-        return _store(files, msgspec.structs.replace(ending, state=state, ending=None, ended=now))
+        fingerprint = alias_fingerprint(_alias_in(edit.after, files, known.alias))
+        ended = msgspec.structs.replace(ending, state=state, ending=None, ended=now, restored=fingerprint)
+        return _store(files, ended)
 
     return _if_alias_unchanged(files, known, restore, now)
+
+
+def acknowledge(files: CatalogueFiles, alias: str, now: float) -> Rollout | None:
+    """Record that an operator knows of the alias's rollback; None if it has none that is not acknowledged.
+
+    Raises:
+        CannotSave, InvalidRolloutState, OSError: Nothing was stored.
+    """
+    with locked(files.models_path):
+        stored = read(files).get(alias)
+        if stored is None or not stored.is_unacknowledged_rollback:
+            return None
+        return _store(files, msgspec.structs.replace(stored, acknowledged=now))
 
 
 def supersede_if_changed(files: CatalogueFiles, known: Rollout, now: float) -> Rollout:
@@ -286,12 +322,15 @@ def _if_alias_unchanged(files: CatalogueFiles, known: Rollout, act: Callable[[],
         stored = read(files).get(known.alias, known)
         if stored != known or stored.state != "running":
             return stored
-        data = read_models_file(files.models_path)
-        alias = parse(data, path=str(files.models_path), generation=0, loaded_at=0.0).aliases.get(known.alias)
+        alias = _alias_in(read_models_file(files.models_path), files, known.alias)
         if any(has_targets(alias, targets) for targets in _possible_targets(known)):
             return act()
         reason = "the alias was removed" if alias is None else "another edit changed the alias"
         return _store(files, msgspec.structs.replace(known, state="superseded", reason=reason, ended=now))
+
+
+def _alias_in(data: bytes, files: CatalogueFiles, name: str) -> Alias | None:
+    return parse(data, path=str(files.models_path), generation=0, loaded_at=0.0).aliases.get(name)
 
 
 def _possible_targets(known: Rollout) -> list[dict[str, float]]:

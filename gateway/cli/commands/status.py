@@ -11,9 +11,10 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from gateway.cli.api_client import ApiError, GatewayAddress, get, get_models, open_client
+from gateway.cli.api_client import ApiError, GatewayAddress, get, get_models, get_text, open_client
 from gateway.cli.connection import Connection
 from gateway.cli.connection_options import asking_options
+from gateway.cli.live_figures import LiveFigures, parse_scrape
 from gateway.cli.options import json_option
 from gateway.cli.terminal import console, print_error, print_json
 from gateway.cli.views import status_view
@@ -27,9 +28,9 @@ UNREACHABLE = 2  # exit code
 @click.command()
 @asking_options
 @json_option
-@click.option("--watch", is_flag=True, help="Redraw every 2 seconds until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Redraw every 2 seconds until Ctrl-C, with rates and times.")
 def status(*, connection: Connection, as_json: bool, watch: bool) -> None:
-    """Show health, neurons, models and aliases. Exit code 2 if the gateway does not answer.
+    """Show problems, neurons, models and aliases. Exit code 2 if the gateway does not answer.
 
     Without a key or the admin token, devices, leases, requests and loads are missing.
     """
@@ -51,15 +52,23 @@ def status(*, connection: Connection, as_json: bool, watch: bool) -> None:
 
 
 def _redraw_until_interrupted(address: GatewayAddress, out: Console) -> None:
+    figures = LiveFigures()
     with Live(console=out, auto_refresh=False) as live:
         while True:
-            live.update(_render_or_error(address), refresh=True)
+            live.update(_render_or_error(address, figures), refresh=True)
             time.sleep(REDRAW_S)
 
 
-def _render_or_error(address: GatewayAddress) -> RenderableType:
+def _render_or_error(address: GatewayAddress, figures: LiveFigures) -> RenderableType:
+    figures_error = None
     try:
-        return status_view.render(_read(address))
+        state = _read(address)
+        try:
+            with open_client() as client:
+                figures.add(parse_scrape(get_text(client, f"{address.admin}/metrics"), time.monotonic()))
+        except (ApiError, ValueError) as error:  # a metrics port that is out of reach must not hide the rest
+            figures_error = f"{error}; --admin sets the address of the metrics port"
+        return status_view.render(state, figures, figures_error)
     except ApiError as error:
         return Text(f"{error}; still trying", style="bold red")
 

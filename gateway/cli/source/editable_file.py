@@ -72,6 +72,10 @@ class EditableFile(Protocol):
         """End a running rollout and restore the alias; the file before and after it."""
         ...
 
+    def acknowledge_rollback(self, alias: str) -> Rollout:
+        """Note that the operator knows of the alias's rollback."""
+        ...
+
     def audit_lines(self, limit: int) -> Iterable[Mapping[str, Any]]:
         """The newest lines of the audit log, oldest first."""
         ...

@@ -12,7 +12,7 @@ from typing import Any
 
 from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files import locked_edit, rollback, rollout_state, start_rollout, versions
-from gateway.aliases.files.audit_log import Verification
+from gateway.aliases.files.audit_log import AuditHead, Verification
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.locked_edit import FileEdit, NotInForce
 from gateway.aliases.files.models_file import read_models_file
@@ -51,11 +51,18 @@ class LocalFile:
         files: Where they are.
         ask_gateway: Returns the catalogue status of the gateway that reads the file, from its `/health`; None if it
             does not answer. With `reload=True` it first has the gateway read the file.
+        ask_last_line: Returns the last line of the audit log that this gateway has written, as far as it tells.
     """
 
-    def __init__(self, files: CatalogueFiles, ask_gateway: Callable[..., Mapping[str, Any] | None]) -> None:
+    def __init__(
+        self,
+        files: CatalogueFiles,
+        ask_gateway: Callable[..., Mapping[str, Any] | None],
+        ask_last_line: Callable[[], AuditHead] = AuditHead,
+    ) -> None:
         self.files = files
         self._ask_gateway = ask_gateway
+        self._last_line = ask_last_line
 
     @property
     def name(self) -> str:
@@ -145,15 +152,23 @@ class LocalFile:
                 return ended, FileEdit(before, self.read())
         raise AliasCommandError(f"the rollout of {alias} kept changing while this command tried to end it; try again")
 
+    def acknowledge_rollback(self, alias: str) -> Rollout:
+        """Note that the operator knows of the rollback. Raises AliasCommandError."""
+        with _refusals():
+            acknowledged = rollout_state.acknowledge(self.files, alias, time.time())
+        if acknowledged is None:
+            raise AliasCommandError(f"{alias} has no rollback that is not acknowledged")
+        return acknowledged
+
     def audit_lines(self, limit: int) -> Iterable[Mapping[str, Any]]:
         """From the log. Raises AliasCommandError."""
         with _refusals():
             return [line.fields for line in islice(self.files.audit_log.newest_first(), limit)][::-1]
 
     def verify_audit_log(self) -> Verification:
-        """Read the whole log. Raises AliasCommandError."""
+        """Read the whole log, and compare its end with what the gateway knows. Raises AliasCommandError."""
         with _refusals():
-            return self.files.audit_log.verify()
+            return self.files.audit_log.verify(known=self._last_line())
 
 
 @contextmanager

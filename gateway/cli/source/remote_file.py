@@ -135,6 +135,12 @@ class RemoteFile:
             body = self._send("DELETE", self._rollout_path(alias), f"cortex alias rollout {alias} --abort")
         return msgspec.convert(body, Rollout), FileEdit(before, self.read())
 
+    def acknowledge_rollback(self, alias: str) -> Rollout:
+        """Note that the operator knows of the rollback. Raises AliasCommandError."""
+        with _refusals():
+            path = f"{self._rollout_path(alias)}/acknowledge"
+            return msgspec.convert(self._send("POST", path, f"cortex alias rollout {alias} --acknowledge"), Rollout)
+
     def audit_lines(self, limit: int) -> Iterable[Mapping[str, Any]]:
         """From the gateway. Raises AliasCommandError."""
         with _refusals():

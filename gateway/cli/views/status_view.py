@@ -9,28 +9,40 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gateway.cli.live_figures import LiveFigures
 from gateway.cli.terminal import table
 from gateway.cli.views.fault_text import fault_text
+from gateway.cli.views.problems_view import aliases_table, figures_table, problem_lines
 
 __all__ = ["render", "requests_table"]
 
 REQUESTS_SHOWN = 20
 
 
-def render(state: dict[str, Any]) -> RenderableType:
+def render(
+    state: dict[str, Any], figures: LiveFigures | None = None, figures_error: str | None = None
+) -> RenderableType:
     """Everything that is known of a gateway.
 
     Args:
         state: `health` and `models`; with the admin token also `fleet` and `requests`, or `admin_error`.
+        figures: What each neuron did in the last seconds; None unless the status is shown again and again.
+        figures_error: Why the figures could not be read.
     """
     health, models, fleet = state["health"], state["models"], state.get("fleet")
-    parts: list[RenderableType] = [_headline(health), *_refused_file(health["catalogue"])]
-    parts += _audit_error(health.get("audit") or {})
+    problems = health.get("problems", [])
+    parts: list[RenderableType] = [_headline(health), *problem_lines(problems), *_refused_file(health["catalogue"])]
+    if not problems:
+        parts += _audit_error(health.get("audit") or {})
+    if figures is not None:
+        parts.append(figures_table(figures))
+    if figures_error is not None:
+        parts.append(Text(f"requests/s, tokens/s and TTFT are not shown: {figures_error}", style="yellow"))
     if "admin_error" in state:
         parts.append(Text(f"devices, leases and requests are not shown: {state['admin_error']}", style="yellow"))
-    parts.append(_public_neurons(models) if fleet is None else _neurons(fleet))
+    parts.append(_public_neurons(models, problems) if fleet is None else _neurons(fleet))
     parts.append(_models(models, () if fleet is None else fleet["nodes"]))
-    parts.append(_aliases(models))
+    parts.append(aliases_table(health["aliases"], models) if "aliases" in health else _aliases(models))
     parts.append(_swaps(health.get("swaps", ())))
     if fleet is not None:
         parts.append(_moves(fleet["drains"]))
@@ -50,7 +62,10 @@ def _headline(health: Mapping[str, Any]) -> Text:
     catalogue = health["catalogue"]
     text = Text()
     text.append(health["status"], style=f"bold {_STYLES.get(health['status'], '')}")
-    text.append(f"   {health['nodes']['healthy']} of {health['nodes']['total']} neurons healthy")
+    nodes = health["nodes"]
+    text.append(f"   {nodes['healthy']} of {nodes['total']} neurons healthy")
+    if nodes.get("drained"):
+        text.append(f", {nodes['drained']} drained")
     text.append(f"   catalogue generation {catalogue['generation']} ({catalogue['path'] or 'none'})")
     return text
 
@@ -107,14 +122,21 @@ def _node_state(node: Mapping[str, Any]) -> str:
     return f"healthy, {left_out} of its models left out" if left_out else "healthy"
 
 
-def _public_neurons(models: Iterable[Mapping[str, Any]]) -> Table:
-    """The neurons that have a model. The API does not tell devices, which only operators may see."""
-    result = table("neurons", "neuron", "models", "VRAM of models MB")
+def _public_neurons(models: Iterable[Mapping[str, Any]], problems: Iterable[Mapping[str, Any]]) -> Table:
+    """The neurons that have a model or a problem. The API does not tell devices, which only operators may see."""
+    result = table("neurons", "neuron", "state", "models", "VRAM of models MB")
     places = [place for model in models if model.get("alias_of") is None for place in model["locations"]]
-    for name in sorted({place["node"] for place in places}):
+    states: dict[str, list[str]] = {place["node"]: [] for place in places}
+    for problem in problems:
+        if problem["code"] in _NEURON_STATES:
+            states.setdefault(problem["subject"], []).append(_NEURON_STATES[problem["code"]])
+    for name, state in sorted(states.items()):
         sizes_mb = [place["vram_estimate_mb"] or 0 for place in places if place["node"] == name]
-        result.add_row(name, str(len(sizes_mb)), str(sum(sizes_mb)))
+        result.add_row(name, ", ".join(state) or "healthy", str(len(sizes_mb)), str(sum(sizes_mb)))
     return result
+
+
+_NEURON_STATES = {"node_down": "down", "node_drained": "drained"}  # by the code of a problem
 
 
 def _models(models: Iterable[Mapping[str, Any]], nodes: Iterable[Mapping[str, Any]]) -> Table:

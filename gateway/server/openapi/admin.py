@@ -168,6 +168,9 @@ def _catalogue_paths() -> Json:
             "post": _with_body(rollout, RolloutBody, required=True),
             "delete": change("End a running rollout", anything, alias),
         },
+        "/admin/aliases/{name}/rollout/acknowledge": {
+            "post": _admin_operation("Acknowledge a rollback, so that /health does not list it", anything, alias)
+        },
         "/admin/rollback": {
             "post": _with_body(change("Restore an earlier version", edited), RollbackBody, required=False)
         },

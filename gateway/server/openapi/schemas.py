@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import msgspec
 
@@ -17,8 +17,9 @@ from gateway.fleet.loading.manual import LoadResponse, UnloadResponse
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.snapshot import NodeSnapshot
 from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, RolloutBody
-from gateway.server.health import CatalogueStatus
+from gateway.server.health import AliasState, CatalogueStatus
 from gateway.server.models_api import Entry
+from gateway.server.problems import Problem
 
 __all__ = [
     "ADMIN_TYPES",
@@ -49,9 +50,9 @@ Json: TypeAlias = dict[str, Any]
 JSON, STREAM, FORM, TEXT = "application/json", "text/event-stream", "multipart/form-data", "text/plain"
 TOML = "application/toml"
 
-PUBLIC_TYPES = (MessagesRequest, ResponsesRequest, Entry, Envelope, CatalogueStatus, SwapView)
+PUBLIC_TYPES = (MessagesRequest, ResponsesRequest, Entry, Envelope, CatalogueStatus, Problem, SwapView)
 ADMIN_TYPES = (
-    *(Envelope, CatalogueStatus, NodeSnapshot, LoadView, QueueView, SwapView),
+    *(Envelope, CatalogueStatus, Problem, NodeSnapshot, LoadView, QueueView, SwapView),
     *(DrainBody, DrainView, PlacementBody, LoadResponse, UnloadResponse, RollbackBody, RolloutBody),
 )
 
@@ -117,13 +118,25 @@ def lookup(summary: str, schema: Json, *, parameters: list[Json] | None = None, 
     return {"get": {"summary": summary, "parameters": parameters or [], "responses": answers}}
 
 
+_ALIAS: Json = object_schema(
+    {
+        "name": STRING,
+        "targets": list_schema(object_schema({"model": STRING, "weight": {"type": "number"}})),
+        "state": {"enum": list(get_args(AliasState))},
+        "rollout": {"type": ["object", "null"]},
+    }
+)
+
+
 def health_schema(**more: Json) -> Json:
     """The body of `/health`, with more fields before its own."""
     fields: Json = {
         **more,
         "status": {"enum": ["ok", "impaired", "degraded"]},
-        "nodes": object_schema({"healthy": COUNT, "total": COUNT}),
+        "problems": list_schema(reference(Problem)),
+        "nodes": object_schema({"healthy": COUNT, "total": COUNT, "drained": COUNT}),
         "catalogue": reference(CatalogueStatus),
+        "aliases": list_schema(_ALIAS),
         "unservable": list_schema({"type": "object"}),
         "swaps": list_schema(reference(SwapView)),
     }

@@ -1,6 +1,7 @@
 """gateway.aliases.auditor: the audit log records what came into force, what was rejected, and who caused it."""
 
 import errno
+import threading
 from pathlib import Path
 
 import pytest
@@ -248,10 +249,10 @@ class FullDisk:
     def __init__(self, monkeypatch):
         self.is_full = True
 
-        def append(audit_log, fields):
+        def append(audit_log, fields, **known):
             if self.is_full:
                 raise OSError(errno.ENOSPC, "No space left on device", str(audit_log.path))
-            return original(audit_log, fields)
+            return original(audit_log, fields, **known)
 
         original = AuditLog.append
         monkeypatch.setattr(AuditLog, "append", append)
@@ -322,6 +323,74 @@ async def test_file_that_cannot_be_kept_is_noted_in_the_line(audited, monkeypatc
     await audited.edit(B)
 
     assert "Permission denied" in (await audited.written())[-1]["not_kept"]
+
+
+async def test_history_that_cannot_be_written_is_reported_until_it_can(audited, monkeypatch):
+    """Once in the log, not at every try; and the file is kept later, without another change."""
+    monkeypatch.setattr(audit_queue, "RETRY_S", 0.01)
+    original, is_writable = audited.files.history.keep, False
+
+    def keep(data):
+        if not is_writable:
+            raise OSError(errno.EACCES, "Permission denied", "models.history")
+        return original(data)
+
+    monkeypatch.setattr(audited.files.history, "keep", keep)
+    with capture_logs() as logs:
+        await audited.edit(B)
+        await until(lambda: audited.auditor.status()["history_error"])
+        await trio.sleep(0.05)
+        reason = audited.auditor.status()["history_error"]
+        is_writable = True
+        await until(lambda: audited.auditor.status()["history_error"] is None)
+
+    assert reason == "models.history: Permission denied"
+    assert audited.files.history.get(digest_of(B)) == B
+    events = [entry["event"] for entry in logs if entry["event"].startswith("history_")]
+    assert events == ["history_failed", "history_recovered"]
+    assert not any("exc_info" in entry for entry in logs)
+
+
+async def test_write_that_never_returns_is_reported(audited, monkeypatch):
+    """A hung mount: `/health` says so although no error was raised."""
+    monkeypatch.setattr(audit_queue, "SLOW_WRITE_S", 0.05)
+    may_write = threading.Event()
+    original = AuditLog.append
+
+    def append(*arguments, **known):
+        may_write.wait()
+        return original(*arguments, **known)
+
+    monkeypatch.setattr(AuditLog, "append", append)
+    await audited.edit(B)
+    await until(lambda: audited.auditor.status()["error"])
+    assert "does not answer" in audited.auditor.status()["error"]
+    may_write.set()
+    await audited.written()
+    assert audited.auditor.status()["error"] is None
+
+
+async def test_log_emptied_while_the_gateway_runs_is_found_broken(audited):
+    """The gateway remembers its last line, so the next one shows the gap, even without the head file."""
+    await audited.edit(B)
+    await audited.written()
+    audited.files.audit_log.path.write_bytes(b"")
+    audited.files.audit_log.head_path.unlink()
+    await audited.edit(A)
+
+    assert (await audited.written())[-1]["seq"] == 3
+    assert audited.files.audit_log.verify().broken is not None
+
+
+async def test_action_of_an_operator_is_a_line(audited):
+    """With its own fields, and the catalogue that was in force."""
+    audited.auditor.record_action("drain", "anna", summary="drain beast", outcome="draining", node="beast")
+
+    line = (await audited.written())[-1]
+    assert columns([line], "event", "who", "summary", "outcome", "node", "file", "generation") == [
+        ("drain", "anna", "drain beast", "draining", "beast", digest_of(A), 1)
+    ]
+    assert audited.files.audit_log.verify().broken is None
 
 
 async def test_unwritable_directory_does_not_keep_the_gateway_from_serving(tmp_path, nursery):

@@ -58,6 +58,7 @@ class RolloutSetup:
             unwatch=self.request_log.unwatch,
             metrics=self.metrics,
             clock=lambda: self.now,
+            monotonic=lambda: self.now,
         )
 
     def begin(self, **fields):

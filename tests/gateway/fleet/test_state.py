@@ -14,7 +14,7 @@ def test_node_is_unhealthy_until_it_first_answers():
     assert not fleet.any_healthy()
     answers(fleet, "a")
     assert fleet.any_healthy()
-    assert fleet.statistics().ever_answered
+    assert fleet.nodes["a"].ever_answered
 
 
 def test_node_is_down_after_three_misses_in_a_row_and_up_after_one_answer():

@@ -54,6 +54,7 @@ FOLLOW_POLL_S = 2.0
 )
 @click.option("--status", is_flag=True, help="Show the progress, and how the targets compare.")
 @click.option("--abort", is_flag=True, help="End the rollout, and put the alias back as it was before.")
+@click.option("--acknowledge", is_flag=True, help="Remove a rollback from the problems that `cortex status` lists.")
 @click.option("--wait", is_flag=True, help="Return only once the rollout has ended; print a line for each step.")
 @click.option("--watch", is_flag=True, help="Show the progress every 2 seconds until the rollout has ended.")
 @click.option("--force", is_flag=True, help="Also to a TARGET that neither models.toml nor a neuron has.")
@@ -67,6 +68,7 @@ def rollout(
     connection: Connection,
     status: bool,
     abort: bool,
+    acknowledge: bool,
     wait: bool,
     watch: bool,
     as_json: bool,
@@ -77,14 +79,17 @@ def rollout(
     The gateway continues a rollout by itself, even if it restarts. Any other change of the alias ends the rollout.
     Without TARGET, --wait and --watch follow a rollout that is running. They exit with 3 if it did not end as planned.
     """
-    if sum((status, abort, target is not None)) > 1 or not (status or abort or target or wait or watch):
-        raise click.UsageError("give exactly one of TARGET, --status and --abort")
+    chosen = sum((status, abort, acknowledge, target is not None))
+    if chosen > 1 or not (chosen or wait or watch):
+        raise click.UsageError("give exactly one of TARGET, --status, --abort and --acknowledge")
 
     def command(editor: AliasEditor) -> int:
         if status:
             return _show(editor, name, as_json=as_json)
         if abort:
             return _abort(editor, name)
+        if acknowledge:
+            return _acknowledge(editor, name)
         code = DONE if target is None else _start(editor, name, target, **options)
         return _follow(editor, name, live=watch) if code == DONE and (wait or watch) else code
 
@@ -183,6 +188,13 @@ def _abort(editor: AliasEditor, name: str) -> int:
     ended, done = editor.file.abort_rollout(name)
     editor.report(rollout_view.progress_text(ended))
     return follow(editor, done, {name}, wait=False) if done else DONE
+
+
+def _acknowledge(editor: AliasEditor, name: str) -> int:
+    """Note that the operator knows of the rollback. Raises AliasCommandError."""
+    acknowledged = editor.file.acknowledge_rollback(name)
+    editor.report(f"{rollout_view.progress_text(acknowledged)} (acknowledged)")
+    return DONE
 
 
 # Showing ..............................................................................................................

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from gateway.aliases.files import audit_log
-from gateway.aliases.files.audit_log import GENESIS, AuditLog, Verification
+from gateway.aliases.files.audit_log import GENESIS, AuditHead, AuditLog, Verification
 
 
 @pytest.fixture
@@ -97,8 +97,87 @@ def test_append_after_a_broken_line_goes_on(log):
     fill(log, 3)
     edit_lines(log.path, lambda lines: lines.__setitem__(2, b"garbage\n"))
 
-    assert log.append({"summary": "after"})["seq"] == 3
+    assert log.append({"summary": "after"})["seq"] == 4
     assert log.verify().broken.number == 3
+
+
+# Lines missing at the end.
+
+
+def cut(log, lines):
+    """Remove that many lines from the end of the current file."""
+    log.path.write_bytes(b"".join(log.path.read_bytes().splitlines(keepends=True)[:-lines]))
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_log_that_was_cut_at_its_end_is_broken(log, lines):
+    """All that is left is intact; the head file tells what was there."""
+    fill(log, 3)
+    cut(log, lines)
+
+    verification = log.verify()
+
+    assert verification.lines == 3 - lines
+    assert str(verification.broken) == (
+        f"{log.path}: the log ends with number {3 - lines}, and number 3 was written after it: "
+        "the log was cut, emptied or replaced"
+    )
+
+
+@pytest.mark.parametrize("lines", [1, 3])
+def test_gap_stays_visible_when_the_log_goes_on(log, lines):
+    """The next line follows the last one that was written, not the last one that is left."""
+    fill(log, 3)
+    cut(log, lines)
+
+    assert log.append({"summary": "after"})["seq"] == 4
+    assert "is missing before it" in str(log.verify().broken)
+
+
+def test_emptied_rotated_log_is_broken(tmp_path):
+    """Also if the current file has just been rotated, so that it is not missed."""
+    log = rotating_log(tmp_path)
+    fill(log, 25)
+    newest = log._rotated()[-1]
+    newest.write_bytes(b"")
+    assert log.verify().broken is not None
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_writer_that_remembers_its_last_line_detects_a_cut_without_the_head_file(log, is_deleted):
+    """The gateway does, so removing the head file as well hides nothing."""
+    fill(log, 3)
+    last = next(log.newest_first()).fields
+    known = AuditHead(last["seq"], last["hash"])
+    log.head_path.unlink()
+    log.path.unlink() if is_deleted else cut(log, 1)
+
+    assert log.verify(known=known).broken is not None
+    assert log.append({"summary": "after"}, known=known)["seq"] == 4
+    assert log.verify().broken is not None
+
+
+def test_replaced_last_line_is_broken(log):
+    """A shorter log that was continued with lines of its own has the right number and another hash."""
+    fill(log, 2)
+    whole, head = log.path.read_bytes(), log.head_path.read_bytes()
+    fill(log, 1)
+    real_head = log.head_path.read_bytes()
+    log.path.write_bytes(whole)
+    log.head_path.write_bytes(head)
+    log.append({"summary": "forged"})
+    log.head_path.write_bytes(real_head)
+
+    assert "is not the line that was written under this number" in str(log.verify().broken)
+
+
+def test_intact_log_without_a_head_file_is_intact(log):
+    """An earlier version wrote none."""
+    fill(log, 3)
+    log.head_path.unlink()
+    assert log.verify().broken is None
+    log.head_path.write_text("garbage")
+    assert log.verify().broken is None
 
 
 # Rotation.
@@ -179,9 +258,10 @@ def test_break_in_a_rotated_file_names_that_file(tmp_path):
 def test_torn_last_line_is_no_break_and_is_replaced(log, kept_bytes):
     """After a crash during a write: verify reports the bytes, and the next append replaces them."""
     fill(log, 2)
-    whole = log.path.read_bytes()
+    whole, head = log.path.read_bytes(), log.head_path.read_bytes()
     fill(log, 1)
     log.path.write_bytes(log.path.read_bytes()[: len(whole) + kept_bytes])
+    log.head_path.write_bytes(head)  # it is written after the line
 
     assert log.verify().torn_bytes == kept_bytes
     assert log.verify().broken is None
