@@ -88,10 +88,10 @@ class Servability:
 
     def _find_aliases(self) -> Iterator[tuple[str, str]]:
         for name, alias in sorted(self._catalogue().aliases.items()):
-            dead = {model: reason for model in sorted(alias.active) if (reason := self._why_not(model)) is not None}
-            if not dead:
+            reasons = [reason for model in sorted(alias.active) if (reason := self._why_not(model)) is not None]
+            if not reasons:
                 continue
-            text = "; ".join(f"{model}: {reason}" for model, reason in dead.items())
+            text = "; ".join(dict.fromkeys(reasons))
             fallback = next((model for model in alias.fallback if self._why_not(model) is None), None)
             yield name, text if fallback is None else f"{text}; its requests fall back to {fallback}"
 

@@ -149,10 +149,10 @@ def test_drained_neurons_cannot_serve():
 @pytest.mark.parametrize(
     ("targets", "fallback", "state", "text"),
     [
-        (("lost",), (), "unservable", "lost: model 'lost' not found on any node and not in catalogue"),
-        (("m", "lost"), (), "impaired", "lost: model 'lost' not found"),
+        (("lost",), (), "unservable", "model 'lost' not found on any node and not in catalogue"),
+        (("m", "lost"), (), "impaired", "model 'lost' not found"),
         (("lost",), ("m",), "impaired", "its requests fall back to m"),
-        (("lost",), ("gone",), "unservable", "lost: model 'lost' not found"),
+        (("lost",), ("gone",), "unservable", "model 'lost' not found"),
     ],
 )
 def test_alias_with_an_unknown_target_is_a_problem(targets, fallback, state, text):
