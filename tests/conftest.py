@@ -14,7 +14,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from gateway.aliases.files import catalogue_files
+from gateway.files import state_directory
 
 # Runs are repeatable: random findings must not fail an unrelated change. And no example fails
 # for being slow. To search for new findings, use `--hypothesis-profile explore`.
@@ -36,7 +36,7 @@ _state_numbers = itertools.count()
 def _no_state_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A gateway without a models.toml keeps its state in /var/lib/cortex; in a test, in a directory of that test."""
     directory = tmp_path_factory.getbasetemp() / f"state-{next(_state_numbers)}"  # created only if it is needed
-    monkeypatch.setattr(catalogue_files, "SYSTEM_STATE", directory)
+    monkeypatch.setattr(state_directory, "SYSTEM_DIRECTORY", directory)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -24,7 +24,7 @@ from gateway.aliases.warm_swap import WarmSwaps
 from gateway.aliases.warm_up import ModelWarmer
 from gateway.asgi import App
 from gateway.config.settings import NeuronSettings, Settings
-from gateway.files import secret_key, state_directory
+from gateway.files import secret_key
 from gateway.fleet.control.engine_client import EngineClient
 from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.poller import Poller
@@ -162,7 +162,7 @@ class Gateway:
                 request_log=self.request_log,
                 poll_soon=self.poller.poll_soon,
                 hedge_policy=HedgePolicy(self.metrics),
-                secret_key=_secret_key(state_directory.default_directory(self.catalogue_files.models_path)),
+                secret_key=_secret_key(self.catalogue_files.state_dir),
                 shadows=self.shadows,
             )
         )

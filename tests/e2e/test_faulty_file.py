@@ -94,6 +94,7 @@ async def test_last_good_file_stays_in_force_and_faults_show_until_corrected(tmp
             spoil(running.models_toml)
             await until(lambda: (line, key) in reported())  # the gateway may first see the file while it is still empty
             health = (await http.get("/health")).json()
+            assert "file_not_in_force" in [problem["code"] for problem in health["problems"]]
             assert (health["status"], health["catalogue"]["generation"]) == ("impaired", 1)
             assert (line, key) in [(fault["line"], fault["key"]) for fault in health["catalogue"]["error"]["faults"]]
             assert "cortex_catalogue_last_reload_success 0.0" in (await http.get(running.metrics_url)).text
@@ -107,7 +108,8 @@ async def test_last_good_file_stays_in_force_and_faults_show_until_corrected(tmp
             rename_over(running.models_toml, GOOD)
             await until(lambda: catalogue_store.last_error is None)
             health = (await http.get("/health")).json()
-            assert (health["status"], health["catalogue"]["error"]) == ("ok", None)
+            assert "file_not_in_force" not in [problem["code"] for problem in health["problems"]]
+            assert health["catalogue"]["error"] is None
             assert "cortex_catalogue_last_reload_success 1.0" in (await http.get(running.metrics_url)).text
             assert "NOT in force" not in await status_of(running)
             assert await answered() == (200, SMALL)

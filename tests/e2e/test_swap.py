@@ -90,7 +90,7 @@ async def test_broken_file_changes_nothing_and_shows_until_corrected(tmp_path):
             running.models_toml.write_text(bad)
             await until(lambda: running.gateway.catalogue_store.last_error is not None)
             health = (await client.get("/health")).json()
-            assert health["status"] == "impaired"
+            assert "file_not_in_force" in [problem["code"] for problem in health["problems"]]
             assert health["catalogue"]["generation"] == 1
             assert health["catalogue"]["error"]["faults"]
             metrics = (await client.get(running.metrics_url)).text
@@ -99,7 +99,9 @@ async def test_broken_file_changes_nothing_and_shows_until_corrected(tmp_path):
             running.models_toml.write_text(good)
             await until(lambda: running.gateway.catalogue_store.last_error is None)
             health = (await client.get("/health")).json()
-            assert (health["status"], health["catalogue"]["error"]) == ("ok", None)
+            # helexa/dead has a target that does not exist.
+            assert [problem["subject"] for problem in health["problems"]] == ["helexa/dead"]
+            assert health["catalogue"]["error"] is None
             assert "cortex_catalogue_last_reload_success 1.0" in (await client.get(running.metrics_url)).text
 
 

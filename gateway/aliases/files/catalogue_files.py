@@ -12,11 +12,9 @@ from typing import Self
 from gateway.aliases.files.audit_log import AuditLog
 from gateway.aliases.files.file_history import FileHistory
 from gateway.config.settings import DEFAULT_MODELS_CONFIG, Settings
+from gateway.files.state_directory import default_directory
 
-__all__ = ["CatalogueFiles"]
-
-SYSTEM_CONFIG = Path("/etc")  # a service cannot write there
-SYSTEM_STATE = Path("/var/lib/cortex")
+__all__ = ["CatalogueFiles", "state_directory"]
 
 _MB = 1024**2
 
@@ -56,5 +54,4 @@ def state_directory(settings: Settings) -> Path:
     """
     if settings.state.dir is not None:
         return settings.state.dir
-    directory = (settings.models_config or DEFAULT_MODELS_CONFIG).parent
-    return SYSTEM_STATE if SYSTEM_CONFIG in (directory, *directory.parents) else directory
+    return default_directory(settings.models_config or DEFAULT_MODELS_CONFIG)

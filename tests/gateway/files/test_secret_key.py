@@ -49,6 +49,7 @@ def test_directory_that_does_not_exist_is_an_error(tmp_path):
         ("/etcetera/m", "/etcetera"),
     ],
 )
-def test_state_is_not_kept_under_etc(models_path, directory):
+def test_state_is_not_kept_under_etc(monkeypatch, models_path, directory):
     """A service's user can usually not write there."""
+    monkeypatch.setattr(state_directory, "SYSTEM_DIRECTORY", Path("/var/lib/cortex"))
     assert state_directory.default_directory(Path(models_path)) == Path(directory)

@@ -6,10 +6,10 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.aliases.files import catalogue_files
 from gateway.aliases.files.catalogue_files import CatalogueFiles, state_directory
 from gateway.aliases.files.state_move import move_state_once
 from gateway.config.settings import AuditSettings, Settings, StateSettings
+from gateway.files import state_directory as system_directory
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from gateway.config.settings import AuditSettings, Settings, StateSettings
 )
 def test_state_directory(monkeypatch, models, state, expected):
     """Beside models.toml, unless that is where configuration is, which a service cannot write."""
-    monkeypatch.setattr(catalogue_files, "SYSTEM_STATE", Path("/var/lib/cortex"))
+    monkeypatch.setattr(system_directory, "SYSTEM_DIRECTORY", Path("/var/lib/cortex"))
     settings = Settings(models_config=models and Path(models), state=StateSettings(state and Path(state)))
     assert state_directory(settings) == Path(expected)
 
