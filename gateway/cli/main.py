@@ -31,7 +31,7 @@ COMMANDS = {
     "requests": ("requests", "Show the running and waiting requests, or cancel one."),
     "schema": ("schema", "Print the JSON Schema of a configuration file."),
     "serve": ("serve", "Run the gateway until SIGTERM or Ctrl-C, then drain it."),
-    "status": ("status", "Show health, neurons, models and aliases."),
+    "status": ("status", "Show problems, neurons, models and aliases."),
     "undrain": ("drain", "Send requests to a drained neuron again."),
     "unload": ("load", "Unload a model, and wait until it is unloaded."),
 }

@@ -181,7 +181,7 @@ def test_list_is_rebuilt_when_the_catalogue_or_the_fleet_changes():
         (("a",), ["loading"]),
         (("a",), ["loaded"]),
         (("a",), ["loading"]),
-        ((), ["loading"]),
+        ((), []),  # a neuron that is down loads nothing
     ]
 
 
@@ -193,3 +193,19 @@ def test_one_entry_is_found_by_id_or_alias_and_unknown_is_none():
     assert api.model_entry(catalogue, fleet, "t/s").alias_of == "lab/m"
     assert api.model_entry(catalogue, fleet, "dead") is None
     assert api.model_entry(catalogue, fleet, "gone") is None
+
+
+def test_models_of_a_neuron_that_is_down_are_unreachable():
+    """What it last reported may not be true any more; a drained neuron still has what it has."""
+    api, fleet, catalogue = ModelsApi(owned_by="x"), a_fleet("a", "b"), a_catalogue(aliases={"tier": "m"})
+    answers(fleet, "a", a_model("m"))
+    answers(fleet, "b", a_model("n"))
+    fleet.drain("b", draining=True)
+    for _ in range(3):
+        fleet.missed("a")
+    entries = listed(catalogue, fleet, api)
+    assert {name: (entry["loaded"], entry["locations"][0]["status"]) for name, entry in entries.items()} == {
+        "m": (False, "unreachable"),
+        "n": (True, "loaded"),
+        "tier": (False, "unreachable"),
+    }
