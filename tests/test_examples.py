@@ -74,7 +74,9 @@ def test_cortex_example_is_right_about_defaults():
     shown = tomli.loads(uncommented(CORTEX_EXAMPLE.read_text()))
     given = tomli.loads(CORTEX_EXAMPLE.read_text())
     for section, defaults in SECTIONS.items():
-        for key in shown[section].keys() - given.get(section, {}).keys() - {"token", "spool_dir"}:  # without a default
+        for key in (
+            shown[section].keys() - given.get(section, {}).keys() - {"token", "spool_dir", "dir"}
+        ):  # without a default
             value, default = shown[section][key], getattr(defaults, key)
             default = str(default) if isinstance(default, settings.Listen) else default
             assert (tuple(value) if isinstance(value, list) else value) == default, f"{section}.{key}"

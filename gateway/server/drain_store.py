@@ -34,7 +34,7 @@ class SavedDrain(msgspec.Struct, frozen=True):
     since: float
 
 
-class _File(msgspec.Struct, frozen=True):
+class _DrainFile(msgspec.Struct, frozen=True):
     drains: dict[str, SavedDrain] = {}
     version: Literal[1] = 1
 
@@ -68,7 +68,7 @@ class DrainStore:
         A drain that was still moving models is resumed by `run`: until then its neuron serves.
         """
         try:
-            saved = msgspec.json.decode(self.path.read_bytes(), type=_File).drains
+            saved = msgspec.json.decode(self.path.read_bytes(), type=_DrainFile).drains
         except FileNotFoundError:
             return
         except (OSError, msgspec.DecodeError) as error:
@@ -132,7 +132,7 @@ class DrainStore:
 
     def _write(self, drains: dict[str, SavedDrain]) -> None:
         make_directory(self.path.parent)
-        atomic_write.write(self.path, msgspec.json.format(msgspec.json.encode(_File(drains)), indent=2) + b"\n")
+        atomic_write.write(self.path, msgspec.json.format(msgspec.json.encode(_DrainFile(drains)), indent=2) + b"\n")
 
     def _set_error(self, reason: str) -> None:
         if reason != self.error:

@@ -43,13 +43,13 @@ from gateway.proxy.shadow.shadower import Shadower
 from gateway.server import admin_app, public_routes
 from gateway.server.admin_app import AdminContext
 from gateway.server.drain_store import DrainStore
-from gateway.server.health import CatalogueStatus, catalogue_status, health_body
+from gateway.server.health.body import CatalogueStatus, catalogue_status, health_body
+from gateway.server.health.problems import HealthProblem, ProblemList, find_problems
+from gateway.server.health.servability import Servability
 from gateway.server.models_api import Entry, ModelsApi
 from gateway.server.operator_actions import OperatorActions, describe_ended_move
-from gateway.server.problems import Problem, ProblemList, find_problems
 from gateway.server.public_app import PublicApp
 from gateway.server.public_routes import PublicRoutes
-from gateway.server.servability import Servability
 from gateway.telemetry.metrics import CatalogueReadings, Metrics, RolloutReading
 from gateway.telemetry.request_log import RequestLog
 
@@ -176,6 +176,7 @@ class Gateway:
 
     def _observe(self) -> None:
         """Let the metrics read the state that they export at each scrape."""
+        self.metrics.watch_process()
         self.metrics.watch_fleet(lambda: self.fleet.snapshot().nodes)
         self.metrics.watch_catalogue(self._catalogue_readings)
         self.metrics.watch_rollouts(
@@ -244,7 +245,7 @@ class Gateway:
     def _catalogue_status(self) -> CatalogueStatus:
         return catalogue_status(self.catalogue_store.current, self.catalogue_store.last_error)
 
-    def _find_problems(self) -> Iterator[Problem]:
+    def _find_problems(self) -> Iterator[HealthProblem]:
         files = self.catalogue_files
         states = ((files.rollouts_path, self.rollouts.error), (files.drains_path, self.drain_store.error))
         return find_problems(

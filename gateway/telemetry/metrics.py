@@ -118,9 +118,6 @@ class Metrics:
             "cortex_alias_swap_duration_seconds", "Warm swaps: accepted file to moved alias", _SWAP_S, ("alias",)
         )
 
-        Gauge("cortex_build_info", "1, with the version", ("version",), registry=registry).labels(__version__).set(1)
-        ProcessCollector(registry=registry)
-
     def count_cold_start(self, model: str, node: str) -> None:
         """A load has begun."""
         self.cold_starts(model, node).inc()
@@ -132,6 +129,12 @@ class Metrics:
     def count_eviction(self, model: str, node: str) -> None:
         """A model was unloaded."""
         self.evictions(model, node).inc()
+
+    def watch_process(self) -> None:
+        """Export the version, and the memory, CPU time and file descriptors of this process."""
+        info = Gauge("cortex_build_info", "1, with the version", ("version",), registry=self.registry)
+        info.labels(__version__).set(1)
+        ProcessCollector(registry=self.registry)
 
     def watch_fleet(self, nodes: Callable[[], FleetView]) -> None:
         """Export the gauges of the nodes that `nodes` returns at each scrape."""

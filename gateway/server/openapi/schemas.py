@@ -17,9 +17,9 @@ from gateway.fleet.loading.manual import LoadResponse, UnloadResponse
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.snapshot import NodeSnapshot
 from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, RolloutBody
-from gateway.server.health import AliasState, CatalogueStatus
+from gateway.server.health.body import AliasState, CatalogueStatus
+from gateway.server.health.problems import HealthProblem
 from gateway.server.models_api import Entry
-from gateway.server.problems import Problem
 
 __all__ = [
     "ADMIN_TYPES",
@@ -50,9 +50,9 @@ Json: TypeAlias = dict[str, Any]
 JSON, STREAM, FORM, TEXT = "application/json", "text/event-stream", "multipart/form-data", "text/plain"
 TOML = "application/toml"
 
-PUBLIC_TYPES = (MessagesRequest, ResponsesRequest, Entry, Envelope, CatalogueStatus, Problem, SwapView)
+PUBLIC_TYPES = (MessagesRequest, ResponsesRequest, Entry, Envelope, CatalogueStatus, HealthProblem, SwapView)
 ADMIN_TYPES = (
-    *(Envelope, CatalogueStatus, Problem, NodeSnapshot, LoadView, QueueView, SwapView),
+    *(Envelope, CatalogueStatus, HealthProblem, NodeSnapshot, LoadView, QueueView, SwapView),
     *(DrainBody, DrainView, PlacementBody, LoadResponse, UnloadResponse, RollbackBody, RolloutBody),
 )
 
@@ -133,7 +133,7 @@ def health_schema(**more: Json) -> Json:
     fields: Json = {
         **more,
         "status": {"enum": ["ok", "impaired", "degraded"]},
-        "problems": list_schema(reference(Problem)),
+        "problems": list_schema(reference(HealthProblem)),
         "nodes": object_schema({"healthy": COUNT, "total": COUNT, "drained": COUNT}),
         "catalogue": reference(CatalogueStatus),
         "aliases": list_schema(_ALIAS),

@@ -12,9 +12,9 @@ from gateway.aliases.files.rollout_state import Rollout
 from gateway.aliases.warm_swap import SwapView
 from gateway.fleet.loading.backoff import FailedLoadView
 from gateway.fleet.reports import NodeReport
-from gateway.server.health import health_body
-from gateway.server.problems import Problem, ProblemList, find_problems
-from gateway.server.servability import Servability
+from gateway.server.health.body import health_body
+from gateway.server.health.problems import HealthProblem, ProblemList, find_problems
+from gateway.server.health.servability import Servability
 
 GOOD = {"generation": 3, "digest": None, "loaded_at": 1.5, "path": "/etc/m.toml", "error": None}
 BAD = GOOD | {"error": {"message": "unknown key"}}
@@ -123,7 +123,7 @@ def test_gateway_without_neurons_is_degraded():
 def test_neuron_that_is_down_is_a_problem_with_its_reason():
     setting = Setting()
     setting.down("b", reason="connection refused")
-    assert setting.problems() == [Problem("node_down", "b", "http://b:13131 is down: connection refused")]
+    assert setting.problems() == [HealthProblem("node_down", "b", "http://b:13131 is down: connection refused")]
 
 
 def test_what_only_a_down_neuron_has_cannot_be_served():
@@ -221,29 +221,29 @@ def rolled_back(**fields):
     [
         (
             {"status": BAD},
-            Problem("file_not_in_force", "/etc/m.toml", "generation 3 stays in force: unknown key"),
+            HealthProblem("file_not_in_force", "/etc/m.toml", "generation 3 stays in force: unknown key"),
         ),
         (
             {"swaps": [SwapView("tier", "m", "n", "failed", reason="out of memory")]},
-            Problem("swap_failed", "tier", "stays on m: n could not be warmed: out of memory"),
+            HealthProblem("swap_failed", "tier", "stays on m: n could not be warmed: out of memory"),
         ),
         (
             {"rolled_back": [rolled_back()]},
-            Problem("rollout_rolled_back", "tier", "the rollout to n was rolled back: errors: 3 of 4"),
+            HealthProblem("rollout_rolled_back", "tier", "the rollout to n was rolled back: errors: 3 of 4"),
         ),
         (
             {"audit": AUDIT | {"error": "disk full", "pending": 2, "lost": 1}},
-            Problem("audit_unwritable", "/s/audit", "disk full; 2 lines wait to be written, 1 are lost"),
+            HealthProblem("audit_unwritable", "/s/audit", "disk full; 2 lines wait to be written, 1 are lost"),
         ),
         (
             {"audit": AUDIT | {"history_error": "disk full"}},
-            Problem(
+            HealthProblem(
                 "history_unwritable", "/s/history", "disk full; a rollback to the file in force is not possible"
             ),
         ),
         (
             {"unwritable": [("/s/drains.json", "disk full")]},
-            Problem("history_unwritable", "/s/drains.json", "disk full"),
+            HealthProblem("history_unwritable", "/s/drains.json", "disk full"),
         ),
     ],
 )  # fmt: skip
@@ -290,15 +290,15 @@ def test_alias_shows_its_rollout():
 
 def test_problem_keeps_the_time_at_which_it_began():
     """Whatever its text becomes; one that comes back begins again. The log has both ends, as warnings."""
-    now, found = 100.0, [Problem("node_down", "a", "refused")]
+    now, found = 100.0, [HealthProblem("node_down", "a", "refused")]
     problems = ProblemList(lambda: found, unix_time=lambda: now)
     with capture_logs() as logs:
-        assert problems.current() == [Problem("node_down", "a", "refused", 100.0)]
-        now, found = 110.0, [Problem("node_down", "a", "timeout")]
-        assert problems.current() == [Problem("node_down", "a", "timeout", 100.0)]
+        assert problems.current() == [HealthProblem("node_down", "a", "refused", 100.0)]
+        now, found = 110.0, [HealthProblem("node_down", "a", "timeout")]
+        assert problems.current() == [HealthProblem("node_down", "a", "timeout", 100.0)]
         now, found = 130.0, []
         assert problems.current() == []
-        found = [Problem("node_down", "a", "timeout")]
+        found = [HealthProblem("node_down", "a", "timeout")]
         assert problems.current()[0].since == 130.0
     structlog.reset_defaults()
     assert [(entry["event"], entry["log_level"], entry.get("lasted_s")) for entry in logs] == [
@@ -313,7 +313,7 @@ async def test_problem_begins_when_it_begins_and_not_when_somebody_asks(autojump
     problems = ProblemList(lambda: found, unix_time=trio.current_time)
     await nursery.start(problems.run)
     await trio.sleep(10.5)
-    found.append(Problem("node_down", "a", "refused"))
+    found.append(HealthProblem("node_down", "a", "refused"))
     began_at = trio.current_time()
     await trio.sleep(60)
     assert problems.current()[0].since == pytest.approx(began_at, abs=1.0)

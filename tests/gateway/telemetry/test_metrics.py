@@ -79,7 +79,7 @@ def test_gauges_are_of_the_current_nodes(metrics):
 
     samples = {name: [(s.labels, s.value) for s in family.samples] for name, family in families(metrics).items()}
     assert samples["cortex_node_healthy"] == [({"node": "a"}, 1), ({"node": "b"}, 0)]
-    assert samples["cortex_device_vram_free_mb"] == [({"node": "a", "device": "0"}, 0)]
+    assert samples["cortex_device_vram_free_bytes"] == [({"node": "a", "device": "0"}, 0)]
 
 
 def test_gauges_of_the_catalogue_exist_from_the_start(metrics):

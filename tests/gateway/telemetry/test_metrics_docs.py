@@ -19,6 +19,7 @@ def all_families():
     """Every metric that a gateway can export, whether it has a sample or not."""
     metrics, fleet = Metrics(), a_fleet("a")
     answers(fleet, "a", devices=(DeviceReport(0, "GPU", 8, None, 1, 7, 50.0, 40.0, 300.0),))
+    metrics.watch_process()
     metrics.watch_fleet(lambda: fleet.snapshot().nodes)
     metrics.watch_queue(lambda: {"m": 1})
     metrics.watch_rollouts(lambda: [RolloutReading("tier", 1, {"errors": 1.0})])

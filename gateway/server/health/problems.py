@@ -18,10 +18,10 @@ from gateway.aliases.files.rollout_state import Rollout
 from gateway.aliases.warm_swap import SwapView
 from gateway.fleet.node import Node
 from gateway.fleet.state import Fleet
-from gateway.server.health import CatalogueStatus
-from gateway.server.servability import Servability
+from gateway.server.health.body import CatalogueStatus
+from gateway.server.health.servability import Servability
 
-__all__ = ["Problem", "ProblemList", "find_problems"]
+__all__ = ["HealthProblem", "ProblemList", "find_problems"]
 
 LOOK_INTERVAL_S = 1.0  # how late `since` may be when nobody asks for the list
 
@@ -42,7 +42,7 @@ log = structlog.get_logger("cortex.problems")
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class HealthProblem:
     """One problem. `subject` is the neuron, model, alias or file. `since` is in unix seconds; 0 until it is listed."""
 
     code: ProblemCode
@@ -59,20 +59,22 @@ class ProblemList:
         unix_time: Returns seconds since 1970.
     """
 
-    def __init__(self, find: Callable[[], Iterable[Problem]], *, unix_time: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, find: Callable[[], Iterable[HealthProblem]], *, unix_time: Callable[[], float] = time.time
+    ) -> None:
         self._find = find
         self._unix_time = unix_time
-        self._known: dict[tuple[str, str], Problem] = {}
+        self._known: dict[tuple[str, str], HealthProblem] = {}
 
-    def current(self) -> list[Problem]:
+    def current(self) -> list[HealthProblem]:
         """Every problem, in the order in which `find` returns them."""
         now = self._unix_time()
-        found: dict[tuple[str, str], Problem] = {}
+        found: dict[tuple[str, str], HealthProblem] = {}
         for problem in self._find():
             key = (problem.code, problem.subject)
             before = self._known.get(key)
             found.setdefault(
-                key, Problem(problem.code, problem.subject, problem.text, now if before is None else before.since)
+                key, HealthProblem(problem.code, problem.subject, problem.text, now if before is None else before.since)
             )
         began = [problem for key, problem in found.items() if key not in self._known]
         ended = [problem for key, problem in self._known.items() if key not in found]
@@ -105,7 +107,7 @@ def find_problems(
     rolled_back: Iterable[Rollout],
     audit: AuditStatus,
     unwritable: Iterable[tuple[str, str]] = (),
-) -> Iterator[Problem]:
+) -> Iterator[HealthProblem]:
     """The problems of this moment, the most urgent kinds first.
 
     Args:
@@ -121,40 +123,40 @@ def find_problems(
         yield from _node_problems(node)
     yield from _file_problems(catalogue)
     for name, reason in servability.aliases().items():
-        yield Problem("alias_unservable", name, reason)
+        yield HealthProblem("alias_unservable", name, reason)
     for swap in swaps:
         if swap.state == "failed":
             text = f"stays on {swap.in_force}: {swap.wanted} could not be warmed: {swap.reason}"
-            yield Problem("swap_failed", swap.alias, text)
+            yield HealthProblem("swap_failed", swap.alias, text)
     for rollout in rolled_back:
         text = f"the rollout to {rollout.target} was rolled back: {rollout.reason}"
-        yield Problem("rollout_rolled_back", rollout.alias, text)
+        yield HealthProblem("rollout_rolled_back", rollout.alias, text)
     for name, reason in servability.models().items():
-        yield Problem("model_unservable", name, reason)
+        yield HealthProblem("model_unservable", name, reason)
     yield from _state_problems(audit, unwritable)
 
 
-def _node_problems(node: Node) -> Iterator[Problem]:
+def _node_problems(node: Node) -> Iterator[HealthProblem]:
     if not node.healthy:
         reason = node.failure or "it has not answered yet"
-        yield Problem("node_down", node.name, f"{node.endpoint} is down: {reason}")
+        yield HealthProblem("node_down", node.name, f"{node.endpoint} is down: {reason}")
     if node.draining:
-        yield Problem("node_drained", node.name, f"gets no new requests; `cortex undrain {node.name}` ends that")
+        yield HealthProblem("node_drained", node.name, f"gets no new requests; `cortex undrain {node.name}` ends that")
 
 
-def _file_problems(catalogue: CatalogueStatus) -> Iterator[Problem]:
+def _file_problems(catalogue: CatalogueStatus) -> Iterator[HealthProblem]:
     if catalogue["error"] is not None:
         text = f"generation {catalogue['generation']} stays in force: {catalogue['error']['message']}"
-        yield Problem("file_not_in_force", catalogue["path"] or "models.toml", text)
+        yield HealthProblem("file_not_in_force", catalogue["path"] or "models.toml", text)
 
 
-def _state_problems(audit: AuditStatus, unwritable: Iterable[tuple[str, str]]) -> Iterator[Problem]:
+def _state_problems(audit: AuditStatus, unwritable: Iterable[tuple[str, str]]) -> Iterator[HealthProblem]:
     if audit["error"] is not None:
         lost = f", {audit['lost']} are lost" if audit["lost"] else ""
         text = f"{audit['error']}; {audit['pending']} lines wait to be written{lost}"
-        yield Problem("audit_unwritable", audit["path"], text)
+        yield HealthProblem("audit_unwritable", audit["path"], text)
     if audit["history_error"] is not None:
         text = f"{audit['history_error']}; a rollback to the file in force is not possible"
-        yield Problem("history_unwritable", audit["history"], text)
+        yield HealthProblem("history_unwritable", audit["history"], text)
     for path, reason in unwritable:
-        yield Problem("history_unwritable", path, reason)
+        yield HealthProblem("history_unwritable", path, reason)

@@ -10,7 +10,7 @@ from catalogue.models import Alias, Catalogue
 from catalogue.toml.faults import Fault
 from gateway.aliases.warm_swap import SwapView
 from gateway.fleet.state import Fleet
-from gateway.server.servability import Servability
+from gateway.server.health.servability import Servability
 
 __all__ = ["AliasState", "CatalogueStatus", "catalogue_status", "health_body"]
 
