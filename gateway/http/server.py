@@ -48,14 +48,21 @@ class HttpServer:
         Closes the listeners. Cancelling this closes all connections at once.
         """
         try:
-            async with trio.open_nursery() as connections:
-                with self._accepting:
-                    async with trio.open_nursery() as accepting:
-                        accept = partial(trio.serve_listeners, handler_nursery=connections)
-                        await accepting.start(accept, self.serve_stream, listeners)
-                        task_status.started()
+            async with trio.open_nursery() as helpers:
+                await helpers.start(self.watch_hang_ups)
+                async with trio.open_nursery() as connections:
+                    with self._accepting:
+                        async with trio.open_nursery() as accepting:
+                            accept = partial(trio.serve_listeners, handler_nursery=connections)
+                            await accepting.start(accept, self.serve_stream, listeners)
+                            task_status.started()
+                helpers.cancel_scope.cancel()
         finally:
             self._ended.set()
+
+    async def watch_hang_ups(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watch all clients for their leaving; a part of `serve`. Without it each request has a task for that."""
+        await self._state.hang_ups.run(task_status=task_status)
 
     async def serve_stream(self, stream: trio.abc.Stream, client: tuple[str, int] | None = None) -> None:
         """Serve one connection until it ends, and close the stream. Raises nothing but Cancelled.

@@ -18,7 +18,7 @@ from gateway.asgi import App, Scope
 from gateway.errors import GatewayError, InternalError, RequestTimeout
 from gateway.http.request_parser import RequestParser
 from gateway.http.server_exchange import ClientDisconnected, ServerExchange, error_response
-from gateway.http.sockets import close_now, descriptor, has_hung_up, is_quiet, read, write_what_fits
+from gateway.http.sockets import HangUps, close_now, descriptor, has_hung_up, is_quiet, read, write_what_fits
 
 __all__ = ["ServerConnection", "ServerLimits", "ServerLog", "ServerState"]
 
@@ -55,10 +55,11 @@ class ServerLimits:
 class ServerState:
     """What a server's connections share."""
 
-    __slots__ = ("draining", "idle", "incomplete", "served")
+    __slots__ = ("draining", "hang_ups", "idle", "incomplete", "served")
 
     def __init__(self) -> None:
         self.draining = False
+        self.hang_ups = HangUps()
         self.served = 0  # requests
         self.idle: dict[ServerConnection, None] = {}
         """Connections between two requests; the one that has been idle longest comes first."""
@@ -70,8 +71,8 @@ class ServerConnection:
     """Serves the requests of one connection until it ends. Its creator calls `close`."""
 
     __slots__ = (
-        "_app", "_client_gone", "_evicted", "_fd", "_limits", "_log", "_parser", "_sends", "_serving", "_state",
-        "_stream", "_wait", "client", "idle", "local",
+        "_app", "_client_gone", "_departed", "_evicted", "_fd", "_limits", "_log", "_on_departure", "_parser", "_sends",
+        "_serving", "_state", "_stream", "_wait", "_watched", "client", "idle", "local",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +97,9 @@ class ServerConnection:
         self._wait: trio.CancelScope | None = None  # around the wait for a request, or for the rest of one
         self._serving: ServerExchange | None = None
         self._evicted = False
+        self._watched = False  # by the server's `hang_ups`
+        self._departed = False  # as `hang_ups` has reported
+        self._on_departure: Callable[[], None] | None = None  # of the exchange being served
         self.client = client
         self.local: tuple[str, int] | None = None
         self.idle = True
@@ -236,8 +240,32 @@ class ServerConnection:
             if not exchange.complete:
                 await self._send_failure(exchange, exchange.error or _NO_RESPONSE)
         finally:
+            self._on_departure = None
             if exchange.close_would_look_complete:
                 self._reset_on_close()
+
+    def on_departure(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called if the client hangs up before the exchange ends. False if that cannot be watched.
+
+        The connection is registered once, for all its requests. Without this a request needs a task that reads.
+        """
+        hang_ups = self._state.hang_ups
+        if self._fd is None or not hang_ups.running:
+            return False
+        self._on_departure = callback
+        if not self._watched:
+            self._watched = True
+            hang_ups.watch(self._fd, self._depart)
+        if self._departed:
+            self._depart()
+        return True
+
+    def _depart(self) -> None:
+        self._departed = True
+        callback, self._on_departure = self._on_departure, None
+        if callback is not None:
+            self._client_gone = True
+            callback()
 
     def _report(self, error: Exception | None, scope: Scope) -> None:
         if error is not None and not _is_departure(error):
@@ -359,6 +387,8 @@ class ServerConnection:
     def close(self) -> None:
         """Close at once. Sync, so that it cannot be cancelled."""
         self._client_gone = True
+        if self._watched and self._fd is not None:
+            self._state.hang_ups.forget(self._fd)
         self._fd = None  # the kernel may give the number to another socket
         close_now(self._stream)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
-from gateway.asgi import Headers, Message, Scope
+from gateway.asgi import EXCHANGE, Headers, Message, Scope
 from gateway.errors import GatewayError, envelope
 
 __all__ = ["ClientDisconnected", "ServerExchange", "ServerTransport", "error_response"]
@@ -45,6 +45,10 @@ class ServerTransport(Protocol):
 
     async def checkpoint_if_due(self) -> None:
         """Let other tasks run from time to time."""
+        ...
+
+    def on_departure(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called when the client closes the connection. False if that cannot be watched."""
         ...
 
 
@@ -105,8 +109,12 @@ class ServerExchange:
             "client": client,
             "server": server,
             "state": {},
-            "extensions": {},
+            "extensions": {EXCHANGE: self},
         }
+
+    def on_departure(self, callback: Callable[[], None]) -> bool:
+        """See `gateway.asgi.DirectExchange`."""
+        return self._transport is not None and self._transport.on_departure(callback)
 
     # ASGI receive .....................................................................................................
 

@@ -1,7 +1,8 @@
 """The ASGI application for the inference paths. It reads from here down: request, dispatch, attempt, relay.
 
-One nursery per request. In it run the request itself, a task that watches for the client's disconnect and, for a
-stream, the task that sends keep-alives. When the nursery closes, everything the request started is gone.
+One nursery per request. In it run the request itself and, for a stream, the task that sends keep-alives. Where the
+server does not report the client's disconnect by a call, a task watches for it. When the nursery closes, everything the
+request started is gone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import structlog
 import trio
 
 from gateway import errors
-from gateway.asgi import Receive, Scope, Send
+from gateway.asgi import Receive, Scope, Send, exchange_of
 from gateway.dialects import Dialect
 from gateway.proxy import total_deadline
 from gateway.proxy.body.memory import BodyMemory, BodyReservation
@@ -27,7 +28,8 @@ from gateway.proxy.forms.spool import SpoolStorage
 from gateway.proxy.request import InferenceRequest, read_request, request_id_of
 from gateway.proxy.response import response_headers, server_timing
 from gateway.proxy.response.client_response import ClientGone, ClientResponse
-from gateway.proxy.response.client_watch import keep_alive, watch_client
+from gateway.proxy.response.client_watch import client_left, keep_alive, watch_client
+from gateway.proxy.total_deadline import TotalDeadline
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["InferenceApp"]
@@ -69,7 +71,7 @@ class InferenceApp:
                         await self._serve_form(endpoint, scope, receive, client, record, reservation=reservation)
                     else:
                         request = await self._read(endpoint, scope, receive, record, reservation)
-                        await self._serve(endpoint, request, receive, client, record)
+                        await self._serve(endpoint, request, scope, receive, client, record=record)
             except errors.GatewayError as error:
                 await _send_error(client, record, error, endpoint.dialect)
                 errors.forget_tracebacks(error)
@@ -105,6 +107,10 @@ class InferenceApp:
     ) -> InferenceRequest:
         """Read the whole request. Its body must not stall, nor take longer than the client's total deadline."""
         deadline = total_deadline.of_client(scope["headers"])
+        exchange = exchange_of(scope)
+        if exchange is not None and exchange.body_complete:  # nothing to wait for
+            request = await read_request(scope, receive, record.request_id, self._body_limit_bytes, reservation)
+            return self._parsed(request, endpoint, record, deadline)
         allowed_s = self.context.settings.deadlines.upload_seconds
         latest = math.inf if deadline is None else trio.current_time() + deadline.allowed_s
         cancelled_by: list[errors.GatewayError] = []
@@ -118,17 +124,22 @@ class InferenceApp:
                 reservation,
                 progress=BodyProgress(arrival, allowed_s, latest),
             )
-            request.total_deadline = deadline
-            record.timings.read_at = trio.current_time()
-            record.bytes_in = len(request.body)
-            request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
-            record.stream, record.ignored = request.stream, request.parsed.ignored
-            return request
+            return self._parsed(request, endpoint, record, deadline)
         if cancelled_by:
             raise cancelled_by[0]
         if deadline is not None and arrival.deadline == latest:
             raise deadline.exceeded("header", {})
         raise stalled(allowed_s)
+
+    def _parsed(
+        self, request: InferenceRequest, endpoint: Endpoint, record: RequestRecord, deadline: TotalDeadline | None
+    ) -> InferenceRequest:
+        request.total_deadline = deadline
+        record.timings.read_at = trio.current_time()
+        record.bytes_in = len(request.body)
+        request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
+        record.stream, record.ignored = request.stream, request.parsed.ignored
+        return request
 
     async def _serve_form(
         self,
@@ -153,7 +164,7 @@ class InferenceApp:
             )
             try:
                 request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
-                await self._serve(endpoint, request, receive, client, record)
+                await self._serve(endpoint, request, scope, receive, client, record=record)
             finally:
                 if request.upload is not None:
                     record.bytes_in = request.upload.received_bytes
@@ -162,52 +173,48 @@ class InferenceApp:
         self,
         endpoint: Endpoint,
         request: InferenceRequest,
+        asgi_scope: Scope,
         receive: Receive,
         client: ClientResponse,
+        *,
         record: RequestRecord,
     ) -> None:
         """Open the request's nursery. Errors are handled inside it, so that none comes out as an exception group."""
         dispatch = Dispatch(self.context, request, client, record)
         try:
-            await self._serve_in_nursery(endpoint, request, dispatch, receive, client=client, record=record)
+            async with trio.open_nursery() as nursery:
+                keepalive, scope = dispatch.keepalive, nursery.cancel_scope
+                if request.upload is not None:
+                    nursery.start_soon(watch_uploading_client, request.upload, receive, record, keepalive, nursery)
+                else:
+                    exchange = exchange_of(asgi_scope)
+                    if exchange is None or not exchange.on_departure(partial(client_left, client, record, scope)):
+                        nursery.start_soon(watch_client, receive, client, record, scope)
+                if request.stream:
+                    nursery.start_soon(keep_alive, keepalive, record, scope)
+                try:
+                    if endpoint.counts:
+                        await CountTokens(self.context, request, client, record).run()
+                    else:
+                        await dispatch.run()
+                except errors.GatewayError as error:
+                    await _send_error(client, record, error, request.dialect, dispatch)
+                    errors.forget_tracebacks(error)
+                except ClientGone:
+                    record.outcome = "client_disconnected"
+                except Exception:
+                    log.exception(
+                        "internal_error",
+                        request_id=record.request_id,
+                        model=record.routing.model,
+                        node=record.routing.node,
+                    )
+                    internal = errors.InternalError("an error inside the gateway; its log has the details")
+                    await _send_error(client, record, internal, request.dialect, dispatch)
+                if nursery.child_tasks:
+                    scope.cancel()
         finally:
             dispatch.release()
-
-    async def _serve_in_nursery(
-        self,
-        endpoint: Endpoint,
-        request: InferenceRequest,
-        dispatch: Dispatch,
-        receive: Receive,
-        *,
-        client: ClientResponse,
-        record: RequestRecord,
-    ) -> None:
-        async with trio.open_nursery() as nursery:
-            keepalive, scope = dispatch.keepalive, nursery.cancel_scope
-            if request.upload is None:
-                nursery.start_soon(watch_client, receive, client, record, scope)
-            else:
-                nursery.start_soon(watch_uploading_client, request.upload, receive, record, keepalive, nursery)
-            if request.stream:
-                nursery.start_soon(keep_alive, keepalive, record, scope)
-            try:
-                if endpoint.counts:
-                    await CountTokens(self.context, request, client, record).run()
-                else:
-                    await dispatch.run()
-            except errors.GatewayError as error:
-                await _send_error(client, record, error, request.dialect, dispatch)
-                errors.forget_tracebacks(error)
-            except ClientGone:
-                record.outcome = "client_disconnected"
-            except Exception:
-                log.exception(
-                    "internal_error", request_id=record.request_id, model=record.routing.model, node=record.routing.node
-                )
-                internal = errors.InternalError("an error inside the gateway; its log has the details")
-                await _send_error(client, record, internal, request.dialect, dispatch)
-            scope.cancel()
 
 
 async def _send_error(

@@ -148,6 +148,7 @@ async def _run(kind: str, requests: int, chunks: int, profile: cProfile.Profile 
         app = PublicApp(gateway.inference, _no_routes, gateway.settings)
         server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger())
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(peers.server_side))
+        await nursery.start(server.watch_hang_ups)
         nursery.start_soon(server.serve_stream, stream)
         trio.lowlevel.add_instrument(peers)
         peers._profile = None

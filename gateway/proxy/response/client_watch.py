@@ -9,7 +9,7 @@ from gateway.proxy.response.client_response import ClientGone, ClientResponse
 from gateway.proxy.response.keepalive import KeepAlive
 from gateway.telemetry.request_record import RequestRecord
 
-__all__ = ["LAST_BYTES_S", "keep_alive", "watch_client"]
+__all__ = ["LAST_BYTES_S", "client_left", "keep_alive", "watch_client"]
 
 # How long a neuron may take to end the body after the stream's terminator, if the client disconnects at the terminator.
 # Usually the end is on its way, and the connection to the neuron can be used again.
@@ -19,9 +19,17 @@ LAST_BYTES_S = 1.0
 async def watch_client(
     receive: Receive, client: ClientResponse, record: RequestRecord, scope: trio.CancelScope
 ) -> None:
-    """Cancel the request when the client disconnects. Starts when the request has been read."""
+    """Cancel the request when the client disconnects. Starts when the request has been read.
+
+    A task of the request, where the server does not call `client_left` itself.
+    """
     while (await receive())["type"] != "http.disconnect":
         pass
+    client_left(client, record, scope)
+
+
+def client_left(client: ClientResponse, record: RequestRecord, scope: trio.CancelScope) -> None:
+    """The client has disconnected: cancel the request, unless nothing but its last bytes is missing."""
     if client.ending:
         return  # ASGI servers send `http.disconnect` after a complete response, too
     if client.terminator_sent:
