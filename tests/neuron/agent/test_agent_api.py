@@ -196,7 +196,8 @@ async def test_reload_on_request_and_when_the_file_changes(tmp_path) -> None:
         agent.path.write_text(text + model("a", "--token-seconds", "0.001") + model("b"))
         answer = (await agent.client.post("/reload")).json()
         assert answer["status"] == "reloaded"
-        assert (answer["added"], answer["removed"], answer["at_next_load"]) == (["b"], [], ["a"])
+        # The watch may have been first.
+        assert (answer["added"], answer["removed"], answer["at_next_load"]) in ((["b"], [], ["a"]), ([], [], []))
         assert "at the next load" in str((await agent.entry("a"))["notice"])
 
         agent.path.write_text(text + model("b"))

@@ -1,4 +1,4 @@
-"""A GGUF file of an untrained llama: valid for an engine, some 500 kB, made in a moment; its output is noise.
+"""A GGUF file of an untrained llama: valid for an engine, made in a moment; its output is noise.
 
 The vocabulary is GPT-2's 256 bytes, so that every text has tokens and every token is one byte; the weights are random
 and always the same. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; tensor names as in `gguf`.
@@ -6,25 +6,40 @@ and always the same. Format: https://github.com/ggml-org/ggml/blob/master/docs/g
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-WIDTH, LAYERS, HEADS, FEED_FORWARD = 64, 2, 4, 128
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a model."""
+
+    width: int
+    layers: int
+    heads: int
+    feed_forward: int
+
+
+TINY = Shape(width=64, layers=2, heads=4, feed_forward=128)  # 115,392 parameters: a file of 500 kB
+SMALL = Shape(width=128, layers=4, heads=4, feed_forward=416)  # 1 million
+LARGE = Shape(width=512, layers=9, heads=8, feed_forward=1408)  # 29 million
+WIDTH = TINY.width
 CONTEXT = 65536  # so that a test can disconnect in the middle of an answer
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 
 
-def make(path: Path) -> None:
-    """Write the model to `path`."""
+def make(path: Path, shape: Shape = TINY) -> None:
+    """Write a model of this shape to `path`."""
     writer = gguf.GGUFWriter(str(path), "llama")
-    _describe(writer)
+    _describe(writer, shape)
     tokens = [*byte_names(), "ab", "<bos>", "<eos>"]
     types = [gguf.TokenType.NORMAL] * 257 + [gguf.TokenType.CONTROL] * 2
     add_vocabulary(writer, tokens, types, eos=258)
     writer.add_chat_template(TEMPLATE)
-    _add_tensors(writer)
+    _add_tensors(writer, shape)
     write(writer)
 
 
@@ -36,15 +51,15 @@ def write(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def _describe(writer: gguf.GGUFWriter) -> None:
+def _describe(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_name("tiny-random")
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.heads)
+    writer.add_rope_dimension_count(shape.width // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
 
 
@@ -67,23 +82,24 @@ def byte_names() -> list[str]:
     return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
 
 
-def _add_tensors(writer: gguf.GGUFWriter) -> None:
+def _add_tensors(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    width, feed_forward = shape.width, shape.feed_forward
     random = np.random.default_rng(seed=2)
 
-    def add(name: str, *shape: int) -> None:
-        writer.add_tensor(f"{name}.weight", (random.standard_normal(shape) * 0.08).astype(np.float32))
+    def add(name: str, *size: int) -> None:
+        writer.add_tensor(f"{name}.weight", (random.standard_normal(size) * 0.08).astype(np.float32))
 
     def add_norm(name: str) -> None:
-        writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
+        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
 
-    add("token_embd", 259, WIDTH)
-    add("output", 259, WIDTH)
+    add("token_embd", 259, width)
+    add("output", 259, width)
     add_norm("output_norm")
-    for layer in range(LAYERS):
+    for layer in range(shape.layers):
         for name in ("attn_norm", "ffn_norm"):
             add_norm(f"blk.{layer}.{name}")
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"blk.{layer}.{name}", WIDTH, WIDTH)
-        add(f"blk.{layer}.ffn_gate", FEED_FORWARD, WIDTH)
-        add(f"blk.{layer}.ffn_up", FEED_FORWARD, WIDTH)
-        add(f"blk.{layer}.ffn_down", WIDTH, FEED_FORWARD)
+            add(f"blk.{layer}.{name}", width, width)
+        add(f"blk.{layer}.ffn_gate", feed_forward, width)
+        add(f"blk.{layer}.ffn_up", feed_forward, width)
+        add(f"blk.{layer}.ffn_down", width, feed_forward)
