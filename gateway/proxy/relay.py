@@ -7,7 +7,7 @@ from typing import NoReturn
 import trio
 
 from gateway.dialects import Translation
-from gateway.errors import GatewayError, UpstreamMalformedResponse
+from gateway.errors import GatewayError, UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy.response.client_response import ClientResponse, Head
@@ -86,7 +86,12 @@ async def _relay_translated(
         phases.progressed()
         chunk = await stream.receive()
     stream.end(trio.current_time())
-    translated = translation.feed(stream.events or ()) + translation.finish()
+    translated = translation.feed(stream.events or ())
+    if translation.converts and not (meter.done or meter.finished or meter.error):
+        # A completion of an engine has a finish reason, or at least a terminator, however the body ends.
+        translated += translation.fail(UpstreamConnectionError("the neuron's stream broke off without an end"))
+    else:
+        translated += translation.finish()
     if translation.error is not None:
         await _end_in_error(translated, translation.error, client)
     if not client.started:

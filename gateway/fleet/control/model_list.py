@@ -5,6 +5,8 @@ An entry that cannot be read is left out, and the others are used: one bad entry
 
 from __future__ import annotations
 
+import codecs
+import json
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -72,14 +74,32 @@ class ModelListReader(Generic[T]):
 
 
 def _raw_entries(text: bytes) -> list[msgspec.Raw]:
+    text = text.removeprefix(codecs.BOM_UTF8)
     try:
-        answer = msgspec.json.decode(text, type=list[msgspec.Raw] | dict[str, msgspec.Raw])
+        try:
+            answer = _list_decoder.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            answer = _list_decoder.decode(_readable(text))
         if isinstance(answer, list):
             return answer
         found = [answer[key] for key in _MODEL_KEYS if key in answer]
         if not found:
             raise NeuronMalformed(f"the list of models has neither `{_MODEL_KEYS[0]}` nor `{_MODEL_KEYS[1]}`")
         # llama.cpp sends both keys. `data` is null at an Ollama without models.
-        return msgspec.json.decode(found[0], type=list[msgspec.Raw] | None) or []
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        lists = (_entries_decoder.decode(entries) for entries in found)
+        return next((entries for entries in lists if entries is not None), [])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise NeuronMalformed(f"the list of models cannot be read: {error}") from error
+
+
+def _readable(text: bytes) -> bytes:
+    """The same list with half surrogate pairs as bytes that are no UTF-8, and NaN and Infinity as strings.
+
+    msgspec rejects a whole list for one of them; then only the entry is rejected, or nothing if the member is not read.
+    """
+    value = json.loads(text, parse_constant=str)
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+_list_decoder = msgspec.json.Decoder(list[msgspec.Raw] | dict[str, msgspec.Raw])
+_entries_decoder = msgspec.json.Decoder(list[msgspec.Raw] | None)

@@ -190,6 +190,39 @@ async def test_what_cannot_be_converted_to_a_stream_is_a_502(autojump_clock, nur
     assert "neither an event stream nor a chat completion" in answer.error["message"]
 
 
+ROLE_AND_TEXT = events_of(chunk({"role": "assistant", "content": ""}), chunk({"content": "Tbi"}))
+
+
+@pytest.mark.parametrize("body", [ROLE_AND_TEXT, ROLE_AND_TEXT + b": ping\n\n"], ids=["text", "comment"])
+@pytest.mark.parametrize("path", REQUESTS)
+async def test_stream_that_stops_without_a_finish_reason_ends_in_an_error(autojump_clock, nursery, path, body):
+    """Though its chunked body is complete: the engine's worker died, its HTTP server did not."""
+    answer = await asked(nursery, chunked(body), path, stream=True)
+
+    assert answer.status == 200
+    assert b"Tbi" in answer.body
+    assert b"broke off without an end" in answer.body
+    assert not any(end in answer.body for end in (b"[DONE]", b"message_stop", b"response.completed"))
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "strange"])
+async def test_stream_of_a_pass_through_answer_may_lack_its_terminator(autojump_clock, nursery, reason):
+    """Transformers serve sends none: its finish reason is the end."""
+    body = ROLE_AND_TEXT + events_of(chunk({}, reason))
+
+    answer = await asked(nursery, chunked(body), "/v1/chat/completions", stream=True)
+
+    assert answer.body == body
+
+
+@pytest.mark.parametrize("path", REQUESTS)
+async def test_stream_without_any_event_is_a_502(autojump_clock, nursery, path):
+    """An SDK would see no chunk and no error."""
+    answer = await asked(nursery, chunked(), path, stream=True)
+
+    assert answer.status == 502
+
+
 BROKEN = {
     "no end": STREAM[: STREAM.index(b"tool_calls")],
     "not json": events_of(b"<html>"),

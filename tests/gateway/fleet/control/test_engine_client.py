@@ -105,6 +105,12 @@ async def test_invalid_list_is_malformed(response):
         ({"models": [{"id": "m"}]}, ["m"]),
         ({"models": None, "data": [{"id": "m", "status": [], "meta": 1}]}, ["m"]),
         ({"data": [{"id": "m"}, {"id": "m"}]}, ["m"]),
+        ({"data": None, "models": [{"id": "m"}]}, ["m"]),
+        ({"data": [], "models": [{"name": "x"}]}, []),
+        (b'\xef\xbb\xbf{"data":[{"id":"m"}]}', ["m"]),
+        (b'{"data":[{"id":"\\ud800"},{"id":"m"},{"id":"\\ud83d\\ude00"}]}', ["m", "\N{GRINNING FACE}"]),
+        (b'{"data":[{"id":"m","size":NaN,"score":-Infinity}]}', ["m"]),
+        (b'{"data":[{"id":"\xff"},{"id":"m"}]}', ["m"]),
     ],
 )
 async def test_list_in_any_shape_gives_its_usable_entries(response, found):
