@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tomli
@@ -25,7 +26,7 @@ def parse_toml(data: bytes, *, path: str) -> tuple[str, dict[str, Any]]:
     except UnicodeDecodeError as error:
         fault = Fault(path, data.count(b"\n", 0, error.start) + 1, None, "not UTF-8", "save the file as UTF-8")
     except tomli.TOMLDecodeError as error:
-        fault = Fault(path, error.lineno, None, f"not TOML: {error.msg}", _syntax_hint(error))
+        fault = Fault(path, error.lineno, None, f"not TOML: {_in_plain_words(error.msg)}", _syntax_hint(error))
     except RecursionError as error:  # tomli limits the nesting and the number of parts of a key
         fault = Fault(path, None, None, f"not acceptable TOML: {error}")
     except ValueError:  # Python limits the digits of a number; its message suggests changes to Python
@@ -37,6 +38,14 @@ def is_blank(data: bytes) -> bool:
     """Whether the file is empty or has comments only, as a truncated or half-written file has."""
     lines = data.removeprefix(_BYTE_ORDER_MARK.encode()).splitlines()
     return all(not line.strip() or line.lstrip().startswith(b"#") for line in lines)
+
+
+def _in_plain_words(message: str) -> str:
+    """A message of tomli without Python's notation: it writes the key `a.b` as `('a', 'b')`."""
+    found = re.fullmatch(r"Cannot declare \((.*?),?\) twice", message)
+    if found is None:
+        return message
+    return f"{'.'.join(part.strip().strip(chr(39)) for part in found[1].split(','))} is defined twice"
 
 
 # Part of a message from tomli -> the most likely correction.

@@ -154,6 +154,7 @@ def _mount_requests(app: QuartTrio, context: AdminContext) -> None:
         if not found:
             raise errors.NotFound(
                 f"request '{request_id}' is neither running nor among the last {context.remembered_requests} that ended"
+                " (of refused ones, a tenth of that)"
             )
         return json_response({"requests": found})
 

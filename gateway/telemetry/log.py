@@ -64,7 +64,22 @@ def _json() -> list[structlog.typing.Processor]:
 
 
 def _console(*, colors: bool) -> list[structlog.typing.Processor]:
-    return [_escape_values, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_write_traceback)]
+    return [
+        _flatten_values,
+        _escape_values,
+        structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_write_traceback),
+    ]
+
+
+def _flatten_values(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Write lists and objects as text for people, not as Python does."""
+    return {key: _text(value) if isinstance(value, dict | list | tuple) else value for key, value in event.items()}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_text(part)}" for key, part in value.items() if part is not None)
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _escape_values(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

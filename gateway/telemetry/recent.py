@@ -16,27 +16,52 @@ NOTES_PER_REQUEST = 20
 """The average limit. A request takes 1 to 2 KiB, and a note 200 bytes; most requests have one note. If every request is
 refused by fifty neurons in turn, fewer requests are kept, instead of in more memory."""
 
+REFUSED_SHARE = 10  # one place in ten is for refused requests: a storm of them must not displace those that were served
 
-class RecentRequests:
-    """The last `limit` requests that have ended, fewer if they have many notes; 0 keeps none."""
+
+class _Kept:
+    """The last `limit` requests, fewer if they have many notes."""
+
+    __slots__ = ("_limit", "_notes", "_notes_limit", "requests")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._notes_limit = limit * NOTES_PER_REQUEST
-        self._kept: deque[RequestRecord] = deque()
         self._notes = 0
+        self.requests: deque[RequestRecord] = deque()
+
+    def add(self, record: RequestRecord) -> None:
+        requests = self.requests
+        requests.append(record)
+        self._notes += record.routing.note_count
+        while len(requests) > self._limit or self._notes > self._notes_limit:
+            self._notes -= requests.popleft().routing.note_count
+
+
+class RecentRequests:
+    """The last requests that have ended: `limit` that were sent to a neuron, and a tenth of that for the others.
+
+    The others were refused before any neuron was asked: no room, an unknown model, a client's mistake. 0 keeps none.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._sent = _Kept(limit)
+        self._refused = _Kept(-(-limit // REFUSED_SHARE))
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._sent.requests) + len(self._refused.requests)
 
     def add(self, record: RequestRecord) -> None:
         """Keep a request, and drop the oldest ones that are beyond the limits. Takes a microsecond."""
-        kept = self._kept
-        kept.append(record)
-        self._notes += record.routing.note_count
-        while len(kept) > self._limit or self._notes > self._notes_limit:
-            self._notes -= kept.popleft().routing.note_count
+        is_refused = record.outcome == "error" and record.routing.node is None
+        (self._refused if is_refused else self._sent).add(record)
 
     def find(self, request_id: str) -> list[RequestRecord]:
         """All requests with this id, the oldest first. Clients choose ids, and may repeat one."""
-        return [record for record in self._kept if record.request_id == request_id]
+        found = [
+            record
+            for kept in (self._refused, self._sent)
+            for record in kept.requests
+            if record.request_id == request_id
+        ]
+        return sorted(found, key=lambda record: record.timings.started_at)

@@ -148,7 +148,7 @@ def test_byte_order_mark_is_no_fault():
             "a string must end on the line where it begins: close its quotes",
         ),
         (
-            "[aliases]\n[models]", 5, None, "not TOML: Cannot declare ('models',) twice",
+            "[aliases]\n[models]", 5, None, "not TOML: models is defined twice",
             "this table is already defined; only an array of tables, in [[double brackets]], can repeat",
         ),
         ("quant = q8", 4, None, "not TOML: Invalid value", "write text in quotes, and true and false in lower case"),

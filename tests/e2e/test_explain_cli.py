@@ -102,7 +102,10 @@ async def test_unknown_request_is_one_line_and_exit_code_1(admin):
     code, out, err = await explained(admin, "unheard/of")
 
     assert (code, out) == (1, "")
-    assert err == "cortex explain: request 'unheard/of' is neither running nor among the last 1000 that ended\n"
+    assert err == (
+        "cortex explain: request 'unheard/of' is neither running nor among the last 1000 that ended"
+        " (of refused ones, a tenth of that)\n"
+    )
 
 
 async def test_wrong_token_and_unreachable_gateway_are_one_line(admin):

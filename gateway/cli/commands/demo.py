@@ -63,7 +63,7 @@ def run(folder: Path | None, *, speed: float, port: int) -> int:
         home = make_home(folder)
         exit_code = _run_on_free_ports(home, speed, port)
     except* OSError as group:
-        print_error(f"cortex demo: {_first(group)}")
+        print_error(f"cortex demo: {_text_of(_first(group))}")
     return exit_code
 
 
@@ -80,6 +80,13 @@ def _run_on_free_ports(home: Path, speed: float, port: int) -> int:
                 print_error(f"{_first(group)}; using free ports instead")
             ports = _reserve(0, 0)
     return trio.run(demo_server.run, home, speed, ports)
+
+
+def _text_of(error: BaseException) -> str:
+    """Without Python's `[Errno 13]`."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def _first(group: BaseExceptionGroup[OSError]) -> BaseException:

@@ -26,7 +26,8 @@ def start_text(rollout: Rollout) -> str:
 def progress_text(rollout: Rollout) -> str:
     """The step of a running rollout, or how it ended."""
     if rollout.state != "running":
-        return f"{rollout.alias}: {rollout.state.replace('_', ' ')}: {rollout.reason}"
+        state, reason = rollout.state.replace("_", " "), rollout.reason or ""
+        return f"{rollout.alias}: {reason if reason.startswith(state) else f'{state}: {reason}'}"
     if rollout.step < 0:
         return f"{rollout.alias}: about to begin"
     step = f"step {rollout.step + 1} of {len(rollout.steps)}, {rollout.target} gets {rollout.percent:g} %"

@@ -1,5 +1,7 @@
 """gateway.aliases.rollout: steps by time and requests, rollback when a guard trips, and restarts."""
 
+import time
+
 import msgspec
 import pytest
 import structlog
@@ -7,6 +9,7 @@ import trio
 from fakes.patience import SAFETY_NET_S
 from structlog.testing import capture_logs
 
+from gateway.aliases import rollout
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.files import rollout_state, toml_edit
 from gateway.aliases.files.catalogue_files import CatalogueFiles
@@ -384,3 +387,110 @@ async def test_task_reconciles_and_leaves_no_observer(setup, nursery):
             inner.cancel_scope.cancel()
 
     assert not setup.request_log.is_watched("tier")
+
+
+# Rollbacks that nobody has taken note of, and the clock.
+
+
+async def rolled_back(setup):
+    """A rollout whose new target fails every request."""
+    setup.begin()
+    await setup.reconcile()
+    setup.requests("A", 200)
+    setup.requests("B", 200, failed=True)
+    await setup.reconcile()
+    assert setup.state.state == "rolled_back"
+    assert [rollout.alias for rollout in setup.rollouts.unacknowledged()] == ["tier"]
+
+
+async def test_rollback_is_reported_until_it_is_acknowledged(setup):
+    """Across a restart as well; the acknowledgement is stored."""
+    await rolled_back(setup)
+    shown = setup.rollouts.by_alias()["tier"]
+    assert (shown["state"], shown["target"]) == ("rolled_back", "B")
+    assert "requests failed at B" in shown["reason"]
+    setup.start()
+    await setup.reconcile()
+    assert setup.rollouts.unacknowledged()
+
+    assert rollout_state.acknowledge(setup.files, "tier", 5.0).acknowledged == 5.0
+    assert rollout_state.acknowledge(setup.files, "tier", 6.0) is None
+    await setup.reconcile()
+    assert setup.rollouts.unacknowledged() == []
+    assert setup.rollouts.by_alias() == {}
+
+
+@pytest.mark.parametrize(
+    "edit", [b'[aliases]\ntier = "C"\n', b"[aliases]\n", b'[aliases]\ntier = { target = "A", echo = "alias" }\n']
+)
+async def test_edit_of_the_alias_acknowledges_its_rollback(setup, edit):
+    """At once, and in the stored state; the rollback's own edit does not count."""
+    await rolled_back(setup)
+    setup.models_path.write_bytes(edit)
+    await setup.store.reload()
+    assert setup.rollouts.unacknowledged() == []
+    await setup.reconcile()
+    assert setup.state.acknowledged is not None
+
+
+async def test_edit_of_something_else_does_not_acknowledge_a_rollback(setup):
+    await rolled_back(setup)
+    setup.models_path.write_bytes(FILE + b'other = "B"\n')
+    await setup.store.reload()
+    await setup.reconcile()
+    assert setup.rollouts.unacknowledged()
+
+
+async def test_edit_while_no_gateway_runs_acknowledges_a_rollback(setup, nursery):
+    await rolled_back(setup)
+    setup.models_path.write_bytes(b'[aliases]\ntier = "C"\n')
+    setup.start()
+    await nursery.start(setup.rollouts.run)
+    assert setup.rollouts.unacknowledged() == []
+
+
+async def test_new_rollout_replaces_the_rollback(setup):
+    await rolled_back(setup)
+    setup.begin(target="C")
+    await setup.reconcile()
+    assert setup.rollouts.unacknowledged() == []
+    assert setup.rollouts.by_alias()["tier"]["state"] == "running"
+
+
+@pytest.mark.parametrize("jump_s", [-86_400, 86_400])
+async def test_clock_that_is_set_neither_stalls_nor_ends_a_step(setup, jump_s):
+    """The time of a step is monotonic: only the time before this process saw it is read from the system's clock."""
+    elapsed_s = 0.0
+    setup.rollouts._monotonic = lambda: elapsed_s
+    setup.begin(guards={}, minimum=0)
+    await setup.reconcile()
+    assert setup.rollouts.views()[0].elapsed_s == 0
+    setup.now += jump_s
+    elapsed_s = 59.0
+    await setup.reconcile()
+    assert (setup.state.step, setup.rollouts.views()[0].elapsed_s) == (0, 59)
+    elapsed_s = 60.0
+    await setup.reconcile()
+    assert setup.state.step == 1
+
+
+async def test_view_has_the_distance_of_each_guard(setup):
+    """1 without evidence, and less with every bad block."""
+    setup.begin()
+    await setup.reconcile()
+    assert setup.rollouts.views()[0].guards == {"errors": 1.0, "ttft": 1.0}
+    setup.requests("A", 10)
+    setup.requests("B", 10, failed=True)
+    distances = setup.rollouts.views()[0].guards
+    assert 0 <= distances["errors"] < 1
+    assert distances["ttft"] == 1.0
+
+
+async def test_file_that_does_not_answer_is_an_error_and_not_silence(setup, monkeypatch, autojump_clock):
+    """A hung mount: the rollout waits, and says for what."""
+    monkeypatch.setattr(rollout, "FILE_DEADLINE_S", 0.05)
+    monkeypatch.setattr(rollout_state, "file_stamp", lambda _: time.sleep(0.3))
+    with capture_logs() as logs:
+        await setup.rollouts._reconcile()
+    assert setup.rollouts.error == "a file was not read or written within 0.05 s"
+    assert [entry["event"] for entry in logs] == ["rollout_stuck"]

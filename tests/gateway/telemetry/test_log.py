@@ -15,7 +15,7 @@ from fakes.patience import SAFETY_NET_S
 from fakes.process import a_port_of_our_own, environment
 from fakes.running import PROBE, SMALL
 
-from gateway.telemetry.log import KEPT_BYTES, LogWriter, _encode
+from gateway.telemetry.log import KEPT_BYTES, LogWriter, _encode, _flatten_values
 from neuron.simulated.fleet import neuron
 
 
@@ -189,3 +189,16 @@ async def test_gateway_serves_on_without_a_log(tmp_path, nursery, stderr):
 def test_invalid_unicode_is_logged():
     """A file name as the operating system returns it, for example."""
     assert json.loads(_encode({"event": "seen", "path": "caf\udce9"})) == {"event": "seen", "path": "caf\udce9"}
+
+
+def test_console_lines_are_not_python():
+    """Objects and lists are written as text, without what is not set."""
+    faults = [{"line": 6, "key": "aliases", "hint": None}, {"line": 7, "key": "models", "hint": None}]
+    event = {"event": "x", "phases_ms": {"connect": 0.4}, "faults": faults, "empty": {}, "count": 3}
+    assert _flatten_values(None, "info", event) == {
+        "event": "x",
+        "phases_ms": "connect=0.4",
+        "faults": "line=6 key=aliases, line=7 key=models",
+        "empty": "",
+        "count": 3,
+    }
