@@ -6,6 +6,7 @@ from typing import ClassVar
 
 __all__ = [
     "DoesNotFit",
+    "FromWebPage",
     "InUse",
     "InvalidRequest",
     "NeuronRequestError",
@@ -57,6 +58,13 @@ class StartFailed(NeuronRequestError):
     """The engine did not start, or crashed too often."""
 
     code = "start_failed"
+
+
+class FromWebPage(NeuronRequestError):
+    """A browser sent the request for a web page."""
+
+    status = 403
+    code = "forbidden"
 
 
 class Unauthorized(NeuronRequestError):

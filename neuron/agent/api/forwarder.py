@@ -21,7 +21,7 @@ from gateway.config.settings import DeadlineSettings
 from gateway.errors import DeadlineExceeded, UpstreamError
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import Origin, UpstreamPool, request_head
-from neuron.agent.api.access_token import check_token
+from neuron.agent.api.access_token import check_caller
 from neuron.agent.engines.launch import ENGINE_HOST
 from neuron.agent.errors import InvalidRequest, NeuronRequestError, Unauthorized, UnknownModel
 from neuron.agent.supervision.host import ModelHost
@@ -98,7 +98,8 @@ class Forwarder:
         headers: Headers = scope["headers"]
         body = _RequestBody(receive, headers)
         try:
-            check_token(self._host.settings.api.token, _header(headers, b"authorization"))
+            token = self._host.settings.api.token
+            check_caller(token, _header(headers, b"authorization"), _header(headers, b"origin"))
             if scope["method"] != "POST":
                 raise InvalidRequest(f"{scope['path']} takes POST")
             supervisor, path = await self._target(scope, body)

@@ -11,7 +11,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from catalogue.toml.faults import FaultyFile
-from neuron.agent.api.access_token import check_token
+from neuron.agent.api.access_token import check_caller
 from neuron.agent.api.metrics import NeuronMetrics
 from neuron.agent.api.views import NeuronViews
 from neuron.agent.errors import InvalidRequest, NeuronRequestError, Unauthorized, UnknownModel
@@ -96,9 +96,10 @@ def _add_errors(app: QuartTrio) -> None:
 
 def _add_readings(app: QuartTrio, host: ModelHost, views: NeuronViews, metrics: NeuronMetrics, version: str) -> None:
     @app.before_request
-    async def demand_token() -> None:
+    async def check() -> None:
         if request.path != "/health":
-            check_token(host.settings.api.token, request.headers.get("authorization"))
+            headers = request.headers
+            check_caller(host.settings.api.token, headers.get("authorization"), headers.get("origin"))
 
     @app.get("/health")
     async def health() -> Response:

@@ -337,6 +337,7 @@ class ModelHost:
     def _change(self, model: ModelSettings) -> bool:
         """Replace the configuration of a known model; whether it differs. A changed one is poisoned no more."""
         supervisor, launch = self.models[model.id], self._launch(model)
+        supervisor.transient = False
         if (launch.model, launch.engine) == (supervisor.launch.model, supervisor.launch.engine):
             return False
         supervisor.launch = launch

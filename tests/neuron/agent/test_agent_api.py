@@ -124,6 +124,17 @@ async def test_token_is_demanded_everywhere_but_on_health(tmp_path) -> None:
         assert (await agent.entry("m"))["status"] == "loaded"
 
 
+async def test_web_pages_cannot_use_a_neuron_without_a_token(tmp_path) -> None:
+    """A page can send requests to loopback, also without CORS, as long as it needs no answer."""
+    async with running_agent(tmp_path, engine_table() + model("m")) as agent:
+        await agent.load("m")
+        headers = {"origin": "https://evil.example", "content-type": "text/plain"}
+        for path in ("/models/unload", "/reload", CHAT):
+            refused = await agent.client.post(path, content=b'{"model_id":"m","model":"m"}', headers=headers)
+            assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), path
+        assert (await agent.entry("m"))["status"] == "loaded"
+
+
 async def test_tls(tmp_path, tls_files) -> None:
     cert, key = tls_files
     text = f'[api]\nlisten = "127.0.0.1:0"\ncert = "{cert}"\nkey = "{key}"\n' + engine_table() + model("m")

@@ -561,6 +561,14 @@ async def test_reload_adds_removes_and_changes_models(autojump_clock) -> None:
         assert not scene["a"].changes_at_next_load
 
 
+async def test_model_that_was_loaded_without_a_table_stays_once_it_has_one(autojump_clock) -> None:
+    async with scripted_host("[api]\nallow_any = true\n") as scene:
+        await scene.load("a", harness="vllm")
+        scene.reload(A)
+        await scene.host.unload("a")
+        assert scene.statuses() == {"a": "unloaded"}
+
+
 async def test_removed_model_is_drained_and_then_unloaded(autojump_clock) -> None:
     async with scripted_host(A + B) as scene:
         await scene.load("a")
