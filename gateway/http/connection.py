@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
-from gateway.http.sockets import close_now, descriptor, is_quiet, read, write_what_fits
+from gateway.http.sockets import close_now, descriptor, poll_for_input, read, write_what_fits
 from gateway.http.streamed_body import StreamedBody, send_until_response
 
 __all__ = ["UpstreamConnection"]
@@ -22,11 +23,13 @@ class UpstreamConnection:
     Plain sockets are read and written by their descriptor (`sockets`), which saves 4 us per chunk.
     """
 
-    __slots__ = ("_fd", "_request_sent", "_response", "_stream", "idle_since")
+    __slots__ = ("_fd", "_is_tls", "_poll", "_request_sent", "_response", "_stream", "idle_since")
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._fd = descriptor(stream)
+        self._is_tls = isinstance(stream, trio.SSLStream)
+        self._poll = poll_for_input(stream)
         self._response: UpstreamResponse | None = None
         self._request_sent = False
         self.idle_since = 0.0
@@ -42,8 +45,8 @@ class UpstreamConnection:
             UpstreamMalformedResponse: The response's head is not valid HTTP/1.1.
             Exception: Whatever `body` raises.
         """
-        response = self._response = UpstreamResponse(self.receive)
-        if body is None and isinstance(self._stream, trio.SSLStream) and sum(map(len, message)) > TLS_PIECE_BYTES:
+        response = self._response = UpstreamResponse(partial(read, self._stream, self._fd))
+        if body is None and self._is_tls and sum(map(len, message)) > TLS_PIECE_BYTES:
             message, body = (), _TlsBody(message)
         sent = True
         for piece in message:
@@ -61,16 +64,12 @@ class UpstreamConnection:
 
     def is_quiet(self) -> bool:
         """Whether the idle connection is open and has no unread bytes."""
-        return is_quiet(self._stream)
+        return self._poll is None or not self._poll.poll(0)
 
     def close(self) -> None:
         """Close at once. Sync, so that it cannot be cancelled."""
         self._response = None
         close_now(self._stream)
-
-    async def receive(self) -> bytes:
-        """Return the next bytes; `b""` when the neuron has closed or reset the connection."""
-        return await read(self._stream, self._fd)
 
     async def _send(self, piece: bytes) -> bool:
         """Send all of `piece`. False if the neuron stopped reading; it may have sent a response that says why."""

@@ -156,14 +156,14 @@ class ServerConnection:
                     data = await self.read()
                     if not data:
                         return None
-                    if self.idle:
-                        self.idle = False
+                    was_idle, self.idle = self.idle, False
+                    self._parser.feed(data)
+                    exchange = self._parser.take()
+                    if was_idle and exchange is None:
                         del waiting[self]
                         waiting = self._state.incomplete
                         waiting[self] = None
                         self._wait.deadline = trio.current_time() + limits.header_s
-                    self._parser.feed(data)
-                    exchange = self._parser.take()
         finally:
             del waiting[self]
             self._wait = None
@@ -300,7 +300,11 @@ class ServerConnection:
         if self._fd is None:
             await self._within_write_deadline(self._stream.send_all, data)
             return
-        sent = self._write_what_fits(self._fd, data)
+        try:
+            sent = write_what_fits(self._fd, data)
+        except OSError as error:
+            self._client_gone = True
+            raise ClientDisconnected(_CLIENT_CLOSED) from error
         if sent < len(data):
             await self._write_rest(self._fd, memoryview(data)[sent:])
 
@@ -315,17 +319,14 @@ class ServerConnection:
             self._sends = 0
             await trio.lowlevel.checkpoint()
 
-    def _write_what_fits(self, fd: int, data: bytes | memoryview) -> int:
-        try:
-            return write_what_fits(fd, data)
-        except OSError as error:
-            self._client_gone = True
-            raise ClientDisconnected(_CLIENT_CLOSED) from error
-
     async def _write_rest(self, fd: int, rest: memoryview) -> None:
         while rest:
             await self._within_write_deadline(trio.lowlevel.wait_writable, fd)
-            rest = rest[self._write_what_fits(fd, rest) :]
+            try:
+                rest = rest[write_what_fits(fd, rest) :]
+            except OSError as error:
+                self._client_gone = True
+                raise ClientDisconnected(_CLIENT_CLOSED) from error
 
     async def _within_write_deadline(self, step: Callable[[Any], Awaitable[object]], argument: object) -> None:
         try:

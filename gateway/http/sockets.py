@@ -25,6 +25,7 @@ __all__ = [
     "detect_dead_peer",
     "has_hung_up",
     "is_quiet",
+    "poll_for_input",
     "read",
     "write_what_fits",
 ]
@@ -77,12 +78,18 @@ def is_quiet(stream: trio.abc.Stream) -> bool:
     A peer may close an idle connection at any time, whatever its keep-alive header says; and unexpected bytes must not
     be read as the next response. A stream without a socket cannot be polled and counts as quiet.
     """
+    poll = poll_for_input(stream)
+    return poll is None or not poll.poll(0)
+
+
+def poll_for_input(stream: trio.abc.Stream) -> select.poll | None:
+    """What `is_quiet` polls, for a caller that asks often. None for a stream without a socket."""
     below = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     if not isinstance(below, trio.SocketStream):
-        return True
+        return None
     poll = select.poll()
     poll.register(below.socket.fileno(), select.POLLIN)
-    return not poll.poll(0)
+    return poll
 
 
 def has_hung_up(fd: int) -> bool:

@@ -54,8 +54,7 @@ async def relay_stream(
     while chunk:
         await client.write(chunk)
         client.terminator_sent = meter.done
-        keepalive.last_write_at = trio.current_time()
-        phases.progressed()
+        keepalive.last_write_at = phases.progressed()
         chunk = await stream.receive()
     stream.end(trio.current_time())
     if not client.started:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from dataclasses import dataclass, field
 
 from catalogue.models import Sticky
@@ -107,7 +107,7 @@ def request_id_of(headers: Headers) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _VALID_REQUEST_ID.match(value):
             return value.decode()
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 async def read_request(

@@ -35,6 +35,8 @@ class StreamMeter:
     """
 
     __slots__ = (
+        "_after_text",
+        "_before_text",
         "done",
         "error",
         "finish_reason",
@@ -58,6 +60,7 @@ class StreamMeter:
         self.done = False  # the stream's own terminator has passed
         self.preamble = True  # only comments, role chunks and the like have passed
         self.error = False  # the upstream has reported an error inside the stream
+        self._before_text = self._after_text = b""  # what surrounds the text in the last chunk that was one text delta
 
     def skim(self, chunk: bytes, now: float) -> bool:
         """Meter a chunk without framing it, if it is nothing but whole text deltas. False: `read` its events instead.
@@ -66,6 +69,10 @@ class StreamMeter:
             chunk: Begins between two events.
             now: When it arrived.
         """
+        if self._is_like_the_last(chunk):
+            self.generated += 1
+            self.last_at = now
+            return True
         if self.first_at is None or self.tool_calls is not None or not chunk.endswith(b"\n\n") or b"\r" in chunk:
             return False
         blocks = chunk[:-2].split(b"\n\n")
@@ -74,7 +81,20 @@ class StreamMeter:
                 return False
         self.generated += len(blocks)
         self.last_at = now
+        if len(blocks) == 1:
+            self._before_text, self._after_text = _around_text(chunk)
         return True
+
+    def _is_like_the_last(self, chunk: bytes) -> bool:
+        """Whether a chunk differs from the last text delta in its text only. Engines change nothing else.
+
+        It takes 0.5 us. Text with a quote in it is left to the slower test: it could end the string.
+        """
+        before = self._before_text
+        if not before or not chunk.startswith(before) or not chunk.endswith(self._after_text):
+            return False
+        text = chunk[len(before) : -len(self._after_text)]
+        return bool(text) and text[-1] != _BACKSLASH and b'"' not in text and b"\n" not in text and b"\r" not in text
 
     def read(self, events: Iterable[Event], now: float) -> None:
         """Meter events that arrived at `now`."""
@@ -224,6 +244,22 @@ def _is_text_delta(event: bytes) -> bool:
         and b'"error"' not in event
         and b'"type"' not in event
     )
+
+
+def _around_text(chunk: bytes) -> tuple[bytes, bytes]:
+    """The bytes of a text delta before and after its text; empty if more than one member could be the text."""
+    if chunk.count(b'content":"') + chunk.count(b'"text":"') != 1:
+        return b"", b""
+    start = chunk.find(b'content":"') + len(b'content":"')
+    if start < len(b'content":"'):
+        start = chunk.find(b'"text":"') + len(b'"text":"')
+    end = chunk.find(b'"', start)
+    if chunk[end - 1] == _BACKSLASH:
+        return b"", b""
+    return chunk[:start], chunk[end:]
+
+
+_BACKSLASH = ord("\\")
 
 
 def _collect_calls(event: StreamEvent, calls: ToolCalls) -> None:

@@ -80,9 +80,11 @@ class ClientResponse:
         self._tail = data[-3:] if len(data) >= 3 else (self._tail + data)[-3:]
         self.bytes_sent += len(data)
         try:
-            await self._send_message({"type": "http.response.body", "body": data, "more_body": True})
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
             if self.first_write_at is None:
                 self.first_write_at = trio.current_time()
+        except OSError as error:
+            raise ClientGone from error
         finally:
             self._writing = False
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.dialects import chat_chunks
 from gateway.dialects.usage_fields import Usage
-from gateway.telemetry.meter import BodyMeter
+from gateway.http.sse import Reader
+from gateway.telemetry.meter import BodyMeter, StreamMeter
 
 ROLE = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 0}}
@@ -142,3 +143,39 @@ def test_body_meter_reads_usage_of_both_vocabularies():
             meter.feed(data[i : i + 50_000])
         meter.finish()
         assert meter.usage == usage
+
+
+TEXTS = [
+    b"Tbilisi",
+    b" is",
+    b'\\"quoted\\"',
+    b"line\\n",
+    b"ends in a backslash\\\\",
+    "é".encode(),
+    b"",
+    b"a\\u0022",
+    b"b",
+]
+DELTAS = {
+    "chat": b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n',
+    "reasoning": b'data: {"choices":[{"index":0,"delta":{"reasoning_content":"%b"},"finish_reason":null}]}\n\n',
+    "both": b'data: {"choices":[{"delta":{"reasoning_content":"x","content":"%b"},"finish_reason":null}]}\n\n',
+    "completion": b'data: {"choices":[{"index":0,"text":"%b","finish_reason":null}]}\n\n',
+}
+
+
+@pytest.mark.parametrize(
+    "last", [b"c", b'","finish_reason":"stop', b'"},"finish_reason":"stop"}]}\n\ndata: {"x":"', b"c\n"]
+)
+@pytest.mark.parametrize("delta", DELTAS.values(), ids=DELTAS.keys())
+def test_chunk_like_the_last_counts_as_if_it_were_framed(delta, last):
+    """A chunk that differs from the one before in its text only is not framed; the count must be the same."""
+    skimming, framing = StreamMeter(), StreamMeter()
+    reader, other = Reader(), Reader()
+    for number, text in enumerate([*TEXTS, *TEXTS, last, b"d"]):
+        chunk = delta % text
+        if not (reader.between_events and skimming.skim(chunk, number)):
+            skimming.read(reader.feed(chunk), number)
+        framing.read(other.feed(chunk), number)
+        figures = [(meter.generated, meter.last_at, meter.finish_reason, meter.done) for meter in (skimming, framing)]
+        assert figures[0] == figures[1], (text, figures)
