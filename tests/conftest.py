@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -33,10 +34,15 @@ _state_numbers = itertools.count()
 
 
 @pytest.fixture(autouse=True)
-def _no_state_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A gateway without a models.toml keeps its state in /var/lib/cortex; in a test, in a directory of that test."""
+def _no_state_of_the_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A gateway without a models.toml keeps its state in /var/lib/cortex; in a test, in a directory of that test.
+
+    With a patch of its own: the fixture `monkeypatch` would then be undone after the other fixtures of each test.
+    """
     directory = tmp_path_factory.getbasetemp() / f"state-{next(_state_numbers)}"  # created only if it is needed
-    monkeypatch.setattr(state_directory, "SYSTEM_DIRECTORY", directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state_directory, "SYSTEM_DIRECTORY", directory)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -253,7 +253,7 @@ def test_refusal_writes_nothing_and_says_why(operator, arguments, reason):
         (("--guard", "ttft=inf"), "a tolerance is"),
         (("--steps", "nan"), "steps must rise"),
         (("--every", "9" * 400 + "d"), "the duration is too long"),
-        (("--status",), "give exactly one of TARGET, --status and --abort"),
+        (("--status",), "give exactly one of TARGET, --status, --abort and --acknowledge"),
     ],
 )
 def test_invalid_rollout_option_is_a_usage_error(operator, arguments, reason):
