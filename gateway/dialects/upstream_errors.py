@@ -76,11 +76,20 @@ class UpstreamErrorResponse(msgspec.Struct):
 
     @property
     def retry_after_s(self) -> int | None:
-        """The Retry-After header in seconds from now; None if it is absent, invalid or absurdly long."""
-        value = next((value for name, value in self.headers if name == b"retry-after"), b"").strip()
-        if value.isdigit():
-            return int(value) if len(value) <= RETRY_AFTER_DIGITS else None
-        return _seconds_until(value.decode("latin-1"))
+        """When to come back, in seconds from now; None if that is absent, invalid or absurdly long.
+
+        From Retry-After, in seconds or as a date, else from retry-after-ms.
+        """
+        value = self._header(b"retry-after")
+        if _NUMBER.fullmatch(value):
+            return _whole_seconds(float(value))
+        if value:
+            return _seconds_until(value.decode("latin-1"))
+        milliseconds = self._header(b"retry-after-ms")
+        return _whole_seconds(float(milliseconds) / 1000) if _NUMBER.fullmatch(milliseconds) else None
+
+    def _header(self, name: bytes) -> bytes:
+        return next((value for found, value in self.headers if found == name), b"").strip()
 
     @property
     def value(self) -> dict[str, Any] | str:
@@ -135,15 +144,18 @@ def from_stream(value: object) -> errors.GatewayError:
     """The error of the gateway for the `error` that a neuron puts into a stream, or into a body under a 200."""
     status = _status_in(value)
     message = error_text({"error": value}) or "the neuron reported an error inside its stream"
+    kind: type[errors.GatewayError] = errors.UpstreamConnectionError
     if status in {429, 503, 529}:
-        return _quoting(errors.ServiceUnavailable(message))
-    if (refusal := read_token_refusal(message)) is not None:
+        kind = errors.ServiceUnavailable
+    elif status in {401, 407}:  # the gateway's own key, not the client's
+        kind = errors.UpstreamAuthFailed
+    elif (refusal := read_token_refusal(message)) is not None:
         return _quoting(_too_many_tokens(refusal, message))
-    if is_context_overflow(value):
-        return _quoting(errors.ContextLengthExceeded(message))
-    if 400 <= status < 500:
-        return _quoting(errors.BadRequest(message))
-    return _quoting(errors.UpstreamConnectionError(message))
+    elif is_context_overflow(value):
+        kind = errors.ContextLengthExceeded
+    elif 400 <= status < 500:
+        kind = errors.BadRequest
+    return _quoting(kind(message))
 
 
 def error_response_in(value: object) -> UpstreamErrorResponse:
@@ -165,7 +177,14 @@ def _seconds_until(date: str) -> int | None:
         seconds = at.replace(tzinfo=at.tzinfo or UTC).timestamp() - time.time()
     except (ValueError, OverflowError, IndexError, TypeError):
         return None
-    return max(ceil(seconds), 0) if seconds < 10**RETRY_AFTER_DIGITS else None
+    return _whole_seconds(max(seconds, 0))
+
+
+def _whole_seconds(seconds: float) -> int | None:
+    return ceil(seconds) if seconds < 10**RETRY_AFTER_DIGITS else None
+
+
+_NUMBER = re.compile(rb"\d{1,20}(?:\.\d{0,20})?")
 
 
 def _quoting(error: errors.GatewayError) -> errors.GatewayError:
@@ -181,7 +200,12 @@ _OVERFLOW_WORDS = re.compile(
     r"maximum context length|max(?:imum)? model length|max_model_len"  # OpenAI, vLLM
     r"|(?:exceed\w*|greater than|longer than|larger than|beyond|overflow\w*)"
     r"[\w' ]{0,40}\b(?:context|max_seq_len)\b"  # llama.cpp, SGLang, TabbyAPI
-    r"|prompt is too long|prompt too long|context(?: (?:size|length|window))?\b[\w' ]{0,20}\b(?:exceeded|overflows?)",
+    r"|prompt is too long|prompt too long"
+    r"|context(?: (?:size|length|window))?\b[\w' ]{0,20}\b(?:exceed(?:s|ed)|overflows?)"
+    r"|\binput (?:length|token count) ?(?:\(\d+[\w ]{0,10}\) )?(?:exceed\w*|is (?:longer|greater))"  # SGLang, Gemini
+    r"|`inputs` must have less than|input is too long|range of input length should be"  # TGI, Bedrock, Qwen
+    r"|prompt length(?: \(\d+\))? exceed\w*|maximum prompt length|exceeded model token limit"  # TensorRT-LLM, xAI, Kimi
+    r"|reduce the length of the (?:messages|prompt|input)|tokens in the prompt cannot exceed",  # Groq, Cohere
     re.IGNORECASE,
 )
 
@@ -197,13 +221,27 @@ def is_context_overflow(value: object) -> bool:
 
 
 def _status_in(value: object) -> int:
-    """The HTTP status that such an error stands for: engines put it into `code`, or imply it by `type`."""
+    """The HTTP status that such an error stands for: engines put it into a member, or imply it by `type` or `code`."""
     error: dict[str, Any] = value if isinstance(value, dict) else {}
-    code, type_ = error.get("code"), str(error.get("type"))
-    if isinstance(code, str) and code.isdigit() and len(code) == 3:
-        code = int(code)
-    if isinstance(code, int):
-        return code
-    if "rate_limit" in type_ or "overloaded" in type_:
-        return 503
-    return 400 if type_ in {"invalid_request_error", "BadRequestError"} or code == "context_length_exceeded" else 502
+    for member in _STATUS_MEMBERS:
+        status = error.get(member)
+        if isinstance(status, str) and _STATUS.fullmatch(status):
+            status = int(status)
+        if isinstance(status, int) and not isinstance(status, bool):
+            return status
+    names = f"{error.get('type')} {error.get('code')}".lower()
+    return next((status for word, status in _STATUS_WORDS if word in names), 502)
+
+
+_STATUS_MEMBERS = ("code", "status", "status_code", "http_code", "http_status")
+_STATUS = re.compile(r"[1-5][0-9]{2}")
+_STATUS_WORDS = (
+    ("rate_limit", 429),
+    ("insufficient_quota", 429),
+    ("overloaded", 503),
+    ("authentication_error", 401),
+    ("invalid_api_key", 401),
+    ("invalid_request", 400),
+    ("badrequesterror", 400),
+    ("context_length_exceeded", 400),
+)

@@ -64,8 +64,12 @@ def kind_of(reason: str | None) -> FinishKind:
 def failure_of(reason: str | None) -> GatewayError | None:
     """The error if an answer with this reason is none; else None."""
     kind = kind_of(reason)
+    error: GatewayError
     if kind == "overloaded":
-        return ServiceUnavailable(f"the neuron gave up its answer for lack of resources: finish_reason is {reason!r}")
-    if kind == "failed":
-        return UpstreamConnectionError(f"the neuron aborted its answer: finish_reason is {reason!r}")
-    return None
+        error = ServiceUnavailable(f"the neuron gave up its answer for lack of resources: finish_reason is {reason!r}")
+    elif kind == "failed":
+        error = UpstreamConnectionError(f"the neuron aborted its answer: finish_reason is {reason!r}")
+    else:
+        return None
+    error.is_neurons_text = True  # reported, like an error event: this request may be the cause
+    return error

@@ -127,3 +127,11 @@ def test_reason_of_an_incomplete_answer_is_translated(reason, stop_reason, incom
 def test_every_row_of_the_table_is_spelt_as_it_is_looked_up():
     """In lower case, with underscores."""
     assert all(finish_reasons.kind_of(reason.upper()) == kind for reason, kind in finish_reasons._KINDS.items())
+
+
+@pytest.mark.parametrize("reason", ["abort", "network_error", "insufficient_system_resource"])
+def test_failing_reason_counts_like_an_error_that_the_neuron_reports(reason):
+    """The request may be its cause, so it must not take the model away from other clients at once."""
+    failure = finish_reasons.failure_of(reason)
+    assert failure is not None
+    assert failure.is_neurons_text
