@@ -82,13 +82,13 @@ class ModelProfile:
     """Quantisation to load. No default: the neuron chooses."""
 
     vram_mb: Count | None = None
-    """GPU memory it needs in all, in MB as neurons report it. No default: unknown."""
+    """GPU memory it needs in all, in MB as neurons report it. No default: unknown, so it counts as fitting anywhere."""
 
     min_devices: Count = 1
-    """Number of GPUs it is spread over."""
+    """Number of GPUs it is spread over evenly. Each must be able to hold its share of `vram_mb`."""
 
     min_device_vram_mb: Count | None = None
-    """Least total memory of each GPU, in MB. No default: any GPU will do."""
+    """Least total memory of each GPU, in MB. No default: its share of `vram_mb`."""
 
     pinned_on: tuple[Name, ...] = ()
     """Names of the only neurons that may load it. Empty: any neuron."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Protocol
 
 from catalogue.models import ModelProfile
 
-__all__ = ["DeviceCapacity", "feasible", "may_displace"]
+__all__ = ["DeviceCapacity", "device_floor_mb", "may_displace", "share_mb", "usable_devices"]
 
 
 class DeviceCapacity(Protocol):
@@ -22,19 +23,26 @@ class DeviceCapacity(Protocol):
         """All of its memory, used or not, in MB."""
 
 
-def feasible(profile: ModelProfile, node_name: str, devices: Sequence[DeviceCapacity]) -> tuple[int, ...] | None:
-    """The device indices that a load of `profile` on this node would use, or None if the node cannot have the model.
+def usable_devices(profile: ModelProfile, node_name: str, devices: Sequence[DeviceCapacity]) -> tuple[int, ...] | None:
+    """The indices of the devices that are large enough, ascending; None if the node cannot have the model.
 
-    These are the first `min_devices` devices, in the neuron's order, with at least `min_device_vram_mb`. Free memory
-    does not count: the answer is for an empty node.
+    A load uses `min_devices` of them. Free memory does not count: the answer is for an empty node.
     """
     if profile.pinned_on and node_name not in profile.pinned_on:
         return None
-    floor_mb = profile.min_device_vram_mb or 0
-    large_enough = [device.index for device in devices if device.vram_total_mb >= floor_mb]
-    if len(large_enough) < profile.min_devices:
-        return None
-    return tuple(large_enough[: profile.min_devices])
+    floor_mb = device_floor_mb(profile)
+    usable = sorted(device.index for device in devices if device.vram_total_mb >= floor_mb)
+    return tuple(usable) if len(usable) >= profile.min_devices else None
+
+
+def device_floor_mb(profile: ModelProfile) -> int:
+    """How much memory each of the model's devices must have in all, in MB; 0 for any device."""
+    return max(profile.min_device_vram_mb or 0, share_mb(profile) or 0)
+
+
+def share_mb(profile: ModelProfile) -> int | None:
+    """What the model takes on each of its devices, in MB: it is split evenly. None if its size is unknown."""
+    return None if profile.vram_mb is None else ceil(profile.vram_mb / profile.min_devices)
 
 
 def may_displace(incoming_priority: int, resident_priority: int) -> bool:

@@ -133,7 +133,11 @@ class Gateway:
             pass_request_headers=settings.gateway.pass_request_headers,
         )
         self.drains = Drains(
-            self.fleet, catalogue=self.catalogue_store, scheduler=self.scheduler, load_s=settings.deadlines.load_seconds
+            self.fleet,
+            catalogue=self.catalogue_store,
+            scheduler=self.scheduler,
+            load_s=settings.deadlines.load_seconds,
+            min_residency_s=settings.eviction.min_residency_seconds,
         )
         self.manual_loads = ManualLoads(
             self.fleet, catalogue=self.catalogue_store, scheduler=self.scheduler, neurons=self.neurons

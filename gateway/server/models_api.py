@@ -13,9 +13,9 @@ import msgspec
 import structlog
 
 from catalogue.models import Catalogue, Cost, Limit, ModelProfile
-from catalogue.placement import feasible
 from gateway.fleet.model_names import catalogue_id
 from gateway.fleet.reports import ModelReport
+from gateway.fleet.routing.placement import devices_for
 from gateway.fleet.state import Fleet
 
 __all__ = ["Entry", "Location", "ModelsApi"]
@@ -160,15 +160,11 @@ class _Draft:
 
 def _topology(catalogue: Catalogue, fleet: Fleet) -> dict[str, _Draft]:
     """Pass 1: every profile, and the nodes that could hold it."""
-    return {profile.id: _Draft(profile, tuple(_feasible_on(profile, fleet))) for profile in catalogue.models.values()}
-
-
-def _feasible_on(profile: ModelProfile, fleet: Fleet) -> Iterable[str]:
-    for node in fleet.nodes.values():
-        if not node.healthy or not node.takes_placements or node.devices is None:
-            continue
-        if feasible(profile, node.name, node.devices) is not None:
-            yield node.name
+    healthy = [node for node in fleet.nodes.values() if node.healthy]
+    return {
+        profile.id: _Draft(profile, tuple(node.name for node in healthy if devices_for(profile, node) is not None))
+        for profile in catalogue.models.values()
+    }
 
 
 def _add_node_state(drafts: dict[str, _Draft], fleet: Fleet, catalogue: Catalogue) -> None:

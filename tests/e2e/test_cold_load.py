@@ -426,11 +426,14 @@ async def test_request_whose_model_leaves_the_catalogue_while_it_waits_is_still_
 
 
 async def test_model_too_large_for_every_device_gets_an_error(autojump_clock):
-    """No eviction and no wait helps, and the error does not name other models."""
+    """No eviction and no wait helps: the neuron is infeasible, although the profile has no other requirement."""
     huge = a_sim_model("lab/huge", 30_000)
     async with a_world(a_sim("a", huge), profiles=(profile_of(huge),)) as world:
         (error,) = (await world.ask(huge.id)).errors
-        assert (error["code"], "10000 MB" in error["message"]) == ("no_room", True)
+        assert (error["code"], error["message"]) == (
+            "no_feasible_neuron",
+            "model 'lab/huge' is in the catalogue but no healthy neuron's topology satisfies its constraints",
+        )
 
 
 async def test_memory_of_a_poisoned_model_is_not_waited_for(autojump_clock):

@@ -2,7 +2,8 @@
 
     open --drain--> draining: no new request, until the last one has ended
     open --drain, move--> moving: the models that only this node has are loaded elsewhere --all of them--> draining
-                             +--one cannot be--> open again; the view says which model and why
+      |                      +--a load fails--> open again; the view says which model and why
+      +--drain, move, and one of them has no place: nothing is moved; the view says which and why
 
 The node serves while its models move, so no request waits for a load that a drain causes. A moved model is kept by a
 lease until the move is over: making room for the next model must not evict it. Room is made where no other model loses
@@ -18,18 +19,16 @@ from typing import Literal
 import structlog
 import trio
 
-from catalogue.models import Catalogue
 from catalogue.source import CatalogueSource
 from gateway.errors import GatewayError, ServiceUnavailable
-from gateway.fleet.loading import eviction
+from gateway.fleet.loading.drain_plan import choose_elsewhere, has_replica_besides, impossible_moves, next_move
 from gateway.fleet.loading.scheduler import LoadScheduler
-from gateway.fleet.model_names import catalogue_id, replicas_of
+from gateway.fleet.model_names import catalogue_id
 from gateway.fleet.node import Node
-from gateway.fleet.routing.choose import ColdLoad, Decision, Route, choose
-from gateway.fleet.routing.placement import Candidate
+from gateway.fleet.routing.choose import Route
 from gateway.fleet.state import Fleet
 
-__all__ = ["DrainView", "Drains", "MoveView", "models_only_on"]
+__all__ = ["DrainView", "Drains", "MoveView"]
 
 DrainState = Literal["open", "moving", "draining", "drained"]
 MoveState = Literal["loading", "moved", "failed"]
@@ -99,13 +98,23 @@ class Drains:
         catalogue: Gives the other nodes that could have a model.
         scheduler: Loads the models there.
         load_s: How long the move of one model may take, in seconds.
+        min_residency_s: For so long after its load a model is evicted only if there is no other way.
     """
 
-    def __init__(self, fleet: Fleet, *, catalogue: CatalogueSource, scheduler: LoadScheduler, load_s: float) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        catalogue: CatalogueSource,
+        scheduler: LoadScheduler,
+        load_s: float,
+        min_residency_s: float,
+    ) -> None:
         self._fleet = fleet
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._load_s = load_s
+        self._min_residency_s = min_residency_s
         self._nursery: trio.Nursery | None = None
         self._jobs: dict[str, _MoveJob] = {}
 
@@ -162,20 +171,15 @@ class Drains:
             raise ServiceUnavailable("this gateway is starting and cannot load models yet", retry_after_s=1)
         job = self._jobs[node] = _MoveJob()
         job.moves = self._impossible_moves(node)
-        if job.moves:  # then none is begun: a load may cost another model its place
+        if job.moves:  # then none is begun
             job.is_over = True
         else:
             self._nursery.start_soon(self._run_moves, node, job)
 
     def _impossible_moves(self, node: str) -> list[_Move]:
-        """The models that no other open node could have. Known before the first load."""
-        found = []
-        for model in models_only_on(node, self._fleet, self._catalogue.current):
-            try:
-                self._choose_elsewhere(node, model)
-            except GatewayError as error:
-                found.append(_Move(model, f"no other neuron can take it now: {error.message}"))
-        return found
+        """The models that have no place on another node beside each other. Known before the first load."""
+        found = impossible_moves(node, self._fleet, self._catalogue.current, min_residency_s=self._min_residency_s)
+        return [_Move(move.model, move.reason) for move in found]
 
     async def _run_moves(self, node: str, job: _MoveJob) -> None:
         """One model after another, since they compete for memory. Then the drain, unless a move has failed."""
@@ -195,10 +199,7 @@ class Drains:
             job.is_over = True
 
     def _next_model(self, node: str, job: _MoveJob) -> str | None:
-        """Looked up for each move: the node serves meanwhile, so a request may have had another model loaded on it."""
-        done = {move.model for move in job.moves}
-        left = (model for model in models_only_on(node, self._fleet, self._catalogue.current) if model not in done)
-        return next(left, None)
+        return next_move(node, self._fleet, self._catalogue.current, {move.model for move in job.moves})
 
     async def _move(self, node: str, move: _Move, leases: ExitStack) -> None:
         began_at = trio.current_time()
@@ -214,47 +215,16 @@ class Drains:
             move.state, move.reason = "failed", f"not loaded on another neuron within {self._load_s:g} s"
 
     async def _load_elsewhere(self, node: str, model: str) -> Route:
-        while not isinstance(decision := self._choose_elsewhere(node, model), Route):
+        while True:
+            decision = choose_elsewhere(node, model, self._fleet, self._catalogue.current)
+            if isinstance(decision, Route):
+                return decision
             await self._scheduler.wait_until_routable(decision)
-        return decision
-
-    def _choose_elsewhere(self, node: str, model: str) -> Decision:
-        """Where a request for the model would go without this node."""
-        if model not in self._catalogue.current.models:
-            raise ServiceUnavailable("cortex cannot load it: it is not in models.toml")
-        decision = choose(model, self._fleet, self._catalogue.current, exclude=(node,))
-        if not isinstance(decision, ColdLoad):
-            return decision
-        sparing = tuple(place for place in decision.candidates if self._spares_last_replicas(node, decision, place))
-        return decision._replace(candidates=sparing or decision.candidates)
-
-    # What a move costs other models ...................................................................................
-
-    def _spares_last_replicas(self, leaving: str, wanted: ColdLoad, candidate: Candidate) -> bool:
-        """Whether the model fits there now, and each model evicted for it has another replica; as last polled."""
-        node, catalogue = self._fleet.nodes[candidate.node], self._catalogue.current
-        victims = eviction.find_victims(wanted.profile, node, node.free_mb(candidate.devices), catalogue)
-        if victims is None:
-            return False
-        return not any(self._has_no_replica_besides(victim.id, {leaving, candidate.node}) for victim in victims)
 
     def _displaced(self, leaving: str, route: Route, model: str, began_at: float) -> tuple[str, ...]:
         """The models that were evicted for this load and have no replica now; by catalogue id."""
         loads = self._scheduler.loads_between(model, began_at, trio.current_time())
         evicted = {name for load in loads if load.node == route.node for name in load.evicted}
-        lost = {name for name in evicted if self._has_no_replica_besides(name, {leaving, route.node})}
-        return tuple(sorted(catalogue_id(name, self._catalogue.current) for name in lost))
-
-    def _has_no_replica_besides(self, name: str, nodes: set[str]) -> bool:
-        catalogue = self._catalogue.current
-        replicas = replicas_of(catalogue_id(name, catalogue), self._fleet, catalogue)
-        return all(replica.node.name in nodes for replica in replicas)
-
-
-def models_only_on(node: str, fleet: Fleet, catalogue: Catalogue) -> list[str]:
-    """The catalogue ids of the models whose only replica is on this node, sorted."""
-    home = fleet.nodes[node]
-    models = {catalogue_id(resident.id, catalogue) for resident in home.models.values() if resident.routable}
-    return sorted(
-        model for model in models if all(replica.node is home for replica in replicas_of(model, fleet, catalogue))
-    )
+        here, catalogue = {leaving, route.node}, self._catalogue.current
+        lost = {name for name in evicted if not has_replica_besides(name, here, self._fleet, catalogue)}
+        return tuple(sorted(catalogue_id(name, catalogue) for name in lost))

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
 
 from catalogue.models import Catalogue, ModelProfile
-from catalogue.placement import may_displace
+from catalogue.placement import may_displace, share_mb
 from gateway.fleet.model_names import catalogue_id
 from gateway.fleet.node import Node, NodeModel
-from gateway.fleet.routing.placement import (
-    Candidate,
-    Fit,
-    LoadRank,
-    load_rank,
-    may_be_evicted,
-    needed_mb,
-    priority_of,
-    resident_mb,
-)
+from gateway.fleet.routing.placement import Candidate, Fit, LoadRank, candidate_on, devices_for, load_rank
+from gateway.fleet.routing.victims import find_victims, last_used, priority_of, resident_before, resident_mb
 from gateway.fleet.state import Fleet
 
 __all__ = [
-    "find_victims",
+    "busy_models",
     "find_victims_young_last",
     "fits",
     "idle_models",
@@ -32,49 +23,11 @@ __all__ = [
 ]
 
 
-def find_victims(
-    profile: ModelProfile,
-    node: Node,
-    free_mb: Mapping[int, int],
-    catalogue: Catalogue,
-    *,
-    loaded_before: float | None = None,
-) -> tuple[NodeModel, ...] | None:
-    """The fewest models, least recently used first, whose eviction makes room for `profile`.
-
-    Args:
-        profile: The model to load, split evenly over the devices of `free_mb`.
-        node: Where it is to be loaded.
-        free_mb: Free memory in MB by device index, of the devices that the load will use.
-        catalogue: For residency priorities.
-        loaded_before: Only models loaded before this time (Trio's clock, s) may be evicted; None for any.
-
-    Returns:
-        Empty if the model fits already, or if its need or the devices are unknown. None if evicting every permitted
-        model is not enough.
-    """
-    if profile.vram_mb is None or not free_mb:
-        return ()
-    need_mb = needed_mb(profile.vram_mb, len(free_mb))
-    missing_mb = {index: need_mb - free for index, free in free_mb.items() if free < need_mb}
-    victims: list[_Victim] = []
-    for resident in sorted(_evictable(profile, node, catalogue, loaded_before), key=_last_used):
-        if not _is_lacking(missing_mb, victims):
-            break
-        # A model of unknown size frees nothing that can be counted on.
-        frees_mb = {index: resident_mb(resident, index, catalogue) or 0.0 for index in missing_mb}
-        if any(frees_mb.values()):
-            victims.append(_Victim(resident, frees_mb))
-    if _is_lacking(missing_mb, victims):
-        return None
-    return tuple(victim.resident for victim in _without_needless(missing_mb, victims))
-
-
 def find_victims_young_last(
     profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue, *, loaded_before: float
 ) -> tuple[NodeModel, ...] | None:
     """As `find_victims`; models loaded after `loaded_before` are evicted only if there is no room without that."""
-    old_only = find_victims(profile, node, free_mb, catalogue, loaded_before=loaded_before)
+    old_only = find_victims(profile, node, free_mb, catalogue, may_evict=resident_before(loaded_before))
     return old_only if old_only is not None else find_victims(profile, node, free_mb, catalogue)
 
 
@@ -84,77 +37,54 @@ def rank_candidates(
     """The candidates in the order in which a load tries them, each with its rank.
 
     Among those that need evictions, a candidate that spares the models loaded after `loaded_before` comes first:
-    models that evict each other in turn cost more loads than they serve requests.
+    models that evict each other in turn cost more loads than they serve requests. For the same reason a candidate gets
+    other devices of its node if these spare such models.
     """
-
-    def evicts_young(candidate: Candidate) -> bool:
-        if candidate.fit is not Fit.AFTER_EVICTION:
-            return False
-        node = fleet.nodes[candidate.node]
-        free_mb = node.free_mb(candidate.devices)
-        return find_victims(profile, node, free_mb, catalogue, loaded_before=loaded_before) is None
-
-    return sorted((load_rank(candidate, evicts_young=evicts_young(candidate)), candidate) for candidate in candidates)
-
-
-class _Victim(NamedTuple):
-    resident: NodeModel
-    frees_mb: Mapping[int, float]
-
-
-def _evictable(profile: ModelProfile, node: Node, catalogue: Catalogue, loaded_before: float | None) -> list[NodeModel]:
-    return [
-        resident
-        for resident in node.models.values()
-        if may_be_evicted(resident, profile, catalogue)
-        and (loaded_before is None or resident.resident_since is None or resident.resident_since <= loaded_before)
-    ]
+    is_old = resident_before(loaded_before)
+    ranked = []
+    for given in candidates:
+        candidate, evicts_young = given, False
+        node = fleet.nodes[given.node]
+        if given.fit is Fit.AFTER_EVICTION and (
+            find_victims(profile, node, node.free_mb(given.devices), catalogue, may_evict=is_old) is None
+        ):
+            sparing = candidate_on(node, profile, catalogue, may_evict=is_old)
+            if sparing is not None and sparing.fit is Fit.AFTER_EVICTION:
+                candidate = sparing
+            else:
+                evicts_young = True
+        ranked.append((load_rank(candidate, evicts_young=evicts_young), candidate))
+    return sorted(ranked)
 
 
-def _last_used(resident: NodeModel) -> tuple[float, str]:
-    """A model that this gateway never used counts from the time when it was loaded."""
-    used_at = resident.last_used if resident.last_used is not None else resident.resident_since
-    return (used_at or 0.0, resident.id)
-
-
-def _is_lacking(missing_mb: Mapping[int, int], victims: Sequence[_Victim]) -> bool:
-    return any(sum(victim.frees_mb[index] for victim in victims) < missing for index, missing in missing_mb.items())
-
-
-def _without_needless(missing_mb: Mapping[int, int], victims: list[_Victim]) -> list[_Victim]:
-    """A later, larger victim may make an earlier, smaller one needless. The most recently used are spared first."""
-    for spared in reversed(list(victims)):
-        rest = [victim for victim in victims if victim is not spared]
-        if not _is_lacking(missing_mb, rest):
-            victims = rest
-    return victims
-
-
-def fits(profile: ModelProfile, free_mb: Mapping[int, int], *, over: int) -> bool:
-    """Whether each of `over` devices has room for its share. An unknown need or an unknown reading counts as room."""
-    return profile.vram_mb is None or all(free >= needed_mb(profile.vram_mb, over) for free in free_mb.values())
+def fits(profile: ModelProfile, free_mb: Mapping[int, int]) -> bool:
+    """Whether each device has room for its share. An unknown need or an unknown reading counts as room."""
+    need_mb = share_mb(profile)
+    return need_mb is None or all(free >= need_mb for free in free_mb.values())
 
 
 # Whether waiting for room can help ....................................................................................
 
 
-def room_may_come(profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue) -> bool:
-    """Whether there is room once every model that `profile` may displace is idle.
+def room_may_come(profile: ModelProfile, node: Node, catalogue: Catalogue) -> bool:
+    """Whether enough devices have room once every model that `profile` may displace is idle.
 
-    A displaceable model of unknown size may be large enough: unknown is not zero. A stuck one (`poisoned`) keeps its
-    memory until its neuron is restarted, so it does not count.
+    A displaceable model of unknown size may be large enough, and an unknown reading may be room: unknown is not zero. A
+    stuck model (`poisoned`) keeps its memory until its neuron is restarted, so it does not count.
     """
-    if profile.vram_mb is None or not free_mb:
+    need_mb, devices = share_mb(profile), devices_for(profile, node) or ()
+    if need_mb is None:
         return True
-    need_mb = needed_mb(profile.vram_mb, len(free_mb))
+    free_mb = node.free_mb(devices)
     residents = [resident for resident in node.models.values() if resident.status is not None and not resident.is_stuck]
     displaceable = [resident for resident in residents if _may_displace_once_idle(resident, profile, catalogue)]
-    for index, free in free_mb.items():
-        sizes_mb = [resident_mb(resident, index, catalogue) for resident in displaceable]
+
+    def may_fit(device: int) -> bool:
+        sizes_mb = [resident_mb(resident, device, catalogue) for resident in displaceable]
         known_mb = [size for size in sizes_mb if size is not None]
-        if len(known_mb) == len(sizes_mb) and free + sum(known_mb) < need_mb:
-            return False
-    return True
+        return device not in free_mb or len(known_mb) < len(sizes_mb) or free_mb[device] + sum(known_mb) >= need_mb
+
+    return sum(map(may_fit, devices)) >= profile.min_devices
 
 
 def _may_displace_once_idle(resident: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
@@ -168,7 +98,13 @@ def _serves_until_loaded(resident: NodeModel, incoming: ModelProfile, catalogue:
     return catalogue_id(resident.id, catalogue) in catalogue.kept_until_loaded(incoming.id)
 
 
-def why_no_room(profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue) -> str:
+def busy_models(node: Node) -> str:
+    """For operators: the models with requests, and how many; empty if there are none."""
+    busy = (model for model in node.models.values() if model.load)
+    return ", ".join(f"{model.id} ({model.load} request{'s' if model.load > 1 else ''})" for model in busy)
+
+
+def why_no_room(profile: ModelProfile, node: Node, catalogue: Catalogue) -> str:
     """For operators: which models take the room on this node, or that the node is too small."""
     residents = [resident for resident in node.models.values() if resident.status is not None]
     kept = sorted(resident.id for resident in residents if _serves_until_loaded(resident, profile, catalogue))
@@ -185,8 +121,11 @@ def why_no_room(profile: ModelProfile, node: Node, free_mb: Mapping[int, int], c
     stuck = sorted(f"{resident.id} ({resident.status})" for resident in node.models.values() if resident.is_stuck)
     if stuck:
         return f"{node.name} is held by {', '.join(stuck)}; restart its neuron to free the memory"
-    total_mb = sum(device.vram_total_mb for device in node.devices or () if device.index in free_mb)
-    return f"{node.name} has {total_mb} MB on the devices for it, and too little free even with every model unloaded"
+    count = len(devices_for(profile, node) or ())
+    devices = "device that is" if count == 1 else "devices that are"
+    return (
+        f"{node.name} has {count} {devices} large enough, with too little memory free even if every model is unloaded"
+    )
 
 
 # Idle models ..........................................................................................................
@@ -201,5 +140,5 @@ def idle_models(node: Node, now: float, ttl_s: Callable[[str], float]) -> list[N
         and not resident.leases
         and not resident.other_requests
         and (allowed_s := ttl_s(resident.id)) > 0
-        and now - _last_used(resident)[0] >= allowed_s
+        and now - last_used(resident)[0] >= allowed_s
     ]

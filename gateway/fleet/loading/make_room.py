@@ -81,7 +81,7 @@ class RoomMaker:
         """A driver may take a moment to free memory; or a victim freed none, because someone else unloaded it."""
         with trio.move_on_after(ROOM_DEADLINE_S):
             while True:
-                if eviction.fits(profile, await self._measure_free_mb(candidate), over=len(candidate.devices)):
+                if eviction.fits(profile, await self._measure_free_mb(candidate)):
                     return
                 await trio.sleep(ASK_INTERVAL_S)
         raise LoadPostponed(

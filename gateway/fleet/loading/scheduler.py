@@ -28,7 +28,8 @@ from gateway.fleet.loading.unload import Unloader
 from gateway.fleet.model_names import profile_of
 from gateway.fleet.node import NodeModel
 from gateway.fleet.routing.choose import ColdLoad, Decision, WaitForLoad
-from gateway.fleet.routing.placement import Candidate, Fit, is_guarded
+from gateway.fleet.routing.placement import Candidate, Fit
+from gateway.fleet.routing.victims import is_guarded
 from gateway.fleet.state import Fleet
 
 __all__ = ["LoadScheduler"]
@@ -241,18 +242,13 @@ class LoadScheduler:
         """
         nodes = [candidate.node for candidate in candidates]
         unsettled = any(node in self._busy_since or not self._fleet.is_confirmed(node) for node in nodes)
-        places = [(self._fleet.nodes[candidate.node], candidate.devices) for candidate in candidates]
-        catalogue = self._catalogue.current
-        if unsettled or any(
-            eviction.room_may_come(profile, node, node.free_mb(devices), catalogue) for node, devices in places
-        ):
+        places, catalogue = [self._fleet.nodes[name] for name in nodes], self._catalogue.current
+        if unsettled or any(eviction.room_may_come(profile, node, catalogue) for node in places):
             for name in nodes:
                 if name not in self._busy_since:  # a job asks for a poll when it ends
                     self._poll_soon(name)
             return
-        reasons = "; ".join(
-            eviction.why_no_room(profile, node, node.free_mb(devices), catalogue) for node, devices in places
-        )
+        reasons = "; ".join(eviction.why_no_room(profile, node, catalogue) for node in places)
         if failed:
             raise self._backoffs.all_failed(profile.id, [candidate.node for candidate in failed], f"; {reasons}")
         raise NoRoom(

@@ -1,33 +1,35 @@
-"""On which nodes a model can be loaded, and in which order they are tried: memory, evictable models, ranking. No I/O.
+"""On which nodes and devices a model can be loaded, and in which order they are tried. No I/O.
 
-The only place for these rules: routing, loading, eviction and the planning of a catalogue change all call them. Which
-models are evicted for a load is `loading/eviction.py`.
+The only place for these rules: routing, `/v1/models`, loading, drains and the planning of a catalogue change all call
+them. Which models are evicted for a load is `victims.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from math import ceil
+from itertools import combinations
+from math import comb
 from typing import NamedTuple
 
-from catalogue.models import DEFAULT_PRIORITY, Catalogue, ModelProfile
-from catalogue.placement import feasible, may_displace
-from gateway.fleet.model_names import catalogue_id, profile_of
+from catalogue.models import Catalogue, ModelProfile
+from catalogue.placement import share_mb, usable_devices
 from gateway.fleet.node import Node, NodeModel
+from gateway.fleet.routing.victims import Victim, enough_victims, evictable, last_used
 
 __all__ = [
     "Candidate",
     "Fit",
     "LoadRank",
     "candidate_on",
-    "is_guarded",
+    "devices_for",
     "load_rank",
-    "may_be_evicted",
     "may_be_feasible",
-    "needed_mb",
-    "priority_of",
-    "resident_mb",
 ]
+
+# How many sets of devices are compared: all of them for pairs of 16 GPUs (120), and for any number of 8 GPUs (70). Half
+# of 16 GPUs have 12,870 sets, and to compare them all would block the gateway for a second.
+MAX_DEVICE_SETS = 128
 
 
 class Fit(IntEnum):
@@ -68,17 +70,14 @@ def load_rank(candidate: Candidate, *, evicts_young: bool = False) -> LoadRank:
     return LoadRank(candidate.fit, evicts_young, -(candidate.free_mb or 0), candidate.node)
 
 
-def candidate_on(node: Node, profile: ModelProfile, catalogue: Catalogue) -> Candidate | None:
-    """The node as a candidate for a load of `profile`; None if its topology is unknown or does not satisfy it."""
+# Whether a node can hold the model at all .............................................................................
+
+
+def devices_for(profile: ModelProfile, node: Node) -> tuple[int, ...] | None:
+    """The node's devices that are large enough for the model; None if it is infeasible there or nothing is known."""
     if node.devices is None or not node.takes_placements:
         return None
-    indices = feasible(profile, node.name, node.devices)
-    if indices is None:
-        return None
-    free_mb = node.free_mb(indices)
-    if len(free_mb) < len(indices):
-        return Candidate(node.name, indices, Fit.UNKNOWN, None)
-    return Candidate(node.name, indices, _fit(profile, node, free_mb, catalogue), sum(free_mb.values()))
+    return usable_devices(profile, node.name, node.devices)
 
 
 def may_be_feasible(profile: ModelProfile, node: Node) -> bool:
@@ -86,67 +85,102 @@ def may_be_feasible(profile: ModelProfile, node: Node) -> bool:
 
     One that never answered has no known topology: it counts only if the profile is pinned on it.
     """
-    if not node.takes_placements:
-        return False
-    if node.devices is None:
+    if node.devices is None and node.takes_placements:
         return node.name in profile.pinned_on
-    return feasible(profile, node.name, node.devices) is not None
+    return devices_for(profile, node) is not None
 
 
-def _fit(profile: ModelProfile, node: Node, free_mb: dict[int, int], catalogue: Catalogue) -> Fit:
-    """Every device must have room for its share: free memory on one GPU does not help another."""
-    if profile.vram_mb is None:
-        return Fit.UNKNOWN
-    need_mb = needed_mb(profile.vram_mb, len(free_mb))
-    if all(free >= need_mb for free in free_mb.values()):
-        return Fit.FREE
-    evictable = [resident for resident in node.models.values() if may_be_evicted(resident, profile, catalogue)]
-    enough = all(
-        free + sum(resident_mb(resident, index, catalogue) or 0.0 for resident in evictable) >= need_mb
-        for index, free in free_mb.items()
-    )
-    return Fit.AFTER_EVICTION if enough else Fit.FULL
+# The devices of a load ................................................................................................
 
 
-# Memory ...............................................................................................................
+def candidate_on(
+    node: Node,
+    profile: ModelProfile,
+    catalogue: Catalogue,
+    *,
+    may_evict: Callable[[NodeModel], bool] | None = None,
+) -> Candidate | None:
+    """The node as a candidate for a load of `profile`; None if its topology is unknown or does not satisfy it.
 
+    Of the sets of `min_devices` devices, it takes the one that fits into free memory with the least left over. If none
+    does, it takes the one whose eviction is cheapest: the fewest models, then the least recently used. Ties by index.
 
-def needed_mb(vram_mb: int, devices: int) -> int:
-    """What a model of `vram_mb` takes on each of `devices` GPUs, in MB: it is split evenly."""
-    return ceil(vram_mb / devices) if devices else 0
-
-
-def resident_mb(resident: NodeModel, device: int, catalogue: Catalogue) -> float | None:
-    """What a loaded model takes on one device, in MB: reported by its neuron, else from the catalogue, else None."""
-    if resident.report is None or device not in resident.report.devices:
-        return 0.0
-    used_mb = resident.report.vram_used_mb
-    if used_mb is None:  # a neuron need not know
-        profile = profile_of(resident.id, catalogue)
-        used_mb = None if profile is None else profile.vram_mb
-    return None if used_mb is None else used_mb / len(resident.report.devices)
-
-
-# Which models may be displaced ........................................................................................
-
-
-def may_be_evicted(resident: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
-    """Whether `resident` may be unloaded to make room: it is loaded, idle, not guarded, and of a permitted class.
-
-    Idle means no lease of ours, and at the neuron no request of others: what the neuron still counts of our own
-    requests that have ended does not protect a model. Minimum residency and the order are for `loading/eviction.py`.
+    `may_evict` narrows which of the permitted models may be evicted.
     """
-    if resident.status != "loaded" or resident.load or is_guarded(resident.id, catalogue):
-        return False
-    return may_displace(incoming.priority, priority_of(resident.id, catalogue))
+    usable = devices_for(profile, node)
+    if usable is None:
+        return None
+    fit, devices = _choose_devices(node, profile, catalogue, usable, may_evict)
+    free_mb = node.free_mb(devices)
+    known_free_mb = sum(free_mb.values()) if len(free_mb) == len(devices) else None
+    return Candidate(node.name, tuple(sorted(devices)), fit, known_free_mb)
 
 
-def is_guarded(neuron_id: str, catalogue: Catalogue) -> bool:
-    """Whether the model must stay because an alias is about to move from it or to it."""
-    return bool(catalogue.guarded) and catalogue_id(neuron_id, catalogue) in catalogue.guarded
+def _choose_devices(
+    node: Node,
+    profile: ModelProfile,
+    catalogue: Catalogue,
+    usable: Sequence[int],
+    may_evict: Callable[[NodeModel], bool] | None,
+) -> tuple[Fit, Sequence[int]]:
+    """Every device must have room for its share: free memory on one GPU does not help another."""
+    count, need_mb, free_mb = profile.min_devices, share_mb(profile), node.free_mb(usable)
+    # The most free memory first. An unknown reading may be anything, so it is better than none.
+    roomiest = sorted(usable, key=lambda index: (-free_mb.get(index, 1), index))
+    if need_mb is None:
+        return Fit.UNKNOWN, roomiest[:count]
+    fitting = sorted((index for index, free in free_mb.items() if free >= need_mb), key=lambda i: (free_mb[i], i))
+    if len(fitting) >= count:
+        return Fit.FREE, fitting[:count]
+    missing_mb = {index: max(need_mb - free_mb[index], 0) for index in usable if index in free_mb}
+    victims = evictable(profile, node, missing_mb, catalogue, may_evict=may_evict)
+    alone = _victims_by_device(missing_mb, victims)
+    if len(alone) >= count:
+        return Fit.AFTER_EVICTION, _cheapest_set(count, missing_mb, victims, alone)
+    unknown = [index for index in usable if index not in free_mb]
+    possible = [*fitting, *unknown, *(index for index in alone if index not in fitting)]
+    if len(possible) >= count:
+        return Fit.UNKNOWN, possible[:count]
+    return Fit.FULL, roomiest[:count]
 
 
-def priority_of(neuron_id: str, catalogue: Catalogue) -> int:
-    """The residency priority of the model that a neuron lists as `neuron_id`."""
-    profile = profile_of(neuron_id, catalogue)
-    return DEFAULT_PRIORITY if profile is None else profile.priority
+def _victims_by_device(missing_mb: Mapping[int, int], victims: Sequence[Victim]) -> dict[int, list[Victim]]:
+    """For each device that can be made to fit, the victims that it needs alone; by index."""
+    found = {index: enough_victims({index: missing}, victims) for index, missing in missing_mb.items()}
+    return {index: needed for index, needed in found.items() if needed is not None}
+
+
+def _cheapest_set(
+    count: int, missing_mb: Mapping[int, int], victims: Sequence[Victim], alone: Mapping[int, list[Victim]]
+) -> tuple[int, ...]:
+    """The set of `count` devices of `alone` whose eviction is cheapest. Any set can be made to fit."""
+
+    def cost(devices: tuple[int, ...]) -> tuple[int, list[float], tuple[int, ...]]:
+        missing = {index: missing_mb[index] for index in devices if missing_mb[index]}
+        needed = enough_victims(missing, victims) or []
+        used_at = sorted((last_used(victim.resident)[0] for victim in needed), reverse=True)
+        return (len(needed), used_at, devices)
+
+    return min(_device_sets(count, alone), key=cost)
+
+
+def _device_sets(count: int, alone: Mapping[int, list[Victim]]) -> Iterator[tuple[int, ...]]:
+    """The sets to compare: all of them, or those of the most promising devices if there are too many.
+
+    A device is promising if its victims are few. A victim that takes several devices counts for each of them in part,
+    since one eviction frees them all.
+    """
+    spans: dict[str, int] = {}
+    for needed in alone.values():
+        for victim in needed:
+            spans[victim.resident.id] = spans.get(victim.resident.id, 0) + 1
+
+    def promise(index: int) -> tuple[float, list[float], int]:
+        needed = alone[index]
+        parts = sum(1 / min(count, spans[victim.resident.id]) for victim in needed)
+        return (parts, sorted((last_used(victim.resident)[0] for victim in needed), reverse=True), index)
+
+    width = len(alone)
+    while width > count and comb(width, count) > MAX_DEVICE_SETS:
+        width -= 1
+    return combinations(sorted(sorted(alone, key=promise)[:width]), count)

@@ -155,18 +155,20 @@ def test_pin_is_part_of_the_reason(fleet):
     pinned = a_profile("C", vram_mb=20_000, min_device_vram_mb=16_000, pinned_on=("small",))
 
     assert placement(plan(to("A"), to("C", A, pinned), fleet)).reason.startswith(
-        "no neuron can hold C: needs 1 device of 16,000 MB on small, where it is pinned; "
+        "no neuron can hold C: needs 1 device of 20,000 MB on small, where it is pinned; "
     )
 
 
 def test_model_larger_than_every_device_is_impossible(fleet):
-    """The topology satisfies it, the memory never does."""
+    """Its size counts, whatever else the profile says."""
     vast = a_profile("vast", vram_mb=60_000)
 
     planned = plan(to("A"), to("vast", A, vast), fleet)
 
     assert planned.verdict == "impossible"
-    assert placement(planned).reason.startswith("no neuron has memory for vast: needs 60,000 MB; large has 24000 MB")
+    assert placement(planned).reason == (
+        "no neuron can hold vast: needs 1 device of 60,000 MB; large has 1 of 24,000 MB, small has 1 of 10,000 MB"
+    )
 
 
 def test_unknown_model_is_impossible(fleet):
@@ -212,8 +214,31 @@ def test_model_waits_for_a_neuron_that_is_drained(fleet):
 
     assert (placement(planned).state, placement(planned).reason) == (
         "waits",
-        "large could hold it, but is unavailable now",
+        "model 'C' fits only on large (draining)",
     )
+
+
+def test_model_waits_for_a_drained_neuron_if_the_open_one_has_no_memory(fleet):
+    """The open one is large enough, but its memory is held by the model that serves until the move."""
+    fleet.drain("large", draining=True)
+    wide = a_profile("W", vram_mb=9000)
+
+    planned = plan(to("A"), to("W", A, wide), fleet)
+
+    assert (placement(planned).state, placement(planned).nodes) == ("waits", ("large",))
+    assert placement(planned).reason == "large could hold it, but is unavailable now"
+
+
+def test_load_evicts_nothing_while_another_device_has_room():
+    """The other GPU of the same neuron has the memory; its index is higher."""
+    fleet = a_fleet("pair", clock=Clock())
+    big = a_model("A", vram_used_mb=20_000, devices=(0,))
+    answers(fleet, "pair", big, devices=(a_gpu(0, 24_000, 4000), a_gpu(1, 24_000, 17_000)))
+
+    planned = plan(to("A"), to("B"), fleet)
+
+    assert (placement(planned).devices, placement(planned).evicts) == ((1,), ())
+    assert [device.used_after_mb for device in planned.devices] == [20_000, 15_000]
 
 
 def test_every_target_with_a_weight_is_placed(fleet):

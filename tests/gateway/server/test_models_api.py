@@ -38,6 +38,28 @@ def test_pass_1_every_profile_is_listed_with_the_nodes_that_satisfy_it():
     assert entries["any"]["locations"] == []
 
 
+def test_pass_1_size_of_the_model_counts():
+    """Each of `min_devices` devices must hold its share of `vram_mb`, whether it is free now or not."""
+    fleet = a_fleet("one", "two")
+    answers(fleet, "one", devices=(a_gpu(0, 24_000, 0),))
+    answers(fleet, "two", devices=(a_gpu(0, 12_000, 0), a_gpu(1, 12_000, 0)))
+    needs = {
+        "12": (12_000, 1),
+        "24": (24_000, 1),
+        "25": (25_000, 1),
+        "24 on two": (24_000, 2),
+        "25 on two": (25_000, 2),
+    }
+    profiles = [a_profile(name, vram_mb=size, min_devices=count) for name, (size, count) in needs.items()]
+    assert {key: entry["feasible_on"] for key, entry in listed(a_catalogue(*profiles), fleet).items()} == {
+        "12": ["one", "two"],
+        "24": ["one"],
+        "25": [],
+        "24 on two": ["two"],
+        "25 on two": [],
+    }
+
+
 def test_pass_2_every_node_that_knows_a_model_is_a_location():
     """`loaded` is true only if some node has it loaded."""
     fleet = a_fleet("a", "b")

@@ -12,7 +12,8 @@ from fakes.fleets import a_catalogue, a_fleet, a_model, a_profile, answers
 from fakes.world import a_sim, a_sim_model, a_world, profile_of
 
 from gateway.errors import ServiceUnavailable
-from gateway.fleet.loading.drain import Drains, models_only_on
+from gateway.fleet.loading.drain import Drains
+from gateway.fleet.loading.drain_plan import models_only_on
 from neuron.simulated.faults import LoadFails, LoadHangs, SilentPrefill
 
 LOAD_S, PROBE_S = 5.0, 1.02
@@ -23,7 +24,13 @@ DOUBLE = a_sim_model("lab/double")
 @asynccontextmanager
 async def a_draining_world(*sims, profiles, load_s=1800.0):
     async with a_world(*sims, profiles=profiles) as world, trio.open_nursery() as nursery:
-        drains = Drains(world.fleet, catalogue=world.catalogue_store, scheduler=world.scheduler, load_s=load_s)
+        drains = Drains(
+            world.fleet,
+            catalogue=world.catalogue_store,
+            scheduler=world.scheduler,
+            load_s=load_s,
+            min_residency_s=0,
+        )
         await nursery.start(drains.run)
         yield world, drains
         nursery.cancel_scope.cancel()
@@ -87,17 +94,19 @@ async def test_models_only_it_holds_are_loaded_elsewhere_before_it_goes(autojump
         assert world.load_calls() == ["b"]
 
 
-async def test_model_that_was_moved_is_not_evicted_for_the_next_one(autojump_clock):
-    """There is memory for one of two, so the drain fails, and no model is lost."""
+async def test_nothing_moves_if_there_is_room_for_one_of_two_models(autojump_clock):
+    """Known before the first load: the second model would need the place of the first."""
     sims = a_sim("a", M, N, vram_mb=(20_000,), loaded=(M.id, N.id)), a_sim("b", M, N, vram_mb=(9_000,))
     async with a_draining_world(*sims, profiles=(profile_of(M), profile_of(N)), load_s=60) as (world, drains):
-        drains.drain("a", move=True)
-        view = await until_over(drains, "a")
-        assert [(move.model, move.state) for move in view.moves] == [(M.id, "moved"), (N.id, "failed")]
-        assert view.moves[1].reason == "not loaded on another neuron within 60 s"
+        view = drains.drain("a", move=True)
+        assert [(move.model, move.state) for move in view.moves] == [(N.id, "failed")]
+        assert view.moves[0].reason == (
+            "no other neuron has room for it: b has no room beside lab/m, which would move there first"
+        )
         assert (view.state, view.draining) == ("open", False)
+        assert world.load_calls() == []
         assert sims[1].counters["unloads"] == 0
-        assert (await world.ask(N.id)).node == "a"
+        assert {(await world.ask(M.id)).node, (await world.ask(N.id)).node} == {"a"}
 
 
 async def test_room_is_made_where_no_model_loses_its_last_replica(autojump_clock):
@@ -211,7 +220,7 @@ async def test_gateway_that_has_not_started_moves_nothing():
     """It raises; a drain without moves needs no job."""
     fleet = a_fleet("a")
     answers(fleet, "a", a_model("m"))
-    drains = Drains(fleet, catalogue=None, scheduler=None, load_s=1)
+    drains = Drains(fleet, catalogue=None, scheduler=None, load_s=1, min_residency_s=0)
     with pytest.raises(ServiceUnavailable):
         drains.drain("a", move=True)
     assert drains.drain("a").state == "drained"
@@ -256,7 +265,7 @@ async def test_undrain_wins_over_a_move_that_ends_in_the_same_step():
     answers(fleet, "b")
     scheduler = OneLoad(fleet)
     catalogue = SimpleNamespace(current=a_catalogue(a_profile("m", vram_mb=1000)))
-    drains = Drains(fleet, catalogue=catalogue, scheduler=scheduler, load_s=60)
+    drains = Drains(fleet, catalogue=catalogue, scheduler=scheduler, load_s=60, min_residency_s=0)
     async with trio.open_nursery() as nursery:
         await nursery.start(drains.run)
         drains.drain("a", move=True)

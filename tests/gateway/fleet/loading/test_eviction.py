@@ -6,6 +6,7 @@ import pytest
 from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
 
 from gateway.fleet.loading import eviction
+from gateway.fleet.routing.victims import find_victims, resident_before
 
 
 class NodeWithModels:
@@ -13,6 +14,7 @@ class NodeWithModels:
 
     def __init__(self, total_mb=24_000, gpus=1):
         self.clock = Clock()
+        self.total_mb = total_mb
         self.fleet = a_fleet("a", clock=self.clock)
         self.node = self.fleet.nodes["a"]
         self.devices = tuple(a_gpu(index, total_mb, total_mb) for index in range(gpus))
@@ -39,13 +41,14 @@ class NodeWithModels:
     def victims_of(self, vram_mb, free_mb, *, priority=100, **how):
         """The ids of the victims, or None."""
         free = free_mb if isinstance(free_mb, dict) else {0: free_mb}
-        profile = a_profile("new", vram_mb=vram_mb, residency_priority=priority)
-        victims = eviction.find_victims(profile, self.node, free, self.catalogue, **how)
+        profile = a_profile("new", vram_mb=vram_mb, residency_priority=priority, min_devices=len(free))
+        victims = find_victims(profile, self.node, free, self.catalogue, **how)
         return None if victims is None else [resident.id for resident in victims]
 
     def room_may_come(self, vram_mb, free_mb, *, priority=100):
         profile = a_profile("new", vram_mb=vram_mb, residency_priority=priority)
-        return eviction.room_may_come(profile, self.node, {0: free_mb}, self.catalogue)
+        answers(self.fleet, "a", *self.reports, devices=(a_gpu(0, self.total_mb, free_mb),))
+        return eviction.room_may_come(profile, self.node, self.catalogue)
 
 
 def three():
@@ -106,8 +109,8 @@ def test_victims_respect_residency_priorities(resident, incoming, victims):
 def test_victims_are_only_models_loaded_before_the_given_time():
     """Models that were loaded later stay (minimum residency)."""
     scene = NodeWithModels().holds("early", 4000, came_at=0).holds("late", 8000, came_at=50)
-    assert scene.victims_of(3000, 0, loaded_before=40) == ["early"]
-    assert scene.victims_of(8000, 0, loaded_before=40) is None
+    assert scene.victims_of(3000, 0, may_evict=resident_before(40)) == ["early"]
+    assert scene.victims_of(8000, 0, may_evict=resident_before(40)) is None
     assert scene.victims_of(8000, 0) == ["late"]
 
 

@@ -83,3 +83,26 @@ async def test_idle_model_from_a_source_has_the_time_to_live_of_its_profile(auto
     profile = profile_of(M, source="hf", idle_ttl_seconds=20)
     async with a_world(a_sim("a", M), profiles=(profile,)) as world:
         assert [world.scheduler._ttl_s(name) for name in (M.id, f"hf:{M.id}", "other")] == [20, 20, 0]
+
+
+async def test_second_gpu_is_filled_before_a_model_is_evicted(autojump_clock):
+    """Then the third model takes the GPU of the least recently used one; the load calls name the devices."""
+    third = a_sim_model("lab/o")
+    sim = a_sim("a", M, N, third, vram_mb=(10_000, 10_000))
+    async with a_world(sim, profiles=(*PROFILES, profile_of(third))) as world:
+        for model in (M, N, M, third):
+            assert (await world.ask(model.id)).status == 200
+        begun = [(entry.model, entry.devices) for entry in sim.loads if entry.outcome == "begun"]
+        assert begun == [(M.id, (0,)), (N.id, (1,)), (third.id, (1,))]
+        assert sim.counters["unloads"] == 1
+        assert world.violations() == []
+
+
+async def test_model_that_no_gpu_can_hold_is_refused_at_once(autojump_clock):
+    """Nothing is evicted for it, and no load is tried. The profile has no other requirement than its size."""
+    vast = a_sim_model("lab/vast", 12_000)
+    sim = a_sim("a", M, vast, vram_mb=(10_000, 10_000), loaded=(M.id,))
+    async with a_world(sim, profiles=(*PROFILES, profile_of(vast))) as world:
+        answer = await world.ask(vast.id)
+        assert (answer.status, answer.errors[0]["code"]) == (503, "no_feasible_neuron")
+        assert (sim.counters["unloads"], world.load_calls()) == (0, [])
