@@ -5,6 +5,7 @@ The engine's processes are gone when `EngineProcess.run` returns, whatever the r
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -17,10 +18,12 @@ import trio
 
 from neuron.agent.process import launcher
 from neuron.agent.process.engine_output import EngineOutput
+from neuron.agent.process.survivors import RUN_MARK, kill_marked
 
 __all__ = ["EngineProcess"]
 
 _READ_BYTES = 65536
+_run_numbers = itertools.count()
 _LAST_OUTPUT_S = 1.0
 """How long output is read after the launcher's end: a worker that escaped may keep the pipe open."""
 
@@ -37,7 +40,8 @@ class EngineProcess:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], output: EngineOutput, *, stop_s: float) -> None:
         self._command = command
-        self._env = env
+        self._run_mark = f"{os.getpid()}-{next(_run_numbers)}"
+        self._env = {**env, RUN_MARK: self._run_mark}
         self._output = output
         self._stop_s = stop_s
         self._stop_requested = trio.Event()
@@ -69,7 +73,7 @@ class EngineProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=dict(self._env),
+            env=self._env,
             start_new_session=True,
         )
         self.pid = process.pid
@@ -86,7 +90,14 @@ class EngineProcess:
         finally:
             self._output.close_run()
             await _kill(process)
+            if process.returncode is not None and process.returncode < 0:
+                await self._kill_what_the_launcher_left()
         return self.exit_code
+
+    async def _kill_what_the_launcher_left(self) -> None:
+        """The launcher itself was killed; workers in a session of their own have survived it."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(kill_marked, self._run_mark)
 
     async def _read_output(self, process: trio.Process) -> None:
         assert process.stdout is not None  # noqa: S101 - asked for above

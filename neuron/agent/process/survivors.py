@@ -17,10 +17,12 @@ from typing import NamedTuple
 
 from neuron.agent.process.launcher import descendants
 
-__all__ = ["MARK", "StartedProcess", "end_survivors", "find_survivors", "start_time"]
+__all__ = ["MARK", "RUN_MARK", "StartedProcess", "end_survivors", "find_survivors", "kill_marked", "start_time"]
 
 MARK = "CORTEX_NEURON_STATE"
 """The environment variable of engines that names the state directory of their neuron."""
+RUN_MARK = "CORTEX_NEURON_RUN"
+"""The environment variable of one run of one engine; its value is unique."""
 
 GRACE_S = 3.0
 KILL_S = 5.0
@@ -48,12 +50,7 @@ def start_time(pid: int) -> int | None:
 def find_survivors(started: Iterable[StartedProcess], state_dir: Path) -> list[int]:
     """The process ids of engines, launchers and their descendants that an earlier run has left over."""
     found = {process.pid for process in started if start_time(process.pid) == process.start_time}
-    mark = f"{MARK}={state_dir}".encode()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            with suppress(OSError):  # another user's, or it has ended
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.add(int(folder.name))
+    found |= _marked(f"{MARK}={state_dir}")
     below = {child for pid in found for child in descendants(pid)}
     return sorted((found | below) - {os.getpid()})
 
@@ -71,6 +68,25 @@ def end_survivors(started: Iterable[StartedProcess], state_dir: Path) -> list[in
             alive = sorted({*alive, *find_survivors(started, state_dir)})
             _signal(alive, signal.SIGKILL)
     return found
+
+
+def kill_marked(run: str) -> None:
+    """Kill what is left of one run of an engine whose launcher was killed, and so could not do that."""
+    begin = time.monotonic()
+    while (alive := _marked(f"{RUN_MARK}={run}")) and time.monotonic() < begin + KILL_S:
+        _signal(alive, signal.SIGKILL)
+        time.sleep(_POLL_S)
+
+
+def _marked(mark: str) -> set[int]:
+    """The living processes with this variable in their environment."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with suppress(OSError):  # another user's, or it has ended
+                if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.add(int(folder.name))
+    return {pid for pid in found if start_time(pid) is not None}
 
 
 def _signal(pids: Iterable[int], number: int) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -106,6 +106,19 @@ async def test_stopped_engine_can_be_killed() -> None:
     assert process.exit_code == 137
 
 
+async def test_killed_launcher_leaves_nothing(tmp_path) -> None:
+    """The engine dies with it; a child in a session of its own is killed by the neuron."""
+    command = [sys.executable, "-c", TREE.replace("OPTIONS", "start_new_session=True")]
+    process = EngineProcess(command, os.environ, EngineOutput(None), stop_s=60)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(process.run)
+        with trio.fail_after(SAFETY_NET_S):
+            while len(below := launcher.descendants(process.pid)) < 2:
+                await trio.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not any(map(is_alive, below))
+
+
 def test_survivors_are_found_by_their_mark_when_the_launcher_was_killed_too(tmp_path) -> None:
     env = os.environ | {MARK: str(tmp_path)}
     with subprocess.Popen(["sleep", "600"], env=env) as orphan:
@@ -155,19 +168,26 @@ def test_neuron_killed_at_random_moments_leaves_no_process_no_port_and_a_valid_s
     """`CORTEX_SOAK_KILLS=100` for the long version."""
     rng = random.Random(7)  # noqa: S311 - must be repeatable
     text = engine_table() + model("a", preload=True) + model("b", "--escaped-child", "--ready-after", "0.2")
+    left: set[int] = set()
     for _ in range(KILLS):
+        killed = False
         with neuron_process(tmp_path, text) as (popen, url):
+            assert not left & processes_of(tmp_path)
             moment = time.monotonic() + rng.uniform(0, 1.5)
             while time.monotonic() < moment:
-                try:
-                    action = rng.choice(["load", "unload"])
-                    httpx.post(f"{url}/models/{action}", json={"model_id": "b"}, timeout=0.3, trust_env=False)
-                except httpx.HTTPError:
-                    pass
+                action = rng.choice(["load", "unload", "kill"])
+                with suppress(httpx.HTTPError, ProcessLookupError, IndexError):
+                    if action == "kill":  # an engine, or a launcher
+                        killed = True
+                        os.kill(rng.choice(sorted(processes_of(tmp_path))), signal.SIGKILL)
+                    else:
+                        httpx.post(f"{url}/models/{action}", json={"model_id": "b"}, timeout=0.3, trust_env=False)
             popen.send_signal(signal.SIGKILL)
             popen.wait()
         json.loads((tmp_path / "neuron-state/state.json").read_bytes() or b"{}")
-        wait_until(lambda: not processes_of(tmp_path))
+        if not killed:
+            wait_until(lambda: not processes_of(tmp_path))
+        left = processes_of(tmp_path)  # of a launcher that was killed with its neuron: for the next start to end
     with neuron_process(tmp_path, text) as (popen, url):
         answer = httpx.post(f"{url}/models/load", json={"model_id": "b"}, timeout=SAFETY_NET_S, trust_env=False)
         assert answer.json() == {"status": "loaded"}
@@ -192,6 +212,18 @@ def test_orphan_whose_launcher_was_killed_with_the_neuron_is_ended_at_the_next_s
     assert processes_of(tmp_path)
     with neuron_process(tmp_path, engine_table() + model("a")):
         assert not first & processes_of(tmp_path)
+
+
+def test_sighup_reads_the_configuration_again(tmp_path) -> None:
+    """A faulty file changes nothing, and the log has its faults."""
+    text = '[api]\nlisten = "127.0.0.1:0"\n' + engine_table()
+    with neuron_process(tmp_path, engine_table() + model("a")) as (popen, url):
+        for content, event in [("[api", "config_refused"), (text + model("a") + model("b"), "config_reloaded")]:
+            (tmp_path / "neuron.toml").write_text(content)
+            popen.send_signal(signal.SIGHUP)
+            assert any(event in line for line in popen.stderr)
+        models = httpx.get(f"{url}/models", trust_env=False).json()
+        assert [entry["id"] for entry in models] == ["a", "b"]
 
 
 def test_neuron_that_cannot_listen_says_so(tmp_path) -> None:
