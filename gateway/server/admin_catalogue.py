@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 from urllib.parse import unquote
@@ -206,4 +207,4 @@ def _limit() -> int:
         limit = 0
     if limit < 1:
         raise errors.BadRequest("`limit` must be a positive integer", param="limit")
-    return limit
+    return min(limit, sys.maxsize)

@@ -151,7 +151,6 @@ async def test_tokens_are_counted_sync_and_async(cortex):
     ("fault", "raised", "kind"),
     [
         (faults.HttpError(status=400, text="no"), anthropic.BadRequestError, "invalid_request_error"),
-        (faults.HttpError(status=401, text="no"), anthropic.AuthenticationError, "authentication_error"),
         (faults.HttpError(status=403, text="no"), anthropic.PermissionDeniedError, "permission_error"),
         (faults.HttpError(status=413, text="no"), anthropic.RequestTooLargeError, "request_too_large"),
         (faults.HttpError(status=429, text="no", retry_after_s=3), anthropic.RateLimitError, "rate_limit_error"),
@@ -172,6 +171,17 @@ async def test_refusal_of_a_neuron_is_the_sdks_own_exception(cortex, beast, faul
     assert error.request_id == error.body["request_id"]
     retry_after = None if fault.retry_after_s is None else str(fault.retry_after_s)
     assert error.response.headers.get("retry-after") == retry_after
+
+
+async def test_key_that_a_neuron_refuses_is_not_the_clients_mistake_for_anthropic(cortex, beast):
+    """The neuron's 401 is about the gateway's key: a 502, so that no client asks its user for another key."""
+    beast.faults.add(faults.HttpError(status=401, text="no"))
+    async with async_client(cortex) as client:
+        with pytest.raises(anthropic.InternalServerError, match="the operator must correct its api_key") as caught:
+            await client.messages.create(**ASK)
+
+    assert (caught.value.status_code, caught.value.body["error"]["type"]) == (502, "api_error")
+    assert caught.value.request_id == caught.value.body["request_id"]
 
 
 async def test_abort_sync_and_async_stops_the_neuron(cortex, beast):

@@ -273,7 +273,6 @@ async def test_responses_have_reasoning_tools_and_a_schema(cortex, beast):
     ("fault", "raised", "retry_after"),
     [
         (faults.HttpError(status=400, text="no"), openai.BadRequestError, None),
-        (faults.HttpError(status=401, text="no"), openai.AuthenticationError, None),
         (faults.HttpError(status=403, text="no"), openai.PermissionDeniedError, None),
         (faults.HttpError(status=409, text="no"), openai.ConflictError, None),
         (faults.HttpError(status=422, text="no"), openai.UnprocessableEntityError, None),
@@ -290,6 +289,17 @@ async def test_refusal_of_a_neuron_is_the_exception_of_its_status(cortex, beast,
             await client.chat.completions.create(model="helexa/small", messages=PROBE)
 
     assert caught.value.response.headers.get("retry-after") == retry_after
+    assert caught.value.request_id == caught.value.response.headers["x-request-id"]
+
+
+async def test_key_that_a_neuron_refuses_is_not_the_clients_mistake(cortex, beast):
+    """The neuron's 401 is about the gateway's key: a 502, so that no client asks its user for another key."""
+    beast.faults.add(faults.HttpError(status=401, text="no"))
+    async with async_client(cortex) as client:
+        with pytest.raises(openai.InternalServerError, match="the operator must correct its api_key") as caught:
+            await client.chat.completions.create(model="helexa/small", messages=PROBE)
+
+    assert (caught.value.status_code, caught.value.code) == (502, "upstream_auth_failed")
     assert caught.value.request_id == caught.value.response.headers["x-request-id"]
 
 

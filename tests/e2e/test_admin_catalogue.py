@@ -240,6 +240,8 @@ async def test_rollback_history_and_audit(cortex, admin):
     assert body["verification"]["broken"] is None
     assert body["verification"]["lines"] >= 2
     assert len((await admin.get("/admin/audit?limit=1")).json()["lines"]) == 1
+    for listed in ("audit", "history"):
+        assert (await admin.get(f"/admin/{listed}?limit={10**30}")).status_code == 200
 
     versions = (await admin.get("/admin/history?alias=helexa%2Fsmall")).json()["versions"]
     assert versions[0]["aliases"] == ["helexa/small"]

@@ -135,8 +135,10 @@ def _catalogue_paths() -> Json:
     alias, file = path_parameter("name"), {"content": {TOML: {"schema": STRING}}}
     edited = object_schema({"result": STRING, "generation": COUNT, "digest": STRING, "written": STRING})
     if_match = {"name": "if-match", "in": "header", "required": True, "schema": STRING}
-    limit = {"name": "limit", "in": "query", "schema": COUNT}
+    limit = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1}}
+    invalid_query = {"400": response("Invalid query parameter.", ERRORS)}
     refusals = {
+        "400": response("Invalid body.", ERRORS),
         "409": response("The change contradicts the present state.", ERRORS),
         "412": response("The file on disk is another one.", ERRORS),
         "422": response("The change would make the file faulty.", ERRORS),
@@ -148,9 +150,23 @@ def _catalogue_paths() -> Json:
         return operation | {"responses": operation["responses"] | refusals}
 
     get_file = _admin_operation("Get models.toml: the file in force, or that on disk", STRING)
-    get_file["responses"]["200"] = response("The file; `ETag` is its hash.", file["content"])
+    get_file["responses"] |= invalid_query | {"200": response("The file; `ETag` is its hash.", file["content"])}
     get_file["parameters"] = [{"name": "source", "in": "query", "schema": {"enum": ["in_force", "disk"]}}]
     anything, rollout = {"type": "object"}, change("Start a rollout", {"type": "object"}, alias)
+    history = _admin_operation(
+        "List the versions of models.toml",
+        object_schema({"versions": list_schema(anything)}),
+        {"name": "alias", "in": "query", "schema": STRING},
+        limit,
+    )
+    audit = _admin_operation(
+        "Show or verify the audit log",
+        object_schema({"lines": list_schema(anything), "verification": anything}, "verification"),
+        {"name": "verify", "in": "query", "schema": {"type": "boolean"}},
+        limit,
+    )
+    history["responses"] |= invalid_query
+    audit["responses"] |= invalid_query
     rollout["responses"]["202"] = rollout["responses"].pop("200")
     return {
         "/admin/catalogue": {
@@ -174,22 +190,8 @@ def _catalogue_paths() -> Json:
         "/admin/rollback": {
             "post": _with_body(change("Restore an earlier version", edited), RollbackBody, required=False)
         },
-        "/admin/history": {
-            "get": _admin_operation(
-                "List the versions of models.toml",
-                object_schema({"versions": list_schema(anything)}),
-                {"name": "alias", "in": "query", "schema": STRING},
-                limit,
-            )
-        },
-        "/admin/audit": {
-            "get": _admin_operation(
-                "Show or verify the audit log",
-                object_schema({"lines": list_schema(anything), "verification": anything}, "verification"),
-                {"name": "verify", "in": "query", "schema": {"type": "boolean"}},
-                limit,
-            )
-        },
+        "/admin/history": {"get": history},
+        "/admin/audit": {"get": audit},
     }
 
 

@@ -22,16 +22,22 @@ NOT_OURS = "positive_data_acceptance,negative_data_rejection"
 # A deadline of a millisecond causes a 504, correctly, and would hide other findings.
 PATIENT = "x-request-deadline-ms: 60000"
 
+# 428 is for a missing If-Match.
+CONFIG = "[checks.missing_required_header]\nexpected-statuses = [400, 401, 428]\n"
+HOOKS = "import schemathesis\nschemathesis.serializer.alias('application/toml', 'text/plain')\n"
+
 
 async def find_nothing(location, folder, *arguments, besides=NOT_OURS):
     """Run it with a seed, so that a finding can be repeated."""
+    (folder / "hooks.py").write_text(HOOKS)
+    (folder / "schemathesis.toml").write_text(CONFIG)
     command = [SCHEMATHESIS, "run", location, "--seed", "1", "--max-examples", "30", "--header", PATIENT]
     checks = ["--checks", "all", "--exclude-checks", besides, "--phases", "examples,coverage,fuzzing"]
     done = await trio.run_process(
         list(map(str, [*command, *checks, *arguments])),
         cwd=folder,
         check=False,
-        env=environment(NO_COLOR="1"),
+        env=environment(NO_COLOR="1", SCHEMATHESIS_HOOKS="hooks", PYTHONPATH=str(folder)),
         capture_stdout=True,
         stderr=subprocess.STDOUT,
     )
@@ -70,7 +76,9 @@ ORDERS = "/admin/(un)?load"
 async def test_admin_port_matches_its_document(cortex, tmp_path):
     """With the token, and on guarded routes also without it."""
     where = f"http://{cortex.addresses.metrics}/openapi.json"
-    await find_nothing(where, tmp_path, *TOKEN, "--exclude-path-regex", ORDERS)
+    # Names of aliases have slashes, so `PUT /admin/aliases/NAME/rollout` is not an unknown method: it adds an alias.
+    besides = f"{NOT_OURS},unsupported_method,allow_header_conformance"
+    await find_nothing(where, tmp_path, *TOKEN, "--exclude-path-regex", ORDERS, besides=besides)
 
 
 @pytest.mark.slow
