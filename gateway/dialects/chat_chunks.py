@@ -48,7 +48,7 @@ class Function(msgspec.Struct):
 class ToolCall(msgspec.Struct):
     """A tool call, or what a chunk adds to it."""
 
-    index: int | None = None
+    index: Any = None
     id: Any = None
     function: Function | None = None
 

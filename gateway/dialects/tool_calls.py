@@ -195,7 +195,7 @@ class ToolCalls:
 
     def _add(self, part: ToolCall, at_position: AssembledCall | None) -> tuple[AssembledCall, str]:
         id_ = _id_of(part)
-        index = part.index if isinstance(part.index, int) else None
+        index = _index_in(part)
         call = at_position if index is None else self._by_index.get(index)
         if id_ is not None and (named := self._by_id.get(id_)) is not None:
             if call is None or call.engine_id != id_:
@@ -258,7 +258,7 @@ class ToolCalls:
     def _exceeds_limits(self, parts: Sequence[ToolCall], *, starts_call: bool = False) -> bool:
         self._characters += sum([len(part.function.text) for part in parts if part.function is not None])
         if len(self._calls) >= CALLS_LIMIT:
-            starts_call = starts_call or any(_name_of(part) or part.index not in self._by_index for part in parts)
+            starts_call = starts_call or any(_name_of(part) or _index_in(part) not in self._by_index for part in parts)
             self.is_over_limit = self.is_over_limit or starts_call
         if self._characters > ARGUMENTS_LIMIT_CHARACTERS:
             self.is_over_limit = True
@@ -266,6 +266,19 @@ class ToolCalls:
 
 
 _index_of = attrgetter("index")
+
+
+def _index_in(part: ToolCall) -> int | None:
+    """A number, which some servers write as a float or as text. Anything else counts as none."""
+    index = part.index
+    if index is None or isinstance(index, int):
+        return index
+    if isinstance(index, float) and index.is_integer():
+        return int(index)
+    return int(index) if isinstance(index, str) and _INDEX.fullmatch(index) else None
+
+
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 def _id_of(part: ToolCall) -> str | None:

@@ -42,8 +42,9 @@ def read_usage(value: object) -> Usage | None:
     prompt = _count(value, "prompt_tokens", "input_tokens")
     completion = _count(value, "completion_tokens", "output_tokens")
     cached = _count(_details(value, "prompt_tokens_details", "input_tokens_details"), "cached_tokens")
-    if cached is None:
-        cached = _count(value, "cached_tokens", "prompt_cache_hit_tokens")  # Kimi, DeepSeek
+    if not cached:  # Kimi, DeepSeek. Servers that fill OpenAI's member with a constant 0 send theirs beside it
+        elsewhere = _count(value, "cached_tokens", "prompt_cache_hit_tokens")
+        cached = cached if elsewhere is None else elsewhere
     if prompt is None and completion is None:
         prompt = _count(value, "total_tokens")
     elif prompt is not None and "prompt_tokens" not in value:

@@ -133,6 +133,8 @@ class MessagesStream:
                 continue  # only one was asked for
             if choice.delta is not None:
                 out += self._take_delta(choice.delta)
+            elif choice.message is not None and not self._deltas:  # a whole answer as the only event
+                out += self._take_delta(choice.message)
             if (reason := choice.finish_reason) is not None:
                 if (failure := finish_reasons.failure_of(reason)) is not None:
                     return out + self.fail(failure)

@@ -158,6 +158,9 @@ class ResponsesStream:
                 continue  # only one was asked for
             if choice.delta is not None:
                 out += self._take_delta(choice.delta)
+            elif choice.message is not None and not (self._deltas or self._reasoning_deltas):
+                # A whole answer as the only event.
+                out += self._take_delta(choice.message)
             if (reason := choice.finish_reason) is not None:
                 if (failure := finish_reasons.failure_of(reason)) is not None:
                     return out + self.fail(failure)

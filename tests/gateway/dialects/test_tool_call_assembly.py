@@ -52,6 +52,19 @@ def assembled(chunks):
         ),
         pytest.param([[piece("a", X, index=0), piece("b", Y, index=0)]], A_AND_B, id="one array, index 0"),
         pytest.param(
+            [[piece("a", '{"x"', index="0")], [piece("b", Y, index="1")], [piece(None, ":1}", index="0")]],
+            A_AND_B,
+            id="index as text",
+        ),
+        pytest.param(
+            [[piece("a", '{"x"', index=0.0)], [piece("b", Y, index=1.0)], [piece(None, ":1}", index=0.0)]],
+            A_AND_B,
+            id="index as a float",
+        ),
+        pytest.param(
+            [[piece("a", X, index=[])], [piece("b", Y, index="first")]], A_AND_B, id="index that is no number"
+        ),
+        pytest.param(
             [
                 [piece("a", index=0, id="c1")],
                 [piece("b", index=0, id="c2")],

@@ -24,6 +24,8 @@ from gateway.dialects.usage_fields import Usage, read_usage
         ),
         ({"prompt_tokens": 100, "cached_tokens": 90, "prompt_tokens_details": None}, Usage(100, None, 90)),
         ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 8}, "cached_tokens": 7}, Usage(9, None, 8)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 0}, "cached_tokens": 7}, Usage(9, None, 7)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 0}}, Usage(9, None, 0)),
         ({"prompt_tokens": 9, "completion_tokens": 5, "reasoning_tokens": 3}, Usage(9, 5, None, 3)),  # SGLang
         ({"total_tokens": 12}, Usage(12)),
         ({"type": "tokens", "input_tokens": 14, "output_tokens": 45, "total_tokens": 59}, Usage(14, 45)),

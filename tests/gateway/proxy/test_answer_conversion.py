@@ -6,7 +6,7 @@ import pytest
 import trio
 from fakes.chat_completions import USAGE, chunk, whole
 from fakes.in_memory import InMemoryGateway
-from fakes.scripted import answering, chunked, read_request, with_length
+from fakes.scripted import DONE, answering, chunked, read_request, with_length
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.config.settings import RetrySettings, Settings
@@ -109,7 +109,9 @@ def content_of_whole(path, answer):
 
 
 EXPECTED = ("Tbilisi", "hm", [("c1", "f", '{"x":1}'), ("c2", "g", '{"y":2}')])
+WHOLE_AS_EVENT = b"data: %b\n\n" % WHOLE.strip()
 ANSWERS = {
+    "json as the only event": chunked(WHOLE_AS_EVENT, DONE),
     "json": with_length(WHOLE),
     "json labelled as a stream": with_length(WHOLE, kind="text/event-stream"),
     "json, indented": with_length(b"\n " + json.dumps(json.loads(WHOLE), indent=1).encode()),
@@ -131,7 +133,7 @@ async def test_client_gets_the_form_that_it_asked_for(autojump_clock, nursery, p
     answer = await asked(nursery, ANSWERS[name], path, stream=stream)
 
     assert answer.status == 200
-    if not (path == "/v1/chat/completions" and stream and name.startswith("stream")):
+    if not (path == "/v1/chat/completions" and stream and (name.startswith("stream") or "event" in name)):
         assert answer.headers["content-type"] == ("text/event-stream" if stream else "application/json")
         assert content(path, answer) == EXPECTED
 

@@ -8,8 +8,7 @@ from fakes.in_memory import SMALL, InMemoryGateway
 from fakes.scripted import DONE, chunked, delta, read_request, with_length
 
 from catalogue.models import Alias
-from gateway.config.settings import NeuronSettings, RetrySettings, Settings
-from gateway.fleet.engine_access import EngineAccess
+from gateway.config.settings import RetrySettings, Settings
 
 SETTINGS = Settings(retries=RetrySettings(attempts=0))
 CHAT = {"model": "helexa/small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 32000}
@@ -54,11 +53,8 @@ class Engine:
 
 
 def gateway_of(nursery, engine, alias=ALIAS, *, is_engine=True):
-    gateway = InMemoryGateway(nursery, {"beast": engine}, SETTINGS, alias=alias)
-    if is_engine:
-        settings = NeuronSettings("beast", "http://beast:13131", kind="openai")
-        gateway.fleet.nodes["beast"].access = EngineAccess.of(settings)
-    return gateway
+    traits = {"kind": "openai"} if is_engine else None
+    return InMemoryGateway(nursery, {"beast": engine}, SETTINGS, alias=alias, traits=traits)
 
 
 async def asked(gateway, path):
