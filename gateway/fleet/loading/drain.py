@@ -33,6 +33,9 @@ __all__ = ["DrainView", "Drains", "MoveView"]
 DrainState = Literal["open", "moving", "draining", "drained"]
 MoveState = Literal["loading", "moved", "failed"]
 
+SETTLE_S = 15.0  # for a poll of every other node after a load or unload there; polls come every 10 s or sooner
+RECHECK_S = 0.05
+
 log = structlog.get_logger("cortex.drains")
 
 
@@ -170,11 +173,27 @@ class Drains:
         if self._nursery is None:
             raise ServiceUnavailable("this gateway is starting and cannot load models yet", retry_after_s=1)
         job = self._jobs[node] = _MoveJob()
-        job.moves = self._impossible_moves(node)
+        if self._is_settled(node):
+            job.moves = self._impossible_moves(node)
         if job.moves:  # then none is begun
             job.is_over = True
         else:
             self._nursery.start_soon(self._run_moves, node, job)
+
+    def _is_settled(self, node: str) -> bool:
+        """Whether what the polls reported of the other nodes is newer than the last load or unload there."""
+        others = (other for other in self._fleet.nodes.values() if other.name != node and other.healthy)
+        return all(self._fleet.is_confirmed(other.name) for other in others)
+
+    async def _settle(self, node: str, job: _MoveJob) -> bool:
+        """Wait for polls if need be, then decide. Returns whether the moves may begin."""
+        if self._is_settled(node):
+            return True  # it is decided already
+        with trio.move_on_after(SETTLE_S):
+            while not self._is_settled(node):  # noqa: ASYNC110 - the fleet has no event for a poll
+                await trio.sleep(RECHECK_S)
+        job.moves = self._impossible_moves(node)
+        return not job.moves
 
     def _impossible_moves(self, node: str) -> list[_Move]:
         """The models that have no place on another node beside each other. Known before the first load."""
@@ -185,6 +204,8 @@ class Drains:
         """One model after another, since they compete for memory. Then the drain, unless a move has failed."""
         try:
             with job.scope, ExitStack() as leases:
+                if not await self._settle(node, job):
+                    return
                 while (model := self._next_model(node, job)) is not None:
                     move = _Move(model)
                     job.moves.append(move)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import structlog
 import trio
@@ -13,7 +13,7 @@ from gateway.fleet.control.types import Health, LoadingApi, NeuronError
 from gateway.fleet.loading import eviction
 from gateway.fleet.loading.load_history import LoadPostponed, LoadRecord
 from gateway.fleet.loading.unload import Unloader
-from gateway.fleet.routing.placement import Candidate, Fit
+from gateway.fleet.routing.placement import Candidate, Fit, candidate_on
 from gateway.fleet.state import Fleet
 
 __all__ = ["RoomMaker"]
@@ -55,11 +55,12 @@ class RoomMaker:
         """Evict until `profile` fits. Asks for readings now, as the last poll may be ten seconds and one load old.
 
         Raises:
-            LoadPostponed: There is less free memory now than when the load was decided.
+            LoadPostponed: There is less free memory now than when the load was decided, or other devices have room.
             NeuronError: The neuron did not unload a model.
         """
         node = self._fleet.nodes[candidate.node]
-        free_mb = await self._measure_free_mb(candidate)
+        readings_mb = await self._measure_free_mb(candidate.node)
+        free_mb = {index: readings_mb[index] for index in candidate.devices if index in readings_mb}
         if len(free_mb) < len(candidate.devices):
             return  # unknown is not full: the neuron refuses the load if the model does not fit
         victims = eviction.find_victims_young_last(
@@ -73,6 +74,9 @@ class RoomMaker:
             # The memory that the poll reported as free is taken by now. Another node may be better, or waiting.
             raise LoadPostponed(f"the model needs {profile.vram_mb} MB, and {sum(free_mb.values())} MB are free")
         if victims:
+            place = candidate_on(node, profile, self._catalogue.current, free_mb=readings_mb)
+            if place is not None and place.fit is Fit.FREE:
+                raise LoadPostponed(f"the devices {', '.join(map(str, place.devices))} have room by now")
             await self._unloader.evict(node, victims)
             record.evicted = tuple(victim.id for victim in victims)
             await self._wait_for_room(profile, candidate)
@@ -81,23 +85,26 @@ class RoomMaker:
         """A driver may take a moment to free memory; or a victim freed none, because someone else unloaded it."""
         with trio.move_on_after(ROOM_DEADLINE_S):
             while True:
-                if eviction.fits(profile, await self._measure_free_mb(candidate)):
+                readings_mb = await self._measure_free_mb(candidate.node)
+                if eviction.fits(
+                    profile, {index: free for index, free in readings_mb.items() if index in candidate.devices}
+                ):
                     return
                 await trio.sleep(ASK_INTERVAL_S)
         raise LoadPostponed(
             f"the model needs {profile.vram_mb} MB, which are not free {ROOM_DEADLINE_S:g} s after the evictions"
         )
 
-    async def _measure_free_mb(self, candidate: Candidate) -> dict[int, int]:
+    async def _measure_free_mb(self, node: str) -> dict[int, int]:
         """What is free now, in MB by device index; devices without a reading are left out."""
         try:
             with trio.move_on_after(READINGS_DEADLINE_S):
-                return _free_mb(await self._neurons[candidate.node].health(), candidate.devices)
+                return _free_mb(await self._neurons[node].health())
         except NeuronError as error:
-            log.debug("readings_unknown", node=candidate.node, error=str(error))
+            log.debug("readings_unknown", node=node, error=str(error))
         return {}
 
 
-def _free_mb(health: Health, devices: Sequence[int]) -> dict[int, int]:
+def _free_mb(health: Health) -> dict[int, int]:
     readings = {int(reading.index): reading.vram_free_mb for reading in health.devices or ()}
-    return {index: int(free) for index in devices if (free := readings.get(index)) is not None}
+    return {index: int(free) for index, free in readings.items() if free is not None}

@@ -99,21 +99,27 @@ def candidate_on(
     catalogue: Catalogue,
     *,
     may_evict: Callable[[NodeModel], bool] | None = None,
+    free_mb: Mapping[int, int] | None = None,
 ) -> Candidate | None:
     """The node as a candidate for a load of `profile`; None if its topology is unknown or does not satisfy it.
 
     Of the sets of `min_devices` devices, it takes the one that fits into free memory with the least left over. If none
     does, it takes the one whose eviction is cheapest: the fewest models, then the least recently used. Ties by index.
 
-    `may_evict` narrows which of the permitted models may be evicted.
+    Args:
+        node: Any node.
+        profile: The model to load.
+        catalogue: For residency priorities.
+        may_evict: Narrows which of the permitted models may be evicted; None for all.
+        free_mb: Free memory in MB by device index, for readings newer than the node's; None for the last poll's.
     """
     usable = devices_for(profile, node)
     if usable is None:
         return None
-    fit, devices = _choose_devices(node, profile, catalogue, usable, may_evict)
-    free_mb = node.free_mb(devices)
-    known_free_mb = sum(free_mb.values()) if len(free_mb) == len(devices) else None
-    return Candidate(node.name, tuple(sorted(devices)), fit, known_free_mb)
+    readings_mb = node.free_mb(usable) if free_mb is None else free_mb
+    fit, devices = _choose_devices(node, profile, catalogue, usable, may_evict=may_evict, free_mb=readings_mb)
+    known_mb = [readings_mb[index] for index in devices if index in readings_mb]
+    return Candidate(node.name, tuple(sorted(devices)), fit, sum(known_mb) if len(known_mb) == len(devices) else None)
 
 
 def _choose_devices(
@@ -121,18 +127,21 @@ def _choose_devices(
     profile: ModelProfile,
     catalogue: Catalogue,
     usable: Sequence[int],
+    *,
     may_evict: Callable[[NodeModel], bool] | None,
+    free_mb: Mapping[int, int],
 ) -> tuple[Fit, Sequence[int]]:
     """Every device must have room for its share: free memory on one GPU does not help another."""
-    count, need_mb, free_mb = profile.min_devices, share_mb(profile), node.free_mb(usable)
+    count, need_mb = profile.min_devices, share_mb(profile)
     # The most free memory first. An unknown reading may be anything, so it is better than none.
     roomiest = sorted(usable, key=lambda index: (-free_mb.get(index, 1), index))
     if need_mb is None:
         return Fit.UNKNOWN, roomiest[:count]
-    fitting = sorted((index for index, free in free_mb.items() if free >= need_mb), key=lambda i: (free_mb[i], i))
+    known = [index for index in usable if index in free_mb]
+    fitting = sorted((index for index in known if free_mb[index] >= need_mb), key=lambda i: (free_mb[i], i))
     if len(fitting) >= count:
         return Fit.FREE, fitting[:count]
-    missing_mb = {index: max(need_mb - free_mb[index], 0) for index in usable if index in free_mb}
+    missing_mb = {index: max(need_mb - free_mb[index], 0) for index in known}
     victims = evictable(profile, node, missing_mb, catalogue, may_evict=may_evict)
     alone = _victims_by_device(missing_mb, victims)
     if len(alone) >= count:

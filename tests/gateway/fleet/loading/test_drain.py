@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 import trio.testing
-from fakes.fleets import a_catalogue, a_fleet, a_model, a_profile, answers
+from fakes.fleets import a_catalogue, a_fleet, a_gpu, a_model, a_profile, answers
 from fakes.world import a_sim, a_sim_model, a_world, profile_of
 
 from gateway.errors import ServiceUnavailable
@@ -256,6 +256,32 @@ class OneLoad:
     def ends_well(self, node, report):
         self.fleet.loaded(node, report)
         self.news.set()
+
+
+@pytest.mark.parametrize("free_mb", [10_000, 1000])
+async def test_moves_are_decided_once_a_poll_has_seen_the_last_unload(free_mb, autojump_clock):
+    """Until then the memory of the unloaded model reads as taken: there is room, or there is not."""
+    fleet = a_fleet("a", "b")
+    full = (a_gpu(0, 10_000, 0),)
+    answers(fleet, "a", a_model("m"))
+    answers(fleet, "b", a_model("x", vram_used_mb=10_000), devices=full)
+    scheduler = OneLoad(fleet)
+    catalogue = SimpleNamespace(current=a_catalogue(a_profile("m", vram_mb=8000)))
+    drains = Drains(fleet, catalogue=catalogue, scheduler=scheduler, load_s=60, min_residency_s=0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(drains.run)
+        fleet.dropped("b", "x")
+        assert drains.drain("a", move=True).state == "moving"
+        await trio.sleep(1)
+        assert drains.view("a").moves == ()
+
+        answers(fleet, "b", devices=(a_gpu(0, 10_000, free_mb),))
+        await trio.sleep(1)
+
+        view = drains.view("a")
+        expected = ("moving", "loading") if free_mb == 10_000 else ("open", "failed")
+        assert (view.state, view.moves[0].state) == expected
+        nursery.cancel_scope.cancel()
 
 
 async def test_undrain_wins_over_a_move_that_ends_in_the_same_step():

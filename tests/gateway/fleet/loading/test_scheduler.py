@@ -106,3 +106,19 @@ async def test_model_that_no_gpu_can_hold_is_refused_at_once(autojump_clock):
         answer = await world.ask(vast.id)
         assert (answer.status, answer.errors[0]["code"]) == (503, "no_feasible_neuron")
         assert (sim.counters["unloads"], world.load_calls()) == (0, [])
+
+
+async def test_load_after_an_unload_takes_the_memory_that_it_freed(autojump_clock):
+    """The last poll is older than the unload, and by it only an eviction makes room."""
+    third = a_sim_model("lab/o")
+    sim = a_sim("a", M, N, third, vram_mb=(10_000, 10_000), loaded=(M.id, N.id))
+    async with a_world(sim, profiles=(*PROFILES, profile_of(third))) as world:
+        (freed,) = world.fleet.nodes["a"].models[N.id].report.devices
+        await world.scheduler._unloader.unload("a", N.id)
+        assert not world.fleet.is_confirmed("a")
+
+        assert (await world.ask(third.id)).status == 200
+
+        assert world.fleet.nodes["a"].models[third.id].report.devices == (freed,)
+        assert M.id in world.fleet.nodes["a"].models
+        assert sim.counters["unloads"] == 1
