@@ -5,13 +5,12 @@ One `EngineOutput` belongs to one model and outlives its engine's restarts, so t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
 import trio
 
-__all__ = ["EngineOutput"]
+__all__ = ["EngineOutput", "FollowedOutput"]
 
 KEPT_BYTES = 256 * 1024
 FILE_BYTES = 8 * 1024 * 1024
@@ -86,13 +85,31 @@ class EngineOutput:
         """The last output over all runs, at most `limit_bytes`."""
         return bytes(self._tail[-limit_bytes:]) if limit_bytes else b""
 
-    async def follow(self, limit_bytes: int) -> AsyncIterator[bytes]:
-        """The last `limit_bytes`, then new output as it comes, without end. A slow reader skips what was dropped."""
-        position = self._end - min(limit_bytes, len(self._tail))
-        while True:
-            missed = min(self._end - position, len(self._tail))
-            if missed:
-                position = self._end
-                yield bytes(self._tail[len(self._tail) - missed :])
-            else:
-                await self._grown.wait()
+    def follow(self, limit_bytes: int) -> FollowedOutput:
+        """The last `limit_bytes`, then new output as it comes, without end."""
+        return FollowedOutput(self, self._end - min(limit_bytes, len(self._tail)))
+
+    async def after(self, position: int) -> tuple[bytes, int]:
+        """Wait for output after a position, counted in bytes from the first; return it and the position behind it.
+
+        A slow reader skips what has been dropped meanwhile.
+        """
+        while self._end <= position:
+            await self._grown.wait()
+        missed = min(self._end - position, len(self._tail))
+        return bytes(self._tail[len(self._tail) - missed :]), self._end
+
+
+class FollowedOutput:
+    """An async iterator over output as it comes; see `EngineOutput.follow`."""
+
+    def __init__(self, output: EngineOutput, position: int) -> None:
+        self._output = output
+        self._position = position
+
+    def __aiter__(self) -> FollowedOutput:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data, self._position = await self._output.after(self._position)
+        return data

@@ -23,6 +23,8 @@ from neuron.agent.process.survivors import RUN_MARK, kill_marked
 __all__ = ["EngineProcess"]
 
 _READ_BYTES = 65536
+_END_S = 30.0
+"""For all of an engine to be killed; a process that waits for a broken driver cannot be."""
 _run_numbers = itertools.count()
 _LAST_OUTPUT_S = 1.0
 """How long output is read after the launcher's end: a worker that escaped may keep the pipe open."""
@@ -89,15 +91,12 @@ class EngineProcess:
                 nursery.cancel_scope.deadline = trio.current_time() + _LAST_OUTPUT_S
         finally:
             self._output.close_run()
-            await _kill(process)
-            if process.returncode is not None and process.returncode < 0:
-                await self._kill_what_the_launcher_left()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _END_S):
+                await _kill(process)
+                # The launcher itself was killed: workers in a session of their own have survived it.
+                if process.returncode is not None and process.returncode < 0:
+                    await trio.to_thread.run_sync(kill_marked, self._run_mark, abandon_on_cancel=True)
         return self.exit_code
-
-    async def _kill_what_the_launcher_left(self) -> None:
-        """The launcher itself was killed; workers in a session of their own have survived it."""
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(kill_marked, self._run_mark)
 
     async def _read_output(self, process: trio.Process) -> None:
         assert process.stdout is not None  # noqa: S101 - asked for above

@@ -127,7 +127,8 @@ class StateFile:
                 await self._write()
         finally:
             if self._dirty.is_set():
-                await self._write()
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + WRITE_S):
+                    await self._write()
 
     async def _write(self) -> None:
         self._dirty = trio.Event()

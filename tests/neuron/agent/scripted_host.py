@@ -260,6 +260,11 @@ def settings_of(text: str):
     return parse_neuron_file((ENGINE + text).encode(), Path("/etc/cortex/neuron.toml")).settings
 
 
+async def read_devices(memory: DeviceMemory, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    task_status.started()
+    await memory.run()
+
+
 @asynccontextmanager
 async def scripted_host(
     text: str,
@@ -277,7 +282,7 @@ async def scripted_host(
     # Something that waits forever would otherwise let the virtual clock run on without end.
     with trio.fail_after(20_000):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(tools.memory.run)
+            await nursery.start(read_devices, tools.memory)
             await nursery.start(host.run)
             yield Scene(host, world, nursery)
             await host.end(1000)

@@ -80,16 +80,26 @@ async def test_bodies_of_any_size_and_framing(tmp_path, size: int) -> None:
         assert (await agent.client.post(prefix + CHAT, content=body)).status_code == 200
 
 
+class Pieces:
+    """A body without a length, in two pieces."""
+
+    def __init__(self, data: bytes) -> None:
+        self.pieces = [data[:10], data[10:]]
+
+    def __aiter__(self) -> Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.pieces:
+            raise StopAsyncIteration
+        await trio.sleep(0.01)
+        return self.pieces.pop(0)
+
+
 async def test_chunked_body_reaches_the_engine_by_the_model_of_the_body(tmp_path) -> None:
     async with forwarding(tmp_path) as (agent, _):
-
-        async def pieces():
-            data = json.dumps(chat()).encode()
-            yield data[:10]
-            await trio.sleep(0.01)
-            yield data[10:]
-
-        assert (await agent.client.post(CHAT, content=pieces())).status_code == 200
+        body = json.dumps(chat()).encode()
+        assert (await agent.client.post(CHAT, content=Pieces(body))).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/sleep", "/v1/models", "/metrics", "/slots", "/v1/../sleep", "/collective_rpc"])
