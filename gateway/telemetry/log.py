@@ -72,8 +72,11 @@ def _console(*, colors: bool) -> list[structlog.typing.Processor]:
 
 
 def _flatten_values(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Write lists and objects as text for people, not as Python does."""
-    return {key: _text(value) if isinstance(value, dict | list | tuple) else value for key, value in event.items()}
+    """Write lists and objects as text for people, not as Python does. `exc_info` is the renderer's."""
+    return {
+        key: _text(value) if isinstance(value, dict | list | tuple) and key != "exc_info" else value
+        for key, value in event.items()
+    }
 
 
 def _text(value: object) -> str:

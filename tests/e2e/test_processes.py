@@ -63,7 +63,7 @@ async def test_kill_dash_nine_of_a_neuron_process_with_thirty_streams_on_it(tmp_
                 for _ in range(3):
                     status, events = await stream(client, SLOW, "hi")
                     assert (status, events[-1]) == (200, "[DONE]")
-                assert {replica.node.name for replica in fleet.replicas(SLOW)} == {"b"}
+                await until(lambda: {replica.node.name for replica in fleet.replicas(SLOW)} == {"b"})
 
             async with a_neuron(*a, "--speed", 50):
                 await until(lambda: fleet.nodes["a"].healthy and fleet.nodes["a"].breaker.closed)

@@ -218,7 +218,12 @@ def test_nothing_is_left_after_the_neuron_is_killed(tmp_path, gguf) -> None:
     mark = f"{MARK}={tmp_path / 'neuron-state'}".encode()
     for _ in range(2):
         with cortex("neuron", "serve", "-c", str(path)) as (process, url):
-            wait(lambda url=url: [entry["status"] for entry in httpx.get(f"{url}/models").json()] == ["loaded"] * 2)
+            wait(
+                lambda url=url: (
+                    [entry["status"] for entry in httpx.get(f"{url}/models", timeout=SAFETY_NET_S).json()]
+                    == ["loaded"] * 2
+                )
+            )
             assert len(marked(mark)) == 4  # two launchers, two engines
             process.send_signal(signal.SIGKILL)
             process.wait()

@@ -70,6 +70,7 @@ async def test_requests_of_all_kinds_leave_nothing_behind(autojump_clock, nurser
                     clients.start_soon(leave, after_s)
         await trio.sleep(60)  # breakers cool down, resting connections go
         await wait_all_tasks_blocked()
+        gateway.request_log.recent = RecentRequests(10)  # remembered requests differ in how many decisions they had
         return ours()
 
     await some_rounds(8)

@@ -25,6 +25,8 @@ from neuron.agent.process.engine_process import EngineProcess
 from neuron.agent.process.survivors import MARK, end_survivors, start_time
 
 KILLS = int(os.environ.get("CORTEX_SOAK_KILLS", "4"))
+ABANDON_S = 0.3
+"""How long a random call waits before its client leaves: half of the calls are abandoned on purpose."""
 """How often the neuron is killed at a random moment; 100 takes about 4 minutes."""
 
 SLEEP = "import time; time.sleep(600)"
@@ -181,7 +183,7 @@ def test_neuron_killed_at_random_moments_leaves_no_process_no_port_and_a_valid_s
                         killed = True
                         os.kill(rng.choice(sorted(processes_of(tmp_path))), signal.SIGKILL)
                     else:
-                        httpx.post(f"{url}/models/{action}", json={"model_id": "b"}, timeout=0.3, trust_env=False)
+                        httpx.post(f"{url}/models/{action}", json={"model_id": "b"}, timeout=ABANDON_S, trust_env=False)
             popen.send_signal(signal.SIGKILL)
             popen.wait()
         json.loads((tmp_path / "neuron-state/state.json").read_bytes() or b"{}")
@@ -222,7 +224,7 @@ def test_sighup_reads_the_configuration_again(tmp_path) -> None:
             (tmp_path / "neuron.toml").write_text(content)
             popen.send_signal(signal.SIGHUP)
             assert any(event in line for line in popen.stderr)
-        models = httpx.get(f"{url}/models", trust_env=False).json()
+        models = httpx.get(f"{url}/models", trust_env=False, timeout=SAFETY_NET_S).json()
         assert [entry["id"] for entry in models] == ["a", "b"]
 
 
