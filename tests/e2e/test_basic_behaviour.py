@@ -114,7 +114,7 @@ async def test_models_are_listed_with_aliases_and_without_dead_ones(client):
 
 
 async def test_neuron_gets_no_credentials_of_the_client(running, client):
-    """Credentials, cookies, the gateway's own and hop-by-hop headers are not forwarded, nor headers without a reason."""
+    """Credentials, cookies, our own, hop-by-hop and unlisted headers are not forwarded; listed ones are."""
     secret = {"authorization": "Bearer k", "cookie": "c=1", "x-api-key": "k", "proxy-authorization": "p"}
     ours = {"x-cortex-model": "forged", "x-helexa-x": "1"}
     hop = {"connection": "keep-alive, x-hop", "x-hop": "1", "te": "trailers", "keep-alive": "1"}
