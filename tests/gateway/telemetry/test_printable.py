@@ -101,8 +101,9 @@ def test_terminal_gets_our_own_colours_only(monkeypatch):
     assert "m\\x1b[31m" in screen.getvalue()
 
 
-def test_status_shows_hostile_names_and_statuses(capsys):
+def test_status_shows_hostile_names_and_statuses(capsys, monkeypatch):
     """Names and statuses of a neuron."""
+    monkeypatch.setenv("COLUMNS", "500")  # so that no table cell is folded
     catalogue = {"generation": 1, "path": EVIL, "error": None}
     health = {"status": EVIL, "nodes": {"healthy": 1, "total": 1}, "catalogue": catalogue}
     place = {"node": EVIL, "status": EVIL, "vram_estimate_mb": 1}
