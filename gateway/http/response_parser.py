@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import httptools
+import trio
 
 from gateway.asgi import Headers
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
@@ -119,6 +120,7 @@ class UpstreamResponse:
         try:
             while True:
                 if decoder.has_more:
+                    await trio.lowlevel.checkpoint()  # a small body may unpack to many pieces
                     piece, ended = decoder.decode(b"", DECODED_PIECE_BYTES), False
                 else:
                     data = await self._receive_raw()

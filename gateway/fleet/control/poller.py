@@ -218,6 +218,7 @@ class _NodePoller:
     async def _ask_urls(self, answers: _SecondAnswers, questions: deque[str], deadline: float) -> None:
         """Ask until no question is left. Those that the deadline leaves are asked at the next poll."""
         with trio.move_on_at(deadline):
+            await trio.lowlevel.checkpoint()  # other workers may have taken the last question
             while questions:
                 model_id = questions.popleft()
                 try:
