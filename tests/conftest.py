@@ -8,6 +8,7 @@ observations write it instead. Use it without xdist, whose workers would all wri
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,7 @@ def pytest_configure() -> None:
     """Make processes that tests start handle Ctrl-C, even if a shell started pytest in the background with SIGINT
     ignored.
     """
+    os.environ.pop("COLUMNS", None)  # xdist sets it in its workers; what commands print would be folded there
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

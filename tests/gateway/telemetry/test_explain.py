@@ -145,7 +145,7 @@ async def test_cold_load_is_listed_with_its_evictions(autojump_clock):
         assert choice["decision"] == "load"
         assert {one["node"]: one["detail"] for one in choice["candidates"]} == {
             "beast": "it fits once others are unloaded, 2000 MB free",
-            "small": "no room, 7000 MB free",
+            "small": "cannot hold it",
         }
 
 
