@@ -1,7 +1,7 @@
 """Edits of `models.toml` over the network: the same functions as a shell uses, in threads, each followed by a reload.
 
 An edit names the file that it is based on by its hash (`If-Match`). The hash must be that of the file on disk. A client
-has it from the file in force, so an edit of a file that somebody has changed, deleted or broken meanwhile is refused.
+has it from the file in force, so an edit of a file that was changed, deleted or broken meanwhile is refused.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ __all__ = ["FoundServer", "InvalidHost", "endpoints_on", "search"]
 
 TIMEOUT_S = 2.0
 PARALLEL = 16
-# Where each listens unless it is told otherwise; see docs/engines.md.
+# Where each listens by default; see docs/engines.md.
 USUAL_PORTS = {13131: None, 8000: "vllm", 8080: "llamacpp", 30000: "sglang", 11434: "ollama", 1234: "lmstudio"}
 # What engines write into `owned_by` of their models.
 OWNERS = {"vllm": "vllm", "llamacpp": "llamacpp", "sglang": "sglang", "library": "ollama"}

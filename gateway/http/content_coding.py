@@ -14,7 +14,7 @@ __all__ = ["CODINGS", "ContentDecoder", "MalformedContent", "coding_in"]
 
 CODINGS = ("gzip", "deflate", "zstd")
 FRAMES_LIMIT = 10_000  # gzip members or zstd frames of one body: each costs an object, however empty it is
-WINDOW_LOG_LIMIT = 27  # 128 MiB, the most that libzstd takes unless told otherwise; `zstd --ultra -22` uses it
+WINDOW_LOG_LIMIT = 27  # 128 MiB, the most that libzstd takes by default; `zstd --ultra -22` uses it
 
 
 class MalformedContent(Exception):

@@ -185,7 +185,7 @@ def _if_match() -> str:
     value = request.headers.get("if-match", "").strip()
     if not value:
         raise errors.PreconditionRequired(
-            "send If-Match with the ETag of GET /admin/catalogue, so that no change of somebody else is undone"
+            "send If-Match with the ETag of GET /admin/catalogue, so that the change of another operator is not undone"
         )
     return value.removeprefix("W/").strip('"')
 

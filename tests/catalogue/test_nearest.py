@@ -1,4 +1,4 @@
-"""catalogue.nearest: the names that somebody may have meant."""
+"""catalogue.nearest: the names that a request may have meant."""
 
 import pytest
 

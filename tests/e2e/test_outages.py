@@ -271,7 +271,7 @@ def _run(arguments):
 
 
 def _assert_status_agrees(status, health):
-    """`cortex status` needs no token to begin with the status and then every problem. It exits with 0: it was told."""
+    """`cortex status` needs no token to show the status and then every problem. It exits with 0."""
     assert status.exit_code == 0, status.output
     # The gateway in this process may have logged to the same stdout meanwhile.
     head, *lines = [line for line in status.stdout.splitlines() if not re.match(r"\d{4}-\d\d-\d\d ", line)]

@@ -1,6 +1,6 @@
 """The rollout state file: each rollout's settings, its step and how it ended; and every change of that. Blocking.
 
-Whoever changes a rollout's state or its alias (a gateway, a second gateway, a shell) holds the edit lock of
+A program that changes a rollout's state or its alias (a gateway, a second gateway, a shell) holds the edit lock of
 `models.toml`, reads the state again, and does nothing if it changed meanwhile. So if a step, a rollback and an abort
 coincide, exactly one of them happens. After a crash, the file says what is left to do.
 """

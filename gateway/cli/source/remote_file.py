@@ -28,7 +28,7 @@ from gateway.cli.source.local_file import FROM_DISK_HINT, os_user
 
 __all__ = ["RemoteFile"]
 
-SETTLED_WITHIN_S = 3.0  # somebody else's edit is in force by then
+SETTLED_WITHIN_S = 3.0  # another operator's edit is in force by then
 RETRY_S = 0.1
 
 

@@ -23,7 +23,7 @@ from gateway.server.health.servability import Servability
 
 __all__ = ["HealthProblem", "ProblemList", "find_problems"]
 
-LOOK_INTERVAL_S = 1.0  # how late `since` may be when nobody asks for the list
+LOOK_INTERVAL_S = 1.0  # how late `since` may be when no request asks for the list
 
 ProblemCode: TypeAlias = Literal[
     "node_down",
@@ -81,7 +81,7 @@ class ProblemList:
         self._known = found
         for problem in began:
             log.warning("problem", code=problem.code, subject=problem.subject, text=problem.text)
-        for problem in ended:  # also a warning: whoever logs warnings only must learn that the problem is over
+        for problem in ended:  # also a warning: a log of warnings only must show that the problem is over
             lasted_s = round(max(0.0, now - problem.since), 1)
             log.warning("problem_over", code=problem.code, subject=problem.subject, lasted_s=lasted_s)
         return list(found.values())

@@ -1,4 +1,4 @@
-"""Who may call the neuron: whoever has its token, or without one any program that can connect, but no web page."""
+"""Callers that the neuron accepts: holders of its token; without a token any program that connects, but no web page."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ BYTES_PER_MB = 2**20
 
 
 class NeuronMetrics:
-    """Counts loads; everything else is read from the host when somebody asks."""
+    """Counts loads; everything else is read from the host at each scrape."""
 
     def __init__(self) -> None:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # no annotations in the library

@@ -59,7 +59,7 @@ class MemoryClaim:
         releasing: The engine has ended or is ending.
         launcher: The process id of the engine's launcher, to tell its memory from that of foreign processes.
         pids: The engine's processes that the driver has listed.
-        free_at_stop_mb: What each device had free when the engine was told to end.
+        free_at_stop_mb: What each device had free when the engine was asked to stop.
     """
 
     model_id: str
@@ -218,7 +218,7 @@ class DeviceMemory:
     # Measuring ........................................................................................................
 
     async def measure(self, claim: MemoryClaim) -> dict[int, int] | None:
-        """How much memory an engine that is ready has, by device; None if that cannot be told.
+        """How much memory an engine that is ready has, by device; None if that is unknown.
 
         By the driver's list of processes; else, as in containers, by the difference to before the load, unless other
         models have changed meanwhile. For an engine on the CPU: its resident memory.
@@ -243,7 +243,7 @@ class DeviceMemory:
     async def measure_rest(self, claim: MemoryClaim) -> dict[int, int]:
         """How much memory an engine still has that has gone to sleep since `begin_measurement`.
 
-        0 where that cannot be told: no load is admitted to memory that the driver reports as used.
+        0 where that is unknown: no load is admitted to memory that the driver reports as used.
         """
         held = claim.memory_mb or {}
         before, after = dict(claim.free_before_mb), await self.measure(claim)

@@ -389,7 +389,7 @@ async def test_task_reconciles_and_leaves_no_observer(setup, nursery):
     assert not setup.request_log.is_watched("tier")
 
 
-# Rollbacks that nobody has taken note of, and the clock.
+# Rollbacks that are not acknowledged, and the clock.
 
 
 async def rolled_back(setup):

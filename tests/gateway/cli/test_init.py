@@ -119,7 +119,7 @@ def test_host_without_a_port_is_asked_at_the_usual_ports():
 
 
 def test_in_a_script_this_host_is_asked(tmp_path, monkeypatch):
-    """Nobody is there to answer a question."""
+    """No terminal is there to answer a question."""
     asked = []
     monkeypatch.setattr("gateway.cli.commands.init.search", lambda endpoints: asked.extend(endpoints) or [])
 

@@ -134,7 +134,7 @@ def test_edit_of_a_file_that_is_not_in_force_is_refused(request, damage, command
 
 
 def test_from_disk_edits_the_file_and_prints_everything_that_changes(alone):
-    """What somebody else has written into the file comes into force too, so it is in the output."""
+    """What another operator has written into the file comes into force too, so it is in the output."""
     edited_by_hand(alone.models)
     refused = alone("alias", "set", "helexa/small", MIDDLE)
     assert "is not the file in force" in refused.stderr

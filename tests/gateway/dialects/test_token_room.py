@@ -62,15 +62,15 @@ PROMPT_TOO_LONG = [
 
 @pytest.mark.parametrize("text", BOTH_LIMITED.values(), ids=BOTH_LIMITED)
 def test_room_is_read_from_every_engines_words(text):
-    """And told in the words by which Anthropic's clients lower `max_tokens`, never as a prompt that is too long."""
+    """The error has the words by which Anthropic's clients lower `max_tokens`, never as a prompt that is too long."""
     refusal = read_token_refusal(text)
     assert (refusal.room, refusal.prompt, refusal.answer, refusal.context) == (19768, 13000, 32000, 32768)
     assert refusal.message.startswith(WORDS)
     body = json.dumps({"error": {"message": text, "code": "context_length_exceeded"}}).encode()
     response = UpstreamErrorResponse(400, [], body)
     assert not response.is_context_overflow
-    told = json.loads(anthropic_errors.upstream_error_body(response, "r"))["error"]
-    assert (told["type"], told["message"].startswith(WORDS)) == ("invalid_request_error", True)
+    error = json.loads(anthropic_errors.upstream_error_body(response, "r"))["error"]
+    assert (error["type"], error["message"].startswith(WORDS)) == ("invalid_request_error", True)
     for error in (response.as_error(), from_stream({"message": text, "code": 400})):
         assert (type(error), error.param, error.message.startswith(WORDS)) == (errors.BadRequest, "max_tokens", True)
 

@@ -139,7 +139,7 @@ TOO_LONG = {
 
 @pytest.mark.parametrize("engine", TOO_LONG)
 def test_prompt_that_is_too_long_is_recognized_in_the_words_of_every_engine(engine):
-    """Clients compact the conversation only if they are told so."""
+    """Clients compact the conversation only if the error says so."""
     error = UpstreamErrorResponse(400, [], json.dumps({"error": {"message": TOO_LONG[engine]}}).encode()).as_error()
     assert isinstance(error, errors.ContextLengthExceeded)
 

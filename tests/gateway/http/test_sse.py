@@ -134,7 +134,7 @@ def test_whole_chunk_is_its_own_raw():
 
 
 def test_reader_knows_whether_it_is_between_events():
-    """So that a stream that breaks off inside an event is told from one that has ended."""
+    """So that a stream that breaks off inside an event differs from one that has ended."""
     reader = sse.Reader()
     reader.feed(b"data: x\n\n")
     assert reader.between_events

@@ -237,7 +237,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("path", REQUESTS)
 async def test_stream_that_is_no_whole_answer_is_a_502(autojump_clock, nursery, path, name):
-    """A part is never told as the whole."""
+    """A part is never passed as the whole."""
     answer = await asked(nursery, chunked(BROKEN[name]), path, stream=False)
 
     assert answer.status == 502
@@ -290,7 +290,7 @@ async def test_answers_of_neurons_pass_byte_for_byte(autojump_clock, nursery, na
 
 
 class LlamaCpp:
-    """An engine that notices only in a stream that nobody listens any more."""
+    """An engine that notices only in a stream that its client has left."""
 
     def __init__(self):
         self.requests = []

@@ -236,7 +236,7 @@ async def test_other_refusals_are_not_about_the_prompts_length(autojump_clock, n
 async def test_error_that_quotes_the_prompt_is_not_kept(autojump_clock, nursery, text, is_quote, status, path, stream):
     """The client gets it; `cortex explain` keeps no prompts."""
     if status == "200 OK" and path == "/v1/chat/completions":
-        return  # passes through: nobody reads it
+        return  # passes through unread
     body = json.dumps({"error": {"message": text, "type": "invalid_request_error", "code": 400}}).encode()
     reply = with_length(body, status=status)
     if status == "200 OK" and stream:

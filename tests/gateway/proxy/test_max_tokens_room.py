@@ -1,4 +1,4 @@
-"""`max_tokens` that leaves no room: sent once more with the room that is named, or told in the client's words."""
+"""`max_tokens` that leaves no room: sent once more with the room that is named, or refused in the client's words."""
 
 import json
 from dataclasses import replace
@@ -118,7 +118,7 @@ async def test_body_that_passes_unchanged_is_shortened_only_on_request(autojump_
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
 @pytest.mark.parametrize("code", [500, "500", None, 502])
 async def test_error_in_a_stream_counts_like_the_same_error_as_a_status(autojump_clock, nursery, path, code):
-    """It may be the request: nobody else pays for it. Another replica is tried, and if that answers, it counts."""
+    """It may be the request: no other request pays for it. Another replica is tried, and if that answers, it counts."""
     error = {"message": "Error rendering prompt with jinja template"} | ({} if code is None else {"code": code})
     broken = chunked(b"event: error\ndata: " + json.dumps({"error": error}).encode() + b"\n\n")
 

@@ -187,7 +187,7 @@ async def test_client_gets_the_neurons_headers_without_hop_by_hop_ones(autojump_
 
 
 async def test_stream_passes_unchanged_with_the_neurons_content_type(autojump_clock, before):
-    """No charset is added or removed; nginx is told not to buffer."""
+    """No charset is added or removed; a header switches off nginx's buffering."""
     for kind in ("text/event-stream", "text/event-stream; charset=utf-8"):
         gateway = before(answering(chunked(*EVENTS, kind=kind, more="cache-control: max-age=60\r\n")))
         answer = await gateway.client().ask(stream=True)

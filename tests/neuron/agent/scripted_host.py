@@ -1,4 +1,4 @@
-"""A `ModelHost` over engines that do as they are told, on devices that add up, for tests under a virtual clock."""
+"""A `ModelHost` over engines that follow a script, on devices that add up, for tests under a virtual clock."""
 
 from __future__ import annotations
 

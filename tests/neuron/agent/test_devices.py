@@ -97,7 +97,7 @@ class Gpu:
 
 
 async def test_memory_of_an_engine_is_that_of_its_processes() -> None:
-    """As the driver lists them, whoever else takes memory meanwhile."""
+    """As the driver lists them, whatever else takes memory meanwhile."""
     gpu = Gpu()
     memory = gpu.memory()
     claim = await memory.admit(MemoryNeed("m", None, 1))

@@ -145,7 +145,7 @@ class EditFollower:
         return NOT_IN_FORCE
 
     def _is_in_force_with_more(self, done: FileEdit, digest: str | None) -> bool:
-        """Whether a later file is in force that has this change too: somebody has edited other aliases since."""
+        """Whether a later file is in force that has this change too: another operator edited other aliases since."""
         if digest is None or not done or self._editor.file.is_current(done.after):
             return False
         in_force = self._editor.file.content_in_force(digest)
