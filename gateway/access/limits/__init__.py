@@ -1,0 +1,1 @@
+"""Limits: token buckets, concurrency, budgets over windows, and the reservations of live requests."""
