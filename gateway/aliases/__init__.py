@@ -2,7 +2,7 @@
 
 Read `catalogue_store.py` first: it holds the catalogue in force, and all changes go through it.
 
-    catalogue_store  accepts or rejects the file, moves aliases, notifies subscribers (file_watch: the file changed)
+    catalogue_store  accepts or rejects the file, moves aliases, notifies subscribers
     warm_swap        moves an alias once its new target is loaded and has answered (warm_up, probe)
     rollout          moves an alias in steps, or rolls it back (rollout_guards, guard_tests, target_statistics,
                      e_process)

@@ -25,12 +25,12 @@ from gateway.aliases.files.audit_log import AuditHead, Verification
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import digest_of
 from gateway.aliases.files.locked_edit import FileEdit, NotInForce
-from gateway.aliases.files.models_file import read_models_file
 from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, RolloutAlreadyRunning
 from gateway.aliases.files.start_rollout import CannotStartRollout, RolloutPlan
 from gateway.aliases.files.toml_edit import CannotEdit
 from gateway.aliases.files.versions import Version, VersionNotFound
 from gateway.files.atomic_write import CannotSave, ChangedUnderneath
+from gateway.files.config_file import read_config_file
 
 __all__ = ["Author", "CatalogueEdits"]
 
@@ -75,7 +75,7 @@ class CatalogueEdits:
 
     async def read_disk(self) -> bytes:
         """The file on disk."""
-        return await self._in_thread(lambda: read_models_file(self._files.models_path))
+        return await self._in_thread(lambda: read_config_file(self._files.models_path))
 
     async def versions(self, alias: str | None, limit: int) -> list[Version]:
         """The newest versions first; of one alias, those that changed it."""
@@ -170,7 +170,7 @@ class CatalogueEdits:
             _require_known(plan.target, known)
 
         def start() -> Rollout:
-            data = read_models_file(self._files.models_path)
+            data = read_config_file(self._files.models_path)
             if not from_disk:
                 locked_edit.require_in_force(self._files, data, catalogue.digest)
             return start_rollout.start_rollout(self._files, plan, data, who=author.who)

@@ -1,10 +1,7 @@
 """The catalogue in force, its generations, and who is notified of a change.
 
-All changes go through here: the file watch, SIGHUP, the admin API, and aliases that move once they are warm.
-
-    SIGHUP, admin API --> reload --------------------+
-                                                     +--> read and parse (in a thread) --> apply: one assignment
-    file event, slow poll --> reload if it differs --+
+All changes go through here: the file as `gateway/files/file_reload.py` reads it, and aliases that move once they are
+warm. A good file comes into force by one assignment.
 
 An alias whose new targets must be warmed first keeps its old targets in that assignment; `warm_swap.py` has it moved in
 an assignment of its own (`move`). If the file is empty, half-written, faulty, unreadable or missing, the last good
@@ -16,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,25 +28,16 @@ from catalogue.models import Catalogue
 from catalogue.toml.faults import Fault, FaultyFile
 from catalogue.toml.parse import is_blank
 from catalogue.warming import Readiness, given_up, hold_back, moved, tried_again
-from gateway.aliases.deadline_thread import DeadlineThread, StillRunning
-from gateway.aliases.file_watch import FileWatch
-from gateway.aliases.files.models_file import fault_in, is_absent, printable, read_models_file
 from gateway.config.settings import DEFAULT_MODELS_CONFIG
+from gateway.files.config_file import fault_in, is_absent, printable, read_config_file
+from gateway.files.file_reload import FILE_ACTOR, POLL_S, FileReload, Found
 
 __all__ = ["FILE_ACTOR", "CatalogueStore", "RejectionSubscriber", "ReloadResult", "Subscriber"]
-
-POLL_S = 2.0
-# Some editors truncate a file before they write it, or delete it before they put it back. A fault that was found after
-# an event is rejected only once it has lasted this long, so that a save does not raise an alarm.
-HALF_WRITTEN_S = 0.25
-READ_WITHIN_S = 10.0  # a local file takes less than a millisecond, a slow network file system seconds
-FILE_ACTOR = "file"  # the actor of a change that came by an edit of the file, not through the gateway
 
 ResultName: TypeAlias = Literal["applied", "unchanged", "rejected"]
 Subscriber: TypeAlias = Callable[[Catalogue, Catalogue, CatalogueDiff], object]
 RejectionSubscriber: TypeAlias = Callable[[tuple[Fault, ...]], object]
-# What the file contains: a new snapshot, or its faults, or None if it is the file that is in force.
-_Found: TypeAlias = Catalogue | tuple[Fault, ...] | None
+_Found: TypeAlias = Found[Catalogue]
 
 _log = structlog.get_logger("cortex.watcher")
 
@@ -103,13 +90,12 @@ class CatalogueStore:
         self.last_error: tuple[Fault, ...] | None = None
         self.reloads: dict[ResultName, int] = {"applied": 0, "unchanged": 0, "rejected": 0}
         self._may_be_absent = configured is None
-        self._poll_s = poll_s
         self._readiness = readiness
         self._subscribers: list[Subscriber] = []
         self._rejection_subscribers: list[RejectionSubscriber] = []
-        # Reading waits for a thread: of two concurrent reloads, the one with the older bytes could finish last.
-        self._reload_lock = trio.Lock()
-        self._reading = DeadlineThread(READ_WITHIN_S)
+        self._file = FileReload(
+            self.path, self._examine, self._apply, last_error=lambda: self.last_error, poll_s=poll_s
+        )
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call `subscriber(old, new, diff)` after every change of `current`.
@@ -153,59 +139,16 @@ class CatalogueStore:
         May be called at any time and by several tasks: each gets the result of a read that began after its call.
         Raises nothing about the file; the result has its faults.
         """
-        async with self._reload_lock:
-            found = await self._examine_in_thread()
-            self.last_actor = actor
-            return self._apply(found)
+        return await self._file.reload(actor)
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reload whenever the file's content changes. Runs until cancelled, and then ends within a second.
 
         Started once it notices changes and has read the file once, so no change since `load_initial` is missed.
         """
-        file_watch = FileWatch(self.path)
-        try:
-            await file_watch.refresh()
-            faulty_since = await self._reload_if_different(math.inf)
-            task_status.started()
-            while True:
-                is_event = await file_watch.wait_for_event(self._poll_s if faulty_since == math.inf else HALF_WRITTEN_S)
-                await file_watch.refresh()
-                faulty_since = await self._reload_if_different(faulty_since, reject_at_once=not is_event)
-        finally:
-            file_watch.close()
+        await self._file.watch(task_status=task_status)
 
     # Reading...
-
-    async def _reload_if_different(self, faulty_since: float, *, reject_at_once: bool = True) -> float:
-        """Apply the file if it differs from the last read; but reject a fault only once it has lasted.
-
-        Returns:
-            Since when (trio time) the file has had a fault that was not yet rejected; infinity if it has none.
-        """
-        async with self._reload_lock:
-            found = await self._examine_in_thread()
-            if not self._is_different(found):
-                return math.inf
-            if isinstance(found, tuple) and not reject_at_once:
-                faulty_since = min(faulty_since, trio.current_time())
-                if trio.current_time() - faulty_since < HALF_WRITTEN_S:
-                    return faulty_since
-            self.last_actor = FILE_ACTOR
-            self._apply(found)
-            return math.inf
-
-    def _is_different(self, found: _Found) -> bool:
-        if found is None:
-            return self.last_error is not None
-        return isinstance(found, Catalogue) or found != self.last_error
-
-    async def _examine_in_thread(self) -> _Found:
-        try:
-            return await self._reading.run(self._examine)
-        except StillRunning:
-            hint = "check the file system; the file is read again once this read has ended"
-            return (fault_in(self.path, f"cannot be read: no result within {self._reading.deadline_s:g} s", hint),)
 
     def _examine(self) -> _Found:
         """Read and parse the file. A new snapshot has no generation yet: an alias may move before it is applied.
@@ -215,7 +158,7 @@ class CatalogueStore:
         try:
             if self._may_be_absent and self.current.digest is None and is_absent(self.path):
                 return None
-            data = self.last_read = read_models_file(self.path)
+            data = self.last_read = read_config_file(self.path)
             if hashlib.sha256(data).hexdigest() == self.current.digest:
                 return None
             if is_blank(data) and (self.current.models or self.current.aliases):
@@ -226,7 +169,8 @@ class CatalogueStore:
 
     # Applying: synchronous, so no other task sees an intermediate state...
 
-    def _apply(self, found: _Found) -> ReloadResult:
+    def _apply(self, found: _Found, actor: str) -> ReloadResult:
+        self.last_actor = actor
         if found is None:
             outcome = ReloadResult("unchanged", self.current)
             if self.last_error is not None:

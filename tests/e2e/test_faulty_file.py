@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from fakes.patience import until
 from fakes.running import MODELS_TOML, PROBE, SMALL, running_gateway
 
-from gateway.aliases.files.models_file import FILE_LIMIT_BYTES
 from gateway.cli import main
+from gateway.files.config_file import FILE_LIMIT_BYTES
 
 CHAT = "/v1/chat/completions"
 

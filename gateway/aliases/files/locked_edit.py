@@ -18,8 +18,8 @@ from catalogue.toml.faults import Fault, FaultyFile
 from catalogue.toml.parse import is_blank
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import Announcement, digest_of
-from gateway.aliases.files.models_file import read_models_file
 from gateway.files.atomic_write import CannotSave, create, replace
+from gateway.files.config_file import read_config_file
 from gateway.files.file_lock import locked
 
 __all__ = ["FileEdit", "NotInForce", "check", "edit_models", "edit_models_locked", "require_in_force", "restore_models"]
@@ -157,7 +157,7 @@ def restore_models(files: CatalogueFiles, restoration: Restoration, *, who: str,
 def _read_if_possible(path: Path) -> tuple[bytes | None, bool]:
     """The content, or None; and whether something else than a file of a sensible size is in the way."""
     try:
-        return read_models_file(path), False
+        return read_config_file(path), False
     except FaultyFile as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError):
@@ -185,7 +185,7 @@ def check(data: bytes, *, path: str) -> Catalogue:
 
 def _read(files: CatalogueFiles) -> bytes:
     try:
-        return read_models_file(files.models_path)
+        return read_config_file(files.models_path)
     except FaultyFile as error:
         raise CannotSave(str(error)) from error
 

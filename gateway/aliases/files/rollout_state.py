@@ -20,10 +20,10 @@ from catalogue.models import Alias
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import digest_of
 from gateway.aliases.files.locked_edit import edit_models_locked
-from gateway.aliases.files.models_file import read_models_file
 from gateway.aliases.files.toml_edit import restore_alias, set_alias
 from gateway.aliases.rollout_guards import GuardName
 from gateway.files import atomic_write
+from gateway.files.config_file import read_config_file
 from gateway.files.file_lock import locked
 from gateway.files.state_directory import make_directory
 
@@ -322,7 +322,7 @@ def _if_alias_unchanged(files: CatalogueFiles, known: Rollout, act: Callable[[],
         stored = read(files).get(known.alias, known)
         if stored != known or stored.state != "running":
             return stored
-        alias = _alias_in(read_models_file(files.models_path), files, known.alias)
+        alias = _alias_in(read_config_file(files.models_path), files, known.alias)
         if any(has_targets(alias, targets) for targets in _possible_targets(known)):
             return act()
         reason = "the alias was removed" if alias is None else "another edit changed the alias"

@@ -14,7 +14,6 @@ from catalogue.models import Catalogue
 from catalogue.toml.faults import FaultyFile
 from gateway.aliases.files import versions
 from gateway.aliases.files.catalogue_files import CatalogueFiles
-from gateway.aliases.files.models_file import FILE_LIMIT_BYTES
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError, GatewayAddress
 from gateway.cli.connection import Connection
@@ -23,6 +22,7 @@ from gateway.cli.options import json_option
 from gateway.cli.source.editable_file import AliasCommandError
 from gateway.cli.terminal import HASH_DIGITS, print_error, print_json
 from gateway.cli.views import plan_view
+from gateway.files.config_file import FILE_LIMIT_BYTES
 
 __all__ = ["plan"]
 

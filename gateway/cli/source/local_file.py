@@ -15,13 +15,13 @@ from gateway.aliases.files import locked_edit, rollback, rollout_state, start_ro
 from gateway.aliases.files.audit_log import AuditHead, Verification
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.locked_edit import FileEdit, NotInForce
-from gateway.aliases.files.models_file import read_models_file
 from gateway.aliases.files.rollout_state import InvalidRolloutState, Rollout, RolloutAlreadyRunning
 from gateway.aliases.files.start_rollout import CannotStartRollout, RolloutPlan
 from gateway.aliases.files.toml_edit import CannotEdit
 from gateway.aliases.files.versions import Version, VersionNotFound
 from gateway.cli.source.editable_file import AliasCommandError
 from gateway.files.atomic_write import CannotSave
+from gateway.files.config_file import read_config_file
 
 __all__ = ["FROM_DISK_HINT", "LocalFile", "os_user"]
 
@@ -77,12 +77,12 @@ class LocalFile:
     def read(self) -> bytes:
         """The file on disk. Raises AliasCommandError."""
         with _refusals():
-            return read_models_file(self.files.models_path)
+            return read_config_file(self.files.models_path)
 
     def is_current(self, data: bytes) -> bool:
         """Whether the file on disk has this content."""
         try:
-            return read_models_file(self.files.models_path) == data
+            return read_config_file(self.files.models_path) == data
         except FaultyFile:
             return False
 

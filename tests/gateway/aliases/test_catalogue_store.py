@@ -13,9 +13,9 @@ from fakes.patience import SAFETY_NET_S, best_of, measured, until
 from structlog.testing import capture_logs
 
 from catalogue.toml.faults import FaultyFile
-from gateway.aliases import catalogue_store, file_watch
 from gateway.aliases.catalogue_store import CatalogueStore
-from gateway.aliases.files.models_file import FILE_LIMIT_BYTES
+from gateway.files import file_reload, file_watch
+from gateway.files.config_file import FILE_LIMIT_BYTES
 
 SMALL = '[aliases]\nlarge = "small-model"\n'
 LARGE = '[aliases]\nlarge = "large-model"\n'
@@ -233,18 +233,18 @@ async def test_unreadable_file_is_a_fault_that_names_the_user(store, path, monke
 
 async def test_read_that_never_returns_is_a_fault_and_no_end_of_reloading(path, monkeypatch):
     """A network file system that hangs: one thread waits for it, and a reload works once it is back."""
-    monkeypatch.setattr(catalogue_store, "READ_WITHIN_S", 0.05)
+    monkeypatch.setattr(file_reload, "READ_WITHIN_S", 0.05)
     store = CatalogueStore(path, poll_s=0.02)
     store.load_initial()
     back, reads = threading.Event(), []
-    examine = store._examine
+    examine = store._file._examine
 
     def hang():
         reads.append(1)
         back.wait(SAFETY_NET_S)
         return examine()
 
-    monkeypatch.setattr(store, "_examine", hang)
+    monkeypatch.setattr(store._file, "_examine", hang)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.watch)
         await until(lambda: store.last_error is not None)
@@ -264,7 +264,7 @@ async def test_watch_outlives_a_directory_that_hangs(store, path, monkeypatch):
     monkeypatch.setattr(file_watch, "LOOK_WITHIN_S", 0.05)
     back = threading.Event()
     monkeypatch.setattr(file_watch, "_directories_of", lambda _: back.wait(SAFETY_NET_S) and {})
-    store._poll_s = 0.02
+    store._file._poll_s = 0.02
     async with watching(store):
         rename_over(path, LARGE)
         await until(lambda: target(store) == "large-model")
@@ -364,7 +364,7 @@ def delete_and_recreate(path, text):
 @pytest.mark.parametrize("replace", [rename_over, in_place, rename_and_write, delete_and_recreate])
 async def test_change_is_noticed(store, path, replace, monkeypatch):
     """However an editor saves; a half-written file is never rejected, however slow this process is."""
-    monkeypatch.setattr(catalogue_store, "HALF_WRITTEN_S", POLL_NEVER_S)
+    monkeypatch.setattr(file_reload, "HALF_WRITTEN_S", POLL_NEVER_S)
     async with watching(store):
         for text, expected in [(LARGE, "large-model"), (SMALL, "small-model")] * 4:
             replace(path, text)
@@ -441,10 +441,10 @@ async def test_bad_file_is_rejected_and_cleared_without_a_reload(store, path):
 
 async def test_fault_is_rejected_only_once_it_lasts(store, path, monkeypatch):
     """A slow save, which truncates the file first, raises no alarm."""
-    monkeypatch.setattr(catalogue_store, "HALF_WRITTEN_S", POLL_NEVER_S)
+    monkeypatch.setattr(file_reload, "HALF_WRITTEN_S", POLL_NEVER_S)
     examined = []
-    examine = store._examine
-    monkeypatch.setattr(store, "_examine", lambda: examined.append(examine()) or examined[-1])
+    examine = store._file._examine
+    monkeypatch.setattr(store._file, "_examine", lambda: examined.append(examine()) or examined[-1])
     async with watching(store):
         path.write_text("")
         await until(lambda: isinstance(examined[-1], tuple))  # the fault was seen
@@ -481,7 +481,7 @@ async def test_replaced_directory_is_found_by_polling_and_then_watched(path):
         path.parent.mkdir()
         path.write_text(LARGE)
         await until(lambda: target(store) == "large-model")
-        store._poll_s = POLL_NEVER_S  # from the next round on
+        store._file._poll_s = POLL_NEVER_S  # from the next round on
 
         await trio.sleep(0.2)  # that round has begun
         rename_over(path, SMALL)
@@ -512,8 +512,8 @@ async def test_same_fault_is_reported_once(path, monkeypatch):
     store.load_initial()
     path.write_text(FAULTY)
     polls = []
-    examine = store._examine
-    monkeypatch.setattr(store, "_examine", lambda: polls.append(1) or examine())
+    examine = store._file._examine
+    monkeypatch.setattr(store._file, "_examine", lambda: polls.append(1) or examine())
     with capture_logs() as logs:
         async with watching(store):
             await until(lambda: len(polls) > 5)
@@ -558,8 +558,8 @@ async def test_watching_leaves_no_descriptor_behind(store, path):
 async def test_reading_the_file_is_no_event(store, monkeypatch):
     """Otherwise the store would read it in a loop."""
     reads = []
-    examine = store._examine
-    monkeypatch.setattr(store, "_examine", lambda: reads.append(1) or examine())
+    examine = store._file._examine
+    monkeypatch.setattr(store._file, "_examine", lambda: reads.append(1) or examine())
     async with watching(store):
         await trio.sleep(0.3)
 

@@ -72,7 +72,7 @@ from gateway.server import main
 from gateway.server.gateway import Gateway
 from gateway.telemetry import log
 
-read = catalogue_store.read_models_file
+read = catalogue_store.read_config_file
 hangs, noticed = (Path(sys.argv[1]).with_name(name) for name in ("hangs", "noticed"))
 
 
@@ -83,7 +83,7 @@ def read_unless_it_hangs(path):
     return read(path)
 
 
-catalogue_store.read_models_file = read_unless_it_hangs
+catalogue_store.read_config_file = read_unless_it_hangs
 loaded = load.load(Path(sys.argv[1]), {}).settings
 log.configure(loaded.log)
 sys.exit(main.run(Gateway(loaded)))

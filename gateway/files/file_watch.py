@@ -13,8 +13,8 @@ import trio
 # The class below it is documented for use: https://watchfiles.helpmanual.io/api/rust_backend/
 from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
-from gateway.aliases.deadline_thread import DeadlineThread, StillRunning
-from gateway.aliases.files.models_file import printable
+from gateway.files.config_file import printable
+from gateway.files.deadline_thread import DeadlineThread, StillRunning
 
 __all__ = ["FileWatch"]
 

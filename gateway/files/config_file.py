@@ -1,4 +1,4 @@
-"""Reading `models.toml`. Blocking."""
+"""Reading a file that an operator edits while the gateway runs: `models.toml`, and that of the neurons. Blocking."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from catalogue.toml.faults import Fault, FaultyFile
 
-__all__ = ["FILE_LIMIT_BYTES", "fault_in", "is_absent", "printable", "read_models_file"]
+__all__ = ["FILE_LIMIT_BYTES", "fault_in", "is_absent", "printable", "read_config_file"]
 
-FILE_LIMIT_BYTES = 4 * 1024 * 1024  # a thousand profiles take 100 KB; a larger file is some other file
+FILE_LIMIT_BYTES = 4 * 1024 * 1024  # a thousand models take 100 KB; a larger file is some other file
 
 
-def read_models_file(path: Path) -> bytes:
+def read_config_file(path: Path) -> bytes:
     """The file's bytes.
 
     Raises:
