@@ -25,7 +25,8 @@ class HypercornServer:
     """Serves one application on one listening socket, with the methods of `HttpServer`.
 
     Hypercorn shields its sends from cancellation. A client that stops reading holds its task until the socket's
-    TCP_USER_TIMEOUT, which the creator of `sock` must set.
+    TCP_USER_TIMEOUT, which the creator of `sock` must set. It has one idle time, `gateway.keep_alive_seconds`, also for
+    a connection whose request is not complete: `deadlines.header_seconds` has no effect here.
     """
 
     def __init__(self, app: App, sock: socket.socket, settings: Settings) -> None:
@@ -38,7 +39,7 @@ class HypercornServer:
         self._config.include_server_header = False
         self._config.graceful_timeout = settings.gateway.drain_seconds  # the default of 3 s would cut streams
         self._config.h11_max_incomplete_size = settings.limits.header_bytes
-        self._config.keep_alive_timeout = settings.deadlines.header_seconds
+        self._config.keep_alive_timeout = settings.gateway.keep_alive_seconds
         self._stop = trio.Event()
         self._ended = trio.Event()
 

@@ -58,6 +58,7 @@ def _request(record: RequestRecord, loads_between: LoadsBetween, now: float) -> 
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
         "tokens": _tokens(record),
+        "ignored": record.ignored.decode() or None,
         "node": routing.node,
         "status": record.status or None,
         "outcome": None if timings.ended_at is None else record.outcome,

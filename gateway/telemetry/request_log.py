@@ -247,6 +247,8 @@ def _event(record: RequestRecord, now: float) -> dict[str, Any]:
         event["fell_back_from"] = routing.target
     if routing.hedge is not None:
         event["hedge"] = routing.hedge
+    if record.ignored:
+        event["ignored"] = record.ignored.decode()
     if record.error is not None:
         event["error"] = record.error.code
         event["message"] = record.error.message

@@ -52,6 +52,8 @@ def _facts(request: Json) -> Iterator[Text]:
     yield _fact("bytes", f"{request['bytes_in']:,} in, {request['bytes_out']:,} out")
     if request["tokens"] is not None:
         yield _fact("tokens", _tokens(request["tokens"]))
+    if request.get("ignored"):
+        yield _fact("ignored", request["ignored"])
 
 
 def _fact(name: str, value: str, style: str = "") -> Text:

@@ -54,7 +54,7 @@ class ParsedMessagesRequest:
         body = self.as_chat.encode(model, backend)
         if backend.stops_only_streams and not request.model.stream:
             body = asking_for_stream(body, ask_usage=backend.ask_usage) or body
-        return OutgoingRequest(CHAT_PATH, body, translation, ignored=self.as_chat.ignored)
+        return OutgoingRequest(CHAT_PATH, body, translation, ignored=self.as_chat.ignored_by(backend))
 
 
 class MessagesDialect:

@@ -43,12 +43,13 @@ class MessagesAsChat:
 
     Attributes:
         input_tokens: An estimate (see `token_estimate`), for `message_start` and `/v1/messages/count_tokens`.
-        ignored: The value of `x-cortex-ignored`; empty if nothing was left out.
+        ignored: The value of `x-cortex-ignored` for a plain backend; empty if nothing was left out.
     """
 
     __slots__ = (
         "_encoded",
         "_extras",
+        "_ignored",
         "_request",
         "_stop_sequences",
         "_stream",
@@ -63,10 +64,10 @@ class MessagesAsChat:
         self._extras = extras_of(fields, _OWN_FIELDS)
         self._stop_sequences = _stop_sequences(request.stop_sequences)
         self._wants_thinking = request.thinking is not None and request.thinking.type != "disabled"
-        ignored = Ignored()
+        self._ignored = ignored = Ignored()
         ignored.add(*ignored_fields(fields, _UNDERSTOOD, _DEFAULTS), *ignored_tools(request))
         messages = _messages(request, PLAIN, ignored)
-        self.ignored = ignored.header_value()
+        self.ignored = self.ignored_by(PLAIN)
         encoded, parameters = msgspec.json.encode(messages), self._parameters(PLAIN)
         self._encoded = {PLAIN: (encoded, parameters)}
         self.input_tokens = estimate_tokens(messages, encoded, parameters.get("tools", ()))
@@ -84,6 +85,10 @@ class MessagesAsChat:
             self._encoded[backend] = messages, self._parameters(backend)
         messages, parameters = self._encoded[backend]
         return msgspec.json.encode({"model": model, "messages": msgspec.Raw(messages), **parameters})
+
+    def ignored_by(self, backend: Backend) -> bytes:
+        """The value of `x-cortex-ignored` for a backend of this kind: each has its own switch for thinking."""
+        return self._ignored.header_value(_ignored_in_fields(self._request, backend))
 
     def context(self, request_id: str, model: str, backend: Backend = PLAIN) -> MessagesContext:
         """What the answer's translation needs.
@@ -126,6 +131,26 @@ class MessagesAsChat:
 _OWN_FIELDS = frozenset({"model", "stream", *MessagesRequest.__struct_fields__})
 _UNDERSTOOD = _OWN_FIELDS | ENGINE_EXTRAS
 _DEFAULTS = {"service_tier": frozenset({b'"auto"', b'"standard_only"'}), "n": frozenset({b"1"})}
+
+
+def _ignored_in_fields(request: MessagesRequest, backend: Backend) -> Iterator[str]:
+    """Parts of fields that have no effect on a backend of this kind, though the field may have one."""
+    thinking, config, switch = request.thinking, request.output_config, backend.thinking_switch
+    effort = None if config is None else config.effort
+    if thinking is not None and switch == "none":
+        yield "thinking"
+    elif thinking is not None:
+        if thinking.budget_tokens is not None and (switch == "chat_template_kwargs" or effort is not None):
+            yield "thinking.budget_tokens"
+        if thinking.display is not None:
+            yield "thinking.display"
+    wants_thinking = thinking is not None and thinking.type != "disabled"
+    if effort is not None and not (wants_thinking and switch == "reasoning_effort"):
+        yield "output_config.effort"
+    if config is not None and config.task_budget is not None:
+        yield "output_config.task_budget"
+    if isinstance(request.metadata, dict):
+        yield from (f"metadata.{name}" for name in request.metadata if name != "user_id")
 
 
 def translate(body: bytes, model: ModelField | None = None) -> MessagesAsChat:

@@ -103,6 +103,7 @@ class MessagesThinking(msgspec.Struct):
 
     type: str
     budget_tokens: int | None = None
+    display: Any = None
 
 
 class MessagesOutputFormat(msgspec.Struct):
@@ -117,6 +118,7 @@ class MessagesOutputConfig(msgspec.Struct):
 
     effort: str | None = None
     format: MessagesOutputFormat | None = None
+    task_budget: Any = None
 
 
 class MessagesRequest(msgspec.Struct):

@@ -29,14 +29,28 @@ _KINDS: dict[str, FinishKind] = {
          "prohibited_content", "blocklist", "spii", "refusal", "guardrail_intervened", "moderation"),
         "filtered",
     ),
-    **dict.fromkeys(("insufficient_system_resource", "overloaded", "engine_overloaded"), "overloaded"),
+    **dict.fromkeys(
+        ("insufficient_system_resource", "overloaded", "engine_overloaded", "rate_limit", "rate_limited",
+         "too_many_requests", "quota", "quota_exceeded", "insufficient_quota", "unavailable", "service_unavailable",
+         "busy", "server_busy", "throttled", "resource_exhausted", "no_capacity", "out_of_memory", "oom"),
+        "overloaded",
+    ),
     **dict.fromkeys(
         ("abort", "aborted", "error", "cancelled", "canceled", "network_error", "failed", "failure", "timeout",
-         "malformed_function_call", "interrupted", "unload", "modelunloaded", "userstopped"),
+         "malformed_function_call", "unexpected_tool_call", "interrupted", "unload", "modelunloaded", "userstopped",
+         "killed", "preempted", "evicted", "shutdown", "disconnected", "connection_closed", "deadline_exceeded"),
         "failed",
     ),
 }  # fmt: skip
-_FAILURE_WORDS = ("error", "abort", "cancel", "fail", "timeout", "timed_out", "overload", "insufficient", "interrupt")
+# Parts of names that are not in the table, tried in this order.
+_LENGTH_WORDS = ("max_token", "token_limit", "length_limit", "max_length", "context_length", "context_window")
+_OVERLOAD_WORDS = ("overload", "insufficient", "rate_limit", "ratelimit", "too_many_requests", "quota", "unavailable",
+                   "throttl", "exhausted", "capacity", "out_of_memory", "busy")  # fmt: skip
+_FAILURE_WORDS = ("error", "abort", "cancel", "fail", "timeout", "timed_out", "interrupt", "crash", "exception",
+                  "malformed", "disconnect", "preempt", "shutdown")  # fmt: skip
+_BY_WORD: tuple[tuple[tuple[str, ...], FinishKind], ...] = (
+    (_LENGTH_WORDS, "length"), (_OVERLOAD_WORDS, "overloaded"), (_FAILURE_WORDS, "failed")
+)  # fmt: skip
 
 
 def reason_in(value: object) -> str | None:
@@ -56,9 +70,9 @@ def kind_of(reason: str | None) -> FinishKind:
         return "complete"
     name = reason.strip().lower().replace("-", "_").replace(" ", "_")
     kind = _KINDS.get(name)
-    if kind is None:
-        kind = "failed" if any(word in name for word in _FAILURE_WORDS) else "complete"
-    return kind
+    if kind is not None:
+        return kind
+    return next((kind for words, kind in _BY_WORD if any(word in name for word in words)), "complete")
 
 
 def failure_of(reason: str | None) -> GatewayError | None:

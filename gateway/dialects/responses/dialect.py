@@ -50,7 +50,7 @@ class ParsedResponsesRequest:
         body = self._as_chat.encode(model, backend)
         if backend.stops_only_streams and not request.model.stream:
             body = asking_for_stream(body, ask_usage=backend.ask_usage) or body
-        return OutgoingRequest(CHAT_PATH, body, translation, ignored=self._as_chat.ignored)
+        return OutgoingRequest(CHAT_PATH, body, translation, ignored=self._as_chat.ignored_by(backend))
 
 
 class ResponsesDialect:

@@ -31,10 +31,20 @@ class ResponsesAsChat:
     """A valid Responses request, ready to be written as a chat completions request.
 
     Attributes:
-        ignored: The value of `x-cortex-ignored`; empty if nothing was left out.
+        ignored: The value of `x-cortex-ignored` for a plain backend; empty if nothing was left out.
     """
 
-    __slots__ = ("_encoded", "_extras", "_input_tokens", "_request", "_secret_key", "_stream", "_tools", "ignored")
+    __slots__ = (
+        "_encoded",
+        "_extras",
+        "_ignored",
+        "_input_tokens",
+        "_request",
+        "_secret_key",
+        "_stream",
+        "_tools",
+        "ignored",
+    )
 
     def __init__(
         self, request: ResponsesRequest, fields: Mapping[str, msgspec.Raw], secret_key: bytes, *, stream: bool
@@ -44,10 +54,10 @@ class ResponsesAsChat:
         self._stream = stream
         self._extras = extras_of(fields, _OWN_FIELDS)
         self._tools = offered_tools(request)
-        ignored = Ignored()
+        self._ignored = ignored = Ignored()
         ignored.add(*ignored_fields(fields, _UNDERSTOOD, _DEFAULTS), *_ignored_in_fields(request), *self._tools.ignored)
         messages = conversation.messages(request, PLAIN, ignored, secret_key)
-        self.ignored = ignored.header_value()
+        self.ignored = self.ignored_by(PLAIN)
         if not messages:
             raise invalid("input", "at least one item that a model can read is required")
         encoded = msgspec.json.encode(messages)
@@ -67,6 +77,12 @@ class ResponsesAsChat:
             self._encoded[backend] = messages, self._parameters(backend)
         messages, parameters = self._encoded[backend]
         return msgspec.json.encode({"model": model, "messages": msgspec.Raw(messages), **parameters})
+
+    def ignored_by(self, backend: Backend) -> bytes:
+        """The value of `x-cortex-ignored` for a backend of this kind: one has no switch for thinking."""
+        reasoning = self._request.reasoning
+        has_no_switch = reasoning is not None and reasoning.effort is not None and backend.thinking_switch == "none"
+        return self._ignored.header_value(("reasoning.effort",) if has_no_switch else ())
 
     def context(self, answer_id: str, model: str) -> ResponsesContext:
         """What the answer's translation needs."""

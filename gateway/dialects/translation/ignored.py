@@ -38,16 +38,20 @@ class Ignored:
         for name in names:
             self._names[name] = None
 
-    def header_value(self) -> bytes:
+    def header_value(self, also: Iterable[str] = ()) -> bytes:
         """The names, comma-separated and in order of their first mention; empty if there are none.
 
         Bounded: names that do not fit are counted at the end, as in `a, b, 7 more`.
+
+        Args:
+            also: Names that come after those that were added: what one kind of backend has no use for.
         """
         value = b""
-        for position, name in enumerate(self._names):
+        names = {**self._names, **dict.fromkeys(also)}
+        for position, name in enumerate(names):
             encoded = _encoded(name)
             if len(value) + len(encoded) > HEADER_BYTES:
-                more = b"%d more" % (len(self._names) - position)
+                more = b"%d more" % (len(names) - position)
                 return b"%b, %b" % (value, more) if value else more
             value = b"%b, %b" % (value, encoded) if value else encoded
         return value

@@ -73,7 +73,15 @@ FAILURES = [
     ("engine_error", FAILED),
     ("MALFORMED_FUNCTION_CALL", FAILED),
     ({"type": "abort", "message": "x"}, FAILED),
+    ("malformed_response", FAILED),
     ("insufficient_system_resource", OVERLOADED),
+    ("rate_limit", OVERLOADED),
+    ("Rate-Limit Exceeded", OVERLOADED),
+    ("quota", OVERLOADED),
+    ("user_quota_reached", OVERLOADED),
+    ("unavailable", OVERLOADED),
+    ("MODEL_TEMPORARILY_UNAVAILABLE", OVERLOADED),
+    ("server_overload", OVERLOADED),
 ]
 
 
@@ -101,6 +109,7 @@ def test_reason_that_names_a_failure_is_an_error(name, reason, error):
         ("MAX_TOKENS", "max_tokens", "max_output_tokens"),
         ("model_length", "max_tokens", "max_output_tokens"),
         ("model_context_window_exceeded", "max_tokens", "max_output_tokens"),
+        ("token_limit_reached", "max_tokens", "max_output_tokens"),
         ("content_filter", "refusal", "content_filter"),
         ("sensitive", "refusal", "content_filter"),
         ("SAFETY", "refusal", "content_filter"),

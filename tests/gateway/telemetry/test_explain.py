@@ -6,9 +6,10 @@ import tracemalloc
 
 import pytest
 import trio
-from fakes.in_memory import SMALL, InMemoryGateway
+from fakes.in_memory import BODY, SMALL, InMemoryGateway
 from fakes.scripted import answering, read_request, with_length
 from fakes.world import a_sim, a_sim_model, a_world, profile_of
+from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from catalogue.models import Alias, Limit, Target
@@ -93,9 +94,24 @@ async def test_plain_request_is_explained_completely(autojump_clock, nursery):
         "status": 200,
         "outcome": "ok",
         "error": None,
+        "ignored": None,
     }
     assert explained["tokens"]["completion"] > 0
     assert 0 < explained["first_token_ms"] < explained["total_ms"]
+
+
+async def test_what_a_translation_left_out_is_named(autojump_clock, nursery):
+    """In the explanation and in the log's event, as in the response."""
+    gateway = two(nursery)
+    body = {**BODY, "max_tokens": 9, "container": "c", "output_config": {"effort": "low"}}
+    with capture_logs() as logs:
+        answer = await gateway.client().ask(body, "/v1/messages", headers=MINE)
+        [explained] = await explain(gateway)
+    [event] = [log for log in logs if log["event"] == "request"]
+
+    assert answer.headers["x-cortex-ignored"] == "container, output_config.effort"
+    assert explained["ignored"] == event["ignored"] == "container, output_config.effort"
+    assert "ignored    container, output_config.effort" in "\n".join(map(str, lines(explained)))
 
 
 async def test_failed_attempts_are_listed_with_their_errors(autojump_clock, nursery):

@@ -489,6 +489,13 @@ def test_tools_without_a_name_may_stand_beside_others():
         ({"service_tier": "priority", "mcp_servers": [], "container": "c"}, b"container, mcp_servers, service_tier"),
         ({"tools": [SEARCH, WEB_SEARCH, {"type": "mcp_toolset"}]}, b"tools.web_search_20250305, tools.mcp_toolset"),
         ({"ignore_eos": True, "min_p": 0.1, "top_k": 3}, b""),
+        ({"metadata": {"user_id": "u", "team": "t"}}, b"metadata.team"),
+        (
+            {"output_config": {"effort": "high", "task_budget": {"total": 1}}},
+            b"output_config.effort, output_config.task_budget",
+        ),
+        ({"thinking": {"type": "enabled", "budget_tokens": 9}}, b"thinking.budget_tokens"),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}, "z": 1}, b"z, thinking.display"),
         (
             {"messages": [assistant([{"type": "server_tool_use"}, {"type": "web_search_tool_result"}]), user("hi")]},
             b"messages.server_tool_use, messages.web_search_tool_result",
@@ -505,6 +512,29 @@ def test_what_is_left_out_is_named(fields, header):
 
     assert len(ignored) < 600
     assert ignored == header or (header is None and ignored.endswith(b" more"))
+
+
+@pytest.mark.parametrize(
+    ("switch", "thinking", "effort", "header"),
+    [
+        ("none", {"type": "adaptive"}, "low", b"thinking, output_config.effort"),
+        ("none", {"type": "disabled"}, None, b"thinking"),
+        ("none", None, None, b""),
+        ("chat_template_kwargs", {"type": "adaptive"}, "low", b"output_config.effort"),
+        ("chat_template_kwargs", {"type": "enabled", "budget_tokens": 9}, None, b"thinking.budget_tokens"),
+        ("reasoning_effort", {"type": "adaptive"}, "low", b""),
+        ("reasoning_effort", {"type": "enabled", "budget_tokens": 9}, None, b""),
+        ("reasoning_effort", {"type": "enabled", "budget_tokens": 9}, "low", b"thinking.budget_tokens"),
+        ("reasoning_effort", {"type": "disabled"}, "low", b"output_config.effort"),
+        ("reasoning_effort", None, "low", b"output_config.effort"),
+    ],
+)
+def test_wishes_that_a_backend_cannot_follow_are_named(switch, thinking, effort, header):
+    """Each kind of backend has its own switch for thinking."""
+    fields = {"thinking": thinking, "output_config": {"effort": effort}}
+    body = json.dumps({"model": "m", "messages": [user("hi")], **fields}).encode()
+
+    assert request.translate(body).ignored_by(Backend(thinking_switch=switch)) == header
 
 
 @pytest.mark.parametrize(

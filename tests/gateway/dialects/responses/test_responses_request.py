@@ -662,6 +662,15 @@ def test_what_is_left_out_is_named(fields, header):
     assert request.translate(json.dumps({"model": "m", "input": "hi", **fields}).encode()).ignored == header
 
 
+@pytest.mark.parametrize("switch", ["none", "chat_template_kwargs", "reasoning_effort"])
+def test_effort_is_named_where_the_backend_has_no_switch(switch):
+    """Elsewhere it has an effect."""
+    body = json.dumps({"model": "m", "input": "hi", "reasoning": {"effort": "low"}}).encode()
+    ignored = request.translate(body).ignored_by(Backend(thinking_switch=switch))
+
+    assert ignored == (b"reasoning.effort" if switch == "none" else b"")
+
+
 def test_engine_parameters_survive():
     """Engines have many that the Responses API does not."""
     sent = outgoing({"input": "hi", "ignore_eos": True, "top_k": 5, "chat_template_kwargs": {"x": 1}})
