@@ -1,7 +1,8 @@
 """This file puts `tests/` on the import path, so that tests can write `from fakes.neuron import FakeNeuron`.
 
 `--real` adds tests/real, with real engines; it needs the extra `real`. `--clients` adds tests/clients/installed, with
-real clients; it needs scripts/install-clients. With `--write-docs`, the tests that compare a table of docs/ with their
+real clients; it needs scripts/install-clients. `--postgres` runs the tests of the store on PostgreSQL as well as on
+SQLite; it needs Debian's package postgresql. With `--write-docs`, the tests that compare a table of docs/ with their
 observations write it instead. Use it without xdist, whose workers would all write.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from fakes.postgres import PostgresServer
 
 from gateway.files import state_directory
 
@@ -49,6 +51,7 @@ def _no_state_of_the_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="also run tests/real, against real engines")
     parser.addoption("--clients", action="store_true", help="also run tests/clients/installed, with real clients")
+    parser.addoption("--postgres", action="store_true", help="also run the tests of the store on PostgreSQL")
     parser.addoption("--write-docs", action="store_true", help="write what the tests observe into the tables of docs/")
 
 
@@ -65,3 +68,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     here = Path(__file__).parent
     left_out = (folder for folder, option in NEEDS.items() if not config.getoption(option))
     return True if any(collection_path.is_relative_to(here / folder) for folder in left_out) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--postgres"):
+        items[:] = [item for item in items if item.get_closest_marker("postgres") is None]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A PostgreSQL server, which is started when a test first needs it."""
+    with PostgresServer.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a store that does not exist yet (SQLite) or has no tables: each test runs on both."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()

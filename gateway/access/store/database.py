@@ -1,0 +1,193 @@
+"""One SQLite or PostgreSQL database: transactions, and its errors in words. Blocking.
+
+Gateways use it through `store.py`, which adds the worker thread; the command line uses it directly.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, exc
+from sqlalchemy.engine import URL, make_url
+
+from gateway.access.store import migrate
+from gateway.access.store.schema import SCHEMA_VERSION
+from gateway.files.state_directory import give_to_owner_of_directory, make_directory
+
+__all__ = ["Database", "InvalidStoreUrl", "StoreUnavailable"]
+
+BUSY_TIMEOUT_S = 5  # how long SQLite waits for another process that writes
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_MS = 10_000  # of PostgreSQL; ours take milliseconds
+
+_Result = TypeVar("_Result")
+
+
+class StoreUnavailable(Exception):
+    """The database cannot be used now. The text says why, for operators."""
+
+
+class InvalidStoreUrl(ValueError):
+    """The URL names no database that cortex can use. The text is for operators and has no password."""
+
+
+class Database:
+    """A database, connected when it is first used. One thread at a time may use it.
+
+    Args:
+        url: `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+        directory: Where a relative PATH of SQLite begins.
+
+    Attributes:
+        name: The URL without its password; for SQLite, the file.
+        path: The file of SQLite; None for PostgreSQL.
+        error: Why the last use failed; None after a success.
+
+    Raises:
+        InvalidStoreUrl: The URL is not one of these.
+    """
+
+    def __init__(self, url: str, directory: Path) -> None:
+        try:
+            self._url = make_url(url)
+        except exc.ArgumentError as error:
+            raise InvalidStoreUrl("[store] url must be sqlite:///PATH or postgresql://…") from error
+        backend = self._url.get_backend_name()
+        self.path: Path | None = None
+        if backend == "sqlite":
+            if not self._url.database or self._url.host:
+                raise InvalidStoreUrl(
+                    "[store] url: sqlite needs a file: sqlite:///cortex.db or sqlite:////srv/cortex.db"
+                )
+            self.path = directory / self._url.database
+        elif backend not in {"postgresql", "postgres"}:
+            raise InvalidStoreUrl(f"[store] url: cortex stores in sqlite or postgresql, not in {backend}")
+        self.name = str(self.path or self._url.render_as_string(hide_password=True))
+        self.error: str | None = None
+        self._engine: Engine | None = None
+        self._inode = 0
+
+    def write(self, work: Callable[[Connection], _Result]) -> _Result:
+        """Run `work` in a transaction that may change the database, and commit. An exception of `work` rolls back.
+
+        Raises:
+            StoreUnavailable: The database cannot be used.
+            sqlalchemy.exc.IntegrityError: `work` violates a constraint.
+        """
+        return self._run(work, "BEGIN IMMEDIATE")
+
+    def read(self, work: Callable[[Connection], _Result]) -> _Result:
+        """Run `work` in a transaction that only reads; writers do not wait for it. Raises StoreUnavailable."""
+        return self._run(work, "BEGIN")
+
+    def upgrade(self) -> bool:
+        """Create the database, or migrate its tables to this release. Returns whether there was anything to do.
+
+        Raises:
+            StoreUnavailable, migrate.SchemaUnknown: By their names.
+        """
+        if self.path is not None and not self.path.exists():
+            self._create(self.path)
+        return self.write(migrate.upgrade)
+
+    def version(self) -> str | None:
+        """The schema version of the database; None if it has no tables of ours. Raises StoreUnavailable."""
+        return self.read(migrate.version_of)
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another."""
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+
+    def _run(self, work: Callable[[Connection], _Result], begin: str) -> _Result:
+        try:
+            engine = self._connected()
+            with engine.connect().execution_options(cortex_begin=begin) as connection, connection.begin():
+                result = work(connection)
+        except StoreUnavailable as error:
+            self.error = str(error)
+            raise
+        except exc.IntegrityError:
+            raise
+        except (exc.DBAPIError, exc.TimeoutError, ModuleNotFoundError) as error:
+            self.close()
+            self.error = f"{self.name}: {_reason(error)}"
+            raise StoreUnavailable(self.error) from error
+        self.error = None
+        return result
+
+    def _connected(self) -> Engine:
+        """The engine. A file that was replaced is opened again; SQLite would go on with the one that was removed."""
+        if self.path is not None:
+            try:
+                inode = self.path.stat().st_ino
+            except OSError as error:
+                self.close()
+                raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
+            if inode != self._inode:
+                self.close()
+                self._inode = inode
+        if self._engine is None:
+            self._engine = _sqlite(self.path) if self.path is not None else _postgresql(self._url)
+        return self._engine
+
+    def _create(self, path: Path) -> None:
+        """An empty file, readable by its owner only, which belongs to the owner of the state directory."""
+        try:
+            make_directory(path.parent)
+            path.touch(mode=0o600)
+            give_to_owner_of_directory(path)
+        except OSError as error:
+            self.error = f"{path} cannot be created: {error.strerror or error}"
+            raise StoreUnavailable(self.error) from error
+
+
+def _sqlite(path: Path) -> Engine:
+    """WAL lets gateways and commands read while another process writes (https://www.sqlite.org/wal.html)."""
+    uri = f"file:{quote(str(path))}?mode=rw"  # never create: an empty file in place of a lost one would hide the loss
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=1, max_overflow=0)
+
+    @event.listens_for(engine, "connect")
+    def set_pragmas(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # The module's own BEGIN comes too late for a transaction that reads before it writes.
+        connection.exec_driver_sql(connection.get_execution_options().get("cortex_begin", "BEGIN"))
+
+    return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    defaults: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+        "tcp_user_timeout": STATEMENT_TIMEOUT_MS,  # else a server that vanished keeps the thread for minutes
+        "application_name": "cortex",
+    }
+    given = {name: value for name, value in defaults.items() if name not in url.query}
+    return create_engine(
+        url.set(drivername="postgresql+psycopg"), connect_args=given, pool_size=1, max_overflow=0, pool_pre_ping=True
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the driver says."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}: install cortex[postgresql]"
+    cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    missing = "no such table" in lines[0] or "does not exist" in lines[0]
+    hint = f"; `cortex store upgrade` creates the tables of version {SCHEMA_VERSION}" if missing else ""
+    return lines[0] + hint

@@ -1,0 +1,1 @@
+"""Alembic's environment (`env.py`) and the migrations of the store, one file per schema version in `versions/`."""

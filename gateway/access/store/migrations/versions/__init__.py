@@ -1,0 +1,1 @@
+"""One migration per schema version, oldest first. A released one never changes."""
