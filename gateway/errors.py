@@ -23,6 +23,7 @@ Statuses and codes are a closed list: docs/api.md.
     |   +-- UpgradeRequired         426
     |   +-- PreconditionRequired    428
     |   +-- RateLimited             429
+    |   +-- InsufficientQuota       429
     |   +-- HeadersTooLarge         431
     +-- InternalError               500  a bug in the gateway; the log has the traceback
     +-- UpstreamError               502  the neuron failed
@@ -263,6 +264,19 @@ class RateLimited(BadRequest):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class InsufficientQuota(BadRequest):
+    """A budget of the API key is spent. It says not when to try again: that may be in weeks."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Adds `x-should-retry`, by which SDKs do not try again in vain."""
+        return [*super().headers, (b"x-should-retry", b"false")]
 
 
 class HeadersTooLarge(BadRequest):

@@ -1,0 +1,50 @@
+"""What a request uses, in the three units of budgets, and what a model's requests use on average. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gateway.access.limits.limit import BudgetUnit
+
+__all__ = ["NOTHING", "UNIT_INDEX", "Amounts", "LearntMeans"]
+
+
+class Amounts(NamedTuple):
+    """Tokens of prompt and completion, money in the ledger's currency, and GPU-seconds."""
+
+    tokens: float = 0.0
+    money: float = 0.0
+    gpu_s: float = 0.0
+
+
+NOTHING = Amounts()
+UNIT_INDEX: dict[BudgetUnit, int] = {"tokens": 0, "money": 1, "gpu-seconds": 2}
+"""Where in `Amounts` each unit of a budget is."""
+
+FIRST_TOKENS = 100.0  # of the first answers of a model, before any has ended
+_SAMPLES = 32  # the mean follows about this many of the last answers
+
+
+class LearntMeans:
+    """The mean completion tokens and GPU-seconds of each model's last answers: the reservation of the next one.
+
+    Bounded by the models that have answered.
+    """
+
+    def __init__(self) -> None:
+        self._means: dict[str, tuple[int, float, float]] = {}
+
+    def of(self, model: str) -> tuple[float, float]:
+        """Completion tokens and GPU-seconds to expect."""
+        known = self._means.get(model)
+        return (FIRST_TOKENS, 0.0) if known is None else known[1:]
+
+    def learn(self, model: str, completion_tokens: float, gpu_s: float) -> None:
+        """An answer has ended."""
+        count, tokens, mean_gpu_s = self._means.get(model, (0, 0.0, 0.0))
+        count = min(count + 1, _SAMPLES)
+        self._means[model] = (
+            count,
+            tokens + (completion_tokens - tokens) / count,
+            mean_gpu_s + (gpu_s - mean_gpu_s) / count,
+        )

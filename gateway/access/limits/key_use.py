@@ -1,0 +1,175 @@
+"""What one key uses of its limits at this moment: buckets, running requests, reservations, budgets. Synchronous."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway import errors
+from gateway.access.limits.amounts import Amounts
+from gateway.access.limits.budget_use import BudgetUse
+from gateway.access.limits.limit import Budget, Limits
+from gateway.access.limits.token_bucket import TokenBucket
+from gateway.access.limits.windows import Windows
+
+__all__ = ["KeyUse", "TooMuch"]
+
+CONCURRENCY_RETRY_S = 1  # when another request of the key ends is not known
+_BUDGET_TEXT = {"tokens": "{:,.0f} tokens", "money": "{:g} {currency}", "gpu-seconds": "{:g} GPU-seconds"}
+
+
+class TooMuch:
+    """A limit that a request exceeds.
+
+    Args:
+        limit: "rpm", "tpm", "concurrency" or "budget".
+        enforced: Whether the request is refused.
+        error: What its client gets then.
+    """
+
+    __slots__ = ("enforced", "error", "limit")
+
+    def __init__(self, limit: str, error: errors.GatewayError, *, enforced: bool) -> None:
+        self.limit = limit
+        self.error = error
+        self.enforced = enforced
+
+
+class KeyUse:
+    """One key's use of its limits.
+
+    Args:
+        key_id: The key's id.
+        name: Its name, for error texts.
+        windows: The windows of budgets.
+        currency: Of money, for error texts.
+
+    Attributes:
+        running: The requests that run now.
+        reserved: What they have reserved: tokens, money and GPU-seconds.
+        elsewhere: What requests at other gateways have reserved, as last read from the store.
+        exceeded: How often each limit was exceeded since the start: "rpm", "tpm", "concurrency", "budget".
+    """
+
+    __slots__ = (
+        "_currency",
+        "_windows",
+        "budgets",
+        "elsewhere",
+        "exceeded",
+        "key_id",
+        "limits",
+        "name",
+        "requests",
+        "reserved",
+        "running",
+        "tokens",
+    )
+
+    def __init__(self, key_id: str, name: str, windows: Windows, currency: str) -> None:
+        self.key_id = key_id
+        self.name = name
+        self.limits = Limits()
+        self.running = 0
+        self.requests: TokenBucket | None = None
+        self.tokens: TokenBucket | None = None
+        self.budgets: tuple[BudgetUse, ...] = ()
+        self.reserved = [0.0, 0.0, 0.0]
+        self.elsewhere = [0.0, 0.0, 0.0]
+        self.exceeded: dict[str, int] = {}
+        self._windows = windows
+        self._currency = currency
+
+    def change(self, limits: Limits, now: float, unix_now: float) -> None:
+        """Put other limits in force. What was used stays used."""
+        self.requests = _resized(self.requests, limits.rpm, now)
+        self.tokens = _resized(self.tokens, limits.tpm, now)
+        known: dict[tuple[str, str], BudgetUse] = {(use.budget.unit, use.budget.window): use for use in self.budgets}
+        self.budgets = tuple(self._budget_use(known, budget, unix_now) for budget in limits.budgets)
+        self.limits = limits
+
+    def _budget_use(self, known: dict[tuple[str, str], BudgetUse], budget: Budget, unix_now: float) -> BudgetUse:
+        use = known.get((budget.unit, budget.window))
+        if use is None:
+            return BudgetUse(budget, self._windows, unix_now)
+        use.budget = budget
+        return use
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a limit depends on how much a request uses, so that an estimate is needed."""
+        return self.tokens is not None or bool(self.budgets)
+
+    @property
+    def is_limited_by_rate(self) -> bool:
+        """Whether answers carry rate-limit headers."""
+        return self.requests is not None or self.tokens is not None
+
+    def exceeds(self, estimate: Amounts, now: float, unix_now: float) -> list[TooMuch]:
+        """The limits that one more request would exceed; nothing is taken."""
+        found: list[TooMuch] = []
+        limits, observed = self.limits, self.limits.observe
+        if limits.concurrency is not None and self.running >= limits.concurrency:
+            error = errors.RateLimited(
+                f"key '{self.name}' may have {limits.concurrency} requests at the same time (concurrency): "
+                "wait until one of them has ended",
+                retry_after_s=CONCURRENCY_RETRY_S,
+            )
+            found.append(TooMuch("concurrency", error, enforced="concurrency" not in observed))
+        for limit, bucket, amount, noun in (
+            ("rpm", self.requests, 1.0, "requests"),
+            ("tpm", self.tokens, estimate.tokens, "tokens"),
+        ):
+            if bucket is not None and (wait_s := bucket.wait_s(amount, now)) > 0:
+                retry_s = errors.whole_s(wait_s)
+                error = errors.RateLimited(
+                    f"key '{self.name}' may use {bucket.per_minute} {noun} per minute ({limit}): "
+                    f"try again in {retry_s} s",
+                    retry_after_s=retry_s,
+                )
+                found.append(TooMuch(limit, error, enforced=limit not in observed))
+        for use in self.budgets:
+            others = self.reserved[use.index] + self.elsewhere[use.index]
+            taken = use.spent(unix_now) + others
+            # An estimate larger than the whole budget passes once, as a large request does at a full bucket.
+            if taken > 0 and taken + estimate[use.index] > use.budget.amount:
+                found.append(TooMuch("budget", self._spent(use.budget), enforced=use.budget.enforce))
+        return found
+
+    def _spent(self, budget: Budget) -> errors.GatewayError:
+        amount = _BUDGET_TEXT[budget.unit].format(budget.amount, currency=self._currency)
+        return errors.InsufficientQuota(
+            f"key '{self.name}' may use {amount} per {budget.window}, and this request could exceed what is left"
+        )
+
+    def as_json(self, now: float, unix_now: float) -> dict[str, Any]:
+        """How near each limit is, for operators."""
+        limits = self.limits
+        shown: dict[str, Any] = {}
+        for limit, bucket in (("rpm", self.requests), ("tpm", self.tokens)):
+            if bucket is not None:
+                used = bucket.per_minute - max(0.0, bucket.level(now))
+                shown[limit] = _reading(bucket.per_minute, round(used), enforce=limit not in limits.observe)
+        if limits.concurrency is not None:
+            enforce = "concurrency" not in limits.observe
+            shown["concurrency"] = _reading(limits.concurrency, self.running, enforce=enforce)
+        shown["budgets"] = [
+            {"unit": use.budget.unit, "window": use.budget.window}
+            | _reading(use.budget.amount, use.spent(unix_now), enforce=use.budget.enforce)
+            | {"reserved": self.reserved[use.index] + self.elsewhere[use.index], "resets_at": use.end}
+            for use in self.budgets
+        ]
+        return {"running": self.running, "limits": shown, "exceeded": self.exceeded}
+
+
+def _reading(limit: float, used: float, *, enforce: bool) -> dict[str, Any]:
+    return {"limit": limit, "used": used, "enforce": enforce}
+
+
+def _resized(bucket: TokenBucket | None, per_minute: int | None, now: float) -> TokenBucket | None:
+    if per_minute is None:
+        return None
+    if bucket is None:
+        return TokenBucket(per_minute, now)
+    if bucket.per_minute != per_minute:
+        bucket.resize(per_minute, now)
+    return bucket

@@ -1,0 +1,170 @@
+"""Reservations: every request of a key takes one before it is routed, and gives it back however it ends. Synchronous.
+
+A reservation counts the request against rpm and concurrency, and its estimated tokens, money and GPU-seconds against
+tpm and budgets. When it ends, the true amounts take the place of the estimate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import trio
+
+from gateway.access.keys.key import Key
+from gateway.access.limits.amounts import NOTHING, Amounts, LearntMeans
+from gateway.access.limits.key_use import KeyUse
+from gateway.access.limits.limit import Limits
+from gateway.access.limits.windows import Windows
+
+__all__ = ["Limiter", "Reservation"]
+
+
+class Limiter:
+    """The use of every key of this gateway. Bounded by the keys that made a request since the start.
+
+    Args:
+        defaults: `[access.limits]`, for what a key leaves out.
+        windows: The windows of budgets.
+        currency: `[ledger] currency`.
+        count_exceeded: Called with the limit ("rpm", "tpm", "concurrency", "budget") and whether it is enforced.
+        clock: Monotonic seconds.
+        unix_time: Seconds since 1970.
+
+    Attributes:
+        live: The number of reservations now.
+        means: What each model's answers take.
+    """
+
+    def __init__(
+        self,
+        *,
+        defaults: Limits | None = None,
+        windows: Windows | None = None,
+        currency: str = "USD",
+        count_exceeded: Callable[[str, bool], object] = lambda _limit, _enforced: None,
+        clock: Callable[[], float] = trio.current_time,
+        unix_time: Callable[[], float] = time.time,
+    ) -> None:
+        self.live = 0
+        self.means = LearntMeans()
+        self.windows = windows or Windows()
+        self.clock = clock
+        self.unix_time = unix_time
+        self.count_exceeded = count_exceeded
+        self._defaults = defaults or Limits()
+        self._currency = currency
+        self._uses: dict[str, tuple[Key, KeyUse]] = {}
+
+    def use_of(self, key: Key) -> KeyUse:
+        """The key's use of its limits, which are those of `key` from now on."""
+        known = self._uses.get(key.id)
+        if known is not None and known[0] is key:
+            return known[1]
+        use = KeyUse(key.id, key.name, self.windows, self._currency) if known is None else known[1]
+        if known is None or known[0] != key:
+            use.name = key.name
+            use.change(self._effective(key.limits), self.clock(), self.unix_time())
+        self._uses[key.id] = (key, use)
+        return use
+
+    def _effective(self, limits: Limits) -> Limits:
+        """The key's limits, with the defaults for those that it leaves out."""
+        defaults = self._defaults
+        return replace(
+            limits,
+            rpm=defaults.rpm if limits.rpm is None else limits.rpm,
+            tpm=defaults.tpm if limits.tpm is None else limits.tpm,
+            concurrency=defaults.concurrency if limits.concurrency is None else limits.concurrency,
+        )
+
+    def uses(self) -> Iterable[KeyUse]:
+        """The use of every key that made a request since the start."""
+        return [use for _, use in self._uses.values()]
+
+    def view(self, key: Key) -> dict[str, Any]:
+        """How near the key is to each of its limits, for operators."""
+        return self.use_of(key).as_json(self.clock(), self.unix_time())
+
+    def written(self, key_id: str, used: Amounts, at: float) -> None:
+        """The store counts now what a request of this key used."""
+        known = self._uses.get(key_id)
+        if known is not None:
+            for budget in known[1].budgets:
+                budget.written(used, at)
+
+    def reserve(self, use: KeyUse, estimate: Amounts = NOTHING, *, started_at: float | None = None) -> Reservation:
+        """Reserve for one request; use the result as a context manager at once.
+
+        Args:
+            use: The key's.
+            estimate: What the request will use at most, or on average where that is unknown.
+            started_at: When the request started, in unix seconds: it counts in the windows of that time. Default: now.
+
+        Raises:
+            RateLimited: A rate limit is exceeded.
+            InsufficientQuota: A budget is.
+        """
+        now, unix_now = self.clock(), self.unix_time()
+        exceeded = use.exceeds(estimate, now, unix_now)
+        refusal = next((found for found in exceeded if found.enforced), None)
+        for found in exceeded if refusal is None else (refusal,):
+            use.exceeded[found.limit] = use.exceeded.get(found.limit, 0) + 1
+            self.count_exceeded(found.limit, found.enforced)
+        if refusal is not None:
+            raise refusal.error
+        at = unix_now if started_at is None else started_at
+        return Reservation(self, use, estimate, now=now, at=at, observed=frozenset([each.limit for each in exceeded]))
+
+
+class Reservation:
+    """What one live request has reserved: a context manager around it. Leaving it gives everything back.
+
+    Before it is left, `settle` says what the request used; without that it used nothing.
+    """
+
+    __slots__ = ("_at", "_estimate", "_limiter", "_taken_tokens", "_use", "used")
+
+    def __init__(
+        self, limiter: Limiter, use: KeyUse, estimate: Amounts, *, now: float, at: float, observed: frozenset[str]
+    ) -> None:
+        self._limiter = limiter
+        self._use = use
+        self._estimate = estimate
+        self._at = at
+        self.used = NOTHING
+        # An observed limit that is exceeded gives nothing: as if it had refused the request.
+        if use.requests is not None and "rpm" not in observed:
+            use.requests.take(1, now)
+        self._taken_tokens: float | None = None
+        if use.tokens is not None and "tpm" not in observed:
+            self._taken_tokens = estimate.tokens
+            use.tokens.take(estimate.tokens, now)
+        use.running += 1
+        limiter.live += 1
+        for index in range(3):
+            use.reserved[index] += estimate[index]
+
+    def settle(self, used: Amounts) -> None:
+        """What the request used in the end."""
+        self.used = used
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        limiter, use, estimate = self._limiter, self._use, self._estimate
+        use.running -= 1
+        limiter.live -= 1
+        for index in range(3):
+            # Back to exactly nothing when no request is left: sums of floats drift.
+            use.reserved[index] = use.reserved[index] - estimate[index] if use.running else 0.0
+        if self._taken_tokens is not None and use.tokens is not None:
+            use.tokens.take(self.used.tokens - self._taken_tokens, limiter.clock())
+        for budget in use.budgets:
+            budget.add(self.used, self._at)
