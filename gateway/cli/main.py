@@ -18,6 +18,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "alias": ("aliases.alias", "Show and change aliases."),
     "audit": ("audit", "Show or verify the audit log of models.toml."),
+    "catalogue": ("aliases.catalogue", "Show and replace the whole models.toml."),
     "check": ("check", "Check cortex.toml and models.toml, and list every fault."),
     "completion": ("completion", "Print the script that completes commands in a shell."),
     "demo": ("demo", "Run a gateway with three simulated neurons."),

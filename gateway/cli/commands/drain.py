@@ -32,8 +32,8 @@ REFUSED, UNREACHABLE, INTERRUPTED = 1, 2, 130  # exit codes
 def drain(neuron: str, *, connection: Connection, move: bool) -> None:
     """Drain a neuron: send it no new requests.
 
-    Returns when its running requests have ended. It stays drained, even if it restarts, until `cortex undrain` or
-    until the gateway restarts. Exit code 1 if the gateway refuses, or cannot move a model: then the neuron is not
+    Returns when its running requests have ended. It stays drained, also through restarts, until `cortex undrain`.
+    Exit code 1 if the gateway refuses, or cannot move a model: then the neuron is not
     drained. 2 if the gateway does not answer. Ctrl-C ends the waiting, not the drain.
     """
     try:

@@ -48,22 +48,22 @@ def plan(models: Path | None, *, connection: Connection, offline: bool, as_json:
     there is nothing to compare with.
     """
     file = connection.file()
-    path = models or Path(file.name)
+    name = str(models) if models is not None else file.name  # of a gateway elsewhere: its address, which is no path
     if offline and connection.url:
         raise click.UsageError("--offline reads the files of this host; --url names a gateway")
     try:
         data = file.read() if models is None else _read(models)
         if offline:
-            result = _compare_offline(CatalogueFiles.from_settings(connection.settings), data, path)
+            result = _compare_offline(CatalogueFiles.from_settings(connection.settings), data, Path(name))
         else:
-            result = _ask_gateway(connection.address(), data, path)
+            result = _ask_gateway(connection.address(), data, name)
     except (OSError, AliasCommandError, _NoComparison) as error:
         print_error(f"error: {error}")
         sys.exit(NO_COMPARISON)
     if as_json:
         print_json(result)
     else:
-        plan_view.print_plan(result, path)
+        plan_view.print_plan(result, name)
     sys.exit({"nothing": NO_CHANGES, "changes": CHANGES}.get(result["verdict"], IMPOSSIBLE))
 
 
@@ -72,7 +72,7 @@ def _read(path: Path) -> bytes:
         return file.read(FILE_LIMIT_BYTES)
 
 
-def _ask_gateway(gateway: GatewayAddress, data: bytes, path: Path) -> dict[str, Any]:
+def _ask_gateway(gateway: GatewayAddress, data: bytes, name: str) -> dict[str, Any]:
     """The gateway's plan, for its fleet as it is now."""
     if gateway.token is None:
         raise _NoComparison(
@@ -82,9 +82,7 @@ def _ask_gateway(gateway: GatewayAddress, data: bytes, path: Path) -> dict[str, 
     try:
         with api_client.open_client() as client:
             url = f"{gateway.admin}/admin/plan"
-            return api_client.post(
-                client, url, ("verdict",), token=gateway.token, data=data, params={"path": str(path)}
-            )
+            return api_client.post(client, url, ("verdict",), token=gateway.token, data=data, params={"path": name})
     except ApiError as error:
         raise _NoComparison(f"{error}; --offline compares without a gateway") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,28 +15,28 @@ from gateway.cli.views.fault_text import fault_text
 __all__ = ["print_plan"]
 
 
-def print_plan(plan: dict[str, Any], path: Path) -> None:
-    """Print the plan of the file at `path`; offline it has neither aliases nor devices."""
+def print_plan(plan: dict[str, Any], name: str) -> None:
+    """Print the plan of the file with this name; offline it has neither aliases nor devices."""
     out = console()
     for kind, style in (("faults", "red"), ("warnings", "yellow")):
         for fault in plan.get(kind, ()):
             out.print(Text(fault_text(fault), style=style), soft_wrap=True)
     if plan["verdict"] == "faulty":
-        out.print(Text(f"the gateway would refuse {path}", style="bold red"), soft_wrap=True)
+        out.print(Text(f"the gateway would refuse {name}", style="bold red"), soft_wrap=True)
         return
     if plan["verdict"] == "nothing":
-        out.print(f"nothing to do: {path} changes nothing that is in force", soft_wrap=True)
+        out.print(f"nothing to do: {name} changes nothing that is in force", soft_wrap=True)
     else:
-        _print_changes(out, plan, path)
+        _print_changes(out, plan, name)
     for note in plan.get("notes", ()):
         out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     if plan["verdict"] == "impossible":
         out.print(Text("part of this change is impossible", style="bold red"))
 
 
-def _print_changes(out: Console, plan: dict[str, Any], path: Path) -> None:
+def _print_changes(out: Console, plan: dict[str, Any], name: str) -> None:
     against = plan.get("compared_with") or f"generation {plan['generation']}"
-    out.print(f"{path}, compared with {against}:", soft_wrap=True)
+    out.print(f"{name}, compared with {against}:", soft_wrap=True)
     aliases = plan.get("aliases", ())
     for phrase in plan["summary"].split("; "):
         if not aliases or "alias " not in phrase[:7]:

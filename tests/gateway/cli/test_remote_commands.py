@@ -245,3 +245,42 @@ def test_gateway_that_does_not_answer_is_told(desk, command):
     assert result.exit_code in {1, 2, 3}
     assert "cannot reach http://127.0.0.1:9" in result.stderr
     assert time.monotonic() - began < SAFETY_NET_S
+
+
+def test_whole_file(desk, host, tmp_path):
+    """`cortex catalogue` prints and replaces the whole file, and refuses a faulty one."""
+    before = host.models.read_bytes()
+    assert desk.done("catalogue", "get").encode() == before
+
+    wanted = tmp_path / "wanted.toml"
+    wanted.write_bytes(set_alias(before, "helexa/tiny", {SMALL: 1}))
+    output = desk.done("catalogue", "put", wanted, "--wait")
+    assert f"models.toml of {desk.url}: +alias helexa/tiny -> {SMALL}" in output
+    assert "in force: generation" in output
+    assert host.models.read_bytes() == wanted.read_bytes()
+    assert "this content already" in desk.done("catalogue", "put", wanted)
+
+    wanted.write_text("models = 3\n")
+    refused = desk("catalogue", "put", wanted)
+    assert refused.exit_code == 1
+    assert "nothing was written" in refused.output
+    wanted.write_bytes(b"#" * ((1 << 20) + 1))
+    assert "more than" in desk.done("catalogue", "put", wanted, code=1)
+
+
+def test_edit_of_the_whole_file(desk, host, tmp_path):
+    """`cortex catalogue edit` runs $EDITOR; a file that changed meanwhile is not overwritten."""
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\necho '# seen by an editor' >> \"$1\"\n")
+    editor.chmod(0o700)
+    desk.done("catalogue", "edit", EDITOR=str(editor))
+    assert host.models.read_bytes().endswith(b"# seen by an editor\n")
+
+    editor.write_text(f"#!/bin/sh\necho '# other' >> {host.models}\necho '# mine' >> \"$1\"\nsleep 0.5\n")
+    refused = desk("catalogue", "edit", EDITOR=str(editor))
+    assert refused.exit_code == 1
+    assert "nothing was written" in refused.output
+    assert b"# mine" not in host.models.read_bytes()
+
+    editor.write_text("#!/bin/sh\n")
+    assert "saved nothing" in desk.done("catalogue", "edit", EDITOR=str(editor))

@@ -137,6 +137,24 @@ class AliasEditor:
         self.has_begun = True
         return self._warned(self.file.roll_back(name, version, command))
 
+    def replace(self, wanted: bytes, command: str, *, base: bytes | None, from_disk: bool) -> FileEdit:
+        """Replace the whole file; with `base`, only if the file still has that content."""
+        try:
+            self._parse(wanted)
+        except FaultyFile as error:
+            raise AliasCommandError(f"the new file is faulty, and nothing was written\n{error}") from error
+
+        def edit(data: bytes) -> bytes:
+            if base is not None and data != base:
+                raise AliasCommandError(f"{self.file.name} has been changed since you began; nothing was written")
+            return wanted
+
+        return self._edit(edit, command, from_disk=from_disk)
+
+    def in_force(self) -> bytes | None:
+        """The file that the gateway has in force; None if it cannot be had."""
+        return self._read_in_force()
+
     def _edit(self, edit: Callable[[bytes], bytes], command: str, *, from_disk: bool) -> FileEdit:
         self.refuse_other_file()
         if from_disk:
