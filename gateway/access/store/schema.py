@@ -21,9 +21,9 @@ from sqlalchemy import (
     text,
 )
 
-__all__ = ["SCHEMA_VERSION", "budget_sums", "counters", "keys", "metadata", "usage", "usage_daily"]
+__all__ = ["SCHEMA_VERSION", "budget_sums", "counters", "keys", "metadata", "reservations", "usage", "usage_daily"]
 
-SCHEMA_VERSION = "0001"  # the newest revision in migrations/versions
+SCHEMA_VERSION = "0002"  # the newest revision in migrations/versions
 
 metadata = MetaData()
 
@@ -91,6 +91,8 @@ usage = Table(
     Column("gpu_seconds", Double, nullable=False),
     Column("energy_wh", Double),  # NULL: the neuron reports no watts
     Column("cost", Double),  # NULL: the model has no price
+    Column("energy_cost", Double),  # NULL: no watts, or no tariff
+    Column("day", String(10)),  # of `at`: 2026-01-31, in the ledger's time zone
 )
 Index("usage_at", usage.c.at)
 Index("usage_key_at", usage.c.key_id, usage.c.at)
@@ -114,6 +116,7 @@ usage_daily = Table(
     Column("gpu_seconds", Double, nullable=False),
     Column("energy_wh", Double, nullable=False),
     Column("cost", Double, nullable=False),
+    Column("energy_cost", Double, nullable=False, server_default="0"),
     PrimaryKeyConstraint("day", "key_id", "alias", "model", "node"),
 )
 
@@ -127,3 +130,16 @@ budget_sums = Table(
     Column("used", Double, nullable=False),
     PrimaryKeyConstraint("key_id", "unit", "window", "starts_at"),
 )
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("gateway_id", String(32), nullable=False),  # another one at each start of a gateway
+    Column("key_id", String(32), nullable=False),
+    Column("tokens", Double, nullable=False),
+    Column("money", Double, nullable=False),
+    Column("gpu_seconds", Double, nullable=False),
+    Column("at", Double, nullable=False),  # when the gateway wrote it last: one that is gone counts no more
+    PrimaryKeyConstraint("gateway_id", "key_id"),
+)
+"""What the running requests of each gateway have reserved of their keys' budgets."""

@@ -1,0 +1,73 @@
+"""One row of the ledger, as plain values: what one request was, and what it used."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.access.limits.amounts import Amounts
+
+__all__ = ["LedgerEntry", "row_ids"]
+
+
+class LedgerEntry(msgspec.Struct):
+    """One request that has ended. Tokens of an answer that reports none are estimated, or 0 if there is nothing to see.
+
+    Attributes:
+        id: Unique over all gateways, made when the request starts: inserting a row twice changes nothing.
+        at: When the request started, in unix seconds.
+        key_id: The key's id; None for a request without a key, in open mode.
+        alias: The alias that the client asked for; None if it asked for a model.
+        model: The model that answered, or was to.
+        node: The neuron that answered, or was last asked.
+        endpoint: The path.
+        dialect: The API of the path: "openai", "anthropic" or "responses".
+        status: The HTTP status that the client got; 0 for none.
+        outcome: How the request ended; see the request's record.
+        estimated: Whether any of the tokens are an estimate.
+        queue_ms: The time in a model's queue; None for a request that did not wait there.
+        load_ms: The time that it waited for its model to be loaded.
+        first_token_ms: From the request's start to the first token of a stream.
+        total_ms: From its start to its end.
+        gpu_seconds: The time of its leases, times the model's devices, shared evenly with concurrent requests.
+        energy_wh: The same share of the devices' energy; None where the neuron reports no watts.
+        cost: By the prices of `models.toml`; None for a model without a price.
+    """
+
+    id: str
+    at: float
+    key_id: str | None = None
+    alias: str | None = None
+    model: str | None = None
+    node: str | None = None
+    endpoint: str = ""
+    dialect: str = "openai"
+    status: int = 0
+    outcome: str = "ok"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+    queue_ms: float | None = None
+    load_ms: float | None = None
+    first_token_ms: float | None = None
+    total_ms: float = 0.0
+    gpu_seconds: float = 0.0
+    energy_wh: float | None = None
+    cost: float | None = None
+
+    @property
+    def used(self) -> Amounts:
+        """What budgets count of it."""
+        return Amounts(self.prompt_tokens + self.completion_tokens, self.cost or 0.0, self.gpu_seconds)
+
+
+def row_ids() -> Callable[[], str]:
+    """A function that returns another id at each call, unique over all processes: 80 random bits and a count."""
+    prefix = os.urandom(10).hex()
+    numbers = itertools.count()
+    return lambda: f"{prefix}{next(numbers):08x}"
