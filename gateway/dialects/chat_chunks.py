@@ -128,6 +128,20 @@ class Chunk(msgspec.Struct):
     model: Any = None
     usage: Any = None
     error: Any = None
+    object: Any = None
+    type: Any = None
+    message: Any = None
+    detail: Any = None
+    code: Any = None
+    status: Any = None
+    status_code: Any = None
+    http_code: Any = None
+    http_status: Any = None
+
+    @property
+    def reported_error(self) -> Any:
+        """The error that the upstream reports in it, in any of the forms that engines have; None if there is none."""
+        return None if self.choices and not self.error else upstream_errors.error_in(msgspec.structs.asdict(self))
 
     @property
     def reported_usage(self) -> object:
@@ -140,11 +154,16 @@ class Chunk(msgspec.Struct):
 class StreamEvent(Chunk):
     """An event of a stream in any dialect: a chat chunk, or an event of Responses or Messages, which have a `type`."""
 
-    type: Any = None
     delta: Any = None
     response: Any = None
-    message: Any = None
     item: Any = None
+
+    @property
+    def reported_error(self) -> Any:
+        """As in a chunk, or the error of a Responses stream that has failed."""
+        if self.type == "response.failed" and isinstance(self.response, dict):
+            return self.response.get("error") or {"message": "the response failed"}
+        return super().reported_error
 
     @property
     def finish_reason(self) -> str | None:
@@ -206,8 +225,8 @@ def read_whole(body: bytes) -> tuple[Chunk, Choice]:
         answer = loose_json.decode(_decoder, body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UpstreamMalformedResponse(f"the neuron's answer is not a chat completion: {error}") from None
-    if answer.error:
-        raise upstream_errors.from_stream(answer.error)
+    if (reported := answer.reported_error) is not None:
+        raise upstream_errors.from_stream(reported)
     choice = next((choice for choice in answer.choices or () if not choice.index), None)
     if choice is None:
         raise UpstreamMalformedResponse("the neuron's answer is not a chat completion: it has no choice")

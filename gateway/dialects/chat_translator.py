@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from gateway.dialects import upstream_errors
 from gateway.dialects.chat.assemble import stream_datas
 from gateway.errors import GatewayError, UpstreamMalformedResponse
 from gateway.http import sse
@@ -53,12 +54,14 @@ class ChatTranslation:
 
     def feed(self, events: Sequence[sse.Event]) -> bytes:
         """The client's events for these upstream events."""
-        if len(events) == 1 and (data := events[0].data) is not None:
+        if len(events) == 1 and (data := events[0].data) is not None and events[0].type is None:
             return self._machine.feed(data)
         return b"".join([self._feed_one(event) for event in events])
 
     def _feed_one(self, event: sse.Event) -> bytes:
         if event.data is not None:
+            if event.type == b"error":
+                return self._machine.fail(upstream_errors.from_stream(upstream_errors.error_in_event(event.data)))
             return self._machine.feed(event.data)
         if event.is_whole:  # a comment
             return b""

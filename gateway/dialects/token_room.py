@@ -19,9 +19,11 @@ __all__ = ["TokenRefusal", "read_token_refusal", "with_room"]
 
 TEXT_LIMIT = 4096  # characters of a refusal that are searched; the texts have a few hundred
 
-# Named groups: p prompt, m the answer asked for, t both, c the context, r the largest answer. "at least" before a count
-# of the prompt means that the engine has not counted all of it.
-_NUMBER = r"(?P<{}>\d{{1,12}})"
+# Named groups: p prompt, m the answer asked for, t both, c the context, r the largest answer; `below`: the limit itself
+# is too much. "at least" before a count of the prompt means that the engine has not counted all of it.
+_DIGITS = r"(?:\d{1,3}(?:[,_\u00a0\u202f]\d{3})+(?!\d)|\d{1,12})"
+_NUMBER = f"(?P<{{}}>{_DIGITS.replace('{', '{{').replace('}', '}}')})"
+_MAX_TOKENS = r"max[_ ]?(?:\w{1,12}?[_ ]?)?tokens"
 _P, _M, _T, _C, _R = (_NUMBER.format(name) for name in "pmtcr")
 _PATTERNS = tuple(
     re.compile(pattern, re.IGNORECASE | re.DOTALL)
@@ -42,16 +44,37 @@ _PATTERNS = tuple(
         rf"generation length {_M} is not.{{0,60}}?prompt is {_P} tokens.{{0,200}}?sequence length is just {_C}",
         # TensorRT-LLM
         rf"sum of prompt length \({_P}(?:\.0)?\).{{0,80}}?max_tokens \({_M}\) should not exceed \w+ \({_C}\)",
-        # Cerebras
+        # "Prompt P + max_tokens M too large ... C" (Mistral), "input (P tokens) plus max_new_tokens (M) exceeds ... C"
+        (
+            rf"(?:input|prompt|messages)\D{{0,40}}{_P}[^\d+]{{0,20}}(?:\+|plus|and)\D{{0,20}}max\D{{0,30}}{_M}\D{{0,20}}"
+            rf"(?:exceed|>|too large|greater|larger|longer)(?:\D{{0,80}}{_C})?"
+        ),
+        # Cerebras, Cohere
         rf"length of the messages or completion.{{0,40}}?current length is {_T} while limit is {_C}",
-        # Limits of the answer alone: OpenAI, Anthropic, DeepSeek, Groq
+        rf"number of tokens \(prompt and prediction\) cannot exceed {_C}\D{{0,20}}received {_T}",
+        # Limits of the answer alone: OpenAI, Anthropic, vLLM, Gemini, Bedrock
         rf"too large: {_M}\. This model supports at most {_R} completion tokens",
         rf"max_tokens: {_M} > {_R}, which is the maximum allowed number of output tokens",
-        rf"valid range of max_(?:completion_)?tokens is \[\d+, ?{_R}\]",
-        rf"max_(?:\w{{1,12}}_)?tokens\W[^.]{{0,40}}?(?:at most|less than or equal to|<=|not exceed)\W{{0,3}}{_R}",
+        (
+            rf"{_MAX_TOKENS}`?\W{{1,3}}{_M}\W{{1,2}}(?:cannot|must not|should not) be (?:greater|larger) than "
+            rf"(?:\w{{1,40}} ?= ?){{0,3}}{_R}"
+        ),
+        (
+            rf"{_MAX_TOKENS} value of {_M} but the supported range is from \d+ \(inclusive\) to {_R} "
+            rf"(?:(?P<below>\(excl)|\()"
+        ),
+        rf"maximum tokens you requested exceeds the model limit of {_R}",
+        rf"#/[\w/]{{0,40}}max\w{{1,20}}: {_M} is not less or equal to {_R}",
+        # DeepSeek, Qwen, Zhipu and other hosts: "max_tokens should be [1, R]", in any language
+        rf"{_MAX_TOKENS}[^\d.\[]{{0,40}}[\[\uff08\u3010(]\d+ ?[,\uff0c~-] ?{_R} ?[\]\uff09\u3011)]",
+        # Groq, Cohere and others
+        (
+            rf"{_MAX_TOKENS}\W[^.]{{0,40}}?(?:at most|less than or equal to|<=|not exceed|between 1 and|no more than)"
+            rf"\W{{0,3}}{_R}"
+        ),
     )
 )
-_PART = re.compile(r"(\d{1,12}) (?:in|of|for|from) ", re.IGNORECASE)
+_PART = re.compile(rf"({_DIGITS}) (?:in|of|for|from) ", re.IGNORECASE)
 
 
 class TokenRefusal(NamedTuple):
@@ -74,7 +97,7 @@ class TokenRefusal(NamedTuple):
     @property
     def message(self) -> str | None:
         """The error in the words of Anthropic's API, by which clients lower `max_tokens`; None for want of a number."""
-        if self.answer is None:
+        if self.answer is None or (self.context is None and self.room is None):
             return None
         if self.prompt is None or self.context is None:
             return f"max_tokens: {self.answer} > {self.room}, which is the maximum allowed number of output tokens"
@@ -95,10 +118,13 @@ def read_token_refusal(message: str) -> TokenRefusal | None:
 
 
 def _refusal(found: Mapping[str, str]) -> TokenRefusal | None:
-    count = {name: int(text) for name, text in found.items() if text.isdigit()}
+    count = {name: _number(text) for name, text in found.items() if name in _COUNTS}
     if "r" in count:
-        return TokenRefusal(count["r"], answer=count.get("m")) if count["r"] > 0 else None
-    prompt, answer, context = count.get("p"), count.get("m"), count["c"]
+        room = count["r"] - ("below" in found)
+        return TokenRefusal(room, answer=count.get("m")) if room > 0 else None
+    prompt, answer, context = count.get("p"), count.get("m"), count.get("c")
+    if context is None:
+        return TokenRefusal(prompt=prompt, answer=answer)
     if "parts" in found:
         prompt, answer = _prompt_and_answer(found["parts"])
     if prompt is None:
@@ -111,8 +137,15 @@ def _refusal(found: Mapping[str, str]) -> TokenRefusal | None:
 
 def _prompt_and_answer(parts: str) -> tuple[int | None, int | None]:
     """The counts in "13000 of text input, 500 of tool input, 32000 in the output"; the last one is the answer's."""
-    counts = [int(count) for count in _PART.findall(parts)]
+    counts = [_number(count) for count in _PART.findall(parts)]
     return (sum(counts[:-1]), counts[-1]) if len(counts) > 1 else (None, None)
+
+
+_COUNTS = frozenset("pmtcr")
+
+
+def _number(text: str) -> int:
+    return int("".join(filter(str.isdecimal, text)))
 
 
 def with_room(body: bytes, refusal: TokenRefusal) -> bytes | None:

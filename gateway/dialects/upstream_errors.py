@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from math import ceil
@@ -20,7 +21,14 @@ from gateway.dialects.token_room import TokenRefusal, read_token_refusal
 from gateway.http.error_body import decode_error_body, error_text
 from gateway.http.response_parser import UpstreamResponse
 
-__all__ = ["UpstreamErrorResponse", "error_response_in", "from_stream", "is_context_overflow"]
+__all__ = [
+    "UpstreamErrorResponse",
+    "error_in",
+    "error_in_event",
+    "error_response_in",
+    "from_stream",
+    "is_context_overflow",
+]
 
 BODY_LIMIT_BYTES = 64 * 1024  # an error body is buffered, logged and perhaps translated
 RETRY_AFTER_DIGITS = 9  # 30 years; a longer number overflows the deadline it is turned into
@@ -140,6 +148,34 @@ _BY_STATUS: dict[int, type[errors.GatewayError]] = {
 }
 
 
+def error_in(fields: Mapping[str, Any]) -> object:
+    """The error that a neuron reports by an event, or by a body under a 200, in any form; None if it reports none.
+
+    `{"error": ...}` is one, and so are `{"object": "error", "message"}`, `{"detail"}` and `{"message", "code"}`, unless
+    they have choices.
+    """
+    if fields.get("error"):
+        return fields["error"]
+    if fields.get("choices"):
+        return None
+    message, kind = fields.get("message"), fields.get("type")
+    has_text = isinstance(message, str) and bool(message)
+    is_named = isinstance(kind, str) and kind.lower().endswith("error")
+    has_status = any(fields.get(member) is not None for member in _STATUS_MEMBERS)
+    if "error" in (fields.get("object"), kind) or fields.get("detail") or (has_text and (is_named or has_status)):
+        return {name: fields[name] for name in (*_FLAT_MEMBERS, *_STATUS_MEMBERS) if fields.get(name) is not None}
+    return None
+
+
+_FLAT_MEMBERS = ("message", "detail", "type")
+
+
+def error_in_event(data: bytes) -> object:
+    """The error in the data of an event of the type `error`, which is one in whatever form it is."""
+    value = decode_error_body(data)
+    return (error_in(value) or value) if isinstance(value, dict) else value
+
+
 def from_stream(value: object) -> errors.GatewayError:
     """The error of the gateway for the `error` that a neuron puts into a stream, or into a body under a 200."""
     status = _status_in(value)
@@ -161,6 +197,8 @@ def from_stream(value: object) -> errors.GatewayError:
 def error_response_in(value: object) -> UpstreamErrorResponse:
     """The error response that stands for the `error` of a stream: the same error under its own status."""
     status = _status_in(value)
+    if isinstance(value, dict) and not value.get("message") and (text := error_text(value)) is not None:
+        value = {**value, "message": text}  # under the name that clients read
     body = msgspec.json.encode({"error": value})[:BODY_LIMIT_BYTES]
     return UpstreamErrorResponse(status if 400 <= status < 600 else 502, [(b"content-type", _JSON)], body)
 
@@ -202,9 +240,14 @@ _OVERFLOW_WORDS = re.compile(
     r"[\w' ]{0,40}\b(?:context|max_seq_len)\b"  # llama.cpp, SGLang, TabbyAPI
     r"|prompt is too long|prompt too long"
     r"|context(?: (?:size|length|window))?\b[\w' ]{0,20}\b(?:exceed(?:s|ed)|overflows?)"
-    r"|\binput (?:length|token count) ?(?:\(\d+[\w ]{0,10}\) )?(?:exceed\w*|is (?:longer|greater))"  # SGLang, Gemini
-    r"|`inputs` must have less than|input is too long|range of input length should be"  # TGI, Bedrock, Qwen
-    r"|prompt length(?: \(\d+\))? exceed\w*|maximum prompt length|exceeded model token limit"  # TensorRT-LLM, xAI, Kimi
+    # SGLang, Gemini
+    r"|\binput (?:length|token count) ?(?:\(?[\d,]+[\w ]{0,10}\)? )?(?:exceed\w*|is (?:longer|greater))"
+    r"|token count is [\d,]+ but model only supports up to"
+    # TGI, Bedrock, Qwen
+    r"|`inputs` must have less than|input is too long|too many input tokens|range of input length should be"
+    # TensorRT-LLM, Zhipu, xAI, Kimi
+    r"|prompt(?: length)?(?: \([\d,]+\))? exceed\w*|maximum prompt length|exceeded model token limit"
+    r"|prompt ?\u8d85\u957f|\u8d85\u8fc7\w{0,8}\u6700\u5927\w{0,6}\u957f\u5ea6"  # Zhipu, other Chinese hosts
     r"|reduce the length of the (?:messages|prompt|input)|tokens in the prompt cannot exceed",  # Groq, Cohere
     re.IGNORECASE,
 )

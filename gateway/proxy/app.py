@@ -228,7 +228,7 @@ async def _send_error(
 
     Otherwise leave the body unfinished: the server then breaks the connection, and the client notices the error.
     """
-    if client.terminator_sent:
+    if client.terminator_sent and not error.is_neurons_text:
         record.outcome = "ok"  # the client has the whole answer
         await client.end()
         return

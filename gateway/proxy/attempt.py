@@ -20,7 +20,7 @@ from gateway.dialects import OutgoingRequest, Translation
 from gateway.dialects.json_splice import edit
 from gateway.dialects.rename_model import ModelRenamer
 from gateway.dialects.token_room import with_room
-from gateway.dialects.upstream_errors import UpstreamErrorResponse, error_response_in
+from gateway.dialects.upstream_errors import UpstreamErrorResponse, error_response_in, from_stream
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
@@ -142,15 +142,9 @@ class Attempt:
         except Retriable as failure:
             self._failed(failure)
             raise
-        except (errors.UpstreamError, errors.DeadlineExceeded) as error:
-            is_lost = not (error.is_neurons_text or isinstance(error, errors.UpstreamMalformedResponse))
-            retriable = Retriable(error, unreachable=is_lost)
-            if self._client.committed:
-                # No other replica can take over, but the next requests can avoid this neuron.
-                self._report(retriable)
-                raise
-            self._failed(retriable)
-            raise retriable from error
+        except errors.GatewayError as error:
+            self._broke_off(error)
+            raise
 
     async def _exchange(self) -> None:
         route, request = self.route, self._request
@@ -277,12 +271,14 @@ class Attempt:
         frames_all = self.translation is not None and not self.translation.passes_text
         stream = UpstreamStream(response, meter, self.transcript, frames_all=frames_all, first=first)
         preamble = await stream.read_preamble(self.phases)
-        if meter.error and frames_all and not meter.generated and (error := stream.reported_error()) is not None:
-            self._refuse(error_response_in(error))  # nothing was sent yet: as if it had come with its own status
+        if meter.error and frames_all and not meter.generated:
+            self._refuse(error_response_in(meter.error))  # nothing was sent yet: as if it had its own status
         await self._win(response)
         self._keepalive.head = head
         self._record.stream, self._record.answer.meter = True, meter
         await relay.relay_stream(stream, preamble, self.phases, self._keepalive, translation=self.translation)
+        if meter.error:
+            raise from_stream(meter.error)  # it passed as it came: the client has it
 
     async def _relay_body(self, response: UpstreamResponse, first: bytes | None = None) -> None:
         self._require_unstarted()
@@ -372,6 +368,23 @@ class Attempt:
         if refusal.may_differ_elsewhere:
             raise Retriable(error, refusal=refusal)
         raise RefusedByUpstream(refusal, error)
+
+    def _broke_off(self, error: errors.GatewayError) -> None:
+        """Record an error in the answer. Raises Retriable if another replica can take over."""
+        if isinstance(error, errors.BadRequest):
+            if error.is_neurons_text:  # an error in a 200 counts as the same error under its own status
+                self._context.fleet.succeeded(self.route.node, self.route.model_id)
+                self.attempt_record.refused(error)
+            return
+        is_overload = isinstance(error, errors.ServiceUnavailable) and error.is_neurons_text
+        if not (is_overload or isinstance(error, errors.UpstreamError | errors.DeadlineExceeded)):
+            return
+        is_lost = not (error.is_neurons_text or isinstance(error, errors.UpstreamMalformedResponse))
+        failure = Retriable(error, unreachable=is_lost)
+        if not self._client.committed:
+            self._failed(failure)
+            raise failure from error
+        self._report(failure)  # no other replica can take over, but the next requests can avoid this neuron
 
     def _failed(self, failure: Retriable) -> None:
         self.attempt_record.failed(failure.error)

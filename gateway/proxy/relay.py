@@ -66,12 +66,11 @@ async def _relay_translated(
     stream: UpstreamStream, chunk: bytes, phases: PhaseDeadlines, keepalive: KeepAlive, translation: Translation
 ) -> None:
     client, meter = keepalive.client, stream.meter
-    held_limit_bytes = translation.held_limit_bytes
     while chunk:
         if stream.events is None:
             translated = chunk
         else:
-            translated = translation.feed(stream.events) + stream.release_partial(held_limit_bytes)
+            translated = translation.feed(stream.events) + stream.release_partial(translation.held_limit_bytes)
             if translation.error is not None:
                 await _end_in_error(translated, translation.error, client)
         if translated:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
-import msgspec
 import trio
 
-from gateway.dialects import chat_chunks
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http import sse
 from gateway.http.phase_deadlines import PhaseDeadlines
@@ -78,16 +75,6 @@ class UpstreamStream:
             events += self.events or ()
         self.events = events
         return preamble
-
-    def reported_error(self) -> object:
-        """The `error` of the first of `events` that has one; None if none has."""
-        for event in self.events or ():
-            if event.data is None:
-                continue
-            with contextlib.suppress(msgspec.DecodeError):
-                if error := chat_chunks.decode_event(event.data).error:
-                    return error
-        return None
 
     async def receive(self) -> bytes:
         """The next chunk; `b""` at the end of the body.

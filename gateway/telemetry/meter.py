@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.dialects import chat_chunks
+from gateway.dialects import chat_chunks, upstream_errors
 from gateway.dialects.chat_chunks import Choice, StreamEvent
 from gateway.dialects.tool_calls import ToolCalls
 from gateway.dialects.usage_fields import Usage, read_usage
@@ -59,7 +59,7 @@ class StreamMeter:
         self.finished = False  # a finish reason has passed
         self.done = False  # the stream's own terminator has passed
         self.preamble = True  # only comments, role chunks and the like have passed
-        self.error = False  # the upstream has reported an error inside the stream
+        self.error: Any = None  # what the upstream has reported inside the stream, see `upstream_errors.error_in`
         self._before_text = self._after_text = b""  # what surrounds the text in the last chunk that was one text delta
 
     def skim(self, chunk: bytes, now: float) -> bool:
@@ -107,6 +107,8 @@ class StreamMeter:
                 self.last_at = now
             else:
                 self._decode(data, now)
+                if event.type == b"error":
+                    self.error = self.error or upstream_errors.error_in_event(data)
 
     def end(self, last: Event | None, now: float) -> bool:
         """The body has ended. False if it ended inside an event.
@@ -135,7 +137,7 @@ class StreamMeter:
             self._count(now)  # of an unknown format, but the upstream has generated something
             return
         self._take_usage(event)
-        self.error = self.error or bool(event.error)
+        self.error = self.error or event.reported_error
         self.finish_reason = event.finish_reason or self.finish_reason
         self.finished = self.finished or self.finish_reason is not None
         self.done = self.done or event.type in _TERMINATORS

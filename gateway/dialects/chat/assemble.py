@@ -52,6 +52,8 @@ class AnswerAssembler:
                     raise UpstreamMalformedResponse(f"the neuron sent an event of more than {limit} bytes")
             elif event.data == b"[DONE]":
                 self._done = True
+            elif event.type == b"error":
+                raise upstream_errors.from_stream(upstream_errors.error_in_event(event.data))
             elif event.data:
                 self._take(self._decode(event.data))
 
@@ -84,8 +86,8 @@ class AnswerAssembler:
         return value
 
     def _take(self, chunk: JsonObject) -> None:
-        if chunk.get("error"):
-            raise upstream_errors.from_stream(chunk["error"])
+        if (reported := upstream_errors.error_in(chunk)) is not None:
+            raise upstream_errors.from_stream(reported)
         choices = chunk.pop("choices", None)
         for name, value in chunk.items():
             if value is not None or name not in self._fields:
@@ -224,8 +226,8 @@ def stream_datas(body: bytes) -> list[bytes]:
     if has_halves:
         answer = _without_halves(answer)
     choices = answer.get("choices")
-    if answer.get("error"):
-        raise upstream_errors.from_stream(answer["error"])
+    if (reported := upstream_errors.error_in(answer)) is not None:
+        raise upstream_errors.from_stream(reported)
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
         raise UpstreamMalformedResponse(_NOT_A_COMPLETION)
     kind = answer.get("object")

@@ -45,8 +45,8 @@ class ChunkReader:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             is_odd = True
             chunk = _decode_odd(data)
-        if chunk.error:
-            raise upstream_errors.from_stream(chunk.error)
+        if (chunk.error or not chunk.choices) and (reported := chunk.reported_error) is not None:
+            raise upstream_errors.from_stream(reported)
         if is_odd or self._halves:
             for choice in chunk.choices or ():
                 self._join(choice)

@@ -25,6 +25,7 @@ __all__ = ["EngineAnswer", "asking_for_stream"]
 _ODD_REASON = re.compile(
     rb'"finish_reason"\s*:\s*(?!null|"(?:stop|length|tool_calls|content_filter|function_call)?")'
 )  # fmt: skip
+_WHOLE = re.compile(rb'"message"\s*:\s*\{')
 _STREAM_KEY = re.compile(rb'"stream"\s*:')
 
 
@@ -35,7 +36,7 @@ class EngineAnswer:
         stripper: Drops the usage chunk if the gateway asked for it; else None.
     """
 
-    __slots__ = ("_stripper", "error")
+    __slots__ = ("_at_start", "_lacks_end", "_stripper", "error", "held_limit_bytes")
 
     keepalive_bytes = sse.KEEP_ALIVE
     passes_text = True
@@ -43,17 +44,22 @@ class EngineAnswer:
 
     def __init__(self, stripper: UsageStripper | None = None) -> None:
         self._stripper = stripper
+        self._at_start = True
+        self.held_limit_bytes = sse.EVENT_LIMIT_BYTES  # of the first event; `_started` lowers it
+        self._lacks_end = False  # a whole answer was converted, and no `[DONE]` has followed
         self.error: errors.GatewayError | None = None
 
-    @property
-    def held_limit_bytes(self) -> int:
-        """The stripper's, or nothing: an unfinished event leaves as it arrives."""
-        return 0 if self._stripper is None else self._stripper.held_limit_bytes
-
     def feed(self, events: Sequence[sse.Event]) -> bytes:
-        """The events; an error event in place of one with a failing finish reason, and nothing after it."""
+        """The events; an error event in place of one with a failing finish reason, and nothing after it.
+
+        A whole answer as the first event becomes the chunks that the client expects.
+        """
         if self.error is not None:
             return b""
+        if self._at_start:
+            events = self._started(events)
+        if self._lacks_end and any(event.data == b"[DONE]" for event in events):
+            self._lacks_end = False
         for position, event in enumerate(events):
             if event.data is None or _ODD_REASON.search(event.data) is None:
                 continue
@@ -66,9 +72,28 @@ class EngineAnswer:
             return self._stripper.feed(events)
         return events[0].raw if len(events) == 1 else b"".join([event.raw for event in events])
 
+    def _started(self, events: Sequence[sse.Event]) -> Sequence[sse.Event]:
+        """The first events, with the chunks of a whole answer in its place."""
+        position, first = next(((at, event) for at, event in enumerate(events) if event.data is not None), (0, None))
+        if first is None:
+            return events
+        self._at_start = False
+        # From now on an unfinished event leaves as it arrives, unless it may have to be dropped.
+        self.held_limit_bytes = 0 if self._stripper is None else self._stripper.held_limit_bytes
+        if not first.is_whole or _WHOLE.search(first.raw) is None:
+            return events
+        renamed = next((event.data for event in sse.Reader().feed(first.raw) if event.data is not None), b"")
+        try:
+            *chunks, _ = stream_datas(renamed)
+        except errors.GatewayError:
+            return events  # no completion, or one that failed: as any event
+        self._lacks_end = True
+        converted = [sse.Event(data, None, sse.write(data)) for data in chunks]
+        return [*events[:position], *converted, *events[position + 1 :]]
+
     def finish(self) -> bytes:
-        """Nothing: `feed` holds nothing back."""
-        return b""
+        """The terminator, if a whole answer was converted that had none."""
+        return sse.write(b"[DONE]") if self._lacks_end and self.error is None else b""
 
     def fail(self, error: errors.GatewayError) -> bytes:
         """The error as an event; nothing if the stream has ended in one."""

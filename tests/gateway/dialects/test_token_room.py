@@ -34,6 +34,11 @@ BOTH_LIMITED = {
     "32768!",
     "tensorrt-llm": "The sum of prompt length (13000), query length (0), and max_tokens (32000) should not exceed "
     "max_seq_len (32768)",
+    "mistral": "Prompt 13000 + max_tokens 32000 too large for model with 32768 maximum context length",
+    "sum": "The input (13000 tokens) plus max_new_tokens (32000) exceeds the model's context length (32768).",
+    "separators": "maximum context length is 32,768 tokens. However, you requested 45,000 tokens (13,000 in the "
+    "messages, 32,000 in the completion).",
+    "separators-sum": "Input length 13,000 + max_tokens 32_000 exceeds 32,768",
     "anthropic": WORDS + ", decrease input length or `max_tokens` and try again",
 }
 SGLANG = (
@@ -45,6 +50,22 @@ ANSWER_LIMITED = [
     "max_tokens is too large: 32000. This model supports at most 8192 completion tokens, whereas you provided 32000.",
     "max_tokens: 32000 > 8192, which is the maximum allowed number of output tokens for this model",
     "Invalid max_tokens value, the valid range of max_tokens is [1, 8192]",
+    "max_tokens=32000 cannot be greater than max_model_len=max_total_tokens=8192. Please request fewer output tokens.",
+    "max_completion_tokens=32000 cannot be greater than max_model_len=8192.",
+    "<400> InternalError.Algo.InvalidParameter: Range of max_tokens should be [1, 8192]",
+    "max_tokens\u53c2\u6570\u975e\u6cd5\uff0c\u53d6\u503c\u8303\u56f4[1,8192]",  # Zhipu: illegal, range
+    (
+        "Unable to submit request because it has a maxOutputTokens value of 32000 but the supported range is from 1 "
+        "(inclusive) to 8193 (exclusive). Update the value and try again."
+    ),
+    (
+        "The maximum tokens you requested exceeds the model limit of 8192. Try again with a maximum tokens value that "
+        "is lower than 8192."
+    ),
+    "Malformed input request: #/max_gen_len: 32000 is not less or equal to 8192, please reformat your input",
+    "Malformed input request: #/textGenerationConfig/maxTokenCount: 32000 is not less or equal to 8,192",
+    "too many tokens: max tokens must be less than or equal to 8192, the maximum output length - received 32000.",
+    "max_tokens must be between 1 and 8192",
     "`max_tokens` must be less than or equal to `8192`, the maximum value for `max_tokens` is less than the context",
 ]
 PROMPT_TOO_LONG = [
@@ -56,6 +77,9 @@ PROMPT_TOO_LONG = [
     "is too large: 10. This model's maximum context length is 32768 tokens and your request has 32768 input tokens.",
     "This model's maximum context length is 32768 tokens. However, your messages resulted in 45000 tokens.",
     "prompt is too long: 45000 tokens > 32768 maximum",
+    "Prompt contains 45000 tokens and 0 draft tokens, too large for model with 32768 maximum context length",
+    "Too many input tokens. Max input tokens: 300000, request input token count: 346112",
+    "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 8192]",
     "",
 ]
 
@@ -100,9 +124,24 @@ def test_count_that_the_engine_did_not_finish_names_no_room():
     assert "exceed context limit: 769 + 32000 > 32768" in refusal.message
 
 
-def test_total_alone_names_the_room_by_what_the_request_asked():
-    """Cerebras gives no parts."""
-    text = "Please reduce the length of the messages or completion. Current length is 45000 while limit is 32768"
+def test_sum_without_a_limit_is_about_max_tokens():
+    """Then nothing is sent again, and the client gets the engine's own words, not that its prompt is too long."""
+    refusal = read_token_refusal("input (13000 tokens) plus max_new_tokens (32000) exceeds the context")
+    assert (refusal.message, with_room(b'{"max_tokens":32000}', refusal)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Please reduce the length of the messages or completion. Current length is 45000 while limit is 32768",
+        (
+            "too many tokens: total number of tokens (prompt and prediction) cannot exceed 32768, received 45000. Try "
+            "using a shorter prompt or fewer max_tokens"
+        ),
+    ],
+)
+def test_total_alone_names_the_room_by_what_the_request_asked(text):
+    """Cerebras and Cohere give no parts."""
     assert with_room(b'{"max_completion_tokens":32000}', read_token_refusal(text)) == b'{"max_completion_tokens":19768}'
 
 

@@ -133,6 +133,12 @@ TOO_LONG = {
     "TensorRT-LLM": "Prompt length (9000) exceeds maximum input length (8192)",
     "Cohere": "too many tokens: total number of tokens in the prompt cannot exceed 4081",
     "xAI": "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+    "Mistral": "Prompt contains 9000 tokens and 0 draft tokens, too large for model with 8192 maximum context length",
+    "Vertex AI": "The input token count is 9,000 but model only supports up to 8,192.",
+    "Bedrock Nova": "Too many input tokens. Max input tokens: 300000, request input token count: 346112",
+    "Doubao": "Input length 9000 exceeds the maximum length 8192",
+    "Zhipu": "Prompt exceeds max length",
+    "Zhipu, in Chinese": "Prompt \u8d85\u957f",
     "MiniMax": "invalid params, context window exceeds limit",
 }
 

@@ -1,14 +1,16 @@
 """A neuron that answers in another form than it was asked for: the client gets the form that it asked for."""
 
+import dataclasses
 import json
 
 import pytest
 import trio
 from fakes.chat_completions import USAGE, chunk, whole
-from fakes.in_memory import InMemoryGateway
+from fakes.in_memory import SMALL, InMemoryGateway
 from fakes.scripted import DONE, answering, chunked, read_request, with_length
 from trio.testing import wait_all_tasks_blocked
 
+from catalogue.models import Alias
 from gateway.config.settings import RetrySettings, Settings
 
 SETTINGS = Settings(retries=RetrySettings(attempts=0))
@@ -42,8 +44,9 @@ STREAM = events_of(
 )
 
 
-async def asked(nursery, reply, path, *, stream, traits=ENGINE):
-    gateway = InMemoryGateway(nursery, {"beast": answering(reply, then_close=True)}, SETTINGS, traits=traits)
+async def asked(nursery, reply, path, *, stream, traits=ENGINE, alias=None):
+    neurons = {"beast": answering(reply, then_close=True)}
+    gateway = InMemoryGateway(nursery, neurons, SETTINGS, traits=traits, alias=alias)
     answer = await gateway.client().ask({**REQUESTS[path], "stream": stream}, path)
     await gateway.idle()
     return answer
@@ -112,6 +115,8 @@ EXPECTED = ("Tbilisi", "hm", [("c1", "f", '{"x":1}'), ("c2", "g", '{"y":2}')])
 WHOLE_AS_EVENT = b"data: %b\n\n" % WHOLE.strip()
 ANSWERS = {
     "json as the only event": chunked(WHOLE_AS_EVENT, DONE),
+    "json as the only event, without an end": chunked(b": hello\n\n", WHOLE_AS_EVENT),
+    "json as the only event, in pieces": chunked(WHOLE_AS_EVENT[:90], WHOLE_AS_EVENT[90:], DONE),
     "json": with_length(WHOLE),
     "json labelled as a stream": with_length(WHOLE, kind="text/event-stream"),
     "json, indented": with_length(b"\n " + json.dumps(json.loads(WHOLE), indent=1).encode()),
@@ -133,7 +138,7 @@ async def test_client_gets_the_form_that_it_asked_for(autojump_clock, nursery, p
     answer = await asked(nursery, ANSWERS[name], path, stream=stream)
 
     assert answer.status == 200
-    if not (path == "/v1/chat/completions" and stream and (name.startswith("stream") or "event" in name)):
+    if not (path == "/v1/chat/completions" and stream and name.startswith("stream")):
         assert answer.headers["content-type"] == ("text/event-stream" if stream else "application/json")
         assert content(path, answer) == EXPECTED
 
@@ -146,6 +151,33 @@ async def test_usage_survives_the_conversion(autojump_clock, nursery, path):
 
     assert assembled.get("prompt_tokens", assembled.get("output_tokens")) in {40, 7}
     assert b"_tokens" in streamed
+
+
+@pytest.mark.parametrize("engine", [None, "vllm"], ids=["plain", "asked for usage"])
+@pytest.mark.parametrize("echo", ["model", "alias"])
+async def test_long_answer_as_the_only_event_is_converted(autojump_clock, nursery, engine, echo):
+    """However it arrives, with the model's name that the alias asks for; `[DONE]` comes once."""
+    message = {"content": "Tbilisi " * 50_000}
+    event = b"data: %b\n\n" % whole(message, "stop").strip()
+    pieces = [event[at : at + 30_000] for at in range(0, len(event), 30_000)]
+    alias = dataclasses.replace(Alias.plain("helexa/small", SMALL), echo=echo)
+    traits = ENGINE if engine is None else {**ENGINE, "engine": engine}
+    answer = await asked(
+        nursery, chunked(*pieces, DONE), "/v1/chat/completions", stream=True, traits=traits, alias=alias
+    )
+
+    assert content("/v1/chat/completions", answer)[0] == message["content"]
+    assert answer.body.count(b"[DONE]") == 1
+    assert (b'"model":"helexa/small"' in answer.body) is (echo == "alias")
+
+
+@pytest.mark.parametrize("reason", ["abort", "rate_limit"])
+async def test_failed_answer_as_the_only_event_is_an_error_event(autojump_clock, nursery, reason):
+    """As any event with such a reason."""
+    event = b"data: %b\n\n" % whole({"content": "x"}, reason).strip()
+    answer = await asked(nursery, chunked(event, DONE), "/v1/chat/completions", stream=True)
+
+    assert answer.status in {502, 503}
 
 
 async def test_fields_that_openai_does_not_have_are_kept(autojump_clock, nursery):
