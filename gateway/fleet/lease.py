@@ -16,7 +16,27 @@ from gateway.fleet.circuit_breaker import CircuitBreaker
 from gateway.fleet.node import Node, NodeModel
 from gateway.http.phase_deadlines import PhaseDeadlines
 
-__all__ = ["Lease", "LeaseCounter"]
+__all__ = ["GpuUse", "Lease", "LeaseCounter"]
+
+
+class GpuUse:
+    """What the leases of one request take of the devices. Concurrent leases on a model share its devices evenly.
+
+    Attributes:
+        seconds: Time of the leases times the model's devices.
+        joules: The energy of these devices meanwhile; None if a neuron reported no power draw.
+    """
+
+    __slots__ = ("joules", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.joules: float | None = 0.0
+
+    def add(self, model: NodeModel, share_s: float, share_j: float) -> None:
+        """A lease on `model` has ended."""
+        self.seconds += share_s * model.device_count
+        self.joules = None if self.joules is None or model.power_w is None else self.joules + share_j
 
 
 class LeaseCounter:
@@ -47,8 +67,13 @@ class LeaseCounter:
     def take(self, node: Node, model_id: str) -> NodeModel:
         """One more lease."""
         model = node.models.get(model_id) or node.entry(model_id)
+        now = self._clock()
+        if model.leases:
+            model.share(now)
+        else:
+            model.shared_at = now
         model.leases += 1
-        model.last_used = self._clock()
+        model.last_used = now
         self.count += 1
         return model
 
@@ -62,8 +87,10 @@ class LeaseCounter:
 
     def give_back(self, model: NodeModel) -> None:
         """One lease less."""
+        now = self._clock()
+        model.share(now)
         model.leases -= 1
-        model.last_used = self._clock()
+        model.last_used = now
         self.count -= 1
         if model.leases == 0:
             model.node.forget_if_unused(model)
@@ -76,16 +103,24 @@ class Lease:
     """One lease: enter it in the same step as the routing decision. One `with` at a time.
 
     `phases` are those of the request, if it is sent under the lease: what the neuron sends for it shows that the neuron
-    is alive.
+    is alive. `gpu_use` gets what the lease takes of the devices.
     """
 
-    __slots__ = ("_counter", "_model", "_model_id", "_node", "_phases", "_trials")
+    __slots__ = ("_counter", "_gpu_use", "_model", "_model_id", "_node", "_phases", "_share_j", "_share_s", "_trials")
 
-    def __init__(self, counter: LeaseCounter, node: Node, model_id: str, phases: PhaseDeadlines | None = None) -> None:
+    def __init__(
+        self,
+        counter: LeaseCounter,
+        node: Node,
+        model_id: str,
+        phases: PhaseDeadlines | None = None,
+        gpu_use: GpuUse | None = None,
+    ) -> None:
         self._counter = counter
         self._node = node
         self._model_id = model_id
         self._phases = phases
+        self._gpu_use = gpu_use
         self._model: NodeModel | None = None
         self._trials: tuple[CircuitBreaker, ...] = ()
 
@@ -98,6 +133,7 @@ class Lease:
         if self._model is not None:
             raise RuntimeError("this lease is taken already")
         self._model = model = self._counter.take(self._node, self._model_id)
+        self._share_s, self._share_j = model.share_s, model.share_j
         if self._phases is not None:
             self._phases.received_at = -inf  # they may be those of an earlier attempt, at another neuron
             self._node.running.add(self)
@@ -114,3 +150,5 @@ class Lease:
         self._trials = ()
         if model is not None:
             self._counter.give_back(model)
+            if self._gpu_use is not None:
+                self._gpu_use.add(model, model.share_s - self._share_s, model.share_j - self._share_j)

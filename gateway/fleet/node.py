@@ -49,6 +49,10 @@ class NodeModel:
         is_overdue: Our load of it takes far longer than it should.
         breaker: Opens when requests for this model keep failing here, while other models of the node go on.
         proven: It has answered a request since it was loaded.
+        share_s: Grows with time divided by the leases of that time: its growth during a lease is the lease's share.
+        share_j: The same for the energy of its devices, in joules.
+        shared_at: When both were last brought up to date.
+        power_w: The power draw of its devices, as last polled; None if the neuron reports none.
         access: How its engine is addressed; None for plain requests to a neuron.
         backend: What its engine supports beyond plain chat completions.
     """
@@ -65,10 +69,14 @@ class NodeModel:
         "leases",
         "node",
         "other_requests",
+        "power_w",
         "proven",
         "report",
         "resident_since",
         "shadows",
+        "share_j",
+        "share_s",
+        "shared_at",
     )
 
     def __init__(self, node: Node, model_id: str) -> None:
@@ -85,6 +93,8 @@ class NodeModel:
         self.breaker = CircuitBreaker()
         self.is_overdue = False
         self.proven = False
+        self.share_s = self.share_j = self.shared_at = 0.0
+        self.power_w: float | None = None
         self.access = node.access
         self.backend = node.backend
 
@@ -99,6 +109,28 @@ class NodeModel:
         self.backend = backend_of(settings, report.engine, report.dialects)
         self.access = EngineAccess.of(settings, report)
         return True
+
+    def share(self, now: float) -> None:
+        """Bring the shares up to date. Call it before leases or power change."""
+        if self.leases:
+            share_s = (now - self.shared_at) / self.leases
+            self.share_s += share_s
+            if self.power_w:
+                self.share_j += share_s * self.power_w
+        self.shared_at = now
+
+    @property
+    def device_count(self) -> int:
+        """How many devices it is on; 1 if the neuron does not say."""
+        return len(self.report.devices) or 1 if self.report is not None else 1
+
+    def learn_power(self, now: float) -> None:
+        """The readings of its node's devices have changed."""
+        self.share(now)
+        indices = () if self.report is None else self.report.devices
+        draws = [device.power_w for device in self.node.devices or () if device.index in indices]
+        known = [draw for draw in draws if draw is not None]
+        self.power_w = sum(known) if known and len(known) == len(draws) else None
 
     @property
     def status(self) -> str | None:

@@ -20,7 +20,7 @@ import trio
 
 from gateway.config.settings import NeuronSettings
 from gateway.fleet.changes import ChangeKind, FleetChange
-from gateway.fleet.lease import Lease, LeaseCounter
+from gateway.fleet.lease import GpuUse, Lease, LeaseCounter
 from gateway.fleet.node import ROUTABLE_STATUSES, Node, NodeModel, OwnChange
 from gateway.fleet.reports import ModelReport, NodeReport, requests_of_others, without_readings
 from gateway.fleet.snapshot import FleetSnapshot, FleetStatistics, node_snapshot
@@ -143,9 +143,11 @@ class Fleet:
 
     # Requests of ours .................................................................................................
 
-    def lease(self, node: str, model_id: str, phases: PhaseDeadlines | None = None) -> Lease:
+    def lease(
+        self, node: str, model_id: str, phases: PhaseDeadlines | None = None, gpu_use: GpuUse | None = None
+    ) -> Lease:
         """A lease on the model at the node, taken by `with` and given back on every way out of it; see `Lease`."""
-        return Lease(self._leases, self.nodes[node], model_id, phases)
+        return Lease(self._leases, self.nodes[node], model_id, phases, gpu_use)
 
     @contextlib.contextmanager
     def shadowing(self, node: str, model_id: str) -> Iterator[None]:
@@ -299,6 +301,9 @@ class Fleet:
         if without_readings(devices) != without_readings(home.devices):
             self.version += 1
         home.devices = devices
+        now = self._clock()
+        for model in home.models.values():
+            model.learn_power(now)
         home.max_prompt_tokens = report.max_prompt_tokens
         home.models_left_out = report.models_left_out
         home.failure = None
