@@ -13,13 +13,14 @@ ROOT = Path(__file__).parent.parent
 OPERATING = ROOT / "docs" / "operating.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
 SHOWN = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?(cortex (?!demo:).+)$", re.MULTILINE)
+SHELL = re.compile(r" [|>&;] ?")  # what follows is not the command's
 FENCED = re.compile(r"^```(?:console|sh|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def commands(page):
     """Every command line in a page's shell blocks."""
     lines = [line for block in FENCED.findall(page.read_text()) for line in SHOWN.findall(block)]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+    return [shlex.split(SHELL.split(line)[0], comments=True)[1:] for line in lines]
 
 
 def parse(arguments):

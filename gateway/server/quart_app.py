@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import werkzeug.exceptions
@@ -31,7 +32,7 @@ def new_app(name: str, not_found: Callable[[str], str]) -> QuartTrio:
 
     `not_found` returns the error text for a path that the application does not have.
     """
-    app = QuartTrio(name)
+    app = QuartTrio(name, root_path=str(Path(__file__).parent))  # else Quart looks for a package of that name
     app.config.update(RESPONSE_TIMEOUT=TIMEOUT_S, BODY_TIMEOUT=TIMEOUT_S, MAX_CONTENT_LENGTH=BODY_LIMIT_BYTES)
 
     @app.errorhandler(errors.GatewayError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -61,7 +62,7 @@ def management_app(
         reload: Reads the configuration and puts it in force; raises FaultyFile.
         version: For `/version`.
     """
-    app = QuartTrio("neuron")
+    app = QuartTrio("neuron", root_path=str(Path(__file__).parent))
     # A load takes as long as it takes: its engine has `load_seconds`.
     app.config.update(RESPONSE_TIMEOUT=None, BODY_TIMEOUT=BODY_TIMEOUT_S, MAX_CONTENT_LENGTH=BODY_LIMIT_BYTES)
     _add_errors(app)
