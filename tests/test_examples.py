@@ -12,6 +12,7 @@ from catalogue.aliases import AliasTable
 from catalogue.load import models_schema, parse
 from catalogue.models import Alias, Cost, Hedge, Limit, ModelProfile
 from gateway.config import load, settings
+from gateway.config.neurons_file import neurons_schema
 from neuron.agent.config.load import neuron_schema
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +126,12 @@ def test_models_example_shows_every_key_of_an_alias_and_is_right_about_defaults(
 # The schemas that the examples name for editors.
 
 
-SCHEMAS = {"config": load.settings_schema(), "models": models_schema(), "neuron": neuron_schema()}
+SCHEMAS = {
+    "config": load.settings_schema(),
+    "models": models_schema(),
+    "neurons": neurons_schema(),
+    "neuron": neuron_schema(),
+}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +143,11 @@ def test_example_names_its_schema_and_the_schema_is_current(example, schema):
 
     assert directive == "#:schema"
     assert json.loads((ROOT / path).read_text()) == SCHEMAS[schema]
+
+
+def test_schema_of_the_neurons_file_is_current():
+    """After a change: `cortex schema neurons > schemas/neurons.schema.json`."""
+    assert json.loads((ROOT / "schemas/neurons.schema.json").read_text()) == SCHEMAS["neurons"]
 
 
 @pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)

@@ -32,7 +32,7 @@ from gateway.aliases.files.versions import Version, VersionNotFound
 from gateway.files.atomic_write import CannotSave, ChangedUnderneath
 from gateway.files.config_file import read_config_file
 
-__all__ = ["Author", "CatalogueEdits"]
+__all__ = ["Author", "CatalogueEdits", "error_responses"]
 
 _CONFLICTS = (CannotEdit, CannotSave, CannotStartRollout, InvalidRolloutState, RolloutAlreadyRunning, ValueError)
 ABORT_ATTEMPTS = 5  # each fails if a rollout step is taken at the same moment
@@ -207,7 +207,7 @@ class CatalogueEdits:
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
         """Run a blocking function; its refusals become error responses."""
-        with _error_responses():
+        with error_responses():
             # Abandoned when cancelled: a disk that hangs must not delay the end of the request or the process.
             return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._threads)
 
@@ -222,7 +222,8 @@ def _require_known(model: str, known: list[str]) -> None:
 
 
 @contextmanager
-def _error_responses() -> Iterator[None]:
+def error_responses() -> Iterator[None]:
+    """What an edit of a file refuses, as the error that a client gets."""
     try:
         yield
     except FaultyFile as error:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from catalogue.models import Catalogue
 from catalogue.nearest import did_you_mean
 from catalogue.toml.faults import Fault
 from gateway.aliases.files.catalogue_files import CatalogueFiles
-from gateway.config.settings import Settings
+from gateway.config.settings import NeuronSettings, Settings
 
 __all__ = ["cross_check"]
 
 
-def cross_check(settings: Settings, catalogue: Catalogue) -> Iterator[Fault]:
-    """Warnings about pins to neurons that do not exist, and about files that this user cannot write."""
+def cross_check(settings: Settings, catalogue: Catalogue, neurons: Sequence[NeuronSettings]) -> Iterator[Fault]:
+    """Warnings about pins to neurons that do not exist, and about files that this user cannot write.
+
+    `neurons` are those in force, from `cortex.toml` or the file that `neurons_config` names.
+    """
     files = CatalogueFiles.from_settings(settings)
-    yield from _unknown_pins(settings, catalogue, str(files.models_path))
+    yield from _unknown_pins(neurons, catalogue, str(files.models_path))
     records = (
         ("audit.path", files.audit_log.path),
         ("audit.history", files.history.folder),
@@ -37,8 +40,8 @@ def cross_check(settings: Settings, catalogue: Catalogue) -> Iterator[Fault]:
         yield Fault(str(spool), None, "gateway.spool_dir", "cannot be written by this user", hint)
 
 
-def _unknown_pins(settings: Settings, catalogue: Catalogue, path: str) -> Iterator[Fault]:
-    names = [neuron.name for neuron in settings.neurons]
+def _unknown_pins(neurons: Sequence[NeuronSettings], catalogue: Catalogue, path: str) -> Iterator[Fault]:
+    names = [neuron.name for neuron in neurons]
     for profile in catalogue.models.values():
         for pin in profile.pinned_on:
             if pin not in names:

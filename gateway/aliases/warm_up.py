@@ -151,9 +151,9 @@ class ModelWarmer:
                     await send_probe(probe, route, self._upstream, PhaseDeadlines(self._deadlines))
         except ProbePostponed as error:
             if error.not_loaded:
-                self._fleet.dropped(route.node, route.model_id)
+                self._fleet.dropped(route.node, route.model_id, route.url)
             elif error.unreachable:
-                self._fleet.at_fault(route.node, route.model_id, str(error))
+                self._fleet.at_fault(route.node, route.model_id, str(error), route.url)
             self._poll_soon(route.node)
             raise
         self._fleet.succeeded(route.node, route.model_id, answered=True)

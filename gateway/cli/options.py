@@ -85,7 +85,7 @@ def load_settings_to_serve(config: Path | None) -> LoadedSettings:
     loaded = load_settings(config)
     if find_config(config) is None:
         places = " and ".join(map(str, DEFAULT_CONFIGS))
-        if not loaded.settings.neurons:
+        if not loaded.settings.neurons and loaded.settings.neurons_config is None:
             click.echo(f"error: there is no cortex.toml (looked for {places}) and no neuron", err=True)
             click.echo("`cortex init` writes one, `cortex demo` runs a gateway with simulated neurons", err=True)
             sys.exit(1)

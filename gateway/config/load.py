@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import re
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
 
 from catalogue.toml.faults import Fault, FaultyFile, in_file_order
 from catalogue.toml.parse import parse_toml
-from catalogue.toml.positions import KeyPath, Positions, scan
+from catalogue.toml.positions import Positions, scan
 from catalogue.toml.schema import json_schema
 from catalogue.toml.validate import Document, read
 from gateway.config.environment import overlay
+from gateway.config.neurons_file import neuron_faults, neuron_warnings, placeholder_warnings
 from gateway.config.removed_keys import take_out
-from gateway.config.settings import Listen, Settings
+from gateway.config.settings import Settings
 
 FILE_LIMIT_BYTES = 4 * 1024 * 1024  # a hundred neurons take 10 KB; a larger file is some other file
-_PLACEHOLDER = re.compile(r"\$\{\w+\}")
 
 __all__ = ["LoadedSettings", "load", "settings_schema"]
 
@@ -84,53 +81,16 @@ def _read_file(path: Path | None) -> tuple[dict[str, Any], Positions]:
     return document, scan(text)
 
 
-def _faults_between_tables(settings: Settings, document: Document) -> Iterator[Fault]:
-    for index, neuron in enumerate(settings.neurons):
-        for key in ("listen", "metrics_listen"):
-            if _is_address_of(getattr(settings.gateway, key), neuron.endpoint):
-                message = f"is this gateway's own address (gateway.{key})"
-                hint = "a request would come back to the gateway again and again: name the neuron's address"
-                yield document.fault(("neurons", index, "endpoint"), message, hint)
-
-
-def _is_address_of(listen: Listen, endpoint: str) -> bool:
-    """Whether the endpoint is certainly this address on this host. Resolves no names."""
-    parts = urlsplit(endpoint)
-    host, port = (parts.hostname or ""), parts.port or (443 if parts.scheme == "https" else 80)
-    if not listen.port or port != listen.port:
-        return False
-    is_everywhere, is_loopback = listen.host in {"0.0.0.0", "::"}, _is_loopback(host)
-    return (
-        host == listen.host
-        or (is_loopback and (is_everywhere or _is_loopback(listen.host)))
-        or (is_everywhere and host == socket.gethostname().lower())
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    return host in {"localhost", "::1", "0.0.0.0"} or host.startswith("127.")
-
-
-def _placeholders(value: object, key: KeyPath = ()) -> Iterator[KeyPath]:
-    """The keys of strings that contain `${…}`."""
-    if isinstance(value, dict | list):
-        for part, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _placeholders(inner, (*key, part))
-    elif isinstance(value, str) and _PLACEHOLDER.search(value):
-        yield key
-
-
 def _warnings(settings: Settings, document: Document) -> Iterator[Fault]:
-    for key in _placeholders(document.data):
-        hint = "write the value, or set the key by its CORTEX_ environment variable"
-        yield document.fault(key, "contains ${...}, which cortex does not replace", hint)
+    yield from placeholder_warnings(document)
     if settings.admin.public and settings.admin.token is None:
         message = "has no effect without [admin] token: the admin API is off"
         yield document.fault(("admin", "public"), message, "set a token")
-    first: dict[str, str] = {}
-    for index, neuron in enumerate(settings.neurons):
-        if neuron.endpoint in first:
-            message = f"is also the endpoint of {first[neuron.endpoint]!r}"
-            hint = "remove one of them: a neuron under two names is counted twice"
-            yield document.fault(("neurons", index, "endpoint"), message, hint)
-        first.setdefault(neuron.endpoint, neuron.name)
+    yield from neuron_warnings(settings.neurons, document)
+
+
+def _faults_between_tables(settings: Settings, document: Document) -> Iterator[Fault]:
+    if settings.neurons_config is not None and settings.neurons:
+        hint = "move them into the file that neurons_config names, or remove neurons_config"
+        yield document.fault(("neurons",), "must not be here beside neurons_config", hint)
+    yield from neuron_faults(settings.neurons, document, settings.gateway)

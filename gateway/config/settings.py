@@ -40,6 +40,7 @@ __all__ = [
     "Listen",
     "LogSettings",
     "NeuronSettings",
+    "NeuronTables",
     "PollSettings",
     "RetrySettings",
     "Settings",
@@ -313,6 +314,9 @@ NeuronTable: TypeAlias = Annotated[
 ]
 
 
+NeuronTables: TypeAlias = Annotated[tuple[NeuronTable, ...], checked(refuse_duplicates("name"))]
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Settings of the cortex gateway, read once at start."""
@@ -330,8 +334,12 @@ class Settings:
     admin: AdminSettings = AdminSettings()
     state: StateSettings = StateSettings()
     audit: AuditSettings = AuditSettings()
-    neurons: Annotated[tuple[NeuronTable, ...], checked(refuse_duplicates("name"))] = ()
+    neurons: NeuronTables = ()
     """The GPU hosts and other servers, one table each. Default: none."""
 
     models_config: PathBesideConfig | None = None
     """Path of models.toml. Relative to this file. No default: /etc/cortex/models.toml, if it exists."""
+
+    neurons_config: PathBesideConfig | None = None
+    """Path of a file of [[neurons]], read again when it changes, instead of those in this file. Relative to this file.
+    No default."""

@@ -50,7 +50,7 @@ def replace(path: Path, data: bytes, *, expected: bytes) -> None:
         raise CannotSave(f"{path} cannot be replaced by a new file in {real.parent}: {reason}") from error
 
 
-def create(path: Path, data: bytes) -> None:
+def create(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Create an operator's file that does not exist; it is on disk when this returns.
 
     A symlink stays a symlink: the file behind it is created. The file belongs to the owner of its directory.
@@ -61,7 +61,7 @@ def create(path: Path, data: bytes) -> None:
     """
     real = Path(os.path.realpath(path))
     try:
-        with _temporary_file(real, data, mode=0o644) as new:
+        with _temporary_file(real, data, mode=mode) as new:
             give_to_owner_of_directory(new)
             if real.exists():
                 raise ChangedUnderneath(f"{path} was created meanwhile; nothing was written, try again")
@@ -71,7 +71,7 @@ def create(path: Path, data: bytes) -> None:
         raise CannotSave(f"{path} cannot be created in {real.parent}: {error.strerror or error}") from error
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file of our own beside `models.toml`, new or not, as atomically as `replace`.
 
     Root writes it for the owner of its directory.
@@ -79,7 +79,7 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         OSError: The file was not written; an existing one has its old content.
     """
-    with _temporary_file(path, data, mode=0o644) as new:
+    with _temporary_file(path, data, mode=mode) as new:
         give_to_owner_of_directory(new)
         new.replace(path)
     _sync_directory(path.parent)

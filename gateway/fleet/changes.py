@@ -8,6 +8,9 @@ from typing import Literal
 __all__ = ["ChangeKind", "FleetChange"]
 
 ChangeKind = Literal[
+    "neuron_added",
+    "neuron_removed",
+    "neuron_moved",
     "neuron_up",
     "neuron_down",
     "model_seen",

@@ -6,7 +6,9 @@ Only the fleet (`state.py`) writes these; everything else reads them.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal, Protocol
+from copy import copy
+from typing import Literal, Protocol, Self
+from urllib.parse import urlsplit
 
 from gateway.config.settings import NeuronSettings
 from gateway.fleet.circuit_breaker import CircuitBreaker
@@ -238,12 +240,8 @@ class Node:
     )
 
     def __init__(self, settings: NeuronSettings) -> None:
-        self.settings = settings
         self.name = settings.name
-        self.endpoint = settings.endpoint
-        self.kind = settings.kind
-        self.access = EngineAccess.of(settings)
-        self.backend = backend_of(settings)
+        self.configure(settings)
         self.healthy = False
         self.ever_answered = False
         self.draining = False
@@ -260,6 +258,55 @@ class Node:
         self.own_changes: dict[str, int] = {}
         self.urls_doubtful_since: int | None = None
         self.breaker = CircuitBreaker()
+
+    def configure(self, settings: NeuronSettings) -> None:
+        """Use this table from now on. It has the same name."""
+        self.settings = settings
+        self.endpoint = settings.endpoint
+        self.kind = settings.kind
+        self.access = EngineAccess.of(settings)
+        self.backend = backend_of(settings)
+
+    def move(self, settings: NeuronSettings) -> None:
+        """Use this table, and forget what was learnt at the old address. Requests that run there keep their leases."""
+        self.configure(settings)
+        self.healthy = self.ever_answered = False
+        self.misses, self.failure, self.uptime_s, self.urls_doubtful_since = 0, None, None, None
+        self.devices, self.running = None, set()
+        for model in self.models.values():
+            model.report, model.resident_since, model.proven, model.busy_until = None, None, False, 0.0
+            model.access, model.backend = self.access, self.backend
+        self.reset_breakers()
+
+    def reset_breakers(self) -> None:
+        """Forget all failures of requests."""
+        self.breaker.reset()
+        self.failing_models.clear()
+        for model in self.models.values():
+            model.breaker.reset()
+
+    def twin(self) -> Self:
+        """An independent copy."""
+        other = copy(self)
+        other.breaker, other.own_changes, other.models = copy(self.breaker), dict(self.own_changes), {}
+        other.failing_models, other.running = set(self.failing_models), set()
+        for model_id, model in self.models.items():
+            other.models[model_id] = copy(model)
+            other.models[model_id].node, other.models[model_id].breaker = other, copy(model.breaker)
+        return other
+
+    def is_at(self, url: str) -> bool:
+        """Whether this URL and the endpoint name the same host and port."""
+        try:
+            servers = {(parts.hostname, parts.port or parts.scheme) for parts in map(urlsplit, (url, self.endpoint))}
+        except ValueError:
+            return False
+        return len(servers) == 1
+
+    def has_moved_from(self, url: str | None, model_id: str) -> bool:
+        """Whether the model is served at another URL than this one by now."""
+        model = self.models.get(model_id)
+        return url is not None and model is not None and model.url not in {None, url}
 
     @property
     def urls_doubtful(self) -> bool:

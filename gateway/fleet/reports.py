@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 
 from catalogue.models import Limit
 
-__all__ = ["ActivationReport", "DeviceReport", "ModelReport", "NodeReport", "requests_of_others", "without_readings"]
+__all__ = [
+    "ActivationReport",
+    "DeviceReport",
+    "ModelReport",
+    "NodeReport",
+    "PollMark",
+    "requests_of_others",
+    "without_readings",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,14 @@ class NodeReport:
     uptime_s: float | None = None
     max_prompt_tokens: int | None = None
     models_left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PollMark:
+    """The fleet's version and the node's leases by model when a poll began; see `Fleet.mark`."""
+
+    version: int
+    leases: Mapping[str, int]
 
 
 def requests_of_others(report: ModelReport | None, own_requests: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from gateway.fleet.node import Node, NodeModel
@@ -68,6 +69,16 @@ class FleetStatistics:
     nodes_total: int
     nodes_drained: int
     leases: int
+
+
+def fleet_statistics(nodes: Collection[Node], leases: int) -> FleetStatistics:
+    """The totals of these nodes."""
+    return FleetStatistics(
+        nodes_healthy=sum(node.healthy for node in nodes),
+        nodes_total=len(nodes),
+        nodes_drained=sum(node.draining for node in nodes),
+        leases=leases,
+    )
 
 
 def node_snapshot(node: Node, now: float) -> NodeSnapshot:

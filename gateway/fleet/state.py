@@ -11,10 +11,7 @@ So a poll takes a `mark` before it asks, and what we did to a model after the ma
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import trio
 
@@ -22,23 +19,16 @@ from gateway.config.settings import NeuronSettings
 from gateway.fleet.changes import ChangeKind, FleetChange
 from gateway.fleet.lease import GpuUse, Lease, LeaseCounter
 from gateway.fleet.node import ROUTABLE_STATUSES, Node, NodeModel, OwnChange
-from gateway.fleet.reports import ModelReport, NodeReport, requests_of_others, without_readings
-from gateway.fleet.snapshot import FleetSnapshot, FleetStatistics, node_snapshot
+from gateway.fleet.nodes_by_name import NodesByName
+from gateway.fleet.reports import ModelReport, NodeReport, PollMark, requests_of_others, without_readings
+from gateway.fleet.snapshot import FleetSnapshot, FleetStatistics, fleet_statistics, node_snapshot
 from gateway.http.phase_deadlines import PhaseDeadlines
 
-__all__ = ["Fleet", "PollMark"]
-
-
-@dataclass(frozen=True, slots=True)
-class PollMark:
-    """The fleet's version and the node's leases by model when a poll began; see `Fleet.mark`."""
-
-    version: int
-    leases: Mapping[str, int]
+__all__ = ["Fleet"]
 
 
 class Fleet:
-    """All configured nodes.
+    """All nodes: those configured at the start, and what `add`, `remove` and `move` made of them since.
 
     Args:
         neurons: The `[[neurons]]` tables; names are unique.
@@ -46,7 +36,9 @@ class Fleet:
         clock: Seconds, monotonic; Trio's clock unless a test runs without Trio.
 
     Attributes:
-        nodes: By name, sorted by name: every order derived from it is by name too.
+        nodes: By name, sorted by name: every order derived from it is by name too. Replaced whole when a neuron comes
+            or goes, so a loop over it may wait.
+        leaving: The removed nodes that still have requests of ours.
         version: Grows with every change that a reader can see, except leases and device readings. For caches.
         observers: Called synchronously with every `FleetChange`, in order. None of the observers may raise.
         replica_observers: Called with a model's id on its nodes whenever its set of replicas has changed.
@@ -56,9 +48,8 @@ class Fleet:
     def __init__(
         self, neurons: Sequence[NeuronSettings], *, misses: int, clock: Callable[[], float] = trio.current_time
     ) -> None:
-        self.nodes: dict[str, Node] = {
-            settings.name: Node(settings) for settings in sorted(neurons, key=lambda settings: settings.name)
-        }
+        self.leaving: dict[str, Node] = {}
+        self.nodes = NodesByName(map(Node, neurons), self.leaving)
         self.observers: list[Callable[[FleetChange], None]] = []
         self.replica_observers: list[Callable[[str], None]] = []
         self.version = 1
@@ -72,6 +63,44 @@ class Fleet:
         self._waiters = trio.lowlevel.ParkingLot()
         self._leases = LeaseCounter(clock, self._waiters, self._announce)
         self.return_observers = self._leases.return_observers
+
+    # Neurons that come, go and move ...................................................................................
+
+    def add(self, settings: NeuronSettings) -> None:
+        """A new neuron, of which nothing is known until it is polled; or one that was leaving: it stays as it was."""
+        node = self.leaving.pop(settings.name, None) or Node(settings)
+        self.nodes = NodesByName((*self.nodes.values(), node), self.leaving)
+        self.neuron_dialects |= node.backend.dialects
+        self._announce(FleetChange("neuron_added", node.name))
+        self._reindex(node.models.keys())
+
+    def remove(self, node: str) -> None:
+        """Send it nothing any more. It is among `leaving` until `forget`, since requests may run there."""
+        home = self.leaving[node] = self.nodes[node]
+        self.nodes = NodesByName((other for other in self.nodes.values() if other is not home), self.leaving)
+        home.draining = False  # an operator's drain ends with the neuron
+        self._announce(FleetChange("neuron_removed", node))
+        self._reindex(home.models.keys())
+
+    def forget(self, node: str) -> None:
+        """The last request of ours at a removed neuron has ended."""
+        del self.leaving[node]
+
+    def move(self, settings: NeuronSettings, report: NodeReport | None) -> None:
+        """From now on the neuron is reached as these settings say. Requests that run at the old address go on there.
+
+        `report` is its first answer at the new address. None means that it has not answered: then it is down.
+        """
+        home, name = self.nodes[settings.name], settings.name
+        models = set(home.models)
+        home.move(settings)
+        self.neuron_dialects |= home.backend.dialects
+        self._announce(FleetChange("neuron_moved", name))
+        for model in list(home.models.values()):
+            home.forget_if_unused(model)
+        if report is not None:
+            self.answered(name, report)
+        self._reindex(models)
 
     # Reading ..........................................................................................................
 
@@ -113,13 +142,7 @@ class Fleet:
 
     def statistics(self) -> FleetStatistics:
         """The totals now."""
-        nodes = self.nodes.values()
-        return FleetStatistics(
-            nodes_healthy=sum(node.healthy for node in nodes),
-            nodes_total=len(nodes),
-            nodes_drained=sum(node.draining for node in nodes),
-            leases=self.leases,
-        )
+        return fleet_statistics(self.nodes.values(), self.leases)
 
     def snapshot(self) -> FleetSnapshot:
         """Everything now."""
@@ -131,14 +154,8 @@ class Fleet:
         other = Fleet((), misses=self._misses, clock=self._clock)
         other.version = self.version
         other._leases.count = self._leases.count
-        for name, node in self.nodes.items():
-            twin = other.nodes[name] = copy(node)
-            twin.breaker, twin.own_changes, twin.models = copy(node.breaker), dict(node.own_changes), {}
-            twin.failing_models, twin.running = set(node.failing_models), set()
-            for model_id, model in node.models.items():
-                twin.models[model_id] = copy(model)
-                twin.models[model_id].node, twin.models[model_id].breaker = twin, copy(model.breaker)
-            other._reindex(twin.models)
+        other.nodes = NodesByName((node.twin() for node in self.nodes.values()), other.leaving)
+        other._reindex({model_id for node in self.nodes.values() for model_id in node.models})
         return other
 
     # Requests of ours .................................................................................................
@@ -181,25 +198,30 @@ class Fleet:
         if closed:
             self._announce(FleetChange("breaker_closed", node, model_id))
 
-    def unreachable(self, node: str, model_id: str, reason: str) -> None:
-        """No connection could be opened for a request.
+    def unreachable(self, node: str, model_id: str, reason: str, url: str | None = None) -> None:
+        """No connection could be opened for a request. `url` as in `at_fault`.
 
         If the model is served at the neuron's own endpoint, the neuron itself is unreachable: a miss. An inference URL
         elsewhere is one engine's, and the neuron may be well: only the model failed there.
         """
         home = self.nodes[node]
+        if home.has_moved_from(url, model_id):
+            return
         self.at_fault(node, model_id, reason)
         model = home.models.get(model_id)
-        if model is None or model.url is None or _same_server(model.url, home.endpoint):
+        if model is None or model.url is None or home.is_at(model.url):
             self.missed(node, reason)
 
-    def at_fault(self, node: str, model_id: str, reason: str) -> None:
+    def at_fault(self, node: str, model_id: str, reason: str, url: str | None = None) -> None:
         """A request failed because of the node or the model on it: the answer broke off, never came, or was a 5xx.
 
-        It counts for the model's circuit breaker: one broken model does not keep requests away from the others. It also
+        `url` is where the request was sent: a failure at an address that the model has left counts for nothing. It
+        counts for the model's circuit breaker: one broken model does not keep requests away from the others. It also
         counts for the node's if every model that the node serves has failed since it last answered any request.
         """
         home = self.nodes[node]
+        if home.has_moved_from(url, model_id):
+            return
         self.version += 1
         home.urls_doubtful_since = self.version
         if not home.healthy:
@@ -218,8 +240,10 @@ class Fleet:
         if model is not None:
             model.busy_until = self._clock() + retry_after_s
 
-    def dropped(self, node: str, model_id: str) -> None:
-        """The model is not on the node any more: we unloaded it, or the node answered 404 `not loaded`."""
+    def dropped(self, node: str, model_id: str, url: str | None = None) -> None:
+        """The model is not on the node any more: we unloaded it, or the node answered 404 `not loaded` at this URL."""
+        if self.nodes[node].has_moved_from(url, model_id):
+            return
         self._change(node, model_id, None, None)
 
     # Polls ............................................................................................................
@@ -309,7 +333,7 @@ class Fleet:
         home.failure = None
         if report.uptime_s is not None:
             if home.uptime_s is not None and report.uptime_s < home.uptime_s:
-                _reset_breakers(home)  # the neuron was restarted
+                home.reset_breakers()  # the neuron was restarted
             home.uptime_s = report.uptime_s
         if report.activation is not None and report.activation != home.activation:
             home.activation = report.activation
@@ -321,7 +345,7 @@ class Fleet:
         home.failure = None
         if not home.healthy:
             home.healthy = home.ever_answered = True
-            _reset_breakers(home)  # it was away: what failed before says nothing about it now
+            home.reset_breakers()  # it was away: what failed before says nothing about it now
             self._announce(FleetChange("neuron_up", home.name))
 
     # Loads, unloads and drains of ours ................................................................................
@@ -424,19 +448,3 @@ class Fleet:
             model = node.models.get(model_id) if node.healthy and not node.draining else None
             if model is not None and model.routable:
                 yield model
-
-
-def _reset_breakers(node: Node) -> None:
-    node.breaker.reset()
-    node.failing_models.clear()
-    for model in node.models.values():
-        model.breaker.reset()
-
-
-def _same_server(url: str, endpoint: str) -> bool:
-    """Whether both URLs name the same host and port."""
-    try:
-        servers = {(parts.hostname, parts.port or parts.scheme) for parts in map(urlsplit, (url, endpoint))}
-    except ValueError:
-        return False
-    return len(servers) == 1

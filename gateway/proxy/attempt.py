@@ -395,12 +395,12 @@ class Attempt:
         """Tell the fleet, for the requests that come next, and have the neuron polled."""
         fleet, route = self._context.fleet, self.route
         if failure.not_loaded:
-            fleet.dropped(route.node, route.model_id)
+            fleet.dropped(route.node, route.model_id, route.url)
         elif failure.unreachable:
             if _is_connect_failure(failure.error):
-                fleet.unreachable(route.node, route.model_id, failure.error.message)
+                fleet.unreachable(route.node, route.model_id, failure.error.message, route.url)
             else:
-                fleet.at_fault(route.node, route.model_id, failure.error.message)
+                fleet.at_fault(route.node, route.model_id, failure.error.message, route.url)
         elif failure.refusal is not None and failure.refusal.retry_after_s is not None:
             fleet.busy(route.node, route.model_id, failure.refusal.retry_after_s)
         self._context.poll_soon(route.node)

@@ -162,7 +162,7 @@ class Dispatch:
             else:
                 # Another replica answered the same request, so the request was not what those that failed broke over.
                 for suspect, reason in failures.suspects:
-                    context.fleet.at_fault(suspect.node, suspect.model_id, reason)
+                    context.fleet.at_fault(suspect.node, suspect.model_id, reason, suspect.url)
                 return None
             if not self._request.can_be_sent:
                 last, retries_left = _after_upload(last), 0

@@ -30,6 +30,9 @@ from gateway.proxy.shadow.summary import summary
 from gateway.server.admin_bodies import DrainBody, PlacementBody, decode_body
 from gateway.server.admin_catalogue import ACTOR, CatalogueRoutes, mount_catalogue_routes, reload_json
 from gateway.server.models_api import Entry
+from gateway.server.neurons.neuron_edits import NeuronEdits
+from gateway.server.neurons.neuron_routes import mount_neuron_routes
+from gateway.server.neurons.neuron_store import NeuronStore
 from gateway.server.openapi.admin import admin_document
 from gateway.server.operator_actions import OperatorActions
 from gateway.server.quart_app import json_response, mount_document, new_app
@@ -52,6 +55,7 @@ class AdminContext:
     remembered_requests: int
     catalogue: CatalogueStore
     edits: CatalogueEdits
+    neurons: NeuronStore
     fleet: Fleet
     scheduler: LoadScheduler
     drains: Drains
@@ -88,6 +92,7 @@ def make_app(context: AdminContext) -> QuartTrio:
 
     _mount_catalogue(app, context)
     mount_catalogue_routes(app, CatalogueRoutes(context.catalogue, context.edits))
+    mount_neuron_routes(app, NeuronEdits(context.neurons))
     _mount_requests(app, context)
     _mount_fleet(app, context)
     _mount_models(app, context)
@@ -107,8 +112,10 @@ def _check_token(expected: str | None, header: str) -> None:
 def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
     @app.post("/admin/reload")
     async def reload() -> Response:
+        neurons = await context.neurons.reload(actor=ACTOR)
         result = await context.catalogue.reload(actor=ACTOR)
-        return json_response(reload_json(result), 422 if result.faults else 200)
+        body = reload_json(result) | {"neurons": neurons.as_json()}
+        return json_response(body, 422 if result.faults or neurons.faults else 200)
 
     @app.post("/admin/plan")
     async def plan() -> Response:
@@ -195,6 +202,7 @@ def _mount_fleet(app: QuartTrio, context: AdminContext) -> None:
         body = {
             "health": context.health(),
             "nodes": context.fleet.snapshot().nodes,
+            "leaving": {name: node.leases for name, node in context.fleet.leaving.items()},
             "drains": [context.drains.view(name) for name in context.fleet.nodes],
             "loads": context.scheduler.loads(),
             "failing": context.scheduler.failing(),

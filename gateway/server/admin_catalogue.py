@@ -23,7 +23,7 @@ from gateway.aliases.rollout_guards import DEFAULT_TOLERANCES
 from gateway.server.admin_bodies import RollbackBody, RolloutBody, decode_body
 from gateway.server.quart_app import json_response
 
-__all__ = ["ACTOR", "CatalogueRoutes", "mount_catalogue_routes", "reload_json"]
+__all__ = ["ACTOR", "TOML", "CatalogueRoutes", "author", "if_match", "mount_catalogue_routes", "reload_json"]
 
 ACTOR = "admin"  # the name in the audit log of everyone who uses the token
 TOML = "application/toml"
@@ -66,13 +66,13 @@ def _mount_file(app: QuartTrio, routes: CatalogueRoutes) -> None:
     @app.put("/admin/catalogue")
     async def put_catalogue() -> Response:
         data = cast("bytes", await request.get_data(as_text=False))
-        done, result = await routes.edits.put_catalogue(data, _if_match(), _author())
+        done, result = await routes.edits.put_catalogue(data, if_match(), author())
         return _edit_response(done, result)
 
     @app.post("/admin/rollback")
     async def roll_back() -> Response:
         body = await decode_body(RollbackBody)
-        done, result = await routes.edits.roll_back(body.alias, body.to, _author())
+        done, result = await routes.edits.roll_back(body.alias, body.to, author())
         return _edit_response(done, result)
 
 
@@ -92,12 +92,12 @@ def _mount_aliases(app: QuartTrio, routes: CatalogueRoutes) -> None:
         body = await decode_body(dict[str, Any])
         keys = {key: value for key, value in body.items() if key not in _READ_ONLY_KEYS and value is not None}
         force = request.args.get("force") in {"1", "true"}
-        done, result = await routes.edits.put_alias(name, keys, _if_match(), _author(), force=force)
+        done, result = await routes.edits.put_alias(name, keys, if_match(), author(), force=force)
         return _edit_response(done, result)
 
     @app.delete("/admin/aliases/<path:name>")
     async def delete_alias(name: str) -> Response:
-        done, result = await routes.edits.remove_alias(name, _if_match(), _author())
+        done, result = await routes.edits.remove_alias(name, if_match(), author())
         return _edit_response(done, result)
 
 
@@ -129,12 +129,12 @@ def _mount_rollouts(app: QuartTrio, routes: CatalogueRoutes) -> None:
             DEFAULT_TOLERANCES if body.guards is None else body.guards,
             body.min_requests,
         )
-        rollout = await routes.edits.start_rollout(plan, _author(), force=body.force, from_disk=body.from_disk)
+        rollout = await routes.edits.start_rollout(plan, author(), force=body.force, from_disk=body.from_disk)
         return json_response(rollout, 202)
 
     @app.delete("/admin/aliases/<path:name>/rollout")
     async def abort_rollout(name: str) -> Response:
-        return json_response(await routes.edits.abort_rollout(name, _author()))
+        return json_response(await routes.edits.abort_rollout(name, author()))
 
 
 def _mount_acknowledgement(app: QuartTrio, routes: CatalogueRoutes) -> None:
@@ -180,7 +180,7 @@ def _edit_response(done: FileEdit, result: ReloadResult) -> Response:
     return response
 
 
-def _if_match() -> str:
+def if_match() -> str:
     """The hash that the change is based on, or `*`. Raises PreconditionRequired."""
     value = request.headers.get("if-match", "").strip()
     if not value:
@@ -190,7 +190,7 @@ def _if_match() -> str:
     return value.removeprefix("W/").strip('"')
 
 
-def _author() -> Author:
+def author() -> Author:
     """The author for the audit log. A client may add the name of its user and its own command line."""
     user, command = (_label(request.headers.get(f"x-cortex-{name}", "")) for name in ("user", "command"))
     return Author(f"{ACTOR} ({user})" if user else ACTOR, command or f"{request.method} {request.path}")

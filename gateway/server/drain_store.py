@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -45,14 +45,16 @@ class DrainStore:
     Args:
         path: The file.
         drains: The drains of this gateway.
-        nodes: Names of the configured neurons; drains of others are forgotten.
+        nodes: The neurons, by name; drains of others are forgotten.
         move_ended: Called with the drain and its author when the moves of a drain have ended, either way.
 
     Attributes:
         error: Why the file could not be read or written, None if it could.
     """
 
-    def __init__(self, path: Path, drains: Drains, *, nodes: tuple[str, ...], move_ended: _MoveEnded) -> None:
+    def __init__(
+        self, path: Path, drains: Drains, *, nodes: Callable[[], Collection[str]], move_ended: _MoveEnded
+    ) -> None:
         self.path = path
         self.error: str | None = None
         self._drains = drains
@@ -74,7 +76,7 @@ class DrainStore:
         except (OSError, msgspec.DecodeError) as error:
             self._set_error(f"cannot be read: {getattr(error, 'strerror', None) or error}; no neuron is drained")
             return
-        self._saved = {node: drain for node, drain in saved.items() if node in self._nodes}
+        self._saved = {node: drain for node, drain in saved.items() if node in self._nodes()}
         for node, drain in self._saved.items():
             self._authors[node] = (drain.who, drain.since)
             if drain.state == "drained":
@@ -103,7 +105,7 @@ class DrainStore:
     async def save(self) -> None:
         """Save the drains as they are now, if they have changed. Raises nothing: `error` says why it failed."""
         async with self._lock:
-            now = {node: drain for node in self._nodes if (drain := self._drain_of(node)) is not None}
+            now = {node: drain for node in self._nodes() if (drain := self._drain_of(node)) is not None}
             if now == self._saved:
                 return
             self._report_ended_moves(now)
@@ -126,6 +128,8 @@ class DrainStore:
 
     def _report_ended_moves(self, now: Mapping[str, SavedDrain]) -> None:
         for node, before in self._saved.items():
+            if node not in self._nodes():
+                continue
             view = self._drains.view(node)
             if before.state == "moving" and view.state != "moving" and (node in now or view.moves):
                 self._move_ended(view, before.who)

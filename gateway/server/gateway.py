@@ -23,10 +23,9 @@ from gateway.aliases.rollout import RolloutController
 from gateway.aliases.warm_swap import WarmSwaps
 from gateway.aliases.warm_up import ModelWarmer
 from gateway.asgi import App
-from gateway.config.settings import NeuronSettings, Settings
+from gateway.config.settings import Settings
 from gateway.files import secret_key
-from gateway.fleet.control.engine_client import EngineClient
-from gateway.fleet.control.neuron_client import NeuronClient
+from gateway.fleet.control.membership import FleetMembership, control_client
 from gateway.fleet.control.poller import Poller
 from gateway.fleet.loading.drain import Drains, DrainView
 from gateway.fleet.loading.manual import ManualLoads
@@ -47,6 +46,8 @@ from gateway.server.health.body import CatalogueStatus, catalogue_status, health
 from gateway.server.health.problems import HealthProblem, ProblemList, find_problems
 from gateway.server.health.servability import Servability
 from gateway.server.models_api import Entry, ModelsApi
+from gateway.server.neurons.neuron_records import NeuronRecords
+from gateway.server.neurons.neuron_store import NeuronStore
 from gateway.server.operator_actions import OperatorActions, describe_ended_move
 from gateway.server.public_app import PublicApp
 from gateway.server.public_routes import PublicRoutes
@@ -65,16 +66,18 @@ class Gateway:
         settings: Everything an operator can set.
 
     Raises:
-        catalogue.toml.faults.FaultyFile: The configured `models.toml` is missing or faulty.
+        catalogue.toml.faults.FaultyFile: The configured `models.toml`, or file of the neurons, is missing or faulty.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.fleet = Fleet(settings.neurons, misses=settings.poll.misses)
+        self.neuron_store = NeuronStore(settings)
+        self.neuron_store.load_initial()
+        self.fleet = Fleet(self.neuron_store.neurons, misses=settings.poll.misses)
         self.catalogue_store = CatalogueStore(settings.models_config, readiness=FleetReadiness(self.fleet))
         self.catalogue_store.load_initial()
         self.metrics = Metrics()
-        self.neurons = {neuron.name: _client(neuron) for neuron in settings.neurons}
+        self.neurons = {neuron.name: control_client(neuron) for neuron in self.neuron_store.neurons}
         self.poller = Poller(self.fleet, self.neurons, settings.poll)
         self.upstream = UpstreamPool(idle_limit=settings.limits.upstream_idle_connections)
         self.request_log = RequestLog(
@@ -109,6 +112,10 @@ class Gateway:
             count_eviction=self.metrics.count_eviction,
             poll_soon=self.poller.poll_soon,
         )
+        self.membership = FleetMembership(
+            self.fleet, self.poller, self.neurons, poll=settings.poll, is_busy=self.scheduler.is_busy
+        )
+        NeuronRecords(self.neuron_store, self.membership, record=self.auditor.record_action)
         warmer = ModelWarmer(
             self.catalogue_store,
             fleet=self.fleet,
@@ -143,7 +150,7 @@ class Gateway:
             self.fleet, catalogue=self.catalogue_store, scheduler=self.scheduler, neurons=self.neurons
         )
         self.drain_store = DrainStore(
-            self.catalogue_files.drains_path, self.drains, nodes=tuple(self.fleet.nodes), move_ended=self._move_ended
+            self.catalogue_files.drains_path, self.drains, nodes=lambda: self.fleet.nodes, move_ended=self._move_ended
         )
         self.drain_store.restore()
         self.actions = OperatorActions(
@@ -194,6 +201,7 @@ class Gateway:
             remembered_requests=self.settings.limits.explain_requests,
             catalogue=self.catalogue_store,
             edits=self.edits,
+            neurons=self.neuron_store,
             fleet=self.fleet,
             scheduler=self.scheduler,
             drains=self.drains,
@@ -251,7 +259,11 @@ class Gateway:
 
     def _find_problems(self) -> Iterator[HealthProblem]:
         files = self.catalogue_files
-        states = ((files.rollouts_path, self.rollouts.error), (files.drains_path, self.drain_store.error))
+        states = (
+            (files.rollouts_path, self.rollouts.error),
+            (files.drains_path, self.drain_store.error),
+            (self.neuron_store.history.folder, self.neuron_store.history_error),
+        )
         return find_problems(
             self.fleet,
             self.servability,
@@ -260,6 +272,7 @@ class Gateway:
             rolled_back=self.rollouts.unacknowledged(),
             audit=self.auditor.status(),
             unwritable=[(str(path), reason) for path, reason in states if reason is not None],
+            rejected=self.neuron_store.rejected(),
         )
 
     def _move_ended(self, view: DrainView, who: str) -> None:
@@ -281,6 +294,8 @@ class Gateway:
             self.swaps.run,
             self.shadows.run,
             self.catalogue_store.watch,
+            self.membership.run,
+            self.neuron_store.watch,
             self.rollouts.run,
             self.poller.run,
             self.drain_store.run,
@@ -310,9 +325,3 @@ def _secret_key(directory: Path) -> bytes:
             consequence="reasoning that clients send back is ignored after a restart, and by other gateways",
         )
         return secrets.token_bytes(secret_key.KEY_BYTES)
-
-
-def _client(neuron: NeuronSettings) -> NeuronClient | EngineClient:
-    if neuron.kind == "openai":
-        return EngineClient(neuron)
-    return NeuronClient(neuron.endpoint, token=neuron.token)

@@ -66,9 +66,10 @@ async def _run_with_signals(gateway: Gateway) -> int:
 
 
 async def _reload(gateway: Gateway) -> None:
-    """Reload the catalogue and log the outcome; if the file is unchanged, nothing else tells the operator."""
+    """Reload the neurons and the catalogue, and log the outcome; of unchanged files nothing else tells the operator."""
+    neurons = await gateway.neuron_store.reload()
     outcome = await gateway.catalogue_store.reload()
-    log.info("looked_at_sighup", result=outcome.result, generation=outcome.catalogue.generation)
+    log.info("looked_at_sighup", result=outcome.result, generation=outcome.catalogue.generation, neurons=neurons.result)
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

@@ -46,10 +46,14 @@ def digest_of(data: bytes) -> str:
 
 
 class FileHistory:
-    """A directory of earlier files, bounded: beyond `files` of them or `total_bytes`, the least recently used go."""
+    """A directory of earlier files, bounded: beyond `files` of them or `total_bytes`, the least recently used go.
 
-    def __init__(self, folder: Path, *, files: int, total_bytes: int) -> None:
+    `mode` is that of a kept file.
+    """
+
+    def __init__(self, folder: Path, *, files: int, total_bytes: int, mode: int = 0o644) -> None:
         self.folder = folder
+        self._mode = mode
         self._files = files
         self._total_bytes = total_bytes
 
@@ -61,7 +65,7 @@ class FileHistory:
         if path.exists() and path.read_bytes() == data:
             os.utime(path)
         else:
-            atomic_write.write(path, data)
+            atomic_write.write(path, data, mode=self._mode)
         self._prune(path)
         return digest
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from catalogue.toml.faults import FaultyFile
+from catalogue.toml.faults import Fault, FaultyFile
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.cross_checks import cross_check
 from gateway.cli.options import config_option, exit_with_faults, find_config, load_settings_to_serve, print_faults
+from gateway.server.neurons.neuron_store import NeuronStore
 from gateway.telemetry import log
 
 __all__ = ["check"]
@@ -21,20 +23,29 @@ __all__ = ["check"]
 def check(config: Path | None) -> None:
     """Check cortex.toml and models.toml, and list every fault.
 
-    Reads them exactly as `serve` does. Exit code 1 if there is any fault.
+    Reads them, and the file of neurons_config, exactly as `serve` does. Exit code 1 if there is any fault.
     """
     loaded = load_settings_to_serve(config)
     settings = loaded.settings
     # The catalogue store logs the warnings that this command prints.
     log.configure(dataclasses.replace(settings.log, level="critical"))
     print_faults(loaded.warnings, "warning")
-    try:
-        catalogue = CatalogueStore(settings.models_config).load_initial()
-    except FaultyFile as error:
-        exit_with_faults(error)
-    print_faults((*catalogue.warnings, *cross_check(settings, catalogue)), "warning")
-    for path in (find_config(config), None if catalogue.digest is None else catalogue.path):
+    catalogue_store, neuron_store = CatalogueStore(settings.models_config), NeuronStore(settings)
+    faults = [*_faults(catalogue_store.load_initial), *_faults(neuron_store.load_initial)]
+    if faults:
+        exit_with_faults(FaultyFile(tuple(faults)))
+    catalogue, neurons = catalogue_store.current, neuron_store.neurons
+    found = (*catalogue.warnings, *neuron_store.warnings, *cross_check(settings, catalogue, neurons))
+    print_faults(found, "warning")
+    for path in (find_config(config), neuron_store.path, None if catalogue.digest is None else catalogue.path):
         if path is not None:
             click.echo(f"read {path}")
-    neurons = len(settings.neurons)
-    click.echo(f"ok: {neurons} neurons, {len(catalogue.models)} models, {len(catalogue.aliases)} aliases")
+    click.echo(f"ok: {len(neurons)} neurons, {len(catalogue.models)} models, {len(catalogue.aliases)} aliases")
+
+
+def _faults(read: Callable[[], object]) -> tuple[Fault, ...]:
+    try:
+        read()
+    except FaultyFile as error:
+        return error.faults
+    return ()

@@ -20,8 +20,8 @@ __all__ = ["serve"]
 def serve(config: Path | None) -> None:
     """Run the gateway until SIGTERM or Ctrl-C, then drain it.
 
-    SIGHUP reloads models.toml. Exit code 0 after a drain, 1 if the configuration is faulty or an address is in use,
-    130 if a second signal cut the drain short.
+    SIGHUP reloads models.toml and the file of neurons_config. Exit code 0 after a drain, 1 if the configuration is
+    faulty or an address is in use, 130 if a second signal cut the drain short.
     """
     from gateway.server import main as server  # noqa: PLC0415 - Quart and Hypercorn take 300 ms to import
     from gateway.server.gateway import Gateway  # noqa: PLC0415 - as above
@@ -33,5 +33,11 @@ def serve(config: Path | None) -> None:
         gateway = Gateway(loaded.settings)
     except FaultyFile as error:
         exit_with_faults(error)
-    print_faults(cross_check(loaded.settings, gateway.catalogue_store.current), "warning")
+    print_faults(
+        (
+            *gateway.neuron_store.warnings,
+            *cross_check(loaded.settings, gateway.catalogue_store.current, gateway.neuron_store.neurons),
+        ),
+        "warning",
+    )
     sys.exit(server.run(gateway))

@@ -14,7 +14,7 @@ from gateway.cli.terminal import table
 from gateway.cli.views.fault_text import fault_text
 from gateway.cli.views.problems_view import aliases_table, figures_table, problem_lines
 
-__all__ = ["render", "requests_table"]
+__all__ = ["neurons_table", "render", "requests_table"]
 
 REQUESTS_SHOWN = 20
 
@@ -40,7 +40,7 @@ def render(
         parts.append(Text(f"requests/s, tokens/s and TTFT are not shown: {figures_error}", style="yellow"))
     if "admin_error" in state:
         parts.append(Text(f"devices, leases and requests are not shown: {state['admin_error']}", style="yellow"))
-    parts.append(_public_neurons(models, problems) if fleet is None else _neurons(fleet))
+    parts.append(_public_neurons(models, problems) if fleet is None else neurons_table(fleet))
     parts.append(_models(models, () if fleet is None else fleet["nodes"]))
     parts.append(aliases_table(health["aliases"], models) if "aliases" in health else _aliases(models))
     parts.append(_swaps(health.get("swaps", ())))
@@ -91,8 +91,8 @@ def _audit_error(audit: Mapping[str, Any]) -> list[Text]:
 # Neurons, models, aliases .............................................................................................
 
 
-def _neurons(fleet: Mapping[str, Any]) -> Table:
-    """A row per device; the neuron's own cells are in its first row."""
+def neurons_table(fleet: Mapping[str, Any]) -> Table:
+    """The neurons of `/admin/fleet`. A row per device; the neuron's own cells are in its first row."""
     drains = {drain["node"]: drain["state"] for drain in fleet["drains"]}
     result = table("neurons", "neuron", "state", "device", "VRAM used / total MB", "power W", "leases", "queued")
     for node in fleet["nodes"]:

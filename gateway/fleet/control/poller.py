@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from catalogue.models import Limit
-from gateway.config.settings import PollSettings
+from gateway.config.settings import NeuronSettings, PollSettings
 from gateway.fleet.changes import FleetChange
 from gateway.fleet.control.types import (
     ActivationState,
@@ -35,7 +35,7 @@ from gateway.fleet.node import ROUTABLE_STATUSES, Node
 from gateway.fleet.reports import ActivationReport, DeviceReport, ModelReport, NodeReport
 from gateway.fleet.state import Fleet
 
-__all__ = ["Poller", "model_report"]
+__all__ = ["DOWN_INTERVAL_S", "Poller", "model_report", "poll_once"]
 
 TEXT_LIMIT = 500  # characters of a reason that is shown
 
@@ -72,6 +72,7 @@ class Poller:
     def __init__(self, fleet: Fleet, clients: Mapping[str, ControlApi], settings: PollSettings) -> None:
         self._fleet = fleet
         self._settings = settings
+        self._nursery: trio.Nursery | None = None
         self._pollers = {name: _NodePoller(fleet, fleet.nodes[name], clients[name], settings) for name in clients}
         fleet.observers.append(_log_change)
 
@@ -81,19 +82,46 @@ class Poller:
         Ready after one poll of every neuron, answered or not: `timeout_seconds` at most. So the first request finds
         the fleet polled, and a neuron that hangs does not keep the gateway from starting.
         """
-        async with trio.open_nursery() as nursery:
-            for poller in self._pollers.values():
-                nursery.start_soon(poller.run)
-            for poller in self._pollers.values():
+        async with trio.open_nursery() as self._nursery:
+            pollers = list(self._pollers.values())
+            for poller in pollers:
+                self._nursery.start_soon(poller.run)
+            for poller in pollers:
                 await poller.polled.wait()
             task_status.started()
+            await trio.sleep_forever()  # neurons may come when none is left
+
+    def add(self, node: str, client: ControlApi) -> None:
+        """Poll this neuron too, from now on; or with this client from now on."""
+        self.remove(node)
+        poller = self._pollers[node] = _NodePoller(self._fleet, self._fleet.nodes[node], client, self._settings)
+        if self._nursery is not None:
+            self._nursery.start_soon(poller.run)
+
+    def remove(self, node: str) -> trio.Event:
+        """End the polls of this neuron: none changes the fleet any more. Returns an event: its client is not used."""
+        poller = self._pollers.pop(node, None)
+        if poller is None or self._nursery is None:
+            ended = trio.Event()
+            ended.set()
+            return ended
+        poller.scope.cancel()
+        return poller.ended
 
     def poll_soon(self, node: str) -> None:
         """Poll this neuron as soon as `POLL_SPACING_S` allows: after a load, an unload, or a request that failed there.
 
         Several calls before that poll begins count as one. A poll under way does not count: its answer may be older.
+        A neuron that was removed is not polled.
         """
-        self._pollers[node].poll_soon()
+        if (poller := self._pollers.get(node)) is not None:
+            poller.poll_soon()
+
+
+async def poll_once(settings: NeuronSettings, client: ControlApi, fleet: Fleet, poll: PollSettings) -> NodeReport:
+    """What a neuron answers that the fleet does not have, or not at this address. Raises NeuronError."""
+    poller = _NodePoller(fleet, Node(settings), client, poll)
+    return await poller.ask(trio.current_time() + poll.timeout_seconds)
 
 
 class _NodePoller:
@@ -108,12 +136,21 @@ class _NodePoller:
         self._discovery_due = True
         self._last_began = -inf
         self._is_failing = False
-        self.polled = trio.Event()
+        self.scope = trio.CancelScope()
+        self.polled, self.ended = trio.Event(), trio.Event()
 
     def poll_soon(self) -> None:
         self._poll_requested.set()
 
-    async def run(self) -> NoReturn:
+    async def run(self) -> None:
+        try:
+            with self.scope:
+                await self._poll_again_and_again()
+        finally:
+            self.polled.set()
+            self.ended.set()
+
+    async def _poll_again_and_again(self) -> NoReturn:
         while True:
             began = trio.current_time()
             self._poll_requested = trio.Event()
@@ -130,10 +167,15 @@ class _NodePoller:
     async def _poll(self) -> None:
         mark = self._fleet.mark(self._node.name)
         deadline = trio.current_time() + self._settings.timeout_seconds
+        failure = report = None
         try:
-            report = await self._ask(deadline)
+            report = await self.ask(deadline)
         except NeuronError as error:
-            self._failed(str(error))
+            failure = str(error)
+        if self.scope.cancel_called:  # the neuron was removed, or has moved: this answer is not about it any more
+            return
+        if report is None:
+            self._failed(failure or "")
         else:
             self._is_failing = False
             self._fleet.answered(self._node.name, report, since=mark)
@@ -149,7 +191,7 @@ class _NodePoller:
         if is_first:
             log.warning("poll_failed", node=node.name, misses=node.misses, reason=reason)
 
-    async def _ask(self, deadline: float) -> NodeReport:
+    async def ask(self, deadline: float) -> NodeReport:
         """One poll. Raises NeuronError if `/models` gave no answer by `deadline`."""
         first = _FirstAnswers()
         async with trio.open_nursery() as nursery:

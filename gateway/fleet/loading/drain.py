@@ -21,6 +21,7 @@ import trio
 
 from catalogue.source import CatalogueSource
 from gateway.errors import GatewayError, ServiceUnavailable
+from gateway.fleet.changes import FleetChange
 from gateway.fleet.loading.drain_plan import choose_elsewhere, has_replica_besides, impossible_moves, next_move
 from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.model_names import catalogue_id
@@ -119,6 +120,7 @@ class Drains:
         self._load_s = load_s
         self._min_residency_s = min_residency_s
         self._nursery: trio.Nursery | None = None
+        fleet.observers.append(self._fleet_changed)
         self._jobs: dict[str, _MoveJob] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -166,6 +168,10 @@ class Drains:
         job = self._jobs.pop(node, None)
         if job is not None:
             job.scope.cancel()
+
+    def _fleet_changed(self, change: FleetChange) -> None:
+        if change.kind == "neuron_removed":
+            self._cancel_moves(change.node)
 
     # Moving ...........................................................................................................
 

@@ -88,7 +88,7 @@ class Loader:
                 devices=candidate.devices,
             )
             with trio.fail_after(CONTROL_DEADLINE_S):
-                await self._make_routable(load, profile, neuron)
+                await self._make_routable(load, profile, self._neurons[load.node])  # it may have moved meanwhile
         except NeuronError as error:
             return str(error)
         except trio.TooSlowError:

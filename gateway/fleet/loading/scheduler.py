@@ -119,6 +119,10 @@ class LoadScheduler:
         """The nodes and models whose last load failed."""
         return self._backoffs.views()
 
+    def is_busy(self, node: str) -> bool:
+        """Whether a load or an unload runs on this node."""
+        return node in self._busy_since
+
     def estimate_s(self, node: str, model: str) -> float | None:
         """How long loading this model on this node takes, None if it was never timed."""
         return self._history.estimate_s(node, model)
@@ -179,11 +183,15 @@ class LoadScheduler:
 
         Down: the requests look for another node, and the job ends when its call breaks. The call may never break: a
         host that loses its power sends nothing. So when the node is back, and has been up for less time than the load,
-        the neuron has forgotten the load, and the job is cancelled.
+        the neuron has forgotten the load, and the job is cancelled. Removed: no request would use the model there.
         """
         for load in [load for load in self._history.under_way.values() if load.node == change.node]:
             if change.kind == "neuron_down":
                 load.done.set()
+            elif change.kind == "neuron_removed":
+                load.done.set()
+                load.cancelled_for = "the neuron was removed"
+                load.scope.cancel()
             elif change.kind == "neuron_up" and self._was_restarted_since(load):
                 load.cancelled_for = "the neuron was restarted"
                 load.scope.cancel()

@@ -107,6 +107,7 @@ def find_problems(
     rolled_back: Iterable[Rollout],
     audit: AuditStatus,
     unwritable: Iterable[tuple[str, str]] = (),
+    rejected: Iterable[tuple[str, str]] = (),
 ) -> Iterator[HealthProblem]:
     """The problems of this moment, the most urgent kinds first.
 
@@ -118,10 +119,12 @@ def find_problems(
         rolled_back: The rollouts that were rolled back and that no operator has acknowledged.
         audit: The state of the audit log and of the history.
         unwritable: Path and reason of every other state file that cannot be written.
+        rejected: Path and text of every other file on disk that is not in force.
     """
     for node in fleet.nodes.values():
         yield from _node_problems(node)
     yield from _file_problems(catalogue)
+    yield from (HealthProblem("file_not_in_force", path, text) for path, text in rejected)
     for name, reason in servability.aliases().items():
         yield HealthProblem("alias_unservable", name, reason)
     for swap in swaps:
@@ -137,7 +140,7 @@ def find_problems(
 
 
 def _node_problems(node: Node) -> Iterator[HealthProblem]:
-    if not node.healthy:
+    if not node.healthy and (node.misses or node.ever_answered):  # else it is new, and is being polled now
         reason = node.failure or "it has not answered yet"
         yield HealthProblem("node_down", node.name, f"{node.endpoint} is down: {reason}")
     if node.draining:

@@ -52,6 +52,7 @@ def _administration() -> Json:
         {
             "health": health_schema(),
             "nodes": list_schema(reference(NodeSnapshot)),
+            "leaving": {"type": "object", "additionalProperties": COUNT},
             "loads": list_schema(reference(LoadView)),
             "queue": list_schema(reference(QueueView)),
             "swaps": list_schema(reference(SwapView)),
@@ -60,7 +61,13 @@ def _administration() -> Json:
         }
     )
     reload = object_schema(
-        {"result": STRING, "generation": COUNT, "diff": {"type": "object"}, "faults": list_schema({})}
+        {
+            "result": STRING,
+            "generation": COUNT,
+            "diff": {"type": "object"},
+            "faults": list_schema({}),
+            "neurons": {"type": "object"},
+        }
     )
     drain = reference(DrainView)
     request_id, alias = path_parameter("request_id"), path_parameter("alias")
@@ -152,6 +159,12 @@ def _catalogue_paths() -> Json:
     get_file = _admin_operation("Get models.toml: the file in force, or that on disk", STRING)
     get_file["responses"] |= invalid_query | {"200": response("The file; `ETag` is its hash.", file["content"])}
     get_file["parameters"] = [{"name": "source", "in": "query", "schema": {"enum": ["in_force", "disk"]}}]
+    get_neurons = _admin_operation("Get the file of the neurons, with *** in place of each secret", STRING)
+    get_neurons["responses"] |= {
+        "200": response("The file; `ETag` is its hash.", file["content"]),
+        "409": response("The neurons are in cortex.toml.", ERRORS),
+    }
+    edited_neurons = object_schema({"result": STRING, "diff": {"type": ["object", "null"]}, "written": STRING})
     anything, rollout = {"type": "object"}, change("Start a rollout", {"type": "object"}, alias)
     history = _admin_operation(
         "List the versions of models.toml",
@@ -189,6 +202,11 @@ def _catalogue_paths() -> Json:
         },
         "/admin/rollback": {
             "post": _with_body(change("Restore an earlier version", edited), RollbackBody, required=False)
+        },
+        "/admin/neurons": {
+            "get": get_neurons,
+            "put": change("Replace the file of the neurons", edited_neurons, if_match)
+            | {"requestBody": {"required": True, **file}},
         },
         "/admin/history": {"get": history},
         "/admin/audit": {"get": audit},

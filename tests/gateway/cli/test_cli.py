@@ -214,10 +214,10 @@ def test_check_finds(folder, models, settings, warning):
 def test_check_finds_what_this_user_cannot_write(folder, monkeypatch):
     """Patched, because root, who may run this test, can write everywhere."""
     settings = load(folder / "cortex.toml", {}).settings
-    assert list(cross_check(settings, Catalogue())) == []
+    assert list(cross_check(settings, Catalogue(), ())) == []
     monkeypatch.setattr(os, "access", lambda *_: False)
 
-    found = [(fault.key, fault.message) for fault in cross_check(settings, Catalogue())]
+    found = [(fault.key, fault.message) for fault in cross_check(settings, Catalogue(), ())]
 
     records = ("audit.path", "audit.history", "audit.rollouts")
     assert found == [

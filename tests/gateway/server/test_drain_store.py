@@ -43,7 +43,7 @@ class Process:
             answers(self.fleet, name, *([a_model("m")] if name == "a" else []))
         self.catalogue = a_catalogue()
         self.drains = Drains(self.fleet, catalogue=self, scheduler=NoLoads(), load_s=10, min_residency_s=0)
-        self.store = DrainStore(path, self.drains, nodes=tuple(self.fleet.nodes), move_ended=self.move_ended)
+        self.store = DrainStore(path, self.drains, nodes=lambda: self.fleet.nodes, move_ended=self.move_ended)
         self.lines, self.ended = [], []
         self.actions = OperatorActions(self.drains, ManualLoadsOfOne(), self.store, record=self.record)
         self.store.restore()
