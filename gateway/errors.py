@@ -9,6 +9,7 @@ Statuses and codes are a closed list: docs/api.md.
     |   +-- MalformedRequest             not HTTP/1.1
     |   +-- MalformedJson, MalformedMultipart, MissingModelField, ContextLengthExceeded
     |   +-- InvalidApiKey           401
+    |   +-- CsrfMissing, VerbNotAllowed 403
     |   +-- NotFound                404
     |   |   +-- ModelNotFound
     |   +-- MethodNotAllowed        405
@@ -158,6 +159,20 @@ class InvalidApiKey(BadRequest):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Adds `www-authenticate`, which a 401 must have (RFC 9110, section 15.5.2)."""
         return [*super().headers, (b"www-authenticate", b"Bearer")]
+
+
+class CsrfMissing(BadRequest):
+    """A change with the cookie of a console session lacks the session's `x-cortex-csrf`."""
+
+    status = 403
+    code = "csrf_missing"
+
+
+class VerbNotAllowed(BadRequest):
+    """The key lacks the verb that the request needs."""
+
+    status = 403
+    code = "verb_not_allowed"
 
 
 class NotFound(BadRequest):

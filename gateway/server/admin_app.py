@@ -29,6 +29,9 @@ from gateway.proxy.shadow.shadower import Shadower
 from gateway.proxy.shadow.summary import summary
 from gateway.server.admin_bodies import DrainBody, PlacementBody, decode_body
 from gateway.server.admin_catalogue import ACTOR, CatalogueRoutes, mount_catalogue_routes, reload_json
+from gateway.server.console.console import Console
+from gateway.server.console.figures import INTERVAL_S
+from gateway.server.console.session_routes import SESSION_PATH, mount_session_routes, session_of_request
 from gateway.server.models_api import Entry
 from gateway.server.neurons.neuron_edits import NeuronEdits
 from gateway.server.neurons.neuron_routes import mount_neuron_routes
@@ -36,10 +39,10 @@ from gateway.server.neurons.neuron_store import NeuronStore
 from gateway.server.openapi.admin import admin_document
 from gateway.server.operator_actions import OperatorActions
 from gateway.server.quart_app import json_response, mount_document, new_app
+from gateway.server.request_views import ended_request_json, live_request_json
 from gateway.telemetry.explain import explain_requests
 from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.telemetry.request_log import RequestLog
-from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["AdminContext", "make_app"]
 
@@ -70,6 +73,7 @@ class AdminContext:
     metrics: Callable[[], bytes]
     queues: Callable[[], Sequence[QueueView]]
     upstream_statistics: Callable[[], Mapping[str, int]]
+    console: Console
 
 
 def make_app(context: AdminContext) -> QuartTrio:
@@ -87,9 +91,12 @@ def make_app(context: AdminContext) -> QuartTrio:
 
     @app.before_request
     async def authorise() -> None:
-        if request.path.startswith("/admin/"):
+        if request.path.startswith("/admin/") and request.path != SESSION_PATH:
+            if "authorization" not in request.headers and session_of_request(context.console.sessions) is not None:
+                return
             _check_token(context.token, request.headers.get("authorization", ""))
 
+    mount_session_routes(app, context.console.sessions, context.console.describe)
     _mount_catalogue(app, context)
     mount_catalogue_routes(app, CatalogueRoutes(context.catalogue, context.edits))
     mount_neuron_routes(app, NeuronEdits(context.neurons))
@@ -153,7 +160,15 @@ def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
 def _mount_requests(app: QuartTrio, context: AdminContext) -> None:
     @app.get("/admin/requests")
     async def requests() -> Response:
-        return json_response({"requests": [_request_json(record) for record in context.requests.live.values()]})
+        now, log = trio.current_time(), context.requests
+        body: dict[str, Any] = {"requests": [live_request_json(record, now) for record in log.live.values()]}
+        if request.args.get("recent") in {"1", "true"}:
+            body["recent"] = [ended_request_json(record) for record in log.recent.newest_first()]
+        return json_response(body)
+
+    @app.get("/admin/figures")
+    async def figures() -> Response:
+        return json_response({"interval_s": INTERVAL_S, "points": list(context.console.figures.points)})
 
     @app.get("/admin/requests/<path:request_id>")
     async def explain(request_id: str) -> Response:
@@ -173,21 +188,6 @@ def _mount_requests(app: QuartTrio, context: AdminContext) -> None:
         for record in found:
             record.cancel(errors.ServiceUnavailable("cancelled by an operator"))
         return json_response({"cancelled": len(found)})
-
-
-def _request_json(record: RequestRecord) -> dict[str, Any]:
-    return {
-        "request_id": record.request_id,
-        "path": record.path,
-        "alias": record.routing.alias,
-        "model": record.routing.model,
-        "node": record.routing.node,
-        "state": record.routing.state,
-        "position": record.routing.ticket.position if record.routing.ticket is not None else None,
-        "stream": record.stream,
-        "elapsed_s": round(trio.current_time() - record.timings.started_at, 3),
-        "retries": record.routing.retries,
-    }
 
 
 def _mount_fleet(app: QuartTrio, context: AdminContext) -> None:

@@ -41,6 +41,9 @@ from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadower
 from gateway.server import admin_app, public_routes
 from gateway.server.admin_app import AdminContext
+from gateway.server.console.console import Console, ConsoleContext
+from gateway.server.console.event_sources import fleet_state
+from gateway.server.console.sessions import operator_of_token
 from gateway.server.drain_store import DrainStore
 from gateway.server.health.body import CatalogueStatus, catalogue_status, health_body
 from gateway.server.health.problems import HealthProblem, ProblemList, find_problems
@@ -179,7 +182,9 @@ class Gateway:
         )
         self._observe()
         self.models_api = ModelsApi(owned_by=settings.gateway.owned_by)
-        self.admin_app = cast("App", admin_app.make_app(self._admin_context()))
+        self.console = Console(self._console_context())
+        self.admin_routes = admin_app.make_app(self._admin_context())
+        self.admin_app: App = self.console.port(cast("App", self.admin_routes), self.inference)
         routes_app = cast("App", public_routes.make_app(self._public_routes(), __version__))
         self.app = PublicApp(
             self.inference, routes_app, settings, admin=self.admin_app if settings.admin.public else None
@@ -216,6 +221,18 @@ class Gateway:
             metrics=self.metrics.expose,
             queues=self.admission.views,
             upstream_statistics=self.upstream.statistics,
+            console=self.console,
+        )
+
+    def _console_context(self) -> ConsoleContext:
+        return ConsoleContext(
+            identify=operator_of_token(self.settings.admin.token),
+            may_infer=lambda operator: "infer" in operator.verbs,
+            fleet=self.fleet,
+            requests=self.request_log,
+            queues=self.admission.views,
+            fleet_state=lambda: fleet_state(self.fleet, self.drains, self.scheduler, self.swaps, self.admission.views),
+            health=self._health,
         )
 
     def _public_routes(self) -> PublicRoutes:
@@ -300,6 +317,8 @@ class Gateway:
             self.poller.run,
             self.drain_store.run,
             self.problems.run,
+            self.console.figures.run,
+            self.console.feed.run,
         ):
             await nursery.start(run)
         nursery.start_soon(self.upstream.run)

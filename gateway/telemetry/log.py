@@ -21,6 +21,7 @@ import structlog
 
 from gateway.config.settings import LogSettings
 from gateway.telemetry.printable import one_line, printable, printable_json
+from gateway.telemetry.recent_log import recent_log
 
 __all__ = ["LogWriter", "configure"]
 
@@ -38,6 +39,7 @@ def configure(settings: LogSettings) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        recent_log,
     ]
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     structlog.configure(

@@ -7,6 +7,8 @@ operator asks for it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from heapq import merge
 
 from gateway.telemetry.request_record import RequestRecord
 
@@ -56,6 +58,14 @@ class RecentRequests:
         is_refused = record.outcome == "error" and record.routing.node is None
         (self._refused if is_refused else self._sent).add(record)
 
+    def newest_first(self) -> Iterator[RequestRecord]:
+        """All of them, the one that ended last first. Not to be kept while requests end."""
+        return merge(reversed(self._sent.requests), reversed(self._refused.requests), key=_ended_at, reverse=True)
+
+    def newest_sent_first(self) -> Iterator[RequestRecord]:
+        """Those that were sent to a neuron, the one that ended last first. Not to be kept while requests end."""
+        return reversed(self._sent.requests)
+
     def find(self, request_id: str) -> list[RequestRecord]:
         """All requests with this id, the oldest first. Clients choose ids, and may repeat one."""
         found = [
@@ -65,3 +75,7 @@ class RecentRequests:
             if record.request_id == request_id
         ]
         return sorted(found, key=lambda record: record.timings.started_at)
+
+
+def _ended_at(record: RequestRecord) -> float:
+    return record.timings.ended_at or 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -15,11 +16,21 @@ from gateway.telemetry.observation import Observation, Observer, is_retry
 from gateway.telemetry.recent import RecentRequests
 from gateway.telemetry.request_record import RequestRecord
 
-__all__ = ["RequestLog"]
+__all__ = ["RequestLog", "RequestTotals"]
 
 OBSERVERS_LIMIT = 8  # of one alias; each costs its requests a call
 _FINISH_REASON_CHARACTERS = 32
 _NOT_THE_TARGETS_FAULT = (errors.ShuttingDown, errors.Overloaded)
+
+
+@dataclass(slots=True)
+class RequestTotals:
+    """Sums over all requests that have ended: those whose client got an error, and the tokens of their usage."""
+
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class RequestLog:
@@ -34,6 +45,7 @@ class RequestLog:
         live: The running requests, by the identity of the record: two clients may send the same request id.
         recent: The requests that ended last.
         served: The number of requests that have ended.
+        totals: Sums over these.
     """
 
     def __init__(self, metrics: Metrics, *, log_requests: bool, remembered: int = 1000) -> None:
@@ -43,6 +55,7 @@ class RequestLog:
         self.live: dict[int, RequestRecord] = {}
         self.recent = RecentRequests(remembered)
         self.served = 0
+        self.totals = RequestTotals()
         self._observers: dict[str, list[Observer]] = {}
 
     def open(self, request_id: str, path: str) -> RequestRecord:
@@ -112,6 +125,7 @@ class RequestLog:
         labels = ("" if routing.is_unknown_model else routing.model or "", routing.node or "")
         code = _error_code(record)
         if code is not None:
+            self.totals.errors += 1
             metrics.errors(*labels, code).inc()
         if record.outcome == "client_disconnected":
             metrics.disconnects(*labels).inc()
@@ -149,6 +163,10 @@ class RequestLog:
         metrics, answer = self.metrics, record.answer
         usage, meter = answer.usage, answer.meter
         if usage is not None:
+            totals = self.totals
+            totals.prompt_tokens += usage.prompt_tokens or 0
+            totals.completion_tokens += usage.completion_tokens or 0
+            totals.cached_tokens += usage.cached_tokens or 0
             completion = metrics.estimated_completion_tokens if answer.is_estimated else metrics.completion_tokens
             for series, tokens in (
                 (metrics.prompt_tokens, usage.prompt_tokens),

@@ -44,6 +44,8 @@ files: {folder}
   5  show the whole fleet
      CORTEX_ADMIN__TOKEN={token} {cortex} status -e {api} --admin {admin}
 
+  6  see the same in a browser: {admin}/ (key: {token})
+
 Ctrl-C ends it.
 """  # noqa: E501 - each command must be one line to be copied
 

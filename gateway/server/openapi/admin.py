@@ -11,6 +11,7 @@ from gateway.fleet.loading.manual import LoadResponse, UnloadResponse
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.snapshot import NodeSnapshot
 from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, RolloutBody
+from gateway.server.openapi.console import console_paths
 from gateway.server.openapi.schemas import (
     ADMIN_TYPES,
     COUNT,
@@ -38,13 +39,17 @@ def admin_document(version: str) -> bytes:
     """The document of the metrics and admin port."""
     components = {
         "schemas": component_schemas(ADMIN_TYPES),
-        "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        "securitySchemes": {
+            "token": {"type": "http", "scheme": "bearer"},
+            "session": {"type": "apiKey", "in": "cookie", "name": "cortex_session_PORT"},
+        },
     }
-    paths = _administration() | _catalogue_paths()
+    paths = _administration() | _catalogue_paths() | console_paths()
     return document("cortex: metrics and administration", version, paths, components)
 
 
-_REQUESTS = object_schema({"requests": list_schema({"type": "object"})})
+_LISTED = list_schema({"type": "object"})
+_REQUESTS = object_schema({"requests": _LISTED})
 
 
 def _administration() -> Json:
@@ -107,7 +112,13 @@ def _administration() -> Json:
         "/admin/shadows/{alias}": {
             "get": _admin_operation("Compare an alias with its shadow", {"type": "object"}, alias)
         },
-        "/admin/requests": {"get": _admin_operation("List running requests", _REQUESTS)},
+        "/admin/requests": {
+            "get": _admin_operation(
+                "List running requests, and with `recent` those that ended",
+                object_schema({"requests": _LISTED, "recent": _LISTED}, "recent"),
+                {"name": "recent", "in": "query", "schema": {"type": "boolean"}},
+            )
+        },
         "/admin/requests/{request_id}": {
             "get": _admin_operation("Explain a request: routing, waiting, attempts, outcome", _REQUESTS, request_id),
             "delete": _admin_operation("Cancel a request", object_schema({"cancelled": COUNT}), request_id),
@@ -235,7 +246,7 @@ def _admin_operation(summary: str, schema: Json, *parameters: Json) -> Json:
         "summary": summary,
         "parameters": list(parameters),
         "responses": _admin_responses(schema),
-        "security": [{"token": []}],
+        "security": [{"token": []}, {"session": []}],
     }
 
 

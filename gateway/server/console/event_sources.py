@@ -1,0 +1,210 @@
+"""What becomes events of the console: the fleet, the aliases, the problems, the requests and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from gateway.aliases.warm_swap import WarmSwaps
+from gateway.fleet.loading.drain import Drains
+from gateway.fleet.loading.scheduler import LoadScheduler
+from gateway.fleet.routing.queue import QueueView
+from gateway.fleet.snapshot import ModelSnapshot, NodeSnapshot
+from gateway.fleet.state import Fleet
+from gateway.server.console.figures import FigureHistory
+from gateway.server.request_views import ended_request_json, live_request_json
+from gateway.telemetry.recent_log import RecentLog
+from gateway.telemetry.request_log import RequestLog
+
+__all__ = ["LogSource", "RequestSource", "StateSource", "fleet_state"]
+
+LIVE_LISTED: Final = 200  # requests in one event; `live_total` counts all
+ENDED_PER_TICK: Final = 50
+ENDED_AT_FIRST: Final = 200
+LOG_AT_FIRST: Final = 300
+LOG_PER_TICK: Final = 100
+
+
+class StateSource:
+    """An event that has the whole of a state, whenever it has changed.
+
+    Args:
+        kind: The name of the event.
+        read: Returns the state.
+    """
+
+    def __init__(self, kind: str, read: Callable[[], object]) -> None:
+        self.kind = kind
+        self._read = read
+        self._last = b""
+
+    def everything(self) -> bytes:
+        """The state."""
+        return _encode(self._read())
+
+    def changes(self) -> bytes | None:
+        """The state, if it is another one than at the last call."""
+        data = _encode(self._read())
+        if data == self._last:
+            return None
+        self._last = data
+        return data
+
+    def restart(self) -> None:
+        """Send the state at the next call in any case."""
+        self._last = b""
+
+
+class RequestSource:
+    """The running requests, those that ended since the last event, and the figures. Sent at each tick: pages see by it
+    that they are connected.
+    """
+
+    kind = "request"
+
+    def __init__(self, requests: RequestLog, figures: FigureHistory) -> None:
+        self._requests = requests
+        self._figures = figures
+        self._served = 0
+        self._points = 0
+
+    def everything(self) -> bytes:
+        """The last requests, and the last hour."""
+        ended = list(islice(self._requests.recent.newest_first(), ENDED_AT_FIRST))
+        body = self._live() | {
+            "ended": [ended_request_json(record) for record in reversed(ended)],
+            "ended_total": self._requests.served,
+            "points": list(self._figures.points),
+        }
+        return _encode(body)
+
+    def changes(self) -> bytes:
+        """Always something."""
+        count = self._requests.served - self._served
+        self._served = self._requests.served
+        ended = list(islice(self._requests.recent.newest_first(), min(count, ENDED_PER_TICK)))
+        body = self._live() | {
+            "ended": [ended_request_json(record) for record in reversed(ended)],
+            "ended_total": self._served,
+            "rates": self._figures.now(),
+        }
+        if self._figures.count != self._points:
+            self._points = self._figures.count
+            body["point"] = self._figures.newest
+        return _encode(body)
+
+    def restart(self) -> None:
+        """The next event has what ends from now on."""
+        self._served = self._requests.served
+        self._points = self._figures.count
+        self._figures.restart()
+
+    def _live(self) -> dict[str, Any]:
+        now = trio.current_time()
+        live = self._requests.live
+        return {
+            "live": [live_request_json(record, now) for record in islice(live.values(), LIVE_LISTED)],
+            "live_total": len(live),
+        }
+
+
+class LogSource:
+    """The events of the log."""
+
+    kind = "log"
+
+    def __init__(self, recent: RecentLog) -> None:
+        self._recent = recent
+        self._number = 0
+
+    def everything(self) -> bytes:
+        """The last events."""
+        return _encode({"events": self._recent.newest(LOG_AT_FIRST), "newest": self._recent.number})
+
+    def changes(self) -> bytes | None:
+        """The events since the last call; of very many, the last ones."""
+        new = self._recent.number - self._number
+        self._number = self._recent.number
+        if not new:
+            return None
+        return _encode({"events": self._recent.newest(min(new, LOG_PER_TICK)), "newest": self._number})
+
+    def restart(self) -> None:
+        """The next event has what is logged from now on."""
+        self._number = self._recent.number
+
+
+def fleet_state(
+    fleet: Fleet,
+    drains: Drains,
+    scheduler: LoadScheduler,
+    swaps: WarmSwaps,
+    queues: Callable[[], Sequence[QueueView]],
+) -> dict[str, Any]:
+    """The neurons as the pages draw them, without ages: those change at every look."""
+    return {
+        "nodes": [_node(node, drains.view(node.name).state) for node in fleet.snapshot().nodes],
+        "loads": [
+            {"node": load.node, "model": load.model, "elapsed_s": round(load.elapsed_s), "estimate_s": load.estimate_s}
+            for load in scheduler.loads()
+        ],
+        "queue": [
+            {"model": queue.model, "waiting": queue.waiting_for_slot + queue.waiting_for_load} for queue in queues()
+        ],
+        "swaps": [asdict(swap) | {"elapsed_s": _whole(swap.elapsed_s)} for swap in swaps.views()],
+    }
+
+
+def _node(node: NodeSnapshot, drain: str) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "endpoint": node.endpoint,
+        "kind": node.kind,
+        "healthy": node.healthy,
+        "drain": drain,
+        "failure": node.failure,
+        "leases": node.leases,
+        "devices": node.devices,
+        "pending": node.activation.awaited,
+        "models": [_model(model) for model in node.models],
+    }
+
+
+def _model(model: ModelSnapshot) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "status": model.status,
+        "devices": model.devices,
+        "vram_used_mb": model.vram_used_mb,
+        "servable": model.servable_ok,
+        "reason": model.reason or model.servable_reason,
+        "leases": model.leases,
+        "queue_depth": model.queue_depth,
+        "progress": model.progress,
+        "engine": model.engine or model.harness,
+    }
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds)
+
+
+def _encode(body: object) -> bytes:
+    """JSON on one line. A lone surrogate, which a file name may have, is replaced."""
+    try:
+        return msgspec.json.encode(body, enc_hook=str)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_replaced(msgspec.to_builtins(body, enc_hook=str)))
+
+
+def _replaced(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_replaced(key): _replaced(part) for key, part in value.items()}
+    return [_replaced(part) for part in value] if isinstance(value, list | tuple) else value

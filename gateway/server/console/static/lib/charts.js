@@ -1,0 +1,104 @@
+// Time charts with uPlot (vendored; https://github.com/leeoniya/uPlot, MIT).
+
+import { h } from "./dom.js";
+
+/** Wait for uPlot: a classic script of index.html that defines `uPlot`. */
+function chartsLoaded() {
+  if (window.uPlot) return Promise.resolve();
+  const script = document.getElementById("uplot");
+  return new Promise((resolve, reject) => {
+    script.addEventListener("load", resolve);
+    script.addEventListener("error", reject);
+  });
+}
+
+function colour(name) {
+  const probe = h("span", { style: { color: `var(--${name})`, display: "none" } });
+  document.body.append(probe);
+  const value = getComputedStyle(probe).color;
+  probe.remove();
+  return value;
+}
+
+const translucent = (value, alpha) => value.replace(/rgba?\(([^)]+)\)/, (_, parts) => `rgba(${parts.split(",").slice(0, 3).join(",")}, ${alpha})`);
+
+/**
+ * A chart of `series` [{ label, colour, value(point) }] in an element that keeps its size; `show(points)` draws them.
+ * The width is `spanS`; less, but at least five minutes, as long as there are points of a shorter time only.
+ */
+export function timeChart({ label, series, format, height = 84, spanS = 3600 }) {
+  const element = h("div", { class: "chart", "data-opaque": true, role: "img", "aria-label": label });
+  let plot = null;
+  let points = [];
+  const fill = (index) => (index === 0 ? (u) => {
+    const gradient = u.ctx.createLinearGradient(0, 0, 0, u.bbox.height);
+    gradient.addColorStop(0, translucent(colour(series[0].colour), 0.25));
+    gradient.addColorStop(1, translucent(colour(series[0].colour), 0.02));
+    return gradient;
+  } : undefined);
+  const data = () => [points.map((point) => point.at), ...series.map((one) => points.map((point) => one.value(point) ?? null))];
+  const range = () => {
+    const now = Date.now() / 1000;
+    const since = points.length ? now - points[0].at : 0;
+    return [now - Math.min(spanS, Math.max(since, 300)), now];
+  };
+
+  function draw() {
+    plot?.destroy();
+    const axis = { stroke: colour("muted"), font: "10px system-ui", grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
+    plot = new window.uPlot({
+      width: Math.max(element.clientWidth, 120),
+      height,
+      padding: [6, 4, 0, 0],
+      cursor: { y: false, points: { size: 5 }, drag: { x: false, y: false } },
+      legend: { show: false },
+      scales: { x: { time: true, range }, y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1e-9) > 1e-9 ? high * 1.12 : 1] } },
+      axes: [
+        { ...axis, size: 18, space: 60, gap: 2, values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toTimeString().slice(0, 5)) },
+        { ...axis, size: 46, space: 28, gap: 4, values: (_, ticks) => ticks.map(format) },
+      ],
+      series: [{}, ...series.map((one, index) => ({
+        label: one.label, stroke: colour(one.colour), width: 1.5, fill: fill(index), spanGaps: false, dash: one.dash, points: { show: points.length < 2 },
+      }))],
+      hooks: { setCursor: [showTip] },
+    }, data(), element);
+    plot.root.append(tip);
+  }
+
+  const tip = h("div", { class: "chart-tip", hidden: true });
+  function showTip(u) {
+    const index = u.cursor.idx;
+    if (index === null || index === undefined || !points[index]) {
+      tip.hidden = true;
+      return;
+    }
+    tip.hidden = false;
+    const at = new Date(points[index].at * 1000).toTimeString().slice(0, 8);
+    tip.textContent = `${at}  ${series.map((one) => `${one.label} ${format(one.value(points[index]))}`).join("  ")}`;
+    tip.style.left = `${Math.min(Math.max(u.cursor.left, 0), u.over.clientWidth - 150) + 46}px`;
+  }
+
+  const resized = new ResizeObserver(() => plot?.setSize({ width: Math.max(element.clientWidth, 120), height }));
+  resized.observe(element);
+  const scheme = matchMedia("(prefers-color-scheme: dark)");
+  const redraw = () => plot && draw();
+  scheme.addEventListener("change", redraw);
+  addEventListener("themechange", redraw);
+  return {
+    element,
+    async show(newPoints) {
+      points = newPoints;
+      await chartsLoaded();
+      if (!element.isConnected) return;
+      if (plot && points.length > 2) plot.setData(data());
+      else draw();
+    },
+    close() {
+      resized.disconnect();
+      scheme.removeEventListener("change", redraw);
+      removeEventListener("themechange", redraw);
+      plot?.destroy();
+      plot = null;
+    },
+  };
+}

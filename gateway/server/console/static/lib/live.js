@@ -1,0 +1,120 @@
+// The live state: one EventSource, whose events update `live` and call those who subscribed.
+
+import { getJson } from "./api.js";
+
+const ENDED_KEPT = 1000;
+const LOG_KEPT = 2000;
+const POINTS_KEPT = 360;
+const STALE_MS = 4000; // an event comes each second
+
+export const live = {
+  connection: "connecting", // connecting | live | stale
+  heardAt: 0,
+  problem: null,
+  fleet: null,
+  alias: null,
+  requests: [],
+  liveTotal: 0,
+  ended: [], // newest last
+  rates: null,
+  points: [],
+  log: [],
+};
+
+const subscribers = new Set();
+let source = null;
+let timer = 0;
+let retryMs = 1000;
+let signedOut = () => {};
+
+/** Call `callback(kind)` after each change; returns how to stop. `kind` may be `connection`. */
+export function subscribe(callback) {
+  subscribers.add(callback);
+  return () => subscribers.delete(callback);
+}
+
+function notify(kind) {
+  for (const callback of [...subscribers]) callback(kind);
+}
+
+export function start(onSignedOut) {
+  signedOut = onSignedOut;
+  stop();
+  timer = setInterval(checkStale, 1000);
+  open();
+}
+
+export function stop() {
+  clearInterval(timer);
+  source?.close();
+  source = null;
+}
+
+function open() {
+  source?.close();
+  source = new EventSource("/admin/events");
+  const on = (kind, take) =>
+    source.addEventListener(kind, (event) => {
+      heard();
+      take(JSON.parse(event.data));
+      notify(kind);
+    });
+  on("resync", () => {
+    live.ended = [];
+    live.log = [];
+    live.points = [];
+  });
+  on("problem", (data) => (live.problem = data));
+  on("fleet", (data) => (live.fleet = data));
+  on("alias", (data) => (live.alias = data));
+  on("request", takeRequests);
+  on("log", takeLog);
+  on("signed_out", () => signedOut());
+  source.onerror = () => {
+    if (source?.readyState === EventSource.CLOSED) reopenLater(); // a status other than 200: the browser gives up
+    checkStale();
+  };
+}
+
+async function reopenLater() {
+  source?.close();
+  source = null;
+  try {
+    await getJson("/admin/session");
+  } catch (error) {
+    if (error.status === 401) return signedOut();
+  }
+  setTimeout(() => source === null && open(), retryMs);
+  retryMs = Math.min(retryMs * 2, 15000);
+}
+
+function heard() {
+  live.heardAt = Date.now();
+  retryMs = 1000;
+  if (live.connection !== "live") {
+    live.connection = "live";
+    notify("connection");
+  }
+}
+
+function checkStale() {
+  if (live.connection === "live" && Date.now() - live.heardAt > STALE_MS) live.connection = "stale";
+  if (live.connection !== "live") notify("connection");
+}
+
+const idOf = (request) => `${request.request_id} ${request.received_at}`;
+
+function takeRequests(data) {
+  live.requests = data.live;
+  live.liveTotal = data.live_total;
+  live.rates = data.rates ?? live.rates;
+  const known = new Set(live.ended.slice(-300).map(idOf));
+  live.ended = [...live.ended, ...data.ended.filter((one) => !known.has(idOf(one)))].slice(-ENDED_KEPT);
+  if (data.points) live.points = data.points;
+  if (data.point && data.point.at !== live.points.at(-1)?.at) live.points = [...live.points, data.point].slice(-POINTS_KEPT);
+}
+
+function takeLog(data) {
+  const newest = live.log.at(-1)?.number ?? 0;
+  live.log = [...live.log, ...data.events.filter((event) => event.number > newest)].slice(-LOG_KEPT);
+}

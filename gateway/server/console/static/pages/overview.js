@@ -1,0 +1,175 @@
+// Problems first, then the figures of the last hour, then the hosts.
+
+import { may, request, segment } from "../lib/api.js";
+import { timeChart } from "../lib/charts.js";
+import { h, render } from "../lib/dom.js";
+import { ago, cli, count, figure, gib, milliseconds, NONE, percent } from "../lib/format.js";
+import { live, subscribe } from "../lib/live.js";
+import { confirmAction, copyLine, empty, hue, state, timeOf } from "../lib/widgets.js";
+
+const percentOf = (value) => percent(value == null ? null : value / 100);
+
+const CHARTS = [
+  { key: "requests", title: "Requests", unit: "per s", now: (rates) => figure(rates?.requests_per_s), format: figure,
+    series: [{ label: "all", colour: "accent", value: (point) => point.requests_per_s }, { label: "errors", colour: "bad", value: (point) => point.errors_per_s }] },
+  { key: "tokens", title: "Tokens", unit: "per s", now: (rates) => figure(rates?.tokens_per_s), format: figure,
+    series: [{ label: "tokens", colour: "accent", value: (point) => point.tokens_per_s }] },
+  { key: "ttft", title: "First token, p50 and p95", unit: "", now: (rates, last) => `${milliseconds(rates?.first_token_p50_ms ?? last?.first_token_p50_ms)} · ${milliseconds(rates?.first_token_p95_ms ?? last?.first_token_p95_ms)}`, format: milliseconds,
+    series: [{ label: "p50", colour: "accent", value: (point) => point.first_token_p50_ms }, { label: "p95", colour: "warn", dash: [4, 3], value: (point) => point.first_token_p95_ms }] },
+  { key: "queue", title: "Queue", unit: "waiting", now: (rates) => count(rates?.queued), format: figure,
+    series: [{ label: "waiting", colour: "warn", value: (point) => point.queued }] },
+  { key: "cache", title: "Cache hits", unit: "of prompt tokens", now: (rates, last) => percent(rates?.cache_hit_ratio ?? last?.cache_hit_ratio), format: percent,
+    series: [{ label: "hits", colour: "accent", value: (point) => point.cache_hit_ratio }] },
+  { key: "gpu", title: "GPU load", unit: "mean", now: (rates) => [percentOf(rates?.utilization_pct), rates?.watts == null ? null : `${figure(rates.watts)} W`].filter(Boolean).join(" · "), format: (value) => percentOf(value),
+    series: [{ label: "load", colour: "accent", value: (point) => point.utilization_pct }] },
+];
+
+export function open(root) {
+  const problems = h("section", { class: "panel problems", "aria-labelledby": "problems-title" });
+  const figures = h("section", { class: "figures", "aria-label": "The last hour" });
+  const hosts = h("section", { "aria-labelledby": "hosts-title" });
+  root.append(h("h1", { class: "offscreen" }, "Overview"), problems, figures, hosts);
+  const charts = CHARTS.map((chart) => ({ ...chart, plot: timeChart({ ...chart, label: `${chart.title} in the last hour` }), value: h("strong", {}) }));
+  for (const chart of charts) {
+    figures.append(h("article", { class: "panel figure" }, h("h2", {}, chart.title), h("p", { class: "value" }, chart.value, " ", h("span", { class: "unit" }, chart.unit)), chart.plot.element));
+  }
+  let shown = null;
+  const draw = (kind) => {
+    if (kind === "problem" || kind === "all") drawProblems(problems);
+    if (kind === "fleet" || kind === "alias" || kind === "all") drawHosts(hosts);
+    if (kind === "request" || kind === "all") {
+      for (const chart of charts) chart.value.textContent = chart.now(live.rates, live.points.at(-1));
+      const newest = live.points.at(-1)?.at ?? 0;
+      if (newest !== shown) {
+        shown = newest;
+        for (const chart of charts) chart.plot.show(live.points);
+      }
+    }
+  };
+  draw("all");
+  const unsubscribe = subscribe(draw);
+  const clock = setInterval(() => drawProblems(problems), 10000); // "3 min ago"
+  return () => {
+    unsubscribe();
+    clearInterval(clock);
+    for (const chart of charts) chart.plot.close();
+  };
+}
+
+// Problems ..............................................................................................................
+
+function drawProblems(root) {
+  const found = live.problem?.problems;
+  if (!found) return render(root, h("h2", { id: "problems-title" }, "Problems"), empty("Waiting for the gateway …"));
+  if (!found.length) {
+    root.className = "panel problems none";
+    return render(root, h("h2", { id: "problems-title" }, state("ok", "No problems")));
+  }
+  root.className = "panel problems";
+  render(root, h("h2", { id: "problems-title" }, `${found.length} problem${found.length > 1 ? "s" : ""}`),
+    h("ul", { class: "problem-list" }, found.map((problem) => {
+      const remedy = remedyOf(problem);
+      return h("li", { "data-key": `${problem.code} ${problem.subject}` },
+        h("div", { class: "problem-head" }, state(remedy.kind, problem.code.replaceAll("_", " ")), h("strong", {}, problem.subject),
+          h("span", { class: "since" }, "since ", timeOf(problem.since), ` · ${ago(problem.since)}`)),
+        h("p", {}, problem.text),
+        h("div", { class: "remedy" }, h("span", {}, remedy.text), remedy.command ? copyLine(remedy.command) : null, remedy.button && may("operate") ? h("button", { type: "button", onclick: remedy.button }, remedy.label) : null));
+    })));
+}
+
+/** What to do about a problem. */
+function remedyOf({ code, subject }) {
+  const post = (path) => () => request("POST", path, {});
+  switch (code) {
+    case "node_down":
+      return { kind: "down", text: "Look at the neuron and its log on that host; requests go to other hosts meanwhile.", command: cli("neuron", "status") .replace(/ --url.*/, "") };
+    case "node_drained":
+      return { kind: "drained", text: "Undrain it when its maintenance is over.", command: cli("undrain", subject), label: "Undrain…",
+        button: () => confirmAction(`Undrain ${subject}`, `${subject} gets new requests again.`, cli("undrain", subject), "Undrain", post(`/admin/nodes/${segment(subject)}/undrain`), `${subject} gets requests again`) };
+    case "alias_unservable":
+      return { kind: "unservable", text: "Point it at a model that can be served, or make room for its own." };
+    case "model_unservable":
+      return { kind: "impaired", text: "Start a neuron that meets its requirements, or change its table in models.toml.", command: cli("load", subject) };
+    case "file_not_in_force":
+      return { kind: "impaired", text: "Correct the file, or restore the one in force.", command: cli("alias", "rollback") };
+    case "swap_failed":
+      return { kind: "swap_failed", text: "Try again once the reason is gone, or point the alias elsewhere.", command: cli("alias", "retry", subject), label: "Try again…",
+        button: () => confirmAction(`Retry the swap of ${subject}`, "The gateway loads and probes the new target again.", cli("alias", "retry", subject), "Try again", post(`/admin/swaps/${segment(subject)}/retry`), "The swap goes on") };
+    case "rollout_rolled_back":
+      return { kind: "rolled_back", text: "Find out why the guard acted, then acknowledge.", command: cli("alias", "rollout", subject, "--acknowledge"), label: "Acknowledge",
+        button: () => confirmAction(`Acknowledge the rollback of ${subject}`, "The rollback is no longer listed as a problem.", cli("alias", "rollout", subject, "--acknowledge"), "Acknowledge", post(`/admin/aliases/${segment(subject)}/rollout/acknowledge`), "Acknowledged") };
+    default:
+      return { kind: "impaired", text: "Free space on the disk, or correct the permissions of the state directory; nothing is lost while the gateway runs." };
+  }
+}
+
+// Hosts .................................................................................................................
+
+function drawHosts(root) {
+  const fleet = live.fleet;
+  if (!fleet) return render(root, h("h2", { id: "hosts-title" }, "Hosts"), empty("Waiting for the gateway …"));
+  const healthy = fleet.nodes.filter((node) => node.healthy).length;
+  render(root, h("h2", { id: "hosts-title" }, "Hosts ", h("span", { class: "unit" }, `${healthy} of ${fleet.nodes.length} healthy`)),
+    fleet.nodes.length ? h("div", { class: "hosts" }, fleet.nodes.map(host)) : empty("No neurons are configured: [[neurons]] in cortex.toml lists them."));
+}
+
+function host(node) {
+  const status = !node.healthy ? "down" : node.drain === "open" ? "healthy" : node.drain;
+  const loads = new Map(live.fleet.loads.filter((load) => load.node === node.name).map((load) => [load.model, load]));
+  const models = node.models.filter((model) => model.status !== "unloaded");
+  return h("article", { class: `panel host ${node.healthy ? "" : "is-down"}`, "data-key": node.name, "aria-label": `Host ${node.name}` },
+    h("header", {}, h("h3", {}, node.name), state(status), h("span", { class: "spacer" }), h("span", { class: "unit" }, `${count(node.leases)} running`), may("operate") ? drainButton(node) : null),
+    node.failure ? h("p", { class: "problem-text" }, node.failure) : null,
+    (node.devices ?? []).map((device) => deviceBar(device, models)),
+    node.devices === null ? empty("This host does not report its GPUs.") : null,
+    models.length ? h("table", { class: "models" },
+      h("thead", { class: "offscreen" }, h("tr", {}, ["Model", "State", "Memory", "Running"].map((name) => h("th", { scope: "col" }, name)))),
+      h("tbody", {}, models.map((model) => modelRow(model, loads.get(model.id))))) : empty("No model is loaded."));
+}
+
+function drainButton(node) {
+  if (node.drain !== "open") {
+    return h("button", { class: "quiet", type: "button", onclick: () => confirmAction(`Undrain ${node.name}`, `${node.name} gets new requests again.`, cli("undrain", node.name), "Undrain",
+      () => request("POST", `/admin/nodes/${segment(node.name)}/undrain`, {}), `${node.name} gets requests again`) }, "Undrain…");
+  }
+  return h("button", { class: "quiet", type: "button", onclick: () => confirmAction(`Drain ${node.name}`, `${node.name} gets no new requests. Its models are loaded on other hosts first; running requests end there.`, cli("drain", node.name, "--move"), "Drain",
+    () => request("POST", `/admin/nodes/${segment(node.name)}/drain`, { body: { move: true } }), `${node.name} is being drained`) }, "Drain…");
+}
+
+const HATCHED = new Set(["loading", "asleep", "unloading", "recovering", "reloading"]);
+
+function deviceBar(device, models) {
+  const total = device.vram_total_mb;
+  const here = models.filter((model) => model.devices.includes(device.index));
+  const blocks = here.map((model) => ({ model, mb: (model.vram_used_mb ?? 0) / model.devices.length }));
+  const known = blocks.reduce((sum, block) => sum + block.mb, 0);
+  const other = device.vram_used_mb === null ? 0 : Math.max(0, device.vram_used_mb - known);
+  const used = device.vram_used_mb ?? known;
+  const text = `${gib(used)} of ${gib(total)} GiB used`;
+  const reading = [
+    device.utilization_pct === null ? null : `${Math.round(device.utilization_pct)} %`,
+    device.temp_c === null ? null : `${Math.round(device.temp_c)} °C`,
+    device.power_w === null ? null : `${Math.round(device.power_w)} W`,
+  ].filter(Boolean).join(" · ");
+  const share = (mb) => `${Math.min(100, (100 * mb) / total).toFixed(2)}%`;
+  return h("div", { class: "device" },
+    h("div", { class: "device-head" }, h("span", {}, `GPU ${device.index}`), h("span", { class: "unit" }, device.name), h("span", { class: "spacer" }), h("span", { class: "reading" }, reading || NONE)),
+    h("div", { class: "memory", role: "img", "aria-label": `Memory of GPU ${device.index}: ${text}. ${here.map((model) => `${model.id} ${model.status}`).join(", ")}` },
+      blocks.filter((block) => block.mb > 0).map(({ model, mb }) => h("div", { class: `block hue-${hue(model.id)} ${HATCHED.has(model.status) ? "hatched" : ""}`, style: { width: share(mb) }, title: `${model.id}: ${model.status}, ${gib(mb)} GiB` }, h("span", {}, shortName(model.id)))),
+      other > total * 0.004 ? h("div", { class: "block other", style: { width: share(other) }, title: `other use: ${gib(other)} GiB` }) : null),
+    h("div", { class: "device-foot" }, h("span", { class: "reading" }, text)));
+}
+
+const shortName = (id) => id.split("/").at(-1);
+
+function modelRow(model, load) {
+  const aliases = (live.alias?.aliases ?? []).filter((alias) => alias.targets.some((target) => target.model === model.id));
+  const progress = model.progress !== null ? ` ${Math.round(model.progress * 100)} %` : load ? ` ${load.elapsed_s} s${load.estimate_s ? ` of about ${Math.round(load.estimate_s)} s` : ""}` : "";
+  return h("tr", { "data-key": model.id },
+    h("th", { scope: "row" }, h("span", { class: `swatch hue-${hue(model.id)} ${HATCHED.has(model.status) ? "hatched" : ""}`, "aria-hidden": "true" }), model.id,
+      aliases.map((alias) => h("span", { class: "chip" }, alias.name))),
+    h("td", {}, state(model.servable ? model.status : "unservable", (model.servable ? model.status : "unservable") + progress), model.reason ? h("small", { class: "reason" }, model.reason) : null),
+    h("td", { class: "number" }, model.vram_used_mb === null ? NONE : `${gib(model.vram_used_mb)} GiB`),
+    h("td", { class: "number" }, model.leases ? count(model.leases) : "idle"));
+}
+

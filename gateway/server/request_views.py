@@ -1,0 +1,52 @@
+"""Requests as JSON in lists: those that run, and those that ended. `telemetry/explain.py` describes a single one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.telemetry.request_record import RequestRecord
+
+__all__ = ["ended_request_json", "live_request_json"]
+
+
+def live_request_json(record: RequestRecord, now: float) -> dict[str, Any]:
+    """A running request; `now` is Trio's clock in s."""
+    return {
+        "request_id": record.request_id,
+        "path": record.path,
+        "alias": record.routing.alias,
+        "model": record.routing.model,
+        "node": record.routing.node,
+        "state": record.routing.state,
+        "position": record.routing.ticket.position if record.routing.ticket is not None else None,
+        "stream": record.stream,
+        "elapsed_s": round(now - record.timings.started_at, 3),
+        "retries": record.routing.retries,
+        "received_at": round(record.timings.started_unix, 3),
+        "tokens": None if record.answer.meter is None else record.answer.meter.generated,
+    }
+
+
+def ended_request_json(record: RequestRecord) -> dict[str, Any]:
+    """A request that has ended."""
+    timings, routing, answer = record.timings, record.routing, record.answer
+    ended_at = timings.started_at if timings.ended_at is None else timings.ended_at
+    first_at, error = answer.first_token_at, record.error_summary
+    return {
+        "request_id": record.request_id,
+        "path": record.path,
+        "alias": routing.alias,
+        "model": routing.model,
+        "node": routing.node,
+        "status": record.status or None,
+        "outcome": record.outcome,
+        "stream": record.stream,
+        "received_at": round(timings.started_unix, 3),
+        "total_ms": round((ended_at - timings.started_at) * 1000, 1),
+        "first_token_ms": None if first_at is None else round((first_at - timings.started_at) * 1000, 1),
+        "prompt_tokens": None if answer.usage is None else answer.usage.prompt_tokens,
+        "completion_tokens": None if answer.usage is None else answer.usage.completion_tokens,
+        "retries": routing.retries,
+        "hedge": routing.hedge,
+        "error": None if error is None else error.code,
+    }

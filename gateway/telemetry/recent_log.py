@@ -1,0 +1,51 @@
+"""The last events of the log, in memory, for the console. A structlog processor adds them; nothing is formatted."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from typing import Any, Final
+
+import structlog
+
+__all__ = ["RecentLog", "recent_log"]
+
+KEPT_EVENTS: Final = 1000
+TEXT_CHARACTERS: Final = 2000  # of one value
+
+
+class RecentLog:
+    """The last `KEPT_EVENTS` events.
+
+    Attributes:
+        number: How many events there have been. The newest one has this number.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[dict[str, Any]] = deque(maxlen=KEPT_EVENTS)
+        self.number = 0
+
+    def __call__(self, _: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        """Keep an event, as a structlog processor; the event passes unchanged."""
+        self.number += 1
+        self._events.append({**event, "number": self.number})
+        return event
+
+    def newest(self, limit: int) -> list[dict[str, Any]]:
+        """The last events, the oldest first, with values that JSON has."""
+        newest = list(islice(reversed(self._events), limit))
+        return [{key: _plain(value) for key, value in event.items()} for event in reversed(newest)]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, BaseException):  # its traceback is in the log only
+        return repr(value)[:TEXT_CHARACTERS]
+    return str(value)[:TEXT_CHARACTERS]
+
+
+recent_log = RecentLog()
+"""Of this process, as the log itself is; `log.configure` adds it to the processors."""
