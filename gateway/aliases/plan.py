@@ -14,8 +14,11 @@ from catalogue.diff import CatalogueDiff, diff, shown_targets
 from catalogue.models import Alias, Catalogue
 from catalogue.warming import hold_back, moved
 from gateway.aliases.planned_fleet import Placement, PlannedFleet
-from gateway.fleet.model_names import replicas_of
+from gateway.fleet.loading.load_history import LoadHistory
+from gateway.fleet.model_names import holders_of, replicas_of
 from gateway.fleet.readiness import FleetReadiness
+from gateway.fleet.routing.choose import describe_state
+from gateway.fleet.routing.sleepers import ASLEEP
 from gateway.fleet.state import Fleet
 
 __all__ = ["AliasPlan", "ChangePlan", "DevicePlan", "PlanVerdict", "plan"]
@@ -96,6 +99,7 @@ def plan(
     *,
     live: Iterable[tuple[str | None, str | None]] = (),
     min_residency_s: float = 0.0,
+    times: LoadHistory | None = None,
 ) -> ChangePlan:
     """Plan the change from one catalogue to another.
 
@@ -105,9 +109,12 @@ def plan(
         fleet: The fleet now.
         live: Alias and model of every running request.
         min_residency_s: Models loaded less than this ago are evicted only if there is no other way.
+        times: How long loads and wakes took; None if that is not known.
     """
     accepted, wanted = _with_moved(in_force, also_failed=False), _with_moved(wanted, also_failed=True)
-    planned = PlannedFleet(fleet, hold_back(wanted, in_force, FleetReadiness(fleet)), min_residency_s)
+    planned = PlannedFleet(
+        fleet, hold_back(wanted, in_force, FleetReadiness(fleet)), min_residency_s, times or LoadHistory()
+    )
     changes = diff(accepted, wanted)
     requests = Counter(pair for pair in live if pair[0] is not None and pair[1] is not None)
     aliases = tuple(
@@ -117,7 +124,8 @@ def plan(
         )
         for name, kind in _changed_aliases(changes, wanted)
     )
-    notes = (*_swap_notes(in_force, wanted), *_notes(changes, fleet, accepted))
+    models = {placement.model for alias in aliases for placement in alias.placements}
+    notes = (*_swap_notes(in_force, wanted), *_notes(changes, fleet, accepted), *_state_notes(models, fleet, wanted))
     return ChangePlan(changes, aliases, _plan_devices(fleet, planned.fleet), notes)
 
 
@@ -185,6 +193,14 @@ def _notes(changes: CatalogueDiff, fleet: Fleet, before: Catalogue) -> Iterator[
     for model in changes.models_removed:
         if nodes := _nodes_with(model, fleet, before):
             yield f"{model} stays loaded on {nodes} until it is evicted, and is not loaded again"
+
+
+def _state_notes(models: Iterable[str], fleet: Fleet, catalogue: Catalogue) -> Iterator[str]:
+    """Why the models of the change are recovering, poisoned or asleep where they are."""
+    for model in sorted(models):
+        for holder in holders_of(model, fleet, catalogue):
+            if holder.node.healthy and (holder.is_stuck or holder.status in {"recovering", ASLEEP}):
+                yield f"{model} is {describe_state(holder)}"
 
 
 def _nodes_with(model: str, fleet: Fleet, catalogue: Catalogue) -> str:

@@ -16,6 +16,7 @@ from catalogue.warming import moved
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet.loading import eviction
 from gateway.fleet.loading.imagined_fleet import ImaginedFleet
+from gateway.fleet.loading.load_history import LoadHistory
 from gateway.fleet.model_names import replicas_of
 from gateway.fleet.node import Node
 from gateway.fleet.routing.choose import ColdLoad, Route, WaitForSlot, choose, unavailable_nodes_for
@@ -39,6 +40,8 @@ class Placement:
         evicts: The models that are evicted there first.
         vram_mb: What it needs in all; None if unknown.
         reason: Why it waits, or is impossible.
+        wakes: It sleeps there, and is woken.
+        expected_s: How long earlier loads there took, or earlier wakes; None if there were none.
     """
 
     model: str
@@ -48,13 +51,16 @@ class Placement:
     evicts: tuple[str, ...] = ()
     vram_mb: int | None = None
     reason: str | None = None
+    wakes: bool = False
+    expected_s: float | None = None
 
 
 class PlannedFleet:
     """A copy of the fleet, and the catalogue whose warm aliases move once their models are placed."""
 
-    def __init__(self, fleet: Fleet, catalogue: Catalogue, min_residency_s: float) -> None:
-        self._imagined = ImaginedFleet(fleet, min_residency_s)
+    def __init__(self, fleet: Fleet, catalogue: Catalogue, min_residency_s: float, times: LoadHistory) -> None:
+        self._imagined = ImaginedFleet(fleet, min_residency_s, times)
+        self._times = times
         self.fleet = self._imagined.fleet
         self.catalogue = catalogue
         self._placements: dict[str, Placement] = {}
@@ -90,7 +96,17 @@ class PlannedFleet:
         load = self._imagined.load(cold_load, self.catalogue)
         if load is None:
             return self._place_without_memory(profile, cold_load.candidates)
-        return Placement(profile.id, "to_load", (load.node,), load.devices, load.evicts, profile.vram_mb)
+        expected_s = self._times.estimate_s(load.node, profile.id, wakes=load.wakes)
+        return Placement(
+            profile.id,
+            "to_load",
+            (load.node,),
+            load.devices,
+            load.evicts,
+            profile.vram_mb,
+            wakes=load.wakes,
+            expected_s=expected_s,
+        )
 
     def _place_without_memory(self, profile: ModelProfile, candidates: tuple[Candidate, ...]) -> Placement:
         """No candidate has memory: the model waits for one, or for a node that is unavailable, or is impossible."""

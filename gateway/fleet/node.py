@@ -143,6 +143,12 @@ class NodeModel:
         return self.change or reported
 
     @property
+    def reason(self) -> str | None:
+        """Why it is in its status, by its neuron: one line. None if the neuron does not say, or its status is ours."""
+        reason = None if self.report is None or self.change is not None else self.report.reason
+        return None if reason is None else reason.partition("\n")[0]
+
+    @property
     def url(self) -> str | None:
         """The base URL of its inference API; None while unknown."""
         return None if self.report is None else self.report.url

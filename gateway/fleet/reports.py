@@ -45,7 +45,8 @@ class ModelReport:
     gateway; None while unknown, and then the model is not routable.
 
     `reason` is why it is in this status, `progress` the fraction of a load that is done. `engine` is the kind of the
-    inference engine, `serves` the engine's own name of the model, `dialects` the APIs that it speaks.
+    inference engine, `serves` the engine's own name of the model, `dialects` the APIs that it speaks. `asleep_level` is
+    how a model with the status `asleep` sleeps; `vram_used_mb` is then what it still holds.
     """
 
     id: str
@@ -67,6 +68,7 @@ class ModelReport:
     engine: str | None = None
     serves: str | None = None
     dialects: tuple[str, ...] | None = None
+    asleep_level: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

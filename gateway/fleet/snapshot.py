@@ -31,6 +31,7 @@ class ModelSnapshot:
     reason: str | None
     progress: float | None
     engine: str | None
+    asleep_level: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +124,5 @@ def _model_snapshot(model: NodeModel, now: float) -> ModelSnapshot:
         reason=report.reason,
         progress=report.progress,
         engine=report.engine,
+        asleep_level=report.asleep_level,
     )

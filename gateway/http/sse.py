@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["EVENT_LIMIT_BYTES", "KEEP_ALIVE", "Event", "Reader", "ends_an_event", "write"]
+__all__ = ["EVENT_LIMIT_BYTES", "KEEP_ALIVE", "Event", "Reader", "ends_an_event", "with_comment", "write"]
 
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment. Parsers skip it; idle timers of proxies and clients start anew."""
@@ -189,6 +189,17 @@ def _parse(block: bytes) -> Event:
 def write(data: bytes, type_: bytes | None = None) -> bytes:
     """One event with one line of data, which JSON always fits in."""
     return b"data: %b\n\n" % data if type_ is None else b"event: %b\ndata: %b\n\n" % (type_, data)
+
+
+def with_comment(keep_alive: bytes, text: str) -> bytes:
+    """A keep-alive that says something: the comment in its place, or before it if it is an event.
+
+    Args:
+        keep_alive: `KEEP_ALIVE`, or an event such as a ping.
+        text: The comment. Line ends in it become spaces, so that it cannot become anything else.
+    """
+    comment = b": " + " ".join(text.split()).encode("utf-8", "replace") + b"\n"
+    return comment + (b"\n" if keep_alive == KEEP_ALIVE else keep_alive)
 
 
 def ends_an_event(tail: bytes) -> bool:

@@ -270,6 +270,7 @@ class Dispatch:
             self._request,
             self._phases,
             ticket,
+            keepalive=self.keepalive,
             decision=decision,
             choose_again=choose_again,
         )

@@ -256,7 +256,8 @@ class Gateway:
         """What a change from one catalogue to the other requires of the fleet as it is now."""
         live = [(record.routing.alias, record.routing.model) for record in self.request_log.live.values()]
         min_residency_s = self.settings.eviction.min_residency_seconds
-        return planning.plan(old, new, self.fleet, live=live, min_residency_s=min_residency_s)
+        times = self.scheduler.times
+        return planning.plan(old, new, self.fleet, live=live, min_residency_s=min_residency_s, times=times)
 
     def _health(self) -> dict[str, Any]:
         """The body of `/health`."""

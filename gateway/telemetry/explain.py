@@ -125,6 +125,7 @@ def _load(load: LoadRecord, started_at: float) -> Json:
         "outcome": load.outcome,
         "reason": load.reason,
         "evicted": list(load.evicted),
+        "woke": load.woke,
     }
 
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import msgspec
 import trio
 
-from neuron.simulated import faults, inference, media
+from neuron.simulated import faults, inference, media, sleeping
 from neuron.simulated.hardware import SimModel
 from neuron.simulated.http import SimExchange
 from neuron.simulated.state import Cancelled, NeuronState, Residency, Resident, SimRefusal
@@ -44,7 +44,8 @@ async def handle(
             await exchange.respond_json(200, await _manage(state, exchange))
     except SimRefusal as refusal:
         headers = [] if refusal.retry_after_s is None else [("retry-after", str(refusal.retry_after_s))]
-        await exchange.respond_json(refusal.status, {"error": refusal.text}, headers)
+        code = {} if refusal.code is None else {"code": refusal.code}
+        await exchange.respond_json(refusal.status, {"error": refusal.text, **code}, headers)
 
 
 async def _inject_faults(state: NeuronState, path: str) -> None:
@@ -58,10 +59,13 @@ async def _inject_faults(state: NeuronState, path: str) -> None:
 
 async def _manage(state: NeuronState, exchange: SimExchange) -> Json:
     path = exchange.request.path
-    if path == "/models/load":  # the one route that takes time
+    if path == "/models/load":  # it takes time, as the next one
         _expect(exchange, "POST")
         await load(state, exchange, _read(LoadRequest, exchange))
         return {"status": "loaded"}
+    if path == "/models/wake":
+        _expect(exchange, "POST")
+        return await _wake(state, exchange)
     if path.startswith("/models/") and path.count("/") == 3:
         return _model_route(state, exchange)
     route = _ROUTES.get(path)
@@ -161,9 +165,13 @@ def _model_entry(state: NeuronState, resident: Resident) -> Json:
         "harness": resident.harness,
         "status": reported.status if reported else resident.residency.value,
         "devices": [] if gone else list(resident.devices),
-        "vram_used_mb": None if gone else model.vram_mb,
+        "vram_used_mb": resident.vram_used_mb,
         **_abilities(model),
     }
+    if resident.residency is Residency.ASLEEP:
+        entry |= {"asleep_level": resident.asleep_level, "reason": resident.reason}
+    if resident.residency is Residency.LOADING and resident.progress_of is not None:
+        entry["progress"] = round(resident.progress_of(), 3)
     if unservable is not None:
         entry["servable"] = {"ok": False, "reason": unservable.reason, "detail": unservable.detail}
     return entry
@@ -207,10 +215,24 @@ class UnloadRequest(msgspec.Struct):
     """`POST /models/unload`."""
 
     model_id: str
+    force: bool = False
+
+
+class SleepRequest(msgspec.Struct):
+    """`POST /models/sleep`."""
+
+    model_id: str
+    level: int | None = None
+
+
+class WakeRequest(msgspec.Struct):
+    """`POST /models/wake`."""
+
+    model_id: str
 
 
 async def load(state: NeuronState, exchange: SimExchange | None, request: LoadRequest) -> None:
-    """Load a model and return when its weights are resident; VRAM is taken from the start.
+    """Load a model, or wake it, and return when its weights are resident; VRAM is taken from the start.
 
     A client (of `exchange`) that disconnects meanwhile aborts the load, unless `load_survives_client`.
 
@@ -219,10 +241,16 @@ async def load(state: NeuronState, exchange: SimExchange | None, request: LoadRe
     """
     if exchange is not None:
         exchange.goes_on_alone = state.load_survives_client
-    resident = state.begin_load(request.model_id, request.harness, request.tensor_parallel, request.devices)
+    model_id = state.model_named(request.model_id).id
+    sleeper = state.residents.get(model_id)
+    if sleeper is not None and sleeper.residency is Residency.ASLEEP:
+        sleeping.begin_wake(state, sleeper)
+        resident = sleeper
+    else:
+        resident = state.begin_load(request.model_id, request.harness, request.tensor_parallel, request.devices)
     outcome: str | None = "aborted"
     try:
-        outcome = await _read_weights(state, resident.model)
+        outcome = await _read_weights(state, resident)
     finally:
         if outcome == "aborted":
             _note_departure(state, exchange, resident.model.id)
@@ -231,15 +259,18 @@ async def load(state: NeuronState, exchange: SimExchange | None, request: LoadRe
         raise SimRefusal(400, outcome)
 
 
-async def _read_weights(state: NeuronState, model: SimModel) -> str | None:
-    """Wait for as long as a load takes; return why it failed, or None."""
+async def _read_weights(state: NeuronState, resident: Resident) -> str | None:
+    """Wait for as long as a load or a wake takes; return why it failed, or None."""
+    model = resident.model
     fails = state.faults.take(faults.LoadFails, model.id)
     hangs = state.faults.take(faults.LoadHangs, model.id)
     if hangs is not None and hangs.seconds is None:
         await trio.sleep_forever()
     extra_s = hangs.seconds or 0.0 if hangs is not None else 0.0
-    takes_s = (fails.seconds if fails else model.load_seconds) + extra_s
+    usual_s = model.wake_seconds if resident.asleep_level else model.load_seconds
+    takes_s = (fails.seconds if fails else usual_s) + extra_s
     begun_at = trio.current_time()
+    resident.progress_of = lambda: _fraction(trio.current_time() - begun_at, state.real_s(takes_s))
     await state.sleep_until(lambda: begun_at + state.real_s(takes_s))
     return fails.text if fails else None
 
@@ -250,9 +281,31 @@ def _note_departure(state: NeuronState, exchange: SimExchange | None, model_id: 
         state.cancelled.append(Cancelled(exchange.client_left_at, model_id, "loading", False, None))
 
 
+def _fraction(elapsed_s: float, takes_s: float) -> float:
+    return 1.0 if takes_s <= 0 else min(elapsed_s / takes_s, 1.0)
+
+
 def _unload(state: NeuronState, exchange: SimExchange) -> Json:
-    state.unload(_read(UnloadRequest, exchange).model_id)
+    request = _read(UnloadRequest, exchange)
+    resident = state.residents.get(request.model_id) or state.residents.get(request.model_id.partition(":")[2])
+    if resident is not None and not request.force and sleeping.may_sleep_now(state, resident):
+        sleeping.fall_asleep(state, resident, resident.model.sleep, "its memory was wanted")
+    else:
+        state.unload(request.model_id)
     return {"status": "unloaded"}
+
+
+def _sleep(state: NeuronState, exchange: SimExchange) -> Json:
+    request = _read(SleepRequest, exchange)
+    sleeping.put_to_sleep(state, request.model_id, request.level)
+    return {"status": "asleep"}
+
+
+async def _wake(state: NeuronState, exchange: SimExchange) -> Json:
+    resident = sleeping.sleeper_named(state, _read(WakeRequest, exchange).model_id)
+    if resident.residency is Residency.ASLEEP:
+        await load(state, exchange, LoadRequest(resident.model.id))
+    return {"status": "loaded"}
 
 
 def _openai_models(state: NeuronState, _: SimExchange) -> Json:
@@ -326,6 +379,7 @@ _ROUTES: dict[str, dict[str, Callable[[NeuronState, SimExchange], Json]]] = {
     "/version": {"GET": _version},
     "/models": {"GET": _models},
     "/models/unload": {"POST": _unload},
+    "/models/sleep": {"POST": _sleep},
     "/v1/models": {"GET": _openai_models},
     "/sim/faults": {"GET": _faults, "POST": _add_fault, "DELETE": _clear_faults},
     "/sim/state": {"GET": _sim_state},

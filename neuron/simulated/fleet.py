@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from neuron.simulated.hardware import PRESETS, SimDevice, SimModel
 from neuron.simulated.neuron import SimNeuron
@@ -24,10 +25,12 @@ def neuron(
 def demo_fleet(speed: float = 1.0) -> list[SimNeuron]:
     """Three neurons with unequal GPUs, each with something loaded, none of them full.
 
-    `beast` alone can hold the 27B model, `beast` and `benjy` the 14B one, and the 1.7B one is on two of them.
+    `beast` alone can hold the 27B model, `beast` and `benjy` the 14B one, and the 1.7B one is on two of them. The 8B
+    one on `beast` sleeps instead of being unloaded.
     """
+    sleepy = [replace(model, sleep=int(model.id == "Qwen/Qwen3-8B")) for model in PRESETS.values()]
     return [
-        neuron("beast", [24576, 24576], ["Qwen/Qwen3.6-27B", "Qwen/Qwen3-8B"], speed=speed),
+        neuron("beast", [24576, 24576], ["Qwen/Qwen3.6-27B", "Qwen/Qwen3-8B"], models=sleepy, speed=speed),
         neuron("benjy", [16384], ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-Embedding-0.6B"], speed=speed),
         neuron("quadbrat", [8192], ["Qwen/Qwen3-1.7B"], speed=speed),
     ]

@@ -22,6 +22,9 @@ class SimModel:
     Time to an answer at speed 1 is `overhead_s + prompt tokens / prefill_tok_s + answer tokens / decode_tok_s`.
     `overhead_s` is silence before the first token that no token count explains; the comment at `PRESETS` says why
     there is any. `max_in_flight` requests run at once, `max_queue_depth` more wait, the next is refused with 503.
+
+    `sleep` is the level, 1 or 2, at which it sleeps instead of being unloaded; 0 for models that cannot. A sleeper
+    keeps `asleep_vram_mb`, and wakes in `wake_seconds`.
     """
 
     id: str
@@ -40,6 +43,9 @@ class SimModel:
     max_in_flight: int = 8
     max_queue_depth: int = 64
     embedding_dim: int = 1024
+    sleep: int = 0
+    wake_seconds: float = 1.0
+    asleep_vram_mb: int = 256
 
     def first_token_s(self, prompt_tokens: int) -> float:
         """Seconds from admission to the end of prefill, at speed 1."""

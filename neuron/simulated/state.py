@@ -24,13 +24,14 @@ _PROMPTS_KEPT = 8  # prompts whose prefix a model still has in its cache
 
 
 class SimRefusal(Exception):
-    """A request the neuron refuses: an HTTP status and a text for `{"error": text}`."""
+    """A request the neuron refuses: an HTTP status, and a text and a code for `{"error": text, "code": code}`."""
 
-    def __init__(self, status: int, text: str, *, retry_after_s: int | None = None) -> None:
+    def __init__(self, status: int, text: str, *, retry_after_s: int | None = None, code: str | None = None) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
         self.retry_after_s = retry_after_s
+        self.code = code
 
 
 class Residency(enum.StrEnum):
@@ -39,6 +40,7 @@ class Residency(enum.StrEnum):
     LOADING = "loading"
     LOADED = "loaded"
     UNLOADED = "unloaded"
+    ASLEEP = "asleep"
 
 
 class Vocabulary:
@@ -127,7 +129,29 @@ class Resident:
     vram_mb: dict[int, int]  # by device index
     places: Places
     harness: str
+    asleep_level: int = 0
+    host_mb: int = 0
+    """Host memory of the weights of a sleeper of level 1."""
+    reason: str | None = None
+    """Why it sleeps."""
+    progress_of: Callable[[], float] | None = None
+    """Gives the fraction of its load that is done."""
     prompts: deque[tuple[str, ...]] = field(default_factory=lambda: deque(maxlen=_PROMPTS_KEPT))
+
+    @property
+    def vram_used_mb(self) -> int | None:
+        """On all devices; None if it is not there."""
+        if self.residency is Residency.UNLOADED:
+            return None
+        return sum(self.held_mb(index) for index in self.vram_mb)
+
+    def held_mb(self, index: int) -> int:
+        """VRAM that it takes on one device now: all of it while it loads, a rest while it sleeps."""
+        if self.residency is Residency.UNLOADED or index not in self.vram_mb:
+            return 0
+        if self.residency is Residency.ASLEEP:
+            return min(self.model.asleep_vram_mb // len(self.vram_mb), self.vram_mb[index])
+        return self.vram_mb[index]
 
     def remember(self, prompt: tuple[str, ...]) -> int:
         """The number of prompt tokens found in the prefix cache; adds the prompt to it."""
@@ -198,6 +222,7 @@ class NeuronState:
         loaded: Ids resident from the start, in the given order.
         pre_warm: Ids it loads by itself once it runs.
         speed: How many simulated seconds pass in one of the clock's; `math.inf` takes no time at all.
+        host_memory_mb: What the host has for the weights of models that sleep at level 1.
     """
 
     def __init__(
@@ -209,8 +234,10 @@ class NeuronState:
         loaded: Sequence[str] = (),
         pre_warm: Sequence[str] = (),
         speed: float = 1.0,
+        host_memory_mb: int = 65_536,
     ) -> None:
         self.name = name
+        self.host_memory_mb = host_memory_mb
         self.devices = tuple(devices)
         self.models = {model.id: model for model in models}
         self._speed = speed
@@ -294,12 +321,8 @@ class NeuronState:
         return resident if resident is not None and resident.residency is Residency.LOADED else None
 
     def vram_used_mb(self, index: int) -> int:
-        """VRAM that the models on one device take, including models that are loading."""
-        return sum(
-            resident.vram_mb.get(index, 0)
-            for resident in self.residents.values()
-            if resident.residency is not Residency.UNLOADED
-        )
+        """VRAM that the models on one device take, including models that are loading or asleep."""
+        return sum(resident.held_mb(index) for resident in self.residents.values())
 
     def vram_free_mb(self, index: int) -> int:
         """VRAM that is free on one device."""
@@ -318,19 +341,23 @@ class NeuronState:
             self._refuse_second_load(model)
             resident = self._place(model.id, harness, tensor_parallel, devices)
         except SimRefusal as refusal:
-            self._log_load("load", model.id, refusal.text)
+            self.log_load("load", model.id, refusal.text)
             raise
-        self._log_load("load", model.id, "begun", resident.devices)
+        self.log_load("load", model.id, "begun", resident.devices)
         return resident
 
     def end_load(self, resident: Resident, failure: str | None = None) -> None:
-        """End a load: the model is loaded, or (with an error) its VRAM is free again."""
+        """End a load or a wake: the model is loaded, or (with an error) its VRAM is free again, or it sleeps on."""
+        woken = resident.asleep_level != 0
+        resident.progress_of = None
         if failure is None:
-            resident.residency = Residency.LOADED
-            self.counters["loads"] += 1
+            resident.residency, resident.asleep_level, resident.host_mb = Residency.LOADED, 0, 0
+            self.counters["wakes" if woken else "loads"] += 1
+        elif woken:
+            resident.residency = Residency.ASLEEP
         elif self.residents.get(resident.model.id) is resident:
             del self.residents[resident.model.id]
-        self._log_load("load", resident.model.id, failure or "loaded", resident.devices)
+        self.log_load("wake" if woken else "load", resident.model.id, failure or "loaded", resident.devices)
 
     def unload(self, name: str) -> None:
         """Free a model's VRAM at once. With requests in flight this counts as a violation by the caller.
@@ -347,16 +374,17 @@ class NeuronState:
             raise SimRefusal(404, f"model '{name}' is loading")
         if busy := resident.places.in_flight + resident.places.queue_depth:
             self.violate(f"unload of '{model_id}' with {busy} requests in flight")
-        resident.residency = Residency.UNLOADED
+        resident.residency, resident.asleep_level, resident.host_mb = Residency.UNLOADED, 0, 0
         resident.prompts.clear()
         self.counters["unloads"] += 1
-        self._log_load("unload", model_id, "unloaded", resident.devices)
+        self.log_load("unload", model_id, "unloaded", resident.devices)
 
     def violate(self, what: str) -> None:
         """Note something a correct gateway never does."""
         self.violations.append(what)
 
-    def _log_load(self, action: str, model_id: str, outcome: str, devices: tuple[int, ...] = ()) -> None:
+    def log_load(self, action: str, model_id: str, outcome: str, devices: tuple[int, ...] = ()) -> None:
+        """Note one step of a load, unload, sleep or wake."""
         self.loads.append(SimLoad(trio.current_time(), action, model_id, outcome, devices))
 
     def _refuse_second_load(self, model: SimModel) -> None:

@@ -47,10 +47,13 @@ def test_demo_commands_work_as_printed(demo):
     bash(paste[3])
     after = answer_from(LARGE, paste[4])
     shown = bash(paste[5])
+    slept = bash(paste[6])
+    asleep = bash(paste[5])
+    woken = bash(paste[7])
     demo.interrupt()
     code, out, err = demo.end()
 
-    assert sorted(paste) == [1, 2, 3, 4, 5]
+    assert sorted(paste) == [1, 2, 3, 4, 5, 6, 7]
     assert all(f'"{tier}"' in listed for tier in ("helexa/small", "helexa/balanced", "helexa/large"))
     assert streamed.count("data: ") > 3
     assert streamed.endswith("data: [DONE]\n\n")
@@ -59,6 +62,10 @@ def test_demo_commands_work_as_printed(demo):
     assert re.search(rf"helexa/small +{re.escape(LARGE)}", shown)
     assert "catalogue generation 3" in shown  # the file, and the alias that moved once its target was warm
     assert re.search(r"beast +healthy +Simulated 24 GB", shown)
+    assert "Qwen/Qwen3-8B: " in slept
+    assert re.search(r"beast +asleep: its memory was wanted", asleep)
+    assert "x-cortex-model: Qwen/Qwen3-8B" in woken
+    assert "x-cortex-node: beast" in woken
     assert code == 0
     assert "stopping" in out
     assert err == ""

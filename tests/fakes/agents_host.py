@@ -37,8 +37,9 @@ def ports_of(worker: str = os.environ.get("PYTEST_XDIST_WORKER", "gw0")) -> str:
 
 def engine_table(**keys: object) -> str:
     """The table of the fake engine, with further keys."""
+    engine = ENGINE.replace('kind = "llamacpp"\n', "") if "kind" in keys else ENGINE
     return (
-        ENGINE + f'ports = "{ports_of()}"\n' + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+        engine + f'ports = "{ports_of()}"\n' + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
     )
 
 

@@ -1,6 +1,7 @@
 """An inference engine that behaves as its options say: `fake_engine.py --port N --name MODEL …`. Standard library only.
 
-It answers /health, /v1/models, /slots and chat completions, streamed or not: one token per `--token-seconds`.
+It answers /health, /v1/models, /slots, /metrics and chat completions, streamed or not: one token per `--token-seconds`.
+With `--enable-sleep-mode` and VLLM_SERVER_DEV_MODE=1 it sleeps and wakes as vLLM does, and refuses any other sequence.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ OPTIONS.add_argument("--ready-after", type=float, default=0.0)
 OPTIONS.add_argument("--fails", help="print this and exit with 1")
 OPTIONS.add_argument("--token-seconds", type=float, default=0.0)
 OPTIONS.add_argument("--ignore-sigterm", action="store_true")
+OPTIONS.add_argument("--enable-sleep-mode", action="store_true")
 OPTIONS.add_argument("--escaped-child", action="store_true", help="start a child in a session of its own")
+
+
+LEVEL_2 = ["/sleep?level=2", "/wake_up?tags=weights", "/collective_rpc", "/wake_up?tags=kv_cache"]
+SEQUENCES = (["/sleep?level=1", "/wake_up"], LEVEL_2)
 
 
 class Server(ThreadingHTTPServer):
@@ -33,6 +39,7 @@ class Server(ThreadingHTTPServer):
     options: argparse.Namespace
     ready_at: float
     in_flight = 0
+    sleep_calls: list[str]
     lock = threading.Lock()
 
 
@@ -52,6 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         answers = {
             "/health": {"status": "ok" if ready else "loading"},
             "/v1/models": {"data": [{"id": name, "meta": {"n_ctx": 4096}}]},
+            "/metrics": f"vllm:num_requests_running {self.server.in_flight}\nvllm:num_requests_waiting 0\n",
             "/slots": [{"id": n, "is_processing": n < self.server.in_flight} for n in range(8)],
         }
         if self.path not in answers:
@@ -60,8 +68,15 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200 if ready else 503, answers[self.path])
 
     def do_POST(self) -> None:
-        """A chat completion with as many tokens as `max_tokens` says."""
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        """A chat completion with as many tokens as `max_tokens` says, or a call of the sleep mode."""
+        content = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.path.startswith(("/sleep", "/wake_up", "/collective_rpc")):
+            self.answer(200 if self.server.options.enable_sleep_mode and self.sleeps() else 400, {})
+            return
+        if self.server.sleep_calls:
+            self.answer(500, {"error": {"message": "asleep"}})
+            return
+        body = json.loads(content)
         if body["model"] != (self.server.options.serves or self.server.options.name):
             self.answer(400, {"error": {"message": f"unknown model {body['model']}"}})
             return
@@ -74,6 +89,14 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with self.server.lock:
                 self.server.in_flight -= 1
+
+    def sleeps(self) -> bool:
+        """Take one call of a sequence; False if it is out of order."""
+        calls = [*self.server.sleep_calls, self.path]
+        if os.environ.get("VLLM_SERVER_DEV_MODE") != "1" or all(known[: len(calls)] != calls for known in SEQUENCES):
+            return False
+        self.server.sleep_calls = [] if calls in SEQUENCES else calls
+        return True
 
     def complete(self, body: dict[str, object]) -> None:
         """Write the tokens."""
@@ -99,10 +122,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def answer(self, status: int, body: object) -> None:
-        """A JSON response."""
-        data = json.dumps(body).encode()
+        """A JSON response, or text."""
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", "text/plain" if isinstance(body, str) else "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -121,6 +144,7 @@ def main() -> None:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     server = Server(("127.0.0.1", options.port), Handler)
     server.options = options
+    server.sleep_calls = []
     server.ready_at = time.monotonic() + options.ready_after
     server.serve_forever()
 

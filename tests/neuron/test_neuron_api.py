@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 import pytest
@@ -14,24 +14,34 @@ from fakes.patience import SAFETY_NET_S
 
 from gateway.fleet.control.neuron_client import NeuronClient
 from gateway.fleet.control.types import NeuronRefused
-from neuron.simulated import SimNeuron
+from neuron.simulated import PRESETS, SimNeuron
 from neuron.simulated.fleet import neuron
 
 CHAT = "/v1/chat/completions"
+ENGINE_AND_MODELS = engine_table(kind="vllm") + model("org/one") + model("org/two") + model("org/sleeper", sleep=1)
 
 
 @dataclass
 class Target:
-    """A neuron under test with two models of its own, neither of them loaded."""
+    """A neuron under test with three models of its own, none of them loaded. `sleeper` may sleep."""
 
     client: httpx.AsyncClient
     url: str
     harness: str
     first: str
     second: str
+    sleeper: str
 
     async def load(self, model_id: str) -> httpx.Response:
         return await self.client.post("/models/load", json={"model_id": model_id, "harness": self.harness})
+
+    async def ask(self, path: str, model_id: str, **keys: object) -> tuple[int, dict[str, object]]:
+        answer = await self.client.post(path, json={"model_id": model_id, **keys})
+        return answer.status_code, answer.json()
+
+    async def status(self, model_id: str) -> object:
+        entry = await self.entry(model_id)
+        return None if entry is None else entry["status"]
 
     async def entry(self, model_id: str) -> dict[str, object] | None:
         entries = (await self.client.get("/models")).json()
@@ -40,26 +50,27 @@ class Target:
 
 @asynccontextmanager
 async def simulator(folder: object) -> AsyncIterator[Target]:
-    simulated: SimNeuron = neuron("beast", [24576, 24576], [], speed=1000.0)
+    models = [replace(model, sleep=int(model.id == "Qwen/Qwen3-14B")) for model in PRESETS.values()]
+    simulated: SimNeuron = neuron("beast", [24576, 24576], [], models=models, speed=1000.0)
     async with trio.open_nursery() as nursery:
         url = await nursery.start(simulated.serve)
         async with httpx.AsyncClient(base_url=url, timeout=SAFETY_NET_S, trust_env=False) as client:
-            yield Target(client, url, "llamacpp", "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B")
+            yield Target(client, url, "llamacpp", "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "Qwen/Qwen3-14B")
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def daemon(folder) -> AsyncIterator[Target]:
-    async with running_agent(folder, engine_table() + model("org/one") + model("org/two")) as agent:
-        yield Target(agent.client, agent.url, "fake", "org/one", "org/two")
+    async with running_agent(folder, ENGINE_AND_MODELS) as agent:
+        yield Target(agent.client, agent.url, "fake", "org/one", "org/two", "org/sleeper")
 
 
 @asynccontextmanager
 async def forwarding_daemon(folder) -> AsyncIterator[Target]:
     """The same beyond loopback: with a token, and the forwarder before the engines."""
-    text = '[api]\nlisten = "0.0.0.0:0"\ntoken = "t"\n' + engine_table() + model("org/one") + model("org/two")
+    text = '[api]\nlisten = "0.0.0.0:0"\ntoken = "t"\n' + ENGINE_AND_MODELS
     async with running_agent(folder, text, token="t") as agent:
-        yield Target(agent.client, agent.url, "fake", "org/one", "org/two")
+        yield Target(agent.client, agent.url, "fake", "org/one", "org/two", "org/sleeper")
 
 
 @pytest.fixture(params=[simulator, daemon, forwarding_daemon])
@@ -189,6 +200,63 @@ async def test_version_and_capabilities_answer_or_are_unknown(target: Target) ->
     await target.load(target.first)
     for path in ("/version", f"/models/{target.first.replace('/', '%2F')}/capabilities"):
         assert (await target.client.get(path)).status_code in {200, 404}
+
+
+# Sleep and wake .......................................................................................................
+
+
+@pytest.mark.parametrize("level", [None, 1, 2])
+async def test_sleep_and_wake(target: Target, level: int | None) -> None:
+    """A sleeper is listed with its level, serves nothing, and serves again once it is woken."""
+    await target.load(target.sleeper)
+    assert await target.ask("/models/sleep", target.sleeper, level=level) == (200, {"status": "asleep"})
+    entry = await target.entry(target.sleeper)
+    assert entry is not None
+    assert (entry["status"], entry["asleep_level"]) == ("asleep", level or 1)
+    assert entry["devices"] == [0]
+    assert "operator" in str(entry["reason"])
+    assert await target.ask("/models/sleep", target.sleeper) == (200, {"status": "asleep"})
+    body = {"model": target.sleeper, "messages": [], "max_tokens": 2}
+    assert (await target.client.post(CHAT, json=body)).status_code == 404
+
+    assert await target.ask("/models/wake", target.sleeper) == (200, {"status": "loaded"})
+    assert await target.status(target.sleeper) == "loaded"
+    assert (await target.client.post(CHAT, json=body)).status_code == 200
+    assert await target.ask("/models/wake", target.sleeper) == (200, {"status": "loaded"})
+
+
+async def test_unload_puts_a_model_to_sleep_that_may_and_a_second_one_unloads_it(target: Target) -> None:
+    for _ in range(2):  # the second time, a load has woken it
+        assert (await target.load(target.sleeper)).status_code == 200
+        assert await target.ask("/models/unload", target.sleeper) == (200, {"status": "unloaded"})
+        assert await target.status(target.sleeper) == "asleep"
+    assert await target.ask("/models/unload", target.sleeper) == (200, {"status": "unloaded"})
+    assert await target.status(target.sleeper) == "unloaded"
+
+
+async def test_force_unloads_a_model_that_may_sleep(target: Target) -> None:
+    await target.load(target.sleeper)
+    await target.ask("/models/unload", target.sleeper, force=True)
+
+    assert await target.status(target.sleeper) == "unloaded"
+
+
+@pytest.mark.parametrize("path", ["/models/sleep", "/models/wake"])
+async def test_sleep_and_wake_of_what_is_not_there(target: Target, path: str) -> None:
+    for model_id in ("no/such", target.sleeper):
+        status, body = await target.ask(path, model_id)
+        assert (status, body["code"]) == (404, "not_found")
+    assert (await target.client.post(path, json={})).status_code == 400
+
+
+async def test_sleep_refused(target: Target) -> None:
+    """A model that may not sleep, and a level that there is not."""
+    await target.load(target.first)
+    await target.load(target.sleeper)
+    for model_id, level in ((target.first, None), (target.first, 1), (target.sleeper, 3)):
+        status, body = await target.ask("/models/sleep", model_id, level=level)
+        assert (status, body["code"]) == (400, "invalid")
+        assert await target.status(model_id) == "loaded"
 
 
 async def test_control_client_of_the_gateway(target: Target) -> None:

@@ -134,7 +134,8 @@ def _candidate(candidate: Json) -> Text:
 
 
 def _load(load: Json, *, names_model: bool) -> Text:
-    text = f"{load['node']} began to load {load['model'] if names_model else 'the model'}"
+    verb, what = "wake" if load.get("woke") else "load", load["model"] if names_model else "the model"
+    text = f"{load['node']} began to {verb} {what}"
     if load["evicted"]:
         text += f", evicting {', '.join(load['evicted'])}"
     if load["took_ms"] is None:

@@ -84,7 +84,10 @@ def _placement_text(placement: dict[str, Any]) -> str:
     size = "" if placement["vram_mb"] is None else f", {placement['vram_mb']:,} MB"
     evicts = f", evicting {', '.join(placement['evicts'])}" if placement["evicts"] else ""
     devices = f"device{'s' * (len(placement['devices']) > 1)} {', '.join(map(str, placement['devices']))}"
-    return f"{model} loads on {where}, {devices}{size}{evicts}"
+    verb = "is woken" if placement.get("wakes") else "loads"
+    took_s = placement.get("expected_s")
+    took = "" if took_s is None else f"; the last times took {took_s:.0f} s"
+    return f"{model} {verb} on {where}, {devices}{size}{evicts}{took}"
 
 
 def _device_table(devices: Iterable[dict[str, Any]]) -> Table:

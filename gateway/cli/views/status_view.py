@@ -224,11 +224,13 @@ def _moves(drains: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def _loads(loads: Iterable[Mapping[str, Any]]) -> Table:
-    result = table("loading", "model", "neuron", "elapsed", "usual time", "requests waiting")
+    result = table("loading", "model", "neuron", "done", "elapsed", "usual time", "requests waiting")
     for load in loads:
         usual = "-" if load["estimate_s"] is None else f"{load['estimate_s']:.0f} s"
         elapsed = f"{load['elapsed_s']:.0f} s" + (", overdue" if load["overdue"] else "")
-        result.add_row(load["model"], load["node"], elapsed, usual, str(load["waiters"]))
+        done = "-" if load.get("progress") is None else f"{load['progress']:.0%}"
+        done = f"{done}, waking" if load.get("wakes") else done
+        result.add_row(load["model"], load["node"], done, elapsed, usual, str(load["waiters"]))
     return result
 
 

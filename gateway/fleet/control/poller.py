@@ -45,6 +45,9 @@ log = structlog.get_logger("cortex.poller")
 # a second must not become a hundred polls. Far below what a person or a load notices.
 POLL_SPACING_S = 0.2
 
+# While a neuron loads a model, it is polled this often, so that those who wait see how far the load is.
+LOADING_INTERVAL_S = 2.0
+
 # A neuron that is down is polled this often, so that it is served within two seconds of its return. So is one of which
 # both requests and polls have begun to fail, so that it is soon known to be down.
 DOWN_INTERVAL_S = 1.0
@@ -160,6 +163,8 @@ class _NodePoller:
             interval_s = self._settings.interval_seconds
             if not self._node.healthy or (self._is_failing and self._node.failing_models):
                 interval_s = min(interval_s, DOWN_INTERVAL_S)
+            if any(model.status == "loading" for model in self._node.models.values()):
+                interval_s = min(interval_s, LOADING_INTERVAL_S)
             with trio.move_on_at(began + interval_s):
                 await self._poll_requested.wait()
             await trio.sleep_until(began + POLL_SPACING_S)
@@ -352,6 +357,7 @@ def model_report(model: NeuronModel, counter: ModelCounters | None, url: str | N
         engine=_text(model.engine),
         serves=_text(model.serves),
         dialects=_texts(model.dialects),
+        asleep_level=model.asleep_level if isinstance(model.asleep_level, int) else None,
     )
 
 

@@ -150,6 +150,7 @@ class NeuronModel(msgspec.Struct, frozen=True):
     engine: Any = None
     serves: Any = None
     dialects: Any = None
+    asleep_level: Any = None
 
 
 # Calls ................................................................................................................

@@ -93,7 +93,7 @@ def _sparing(
     if place is None or place.fit is Fit.FULL:
         return None
     victims = find_victims(
-        profile, node, node.free_mb(place.devices), catalogue
+        profile, node, node.free_mb(place.devices), catalogue, wakes=place.wakes
     )  # the load decides by recent use alone
     return place if all(map(is_spare, victims or ())) else None
 

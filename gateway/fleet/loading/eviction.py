@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
+from typing import Protocol
 
 from catalogue.models import Catalogue, ModelProfile
 from catalogue.placement import may_displace, share_mb
 from gateway.fleet.model_names import catalogue_id
 from gateway.fleet.node import Node, NodeModel
 from gateway.fleet.routing.placement import Candidate, Fit, LoadRank, candidate_on, devices_for, load_rank
+from gateway.fleet.routing.sleepers import load_share_mb
 from gateway.fleet.routing.victims import find_victims, last_used, priority_of, resident_before, resident_mb
 from gateway.fleet.state import Fleet
 
 __all__ = [
+    "LoadTimes",
     "busy_models",
     "find_victims_young_last",
     "fits",
@@ -23,43 +27,121 @@ __all__ = [
 ]
 
 
+class LoadTimes(Protocol):
+    """How long loads take, in seconds: learnt, or else assumed."""
+
+    def expected_s(self, node: str, model: str, *, wakes: bool) -> float:
+        """Until the model is loaded on this node, or woken."""
+        ...
+
+    def return_s(self, node: str, model: str) -> float:
+        """Until a model that is evicted there is back: woken, if it has been woken there before."""
+        ...
+
+
 def find_victims_young_last(
-    profile: ModelProfile, node: Node, free_mb: Mapping[int, int], catalogue: Catalogue, *, loaded_before: float
+    profile: ModelProfile,
+    node: Node,
+    free_mb: Mapping[int, int],
+    catalogue: Catalogue,
+    *,
+    loaded_before: float,
+    wakes: bool = False,
 ) -> tuple[NodeModel, ...] | None:
     """As `find_victims`; models loaded after `loaded_before` are evicted only if there is no room without that."""
-    old_only = find_victims(profile, node, free_mb, catalogue, may_evict=resident_before(loaded_before))
-    return old_only if old_only is not None else find_victims(profile, node, free_mb, catalogue)
+    is_old = resident_before(loaded_before)
+    old_only = find_victims(profile, node, free_mb, catalogue, may_evict=is_old, wakes=wakes)
+    return old_only if old_only is not None else find_victims(profile, node, free_mb, catalogue, wakes=wakes)
 
 
 def rank_candidates(
-    profile: ModelProfile, candidates: Iterable[Candidate], fleet: Fleet, catalogue: Catalogue, *, loaded_before: float
+    profile: ModelProfile,
+    candidates: Iterable[Candidate],
+    fleet: Fleet,
+    catalogue: Catalogue,
+    *,
+    loaded_before: float,
+    times: LoadTimes,
 ) -> list[tuple[LoadRank, Candidate]]:
     """The candidates in the order in which a load tries them, each with its rank.
+
+    If the model sleeps on one of them, each has a price: the seconds of the load and of the return of what it evicts.
+    Waking comes before every load that costs more, even one into free memory, unless it evicts a young model.
 
     Among those that need evictions, a candidate that spares the models loaded after `loaded_before` comes first:
     models that evict each other in turn cost more loads than they serve requests. For the same reason a candidate gets
     other devices of its node if these spare such models.
     """
-    is_old = resident_before(loaded_before)
-    ranked = []
-    for given in candidates:
-        candidate, evicts_young = given, False
-        node = fleet.nodes[given.node]
-        if given.fit is Fit.AFTER_EVICTION and (
-            find_victims(profile, node, node.free_mb(given.devices), catalogue, may_evict=is_old) is None
-        ):
-            sparing = candidate_on(node, profile, catalogue, may_evict=is_old)
-            if sparing is not None and sparing.fit is Fit.AFTER_EVICTION:
-                candidate = sparing
-            else:
-                evicts_young = True
-        ranked.append((load_rank(candidate, evicts_young=evicts_young), candidate))
-    return sorted(ranked)
+    found = [_sparing_young(profile, given, fleet, catalogue, loaded_before) for given in candidates]
+    if not any(candidate.wakes for candidate, _ in found):
+        return sorted((load_rank(candidate, evicts_young=young), candidate) for candidate, young in found)
+    prices_s = [
+        times.expected_s(candidate.node, profile.id, wakes=candidate.wakes)
+        + _evictions_s(
+            profile, candidate, fleet.nodes[candidate.node], catalogue, loaded_before=loaded_before, times=times
+        )
+        for candidate, _ in found
+    ]
+    waking_s = min(
+        (
+            price_s
+            for (candidate, young), price_s in zip(found, prices_s, strict=True)
+            if candidate.wakes and not young and candidate.fit is not Fit.FULL
+        ),
+        default=inf,
+    )
+    return sorted(
+        (
+            load_rank(
+                candidate,
+                evicts_young=young,
+                costs_more=not candidate.wakes and price_s > waking_s,
+                price_s=price_s,
+            ),
+            candidate,
+        )
+        for (candidate, young), price_s in zip(found, prices_s, strict=True)
+    )
 
 
-def fits(profile: ModelProfile, free_mb: Mapping[int, int]) -> bool:
+def _sparing_young(
+    profile: ModelProfile, given: Candidate, fleet: Fleet, catalogue: Catalogue, loaded_before: float
+) -> tuple[Candidate, bool]:
+    """The candidate, with devices that spare young models if there are any; and whether a young model is evicted."""
+    node, is_old = fleet.nodes[given.node], resident_before(loaded_before)
+    if given.fit is not Fit.AFTER_EVICTION:
+        return given, False
+    free_mb = node.free_mb(given.devices)
+    if find_victims(profile, node, free_mb, catalogue, may_evict=is_old, wakes=given.wakes) is not None:
+        return given, False
+    sparing = candidate_on(node, profile, catalogue, may_evict=is_old)
+    if sparing is not None and sparing.fit is Fit.AFTER_EVICTION:
+        return sparing, False
+    return given, True
+
+
+def _evictions_s(
+    profile: ModelProfile,
+    candidate: Candidate,
+    node: Node,
+    catalogue: Catalogue,
+    *,
+    loaded_before: float,
+    times: LoadTimes,
+) -> float:
+    """How long the return of the models takes that a load there evicts."""
+    if candidate.fit is not Fit.AFTER_EVICTION:
+        return 0.0
+    free_mb = node.free_mb(candidate.devices)
+    victims = find_victims_young_last(
+        profile, node, free_mb, catalogue, loaded_before=loaded_before, wakes=candidate.wakes
+    )
+    return sum(times.return_s(node.name, catalogue_id(victim.id, catalogue)) for victim in victims or ())
+
+
+def fits(profile: ModelProfile, free_mb: Mapping[int, int], sleeper: NodeModel | None = None) -> bool:
     """Whether each device has room for its share. An unknown need or an unknown reading counts as room."""
-    need_mb = share_mb(profile)
+    need_mb = load_share_mb(profile, sleeper)
     return need_mb is None or all(free >= need_mb for free in free_mb.values())
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from math import inf
+from typing import Literal, NamedTuple
 
 import trio
 
 from gateway.errors import whole_s
 
-__all__ = ["Load", "LoadHistory", "LoadPostponed", "LoadRecord", "LoadView"]
+__all__ = ["Load", "LoadHistory", "LoadPostponed", "LoadProgress", "LoadRecord", "LoadView"]
 
 DEFAULT_ESTIMATE_S = 30  # Retry-After for a load that was never timed
 RECORDS = 256  # of the last loads, for `cortex explain`; a fleet of ten neurons seldom has that many in a day
 TIMES = 5  # per node and model, for estimates
+# Until it is learnt. https://docs.vllm.ai/en/latest/features/sleep_mode/: the engine's start and its compilation are
+# spared; at level 1 only the copy from host memory is left, at level 2 the weights are read from the disk.
+WAKE_SHARE = 0.1
+LARGEST_ESTIMATED_FRACTION = 0.99  # a load that takes longer than usual is not at its end
+SMALLEST_TELLING_FRACTION = 0.05  # below it, the rest of a load cannot be extrapolated
 
 LoadOutcome = Literal["loaded", "failed", "postponed"]
 
@@ -25,7 +31,8 @@ class LoadView:
     """A load under way, for the admin API.
 
     `estimate_s` is how long earlier loads took, None if there were none. `overdue`: the load takes so long that
-    requests for the model look for another node too.
+    requests for the model look for another node too. `wakes`: the model slept, and is woken. `progress` is the fraction
+    that is done, None if neither the neuron nor earlier loads tell.
     """
 
     node: str
@@ -34,6 +41,17 @@ class LoadView:
     estimate_s: float | None
     waiters: int
     overdue: bool
+    wakes: bool = False
+    progress: float | None = None
+
+
+class LoadProgress(NamedTuple):
+    """How far the load of a model is. `left_s` is the time until its end in seconds. None for what is unknown."""
+
+    wakes: bool
+    fraction: float | None
+    elapsed_s: float | None
+    left_s: float | None
 
 
 @dataclass(slots=True)
@@ -42,6 +60,7 @@ class LoadRecord:
 
     `outcome` is None while the load is under way. `postponed`: the free memory that the load was decided by was gone
     when it began. `reason` says why the model was not loaded; `evicted` are the models that were unloaded for it.
+    `woke`: the model slept on the node.
     """
 
     node: str
@@ -51,6 +70,7 @@ class LoadRecord:
     outcome: LoadOutcome | None = None
     reason: str | None = None
     evicted: tuple[str, ...] = ()
+    woke: bool = False
 
 
 class Load:
@@ -72,13 +92,15 @@ class Load:
         "record",
         "scope",
         "waiters",
+        "wakes",
     )
 
-    def __init__(self, node: str, model: str) -> None:
+    def __init__(self, node: str, model: str, *, wakes: bool = False) -> None:
         self.node = node
         self.model = model
+        self.wakes = wakes
         self.began_at = trio.current_time()
-        self.record = LoadRecord(node, model, self.began_at)
+        self.record = LoadRecord(node, model, self.began_at, woke=wakes)
         self.done = trio.Event()
         self.is_over = False
         self.is_overdue = False
@@ -92,16 +114,16 @@ class LoadPostponed(Exception):
 
 
 class LoadHistory:
-    """All loads of one gateway, by node and model."""
+    """All loads of one gateway, by node and model. Waking is a load with times of its own."""
 
     def __init__(self) -> None:
         self.under_way: dict[tuple[str, str], Load] = {}
-        self._took_s: dict[tuple[str, str], deque[float]] = {}
+        self._took_s: dict[tuple[str, str, bool], deque[float]] = {}  # by node, model, and whether the model was woken
         self._records: deque[LoadRecord] = deque(maxlen=RECORDS)
 
-    def begin(self, node: str, model: str) -> Load:
+    def begin(self, node: str, model: str, *, wakes: bool = False) -> Load:
         """Register a load that is about to begin."""
-        load = self.under_way[node, model] = Load(node, model)
+        load = self.under_way[node, model] = Load(node, model, wakes=wakes)
         self._records.append(load.record)
         return load
 
@@ -113,7 +135,7 @@ class LoadHistory:
 
     def note_time(self, load: Load, took_s: float) -> None:
         """Remember how long a successful load took."""
-        self._took_s.setdefault((load.node, load.model), deque(maxlen=TIMES)).append(took_s)
+        self._took_s.setdefault((load.node, load.model, load.wakes), deque(maxlen=TIMES)).append(took_s)
 
     # Reading ..........................................................................................................
 
@@ -122,44 +144,79 @@ class LoadHistory:
         found = (self.under_way.get((node, model)) for node in nodes)
         return next((load for load in found if load is not None and not load.done.is_set()), None)
 
-    def views(self) -> list[LoadView]:
-        """The loads under way."""
+    def views(self, reported: Callable[[str, str], float | None]) -> list[LoadView]:
+        """The loads under way. `reported` gives the fraction that a node reports of the load of a model, or None."""
         now = trio.current_time()
         return [
             LoadView(
                 load.node,
                 load.model,
                 now - load.began_at,
-                self.estimate_s(load.node, load.model),
+                self.estimate_s(load.node, load.model, wakes=load.wakes),
                 load.waiters,
                 load.is_overdue,
+                load.wakes,
+                self._progress(load, reported).fraction,
             )
             for load in self.under_way.values()
         ]
 
-    def estimate_s(self, node: str, model: str) -> float | None:
+    def estimate_s(self, node: str, model: str, *, wakes: bool = False) -> float | None:
         """How long loading this model on this node takes: the mean of the last times, None if there are none."""
-        took_s = self._took_s.get((node, model))
+        took_s = self._took_s.get((node, model, wakes))
         return sum(took_s) / len(took_s) if took_s else None
 
-    def longest_s(self, node: str, model: str) -> float | None:
+    def longest_s(self, node: str, model: str, *, wakes: bool = False) -> float | None:
         """The longest of the last times, None if there are none."""
-        took_s = self._took_s.get((node, model))
+        took_s = self._took_s.get((node, model, wakes))
         return max(took_s) if took_s else None
 
-    def retry_after_s(self, model: str) -> int:
-        """When to ask again for a model that is being loaded, in whole seconds."""
-        now = trio.current_time()
-        remaining_s = [
-            (self.estimate_s(load.node, model) or DEFAULT_ESTIMATE_S) - (now - load.began_at)
-            for load in self.under_way.values()
-            if load.model == model
-        ]
-        return whole_s(min(remaining_s, default=DEFAULT_ESTIMATE_S))
+    def expected_s(self, node: str, model: str, *, wakes: bool) -> float:
+        """How long loading or waking this model on this node takes: learnt, or else assumed."""
+        learnt_s = self.estimate_s(node, model, wakes=wakes)
+        if learnt_s is not None:
+            return learnt_s
+        load_s = self.estimate_s(node, model) or self._elsewhere_s(model) or DEFAULT_ESTIMATE_S
+        return load_s * WAKE_SHARE if wakes else load_s
+
+    def return_s(self, node: str, model: str) -> float:
+        """How long it takes to have a model back that is evicted: woken, if it has been woken there before."""
+        return self.estimate_s(node, model, wakes=True) or self.expected_s(node, model, wakes=False)
+
+    def _elsewhere_s(self, model: str) -> float | None:
+        """The mean of the last load times on all nodes, or None."""
+        known = [s for (_, name, woken), took_s in self._took_s.items() if name == model and not woken for s in took_s]
+        return sum(known) / len(known) if known else None
+
+    def progress(self, model: str, reported: Callable[[str, str], float | None]) -> LoadProgress | None:
+        """How far the load of the model is that ends first; None if there is none. `reported`: see `views`."""
+        found = [self._progress(load, reported) for load in self.under_way.values() if load.model == model]
+        return min(found, key=lambda progress: inf if progress.left_s is None else progress.left_s, default=None)
+
+    def _progress(self, load: Load, reported: Callable[[str, str], float | None]) -> LoadProgress:
+        """By what the node reports, else by how long earlier loads took."""
+        elapsed_s = trio.current_time() - load.began_at
+        fraction, usual_s = reported(load.node, load.model), self.estimate_s(load.node, load.model, wakes=load.wakes)
+        left_s = None if usual_s is None else max(usual_s - elapsed_s, 0.0)
+        if fraction is None and usual_s:
+            fraction = min(elapsed_s / usual_s, LARGEST_ESTIMATED_FRACTION)
+        elif fraction is not None and fraction >= SMALLEST_TELLING_FRACTION:
+            left_s = elapsed_s * (1 - fraction) / fraction
+        return LoadProgress(load.wakes, fraction, elapsed_s, left_s)
+
+    def retry_after_s(self, model: str, reported: Callable[[str, str], float | None]) -> int:
+        """When to ask again for a model that is being loaded, in whole seconds. `reported`: see `views`."""
+        progress = self.progress(model, reported)
+        if progress is None:
+            return DEFAULT_ESTIMATE_S
+        if progress.left_s is None:
+            return whole_s(DEFAULT_ESTIMATE_S - (progress.elapsed_s or 0.0))
+        return whole_s(progress.left_s)
 
     def earlier(self, model: str) -> str:
         """How long earlier loads of the model took, as the end of a sentence; empty if there were none."""
-        estimates = {node: self.estimate_s(node, model) for node, name in self._took_s if name == model}
+        nodes = [node for node, name, woken in self._took_s if name == model and not woken]
+        estimates = {node: self.estimate_s(node, model) for node in nodes}
         known = ", ".join(
             f"{took_s:.0f} s on {node}" for node, took_s in sorted(estimates.items()) if took_s is not None
         )

@@ -14,6 +14,7 @@ from gateway.fleet.loading import eviction
 from gateway.fleet.loading.load_history import LoadPostponed, LoadRecord
 from gateway.fleet.loading.unload import Unloader
 from gateway.fleet.routing.placement import Candidate, Fit, candidate_on
+from gateway.fleet.routing.sleepers import sleeper_on
 from gateway.fleet.state import Fleet
 
 __all__ = ["RoomMaker"]
@@ -69,6 +70,7 @@ class RoomMaker:
             free_mb,
             self._catalogue.current,
             loaded_before=trio.current_time() - self._min_residency_s,
+            wakes=candidate.wakes,
         )
         if victims is None or (victims and candidate.fit is Fit.FREE):
             # The memory that the poll reported as free is taken by now. Another node may be better, or waiting.
@@ -78,6 +80,7 @@ class RoomMaker:
             if place is not None and place.fit is Fit.FREE:
                 raise LoadPostponed(f"the devices {', '.join(map(str, place.devices))} have room by now")
             await self._unloader.evict(node, victims)
+            self._fleet.loading(node.name, profile.id)  # the model itself may have been a victim: a sleeper elsewhere
             record.evicted = tuple(victim.id for victim in victims)
             await self._wait_for_room(profile, candidate)
 
@@ -86,9 +89,9 @@ class RoomMaker:
         with trio.move_on_after(ROOM_DEADLINE_S):
             while True:
                 readings_mb = await self._measure_free_mb(candidate.node)
-                if eviction.fits(
-                    profile, {index: free for index, free in readings_mb.items() if index in candidate.devices}
-                ):
+                free_mb = {index: free for index, free in readings_mb.items() if index in candidate.devices}
+                sleeper = sleeper_on(self._fleet.nodes[candidate.node], profile) if candidate.wakes else None
+                if eviction.fits(profile, free_mb, sleeper):
                     return
                 await trio.sleep(ASK_INTERVAL_S)
         raise LoadPostponed(

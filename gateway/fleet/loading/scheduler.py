@@ -22,10 +22,17 @@ from gateway.fleet.control.types import LoadingApi, NeuronError
 from gateway.fleet.loading import eviction
 from gateway.fleet.loading.backoff import FailedLoadView, LoadBackoffs
 from gateway.fleet.loading.load import Loader
-from gateway.fleet.loading.load_history import Load, LoadHistory, LoadPostponed, LoadRecord, LoadView
+from gateway.fleet.loading.load_history import (
+    Load,
+    LoadHistory,
+    LoadPostponed,
+    LoadProgress,
+    LoadRecord,
+    LoadView,
+)
 from gateway.fleet.loading.make_room import RoomMaker
 from gateway.fleet.loading.unload import Unloader
-from gateway.fleet.model_names import profile_of
+from gateway.fleet.model_names import holders_of, names_on_neurons, profile_of
 from gateway.fleet.node import NodeModel
 from gateway.fleet.routing.choose import ColdLoad, Decision, WaitForLoad
 from gateway.fleet.routing.placement import Candidate, Fit
@@ -113,7 +120,7 @@ class LoadScheduler:
 
     def loads(self) -> list[LoadView]:
         """The loads under way."""
-        return self._history.views()
+        return self._history.views(self._reported_progress)
 
     def failing(self) -> list[FailedLoadView]:
         """The nodes and models whose last load failed."""
@@ -123,13 +130,36 @@ class LoadScheduler:
         """Whether a load or an unload runs on this node."""
         return node in self._busy_since
 
+    @property
+    def times(self) -> LoadHistory:
+        """How long loads took. For plans."""
+        return self._history
+
     def estimate_s(self, node: str, model: str) -> float | None:
         """How long loading this model on this node takes, None if it was never timed."""
-        return self._history.estimate_s(node, model)
+        load = self._history.under_way.get((node, model))
+        return self._history.estimate_s(node, model, wakes=load is not None and load.wakes)
 
     def retry_after_s(self, model: str) -> int:
         """When to ask again for a model that is being loaded, in whole seconds."""
-        return self._history.retry_after_s(model)
+        return self._history.retry_after_s(model, self._reported_progress)
+
+    def progress(self, model: str) -> LoadProgress | None:
+        """How far the load of the model is, ours or another's; None if there is none, and the model waits for one."""
+        ours = self._history.progress(model, self._reported_progress)
+        if ours is not None:
+            return ours
+        holders = holders_of(model, self._fleet, self._catalogue.current)
+        reports = [holder.report for holder in holders if holder.status == "loading" and holder.report is not None]
+        known = [report.progress for report in reports if report.progress is not None]
+        return LoadProgress(False, max(known, default=None), None, None) if reports else None
+
+    def _reported_progress(self, node: str, model: str) -> float | None:
+        """The fraction that the node reported of the load of the model, at its last poll."""
+        names = names_on_neurons(model, self._catalogue.current)
+        entries = (self._fleet.nodes[node].models.get(name) for name in names)
+        reports = (entry.report for entry in entries if entry is not None and entry.report is not None)
+        return next((report.progress for report in reports if report.status == "loading"), None)
 
     def earlier_loads(self, model: str) -> str:
         """How long earlier loads of the model took, as the end of a sentence; empty if there were none."""
@@ -227,14 +257,19 @@ class LoadScheduler:
         """The best candidate without a job; None to wait for a better one whose job is not old."""
         loaded_before = trio.current_time() - self._settings.eviction.min_residency_seconds
         ranked = eviction.rank_candidates(
-            profile, ready, self._fleet, self._catalogue.current, loaded_before=loaded_before
+            profile,
+            ready,
+            self._fleet,
+            self._catalogue.current,
+            loaded_before=loaded_before,
+            times=self._history,
         )
         best_rank, best = ranked[0]
         free = next(((rank, candidate) for rank, candidate in ranked if candidate.node not in self._busy_since), None)
         if free is None:
             return None
         rank, candidate = free
-        is_worse = (rank.fit, rank.evicts_young) > (best_rank.fit, best_rank.evicts_young)
+        is_worse = rank[:3] > best_rank[:3]
         if is_worse and trio.current_time() - self._busy_since[best.node] < PATIENCE_S:
             return None
         return candidate
@@ -268,9 +303,10 @@ class LoadScheduler:
     def _start(self, profile: ModelProfile, candidate: Candidate) -> Load:
         if self._nursery is None:
             raise ServiceUnavailable("this gateway is starting and cannot load models yet", retry_after_s=1)
-        load = self._history.begin(candidate.node, profile.id)
+        load = self._history.begin(candidate.node, profile.id, wakes=candidate.wakes)
         self._busy_since[candidate.node] = load.began_at
         self._fleet.loading(candidate.node, profile.id)
+        self._poll_soon(candidate.node)  # from then on it is polled more often, for the progress of the load
         self._count_cold_start(profile.id, candidate.node)
         self._nursery.start_soon(self._run_load, load, profile, candidate)
         self._nursery.start_soon(self._watch_for_overdue, load)
@@ -307,7 +343,7 @@ class LoadScheduler:
 
     def _overdue_s(self, load: Load) -> float:
         latest_s = self._settings.deadlines.load_seconds / 2
-        longest_s = self._history.longest_s(load.node, load.model)
+        longest_s = self._history.longest_s(load.node, load.model, wakes=load.wakes)
         return latest_s if longest_s is None else min(max(OVERDUE_FACTOR * longest_s, OVERDUE_AT_LEAST_S), latest_s)
 
     # For operators ....................................................................................................
@@ -351,7 +387,7 @@ class LoadScheduler:
             raise ServiceUnavailable(f"{node} is busy with another load or unload", retry_after_s=5)
         if resident is None:
             raise ServiceUnavailable(f"'{model}' is not on {node}", retry_after_s=5)
-        if resident.status != "loaded":
+        if resident.status not in {"loaded", "asleep", "poisoned"}:
             raise ServiceUnavailable(f"'{model}' on {node} is {resident.status}, not loaded", retry_after_s=5)
         if resident.leases:
             requests = f"{resident.leases} request{'s' * (resident.leases != 1)}"

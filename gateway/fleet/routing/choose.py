@@ -27,6 +27,7 @@ from gateway.fleet.engine_access import EngineAccess
 from gateway.fleet.model_names import holders_of, known_names, names_on_neurons, replicas_of
 from gateway.fleet.node import Node, NodeModel
 from gateway.fleet.routing.placement import Candidate, candidate_on, load_rank, may_be_feasible
+from gateway.fleet.routing.sleepers import ASLEEP
 from gateway.fleet.state import Fleet
 
 # Retry-After in whole seconds, by the check that failed.
@@ -143,8 +144,10 @@ def _choose_cold(model: str, fleet: Fleet, catalogue: Catalogue, exclude: Collec
     names = names_on_neurons(model, catalogue)
     nodes = [node for node in fleet.nodes.values() if _is_open(node, exclude)]
     holders = holders_of(model, fleet, catalogue)
-    if any(holder.status == "recovering" and holder.node in nodes for holder in holders):
-        raise ServiceUnavailable(f"model '{model}' is recovering", retry_after_s=RECOVERING_RETRY_S)
+    recovering = [holder for holder in holders if holder.status == "recovering" and holder.node in nodes]
+    if recovering:
+        states = ", ".join(map(describe_state, recovering)).removeprefix("recovering ")
+        raise ServiceUnavailable(f"model '{model}' is recovering {states}", retry_after_s=RECOVERING_RETRY_S)
     loading = tuple(node.name for node in nodes if any(node.is_loading(name) for name in names))
     if loading:
         return WaitForLoad(model, loading)
@@ -163,24 +166,24 @@ def _unlisted(model: str, holders: list[NodeModel], fleet: Fleet, catalogue: Cat
     if not holders:
         hint = did_you_mean(model, known_names(fleet, catalogue))
         return ModelNotFound(f"model '{model}' not found on any node and not in catalogue{hint}")
-    is_unloaded = all(holder.status == "unloaded" for holder in holders)
-    hint = "; cortex cannot load it: no [[models]] table in models.toml describes it" if is_unloaded else ""
+    is_idle = all(holder.status in {"unloaded", ASLEEP} for holder in holders)
+    hint = "; cortex cannot load it: no [[models]] table in models.toml describes it" if is_idle else ""
     return _not_serving(model, holders, hint)
 
 
 def _not_serving(model: str, holders: list[NodeModel], hint: str = "") -> ServiceUnavailable:
-    states = ", ".join(map(_state, holders))
+    states = ", ".join(map(describe_state, holders))
     return ServiceUnavailable(f"model '{model}' cannot serve now: {states}{hint}", retry_after_s=NOT_SERVING_RETRY_S)
 
 
-def _state(holder: NodeModel) -> str:
+def describe_state(holder: NodeModel) -> str:
+    """For people: the model's status, where, and why, as far as the neuron says so."""
     node, reason = holder.node.name, holder.report and holder.report.servable_reason
     if not holder.node.healthy:
         return f"{holder.status} on {node} before {node} stopped answering ({holder.node.failure or 'no reason known'})"
     if not holder.servable:
         return f"not servable{f' ({reason})' if reason else ''} on {node}"
-    reason = holder.report and holder.report.reason
-    return f"{holder.status} on {node}{f' ({reason})' if reason else ''}"
+    return f"{holder.status} on {node}{f' ({holder.reason})' if holder.reason else ''}"
 
 
 def _why_down(node: Node) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from catalogue.models import Catalogue
 from gateway.errors import GatewayError
 from gateway.fleet.model_names import names_on_neurons, replicas_of
-from gateway.fleet.node import Node, NodeModel
+from gateway.fleet.node import ROUTABLE_STATUSES, Node, NodeModel
 from gateway.fleet.routing.choose import ColdLoad, Decision, Route, WaitForLoad, WaitForSlot
 from gateway.fleet.routing.placement import Fit
 from gateway.fleet.state import Fleet
@@ -133,18 +133,27 @@ class _NodeJudge(NamedTuple):
     def _without_model(self, node: str) -> NodeVerdict:
         if not isinstance(self.made, ColdLoad):
             return NodeVerdict(node, "not loaded")
-        candidate = next((candidate for candidate in self.made.candidates if candidate.node == node), None)
+        return NodeVerdict(node, "not loaded", self._room_on(node) or "cannot hold it")
+
+    def _room_on(self, node: str) -> str:
+        """Whether a load of the model fits there; empty if this is no candidate for a load."""
+        candidates = self.made.candidates if isinstance(self.made, ColdLoad) else ()
+        candidate = next((candidate for candidate in candidates if candidate.node == node), None)
         if candidate is None:
-            return NodeVerdict(node, "not loaded", "cannot hold it")
+            return ""
         free = "" if candidate.free_mb is None else f", {candidate.free_mb} MB free"
-        return NodeVerdict(node, "not loaded", _FITS[candidate.fit] + free)
+        return ("to be woken: " if candidate.wakes else "") + _FITS[candidate.fit] + free
 
     def _with_model(self, model: NodeModel) -> NodeVerdict:
         name = model.node.name
         if not model.servable:
             return NodeVerdict(name, "not servable", _clipped((model.report and model.report.servable_reason) or ""))
         if not model.routable:
-            return NodeVerdict(name, model.status or "not loaded", "" if model.url else "inference URL unknown")
+            unknown_url = "inference URL unknown" if model.status in ROUTABLE_STATUSES and not model.url else ""
+            progress = model.report and model.report.progress
+            done = "" if progress is None or model.status != "loading" else f"{progress:.0%} done"
+            facts = [_clipped(model.reason or ""), unknown_url, done, self._room_on(name)]
+            return NodeVerdict(name, model.status or "not loaded", "; ".join(filter(None, facts)))
         if not model.admits(self.now):
             return NodeVerdict(name, "breaker open", _clipped(model.open_breaker.reason))
         if model.busy_until > self.now:

@@ -13,8 +13,9 @@ from math import comb
 from typing import NamedTuple
 
 from catalogue.models import Catalogue, ModelProfile
-from catalogue.placement import share_mb, usable_devices
+from catalogue.placement import usable_devices
 from gateway.fleet.node import Node, NodeModel
+from gateway.fleet.routing.sleepers import load_share_mb, sleeper_on
 from gateway.fleet.routing.victims import Victim, enough_victims, evictable, last_used
 
 __all__ = [
@@ -42,32 +43,45 @@ class Fit(IntEnum):
 
 
 class Candidate(NamedTuple):
-    """A node on which the model could be loaded. The load call names `devices`; `free_mb` is their free memory."""
+    """A node on which the model could be loaded. The load call names `devices`; `free_mb` is their free memory.
+
+    `wakes`: the model sleeps there, and the load wakes it.
+    """
 
     node: str
     devices: tuple[int, ...]
     fit: Fit
     free_mb: int | None
+    wakes: bool = False
 
 
 class LoadRank(NamedTuple):
     """The sort key of candidates: the smallest is tried first.
 
-    "Pinned first" needs no field: a profile with `pinned_on` is feasible on those nodes only.
+    "Pinned first" needs no field: a profile with `pinned_on` is feasible on those nodes only. `costs_more` is False and
+    `price_s` 0 unless the model sleeps on one of the candidates; see `loading/eviction.py`.
     """
 
+    costs_more: bool
     fit: Fit
     evicts_young: bool
+    price_s: float
     minus_free_mb: int
     node: str
 
 
-def load_rank(candidate: Candidate, *, evicts_young: bool = False) -> LoadRank:
+def load_rank(
+    candidate: Candidate, *, evicts_young: bool = False, costs_more: bool = False, price_s: float = 0.0
+) -> LoadRank:
     """Free memory first, then after evictions, then the most free memory, then the name.
 
-    `evicts_young`: room there costs a model that was loaded less than the minimum residency ago.
+    Args:
+        candidate: Where.
+        evicts_young: Room there costs a model that was loaded less than the minimum residency ago.
+        costs_more: Waking the model on another node takes less time.
+        price_s: How long the load takes, and the return of what it evicts.
     """
-    return LoadRank(candidate.fit, evicts_young, -(candidate.free_mb or 0), candidate.node)
+    return LoadRank(costs_more, candidate.fit, evicts_young, price_s, -(candidate.free_mb or 0), candidate.node)
 
 
 # Whether a node can hold the model at all .............................................................................
@@ -106,6 +120,9 @@ def candidate_on(
     Of the sets of `min_devices` devices, it takes the one that fits into free memory with the least left over. If none
     does, it takes the one whose eviction is cheapest: the fewest models, then the least recently used. Ties by index.
 
+    A model that sleeps on the node is woken where it sleeps. Only if there is no room for that, not even after
+    evictions, it is loaded anew on other devices; then the sleeper is one of the victims.
+
     Args:
         node: Any node.
         profile: The model to load.
@@ -116,10 +133,22 @@ def candidate_on(
     usable = devices_for(profile, node)
     if usable is None:
         return None
-    readings_mb = node.free_mb(usable) if free_mb is None else free_mb
-    fit, devices = _choose_devices(node, profile, catalogue, usable, may_evict=may_evict, free_mb=readings_mb)
+    readings_mb = node.free_mb([device.index for device in node.devices or ()]) if free_mb is None else free_mb
+    sleeper = sleeper_on(node, profile)
+    wakes = False
+    if sleeper is not None and sleeper.report is not None:
+        fit, devices = _choose_devices(
+            node, profile, catalogue, sleeper.report.devices, may_evict=may_evict, free_mb=readings_mb, sleeper=sleeper
+        )
+        wakes = fit is not Fit.FULL
+    if not wakes:
+        fit, devices = _choose_devices(node, profile, catalogue, usable, may_evict=may_evict, free_mb=readings_mb)
+        if sleeper is not None and fit is Fit.FREE:
+            fit = Fit.AFTER_EVICTION
     known_mb = [readings_mb[index] for index in devices if index in readings_mb]
-    return Candidate(node.name, tuple(sorted(devices)), fit, sum(known_mb) if len(known_mb) == len(devices) else None)
+    return Candidate(
+        node.name, tuple(sorted(devices)), fit, sum(known_mb) if len(known_mb) == len(devices) else None, wakes
+    )
 
 
 def _choose_devices(
@@ -130,9 +159,10 @@ def _choose_devices(
     *,
     may_evict: Callable[[NodeModel], bool] | None,
     free_mb: Mapping[int, int],
+    sleeper: NodeModel | None = None,
 ) -> tuple[Fit, Sequence[int]]:
     """Every device must have room for its share: free memory on one GPU does not help another."""
-    count, need_mb = profile.min_devices, share_mb(profile)
+    count, need_mb = profile.min_devices if sleeper is None else len(usable), load_share_mb(profile, sleeper)
     # The most free memory first. An unknown reading may be anything, so it is better than none.
     roomiest = sorted(usable, key=lambda index: (-free_mb.get(index, 1), index))
     if need_mb is None:

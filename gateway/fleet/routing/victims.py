@@ -1,4 +1,4 @@
-"""Which loaded models may be evicted for another, what that frees, and the fewest that make room. Pure.
+"""Which models may be evicted for another, what that frees, and the fewest that make room. Pure.
 
 The only place for these rules: the choice of devices (`placement.py`), loading, drains and plans all call them.
 """
@@ -6,12 +6,14 @@ The only place for these rules: the choice of devices (`placement.py`), loading,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil
 from typing import NamedTuple
 
 from catalogue.models import DEFAULT_PRIORITY, Catalogue, ModelProfile
-from catalogue.placement import may_displace, share_mb
-from gateway.fleet.model_names import catalogue_id, profile_of
+from catalogue.placement import may_displace
+from gateway.fleet.model_names import catalogue_id, neuron_model_id, profile_of
 from gateway.fleet.node import Node, NodeModel
+from gateway.fleet.routing.sleepers import ASLEEP, load_share_mb, sleeper_on
 
 __all__ = [
     "Victim",
@@ -43,8 +45,11 @@ def find_victims(
     catalogue: Catalogue,
     *,
     may_evict: Callable[[NodeModel], bool] | None = None,
+    wakes: bool = False,
 ) -> tuple[NodeModel, ...] | None:
     """The fewest models, least recently used first, whose eviction makes room for `profile`.
+
+    A load of a model that sleeps on the node, but on other devices, needs the sleeper out of the way: it comes first.
 
     Args:
         profile: The model to load.
@@ -52,19 +57,24 @@ def find_victims(
         free_mb: Free memory in MB by device index, of the devices that the load will use.
         catalogue: For residency priorities.
         may_evict: Narrows the choice further; None for every permitted model.
+        wakes: The load wakes the model where it sleeps.
 
     Returns:
         Empty if the model fits already, or if its need or the devices are unknown. None if evicting every permitted
         model is not enough.
     """
-    need_mb = share_mb(profile)
+    sleeper = sleeper_on(node, profile)
+    need_mb = load_share_mb(profile, sleeper if wakes else None)
+    ended = () if sleeper is None or wakes else (sleeper,)
     if need_mb is None:
-        return ()
-    missing_mb = {index: need_mb - free for index, free in free_mb.items() if free < need_mb}
+        return ended
+    freed_mb = {index: sum(resident_mb(model, index, catalogue) or 0.0 for model in ended) for index in free_mb}
+    missing_mb = {index: ceil(need_mb - free - freed_mb[index]) for index, free in free_mb.items()}
+    missing_mb = {index: missing for index, missing in missing_mb.items() if missing > 0}
     if not missing_mb:
-        return ()
+        return ended
     found = enough_victims(missing_mb, evictable(profile, node, missing_mb, catalogue, may_evict=may_evict))
-    return None if found is None else tuple(victim.resident for victim in found)
+    return None if found is None else (*ended, *(victim.resident for victim in found))
 
 
 def evictable(
@@ -151,12 +161,14 @@ def resident_mb(resident: NodeModel, device: int, catalogue: Catalogue) -> float
 
 
 def may_be_evicted(resident: NodeModel, incoming: ModelProfile, catalogue: Catalogue) -> bool:
-    """Whether `resident` may be unloaded to make room: it is loaded, idle, not guarded, and of a permitted class.
+    """Whether `resident` may be unloaded to make room: it is loaded or asleep, idle, not guarded, of a permitted class.
 
-    Idle means no lease of ours, and at the neuron no request of others: what the neuron still counts of our own
-    requests that have ended does not protect a model.
+    It must not be `incoming` itself, which may sleep there. Idle means no lease of ours, and at the neuron no request
+    of others: what the neuron still counts of our own requests that have ended does not protect a model.
     """
-    if resident.status != "loaded" or resident.load or is_guarded(resident.id, catalogue):
+    if resident.status not in {"loaded", ASLEEP} or resident.load or is_guarded(resident.id, catalogue):
+        return False
+    if resident.status == ASLEEP and resident.id in {incoming.id, neuron_model_id(incoming)}:
         return False
     return may_displace(incoming.priority, priority_of(resident.id, catalogue))
 

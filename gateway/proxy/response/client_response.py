@@ -107,10 +107,11 @@ class ClientResponse:
         await self.start(status, headers)
         await self.end(body)
 
-    async def send_keepalive(self, head: Head) -> None:
+    async def send_keepalive(self, head: Head, comment: str | None = None) -> None:
         """Send a keep-alive comment, and the head first if it was not sent. Do nothing if a comment would do harm.
 
-        A `write` during this call waits until the comment was sent, so that a comment is never split.
+        A `write` during this call waits until the comment was sent, so that a comment is never split. `comment` is its
+        text; None for the usual one.
         """
         if self._writing or self.ending or self.terminator_sent or not self.between_events:
             return
@@ -118,8 +119,9 @@ class ClientResponse:
         try:
             if not self.started:
                 await self.start(*head())
-            self.bytes_sent += len(self.keepalive_bytes)
-            await self._send_message({"type": "http.response.body", "body": self.keepalive_bytes, "more_body": True})
+            data = self.keepalive_bytes if comment is None else sse.with_comment(self.keepalive_bytes, comment)
+            self.bytes_sent += len(data)
+            await self._send_message({"type": "http.response.body", "body": data, "more_body": True})
         finally:
             self._keepalive_sent = None
             sent.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import trio
 
@@ -28,6 +29,9 @@ class KeepAlive:
         client: The response to write to.
         settings: Both times, in seconds; 0 disables either.
         head: Status and headers for an early 200.
+
+    Attributes:
+        comment: Gives the text of the next comment: what the client waits for. None for the usual text.
     """
 
     __slots__ = (
@@ -36,6 +40,7 @@ class KeepAlive:
         "_last_sign_at",
         "_started_at",
         "client",
+        "comment",
         "head",
         "head_received",
         "last_write_at",
@@ -44,6 +49,7 @@ class KeepAlive:
     def __init__(self, client: ClientResponse, settings: StreamingSettings, head: Head) -> None:
         self.client = client
         self.head = head
+        self.comment: Callable[[], str] | None = None
         self._keepalive_s = settings.keepalive_seconds or math.inf
         self._early_commit_s = settings.early_commit_seconds or math.inf
         now = trio.current_time()
@@ -79,7 +85,7 @@ class KeepAlive:
             now = trio.current_time()
             due_at = self._due_at()
             if due_at <= now:
-                await self.client.send_keepalive(self.head)
+                await self.client.send_keepalive(self.head, None if self.comment is None else self.comment())
                 self._last_sign_at = trio.current_time()
             else:
                 # The head may arrive during the sleep and bring the next keep-alive nearer, at most to one interval.

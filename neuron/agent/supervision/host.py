@@ -145,7 +145,7 @@ class ModelHost:
                 is_idle = load is not None and not load.in_flight and not load.queued
                 if supervisor.is_in(ModelStatus.LOADED) and ttl_s and is_idle and supervisor.used_at <= now - ttl_s:
                     log.info("model_idle", model=supervisor.id, idle_s=round(now - supervisor.used_at, 1))
-                    self._begin_unload_or_sleep(supervisor)
+                    self._begin_unload_or_sleep(supervisor, f"it was idle for {now - supervisor.used_at:.0f} s")
 
     async def end(self, grace_s: float) -> None:
         """Stop every engine in order; returns when none is left, or after `grace_s`."""
@@ -249,7 +249,7 @@ class ModelHost:
         if not supervisor.is_in(ModelStatus.UNLOADING):
             await self._refuse_in_use(supervisor, force=force)
         if supervisor.is_in(*_HAS_ENGINE):
-            self._begin_unload_or_sleep(supervisor, force=force)
+            self._begin_unload_or_sleep(supervisor, "its memory was wanted", force=force)
         while supervisor.is_in(ModelStatus.UNLOADING):
             await supervisor.changed()
 
@@ -264,7 +264,7 @@ class ModelHost:
             raise InvalidRequest(f"model '{supervisor.id}' is {supervisor.reported_status}, not loaded")
         await self._refuse_in_use(supervisor, force=False)
         if supervisor.is_in(ModelStatus.LOADED):
-            self._begin_sleep(supervisor, level or supervisor.launch.model.sleep)
+            self._begin_sleep(supervisor, level or supervisor.launch.model.sleep, "an operator put it to sleep")
         while supervisor.is_in(ModelStatus.UNLOADING):
             await supervisor.changed()
         if not supervisor.is_in(ModelStatus.ASLEEP):
@@ -292,11 +292,11 @@ class ModelHost:
         if busy and supervisor.is_in(ModelStatus.LOADED):
             raise InUse(f"model '{supervisor.id}' has {busy} requests in flight; `force` unloads it all the same")
 
-    def _begin_unload_or_sleep(self, supervisor: ModelSupervisor, *, force: bool = False) -> None:
+    def _begin_unload_or_sleep(self, supervisor: ModelSupervisor, reason: str, *, force: bool = False) -> None:
         level = supervisor.launch.model.sleep
         may_sleep = level and not force and not supervisor.removed and supervisor.is_in(ModelStatus.LOADED)
         if may_sleep and self._fits_into_host_memory(supervisor, level):
-            self._begin_sleep(supervisor, level)
+            self._begin_sleep(supervisor, level, reason)
         else:
             supervisor.begin_unload()
 
@@ -305,9 +305,9 @@ class ModelHost:
         held_mb = None if supervisor.claim is None else supervisor.claim.total_mb
         return level != 1 or held_mb is None or held_mb * HOST_MEMORY_MARGIN < self._host_memory_mb()
 
-    def _begin_sleep(self, supervisor: ModelSupervisor, level: int) -> None:
+    def _begin_sleep(self, supervisor: ModelSupervisor, level: int, reason: str) -> None:
         supervisor.begin_sleep()
-        self._start(supervisor.fall_asleep, level)
+        self._start(supervisor.fall_asleep, level, reason)
 
     # Reload ...........................................................................................................
 

@@ -16,16 +16,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import quote
 
+import msgspec
 import structlog
 import trio
 
 from neuron.agent.devices.device_memory import MemoryClaim, MemoryNeed
-from neuron.agent.engines.engine_client import EngineCalls, EngineUnreachable
+from neuron.agent.engines.engine_client import EngineCalls
 from neuron.agent.engines.launch import Launch
 from neuron.agent.engines.load_progress import printed_progress
 from neuron.agent.engines.reported_load import ReportedLoad
 from neuron.agent.engines.served_model import ServedModel
-from neuron.agent.engines.sleep import SleepFailed, put_to_sleep, wake_up
+from neuron.agent.engines.sleep import put_to_sleep, wake_up, why_failed
 from neuron.agent.errors import NeuronRequestError, StartFailed
 from neuron.agent.process.engine_output import EngineOutput
 from neuron.agent.process.ports import NoFreePort
@@ -39,7 +40,6 @@ __all__ = ["ModelSupervisor"]
 
 READING_AGE_S = 5.0
 PORT_ATTEMPTS = 3
-SLEEP_CALL_S = 120.0  # of one sleep or wake: weights of 100 GB move at some GB/s
 _PORT_IN_USE = "the port is in use"
 
 log = structlog.get_logger("cortex.neuron.model")
@@ -132,13 +132,17 @@ class ModelSupervisor:
 
     @property
     def progress(self) -> float | None:
-        """The fraction of a load that is done: as the engine prints it, else by the time the last load took."""
+        """The fraction of a load that is done: as the engine prints it, else by the time the last load took.
+
+        A wake goes by the time that the last wake took.
+        """
         if self.status is not ModelStatus.LOADING or self._run is None or self.running is None:
             return None
-        printed = printed_progress(self.output.tail(8192))
+        learnt, wakes = self._tools.state.learnt(self._fingerprint(self.running)), self.asleep_level is not None
+        printed = None if wakes else printed_progress(self.output.tail(8192))
         if printed is not None:
             return printed
-        usual_s = self._tools.state.learnt(self._fingerprint(self.running)).load_s
+        usual_s = learnt.wake_s if wakes else learnt.load_s
         elapsed_s = trio.current_time() - self._load_began
         return None if not usual_s else min(elapsed_s / usual_s, 0.99)
 
@@ -331,8 +335,10 @@ class ModelSupervisor:
         measured = await self._tools.memory.measure(claim) if is_load or claim.memory_mb is None else None
         took_s = trio.current_time() - self._load_began
         if is_load:
-            learnt = LearntLoad(None if measured is None else sum(measured.values()), took_s)
-            self._tools.state.learn(self.running.fingerprint(len(claim.devices)), learnt)
+            fingerprint = self.running.fingerprint(len(claim.devices))
+            memory_mb = None if measured is None else sum(measured.values())
+            wake_s = self._tools.state.learnt(fingerprint).wake_s
+            self._tools.state.learn(fingerprint, LearntLoad(memory_mb, took_s, wake_s))
             self._tools.on_loaded(self.id, took_s)
         self._tools.memory.settle(claim, self._accounted(claim, measured))
         if self._stop.is_set():  # an unload came while memory was measured
@@ -369,8 +375,8 @@ class ModelSupervisor:
         """Begin to put a loaded, idle model to sleep; `fall_asleep` does it."""
         self.become(ModelStatus.UNLOADING, "is being put to sleep")
 
-    async def fall_asleep(self, level: int) -> None:
-        """Put the engine to sleep. One that refuses is ended instead."""
+    async def fall_asleep(self, level: int, reason: str) -> None:
+        """Put the engine to sleep. One that refuses is ended instead. `reason` is why it sleeps."""
         claim = self.claim
         if claim is not None:
             await self._tools.memory.begin_measurement(claim)
@@ -386,7 +392,7 @@ class ModelSupervisor:
             self._awake_mb = claim.memory_mb
             self._tools.memory.settle(claim, rest_mb)
             self.asleep_level = level
-            self.become(ModelStatus.ASLEEP)
+            self.become(ModelStatus.ASLEEP, reason)
 
     def begin_wake(self) -> LoadAttempt:
         """Begin to wake a sleeper; `wake` does it."""
@@ -400,7 +406,6 @@ class ModelSupervisor:
         claim, level = self.claim, self.asleep_level
         if claim is None or level is None:
             return
-        memory = self._tools.memory
         memory, more_mb = self._tools.memory, None
         if self._awake_mb is not None:
             more_mb = max(sum(self._awake_mb.values()) - (claim.total_mb or 0), 0)
@@ -408,7 +413,7 @@ class ModelSupervisor:
             extra = await memory.admit(MemoryNeed(self.id, more_mb, len(claim.devices), claim.devices))
         except NeuronRequestError as failure:
             if self._is_still(ModelStatus.LOADING, claim):
-                self.become(ModelStatus.ASLEEP)
+                self.become(ModelStatus.ASLEEP, f"could not be woken: {failure}")
                 self.attempt.fail(failure)
             return
         failure_text = await self._call_engine(wake_up, level)
@@ -419,6 +424,11 @@ class ModelSupervisor:
             self._run.kill(f"the engine did not wake: {failure_text}")
             return
         memory.settle(claim, self._awake_mb)
+        if self.running is not None:
+            fingerprint, wake_s = self._fingerprint(self.running), trio.current_time() - self._load_began
+            self._tools.state.learn(
+                fingerprint, msgspec.structs.replace(self._tools.state.learnt(fingerprint), wake_s=wake_s)
+            )
         self.asleep_level = None
         self.used_at = trio.current_time()
         self.become(ModelStatus.LOADED)
@@ -431,14 +441,7 @@ class ModelSupervisor:
     async def _call_engine(self, call: Callable[[EngineCalls, int], Awaitable[None]], level: int) -> str | None:
         """Call the engine; return why that failed, or None."""
         client = None if self._run is None else self._run.client
-        if client is None:
-            return "the engine does not run"
-        try:
-            with trio.move_on_after(SLEEP_CALL_S) as in_time:
-                await call(client, level)
-        except (SleepFailed, EngineUnreachable) as error:
-            return str(error)
-        return f"no answer within {SLEEP_CALL_S:g} s" if in_time.cancelled_caught else None
+        return "the engine does not run" if client is None else await why_failed(call, client, level)
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

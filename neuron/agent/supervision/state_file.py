@@ -23,10 +23,11 @@ log = structlog.get_logger("cortex.neuron.state")
 
 
 class LearntLoad(msgspec.Struct, frozen=True):
-    """What was measured at the last load with certain engine arguments."""
+    """What was measured at the last load, and at the last wake, with certain engine arguments."""
 
     memory_mb: int | None = None
     load_s: float | None = None
+    wake_s: float | None = None
 
 
 class _Process(msgspec.Struct, frozen=True):

@@ -348,3 +348,32 @@ def test_alias_that_is_still_moving_is_a_note(fleet):
     warming = hold_back(to("B"), to("A"), FleetReadiness(fleet))
 
     assert plan(warming, to("B"), fleet).notes == ("tier stays on A until B is warm",)
+
+
+@pytest.mark.parametrize(("status", "state"), [("recovering", "waits"), ("poisoned", "to_load"), ("asleep", "to_load")])
+def test_reason_of_a_status_is_shown(fleet, status, state):
+    """In the note, and in what a placement waits for."""
+    answers(
+        fleet,
+        "small",
+        a_model("B", status, vram_used_mb=500, reason="the engine hung\nlines"),
+        devices=(a_gpu(0, 10_000, 9_500),),
+    )
+    planned = plan(to("C"), to("B"), fleet)
+
+    assert placement(planned).state == state
+    assert placement(planned).wakes is (status == "asleep")
+    assert f"B is {status} on small (the engine hung)" in planned.notes
+    if state == "waits":
+        assert placement(planned).reason == "model 'B' is recovering on small (the engine hung)"
+
+
+def test_woken_model_takes_what_it_does_not_hold(fleet):
+    """The plan of the device counts the sleeper's rest once."""
+    asleep = a_model("B", "asleep", vram_used_mb=500, devices=(0,), asleep_level=1)
+    answers(fleet, "small", asleep, devices=(a_gpu(0, 10_000, 9_500),))
+    planned = plan(to("C"), to("B"), fleet)
+
+    assert placement(planned).nodes == ("small",)
+    after = {device.node: device.used_after_mb for device in planned.devices}
+    assert after["small"] == 8000

@@ -40,6 +40,8 @@ class Script:
     hangs: bool = False
     in_flight: int = 0
     refuses: frozenset[str] = frozenset()
+    sleep_s: float = 0.0
+    wake_s: float = 0.0
 
 
 class ScriptedEngine:
@@ -58,6 +60,7 @@ class ScriptedEngine:
         self.exit_code: int | None = None
         self.asleep_level = 0
         self.calls: list[str] = []
+        self.wakes = 0
         self.killed = False
         self._output = output
         self._world = world
@@ -135,11 +138,14 @@ class ScriptedEngine:
             return 500, f"refused: {call} after {self.calls}".encode()
         assert self.env["VLLM_SERVER_DEV_MODE"] == "1"
         assert "--enable-sleep-mode" in self.command
+        await trio.sleep(self.script.sleep_s if call.startswith("/sleep") else self.script.wake_s)
+        await self._answer()
         self.calls.append(call)
         if call.startswith("/sleep"):
             self.asleep_level = int(call[-1])
         elif tuple(self.calls) not in _NEXT_CALLS:
             self.calls, self.asleep_level = [], 0
+            self.wakes += 1
         return 200, b""
 
     async def _answer(self) -> None:

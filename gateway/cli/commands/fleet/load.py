@@ -105,9 +105,11 @@ def _wait_until_unloaded(client: httpx.Client, gateway: GatewayAddress, body: di
         while left:
             fleet = _get_fleet(client, gateway)
             for node in list(left):
-                if "loaded" not in _states(fleet, node, model):
+                states = _states(fleet, node, model)
+                if not {"loaded", "unloading"} & set(states):
                     left.remove(node)
-                    progress.report(f"{model}: unloaded from {node}")
+                    end = f"asleep on {node}; a load wakes it" if "asleep" in states else f"unloaded from {node}"
+                    progress.report(f"{model}: {end}")
             if left:
                 progress.show(f"{model}: unloading from {', '.join(left)}")
                 time.sleep(POLL_S)

@@ -9,7 +9,7 @@ from fakes.patience import measured
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet.reports import ActivationReport
 from gateway.fleet.routing.choose import ColdLoad, Route, WaitForLoad, WaitForSlot, choose
-from gateway.fleet.routing.placement import Fit
+from gateway.fleet.routing.placement import Candidate, Fit
 
 LISTED = a_catalogue(a_profile("m"))
 UNLISTED = a_catalogue()
@@ -121,7 +121,7 @@ def test_step_4_catalogued_model_is_loaded():
     answers(fleet, "a", a_model("m", "unloaded"))
     decision = choose("m", fleet, LISTED)
     assert isinstance(decision, ColdLoad)
-    assert decision.candidates == (("a", (0,), Fit.UNKNOWN, 20_000),)
+    assert decision.candidates == (Candidate("a", (0,), Fit.UNKNOWN, 20_000),)
 
 
 def test_step_4_a_node_that_cannot_serve_what_it_has_is_not_asked_to_load_it():

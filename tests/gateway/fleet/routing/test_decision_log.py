@@ -79,7 +79,25 @@ def test_load_under_way_is_noted(fleet):
     [choice] = noted(fleet, a_profile("m"))
 
     assert choice.decision == "wait for the load"
-    assert states(choice)["b"] == ("loading", "inference URL unknown")
+    assert states(choice)["b"] == ("loading", "")
+    answers(fleet, "b", a_model("m", "loading", progress=0.4))
+    [choice] = noted(fleet, a_profile("m"))
+    assert states(choice)["b"] == ("loading", "40% done")
+
+
+@pytest.mark.parametrize("status", ["recovering", "poisoned", "asleep"])
+def test_reason_of_a_status_is_noted(fleet, status):
+    """The first line of what the neuron says; `choose` has it in its error."""
+    answers(fleet, "b", a_model("m", status, reason="the engine hung\n  its last lines", vram_used_mb=500))
+    [choice] = noted(fleet, a_profile("m", pinned_on=("b",)))
+    state, detail = states(choice)["b"]
+
+    assert state == status
+    assert detail.startswith("the engine hung")
+    assert "last lines" not in detail
+    if status != "asleep":  # which is woken
+        with pytest.raises(GatewayError, match=f"{status} on b \\(the engine hung\\)|on b \\(the engine hung\\)"):
+            choose("m", fleet, a_catalogue(a_profile("m", pinned_on=("b",))))
 
 
 def test_failed_draining_and_unhealthy_nodes_are_noted(fleet):

@@ -10,6 +10,7 @@ from fakes.fleets import Clock, a_catalogue, a_fleet, a_gpu, a_model, a_profile,
 
 from gateway.errors import NoFeasibleNeuron
 from gateway.fleet.loading.eviction import find_victims_young_last, rank_candidates, room_may_come
+from gateway.fleet.loading.load_history import LoadHistory
 from gateway.fleet.routing.choose import choose
 from gateway.fleet.routing.placement import MAX_DEVICE_SETS, Fit, candidate_on, devices_for
 from gateway.fleet.routing.victims import find_victims
@@ -195,13 +196,17 @@ def test_young_models_are_spared_on_the_other_device():
     candidate = candidate_on(box.node, profile, box.catalogue)
     assert candidate.devices == (0,)
 
-    ((rank, chosen),) = rank_candidates(profile, [candidate], box.fleet, box.catalogue, loaded_before=50)
+    ((rank, chosen),) = rank_candidates(
+        profile, [candidate], box.fleet, box.catalogue, loaded_before=50, times=LoadHistory()
+    )
 
     assert (chosen.devices, chosen.fit, rank.evicts_young) == ((1,), EVICT, False)
     free_mb = box.node.free_mb(chosen.devices)
     victims = find_victims_young_last(profile, box.node, free_mb, box.catalogue, loaded_before=50)
     assert {victim.id for victim in victims} == {"o1", "o2"}
-    ((rank, chosen),) = rank_candidates(profile, [candidate], box.fleet, box.catalogue, loaded_before=-1)
+    ((rank, chosen),) = rank_candidates(
+        profile, [candidate], box.fleet, box.catalogue, loaded_before=-1, times=LoadHistory()
+    )
     assert (chosen.devices, rank.evicts_young) == ((0,), True)
 
 
