@@ -9,7 +9,7 @@ Statuses and codes are a closed list: docs/api.md.
     |   +-- MalformedRequest             not HTTP/1.1
     |   +-- MalformedJson, MalformedMultipart, MissingModelField, ContextLengthExceeded
     |   +-- InvalidApiKey           401
-    |   +-- CsrfMissing, VerbNotAllowed 403
+    |   +-- CsrfMissing, ModelNotAllowed, VerbNotAllowed  403
     |   +-- NotFound                404
     |   |   +-- ModelNotFound
     |   +-- MethodNotAllowed        405
@@ -20,6 +20,7 @@ Statuses and codes are a closed list: docs/api.md.
     |   +-- BodyTooLarge            413
     |   +-- UnsupportedMediaType    415
     |   |   +-- UnsupportedEncoding
+    |   +-- Misdirected             421
     |   +-- InvalidCatalogue        422
     |   +-- UpgradeRequired         426
     |   +-- PreconditionRequired    428
@@ -38,7 +39,7 @@ Statuses and codes are a closed list: docs/api.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import ceil
 from typing import ClassVar
 
@@ -168,11 +169,25 @@ class CsrfMissing(BadRequest):
     code = "csrf_missing"
 
 
+class ModelNotAllowed(BadRequest):
+    """The key may not use the model or alias."""
+
+    status = 403
+    code = "model_not_allowed"
+
+
 class VerbNotAllowed(BadRequest):
-    """The key lacks the verb that the request needs."""
+    """The key may not do this."""
 
     status = 403
     code = "verb_not_allowed"
+
+
+class Misdirected(BadRequest):
+    """The request names a host that is not this gateway's (RFC 9110, section 15.5.20)."""
+
+    status = 421
+    code = "misdirected_request"
 
 
 class NotFound(BadRequest):
@@ -183,9 +198,33 @@ class NotFound(BadRequest):
 
 
 class ModelNotFound(NotFound):
-    """Neither a neuron nor the catalogue has the model."""
+    """Neither a neuron nor the catalogue has the model.
+
+    Args:
+        message, param, retry_after_s: As for every error.
+        hint: The end of the message, with the names `nearest`, which exist.
+        nearest: As above.
+    """
 
     code = "model_not_found"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        hint: str = "",
+        nearest: Iterable[str] = (),
+    ) -> None:
+        super().__init__(message + hint, param=param, retry_after_s=retry_after_s)
+        self._without_hint = message
+        self._nearest = tuple(nearest)
+
+    def hide_names(self, may_see: Callable[[str], bool]) -> None:
+        """Drop the hint if the client may not see every name in it."""
+        if not all(map(may_see, self._nearest)):
+            self.message = self._without_hint
 
 
 class MethodNotAllowed(BadRequest):

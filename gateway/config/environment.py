@@ -17,7 +17,13 @@ from gateway.config.settings import Settings
 __all__ = ["known_keys", "overlay"]
 
 ENVIRONMENT_PREFIX = "CORTEX_"
-_VARIABLES_OF_THE_COMMAND_LINE = {"CORTEX_CONFIG", "CORTEX_KEY", "CORTEX_NEURON_CONFIG", "CORTEX_URL"}
+_VARIABLES_OF_THE_COMMAND_LINE = {
+    "CORTEX_BOOTSTRAP_KEY",
+    "CORTEX_CONFIG",
+    "CORTEX_KEY",
+    "CORTEX_NEURON_CONFIG",
+    "CORTEX_URL",
+}
 
 
 def overlay(document: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[KeyPath, Override], list[Fault]]:

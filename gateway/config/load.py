@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,8 +22,13 @@ from gateway.config.removed_keys import take_out
 from gateway.config.settings import Settings
 
 FILE_LIMIT_BYTES = 4 * 1024 * 1024  # a hundred neurons take 10 KB; a larger file is some other file
+OPEN_BEYOND_LOOPBACK = "is reached from other machines, and nothing says whether they need a key"
+OPEN_HINT = (
+    'set [access] mode = "keys" and create keys with `cortex key create NAME`, or "open" if everyone who reaches the '
+    "port may use it"
+)
 
-__all__ = ["LoadedSettings", "load", "settings_schema"]
+__all__ = ["OPEN_BEYOND_LOOPBACK", "OPEN_HINT", "LoadedSettings", "load", "settings_schema"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +89,25 @@ def _read_file(path: Path | None) -> tuple[dict[str, Any], Positions]:
 
 def _warnings(settings: Settings, document: Document) -> Iterator[Fault]:
     yield from placeholder_warnings(document)
-    if settings.admin.public and settings.admin.token is None:
-        message = "has no effect without [admin] token: the admin API is off"
-        yield document.fault(("admin", "public"), message, "set a token")
+    if settings.admin.token is not None:
+        hint = "create a key with `cortex key create NAME --verbs read,operate,keys`; a later release refuses the token"
+        yield document.fault(("admin", "token"), "is deprecated", hint)
     yield from neuron_warnings(settings.neurons, document)
 
 
 def _faults_between_tables(settings: Settings, document: Document) -> Iterator[Fault]:
+    if _is_open_by_accident(settings):
+        yield document.fault(("gateway", "listen"), OPEN_BEYOND_LOOPBACK, OPEN_HINT)
     if settings.neurons_config is not None and settings.neurons:
         hint = "move them into the file that neurons_config names, or remove neurons_config"
         yield document.fault(("neurons",), "must not be here beside neurons_config", hint)
     yield from neuron_faults(settings.neurons, document, settings.gateway)
+
+
+def _is_open_by_accident(settings: Settings) -> bool:
+    """Whether `listen` is an address that other machines reach. `serve` judges names by the address they lead to."""
+    host = settings.gateway.listen.host.partition("%")[0]
+    try:
+        return settings.access.mode is None and not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

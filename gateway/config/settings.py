@@ -26,11 +26,13 @@ from catalogue.toml.types import (
     refuse_duplicates,
 )
 from gateway.config import rules
+from gateway.config.access_settings import AccessSettings, StoreSettings
 from gateway.config.engine_traits import DialectName, EngineName, ThinkingSwitch
 from gateway.config.header_names import PASSED_TO_CLIENTS, PASSED_TO_NEURONS
 
 __all__ = [
     "DEFAULT_MODELS_CONFIG",
+    "AccessSettings",
     "AdminSettings",
     "AuditSettings",
     "DeadlineSettings",
@@ -45,6 +47,7 @@ __all__ = [
     "RetrySettings",
     "Settings",
     "StateSettings",
+    "StoreSettings",
     "StreamingSettings",
 ]
 
@@ -215,7 +218,7 @@ class AdminSettings:
     """The admin API, /admin/* on the metrics port."""
 
     token: Secret | None = field(default=None, repr=False)
-    """Bearer token of the admin API. No default: without a token there is no admin API."""
+    """Deprecated: a bearer token with the verbs read, operate and keys. Create a key instead. No default."""
 
     public: Flag = False
     """Whether the admin API is on the public port too."""
@@ -223,7 +226,7 @@ class AdminSettings:
 
 @dataclass(frozen=True, slots=True)
 class StateSettings:
-    """Where cortex keeps what it writes: audit log, history, rollouts, drains."""
+    """Where cortex keeps what it writes: audit log, history, rollouts, drains, keys and usage."""
 
     dir: PathBesideConfig | None = None
     """Directory, relative to this file. Default: that of models.toml, or /var/lib/cortex if that is under /etc."""
@@ -332,6 +335,8 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
     admin: AdminSettings = AdminSettings()
+    access: AccessSettings = AccessSettings()  # noqa: RUF009 - frozen
+    store: StoreSettings = StoreSettings()  # noqa: RUF009 - frozen
     state: StateSettings = StateSettings()
     audit: AuditSettings = AuditSettings()
     neurons: NeuronTables = ()

@@ -14,6 +14,8 @@ import structlog
 import trio
 
 from gateway import errors
+from gateway.access.keys import scope as scopes
+from gateway.access.keys.key import Key
 from gateway.asgi import Receive, Scope, Send, exchange_of
 from gateway.dialects import Dialect
 from gateway.proxy import total_deadline
@@ -66,11 +68,17 @@ class InferenceApp:
             )
             try:
                 self._admit()
+                key = self.context.access.authenticate(headers)
+                if key is not None:
+                    record.key_id, record.key_name = key.id, key.name
                 with self.body_memory.reservation() as reservation:
                     if endpoint.is_form:
-                        await self._serve_form(endpoint, scope, receive, client, record, reservation=reservation)
+                        await self._serve_form(
+                            endpoint, scope, receive, client, record, key=key, reservation=reservation
+                        )
                     else:
                         request = await self._read(endpoint, scope, receive, record, reservation)
+                        self._authorize(request, key)
                         await self._serve(endpoint, request, scope, receive, client, record=record)
             except errors.GatewayError as error:
                 await _send_error(client, record, error, endpoint.dialect)
@@ -93,6 +101,12 @@ class InferenceApp:
         for record in list(self.context.request_log.live.values()):
             record.cancel(error)
 
+    def cut_key(self, key_id: str, error: errors.GatewayError) -> None:
+        """End every running request of one key, as `cut` does."""
+        for record in list(self.context.request_log.live.values()):
+            if record.key_id == key_id:
+                record.cancel(error)
+
     def _admit(self) -> None:
         if self.context.draining.is_set():
             raise shutting_down()
@@ -101,6 +115,11 @@ class InferenceApp:
             raise errors.Overloaded(
                 f"this gateway serves at most {limit} requests at a time (limits.requests): try again", retry_after_s=1
             )
+
+    def _authorize(self, request: InferenceRequest, key: Key | None) -> None:
+        request.key = key
+        if key is not None:
+            self.context.access.authorize(key, request.model.name)
 
     async def _read(
         self, endpoint: Endpoint, scope: Scope, receive: Receive, record: RequestRecord, reservation: BodyReservation
@@ -149,6 +168,7 @@ class InferenceApp:
         client: ClientResponse,
         record: RequestRecord,
         *,
+        key: Key | None,
         reservation: BodyReservation,
     ) -> None:
         """Serve a multipart form, from when its `model` has arrived. Its temporary file is gone when this returns."""
@@ -163,6 +183,7 @@ class InferenceApp:
                 stall_timeout_s=stall_timeout_s,
             )
             try:
+                self._authorize(request, key)
                 request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
                 await self._serve(endpoint, request, scope, receive, client, record=record)
             finally:
@@ -198,6 +219,8 @@ class InferenceApp:
                     else:
                         await dispatch.run()
                 except errors.GatewayError as error:
+                    if request.key is not None and isinstance(error, errors.ModelNotFound):
+                        error.hide_names(partial(scopes.allows, request.key.may))
                     await _send_error(client, record, error, request.dialect, dispatch)
                     errors.forget_tracebacks(error)
                 except ClientGone:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import trio
 
 from catalogue.source import CatalogueSource
+from gateway.access.admission import Access
 from gateway.config.settings import Settings
 from gateway.errors import ShuttingDown
 from gateway.fleet.loading.scheduler import LoadScheduler
@@ -38,6 +39,7 @@ class ProxyContext:
         poll_soon: Asks the poller to poll the named node now.
         hedge_policy: When a request of an alias with `hedge` is sent to a second replica.
         secret_key: The gateway's own, of which copies of it have the same.
+        access: Checks keys. The default lets every request pass that has none.
         shadows: None if no request is ever shadowed.
         draining: Set when the gateway begins to shut down.
     """
@@ -52,6 +54,7 @@ class ProxyContext:
     poll_soon: Callable[[str], None]
     hedge_policy: HedgePolicy
     secret_key: bytes = field(repr=False)
+    access: Access = field(default_factory=Access)
     shadows: Shadower | None = None
     draining: trio.Event = field(default_factory=trio.Event)
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from catalogue.models import Sticky
+from gateway.access.keys.key import Key
 from gateway.asgi import Headers, Receive, Scope
 from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, Dialect, OutgoingRequest, ParsedRequest, sticky_key
@@ -45,7 +46,8 @@ class InferenceRequest:
     """One inference request as the client sent it. `body` is never changed.
 
     A multipart form has an empty `body` and an `upload`, of which more may arrive after `model`. `total_deadline` is
-    the client's, None if it set none. `dialect` and `parsed` exist once `parse` was called.
+    the client's, None if it set none; `key` is None for a client without one. `dialect` and `parsed` exist once `parse`
+    was called.
     """
 
     path: bytes
@@ -54,6 +56,7 @@ class InferenceRequest:
     model: ModelField
     request_id: str
     total_deadline: TotalDeadline | None = None
+    key: Key | None = None
     upload: Upload | None = None
     dialect: Dialect = field(init=False)
     parsed: ParsedRequest = field(init=False)

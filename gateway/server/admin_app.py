@@ -1,8 +1,7 @@
-"""The metrics and admin port: `/metrics` for Prometheus, `/health`, and `/admin/*` for operators with the token."""
+"""The metrics and admin port: `/metrics` for Prometheus, `/health`, and `/admin/*` for the keys of operators."""
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from catalogue.load import parse
 from catalogue.models import Catalogue
 from catalogue.toml.faults import FaultyFile
 from gateway import __version__, errors
+from gateway.access.admission import Access
 from gateway.aliases.catalogue_edits import CatalogueEdits
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.plan import ChangePlan
@@ -27,11 +27,14 @@ from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.state import Fleet
 from gateway.proxy.shadow.shadower import Shadower
 from gateway.proxy.shadow.summary import summary
+from gateway.server.access.actor import actor, authenticate_admin
+from gateway.server.access.host_check import HostCheck
 from gateway.server.admin_bodies import DrainBody, PlacementBody, decode_body
-from gateway.server.admin_catalogue import ACTOR, CatalogueRoutes, mount_catalogue_routes, reload_json
+from gateway.server.admin_catalogue import CatalogueRoutes, mount_catalogue_routes, reload_json
 from gateway.server.console.console import Console
 from gateway.server.console.figures import INTERVAL_S
 from gateway.server.console.session_routes import SESSION_PATH, mount_session_routes, session_of_request
+from gateway.server.health.shown import health_shown
 from gateway.server.models_api import Entry
 from gateway.server.neurons.neuron_edits import NeuronEdits
 from gateway.server.neurons.neuron_routes import mount_neuron_routes
@@ -54,7 +57,8 @@ class AdminContext:
     `remembered_requests` is how many ended requests the log keeps. `plan` compares two catalogues, old and new.
     """
 
-    token: str | None
+    access: Access
+    hosts: HostCheck
     remembered_requests: int
     catalogue: CatalogueStore
     edits: CatalogueEdits
@@ -87,14 +91,13 @@ def make_app(context: AdminContext) -> QuartTrio:
 
     @app.get("/health")
     async def health() -> Response:
-        return json_response(context.health())
+        return json_response(health_shown(context.access, context.health()))
 
     @app.before_request
-    async def authorise() -> None:
+    async def authenticate() -> None:
         if request.path.startswith("/admin/") and request.path != SESSION_PATH:
-            if "authorization" not in request.headers and session_of_request(context.console.sessions) is not None:
-                return
-            _check_token(context.token, request.headers.get("authorization", ""))
+            session = None if "authorization" in request.headers else session_of_request(context.console.sessions)
+            authenticate_admin(context.access, None if session is None else session.operator)
 
     mount_session_routes(app, context.console.sessions, context.console.describe)
     _mount_catalogue(app, context)
@@ -106,21 +109,11 @@ def make_app(context: AdminContext) -> QuartTrio:
     return app
 
 
-def _check_token(expected: str | None, header: str) -> None:
-    if expected is None:
-        raise errors.NotFound("the admin API is off; set [admin] token in cortex.toml to turn it on")
-    scheme, _, token = header.partition(" ")  # a scheme is case-insensitive (RFC 9110, section 11.1)
-    is_bearer = scheme.lower() == "bearer"
-    if not is_bearer or not hmac.compare_digest(token.strip().encode(), expected.encode()):
-        problem = "wrong admin token" if is_bearer else "no admin token"
-        raise errors.InvalidApiKey(f"{problem}; send the header authorization: Bearer <[admin] token of cortex.toml>")
-
-
 def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
     @app.post("/admin/reload")
     async def reload() -> Response:
-        neurons = await context.neurons.reload(actor=ACTOR)
-        result = await context.catalogue.reload(actor=ACTOR)
+        neurons = await context.neurons.reload(actor=actor())
+        result = await context.catalogue.reload(actor=actor())
         body = reload_json(result) | {"neurons": neurons.as_json()}
         return json_response(body, 422 if result.faults or neurons.faults else 200)
 
@@ -220,11 +213,11 @@ def _mount_fleet(app: QuartTrio, context: AdminContext) -> None:
     @app.post("/admin/nodes/<name>/drain")
     async def drain(name: str) -> Response:
         body = await decode_body(DrainBody)
-        return json_response(await context.actions.drain(known(name), ACTOR, move=body.move))
+        return json_response(await context.actions.drain(known(name), actor(), move=body.move))
 
     @app.post("/admin/nodes/<name>/undrain")
     async def undrain(name: str) -> Response:
-        return json_response(await context.actions.undrain(known(name), ACTOR))
+        return json_response(await context.actions.undrain(known(name), actor()))
 
 
 def _mount_models(app: QuartTrio, context: AdminContext) -> None:
@@ -235,10 +228,10 @@ def _mount_models(app: QuartTrio, context: AdminContext) -> None:
     @app.post("/admin/load")
     async def load() -> Response:
         body = await decode_body(PlacementBody)
-        loading = context.actions.load(body.model, body.node, ACTOR)
+        loading = context.actions.load(body.model, body.node, actor())
         return json_response(loading, 200 if loading.state == "loaded" else 202)
 
     @app.post("/admin/unload")
     async def unload() -> Response:
         body = await decode_body(PlacementBody)
-        return json_response(context.actions.unload(body.model, body.node, ACTOR), 202)
+        return json_response(context.actions.unload(body.model, body.node, actor()), 202)

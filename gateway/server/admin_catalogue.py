@@ -20,12 +20,12 @@ from gateway.aliases.files.file_history import digest_of
 from gateway.aliases.files.locked_edit import FileEdit
 from gateway.aliases.files.start_rollout import RolloutPlan
 from gateway.aliases.rollout_guards import DEFAULT_TOLERANCES
+from gateway.server.access.actor import actor
 from gateway.server.admin_bodies import RollbackBody, RolloutBody, decode_body
 from gateway.server.quart_app import json_response
 
-__all__ = ["ACTOR", "TOML", "CatalogueRoutes", "author", "if_match", "mount_catalogue_routes", "reload_json"]
+__all__ = ["TOML", "CatalogueRoutes", "author", "if_match", "mount_catalogue_routes", "reload_json"]
 
-ACTOR = "admin"  # the name in the audit log of everyone who uses the token
 TOML = "application/toml"
 HISTORY_LIMIT = 20
 LABEL_LIMIT = 200  # characters of what a client says about itself, for the audit log
@@ -193,7 +193,7 @@ def if_match() -> str:
 def author() -> Author:
     """The author for the audit log. A client may add the name of its user and its own command line."""
     user, command = (_label(request.headers.get(f"x-cortex-{name}", "")) for name in ("user", "command"))
-    return Author(f"{ACTOR} ({user})" if user else ACTOR, command or f"{request.method} {request.path}")
+    return Author(f"{actor()} ({user})" if user else actor(), command or f"{request.method} {request.path}")
 
 
 def _label(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,8 @@ import structlog
 import trio
 
 from catalogue.models import Catalogue
-from gateway import __version__
+from gateway import __version__, errors
+from gateway.access.keys.key import Key
 from gateway.aliases import plan as planning
 from gateway.aliases.auditor import Auditor
 from gateway.aliases.catalogue_edits import CatalogueEdits
@@ -40,6 +41,7 @@ from gateway.proxy.context import ProxyContext
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadower
 from gateway.server import admin_app, public_routes
+from gateway.server.access.parts import AccessParts, print_first_key
 from gateway.server.admin_app import AdminContext
 from gateway.server.console.console import Console, ConsoleContext
 from gateway.server.console.event_sources import fleet_state
@@ -67,13 +69,27 @@ class Gateway:
 
     Args:
         settings: Everything an operator can set.
+        first_secret: The secret of the first key, if the operator chose it.
+        show_first_key: Called with the secret of the first key if the gateway made it.
 
     Raises:
         catalogue.toml.faults.FaultyFile: The configured `models.toml`, or file of the neurons, is missing or faulty.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        first_secret: str | None = None,
+        show_first_key: Callable[[str], None] = print_first_key,
+    ) -> None:
         self.settings = settings
+        self.access_parts = AccessParts(
+            settings,
+            end_requests=self._end_requests_of,
+            first_secret=first_secret,
+            show_first_key=show_first_key,
+        )
         self.neuron_store = NeuronStore(settings)
         self.neuron_store.load_initial()
         self.fleet = Fleet(self.neuron_store.neurons, misses=settings.poll.misses)
@@ -178,6 +194,7 @@ class Gateway:
                 hedge_policy=HedgePolicy(self.metrics),
                 secret_key=_secret_key(self.catalogue_files.state_dir),
                 shadows=self.shadows,
+                access=self.access_parts.access,
             )
         )
         self._observe()
@@ -187,8 +204,15 @@ class Gateway:
         self.admin_app: App = self.console.port(cast("App", self.admin_routes), self.inference)
         routes_app = cast("App", public_routes.make_app(self._public_routes(), __version__))
         self.app = PublicApp(
-            self.inference, routes_app, settings, admin=self.admin_app if settings.admin.public else None
+            self.inference,
+            routes_app,
+            settings,
+            admin=self.admin_app if settings.admin.public else None,
+            hosts=self.access_parts.hosts,
         )
+
+    def _end_requests_of(self, key: Key) -> None:
+        self.inference.cut_key(key.id, errors.InvalidApiKey(f"the key {key.name!r} ({key.id}) was revoked"))
 
     def _observe(self) -> None:
         """Let the metrics read the state that they export at each scrape."""
@@ -202,7 +226,8 @@ class Gateway:
 
     def _admin_context(self) -> AdminContext:
         return AdminContext(
-            token=self.settings.admin.token,
+            access=self.access_parts.access,
+            hosts=self.access_parts.hosts,
             remembered_requests=self.settings.limits.explain_requests,
             catalogue=self.catalogue_store,
             edits=self.edits,
@@ -237,6 +262,7 @@ class Gateway:
 
     def _public_routes(self) -> PublicRoutes:
         return PublicRoutes(
+            access=self.access_parts.access,
             models=self._list_models,
             model=lambda model_id: self.models_api.model_entry(self.catalogue_store.current, self.fleet, model_id),
             health=self._health,
@@ -291,6 +317,7 @@ class Gateway:
             audit=self.auditor.status(),
             unwritable=[(str(path), reason) for path, reason in states if reason is not None],
             rejected=self.neuron_store.rejected(),
+            store=self.access_parts.store,
         )
 
     def _move_ended(self, view: DrainView, who: str) -> None:
@@ -306,6 +333,7 @@ class Gateway:
     async def start_background(self, nursery: trio.Nursery) -> None:
         """Start every background task. One that crashes ends the nursery: a gateway must not run without its poller."""
         for run in (
+            self.access_parts.run,
             self.auditor.run,
             self.scheduler.run,
             self.drains.run,

@@ -12,7 +12,7 @@ import trio
 from gateway.config.settings import Listen
 from gateway.http.sockets import detect_dead_peer
 
-__all__ = ["STUCK_READER_MS", "Addresses", "CannotListen", "address_of", "listener", "listening"]
+__all__ = ["STUCK_READER_MS", "Addresses", "CannotListen", "CannotStart", "address_of", "listener", "listening"]
 
 BACKLOG = 2048
 STUCK_READER_MS = 60_000
@@ -31,8 +31,12 @@ class Addresses:
         return f"http://{self.api}"
 
 
-class CannotListen(OSError):
-    """An operator's mistake in an address, as opposed to a crash. The text is for the operator."""
+class CannotStart(Exception):
+    """The gateway cannot start as it is configured, as opposed to a crash. The text is for the operator."""
+
+
+class CannotListen(CannotStart, OSError):
+    """An operator's mistake in an address."""
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from gateway.server.gateway import Gateway
-from gateway.server.listen import CannotListen
+from gateway.server.listen import CannotStart
 from gateway.server.serve import serve
 
 __all__ = ["SECOND_SIGNAL_EXIT_CODE", "run"]
@@ -24,7 +24,8 @@ log = structlog.get_logger("cortex.serve")
 def run(gateway: Gateway) -> int:
     """Serve until SIGTERM or SIGINT, drain, and return the process's exit code.
 
-    An address that cannot be listened on is one line on stderr and exit code 1. Every other crash is a traceback.
+    An address that cannot be listened on, or a store of keys that cannot be used, is one line on stderr and exit
+    code 1. Every other crash is a traceback.
     """
     exit_code = 1
     # Modules and the parts built so far live as long as the process. Unless they are frozen, each full collection
@@ -33,7 +34,7 @@ def run(gateway: Gateway) -> int:
     gc.freeze()
     try:
         exit_code = trio.run(_run_with_signals, gateway)
-    except* CannotListen as group:
+    except* CannotStart as group:
         for error in _leaves(group):
             sys.stderr.write(f"cortex: {error}\n")
     return exit_code

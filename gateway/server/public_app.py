@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 from gateway import errors
 from gateway.asgi import App, Headers, Message, Receive, Scope, Send
 from gateway.config.settings import Settings
+from gateway.dialects.anthropic import errors as anthropic_errors
 from gateway.proxy.app import InferenceApp
 from gateway.proxy.endpoints import ENDPOINTS
 from gateway.server import path_hints
+from gateway.server.access.host_check import HostCheck
 
 __all__ = ["PublicApp"]
 
@@ -16,38 +20,62 @@ class PublicApp:
     """Inference goes to the proxy, every other path to the Quart routes.
 
     `admin` answers under `/admin/` if the operator sets `[admin] public`; with None only the metrics port does. It gets
-    no CORS headers: no web page may call it.
+    no CORS headers: no web page may call it. `hosts` checks the host that each request names.
     """
 
-    def __init__(self, inference: InferenceApp, routes: App, settings: Settings, *, admin: App | None = None) -> None:
+    def __init__(
+        self,
+        inference: InferenceApp,
+        routes: App,
+        settings: Settings,
+        *,
+        admin: App | None = None,
+        hosts: HostCheck | None = None,
+    ) -> None:
         self._inference = inference
         self._routes = routes
         self._admin = admin
+        self._hosts = hosts or HostCheck()
         self._origins = frozenset(settings.gateway.cors_origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(  # noqa: C901 - each check is here, and not in a function, to save every request a call
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Answer one request of the public port."""
-        if scope["type"] == "websocket":
-            await _refuse_websocket(scope, receive, send)
-            return
         if scope["type"] != "http":
-            await self._routes(scope, receive, send)
+            await self._answer_other(scope, receive, send)
+            return
+        origin = host = None
+        for name, value in scope["headers"]:
+            if name == b"origin":
+                origin = value
+            elif name == b"host":
+                host = value
+        if self._hosts.is_on and (error := self._hosts.fault(host)) is not None:
+            await _answer_error(scope, send, error)
             return
         if self._admin is not None and scope["path"].startswith("/admin/"):
             await self._admin(scope, receive, send)
             return
         if scope["path"] not in ENDPOINTS and (path := path_hints.corrected(scope["path"])) is not None:
             scope = {**scope, "path": path}
-        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
         if origin is not None and (allowed := self._allow(origin)) is not None:
             if scope["method"] == "OPTIONS":
                 await _answer_preflight(scope, send, allowed)
                 return
             send = _with_headers(send, [*allowed, *_EXPOSED])
-        if scope["method"] == "OPTIONS" and scope["path"] in ENDPOINTS:
+        if scope["path"] not in ENDPOINTS:
+            await self._routes(scope, receive, send)
+        elif scope["method"] == "OPTIONS":
             await _answer_no_content(send, [(b"allow", b"OPTIONS, POST")])
-            return
-        await (self._inference if scope["path"] in ENDPOINTS else self._routes)(scope, receive, send)
+        else:
+            await self._inference(scope, receive, send)
+
+    async def _answer_other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await _refuse_websocket(scope, receive, send)
+        else:
+            await self._routes(scope, receive, send)
 
     def _allow(self, origin: bytes) -> Headers | None:
         if "*" in self._origins:
@@ -79,6 +107,15 @@ async def _answer_preflight(scope: Scope, send: Send, allowed: Headers) -> None:
 async def _answer_no_content(send: Send, headers: Headers) -> None:
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _answer_error(scope: Scope, send: Send, error: errors.GatewayError) -> None:
+    """Answer in the dialect of the client, as far as the head of its request shows it."""
+    is_anthropic = any(name == b"anthropic-version" for name, _ in scope["headers"])
+    body = anthropic_errors.body(error, os.urandom(16).hex()) if is_anthropic else errors.envelope(error)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *error.headers]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from quart import Response, request
+from quart import Response, g, request
 from quart_trio import QuartTrio
 
 from catalogue.nearest import did_you_mean
 from gateway import errors
+from gateway.access.admission import Access, require_verb
+from gateway.access.keys import scope
+from gateway.access.keys.key import Key
 from gateway.server import models_anthropic, path_hints
+from gateway.server.health.shown import health_shown
 from gateway.server.models_api import Entry
 from gateway.server.openapi.public import public_document
-from gateway.server.quart_app import ANTHROPIC_VERSION, json_bytes_response, json_response, mount_document, new_app
+from gateway.server.quart_app import (
+    ANTHROPIC_VERSION,
+    json_bytes_response,
+    json_response,
+    mount_document,
+    new_app,
+    raw_headers,
+)
 
 __all__ = ["PublicRoutes", "make_app"]
 
@@ -23,6 +34,7 @@ __all__ = ["PublicRoutes", "make_app"]
 log = structlog.get_logger("cortex.routes")
 
 LOGGED_PATH_CHARACTERS = 200
+_WITHOUT_KEY = frozenset({"/", "/health", "/ready", "/openapi.json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,7 @@ class PublicRoutes:
     health: Callable[[], dict[str, Any]]
     ready: Callable[[], bool]
     count_unknown_path: Callable[[], object]
+    access: Access = field(default_factory=Access)
 
 
 def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
@@ -50,28 +63,19 @@ def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
     app = new_app("cortex", unknown_path)
     mount_document(app, public_document(version))
 
-    @app.get("/v1/models")
-    async def list_models() -> Response:
-        entries = routes.models()
-        if ANTHROPIC_VERSION in request.headers:
-            return json_bytes_response(models_anthropic.listing(entries, request.args))
-        return json_response({"object": "list", "data": entries})
+    _mount_models(app, routes)
 
-    @app.get("/v1/models/<path:model_id>")
-    async def get_model(model_id: str) -> Response:
-        entry = routes.model(model_id)
-        if entry is None:
-            hint = did_you_mean(model_id, (each.id for each in routes.models()))
-            raise errors.ModelNotFound(
-                f"model '{model_id}' not found{hint or '; GET /v1/models lists the available models'}", param="model"
-            )
-        if ANTHROPIC_VERSION in request.headers:
-            return json_bytes_response(models_anthropic.single(entry))
-        return json_response(entry)
+    @app.before_request
+    async def authenticate() -> None:
+        if request.path in _WITHOUT_KEY or request.method == "OPTIONS":
+            return
+        g.key = key = routes.access.authenticate(raw_headers())
+        if key is not None and request.path.startswith("/v1/") and not key.verbs & {"infer", "read"}:
+            require_verb(key, "infer")
 
     @app.get("/health")
     async def health() -> Response:
-        return json_response(routes.health())
+        return json_response(health_shown(routes.access, routes.health()))
 
     @app.get("/ready")
     async def ready() -> Response:
@@ -80,6 +84,33 @@ def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
 
     @app.get("/")
     async def root() -> Response:
-        return json_response({"name": "cortex", "version": version, **routes.health()})
+        return json_response({"name": "cortex", "version": version, **health_shown(routes.access, routes.health())})
 
     return app
+
+
+def _mount_models(app: QuartTrio, routes: PublicRoutes) -> None:
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        entries = [entry for entry in routes.models() if _may_see(entry.id)]
+        if ANTHROPIC_VERSION in request.headers:
+            return json_bytes_response(models_anthropic.listing(entries, request.args))
+        return json_response({"object": "list", "data": entries})
+
+    @app.get("/v1/models/<path:model_id>")
+    async def get_model(model_id: str) -> Response:
+        entry = routes.model(model_id) if _may_see(model_id) else None
+        if entry is None:
+            hint = did_you_mean(model_id, (each.id for each in routes.models() if _may_see(each.id)))
+            raise errors.ModelNotFound(
+                f"model '{model_id}' not found{hint or '; GET /v1/models lists the available models'}", param="model"
+            )
+        if ANTHROPIC_VERSION in request.headers:
+            return json_bytes_response(models_anthropic.single(entry))
+        return json_response(entry)
+
+
+def _may_see(name: str) -> bool:
+    """Whether the key of the current request may use the model or alias."""
+    key: Key | None = g.key
+    return key is None or scope.allows(key.may, name)

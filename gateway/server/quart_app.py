@@ -18,9 +18,10 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from gateway import errors
+from gateway.asgi import Headers
 from gateway.dialects.anthropic import errors as anthropic_errors
 
-__all__ = ["ANTHROPIC_VERSION", "json_bytes_response", "json_response", "mount_document", "new_app"]
+__all__ = ["ANTHROPIC_VERSION", "json_bytes_response", "json_response", "mount_document", "new_app", "raw_headers"]
 
 ANTHROPIC_VERSION = "anthropic-version"  # every client of the Anthropic API sends this header, and no other client does
 BODY_LIMIT_BYTES = 1024 * 1024  # no route but inference needs a larger body
@@ -51,6 +52,11 @@ def new_app(name: str, not_found: Callable[[str], str]) -> QuartTrio:
         return _error_response(errors.InternalError("internal error in the gateway; its log has the traceback"))
 
     return app
+
+
+def raw_headers() -> Headers:
+    """The headers of the current request, as the server received them."""
+    return list(request.scope["headers"])
 
 
 def mount_document(app: QuartTrio, document: bytes) -> None:

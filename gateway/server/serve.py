@@ -63,6 +63,7 @@ async def _serve_until_drained(
     async with listening(settings.listen) as api, listening(settings.metrics_listen) as metrics:
         addresses = Addresses(address_of(api), address_of(metrics))
         gateway.console.api_port = addresses.api.port
+        gateway.access_parts.listens_on(addresses.api)
         await gateway.start_background(root)
         # Our own server here too: a scraper that stops reading must not keep the process from ending.
         limits = _server_limits(gateway.settings, ADMIN_CONNECTIONS)

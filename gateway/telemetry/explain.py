@@ -41,6 +41,7 @@ def _request(record: RequestRecord, loads_between: LoadsBetween, now: float) -> 
         "state": "ended" if timings.ended_at is not None else routing.state,
         "received_at": timings.started_unix,
         "path": record.path,
+        "key": None if record.key_id is None else {"id": record.key_id, "name": record.key_name},
         "stream": record.stream,
         "alias": routing.alias,
         "target": routing.target,

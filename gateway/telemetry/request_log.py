@@ -251,6 +251,8 @@ def _event(record: RequestRecord, now: float) -> dict[str, Any]:
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
     }
+    if record.key_id is not None:
+        event["key"], event["key_id"] = record.key_name, record.key_id
     if answer.first_token_at is not None:
         event["first_token_ms"] = round((answer.first_token_at - started_at) * 1000, 3)
     if answer.usage is not None:

@@ -34,6 +34,7 @@ class RequestRecord:
         upstream_status: The status of the neuron that answered or refused.
         outcome: How the request ended; `cancelled` until anything else is known.
         error: The error that the client gets, while the request runs; then `error_summary` has it.
+        key_id, key_name: The key of the client; None without one.
         ignored: The value of `x-cortex-ignored`: what a translation left out of the request; empty for nothing.
         cancel: Ends the running request; its client gets the error if its response can still carry it.
     """
@@ -47,6 +48,8 @@ class RequestRecord:
         "error",
         "error_summary",
         "ignored",
+        "key_id",
+        "key_name",
         "outcome",
         "path",
         "request_id",
@@ -73,6 +76,8 @@ class RequestRecord:
         self.bytes_in = 0
         self.bytes_out = 0
         self.ignored = b""
+        self.key_id: str | None = None
+        self.key_name: str | None = None
         self.cancel: Callable[[GatewayError], None] = _nothing_to_cancel
 
     def failed(self, error: GatewayError) -> None:

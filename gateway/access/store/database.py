@@ -5,6 +5,7 @@ Gateways use it through `store.py`, which adds the worker thread; the command li
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -149,7 +150,8 @@ class Database:
 
 def _sqlite(path: Path) -> Engine:
     """WAL lets gateways and commands read while another process writes (https://www.sqlite.org/wal.html)."""
-    uri = f"file:{quote(str(path))}?mode=rw"  # never create: an empty file in place of a lost one would hide the loss
+    # Never create: an empty file in place of a lost one would hide the loss.
+    uri = f"file:{quote(os.fsencode(path))}?mode=rw"
 
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)

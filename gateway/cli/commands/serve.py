@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import click
 
 from catalogue.toml.faults import FaultyFile
+from gateway.access.keys.secret import is_secret
 from gateway.aliases.cross_checks import cross_check
 from gateway.cli.options import config_option, exit_with_faults, load_settings_to_serve, print_faults
+from gateway.cli.terminal import print_error
 from gateway.telemetry import log
 
 __all__ = ["serve"]
@@ -30,7 +33,7 @@ def serve(config: Path | None) -> None:
     log.configure(loaded.settings.log)
     print_faults(loaded.warnings, "warning")
     try:
-        gateway = Gateway(loaded.settings)
+        gateway = Gateway(loaded.settings, first_secret=_first_secret())
     except FaultyFile as error:
         exit_with_faults(error)
     print_faults(
@@ -41,3 +44,14 @@ def serve(config: Path | None) -> None:
         "warning",
     )
     sys.exit(server.run(gateway))
+
+
+def _first_secret() -> str | None:
+    """`CORTEX_BOOTSTRAP_KEY`, the secret of the first key. Exits with 1 if it has another form than a key."""
+    secret = os.environ.get("CORTEX_BOOTSTRAP_KEY")
+    if secret and not is_secret(secret):
+        print_error(
+            "error: CORTEX_BOOTSTRAP_KEY must be ctx_ID_SECRET, ID 1 to 32 and SECRET 32 to 128 letters and digits"
+        )
+        sys.exit(1)
+    return secret or None

@@ -20,7 +20,7 @@ from math import ceil
 from typing import NamedTuple
 
 from catalogue.models import Catalogue, ModelProfile
-from catalogue.nearest import did_you_mean
+from catalogue.nearest import did_you_mean, nearest_names
 from gateway.config.engine_traits import PLAIN, Backend
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet.engine_access import EngineAccess
@@ -164,8 +164,12 @@ def _is_open(node: Node, exclude: Collection[str]) -> bool:
 def _unlisted(model: str, holders: list[NodeModel], fleet: Fleet, catalogue: Catalogue) -> Exception:
     """For a model outside the catalogue: 503 if a node has it in some state, else 404."""
     if not holders:
-        hint = did_you_mean(model, known_names(fleet, catalogue))
-        return ModelNotFound(f"model '{model}' not found on any node and not in catalogue{hint}")
+        nearest = nearest_names(model, known_names(fleet, catalogue))
+        return ModelNotFound(
+            f"model '{model}' not found on any node and not in catalogue",
+            hint=did_you_mean(model, nearest),
+            nearest=nearest,
+        )
     is_idle = all(holder.status in {"unloaded", ASLEEP} for holder in holders)
     hint = "; cortex cannot load it: no [[models]] table in models.toml describes it" if is_idle else ""
     return _not_serving(model, holders, hint)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import structlog
 import trio
 
+from gateway.access.store.store import Store
 from gateway.aliases.auditor import AuditStatus
 from gateway.aliases.files.rollout_state import Rollout
 from gateway.aliases.warm_swap import SwapView
@@ -108,6 +109,7 @@ def find_problems(
     audit: AuditStatus,
     unwritable: Iterable[tuple[str, str]] = (),
     rejected: Iterable[tuple[str, str]] = (),
+    store: Store | None = None,
 ) -> Iterator[HealthProblem]:
     """The problems of this moment, the most urgent kinds first.
 
@@ -120,6 +122,7 @@ def find_problems(
         audit: The state of the audit log and of the history.
         unwritable: Path and reason of every other state file that cannot be written.
         rejected: Path and text of every other file on disk that is not in force.
+        store: Keys and usage.
     """
     for node in fleet.nodes.values():
         yield from _node_problems(node)
@@ -137,6 +140,9 @@ def find_problems(
     for name, reason in servability.models().items():
         yield HealthProblem("model_unservable", name, reason)
     yield from _state_problems(audit, unwritable)
+    if store is not None and store.error is not None:
+        text = f"{store.error}; the keys read last stay in force, and usage waits to be recorded"
+        yield HealthProblem("ledger_behind", store.name, text)
 
 
 def _node_problems(node: Node) -> Iterator[HealthProblem]:

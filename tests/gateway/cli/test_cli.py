@@ -193,7 +193,7 @@ MODEL = '[[models]]\nid = "Org/Model"\nharness = "h"\n'
         (MODEL, 'spool_dir = "/no/such/directory"', "gateway.spool_dir: is not a directory"),
         (MODEL, '[audit]\npath = "no/such/audit.jsonl"', "audit.path: cannot be created"),
         (MODEL, '[audit]\nhistory = "no/such/history"', "audit.history: cannot be created"),
-        (MODEL, '[admin]\ntoken = "${TOKEN}"', "admin.token: contains ${...}, which cortex does not replace"),
+        (MODEL, '[store]\nurl = "sqlite:///${HOME}/c.db"', "store.url: contains ${...}, which cortex does not replace"),
     ],
 )  # fmt: skip
 def test_check_finds(folder, models, settings, warning):

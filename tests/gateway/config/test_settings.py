@@ -301,17 +301,35 @@ def test_missing_file_is_a_fault(tmp_path):
     assert found == (None, None, "cannot be read: No such file or directory", None)
 
 
-def test_public_admin_api_without_a_token_is_warned_about(config):
-    """The key has no effect then; with a token it has."""
-    path = config("[admin]\npublic = true")
+def test_admin_token_is_deprecated(config):
+    """Keys replace it; it still works."""
+    path = config("[admin]\ntoken = 't'")
 
     [warning] = load(path, {}).warnings
-    assert (warning.line, warning.key, warning.message) == (
-        2,
-        "admin.public",
-        "has no effect without [admin] token: the admin API is off",
-    )
-    assert load(path, {"CORTEX_ADMIN__TOKEN": SECRET}).warnings == ()
+    assert (warning.line, warning.key, warning.message) == (2, "admin.token", "is deprecated")
+    assert "cortex key create NAME --verbs read,operate,keys" in warning.hint
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[fe80::1%eth0]:1"])
+def test_gateway_that_others_reach_must_say_whether_they_need_keys(config, address):
+    """On loopback, and by a name, nothing needs to be said: `serve` looks where the name leads to."""
+    text = f"[gateway]\nlisten = '{address}'"
+    [(line, key, message, hint)] = faults(config(text))
+    assert (line, key) == (2, "gateway.listen")
+    assert "is reached from other machines" in message
+    assert 'mode = "keys"' in hint
+    for mode in ("keys", "open"):
+        assert load(config(f"{text}\n[access]\nmode = '{mode}'"), {}).warnings == ()
+    for listen in ("127.0.0.2:1", "[::1]:1", "localhost:1", "gpu-1:1"):
+        assert load(config(f"[gateway]\nlisten = '{listen}'"), {}).warnings == ()
+
+
+def test_store_url_must_name_a_database(config):
+    """No message has the password."""
+    [(line, key, message, hint)] = faults(config("[store]\nurl = 'mysql://a:secret@b/c'"))
+    assert (line, key) == (2, "store.url")
+    assert message == "must begin with sqlite:/// or postgresql://"
+    assert "secret" not in message + hint
 
 
 def test_two_neurons_with_one_endpoint_are_a_warning(config):

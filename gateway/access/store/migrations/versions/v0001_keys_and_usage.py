@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(32), primary_key=True),
         sa.Column("value", sa.BigInteger, nullable=False),
     )
+    op.execute("INSERT INTO counters (name, value) VALUES ('keys', 0)")
     op.create_table(
         "usage",
         sa.Column("id", sa.String(64), primary_key=True),

@@ -1,0 +1,35 @@
+"""Which key an admin request came with, and its name for the audit log."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from quart import g, request
+
+from gateway.access.admission import TOKEN_KEY, Access
+from gateway.access.keys.key import Key, Verb
+from gateway.server.quart_app import raw_headers
+
+__all__ = ["actor", "authenticate_admin", "key_of_request"]
+
+
+def authenticate_admin(access: Access) -> None:
+    """Check the key of the current request, and remember it. Raises InvalidApiKey, VerbNotAllowed."""
+    g.key = access.authenticate_operator(raw_headers(), _needed_verb(request.method, request.path))
+
+
+def key_of_request() -> Key:
+    """The key of the current admin request."""
+    return cast("Key", g.key)
+
+
+def actor() -> str:
+    """The name of the operator for the audit log: that of the key, with its id."""
+    key = key_of_request()
+    return key.name if key is TOKEN_KEY else f"{key.name} (key {key.id})"
+
+
+def _needed_verb(method: str, path: str) -> Verb:
+    if path == "/admin/keys" or path.startswith("/admin/keys/"):
+        return "keys"
+    return "read" if method in {"GET", "HEAD"} or path == "/admin/plan" else "operate"
