@@ -41,6 +41,7 @@ from gateway.proxy.context import ProxyContext
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadower
 from gateway.server import admin_app, public_routes
+from gateway.server.access.admin_keys import KeyRoutes
 from gateway.server.access.parts import AccessParts, print_first_key
 from gateway.server.admin_app import AdminContext
 from gateway.server.console.console import Console, ConsoleContext
@@ -228,6 +229,7 @@ class Gateway:
         return AdminContext(
             access=self.access_parts.access,
             hosts=self.access_parts.hosts,
+            keys=KeyRoutes(self.access_parts.store, self.access_parts.refresh, self.auditor.record_action),
             remembered_requests=self.settings.limits.explain_requests,
             catalogue=self.catalogue_store,
             edits=self.edits,

@@ -12,6 +12,7 @@ from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.snapshot import NodeSnapshot
 from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, RolloutBody
 from gateway.server.openapi.console import console_paths
+from gateway.server.openapi.keys import key_paths
 from gateway.server.openapi.schemas import (
     ADMIN_TYPES,
     COUNT,
@@ -40,14 +41,15 @@ def admin_document(version: str) -> bytes:
     components = {
         "schemas": component_schemas(ADMIN_TYPES),
         "securitySchemes": {
-            "token": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "http", "scheme": "bearer", "description": "A key: ctx_…"},
             "session": {"type": "apiKey", "in": "cookie", "name": "cortex_session_PORT"},
         },
     }
-    paths = _administration() | _catalogue_paths() | console_paths()
+    paths = _administration() | _catalogue_paths() | console_paths() | key_paths(_SECURITY)
     return document("cortex: metrics and administration", version, paths, components)
 
 
+_SECURITY: Json = {"security": [{"key": []}, {"session": []}]}
 _LISTED = list_schema({"type": "object"})
 _REQUESTS = object_schema({"requests": _LISTED})
 
@@ -246,13 +248,14 @@ def _admin_operation(summary: str, schema: Json, *parameters: Json) -> Json:
         "summary": summary,
         "parameters": list(parameters),
         "responses": _admin_responses(schema),
-        "security": [{"token": []}, {"session": []}],
+        **_SECURITY,
     }
 
 
 def _admin_responses(schema: Json) -> Json:
     return {
         "200": response("OK.", {JSON: {"schema": schema}}),
-        "401": response("The admin token is missing or wrong.", ERRORS),
-        "404": response("No such object, or the admin API is off because no token is set.", ERRORS),
+        "401": response("The key is missing or wrong.", ERRORS),
+        "403": response("The key lacks the verb `read`, or `operate` for a change.", ERRORS),
+        "404": response("No such object.", ERRORS),
     }

@@ -41,7 +41,15 @@ __all__ = ["ENDPOINT_DOCS", "public_document"]
 def public_document(version: str) -> bytes:
     """The document of the public port."""
     paths = {path: {"post": _inference(path, endpoint)} for path, endpoint in ENDPOINTS.items()}
-    return document("cortex", version, {**paths, **_lookups()}, {"schemas": component_schemas(PUBLIC_TYPES)})
+    components = {
+        "schemas": component_schemas(PUBLIC_TYPES),
+        "securitySchemes": {
+            "bearer": {"type": "http", "scheme": "bearer", "description": "A key: ctx_…"},
+            "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+        },
+    }
+    return document("cortex", version, {**paths, **_lookups()}, components)
 
 
 # Inference endpoints .................................................................................................
@@ -154,6 +162,14 @@ _ANTHROPIC_VERSION: Json = {
 }
 
 
+_SECURITY: Json = {"security": [{}, {"bearer": []}, {"x-api-key": []}, {"api-key": []}]}
+"""A key in one of three headers; none in open mode."""
+_KEY_ERRORS: Json = {
+    "401": response("In keys mode: the key is missing or wrong.", ERRORS),
+    "403": response("The key may not do this.", ERRORS),
+}
+
+
 def _inference(path: str, endpoint: Endpoint) -> Json:
     doc = ENDPOINT_DOCS[path]
     schema = _request_schema(path, endpoint, doc)
@@ -163,6 +179,7 @@ def _inference(path: str, endpoint: Endpoint) -> Json:
     return {
         "summary": doc.summary,
         "parameters": [_REQUEST_ID, _DEADLINE],
+        **_SECURITY,
         "requestBody": {"required": True, "content": {kind: {"schema": schema}}},
         "responses": {
             "200": response("The answer of the neuron, translated if the dialects differ.", content),
@@ -196,8 +213,8 @@ def _lookups() -> Json:
             {"data": list_schema(_ANTHROPIC_MODEL), "has_more": {"type": "boolean"}, "first_id": {}, "last_id": {}}
         ),
     ]
-    invalid = {"400": response("Invalid limit.", ERRORS)}
-    unknown = {"404": response("Unknown model.", ERRORS)}
+    invalid = {"400": response("Invalid limit.", ERRORS), **_KEY_ERRORS}
+    unknown = {"404": response("Unknown model, or one that the key may not use.", ERRORS), **_KEY_ERRORS}
     ready = object_schema({"ready": {"type": "boolean"}})
     return {
         "/v1/models": lookup("List models and aliases", {"anyOf": lists}, parameters=_PAGES, errors=invalid),

@@ -131,7 +131,7 @@ _ALIAS: Json = object_schema(
 
 
 def health_schema(**more: Json) -> Json:
-    """The body of `/health`, with more fields before its own."""
+    """The body of `/health`, with more fields before its own. In keys mode most are for keys with `read` only."""
     fields: Json = {
         **more,
         "status": {"enum": ["ok", "impaired", "degraded"]},
@@ -142,7 +142,7 @@ def health_schema(**more: Json) -> Json:
         "unservable": list_schema({"type": "object"}),
         "swaps": list_schema(reference(SwapView)),
     }
-    return object_schema(fields, "unservable", "swaps")
+    return object_schema(fields, "problems", "catalogue", "aliases", "unservable", "swaps")
 
 
 def document(title: str, version: str, paths: Json, components: Json) -> bytes:
