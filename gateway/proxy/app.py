@@ -34,7 +34,10 @@ from gateway.proxy.response.client_watch import client_left, keep_alive, watch_c
 from gateway.proxy.total_deadline import TotalDeadline
 from gateway.telemetry.request_record import RequestRecord
 
-__all__ = ["InferenceApp"]
+__all__ = ["KEY_IN_SCOPE", "InferenceApp"]
+
+KEY_IN_SCOPE = "cortex.key"
+"""Where the scope has the key of a request that was authenticated already: by the session of the console."""
 
 log = structlog.get_logger("cortex.inference")
 
@@ -68,7 +71,7 @@ class InferenceApp:
             )
             try:
                 self._admit()
-                key = self.context.access.authenticate(headers)
+                key = scope[KEY_IN_SCOPE] if KEY_IN_SCOPE in scope else self.context.access.authenticate(headers)
                 if key is not None:
                     record.key_id, record.key_name = key.id, key.name
                 with self.body_memory.reservation() as reservation:

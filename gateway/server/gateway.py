@@ -42,11 +42,11 @@ from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadower
 from gateway.server import admin_app, public_routes
 from gateway.server.access.admin_keys import KeyRoutes
+from gateway.server.access.operators import identify_by, inference_key_of, may_infer_by
 from gateway.server.access.parts import AccessParts, print_first_key
 from gateway.server.admin_app import AdminContext
 from gateway.server.console.console import Console, ConsoleContext
 from gateway.server.console.event_sources import fleet_state
-from gateway.server.console.sessions import operator_of_token
 from gateway.server.drain_store import DrainStore
 from gateway.server.health.body import CatalogueStatus, catalogue_status, health_body
 from gateway.server.health.problems import HealthProblem, ProblemList, find_problems
@@ -202,7 +202,7 @@ class Gateway:
         self.models_api = ModelsApi(owned_by=settings.gateway.owned_by)
         self.console = Console(self._console_context())
         self.admin_routes = admin_app.make_app(self._admin_context())
-        self.admin_app: App = self.console.port(cast("App", self.admin_routes), self.inference)
+        self.admin_app: App = self.console.port(cast("App", self.admin_routes), self.inference, self.access_parts.hosts)
         routes_app = cast("App", public_routes.make_app(self._public_routes(), __version__))
         self.app = PublicApp(
             self.inference,
@@ -228,7 +228,6 @@ class Gateway:
     def _admin_context(self) -> AdminContext:
         return AdminContext(
             access=self.access_parts.access,
-            hosts=self.access_parts.hosts,
             keys=KeyRoutes(self.access_parts.store, self.access_parts.refresh, self.auditor.record_action),
             remembered_requests=self.settings.limits.explain_requests,
             catalogue=self.catalogue_store,
@@ -252,9 +251,11 @@ class Gateway:
         )
 
     def _console_context(self) -> ConsoleContext:
+        access = self.access_parts.access
         return ConsoleContext(
-            identify=operator_of_token(self.settings.admin.token),
-            may_infer=lambda operator: "infer" in operator.verbs,
+            identify=identify_by(access),
+            may_infer=may_infer_by(access),
+            inference_key=lambda operator: inference_key_of(operator, access),
             fleet=self.fleet,
             requests=self.request_log,
             queues=self.admission.views,

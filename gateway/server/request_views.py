@@ -14,6 +14,7 @@ def live_request_json(record: RequestRecord, now: float) -> dict[str, Any]:
     return {
         "request_id": record.request_id,
         "path": record.path,
+        "key": None if record.key_id is None else {"id": record.key_id, "name": record.key_name},
         "alias": record.routing.alias,
         "model": record.routing.model,
         "node": record.routing.node,
@@ -35,6 +36,7 @@ def ended_request_json(record: RequestRecord) -> dict[str, Any]:
     return {
         "request_id": record.request_id,
         "path": record.path,
+        "key": None if record.key_id is None else {"id": record.key_id, "name": record.key_name},
         "alias": routing.alias,
         "model": routing.model,
         "node": routing.node,

@@ -58,6 +58,10 @@ class KeyTable:
         """All keys, in the order of the store."""
         return list(self._by_id.values())
 
+    def is_active(self, key: Key) -> bool:
+        """Whether the key is neither revoked nor expired."""
+        return key.revoked_at is None and (key.expires_at is None or key.expires_at > self._unix_time())
+
     def find(self, secret: bytes) -> Key:
         """The key with this secret, `ctx_…`.
 
@@ -73,10 +77,9 @@ class KeyTable:
         if not compare_digest(digest, stored.digest) and not self._is_old(stored, digest):
             raise _not_found(secret) if self.is_loaded else _not_loaded()
         key = stored.key
-        if key.revoked_at is not None:
-            raise InvalidApiKey(f"the key {key.name!r} ({key.id}) was revoked: ask the operator for another")
-        if key.expires_at is not None and key.expires_at <= self._unix_time():
-            raise InvalidApiKey(f"the key {key.name!r} ({key.id}) has expired: ask the operator for another")
+        if (key.revoked_at is not None or key.expires_at is not None) and not self.is_active(key):
+            ended = "has expired" if key.revoked_at is None else "was revoked"
+            raise InvalidApiKey(f"the key {key.name!r} ({key.id}) {ended}: ask the operator for another")
         return key
 
     def _is_old(self, stored: StoredKey, digest: bytes) -> bool:

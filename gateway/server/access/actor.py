@@ -6,16 +6,27 @@ from typing import cast
 
 from quart import g, request
 
-from gateway.access.admission import TOKEN_KEY, Access
+from gateway.access.admission import TOKEN_KEY, Access, require_verb
 from gateway.access.keys.key import Key, Verb
+from gateway.server.access.operators import key_of
+from gateway.server.console.sessions import Operator
 from gateway.server.quart_app import raw_headers
 
 __all__ = ["actor", "authenticate_admin", "key_of_request"]
 
 
-def authenticate_admin(access: Access) -> None:
-    """Check the key of the current request, and remember it. Raises InvalidApiKey, VerbNotAllowed."""
-    g.key = access.authenticate_operator(raw_headers(), _needed_verb(request.method, request.path))
+def authenticate_admin(access: Access, operator: Operator | None) -> None:
+    """Check the key of the current request, or of the operator of its session, and remember it.
+
+    Raises:
+        InvalidApiKey, VerbNotAllowed: By their names.
+    """
+    verb = _needed_verb(request.method, request.path)
+    if operator is None:
+        g.key = access.authenticate_operator(raw_headers(), verb)
+    else:
+        g.key = key_of(operator, access)
+        require_verb(g.key, verb)
 
 
 def key_of_request() -> Key:

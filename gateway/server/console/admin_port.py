@@ -12,7 +12,10 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway import errors
+from gateway.access.keys.key import Key
 from gateway.asgi import App, Headers, Receive, Scope, Send
+from gateway.proxy.app import KEY_IN_SCOPE
+from gateway.server.access.host_check import HostCheck
 from gateway.server.console.assets import PREFIX, serve_asset
 from gateway.server.console.event_feed import EventFeed
 from gateway.server.console.event_stream import stream_events
@@ -35,6 +38,8 @@ class AdminPort:
         feed: The live events.
         inference: The application for the inference paths.
         may_infer: Whether an operator may send inference requests.
+        inference_key: Returns the key of an operator for the playground.
+        hosts: Checks the host that each request names.
     """
 
     def __init__(
@@ -46,6 +51,8 @@ class AdminPort:
         feed: EventFeed,
         inference: App,
         may_infer: Callable[[Operator], bool],
+        inference_key: Callable[[Operator], Key | None],
+        hosts: HostCheck,
     ) -> None:
         self._routes = routes
         self._sessions = sessions
@@ -53,6 +60,8 @@ class AdminPort:
         self._feed = feed
         self._inference = inference
         self._may_infer = may_infer
+        self._inference_key = inference_key
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request of the admin port."""
@@ -61,6 +70,9 @@ class AdminPort:
             return
         path, is_get = scope["path"], scope["method"] in {"GET", "HEAD"}
         try:
+            fault = self._hosts.fault(dict(scope["headers"]).get(b"host"))
+            if fault is not None:
+                raise fault
             if is_get and (path == "/" or path.startswith(PREFIX)) and await serve_asset(scope, send):
                 return
             if path == EVENTS and scope["method"] == "GET":
@@ -100,7 +112,8 @@ class AdminPort:
         if not self._may_infer(session.operator):
             raise errors.VerbNotAllowed("this key lacks the verb infer, so it cannot send requests to models")
         headers = [header for header in scope["headers"] if header[0] not in _OF_THE_SESSION]
-        await self._inference({**scope, "path": path, "raw_path": path.encode(), "headers": headers}, receive, send)
+        request = {**scope, "path": path, "raw_path": path.encode(), "headers": headers}
+        await self._inference({**request, KEY_IN_SCOPE: self._inference_key(session.operator)}, receive, send)
 
 
 _OF_THE_SESSION = frozenset({b"cookie", b"authorization", b"x-api-key", b"api-key", CSRF_HEADER.encode()})

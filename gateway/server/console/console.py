@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import trio
 
+from gateway.access.keys.key import Key
 from gateway.asgi import App
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.state import Fleet
+from gateway.server.access.host_check import HostCheck
 from gateway.server.console.admin_port import AdminPort
 from gateway.server.console.event_feed import EventFeed
 from gateway.server.console.event_sources import LogSource, RequestSource, StateSource
@@ -31,6 +33,7 @@ class ConsoleContext:
     Args:
         identify: Returns whose key this is; None if it is not valid or cannot read.
         may_infer: Whether an operator may use the playground.
+        inference_key: Returns the key of an operator for the playground.
         fleet, requests, queues: What the figures are computed from.
         fleet_state: Returns the neurons as `event_sources.fleet_state` does.
         health: Returns the body of `/health`.
@@ -38,6 +41,7 @@ class ConsoleContext:
 
     identify: Callable[[str], Operator | None]
     may_infer: Callable[[Operator], bool]
+    inference_key: Callable[[Operator], Key | None]
     fleet: Fleet
     requests: RequestLog
     queues: Callable[[], Sequence[QueueView]]
@@ -71,12 +75,13 @@ class Console:
             ]
         )
 
-    def port(self, routes: App, inference: App) -> AdminPort:
+    def port(self, routes: App, inference: App, hosts: HostCheck) -> AdminPort:
         """The application of the admin port.
 
         Args:
             routes: The Quart application of the admin API.
             inference: The application for the inference paths.
+            hosts: Checks the host that each request names.
         """
         return AdminPort(
             routes,
@@ -85,6 +90,8 @@ class Console:
             feed=self.feed,
             inference=inference,
             may_infer=self._context.may_infer,
+            inference_key=self._context.inference_key,
+            hosts=hosts,
         )
 
     def describe(self, operator: Operator) -> dict[str, Any]:

@@ -24,7 +24,6 @@ __all__ = [
     "Sessions",
     "Verb",
     "cookie_name",
-    "operator_of_token",
     "session_id_of",
 ]
 
@@ -119,17 +118,6 @@ class Sessions:
 
     def _drop_ended(self) -> None:
         self._sessions = {key: session for key, session in self._sessions.items() if self.is_active(session)}
-
-
-def operator_of_token(token: str | None) -> Callable[[str], Operator | None]:
-    """An `identify` that knows the admin token only, which allows everything."""
-
-    def identify(key: str) -> Operator | None:
-        if token is None or not hmac.compare_digest(key.encode("utf-8", "replace"), token.encode()):
-            return None
-        return Operator("admin", frozenset({"infer", "read", "operate", "keys"}), lambda: True)
-
-    return identify
 
 
 def cookie_name(port: int | None) -> str:

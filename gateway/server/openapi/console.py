@@ -28,7 +28,7 @@ _SESSION = object_schema(
         "api_port": {"type": ["integer", "null"]},
     }
 )
-_KEYS: list[Json] = [{"token": []}, {"session": []}]
+_KEYS: list[Json] = [{"key": []}, {"session": []}]
 _CSRF = {"name": "x-cortex-csrf", "in": "header", "required": True, "schema": STRING}
 _NO_SESSION = {"401": response("Not signed in.", ERRORS)}
 _NO_CSRF = {"403": response("The value of `x-cortex-csrf` is missing or wrong.", ERRORS)}
