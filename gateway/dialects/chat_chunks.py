@@ -12,9 +12,11 @@ import msgspec
 
 from gateway.dialects import loose_json, upstream_errors
 from gateway.dialects.chat import finish_reasons
+from gateway.dialects.translation.bounds import excess_of
 from gateway.errors import UpstreamMalformedResponse
 
 __all__ = [
+    "SMALL_EVENT_BYTES",
     "WHOLE_CALLS_LIMIT",
     "Choice",
     "Chunk",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 WHOLE_CALLS_LIMIT = 10_000  # before it is decoded: 600,000 would block other requests for two seconds
+SMALL_EVENT_BYTES = 64 * 1024  # what is smaller can be decoded within some milliseconds, whatever it contains
 _TERMINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _CONTENTLESS_TYPES = frozenset({"message_start", "content_block_start", "ping"})
 
@@ -206,8 +209,10 @@ def decode_event(data: bytes) -> StreamEvent:
     """Decode the data of one event in any dialect.
 
     Raises:
-        msgspec.DecodeError: It is not JSON, or not an object of these types.
+        msgspec.DecodeError: It is not JSON, or not an object of these types, or has more values than can be decoded.
     """
+    if len(data) > SMALL_EVENT_BYTES and (excess := excess_of(data)) is not None:
+        raise msgspec.DecodeError(f"it has {excess}")
     return loose_json.decode(_event_decoder, data)
 
 
@@ -220,6 +225,8 @@ def read_whole(body: bytes) -> tuple[Chunk, Choice]:
     """
     if body.count(b'"function"') > 2 * WHOLE_CALLS_LIMIT:  # a call has the word twice: as its type, and as a key
         raise UpstreamMalformedResponse(f"the neuron's answer has more than {WHOLE_CALLS_LIMIT} tool calls")
+    if (excess := excess_of(body)) is not None:
+        raise UpstreamMalformedResponse(f"the neuron's answer has {excess}")
     try:
         body.decode()
         answer = loose_json.decode(_decoder, body)

@@ -8,7 +8,7 @@ from gateway.dialects import token_estimate
 from gateway.dialects.fields import invalid
 from gateway.dialects.loose_json import JsonObject
 
-__all__ = ["audio_part", "content_of", "estimate_tokens", "kind_of", "text_part"]
+__all__ = ["audio_part", "content_of", "encode_messages", "estimate_tokens", "kind_of", "text_part"]
 
 
 def text_part(text: str) -> JsonObject:
@@ -34,6 +34,16 @@ def content_of(parts: list[JsonObject]) -> str | list[JsonObject]:
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return parts
+
+
+def encode_messages(messages: list[JsonObject]) -> bytes:
+    """The messages as JSON, each in a step of its own: of many, together they would keep the interpreter's lock."""
+    if len(messages) <= _ONE_STEP:
+        return msgspec.json.encode(messages)
+    return b"[%b]" % b",".join([msgspec.json.encode(message) for message in messages])
+
+
+_ONE_STEP = 1000
 
 
 def estimate_tokens(messages: list[JsonObject], encoded_messages: bytes, tools: object) -> int:

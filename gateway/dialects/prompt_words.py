@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from gateway.dialects.translation.bounds import excess_of
+
 __all__ = ["PROMPT_FIELDS", "count_words"]
 
 PROMPT_FIELDS = {
@@ -28,9 +30,12 @@ PROMPT_FIELDS = {
 def count_words(body: bytes, fields: tuple[str, ...], stop_at: int) -> int:
     """Words of the prompt in these fields of a request body, at least; stops counting at `stop_at`.
 
-    0 if the request lets the neuron truncate the prompt, or if the body cannot be read: then the neuron decides.
+    0 if the request lets the neuron truncate the prompt, or if the body cannot be read, or is too large for that: then
+    the neuron decides.
     """
     count = 0
+    if excess_of(body) is not None:
+        return 0
     try:
         value = msgspec.json.decode(body)
         if value.get("truncate_prompt_tokens") or value.get("truncation") == "auto":

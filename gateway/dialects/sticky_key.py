@@ -92,12 +92,21 @@ _input_decoder: msgspec.json.Decoder[_Input] = msgspec.json.Decoder(_Input)
 
 
 def _first_user_message(body: bytes) -> tuple[bytes, ...]:
-    """Its parts; empty if the body has none or another shape. The neuron or the dialect rejects a wrong shape."""
+    """Its parts; empty if the body has none, another shape or too many objects.
+
+    The neuron or the dialect rejects a wrong shape.
+    """
+    if len(body) > _CLOSE_LOOK_BYTES and body.count(b"{") > _OBJECTS_LIMIT:
+        return ()
     try:
         fields = _body_decoder.decode(body)
         return _from_turns(fields.messages or ()) or _from_input(fields.input) or _whole(fields.prompt)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return ()
+
+
+_CLOSE_LOOK_BYTES = 64 * 1024
+_OBJECTS_LIMIT = 50_000  # to decode as many takes 20 ms, and other requests wait meanwhile
 
 
 def _from_turns(turns: Iterable[_StickyTurn]) -> tuple[bytes, ...]:

@@ -20,6 +20,7 @@ from gateway.asgi import Receive, Scope, Send, exchange_of
 from gateway.dialects import Dialect
 from gateway.proxy import total_deadline
 from gateway.proxy.body.memory import BodyMemory, BodyReservation
+from gateway.proxy.body.off_loop import INLINE_BYTES, off_loop
 from gateway.proxy.body.progress import BodyProgress, stalled
 from gateway.proxy.context import ProxyContext, shutting_down
 from gateway.proxy.count_tokens import CountTokens
@@ -132,7 +133,7 @@ class InferenceApp:
         exchange = exchange_of(scope)
         if exchange is not None and exchange.body_complete:  # nothing to wait for
             request = await read_request(scope, receive, record.request_id, self._body_limit_bytes, reservation)
-            return self._parsed(request, endpoint, record, deadline)
+            return await self._parsed(request, endpoint, record, deadline)
         allowed_s = self.context.settings.deadlines.upload_seconds
         latest = math.inf if deadline is None else trio.current_time() + deadline.allowed_s
         cancelled_by: list[errors.GatewayError] = []
@@ -146,20 +147,24 @@ class InferenceApp:
                 reservation,
                 progress=BodyProgress(arrival, allowed_s, latest),
             )
-            return self._parsed(request, endpoint, record, deadline)
+            return await self._parsed(request, endpoint, record, deadline)
         if cancelled_by:
             raise cancelled_by[0]
         if deadline is not None and arrival.deadline == latest:
             raise deadline.exceeded("header", {})
         raise stalled(allowed_s)
 
-    def _parsed(
+    async def _parsed(
         self, request: InferenceRequest, endpoint: Endpoint, record: RequestRecord, deadline: TotalDeadline | None
     ) -> InferenceRequest:
         request.total_deadline = deadline
         record.timings.read_at = trio.current_time()
         record.bytes_in = len(request.body)
-        request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
+        parse = partial(request.parse, endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
+        if len(request.body) <= INLINE_BYTES:
+            parse()
+        else:
+            await off_loop(request.body, parse)
         record.stream, record.ignored = request.stream, request.parsed.ignored
         return request
 

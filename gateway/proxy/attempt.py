@@ -27,6 +27,7 @@ from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy import conversion, relay
 from gateway.proxy.attempt_failures import AttemptFailures, RefusedByUpstream, Retriable
+from gateway.proxy.body.off_loop import INLINE_BYTES, off_loop
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.quoted_prompt import quotes_prompt
 from gateway.proxy.request import InferenceRequest, outgoing_headers
@@ -148,14 +149,15 @@ class Attempt:
 
     async def _exchange(self) -> None:
         route, request = self.route, self._request
-        outgoing = request.parsed.outgoing(neuron_model_name(route), route.backend)
+        write = partial(request.parsed.outgoing, neuron_model_name(route), route.backend)
+        outgoing = write() if len(request.body) <= INLINE_BYTES else await off_loop(request.body, write)
         self.translation, self._ignored = outgoing.translation, outgoing.ignored
         if self._policy is not None:
             outgoing = self._apply_alias(outgoing, self._policy)
         try:
             await self._send(outgoing)
         except RefusedByUpstream as refused:
-            shorter = self._with_shorter_answer(outgoing, refused.refusal)
+            shorter = await self._with_shorter_answer(outgoing, refused.refusal)
             if shorter is None:
                 raise
             await self._send(shorter)
@@ -195,7 +197,9 @@ class Attempt:
             return outgoing
         return outgoing._replace(body=edit(outgoing.body, policy.params, policy.force))
 
-    def _with_shorter_answer(self, outgoing: OutgoingRequest, refusal: UpstreamErrorResponse) -> OutgoingRequest | None:
+    async def _with_shorter_answer(
+        self, outgoing: OutgoingRequest, refusal: UpstreamErrorResponse
+    ) -> OutgoingRequest | None:
         """The request with as many tokens for the answer as the neuron has room for; None to pass the refusal on.
 
         By default only for a request that the gateway has translated: a client of the neuron's own dialect gets its
@@ -208,7 +212,7 @@ class Attempt:
         wanted = None if self._policy is None else self._policy.clamp_max_tokens
         if not (is_translated if wanted is None else wanted and (is_translated or self.route.access is not None)):
             return None
-        body = with_room(outgoing.body, token_refusal)
+        body = await off_loop(outgoing.body, partial(with_room, outgoing.body, token_refusal))
         if body is None:
             return None
         log.info(

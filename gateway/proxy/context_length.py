@@ -14,12 +14,15 @@ An estimate such as `dialects/token_estimate.py` would come nearer to the limit,
 
 from __future__ import annotations
 
+from functools import partial
+
 from catalogue.models import Catalogue, Limit
 from gateway.dialects.prompt_words import PROMPT_FIELDS, count_words
 from gateway.errors import ContextLengthExceeded
 from gateway.fleet.model_names import holders_of
 from gateway.fleet.node import NodeModel
 from gateway.fleet.state import Fleet
+from gateway.proxy.body.off_loop import off_loop
 from gateway.proxy.request import InferenceRequest
 
 __all__ = ["prompt_limit", "refuse_if_too_long"]
@@ -28,7 +31,7 @@ SMALL_BODY_BYTES = 8 * 1024  # about 1,400 words of English: every current model
 BYTES_PER_WORD = 4  # English has 6, the space included; text with fewer is not prose
 
 
-def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: Catalogue, fleet: Fleet) -> None:
+async def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: Catalogue, fleet: Fleet) -> None:
     """Raise ContextLengthExceeded for a prompt that is certainly longer than any neuron takes for the model.
 
     The cheap checks come first: the length of the body, then its white space, then the words of its texts.
@@ -43,7 +46,7 @@ def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: Catalog
         body.count(b" ") + body.count(b"\\") <= limit
     ):  # white space is written as either of these; pictures have neither
         return
-    if count_words(body, fields, limit + 1) > limit:
+    if await off_loop(body, partial(count_words, body, fields, limit + 1)) > limit:
         raise ContextLengthExceeded(
             f"model '{model}': this prompt has more than {limit} words, and the maximum context length is {limit} "
             "tokens; a token is at most a word: shorten it",

@@ -6,6 +6,8 @@ What the form is made of, the translation knows (`dialects/chat/assemble.py`); h
 
 from __future__ import annotations
 
+from functools import partial
+
 import trio
 
 from gateway.dialects import Translation
@@ -13,6 +15,7 @@ from gateway.dialects.chat.assemble import AnswerAssembler
 from gateway.errors import UpstreamMalformedResponse
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
+from gateway.proxy.body.off_loop import LARGE_BYTES, in_thread, off_loop
 from gateway.proxy.relay import WHOLE_LIMIT_BYTES
 from gateway.proxy.response.client_response import Head
 from gateway.proxy.response.keepalive import KeepAlive
@@ -71,7 +74,8 @@ async def relay_assembled(
         phases.progressed()
     stream.end(trio.current_time())
     assembler.feed(stream.events or ())
-    body = translation.whole(assembler.body())
+    body = await in_thread(assembler.body) if size > LARGE_BYTES else assembler.body()
+    body = await off_loop(body, partial(translation.whole, body))
     keepalive.client.committed = True
     await keepalive.client.respond(*head(), body)
 
@@ -79,7 +83,7 @@ async def relay_assembled(
 async def relay_converted(body: bytes, keepalive: KeepAlive, *, head: Head, translation: Translation) -> None:
     """Send the client the stream of a whole answer. Raises as `relay_assembled` does."""
     client = keepalive.client
-    converted = translation.stream_of(body)
+    converted = await off_loop(body, partial(translation.stream_of, body))
     if not client.started:
         await client.start(*head())
     client.committed = True

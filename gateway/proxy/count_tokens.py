@@ -7,6 +7,7 @@ messages. Without either, or if that fails, the gateway estimates the count, and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from gateway.dialects.anthropic.dialect import NAME, ParsedMessagesRequest
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route, choose
 from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.proxy.body.off_loop import off_loop
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.request import InferenceRequest, outgoing_headers
 from gateway.proxy.response import response_headers
@@ -56,11 +58,12 @@ class CountTokens:
         """Answer the client. Raises ModelNotFound, BadRequest or ClientGone."""
         tokens = None
         route = self._find_route()
-        if route is not None and (outgoing := self._outgoing(route)) is not None:
-            tokens = await self._count_at(route, outgoing)
+        if route is not None:
+            outgoing = await off_loop(self._request.body, partial(self._outgoing, route))
+            tokens = None if outgoing is None else await self._count_at(route, outgoing)
         headers = response_headers.of_gateway(self._record, self._request.dialect.headers(self._record.request_id))
         if tokens is None:
-            tokens = self._parsed.as_chat.input_tokens
+            tokens = await off_loop(self._request.body, lambda: self._parsed.as_chat.input_tokens)
             headers.append(ESTIMATE_HEADER)
         await self._client.respond(200, headers, messages_response.token_count_body(tokens))
         self._record.outcome = "ok"

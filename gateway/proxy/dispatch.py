@@ -88,7 +88,7 @@ class Dispatch:
         context.request_log.resolved(record, resolution, catalogue.generation, request.headers)
         is_known = resolution.alias or model in catalogue.models or context.fleet.holders(model)
         record.routing.is_unknown_model = not is_known
-        refuse_if_too_long(request, model, catalogue, context.fleet)
+        await refuse_if_too_long(request, model, catalogue, context.fleet)
         record.cancel, record.timings.phases = self._phases.interrupt, self._phases
         deadline = request.total_deadline
         if resolution.policy is not None:

@@ -63,7 +63,7 @@ class Fallbacks:
     async def serve(self, first: Unserved, serve_model: Callable[[str], Awaitable[Unserved | None]]) -> Unserved | None:
         """Try the models in order. Returns None once the client is answered, else `first`: that is what it gets."""
         unserved = first
-        while self._may_fall_back(unserved) and (model := self._next_model()) is not None:
+        while self._may_fall_back(unserved) and (model := await self._next_model()) is not None:
             self._record.routing.fell_back(model, unserved.error)
             result = await serve_model(model)
             if result is None:
@@ -80,12 +80,12 @@ class Fallbacks:
             return False
         return unserved.refusal is not None or isinstance(unserved.error, _ANOTHER_MODEL_MAY_SERVE)
 
-    def _next_model(self) -> str | None:
+    async def _next_model(self) -> str | None:
         """The next model that can take the prompt; it and those before it leave the list."""
         while self.models:
             model = self.models.pop(0)
             try:
-                refuse_if_too_long(self._request, model, self._catalogue, self._fleet)
+                await refuse_if_too_long(self._request, model, self._catalogue, self._fleet)
             except errors.ContextLengthExceeded as error:
                 self._record.routing.skipped_fallback(model, error)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NoReturn
 
 import trio
@@ -10,6 +11,7 @@ from gateway.dialects import Translation
 from gateway.errors import GatewayError, UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
+from gateway.proxy.body.off_loop import off_loop
 from gateway.proxy.response.client_response import ClientResponse, Head
 from gateway.proxy.response.keepalive import KeepAlive
 from gateway.proxy.shadow.transcript import Transcript
@@ -132,7 +134,8 @@ async def relay_whole(
         phases.progressed()
         chunk = await upstream.receive()
     meter.finish()
-    translated = translation.whole(b"".join(pieces))
+    body = b"".join(pieces)
+    translated = await off_loop(body, partial(translation.whole, body))
     client.committed = True
     await client.respond(*head(), translated)
 

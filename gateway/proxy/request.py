@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from functools import partial
 
 from catalogue.models import Sticky
 from gateway.access.keys.key import Key
@@ -22,6 +23,7 @@ from gateway.errors import (
 from gateway.proxy import header_policy
 from gateway.proxy.body.compressed import CompressedBody, coding_of
 from gateway.proxy.body.memory import BodyReservation
+from gateway.proxy.body.off_loop import INLINE_BYTES, off_loop
 from gateway.proxy.body.progress import BodyProgress
 from gateway.proxy.forms.upload import Upload
 from gateway.proxy.response.client_response import ClientGone
@@ -147,7 +149,10 @@ async def read_request(
     if coding is not None:
         receive = CompressedBody(receive, coding, body_limit_bytes).receive
     body = await _read_body(receive, body_limit_bytes, reservation, progress)
-    return InferenceRequest(path_and_query(scope), headers, body, locate(body), request_id)
+    if progress is not None:
+        progress.complete()
+    model = locate(body) if len(body) <= INLINE_BYTES else await off_loop(body, partial(locate, body))
+    return InferenceRequest(path_and_query(scope), headers, body, model, request_id)
 
 
 def check_head(scope: Scope, body_limit_bytes: int) -> int | None:

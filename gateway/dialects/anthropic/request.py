@@ -26,14 +26,14 @@ from gateway.dialects.anthropic.request_types import (
     MessagesTurn,
 )
 from gateway.dialects.anthropic.tools import ToolChange, ignored_tools, tool_changes, tool_parameters
-from gateway.dialects.chat_request import content_of, estimate_tokens, kind_of, text_part
+from gateway.dialects.chat_request import content_of, encode_messages, estimate_tokens, kind_of, text_part
 from gateway.dialects.fields import decode_field, invalid
 from gateway.dialects.json_splice import ModelField, locate
 from gateway.dialects.loose_json import JsonObject, is_object
 from gateway.dialects.translation.alternation import merge_roles
-from gateway.dialects.translation.bounds import ITEMS_LIMIT, TOOLS_LIMIT, check_count, check_values
+from gateway.dialects.translation.bounds import ITEMS_LIMIT, TOOLS_LIMIT, check_count, check_size
 from gateway.dialects.translation.engine_extras import ENGINE_EXTRAS, extras_of, with_extras
-from gateway.dialects.translation.ignored import Ignored, ignored_fields, read_request
+from gateway.dialects.translation.ignored import Ignored, ignored_fields
 
 __all__ = ["MessagesAsChat", "translate"]
 
@@ -68,7 +68,7 @@ class MessagesAsChat:
         ignored.add(*ignored_fields(fields, _UNDERSTOOD, _DEFAULTS), *ignored_tools(request))
         messages = _messages(request, PLAIN, ignored)
         self.ignored = self.ignored_by(PLAIN)
-        encoded, parameters = msgspec.json.encode(messages), self._parameters(PLAIN)
+        encoded, parameters = encode_messages(messages), self._parameters(PLAIN)
         self._encoded = {PLAIN: (encoded, parameters)}
         self.input_tokens = estimate_tokens(messages, encoded, parameters.get("tools", ()))
 
@@ -81,7 +81,7 @@ class MessagesAsChat:
             BadRequest: This kind of backend cannot be sent the request; names the field.
         """
         if backend not in self._encoded:
-            messages = msgspec.json.encode(_messages(self._request, backend, Ignored()))
+            messages = encode_messages(_messages(self._request, backend, Ignored()))
             self._encoded[backend] = messages, self._parameters(backend)
         messages, parameters = self._encoded[backend]
         return msgspec.json.encode({"model": model, "messages": msgspec.Raw(messages), **parameters})
@@ -161,8 +161,8 @@ def translate(body: bytes, model: ModelField | None = None) -> MessagesAsChat:
         BadRequest: A field is wrong or cannot be translated; the message and `param` name its path.
     """
     model = locate(body) if model is None else model
-    check_values(body)
-    request, fields = read_request(body, request_types.usual_request_decoder, request_types.request_decoder)
+    check_size(body)
+    request, fields = request_types.reader.read(body)
     if not request.messages:
         raise invalid("messages", "at least one message is required")
     check_count(request.messages, "messages", ITEMS_LIMIT)

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from gateway.dialects.fields import decode_field
-from gateway.dialects.translation.bounds import PARTS_LIMIT, check_count
+from gateway.dialects.translation.bounds import ITEMS_LIMIT, PARTS_LIMIT, TOOLS_LIMIT, check_count
+from gateway.dialects.translation.slices import RequestReader, decode_list, is_sliced
 
 __all__ = [
     "MessagesBlock",
@@ -30,6 +31,7 @@ __all__ = [
     "UsualMessagesRequest",
     "blocks_of",
     "nested_blocks",
+    "reader",
 ]
 
 ABSENT: Any = msgspec.field(default_factory=msgspec.Raw)  # a shared default would not go into a JSON schema
@@ -164,11 +166,52 @@ class UsualMessagesRequest(MessagesRequest, forbid_unknown_fields=True):
     speed: msgspec.Raw = ABSENT
 
 
-request_decoder = msgspec.json.Decoder(MessagesRequest)
-usual_request_decoder: msgspec.json.Decoder[MessagesRequest] = msgspec.json.Decoder(UsualMessagesRequest)
 source_decoder = msgspec.json.Decoder(MessagesSource)
 tool_change_decoder = msgspec.json.Decoder(MessagesToolChange)
 _content_decoder: msgspec.json.Decoder[MessagesContent] = msgspec.json.Decoder(MessagesContent)
+_block_decoder: msgspec.json.Decoder[str | MessagesBlock | None] = msgspec.json.Decoder(str | MessagesBlock | None)
+_turn_decoder = msgspec.json.Decoder(MessagesTurn)
+_turns_decoder = msgspec.json.Decoder(list[MessagesTurn])
+_tool_decoder = msgspec.json.Decoder(MessagesTool)
+_tools_decoder: msgspec.json.Decoder[list[MessagesTool] | None] = msgspec.json.Decoder(list[MessagesTool] | None)
+
+
+class _TurnFrame(msgspec.Struct):
+    """A turn whose content is not decoded."""
+
+    role: str
+    content: msgspec.Raw = ABSENT
+
+
+_turn_frame_decoder = msgspec.json.Decoder(_TurnFrame)
+
+
+def _content(text: msgspec.Raw, path: str) -> MessagesContent:
+    if not is_sliced(text):
+        return decode_field(_content_decoder, text, path)
+    return decode_list(text, path, PARTS_LIMIT, lambda raw, at: decode_field(_block_decoder, raw, at))
+
+
+def _turn(text: msgspec.Raw, path: str) -> MessagesTurn:
+    frame = decode_field(_turn_frame_decoder, text, path)
+    if not is_sliced(frame.content):
+        return decode_field(_turn_decoder, text, path)
+    return MessagesTurn(frame.role, _content(frame.content, f"{path}.content"))
+
+
+def _turns(text: msgspec.Raw, path: str) -> list[MessagesTurn]:
+    return decode_list(text, path, ITEMS_LIMIT, _turn) if is_sliced(text) else decode_field(_turns_decoder, text, path)
+
+
+def _tools(text: msgspec.Raw, path: str) -> list[MessagesTool] | None:
+    if not is_sliced(text):
+        return decode_field(_tools_decoder, text, path)
+    return decode_list(text, path, TOOLS_LIMIT, lambda raw, at: decode_field(_tool_decoder, raw, at))
+
+
+reader: RequestReader[MessagesRequest] = RequestReader(
+    UsualMessagesRequest, MessagesRequest, {"messages": _turns, "system": _content, "tools": _tools}
+)
 
 
 def blocks_of(content: MessagesContent, path: str) -> Iterator[tuple[str, MessagesBlock]]:
@@ -192,4 +235,4 @@ def _block(item: str | MessagesBlock) -> MessagesBlock:
 
 def nested_blocks(content: msgspec.Raw, path: str) -> Iterator[tuple[str, MessagesBlock]]:
     """`blocks_of` for the content inside a block. Raises BadRequest if the content has another shape."""
-    return blocks_of(decode_field(_content_decoder, content, path), path) if content else iter(())
+    return blocks_of(_content(content, path), path) if content else iter(())

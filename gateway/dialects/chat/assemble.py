@@ -19,10 +19,13 @@ from gateway.dialects.chat.chunk_reader import decode_with_halves, join_halves
 from gateway.dialects.chat_chunks import ToolCall
 from gateway.dialects.loose_json import JsonObject
 from gateway.dialects.tool_calls import AssembledCall, ToolCalls
+from gateway.dialects.translation.bounds import excess_of
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http import sse
 
 __all__ = ["AnswerAssembler", "stream_datas"]
+
+ASSEMBLED_LIMIT = 1_000_000  # values of an answer in all: they are encoded in one step of 40 ms
 
 _NOT_A_COMPLETION = "the neuron answered a streaming request with neither an event stream nor a chat completion"
 
@@ -30,9 +33,10 @@ _NOT_A_COMPLETION = "the neuron answered a streaming request with neither an eve
 class AnswerAssembler:
     """Assembles one answer."""
 
-    __slots__ = ("_choices", "_done", "_fields", "_has_halves")
+    __slots__ = ("_choices", "_done", "_fields", "_has_halves", "_values")
 
     def __init__(self) -> None:
+        self._values = 0
         self._fields: JsonObject = {}
         self._choices: dict[int, _AssembledChoice] = {}
         self._done = False
@@ -55,6 +59,9 @@ class AnswerAssembler:
             elif event.type == b"error":
                 raise upstream_errors.from_stream(upstream_errors.error_in_event(event.data))
             elif event.data:
+                self._values += event.data.count(b",")
+                if self._values > ASSEMBLED_LIMIT or excess_of(event.data) is not None:
+                    raise UpstreamMalformedResponse("the neuron's answer is too large to be put together")
                 self._take(self._decode(event.data))
 
     def body(self) -> bytes:
@@ -219,6 +226,8 @@ def stream_datas(body: bytes) -> list[bytes]:
         UpstreamMalformedResponse: `body` is not a completion.
         GatewayError: The upstream reports an error in it, or gave up in the middle of it.
     """
+    if (excess := excess_of(body)) is not None:
+        raise UpstreamMalformedResponse(f"the neuron's answer has {excess}")
     try:
         answer, has_halves = _decode(body)
     except ValueError:

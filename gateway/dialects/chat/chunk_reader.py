@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from gateway.dialects import upstream_errors
-from gateway.dialects.chat_chunks import Choice, Chunk, Delta, text_of
+from gateway.dialects.chat_chunks import SMALL_EVENT_BYTES, Choice, Chunk, Delta, text_of
+from gateway.dialects.translation.bounds import excess_of
 from gateway.errors import UpstreamMalformedResponse
 
 __all__ = ["ChunkReader", "decode_with_halves", "join_halves"]
@@ -38,6 +39,8 @@ class ChunkReader:
             GatewayError: The upstream reports an error in it.
         """
         is_odd = False
+        if len(data) > SMALL_EVENT_BYTES and (excess := excess_of(data)) is not None:
+            raise UpstreamMalformedResponse(f"the neuron sent an event with {excess}")
         try:
             chunk = _decoder.decode(data)
         except msgspec.ValidationError as error:

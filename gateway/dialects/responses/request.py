@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from gateway.config.engine_traits import PLAIN, Backend
-from gateway.dialects.chat_request import estimate_tokens
+from gateway.dialects.chat_request import encode_messages, estimate_tokens
 from gateway.dialects.fields import invalid
 from gateway.dialects.json_splice import ModelField, locate
 from gateway.dialects.loose_json import JsonObject, is_object
@@ -20,9 +20,9 @@ from gateway.dialects.responses.client_run_tools import FUNCTIONS
 from gateway.dialects.responses.request_types import ResponsesRequest, ResponsesTextFormat, ResponsesToolChoice
 from gateway.dialects.responses.response_object import ResponsesContext
 from gateway.dialects.responses.tools import OfferedTools, offered_tools
-from gateway.dialects.translation.bounds import ITEMS_LIMIT, TOOLS_LIMIT, check_count, check_values
+from gateway.dialects.translation.bounds import ITEMS_LIMIT, TOOLS_LIMIT, check_count, check_size
 from gateway.dialects.translation.engine_extras import ENGINE_EXTRAS, extras_of, with_extras
-from gateway.dialects.translation.ignored import Ignored, ignored_fields, read_request
+from gateway.dialects.translation.ignored import Ignored, ignored_fields
 
 __all__ = ["ResponsesAsChat", "translate"]
 
@@ -60,7 +60,7 @@ class ResponsesAsChat:
         self.ignored = self.ignored_by(PLAIN)
         if not messages:
             raise invalid("input", "at least one item that a model can read is required")
-        encoded = msgspec.json.encode(messages)
+        encoded = encode_messages(messages)
         self._encoded = {PLAIN: (encoded, self._parameters(PLAIN))}
         self._input_tokens = estimate_tokens(messages, encoded, self._tools.functions)
 
@@ -73,7 +73,7 @@ class ResponsesAsChat:
             BadRequest: This kind of backend cannot be sent the request; names the field.
         """
         if backend not in self._encoded:
-            messages = msgspec.json.encode(conversation.messages(self._request, backend, Ignored(), self._secret_key))
+            messages = encode_messages(conversation.messages(self._request, backend, Ignored(), self._secret_key))
             self._encoded[backend] = messages, self._parameters(backend)
         messages, parameters = self._encoded[backend]
         return msgspec.json.encode({"model": model, "messages": msgspec.Raw(messages), **parameters})
@@ -145,8 +145,8 @@ def translate(body: bytes, model: ModelField | None = None, secret_key: bytes = 
         BadRequest: A field is wrong or cannot be translated; the message and `param` name its path.
     """
     model = locate(body) if model is None else model
-    check_values(body)
-    request, fields = read_request(body, request_types.usual_request_decoder, request_types.request_decoder)
+    check_size(body)
+    request, fields = request_types.reader.read(body)
     check_count(request.input, "input", ITEMS_LIMIT)
     check_count(request.tools, "tools", TOOLS_LIMIT)
     _reject_what_needs_a_store(request)
@@ -248,7 +248,7 @@ def _repeated_choice(choice: str | ResponsesToolChoice | None) -> str | JsonObje
     if choice.type == "allowed_tools":
         allowed = [
             {"type": tool.type} if tool.type in FUNCTIONS else {"type": tool.type, "name": tool.name}
-            for tool in choice.tools or ()
+            for tool in request_types.tools_in(choice.tools, "tool_choice.tools")
         ]
         return {"type": choice.type, "mode": choice.mode, "tools": allowed}
     if choice.type in FUNCTIONS:

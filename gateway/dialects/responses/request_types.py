@@ -11,12 +11,13 @@ Class names and docstrings become names and descriptions in `/openapi.json`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from gateway.dialects.fields import decode_field
-from gateway.dialects.translation.bounds import PARTS_LIMIT, check_count
+from gateway.dialects.translation.bounds import ITEMS_LIMIT, PARTS_LIMIT, TOOLS_LIMIT, check_count
+from gateway.dialects.translation.slices import RequestReader, decode_list, is_sliced
 
 __all__ = [
     "ResponsesFunction",
@@ -29,6 +30,8 @@ __all__ = [
     "UsualResponsesRequest",
     "items_of",
     "parts_of",
+    "reader",
+    "tools_in",
 ]
 
 ABSENT: Any = msgspec.field(default_factory=msgspec.Raw)  # a shared default would not go into a JSON schema
@@ -94,7 +97,7 @@ class ResponsesToolChoice(msgspec.Struct):
     name: str | None = None
     function: ResponsesFunction | None = None
     mode: str | None = None
-    tools: list[ResponsesTool] | None = None
+    tools: msgspec.Raw = ABSENT
 
 
 class ResponsesTextFormat(msgspec.Struct):
@@ -160,14 +163,42 @@ class UsualResponsesRequest(ResponsesRequest, forbid_unknown_fields=True):
     truncation: msgspec.Raw = ABSENT
 
 
-request_decoder = msgspec.json.Decoder(ResponsesRequest)
-usual_request_decoder: msgspec.json.Decoder[ResponsesRequest] = msgspec.json.Decoder(UsualResponsesRequest)
-tools_decoder = msgspec.json.Decoder(list[ResponsesTool])
 text_decoder = msgspec.json.Decoder(str)
 object_decoder = msgspec.json.Decoder(dict[str, Any])
 any_decoder = msgspec.json.Decoder()
 _content_decoder: msgspec.json.Decoder[str | list[str | ResponsesPart | None] | ResponsesPart | None] = (
     msgspec.json.Decoder(str | list[str | ResponsesPart | None] | ResponsesPart | None)
+)
+
+
+_Part: TypeAlias = str | ResponsesPart | None
+_Item: TypeAlias = str | ResponsesItem | None
+_part_decoder: msgspec.json.Decoder[_Part] = msgspec.json.Decoder(_Part)
+_item_decoder: msgspec.json.Decoder[_Item] = msgspec.json.Decoder(_Item)
+_input_decoder: msgspec.json.Decoder[str | list[_Item] | None] = msgspec.json.Decoder(str | list[_Item] | None)
+_tool_decoder = msgspec.json.Decoder(ResponsesTool)
+_tools_decoder = msgspec.json.Decoder(list[ResponsesTool] | None)
+
+
+def _input(text: msgspec.Raw, path: str) -> str | list[_Item] | None:
+    if not is_sliced(text):
+        return decode_field(_input_decoder, text, path)
+    return decode_list(text, path, ITEMS_LIMIT, lambda raw, at: decode_field(_item_decoder, raw, at))
+
+
+def tools_in(text: msgspec.Raw, path: str) -> list[ResponsesTool]:
+    """The tools at a path. Raises BadRequest if they have another shape, or are too many."""
+    if not text:
+        return []
+    if not is_sliced(text):
+        tools = decode_field(_tools_decoder, text, path) or []
+        check_count(tools, path, TOOLS_LIMIT)
+        return tools
+    return decode_list(text, path, TOOLS_LIMIT, lambda raw, at: decode_field(_tool_decoder, raw, at))
+
+
+reader: RequestReader[ResponsesRequest] = RequestReader(
+    UsualResponsesRequest, ResponsesRequest, {"input": _input, "tools": tools_in}
 )
 
 
@@ -182,7 +213,7 @@ def items_of(request: ResponsesRequest) -> Iterator[tuple[str, ResponsesItem | s
 
 def parts_of(content: msgspec.Raw, path: str) -> Iterator[tuple[str, ResponsesPart]]:
     """Each part of a content with its path. A string is a text part. Raises BadRequest for any other shape."""
-    value = decode_field(_content_decoder, content, path) if content else None
+    value = _content(content, path) if content else None
     if isinstance(value, list):
         check_count(value, path, PARTS_LIMIT)
         for index, part in enumerate(value):
@@ -190,6 +221,12 @@ def parts_of(content: msgspec.Raw, path: str) -> Iterator[tuple[str, ResponsesPa
                 yield f"{path}.{index}", _part(part)
     elif value is not None:
         yield path, _part(value)
+
+
+def _content(text: msgspec.Raw, path: str) -> list[_Part] | _Part:
+    if not is_sliced(text):
+        return decode_field(_content_decoder, text, path)
+    return decode_list(text, path, PARTS_LIMIT, lambda raw, at: decode_field(_part_decoder, raw, at))
 
 
 def _part(part: str | ResponsesPart) -> ResponsesPart:

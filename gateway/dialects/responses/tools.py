@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from gateway.dialects.fields import decode_field, invalid
+from gateway.dialects.fields import invalid
 from gateway.dialects.loose_json import JsonObject
 from gateway.dialects.responses import client_run_tools, request_types
 from gateway.dialects.responses.request_types import ResponsesRequest, ResponsesTool, ResponsesToolChoice
@@ -142,7 +142,7 @@ def _callable_tools(tool: ResponsesTool, path: str) -> Iterator[tuple[str, Respo
 
 
 def _inner_tools(tool: ResponsesTool, path: str) -> list[ResponsesTool]:
-    return decode_field(request_types.tools_decoder, tool.tools, f"{path}.tools") if tool.tools else []
+    return request_types.tools_in(tool.tools, f"{path}.tools")
 
 
 def _name(tool: ResponsesTool, path: str) -> str:
@@ -248,7 +248,7 @@ def _only_allowed(choice: ResponsesToolChoice, tools: OfferedTools) -> OfferedTo
         raise invalid("tool_choice.mode", f"must be `auto` or `required`, not `{choice.mode}`")
     allowed = {
         _find(tool.type, tool.name or tool.type, tools, f"tool_choice.tools.{index}.name")
-        for index, tool in enumerate(choice.tools or ())
+        for index, tool in enumerate(request_types.tools_in(choice.tools, "tool_choice.tools"))
         if tool.type in _CALLABLE and tool.type != "namespace"
     }
     functions = [function for function in tools.functions if function["function"]["name"] in allowed]

@@ -19,6 +19,7 @@ import msgspec
 from gateway.dialects.chat_request import text_part
 from gateway.dialects.json_splice import find
 from gateway.dialects.loose_json import JsonObject, decode
+from gateway.dialects.translation.bounds import excess_of
 
 __all__ = ["merge_roles", "merged_messages"]
 
@@ -50,14 +51,16 @@ _message_decoder = msgspec.json.Decoder(dict[str, Any])
 def merged_messages(body: bytes) -> tuple[int, int, bytes] | None:
     """The merged `messages` of a chat completions body: start and end of the client's, and the bytes to put there.
 
-    Messages that are not merged keep their bytes. None if there is nothing to merge, or if the messages are not what
-    chat completions defines: the engine then judges them.
+    Messages that are not merged keep their bytes. None if there is nothing to merge, if they are too large to be read,
+    or if they are not what chat completions defines: the engine then judges them.
     """
     try:
         span = find(body, ("messages",)).get("messages")
         if span is None:
             return None
         text = body[span.start : span.end]
+        if excess_of(text) is not None:
+            return None
         speakers = decode(_speakers_decoder, text)
         runs = [(role, len(list(run))) for (role, _), run in groupby(speakers, attrgetter("role", "name"))]
         if not any(length > 1 and role in _MERGED for role, length in runs):

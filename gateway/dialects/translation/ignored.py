@@ -8,21 +8,13 @@ that record the work of such tools.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
 
 import msgspec
 
-from gateway.dialects.fields import decode_field
-from gateway.errors import BadRequest
-
-__all__ = ["Ignored", "ignored_fields", "read_request"]
+__all__ = ["Ignored", "ignored_fields"]
 
 HEADER_BYTES = 512  # clients and proxies bound a response's head; 8 KiB of it is a common limit
 NAME_CHARACTERS = 80  # of one name, which the client chose
-
-T = TypeVar("T")
-
-_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Ignored:
@@ -63,31 +55,6 @@ def _encoded(name: str) -> bytes:
     return b"".join(
         b"%c" % byte if 0x20 < byte < 0x7F and byte not in b",%" else b"%%%02X" % byte for byte in short.encode()
     )
-
-
-def read_request(
-    body: bytes, exact: msgspec.json.Decoder[T], loose: msgspec.json.Decoder[T]
-) -> tuple[T, Mapping[str, msgspec.Raw]]:
-    """Decode a body that `json_splice.locate` accepts.
-
-    Args:
-        body: A JSON object.
-        exact: A decoder of a subtype that also has the fields without effect that clients usually send, and forbids
-            all others. It spares most requests the second pass that finds fields by name.
-        loose: The decoder for all other bodies.
-
-    Returns:
-        The request, and its fields without effect, by name. It may have fields with an effect as well.
-
-    Raises:
-        BadRequest: As `decode_field`.
-    """
-    try:
-        request = decode_field(exact, body)
-    except BadRequest:
-        return decode_field(loose, body), decode_field(_fields_decoder, body)
-    usual = type(request).__annotations__
-    return request, {name: value for name in usual if (value := getattr(request, name))}
 
 
 def ignored_fields(

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import trio
 from fakes.fleets import a_catalogue, a_fleet, a_model, a_profile, answers
 
 from catalogue.models import Limit
@@ -28,7 +29,7 @@ def user(content):
 
 
 def refuse(request, catalogue=CATALOGUE, fleet=None):
-    refuse_if_too_long(request, "m", catalogue, fleet or a_fleet("a"))
+    trio.run(refuse_if_too_long, request, "m", catalogue, fleet or a_fleet("a"))
 
 
 # Prompts that are refused...
@@ -141,3 +142,8 @@ def test_limit_of_a_model_with_a_source_is_found():
     answers(fleet, "a", a_model("ollama:m", limit=Limit(context=50)))
 
     assert prompt_limit("m", a_catalogue(a_profile("m", source="ollama")), fleet) == 50
+
+
+def test_prompt_with_too_many_values_is_the_neurons_to_judge():
+    """To decode it would take a second and a gigabyte."""
+    refuse(asked(messages=user(TOO_LONG), x=[" "] * 300_000))
