@@ -14,9 +14,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import structlog
@@ -24,7 +25,7 @@ import trio
 
 from catalogue.diff import CatalogueDiff, diff
 from catalogue.load import parse
-from catalogue.models import Catalogue
+from catalogue.models import Catalogue, Target
 from catalogue.toml.faults import Fault, FaultyFile
 from catalogue.toml.parse import is_blank
 from catalogue.warming import Readiness, given_up, hold_back, moved, tried_again
@@ -33,6 +34,8 @@ from gateway.files.config_file import fault_in, is_absent, printable, read_confi
 from gateway.files.file_reload import FILE_ACTOR, POLL_S, FileReload, Found
 
 __all__ = ["FILE_ACTOR", "CatalogueStore", "RejectionSubscriber", "ReloadResult", "Subscriber"]
+
+ADOPT_DEADLINE_S = 10.0  # the process that is replaced waits with its requests being served
 
 ResultName: TypeAlias = Literal["applied", "unchanged", "rejected"]
 Subscriber: TypeAlias = Callable[[Catalogue, Catalogue, CatalogueDiff], object]
@@ -132,6 +135,33 @@ class CatalogueStore:
         self.current = found
         _log_warnings(found)
         return found
+
+    async def adopt(
+        self, generation: int, digest: str | None, targets_in_force: Mapping[str, Sequence[tuple[str, float]]]
+    ) -> None:
+        """Go on where another process has ended; call it before `watch`.
+
+        Args:
+            generation: The other's last; this one's if the file is still the one with this `digest`, else the next.
+            digest: Of the file that the other had in force.
+            targets_in_force: Targets, as model and weight, of the aliases that it was still warming. They keep these
+                until their new targets are warm.
+        """
+        found: _Found = None
+        with trio.move_on_after(ADOPT_DEADLINE_S):  # a file that cannot be read now is reported by `watch`
+            found = await trio.to_thread.run_sync(self._examine, abandon_on_cancel=True)
+        if isinstance(found, Catalogue):
+            self.content = self.last_read
+            self.current = found
+        is_same = self.current.digest == digest
+        self.current = dataclasses.replace(self.current, generation=generation if is_same else generation + 1)
+        aliases = dict(self.current.aliases)
+        for name in aliases.keys() & targets_in_force.keys():
+            targets = tuple(Target(model, weight) for model, weight in targets_in_force[name])
+            aliases[name] = dataclasses.replace(aliases[name], targets=targets)
+        before = dataclasses.replace(self.current, aliases=MappingProxyType(aliases))
+        if self._readiness is not None and (held := hold_back(self.current, before, self._readiness)).warming:
+            self._assign(held)
 
     async def reload(self, *, actor: str = FILE_ACTOR) -> ReloadResult:
         """Read the file now, and put it in force if it is good and new.

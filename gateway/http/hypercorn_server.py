@@ -56,9 +56,14 @@ class HypercornServer:
         finally:
             self._ended.set()
 
-    def drain(self) -> None:
-        """Stop accepting; let running requests finish."""
+    def drain(self, *, keep_idle: bool = False) -> None:
+        """Stop accepting; let running requests finish. Hypercorn closes idle connections in any case."""
+        del keep_idle
         self._stop.set()
+
+    async def close_when_quiet(self, quiet_s: float) -> None:
+        """As `HttpServer.close_when_quiet`: there is nothing left to close."""
+        del quiet_s
 
     async def drained(self) -> None:
         """Wait until the last connection has ended."""

@@ -17,6 +17,7 @@ from gateway.http.server_exchange import ClientDisconnected
 
 __all__ = ["HttpServer", "ServerLimits"]
 
+QUIET_CHECK_S = 0.05
 CONCURRENT_REJECTIONS = 100  # connections beyond the limit that get a 503; further ones are closed without a response
 
 
@@ -114,10 +115,29 @@ class HttpServer:
         finally:
             self._rejecting -= 1
 
-    def drain(self) -> None:
-        """Stop accepting, close idle connections, let running requests finish. Sync; `drained` waits for the end."""
+    def drain(self, *, keep_idle: bool = False) -> None:
+        """Stop accepting, let running requests finish. Sync; `drained` waits for the end.
+
+        With `keep_idle` each open connection may still send one request, whose answer announces the close. Otherwise
+        idle ones are closed at once. A client that sends a request at that moment gets no answer.
+        """
         self._state.draining = True
+        self._state.keeps_idle = keep_idle
         self._accepting.cancel()
+        if not keep_idle:
+            self._close_idle()
+
+    async def close_when_quiet(self, quiet_s: float) -> None:
+        """After `drain(keep_idle=True)`: close the idle connections once no request has been running for this long."""
+        quiet_since, served = trio.current_time(), self._state.served
+        while trio.current_time() - quiet_since < quiet_s:
+            if len(self._connections) > len(self._state.idle) or served != self._state.served:
+                quiet_since, served = trio.current_time(), self._state.served
+            await trio.sleep(min(QUIET_CHECK_S, quiet_s))
+        self._state.keeps_idle = False
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         for connection in list(self._connections):
             connection.close_if_idle()
 

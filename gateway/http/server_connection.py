@@ -55,10 +55,11 @@ class ServerLimits:
 class ServerState:
     """What a server's connections share."""
 
-    __slots__ = ("draining", "hang_ups", "idle", "incomplete", "served")
+    __slots__ = ("draining", "hang_ups", "idle", "incomplete", "keeps_idle", "served")
 
     def __init__(self) -> None:
         self.draining = False
+        self.keeps_idle = False  # while draining: a connection may wait for its last request
         self.hang_ups = HangUps()
         self.served = 0  # requests
         self.idle: dict[ServerConnection, None] = {}
@@ -145,7 +146,7 @@ class ServerConnection:
             return exchange
         limits = self._limits
         self.idle = not self._parser.pending
-        if self.idle and self.closing and is_quiet(self._stream):
+        if self.idle and self.closing and not self._state.keeps_idle and is_quiet(self._stream):
             return None
         waiting = self._state.idle if self.idle else self._state.incomplete
         waiting[self] = None

@@ -53,6 +53,7 @@ class InferenceApp:
         context: The same.
         body_memory: The memory that request bodies take.
         spools: The disk space that uploads take.
+        refuses_new: The gateway shuts down, and answers new requests with 503.
     """
 
     def __init__(self, context: ProxyContext) -> None:
@@ -61,6 +62,7 @@ class InferenceApp:
         self.body_memory = BodyMemory(int(settings.limits.bodies_mb * 1024**2))
         self.spools = SpoolStorage(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))
         self._body_limit_bytes = int(settings.gateway.body_limit_mb * 1024**2)
+        self.refuses_new = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request until it is answered, or its client has left."""
@@ -93,8 +95,12 @@ class InferenceApp:
                 record.status, record.bytes_out = client.status, client.bytes_sent
                 record.timings.sent_first_at = client.first_write_at
 
-    def drain(self) -> None:
-        """Refuse new requests from now on, and those that still wait for a replica: that may take minutes."""
+    def drain(self, *, refuse_new: bool = True) -> None:
+        """Refuse new requests from now on, and those that still wait for a replica: that may take minutes.
+
+        With `refuse_new` False a new request is refused only if it would have to wait.
+        """
+        self.refuses_new = refuse_new
         self.context.draining.set()
         for record in list(self.context.request_log.live.values()):
             if record.routing.is_waiting:
@@ -112,7 +118,7 @@ class InferenceApp:
                 record.cancel(error)
 
     def _admit(self) -> None:
-        if self.context.draining.is_set():
+        if self.refuses_new:
             raise shutting_down()
         limit = self.context.settings.limits.requests
         if len(self.context.request_log.live) > limit:

@@ -69,13 +69,24 @@ class DrainStore:
 
         A drain that was still moving models is resumed by `run`: until then its neuron serves.
         """
+        self._apply(self._read())
+
+    async def adopt(self) -> None:
+        """The same once more, after another process has written the file: drains that are not in it end."""
+        self._apply(await trio.to_thread.run_sync(self._read, abandon_on_cancel=True))
+
+    def _read(self) -> Mapping[str, SavedDrain]:
         try:
-            saved = msgspec.json.decode(self.path.read_bytes(), type=_DrainFile).drains
+            return msgspec.json.decode(self.path.read_bytes(), type=_DrainFile).drains
         except FileNotFoundError:
-            return
+            return {}
         except (OSError, msgspec.DecodeError) as error:
             self._set_error(f"cannot be read: {getattr(error, 'strerror', None) or error}; no neuron is drained")
-            return
+            return {}
+
+    def _apply(self, saved: Mapping[str, SavedDrain]) -> None:
+        for node in self._saved.keys() - saved.keys():
+            self._drains.undrain(node)
         self._saved = {node: drain for node, drain in saved.items() if node in self._nodes()}
         for node, drain in self._saved.items():
             self._authors[node] = (drain.who, drain.since)

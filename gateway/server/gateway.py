@@ -28,6 +28,7 @@ from gateway.config.settings import Settings
 from gateway.files import secret_key
 from gateway.fleet.control.membership import FleetMembership, control_client
 from gateway.fleet.control.poller import Poller
+from gateway.fleet.learnt import learnt_models, restore_learnt
 from gateway.fleet.loading.drain import Drains, DrainView
 from gateway.fleet.loading.manual import ManualLoads
 from gateway.fleet.loading.scheduler import LoadScheduler
@@ -57,6 +58,7 @@ from gateway.server.neurons.neuron_store import NeuronStore
 from gateway.server.operator_actions import OperatorActions, describe_ended_move
 from gateway.server.public_app import PublicApp
 from gateway.server.public_routes import PublicRoutes
+from gateway.server.restart.takeover_messages import HandedState
 from gateway.telemetry.metrics import CatalogueReadings, Metrics, RolloutReading
 from gateway.telemetry.request_log import RequestLog
 
@@ -269,7 +271,7 @@ class Gateway:
             models=self._list_models,
             model=lambda model_id: self.models_api.model_entry(self.catalogue_store.current, self.fleet, model_id),
             health=self._health,
-            ready=self.fleet.any_open,
+            ready=lambda: self.fleet.any_open() and not self.inference.refuses_new,
             count_unknown_path=self.metrics.count_unknown_path,
         )
 
@@ -333,27 +335,59 @@ class Gateway:
         waiting = {name: warming.failed is not None for name, warming in catalogue.warming.items()}
         return CatalogueReadings(catalogue.generation, self.catalogue_store.last_error is None, reloads, waiting)
 
-    async def start_background(self, nursery: trio.Nursery) -> None:
-        """Start every background task. One that crashes ends the nursery: a gateway must not run without its poller."""
+    async def start_serving(self, nursery: trio.Nursery) -> None:
+        """Start the background tasks that requests need, while this process has any. One that crashes ends the nursery.
+
+        Several gateways may do the same at once: a neuron joins loads, and refuses to unload what it is using.
+        """
         for run in (
             self.access_parts.run,
-            self.auditor.run,
             self.scheduler.run,
-            self.drains.run,
-            self.swaps.run,
             self.shadows.run,
-            self.catalogue_store.watch,
             self.membership.run,
-            self.neuron_store.watch,
-            self.rollouts.run,
             self.poller.run,
-            self.drain_store.run,
-            self.problems.run,
             self.console.figures.run,
             self.console.feed.run,
         ):
             await nursery.start(run)
         nursery.start_soon(self.upstream.run)
+
+    async def start_writers(self, nursery: trio.Nursery) -> None:
+        """Start the tasks that write the state files or change the fleet by plan: in one process at a time.
+
+        Start them once the neurons were polled. They can be ended, and started again.
+        """
+        for run in (
+            self.auditor.run,
+            self.drains.run,
+            self.swaps.run,
+            self.catalogue_store.watch,
+            self.neuron_store.watch,
+            self.rollouts.run,
+            self.drain_store.run,
+            self.problems.run,
+        ):
+            await nursery.start(run)
+
+    def handed_state(self) -> HandedState:
+        """What the process that replaces this one gets, besides the state files."""
+        catalogue = self.catalogue_store.current
+        in_force = {name: catalogue.aliases[name].targets for name in catalogue.warming}
+        return HandedState(
+            catalogue.generation,
+            catalogue.digest,
+            {name: [(target.model, target.weight) for target in targets] for name, targets in in_force.items()},
+            learnt_models(self.fleet),
+        )
+
+    async def adopt(self, state: HandedState) -> None:
+        """Go on where another process has ended: read the state files again, and note what it has learnt.
+
+        Call it after `start_serving` and before `start_writers`.
+        """
+        restore_learnt(self.fleet, state.models)
+        await self.drain_store.adopt()
+        await self.catalogue_store.adopt(state.generation, state.digest, state.targets_in_force)
 
     async def aclose(self) -> None:
         """Close all connections to neurons."""

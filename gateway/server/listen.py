@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,7 +13,16 @@ import trio
 from gateway.config.settings import Listen
 from gateway.http.sockets import detect_dead_peer
 
-__all__ = ["STUCK_READER_MS", "Addresses", "CannotListen", "CannotStart", "address_of", "listener", "listening"]
+__all__ = [
+    "STUCK_READER_MS",
+    "Addresses",
+    "CannotListen",
+    "CannotStart",
+    "address_of",
+    "listener",
+    "listening",
+    "set_options",
+]
 
 BACKLOG = 2048
 STUCK_READER_MS = 60_000
@@ -52,16 +62,26 @@ async def listening(listen: Listen) -> AsyncIterator[socket.socket]:
             family, _, _, _, address = found[0]
             sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            _drop_stuck_readers(sock)
-            detect_dead_peer(sock.setsockopt)
+            set_options(sock)
             sock.bind(address)
             sock.listen(BACKLOG)
             sock.setblocking(False)
         except OSError as error:
-            raise CannotListen(f"cannot listen on {listen}: {error.strerror or error}") from error
+            hint = ""
+            if error.errno == errno.EADDRINUSE:
+                hint = (
+                    "; if that is another gateway with the same state directory, `cortex serve --takeover` replaces it"
+                )
+            raise CannotListen(f"cannot listen on {listen}: {error.strerror or error}{hint}") from error
         except UnicodeError as error:  # from IDNA: a label that is empty or longer than 63 characters
             raise CannotListen(f"cannot listen on {listen}: '{listen.host}' is not a valid host name") from error
         yield sock
+
+
+def set_options(sock: socket.socket) -> None:
+    """Set what accepted sockets inherit. Sync; for a socket that another process has opened, too."""
+    _drop_stuck_readers(sock)
+    detect_dead_peer(sock.setsockopt)
 
 
 def _drop_stuck_readers(sock: socket.socket) -> None:
@@ -75,8 +95,8 @@ def _drop_stuck_readers(sock: socket.socket) -> None:
 
 
 def listener(sock: socket.socket) -> trio.SocketListener:
-    """A Trio listener on the socket, which stays the caller's to close."""
-    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    """A Trio listener on a duplicate of the socket, which therefore still listens when the listener is closed."""
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
 
 
 def address_of(sock: socket.socket) -> Listen:

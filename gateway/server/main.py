@@ -12,7 +12,9 @@ import trio
 
 from gateway.server.gateway import Gateway
 from gateway.server.listen import CannotStart
-from gateway.server.serve import serve
+from gateway.server.restart.successor import Successor
+from gateway.server.restart.takeover_messages import TakeoverFailed
+from gateway.server.serve import Start, serve
 
 __all__ = ["SECOND_SIGNAL_EXIT_CODE", "run"]
 
@@ -21,11 +23,11 @@ SECOND_SIGNAL_EXIT_CODE = 130  # 128 + SIGINT, as a shell reports it
 log = structlog.get_logger("cortex.serve")
 
 
-def run(gateway: Gateway) -> int:
-    """Serve until SIGTERM or SIGINT, drain, and return the process's exit code.
+def run(gateway: Gateway, start: Start | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, or until another process has taken over; drain, and return the exit code.
 
-    An address that cannot be listened on, or a store of keys that cannot be used, is one line on stderr and exit
-    code 1. Every other crash is a traceback.
+    An address that cannot be listened on, a store of keys that cannot be used, and a takeover that fails are one line
+    on stderr and exit code 1. Every other crash is a traceback.
     """
     exit_code = 1
     # Modules and the parts built so far live as long as the process. Unless they are frozen, each full collection
@@ -33,26 +35,31 @@ def run(gateway: Gateway) -> int:
     gc.collect()
     gc.freeze()
     try:
-        exit_code = trio.run(_run_with_signals, gateway)
+        exit_code = trio.run(_run_with_signals, gateway, start or Start())
     except* CannotStart as group:
         for error in _leaves(group):
             sys.stderr.write(f"cortex: {error}\n")
+    except* TakeoverFailed as group:
+        for error in _leaves(group):
+            sys.stderr.write(f"cortex: cannot take over: {error}\n")
     return exit_code
 
 
-async def _run_with_signals(gateway: Gateway) -> int:
+async def _run_with_signals(gateway: Gateway, start: Start) -> int:
     stopping = trio.Event()
+    successor = Successor(start.manager)
     exit_code = 0
 
     async def handle_signals(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         nonlocal exit_code
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
             task_status.started()
             async for signum in signals:
                 if signum == signal.SIGHUP:
-                    nursery.start_soon(
-                        _reload, gateway
-                    )  # in its own task: a file system that hangs must not block exit
+                    # In its own task: a file system that hangs must not block exit.
+                    nursery.start_soon(_reload, gateway, start)
+                elif signum == signal.SIGUSR2:
+                    nursery.start_soon(successor.run)
                 elif stopping.is_set():
                     exit_code = SECOND_SIGNAL_EXIT_CODE
                     nursery.cancel_scope.cancel()
@@ -61,15 +68,20 @@ async def _run_with_signals(gateway: Gateway) -> int:
 
     async with trio.open_nursery() as nursery:
         await nursery.start(handle_signals)
-        await serve(gateway, stop=stopping.wait)
+        await serve(gateway, stop=stopping.wait, start=start)
         nursery.cancel_scope.cancel()
     return exit_code
 
 
-async def _reload(gateway: Gateway) -> None:
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+
+
+async def _reload(gateway: Gateway, start: Start) -> None:
     """Reload the neurons and the catalogue, and log the outcome; of unchanged files nothing else tells the operator."""
+    start.manager.reloading()
     neurons = await gateway.neuron_store.reload()
     outcome = await gateway.catalogue_store.reload()
+    start.manager.ready()
     log.info("looked_at_sighup", result=outcome.result, generation=outcome.catalogue.generation, neurons=neurons.result)
 
 

@@ -15,7 +15,7 @@ from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, PATIENT_STREAMING, u
 from gateway.config.settings import AdminSettings, GatewaySettings, Listen, NeuronSettings, Settings
 from gateway.server.gateway import Gateway
 from gateway.server.listen import Addresses
-from gateway.server.serve import serve
+from gateway.server.serve import Start, serve
 from neuron.simulated.faults import EndpointFails
 from neuron.simulated.fleet import neuron
 from neuron.simulated.neuron import SimNeuron
@@ -112,6 +112,7 @@ async def running_gateway(
     models_toml: str = MODELS_TOML,
     backends: tuple[NeuronSettings, ...] = (),
     speaking: tuple[str, ...] = ("openai",),
+    start: Start | None = None,
     **sections: object,
 ):
     """Start everything, yield it, and cancel it at the end.
@@ -141,7 +142,7 @@ async def running_gateway(
         )
         gateway = Gateway(dataclasses.replace(settings, **sections))
         stop = trio.Event()
-        addresses = await nursery.start(partial(serve, gateway, stop=stop.wait))
+        addresses = await nursery.start(partial(serve, gateway, stop=stop.wait, start=start))
         yield Running(gateway, addresses, simulated, path, stop)
         nursery.cancel_scope.cancel()
 
