@@ -19,14 +19,20 @@ from gateway.asgi import Headers
 from gateway.dialects import OutgoingRequest, Translation
 from gateway.dialects.json_splice import edit
 from gateway.dialects.rename_model import ModelRenamer
-from gateway.dialects.token_room import with_room
+from gateway.dialects.token_room import TokenRefusal, with_room
 from gateway.dialects.upstream_errors import UpstreamErrorResponse, error_response_in, from_stream
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.routing.choose import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy import conversion, relay
-from gateway.proxy.attempt_failures import AttemptFailures, RefusedByUpstream, Retriable
+from gateway.proxy.attempt_failures import (
+    AttemptFailures,
+    RefusedByUpstream,
+    Retriable,
+    gateway_fault,
+    is_connect_failure,
+)
 from gateway.proxy.body.off_loop import INLINE_BYTES, off_loop
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.quoted_prompt import quotes_prompt
@@ -153,14 +159,17 @@ class Attempt:
         outgoing = write() if len(request.body) <= INLINE_BYTES else await off_loop(request.body, write)
         self.translation, self._ignored = outgoing.translation, outgoing.ignored
         if self._policy is not None:
-            outgoing = self._apply_alias(outgoing, self._policy)
+            apply = partial(self._apply_alias, outgoing, self._policy)
+            outgoing = apply() if len(outgoing.body) <= INLINE_BYTES else await off_loop(outgoing.body, apply)
         try:
             await self._send(outgoing)
         except RefusedByUpstream as refused:
-            shorter = await self._with_shorter_answer(outgoing, refused.refusal)
-            if shorter is None:
+            if not self._may_shorten_answer(outgoing, refused.refusal):
                 raise
-            await self._send(shorter)
+            refusal, error = refused.refusal, refused.error
+        else:
+            return
+        await self._send(await self._with_shorter_answer(outgoing, refusal, error))
 
     async def _send(self, outgoing: OutgoingRequest) -> None:
         route, request = self.route, self._request
@@ -197,24 +206,30 @@ class Attempt:
             return outgoing
         return outgoing._replace(body=edit(outgoing.body, policy.params, policy.force))
 
-    async def _with_shorter_answer(
-        self, outgoing: OutgoingRequest, refusal: UpstreamErrorResponse
-    ) -> OutgoingRequest | None:
-        """The request with as many tokens for the answer as the neuron has room for; None to pass the refusal on.
+    def _may_shorten_answer(self, outgoing: OutgoingRequest, refusal: UpstreamErrorResponse) -> bool:
+        """Whether to ask for a shorter answer, if there is room for one.
 
         By default only for a request that the gateway has translated: a client of the neuron's own dialect gets its
         refusal. A body that must pass unchanged is only shortened for an engine, and if the alias asks for it.
         """
-        token_refusal = refusal.token_refusal
-        if token_refusal is None or not outgoing.body:
-            return None
+        if refusal.token_refusal is None or not outgoing.body:
+            return False
         is_translated = outgoing.path != self._request.path
         wanted = None if self._policy is None else self._policy.clamp_max_tokens
-        if not (is_translated if wanted is None else wanted and (is_translated or self.route.access is not None)):
-            return None
+        return is_translated if wanted is None else wanted and (is_translated or self.route.access is not None)
+
+    async def _with_shorter_answer(
+        self, outgoing: OutgoingRequest, refusal: UpstreamErrorResponse, error: errors.GatewayError
+    ) -> OutgoingRequest:
+        """The request with as many tokens for the answer as the neuron has room for.
+
+        Raises:
+            RefusedByUpstream: There is no room: the client gets the refusal.
+        """
+        token_refusal = refusal.token_refusal or TokenRefusal()
         body = await off_loop(outgoing.body, partial(with_room, outgoing.body, token_refusal))
         if body is None:
-            return None
+            raise RefusedByUpstream(refusal, error)
         log.info(
             "max_tokens_clamped",
             request_id=self._record.request_id,
@@ -353,7 +368,7 @@ class Attempt:
         self._refuse(await UpstreamErrorResponse.read(response), response.header(b"location"))
 
     def _refuse(self, refusal: UpstreamErrorResponse, location: bytes | None = None) -> NoReturn:
-        error = _gateway_fault(refusal.status) or refusal.as_error()
+        error = gateway_fault(refusal.status) or refusal.as_error()
         self._record.ignored = self._ignored
         error.quotes_prompt = quotes_prompt(error.message, self._request.body)
         log.warning(
@@ -401,33 +416,13 @@ class Attempt:
         if failure.not_loaded:
             fleet.dropped(route.node, route.model_id, route.url)
         elif failure.unreachable:
-            if _is_connect_failure(failure.error):
+            if is_connect_failure(failure.error):
                 fleet.unreachable(route.node, route.model_id, failure.error.message, route.url)
             else:
                 fleet.at_fault(route.node, route.model_id, failure.error.message, route.url)
         elif failure.refusal is not None and failure.refusal.retry_after_s is not None:
             fleet.busy(route.node, route.model_id, failure.refusal.retry_after_s)
         self._context.poll_soon(route.node)
-
-
-def _gateway_fault(status: int) -> errors.UpstreamError | None:
-    """The error for a status that says that the gateway, not the client, must ask in another way."""
-    if status in {401, 407}:
-        return errors.UpstreamAuthFailed(
-            f"the neuron refused the gateway's credentials ({status}): the operator must correct its api_key in "
-            "cortex.toml"
-        )
-    if 300 <= status < 400:
-        return errors.UpstreamMalformedResponse(
-            f"the neuron answered with a redirect ({status}) that the gateway does not follow: the operator must "
-            "correct its endpoint or base_path in cortex.toml; the log shows where it points"
-        )
-    return None
-
-
-def _is_connect_failure(error: errors.GatewayError) -> bool:
-    is_late = isinstance(error, errors.DeadlineExceeded) and error.param == "connect"
-    return is_late or isinstance(error, errors.UpstreamUnreachable)
 
 
 async def send_upstream_error(

@@ -8,7 +8,7 @@ from gateway import errors
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.routing.choose import Route
 
-__all__ = ["AttemptFailures", "RefusedByUpstream", "Retriable"]
+__all__ = ["AttemptFailures", "RefusedByUpstream", "Retriable", "gateway_fault", "is_connect_failure"]
 
 
 class Retriable(Exception):
@@ -87,3 +87,24 @@ class AttemptFailures:
 
 def _retry_after_s(refusal: UpstreamErrorResponse) -> float:
     return math.inf if refusal.retry_after_s is None else refusal.retry_after_s
+
+
+def gateway_fault(status: int) -> errors.UpstreamError | None:
+    """The error for a status that says that the gateway, not the client, must ask in another way."""
+    if status in {401, 407}:
+        return errors.UpstreamAuthFailed(
+            f"the neuron refused the gateway's credentials ({status}): the operator must correct its api_key in "
+            "cortex.toml"
+        )
+    if 300 <= status < 400:
+        return errors.UpstreamMalformedResponse(
+            f"the neuron answered with a redirect ({status}) that the gateway does not follow: the operator must "
+            "correct its endpoint or base_path in cortex.toml; the log shows where it points"
+        )
+    return None
+
+
+def is_connect_failure(error: errors.GatewayError) -> bool:
+    """Whether no connection could be opened."""
+    is_late = isinstance(error, errors.DeadlineExceeded) and error.param == "connect"
+    return is_late or isinstance(error, errors.UpstreamUnreachable)
