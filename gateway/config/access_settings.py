@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from catalogue.toml.types import Name, String, invalid, parsed_from
+from gateway.config.ledger_settings import KeyLimitSettings
 
 __all__ = ["AccessSettings", "StoreSettings"]
 
@@ -29,6 +30,8 @@ class AccessSettings:
 
     allowed_hosts: tuple[Name, ...] = ()
     """Host names that clients may use for an open gateway on loopback, besides those that can only be local."""
+
+    limits: KeyLimitSettings = KeyLimitSettings()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,12 +46,16 @@ def overlay(document: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[
 
 
 def known_keys() -> list[tuple[str, ...]]:
-    """The keys that a variable can set: the sections, and the keys in them. Not those of one neuron."""
+    """The keys that a variable can set: the tables, and the keys in them. Not those of one neuron."""
+    return _keys_of(Settings)
+
+
+def _keys_of(table: Any) -> list[tuple[str, ...]]:
     keys: list[tuple[str, ...]] = []
-    for section in fields(Settings):
-        keys.append((section.name,))
-        if is_dataclass(section.default):
-            keys += [(section.name, key.name) for key in fields(section.default)]
+    for key in fields(table):
+        keys.append((key.name,))
+        if is_dataclass(key.default):
+            keys += [(key.name, *inner) for inner in _keys_of(key.default)]
     return keys
 
 

@@ -29,6 +29,7 @@ from gateway.config import rules
 from gateway.config.access_settings import AccessSettings, StoreSettings
 from gateway.config.engine_traits import DialectName, EngineName, ThinkingSwitch
 from gateway.config.header_names import PASSED_TO_CLIENTS, PASSED_TO_NEURONS
+from gateway.config.ledger_settings import EnergySettings, LedgerSettings, MetricsSettings
 
 __all__ = [
     "DEFAULT_MODELS_CONFIG",
@@ -36,11 +37,14 @@ __all__ = [
     "AdminSettings",
     "AuditSettings",
     "DeadlineSettings",
+    "EnergySettings",
     "EvictionSettings",
     "GatewaySettings",
+    "LedgerSettings",
     "LimitSettings",
     "Listen",
     "LogSettings",
+    "MetricsSettings",
     "NeuronSettings",
     "NeuronTables",
     "PollSettings",
@@ -337,6 +341,9 @@ class Settings:
     admin: AdminSettings = AdminSettings()
     access: AccessSettings = AccessSettings()  # noqa: RUF009 - frozen
     store: StoreSettings = StoreSettings()  # noqa: RUF009 - frozen
+    ledger: LedgerSettings = LedgerSettings()  # noqa: RUF009 - frozen
+    energy: EnergySettings = EnergySettings()  # noqa: RUF009 - frozen
+    metrics: MetricsSettings = MetricsSettings()  # noqa: RUF009 - frozen
     state: StateSettings = StateSettings()
     audit: AuditSettings = AuditSettings()
     neurons: NeuronTables = ()

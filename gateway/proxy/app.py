@@ -8,6 +8,7 @@ request started is gone.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import structlog
@@ -19,6 +20,7 @@ from gateway.access.keys.key import Key
 from gateway.asgi import Receive, Scope, Send, exchange_of
 from gateway.dialects import Dialect
 from gateway.proxy import total_deadline
+from gateway.proxy.accounts.request_account import RequestAccount
 from gateway.proxy.body.memory import BodyMemory, BodyReservation
 from gateway.proxy.body.off_loop import INLINE_BYTES, off_loop
 from gateway.proxy.body.progress import BodyProgress, stalled
@@ -72,19 +74,22 @@ class InferenceApp:
             client = (
                 server_timing.timed_response(send, record) if server_timing.wanted(headers) else ClientResponse(send)
             )
+            account: RequestAccount | None = None
             try:
                 self._admit()
                 key = scope[KEY_IN_SCOPE] if KEY_IN_SCOPE in scope else self.context.access.authenticate(headers)
                 if key is not None:
                     record.key_id, record.key_name = key.id, key.name
+                if self.context.accounting is not None:
+                    account = RequestAccount(self.context.accounting, record, key, endpoint.dialect_name)
                 with self.body_memory.reservation() as reservation:
                     if endpoint.is_form:
                         await self._serve_form(
-                            endpoint, scope, receive, client, record, key=key, reservation=reservation
+                            endpoint, scope, receive, client, record, key=key, account=account, reservation=reservation
                         )
                     else:
                         request = await self._read(endpoint, scope, receive, record, reservation)
-                        self._authorize(request, key)
+                        self._authorize(request, key, account)
                         await self._serve(endpoint, request, scope, receive, client, record=record)
             except errors.GatewayError as error:
                 await _send_error(client, record, error, endpoint.dialect)
@@ -94,6 +99,8 @@ class InferenceApp:
             finally:
                 record.status, record.bytes_out = client.status, client.bytes_sent
                 record.timings.sent_first_at = client.first_write_at
+                if account is not None:
+                    account.close()
 
     def drain(self, *, refuse_new: bool = True) -> None:
         """Refuse new requests from now on, and those that still wait for a replica: that may take minutes.
@@ -126,8 +133,8 @@ class InferenceApp:
                 f"this gateway serves at most {limit} requests at a time (limits.requests): try again", retry_after_s=1
             )
 
-    def _authorize(self, request: InferenceRequest, key: Key | None) -> None:
-        request.key = key
+    def _authorize(self, request: InferenceRequest, key: Key | None, account: RequestAccount | None) -> None:
+        request.key, request.account = key, account
         if key is not None:
             self.context.access.authorize(key, request.model.name)
 
@@ -183,6 +190,7 @@ class InferenceApp:
         record: RequestRecord,
         *,
         key: Key | None,
+        account: RequestAccount | None,
         reservation: BodyReservation,
     ) -> None:
         """Serve a multipart form, from when its `model` has arrived. Its temporary file is gone when this returns."""
@@ -197,7 +205,7 @@ class InferenceApp:
                 stall_timeout_s=stall_timeout_s,
             )
             try:
-                self._authorize(request, key)
+                self._authorize(request, key, account)
                 request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
                 await self._serve(endpoint, request, scope, receive, client, record=record)
             finally:
@@ -229,7 +237,8 @@ class InferenceApp:
                     nursery.start_soon(keep_alive, keepalive, record, scope)
                 try:
                     if endpoint.counts:
-                        await CountTokens(self.context, request, client, record).run()
+                        with request.account.reserve() if request.account is not None else nullcontext():
+                            await CountTokens(self.context, request, client, record).run()
                     else:
                         await dispatch.run()
                 except errors.GatewayError as error:

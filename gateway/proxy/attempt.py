@@ -132,7 +132,8 @@ class Attempt:
         context, route = self._context, self.route
         try:
             # No checkpoint lies between choosing the route and taking the lease, so no eviction can come in between.
-            with context.fleet.lease(route.node, route.model_id, self.phases), self.attempt_record:
+            lease = context.fleet.lease(route.node, route.model_id, self.phases, self._record.gpu_use)
+            with lease, self.attempt_record:
                 if context.shadows is not None:
                     context.shadows.give_way(route.node)
                 try:

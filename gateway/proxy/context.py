@@ -15,6 +15,7 @@ from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.routing.queue import AdmissionQueues
 from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
+from gateway.proxy.accounts.accounting import Accounting
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadower
 from gateway.telemetry.request_log import RequestLog
@@ -40,6 +41,7 @@ class ProxyContext:
         hedge_policy: When a request of an alias with `hedge` is sent to a second replica.
         secret_key: The gateway's own, of which copies of it have the same.
         access: Checks keys. The default lets every request pass that has none.
+        accounting: Limits keys, and enters requests in the ledger; None if neither is done.
         shadows: None if no request is ever shadowed.
         draining: Set when the gateway begins to shut down.
     """
@@ -55,6 +57,7 @@ class ProxyContext:
     hedge_policy: HedgePolicy
     secret_key: bytes = field(repr=False)
     access: Access = field(default_factory=Access)
+    accounting: Accounting | None = None
     shadows: Shadower | None = None
     draining: trio.Event = field(default_factory=trio.Event)
 

@@ -93,7 +93,8 @@ class CountTokens:
 
     async def _count_at(self, route: Route, outgoing: OutgoingRequest) -> int | None:
         """The neuron's count; None if it does not give one."""
-        with trio.move_on_after(COUNT_DEADLINE_S), self._context.fleet.lease(route.node, route.model_id):
+        lease = self._context.fleet.lease(route.node, route.model_id, gpu_use=self._record.gpu_use)
+        with trio.move_on_after(COUNT_DEADLINE_S), lease:
             try:
                 return await self._exchange(route, outgoing)
             except errors.GatewayError as error:

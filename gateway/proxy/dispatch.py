@@ -95,7 +95,10 @@ class Dispatch:
             self._use_policy(resolution.policy, model)
             deadline = total_deadline.tighter(deadline, total_deadline.of_alias(resolution.policy))
         try:
-            if deadline is None:
+            if request.account is not None:
+                with request.account.reserve(model, request.body):
+                    await (self._serve(model) if deadline is None else self._serve_within(deadline, model))
+            elif deadline is None:
                 await self._serve(model)
             else:
                 await self._serve_within(deadline, model)

@@ -20,11 +20,13 @@ class Endpoint:
 
     Args:
         dialect: The dialect of requests, answers and errors.
+        dialect_name: Its name in the ledger.
         is_form: The body is multipart/form-data with a field `model`; else it is a JSON object.
         counts: The endpoint counts the tokens of a prompt, and never loads a model.
     """
 
     dialect: Dialect
+    dialect_name: str = "openai"
     is_form: bool = False
     counts: bool = False
 
@@ -39,7 +41,7 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         "/v1/completions": _OPENAI,
         "/v1/embeddings": _OPENAI,
         "/v1/rerank": _OPENAI,
-        "/v1/responses": Endpoint(ResponsesDialect()),
+        "/v1/responses": Endpoint(ResponsesDialect(), "responses"),
         "/v1/images/generations": _OPENAI,
         "/v1/images/edits": _OPENAI_FORM,
         "/v1/audio/speech": _OPENAI,
@@ -51,7 +53,7 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         "/v1/detokenize": _OPENAI,
         "/tokenize": _OPENAI,
         "/detokenize": _OPENAI,
-        "/v1/messages": Endpoint(_MESSAGES),
-        "/v1/messages/count_tokens": Endpoint(_MESSAGES, counts=True),
+        "/v1/messages": Endpoint(_MESSAGES, "anthropic"),
+        "/v1/messages/count_tokens": Endpoint(_MESSAGES, "anthropic", counts=True),
     }
 )

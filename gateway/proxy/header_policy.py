@@ -86,15 +86,18 @@ def for_neuron(
     return kept
 
 
-def for_client(headers: Headers, also: tuple[str, ...]) -> Headers:
+def for_client(headers: Headers, also: tuple[str, ...], *, own_limits: bool = False) -> Headers:
     """Those of a neuron's response headers that its client gets, whatever the status.
 
     Args:
         headers: The neuron's. They have a `content-encoding` only if the body passes as it is.
         also: `[gateway] pass_headers`.
+        own_limits: The gateway's own rate-limit headers take the place of the neuron's.
     """
     allowed = _extended(_TO_CLIENT, also) if also else _TO_CLIENT
     kept = [header for header in headers if header[0] in allowed or header[0].startswith(_TO_CLIENT_PREFIXES)]
+    if own_limits:
+        kept = [header for header in kept if not header[0].startswith(_TO_CLIENT_PREFIXES)]
     named = named_by_connection(headers)
     if named:
         kept = [header for header in kept if header[0] not in named]

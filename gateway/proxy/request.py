@@ -21,6 +21,7 @@ from gateway.errors import (
     body_too_large,
 )
 from gateway.proxy import header_policy
+from gateway.proxy.accounts.request_account import RequestAccount
 from gateway.proxy.body.compressed import CompressedBody, coding_of
 from gateway.proxy.body.memory import BodyReservation
 from gateway.proxy.body.off_loop import INLINE_BYTES, off_loop
@@ -48,7 +49,8 @@ class InferenceRequest:
     """One inference request as the client sent it. `body` is never changed.
 
     A multipart form has an empty `body` and an `upload`, of which more may arrive after `model`. `total_deadline` is
-    the client's, None if it set none; `key` is None for a client without one. `dialect` and `parsed` exist once `parse`
+    the client's, None if it set none; `key` is None for a client without one, `account` if
+    requests are not accounted for. `dialect` and `parsed` exist once `parse`
     was called.
     """
 
@@ -59,6 +61,7 @@ class InferenceRequest:
     request_id: str
     total_deadline: TotalDeadline | None = None
     key: Key | None = None
+    account: RequestAccount | None = None
     upload: Upload | None = None
     dialect: Dialect = field(init=False)
     parsed: ParsedRequest = field(init=False)

@@ -45,6 +45,7 @@ from gateway.server import admin_app, public_routes
 from gateway.server.access.admin_keys import KeyRoutes
 from gateway.server.access.operators import identify_by, inference_key_of, may_infer_by
 from gateway.server.access.parts import AccessParts, print_first_key
+from gateway.server.access.usage_parts import UsageParts
 from gateway.server.admin_app import AdminContext
 from gateway.server.console.console import Console, ConsoleContext
 from gateway.server.console.event_sources import fleet_state
@@ -98,7 +99,15 @@ class Gateway:
         self.fleet = Fleet(self.neuron_store.neurons, misses=settings.poll.misses)
         self.catalogue_store = CatalogueStore(settings.models_config, readiness=FleetReadiness(self.fleet))
         self.catalogue_store.load_initial()
-        self.metrics = Metrics()
+        self.metrics = Metrics(per_key=settings.metrics.per_key)
+        self.usage_parts = UsageParts(
+            settings,
+            store=self.access_parts.store,
+            catalogue=self.catalogue_store,
+            keys=self.access_parts.keys_in_force,
+            count_exceeded=self.metrics.count_limit_exceeded,
+        )
+        self.access_parts.ledger = self.usage_parts.ledger
         self.neurons = {neuron.name: control_client(neuron) for neuron in self.neuron_store.neurons}
         self.poller = Poller(self.fleet, self.neurons, settings.poll)
         self.upstream = UpstreamPool(idle_limit=settings.limits.upstream_idle_connections)
@@ -198,6 +207,7 @@ class Gateway:
                 secret_key=_secret_key(self.catalogue_files.state_dir),
                 shadows=self.shadows,
                 access=self.access_parts.access,
+                accounting=self.usage_parts.accounting,
             )
         )
         self._observe()

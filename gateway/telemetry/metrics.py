@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway import __version__
+from gateway.telemetry.key_metrics import KeyMetrics
 from gateway.telemetry.target_metrics import TargetMetrics
 
 __all__ = ["CONTENT_TYPE", "CatalogueReadings", "FleetView", "Metrics", "NodeView", "RolloutReading"]
@@ -57,10 +58,11 @@ class Series(Generic[_MetricT]):
 
 
 class Metrics:
-    """All metrics of one gateway, in a registry of its own."""
+    """All metrics of one gateway, in a registry of its own. `per_key`: also those with the label `key`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, per_key: bool = False) -> None:
         self.registry = registry = CollectorRegistry()
+        self.by_key = KeyMetrics(registry) if per_key else None
         route = ("model", "node")
 
         def counter(name: str, text: str, labels: tuple[str, ...] = route) -> Series[Counter]:
@@ -113,6 +115,9 @@ class Metrics:
             "cortex_alias_fallbacks", "Requests handed on because a target could not serve", ("alias", "model", "to")
         )
         self.by_target = TargetMetrics(registry)
+        self._limits_exceeded = counter(
+            "cortex_limits_exceeded", "Requests beyond a limit of their key; refused if enforced", ("limit", "enforced")
+        )
         self.swaps = counter("cortex_alias_swaps", "Aliases that moved or were to, by how it went", ("alias", "result"))
         self.swap_duration = histogram(
             "cortex_alias_swap_duration_seconds", "Warm swaps: accepted file to moved alias", _SWAP_S, ("alias",)
@@ -125,6 +130,10 @@ class Metrics:
     def count_unknown_path(self) -> None:
         """A request came for a path that does not exist: an error of no model and no node."""
         self.errors("", "", "not_found").inc()
+
+    def count_limit_exceeded(self, limit: str, enforced: bool) -> None:
+        """A request exceeded a limit of its key: "rpm", "tpm", "concurrency" or "budget"."""
+        self._limits_exceeded(limit, "true" if enforced else "false").inc()
 
     def count_eviction(self, model: str, node: str) -> None:
         """A model was unloaded."""

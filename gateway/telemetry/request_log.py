@@ -129,6 +129,8 @@ class RequestLog:
             metrics.errors(*labels, code).inc()
         if record.outcome == "client_disconnected":
             metrics.disconnects(*labels).inc()
+        if metrics.by_key is not None and record.key_id is not None:
+            metrics.by_key.count(record.key_id, record.key_name or "", record.answer.usage)
         if routing.alias is not None and routing.model is not None:
             metrics.alias_requests(routing.alias, routing.model).inc()
             self._count_for_alias(record, routing.alias, routing.model, code, now)

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
+from gateway.asgi import Headers
 from gateway.errors import GatewayError
+from gateway.fleet.lease import GpuUse
 from gateway.telemetry.answer_record import AnswerRecord
 from gateway.telemetry.attempt_record import ErrorSummary
 from gateway.telemetry.metrics import Metrics
@@ -35,6 +37,8 @@ class RequestRecord:
         outcome: How the request ended; `cancelled` until anything else is known.
         error: The error that the client gets, while the request runs; then `error_summary` has it.
         key_id, key_name: The key of the client; None without one.
+        gpu_use: What the request takes of devices; None if it is not accounted for.
+        limit_headers: Returns the rate-limit headers of a response that begins now; None for a key without such limits.
         ignored: The value of `x-cortex-ignored`: what a translation left out of the request; empty for nothing.
         cancel: Ends the running request; its client gets the error if its response can still carry it.
     """
@@ -47,9 +51,11 @@ class RequestRecord:
         "cancel",
         "error",
         "error_summary",
+        "gpu_use",
         "ignored",
         "key_id",
         "key_name",
+        "limit_headers",
         "outcome",
         "path",
         "request_id",
@@ -78,6 +84,8 @@ class RequestRecord:
         self.ignored = b""
         self.key_id: str | None = None
         self.key_name: str | None = None
+        self.gpu_use: GpuUse | None = None
+        self.limit_headers: Callable[[], Headers] | None = None
         self.cancel: Callable[[GatewayError], None] = _nothing_to_cancel
 
     def failed(self, error: GatewayError) -> None:
@@ -99,6 +107,7 @@ class RequestRecord:
         self.routing.release(now)
         self.answer.release()
         self.cancel = _nothing_to_cancel
+        self.limit_headers = None
         if self.error is not None:
             self.error_summary, self.error = ErrorSummary.of(self.error), None
 

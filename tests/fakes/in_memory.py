@@ -13,13 +13,17 @@ import trio
 from fakes.fleets import assert_idle
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
-from catalogue.models import Alias, Catalogue
+from catalogue.models import Alias, Catalogue, ModelProfile
+from gateway.access.admission import Access
+from gateway.access.ledger.entry import LedgerEntry
+from gateway.access.limits.limiter import Limiter
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.reports import ModelReport, NodeReport
 from gateway.fleet.routing.queue import AdmissionQueues
 from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
 from gateway.http.server import HttpServer, ServerLimits
+from gateway.proxy.accounts.accounting import Accounting
 from gateway.proxy.app import InferenceApp
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
@@ -38,8 +42,15 @@ Headers = tuple[str, ...]
 class FixedCatalogue:
     """A catalogue that does not change."""
 
-    def __init__(self, *aliases: Alias) -> None:
-        self.current = Catalogue(1, {}, {alias.name: alias for alias in aliases})
+    def __init__(self, *aliases: Alias, models: tuple[ModelProfile, ...] = ()) -> None:
+        self.current = Catalogue(1, {model.id: model for model in models}, {alias.name: alias for alias in aliases})
+
+
+class EntryList:
+    """A ledger that keeps its entries in a list."""
+
+    def __init__(self, entries: list[LedgerEntry]) -> None:
+        self.add = entries.append
 
 
 class NoLoads:
@@ -59,7 +70,8 @@ class InMemoryGateway:
     """One gateway in front of neurons that all have the small model loaded, unless `loaded` names another per neuron.
 
     `neurons` are served in `nursery`, one task per connection, as behind a listener. A callable gets each stream
-    instead: a scripted neuron. `traits` are further settings of each.
+    instead: a scripted neuron. `traits` are further settings of each. With a `limiter`, keys are limited, and `entries`
+    gets what goes into the ledger.
     """
 
     def __init__(
@@ -71,6 +83,9 @@ class InMemoryGateway:
         alias: Alias | None = None,
         loaded: dict[str, str] | None = None,
         traits: dict[str, object] | None = None,
+        models: tuple[ModelProfile, ...] = (),
+        limiter: Limiter | None = None,
+        access: Access | None = None,
     ) -> None:
         self.nursery = nursery
         self.neurons = neurons
@@ -84,7 +99,9 @@ class InMemoryGateway:
         self.metrics = Metrics()
         self.request_log = RequestLog(self.metrics, log_requests=True)
         self.upstream = UpstreamPool(connect=self._connect)
-        self.catalogue = FixedCatalogue(alias or Alias.plain("helexa/small", SMALL))
+        self.catalogue = FixedCatalogue(alias or Alias.plain("helexa/small", SMALL), models=models)
+        self.entries: list[LedgerEntry] = []
+        accounting = None if limiter is None else Accounting(limiter, self.catalogue, EntryList(self.entries))
         self.admission = AdmissionQueues(self.fleet, catalogue=self.catalogue, limit=self.settings.limits.queue)
         self.hedge_policy = HedgePolicy(self.metrics)
         self.shadows = Shadower(
@@ -103,6 +120,8 @@ class InMemoryGateway:
                 hedge_policy=self.hedge_policy,
                 secret_key=bytes(32),
                 shadows=self.shadows,
+                access=access or Access(),
+                accounting=accounting,
             )
         )
         self.server = HttpServer(self.inference, limits=ServerLimits(), log=structlog.get_logger())

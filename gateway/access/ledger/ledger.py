@@ -29,7 +29,7 @@ __all__ = ["Ledger"]
 BATCH_S = 0.25  # what `kill -9` may cost
 BATCH_ROWS = 5_000  # in one transaction: about 50 ms
 MEMORY_ROWS = 10_000  # that wait in memory, about 1 KiB each; more go to the spool file
-LOST_BEYOND_ROWS = 100_000  # in memory, if the spool file cannot be written either
+LOST_BEYOND_ROWS = 50_000  # in memory, if the spool file cannot be written either
 FIRST_EXCHANGE_S = 2.0  # what a start waits for the sums of budgets
 FINAL_S = 5.0  # for the entries that are left when the process ends
 HEARTBEAT_S = 5.0  # how often reservations are written again that have not changed
@@ -83,6 +83,7 @@ class Ledger:
         self._reserved_before: dict[str, Amounts] = {}
         self._reserved_at = 0.0
         self._error: str | None = None
+        self._spool_error: str | None = None
         self._files = trio.CapacityLimiter(1)  # of threads: a file system that hangs must not take Trio's own
 
     def add(self, entry: LedgerEntry) -> None:
@@ -230,7 +231,9 @@ class Ledger:
         if failure is not None:
             count = max(0, len(self._waiting) - LOST_BEYOND_ROWS)
             self.lost += count
-            log.error("spool_failed", reason=failure, waiting=len(self._waiting), lost=self.lost)
+            if failure != self._spool_error:
+                log.error("spool_failed", reason=failure, waiting=len(self._waiting), lost=self.lost)
+        self._spool_error = failure
         del self._waiting[:count]
         self._attempted = max(0, self._attempted - count)
 

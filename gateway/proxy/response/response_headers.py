@@ -33,7 +33,7 @@ def from_upstream(
         extra: The headers that the client's dialect adds.
         also: `[gateway] pass_headers`.
     """
-    kept = header_policy.for_client(headers, also)
+    kept = header_policy.for_client(headers, also, own_limits=record.limit_headers is not None)
     if streaming:
         if also:
             own = [name for name, _ in _STREAM_HEADERS]
@@ -51,7 +51,7 @@ def of_upstream_error(
     headers: Headers, record: RequestRecord, extra: Headers, content_type: bytes, also: tuple[str, ...]
 ) -> Headers:
     """The headers of a neuron's error response, whose body the client gets in its own dialect."""
-    kept = header_policy.for_client(headers, also)
+    kept = header_policy.for_client(headers, also, own_limits=record.limit_headers is not None)
     kept = [header for header in kept if header[0] not in {b"content-type", b"content-encoding"}]
     return [*of_gateway(record, extra, content_type), *kept]
 
@@ -87,6 +87,8 @@ def _common_headers(record: RequestRecord) -> Headers:
     headers = [(b"x-request-id", record.request_id.encode())]
     if record.routing.alias is not None:
         headers.append((b"x-cortex-alias", header_value(record.routing.alias)))
+    if record.limit_headers is not None:
+        headers += record.limit_headers()
     if record.ignored:
         headers.append((b"x-cortex-ignored", record.ignored))
     timing = server_timing.server_timing(record, trio.current_time())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+import time
 from collections.abc import Callable
 
 import structlog
@@ -13,6 +14,7 @@ from gateway.access.admission import Access
 from gateway.access.keys.key import Key
 from gateway.access.keys.key_refresh import KeyRefresh
 from gateway.access.keys.key_table import KeyTable
+from gateway.access.ledger.ledger import Ledger
 from gateway.access.store.database import Database, StoreUnavailable
 from gateway.access.store.migrate import SchemaUnknown
 from gateway.access.store.store import Store
@@ -43,6 +45,7 @@ class AccessParts:
         hosts: Checks the hosts that requests name.
         store: Keys and usage.
         refresh: Keeps `access.table` as the store has it.
+        ledger: Uses the store from when it is open until it is closed; None for none.
     """
 
     def __init__(
@@ -59,7 +62,14 @@ class AccessParts:
         self.access = Access(KeyTable(), mode=self._mode or "open", admin_token=settings.admin.token)
         self.hosts = HostCheck(settings.access.allowed_hosts)
         self.store = Store(Database(settings.store.url, state_directory(settings)))
+        self.ledger: Ledger | None = None
         self.refresh = KeyRefresh(self.store, self.access.table, end_requests=end_requests)
+
+    def keys_in_force(self) -> list[Key]:
+        """Every key that is neither revoked nor expired."""
+        now = time.time()
+        keys = [stored.key for stored in self.access.table.keys()]  # noqa: SIM118 - a method of ours
+        return [key for key in keys if key.revoked_at is None and (key.expires_at is None or key.expires_at > now)]
 
     def listens_on(self, address: Listen) -> None:
         """The API listens on this address, which is a socket's. Raises CannotStart if it is open by accident."""
@@ -83,7 +93,10 @@ class AccessParts:
                 raise CannotStart(f"the store of keys cannot be used: {error}") from error
             log.warning("store_unavailable", reason=str(error), consequence="usage is not recorded meanwhile")
         try:
-            await self.refresh.run(task_status=task_status)
+            async with trio.open_nursery() as nursery:
+                if self.ledger is not None:
+                    await nursery.start(self.ledger.run)
+                await self.refresh.run(task_status=task_status)
         finally:
             with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
                 await self.store.aclose()

@@ -96,6 +96,8 @@ def test_defaults_are_valid_values_themselves(section):
 
 
 def toml_of(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, Listen):
+        return "{}"
     return json.dumps(str(value) if isinstance(value, Listen) else value)
 
 
