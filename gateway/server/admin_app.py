@@ -29,6 +29,7 @@ from gateway.proxy.shadow.shadower import Shadower
 from gateway.proxy.shadow.summary import summary
 from gateway.server.access.actor import actor, authenticate_admin
 from gateway.server.access.admin_keys import KeyRoutes, mount_key_routes
+from gateway.server.access.usage_routes import UsageReports, mount_admin_usage
 from gateway.server.admin_bodies import DrainBody, PlacementBody, decode_body
 from gateway.server.admin_catalogue import CatalogueRoutes, mount_catalogue_routes, reload_json
 from gateway.server.console.console import Console
@@ -59,6 +60,7 @@ class AdminContext:
 
     access: Access
     keys: KeyRoutes
+    usage: UsageReports
     remembered_requests: int
     catalogue: CatalogueStore
     edits: CatalogueEdits
@@ -104,6 +106,7 @@ def make_app(context: AdminContext) -> QuartTrio:
     mount_session_routes(app, context.console.sessions, context.console.describe)
     _mount_catalogue(app, context)
     mount_key_routes(app, context.keys)
+    mount_admin_usage(app, context.usage)
     mount_catalogue_routes(app, CatalogueRoutes(context.catalogue, context.edits))
     mount_neuron_routes(app, NeuronEdits(context.neurons))
     _mount_requests(app, context)

@@ -240,7 +240,14 @@ class Gateway:
     def _admin_context(self) -> AdminContext:
         return AdminContext(
             access=self.access_parts.access,
-            keys=KeyRoutes(self.access_parts.store, self.access_parts.refresh, self.auditor.record_action),
+            keys=KeyRoutes(
+                self.access_parts.store,
+                self.access_parts.refresh,
+                self.auditor.record_action,
+                currency=self.settings.ledger.currency,
+                use=self._use_of_key,
+            ),
+            usage=self.usage_parts.reports,
             remembered_requests=self.settings.limits.explain_requests,
             catalogue=self.catalogue_store,
             edits=self.edits,
@@ -278,6 +285,7 @@ class Gateway:
     def _public_routes(self) -> PublicRoutes:
         return PublicRoutes(
             access=self.access_parts.access,
+            usage=self.usage_parts.reports,
             models=self._list_models,
             model=lambda model_id: self.models_api.model_entry(self.catalogue_store.current, self.fleet, model_id),
             health=self._health,
@@ -287,6 +295,11 @@ class Gateway:
 
     def _list_models(self) -> list[Entry]:
         return self.models_api.list_models(self.catalogue_store.current, self.fleet)
+
+    def _use_of_key(self, key_id: str) -> dict[str, Any] | None:
+        """How near a key is to its limits; None for one that is not in force."""
+        key = next((key for key in self.access_parts.keys_in_force() if key.id == key_id), None)
+        return None if key is None else self.usage_parts.limiter.view(key)
 
     def _known_models(self) -> list[str]:
         """The models that the catalogue or a neuron has."""
@@ -333,6 +346,7 @@ class Gateway:
             unwritable=[(str(path), reason) for path, reason in states if reason is not None],
             rejected=self.neuron_store.rejected(),
             store=self.access_parts.store,
+            ledger=self.usage_parts.ledger,
         )
 
     def _move_ended(self, view: DrainView, who: str) -> None:

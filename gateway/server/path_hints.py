@@ -11,7 +11,7 @@ from gateway.proxy.endpoints import ENDPOINTS
 
 __all__ = ["LOOKUPS", "corrected", "hint"]
 
-LOOKUPS = ("/", "/health", "/ready", "/openapi.json", "/v1/models")
+LOOKUPS = ("/", "/health", "/ready", "/openapi.json", "/v1/models", "/v1/usage")
 """The public paths that are read with GET, besides those of single models."""
 
 _SLASHES = re.compile(r"/{2,}")

@@ -16,6 +16,7 @@ from gateway.access.admission import Access, require_verb
 from gateway.access.keys import scope
 from gateway.access.keys.key import Key
 from gateway.server import models_anthropic, path_hints
+from gateway.server.access.usage_routes import UsageReports, mount_own_usage
 from gateway.server.health.shown import health_shown
 from gateway.server.models_api import Entry
 from gateway.server.openapi.public import public_document
@@ -50,6 +51,7 @@ class PublicRoutes:
     ready: Callable[[], bool]
     count_unknown_path: Callable[[], object]
     access: Access = field(default_factory=Access)
+    usage: UsageReports | None = None
 
 
 def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
@@ -64,6 +66,7 @@ def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
     mount_document(app, public_document(version))
 
     _mount_models(app, routes)
+    mount_own_usage(app, routes.usage, lambda: g.key)
 
     @app.before_request
     async def authenticate() -> None:

@@ -28,12 +28,16 @@ __all__ = ["KeyRoutes", "mount_key_routes"]
 
 @dataclass(frozen=True, slots=True)
 class KeyRoutes:
-    """What the routes use. `record` is `Auditor.record_action`."""
+    """What the routes use. `record` is `Auditor.record_action`.
+
+    `use` returns how near the key with this id is to its limits; None if it is not in force.
+    """
 
     store: Store
     refresh: KeyRefresh
     record: Callable[..., None]
     currency: str = "USD"
+    use: Callable[[str], dict[str, Any] | None] = lambda _: None
 
 
 def mount_key_routes(app: QuartTrio, routes: KeyRoutes) -> None:
@@ -53,7 +57,7 @@ def mount_key_routes(app: QuartTrio, routes: KeyRoutes) -> None:
         with_hashes = request.args.get("hashes") in {"1", "true"}
         with _as_gateway_errors():
             found = await routes.store.read(partial(_changes(routes).list, with_hashes=with_hashes))
-        return json_response({"keys": found})
+        return json_response({"keys": [key | {"use": routes.use(key["id"])} for key in found]})
 
     @app.post("/admin/keys")
     async def create_key() -> Response:

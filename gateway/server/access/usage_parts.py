@@ -17,6 +17,7 @@ from gateway.access.store.store import Store
 from gateway.aliases.files.catalogue_files import state_directory
 from gateway.config.settings import Settings
 from gateway.proxy.accounts.accounting import Accounting
+from gateway.server.access.usage_routes import UsageReports
 
 __all__ = ["UsageParts"]
 
@@ -35,6 +36,7 @@ class UsageParts:
         limiter: The use of every key.
         ledger: None with `[ledger] keep_days = 0`. Then budgets count what this process has seen.
         accounting: For the request path.
+        reports: For the routes.
     """
 
     def __init__(
@@ -66,3 +68,4 @@ class UsageParts:
                 keys=keys,
             )
         self.accounting = Accounting(self.limiter, catalogue, self.ledger)
+        self.reports = UsageReports(store, self.limiter, ledger.currency, ledger.timezone)

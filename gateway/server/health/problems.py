@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import structlog
 import trio
 
+from gateway.access.ledger.ledger import Ledger
 from gateway.access.store.store import Store
 from gateway.aliases.auditor import AuditStatus
 from gateway.aliases.files.rollout_state import Rollout
@@ -110,6 +111,7 @@ def find_problems(
     unwritable: Iterable[tuple[str, str]] = (),
     rejected: Iterable[tuple[str, str]] = (),
     store: Store | None = None,
+    ledger: Ledger | None = None,
 ) -> Iterator[HealthProblem]:
     """The problems of this moment, the most urgent kinds first.
 
@@ -123,6 +125,7 @@ def find_problems(
         unwritable: Path and reason of every other state file that cannot be written.
         rejected: Path and text of every other file on disk that is not in force.
         store: Keys and usage.
+        ledger: The rows that wait to be written.
     """
     for node in fleet.nodes.values():
         yield from _node_problems(node)
@@ -140,9 +143,12 @@ def find_problems(
     for name, reason in servability.models().items():
         yield HealthProblem("model_unservable", name, reason)
     yield from _state_problems(audit, unwritable)
-    if store is not None and store.error is not None:
-        text = f"{store.error}; the keys read last stay in force, and usage waits to be recorded"
-        yield HealthProblem("ledger_behind", store.name, text)
+    if store is not None:
+        behind = None if ledger is None else ledger.problem
+        if store.error is not None:
+            behind = f"{behind or store.error}; the keys read last stay in force"
+        if behind is not None:
+            yield HealthProblem("ledger_behind", store.name, behind)
 
 
 def _node_problems(node: Node) -> Iterator[HealthProblem]:

@@ -32,6 +32,7 @@ from gateway.server.openapi.schemas import (
     reference,
     response,
 )
+from gateway.server.openapi.usage import USAGE_PARAMETERS, usage_schema
 
 __all__ = ["admin_document"]
 
@@ -126,6 +127,7 @@ def _administration() -> Json:
             "delete": _admin_operation("Cancel a request", object_schema({"cancelled": COUNT}), request_id),
         },
         "/admin/fleet": {"get": _admin_operation("Show neurons, loads, queues and connections", fleet)},
+        "/admin/usage": {"get": _admin_operation("Report usage", usage_schema(), *USAGE_PARAMETERS)},
         "/admin/models": {
             "get": _admin_operation(
                 "List models and aliases, as GET /v1/models does",

@@ -43,9 +43,11 @@ _KEY = object_schema(
         "revoked_at": _OPTIONAL_TIME,
         "old_secret_until": _OPTIONAL_TIME,
         "secret_sha256": STRING,
+        "use": {"type": ["object", "null"], "description": "How near it is to its limits. Only in lists."},
     },
     "secret",
     "secret_sha256",
+    "use",
 )
 _GIVEN: Json = {**_SETTINGS, "expires": {**STRING, "description": "From now on, for example `90d`; or `never`."}}
 _CREATED = object_schema(

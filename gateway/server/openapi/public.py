@@ -34,6 +34,7 @@ from gateway.server.openapi.schemas import (
     reference,
     response,
 )
+from gateway.server.openapi.usage import USAGE_PARAMETERS, usage_schema
 
 __all__ = ["ENDPOINT_DOCS", "public_document"]
 
@@ -223,6 +224,12 @@ def _lookups() -> Json:
             {"anyOf": either},
             parameters=[path_parameter("model_id"), _ANTHROPIC_VERSION],
             errors=unknown,
+        ),
+        "/v1/usage": lookup(
+            "Report what the key that asks has used, and how near it is to its limits",
+            usage_schema(limits={"type": "object"}),
+            parameters=USAGE_PARAMETERS,
+            errors={"400": response("Invalid parameter.", ERRORS), **_KEY_ERRORS},
         ),
         "/health": lookup("Health of the gateway", health_schema()),
         "/ready": lookup(
