@@ -36,7 +36,7 @@ COMMANDS = {
     "status": ("status", "Show problems, neurons, models and aliases."),
     "undrain": ("fleet.drain", "Send requests to a drained neuron again."),
     "unload": ("fleet.load", "Unload a model, and wait until it is unloaded."),
-    "usage": ("usage", "Show requests, tokens and cost by key, alias, model, node or day."),
+    "usage": ("usage", "Show requests, tokens and cost by key, model or day."),
 }
 
 

@@ -38,7 +38,9 @@ REFUSED, NO_STORE = 1, 2  # exit codes
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values, for spreadsheets.")
 def usage(by: str, since: str, *, connection: Connection, as_json: bool, as_csv: bool) -> None:
-    """Show requests, tokens, GPU time, energy and cost by key, alias, model, node or day.
+    """Show requests, tokens and cost by key, model or day.
+
+    Also GPU time and energy, and by alias or node.
 
     Without --url the report is read from the store that cortex.toml names, and needs no key. Rows are in the store
     250 ms after their request ended. Exit code 1 if a value is not understood, 2 without a store or a gateway.

@@ -17,7 +17,7 @@ HEAD = "| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n"
 
 def all_families():
     """Every metric that a gateway can export, whether it has a sample or not."""
-    metrics, fleet = Metrics(), a_fleet("a")
+    metrics, fleet = Metrics(per_key=True), a_fleet("a")
     answers(fleet, "a", devices=(DeviceReport(0, "GPU", 8, None, 1, 7, 50.0, 40.0, 300.0),))
     metrics.watch_process()
     metrics.watch_fleet(lambda: fleet.snapshot().nodes)
