@@ -9,22 +9,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import tiny_model
+from running_daemons import cortex, free_port, running, wait_for
 
 from neuron.agent.devices.devices import CpuDevice
 
 SMALL, LARGE = "Tiny/small-1M", "Tiny/large-30M"
-START_S = 60.0
 
 
 def main() -> int:
@@ -36,12 +32,12 @@ def main() -> int:
     began = time.monotonic()
     folder = options.dir or Path(tempfile.mkdtemp(prefix="cortex-demo-real-"))
     folder.mkdir(parents=True, exist_ok=True)
-    api, metrics, neuron = _free_port(31313), _free_port(31314), _free_port(13131)
+    api, metrics, neuron = free_port(31313), free_port(31314), free_port(13131)
     _make_models(folder)
     _write_configuration(folder, api, metrics, neuron)
-    with _running(folder, "neuron", "serve"), _running(folder, "serve"):
-        _wait_for(f"http://127.0.0.1:{neuron}/health")
-        _wait_for(f"http://127.0.0.1:{api}/ready")
+    with running(folder, "neuron", "serve"), running(folder, "serve"):
+        wait_for(f"http://127.0.0.1:{neuron}/health")
+        wait_for(f"http://127.0.0.1:{api}/ready")
         commands = _commands(folder, api)
         print(
             f"\nA gateway and a neuron run in {folder}, after {time.monotonic() - began:.0f} s. Try, in this order:\n"
@@ -55,16 +51,6 @@ def main() -> int:
             while True:
                 time.sleep(3600)
     return 0
-
-
-def _free_port(wanted: int) -> int:
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return int(probe.getsockname()[1])
-    raise RuntimeError("no free port")
 
 
 def _make_models(folder: Path) -> None:
@@ -102,38 +88,12 @@ def _write_configuration(folder: Path, api: int, metrics: int, neuron: int) -> N
     (folder / "models.toml").write_text(aliases + profiles)
 
 
-@contextmanager
-def _running(folder: Path, *arguments: str) -> Iterator[None]:
-    """A `cortex` command in the background, its log in a file."""
-    with (folder / f"{arguments[0]}.log").open("wb") as log:
-        process = subprocess.Popen([_cortex(), *arguments], cwd=folder, stderr=log, start_new_session=True)
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _cortex() -> str:
-    return str(Path(sys.executable).with_name("cortex"))
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url, trust_env=False).status_code == 200:
-                return
-        time.sleep(0.1)
-    raise SystemExit(f"nothing answers at {url}; see the logs")
-
-
 def _commands(folder: Path, api: int) -> list[tuple[str, str]]:
     """What to try, each with a comment."""
-    cortex = shlex.quote(_cortex())
-    move = f"{cortex} alias set helexa/small {LARGE} -c {shlex.quote(str(folder / 'cortex.toml'))}"
+    program = shlex.quote(cortex())
+    move = f"{program} alias set helexa/small {LARGE} -c {shlex.quote(str(folder / 'cortex.toml'))}"
     config = shlex.quote(str(folder / "neuron.toml"))
-    status = f"{cortex} neuron status -c {config}"
+    status = f"{program} neuron status -c {config}"
 
     def ask(alias: str) -> str:
         body = f'{{"model":"{alias}","max_tokens":10,"messages":[{{"role":"user","content":"Hello"}}]}}'
@@ -149,7 +109,7 @@ def _commands(folder: Path, api: int) -> list[tuple[str, str]]:
         ),
         ("No load this time: the model is there.", ask("helexa/small")),
         ("What the neuron holds now.", status),
-        ("What the engine has printed.", f"{cortex} neuron logs {LARGE} -c {config} --bytes 600"),
+        ("What the engine has printed.", f"{program} neuron logs {LARGE} -c {config} --bytes 600"),
     ]
 
 

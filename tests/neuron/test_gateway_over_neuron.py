@@ -104,6 +104,25 @@ async def test_messages_are_passed_to_an_engine_that_speaks_them(tmp_path) -> No
         assert answer.json()["choices"]  # untranslated
 
 
+async def test_sleeper_is_woken_by_a_request(tmp_path) -> None:
+    """An unload at the gateway puts it to sleep; one engine process serves before and after."""
+    text = engine_table(kind="vllm") + model("org/m", sleep=1)
+    async with gateway_over(tmp_path, text) as (agent, running, client):
+        assert (await client.post(CHAT, json=chat())).status_code == 200
+        pids = agent.engine_pids()
+        gateway = running.gateway
+        await until(lambda: gateway.fleet.nodes["host"].models["org/m"].report.in_flight == 0)
+        gateway.scheduler.unload("host", "org/m")
+        await until(lambda: (found := gateway.fleet.nodes["host"].models.get("org/m")) and found.status == "asleep")
+        report = gateway.fleet.nodes["host"].models["org/m"].report
+        assert report is not None
+        assert (report.asleep_level, report.reason) == (1, "its memory was wanted")
+
+        assert (await client.post(CHAT, json=chat())).status_code == 200
+        assert agent.engine_pids() == pids
+        assert gateway.scheduler.times.estimate_s("host", "org/m", wakes=True) is not None
+
+
 async def test_wrong_token_makes_the_neuron_count_as_down(tmp_path) -> None:
     (tmp_path / "neuron").mkdir()
     async with running_agent(

@@ -295,3 +295,15 @@ def test_demo_with_a_real_engine(tmp_path) -> None:
     assert made.returncode == 0, made.stdout + made.stderr
     answered = re.findall(r"x-cortex-model: (\S+)", made.stdout)
     assert answered == ["Tiny/small-1M", "Tiny/large-30M", "Tiny/large-30M"]
+
+
+def test_gpu_check_with_tiny_shapes(tmp_path) -> None:
+    """`scripts/gpu_check --tiny --engine llamacpp`: both tiers are loaded, asked, unloaded; the page stays."""
+    page = (ROOT / "docs/performance.md").read_bytes()
+    options = ["--tiny", "--engine", "llamacpp", "--requests", "1", "--tokens", "8", "--dir", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "scripts/gpu_check.py"), *options]
+    made = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert re.search(r"\| small \| 1\.0M \| \d+\.\d \| \d+ \|", made.stdout)
+    assert re.search(r"large to small: \d+\.\d\d; real models of the full sizes had 2\.68", made.stdout)
+    assert (ROOT / "docs/performance.md").read_bytes() == page
