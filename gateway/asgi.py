@@ -31,6 +31,38 @@ class DirectExchange(Protocol):
         """
         ...
 
+    @property
+    def can_carry(self) -> bool:
+        """Whether `carry` relays anything: the head has been sent, and the server has a pump for this connection."""
+        ...
+
+    async def carry(self, source: int, flow: Flow) -> None:
+        """Have the server's pump relay from a plain socket's descriptor to the client, until the flow leaves.
+
+        It leaves when `flow.feed` returns None, at the end of the source or an error of it, which the next read of the
+        source then meets, or when the client does not take a whole piece. Call `flush` before anything else is sent.
+
+        Raises:
+            Exception: What `flow.feed` raised.
+            OSError: The client has closed the connection.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Wait until the client has taken what `carry` could not send. Raises OSError as `send` does."""
+        ...
+
+
+class Flow(Protocol):
+    """A stream while a pump carries it."""
+
+    def feed(self, data: bytes, now: float) -> bytes | None:
+        """Take what has arrived, at `now` by Trio's clock; return what the client gets for it, often nothing.
+
+        None if the stream must go on in its own task; then the flow keeps what it has taken. Synchronous.
+        """
+        ...
+
 
 def exchange_of(scope: Scope) -> DirectExchange | None:
     """The server's extension, or None."""

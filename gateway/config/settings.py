@@ -140,6 +140,12 @@ class StreamingSettings:
     early_commit_seconds: NumberOrZero = 5
     """Seconds before a streamed response begins although the neuron's has not. 0 waits for the neuron."""
 
+    pump: bool = True
+    """Whether one task carries all streams that are being relayed. It costs half of what a task per stream does."""
+
+    pump_coalesce_us: CountOrZero = 1000
+    """Microseconds that a chunk may wait under load, so that more streams are ready at once. 0 never waits."""
+
 
 @dataclass(frozen=True, slots=True)
 class PollSettings:

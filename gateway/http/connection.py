@@ -45,7 +45,7 @@ class UpstreamConnection:
             UpstreamMalformedResponse: The response's head is not valid HTTP/1.1.
             Exception: Whatever `body` raises.
         """
-        response = self._response = UpstreamResponse(partial(read, self._stream, self._fd))
+        response = self._response = UpstreamResponse(partial(read, self._stream, self._fd), self._fd)
         if body is None and self._is_tls and sum(map(len, message)) > TLS_PIECE_BYTES:
             message, body = (), _TlsBody(message)
         sent = True

@@ -60,14 +60,16 @@ class UpstreamResponse:
         "_reason_bytes",
         "_section_bytes",
         "complete",
+        "descriptor",
         "framed",
         "headers",
         "reusable",
         "status",
     )
 
-    def __init__(self, read: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(self, read: Callable[[], Awaitable[bytes]], descriptor: int | None = None) -> None:
         self._read = read  # returns the next bytes, `b""` at the end of the connection
+        self.descriptor = descriptor  # of the plain socket that `read` reads; None for any other stream
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
         self._decoder: ContentDecoder | None = None
@@ -115,6 +117,28 @@ class UpstreamResponse:
         """
         # Not a coroutine itself, to spare each chunk a frame.
         return self._receive_raw() if self._decoder is None else self._receive_decoded(self._decoder)
+
+    @property
+    def can_be_fed(self) -> bool:
+        """Whether `feed` may take the next bytes, which are read from `descriptor`."""
+        return not (
+            self.descriptor is None or self._pieces or self.complete or self._failure or self._decoder is not None
+        )
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take bytes that were read from `descriptor` in place of `receive`; return the piece of the body in them.
+
+        None if this is over: the response is complete, or not valid. `receive` then returns the rest, or raises.
+        """
+        try:
+            self._parse(data)
+        except UpstreamMalformedResponse as error:
+            self._failure = error
+            return None
+        if self.complete:
+            return None
+        pieces = self._pieces
+        return pieces.pop() if len(pieces) == 1 else self._take()
 
     async def _receive_decoded(self, decoder: ContentDecoder) -> bytes:
         try:

@@ -12,6 +12,7 @@ import trio
 
 from gateway.asgi import App
 from gateway.errors import Overloaded
+from gateway.http.epoll.pump import Pump
 from gateway.http.server_connection import ServerConnection, ServerLimits, ServerLog, ServerState
 from gateway.http.server_exchange import ClientDisconnected
 
@@ -28,13 +29,14 @@ class HttpServer:
         app: ASGI 3, HTTP only. The server sends no lifespan events.
         limits: Sizes, times and the number of connections.
         log: Receives exceptions that the application raises.
+        pump: Carries streams that the application relays; None: each goes through its own task. `serve` runs it.
     """
 
-    def __init__(self, app: App, *, limits: ServerLimits, log: ServerLog) -> None:
+    def __init__(self, app: App, *, limits: ServerLimits, log: ServerLog, pump: Pump | None = None) -> None:
         self._app = app
         self._limits = limits
         self.log = log
-        self._state = ServerState()
+        self._state = ServerState(pump)
         self._refused = 0
         self._rejecting = 0  # connections that are being sent a 503
         self._connections: set[ServerConnection] = set()
@@ -51,6 +53,8 @@ class HttpServer:
         try:
             async with trio.open_nursery() as helpers:
                 await helpers.start(self.watch_hang_ups)
+                if self._state.pump is not None:
+                    await helpers.start(self._state.pump.run)
                 async with trio.open_nursery() as connections:
                     with self._accepting:
                         async with trio.open_nursery() as accepting:

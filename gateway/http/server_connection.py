@@ -14,11 +14,13 @@ from typing import Any, Protocol
 
 import trio
 
-from gateway.asgi import App, Scope
+from gateway.asgi import App, Flow, Scope
 from gateway.errors import GatewayError, InternalError, RequestTimeout
+from gateway.http.epoll.hang_ups import HangUps
+from gateway.http.epoll.pump import Pump
 from gateway.http.request_parser import RequestParser
 from gateway.http.server_exchange import ClientDisconnected, ServerExchange, error_response
-from gateway.http.sockets import HangUps, close_now, descriptor, has_hung_up, is_quiet, read, write_what_fits
+from gateway.http.sockets import close_now, descriptor, has_hung_up, is_quiet, read, write_what_fits
 
 __all__ = ["ServerConnection", "ServerLimits", "ServerLog", "ServerState"]
 
@@ -55,12 +57,13 @@ class ServerLimits:
 class ServerState:
     """What a server's connections share."""
 
-    __slots__ = ("draining", "hang_ups", "idle", "incomplete", "keeps_idle", "served")
+    __slots__ = ("draining", "hang_ups", "idle", "incomplete", "keeps_idle", "pump", "served")
 
-    def __init__(self) -> None:
+    def __init__(self, pump: Pump | None = None) -> None:
         self.draining = False
         self.keeps_idle = False  # while draining: a connection may wait for its last request
         self.hang_ups = HangUps()
+        self.pump = pump
         self.served = 0  # requests
         self.idle: dict[ServerConnection, None] = {}
         """Connections between two requests; the one that has been idle longest comes first."""
@@ -72,8 +75,8 @@ class ServerConnection:
     """Serves the requests of one connection until it ends. Its creator calls `close`."""
 
     __slots__ = (
-        "_app", "_client_gone", "_departed", "_evicted", "_fd", "_limits", "_log", "_on_departure", "_parser", "_sends",
-        "_serving", "_state", "_stream", "_wait", "_watched", "client", "idle", "local",
+        "_app", "_client_gone", "_departed", "_evicted", "_fd", "_limits", "_log", "_on_departure", "_owed", "_parser",
+        "_sends", "_serving", "_state", "_stream", "_wait", "_watched", "client", "idle", "local",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +97,7 @@ class ServerConnection:
         self._fd = descriptor(stream)
         self._client_gone = False
         self._parser = RequestParser(limits.header_bytes)
+        self._owed = b""  # of a piece that the pump has sent in part: it goes before anything else
         self._sends = 0  # since the last checkpoint
         self._wait: trio.CancelScope | None = None  # around the wait for a request, or for the rest of one
         self._serving: ServerExchange | None = None
@@ -298,6 +302,8 @@ class ServerConnection:
         """
         if self._client_gone:
             raise ClientDisconnected(_CLIENT_CLOSED)
+        if self._owed:
+            data, self._owed = self._owed + data, b""
         if self._fd is None:
             await self._within_write_deadline(self._stream.send_all, data)
             return
@@ -308,6 +314,27 @@ class ServerConnection:
             raise ClientDisconnected(_CLIENT_CLOSED) from error
         if sent < len(data):
             await self._write_rest(self._fd, memoryview(data)[sent:])
+
+    @property
+    def can_carry(self) -> bool:
+        """Whether a pump can write to this connection."""
+        pump = self._state.pump
+        return pump is not None and pump.running and self._fd is not None and not self._client_gone
+
+    async def carry(self, source: int, flow: Flow, *, chunked: bool) -> None:
+        """Have the pump relay from `source`. See `Pump.carry`."""
+        pump, fd = self._state.pump, self._fd
+        if pump is None or fd is None or self._client_gone:
+            raise ClientDisconnected(_CLIENT_CLOSED)
+        await pump.carry(source, fd, flow, self._owe, chunked=chunked)
+
+    def _owe(self, rest: bytes) -> None:
+        self._owed = rest
+
+    async def flush(self) -> None:
+        """Send what the client has not taken from the pump. Raises as `write`."""
+        if self._owed:
+            await self.write(b"")
 
     async def checkpoint_if_due(self) -> None:
         """Run a checkpoint once in `SENDS_PER_CHECKPOINT` calls.

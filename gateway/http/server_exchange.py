@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
-from gateway.asgi import EXCHANGE, Headers, Message, Scope
+from gateway.asgi import EXCHANGE, Flow, Headers, Message, Scope
 from gateway.errors import GatewayError, envelope
 
 __all__ = ["ClientDisconnected", "ServerExchange", "ServerTransport", "error_response"]
@@ -49,6 +49,19 @@ class ServerTransport(Protocol):
 
     def on_departure(self, callback: Callable[[], None]) -> bool:
         """Have `callback` called when the client closes the connection. False if that cannot be watched."""
+        ...
+
+    @property
+    def can_carry(self) -> bool:
+        """Whether there is a pump for this connection."""
+        ...
+
+    async def carry(self, source: int, flow: Flow, *, chunked: bool) -> None:
+        """Have the pump relay pieces of the body, framed as chunks or as they are."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until the client has taken what `carry` could not send."""
         ...
 
 
@@ -115,6 +128,28 @@ class ServerExchange:
     def on_departure(self, callback: Callable[[], None]) -> bool:
         """See `gateway.asgi.DirectExchange`."""
         return self._transport is not None and self._transport.on_departure(callback)
+
+    @property
+    def can_carry(self) -> bool:
+        """See `gateway.asgi.DirectExchange`."""
+        return (
+            self.started
+            and not self.complete
+            and self._body_bytes_left is None
+            and self._transport is not None
+            and self._transport.can_carry
+        )
+
+    async def carry(self, source: int, flow: Flow) -> None:
+        """See `gateway.asgi.DirectExchange`."""
+        if self._transport is None or not self.can_carry:
+            raise RuntimeError("the response cannot be carried: check can_carry first")
+        await self._transport.carry(source, flow, chunked=self._chunked)
+
+    async def flush(self) -> None:
+        """See `gateway.asgi.DirectExchange`."""
+        if self._transport is not None:
+            await self._transport.flush()
 
     # ASGI receive .....................................................................................................
 

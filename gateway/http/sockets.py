@@ -18,7 +18,6 @@ import trio
 __all__ = [
     "RECEIVE_BYTES",
     "TCP_KEEPALIVE_OPTIONS",
-    "HangUps",
     "close_now",
     "connect_error_reason",
     "descriptor",
@@ -100,53 +99,6 @@ def has_hung_up(fd: int) -> bool:
 
 
 _HUNG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR  # POLLRDHUP is Linux's
-
-
-class HangUps:
-    """Watches connections for peers that close their side or reset, in one task for all of them.
-
-    It reads nothing, so it sees a hang-up even behind unread bytes. `running` is False where the system has no epoll.
-    """
-
-    def __init__(self) -> None:
-        self._epoll: select.epoll | None = None
-        self._watched: dict[int, Callable[[], None]] = {}
-
-    @property
-    def running(self) -> bool:
-        """Whether `watch` can be called."""
-        return self._epoll is not None
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Call the callbacks, until cancelled."""
-        if not hasattr(select, "epoll"):
-            task_status.started()
-            return
-        with select.epoll() as epoll:
-            self._epoll = epoll
-            task_status.started()
-            try:
-                while True:
-                    await trio.lowlevel.wait_readable(epoll.fileno())
-                    for fd, _ in epoll.poll(0):
-                        if fd in self._watched:
-                            hung_up = self._watched[fd]
-                            self.forget(fd)  # it stays hung up: epoll would report it again and again
-                            hung_up()
-            finally:
-                self._epoll = None
-                self._watched.clear()
-
-    def watch(self, fd: int, hung_up: Callable[[], None]) -> None:
-        """Call `hung_up` once, when the peer of `fd` has hung up. Call `forget` before closing `fd`."""
-        if self._epoll is not None:
-            self._watched[fd] = hung_up
-            self._epoll.register(fd, select.EPOLLRDHUP)
-
-    def forget(self, fd: int) -> None:
-        """Stop watching `fd`, if it is watched."""
-        if self._watched.pop(fd, None) is not None and self._epoll is not None:
-            self._epoll.unregister(fd)
 
 
 def detect_dead_peer(set_option: Callable[[int, int, int], None]) -> None:

@@ -72,7 +72,9 @@ class InferenceApp:
         headers = scope["headers"]
         with self.context.request_log.open(request_id_of(headers), scope["path"]) as record:
             client = (
-                server_timing.timed_response(send, record) if server_timing.wanted(headers) else ClientResponse(send)
+                server_timing.timed_response(send, record)
+                if server_timing.wanted(headers)
+                else ClientResponse(send, exchange_of(scope))
             )
             account: RequestAccount | None = None
             try:

@@ -296,7 +296,11 @@ class Attempt:
         await self._win(response)
         self._keepalive.head = head
         self._record.stream, self._record.answer.meter = True, meter
-        await relay.relay_stream(stream, preamble, self.phases, self._keepalive, translation=self.translation)
+        # In a race or under the eyes of a shadow, the stream stays in this task.
+        source = response if self.claim is None and self.transcript is None else None
+        await relay.relay_stream(
+            stream, preamble, self.phases, self._keepalive, translation=self.translation, carried=source
+        )
         if meter.error:
             raise from_stream(meter.error)  # it passed as it came: the client has it
 

@@ -24,6 +24,7 @@ import trio
 from gateway import __version__, errors
 from gateway.config.settings import Listen, Settings
 from gateway.http import fd_limit
+from gateway.http.epoll.pump import Pump
 from gateway.http.hypercorn_server import HypercornServer
 from gateway.http.server import HttpServer, ServerLimits
 from gateway.server.gateway import Gateway
@@ -180,7 +181,9 @@ class _GatewayProcess:
             await self._root.start(worker.serve)
             return worker
         connections = fd_limit.connections_within(settings.limits.connections)
-        server = HttpServer(self._gateway.app, limits=_server_limits(settings, connections), log=log)
+        streaming = settings.streaming
+        pump = Pump(streaming.pump_coalesce_us / 1e6) if streaming.pump else None
+        server = HttpServer(self._gateway.app, limits=_server_limits(settings, connections), log=log, pump=pump)
         await self._root.start(server.serve, [listener(sock)])
         return server
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 import trio
 from fakes.in_memory import Client
+from fakes.patience import PATIENT_STREAMING
 from fakes.running import LARGE, SMALL, running_gateway
 
 from neuron.simulated.fleet import neuron
@@ -19,10 +21,17 @@ def beast():
     return neuron("beast", [24576, 24576], [SMALL, LARGE], speed=100)
 
 
+@pytest.fixture(params=[pytest.param(True, id="pump")])
+def pump(request):
+    """Whether the pump carries streams. Modules for which that matters have `pytestmark = fakes.running.BOTH_WAYS`."""
+    return request.param
+
+
 @pytest.fixture
-async def cortex(tmp_path, beast):
+async def cortex(tmp_path, beast, pump):
     """The running gateway in front of `beast`."""
-    async with running_gateway(tmp_path, [beast]) as running:
+    streaming = dataclasses.replace(PATIENT_STREAMING, pump=pump)
+    async with running_gateway(tmp_path, [beast], streaming=streaming) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ import trio
 from fakes.fleets import assert_idle
 from fakes.in_memory import Client
 from fakes.patience import PATIENT_STREAMING, SAFETY_NET_S, until
-from fakes.running import SMALL, running_gateway
+from fakes.running import BOTH_WAYS, SMALL, running_gateway
 from fakes.scripted import DONE, chunked, delta, listening, read_request
 
 from gateway.config.settings import DeadlineSettings
@@ -23,14 +23,18 @@ TOKENS = 12
 HASTY_S = 0.4
 
 
-def settings(header_s):
+pytestmark = BOTH_WAYS
+
+
+def settings(header_s, *, pump):
     """Short deadlines for a client that reads nothing and for a request that is incomplete."""
     deadlines = DeadlineSettings(
         connect_seconds=SAFETY_NET_S, header_seconds=header_s, upload_seconds=header_s, client_write_seconds=HASTY_S
     )
     return {
         "deadlines": deadlines,
-        "streaming": replace(PATIENT_STREAMING, keepalive_seconds=0),  # a comment would arrive instead of the next word
+        # A keep-alive would arrive instead of the next word.
+        "streaming": replace(PATIENT_STREAMING, keepalive_seconds=0, pump=pump),
     }
 
 
@@ -98,11 +102,11 @@ class GoodStream:
 
 
 @pytest.fixture
-async def good_stream(tmp_path, request):
+async def good_stream(tmp_path, request, pump):
     """The stream has begun; after the test it must still end properly."""
     spoken = Neuron()
     beast = neuron("beast", [24576], [SMALL])
-    sections = settings(getattr(request, "param", SAFETY_NET_S))
+    sections = settings(getattr(request, "param", SAFETY_NET_S), pump=pump)
     async with (
         listening(spoken) as url,
         running_gateway(tmp_path, [beast], **sections) as cortex,

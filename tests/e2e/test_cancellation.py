@@ -14,12 +14,14 @@ import pytest
 import trio
 from fakes.in_memory import Client
 from fakes.patience import best_of, measured, until
-from fakes.running import LARGE, SMALL, settled
+from fakes.running import BOTH_WAYS, LARGE, SMALL, settled
 from msgspec import structs
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.http import pool
 from neuron.simulated.faults import Hang, LateHeaders, Slow
+
+pytestmark = BOTH_WAYS
 
 LONG = [{"role": "user", "content": "Write 4000 words"}]
 WITHIN_S = 0.1

@@ -7,9 +7,12 @@
     PYTHONPATH=.:tests .venv/bin/python -m fakes.call_counts --run plain 500     that many requests without a profiler,
                                                                                  for `valgrind --tool=callgrind` or perf
 
-The whole data plane runs in one process: server, proxy, metrics, access log (to /dev/null), pool. Client and neuron are
-the other ends of socket pairs. They are no tasks: they act only when Trio has nothing left to run, so neither their
-calls nor their timing show in the counts.
+The whole data plane runs in one process: server, pump, proxy, metrics, access log (to /dev/null), pool. Clients and
+neurons are the other ends of socket pairs. They are no tasks: they act only when Trio has nothing left to run, so
+neither their calls nor their timing show in the counts.
+
+`chunk` is counted with `STREAMS` streams of which each gets a chunk at the same time, as under load; `lone_chunk` with
+one stream, where the wake-up of the pump's task serves a single chunk.
 
 A call is what cProfile counts: each call of a Python function or a built-in, and each time a coroutine is resumed.
 """
@@ -27,7 +30,7 @@ import re
 import socket
 import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import structlog
@@ -35,12 +38,14 @@ import trio
 from fakes.in_memory import InMemoryGateway
 
 from gateway.config.settings import LogSettings
+from gateway.http.epoll.pump import Pump
 from gateway.http.server import HttpServer, ServerLimits
 from gateway.server.public_app import PublicApp
 from gateway.telemetry import log
 
 WARM_UP, REQUESTS = 20, 100
 CHUNKS_FEW, CHUNKS_MANY = 10, 60
+STREAMS = 20
 STORED = Path(__file__).with_suffix(".json")
 
 QUESTION = b'{"model":"helexa/small","messages":[{"role":"user","content":"What is the capital of Georgia?"}]%b}'
@@ -60,11 +65,13 @@ def _chunk(data: bytes) -> bytes:
 
 
 class Peers(trio.abc.Instrument):
-    """A client and a neuron. They take their next step whenever every task of the gateway is blocked."""
+    """Clients, and a neuron's connections. They take their next step whenever every task of the gateway is blocked."""
 
-    def __init__(self, profile: cProfile.Profile | None = None) -> None:
-        self.client, self.server_side = socket.socketpair()
-        self.neuron: socket.socket | None = None
+    def __init__(self, profile: cProfile.Profile | None = None, clients: int = 1) -> None:
+        pairs = [socket.socketpair() for _ in range(clients)]
+        self.clients = [ours for ours, _ in pairs]
+        self.server_sides = [theirs for _, theirs in pairs]
+        self.neurons: list[socket.socket] = []
         self.done = trio.Event()
         self._profile = profile
         self._steps: Generator[None] = iter(())
@@ -88,42 +95,52 @@ class Peers(trio.abc.Instrument):
     async def connect(self, _: object) -> trio.abc.Stream:
         """A connection of the pool."""
         await trio.lowlevel.checkpoint()
-        ours, self.neuron = socket.socketpair()
+        ours, theirs = socket.socketpair()
+        self.neurons.append(theirs)
         return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
 
     def _play(self, kind: str, requests: int, chunks: int) -> Generator[None]:
         question = QUESTION % (b',"stream":true' if kind == "stream" else b"")
         head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         for _ in range(requests):
-            self.client.sendall(head + b"content-length: %d\r\n\r\n%b" % (len(question), question))
+            for client in self.clients:
+                client.sendall(head + b"content-length: %d\r\n\r\n%b" % (len(question), question))
             yield
-            assert self.neuron is not None, "the gateway has not connected to the neuron"
-            assert b'"Qwen/Qwen3-1.7B"' in self.neuron.recv(65536)
-            yield from self._stream(self.neuron, chunks) if kind == "stream" else self._answer(self.neuron)
+            assert len(self.neurons) == len(self.clients), "the gateway has not connected to the neuron"
+            for neuron in self.neurons:
+                assert b'"Qwen/Qwen3-1.7B"' in neuron.recv(65536)
+            yield from self._stream(chunks) if kind == "stream" else self._answer()
 
-    def _answer(self, neuron: socket.socket) -> Generator[None]:
+    def _send(self, data: bytes) -> None:
+        for neuron in self.neurons:
+            neuron.sendall(data)
+
+    def _receive(self) -> Iterator[bytes]:
+        return (client.recv(65536) for client in self.clients)
+
+    def _answer(self) -> Generator[None]:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(ANSWER)
-        neuron.sendall(head + ANSWER)
+        self._send(head + ANSWER)
         yield
-        received = self.client.recv(65536)
-        assert received.startswith(b"HTTP/1.1 200 OK"), received
-        assert received.endswith(ANSWER), received
+        for received in self._receive():
+            assert received.startswith(b"HTTP/1.1 200 OK"), received
+            assert received.endswith(ANSWER), received
 
-    def _stream(self, neuron: socket.socket, chunks: int) -> Generator[None]:
-        neuron.sendall(
+    def _stream(self, chunks: int) -> Generator[None]:
+        self._send(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
             + _chunk(DELTA % (b'{"role":"assistant","content":""}', b"null"))
         )
         yield
         for number in range(chunks):
-            neuron.sendall(_chunk(DELTA % (b'{"content":" tok%04d"}' % number, b"null")))
+            self._send(_chunk(DELTA % (b'{"content":" tok%04d"}' % number, b"null")))
             yield
-            received = self.client.recv(65536)
-            assert b" tok%04d" % number in received, received
-        neuron.sendall(_chunk(DELTA % (b"{}", b'"stop"')) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+            for received in self._receive():
+                assert b" tok%04d" % number in received, received
+        self._send(_chunk(DELTA % (b"{}", b'"stop"')) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         yield
-        received = self.client.recv(65536)
-        assert received.endswith(b"0\r\n\r\n"), received
+        for received in self._receive():
+            assert received.endswith(b"0\r\n\r\n"), received
 
 
 class _Gateway(InMemoryGateway):
@@ -141,15 +158,17 @@ async def _no_routes(*_: object) -> None:
     raise AssertionError
 
 
-async def _run(kind: str, requests: int, chunks: int, profile: cProfile.Profile | None) -> None:
-    peers = Peers(profile)
+async def _run(kind: str, requests: int, chunks: int, profile: cProfile.Profile | None, clients: int = 1) -> None:
+    peers = Peers(profile, clients)
     async with trio.open_nursery() as nursery:
         gateway = _Gateway(nursery, peers)
         app = PublicApp(gateway.inference, _no_routes, gateway.settings)
-        server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger())
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(peers.server_side))
+        pump = Pump()
+        server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger(), pump=pump)
         await nursery.start(server.watch_hang_ups)
-        nursery.start_soon(server.serve_stream, stream)
+        await nursery.start(pump.run)
+        for side in peers.server_sides:
+            nursery.start_soon(server.serve_stream, trio.SocketStream(trio.socket.from_stdlib_socket(side)))
         trio.lowlevel.add_instrument(peers)
         peers._profile = None
         peers.begin(kind, WARM_UP, chunks)
@@ -166,10 +185,10 @@ async def _run(kind: str, requests: int, chunks: int, profile: cProfile.Profile 
         nursery.cancel_scope.cancel()
 
 
-def calls(kind: str, chunks: int = CHUNKS_FEW) -> Counter[str]:
-    """The calls of each function during `REQUESTS` requests, by its name and file."""
+def calls(kind: str, chunks: int = CHUNKS_FEW, *, clients: int = 1, requests: int = REQUESTS) -> Counter[str]:
+    """The calls of each function during so many requests of each client, by its name and file."""
     profile = cProfile.Profile()
-    trio.run(_run, kind, REQUESTS, chunks, profile)
+    trio.run(_run, kind, requests, chunks, profile, clients)
     found: Counter[str] = Counter()
     for entry in profile.getstats():
         name = _name_of(entry.code)
@@ -195,17 +214,24 @@ def per_request(kind: str) -> dict[str, float]:
     return {name: round(count / REQUESTS, 1) for name, count in calls(kind).items() if count >= REQUESTS // 10}
 
 
-def per_chunk() -> dict[str, float]:
-    """Calls of each function per chunk of a stream: what more chunks cost."""
-    few, many = calls("stream", CHUNKS_FEW), calls("stream", CHUNKS_MANY)
-    chunks = REQUESTS * (CHUNKS_MANY - CHUNKS_FEW)
+def per_chunk(streams: int) -> dict[str, float]:
+    """Calls of each function per chunk of a stream, while so many streams run: what more chunks cost."""
+    requests = max(10, REQUESTS // streams)
+    few = calls("stream", CHUNKS_FEW, clients=streams, requests=requests)
+    many = calls("stream", CHUNKS_MANY, clients=streams, requests=requests)
+    chunks = requests * (CHUNKS_MANY - CHUNKS_FEW) * streams
     grown = {name: round((count - few[name]) / chunks, 2) for name, count in many.items()}
     return {name: count for name, count in grown.items() if count >= 0.05}
 
 
 def measured() -> dict[str, dict[str, float]]:
-    """All three tables."""
-    return {"plain": per_request("plain"), "stream": per_request("stream"), "chunk": per_chunk()}
+    """All tables."""
+    return {
+        "plain": per_request("plain"),
+        "stream": per_request("stream"),
+        "chunk": per_chunk(STREAMS),
+        "lone_chunk": per_chunk(1),
+    }
 
 
 def _group(name: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 from fakes.fleets import assert_idle
 from fakes.patience import PATIENT_DEADLINES, PATIENT_POLL, PATIENT_STREAMING, until
@@ -38,6 +39,9 @@ id = "{LARGE}"
 harness = "llamacpp"
 vram_mb = 20480
 """
+
+BOTH_WAYS = pytest.mark.parametrize("pump", [True, False], ids=["pump", "tasks"], indirect=True)
+"""For modules of tests/e2e whose streams must be the same through the pump and through a task each."""
 
 PROBE = [{"role": "user", "content": "What is the capital of Georgia?"}]
 

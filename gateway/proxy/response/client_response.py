@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import trio
 
-from gateway.asgi import Headers, Send
+from gateway.asgi import DirectExchange, Flow, Headers, Send
 from gateway.http import sse
 
 __all__ = ["ClientGone", "ClientResponse", "Head"]
@@ -27,6 +27,9 @@ class ClientResponse:
 
     `started` means that status and headers were sent. `committed` means that bytes of an upstream's answer were sent:
     from then on no other upstream can take over. Methods that send raise `ClientGone` if the client has disconnected.
+
+    Attributes:
+        exchange: The server's own exchange, if pieces may be sent by its pump; see `carry`.
     """
 
     __slots__ = (
@@ -38,6 +41,7 @@ class ClientResponse:
         "committed",
         "ended",
         "ending",
+        "exchange",
         "first_write_at",
         "keepalive_bytes",
         "started",
@@ -45,8 +49,9 @@ class ClientResponse:
         "terminator_sent",
     )
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, exchange: DirectExchange | None = None) -> None:
         self._send = send
+        self.exchange = exchange
         self._tail = b""
         self._writing = False
         self._keepalive_sent: trio.Event | None = None
@@ -83,6 +88,32 @@ class ClientResponse:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
             if self.first_write_at is None:
                 self.first_write_at = trio.current_time()
+        except OSError as error:
+            raise ClientGone from error
+        finally:
+            self._writing = False
+
+    @property
+    def is_sending_keepalive(self) -> bool:
+        """Whether a keep-alive is on its way: a piece must wait until it was sent."""
+        return self._keepalive_sent is not None
+
+    def count(self, data: bytes) -> None:
+        """A pump sends this piece of the body."""
+        self._tail = data[-3:] if len(data) >= 3 else (self._tail + data)[-3:]
+        self.bytes_sent += len(data)
+
+    async def carry(self, source: int, flow: Flow) -> None:
+        """Have the server's pump send what `flow` makes of the bytes from `source`; see `DirectExchange.carry`.
+
+        Returns once the client has taken every piece. The flow calls `count` for each.
+        """
+        if self.exchange is None:
+            raise RuntimeError("the server has no pump")
+        try:
+            await self.exchange.carry(source, flow)
+            self._writing = True
+            await self.exchange.flush()
         except OSError as error:
             raise ClientGone from error
         finally:
