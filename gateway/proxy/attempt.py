@@ -73,22 +73,9 @@ class Attempt:
     """
 
     __slots__ = (
-        "_client",
-        "_context",
-        "_failures",
-        "_ignored",
-        "_keep_transcript",
-        "_keepalive",
-        "_policy",
-        "_record",
-        "_request",
-        "attempt_record",
-        "claim",
-        "phases",
-        "route",
-        "transcript",
-        "translation",
-    )
+        "_client", "_context", "_failures", "_ignored", "_keep_transcript", "_keepalive", "_policy", "_record",
+        "_request", "attempt_record", "claim", "phases", "route", "transcript", "translation",
+    )  # fmt: skip
 
     def __init__(
         self,
