@@ -55,11 +55,12 @@ def last_hour(metric: str, by: str) -> str:
     return f"sum by ({by}) (increase({metric}[1h])) or vector(0)"
 
 
+COMPLETION_TOKENS = '{__name__=~"cortex_(estimated_)?completion_tokens_total"}'  # by usage, or counted by cortex
 CACHED_SHARE = (
     "(sum(rate(cortex_cached_prompt_tokens_total[1d])) or vector(0)) / sum(rate(cortex_prompt_tokens_total[1d]))"
 )
 # Watts per token/s are joules per token; 1,000 of these are 1/3.6 Wh.
-WH_PER_1000_TOKENS = f"sum(cortex_device_power_watts) / 3.6 / (sum(rate(cortex_completion_tokens_total[{RATE}])) > 0)"
+WH_PER_1000_TOKENS = f"sum(cortex_device_power_watts) / 3.6 / (sum(rate({COMPLETION_TOKENS}[{RATE}])) > 0)"
 LOAD_SECONDS = "neuron_load_seconds_sum / neuron_load_seconds_count"
 
 FLEET = Board(
@@ -96,7 +97,7 @@ FLEET = Board(
                     quantile(0.95, "cortex_request_duration_seconds"): "p95",
                 },
             ),
-            Panel("Tokens by model", "none", {rate("cortex_completion_tokens_total", "model"): "{{model}}"}),
+            Panel("Tokens by model", "none", {rate(COMPLETION_TOKENS, "model"): "{{model}}"}),
             Panel("Speed of an answer, tokens/s", "none", {quantile(0.5, "cortex_tokens_per_second"): "median"}),
         ),
         "Devices": (
@@ -224,9 +225,7 @@ USAGE = Board(
         "Last day": (
             Panel("Requests", "none", {"sum(increase(cortex_requests_total[1d]))": "requests"}, stat=True),
             Panel("Prompt tokens", "none", {"sum(increase(cortex_prompt_tokens_total[1d]))": "tokens"}, stat=True),
-            Panel(
-                "Completion tokens", "none", {"sum(increase(cortex_completion_tokens_total[1d]))": "tokens"}, stat=True
-            ),
+            Panel("Completion tokens", "none", {f"sum(increase({COMPLETION_TOKENS}[1d]))": "tokens"}, stat=True),
             Panel(
                 "Prompt tokens from a cache",
                 "percentunit",
@@ -238,7 +237,7 @@ USAGE = Board(
         "By model": (
             Panel("Requests", "reqps", {rate("cortex_requests_total", "model"): "{{model}}"}),
             Panel("Prompt tokens/s", "none", {rate("cortex_prompt_tokens_total", "model"): "{{model}}"}),
-            Panel("Completion tokens/s", "none", {rate("cortex_completion_tokens_total", "model"): "{{model}}"}),
+            Panel("Completion tokens/s", "none", {rate(COMPLETION_TOKENS, "model"): "{{model}}"}),
             Panel(
                 "Reasoning tokens/s",
                 "none",

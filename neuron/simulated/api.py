@@ -19,6 +19,8 @@ INFERENCE = {**inference.ENDPOINTS, **media.ENDPOINTS}
 _VERSION = "0.1.0-sim"
 _IDLE_TEMP_C = 38
 _BUSY_TEMP_C = 67
+_IDLE_POWER_W = 20
+_BUSY_POWER_W = 280
 
 Json = Any
 T = TypeVar("T")
@@ -122,6 +124,7 @@ def _device_health(state: NeuronState, index: int) -> Json:
         "vram_free_mb": state.vram_free_mb(index),
         "utilization_pct": 97 if busy else 0,
         "temp_c": _BUSY_TEMP_C if busy else _IDLE_TEMP_C,
+        "power_w": _BUSY_POWER_W if busy else _IDLE_POWER_W,
     }
 
 

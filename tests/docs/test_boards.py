@@ -104,11 +104,11 @@ def fleet(tmp_path):
 
 
 def send_requests(url, ended):
-    """Chats by two aliases until the test ends, and one that fails."""
+    """Streams and plain chats by two aliases until the test ends, and one that fails."""
     with httpx.Client(base_url=url, timeout=SAFETY_NET_S) as client:
         while not ended.wait(0.05):
-            for name in ("helexa/small", "helexa/large", "no/such-model"):
-                body = {"model": name, "stream": True, "messages": [{"role": "user", "content": "Say something."}]}
+            for name, stream in (("helexa/small", True), ("helexa/large", False), ("no/such-model", True)):
+                body = {"model": name, "stream": stream, "messages": [{"role": "user", "content": "Say something."}]}
                 client.post("/v1/chat/completions", json=body)
 
 
@@ -145,7 +145,7 @@ def has_data(client, expression):
     return bool(answer["data"]["result"]) or any(name in query for name in RARE)
 
 
-RARE = ("cortex_alias_swap_failed", "cortex_rollout_guard_distance")  # none of these happens in the demo by itself
+RARE = ("cortex_alias_swap_failed", "cortex_rollout_guard_distance", "cortex_queued_requests")  # none of these happens in the demo by itself
 
 
 @contextmanager
