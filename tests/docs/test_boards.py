@@ -145,7 +145,8 @@ def has_data(client, expression):
     return bool(answer["data"]["result"]) or any(name in query for name in RARE)
 
 
-RARE = ("cortex_alias_swap_failed", "cortex_rollout_guard_distance", "cortex_queued_requests")  # none of these happens in the demo by itself
+# None of these happens in the demo by itself.
+RARE = ("cortex_alias_swap_failed", "cortex_rollout_guard_distance", "cortex_queued_requests")
 
 
 @contextmanager

@@ -95,6 +95,7 @@ async def test_plain_request_is_explained_completely(autojump_clock, nursery):
         "outcome": "ok",
         "error": None,
         "ignored": None,
+        "key": None,
     }
     assert explained["tokens"]["completion"] > 0
     assert 0 < explained["first_token_ms"] < explained["total_ms"]
