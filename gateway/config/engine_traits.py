@@ -47,7 +47,7 @@ class Backend:
         alternating_roles: Whether consecutive messages of one role are merged into one. None merges them in
             translations only: whether roles must alternate depends on the model's chat template, which no engine
             reports, and Anthropic's API merges them itself. True merges them in chat completions that would otherwise
-            pass through, too.
+            pass through, too, and puts an assistant message between a tool's result and a user message.
         is_engine: An inference engine or another server, not a neuron: an answer in another form than was asked for is
             converted (`dialects.chat.pass_through`).
         stops_only_streams: When the gateway closes the connection, it stops generating an answer only if that is a

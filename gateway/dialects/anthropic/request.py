@@ -181,7 +181,9 @@ def _messages(request: MessagesRequest, backend: Backend, ignored: Ignored) -> l
         as_system = not messages or backend.system_anywhere
         thoughts = backend.reasoning_content
         messages.extend(_turn(turn, f"messages.{index}", ignored, as_system=as_system, thoughts=thoughts))
-    return messages if backend.alternating_roles is False else merge_roles(messages)
+    if backend.alternating_roles is False:
+        return messages
+    return merge_roles(messages, strictly=backend.alternating_roles is True)
 
 
 def _turn(turn: MessagesTurn, path: str, ignored: Ignored, *, as_system: bool, thoughts: bool) -> Iterable[JsonObject]:

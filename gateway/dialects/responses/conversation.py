@@ -48,7 +48,9 @@ def messages(
     for path, item in request_types.items_of(request):
         conversation.add(ResponsesItem("message", "user", _raw(item)) if isinstance(item, str) else item, path)
     sent = conversation.finish()
-    return sent if backend.alternating_roles is False else merge_roles(sent)
+    if backend.alternating_roles is False:
+        return sent
+    return merge_roles(sent, strictly=backend.alternating_roles is True)
 
 
 def _raw(text: str) -> msgspec.Raw:

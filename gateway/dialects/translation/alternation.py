@@ -1,7 +1,8 @@
 """Merges consecutive messages of one role.
 
 Anthropic's API combines consecutive turns of one role itself. The chat templates of Mistral and Gemma, among others,
-refuse them ("conversation roles must alternate").
+refuse them ("conversation roles must alternate"). Mistral's also refuse a user message right after a tool's result,
+which is usual elsewhere; where the operator says that roles must alternate, a short answer is put between the two.
 
 A merged message depends on no message after the next one of another role. So if a conversation is continued by a
 message of another role, as it is after every answer, the outgoing messages of the longer conversation begin with the
@@ -10,7 +11,7 @@ bytes of the shorter one's, and the neuron's prefix cache stays valid.
 
 from __future__ import annotations
 
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -26,11 +27,19 @@ __all__ = ["merge_roles", "merged_messages"]
 _MERGED = frozenset({"user", "assistant"})  # `tool` messages answer one call each; templates take several
 
 
-def merge_roles(messages: list[JsonObject]) -> list[JsonObject]:
-    """The messages with each run of `user` or `assistant` messages as one. The given messages are not changed."""
+_ACKNOWLEDGED: JsonObject = {"role": "assistant", "content": "OK."}
+
+
+def merge_roles(messages: list[JsonObject], *, strictly: bool = False) -> list[JsonObject]:
+    """The messages with each run of `user` or `assistant` messages as one. The given messages are not changed.
+
+    `strictly`: A user message after a tool's result gets an assistant message before it.
+    """
     merged: list[JsonObject] = []
     for role, run in groupby(messages, itemgetter("role")):
         same = list(run)
+        if strictly and role == "user" and merged and merged[-1]["role"] == "tool":
+            merged.append(_ACKNOWLEDGED)
         merged += [_joined(same)] if len(same) > 1 and role in _MERGED else same
     return merged
 
@@ -49,7 +58,7 @@ _message_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def merged_messages(body: bytes) -> tuple[int, int, bytes] | None:
-    """The merged `messages` of a chat completions body: start and end of the client's, and the bytes to put there.
+    """The strictly merged `messages` of a chat completions body: the place of the client's, and the bytes to put there.
 
     Messages that are not merged keep their bytes. None if there is nothing to merge, if they are too large to be read,
     or if they are not what chat completions defines: the engine then judges them.
@@ -63,13 +72,18 @@ def merged_messages(body: bytes) -> tuple[int, int, bytes] | None:
             return None
         speakers = decode(_speakers_decoder, text)
         runs = [(role, len(list(run))) for (role, _), run in groupby(speakers, attrgetter("role", "name"))]
-        if not any(length > 1 and role in _MERGED for role, length in runs):
+        is_merged = any(length > 1 and role in _MERGED for role, length in runs)
+        if not is_merged and not any(first == "tool" and then == "user" for (first, _), (then, _) in pairwise(runs)):
             return None
         every: list[msgspec.Raw] = decode(_raw_decoder, text)
         raws = iter(every)
         pieces: list[bytes] = []
+        previous = ""
         for role, length in runs:
             same = list(islice(raws, length))
+            if previous == "tool" and role == "user":
+                pieces.append(msgspec.json.encode(_ACKNOWLEDGED))
+            previous = role
             if length > 1 and role in _MERGED:
                 pieces.append(msgspec.json.encode(_joined([decode(_message_decoder, raw) for raw in same])))
             else:

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest
+from gateway.dialects.anthropic import request as messages_request
 from gateway.dialects.json_splice import locate
 from gateway.dialects.openai import PassThroughRequest
+from gateway.dialects.responses import request as responses_request
 from gateway.dialects.translation.alternation import merge_roles
 
 texts = st.text(max_size=5)
@@ -58,11 +60,28 @@ def test_roles_alternate_and_nothing_is_lost(conversation):
     assert merge_roles(merged) == merged
 
 
+@given(conversations)
+def test_strictly_no_user_follows_a_tool(conversation):
+    """As Mistral's chat templates demand: user and assistant alternate if the calls and results are left out."""
+    merged = merge_roles(conversation, strictly=True)
+    roles = [message["role"] for message in merged]
+
+    assert ("tool", "user") not in pairwise(roles)
+    assert [message for message in merged if message != ACKNOWLEDGED] == [
+        message for message in merge_roles(conversation) if message != ACKNOWLEDGED
+    ]
+    assert merge_roles(merged, strictly=True) == merged
+
+
+ACKNOWLEDGED = {"role": "assistant", "content": "OK."}
+
+
+@pytest.mark.parametrize("strictly", [False, True])
 @given(conversations, conversations)
-def test_longer_conversation_extends_the_shorter(conversation, more):
+def test_longer_conversation_extends_the_shorter(strictly, conversation, more):
     """Byte for byte, if a message of another role comes next, as it does after every answer."""
-    merged = merge_roles(conversation)
-    longer = merge_roles([*conversation, *more])
+    merged = merge_roles(conversation, strictly=strictly)
+    longer = merge_roles([*conversation, *more], strictly=strictly)
     goes_on = conversation and more and conversation[-1]["role"] == more[0]["role"] in {"user", "assistant"}
 
     assert longer[: len(merged) - bool(goes_on)] == merged[: len(merged) - bool(goes_on)]
@@ -96,6 +115,15 @@ def outgoing(body, path=b"/v1/chat/completions", **traits):
             b'[{"role":"assistant","tool_calls":[{"id":"1"}]},{"role":"assistant","tool_calls":[{"id":"2"}]}]',
             b'[{"role":"assistant","tool_calls":[{"id":"1"},{"id":"2"}],"content":null}]',
         ),
+        (
+            b'[{"role":"tool","content":"a"}, {"role":"user","content":"b"},{"role":"user","content":"c"}]',
+            b'[{"role":"tool","content":"a"},{"role":"assistant","content":"OK."},{"role":"user","content":"b\\n\\nc"}]',
+        ),
+        (
+            b'[{"role":"tool","content":"a"},{"role":"user","content":"b" }]',
+            b'[{"role":"tool","content":"a"},{"role":"assistant","content":"OK."},{"role":"user","content":"b" }]',
+        ),
+        (b'[{"role":"tool","content":"a"},{"role":"assistant","content":"b"}]', None),
         (b'[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]', None),
         (b'[{"role":"tool","content":"a"},{"role":"tool","content":"b"}]', None),
         (b'[{"role":"user","content":"a","name":"x"},{"role":"user","content":"b","name":"y"}]', None),
@@ -125,3 +153,38 @@ def test_merging_goes_with_a_request_for_usage():
         "stream_options": {"include_usage": True},
         "messages": [{"role": "user", "content": "a\n\nb"}],
     }
+
+
+RESULT = {"type": "tool_result", "tool_use_id": "a", "content": "5"}
+
+
+@pytest.mark.parametrize(
+    ("alternating_roles", "roles"),
+    [
+        (None, ["user", "assistant", "tool", "user"]),
+        (False, ["user", "assistant", "tool", "user"]),
+        (True, ["user", "assistant", "tool", "assistant", "user"]),
+    ],
+)
+@pytest.mark.parametrize("api", ["messages", "responses"])
+def test_text_after_a_tools_result_follows_an_answer_where_roles_must_alternate(api, alternating_roles, roles):
+    """In one turn of Messages, or in the items of Responses."""
+    if api == "messages":
+        call = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+        turns = [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [RESULT, {"type": "text", "text": "so?"}]},
+        ]
+        as_chat = messages_request.translate(json.dumps({"model": "m", "messages": turns}).encode())
+    else:
+        items = [
+            {"role": "user", "content": "hi"},
+            {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "a", "output": "5"},
+            {"role": "user", "content": "so?"},
+        ]
+        as_chat = responses_request.translate(json.dumps({"model": "m", "input": items}).encode())
+    sent = json.loads(as_chat.encode("m", Backend(alternating_roles=alternating_roles)))
+
+    assert [message["role"] for message in sent["messages"]] == roles
