@@ -171,7 +171,13 @@ class Generation:
 
     def _head(self, voice: Voice, chunk: str) -> dict[str, Any]:
         kind = f"chat.completion.{chunk}".rstrip(".") if self.chat else "text_completion"
-        return {"id": self.id, "object": kind, "created": voice.created, "model": voice.model}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": voice.created,
+            "model": voice.model,
+            "system_fingerprint": "simulated",
+        }
 
     def _event(
         self, voice: Voice, delta: dict[str, Any], finish_reason: str | None, usage: dict[str, Any] | None = None

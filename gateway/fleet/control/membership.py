@@ -132,7 +132,8 @@ class FleetMembership:
                 await self._fleet.wait_changed()
         self._fleet.forget(node.name)
         log.info("neuron_forgotten", node=node.name)
-        await _close(self._clients.pop(node.name), polls_ended)
+        with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
+            await _close(self._clients.pop(node.name), polls_ended)
 
     # Changed ..........................................................................................................
 
@@ -150,7 +151,8 @@ class FleetMembership:
             self._poller.add(name, new)
             await self._wait_for_jobs(name)  # an older one may still use the old client
         finally:
-            await _close(unused, polls_ended)
+            with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
+                await _close(unused, polls_ended)
 
     async def _wait_for_jobs(self, node: str) -> None:
         while self._is_busy(node):  # noqa: ASYNC110 - the end of a job wakes nobody
@@ -188,7 +190,6 @@ def _requests(node: Node) -> int:
 
 
 async def _close(client: ControlClient, polls_ended: trio.Event | None) -> None:
-    with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
-        if polls_ended is not None:
-            await polls_ended.wait()
-        await client.aclose()
+    if polls_ended is not None:
+        await polls_ended.wait()
+    await client.aclose()
