@@ -2,7 +2,8 @@
 
 `--real` adds tests/real, with real engines; it needs the extra `real`. `--clients` adds tests/clients/installed, with
 real clients; it needs scripts/install-clients. `--postgres` runs the tests of the store on PostgreSQL as well as on
-SQLite; it needs Debian's package postgresql. With `--write-docs`, the tests that compare a table of docs/ with their
+SQLite; it needs Debian's package postgresql. `--browser` adds tests/browser, the console in Chromium; it needs the extra
+`browser` and scripts/install-browser. With `--write-docs`, the tests that compare a table of docs/ with their
 observations write it instead. Use it without xdist, whose workers would all write.
 """
 
@@ -30,7 +31,11 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeat")
 
-NEEDS = {"real": "--real", "clients/installed": "--clients"}  # folder: the option that includes it
+NEEDS = {
+    "real": "--real",
+    "clients/installed": "--clients",
+    "browser": "--browser",
+}  # folder: the option that includes it
 
 
 _state_numbers = itertools.count()
@@ -52,6 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="also run tests/real, against real engines")
     parser.addoption("--clients", action="store_true", help="also run tests/clients/installed, with real clients")
     parser.addoption("--postgres", action="store_true", help="also run the tests of the store on PostgreSQL")
+    parser.addoption("--browser", action="store_true", help="also run tests/browser, in Chromium")
     parser.addoption("--write-docs", action="store_true", help="write what the tests observe into the tables of docs/")
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import trio
 
 from catalogue.load import parse
+from catalogue.models import Catalogue
 from catalogue.nearest import did_you_mean
 from catalogue.toml.faults import FaultyFile
 from gateway import errors
@@ -116,6 +117,17 @@ class CatalogueEdits:
             return edited
 
         return await self._edit(edit, if_match, author)
+
+    async def edited_alias(self, name: str, keys: Mapping[str, Any]) -> Catalogue:
+        """The catalogue as it would be if this alias replaced that in the file in force. Changes nothing."""
+        content, in_force = self._store.content, self._store.current
+
+        def edit() -> Catalogue:
+            edited = toml_edit.put_alias(content, name, keys)
+            path = str(self._files.models_path)
+            return parse(edited, path=path, generation=in_force.generation + 1, loaded_at=time.time())
+
+        return await self._in_thread(edit)
 
     async def remove_alias(self, name: str, if_match: str, author: Author) -> tuple[FileEdit, ReloadResult]:
         """Remove one alias."""

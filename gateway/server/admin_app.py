@@ -31,7 +31,7 @@ from gateway.server.access.actor import actor, authenticate_admin
 from gateway.server.access.admin_keys import KeyRoutes, mount_key_routes
 from gateway.server.access.usage_routes import UsageReports, mount_admin_usage
 from gateway.server.admin_bodies import DrainBody, PlacementBody, decode_body
-from gateway.server.admin_catalogue import CatalogueRoutes, mount_catalogue_routes, reload_json
+from gateway.server.admin_catalogue import CatalogueRoutes, alias_keys_of, mount_catalogue_routes, reload_json
 from gateway.server.console.console import Console
 from gateway.server.console.figures import INTERVAL_S
 from gateway.server.console.session_routes import SESSION_PATH, mount_session_routes, session_of_request
@@ -105,6 +105,7 @@ def make_app(context: AdminContext) -> QuartTrio:
 
     mount_session_routes(app, context.console.sessions, context.console.describe)
     _mount_catalogue(app, context)
+    _mount_plans(app, context)
     mount_key_routes(app, context.keys)
     mount_admin_usage(app, context.usage)
     mount_catalogue_routes(app, CatalogueRoutes(context.catalogue, context.edits))
@@ -122,19 +123,6 @@ def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
         result = await context.catalogue.reload(actor=actor())
         body = reload_json(result) | {"neurons": neurons.as_json()}
         return json_response(body, 422 if result.faults or neurons.faults else 200)
-
-    @app.post("/admin/plan")
-    async def plan() -> Response:
-        data = cast("bytes", await request.get_data(as_text=False))
-        in_force = context.catalogue.current
-        path = request.args.get("path", "models.toml")
-        try:
-            wanted = parse(data, path=path, generation=in_force.generation + 1, loaded_at=time.time())
-        except FaultyFile as error:
-            return json_response({"verdict": "faulty", "faults": [fault.as_json() for fault in error.faults]})
-        body = context.plan(in_force, wanted).as_json()
-        body |= {"generation": in_force.generation, "warnings": [fault.as_json() for fault in wanted.warnings]}
-        return json_response(body)
 
     @app.get("/admin/rollouts")
     async def rollouts() -> Response:
@@ -154,6 +142,32 @@ def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
         if alias not in context.catalogue.current.aliases:
             raise errors.NotFound(f"alias '{alias}' does not exist")
         return json_response(summary(context.shadows.report(alias)))
+
+
+def _mount_plans(app: QuartTrio, context: AdminContext) -> None:
+    def plan_json(in_force: Catalogue, wanted: Catalogue) -> dict[str, Any]:
+        body = context.plan(in_force, wanted).as_json()
+        return body | {"generation": in_force.generation, "warnings": [fault.as_json() for fault in wanted.warnings]}
+
+    @app.post("/admin/plan")
+    async def plan() -> Response:
+        data = cast("bytes", await request.get_data(as_text=False))
+        in_force = context.catalogue.current
+        path = request.args.get("path", "models.toml")
+        try:
+            wanted = parse(data, path=path, generation=in_force.generation + 1, loaded_at=time.time())
+        except FaultyFile as error:
+            return json_response({"verdict": "faulty", "faults": [fault.as_json() for fault in error.faults]})
+        return json_response(plan_json(in_force, wanted))
+
+    @app.post("/admin/aliases/<path:name>/plan")
+    async def plan_alias(name: str) -> Response:
+        body = await decode_body(dict[str, Any])
+        in_force = context.catalogue.current
+        wanted = await context.edits.edited_alias(name, alias_keys_of(body))
+        response = json_response(plan_json(in_force, wanted))
+        response.headers["etag"] = f'"{in_force.digest}"'
+        return response
 
 
 def _mount_requests(app: QuartTrio, context: AdminContext) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 from urllib.parse import unquote
@@ -90,7 +91,7 @@ def _mount_aliases(app: QuartTrio, routes: CatalogueRoutes) -> None:
     @app.put("/admin/aliases/<path:name>")
     async def put_alias(name: str) -> Response:
         body = await decode_body(dict[str, Any])
-        keys = {key: value for key, value in body.items() if key not in _READ_ONLY_KEYS and value is not None}
+        keys = alias_keys_of(body)
         force = request.args.get("force") in {"1", "true"}
         done, result = await routes.edits.put_alias(name, keys, if_match(), author(), force=force)
         return _edit_response(done, result)
@@ -99,6 +100,11 @@ def _mount_aliases(app: QuartTrio, routes: CatalogueRoutes) -> None:
     async def delete_alias(name: str) -> Response:
         done, result = await routes.edits.remove_alias(name, if_match(), author())
         return _edit_response(done, result)
+
+
+def alias_keys_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the file in the JSON of an alias."""
+    return {key: value for key, value in body.items() if key not in _READ_ONLY_KEYS and value is not None}
 
 
 def _alias_state(catalogue: Catalogue, name: str) -> dict[str, Any]:

@@ -207,6 +207,10 @@ def _catalogue_paths() -> Json:
             | {"requestBody": {"required": True, "content": {JSON: {"schema": anything}}}},
             "delete": change("Remove an alias", edited, alias, if_match),
         },
+        "/admin/aliases/{name}/plan": {
+            "post": change("Show what replacing an alias would change, load and evict", anything, alias)
+            | {"requestBody": {"required": True, "content": {JSON: {"schema": anything}}}}
+        },
         "/admin/aliases/{name}/rollout": {
             "get": _admin_operation("Show the last rollout of an alias", anything, alias),
             "post": _with_body(rollout, RolloutBody, required=True),

@@ -8,6 +8,10 @@ import { attempt, state, toast } from "./lib/widgets.js";
 
 const PAGES = [
   ["overview", "Overview", () => import("./pages/overview.js")],
+  ["aliases", "Aliases", () => import("./pages/aliases.js")],
+  ["requests", "Requests", () => import("./pages/requests.js")],
+  ["playground", "Playground", () => import("./pages/playground.js")],
+  ["log", "Log", () => import("./pages/log.js")],
 ];
 const app = document.getElementById("app");
 let closePage = () => {};

@@ -87,7 +87,7 @@ function remedyOf({ code, subject }) {
       return { kind: "drained", text: "Undrain it when its maintenance is over.", command: cli("undrain", subject), label: "Undrain…",
         button: () => confirmAction(`Undrain ${subject}`, `${subject} gets new requests again.`, cli("undrain", subject), "Undrain", post(`/admin/nodes/${segment(subject)}/undrain`), `${subject} gets requests again`) };
     case "alias_unservable":
-      return { kind: "unservable", text: "Point it at a model that can be served, or make room for its own." };
+      return { kind: "unservable", text: "Point it at a model that can be served, or make room for its own.", label: "Open the alias", button: () => (location.hash = `#/aliases/${segment(subject)}`) };
     case "model_unservable":
       return { kind: "impaired", text: "Start a neuron that meets its requirements, or change its table in models.toml.", command: cli("load", subject) };
     case "file_not_in_force":
@@ -166,8 +166,8 @@ function modelRow(model, load) {
   const aliases = (live.alias?.aliases ?? []).filter((alias) => alias.targets.some((target) => target.model === model.id));
   const progress = model.progress !== null ? ` ${Math.round(model.progress * 100)} %` : load ? ` ${load.elapsed_s} s${load.estimate_s ? ` of about ${Math.round(load.estimate_s)} s` : ""}` : "";
   return h("tr", { "data-key": model.id },
-    h("th", { scope: "row" }, h("span", { class: `swatch hue-${hue(model.id)} ${HATCHED.has(model.status) ? "hatched" : ""}`, "aria-hidden": "true" }), model.id,
-      aliases.map((alias) => h("span", { class: "chip" }, alias.name))),
+    h("th", { scope: "row" }, h("span", { class: "with-swatch" }, h("span", { class: `swatch hue-${hue(model.id)} ${HATCHED.has(model.status) ? "hatched" : ""}`, "aria-hidden": "true" }), h("span", {}, model.id)),
+      aliases.map((alias) => h("a", { class: "chip", href: `#/aliases/${segment(alias.name)}` }, alias.name))),
     h("td", {}, state(model.servable ? model.status : "unservable", (model.servable ? model.status : "unservable") + progress), model.reason ? h("small", { class: "reason" }, model.reason) : null),
     h("td", { class: "number" }, model.vram_used_mb === null ? NONE : `${gib(model.vram_used_mb)} GiB`),
     h("td", { class: "number" }, model.leases ? count(model.leases) : "idle"));
