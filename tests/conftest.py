@@ -2,8 +2,8 @@
 
 `--real` adds tests/real, with real engines; it needs the extra `real`. `--clients` adds tests/clients/installed, with
 real clients; it needs scripts/install-clients. `--postgres` runs the tests of the store on PostgreSQL as well as on
-SQLite; it needs Debian's package postgresql. `--browser` adds tests/browser, the console in Chromium; it needs the extra
-`browser` and scripts/install-browser. With `--write-docs`, the tests that compare a table of docs/ with their
+SQLite; it needs Debian's package postgresql. `--browser` adds tests/browser, the console in Chromium; it needs the
+extra `browser` and scripts/install-browser. With `--write-docs`, the tests that compare a table of docs/ with their
 observations write it instead. Use it without xdist, whose workers would all write.
 """
 

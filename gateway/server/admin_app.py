@@ -43,7 +43,7 @@ from gateway.server.neurons.neuron_store import NeuronStore
 from gateway.server.openapi.admin import admin_document
 from gateway.server.operator_actions import OperatorActions
 from gateway.server.quart_app import json_response, mount_document, new_app
-from gateway.server.request_views import ended_request_json, live_request_json
+from gateway.server.request_views import ended_request_json, keys_of_alias, live_request_json
 from gateway.telemetry.explain import explain_requests
 from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.telemetry.request_log import RequestLog
@@ -165,7 +165,7 @@ def _mount_plans(app: QuartTrio, context: AdminContext) -> None:
         body = await decode_body(dict[str, Any])
         in_force = context.catalogue.current
         wanted = await context.edits.edited_alias(name, alias_keys_of(body))
-        response = json_response(plan_json(in_force, wanted))
+        response = json_response(plan_json(in_force, wanted) | {"keys": keys_of_alias(context.requests, name)})
         response.headers["etag"] = f'"{in_force.digest}"'
         return response
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+from gateway.telemetry.request_log import RequestLog
 from gateway.telemetry.request_record import RequestRecord
 
-__all__ = ["ended_request_json", "live_request_json"]
+__all__ = ["ended_request_json", "keys_of_alias", "live_request_json"]
 
 
 def live_request_json(record: RequestRecord, now: float) -> dict[str, Any]:
@@ -52,3 +54,10 @@ def ended_request_json(record: RequestRecord) -> dict[str, Any]:
         "hedge": routing.hedge,
         "error": None if error is None else error.code,
     }
+
+
+def keys_of_alias(requests: RequestLog, alias: str) -> list[dict[str, Any]]:
+    """The keys that use an alias, the busiest first, by the requests that run or are remembered."""
+    records = (*requests.live.values(), *requests.recent.newest_first())
+    names = Counter(record.key_name for record in records if record.routing.alias == alias and record.key_name)
+    return [{"name": name, "requests": count} for name, count in names.most_common()]

@@ -43,4 +43,7 @@ def actor() -> str:
 def _needed_verb(method: str, path: str) -> Verb:
     if path == "/admin/keys" or path.startswith("/admin/keys/"):
         return "keys"
-    return "read" if method in {"GET", "HEAD"} or path == "/admin/plan" else "operate"
+    is_plan = path == "/admin/plan" or (
+        method == "POST" and path.startswith("/admin/aliases/") and path.endswith("/plan")
+    )
+    return "read" if method in {"GET", "HEAD"} or is_plan else "operate"

@@ -215,7 +215,7 @@ function planView(plan, name) {
     h("h4", {}, "Plan"),
     plan.verdict === "impossible" ? h("p", {}, state("failed", "not possible")) : null,
     alias ? h("p", {}, h("strong", {}, name), ": ", alias.old ?? "new", " → ", h("strong", {}, alias.new ?? "removed"), moveText(alias)) : null,
-    h("ul", { class: "steps" }, placements.map((placement) => h("li", {}, placementLine(placement))), inFlight.map((line) => h("li", {}, state("running", line))), plan.notes.map((note) => h("li", {}, note)), plan.warnings.map((fault) => h("li", {}, state("impaired", fault.message ?? fault.text ?? "")))),
+    h("ul", { class: "steps" }, placements.map((placement) => h("li", {}, placementLine(placement))), plan.keys.length ? h("li", {}, state("key", `used lately by ${plan.keys.map((key) => `${key.name} (${key.requests})`).join(", ")}`)) : null, inFlight.map((line) => h("li", {}, state("running", line))), plan.notes.map((note) => h("li", {}, note)), plan.warnings.map((fault) => h("li", {}, state("impaired", fault.message ?? fault.text ?? "")))),
     devices.length ? h("div", { class: "scroll" }, h("table", { class: "memory-plan" },
       h("caption", { class: "offscreen" }, "Memory before and after"),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Memory"), h("th", { scope: "col", class: "number" }, "before"), h("th", { scope: "col", class: "number" }, "after"), h("th", { scope: "col", class: "number" }, "of GiB"), h("th", { scope: "col" }, h("span", { class: "offscreen" }, "Bar")))),

@@ -28,16 +28,16 @@ export function open(root, [chosen]) {
     drawOptions();
     const matches = live.requests.filter(isShown);
     render(running, h("h2", { id: "running-title" }, "Running ", h("span", { class: "unit" }, live.liveTotal > live.requests.length ? `first ${live.requests.length} of ${count(live.liveTotal)}` : count(live.liveTotal))),
-      matches.length ? h("div", { class: "scroll" }, h("table", { class: "requests" }, head(["Started", "Request", "Alias", "Model", "Node", "State", "Time", "Tokens", ""]), h("tbody", {}, matches.map(runningRow)))) : empty("Nothing runs that matches."));
+      matches.length ? h("div", { class: "scroll" }, h("table", { class: "requests" }, head(["Started", "Request", "Key", "Alias", "Model", "Node", "State", "Time", "Tokens", ""]), h("tbody", {}, matches.map(runningRow)))) : empty("Nothing runs that matches."));
     const shown = live.ended.filter(isShown);
     render(ended, h("h2", { id: "ended-title" }, "Ended ", h("span", { class: "unit" }, `the last ${count(Math.min(SHOWN, shown.length))}`)),
-      shown.length ? h("div", { class: "scroll" }, h("table", { class: "requests" }, head(["Started", "Request", "Alias", "Model", "Node", "Outcome", "First token", "Total", "Tokens"]), h("tbody", {}, shown.slice(-SHOWN).reverse().map(endedRow)))) : empty("No request has ended that matches."));
+      shown.length ? h("div", { class: "scroll" }, h("table", { class: "requests" }, head(["Started", "Request", "Key", "Alias", "Model", "Node", "Outcome", "First token", "Total", "Tokens"]), h("tbody", {}, shown.slice(-SHOWN).reverse().map(endedRow)))) : empty("No request has ended that matches."));
   }
 
   function drawOptions() {
     const all = [...live.requests, ...live.ended];
     for (const [name, select] of Object.entries(selects)) {
-      const values = [...new Set(all.map((each) => each[name]).filter(Boolean))].sort();
+      const values = [...new Set(all.map((each) => valueOf(each, name)).filter(Boolean))].sort();
       if (filters[name] && !values.includes(filters[name])) values.push(filters[name]);
       const labels = [...select.options].slice(1).map((option) => option.value);
       if (values.join("\n") !== labels.join("\n")) {
@@ -58,25 +58,27 @@ export function open(root, [chosen]) {
 
 const head = (names) => h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col", class: ["Time", "Tokens", "First token", "Total"].includes(name) ? "number" : null }, name || h("span", { class: "offscreen" }, "Action")))));
 
+const valueOf = (each, name) => (name === "key" ? each.key?.name : each[name]);
+
 function isShown(each) {
-  for (const name of ["alias", "model", "node", "key"]) if (filters[name] && each[name] !== filters[name]) return false;
+  for (const name of ["alias", "model", "node", "key"]) if (filters[name] && valueOf(each, name) !== filters[name]) return false;
   if (filters.outcome && each.outcome !== filters.outcome) return false;
   if (!filters.text) return true;
   const text = filters.text.toLowerCase();
-  return [each.request_id, each.alias, each.model, each.node, each.error, each.path, each.key].some((value) => value?.toLowerCase().includes(text));
+  return [each.request_id, each.alias, each.model, each.node, each.error, each.path, each.key?.name].some((value) => value?.toLowerCase().includes(text));
 }
 
 const link = (each) => h("a", { class: "mono", href: `#/requests/${segment(each.request_id)}`, title: each.request_id }, each.request_id.length > 14 ? `${each.request_id.slice(0, 12)}…` : each.request_id);
 const keyOf = (each) => `${each.request_id} ${each.received_at}`;
 
 function runningRow(each) {
-  return h("tr", { "data-key": keyOf(each) }, h("td", {}, timeOf(each.received_at)), h("th", { scope: "row" }, link(each)), h("td", {}, each.alias ?? NONE), h("td", {}, each.model ?? NONE), h("td", {}, each.node ?? NONE),
+  return h("tr", { "data-key": keyOf(each) }, h("td", {}, timeOf(each.received_at)), h("th", { scope: "row" }, link(each)), h("td", {}, each.key?.name ?? NONE), h("td", {}, each.alias ?? NONE), h("td", {}, each.model ?? NONE), h("td", {}, each.node ?? NONE),
     h("td", {}, state(each.state, each.position ? `${each.state}, number ${each.position}` : each.state)), h("td", { class: "number" }, seconds(each.elapsed_s)), h("td", { class: "number" }, count(each.tokens)),
     h("td", { class: "number" }, may("operate") ? h("button", { class: "quiet danger", type: "button", "aria-label": `Cancel request ${each.request_id}`, onclick: () => cancel(each.request_id) }, "Cancel…") : null));
 }
 
 function endedRow(each) {
-  return h("tr", { "data-key": keyOf(each) }, h("td", {}, timeOf(each.received_at)), h("th", { scope: "row" }, link(each)), h("td", {}, each.alias ?? NONE), h("td", {}, each.model ?? NONE), h("td", {}, each.node ?? NONE),
+  return h("tr", { "data-key": keyOf(each) }, h("td", {}, timeOf(each.received_at)), h("th", { scope: "row" }, link(each)), h("td", {}, each.key?.name ?? NONE), h("td", {}, each.alias ?? NONE), h("td", {}, each.model ?? NONE), h("td", {}, each.node ?? NONE),
     h("td", {}, state(each.outcome, each.error ?? each.outcome.replaceAll("_", " ")), each.retries ? h("span", { class: "chip" }, `${each.retries} retr${each.retries > 1 ? "ies" : "y"}`) : null, each.hedge ? h("span", { class: "chip" }, `hedge ${each.hedge}`) : null),
     h("td", { class: "number" }, milliseconds(each.first_token_ms)), h("td", { class: "number" }, milliseconds(each.total_ms)), h("td", { class: "number" }, count(each.completion_tokens)));
 }
@@ -114,7 +116,7 @@ const header = (id, requests) => h("header", { class: "page-head" }, h("h2", {},
   h("a", { href: "#/requests" }, "Close"));
 
 function requestView(each) {
-  const facts = [["Path", each.path], ["Alias", each.alias], ["Model", each.model], ["Node", each.node], ["Generation", each.generation], ["Status", each.status], ["First token", milliseconds(each.first_token_ms)], ["Total", milliseconds(each.total_ms)],
+  const facts = [["Path", each.path], ["Key", each.key?.name], ["Alias", each.alias], ["Model", each.model], ["Node", each.node], ["Generation", each.generation], ["Status", each.status], ["First token", milliseconds(each.first_token_ms)], ["Total", milliseconds(each.total_ms)],
     ["Tokens", each.tokens ? `${count(each.tokens.prompt)} in, ${count(each.tokens.completion)} out${each.tokens.cached ? `, ${count(each.tokens.cached)} cached` : ""}${each.tokens.estimated ? " (estimated)" : ""}` : null], ["Bytes", `${count(each.bytes_in)} in, ${count(each.bytes_out)} out`]];
   return h("div", { class: "request-view", "data-key": String(each.received_at) },
     h("p", { class: "version-head" }, state(each.state === "ended" ? each.outcome : each.state), h("span", { class: "unit" }, "received ", timeOf(each.received_at))),
