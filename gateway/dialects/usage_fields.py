@@ -39,6 +39,8 @@ def read_usage(value: object) -> Usage | None:
         return None
     if "usage" in value:
         return read_usage(value["usage"])
+    if value.keys() == _PLAIN and (plain := _plain_usage(**value)) is not None:
+        return plain
     prompt = _count(value, "prompt_tokens", "input_tokens")
     completion = _count(value, "completion_tokens", "output_tokens")
     cached = _count(_details(value, "prompt_tokens_details", "input_tokens_details"), "cached_tokens")
@@ -62,6 +64,20 @@ def read_usage(value: object) -> Usage | None:
     )
 
 
+_PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
+
+
+def _plain_usage(prompt_tokens: object, completion_tokens: object, total_tokens: object) -> Usage | None:  # noqa: ARG001
+    """What most engines send, read without a look at the other vocabularies."""
+    if type(prompt_tokens) is not int or type(completion_tokens) is not int:
+        return None
+    is_plausible = 0 <= prompt_tokens < _TOO_MANY and 0 <= completion_tokens < _TOO_MANY
+    return Usage(prompt_tokens, completion_tokens) if is_plausible else None
+
+
+_TOO_MANY = 1e15
+
+
 def _details(value: dict[str, Any], *names: str) -> dict[str, Any]:
     return next((value[name] for name in names if isinstance(value.get(name), dict)), {})
 
@@ -70,6 +86,6 @@ def _count(value: dict[str, Any], *names: str) -> int | None:
     """The first member that is a plausible count."""
     for name in names:
         number = value.get(name)
-        if isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < 1e15:
+        if isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < _TOO_MANY:
             return int(number)
     return None

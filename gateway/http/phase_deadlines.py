@@ -55,13 +55,20 @@ class PhaseDeadlines:
         self.received_at = -inf
         """When the neuron last sent something (Trio time in s); -inf if it has sent nothing in this attempt."""
 
-    def enter(self, phase: Phase) -> None:
-        """Begin `phase`, with its whole deadline."""
-        now = trio.current_time()
+    def enter(self, phase: Phase, now: float | None = None, *, waits: bool = True) -> None:
+        """Begin `phase`, with its whole deadline.
+
+        Args:
+            phase: What the request waits for next.
+            now: The time, if the caller knows it.
+            waits: False if everything is there already: the deadline then stays that of the phase before.
+        """
+        now = trio.current_time() if now is None else now
         self.current = phase
         self._next_move_at = -inf
         self.entered.append((phase, now))
-        self._allow_until(now + self.allowed_s(phase))
+        if waits and self._scope is not None:
+            self._scope.deadline = now + self.allowed_s(phase)
 
     def resume(self, phase: Phase) -> None:
         """Begin `phase` again; the time spent in it before counts towards its deadline."""

@@ -152,11 +152,11 @@ class RequestParser:
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
         if not self._resuming:
-            self._current().target += url
+            (self._parsing or self._current()).target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line. Trailers are dropped."""
-        exchange = self._current()
+        exchange = self._parsing or self._current()  # a call per header would be most of its cost
         if not exchange.headers_complete:
             exchange.headers.append((name.lower(), value))
 
@@ -164,7 +164,7 @@ class RequestParser:
         """Check the headers. An exception raised here stops llhttp; `feed` finds it as the context of llhttp's own."""
         if self._resuming:
             return
-        exchange = self._current()
+        exchange = self._parsing or self._current()
         parser = self._parser
         exchange.method = parser.get_method()
         exchange.version = parser.get_http_version()
@@ -177,7 +177,7 @@ class RequestParser:
         """A piece of the body."""
         self._head_bytes = 0
         self._body_bytes += len(data)
-        self._current().body.append(data)
+        (self._parsing or self._current()).body.append(data)
 
     def on_chunk_header(self) -> None:
         """The line before a chunk's data, with its extensions, is complete."""
@@ -185,7 +185,7 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         """The request is complete."""
-        self._current().body_complete = True
+        (self._parsing or self._current()).body_complete = True
         self._parsing = None
 
     def _current(self) -> ServerExchange:

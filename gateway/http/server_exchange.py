@@ -239,21 +239,18 @@ class ServerExchange:
     def _kept_headers(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
         """Return the application's headers without those that the server sets itself."""
         self._body_bytes_left = None
-        kept: Headers = []
-        for header in headers:
-            name = header[0]
-            if name in _SET_BY_SERVER:
-                if name == b"connection" and header[1].lower() == b"close":
-                    self.reusable = False
-                continue
+        dropped = _SET_BY_SERVER
+        headers = list(headers)
+        for name, value in headers:
             if name == b"content-length":
                 if self._body_bytes_left is not None:
                     raise ValueError("the response has more than one content-length")
-                self._body_bytes_left = int(header[1])
+                self._body_bytes_left = int(value)
                 if status == 204:
-                    continue  # RFC 9110, section 8.6
-            kept.append(header)
-        return kept
+                    dropped |= {name}  # RFC 9110, section 8.6
+            elif name == b"connection" and value.lower() == b"close":
+                self.reusable = False
+        return [header for header in headers if header[0] not in dropped]
 
     def _framing(self, body: bytes, *, last: bool) -> bytes:
         framing = b""

@@ -163,7 +163,7 @@ class Attempt:
         route, request = self.route, self._request
         headers = outgoing_headers(request, outgoing.path, self._context.settings.gateway.pass_request_headers)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body, upload=outgoing.upload)
-        sent_at = trio.current_time()
+        sent_at = trio.current_time() if self._keep_transcript else 0.0
         with self.phases:
             async with self._context.upstream.exchange(origin, message, self.phases, outgoing.upload) as response:
                 if response.status >= 300:

@@ -77,7 +77,7 @@ class Dispatch:
         self._fallbacks: Fallbacks | None = None
         self._shadow: ShadowedRequest | None = None
         self._attempt: Attempt | None = None
-        self.keepalive = KeepAlive(client, context.settings.streaming, self._early_head)
+        self.keepalive = KeepAlive(client, context.settings.streaming, self._early_head, record.timings.started_at)
 
     async def run(self) -> None:
         """Answer the client. Raises GatewayError for an error that the client must get, ClientGone if it left."""

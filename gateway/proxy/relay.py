@@ -226,7 +226,7 @@ async def relay_body(
     `first` is the piece of the body that was read already.
     """
     chunk = first
-    phases.enter("idle")
+    phases.enter("idle", waits=not upstream.complete)
     await client.start(*head())
     client.committed = True
     while chunk:

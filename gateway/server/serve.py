@@ -34,6 +34,7 @@ from gateway.server.restart.socket_activation import NO_SOCKETS, ListeningSocket
 from gateway.server.restart.state_writers import StateWriters
 from gateway.server.restart.takeover import Predecessor
 from gateway.server.restart.takeover_listener import TakeoverListener
+from gateway.telemetry.log import write_in_batches
 
 __all__ = ["Start", "serve"]
 
@@ -81,6 +82,7 @@ async def serve(
     fd_limit.raise_limit()
     try:
         async with trio.open_nursery() as root:
+            await root.start(write_in_batches)
             process = _GatewayProcess(gateway, root, start or Start())
             await process.serve_until_drained(stop or trio.sleep_forever, task_status)
             root.cancel_scope.cancel()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from gateway.dialects.usage_fields import Usage
+from gateway.telemetry.series import CounterSeries
 
 __all__ = ["NAMED_KEYS", "KeyMetrics"]
 
@@ -18,20 +19,20 @@ class KeyMetrics:
     """Requests and tokens by key."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter("cortex_key_requests", "Requests by key", ("key",), registry=registry)
-        self._prompt = Counter("cortex_key_prompt_tokens", "Prompt tokens, from usage", ("key",), registry=registry)
-        self._completion = Counter(
-            "cortex_key_completion_tokens", "Completion tokens, from usage or estimated", ("key",), registry=registry
+        self._requests = CounterSeries("cortex_key_requests", "Requests by key", ("key",), registry)
+        self._prompt = CounterSeries("cortex_key_prompt_tokens", "Prompt tokens, from usage", ("key",), registry)
+        self._completion = CounterSeries(
+            "cortex_key_completion_tokens", "Completion tokens, from usage or estimated", ("key",), registry
         )
         self._labels: dict[str, str] = {}
 
     def count(self, key_id: str, name: str, usage: Usage | None) -> None:
         """Count a request that has ended."""
         label = self._label(key_id, name)
-        self._requests.labels(label).inc()
+        self._requests(label).inc()
         if usage is not None:
-            self._prompt.labels(label).inc(usage.prompt_tokens or 0)
-            self._completion.labels(label).inc(usage.completion_tokens or 0)
+            self._prompt(label).inc(usage.prompt_tokens or 0)
+            self._completion(label).inc(usage.completion_tokens or 0)
 
     def _label(self, key_id: str, name: str) -> str:
         """The key's name; beyond the bound, a number that the key shares with others."""

@@ -3,6 +3,9 @@
 No request may wait for the log or fail because of it. So writes to stderr never block. Lines that stderr does not take
 are kept up to a limit; lines beyond it, or that cannot be written at all (a full disk, a closed pipe), are counted, and
 a `log_lines_lost` event reports the number once lines can be written again.
+
+While `write_in_batches` runs, lines below `warning` wait up to `BATCH_S` and are written together: a request then costs
+no system call for its line. What waits is written when it ends; only a killed process loses it.
 """
 
 from __future__ import annotations
@@ -18,12 +21,16 @@ from typing import Any, TextIO
 
 import msgspec
 import structlog
+import trio
 
 from gateway.config.settings import LogSettings
 from gateway.telemetry.printable import one_line, printable, printable_json
 from gateway.telemetry.recent_log import recent_log
 
-__all__ = ["LogWriter", "configure"]
+__all__ = ["LogWriter", "configure", "write_in_batches"]
+
+BATCH_S = 0.1
+BATCH_BYTES = 32 * 1024  # more than this does not wait
 
 KEPT_BYTES = 1024 * 1024  # about two thousand requests
 # A pipe that polls as writable takes this much without blocking (pipe(7), PIPE_BUF); sockets take more.
@@ -42,16 +49,39 @@ def configure(settings: LogSettings) -> None:
         recent_log,
     ]
     level = logging.getLevelNamesMapping()[settings.level.upper()]
+    writer = LogWriter(stderr)
+    _writers[:] = [writer]
     structlog.configure(
         processors=[*shared, *(_json() if as_json else _console(colors=is_terminal))],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=_LoggerFactory(LogWriter(stderr)),
+        logger_factory=_LoggerFactory(writer),
         cache_logger_on_first_use=True,
     )
     # Libraries use the standard library's logging: their warnings and errors go to the same stream.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_LibraryFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+_writers: list[LogWriter] = []
+"""The writer of this process's log, once `configure` was called."""
+
+
+async def write_in_batches(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Let lines below `warning` wait for each other, until cancelled."""
+    writers = list(_writers)
+    for writer in writers:
+        writer.batches = True
+    task_status.started()
+    try:
+        while True:
+            await trio.sleep(BATCH_S)
+            for writer in writers:
+                writer.flush()
+    finally:
+        for writer in writers:
+            writer.batches = False
+            writer.flush()
 
 
 class _LibraryFormatter(logging.Formatter):
@@ -110,6 +140,7 @@ class LogWriter:
     """Writes lines to a file descriptor without blocking. Raises nothing.
 
     Attributes:
+        batches: Whether lines that are not urgent wait until the next `flush`.
         lost: How many lines were lost since the last report.
     """
 
@@ -120,19 +151,41 @@ class LogWriter:
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
         self.lost = 0
+        self.batches = False
 
-    def write(self, line: bytes) -> None:
+    def write(self, line: bytes, *, urgent: bool = True) -> None:
         """Write a line, including its line end, after the lines that still wait."""
         if self._kept_bytes + len(line) > KEPT_BYTES:
             self.lost += 1
         else:
             self._keep(line)
+        if urgent or not self.batches or self._kept_bytes > BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that wait, as many as stderr takes."""
+        if self.batches and len(self._kept) > 1 and len(self._kept[0]) + len(self._kept[1]) <= WRITE_BYTES:
+            self._join()
         try:
             self._flush()
         except OSError:
-            self.lost += len(self._kept)
+            self.lost += sum(piece.count(b"\n") for piece in self._kept)
             self._kept.clear()
             self._kept_bytes = 0
+
+    def _join(self) -> None:
+        """Put waiting lines together, as many as one write takes: a pipe then gets them whole."""
+        joined: deque[bytes] = deque()
+        pieces: list[bytes] = []
+        size = 0
+        for line in self._kept:
+            if size + len(line) > WRITE_BYTES and pieces:
+                joined.append(b"".join(pieces))
+                pieces, size = [], 0
+            pieces.append(line)
+            size += len(line)
+        joined.append(b"".join(pieces))
+        self._kept = joined
 
     def _keep(self, line: bytes) -> None:
         self._kept.append(line)
@@ -175,7 +228,17 @@ class _Logger:
         self._writer = writer
 
     def msg(self, message: str | bytes) -> None:
-        """Write a rendered event."""
-        self._writer.write((message if isinstance(message, bytes) else message.encode("utf-8", "replace")) + b"\n")
+        """Write a rendered event that can wait for others."""
+        self._writer.write(_line(message), urgent=False)
 
-    debug = info = warning = warn = error = critical = exception = fatal = log = msg
+    debug = info = msg
+
+    def warning(self, message: str | bytes) -> None:
+        """Write a rendered event now."""
+        self._writer.write(_line(message))
+
+    warn = error = critical = exception = fatal = log = warning
+
+
+def _line(message: str | bytes) -> bytes:
+    return (message if isinstance(message, bytes) else message.encode("utf-8", "replace")) + b"\n"

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway import __version__
 from gateway.telemetry.key_metrics import KeyMetrics
+from gateway.telemetry.series import CounterSeries, GaugeSeries, HistogramSeries
 from gateway.telemetry.target_metrics import TargetMetrics
 
 __all__ = ["CONTENT_TYPE", "CatalogueReadings", "FleetView", "Metrics", "NodeView", "RolloutReading"]
@@ -32,30 +33,6 @@ _TOKENS_PER_S = (1, 2.5, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200)
 _SWAP_S = (0.05, 0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
 _OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
-_MetricT = TypeVar("_MetricT", Counter, Gauge, Histogram)
-
-
-class Series(Generic[_MetricT]):
-    """A metric that keeps its labelled children: `labels()` costs four times what a look-up does.
-
-    Label values come from the catalogue, the fleet and a closed list of codes, never from a client, so they are few.
-    """
-
-    __slots__ = ("_bound", "_metric")
-
-    def __init__(self, metric: _MetricT) -> None:
-        self._metric: _MetricT = metric
-        self._bound: dict[tuple[str, ...], _MetricT] = {}
-
-    def __call__(self, *labels: str) -> _MetricT:
-        """The child for these label values. The first call creates it, and from then on a scrape shows it."""
-        try:
-            return self._bound[labels]
-        except KeyError:
-            child: _MetricT = self._metric.labels(*labels)
-            self._bound[labels] = child
-            return child
-
 
 class Metrics:
     """All metrics of one gateway, in a registry of its own. `per_key`: also those with the label `key`."""
@@ -65,13 +42,13 @@ class Metrics:
         self.by_key = KeyMetrics(registry) if per_key else None
         route = ("model", "node")
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = route) -> Series[Counter]:
-            return Series(Counter(name, text, labels, registry=registry))
+        def counter(name: str, text: str, labels: tuple[str, ...] = route) -> CounterSeries:
+            return CounterSeries(name, text, labels, registry)
 
         def histogram(
             name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = route
-        ) -> Series[Histogram]:
-            return Series(Histogram(name, text, labels, buckets=buckets, registry=registry))
+        ) -> HistogramSeries:
+            return HistogramSeries(name, text, labels, buckets, registry)
 
         self.requests = counter("cortex_requests", "Requests routed to a neuron")
         self.errors = counter("cortex_request_errors", "Requests that failed, by error code", (*route, "code"))
@@ -94,9 +71,7 @@ class Metrics:
         )
         self.cold_starts = counter("cortex_cold_starts", "Loads begun, for a request or a warm swap")
         self.evictions = counter("cortex_evictions", "Models unloaded to make room or for idleness")
-        self.inflight: Series[Gauge] = Series(
-            Gauge("cortex_inflight_requests", "Requests at a neuron now", route, registry=registry)
-        )
+        self.inflight = GaugeSeries("cortex_inflight_requests", "Requests at a neuron now", route, registry)
         self.disconnects = counter("cortex_client_disconnects", "Clients that left before their answer ended")
         self.retries = counter("cortex_retries", "Attempts given up for another neuron or connection")
         of_alias = ("alias", "model")
@@ -107,8 +82,8 @@ class Metrics:
         self.hedges_withheld = counter(
             "cortex_hedges_withheld", "Second attempts that were due, by what was lacking", (*of_alias, "reason")
         )
-        self.rollout_percent: Series[Gauge] = Series(
-            Gauge("cortex_rollout_percent", "What a rollout gives its target now", ("alias",), registry=registry)
+        self.rollout_percent = GaugeSeries(
+            "cortex_rollout_percent", "What a rollout gives its target now", ("alias",), registry
         )
         self.alias_requests = counter("cortex_alias_requests", "Requests by alias", ("alias", "model"))
         self.fallbacks = counter(

@@ -7,10 +7,10 @@ keep theirs; a request that ends under an older one (a stream may take hours) is
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable
-from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
+
+from gateway.telemetry.series import CounterSeries, HistogramSeries
 
 __all__ = ["GENERATIONS_KEPT", "TargetMetrics"]
 
@@ -21,39 +21,28 @@ _DURATION_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 _FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
 
 
-_MetricT = TypeVar("_MetricT", Counter, Histogram)
-
-
 class TargetMetrics:
     """The metrics, in the registry of all others."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("alias", "target", "generation")
-        requests = Counter(
-            "cortex_alias_target_requests", "Requests by alias and who answered", labels, registry=registry
+        self._kept: list[int] = []  # sorted
+        self._requests = CounterSeries(
+            "cortex_alias_target_requests", "Requests by alias and who answered", labels, registry
         )
-        failed = Counter(
-            "cortex_alias_target_errors", "Those that failed, by error code", (*labels, "code"), registry=registry
+        self._errors = CounterSeries(
+            "cortex_alias_target_errors", "Those that failed, by error code", (*labels, "code"), registry
         )
-        first_token = Histogram(
+        self._first_token = HistogramSeries(
             "cortex_alias_target_first_token_seconds",
             "Request read to first generated delta",
             labels,
-            buckets=_FIRST_TOKEN_S,
-            registry=registry,
+            _FIRST_TOKEN_S,
+            registry,
         )
-        duration = Histogram(
-            "cortex_alias_target_duration_seconds",
-            "Whole request, to the last byte",
-            labels,
-            buckets=_DURATION_S,
-            registry=registry,
+        self._duration = HistogramSeries(
+            "cortex_alias_target_duration_seconds", "Whole request, to the last byte", labels, _DURATION_S, registry
         )
-        self._kept: list[int] = []  # sorted
-        self._requests = _Bound(requests)
-        self._errors = _Bound(failed)
-        self._first_token = _Bound(first_token)
-        self._duration = _Bound(duration)
 
     def record(
         self,
@@ -85,30 +74,8 @@ class TargetMetrics:
         return str(generation)
 
     def _forget(self, generation: str) -> None:
-        for bound in (self._requests, self._errors, self._first_token, self._duration):
-            bound.remove_where(lambda labels: labels[_GENERATION] == generation)
+        for series in (self._requests, self._errors, self._first_token, self._duration):
+            series.remove_where(lambda labels: labels[_GENERATION] == generation)
 
 
 _GENERATION = 2  # the index of this label
-
-
-class _Bound(Generic[_MetricT]):
-    """As `metrics.Series`, and its children can be removed."""
-
-    __slots__ = ("_children", "_metric")
-
-    def __init__(self, metric: _MetricT) -> None:
-        self._metric: _MetricT = metric
-        self._children: dict[tuple[str, ...], _MetricT] = {}
-
-    def __call__(self, *labels: str) -> _MetricT:
-        child = self._children.get(labels)
-        if child is None:
-            child = self._children[labels] = self._metric.labels(*labels)
-        return child
-
-    def remove_where(self, condition: Callable[[tuple[str, ...]], bool]) -> None:
-        """Remove the series whose labels satisfy the condition."""
-        for labels in list(filter(condition, self._children)):
-            del self._children[labels]
-            self._metric.remove(*labels)

@@ -94,7 +94,7 @@ def choose(
     if exclude:
         replicas = tuple(replica for replica in replicas if replica.node.name not in exclude)
     if replicas:  # their nodes are healthy
-        if any(replica.troubled for replica in replicas):
+        if replicas[0].troubled if len(replicas) == 1 else any(replica.troubled for replica in replicas):
             replicas = _least_troubled(model, replicas, fleet.now())
         if max_concurrent is not None:
             replicas = tuple(replica for replica in replicas if replica.leases < max_concurrent)

@@ -46,13 +46,15 @@ class KeepAlive:
         "last_write_at",
     )
 
-    def __init__(self, client: ClientResponse, settings: StreamingSettings, head: Head) -> None:
+    def __init__(
+        self, client: ClientResponse, settings: StreamingSettings, head: Head, now: float | None = None
+    ) -> None:
         self.client = client
         self.head = head
         self.comment: Callable[[], str] | None = None
         self._keepalive_s = settings.keepalive_seconds or math.inf
         self._early_commit_s = settings.early_commit_seconds or math.inf
-        now = trio.current_time()
+        now = trio.current_time() if now is None else now
         self.last_write_at = now
         """When a part of the answer was last sent to the client; the relay sets it."""
         self._started_at = self._last_sign_at = now  # `run` sets both again

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import trio
 
 from gateway.asgi import Headers
@@ -91,7 +93,7 @@ def _common_headers(record: RequestRecord) -> Headers:
         headers += record.limit_headers()
     if record.ignored:
         headers.append((b"x-cortex-ignored", record.ignored))
-    timing = server_timing.server_timing(record, trio.current_time())
+    timing = server_timing.server_timing(record, record.timings.first_byte_at or trio.current_time())
     if timing is not None:
         headers.append((b"server-timing", timing))
     return headers
@@ -107,6 +109,7 @@ def _model_and_node(record: RequestRecord) -> Headers:
     ]
 
 
+@lru_cache(maxsize=1000)  # names of models, aliases and neurons: there are few
 def header_value(text: str) -> bytes:
     """A name as a header value. Anything but printable ASCII is percent-encoded."""
     encoded = text.encode()

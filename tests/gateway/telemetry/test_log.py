@@ -15,6 +15,7 @@ from fakes.patience import SAFETY_NET_S
 from fakes.process import a_port_of_our_own, environment
 from fakes.running import PROBE, SMALL
 
+from gateway.telemetry import log
 from gateway.telemetry.log import KEPT_BYTES, LogWriter, _encode, _flatten_values
 from neuron.simulated.fleet import neuron
 
@@ -47,6 +48,36 @@ def test_lines_are_written_at_once(pipe):
     lines.write(b"x" * 20_000 + b"\n")
 
     assert read_all(pipe[0]) == b"one\n" + b"x" * 20_000 + b"\n"
+
+
+async def test_lines_of_requests_are_written_together(pipe, autojump_clock, monkeypatch):
+    """In the order in which they came. A warning takes all that wait with it, and so does the end."""
+    lines = LogWriter(pipe[1])
+    monkeypatch.setattr(log, "_writers", [lines])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.write_in_batches)
+        for number in range(100):
+            lines.write(b"%0100d\n" % number, urgent=False)
+        assert read_all(pipe[0]) == b""
+        await trio.sleep(log.BATCH_S * 1.5)
+        assert read_all(pipe[0]) == b"".join(b"%0100d\n" % number for number in range(100))
+        lines.write(b"waits\n", urgent=False)
+        lines.write(b"warns\n")
+        assert read_all(pipe[0]) == b"waits\nwarns\n"
+        lines.write(b"last\n", urgent=False)
+        nursery.cancel_scope.cancel()
+    assert read_all(pipe[0]) == b"last\n"
+
+
+async def test_many_lines_do_not_wait(pipe, autojump_clock, monkeypatch):
+    lines = LogWriter(pipe[1])
+    monkeypatch.setattr(log, "_writers", [lines])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.write_in_batches)
+        for _ in range(log.BATCH_BYTES // 100 + 1):
+            lines.write(b"x" * 99 + b"\n", urgent=False)
+        assert read_all(pipe[0])
+        nursery.cancel_scope.cancel()
 
 
 def test_slow_reader_misses_nothing(pipe):
