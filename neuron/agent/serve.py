@@ -33,6 +33,7 @@ from neuron.agent.config_reload import ConfigReload
 from neuron.agent.devices.device_memory import DeviceMemory, read_in_thread
 from neuron.agent.devices.devices import CpuDevice, Devices, open_devices
 from neuron.agent.engines.engine_client import open_engine_client
+from neuron.agent.engines.launch import LOOPBACK, EngineHost
 from neuron.agent.listeners import open_listeners, tls_context, with_tls
 from neuron.agent.process.engine_process import EngineProcess
 from neuron.agent.process.ports import PortAllocator
@@ -111,7 +112,7 @@ class NeuronServer:
                 reload=reload.now,
                 version=VERSION,
             )
-            app = _dispatch(management, Forwarder(host, pool))
+            app = _dispatch(management, Forwarder(host, pool, tools.engine_host))
             server = HttpServer(app, limits=ServerLimits(connections=CONNECTIONS), log=log)
             try:
                 async with trio.open_nursery() as root:
@@ -135,17 +136,20 @@ def _tools(
 ) -> EngineTools:
     log_dir = state_dir / "logs"
     log_dir.mkdir(exist_ok=True)
+    is_local, is_open = is_loopback(settings.api.listen), settings.api.open
+    engine_host = EngineHost(settings.api.listen.host) if is_open and not is_local else LOOPBACK
     return EngineTools(
         start_engine=EngineProcess,
-        open_client=open_engine_client,
+        open_client=partial(open_engine_client, host=engine_host),
         device_environment=devices.environment,
-        ports=PortAllocator(),
+        ports=PortAllocator(engine_host),
         memory=DeviceMemory(devices.infos, read_in_thread(devices)),
         state=state,
         mark={MARK: str(state_dir)},
         log_dir=log_dir,
         on_loaded=metrics.loaded,
-        forwarded=not is_loopback(settings.api.listen),
+        engine_host=engine_host,
+        forwarded=not (is_local or is_open),
     )
 
 

@@ -20,7 +20,7 @@ from neuron.agent.devices.devices import CpuDevice
 from neuron.agent.serve import NeuronServer
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
-COMMAND = [sys.executable, "-P", str(FAKE_ENGINE), "--port", "{port}", "--name", "{model_id}"]
+COMMAND = [sys.executable, "-P", str(FAKE_ENGINE), "--host", "{host}", "--port", "{port}", "--name", "{model_id}"]
 ENGINE = f"""
 [engines.fake]
 kind = "llamacpp"

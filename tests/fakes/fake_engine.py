@@ -17,6 +17,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 OPTIONS = argparse.ArgumentParser()
+OPTIONS.add_argument("--host", default="127.0.0.1")
 OPTIONS.add_argument("--port", type=int, required=True)
 OPTIONS.add_argument("--name", required=True)
 OPTIONS.add_argument("--serves", help="the name in /v1/models, if it is another one")
@@ -142,7 +143,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.escaped_child:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    server = Server(("127.0.0.1", options.port), Handler)
+    server = Server((options.host, options.port), Handler)
     server.options = options
     server.sleep_calls = []
     server.ready_at = time.monotonic() + options.ready_after

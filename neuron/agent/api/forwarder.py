@@ -22,7 +22,7 @@ from gateway.errors import DeadlineExceeded, UpstreamError
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import Origin, UpstreamPool, request_head
 from neuron.agent.api.access_token import check_caller
-from neuron.agent.engines.launch import ENGINE_HOST
+from neuron.agent.engines.launch import LOOPBACK, EngineHost
 from neuron.agent.errors import InvalidRequest, NeuronRequestError, Unauthorized, UnknownModel
 from neuron.agent.supervision.host import ModelHost
 from neuron.agent.supervision.model_supervisor import ModelSupervisor
@@ -87,10 +87,12 @@ class Forwarder:
     Args:
         host: The models.
         pool: Connections to engines; its owner runs and closes it.
+        engine_host: Where engines listen.
     """
 
-    def __init__(self, host: ModelHost, pool: UpstreamPool) -> None:
+    def __init__(self, host: ModelHost, pool: UpstreamPool, engine_host: EngineHost = LOOPBACK) -> None:
         self._host = host
+        self._engine_host = engine_host
         self._pool = pool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -169,7 +171,7 @@ class Forwarder:
     async def _exchange(
         self, supervisor: ModelSupervisor, path: bytes, headers: Headers, body: _RequestBody, answer: _ClientAnswer
     ) -> None:
-        origin = Origin("http", ENGINE_HOST, supervisor.port or 0, b"")
+        origin = Origin("http", self._engine_host.connect, supervisor.port or 0, b"")
         kept = [(name, value) for name, value in headers if name not in _NOT_SENT | _named_by_connection(headers)]
         if (body.length is not None and body.length <= WHOLE_BODY_BYTES) or body.is_read:
             data = await body.read_whole(WHOLE_BODY_BYTES)

@@ -42,7 +42,7 @@ class ApiSettings:
     token: Secret | None = field(default=None, repr=False)
     """Bearer token of the API, except /health; gateways send it as `[[neurons]] token`. No default."""
     open: Flag = False
-    """Serve without a token beyond loopback, and expose the engines themselves. For trusted networks only."""
+    """Serve without a token beyond loopback, and have engines listen there too. For closed networks only."""
     allow_any: Flag = False
     """Load models that have no [[models]] table, with the engine's template."""
     advertise: Name | None = None

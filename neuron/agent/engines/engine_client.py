@@ -1,4 +1,4 @@
-"""HTTP calls to one engine on loopback: whether it answers, its models, its load. Deadlines are the caller's."""
+"""HTTP calls to one engine of this host: whether it answers, its models, its load. Deadlines are the caller's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import trio
 
-from neuron.agent.engines.launch import ENGINE_HOST
+from neuron.agent.engines.launch import LOOPBACK, EngineHost
 
 __all__ = ["EngineCalls", "EngineUnreachable", "HttpEngineClient", "open_engine_client"]
 
@@ -36,9 +36,9 @@ class EngineCalls(Protocol):
 class HttpEngineClient:
     """One engine over TCP. Its maker closes it (`open_engine_client`)."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: EngineHost = LOOPBACK) -> None:
         self._http = httpx.AsyncClient(
-            base_url=f"http://{ENGINE_HOST}:{port}",
+            base_url=f"http://{host.in_url}:{port}",
             timeout=None,  # noqa: S113 - scopes sit with the caller
             limits=httpx.Limits(max_connections=8, max_keepalive_connections=0),  # engines close idle ones at will
             headers={"accept-encoding": "identity", "user-agent": "cortex-neuron"},
@@ -77,9 +77,9 @@ class HttpEngineClient:
 
 
 @asynccontextmanager
-async def open_engine_client(port: int) -> AsyncIterator[EngineCalls]:
-    """A client of the engine that listens on this port of loopback."""
-    client = HttpEngineClient(port)
+async def open_engine_client(port: int, *, host: EngineHost = LOOPBACK) -> AsyncIterator[EngineCalls]:
+    """A client of the engine that listens on this port."""
+    client = HttpEngineClient(port, host)
     try:
         yield client
     finally:

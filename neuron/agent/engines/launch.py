@@ -13,10 +13,28 @@ from neuron.agent.config.placeholders import fill_in
 from neuron.agent.config.settings import EngineSettings, ModelSettings
 from neuron.agent.engines.kinds import llamacpp_program, search_path, traits_of
 
-__all__ = ["ENGINE_HOST", "Launch", "LaunchOptions", "resolved_source"]
+__all__ = ["LOOPBACK", "EngineHost", "Launch", "LaunchOptions", "resolved_source"]
 
-ENGINE_HOST = "127.0.0.1"
-"""Engines listen on loopback only: their own key checks leave paths open."""
+
+@dataclass(frozen=True, slots=True)
+class EngineHost:
+    """Where engines listen, and how the neuron reaches them there."""
+
+    bind: str = "127.0.0.1"
+
+    @property
+    def connect(self) -> str:
+        """The address for connections of the neuron itself."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.bind, self.bind)
+
+    @property
+    def in_url(self) -> str:
+        """`connect` as a URL has it."""
+        return f"[{self.connect}]" if ":" in self.connect else self.connect
+
+
+LOOPBACK = EngineHost()
+"""Engines listen on loopback only, unless `[api] open` exposes them: their own key checks leave paths open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +55,7 @@ class Launch:
         options: Of the load request.
         directory: Of `neuron.toml`: relative paths are relative to it.
         environ: The environment of the neuron.
+        host: Where the engine listens.
     """
 
     model: ModelSettings
@@ -44,6 +63,7 @@ class Launch:
     options: LaunchOptions
     directory: Path
     environ: Mapping[str, str]
+    host: EngineHost = LOOPBACK
 
     @property
     def ready_path(self) -> str:
@@ -63,7 +83,7 @@ class Launch:
             "model_id": self.model.id,
             "source": str(source),
             "port": str(port),
-            "host": ENGINE_HOST,
+            "host": self.host.bind,
             "devices": ",".join(map(str, devices)),
             "tensor_parallel": str(parallel) if parallel > 1 else None,
             "quant": self.options.quant,

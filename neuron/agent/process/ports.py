@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from neuron.agent.config.rules import PortRange
-from neuron.agent.engines.launch import ENGINE_HOST
+from neuron.agent.engines.launch import LOOPBACK, EngineHost
 
 __all__ = ["NoFreePort", "PortAllocator", "is_free"]
 
@@ -14,12 +14,12 @@ class NoFreePort(Exception):
     """Every port of the range is in use."""
 
 
-def is_free(port: int) -> bool:
+def is_free(port: int, host: EngineHost = LOOPBACK) -> bool:
     """Whether an engine could listen there now."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host.bind else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((ENGINE_HOST, port))
+            probe.bind((host.bind, port))
         except OSError:
             return False
     return True
@@ -28,7 +28,8 @@ def is_free(port: int) -> bool:
 class PortAllocator:
     """Hands out ports in turn, so that a client with an old address does not meet another model there."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: EngineHost = LOOPBACK) -> None:
+        self._host = host
         self._taken: set[int] = set()
         self._last: dict[PortRange, int] = {}
 
@@ -42,7 +43,7 @@ class PortAllocator:
         begin = self._last.get(ports, ports.first - 1) + 1 - ports.first
         for offset in range(count):
             port = ports.first + (begin + offset) % count
-            if port not in self._taken and is_free(port):
+            if port not in self._taken and is_free(port, self._host):
                 self._taken.add(port)
                 self._last[ports] = port
                 return port

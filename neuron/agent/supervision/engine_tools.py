@@ -12,6 +12,7 @@ import trio
 
 from neuron.agent.devices.device_memory import DeviceMemory
 from neuron.agent.engines.engine_client import EngineCalls
+from neuron.agent.engines.launch import EngineHost
 from neuron.agent.process.engine_output import EngineOutput
 from neuron.agent.process.ports import PortAllocator
 from neuron.agent.supervision.state_file import StateFile
@@ -62,6 +63,7 @@ class EngineTools:
         mark: Environment variables by which engines of this neuron are recognised.
         log_dir: Where engine output is written.
         on_loaded: Called with a model's id and the seconds that its load took.
+        engine_host: Where engines listen.
         forwarded: Whether requests reach engines through the neuron's forwarder only, which then counts them.
     """
 
@@ -74,4 +76,5 @@ class EngineTools:
     mark: Mapping[str, str]
     log_dir: Path | None
     on_loaded: Callable[[str, float], None]
+    engine_host: EngineHost
     forwarded: bool

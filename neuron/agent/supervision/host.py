@@ -109,7 +109,7 @@ class ModelHost:
 
     def _launch(self, model: ModelSettings) -> Launch:
         engine = self.settings.engines[model.engine]
-        return Launch(model, engine, LaunchOptions(), self._directory, self._environ)
+        return Launch(model, engine, LaunchOptions(), self._directory, self._environ, self._tools.engine_host)
 
     # Tasks ............................................................................................................
 

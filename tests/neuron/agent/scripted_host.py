@@ -16,6 +16,7 @@ from neuron.agent.config.load import parse_neuron_file
 from neuron.agent.devices.device_memory import DeviceMemory
 from neuron.agent.devices.devices import DeviceUsage, HostDevice
 from neuron.agent.engines.engine_client import EngineUnreachable
+from neuron.agent.engines.launch import LOOPBACK
 from neuron.agent.process.engine_output import EngineOutput
 from neuron.agent.process.ports import PortAllocator
 from neuron.agent.supervision.engine_tools import EngineTools
@@ -211,6 +212,7 @@ class World:
             mark={},
             log_dir=None,
             on_loaded=lambda model_id, took_s: self.loads.append((model_id, took_s)),
+            engine_host=LOOPBACK,
             forwarded=forwarded,
         )
 

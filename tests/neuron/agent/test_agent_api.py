@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -177,7 +181,7 @@ async def test_logs_and_following_them(tmp_path) -> None:
                         seen += piece
                         if b"serves org/m" in seen:
                             enough.cancel()
-        assert b"fake_engine.py --port" in seen
+        assert b"fake_engine.py --host" in seen
         assert (await agent.client.get("/engines/org%2Fm/logs?bytes=11")).text == "rves org/m\n"
         assert (await agent.client.get("/engines/org%2Fm/logs?bytes=x")).status_code == 400
         assert (await agent.client.get("/engines/zzz/logs")).status_code == 404
@@ -250,3 +254,40 @@ async def test_second_neuron_with_the_same_state_is_refused(tmp_path) -> None:
         with pytest.RaisesGroup(StateDirectoryInUse, flatten_subgroups=True):
             async with running_agent(tmp_path, engine_table() + model("a")):
                 pass
+
+
+# Open .................................................................................................................
+
+OPEN = '[api]\nlisten = "0.0.0.0:0"\nopen = true\n'
+
+
+async def test_open_neuron_exposes_its_engines(tmp_path: Path) -> None:
+    """They listen where the neuron does, gateways get their own URL, and the neuron counts by their own account."""
+    async with running_agent(tmp_path, OPEN + engine_table() + model("org/m", *SLOW)) as agent:
+        assert (await agent.load("org/m")).status_code == 200
+        url = await agent.endpoint("org/m")
+        port = urlsplit(url).port
+        assert port is not None
+        assert url == f"http://localhost:{port}"
+        assert f":{port}" not in agent.url
+        elsewhere = f"http://127.0.0.2:{port}"  # an engine on 127.0.0.1 does not answer there
+        async with httpx.AsyncClient(trust_env=False, timeout=SAFETY_NET_S) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(partial(client.post, elsewhere + CHAT, json=chat("org/m", 1000)))
+            with trio.fail_after(SAFETY_NET_S):
+                while (await agent.client.get("/health")).json()["models"][0]["in_flight"] != 1:
+                    await trio.sleep(0.02)
+            assert (await agent.unload("org/m")).status_code == 409  # by the engine's own count
+            assert (await agent.client.post(CHAT, json=chat("org/m"))).status_code == 200
+            nursery.cancel_scope.cancel()
+
+
+async def test_closed_neuron_has_its_engines_on_loopback(tmp_path: Path) -> None:
+    """Beyond loopback with a token: its forwarder is the only way."""
+    text = '[api]\nlisten = "0.0.0.0:0"\ntoken = "t"\n' + engine_table() + model("org/m")
+    async with running_agent(tmp_path, text, token="t") as agent:
+        assert (await agent.load("org/m")).status_code == 200
+        assert "/engines/org%2Fm" in await agent.endpoint("org/m")
+        state = json.loads((tmp_path / "neuron-state/state.json").read_bytes())
+        (port,) = [process["port"] for process in state["processes"].values()]
+        with pytest.raises(OSError, match=r"refused|unreachable|failed"):
+            await trio.open_tcp_stream("127.0.0.2", port)
