@@ -44,6 +44,7 @@ class Soak:
         self.url = f"http://127.0.0.1:{a_port_of_our_own()}"
         self.ports = sorted(a_port_of_our_own() for _ in MODELS)
         self.answers = 0
+        self.killed_launcher = False
         self.process: subprocess.Popen[bytes] | None = None
         self.log = (folder / "neuron.log").open("wb")
         engines = "".join(
@@ -69,16 +70,24 @@ class Soak:
         assert self.process.poll() is None, "the neuron has ended by itself"
         self.process.kill()
         self.process.wait()
-        wait(lambda: not self.marked(), "engines survive their neuron")
+        if not self.killed_launcher:
+            wait(lambda: not self.marked(), "engines survive their neuron")
+        # Where the launcher was killed just before, nothing is left that could end a child in another session: the
+        # next start does that.
+        survivors = set(self.marked())
         self.check_state_file()
         self.start()
+        wait(lambda: not survivors & set(self.marked()), "the next start does not end what has survived")
+        self.killed_launcher = False
 
     def kill_engine(self) -> None:
         """The launcher, the engine, or the child that has a session of its own."""
         pids = self.marked()
         if pids:
-            with suppress(ProcessLookupError):
-                os.kill(self.random.choice(pids), signal.SIGKILL)
+            victim = self.random.choice(pids)
+            with suppress(OSError):
+                self.killed_launcher |= b"launcher.py" in Path(f"/proc/{victim}/cmdline").read_bytes()
+                os.kill(victim, signal.SIGKILL)
 
     def marked(self) -> list[int]:
         """Every process of this neuron's engines."""
