@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import pytest
 from fakes.agents_host import COMMAND, model
 from fakes.patience import SAFETY_NET_S
 from fakes.process import a_port_of_our_own, environment
@@ -169,6 +170,7 @@ def wait(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_nothing_behind(tmp_path: Path) -> None:
     soak = Soak(tmp_path)
     soak.start()

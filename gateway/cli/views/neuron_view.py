@@ -65,8 +65,9 @@ def _error_text(answer: httpx.Response) -> str:
 
 
 def render(state: dict[str, Any]) -> RenderableType:
-    """Two tables."""
-    return Group(_devices(state), _models(state))
+    """Two tables, and one of the processes that take device memory and are no engines of the neuron."""
+    foreign = _foreign(state)
+    return Group(_devices(state), _models(state), *([foreign] if foreign.row_count else []))
 
 
 def _devices(state: dict[str, Any]) -> Table:
@@ -82,6 +83,14 @@ def _devices(state: dict[str, Any]) -> Table:
             f"{device['temp_c']} °C" if device["temp_c"] else "-",
             "-" if power is None else f"{power:.0f} W",
         )
+    return result
+
+
+def _foreign(state: dict[str, Any]) -> Table:
+    result = table("other users of the devices", "device", "process", "name", "memory MB")
+    for device in state["health"]["devices"]:
+        for process in device.get("foreign", ()):
+            result.add_row(str(device["index"]), str(process["pid"]), process["name"], str(process["memory_mb"]))
     return result
 
 

@@ -77,6 +77,7 @@ class NeuronViews:
         """What is free is what a load may use: less than the driver reports while a load is under way."""
         memory = self._host.memory
         usage, free_mb = memory.usage.get(index), memory.free_mb(index)
+        foreign = [process._asdict() for process in memory.foreign.get(index, ())]
         return {
             "index": index,
             "vram_used_mb": memory.devices[index].memory_total_mb - free_mb,
@@ -84,6 +85,7 @@ class NeuronViews:
             "utilization_pct": 0 if usage is None else usage.utilization_percent,
             "temp_c": 0 if usage is None else usage.temperature_c,
             "power_w": None if usage is None else usage.power_w,
+            **({"foreign": foreign} if foreign else {}),
         }
 
     def models(self) -> list[dict[str, Any]]:

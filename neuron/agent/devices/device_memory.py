@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from neuron.agent.devices.devices import DeviceProcess, Devices, DeviceUsage, HostDevice
-from neuron.agent.devices.process_memory import process_name, resident_mb
+from neuron.agent.devices.process_memory import ForeignProcess, foreign_processes, resident_mb
 from neuron.agent.errors import DoesNotFit
 from neuron.agent.process.launcher import descendants
 
@@ -97,7 +97,10 @@ class DeviceMemory:
         self._read = read
         self._claims: list[MemoryClaim] = []
         self._changed = trio.Event()
+        self._limiter = trio.CapacityLimiter(1)
         self.usage: dict[int, DeviceUsage] = {}
+        self.foreign: dict[int, tuple[ForeignProcess, ...]] = {}
+        """By device, the processes that have memory there and are none of ours."""
 
     # Readings .........................................................................................................
 
@@ -110,6 +113,12 @@ class DeviceMemory:
     async def refresh(self) -> None:
         """Read the devices now. A device that cannot be read keeps its last reading."""
         self.usage |= {usage.index: usage for usage in await self._read()}
+        processes = {index: usage.processes for index, usage in self.usage.items() if usage.processes}
+        launchers = [claim.launcher for claim in self._claims if claim.launcher is not None]
+        if processes or self.foreign:
+            self.foreign = await trio.to_thread.run_sync(
+                foreign_processes, processes, launchers, abandon_on_cancel=True, limiter=self._limiter
+            )
 
     def free_mb(self, index: int) -> int:
         """What a new load may use: what is free now and not awaited by a load under way, nor claimed by a model."""
@@ -204,12 +213,9 @@ class DeviceMemory:
             for claim in self._claims
             if claim.memory_mb is not None and index in claim.memory_mb
         ]
-        own = {pid for claim in self._claims if claim.launcher is not None for pid in descendants(claim.launcher)}
-        usage = self.usage.get(index)
         holders += [
-            f"process {process.pid} ({process_name(process.pid)}) holds {process.memory_mb} MB"
-            for process in (() if usage is None else usage.processes)
-            if process.pid not in own
+            f"process {process.pid} ({process.name}) holds {process.memory_mb} MB"
+            for process in self.foreign.get(index, ())
         ]
         total = self.devices[index].memory_total_mb
         held = ", ".join(holders) or "other processes hold the rest"

@@ -13,7 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-__all__ = ["CpuDevice", "DeviceProcess", "DeviceUsage", "Devices", "HostDevice", "NvmlDevices", "open_devices"]
+__all__ = [
+    "AmdDevices",
+    "CpuDevice",
+    "DeviceProcess",
+    "DeviceUsage",
+    "Devices",
+    "HostDevice",
+    "NvmlDevices",
+    "open_devices",
+]
 
 MIB = 1024 * 1024
 
@@ -184,8 +193,14 @@ class AmdDevices:
         with suppress(smi.AmdSmiException, TypeError, ValueError):
             kind, metric = smi.AmdSmiTemperatureType.EDGE, smi.AmdSmiTemperatureMetric.CURRENT
             temperature = int(smi.amdsmi_get_temp_metric(handle, kind, metric))
+        processes: tuple[DeviceProcess, ...] = ()
+        with suppress(smi.AmdSmiException, KeyError, TypeError, ValueError):
+            processes = tuple(
+                DeviceProcess(int(each["pid"]), int(each["memory_usage"]["vram_mem"]) // MIB)
+                for each in smi.amdsmi_get_gpu_process_list(handle)
+            )
         free_mb = max(info.memory_total_mb - used_mb, 0)
-        return DeviceUsage(info.index, used_mb, free_mb, utilization, temperature, power_w, ())
+        return DeviceUsage(info.index, used_mb, free_mb, utilization, temperature, power_w, processes)
 
     def environment(self, indices: Sequence[int]) -> dict[str, str]:
         """ROCm takes indices."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["process_name", "resident_mb"]
+from neuron.agent.devices.devices import DeviceProcess
+from neuron.agent.process.launcher import descendants
+
+__all__ = ["ForeignProcess", "foreign_processes", "process_name", "resident_mb"]
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -28,3 +32,24 @@ def process_name(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return "unknown"
+
+
+class ForeignProcess(NamedTuple):
+    """A process that has device memory and is none of the neuron's engines."""
+
+    pid: int
+    name: str
+    memory_mb: int
+
+
+def foreign_processes(
+    processes: Mapping[int, Iterable[DeviceProcess]], launchers: Iterable[int]
+) -> dict[int, tuple[ForeignProcess, ...]]:
+    """Of the processes that a driver lists by device, those that are not below one of these launchers."""
+    own = {pid for launcher in launchers for pid in descendants(launcher)}
+    return {
+        index: tuple(
+            ForeignProcess(each.pid, process_name(each.pid), each.memory_mb) for each in listed if each.pid not in own
+        )
+        for index, listed in processes.items()
+    }

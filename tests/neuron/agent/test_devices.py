@@ -13,7 +13,15 @@ import pytest
 import trio
 
 from neuron.agent.devices.device_memory import DeviceMemory, MemoryNeed
-from neuron.agent.devices.devices import CpuDevice, DeviceProcess, DeviceUsage, HostDevice, NvmlDevices
+from neuron.agent.devices.devices import (
+    AmdDevices,
+    CpuDevice,
+    DeviceProcess,
+    DeviceUsage,
+    HostDevice,
+    NvmlDevices,
+    open_devices,
+)
 from neuron.agent.errors import DoesNotFit
 from neuron.agent.process.launcher import descendants
 from neuron.agent.process.survivors import start_time
@@ -71,6 +79,70 @@ def test_readings_that_a_gpu_lacks_are_left_out() -> None:
     assert NvmlDevices(nvml()).read() != []  # type: ignore[arg-type]
 
 
+class AmdSmiException(Exception):
+    pass
+
+
+def amdsmi(**broken: object) -> SimpleNamespace:
+    """One GPU as amdsmi shows it."""
+
+    def fail(*_: object) -> None:
+        raise AmdSmiException
+
+    library = SimpleNamespace(
+        AmdSmiException=AmdSmiException,
+        AmdSmiMemoryType=SimpleNamespace(VRAM=0),
+        AmdSmiTemperatureType=SimpleNamespace(EDGE=0),
+        AmdSmiTemperatureMetric=SimpleNamespace(CURRENT=0),
+        amdsmi_init=lambda: None,
+        amdsmi_get_processor_handles=lambda: ["handle"],
+        amdsmi_get_gpu_driver_info=lambda _: {"driver_version": "6.12"},
+        amdsmi_get_gpu_memory_total=lambda *_: 192_000 * MIB,
+        amdsmi_get_gpu_memory_usage=lambda *_: 2_000 * MIB,
+        amdsmi_get_gpu_asic_info=lambda _: {"market_name": "MI300X", "target_graphics_version": "gfx942"},
+        amdsmi_get_gpu_device_uuid=lambda _: "uuid",
+        amdsmi_get_power_info=lambda _: {"average_socket_power": 250},
+        amdsmi_get_gpu_activity=lambda _: {"gfx_activity": 42},
+        amdsmi_get_temp_metric=lambda *_: 61,
+        amdsmi_get_gpu_process_list=lambda _: [{"pid": 7, "name": "x", "memory_usage": {"vram_mem": 500 * MIB}}],
+    )
+    for name in broken:
+        setattr(library, name, fail)
+    return library
+
+
+def test_amd_devices() -> None:
+    devices = AmdDevices(amdsmi())  # type: ignore[arg-type]
+
+    assert list(devices.infos) == [HostDevice(0, "MI300X", 192_000, "gfx942", "uuid")]
+    assert (devices.driver_version, devices.environment([0])) == ("6.12", {"ROCR_VISIBLE_DEVICES": "0"})
+    assert devices.read() == [DeviceUsage(0, 2_000, 190_000, 42, 61, 250.0, (DeviceProcess(7, 500),))]
+
+
+def test_readings_that_an_amd_gpu_lacks_are_left_out() -> None:
+    names = (
+        "amdsmi_get_power_info",
+        "amdsmi_get_gpu_activity",
+        "amdsmi_get_temp_metric",
+        "amdsmi_get_gpu_process_list",
+    )
+    devices = AmdDevices(amdsmi(**dict.fromkeys(names)))  # type: ignore[arg-type]
+
+    assert devices.read() == [DeviceUsage(0, 2_000, 190_000, 0, 0, None, ())]
+
+
+@pytest.mark.parametrize(("library", "kind"), [(amdsmi(), AmdDevices), (amdsmi(amdsmi_init=1), CpuDevice)])
+def test_amd_is_looked_for_where_there_is_no_nvidia_gpu(library, kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And if its library fails, the host has a CPU, with the reason."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setitem(sys.modules, "amdsmi", library)
+    devices = open_devices()
+
+    assert type(devices) is kind
+    if kind is CpuDevice:
+        assert "AMD SMI" in str(devices.unavailable_reason)
+
+
 def test_cpu_is_one_device_with_the_memory_of_the_machine(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 16384000 kB\nMemFree: 1 kB\nMemAvailable: 8192000 kB\n")
@@ -117,6 +189,11 @@ async def test_memory_of_an_engine_is_that_of_its_processes() -> None:
             assert "model 'm' holds 3000 MB, process 1 (" in str(caught.value)
             assert ") holds 4000 MB" in str(caught.value)
             assert str(engine) not in str(caught.value)
+            (foreign,) = memory.foreign[0]
+            assert (foreign.pid, foreign.memory_mb) == (1, 4_000)
+            gpu.processes = (DeviceProcess(engine, 3_000),)
+            await memory.refresh()
+            assert not any(memory.foreign.values())
         finally:
             for pid in [*descendants(launcher.pid), launcher.pid]:
                 os.kill(pid, signal.SIGKILL)

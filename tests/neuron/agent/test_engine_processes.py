@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -24,7 +23,6 @@ from neuron.agent.process.engine_output import EngineOutput
 from neuron.agent.process.engine_process import EngineProcess
 from neuron.agent.process.survivors import MARK, end_survivors, start_time
 
-KILLS = int(os.environ.get("CORTEX_SOAK_KILLS", "4"))
 ABANDON_S = 0.3
 """How long a random call waits before its client leaves: half of the calls are abandoned on purpose."""
 """How often the neuron is killed at a random moment; 100 takes about 4 minutes."""
@@ -163,39 +161,6 @@ def processes_of(folder: Path) -> set[int]:
             except OSError:
                 continue
     return {pid for pid in found if is_alive(pid)}
-
-
-@pytest.mark.slow
-def test_neuron_killed_at_random_moments_leaves_no_process_no_port_and_a_valid_state(tmp_path) -> None:
-    """`CORTEX_SOAK_KILLS=100` for the long version."""
-    rng = random.Random(7)  # noqa: S311 - must be repeatable
-    text = engine_table() + model("a", preload=True) + model("b", "--escaped-child", "--ready-after", "0.2")
-    left: set[int] = set()
-    for _ in range(KILLS):
-        killed = False
-        with neuron_process(tmp_path, text) as (popen, url):
-            assert not left & processes_of(tmp_path)
-            moment = time.monotonic() + rng.uniform(0, 1.5)
-            while time.monotonic() < moment:
-                action = rng.choice(["load", "unload", "kill"])
-                with suppress(httpx.HTTPError, ProcessLookupError, IndexError):
-                    if action == "kill":  # an engine, or a launcher
-                        killed = True
-                        os.kill(rng.choice(sorted(processes_of(tmp_path))), signal.SIGKILL)
-                    else:
-                        httpx.post(f"{url}/models/{action}", json={"model_id": "b"}, timeout=ABANDON_S, trust_env=False)
-            popen.send_signal(signal.SIGKILL)
-            popen.wait()
-        json.loads((tmp_path / "neuron-state/state.json").read_bytes() or b"{}")
-        if not killed:
-            wait_until(lambda: not processes_of(tmp_path))
-        left = processes_of(tmp_path)  # of a launcher that was killed with its neuron: for the next start to end
-    with neuron_process(tmp_path, text) as (popen, url):
-        answer = httpx.post(f"{url}/models/load", json={"model_id": "b"}, timeout=SAFETY_NET_S, trust_env=False)
-        assert answer.json() == {"status": "loaded"}
-        popen.send_signal(signal.SIGTERM)
-        assert popen.wait(SAFETY_NET_S) == 0
-    assert processes_of(tmp_path) == set()
 
 
 def test_orphan_whose_launcher_was_killed_with_the_neuron_is_ended_at_the_next_start(tmp_path) -> None:
