@@ -76,7 +76,9 @@ def test_cortex_example_is_right_about_defaults():
     given = tomli.loads(CORTEX_EXAMPLE.read_text())
     for section, defaults in SECTIONS.items():
         for key in (
-            shown[section].keys() - given.get(section, {}).keys() - {"token", "spool_dir", "dir", "mode", "limits"}
+            shown[section].keys()
+            - given.get(section, {}).keys()
+            - {"token", "spool_dir", "dir", "mode", "limits", "cert", "key", "client_ca"}
         ):  # without a default
             value, default = shown[section][key], getattr(defaults, key)
             default = str(default) if isinstance(default, settings.Listen) else default

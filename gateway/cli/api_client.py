@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,7 +11,9 @@ from urllib.parse import quote
 
 import httpx
 
+from gateway.cli.tls_trust import TlsTrust
 from gateway.config.settings import Listen, Settings
+from gateway.http.sockets import connect_error_reason
 
 __all__ = [
     "ApiError",
@@ -24,6 +27,7 @@ __all__ = [
     "post",
     "segment",
     "send",
+    "trust",
 ]
 
 TIMEOUT_S = 10.0  # a gateway answers within milliseconds, but an overloaded host may stall for seconds
@@ -54,14 +58,18 @@ class GatewayAddress:
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """The address, as seen from this host, of a gateway with these settings."""
+        has_tls = settings.tls.cert is not None
         return cls(
-            _local_url(settings.gateway.listen), _local_url(settings.gateway.metrics_listen), settings.admin.token
+            _local_url(settings.gateway.listen, has_tls=has_tls),
+            _local_url(settings.gateway.metrics_listen, has_tls=has_tls and settings.tls.admin),
+            settings.admin.token,
         )
 
 
-def _local_url(listen: Listen) -> str:
+def _local_url(listen: Listen, *, has_tls: bool) -> str:
     loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-    return f"http://{Listen(loopback.get(listen.host, listen.host), listen.port)}"
+    scheme = "https" if has_tls else "http"
+    return f"{scheme}://{Listen(loopback.get(listen.host, listen.host), listen.port)}"
 
 
 class ApiError(Exception):
@@ -82,9 +90,17 @@ class NoToken(ApiError):
     """The request needs a key or the admin token, and the operator gave none."""
 
 
+def trust(tls: TlsTrust) -> None:
+    """Use these certificates for every client from now on: a command talks to one gateway. Raises CannotTrust."""
+    _trusted[:] = [tls.context()]
+
+
+_trusted: list[ssl.SSLContext] = []
+
+
 def open_client() -> httpx.Client:
     """A client for `get` and `post`. The caller closes it."""
-    return httpx.Client(trust_env=False, timeout=TIMEOUT_S)
+    return httpx.Client(trust_env=False, timeout=TIMEOUT_S, verify=_trusted[0] if _trusted else True)
 
 
 def get(client: httpx.Client, url: str, keys: tuple[str, ...], *, token: str | None = None) -> dict[str, Any]:
@@ -188,6 +204,9 @@ def _reason(error: Exception) -> str:
     """The reason in words. The text of an httpx error repeats the OSError, with its number."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            hint = "; --ca names certificates to trust" if isinstance(cause, ssl.SSLCertVerificationError) else ""
+            return connect_error_reason(cause) + hint
         if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
             return os.strerror(cause.errno)
         cause = cause.__cause__ or cause.__context__

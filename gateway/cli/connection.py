@@ -20,6 +20,7 @@ from gateway.cli.profiles import InvalidProfile, find_profile
 from gateway.cli.source.local_file import LocalFile
 from gateway.cli.source.remote_file import RemoteFile
 from gateway.cli.terminal import print_error
+from gateway.cli.tls_trust import CannotTrust, TlsTrust
 from gateway.config.load import load
 from gateway.config.settings import Settings
 
@@ -41,6 +42,7 @@ class Connection:
         token: The key or admin token; None for that of the cortex.toml.
         api, admin: Base URLs that replace those of the cortex.toml; None for those.
         url: The admin port of a gateway, or its name in the file of profiles. Then no cortex.toml is read.
+        ca: Trusted instead of what the profile or the cortex.toml says.
     """
 
     config: Path | None = None
@@ -48,6 +50,7 @@ class Connection:
     api: str | None = None
     admin: str | None = None
     url: str | None = None
+    ca: Path | None = None
 
     @cached_property
     def settings(self) -> Settings:
@@ -74,6 +77,7 @@ class Connection:
         except InvalidProfile as error:
             print_error(f"error: {error}")
             sys.exit(1)
+        self._trust(TlsTrust.of_remote(self.ca or profile.ca, profile.cert, profile.cert_key, os.environ))
         url = profile.url.rstrip("/")
         return GatewayAddress(self.api or url, self.admin or url, self.token or profile.key, is_remote=True)
 
@@ -82,7 +86,20 @@ class Connection:
         api, admin = (self.api or known.api).rstrip("/"), (self.admin or known.admin).rstrip("/")
         # The token of the cortex.toml is for the gateway of the cortex.toml, and must not go to another server.
         is_known = (api, admin) == (known.api, known.admin)
+        if is_known and settings.tls.cert is not None and self.ca is None:
+            self._trust(TlsTrust.of_host(settings.tls, os.environ))
+        else:
+            self._trust(TlsTrust.of_remote(self.ca, None, None, os.environ))
         return GatewayAddress(api, admin, self.token or (known.token if is_known else None))
+
+    def _trust(self, tls: TlsTrust) -> None:
+        if tls == TlsTrust():
+            return  # reading the system's certificates takes 20 ms, and most gateways are reached without TLS
+        try:
+            api_client.trust(tls)
+        except CannotTrust as error:
+            print_error(f"error: {error}")
+            sys.exit(1)
 
     def file(self) -> EditableFile:
         """The `models.toml`."""

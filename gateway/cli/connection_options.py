@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gateway.cli.connection import Connection
-from gateway.cli.options import admin_option, config_option, token_option, url_option
+from gateway.cli.options import admin_option, ca_option, config_option, token_option, url_option
 
 __all__ = ["asking_options", "connection_options"]
 
@@ -20,12 +20,13 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @config_option
     @url_option
+    @ca_option
     @token_option
     @functools.wraps(command)
     def with_connection(
-        *arguments: Any, config: Path | None, url: str | None, token: str | None, **options: Any
+        *arguments: Any, config: Path | None, url: str | None, ca: Path | None, token: str | None, **options: Any
     ) -> Any:
-        return command(*arguments, connection=Connection(config, token, url=url), **options)
+        return command(*arguments, connection=Connection(config, token, url=url, ca=ca), **options)
 
     return with_connection
 
@@ -39,6 +40,7 @@ def asking_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "-e", "--endpoint", metavar="URL", help="The gateway's API. Without it: gateway.listen of cortex.toml."
     )
     @admin_option
+    @ca_option
     @token_option
     @functools.wraps(command)
     def with_connection(
@@ -47,9 +49,10 @@ def asking_options(command: Callable[..., Any]) -> Callable[..., Any]:
         url: str | None,
         endpoint: str | None,
         admin: str | None,
+        ca: Path | None,
         token: str | None,
         **options: Any,
     ) -> Any:
-        return command(*arguments, connection=Connection(config, token, endpoint, admin, url), **options)
+        return command(*arguments, connection=Connection(config, token, endpoint, admin, url, ca), **options)
 
     return with_connection

@@ -16,6 +16,7 @@ from gateway.config.load import LoadedSettings, load
 
 __all__ = [
     "admin_option",
+    "ca_option",
     "config_option",
     "exit_with_faults",
     "find_config",
@@ -59,6 +60,15 @@ url_option = click.option(
     metavar="URL|NAME",
     help="The admin port of a gateway on another host, or its name in ~/.config/cortex/config.toml; no file is read or"
     " written here. Without it: the gateway and the files of cortex.toml.",
+)
+
+ca_option = click.option(
+    "--ca",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="CORTEX_CA",
+    show_envvar=True,
+    help="Certificates to trust for https, in PEM form. Without it: those of the profile, or the gateway's own"
+    " certificate in cortex.toml, else the system's.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")

@@ -19,10 +19,16 @@ class InvalidProfile(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A gateway's admin port, and the key for it; None if the file has none."""
+    """A gateway's admin port, and the key for it; None if the file has none.
+
+    `ca` are certificates to trust; `cert` and `cert_key` this client's own. Their paths begin in the file's directory.
+    """
 
     url: str
     key: str | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    cert_key: Path | None = None
 
 
 def profiles_path() -> Path:
@@ -43,13 +49,19 @@ def find_profile(name_or_url: str) -> Profile:
     table = gateways[name_or_url]
     if (
         not isinstance(table, dict)
-        or table.keys() - {"url", "key"}
+        or table.keys() - {"url", "key", *_PATHS}
         or not all(isinstance(v, str) for v in table.values())
     ):
-        raise InvalidProfile(f"{path}: [gateways.{name_or_url}] must be a table with the strings url and key")
+        raise InvalidProfile(
+            f"{path}: [gateways.{name_or_url}] must be a table with the strings url, key, {', '.join(_PATHS)}"
+        )
     if "://" not in table.get("url", ""):
         raise InvalidProfile(f"{path}: [gateways.{name_or_url}] needs a url that begins with http:// or https://")
-    return Profile(table["url"], table.get("key"))
+    paths = {name: path.parent / table[name] for name in _PATHS if name in table}
+    return Profile(table["url"], table.get("key"), **paths)
+
+
+_PATHS = ("ca", "cert", "cert_key")
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -16,6 +16,7 @@ __all__ = [
     "add_dialects_of_cortex",
     "check_addresses",
     "check_neuron",
+    "check_tls",
 ]
 
 
@@ -29,6 +30,17 @@ def check_addresses(gateway: CheckedTable) -> None:
         given = "metrics_listen" in gateway.raw
         key, other = ("metrics_listen", "listen") if given else ("listen", "metrics_listen")
         gateway.refuse((key,), f"is the same address as {other}", "give one of them another port")
+
+
+def check_tls(tls: CheckedTable) -> None:
+    """Refuse a certificate without its key, a key without its certificate, and what has no effect without both."""
+    given = set(tls.raw)
+    for key, other in (("cert", "key"), ("key", "cert")):
+        if key in given and other not in given:
+            tls.refuse((key,), f"needs {other}", "give both, or remove both")
+    for key in sorted(given & {"client_ca", "admin"}):
+        if not given & {"cert", "key"} and tls.raw[key]:
+            tls.refuse((key,), "has no effect without cert and key", "give both, or remove it")
 
 
 _ENDPOINT_EXAMPLE = 'for example "http://gpu-1:13131"'

@@ -53,6 +53,7 @@ __all__ = [
     "StateSettings",
     "StoreSettings",
     "StreamingSettings",
+    "TlsSettings",
 ]
 
 DEFAULT_MODELS_CONFIG = Path("/etc/cortex/models.toml")  # where the catalogue is looked for when nothing is configured
@@ -235,6 +236,23 @@ class AdminSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """TLS on the port of the API. The files are in PEM form and are read again when they change."""
+
+    cert: PathBesideConfig | None = None
+    """Certificate with its chain. Relative to this file. No default: without one the port has no TLS."""
+
+    key: PathBesideConfig | None = None
+    """Private key of the certificate, not encrypted. Relative to this file. No default."""
+
+    client_ca: PathBesideConfig | None = None
+    """CA whose certificates clients must have. Relative to this file. No default: clients need none."""
+
+    admin: Flag = False
+    """Whether the port of metrics and admin API has TLS too, with the same certificate and client CA."""
+
+
+@dataclass(frozen=True, slots=True)
 class StateSettings:
     """Where cortex keeps what it writes: audit log, history, rollouts, drains, keys and usage."""
 
@@ -345,6 +363,7 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
     admin: AdminSettings = AdminSettings()
+    tls: Annotated[TlsSettings, checked(rules.check_tls)] = TlsSettings()
     access: AccessSettings = AccessSettings()  # noqa: RUF009 - frozen
     store: StoreSettings = StoreSettings()  # noqa: RUF009 - frozen
     ledger: LedgerSettings = LedgerSettings()  # noqa: RUF009 - frozen

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from typing import Any, cast
 
 import hypercorn.trio
@@ -15,10 +16,25 @@ from hypercorn import Config
 
 from gateway.asgi import App
 from gateway.config.settings import Settings
+from gateway.http.server_tls.certificate_store import CertificateStore
 
 __all__ = ["HypercornServer"]
 
 BACKLOG = 2048
+HTTP_2 = ("h2", "http/1.1")
+
+
+class _TlsConfig(Config):
+    """Hypercorn's configuration with our certificate, which is reloaded; by itself Hypercorn reads the files once."""
+
+    def __init__(self, certificates: CertificateStore) -> None:
+        super().__init__()
+        self.certfile, self.keyfile = str(certificates.files.cert), str(certificates.files.key)  # these switch TLS on
+        self._context = certificates.shared_context(HTTP_2)
+
+    def create_ssl_context(self) -> ssl.SSLContext:
+        """Return the context for every connection."""
+        return self._context
 
 
 class HypercornServer:
@@ -26,12 +42,15 @@ class HypercornServer:
 
     Hypercorn shields its sends from cancellation. A client that stops reading holds its task until the socket's
     TCP_USER_TIMEOUT, which the creator of `sock` must set. It has one idle time, `gateway.keep_alive_seconds`, also for
-    a connection whose request is not complete: `deadlines.header_seconds` has no effect here.
+    a connection whose request is not complete: `deadlines.header_seconds` has no effect here. With `certificates` it
+    speaks TLS.
     """
 
-    def __init__(self, app: App, sock: socket.socket, settings: Settings) -> None:
+    def __init__(
+        self, app: App, sock: socket.socket, settings: Settings, certificates: CertificateStore | None = None
+    ) -> None:
         self._app = app
-        self._config = Config()
+        self._config = Config() if certificates is None else _TlsConfig(certificates)
         # A duplicate: Hypercorn closes its socket, and the caller closes `sock`.
         self._config.bind = [f"fd://{os.dup(sock.fileno())}"]
         self._config.backlog = BACKLOG

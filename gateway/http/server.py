@@ -1,11 +1,14 @@
 """The HTTP/1.1 server for an ASGI application: accepts connections, limits their number, drains.
 
-One task per connection; the application runs in that task. `server_connection` serves a connection. There is no TLS and
-no HTTP/2: put a proxy in front, or use `hypercorn_server`. Why not Hypercorn: docs/decisions/0003-own-http-front.md.
+One task per connection; the application runs in that task. `server_connection` serves a connection, with or without
+TLS. There is no HTTP/2: put a proxy in front, or use `hypercorn_server`. Why not Hypercorn:
+docs/decisions/0003-own-http-front.md.
 """
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Callable
 from functools import partial
 
 import trio
@@ -13,8 +16,9 @@ import trio
 from gateway.asgi import App
 from gateway.errors import Overloaded
 from gateway.http.epoll.pump import Pump
-from gateway.http.server_connection import ServerConnection, ServerLimits, ServerLog, ServerState
-from gateway.http.server_exchange import ClientDisconnected
+from gateway.http.server_connection import ServerConnection, ServerLimits, ServerState
+from gateway.http.server_exchange import ClientDisconnected, ServerLog
+from gateway.http.server_tls.tls_stream import TlsStream
 
 __all__ = ["HttpServer", "ServerLimits"]
 
@@ -30,10 +34,20 @@ class HttpServer:
         limits: Sizes, times and the number of connections.
         log: Receives exceptions that the application raises.
         pump: Carries streams that the application relays; None: each goes through its own task. `serve` runs it.
+        tls: Returns the context for a new connection; None for a port without TLS. The pump carries no stream with TLS.
     """
 
-    def __init__(self, app: App, *, limits: ServerLimits, log: ServerLog, pump: Pump | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        limits: ServerLimits,
+        log: ServerLog,
+        pump: Pump | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
         self._app = app
+        self._tls = tls
         self._limits = limits
         self.log = log
         self._state = ServerState(pump)
@@ -73,9 +87,11 @@ class HttpServer:
         """Serve one connection until it ends, and close the stream. Raises nothing but Cancelled.
 
         Args:
-            stream: A TCP connection, or another stream.
+            stream: A TCP connection, which gets TLS if this server has it, or another stream.
             client: Host and port for the ASGI scope; None: those of the socket.
         """
+        if self._tls is not None and isinstance(stream, trio.SocketStream):
+            stream = TlsStream(stream, self._tls())
         connection = ServerConnection(
             stream, client, app=self._app, limits=self._limits, state=self._state, log=self.log
         )
@@ -110,7 +126,7 @@ class HttpServer:
     async def _reject(self, connection: ServerConnection) -> None:
         """Send a 503 to a connection beyond the limit, unless too many are being sent one already."""
         self._refused += 1
-        if self._rejecting >= CONCURRENT_REJECTIONS:
+        if self._rejecting >= CONCURRENT_REJECTIONS or self._tls is not None:  # handshakes are what costs the most
             return
         self._rejecting += 1
         try:

@@ -10,34 +10,26 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
 from gateway.asgi import App, Flow, Scope
-from gateway.errors import GatewayError, InternalError, RequestTimeout
+from gateway.errors import GatewayError, InternalError, MalformedRequest, RequestTimeout
+from gateway.http import sockets
 from gateway.http.epoll.hang_ups import HangUps
 from gateway.http.epoll.pump import Pump
 from gateway.http.request_parser import RequestParser
-from gateway.http.server_exchange import ClientDisconnected, ServerExchange, error_response
+from gateway.http.server_exchange import ClientDisconnected, ServerExchange, ServerLog, error_response, is_departure
+from gateway.http.server_tls.handshake import FailedHandshakes, shake_hands
+from gateway.http.server_tls.tls_stream import TlsStream
 from gateway.http.sockets import close_now, descriptor, has_hung_up, is_quiet, read, write_what_fits
 
-__all__ = ["ServerConnection", "ServerLimits", "ServerLog", "ServerState"]
+__all__ = ["ServerConnection", "ServerLimits", "ServerState"]
 
 HUNG_UP_INTERVAL_S = 0.5
+TLS_WRITE_BYTES = 65536  # per write deadline; a plain socket tells how much it has taken
 SENDS_PER_CHECKPOINT = 16  # a checkpoint costs 2.7 us; 16 sends of 10 us delay other tasks less than one request does
-
-
-class ServerLog(Protocol):
-    """The methods that the server needs of a logger; structlog's loggers have them."""
-
-    def error(self, event: str, *, exc_info: BaseException, **facts: Any) -> Any:
-        """Log an exception that was caught."""
-        ...
-
-    def exception(self, event: str, **facts: Any) -> Any:
-        """Log the exception being handled."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +49,12 @@ class ServerLimits:
 class ServerState:
     """What a server's connections share."""
 
-    __slots__ = ("draining", "hang_ups", "idle", "incomplete", "keeps_idle", "pump", "served")
+    __slots__ = ("draining", "failed_handshakes", "hang_ups", "idle", "incomplete", "keeps_idle", "pump", "served")
 
     def __init__(self, pump: Pump | None = None) -> None:
         self.draining = False
         self.keeps_idle = False  # while draining: a connection may wait for its last request
+        self.failed_handshakes = FailedHandshakes()
         self.hang_ups = HangUps()
         self.pump = pump
         self.served = 0  # requests
@@ -76,7 +69,7 @@ class ServerConnection:
 
     __slots__ = (
         "_app", "_client_gone", "_departed", "_evicted", "_fd", "_limits", "_log", "_on_departure", "_owed", "_parser",
-        "_sends", "_serving", "_state", "_stream", "_wait", "_watched", "client", "idle", "local",
+        "_sends", "_serving", "_socket_fd", "_state", "_stream", "_wait", "_watched", "client", "idle", "local",
     )  # fmt: skip
 
     def __init__(
@@ -108,8 +101,10 @@ class ServerConnection:
         self.client = client
         self.local: tuple[str, int] | None = None
         self.idle = True
-        if isinstance(stream, trio.SocketStream):
-            remote, self.local = _addresses(stream)
+        tcp = sockets.transport(stream)
+        self._socket_fd = None if tcp is None else tcp.socket.fileno()  # with TLS it cannot be read or written directly
+        if tcp is not None:
+            remote, self.local = sockets.addresses(tcp)
             self.client = client or remote
 
     @property
@@ -119,6 +114,8 @@ class ServerConnection:
 
     async def run(self) -> None:
         """Serve requests until the client or the server ends the connection."""
+        if isinstance(self._stream, TlsStream) and not await self._shake_hands(self._stream):
+            return
         while True:
             try:
                 exchange = await self._next_request()
@@ -132,6 +129,22 @@ class ServerConnection:
                 if exchange.answered and self._may_have_unread(exchange):
                     await self._linger()
                 return
+
+    async def _shake_hands(self, stream: TlsStream) -> bool:
+        """The TLS handshake, which counts as an incomplete request. Returns whether there can be requests."""
+        self.idle, result = False, None
+        self._state.incomplete[self] = None
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + self._limits.header_s) as self._wait:
+                result = await shake_hands(stream, self._state.failed_handshakes, self.client)
+        finally:
+            del self._state.incomplete[self]
+            self._wait = None
+        self.idle = True
+        if result == "plain HTTP":
+            self._stream, self._fd = stream.transport_stream, self._socket_fd
+            await self.send_error(MalformedRequest("this port speaks TLS: use https"))
+        return result == "done"
 
     def _may_have_unread(self, exchange: ServerExchange) -> bool:
         return not exchange.body_complete or self._parser.has_more or not is_quiet(self._stream)
@@ -217,7 +230,7 @@ class ServerConnection:
 
     async def _wait_until_hung_up(self) -> None:
         """Wait until the client closes its side or resets the connection. Bytes before that may stay unread."""
-        fd = self._fd
+        fd = self._socket_fd
         if fd is None:
             await trio.sleep_forever()
         while not has_hung_up(fd):  # noqa: ASYNC110 - unread bytes hide every event
@@ -232,11 +245,13 @@ class ServerConnection:
         self._serving = exchange
         self._state.served += 1
         scope = exchange.scope(self.client, self.local)
+        if self._fd is None and isinstance(self._stream, TlsStream):
+            scope["scheme"] = "https"
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:  # noqa: BLE001 - logged by _report; an application must not take the server down
             self._report(error, scope)
-            await self._send_failure(exchange, exchange.error or (_INCOMPLETE if _is_departure(error) else _CRASHED))
+            await self._send_failure(exchange, exchange.error or (_INCOMPLETE if is_departure(error) else _CRASHED))
         except BaseExceptionGroup as group:
             crashes, cancelled = group.split(Exception)
             self._report(crashes, scope)
@@ -255,12 +270,12 @@ class ServerConnection:
         The connection is registered once, for all its requests. Without this a request needs a task that reads.
         """
         hang_ups = self._state.hang_ups
-        if self._fd is None or not hang_ups.running:
+        if self._socket_fd is None or not hang_ups.running:
             return False
         self._on_departure = callback
         if not self._watched:
             self._watched = True
-            hang_ups.watch(self._fd, self._depart)
+            hang_ups.watch(self._socket_fd, self._depart)
         if self._departed:
             self._depart()
         return True
@@ -273,7 +288,7 @@ class ServerConnection:
             callback()
 
     def _report(self, error: Exception | None, scope: Scope) -> None:
-        if error is not None and not _is_departure(error):
+        if error is not None and not is_departure(error):
             self._log.error("app_crashed", exc_info=error, path=scope["path"])
 
     async def _send_failure(self, exchange: ServerExchange, error: GatewayError) -> None:
@@ -305,7 +320,8 @@ class ServerConnection:
         if self._owed:
             data, self._owed = self._owed + data, b""
         if self._fd is None:
-            await self._within_write_deadline(self._stream.send_all, data)
+            for begin in range(0, len(data), TLS_WRITE_BYTES):
+                await self._within_write_deadline(self._stream.send_all, data[begin : begin + TLS_WRITE_BYTES])
             return
         try:
             sent = write_what_fits(self._fd, data)
@@ -380,13 +396,13 @@ class ServerConnection:
         """
         if self._client_gone:
             return
-        if isinstance(self._stream, trio.SocketStream):
-            try:
-                self._stream.socket.shutdown(trio.socket.SHUT_WR)
-            except OSError:
-                return  # the client has reset the connection
         discarded = 0
         with trio.move_on_after(self._limits.linger_s):
+            if isinstance(self._stream, trio.SocketStream | TlsStream):
+                try:
+                    await self._stream.send_eof()
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    return  # the client has reset the connection
             while discarded < self._limits.linger_bytes and (data := await self.read()):
                 discarded += len(data)
 
@@ -410,15 +426,17 @@ class ServerConnection:
 
     def _reset_on_close(self) -> None:
         """Make the close a reset: an orderly close would mark an incomplete body as complete (see RFC 9112, 6.3)."""
-        if isinstance(self._stream, trio.SocketStream):
-            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if isinstance(self._stream, TlsStream):
+            self._stream.abortive = True
+        if (tcp := sockets.transport(self._stream)) is not None:
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def close(self) -> None:
         """Close at once. Sync, so that it cannot be cancelled."""
         self._client_gone = True
-        if self._watched and self._fd is not None:
-            self._state.hang_ups.forget(self._fd)
-        self._fd = None  # the kernel may give the number to another socket
+        if self._watched and self._socket_fd is not None:
+            self._state.hang_ups.forget(self._socket_fd)
+        self._fd = self._socket_fd = None  # the kernel may give the number to another socket
         close_now(self._stream)
 
 
@@ -426,17 +444,3 @@ _CLIENT_CLOSED = "the client has closed the connection"
 _INCOMPLETE = RequestTimeout("the client closed its side before the request was complete")
 _CRASHED = InternalError("an error inside the gateway; its log has more")
 _NO_RESPONSE = InternalError("an error inside the gateway: the application sent no response")
-
-
-def _is_departure(error: Exception) -> bool:
-    """Whether the exception, or every exception of the group, is ClientDisconnected."""
-    if isinstance(error, ExceptionGroup):
-        return error.split(ClientDisconnected)[1] is None
-    return isinstance(error, ClientDisconnected)
-
-
-def _addresses(stream: trio.SocketStream) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
-    try:
-        return stream.socket.getpeername()[:2], stream.socket.getsockname()[:2]
-    except OSError:
-        return None, None  # the client has gone; the first read notices

@@ -7,17 +7,31 @@ import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from gateway.asgi import EXCHANGE, Flow, Headers, Message, Scope
 from gateway.errors import GatewayError, envelope
 
-__all__ = ["ClientDisconnected", "ServerExchange", "ServerTransport", "error_response"]
+__all__ = [
+    "ClientDisconnected",
+    "ServerExchange",
+    "ServerLog",
+    "ServerTransport",
+    "error_response",
+    "is_departure",
+]
 
 
 class ClientDisconnected(OSError):
     """The client has closed the connection. An OSError, because ASGI 2.4 says so of `send`."""
+
+
+def is_departure(error: Exception) -> bool:
+    """Whether the exception, or every exception of the group, is ClientDisconnected."""
+    if isinstance(error, ExceptionGroup):
+        return error.split(ClientDisconnected)[1] is None
+    return isinstance(error, ClientDisconnected)
 
 
 def error_response(error: GatewayError) -> bytes:
@@ -25,6 +39,18 @@ def error_response(error: GatewayError) -> bytes:
     body = envelope(error)
     headers: Headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *error.headers]
     return _head(error.status, headers, b"connection: close\r\n") + body
+
+
+class ServerLog(Protocol):
+    """The methods that the server needs of a logger; structlog's loggers have them."""
+
+    def error(self, event: str, *, exc_info: BaseException, **facts: Any) -> Any:
+        """Log an exception that was caught."""
+        ...
+
+    def exception(self, event: str, **facts: Any) -> Any:
+        """Log the exception being handled."""
+        ...
 
 
 class ServerTransport(Protocol):

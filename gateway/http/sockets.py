@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator
 
 import trio
 
+from gateway.http.server_tls.tls_stream import TlsStream
+
 __all__ = [
     "RECEIVE_BYTES",
     "TCP_KEEPALIVE_OPTIONS",
+    "addresses",
     "close_now",
     "connect_error_reason",
     "descriptor",
@@ -26,6 +29,7 @@ __all__ = [
     "is_quiet",
     "poll_for_input",
     "read",
+    "transport",
     "write_what_fits",
 ]
 
@@ -46,6 +50,20 @@ TCP_KEEPALIVE_OPTIONS: tuple[tuple[int, int, int], ...] = (
 def descriptor(stream: trio.abc.Stream) -> int | None:
     """Return the file descriptor of a plain TCP stream; None for a stream that must be used through its methods."""
     return stream.socket.fileno() if isinstance(stream, trio.SocketStream) else None
+
+
+def transport(stream: trio.abc.Stream) -> trio.SocketStream | None:
+    """The TCP connection below a stream; None for an in-memory stream."""
+    below = stream.transport_stream if isinstance(stream, trio.SSLStream | TlsStream) else stream
+    return below if isinstance(below, trio.SocketStream) else None
+
+
+def addresses(stream: trio.SocketStream) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
+    """Host and port of the peer and of this side; None for both if the peer has gone."""
+    try:
+        return stream.socket.getpeername()[:2], stream.socket.getsockname()[:2]
+    except OSError:
+        return None, None  # the first read notices
 
 
 async def read(stream: trio.abc.Stream, fd: int | None) -> bytes:
@@ -77,14 +95,16 @@ def is_quiet(stream: trio.abc.Stream) -> bool:
     A peer may close an idle connection at any time, whatever its keep-alive header says; and unexpected bytes must not
     be read as the next response. A stream without a socket cannot be polled and counts as quiet.
     """
+    if isinstance(stream, TlsStream) and stream.has_buffered:
+        return False
     poll = poll_for_input(stream)
     return poll is None or not poll.poll(0)
 
 
 def poll_for_input(stream: trio.abc.Stream) -> select.poll | None:
     """What `is_quiet` polls, for a caller that asks often. None for a stream without a socket."""
-    below = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-    if not isinstance(below, trio.SocketStream):
+    below = transport(stream)
+    if below is None:
         return None
     poll = select.poll()
     poll.register(below.socket.fileno(), select.POLLIN)
@@ -108,11 +128,13 @@ def detect_dead_peer(set_option: Callable[[int, int, int], None]) -> None:
 
 
 def close_now(stream: trio.abc.AsyncResource) -> None:
-    """Close at once, without a TLS shutdown. Sync, so that it cannot be cancelled.
+    """Close at once, without waiting for the peer. Sync, so that it cannot be cancelled.
 
     Supports sockets, TLS over sockets, and Trio's memory streams.
     """
-    if isinstance(stream, trio.SSLStream):
+    if isinstance(stream, TlsStream):
+        stream.close_now()
+    elif isinstance(stream, trio.SSLStream):
         close_now(stream.transport_stream)
     elif isinstance(stream, trio.SocketStream):
         stream.socket.close()

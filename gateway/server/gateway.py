@@ -37,6 +37,7 @@ from gateway.fleet.readiness import FleetReadiness
 from gateway.fleet.routing.queue import AdmissionQueues
 from gateway.fleet.state import Fleet
 from gateway.http.pool import UpstreamPool
+from gateway.http.server_tls.certificate_store import open_certificates
 from gateway.proxy.app import InferenceApp
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.hedging.hedge_policy import HedgePolicy
@@ -77,7 +78,8 @@ class Gateway:
         show_first_key: Called with the secret of the first key if the gateway made it.
 
     Raises:
-        catalogue.toml.faults.FaultyFile: The configured `models.toml`, or file of the neurons, is missing or faulty.
+        catalogue.toml.faults.FaultyFile: The configured `models.toml`, file of the neurons, or certificate is missing
+            or faulty.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Gateway:
         show_first_key: Callable[[str], None] = print_first_key,
     ) -> None:
         self.settings = settings
+        self.certificates = open_certificates(settings.tls)
         self.access_parts = AccessParts(
             settings,
             end_requests=self._end_requests_of,
@@ -343,6 +346,7 @@ class Gateway:
             swaps=self.swaps.views(),
             rolled_back=self.rollouts.unacknowledged(),
             audit=self.auditor.status(),
+            certificates=self.certificates,
             unwritable=[(str(path), reason) for path, reason in states if reason is not None],
             rejected=self.neuron_store.rejected(),
             store=self.access_parts.store,
@@ -375,6 +379,8 @@ class Gateway:
         ):
             await nursery.start(run)
         nursery.start_soon(self.upstream.run)
+        if self.certificates is not None:
+            nursery.start_soon(self.certificates.watch)
 
     async def start_writers(self, nursery: trio.Nursery) -> None:
         """Start the tasks that write the state files or change the fleet by plan: in one process at a time.

@@ -30,15 +30,16 @@ STUCK_READER_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a gateway listens, with the ports that the kernel chose for port 0."""
+    """Where a gateway listens, with the ports that the kernel chose for port 0; `is_tls`: the API has TLS."""
 
     api: Listen
     metrics: Listen
+    is_tls: bool = False
 
     @property
     def url(self) -> str:
         """The base URL of the API."""
-        return f"http://{self.api}"
+        return f"{'https' if self.is_tls else 'http'}://{self.api}"
 
 
 class CannotStart(Exception):

@@ -100,6 +100,7 @@ class _GatewayProcess:
         self._root = root
         self._start = start
         self._writers = StateWriters(gateway.start_writers)
+        self._tls = None if gateway.certificates is None else gateway.certificates.context
         self._managed = start.inherited.api is not None  # the service manager passes the socket to the next process
 
     async def serve_until_drained(
@@ -107,12 +108,13 @@ class _GatewayProcess:
     ) -> None:
         gateway, start = self._gateway, self._start
         async with self._listening(start.predecessor) as (api, metrics):
-            addresses = Addresses(address_of(api), address_of(metrics))
+            addresses = Addresses(address_of(api), address_of(metrics), is_tls=self._tls is not None)
             gateway.console.api_port = addresses.api.port
             await self._root.start(self._writers.run)
             # Our own server here too: a scraper that stops reading must not keep the process from ending.
             limits = _server_limits(self._settings, ADMIN_CONNECTIONS)
-            admin = HttpServer(gateway.admin_app, limits=limits, log=log)
+            admin_tls = self._tls if self._settings.tls.admin else None
+            admin = HttpServer(gateway.admin_app, limits=limits, log=log, tls=admin_tls)
             await self._root.start(admin.serve, [listener(metrics)])
             server = await self._start_public(api)
             if start.predecessor is not None:
@@ -179,13 +181,15 @@ class _GatewayProcess:
         """The public port: our own HTTP/1.1, or Hypercorn's HTTP/1.1 and 2 (h2c) where the operator sets that."""
         settings = self._settings
         if settings.gateway.http_server == "hypercorn":
-            worker = HypercornServer(self._gateway.app, sock, settings)
+            worker = HypercornServer(self._gateway.app, sock, settings, self._gateway.certificates)
             await self._root.start(worker.serve)
             return worker
         connections = fd_limit.connections_within(settings.limits.connections)
         streaming = settings.streaming
         pump = Pump(streaming.pump_coalesce_us / 1e6) if streaming.pump else None
-        server = HttpServer(self._gateway.app, limits=_server_limits(settings, connections), log=log, pump=pump)
+        server = HttpServer(
+            self._gateway.app, limits=_server_limits(settings, connections), log=log, pump=pump, tls=self._tls
+        )
         await self._root.start(server.serve, [listener(sock)])
         return server
 
@@ -204,7 +208,8 @@ class _GatewayProcess:
         server.drain(keep_idle=successor in QUIET_S)
         with contextlib.ExitStack() as refusing:
             if successor == "none":
-                newcomers = HttpServer(gateway.app, limits=_server_limits(self._settings, ADMIN_CONNECTIONS), log=log)
+                limits = _server_limits(self._settings, ADMIN_CONNECTIONS)
+                newcomers = HttpServer(gateway.app, limits=limits, log=log, tls=self._tls)
                 await self._root.start(newcomers.serve, [listener(sock)])
                 refusing.callback(newcomers.drain)
             with trio.move_on_after(drain_s) as drain_scope:

@@ -59,6 +59,7 @@ def serve(config: Path | None, *, takeover: bool) -> None:
     print_faults(
         (
             *gateway.neuron_store.warnings,
+            *(() if gateway.certificates is None else gateway.certificates.warnings()),
             *cross_check(loaded.settings, gateway.catalogue_store.current, gateway.neuron_store.neurons),
         ),
         "warning",

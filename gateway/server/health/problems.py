@@ -20,6 +20,7 @@ from gateway.aliases.files.rollout_state import Rollout
 from gateway.aliases.warm_swap import SwapView
 from gateway.fleet.node import Node
 from gateway.fleet.state import Fleet
+from gateway.http.server_tls.certificate_store import CertificateStore
 from gateway.server.health.body import CatalogueStatus
 from gateway.server.health.servability import Servability
 
@@ -38,6 +39,8 @@ ProblemCode: TypeAlias = Literal[
     "audit_unwritable",
     "history_unwritable",
     "ledger_behind",
+    "certificate_not_in_force",
+    "certificate_expires",
 ]
 
 log = structlog.get_logger("cortex.problems")
@@ -108,6 +111,7 @@ def find_problems(
     swaps: Iterable[SwapView],
     rolled_back: Iterable[Rollout],
     audit: AuditStatus,
+    certificates: CertificateStore | None = None,
     unwritable: Iterable[tuple[str, str]] = (),
     rejected: Iterable[tuple[str, str]] = (),
     store: Store | None = None,
@@ -122,6 +126,7 @@ def find_problems(
         swaps: The aliases that are not at their new targets yet.
         rolled_back: The rollouts that were rolled back and that no operator has acknowledged.
         audit: The state of the audit log and of the history.
+        certificates: Those of our ports, if they have TLS.
         unwritable: Path and reason of every other state file that cannot be written.
         rejected: Path and text of every other file on disk that is not in force.
         store: Keys and usage.
@@ -143,6 +148,7 @@ def find_problems(
     for name, reason in servability.models().items():
         yield HealthProblem("model_unservable", name, reason)
     yield from _state_problems(audit, unwritable)
+    yield from _certificate_problems(certificates)
     if store is not None:
         behind = None if ledger is None else ledger.problem
         if store.error is not None:
@@ -163,6 +169,16 @@ def _file_problems(catalogue: CatalogueStatus) -> Iterator[HealthProblem]:
     if catalogue["error"] is not None:
         text = f"generation {catalogue['generation']} stays in force: {catalogue['error']['message']}"
         yield HealthProblem("file_not_in_force", catalogue["path"] or "models.toml", text)
+
+
+def _certificate_problems(certificates: CertificateStore | None) -> Iterator[HealthProblem]:
+    if certificates is None:
+        return
+    path = str(certificates.files.cert)
+    if certificates.error is not None:
+        yield HealthProblem("certificate_not_in_force", path, f"the certificate in force stays: {certificates.error}")
+    if (expiry := certificates.expiry_problem()) is not None:
+        yield HealthProblem("certificate_expires", path, expiry)
 
 
 def _state_problems(audit: AuditStatus, unwritable: Iterable[tuple[str, str]]) -> Iterator[HealthProblem]:
