@@ -99,6 +99,13 @@ class Database:
         """The schema version of the database; None if it has no tables of ours. Raises StoreUnavailable."""
         return self.read(migrate.version_of)
 
+    def faults(self) -> list[str]:
+        """What SQLite finds damaged in its file; PostgreSQL checks itself. Raises StoreUnavailable."""
+        if self.path is None:
+            return []
+        found = self.read(lambda connection: connection.exec_driver_sql("PRAGMA quick_check(10)").scalars().all())
+        return [] if found == ["ok"] else list(found)
+
     def close(self) -> None:
         """Close the connection; the next use opens another."""
         if self._engine is not None:
