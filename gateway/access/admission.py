@@ -52,7 +52,7 @@ class Access:
             return None
         if self._has_token(headers):
             return TOKEN_KEY
-        raise _no_key()
+        raise _no_key(headers)
 
     def authenticate_operator(self, headers: _Headers, verb: Verb) -> Key:
         """The key of a request to the admin API, which needs one with this verb in both modes.
@@ -67,7 +67,7 @@ class Access:
         elif self._has_token(headers):
             key = TOKEN_KEY
         else:
-            raise _no_key(self._token is not None and any(name == b"authorization" for name, _ in headers))
+            raise _no_key(headers)
         require_verb(key, verb)
         return key
 
@@ -123,6 +123,7 @@ def _bearer(value: bytes) -> bytes | None:
     return token.strip() if scheme.lower() == b"bearer" else None
 
 
-def _no_key(is_wrong: bool = False) -> InvalidApiKey:
-    problem = "the credentials are no key of this gateway" if is_wrong else "this needs a key"
+def _no_key(headers: _Headers) -> InvalidApiKey:
+    has_others = any(name in _CREDENTIAL_HEADERS for name, _ in headers)
+    problem = "the credentials are no key of this gateway" if has_others else "this needs a key"
     return InvalidApiKey(f"{problem}: send authorization: Bearer ctx_…; `cortex key create NAME` creates one")

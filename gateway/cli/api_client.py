@@ -50,8 +50,8 @@ class GatewayAddress:
         """The token. Raises NoToken if there is none."""
         if self.token is None:
             raise NoToken(
-                "this needs a key or the admin token: set CORTEX_KEY, CORTEX_ADMIN__TOKEN, or [admin] token in "
-                "cortex.toml"
+                "this needs a key: set CORTEX_KEY; `cortex key create NAME --verbs read,operate` on the gateway's host "
+                "creates one"
             )
         return self.token
 
@@ -184,7 +184,7 @@ def send(
     if not response.is_success:
         message, status = _error_message(_json(response)), response.status_code
         if status == 401:
-            message = "the gateway rejects the admin token; use [admin] token of its cortex.toml, or a key of it"
+            message = f"the gateway rejects the key: {message}"
         raise ApiError(f"{message} ({method} {url}: status {status})", status=status, message=message)
     return response
 

@@ -199,7 +199,7 @@ def if_match() -> str:
 def author() -> Author:
     """The author for the audit log. A client may add the name of its user and its own command line."""
     user, command = (_label(request.headers.get(f"x-cortex-{name}", "")) for name in ("user", "command"))
-    return Author(f"{actor()} ({user})" if user else actor(), command or f"{request.method} {request.path}")
+    return Author(actor(user), command or f"{request.method} {request.path}")
 
 
 def _label(text: str) -> str:

@@ -112,7 +112,7 @@ async def test_wrong_token_and_unreachable_gateway_are_one_line(admin):
     """No traceback."""
     code, _, err = await explained(admin, "mine", token="wrong")
     assert code == 1
-    assert "the gateway rejects the admin token" in err
+    assert "the gateway rejects the key" in err
 
     with socket.socket() as unused:  # bound but not listening, so that no other process answers there
         unused.bind(("127.0.0.1", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from click.testing import CliRunner
@@ -15,15 +16,16 @@ from gateway.config.load import load
 
 
 class Operator:
-    """Runs commands with one cortex.toml."""
+    """Runs commands with one cortex.toml, and a key unless that has a token."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, key=None):
+        self.key = key
         self.config = folder / "cortex.toml"
         self.models = folder / "models.toml"
 
     def __call__(self, *arguments, **env):
         """Run a command in this process, which is quicker than a new one."""
-        environment = {"CORTEX_CONFIG": str(self.config), "COLUMNS": "200"} | env
+        environment = {"CORTEX_CONFIG": str(self.config), "COLUMNS": "200", "CORTEX_KEY": self.key} | env
         return CliRunner().invoke(main.main, [str(each) for each in arguments], env=environment)
 
     def done(self, *arguments, code=0, **env):
@@ -51,7 +53,7 @@ class Operator:
         new.rename(self.models)
 
     def editor(self, report=print):
-        connection = Connection(self.config)
+        connection = Connection(self.config, self.key)
         return AliasEditor(connection.file(), connection.address(), report)
 
     def health(self):
@@ -61,6 +63,11 @@ class Operator:
     def in_force(self):
         """The hash of the file that the gateway has in force."""
         return self.health()["catalogue"]["digest"]
+
+
+def key_in(printed):
+    """The key that the demo printed."""
+    return re.search(r"CORTEX_KEY=(ctx_\w+)", printed)[1]
 
 
 def wait_until(condition):

@@ -1,4 +1,4 @@
-"""Debian's PostgreSQL 15, started for tests in a temporary directory. It listens on a Unix socket only."""
+"""Debian's PostgreSQL, started for tests in a temporary directory. It listens on a Unix socket only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psycopg
 
-PROGRAMS = Path("/usr/lib/postgresql/15/bin")
 USER = "postgres"  # PostgreSQL refuses to run as root
 
 
@@ -59,6 +58,13 @@ class PostgresServer:
         return f"postgresql://{USER}@/{name}?host={self.directory}"
 
     def run(self, program: str, *arguments: str) -> None:
-        command = [str(PROGRAMS / program), *arguments]
+        command = [str(_programs() / program), *arguments]
         user = USER if os.geteuid() == 0 else None
         subprocess.run(command, check=True, user=user, cwd=self.directory, stdout=subprocess.DEVNULL)
+
+
+def _programs() -> Path:
+    """Where Debian's package has its programs: those of the newest version."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    assert versions, "--postgres needs Debian's package postgresql"
+    return versions[-1]

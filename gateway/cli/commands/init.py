@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -79,7 +78,7 @@ def _write(paths: tuple[Path, Path], found: Sequence[FoundServer]) -> None:
         config.parent.mkdir(parents=True, exist_ok=True)
         parse(texts[1].encode(), path=str(models), generation=0, loaded_at=0.0)
         models.write_text(texts[1], encoding="utf-8")
-        # Only for its owner: it has the admin token.
+        # Only for its owner: `api_key` of an engine will be in it.
         with open(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123 - mode
             file.write(texts[0])
         load(config, {})
@@ -89,6 +88,7 @@ def _write(paths: tuple[Path, Path], found: Sequence[FoundServer]) -> None:
         exit_with_faults(error)
     click.echo(f"wrote {config} and {models}")
     click.echo(f"next: cortex check -c {config}, then cortex serve -c {config}")
+    click.echo(f"a key for yourself: cortex key create me --verbs infer,read,operate,keys -c {config}")
 
 
 def _cortex_toml(found: Sequence[FoundServer]) -> str:
@@ -99,9 +99,6 @@ def _cortex_toml(found: Sequence[FoundServer]) -> str:
         "[gateway]",
         'listen = "127.0.0.1:31313"           # the API',
         'metrics_listen = "127.0.0.1:31314"   # metrics and the admin API',
-        "",
-        "[admin]",
-        f"token = {_quoted(secrets.token_urlsafe(24))}",
     ]
     names: set[str] = set()
     for server in found:

@@ -75,10 +75,7 @@ def _read(path: Path) -> bytes:
 def _ask_gateway(gateway: GatewayAddress, data: bytes, name: str) -> dict[str, Any]:
     """The gateway's plan, for its fleet as it is now."""
     if gateway.token is None:
-        raise _NoComparison(
-            "the gateway plans only for the admin token or a key: set [admin] token in cortex.toml or CORTEX_KEY, "
-            "or use --offline"
-        )
+        raise _NoComparison("the gateway plans only for a key: set CORTEX_KEY, or use --offline")
     try:
         with api_client.open_client() as client:
             url = f"{gateway.admin}/admin/plan"

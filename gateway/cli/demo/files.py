@@ -55,22 +55,21 @@ def make_home(folder: Path | None) -> Path:
     return home
 
 
-def write_files(home: Path, neurons: dict[str, str], ports: tuple[int, int], token: str) -> Path:
+def write_files(home: Path, neurons: dict[str, str], ports: tuple[int, int]) -> Path:
     """Write both files, and return the path of `cortex.toml`.
 
     Args:
         home: The folder.
         neurons: The endpoint of each neuron, by its name.
         ports: Of the API and of the metrics.
-        token: The admin token.
     """
     (home / "models.toml").write_text(MODELS_TOML, encoding="utf-8")
     config = home / "cortex.toml"
-    config.write_text(_cortex_toml(neurons, ports, token), encoding="utf-8")
+    config.write_text(_cortex_toml(neurons, ports), encoding="utf-8")
     return config
 
 
-def _cortex_toml(neurons: dict[str, str], ports: tuple[int, int], token: str) -> str:
+def _cortex_toml(neurons: dict[str, str], ports: tuple[int, int]) -> str:
     api, metrics = ports
     lines = [
         f"{MARK}, which overwrites it each time it starts. cortex.example.toml explains every key.",
@@ -83,9 +82,6 @@ def _cortex_toml(neurons: dict[str, str], ports: tuple[int, int], token: str) ->
         "",
         "[limits]",
         "connections = 256   # fits in the usual limit of 1,024 open files",
-        "",
-        "[admin]",
-        f'token = "{token}"',
         "",
         "[log]",
         'level = "warning"   # "info" logs every request',

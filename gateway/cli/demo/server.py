@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shlex
 import signal
 import sys
@@ -14,6 +13,7 @@ import click
 import trio
 
 from gateway.cli.demo.files import DRAIN_S, write_files
+from gateway.cli.demo.operator_key import new_operator_secret
 from gateway.config import load
 from gateway.server.gateway import Gateway
 from gateway.server.listen import Addresses
@@ -42,15 +42,15 @@ files: {folder}
      curl -si {api}/v1/chat/completions -H 'content-type: application/json' -d '{{"model":"helexa/small","messages":[{{"role":"user","content":"What is the capital of Georgia?"}}]}}'
 
   5  show the whole fleet
-     CORTEX_ADMIN__TOKEN={token} {cortex} status -e {api} --admin {admin}
+     CORTEX_KEY={key} {cortex} status -e {api} --admin {admin}
 
   6  unload a model that can sleep: its engine keeps running, without its GPU memory
-     {cortex} unload Qwen/Qwen3-8B --url {admin} --key {token}
+     {cortex} unload Qwen/Qwen3-8B --url {admin} --key {key}
 
   7  a request wakes it, in a ninth of the time of a load
      curl -si {api}/v1/chat/completions -H 'content-type: application/json' -d '{{"model":"helexa/balanced","messages":[{{"role":"user","content":"What is the capital of Georgia?"}}]}}'
 
-  8  see the same in a browser: {admin}/ (key: {token})
+  8  see the same in a browser: {admin}/ (key: {key})
 
 Ctrl-C ends it.
 """  # noqa: E501 - each command must be one line to be copied
@@ -66,13 +66,14 @@ async def run(home: Path, speed: float, ports: tuple[int, int]) -> int:
     async with trio.open_nursery() as nursery:
         await nursery.start(stop.watch, nursery.cancel_scope)
         endpoints = {neuron.name: await nursery.start(neuron.serve) for neuron in demo_fleet(speed)}
-        token = secrets.token_urlsafe(12)
-        config = await trio.to_thread.run_sync(write_files, home, endpoints, ports, token)
-        gateway = Gateway(load.load(config, {}).settings)
+        config = await trio.to_thread.run_sync(write_files, home, endpoints, ports)
+        settings = load.load(config, {}).settings
+        key = await trio.to_thread.run_sync(new_operator_secret, settings)
+        gateway = Gateway(settings)
         log.configure(gateway.settings.log)
         async with trio.open_nursery() as serving:
             addresses: Addresses = await serving.start(partial(serve, gateway, stop=stop.first.wait))
-            click.echo(_welcome(addresses, home / "models.toml", token))
+            click.echo(_welcome(addresses, home / "models.toml", key))
             await stop.first.wait()
             click.echo(f"\nstopping: running requests have {DRAIN_S} s to finish (Ctrl-C again stops at once)")
         nursery.cancel_scope.cancel()  # the neurons, once the gateway has drained
@@ -98,7 +99,7 @@ class _StopSignals:
                 self.first.set()
 
 
-def _welcome(addresses: Addresses, models: Path, token: str) -> str:
+def _welcome(addresses: Addresses, models: Path, key: str) -> str:
     return WELCOME.format(
         api=addresses.url,
         admin=f"http://{addresses.metrics}",
@@ -107,5 +108,5 @@ def _welcome(addresses: Addresses, models: Path, token: str) -> str:
         models=shlex.quote(str(models)),
         python=shlex.quote(sys.executable),
         cortex=shlex.quote(str(Path(sys.executable).with_name("cortex"))),
-        token=token,
+        key=key,
     )

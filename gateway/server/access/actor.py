@@ -34,10 +34,11 @@ def key_of_request() -> Key:
     return cast("Key", g.key)
 
 
-def actor() -> str:
-    """The name of the operator for the audit log: that of the key, with its id."""
+def actor(user: str = "") -> str:
+    """The operator's name for the audit log: that of the key, with its id, and the user whom the client names."""
     key = key_of_request()
-    return key.name if key is TOKEN_KEY else f"{key.name} (key {key.id})"
+    details = ([] if key is TOKEN_KEY else [f"key {key.id}"]) + ([user] if user else [])
+    return f"{key.name} ({', '.join(details)})" if details else key.name
 
 
 def _needed_verb(method: str, path: str) -> Verb:

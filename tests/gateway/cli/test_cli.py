@@ -13,6 +13,7 @@ from threading import Thread
 import click
 import pytest
 from click.testing import CliRunner
+from fakes.operator import key_in
 from fakes.process import END_S, cortex, on_a_terminal, running_cortex
 
 from catalogue.models import Catalogue
@@ -311,20 +312,30 @@ def test_serve_with_an_invalid_host_name_is_one_line(folder):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The settings of a running gateway."""
+def demo_and_key(tmp_path_factory):
+    """The settings of a running gateway, and its key."""
     folder = tmp_path_factory.mktemp("demo")
     with running_cortex("demo", "--dir", folder, "--port", 0, "--speed", 50) as process:
-        process.read_until("Ctrl-C ends it")
-        yield load(folder / "cortex.toml", {}).settings
+        printed = process.read_until("Ctrl-C ends it")
+        yield load(folder / "cortex.toml", {}).settings, key_in(printed)
         process.interrupt()
         process.end()
+
+
+@pytest.fixture
+def demo(demo_and_key):
+    return demo_and_key[0]
+
+
+@pytest.fixture
+def demo_key(demo_and_key):
+    return demo_and_key[1]
 
 
 def run_status(settings, *options, token=None):
     endpoint, admin = (f"http://{listen}" for listen in (settings.gateway.listen, settings.gateway.metrics_listen))
     arguments = ["status", "-e", endpoint, "--admin", admin, *options]
-    return CliRunner().invoke(main.main, arguments, env={"CORTEX_ADMIN__TOKEN": token, "COLUMNS": "200"})
+    return CliRunner().invoke(main.main, arguments, env={"CORTEX_KEY": token, "COLUMNS": "200"})
 
 
 def test_status_without_token_shows_the_public_part(demo):
@@ -339,9 +350,9 @@ def test_status_without_token_shows_the_public_part(demo):
     assert "leases" not in result.output
 
 
-def test_status_with_token_shows_devices_and_leases(demo):
+def test_status_with_token_shows_devices_and_leases(demo, demo_key):
     """With every device and its memory."""
-    result = run_status(demo, token=demo.admin.token)
+    result = run_status(demo, token=demo_key)
 
     assert result.exit_code == 0
     assert "leases" in result.output
@@ -353,13 +364,13 @@ def test_status_with_wrong_token_shows_the_public_part_and_the_error(demo):
     result = run_status(demo, token="wrong")
 
     assert result.exit_code == 0
-    assert "the gateway rejects the admin token" in result.output
+    assert "the gateway rejects the key: the credentials are no key of this gateway" in result.output
     assert "helexa/large" in result.output
 
 
-def test_status_json_is_one_object(demo):
+def test_status_json_is_one_object(demo, demo_key):
     """The JSON that the tables are made from."""
-    state = json.loads(run_status(demo, "--json", token=demo.admin.token).output)
+    state = json.loads(run_status(demo, "--json", token=demo_key).output)
 
     assert {"health", "models", "fleet", "requests"} == state.keys()
     assert state["health"]["status"] == "ok"
@@ -395,12 +406,12 @@ def test_status_unreachable_is_one_line_and_code_2():
 
 
 @pytest.mark.parametrize("command", [["explain", "some-request"], ["drain", "beast"], ["undrain", "beast"]])
-def test_missing_token_error_names_the_environment_variable(command):
+def test_missing_key_error_names_the_environment_variable(command):
     """A secret on the command line is visible in `ps`."""
-    result = CliRunner().invoke(main.main, command, env={"CORTEX_ADMIN__TOKEN": None})
+    result = CliRunner().invoke(main.main, command, env={"CORTEX_ADMIN__TOKEN": None, "CORTEX_KEY": None})
 
     assert result.exit_code == 1
-    assert "CORTEX_ADMIN__TOKEN" in result.output
+    assert "CORTEX_KEY" in result.output
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:31313", "http://[", "http://:99999"])

@@ -5,7 +5,7 @@ import shutil
 
 import httpx
 import pytest
-from fakes.operator import Operator, wait_until
+from fakes.operator import Operator, key_in, wait_until
 from fakes.patience import SAFETY_NET_S
 from fakes.process import cortex, running_cortex
 
@@ -24,8 +24,7 @@ def demo_operator(tmp_path_factory):
     """A demo gateway, which all tests of this file share."""
     folder = tmp_path_factory.mktemp("demo")
     with running_cortex("demo", "--dir", folder, "--port", 0, "--speed", 200) as process:
-        process.read_until("Ctrl-C ends it")
-        yield Operator(folder)
+        yield Operator(folder, key_in(process.read_until("Ctrl-C ends it")))
         process.interrupt()
         process.end()
 
@@ -58,7 +57,7 @@ def alone(tmp_path, demo_operator):
             for line in config.splitlines()
         )
     (tmp_path / "cortex.toml").write_text(config)
-    return Operator(tmp_path)
+    return Operator(tmp_path, demo_operator.key)
 
 
 # Set and rollback.
@@ -147,7 +146,7 @@ def test_set_without_the_token_waits_by_polling_health(operator):
 
 def test_wrong_token_is_a_warning(operator):
     """The gateway notices the change by itself."""
-    output = operator.done("alias", "set", "helexa/small", MIDDLE, CORTEX_ADMIN__TOKEN="wrong")
+    output = operator.done("alias", "set", "helexa/small", MIDDLE, CORTEX_KEY="wrong")
 
     assert "warning: " in output
     assert "in force: generation " in output
@@ -611,9 +610,7 @@ def test_plan_without_a_gateway_or_a_token_is_code_3(alone):
     """That is neither `no changes` nor `impossible`."""
     assert "--offline compares without a gateway" in alone("plan").stderr
     assert alone("plan").exit_code == 3
-    without = alone.config.with_name("without.toml")
-    without.write_text(alone.config.read_text().replace("token", "# token"))
-    assert "only for the admin token" in alone("plan", "-c", without).stderr
+    assert "plans only for a key: set CORTEX_KEY" in alone("plan", CORTEX_KEY=None).stderr
 
 
 # Compare.

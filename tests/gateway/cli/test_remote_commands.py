@@ -1,13 +1,14 @@
 """Every operator command over the network: `--url` and a key, and no file of the gateway on this host."""
 
 import json
+import re
 import stat
 import time
 
 import httpx
 import pytest
 from click.testing import CliRunner
-from fakes.operator import Operator, wait_until
+from fakes.operator import Operator, key_in, wait_until
 from fakes.patience import SAFETY_NET_S
 from fakes.process import running_cortex
 
@@ -40,8 +41,7 @@ def host(tmp_path_factory):
     """The gateway's host; the commands of these tests never see its files."""
     folder = tmp_path_factory.mktemp("host")
     with running_cortex("demo", "--dir", folder, "--port", 0, "--speed", 200) as process:
-        process.read_until("Ctrl-C ends it")
-        yield Operator(folder)
+        yield Operator(folder, key_in(process.read_until("Ctrl-C ends it")))
         process.interrupt()
         process.end()
 
@@ -51,7 +51,7 @@ def desk(host, tmp_path, monkeypatch):
     """A folder elsewhere. Afterwards the gateway has its first file again."""
     monkeypatch.chdir(tmp_path)
     original = host.models.read_bytes()
-    yield Desk(f"http://{host.settings.gateway.metrics_listen}", host.settings.admin.token, tmp_path)
+    yield Desk(f"http://{host.settings.gateway.metrics_listen}", host.key, tmp_path)
     host.edit(original)
     wait_until(lambda: host.in_force() == digest_of(original) and not host.health().get("swaps"))
     assert list(tmp_path.rglob("models.*")) == []
@@ -72,7 +72,7 @@ def test_day_of_an_operator(desk, host, tmp_path):
     wait_until(lambda: "helexa/small" in desk.done("alias", "history", "--limit", 1))
     shown = desk.done("audit", "show")
     assert f"command: cortex alias set helexa/small {MIDDLE}" in shown
-    assert "admin (" in shown
+    assert re.search(r"operator \(key \w{10}, [^)]+\)", shown)
     assert "are intact" in desk.done("audit", "verify")
 
     desk.done("alias", "rollback", "--wait")
@@ -104,7 +104,7 @@ def test_edits_are_refused_as_on_the_host(desk, host):
 def test_parallel_edits_over_the_network_are_all_kept(desk, host):
     """One whose file has changed meanwhile starts again from the new one."""
     names = [f"parallel/{number}" for number in range(4)]
-    arguments = ("--url", desk.url, "--key", host.settings.admin.token)
+    arguments = ("--url", desk.url, "--key", host.key)
     processes = [running_cortex("alias", "set", name, SMALL, *arguments) for name in names]
     running = [process.__enter__() for process in processes]
     try:
@@ -173,7 +173,7 @@ def test_gateway_by_name(desk, host, tmp_path):
     """`[gateways.NAME]` has the address and the key."""
     path = tmp_path / "cortex" / "config.toml"
     path.parent.mkdir()
-    path.write_text(f'[gateways.prod]\nurl = "{desk.url}/"\nkey = "{host.settings.admin.token}"\n')
+    path.write_text(f'[gateways.prod]\nurl = "{desk.url}/"\nkey = "{host.key}"\n')
     path.chmod(stat.S_IRUSR | stat.S_IWUSR)
 
     assert "helexa/small" in desk.done("alias", "list", "--url", "prod", CORTEX_KEY=None)

@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from fakes.operator import Operator, wait_until
+from fakes.operator import Operator, key_in, wait_until
 from fakes.process import running_cortex
 
 from gateway.aliases.files.file_history import digest_of
@@ -61,8 +61,7 @@ def demo_operator(tmp_path_factory):
     """A demo gateway, which all tests of this file share."""
     folder = tmp_path_factory.mktemp("demo")
     with running_cortex("demo", "--dir", folder, "--port", 0, "--speed", 200) as process:
-        process.read_until("Ctrl-C ends it")
-        yield Operator(folder)
+        yield Operator(folder, key_in(process.read_until("Ctrl-C ends it")))
         process.interrupt()
         process.end()
 

@@ -24,7 +24,10 @@ REFUSED, UNAVAILABLE = 1, 2  # exit codes
 
 @click.group()
 def store() -> None:
-    """Check, migrate or back up the database of keys and usage, [store] url of cortex.toml."""
+    """Check, migrate or back up the database of keys and usage.
+
+    It is the one that [store] url of cortex.toml names.
+    """
 
 
 @store.command()

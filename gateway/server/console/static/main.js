@@ -71,7 +71,7 @@ function showSignIn(message) {
   h("h1", {}, brand(), "console"),
   h("input", { type: "text", autocomplete: "username", value: "operator", hidden: true }), // password managers want one
   h("label", { for: "key" }, "Key"), key,
-  h("small", { id: "key-hint" }, "A key with the verb read, or the [admin] token of cortex.toml."),
+  h("small", { id: "key-hint" }, "A key with the verb read: cortex key create NAME --verbs infer,read,operate,keys"),
   problem, button);
   app.replaceChildren(h("main", { id: "main", class: "sign-in-page" }, form));
   key.focus();

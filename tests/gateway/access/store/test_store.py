@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from alembic.migration import MigrationContext
 from fakes.patience import SAFETY_NET_S
 from sqlalchemy import exc, func, insert, select, text
 
+from gateway.access.keys import key_rows
+from gateway.access.store import migrate
 from gateway.access.store import store as store_module
 from gateway.access.store.database import Database, InvalidStoreUrl, StoreUnavailable
 from gateway.access.store.migrate import SchemaUnknown
@@ -46,6 +49,28 @@ def test_migrations_from_nothing_lead_to_the_tables_of_the_schema(store_url):
     assert not database.upgrade()
     assert database.version() == SCHEMA_VERSION
     assert database.read(lambda c: compare_metadata(MigrationContext.configure(c), metadata)) == []
+    database.close()
+
+
+VERSIONS = [script.revision for script in migrate.scripts().walk_revisions()][:0:-1]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_migration_from_each_earlier_version_keeps_what_is_there(store_url, version):
+    """An upgrade of cortex; the migrations in between run one after the other."""
+    database = Database(store_url, HERE)
+    if database.path is not None:
+        database.path.touch()
+    assert database.write(partial(migrate.upgrade, to=version))
+    row = text(
+        "INSERT INTO keys (id, name, secret_hash, may, verbs, budgets, observe, weight, priority, created_at,"
+        " end_streams) VALUES ('a', 'alice', 'ff', '[]', '[]', '[]', '[]', 100, 'batch', 1.5, false)"
+    )
+    database.write(lambda c: c.execute(row))
+    assert database.upgrade()
+    assert database.version() == SCHEMA_VERSION
+    assert database.read(lambda c: compare_metadata(MigrationContext.configure(c), metadata)) == []
+    assert [stored.key.name for stored in database.read(key_rows.read_all)] == ["alice"]
     database.close()
 
 
