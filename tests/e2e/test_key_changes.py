@@ -61,6 +61,7 @@ async def test_admin_api_creates_edits_rotates_and_revokes(cortex):
         assert await status_of(cortex, secret) == 200
         listed = (await admin.get("/admin/keys")).json()["keys"]
         assert [key["name"] for key in listed] == ["operator", "ops", "alice"]
+        assert listed[-1].pop("use")["limits"]["rpm"]["used"] == 1
         assert listed[-1] == created
         assert "secret" not in json.dumps(listed).replace("old_secret_until", "")
 
