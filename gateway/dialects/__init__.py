@@ -28,7 +28,7 @@ from gateway.errors import GatewayError
 from gateway.http.sse import Event
 from gateway.http.streamed_body import StreamedBody
 
-__all__ = ["ClientRequest", "Dialect", "OutgoingRequest", "ParsedRequest", "Translation"]
+__all__ = ["AnswerAssembler", "ClientRequest", "Dialect", "OutgoingRequest", "ParsedRequest", "Translation"]
 
 
 class ClientRequest(NamedTuple):
@@ -46,6 +46,18 @@ class ClientRequest(NamedTuple):
     request_id: str
     form: Callable[[str], bytes | StreamedBody] | None = None
     secret_key: bytes = b""
+
+
+class AnswerAssembler(Protocol):
+    """Puts the answer of a stream together, in the upstream's dialect."""
+
+    def feed(self, events: Sequence[Event]) -> None:
+        """Take in events of the stream. Raises GatewayError if one is malformed or reports an error."""
+        ...
+
+    def body(self) -> bytes:
+        """The whole answer. Raises GatewayError if the stream ended before it did, or had none."""
+        ...
 
 
 class Translation(Protocol):
@@ -76,7 +88,12 @@ class Translation(Protocol):
 
     @property
     def converts(self) -> bool:
-        """Whether `stream_of` is there, and `whole` takes what `chat.assemble` makes of a stream."""
+        """Whether `stream_of` is there, and `whole` takes what the `assembler` makes of a stream."""
+        ...
+
+    @property
+    def assembler(self) -> Callable[[], AnswerAssembler]:
+        """Makes what puts a stream of the upstream's together, if `converts`."""
         ...
 
     def feed(self, events: Sequence[Event]) -> bytes:

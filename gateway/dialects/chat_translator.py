@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gateway.dialects import upstream_errors
-from gateway.dialects.chat.assemble import stream_datas
+from gateway.dialects.chat.assemble import CompletionAssembler, stream_datas
 from gateway.errors import GatewayError, UpstreamMalformedResponse
 from gateway.http import sse
 
@@ -38,6 +38,7 @@ class ChatTranslation:
 
     passes_text = False
     converts = True
+    assembler = CompletionAssembler
     held_limit_bytes = sse.EVENT_LIMIT_BYTES
 
     def __init__(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway import errors
+from gateway.dialects.chat.assemble import CompletionAssembler
 from gateway.dialects.chat_chunks import Chunk
 from gateway.http import sse
 
@@ -92,6 +93,7 @@ class UsageStripper:
     keepalive_bytes = sse.KEEP_ALIVE
     passes_text = True
     converts = False
+    assembler = CompletionAssembler
     held_limit_bytes = HELD_LIMIT_BYTES
 
     def __init__(self) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from gateway.dialects import Translation
+from gateway.dialects import AnswerAssembler, Translation
+from gateway.dialects.chat.assemble import CompletionAssembler
 from gateway.dialects.json_splice import Span, find
 from gateway.errors import GatewayError
 from gateway.http import sse
@@ -102,6 +103,11 @@ class ModelRenamer:
     def converts(self) -> bool:
         """The other translation's, if there is one."""
         return self.then is not None and self.then.converts
+
+    @property
+    def assembler(self) -> Callable[[], AnswerAssembler]:
+        """The other translation's, if there is one."""
+        return CompletionAssembler if self.then is None else self.then.assembler
 
     def feed(self, events: Sequence[sse.Event]) -> bytes:
         """The events, renamed."""

@@ -1,7 +1,8 @@
 """A neuron's answer in another form than the client asked for: a stream for a whole answer, or the reverse.
 
 Which form an answer has, its first bytes tell better than its content type: some servers label every answer as JSON.
-What the form is made of, the translation knows (`dialects/chat/assemble.py`); here it is read and sent.
+What the form is made of, the translation knows (`dialects/chat/assemble.py`, `dialects/native/`); here it is read and
+sent.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from functools import partial
 import trio
 
 from gateway.dialects import Translation
-from gateway.dialects.chat.assemble import AnswerAssembler
 from gateway.errors import UpstreamMalformedResponse
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
@@ -61,7 +61,7 @@ async def relay_assembled(
         ClientGone: The client has disconnected.
         GatewayError: The upstream broke off or reported an error; the client has seen nothing.
     """
-    assembler = AnswerAssembler()
+    assembler = translation.assembler()
     size = 0
     while chunk := await stream.receive():
         phases.received_at = trio.current_time()

@@ -13,13 +13,15 @@ from gateway.dialects.anthropic.stream import PING, MessagesStream
 from gateway.dialects.chat.pass_through import asking_for_stream
 from gateway.dialects.chat_translator import ChatTranslation
 from gateway.dialects.json_splice import splice
+from gateway.dialects.native.message_form import MessageAssembler, message_stream
+from gateway.dialects.native.native_answer import NativeAnswer
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 
 __all__ = ["NAME", "MessagesDialect", "ParsedMessagesRequest"]
 
 NAME = "anthropic"
-CHAT_PATH = b"/v1/chat/completions"
+PATH, CHAT_PATH = b"/v1/messages", b"/v1/chat/completions"
 
 
 class ParsedMessagesRequest:
@@ -47,7 +49,7 @@ class ParsedMessagesRequest:
         """The client's body for a neuron that speaks `/v1/messages`, else a chat completion. Raises BadRequest."""
         request = self._request
         if NAME in backend.dialects:
-            return OutgoingRequest(request.path, splice(request.body, request.model, model))
+            return self._native(splice(request.body, request.model, model), backend)
         context = self.as_chat.context(request.request_id, model, backend)
         whole = partial(response.translate, context=context)
         translation = ChatTranslation(MessagesStream(context), whole, keepalive_bytes=PING)
@@ -55,6 +57,16 @@ class ParsedMessagesRequest:
         if backend.stops_only_streams and not request.model.stream:
             body = asking_for_stream(body, ask_usage=backend.ask_usage) or body
         return OutgoingRequest(CHAT_PATH, body, translation, ignored=self.as_chat.ignored_by(backend))
+
+    def _native(self, body: bytes, backend: Backend) -> OutgoingRequest:
+        """The client's request for a neuron of its dialect. The answer of an engine is converted if need be."""
+        request = self._request
+        if not backend.is_engine or request.path.partition(b"?")[0] != PATH:
+            return OutgoingRequest(request.path, body)
+        error_event = partial(errors.event, request_id=request.request_id)
+        if backend.stops_only_streams and not request.model.stream:
+            body = asking_for_stream(body, ask_usage=False) or body
+        return OutgoingRequest(request.path, body, NativeAnswer(MessageAssembler, message_stream, error_event))
 
 
 class MessagesDialect:

@@ -23,15 +23,15 @@ from gateway.dialects.translation.bounds import excess_of
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http import sse
 
-__all__ = ["AnswerAssembler", "stream_datas"]
+__all__ = ["CompletionAssembler", "stream_datas"]
 
 ASSEMBLED_LIMIT = 1_000_000  # values of an answer in all: they are encoded in one step of 40 ms
 
 _NOT_A_COMPLETION = "the neuron answered a streaming request with neither an event stream nor a chat completion"
 
 
-class AnswerAssembler:
-    """Assembles one answer."""
+class CompletionAssembler:
+    """Assembles one answer. A `dialects.AnswerAssembler`."""
 
     __slots__ = ("_choices", "_done", "_fields", "_has_halves", "_values")
 

@@ -14,7 +14,7 @@ import msgspec
 from gateway import errors
 from gateway.dialects import chat_chunks
 from gateway.dialects.chat import finish_reasons
-from gateway.dialects.chat.assemble import stream_datas
+from gateway.dialects.chat.assemble import CompletionAssembler, stream_datas
 from gateway.dialects.include_usage import Edit, UsageStripper, asking_for_usage, edited
 from gateway.dialects.json_splice import find
 from gateway.http import sse
@@ -41,6 +41,7 @@ class EngineAnswer:
     keepalive_bytes = sse.KEEP_ALIVE
     passes_text = True
     converts = True
+    assembler = CompletionAssembler
 
     def __init__(self, stripper: UsageStripper | None = None) -> None:
         self._stripper = stripper

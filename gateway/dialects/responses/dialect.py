@@ -12,6 +12,8 @@ from gateway.dialects.chat.answer_id import new_answer_id
 from gateway.dialects.chat.pass_through import asking_for_stream
 from gateway.dialects.chat_translator import ChatTranslation
 from gateway.dialects.json_splice import splice
+from gateway.dialects.native.native_answer import NativeAnswer
+from gateway.dialects.native.response_form import ResponseAssembler, response_stream
 from gateway.dialects.responses import errors, response
 from gateway.dialects.responses.request import ResponsesAsChat, translate
 from gateway.dialects.responses.stream import ResponsesStream
@@ -42,7 +44,7 @@ class ParsedResponsesRequest:
         """The client's body for a neuron that speaks `/v1/responses`, else a chat completion. Raises BadRequest."""
         request = self._request
         if NAME in backend.dialects:
-            return OutgoingRequest(request.path, splice(request.body, request.model, model))
+            return self._native(splice(request.body, request.model, model), backend)
         if self._as_chat is None:
             self._as_chat = translate(request.body, request.model, request.secret_key)
         context = self._as_chat.context(new_answer_id(), model)
@@ -51,6 +53,16 @@ class ParsedResponsesRequest:
         if backend.stops_only_streams and not request.model.stream:
             body = asking_for_stream(body, ask_usage=backend.ask_usage) or body
         return OutgoingRequest(CHAT_PATH, body, translation, ignored=self._as_chat.ignored_by(backend))
+
+    def _native(self, body: bytes, backend: Backend) -> OutgoingRequest:
+        """The client's request for a neuron of its dialect. The answer of an engine is converted if need be."""
+        request = self._request
+        if not backend.is_engine:
+            return OutgoingRequest(request.path, body)
+        error_event = partial(errors.event, sequence_number=0)
+        if backend.stops_only_streams and not request.model.stream:
+            body = asking_for_stream(body, ask_usage=False) or body
+        return OutgoingRequest(request.path, body, NativeAnswer(ResponseAssembler, response_stream, error_event))
 
 
 class ResponsesDialect:
