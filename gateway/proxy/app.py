@@ -34,6 +34,7 @@ from gateway.proxy.request import InferenceRequest, read_request, request_id_of
 from gateway.proxy.response import response_headers, server_timing
 from gateway.proxy.response.client_response import ClientGone, ClientResponse
 from gateway.proxy.response.client_watch import client_left, keep_alive, watch_client
+from gateway.proxy.response.keepalive import SilenceWatch
 from gateway.proxy.total_deadline import TotalDeadline
 from gateway.telemetry.request_record import RequestRecord
 
@@ -54,6 +55,7 @@ class InferenceApp:
     Attributes:
         context: The same.
         body_memory: The memory that request bodies take.
+        silence: Starts the keep-alives of silent streams; its owner runs it. Without that each stream has a task.
         spools: The disk space that uploads take.
         refuses_new: The gateway shuts down, and answers new requests with 503.
     """
@@ -65,6 +67,7 @@ class InferenceApp:
         self.spools = SpoolStorage(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))
         self._body_limit_bytes = int(settings.gateway.body_limit_mb * 1024**2)
         self.refuses_new = False
+        self.silence = SilenceWatch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request until it is answered, or its client has left."""
@@ -232,11 +235,10 @@ class InferenceApp:
                 if request.upload is not None:
                     nursery.start_soon(watch_uploading_client, request.upload, receive, record, keepalive, nursery)
                 else:
-                    exchange = exchange_of(asgi_scope)
-                    if exchange is None or not exchange.on_departure(partial(client_left, client, record, scope)):
-                        nursery.start_soon(watch_client, receive, client, record, scope)
+                    _watch_client(asgi_scope, receive, client, record, nursery)
                 if request.stream:
-                    nursery.start_soon(keep_alive, keepalive, record, scope)
+                    keepalive.begin()
+                    self.silence.watch(keepalive, partial(nursery.start_soon, keep_alive, keepalive, record, scope))
                 try:
                     if endpoint.counts:
                         with request.account.reserve() if request.account is not None else nullcontext():
@@ -259,10 +261,21 @@ class InferenceApp:
                     )
                     internal = errors.InternalError("an error inside the gateway; its log has the details")
                     await _send_error(client, record, internal, request.dialect, dispatch)
+                finally:
+                    self.silence.forget(keepalive)
                 if nursery.child_tasks:
                     scope.cancel()
         finally:
             dispatch.release()
+
+
+def _watch_client(
+    asgi_scope: Scope, receive: Receive, client: ClientResponse, record: RequestRecord, nursery: trio.Nursery
+) -> None:
+    """Have the server call when the client leaves; without a server that does, start a task."""
+    scope, exchange = nursery.cancel_scope, exchange_of(asgi_scope)
+    if exchange is None or not exchange.on_departure(partial(client_left, client, record, scope)):
+        nursery.start_soon(watch_client, receive, client, record, scope)
 
 
 async def _send_error(

@@ -372,6 +372,7 @@ class Gateway:
             self.access_parts.run,
             self.scheduler.run,
             self.shadows.run,
+            self.inference.silence.run,
             self.membership.run,
             self.poller.run,
             self.console.figures.run,

@@ -167,6 +167,7 @@ async def _run(kind: str, requests: int, chunks: int, profile: cProfile.Profile 
         server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger(), pump=pump)
         await nursery.start(server.watch_hang_ups)
         await nursery.start(pump.run)
+        gateway.inference.silence._running = True  # its task would disturb the count
         for writer in log._writers:
             writer.batches = True  # as `log.write_in_batches` does, whose task would disturb the count
         for side in peers.server_sides:

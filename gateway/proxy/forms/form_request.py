@@ -98,5 +98,6 @@ async def watch_uploading_client(
     if upload.stream and not client.started:
         record.stream = True
         # Not before the upload has ended: few clients read a response while they send.
+        keepalive.begin()
         nursery.start_soon(keep_alive, keepalive, record, nursery.cancel_scope)
     await watch_client(receive, client, record, nursery.cancel_scope)

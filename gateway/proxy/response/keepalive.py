@@ -10,7 +10,9 @@ import trio
 from gateway.config.settings import StreamingSettings
 from gateway.proxy.response.client_response import ClientResponse, Head
 
-__all__ = ["KeepAlive"]
+__all__ = ["KeepAlive", "SilenceWatch"]
+
+LOOK_INTERVAL_S = 0.25
 
 # (after so many seconds of silence, seconds from one keep-alive to the next). Clients that fear for their connection do
 # so in the first seconds; proxies need a sign within a minute. go-openai gives up after 300 lines without data, and a
@@ -57,7 +59,7 @@ class KeepAlive:
         now = trio.current_time() if now is None else now
         self.last_write_at = now
         """When a part of the answer was last sent to the client; the relay sets it."""
-        self._started_at = self._last_sign_at = now  # `run` sets both again
+        self._started_at = self._last_sign_at = now  # `begin` sets all three again
         self.head_received = False
 
     def stream_started(self, head: Head | None) -> None:
@@ -76,16 +78,24 @@ class KeepAlive:
         """The answer is not an event stream: send neither an early 200 nor a comment."""
         self._keepalive_s = self._early_commit_s = math.inf
 
+    def begin(self) -> None:
+        """The request has been read: its client waits from now on."""
+        self._started_at = self._last_sign_at = self.last_write_at = trio.current_time()
+
+    @property
+    def shortest_s(self) -> float:
+        """The shortest silence after which anything is sent."""
+        return min(self._keepalive_s, self._early_commit_s)
+
     async def run(self) -> None:
         """Send keep-alives until cancelled.
 
         Raises:
             ClientGone: The client has disconnected.
         """
-        self._started_at = self.last_write_at = trio.current_time()
         while True:
             now = trio.current_time()
-            due_at = self._due_at()
+            due_at = self.due_at()
             if due_at <= now:
                 await self.client.send_keepalive(self.head, None if self.comment is None else self.comment())
                 self._last_sign_at = trio.current_time()
@@ -93,11 +103,50 @@ class KeepAlive:
                 # The head may arrive during the sleep and bring the next keep-alive nearer, at most to one interval.
                 await trio.sleep_until(min(due_at, now + self._keepalive_s))
 
-    def _due_at(self) -> float:
+    def due_at(self) -> float:
+        """When something is to be sent if nothing comes before, by Trio's clock."""
         if not (self.head_received or self.client.started):
             return self._started_at + self._early_commit_s
         last_sign_at = max(self._last_sign_at, self.last_write_at)
         return last_sign_at + max(self._keepalive_s, _slower_after(last_sign_at - self.last_write_at))
+
+
+class SilenceWatch:
+    """Starts the keep-alive task of each stream that falls silent, in one task for all streams.
+
+    Most streams never do, and a task that is cancelled without having sent anything costs a third of a request.
+    """
+
+    def __init__(self) -> None:
+        self._watched: dict[KeepAlive, Callable[[], None]] = {}
+        self._running = False
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watch until cancelled; the streams that are watched then get their tasks."""
+        self._running = True
+        task_status.started()
+        try:
+            while True:
+                await trio.sleep(LOOK_INTERVAL_S)
+                latest = trio.current_time() + 2 * LOOK_INTERVAL_S
+                for keepalive in [each for each in self._watched if each.due_at() <= latest]:
+                    self._watched.pop(keepalive)()
+        finally:
+            self._running = False
+            for start in self._watched.values():
+                start()
+            self._watched.clear()
+
+    def watch(self, keepalive: KeepAlive, start: Callable[[], None]) -> None:
+        """Call `start`, which starts `keepalive.run`, before the next keep-alive is due. `forget` it in time."""
+        if self._running and keepalive.shortest_s > 3 * LOOK_INTERVAL_S:
+            self._watched[keepalive] = start
+        else:
+            start()
+
+    def forget(self, keepalive: KeepAlive) -> None:
+        """The request has ended, or its task has been started."""
+        self._watched.pop(keepalive, None)
 
 
 def _slower_after(silence_s: float) -> float:

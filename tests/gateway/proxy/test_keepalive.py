@@ -7,7 +7,7 @@ from fakes.asgi_send import RecordedSend
 from gateway.config.settings import StreamingSettings
 from gateway.http import sse
 from gateway.proxy.response.client_response import ClientResponse
-from gateway.proxy.response.keepalive import KeepAlive
+from gateway.proxy.response.keepalive import KeepAlive, SilenceWatch
 
 HEAD = (200, [(b"content-type", b"text/event-stream")])
 
@@ -104,3 +104,34 @@ async def test_disabled_keepalive_sends_nothing(autojump_clock, client, wire):
 
     await run_with_keepalive(client, StreamingSettings(), script)
     assert wire.messages == []
+
+
+async def test_task_is_started_for_a_stream_that_falls_silent_only(autojump_clock, nursery):
+    """In time for its first keep-alive, and at once if nothing watches or the keep-alive comes too soon."""
+    watch, started = SilenceWatch(), []
+
+    def stream(**times):
+        keepalive = KeepAlive(ClientResponse(RecordedSend().send), StreamingSettings(**times), lambda: (200, []))
+        keepalive.begin()
+        watch.watch(keepalive, lambda: started.append((trio.current_time(), keepalive)))
+        return keepalive
+
+    unwatched = stream()
+    assert [each for _, each in started] == [unwatched]
+    started.clear()
+    async with trio.open_nursery() as of_watch:
+        await of_watch.start(watch.run)
+        hasty = stream(keepalive_seconds=0.5)
+        assert [each for _, each in started] == [hasty]
+        started.clear()
+        silent, talking, ended = stream(), stream(), stream()
+        for each in (silent, talking, ended):
+            each.stream_started(None)
+        for _ in range(20):
+            await trio.sleep(0.1)
+            talking.last_write_at = trio.current_time()
+            watch.forget(ended)
+        assert [each for _, each in started] == [silent]
+        assert started[0][0] < silent.due_at()
+        of_watch.cancel_scope.cancel()
+    assert [each for _, each in started] == [silent, talking]
