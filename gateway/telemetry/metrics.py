@@ -30,6 +30,7 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # 
 _DURATION_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 _FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
 _TOKENS_PER_S = (1, 2.5, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200)
+_INTER_TOKEN_S = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2)
 _SWAP_S = (0.05, 0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
 _OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
@@ -58,6 +59,11 @@ class Metrics:
         )
         self.tokens_per_second = histogram(
             "cortex_tokens_per_second", "Completion tokens over the first-to-last-delta window", _TOKENS_PER_S
+        )
+        self.inter_token = histogram(
+            "cortex_inter_token_seconds",
+            "Time between two tokens of a stream, the stream's mean for each, by its usage",
+            _INTER_TOKEN_S,
         )
         self.overhead = histogram("cortex_overhead_seconds", "The gateway's own time", _OVERHEAD_S, ("phase",))
         self.prompt_tokens = counter("cortex_prompt_tokens", "Prompt tokens, from usage")

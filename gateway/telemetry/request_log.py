@@ -184,6 +184,9 @@ class RequestLog:
         window_s = meter.last_at - meter.first_at
         if usage is not None and usage.completion_tokens and window_s > 0:
             metrics.tokens_per_second(*labels).observe(usage.completion_tokens / window_s)
+            if usage.completion_tokens > 1:  # once per stream: once per token would cost more than relaying the chunk
+                between = usage.completion_tokens - 1
+                metrics.inter_token(*labels).observe_many(window_s / between, between)
 
 
 def _error_code(record: RequestRecord) -> str | None:

@@ -56,6 +56,11 @@ class HistogramCell:
         self.counts[bisect_left(self._bounds, value)] += 1
         self.total += value
 
+    def observe_many(self, value: float, times: int) -> None:
+        """Count a value so many times."""
+        self.counts[bisect_left(self._bounds, value)] += times
+        self.total += value * times
+
 
 _CellT = TypeVar("_CellT", NumberCell, HistogramCell)
 

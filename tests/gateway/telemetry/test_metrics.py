@@ -53,6 +53,21 @@ def test_counter_has_its_labels(metrics, name):
     assert family.samples[0].labels == {label: label for label in labels}
 
 
+def test_times_between_tokens_are_counted_per_stream(metrics):
+    """Ten intervals of 50 ms; two of 3 s, beyond the last bound."""
+    metrics.inter_token("m", "n").observe_many(0.05, 10)
+    metrics.inter_token("m", "n").observe_many(3.0, 2)
+
+    (family,) = families(metrics).values()
+    samples = {(sample.name, sample.labels.get("le")): sample.value for sample in family.samples}
+    assert (family.name, family.type) == ("cortex_inter_token_seconds", "histogram")
+    assert {sample.labels["model"] + sample.labels["node"] for sample in family.samples} == {"mn"}
+    for bound, count in (("0.04", 0), ("0.05", 10), ("2.0", 10), ("+Inf", 12)):
+        assert samples["cortex_inter_token_seconds_bucket", bound] == count
+    assert samples["cortex_inter_token_seconds_count", None] == 12
+    assert samples["cortex_inter_token_seconds_sum", None] == 6.5
+
+
 @pytest.mark.parametrize("name", HISTOGRAMS)
 def test_histogram_has_its_buckets(metrics, name):
     """Quantiles depend on the bounds: a change would silently falsify every dashboard."""

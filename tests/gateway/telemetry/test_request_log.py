@@ -89,6 +89,8 @@ async def test_speed_is_tokens_from_first_to_last_token(request_log, autojump_cl
 
     assert sample(request_log, f"cortex_time_to_first_token_seconds_sum{ROUTE}") == 3
     assert sample(request_log, f"cortex_tokens_per_second_sum{ROUTE}") == 20
+    assert sample(request_log, f"cortex_inter_token_seconds_sum{ROUTE}") == 2
+    assert sample(request_log, f"cortex_inter_token_seconds_count{ROUTE}") == 39
     assert sample(request_log, f"cortex_request_duration_seconds_sum{ROUTE}") == 15
     assert sample(request_log, f"cortex_prompt_tokens_total{ROUTE}") == 5
     assert sample(request_log, f"cortex_completion_tokens_total{ROUTE}") == 40
