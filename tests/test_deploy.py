@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from gateway.config.settings import GatewaySettings
+from gateway.files import state_directory
 
+STATE = state_directory.SYSTEM_DIRECTORY  # as it is outside of tests
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNITS = sorted([*DEPLOY.glob("*.service"), *DEPLOY.glob("*.socket")])
 
@@ -48,6 +50,12 @@ def test_socket_units_have_the_default_addresses_and_the_names_that_the_gateway_
     assert sock["ListenStream"] == [str(listen)]
     assert sock["FileDescriptorName"] == [name]
     assert sock["Service"] == ["cortex.service"]
+
+
+def test_service_may_write_the_default_state_directory():
+    """With its files under /etc: audit log, history and takeover socket need no setting."""
+    service = read("cortex.service")["Service"]
+    assert [f"/var/lib/{name}" for name in service["StateDirectory"]] == [str(STATE)]
 
 
 def test_reload_checks_the_files_before_it_replaces_the_process():

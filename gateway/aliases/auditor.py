@@ -49,6 +49,7 @@ class Auditor:
         self._store = store
         self._plan = plan
         self._last_rejection: str | None = None
+        self._has_started = False
         store.subscribe(self._catalogue_changed)
         store.subscribe_to_rejections(self._file_rejected)
 
@@ -62,8 +63,9 @@ class Auditor:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Record the catalogue in force, and write entries until cancelled. Started at once."""
-        if self._store.current.digest is not None:
+        if self._store.current.digest is not None and not self._has_started:
             self._add("started", self._store.current, "in force", FILE_ACTOR, data=self._store.last_read)
+        self._has_started = True  # `run` may be ended for a process that takes over, and started again if that fails
         await self._queue.run(task_status=task_status)
 
     def record_action(self, event: str, who: str, *, summary: str, outcome: str, **more: Any) -> None:

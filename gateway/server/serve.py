@@ -48,7 +48,7 @@ _Successor: TypeAlias = Literal["none", "later", "running"]
 
 # Clients use their open connections first, so these are in use again soon, or not needed. While newcomers wait for the
 # next process, idle ones are given up sooner.
-QUIET_S: dict[_Successor, float] = {"later": 1.0, "running": 10.0}
+QUIET_S: dict[_Successor, float] = {"later": 1.0, "running": 5.0}
 
 log = structlog.get_logger("cortex.serve")
 
@@ -201,6 +201,7 @@ class _GatewayProcess:
         """
         gateway, drain_s = self._gateway, self._settings.gateway.drain_seconds
         log.info("draining", running=len(gateway.request_log.live), drain_s=drain_s, successor=successor)
+        gateway.scheduler.drain()
         gateway.swaps.drain()
         gateway.shadows.stop()
         if successor != "running":

@@ -83,6 +83,7 @@ class LoadScheduler:
         self._count_cold_start = count_cold_start
         self._poll_soon = poll_soon
         self._nursery: trio.Nursery | None = None
+        self._unloads_idle = True
         self._busy_since: dict[str, float] = {}  # nodes with a job; loads that compete for memory must not overlap
         self._history = LoadHistory()
         self._backoffs = LoadBackoffs()
@@ -398,12 +399,16 @@ class LoadScheduler:
 
     # Unload jobs ......................................................................................................
 
+    def drain(self) -> None:
+        """Unload no more idle models: another process may use those that this one does not."""
+        self._unloads_idle = False
+
     async def _unload_idle_models(self) -> NoReturn:
         while True:
             await trio.sleep(IDLE_CHECK_INTERVAL_S)
             now = trio.current_time()
             for node in self._fleet.nodes.values():
-                if node.healthy and node.takes_placements and node.name not in self._busy_since:
+                if self._unloads_idle and node.healthy and node.takes_placements and node.name not in self._busy_since:
                     for resident in eviction.idle_models(node, now, self._ttl_s)[:1]:
                         self._begin_unload(resident)
 

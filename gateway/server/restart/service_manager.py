@@ -54,8 +54,9 @@ class ServiceManager:
         self._send("STOPPING=1")
 
     def main_process(self, pid: int) -> None:
-        """Another process is the service's main process from now on."""
+        """Another process is the service's main process from now on. The manager listens to this one no more."""
         self._send(f"MAINPID={pid}")
+        self._address = None
 
     async def run(
         self, status: Callable[[], str], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -66,10 +67,8 @@ class ServiceManager:
         the manager restarts the gateway.
         """
         task_status.started()
-        if self._address is None:
-            return
         interval_s = min(STATUS_INTERVAL_S, (self.watchdog_s or STATUS_INTERVAL_S) / 2)
-        while True:
+        while self._address is not None:
             lines = [] if self.watchdog_s is None else ["WATCHDOG=1"]
             text = status()
             if text != self._status:

@@ -15,6 +15,7 @@ from catalogue.toml.addresses import Listen
 from gateway.config.settings import GatewaySettings
 from gateway.server.restart.socket_activation import ListeningSockets
 from gateway.server.restart.takeover_messages import (
+    IS_SUPPORTED,
     Handed,
     Hello,
     Over,
@@ -39,6 +40,8 @@ def connect_to_predecessor(state_dir: Path) -> Predecessor | None:
     Raises:
         TakeoverFailed: There is something else.
     """
+    if not IS_SUPPORTED:
+        raise TakeoverFailed("this system does not tell which user is behind a Unix socket")
     path = takeover_path(state_dir)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

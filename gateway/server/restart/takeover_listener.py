@@ -18,6 +18,7 @@ from gateway.server.listen import address_of
 from gateway.server.restart.service_manager import ServiceManager
 from gateway.server.restart.state_writers import StateWriters
 from gateway.server.restart.takeover_messages import (
+    IS_SUPPORTED,
     Handed,
     HandedState,
     Hello,
@@ -85,6 +86,9 @@ class TakeoverListener:
 
         Without a socket, because the state directory cannot be written, the gateway serves, and a warning says so.
         """
+        if not IS_SUPPORTED:
+            task_status.started()
+            return
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             try:
                 await trio.to_thread.run_sync(_bind, sock.fileno(), self.path, self._replaces)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "IS_SUPPORTED",
     "Handed",
     "HandedState",
     "Hello",
@@ -52,6 +53,7 @@ LINE_LIMIT_BYTES = 16 * 1024**2  # of one message; what was learnt about 10,000 
 RECEIVE_BYTES = 65536
 MAX_SOCKETS = 2
 ROOT = 0
+IS_SUPPORTED = hasattr(socket, "SO_PEERCRED")  # Linux: who is behind a Unix socket
 MAX_PATH_BYTES = 107  # sun_path without its terminating zero, unix(7)
 
 _Message = TypeVar("_Message", bound=msgspec.Struct)

@@ -85,6 +85,19 @@ async def test_idle_model_from_a_source_has_the_time_to_live_of_its_profile(auto
         assert [world.scheduler._ttl_s(name) for name in (M.id, f"hf:{M.id}", "other")] == [20, 20, 0]
 
 
+@pytest.mark.parametrize(("draining", "unloads"), [(False, 1), (True, 0)])
+async def test_draining_gateway_unloads_no_idle_model(autojump_clock, draining, unloads):
+    """The process that has replaced it may use a model that this one has not used for long."""
+    profile = profile_of(M, idle_ttl_seconds=20)
+    sim = a_sim("a", M)
+    async with a_world(sim, profiles=(profile,)) as world:
+        assert (await world.ask(M.id)).status == 200
+        if draining:
+            world.scheduler.drain()
+        await trio.sleep(60)
+        assert sim.counters["unloads"] == unloads
+
+
 async def test_second_gpu_is_filled_before_a_model_is_evicted(autojump_clock):
     """Then the third model takes the GPU of the least recently used one; the load calls name the devices."""
     third = a_sim_model("lab/o")

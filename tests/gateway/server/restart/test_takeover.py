@@ -125,11 +125,17 @@ async def test_successor_that_fails_after_the_sockets_were_handed_over(old):
         assert (await client.post(CHAT, json=HOT)).status_code == 200
     old.swap("helexa/small", LARGE)
     await old.pointing_at("helexa/small", LARGE)
-    await until(lambda: LARGE in last_audit_line(old)["summary"])
+    await until(lambda: LARGE in last_audit_line(old).get("summary", ""))
+    events = [json.loads(line)["event"] for line in audit_lines(old)]
+    assert events.count("started") == 1
+
+
+def audit_lines(running):
+    return running.gateway.catalogue_files.audit_log.path.read_text().splitlines()
 
 
 def last_audit_line(running):
-    return json.loads(running.gateway.catalogue_files.audit_log.path.read_text().splitlines()[-1])
+    return json.loads(audit_lines(running)[-1])
 
 
 async def test_writers_of_the_old_one_have_ended_before_the_new_one_gets_the_sockets(old, nursery):
