@@ -80,6 +80,7 @@ CountOrZero: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=LARGEST_INTE
 Number: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=LARGEST_INTEGER)]
 """A finite number above 0, whole or not."""
 NumberOrZero: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=LARGEST_INTEGER)]
+Share: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1)]
 Percent: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=100)]
 
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field
 
-from catalogue.toml.types import Count, CountOrZero, Flag, Name, NumberOrZero, String, invalid, parsed_from
+from catalogue.toml.types import (
+    Count,
+    CountOrZero,
+    Flag,
+    Name,
+    Number,
+    NumberOrZero,
+    Share,
+    String,
+    invalid,
+    parsed_from,
+)
+from gateway.config.rules import check_base_url
 
-__all__ = ["EnergySettings", "KeyLimitSettings", "LedgerSettings", "MetricsSettings"]
+__all__ = ["EnergySettings", "KeyLimitSettings", "LedgerSettings", "MetricsSettings", "TracingSettings"]
 
 _HOURS = 24
 
@@ -31,6 +44,15 @@ def _prices(value: Any) -> Any:
             raise invalid(f"must be one number, or {_HOURS}: the price of each hour from 0:00")
         return value
     return [value]
+
+
+def _collector(url: str) -> str:
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
+        raise invalid("needs OpenTelemetry's SDK, which is not installed", "pip install 'cortex[otel]'")
+    return check_base_url(url)
+
+
+_COLLECTOR = parsed_from(Name, _collector)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +88,23 @@ class MetricsSettings:
 
     per_key: Flag = False
     """Whether to export requests and tokens per key. Anyone who reads the metrics then sees the names of the keys."""
+
+    otlp_endpoint: Annotated[str, _COLLECTOR] | None = None
+    """Base URL of a collector that gets the metrics by OTLP too; needs the extra `otel`. No default: none."""
+
+    otlp_interval_seconds: Number = 15
+    """Seconds from one export by OTLP to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracingSettings:
+    """Traces, by OTLP over HTTP; needs the extra `otel`. Prompts, answers and keys are not in them."""
+
+    otlp_endpoint: Annotated[str, _COLLECTOR] | None = None
+    """Base URL of the collector, for example "http://localhost:4318". No default: no traces."""
+
+    sample: Share = 1.0
+    """Share of the requests that are traced, 0 to 1, where the client's `traceparent` does not decide."""
 
 
 @dataclass(frozen=True, slots=True)

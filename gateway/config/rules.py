@@ -15,6 +15,7 @@ __all__ = [
     "ENDPOINT",
     "add_dialects_of_cortex",
     "check_addresses",
+    "check_base_url",
     "check_neuron",
     "check_tls",
 ]
@@ -46,7 +47,7 @@ def check_tls(tls: CheckedTable) -> None:
 _ENDPOINT_EXAMPLE = 'for example "http://gpu-1:13131"'
 
 
-def _endpoint(url: str) -> str:
+def check_base_url(url: str) -> str:
     """A base URL, without its trailing slash. No message contains the URL: people put passwords into URLs."""
     try:
         parts = urlsplit(url)
@@ -98,7 +99,7 @@ def _base_path(text: str) -> str:
     return path
 
 
-ENDPOINT = parsed_from(Name, _endpoint)
+ENDPOINT = parsed_from(Name, check_base_url)
 BASE_PATH = parsed_from(String, _base_path)
 
 

@@ -29,7 +29,7 @@ from gateway.config import rules
 from gateway.config.access_settings import AccessSettings, StoreSettings
 from gateway.config.engine_traits import DialectName, EngineName, ThinkingSwitch
 from gateway.config.header_names import PASSED_TO_CLIENTS, PASSED_TO_NEURONS
-from gateway.config.ledger_settings import EnergySettings, LedgerSettings, MetricsSettings
+from gateway.config.ledger_settings import EnergySettings, LedgerSettings, MetricsSettings, TracingSettings
 
 __all__ = [
     "DEFAULT_MODELS_CONFIG",
@@ -54,6 +54,7 @@ __all__ = [
     "StoreSettings",
     "StreamingSettings",
     "TlsSettings",
+    "TracingSettings",
 ]
 
 DEFAULT_MODELS_CONFIG = Path("/etc/cortex/models.toml")  # where the catalogue is looked for when nothing is configured
@@ -369,6 +370,7 @@ class Settings:
     ledger: LedgerSettings = LedgerSettings()  # noqa: RUF009 - frozen
     energy: EnergySettings = EnergySettings()  # noqa: RUF009 - frozen
     metrics: MetricsSettings = MetricsSettings()  # noqa: RUF009 - frozen
+    tracing: TracingSettings = TracingSettings()  # noqa: RUF009 - frozen
     state: StateSettings = StateSettings()
     audit: AuditSettings = AuditSettings()
     neurons: NeuronTables = ()

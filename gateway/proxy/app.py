@@ -79,6 +79,8 @@ class InferenceApp:
                 if server_timing.wanted(headers)
                 else ClientResponse(send, exchange_of(scope))
             )
+            if self.context.request_log.tracer is not None:
+                self.context.request_log.tracer.begin(record, headers)
             account: RequestAccount | None = None
             try:
                 self._admit()

@@ -44,6 +44,7 @@ from gateway.proxy.shadow.transcript import Transcript
 from gateway.proxy.upstream_stream import UpstreamStream
 from gateway.telemetry.attempt_record import AttemptRecord
 from gateway.telemetry.request_record import RequestRecord
+from gateway.telemetry.tracing.trace_context import new_span_id
 
 __all__ = ["Attempt", "send_upstream_error"]
 
@@ -162,6 +163,10 @@ class Attempt:
     async def _send(self, outgoing: OutgoingRequest) -> None:
         route, request = self.route, self._request
         headers = outgoing_headers(request, outgoing.path, self._context.settings.gateway.pass_request_headers)
+        trace = self._record.trace
+        if trace is not None:
+            self.attempt_record.span_id = new_span_id()
+            headers = trace.headers_for(self.attempt_record.span_id, headers)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body, upload=outgoing.upload)
         sent_at = trio.current_time() if self._keep_transcript else 0.0
         with self.phases:

@@ -45,7 +45,6 @@ from gateway.server.operator_actions import OperatorActions
 from gateway.server.quart_app import json_response, mount_document, new_app
 from gateway.server.request_views import ended_request_json, keys_of_alias, live_request_json
 from gateway.telemetry.explain import explain_requests
-from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.telemetry.request_log import RequestLog
 
 __all__ = ["AdminContext", "make_app"]
@@ -76,7 +75,7 @@ class AdminContext:
     models: Callable[[], list[Entry]]
     plan: Callable[[Catalogue, Catalogue], ChangePlan]
     actions: OperatorActions
-    metrics: Callable[[], bytes]
+    metrics: Callable[[str], tuple[bytes, str]]
     queues: Callable[[], Sequence[QueueView]]
     upstream_statistics: Callable[[], Mapping[str, int]]
     console: Console
@@ -89,7 +88,8 @@ def make_app(context: AdminContext) -> QuartTrio:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(context.metrics(), content_type=CONTENT_TYPE)
+        body, content_type = context.metrics(request.headers.get("accept", ""))
+        return Response(body, content_type=content_type)
 
     @app.get("/health")
     async def health() -> Response:

@@ -63,6 +63,7 @@ from gateway.server.public_routes import PublicRoutes
 from gateway.server.restart.takeover_messages import HandedState
 from gateway.telemetry.metrics import CatalogueReadings, Metrics, RolloutReading
 from gateway.telemetry.request_log import RequestLog
+from gateway.telemetry.tracing.tracing import Tracing
 
 __all__ = ["Gateway"]
 
@@ -102,7 +103,10 @@ class Gateway:
         self.fleet = Fleet(self.neuron_store.neurons, misses=settings.poll.misses)
         self.catalogue_store = CatalogueStore(settings.models_config, readiness=FleetReadiness(self.fleet))
         self.catalogue_store.load_initial()
-        self.metrics = Metrics(per_key=settings.metrics.per_key)
+        self.metrics = Metrics(
+            per_key=settings.metrics.per_key, has_exemplars=settings.tracing.otlp_endpoint is not None
+        )
+        self.tracing = Tracing(settings.tracing, settings.metrics, self.metrics, __version__)
         self.usage_parts = UsageParts(
             settings,
             store=self.access_parts.store,
@@ -118,6 +122,7 @@ class Gateway:
             self.metrics,
             log_requests=settings.gateway.access_log,
             remembered=settings.limits.explain_requests,
+            tracer=self.tracing.tracer,
         )
         self.catalogue_files = CatalogueFiles.from_settings(settings)
         move_state_once(self.catalogue_files)
@@ -266,7 +271,7 @@ class Gateway:
             health=self._health,
             models=self._list_models,
             plan=self._plan,
-            metrics=self.metrics.expose,
+            metrics=self.metrics.expose_for,
             queues=self.admission.views,
             upstream_statistics=self.upstream.statistics,
             console=self.console,
@@ -370,6 +375,7 @@ class Gateway:
         """
         for run in (
             self.access_parts.run,
+            self.tracing.run,
             self.scheduler.run,
             self.shadows.run,
             self.inference.silence.run,

@@ -40,9 +40,21 @@ class AttemptRecord:
         ended_at: By Trio's clock, in s. None while it runs, and for an attempt that answered: that one ends with the
             request.
         error: Why it failed or was refused.
+        span_id: Of its span, which the neuron got as the parent of its own; 0 if the request is not traced.
     """
 
-    __slots__ = ("_gauge", "_metrics", "began_at", "ended_at", "error", "is_hedge", "model", "node", "result")
+    __slots__ = (
+        "_gauge",
+        "_metrics",
+        "began_at",
+        "ended_at",
+        "error",
+        "is_hedge",
+        "model",
+        "node",
+        "result",
+        "span_id",
+    )
 
     def __init__(self, metrics: Metrics, model: str, node: str, began_at: float, *, is_hedge: bool = False) -> None:
         self._metrics = metrics
@@ -52,6 +64,7 @@ class AttemptRecord:
         self.is_hedge = is_hedge
         self.ended_at: float | None = None
         self.result: str | None = None
+        self.span_id = 0
         self.error: ErrorSummary | None = None
 
     def __enter__(self) -> Self:

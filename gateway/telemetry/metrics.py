@@ -14,6 +14,7 @@ from typing import Protocol
 import prometheus_client
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from gateway import __version__
@@ -21,8 +22,9 @@ from gateway.telemetry.key_metrics import KeyMetrics
 from gateway.telemetry.series import CounterSeries, GaugeSeries, HistogramSeries
 from gateway.telemetry.target_metrics import TargetMetrics
 
-__all__ = ["CONTENT_TYPE", "CatalogueReadings", "FleetView", "Metrics", "NodeView", "RolloutReading"]
+__all__ = ["CatalogueReadings", "FleetView", "Metrics", "NodeView", "RolloutReading"]
 
+_OPENMETRICS = "application/openmetrics-text"
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # no annotations in the library
@@ -36,9 +38,15 @@ _OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 
 
 class Metrics:
-    """All metrics of one gateway, in a registry of its own. `per_key`: also those with the label `key`."""
+    """All metrics of one gateway, in a registry of its own.
 
-    def __init__(self, *, per_key: bool = False) -> None:
+    Args:
+        per_key: Also those with the label `key`.
+        has_exemplars: Requests are traced, so that histograms can name traces.
+    """
+
+    def __init__(self, *, per_key: bool = False, has_exemplars: bool = False) -> None:
+        self.has_exemplars = has_exemplars
         self.registry = registry = CollectorRegistry()
         self.by_key = KeyMetrics(registry) if per_key else None
         route = ("model", "node")
@@ -99,6 +107,7 @@ class Metrics:
         self._limits_exceeded = counter(
             "cortex_limits_exceeded", "Requests beyond a limit of their key; refused if enforced", ("limit", "enforced")
         )
+        self._spans_dropped = counter("cortex_spans_dropped", "Spans of traces that no collector has taken", ())
         self.swaps = counter("cortex_alias_swaps", "Aliases that moved or were to, by how it went", ("alias", "result"))
         self.swap_duration = histogram(
             "cortex_alias_swap_duration_seconds", "Warm swaps: accepted file to moved alias", _SWAP_S, ("alias",)
@@ -115,6 +124,10 @@ class Metrics:
     def count_limit_exceeded(self, limit: str, enforced: bool) -> None:
         """A request exceeded a limit of its key: "rpm", "tpm", "concurrency" or "budget"."""
         self._limits_exceeded(limit, "true" if enforced else "false").inc()
+
+    def count_spans_dropped(self, spans: int) -> None:
+        """Spans were not exported: the collector is away or refuses them. From any thread."""
+        self._spans_dropped().inc(spans)
 
     def count_eviction(self, model: str, node: str) -> None:
         """A model was unloaded."""
@@ -145,6 +158,16 @@ class Metrics:
     def expose(self) -> bytes:
         """The text format of Prometheus, without metrics that have no sample yet."""
         return prometheus_client.generate_latest(_Populated(self.registry))
+
+    def expose_for(self, accept: str) -> tuple[bytes, str]:
+        """The metrics and their content type, for a scraper that sends this `accept`.
+
+        If requests are traced it may be OpenMetrics, the only format that has exemplars.
+        """
+        if self.has_exemplars and _OPENMETRICS in accept:
+            body: bytes = openmetrics.generate_latest(_Populated(self.registry))  # type: ignore[no-untyped-call]
+            return body, openmetrics.CONTENT_TYPE_LATEST
+        return self.expose(), CONTENT_TYPE
 
 
 class DeviceView(Protocol):

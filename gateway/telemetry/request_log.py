@@ -15,6 +15,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.observation import Observation, Observer, is_retry
 from gateway.telemetry.recent import RecentRequests
 from gateway.telemetry.request_record import RequestRecord
+from gateway.telemetry.tracing.request_tracer import RequestTracer
 
 __all__ = ["RequestLog", "RequestTotals"]
 
@@ -40,6 +41,7 @@ class RequestLog:
         metrics: Counts requests.
         log_requests: Whether to write a log event for each request.
         remembered: How many ended requests to keep for `explain.py`.
+        tracer: Traces requests; None if none is traced.
 
     Attributes:
         live: The running requests, by the identity of the record: two clients may send the same request id.
@@ -48,10 +50,13 @@ class RequestLog:
         totals: Sums over these.
     """
 
-    def __init__(self, metrics: Metrics, *, log_requests: bool, remembered: int = 1000) -> None:
+    def __init__(
+        self, metrics: Metrics, *, log_requests: bool, remembered: int = 1000, tracer: RequestTracer | None = None
+    ) -> None:
         self.metrics = metrics
         self.log = structlog.get_logger("cortex.request")
         self.log_requests = log_requests
+        self.tracer = tracer
         self.live: dict[int, RequestRecord] = {}
         self.recent = RecentRequests(remembered)
         self.served = 0
@@ -105,6 +110,8 @@ class RequestLog:
             self._call_observers(record, now)
         if self.log_requests:
             self.log.info("request", **_event(record, now))
+        if record.trace is not None and self.tracer is not None:
+            self.tracer.end(record, now)
         record.release(now)
         self.recent.add(record)
 
@@ -136,7 +143,7 @@ class RequestLog:
             self._count_for_alias(record, routing.alias, routing.model, code, now)
         if routing.node is None:
             return
-        metrics.duration(*labels).observe(now - record.timings.started_at)
+        metrics.duration(*labels).observe(now - record.timings.started_at, _exemplar(record))
         self._count_overhead(record)
         self._count_tokens(record, labels)
 
@@ -180,13 +187,18 @@ class RequestLog:
                     series(*labels).inc(tokens)
         if meter is None or meter.first_at is None or meter.last_at is None:
             return
-        metrics.first_token(*labels).observe(meter.first_at - record.timings.started_at)
+        metrics.first_token(*labels).observe(meter.first_at - record.timings.started_at, _exemplar(record))
         window_s = meter.last_at - meter.first_at
         if usage is not None and usage.completion_tokens and window_s > 0:
             metrics.tokens_per_second(*labels).observe(usage.completion_tokens / window_s)
             if usage.completion_tokens > 1:  # once per stream: once per token would cost more than relaying the chunk
                 between = usage.completion_tokens - 1
                 metrics.inter_token(*labels).observe_many(window_s / between, between)
+
+
+def _exemplar(record: RequestRecord) -> dict[str, str] | None:
+    """The trace of a request that is traced, for the bucket that counts the request."""
+    return None if record.trace is None else {"trace_id": f"{record.trace.trace_id:032x}"}
 
 
 def _error_code(record: RequestRecord) -> str | None:

@@ -18,6 +18,7 @@ from gateway.telemetry.attempt_record import ErrorSummary
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.routing_record import RoutingRecord
 from gateway.telemetry.timings import RequestTimings
+from gateway.telemetry.tracing.trace_context import TraceContext
 
 __all__ = ["Outcome", "RequestRecord"]
 
@@ -40,6 +41,7 @@ class RequestRecord:
         gpu_use: What the request takes of devices; None if it is not accounted for.
         limit_headers: Returns the rate-limit headers of a response that begins now; None for a key without such limits.
         ignored: The value of `x-cortex-ignored`: what a translation left out of the request; empty for nothing.
+        trace: The trace that the request belongs to; None if it is not traced.
         cancel: Ends the running request; its client gets the error if its response can still carry it.
     """
 
@@ -63,6 +65,7 @@ class RequestRecord:
         "status",
         "stream",
         "timings",
+        "trace",
         "upstream_status",
     )
 
@@ -86,6 +89,7 @@ class RequestRecord:
         self.key_name: str | None = None
         self.gpu_use: GpuUse | None = None
         self.limit_headers: Callable[[], Headers] | None = None
+        self.trace: TraceContext | None = None
         self.cancel: Callable[[GatewayError], None] = _nothing_to_cancel
 
     def failed(self, error: GatewayError) -> None:
