@@ -78,7 +78,7 @@ def test_cortex_example_is_right_about_defaults():
         for key in (
             shown[section].keys()
             - given.get(section, {}).keys()
-            - {"token", "spool_dir", "dir", "mode", "limits", "cert", "key", "client_ca"}
+            - {"token", "spool_dir", "dir", "mode", "limits", "cert", "key", "client_ca", "otlp_endpoint"}
         ):  # without a default
             value, default = shown[section][key], getattr(defaults, key)
             default = str(default) if isinstance(default, settings.Listen) else default

@@ -107,7 +107,6 @@ class Metrics:
         self._limits_exceeded = counter(
             "cortex_limits_exceeded", "Requests beyond a limit of their key; refused if enforced", ("limit", "enforced")
         )
-        self._spans_dropped = counter("cortex_spans_dropped", "Spans of traces that no collector has taken", ())
         self.swaps = counter("cortex_alias_swaps", "Aliases that moved or were to, by how it went", ("alias", "result"))
         self.swap_duration = histogram(
             "cortex_alias_swap_duration_seconds", "Warm swaps: accepted file to moved alias", _SWAP_S, ("alias",)
@@ -125,9 +124,9 @@ class Metrics:
         """A request exceeded a limit of its key: "rpm", "tpm", "concurrency" or "budget"."""
         self._limits_exceeded(limit, "true" if enforced else "false").inc()
 
-    def count_spans_dropped(self, spans: int) -> None:
-        """Spans were not exported: the collector is away or refuses them. From any thread."""
-        self._spans_dropped().inc(spans)
+    def watch_spans_dropped(self, read: Callable[[], int]) -> None:
+        """Export how many spans no collector has taken, as `read` returns it at each scrape."""
+        self.registry.register(_SpansDroppedCollector(read))
 
     def count_eviction(self, model: str, node: str) -> None:
         """A model was unloaded."""
@@ -168,6 +167,15 @@ class Metrics:
             body: bytes = openmetrics.generate_latest(_Populated(self.registry))  # type: ignore[no-untyped-call]
             return body, openmetrics.CONTENT_TYPE_LATEST
         return self.expose(), CONTENT_TYPE
+
+
+class _SpansDroppedCollector(Collector):
+    def __init__(self, read: Callable[[], int]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry."""
+        yield CounterMetricFamily("cortex_spans_dropped", "Spans of traces that no collector has taken", self._read())
 
 
 class DeviceView(Protocol):

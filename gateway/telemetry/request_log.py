@@ -143,7 +143,10 @@ class RequestLog:
             self._count_for_alias(record, routing.alias, routing.model, code, now)
         if routing.node is None:
             return
-        metrics.duration(*labels).observe(now - record.timings.started_at, _exemplar(record))
+        duration = metrics.duration(*labels)
+        duration.observe(now - record.timings.started_at)
+        if record.trace is not None:
+            duration.name_trace(now - record.timings.started_at, record.trace.trace_id)
         self._count_overhead(record)
         self._count_tokens(record, labels)
 
@@ -187,18 +190,16 @@ class RequestLog:
                     series(*labels).inc(tokens)
         if meter is None or meter.first_at is None or meter.last_at is None:
             return
-        metrics.first_token(*labels).observe(meter.first_at - record.timings.started_at, _exemplar(record))
+        first_token = metrics.first_token(*labels)
+        first_token.observe(meter.first_at - record.timings.started_at)
+        if record.trace is not None:
+            first_token.name_trace(meter.first_at - record.timings.started_at, record.trace.trace_id)
         window_s = meter.last_at - meter.first_at
         if usage is not None and usage.completion_tokens and window_s > 0:
             metrics.tokens_per_second(*labels).observe(usage.completion_tokens / window_s)
             if usage.completion_tokens > 1:  # once per stream: once per token would cost more than relaying the chunk
                 between = usage.completion_tokens - 1
                 metrics.inter_token(*labels).observe_many(window_s / between, between)
-
-
-def _exemplar(record: RequestRecord) -> dict[str, str] | None:
-    """The trace of a request that is traced, for the bucket that counts the request."""
-    return None if record.trace is None else {"trace_id": f"{record.trace.trace_id:032x}"}
 
 
 def _error_code(record: RequestRecord) -> str | None:

@@ -6,6 +6,7 @@ gateway counts in one thread, so a cell is a number. The library still has the r
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
@@ -15,6 +16,7 @@ from typing import Generic, TypeVar
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 __all__ = ["CounterSeries", "GaugeSeries", "HistogramSeries"]
@@ -44,12 +46,13 @@ class NumberCell:
 class HistogramCell:
     """The buckets of one series."""
 
-    __slots__ = ("_bounds", "counts", "total")
+    __slots__ = ("_bounds", "counts", "exemplars", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds  # upper ones, inclusive
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self.exemplars: dict[int, Exemplar] = {}  # by bucket
 
     def observe(self, value: float) -> None:
         """Count a value."""
@@ -60,6 +63,11 @@ class HistogramCell:
         """Count a value so many times."""
         self.counts[bisect_left(self._bounds, value)] += times
         self.total += value * times
+
+    def name_trace(self, value: float, trace_id: int) -> None:
+        """Name the trace of a request whose value was counted: the newest of each bucket is kept."""
+        labels = {"trace_id": f"{trace_id:032x}"}
+        self.exemplars[bisect_left(self._bounds, value)] = Exemplar(labels, value, time.time())
 
 
 _CellT = TypeVar("_CellT", NumberCell, HistogramCell)
@@ -137,6 +145,9 @@ class HistogramSeries(_Series[HistogramCell]):
         """For the registry."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labelnames)
         for labels, cell in self._cells.items():
-            buckets = list(zip(self._les, map(float, accumulate(cell.counts)), strict=True))
+            counts = zip(self._les, map(float, accumulate(cell.counts)), strict=True)
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = list(counts)
+            for index, exemplar in cell.exemplars.items():
+                buckets[index] = (*buckets[index][:2], exemplar)
             family.add_metric(labels, buckets, cell.total)
         yield family

@@ -6,7 +6,8 @@ the collector is away, spans are dropped, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
@@ -27,6 +28,7 @@ QUEUE_SPANS = 8192  # about 1,000 requests
 BATCH_SPANS = 512
 DELAY_MS = 1000
 EXPORT_TIMEOUT_S = 10
+LAST_EXPORT_S = 2
 _KINDS = {"server": SpanKind.SERVER, "client": SpanKind.CLIENT, "internal": SpanKind.INTERNAL}
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
@@ -37,14 +39,13 @@ class SpanSender:
     Args:
         endpoint: The collector's base URL, for example http://localhost:4318.
         version: Of the gateway, for the resource.
-        count_dropped: Called with the number of spans that were dropped or refused; from any thread.
     """
 
-    def __init__(self, endpoint: str, version: str, count_dropped: Callable[[int], None]) -> None:
-        self._count_dropped = count_dropped
+    def __init__(self, endpoint: str, version: str) -> None:
+        self._not_queued = 0
         self._ids = _PresetIds()
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_TIMEOUT_S)
-        self._exporter = _CountingExporter(exporter, count_dropped)
+        self._exporter = _CountingExporter(exporter)
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": "cortex", "service.version": version}),
             id_generator=self._ids,
@@ -62,10 +63,15 @@ class SpanSender:
         self._tracer = self._provider.get_tracer("cortex", version)
         self._queued = 0
 
+    @property
+    def dropped(self) -> int:
+        """The number of spans that did not fit into the queue, or that the collector did not take."""
+        return self._not_queued + self._exporter.refused
+
     def send(self, spans: Sequence[SpanValues], context: TraceContext) -> None:
         """Queue the spans of one request; all or none."""
         if self._queued - self._exporter.taken + len(spans) > QUEUE_SPANS:
-            self._count_dropped(len(spans))
+            self._not_queued += len(spans)
             return
         for values in spans:
             self._ids.next_span, self._ids.next_trace = values.span_id, context.trace_id
@@ -89,8 +95,14 @@ class SpanSender:
         return SpanContext(context.trace_id, values.parent_id, is_remote=is_remote, trace_flags=_SAMPLED)
 
     def close(self) -> None:
-        """Send what is queued, and end the thread. Blocks for as long as one export may take."""
-        self._provider.shutdown()
+        """Send what is queued, and end the thread. Blocks for `LAST_EXPORT_S`, and then as long as one connection."""
+        give_up = threading.Timer(LAST_EXPORT_S, self._exporter.shutdown)  # ends its retries
+        give_up.start()
+        try:
+            self._provider.shutdown()
+        finally:
+            give_up.cancel()
+            give_up.join()
 
 
 class _PresetIds(IdGenerator):
@@ -109,16 +121,16 @@ class _PresetIds(IdGenerator):
 class _CountingExporter(SpanExporter):
     """Counts what the SDK's thread takes from the queue, and what the collector did not accept."""
 
-    def __init__(self, exporter: SpanExporter, count_dropped: Callable[[int], None]) -> None:
+    def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
-        self._count_dropped = count_dropped
         self.taken = 0
+        self.refused = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.taken += len(spans)
         result = self._exporter.export(spans)
         if result is not SpanExportResult.SUCCESS:
-            self._count_dropped(len(spans))
+            self.refused += len(spans)
         return result
 
     def shutdown(self) -> None:

@@ -73,7 +73,7 @@ def _metric(family: Family, began_ns: int, now_ns: int) -> Metric:
         data = Histogram(_histogram_points(family, began_ns, now_ns), AggregationTemporality.CUMULATIVE)
     else:
         points = [
-            NumberDataPoint(dict(sample.labels), began_ns, now_ns, sample.value)
+            NumberDataPoint(dict(sample.labels), began_ns, now_ns, float(sample.value))
             for sample in family.samples
             if not sample.name.endswith("_created")
         ]

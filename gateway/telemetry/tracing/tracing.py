@@ -46,7 +46,8 @@ class Tracing:
         if settings.otlp_endpoint is not None:
             from gateway.telemetry.tracing.otlp import SpanSender  # noqa: PLC0415
 
-            sender = SpanSender(settings.otlp_endpoint, version, metrics.count_spans_dropped)
+            sender = SpanSender(settings.otlp_endpoint, version)
+            metrics.watch_spans_dropped(lambda: sender.dropped)
             self._closing.callback(sender.close)
             self.tracer = RequestTracer(settings.sample, sender.send)
         if metrics_settings.otlp_endpoint is not None:

@@ -1,15 +1,11 @@
 """Spans and metrics arrive at a collector by OTLP; a collector that is away costs requests nothing."""
 
-import gzip
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from fakes.collector import Collector
 from fakes.operator import wait_until
-from google.protobuf.json_format import MessageToDict
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tracing.otlp import QUEUE_SPANS, SpanSender
@@ -24,52 +20,6 @@ SPANS = [
 ]
 
 
-class Collector:
-    """Takes OTLP over HTTP; `release` lets a held answer go."""
-
-    def __init__(self):
-        self.spans, self.metrics, self.release = [], [], threading.Event()
-        self.release.set()
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
-                collector.release.wait()
-                collector.take(self.path, body)
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def take(self, path, body):
-        if path == "/v1/traces":
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                self.spans += [span for scope in resource.scope_spans for span in scope.spans]
-                self.resource = {each.key: each.value.string_value for each in resource.resource.attributes}
-        else:
-            assert path == "/v1/metrics"
-            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
-                self.metrics += [MessageToDict(each) for scope in resource.scope_metrics for each in scope.metrics]
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.release.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture
 def collector():
     with Collector() as collector:
@@ -77,8 +27,7 @@ def collector():
 
 
 def test_tree_arrives_with_its_ids_times_and_status(collector):
-    dropped = []
-    sender = SpanSender(collector.url, "1.2.3", dropped.append)
+    sender = SpanSender(collector.url, "1.2.3")
     sender.send(SPANS, CONTEXT)
     sender.close()
 
@@ -95,30 +44,28 @@ def test_tree_arrives_with_its_ids_times_and_status(collector):
     assert (attempt.status.code, attempt.status.message) == (root.status.STATUS_CODE_ERROR, "cancelled")
     assert collector.resource["service.name"] == "cortex"
     assert collector.resource["service.version"] == "1.2.3"
-    assert dropped == []
+    assert sender.dropped == 0
 
 
 def test_queue_is_bounded_while_the_collector_hangs(collector):
     """No call blocks; what does not fit is counted."""
     collector.release.clear()
-    dropped = []
-    sender = SpanSender(collector.url, "1", dropped.append)
+    sender = SpanSender(collector.url, "1")
     for _ in range(2 * QUEUE_SPANS):
         sender.send(SPANS, CONTEXT)
-    assert sum(dropped) >= 2 * QUEUE_SPANS  # half of them, less what the thread has taken
+    assert sender.dropped >= 2 * QUEUE_SPANS  # half of them, less what the thread has taken
     collector.release.set()
     sender.close()
-    assert len(collector.spans) + sum(dropped) == 4 * QUEUE_SPANS
+    assert len(collector.spans) + sender.dropped == 4 * QUEUE_SPANS
 
 
 def test_collector_that_is_away_costs_only_spans():
     """The exporter gives up, and its spans are counted."""
-    dropped = []
-    sender = SpanSender("http://127.0.0.1:1", "1", dropped.append)
+    sender = SpanSender("http://127.0.0.1:1", "1")
     sender.send(SPANS, CONTEXT)
     closer = threading.Thread(target=sender.close)
     closer.start()
-    wait_until(lambda: dropped == [2])
+    wait_until(lambda: sender.dropped == 2)
     closer.join()
 
 
@@ -152,7 +99,8 @@ def test_exemplars_name_traces_only_where_requests_are_traced():
     """OpenMetrics has them; the text format does not."""
     accept = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
     metrics = Metrics(has_exemplars=True)
-    metrics.duration("m", "a").observe(0.7, {"trace_id": "ab" * 16})
+    metrics.duration("m", "a").observe(0.7)
+    metrics.duration("m", "a").name_trace(0.7, int("ab" * 16, 16))
     body, content_type = metrics.expose_for(accept)
     assert b'# {trace_id="' + b"ab" * 16 in body
     assert content_type.startswith("application/openmetrics-text")

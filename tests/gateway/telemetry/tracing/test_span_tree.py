@@ -102,6 +102,7 @@ async def test_neuron_gets_the_attempts_span_as_parent(autojump_clock, nursery):
     gateway = InMemoryGateway(nursery, {"a": peer})
     spans = Spans(gateway.request_log)
     await gateway.client().ask(stream=True, headers=TRACED)
+    await gateway.idle()
 
     attempt = next(span for span in spans.spans if span.kind == "client")
     assert f"traceparent: 00-{TRACE}-{attempt.span_id:016x}-01".encode() in peer.request
@@ -131,6 +132,7 @@ async def test_failed_attempt_and_its_retry(autojump_clock, nursery):
     gateway = InMemoryGateway(nursery, {"a": broken, "b": streaming(1)}, settings)
     spans = Spans(gateway.request_log)
     await gateway.client().ask(stream=True)
+    await gateway.idle()
 
     attempts = [span for span in spans.spans if span.kind == "client"]
     assert [span.attributes["cortex.attempt.result"] for span in attempts] == ["failed", "answered"]
@@ -166,6 +168,7 @@ async def test_unknown_name_of_a_client_is_not_an_attribute(autojump_clock, nurs
     gateway = InMemoryGateway(nursery, {"a": neuron("a", [8192], [SMALL])})
     spans = Spans(gateway.request_log)
     await gateway.client().ask(model=SECRET)
+    await gateway.idle()
 
     assert spans.spans[0].error == "model_not_found"
     assert SECRET not in repr(spans.trees)
@@ -178,6 +181,7 @@ async def test_request_that_is_not_sampled_passes_the_clients_header(autojump_cl
     trees = []
     gateway.request_log.tracer = RequestTracer(0.0, lambda *tree: trees.append(tree))
     await gateway.client().ask(stream=True, headers=headers)
+    await gateway.idle()
 
     assert trees == []
     assert (b"traceparent" in peer.request) == bool(headers)
