@@ -15,7 +15,7 @@ from gateway.aliases.files.audit_log import AuditHead
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError, GatewayAddress
-from gateway.cli.options import find_config, load_settings, print_faults
+from gateway.cli.options import exit_with_faults, find_config, load_settings, print_faults
 from gateway.cli.profiles import InvalidProfile, find_profile
 from gateway.cli.source.local_file import LocalFile
 from gateway.cli.source.remote_file import RemoteFile
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from gateway.access.store.database import Database
     from gateway.cli.source.editable_file import EditableFile
 
 __all__ = ["Connection"]
@@ -56,6 +57,15 @@ class Connection:
     def settings(self) -> Settings:
         """The settings. Prints every fault and exits with 1 if they are faulty."""
         return load_settings(self.config).settings
+
+    def database(self) -> Database:
+        """The store of keys and usage. A faulty `[store] url` ends the program."""
+        from gateway.server.access.parts import open_database  # noqa: PLC0415 - SQLAlchemy takes 300 ms to import
+
+        try:
+            return open_database(self.settings)
+        except FaultyFile as error:
+            exit_with_faults(error)
 
     def address(self) -> GatewayAddress:
         """The gateway. A faulty cortex.toml or profile ends the program."""

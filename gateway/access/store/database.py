@@ -56,17 +56,15 @@ class Database:
         try:
             self._url = make_url(url)
         except exc.ArgumentError as error:
-            raise InvalidStoreUrl("[store] url must be sqlite:///PATH or postgresql://…") from error
+            raise InvalidStoreUrl("must be sqlite:///PATH or postgresql://…") from error
         backend = self._url.get_backend_name()
         self.path: Path | None = None
         if backend == "sqlite":
             if not self._url.database or self._url.host:
-                raise InvalidStoreUrl(
-                    "[store] url: sqlite needs a file: sqlite:///cortex.db or sqlite:////srv/cortex.db"
-                )
+                raise InvalidStoreUrl("sqlite needs a file: sqlite:///cortex.db or sqlite:////srv/cortex.db")
             self.path = directory / self._url.database
         elif backend not in {"postgresql", "postgres"}:
-            raise InvalidStoreUrl(f"[store] url: cortex stores in sqlite or postgresql, not in {backend}")
+            raise InvalidStoreUrl(f"cortex stores in sqlite or postgresql, not in {backend}")
         self.name = str(self.path or self._url.render_as_string(hide_password=True))
         self.error: str | None = None
         self._engine: Engine | None = None

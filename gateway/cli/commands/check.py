@@ -14,6 +14,7 @@ from gateway.aliases.cross_checks import cross_check
 from gateway.cli.options import config_option, exit_with_faults, find_config, load_settings_to_serve, print_faults
 from gateway.config.settings import TlsSettings
 from gateway.http.server_tls.certificate_store import open_certificates
+from gateway.server.access.parts import open_database
 from gateway.server.neurons.neuron_store import NeuronStore
 from gateway.telemetry import log
 
@@ -37,6 +38,7 @@ def check(config: Path | None) -> None:
     faults = [
         *_faults(catalogue_store.load_initial),
         *_faults(neuron_store.load_initial),
+        *_faults(lambda: open_database(settings)),
         *_faults(lambda: certificates.extend(_certificate_warnings(settings.tls))),
     ]
     if faults:

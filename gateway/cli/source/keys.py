@@ -13,15 +13,13 @@ import msgspec
 from gateway.access.keys.key_changes import KeyChanges
 from gateway.access.keys.key_fields import InvalidKey
 from gateway.access.keys.key_rows import KeyConflict, UnknownKey
-from gateway.access.store.database import Database, InvalidStoreUrl, StoreUnavailable
+from gateway.access.store.database import Database, StoreUnavailable
 from gateway.access.store.migrate import SchemaUnknown
-from gateway.aliases.files.catalogue_files import state_directory
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError, GatewayAddress
 from gateway.cli.connection import Connection
-from gateway.config.settings import Settings
 
-__all__ = ["KeyCommandError", "KeySource", "Unavailable", "key_source", "open_database"]
+__all__ = ["KeyCommandError", "KeySource", "Unavailable", "key_source"]
 
 
 class KeyCommandError(Exception):
@@ -55,23 +53,15 @@ def key_source(connection: Connection) -> KeySource:
     """The keys of the gateway that `--url` names; without it, those in the store of cortex.toml."""
     if connection.url:
         return _RemoteKeys(connection.address())
-    return _LocalKeys(open_database(connection.settings))
-
-
-def open_database(settings: Settings) -> Database:
-    """The store that the settings name. Raises KeyCommandError."""
-    try:
-        return Database(settings.store.url, state_directory(settings))
-    except InvalidStoreUrl as error:
-        raise KeyCommandError(str(error)) from error
+    return _LocalKeys(connection.database(), connection.settings.ledger.currency)
 
 
 class _LocalKeys:
     """In the store, which is created or migrated first. Its operator may do everything."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, currency: str) -> None:
         self._database = database
-        self._changes = KeyChanges()
+        self._changes = KeyChanges(currency=currency)
         with _as_command_errors():
             database.upgrade()
 

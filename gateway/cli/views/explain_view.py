@@ -43,6 +43,8 @@ _OUTCOME_STYLES = {"ok": "green", "error": "red", "upstream_error": "red", "clie
 def _facts(request: Json) -> Iterator[Text]:
     streamed = ", streamed" if request["stream"] else ""
     yield _fact("received", f"{_timestamp(request['received_at'])}, {request['path']}{streamed}")
+    if request.get("key"):
+        yield _fact("key", f"{request['key']['name']} ({request['key']['id']})")
     yield _fact("model", _requested(request))
     ended = request["state"] == "ended"
     yield _fact("ended" if ended else "state", _state(request), _OUTCOME_STYLES.get(request["outcome"], ""))

@@ -259,10 +259,13 @@ def requests_table(requests: list[dict[str, Any]], limit: int | None = None) -> 
     """Running requests first, then queued ones by position; `limit` of them, or all."""
     running = sum(request["state"] == "running" for request in requests)
     title = f"requests: {running} running, {len(requests) - running} waiting"
-    result = table(title, "request", "requested", "model", "neuron or state", "elapsed")
+    has_keys = any(request.get("key") for request in requests)
+    result = table(title, "request", "requested", "model", "neuron or state", "elapsed", *(["key"] if has_keys else []))
     for request in sorted(requests, key=lambda request: request["position"] or 0)[:limit]:
         model, elapsed = request["model"] or "-", f"{request['elapsed_s']:.1f} s"
-        result.add_row(request["request_id"], request["alias"] or model, model, _where(request), elapsed)
+        key = request.get("key")
+        keys = [f"{key['name']} ({key['id']})" if key else "-"] if has_keys else []
+        result.add_row(request["request_id"], request["alias"] or model, model, _where(request), elapsed, *keys)
     return result
 
 

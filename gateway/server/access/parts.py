@@ -10,12 +10,13 @@ from collections.abc import Callable
 import structlog
 import trio
 
+from catalogue.toml.faults import Fault, FaultyFile
 from gateway.access.admission import Access
 from gateway.access.keys.key import Key
 from gateway.access.keys.key_refresh import KeyRefresh
 from gateway.access.keys.key_table import KeyTable
 from gateway.access.ledger.ledger import Ledger
-from gateway.access.store.database import Database, StoreUnavailable
+from gateway.access.store.database import Database, InvalidStoreUrl, StoreUnavailable
 from gateway.access.store.migrate import SchemaUnknown
 from gateway.access.store.store import Store
 from gateway.aliases.files.catalogue_files import state_directory
@@ -24,7 +25,7 @@ from gateway.config.settings import Listen, Settings
 from gateway.server.access.host_check import HostCheck
 from gateway.server.listen import CannotStart
 
-__all__ = ["AccessParts", "print_first_key"]
+__all__ = ["AccessParts", "open_database", "print_first_key"]
 
 CLOSE_DEADLINE_S = 2.0
 
@@ -61,7 +62,7 @@ class AccessParts:
         self._show_first_key = show_first_key
         self.access = Access(KeyTable(), mode=self._mode or "open", admin_token=settings.admin.token)
         self.hosts = HostCheck(settings.access.allowed_hosts)
-        self.store = Store(Database(settings.store.url, state_directory(settings)))
+        self.store = Store(open_database(settings))
         self.ledger: Ledger | None = None
         self.refresh = KeyRefresh(self.store, self.access.table, end_requests=end_requests)
 
@@ -110,6 +111,14 @@ class AccessParts:
                 log.warning("first_key", key=key.name, key_id=key.id, verbs=sorted(key.verbs))
                 if self._first_secret is None:
                     self._show_first_key(created.secret)
+
+
+def open_database(settings: Settings) -> Database:
+    """The database that the settings name; nothing is read yet. Raises FaultyFile if the URL names none."""
+    try:
+        return Database(settings.store.url, state_directory(settings))
+    except InvalidStoreUrl as error:
+        raise FaultyFile((Fault("cortex.toml", None, "store.url", str(error)),)) from error
 
 
 def print_first_key(secret: str) -> None:

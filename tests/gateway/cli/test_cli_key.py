@@ -8,6 +8,7 @@ import time
 
 import pytest
 from fakes.operator import Operator
+from fakes.process import cortex
 
 from gateway.access.keys.key_changes import KeyChanges
 from gateway.access.keys.secret import digest_of, is_mistyped
@@ -163,6 +164,22 @@ def test_export_and_import_move_keys_without_their_secrets(operator, tmp_path):
         (tmp_path / "keys.json").write_text(text)
         assert target("key", "import", tmp_path / "keys.json").exit_code == 1
     assert len(json.loads(target.done("key", "export"))["keys"]) == 1
+
+
+def test_money_is_in_the_currency_of_the_ledger(operator):
+    operator.config.write_text(operator.config.read_text() + '[ledger]\ncurrency = "EUR"\n')
+    operator.done("key", "create", "alice", "--budget", "eur 20/month")
+    assert shown(operator, "alice")["budgets"] == ["eur 20/month"]
+    assert "'usd' is no unit" in operator("key", "edit", "alice", "--budget", "usd 20/month").stderr
+
+
+def test_url_that_names_no_database_is_a_fault_of_the_file(operator):
+    """For `check` and `serve` too, without a traceback."""
+    operator.config.write_text(operator.config.read_text() + '[store]\nurl = "sqlite:///"\n')
+    for command in (("key", "list"), ("store", "check"), ("check",), ("serve",)):
+        result = cortex(*command, "-c", operator.config)
+        assert (result.returncode, "Traceback" in result.stderr) == (1, False), command
+        assert "store.url: sqlite needs a file" in result.stderr
 
 
 def test_store_that_cannot_be_used_is_exit_code_2(operator, tmp_path):

@@ -9,12 +9,11 @@ from typing import NoReturn
 import click
 
 from gateway.access.store.backup import BackupRefused, backup_to
-from gateway.access.store.database import Database, StoreUnavailable
+from gateway.access.store.database import StoreUnavailable
 from gateway.access.store.migrate import SchemaUnknown
 from gateway.access.store.schema import SCHEMA_VERSION
 from gateway.cli.connection import Connection
 from gateway.cli.options import config_option
-from gateway.cli.source.keys import KeyCommandError, open_database
 from gateway.cli.terminal import print_error
 
 __all__ = ["store"]
@@ -34,7 +33,7 @@ def store() -> None:
 @config_option
 def upgrade(config: Path | None) -> None:
     """Create the tables, or migrate those of an earlier release. `cortex serve` does the same at its start."""
-    database = _open(config)
+    database = Connection(config).database()
     try:
         changed = database.upgrade()
     except StoreUnavailable as error:
@@ -52,7 +51,7 @@ def check(config: Path | None) -> None:
 
     Exit code 0 if so, 1 if it needs `cortex store upgrade` or a newer release, 2 if it cannot be used.
     """
-    database = _open(config)
+    database = Connection(config).database()
     try:
         version = database.version()
         faults = database.faults()
@@ -74,7 +73,7 @@ def check(config: Path | None) -> None:
 @config_option
 def backup(file: Path, config: Path | None) -> None:
     """Copy a SQLite database to FILE while gateways use it. PostgreSQL has pg_dump for that."""
-    database = _open(config)
+    database = Connection(config).database()
     try:
         size = backup_to(database, file)
     except StoreUnavailable as error:
@@ -82,13 +81,6 @@ def backup(file: Path, config: Path | None) -> None:
     except BackupRefused as error:
         _fail(str(error), REFUSED)
     click.echo(f"{file}: {size:,} bytes")
-
-
-def _open(config: Path | None) -> Database:
-    try:
-        return open_database(Connection(config).settings)
-    except KeyCommandError as error:
-        _fail(str(error), REFUSED)
 
 
 def _fail(text: str, code: int) -> NoReturn:
