@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import tiny_model
-from running_daemons import cortex, free_port, running, wait_for
+from running_daemons import cortex, end_on_sigterm, free_port, running, wait_for
 
 from neuron.agent.devices.devices import CpuDevice
 
@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, help="default: a new temporary folder, which is kept")
     parser.add_argument("--run", action="store_true", help="run the commands that are printed, and end")
     options = parser.parse_args()
+    end_on_sigterm()
     began = time.monotonic()
     folder = options.dir or Path(tempfile.mkdtemp(prefix="cortex-demo-real-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def main() -> int:
             print(f"# {comment}\n{command}\n")
         if options.run:
             return _run_all(commands, folder)
-        print("Ctrl-C ends everything.")
+        print("Ctrl-C ends everything.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(3600)

@@ -2,7 +2,8 @@
 
 Each tier is loaded by a request through the gateway, asked `--requests` questions, and unloaded. The table has load
 time, time to first token, tokens/s, device memory before, with and after it, and power; then the ratio large to small
-beside 2.68, which real models of these sizes had. It goes into docs/performance.md. See scripts/gpu_check.
+beside 2.68, which real models of these sizes had. Then `cortex bench` compares the tiers (its correctness means nothing
+here). Both go into docs/performance.md. See scripts/gpu_check.
 
 The shapes need 54 GB of disk (--dir) and 58 GB of device memory, if both are to be loaded at once; cortex unloads one.
 """
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from running_daemons import free_port, running, wait_for
+from running_daemons import cortex, end_on_sigterm, free_port, running, wait_for
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/performance.md"
@@ -81,6 +82,7 @@ class TierResult:
 def main() -> int:
     """Make the models, start both daemons, measure both tiers, write the table."""
     options = _options()
+    end_on_sigterm()
     folder = options.dir or Path(tempfile.mkdtemp(prefix="cortex-gpu-check-"))
     folder.mkdir(parents=True, exist_ok=True)
     parameters = _make_models(folder, options)
@@ -97,7 +99,8 @@ def main() -> int:
         ):
             devices = host.get("/discovery").json()["devices"]
             results = [_measure(tier, parameters[tier], host, gateway, options) for tier in TIERS]
-    table = _table(results, devices, options)
+        bench = _bench(folder) if options.bench else None
+    table = _table(results, devices, options) + ("" if bench is None else f"\n\n{_bench_table(bench)}")
     print(table)
     if options.write:
         _write_page(table, options)
@@ -118,8 +121,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, help="where to put the models; default: a new temporary folder")
     parser.add_argument("--requests", type=int, default=5, help="for each tier, after the one that loads it")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument(
+        "--bench",
+        action=argparse.BooleanOptionalAction,
+        help="run `cortex bench` too; default: not with --tiny, as it takes long on a CPU",
+    )
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
+    if options.bench is None:
+        options.bench = not options.tiny
     if options.engine == "llamacpp" and not options.tiny:
         parser.error("--engine llamacpp has tiny shapes only: add --tiny")
     if options.requests < 1 or options.tokens < 2:
@@ -283,6 +293,18 @@ def _load_seconds(host: httpx.Client, model: str) -> float:
     return float("nan") if found is None else float(found[1])
 
 
+def _bench(folder: Path) -> dict[str, Any]:
+    """The summary of `cortex bench`; its report stays in the folder."""
+    files = ["-c", str(folder / "cortex.toml"), "--out", str(folder / "bench")]
+    made = subprocess.run(
+        [cortex(), "bench", *TIERS, "--quick", "--json", *files], check=False, stdout=subprocess.PIPE, text=True
+    )
+    if made.returncode:
+        raise SystemExit(f"cortex bench ended with {made.returncode}")
+    summary: dict[str, Any] = json.loads(made.stdout)
+    return summary
+
+
 # The table ............................................................................................................
 
 
@@ -318,6 +340,24 @@ def _table(results: list[TierResult], devices: list[dict[str, Any]], options: ar
     if options.tiny:
         lines += ["", "Tiny shapes: they show that the whole path works, and nothing about the speed of a GPU."]
     return "\n".join(lines)
+
+
+def _bench_table(bench: dict[str, Any]) -> str:
+    lines = [
+        f"`cortex bench --quick {' '.join(TIERS)}` at the same fleet:",
+        "",
+        "| tier | probe, s | questions: TTFT, s | questions: total, s | tokens/s |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {tier['tier']} | {tier['probe']['median']:.2f} | {tier['first_token']['median']:.2f}"
+        f" | {tier['total']['median']:.2f} | {tier['tokens_per_s']:.1f} |"
+        for tier in bench["tiers"]
+    ]
+    ratio = "unknown" if bench["ratio"] is None else f"{bench['ratio']:.2f}"
+    return "\n".join(
+        [*lines, "", f"Ratio of the probe, large to small: {ratio}, beside {bench['reference']['ratio']}."]
+    )
 
 
 def _count(parameters: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,11 @@ from pathlib import Path
 import httpx
 
 START_S = 60.0
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM ends the script as Ctrl-C does, so that its daemons end too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def free_port(wanted: int) -> int:

@@ -300,10 +300,23 @@ def test_demo_with_a_real_engine(tmp_path) -> None:
 def test_gpu_check_with_tiny_shapes(tmp_path) -> None:
     """`scripts/gpu_check --tiny --engine llamacpp`: both tiers are loaded, asked, unloaded; the page stays."""
     page = (ROOT / "docs/performance.md").read_bytes()
-    options = ["--tiny", "--engine", "llamacpp", "--requests", "1", "--tokens", "8", "--dir", str(tmp_path)]
-    command = [sys.executable, str(ROOT / "scripts/gpu_check.py"), *options]
+    options = ["--tiny", "--engine", "llamacpp", "--requests", "1", "--tokens", "8"]
+    command = [sys.executable, str(ROOT / "scripts/gpu_check.py"), *options, "--dir", str(tmp_path)]
     made = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
     assert made.returncode == 0, made.stdout + made.stderr
     assert re.search(r"\| small \| 1\.0M \| \d+\.\d \| \d+ \|", made.stdout)
     assert re.search(r"large to small: \d+\.\d\d; real models of the full sizes had 2\.68", made.stdout)
     assert (ROOT / "docs/performance.md").read_bytes() == page
+
+
+def test_script_that_is_ended_ends_its_daemons(tmp_path) -> None:
+    """SIGTERM of `scripts/demo --real`."""
+    command = [sys.executable, str(ROOT / "scripts/demo_real.py"), "--dir", str(tmp_path)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert any("Ctrl-C ends everything" in line for line in process.stdout)
+        (address,) = re.findall(r'endpoint = "(.*)"', (tmp_path / "cortex.toml").read_text())
+        assert httpx.get(f"{address}/health", trust_env=False, timeout=SAFETY_NET_S).status_code == 200
+        process.terminate()
+        process.wait(SAFETY_NET_S)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/health", trust_env=False, timeout=SAFETY_NET_S)

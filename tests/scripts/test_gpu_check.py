@@ -26,6 +26,15 @@ def test_table_leaves_out_the_answer_that_waited_for_the_load() -> None:
     assert "Tiny" not in table
 
 
+def test_table_of_the_bench() -> None:
+    medians = {name: {"median": value} for name, value in (("probe", 1.0), ("first_token", 0.25), ("total", 2.0))}
+    tiers = [{"tier": "small", "tokens_per_s": 64.0, **medians}, {"tier": "large", "tokens_per_s": 16.0, **medians}]
+    table = gpu_check._bench_table({"tiers": tiers, "ratio": 2.5, "reference": {"ratio": 2.68}})
+
+    assert "| small | 1.00 | 0.25 | 2.00 | 64.0 |" in table
+    assert table.endswith("large to small: 2.50, beside 2.68.")
+
+
 def test_page_gets_one_part_for_each_engine_and_shape(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second run replaces its own part only."""
     page = tmp_path / "performance.md"

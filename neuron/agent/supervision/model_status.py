@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from enum import StrEnum
 
-__all__ = ["CrashHistory", "ModelStatus", "check_transition"]
+__all__ = ["TRANSITIONS", "CrashHistory", "ModelStatus", "check_transition"]
 
 FIRST_RESTART_S = 1.0
 LONGEST_RESTART_S = 60.0
@@ -29,7 +29,7 @@ class ModelStatus(StrEnum):
 
 
 _S = ModelStatus
-_TRANSITIONS: dict[ModelStatus, frozenset[ModelStatus]] = {
+TRANSITIONS: dict[ModelStatus, frozenset[ModelStatus]] = {
     _S.UNLOADED: frozenset({_S.LOADING}),
     _S.LOADING: frozenset({_S.LOADED, _S.UNLOADED, _S.UNLOADING, _S.ASLEEP}),
     _S.LOADED: frozenset({_S.RECOVERING, _S.UNLOADING}),
@@ -42,7 +42,7 @@ _TRANSITIONS: dict[ModelStatus, frozenset[ModelStatus]] = {
 
 def check_transition(before: ModelStatus, after: ModelStatus) -> None:
     """Raises RuntimeError for a transition that must not happen: a bug in the neuron."""
-    if after not in _TRANSITIONS[before]:
+    if after not in TRANSITIONS[before]:
         raise RuntimeError(f"a model must not go from {before} to {after}")
 
 
