@@ -1,6 +1,7 @@
 """Measure the data plane against the bench kit's gateways, interleaved in one run; prints tables of ratios.
 
-    scripts/perf.py                         naive, floor, pump and cortex; five rounds, about eight minutes
+    scripts/perf.py                         naive, floor, pump, cortex and keys; five rounds, about ten minutes
+    scripts/perf.py --only cortex keys      what keys, limits and the ledger cost: `cortex` has none of them
     scripts/perf.py --quick                 one round, about one minute
     scripts/perf.py --other ../cortex-old   adds the cortex of another checkout: before and after a change
 
@@ -27,6 +28,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parent.parent
 KIT = ROOT / "scripts" / "bench"
@@ -49,6 +51,17 @@ metrics_listen = "127.0.0.1:{{metrics_port}}"
 name = "mock"
 endpoint = "http://127.0.0.1:{MOCK_PORT}"
 """
+KEYS = """
+[access]
+mode = "keys"
+[access.limits]
+rpm = 1000000000
+tpm = 1000000000000
+concurrency = 1000000
+"""
+"""Every request has a key with all three limits, and becomes a row of the ledger."""
+WITHOUT_KEYS = {"CORTEX_LEDGER__KEEP_DAYS": "0"}
+SECRET = "ctx_perf_" + "0" * 43
 MODELS = '[aliases]\n"helexa/small" = "Qwen/Qwen3-1.7B"\n'
 
 
@@ -85,12 +98,14 @@ def main() -> None:
         gateways = [stack.enter_context(each) for each in started(home, options.only, options.other)]
         for gateway in gateways:
             wait_until_ready(gateway)
-            requests_per_s(gateway.port, 1)  # warms the pools and the interpreter
+            with client_key(gateway):
+                requests_per_s(gateway.port, 1)  # warms the pools and the interpreter
         rounds: dict[str, list[Figures]] = {gateway.name: [] for gateway in gateways}
         for number in range(1, options.rounds + 1):
             for gateway in gateways:
                 progress(f"round {number} of {options.rounds}: {gateway.name}")
-                rounds[gateway.name].append(measure(gateway, home, options.streams, options.wrk_seconds))
+                with client_key(gateway):
+                    rounds[gateway.name].append(measure(gateway, home, options.streams, options.wrk_seconds))
         progress("")
         direct_ms = ttft_ms(run([str(home / "load"), str(MOCK_PORT), str(STREAMS), "1"]))[0]
         print_table(rounds, direct_ms)
@@ -109,7 +124,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each gateway is measured")
     parser.add_argument("--quick", action="store_true", help="one short round")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="naive, floor, pump, cortex: which to start")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="naive, floor, pump, cortex, keys: which to start")
     parser.add_argument(
         "--other", type=Path, metavar="CHECKOUT", help="another checkout of cortex to measure beside this"
     )
@@ -149,30 +164,33 @@ def started(
     home: Path, only: Sequence[str] | None, other: Path | None
 ) -> Iterator[contextlib.AbstractContextManager[Gateway]]:
     """The gateways to measure, each as a context manager around its process."""
-    names = only or ["naive", "floor", "pump", "cortex"]
+    names = only or ["naive", "floor", "pump", "cortex", "keys"]
     port = FIRST_PORT
     for name in names:
         if name == "cortex":
-            command, cwd = cortex_command(home / name, port), ROOT
+            yield one(name, port, cortex_command(home / name, port), ROOT, WITHOUT_KEYS)
+        elif name == "keys":
+            yield one(name, port, cortex_command(home / name, port, KEYS), ROOT, {"CORTEX_BOOTSTRAP_KEY": SECRET})
         else:
-            command, cwd = [sys.executable, str(KIT / f"{name}.py"), str(port), str(MOCK_PORT)], KIT
-        yield one(name, port, command, cwd)
+            yield one(name, port, [sys.executable, str(KIT / f"{name}.py"), str(port), str(MOCK_PORT)], KIT)
         port += 10
     if other is not None:
         yield one("other", port, cortex_command(home / "other", port), other.resolve())
 
 
 @contextlib.contextmanager
-def one(name: str, port: int, command: list[str], cwd: Path) -> Iterator[Gateway]:
+def one(
+    name: str, port: int, command: list[str], cwd: Path, more: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Gateway]:
     """One gateway's process for as long as the block lasts. Its code is that of `cwd`, wherever this was installed."""
-    with running(command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(cwd)}) as pid:
+    with running(command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(cwd), **more}) as pid:
         yield Gateway(name, port, pid)
 
 
-def cortex_command(home: Path, port: int) -> list[str]:
-    """`cortex serve` in front of the mock; the same command in every checkout."""
+def cortex_command(home: Path, port: int, more: str = "") -> list[str]:
+    """`cortex serve` in front of the mock; the same command in every checkout. `more` is appended to its settings."""
     home.mkdir()
-    (home / "cortex.toml").write_text(CONFIG.format(port=port, metrics_port=port + 1))
+    (home / "cortex.toml").write_text(CONFIG.format(port=port, metrics_port=port + 1) + more)
     (home / "models.toml").write_text(MODELS)
     return [sys.executable, "-m", "gateway.cli", "serve", "-c", str(home / "cortex.toml")]
 
@@ -194,15 +212,26 @@ def running(command: list[str], cwd: Path | None = None, env: Mapping[str, str] 
 
 def wait_until_ready(gateway: Gateway) -> None:
     """Until it accepts connections and, if it has a readiness check, passes it."""
-    for _ in range(150):
+    for _ in range(600):
         with contextlib.suppress(OSError):
-            if gateway.name not in {"cortex", "other"}:
+            if gateway.name not in {"cortex", "keys", "other"}:
                 socket.create_connection(("127.0.0.1", gateway.port), timeout=1).close()
                 return
             urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}/ready", timeout=1).close()
             return
         time.sleep(0.1)
     raise SystemExit(f"{gateway.name} does not answer on port {gateway.port}")
+
+
+@contextlib.contextmanager
+def client_key(gateway: Gateway) -> Iterator[None]:
+    """What wrk and `load` send: a key to `keys`, to the others none."""
+    if gateway.name == "keys":
+        os.environ["CORTEX_KEY"] = SECRET
+    try:
+        yield
+    finally:
+        os.environ.pop("CORTEX_KEY", None)
 
 
 def measure(gateway: Gateway, home: Path, streams: Sequence[int], seconds: int) -> Figures:

@@ -95,9 +95,8 @@ def for_client(headers: Headers, also: tuple[str, ...], *, own_limits: bool = Fa
         own_limits: The gateway's own rate-limit headers take the place of the neuron's.
     """
     allowed = _extended(_TO_CLIENT, also) if also else _TO_CLIENT
-    kept = [header for header in headers if header[0] in allowed or header[0].startswith(_TO_CLIENT_PREFIXES)]
-    if own_limits:
-        kept = [header for header in kept if not header[0].startswith(_TO_CLIENT_PREFIXES)]
+    prefixes = () if own_limits else _TO_CLIENT_PREFIXES
+    kept = [header for header in headers if header[0] in allowed or header[0].startswith(prefixes)]
     named = named_by_connection(headers)
     if named:
         kept = [header for header in kept if header[0] not in named]

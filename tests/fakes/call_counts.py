@@ -36,12 +36,19 @@ from pathlib import Path
 import structlog
 import trio
 from fakes.in_memory import InMemoryGateway
+from fakes.known_keys import KnownKeys
 
+from gateway.access.keys.key import Key
+from gateway.access.limits.limit import Limits
+from gateway.access.limits.limiter import Limiter
 from gateway.config.settings import LogSettings
 from gateway.http.epoll.pump import Pump
 from gateway.http.server import HttpServer, ServerLimits
 from gateway.server.public_app import PublicApp
 from gateway.telemetry import log
+
+KEYS = KnownKeys(Key("k1", "alice", limits=Limits(rpm=10**9, tpm=10**12, concurrency=10**6)))
+"""The client of `keyed` has all three limits."""
 
 WARM_UP, REQUESTS = 20, 100
 CHUNKS_FEW, CHUNKS_MANY = 10, 60
@@ -102,6 +109,8 @@ class Peers(trio.abc.Instrument):
     def _play(self, kind: str, requests: int, chunks: int) -> Generator[None]:
         question = QUESTION % (b',"stream":true' if kind == "stream" else b"")
         head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        if kind == "keyed":
+            head += KEYS.bearer("alice").encode() + b"\r\n"
         for _ in range(requests):
             for client in self.clients:
                 client.sendall(head + b"content-length: %d\r\n\r\n%b" % (len(question), question))
@@ -146,8 +155,9 @@ class Peers(trio.abc.Instrument):
 class _Gateway(InMemoryGateway):
     """As the other, with sockets in place of memory streams, which have other functions than production."""
 
-    def __init__(self, nursery: trio.Nursery, peers: Peers) -> None:
-        super().__init__(nursery, {"neuron": peers})
+    def __init__(self, nursery: trio.Nursery, peers: Peers, *, keyed: bool = False) -> None:
+        keys = {"access": KEYS.access, "limiter": Limiter()} if keyed else {}
+        super().__init__(nursery, {"neuron": peers}, **keys)
         self._peers = peers
 
     async def _connect(self, origin: object) -> trio.abc.Stream:
@@ -161,7 +171,7 @@ async def _no_routes(*_: object) -> None:
 async def _run(kind: str, requests: int, chunks: int, profile: cProfile.Profile | None, clients: int = 1) -> None:
     peers = Peers(profile, clients)
     async with trio.open_nursery() as nursery:
-        gateway = _Gateway(nursery, peers)
+        gateway = _Gateway(nursery, peers, keyed=kind == "keyed")
         app = PublicApp(gateway.inference, _no_routes, gateway.settings)
         pump = Pump()
         server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger(), pump=pump)
@@ -231,6 +241,7 @@ def measured() -> dict[str, dict[str, float]]:
     """All tables."""
     return {
         "plain": per_request("plain"),
+        "keyed": per_request("keyed"),
         "stream": per_request("stream"),
         "chunk": per_chunk(STREAMS),
         "lone_chunk": per_chunk(1),

@@ -25,6 +25,9 @@ FIRST_TOKENS = 100.0  # of the first answers of a model, before any has ended
 _SAMPLES = 32  # the mean follows about this many of the last answers
 
 
+_FIRST = (0, FIRST_TOKENS, 0.0)
+
+
 class LearntMeans:
     """The mean completion tokens and GPU-seconds of each model's last answers: the reservation of the next one.
 
@@ -36,8 +39,8 @@ class LearntMeans:
 
     def of(self, model: str) -> tuple[float, float]:
         """Completion tokens and GPU-seconds to expect."""
-        known = self._means.get(model)
-        return (FIRST_TOKENS, 0.0) if known is None else known[1:]
+        _, tokens, gpu_s = self._means.get(model, _FIRST)
+        return tokens, gpu_s
 
     def learn(self, model: str, completion_tokens: float, gpu_s: float) -> None:
         """An answer has ended."""

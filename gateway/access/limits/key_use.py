@@ -47,6 +47,8 @@ class KeyUse:
         running: The requests that run now.
         reserved: What they have reserved: tokens, money and GPU-seconds.
         elsewhere: What requests at other gateways have reserved, as last read from the store.
+        counts_tokens: A limit depends on how much a request uses, so that an estimate is needed.
+        is_limited_by_rate: Answers carry rate-limit headers.
         exceeded: How often each limit was exceeded since the start: "rpm", "tpm", "concurrency", "budget".
     """
 
@@ -54,8 +56,10 @@ class KeyUse:
         "_currency",
         "_windows",
         "budgets",
+        "counts_tokens",
         "elsewhere",
         "exceeded",
+        "is_limited_by_rate",
         "key_id",
         "limits",
         "name",
@@ -76,6 +80,7 @@ class KeyUse:
         self.reserved = [0.0, 0.0, 0.0]
         self.elsewhere = [0.0, 0.0, 0.0]
         self.exceeded: dict[str, int] = {}
+        self.counts_tokens = self.is_limited_by_rate = False
         self._windows = windows
         self._currency = currency
 
@@ -86,6 +91,8 @@ class KeyUse:
         known: dict[tuple[str, str], BudgetUse] = {(use.budget.unit, use.budget.window): use for use in self.budgets}
         self.budgets = tuple(self._budget_use(known, budget, unix_now) for budget in limits.budgets)
         self.limits = limits
+        self.counts_tokens = self.tokens is not None or bool(self.budgets)
+        self.is_limited_by_rate = self.requests is not None or self.tokens is not None
 
     def _budget_use(self, known: dict[tuple[str, str], BudgetUse], budget: Budget, unix_now: float) -> BudgetUse:
         use = known.get((budget.unit, budget.window))
@@ -94,39 +101,23 @@ class KeyUse:
         use.budget = budget
         return use
 
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether a limit depends on how much a request uses, so that an estimate is needed."""
-        return self.tokens is not None or bool(self.budgets)
-
-    @property
-    def is_limited_by_rate(self) -> bool:
-        """Whether answers carry rate-limit headers."""
-        return self.requests is not None or self.tokens is not None
-
     def exceeds(self, estimate: Amounts, now: float, unix_now: float) -> list[TooMuch]:
         """The limits that one more request would exceed; nothing is taken."""
         found: list[TooMuch] = []
-        limits, observed = self.limits, self.limits.observe
+        limits = self.limits
         if limits.concurrency is not None and self.running >= limits.concurrency:
             error = errors.RateLimited(
                 f"key '{self.name}' may have {limits.concurrency} requests at the same time (concurrency): "
                 "wait until one of them has ended",
                 retry_after_s=CONCURRENCY_RETRY_S,
             )
-            found.append(TooMuch("concurrency", error, enforced="concurrency" not in observed))
-        for limit, bucket, amount, noun in (
-            ("rpm", self.requests, 1.0, "requests"),
-            ("tpm", self.tokens, estimate.tokens, "tokens"),
-        ):
-            if bucket is not None and (wait_s := bucket.wait_s(amount, now)) > 0:
-                retry_s = errors.whole_s(wait_s)
-                error = errors.RateLimited(
-                    f"key '{self.name}' may use {bucket.per_minute} {noun} per minute ({limit}): "
-                    f"try again in {retry_s} s",
-                    retry_after_s=retry_s,
-                )
-                found.append(TooMuch(limit, error, enforced=limit not in observed))
+            found.append(TooMuch("concurrency", error, enforced="concurrency" not in limits.observe))
+        bucket = self.requests
+        if bucket is not None and not bucket.has(1.0, now):
+            found.append(self._too_fast("rpm", "requests", bucket.per_minute, bucket.wait_s(1.0, now)))
+        bucket = self.tokens
+        if bucket is not None and not bucket.has(estimate.tokens, now):
+            found.append(self._too_fast("tpm", "tokens", bucket.per_minute, bucket.wait_s(estimate.tokens, now)))
         for use in self.budgets:
             others = self.reserved[use.index] + self.elsewhere[use.index]
             taken = use.spent(unix_now) + others
@@ -134,6 +125,14 @@ class KeyUse:
             if taken > 0 and taken + estimate[use.index] > use.budget.amount:
                 found.append(TooMuch("budget", self._spent(use.budget), enforced=use.budget.enforce))
         return found
+
+    def _too_fast(self, limit: str, noun: str, per_minute: int, wait_s: float) -> TooMuch:
+        retry_s = errors.whole_s(wait_s)
+        error = errors.RateLimited(
+            f"key '{self.name}' may use {per_minute} {noun} per minute ({limit}): try again in {retry_s} s",
+            retry_after_s=retry_s,
+        )
+        return TooMuch(limit, error, enforced=limit not in self.limits.observe)
 
     def _spent(self, budget: Budget) -> errors.GatewayError:
         amount = _BUDGET_TEXT[budget.unit].format(budget.amount, currency=self._currency)
@@ -147,7 +146,7 @@ class KeyUse:
         shown: dict[str, Any] = {}
         for limit, bucket in (("rpm", self.requests), ("tpm", self.tokens)):
             if bucket is not None:
-                used = bucket.per_minute - max(0.0, bucket.level(now))
+                used = bucket.per_minute - max(0.0, bucket.refill(now))
                 shown[limit] = _reading(bucket.per_minute, round(used), enforce=limit not in limits.observe)
         if limits.concurrency is not None:
             enforce = "concurrency" not in limits.observe

@@ -16,7 +16,7 @@ import trio
 
 from gateway.access.keys.key import Key
 from gateway.access.limits.amounts import NOTHING, Amounts, LearntMeans
-from gateway.access.limits.key_use import KeyUse
+from gateway.access.limits.key_use import KeyUse, TooMuch
 from gateway.access.limits.limit import Limits
 from gateway.access.limits.windows import Windows
 
@@ -108,16 +108,28 @@ class Limiter:
             RateLimited: A rate limit is exceeded.
             InsufficientQuota: A budget is.
         """
-        now, unix_now = self.clock(), self.unix_time()
+        now = self.clock()
+        unix_now = self.unix_time() if started_at is None or use.budgets else started_at
         exceeded = use.exceeds(estimate, now, unix_now)
+        observed = _NO_LIMITS
+        if exceeded:
+            self._count_or_refuse(use, exceeded)
+            observed = frozenset(each.limit for each in exceeded)
+        at = unix_now if started_at is None else started_at
+        return Reservation(self, use, estimate, at=at, observed=observed)
+
+    def _count_or_refuse(self, use: KeyUse, exceeded: list[TooMuch]) -> None:
+        """Raises the error of the first limit that is enforced."""
         refusal = next((found for found in exceeded if found.enforced), None)
         for found in exceeded if refusal is None else (refusal,):
             use.exceeded[found.limit] = use.exceeded.get(found.limit, 0) + 1
             self.count_exceeded(found.limit, found.enforced)
         if refusal is not None:
             raise refusal.error
-        at = unix_now if started_at is None else started_at
-        return Reservation(self, use, estimate, now=now, at=at, observed=frozenset([each.limit for each in exceeded]))
+
+
+_NOTHING_RESERVED = (0.0, 0.0, 0.0)
+_NO_LIMITS: frozenset[str] = frozenset()
 
 
 class Reservation:
@@ -129,7 +141,7 @@ class Reservation:
     __slots__ = ("_at", "_estimate", "_limiter", "_taken_tokens", "_use", "used")
 
     def __init__(
-        self, limiter: Limiter, use: KeyUse, estimate: Amounts, *, now: float, at: float, observed: frozenset[str]
+        self, limiter: Limiter, use: KeyUse, estimate: Amounts, *, at: float, observed: frozenset[str]
     ) -> None:
         self._limiter = limiter
         self._use = use
@@ -138,15 +150,16 @@ class Reservation:
         self.used = NOTHING
         # An observed limit that is exceeded gives nothing: as if it had refused the request.
         if use.requests is not None and "rpm" not in observed:
-            use.requests.take(1, now)
+            use.requests.level -= 1
         self._taken_tokens: float | None = None
         if use.tokens is not None and "tpm" not in observed:
             self._taken_tokens = estimate.tokens
-            use.tokens.take(estimate.tokens, now)
+            use.tokens.level -= estimate.tokens
         use.running += 1
         limiter.live += 1
-        for index in range(3):
-            use.reserved[index] += estimate[index]
+        use.reserved[0] += estimate.tokens
+        use.reserved[1] += estimate.money
+        use.reserved[2] += estimate.gpu_s
 
     def settle(self, used: Amounts) -> None:
         """What the request used in the end."""
@@ -161,10 +174,12 @@ class Reservation:
         limiter, use, estimate = self._limiter, self._use, self._estimate
         use.running -= 1
         limiter.live -= 1
-        for index in range(3):
-            # Back to exactly nothing when no request is left: sums of floats drift.
-            use.reserved[index] = use.reserved[index] - estimate[index] if use.running else 0.0
+        use.reserved[0] -= estimate.tokens
+        use.reserved[1] -= estimate.money
+        use.reserved[2] -= estimate.gpu_s
+        if not use.running:
+            use.reserved[:] = _NOTHING_RESERVED  # exactly: sums of floats drift
         if self._taken_tokens is not None and use.tokens is not None:
-            use.tokens.take(self.used.tokens - self._taken_tokens, limiter.clock())
+            use.tokens.give_back(self._taken_tokens - self.used.tokens, limiter.clock())
         for budget in use.budgets:
             budget.add(self.used, self._at)

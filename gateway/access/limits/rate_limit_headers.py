@@ -23,8 +23,8 @@ def openai_headers(use: KeyUse, now: float) -> Headers:
             limit, remaining, reset = names
             headers += (
                 (limit, b"%d" % bucket.per_minute),
-                (remaining, b"%d" % max(0.0, bucket.level(now))),
-                (reset, _duration(bucket.full_in_s(now))),
+                (remaining, b"%d" % level if (level := bucket.refill(now)) > 0 else b"0"),
+                (reset, _duration(bucket.full_in_s())),
             )
     return headers
 
@@ -35,10 +35,11 @@ def anthropic_headers(use: KeyUse, now: float, unix_now: float) -> Headers:
     for bucket, names in ((use.requests, _ANTHROPIC_REQUESTS), (use.tokens, _ANTHROPIC_TOKENS)):
         if bucket is not None:
             limit, remaining, reset = names
-            full_at = datetime.fromtimestamp(ceil(unix_now + bucket.full_in_s(now)), UTC)
+            level = bucket.refill(now)
+            full_at = datetime.fromtimestamp(ceil(unix_now + bucket.full_in_s()), UTC)
             headers += (
                 (limit, b"%d" % bucket.per_minute),
-                (remaining, b"%d" % max(0.0, bucket.level(now))),
+                (remaining, b"%d" % level if level > 0 else b"0"),
                 (reset, full_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()),
             )
     return headers
@@ -53,14 +54,14 @@ _ANTHROPIC_REQUESTS, _ANTHROPIC_TOKENS = (
 )
 
 
+_NOTHING_S = 1e-9  # what floats leave of a difference
+
+
 def _duration(seconds: float) -> bytes:
     """A duration as OpenAI writes it: `20ms`, `7s`, `6m0s`, `1h0m0s`. Rounded up, so that it is never too early."""
-    ms = ceil(round(seconds * 1000, 3))
-    if ms <= 0:
-        return b"0s"
-    if ms < 1000:
-        return b"%dms" % ms
-    whole_s = ceil(ms / 1000)
+    if seconds < 1:
+        return b"%dms" % -(-seconds * 1000 // 1) if seconds > _NOTHING_S else b"0s"
+    whole_s = int(-(-(seconds - _NOTHING_S) // 1))
     hours, minutes = whole_s // 3600, whole_s // 60 % 60
     if hours:
         return b"%dh%dm%ds" % (hours, minutes, whole_s % 60)

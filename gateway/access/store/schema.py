@@ -95,7 +95,6 @@ usage = Table(
     Column("day", String(10)),  # of `at`: 2026-01-31, in the ledger's time zone
 )
 Index("usage_at", usage.c.at)
-Index("usage_key_at", usage.c.key_id, usage.c.at)
 
 usage_daily = Table(
     "usage_daily",

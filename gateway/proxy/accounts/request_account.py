@@ -18,7 +18,7 @@ from gateway.access.limits.amounts import NOTHING, Amounts
 from gateway.access.limits.limiter import Reservation
 from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers
 from gateway.asgi import Headers
-from gateway.dialects.token_reservation import GENERATING_PATHS, TOKEN_PATHS, ExpectedTokens, expected_tokens
+from gateway.dialects.token_reservation import GENERATING_PATHS, TOKEN_PATHS, expected_tokens
 from gateway.errors import GatewayError
 from gateway.fleet.lease import GpuUse
 from gateway.proxy.accounts.accounting import Accounting
@@ -38,7 +38,6 @@ class _Tokens(NamedTuple):
 
 
 _NO_TOKENS = _Tokens()
-_NOTHING_EXPECTED = ExpectedTokens(0, None)
 
 
 class RequestAccount:
@@ -51,7 +50,7 @@ class RequestAccount:
         dialect: The API of the request, by its name in the ledger.
     """
 
-    __slots__ = ("_accounting", "_body", "_dialect", "_entry_id", "_record", "_reservation", "_tokens", "_use")
+    __slots__ = ("_accounting", "_body", "_cost", "_dialect", "_entry_id", "_record", "_reservation", "_tokens", "_use")
 
     def __init__(self, accounting: Accounting, record: RequestRecord, key: Key | None, dialect: str) -> None:
         self._accounting = accounting
@@ -62,6 +61,7 @@ class RequestAccount:
         self._reservation: Reservation | None = None
         self._body = b""
         self._tokens = _NO_TOKENS
+        self._cost: float | None = None
         record.gpu_use = GpuUse()
         if self._use is not None and self._use.is_limited_by_rate:
             record.limit_headers = self._limit_headers
@@ -98,15 +98,17 @@ class RequestAccount:
 
     def _estimate(self, model: str, body: bytes) -> Amounts:
         path, (mean_tokens, mean_gpu_s) = self._record.path, self._accounting.limiter.means.of(model)
-        expected = expected_tokens(body) if body and path in TOKEN_PATHS else _NOTHING_EXPECTED
+        prompt, answers = expected_tokens(path, body) if body and path in TOKEN_PATHS else (0, None)
         profile = self._profile(model)
-        prompt, completion = expected.prompt, 0.0
+        completion = 0.0
         if path in GENERATING_PATHS:
-            completion = mean_tokens if expected.answers is None else expected.answers
+            completion = mean_tokens if answers is None else answers
             if profile is not None and profile.limit is not None:
                 completion = min(completion, profile.limit.output or profile.limit.context or completion)
-        prices = None if profile is None else profile.cost
-        return Amounts(prompt + completion, token_cost(prices, prompt, completion) or 0.0, mean_gpu_s)
+        money = 0.0
+        if profile is not None and profile.cost is not None:
+            money = token_cost(profile.cost, prompt, completion) or 0.0
+        return Amounts(prompt + completion, money, mean_gpu_s)
 
     def _profile(self, model: str | None) -> ModelProfile | None:
         return None if model is None else self._accounting.catalogue.current.models.get(model)
@@ -123,11 +125,14 @@ class RequestAccount:
         failed = record.outcome == "upstream_error" or (kind is not None and issubclass(kind, GatewayError))
         self._tokens = tokens = self._tokens_used(is_answered=bool(record.routing.attempts) and not failed)
         self._body = b""
+        profile = self._profile(record.routing.model)
+        if profile is not None and profile.cost is not None:
+            self._cost = token_cost(profile.cost, tokens.prompt, tokens.completion, tokens.cached)
         gpu_s = 0.0 if record.gpu_use is None else record.gpu_use.seconds
         if record.outcome == "ok" and record.routing.model is not None:
             self._accounting.limiter.means.learn(record.routing.model, tokens.completion, gpu_s)
         if self._reservation is not None:
-            self._reservation.settle(Amounts(tokens.prompt + tokens.completion, self._cost() or 0.0, gpu_s))
+            self._reservation.settle(Amounts(tokens.prompt + tokens.completion, self._cost or 0.0, gpu_s))
             self._reservation.__exit__(kind, error, traceback)
 
     def _tokens_used(self, *, is_answered: bool) -> _Tokens:
@@ -141,14 +146,8 @@ class RequestAccount:
             cached, reasoning = usage.cached_tokens or 0, usage.reasoning_tokens or 0
         is_unknown = usage is None or usage.prompt_tokens is None
         if is_unknown and (is_answered or completion) and self._body and self._record.path in TOKEN_PATHS:
-            prompt, estimated = expected_tokens(self._body).prompt, True
+            prompt, estimated = expected_tokens(self._record.path, self._body)[0], True
         return _Tokens(prompt, completion, cached, reasoning, estimated)
-
-    def _cost(self) -> float | None:
-        profile = self._profile(self._record.routing.model)
-        if profile is None or profile.cost is None:
-            return None
-        return token_cost(profile.cost, self._tokens.prompt, self._tokens.completion, self._tokens.cached)
 
     def close(self) -> None:
         """Enter the request in the ledger: its record has its status and outcome now."""
@@ -182,6 +181,6 @@ class RequestAccount:
                 total_ms=(trio.current_time() - started_at) * 1000,
                 gpu_seconds=0.0 if gpu_use is None else gpu_use.seconds,
                 energy_wh=None if joules is None else joules / _J_PER_WH,
-                cost=self._cost(),
+                cost=self._cost,
             )
         )

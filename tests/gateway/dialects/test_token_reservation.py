@@ -7,13 +7,13 @@ import os
 import pytest
 
 from gateway.dialects.token_estimate import TOKENS_PER_IMAGE
-from gateway.dialects.token_reservation import expected_tokens
+from gateway.dialects.token_reservation import _PROMPT_FIELDS, TOKEN_PATHS, expected_tokens
 
 PROMPT = [{"role": "user", "content": "word " * 700}]
 
 
-def expected(**body):
-    return expected_tokens(json.dumps({"model": "m", **body}).encode())
+def expected(path="/v1/chat/completions", **body):
+    return expected_tokens(path, json.dumps({"model": "m", **body}).encode())
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ def expected(**body):
     ],
 )
 def test_the_answers_limit_has_many_names(body, answers):
-    assert expected(**body).answers == answers
+    assert expected(**body)[1] == answers
 
 
-@pytest.mark.parametrize("field", ["messages", "prompt", "input", "system", "instructions", "documents", "tools"])
-def test_the_prompt_is_estimated_by_its_bytes_wherever_it_is(field):
-    prompt = expected(**{field: PROMPT}, user="x" * 5000).prompt
+@pytest.mark.parametrize(("path", "field"), [(path, name) for path, names in _PROMPT_FIELDS.items() for name in names])
+def test_the_prompt_is_estimated_by_its_bytes_wherever_it_is(path, field):
+    prompt, _ = expected(path, **{field: PROMPT}, user="x" * 5000)
     assert prompt == pytest.approx(3530 / 3.5, rel=0.02)
 
 
@@ -53,10 +53,11 @@ def test_pictures_and_sounds_do_not_count_by_their_bytes(part):
     """A megabyte would be 400,000 tokens, and no limit would ever let it pass."""
     data = base64.b64encode(os.urandom(1_000_000)).decode()
     messages = [{"role": "user", "content": [part(data), part(data), {"type": "text", "text": "word " * 700}]}]
-    assert expected(messages=messages).prompt == pytest.approx(2 * TOKENS_PER_IMAGE + 1000, rel=0.1)
+    assert expected(messages=messages)[0] == pytest.approx(2 * TOKENS_PER_IMAGE + 1000, rel=0.1)
 
 
 @pytest.mark.parametrize("body", [b"[]", b'{"max_tokens":', b"[" * 100_000, b'{"messages":"\xff"}'])
 def test_a_body_that_cannot_be_read_is_estimated_by_its_length(body):
-    assert expected_tokens(body).answers is None
-    assert expected_tokens(body).prompt >= 1
+    for path in TOKEN_PATHS:
+        prompt, answers = expected_tokens(path, body)
+        assert (prompt >= 1, answers) == (True, None)
