@@ -451,6 +451,20 @@ async def test_body_that_does_not_arrive_in_time_is_a_408(autojump_clock, before
     await gateway.idle()
 
 
+async def test_slow_body_that_goes_on_arriving_is_served(autojump_clock, before):
+    """The deadline is for every 16 KiB, not for all of it: 100 s here."""
+    gateway = before(answering(with_length(JSON)), deadlines=DeadlineSettings(header_seconds=10, upload_seconds=30))
+    client = gateway.client()
+    body = b'{"model":"helexa/small","prompt":"%b"}' % (b"a" * 5 * 16 * 1024)
+    await client.stream.send_all(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body))
+    for at in range(0, len(body), 17 * 1024):
+        await trio.sleep(20)
+        await client.stream.send_all(body[at : at + 17 * 1024])
+    answer = await client.answer()
+
+    assert (answer.status, answer.arrivals[0][0]) == (200, 100)
+
+
 async def test_requests_beyond_the_limit_get_a_503(autojump_clock, before):
     """With a Retry-After."""
     gateway = before(neuron("beast", [24576], [SMALL]), limits=LimitSettings(requests=2))
