@@ -100,6 +100,16 @@ def test_cortex_example_is_right_about_every_key_of_an_engine(tmp_path):
     assert shown.base_path == settings.NeuronSettings("x", "http://x").base_path
 
 
+def test_example_listens_on_loopback_and_shows_how_to_open_it():
+    """A copy of the example is reachable from its own machine only; the line that opens it is a comment."""
+    lines = CORTEX_EXAMPLE.read_text().splitlines()
+    open_lines = [line for line in lines if "0.0.0.0" in line]
+    assert '#   listen = "0.0.0.0:31313"' in open_lines
+    assert all(line.startswith("#") for line in open_lines)
+    for listen in (load.load(CORTEX_EXAMPLE, {}).settings.gateway.listen, settings.GatewaySettings().metrics_listen):
+        assert listen.host == "127.0.0.1"
+
+
 @pytest.mark.parametrize("kind", [ModelProfile, Limit, Cost])
 def test_models_example_shows_every_key(kind):
     """The example is the manual."""

@@ -205,7 +205,10 @@ class LimitSettings:
     """Number of idle connections to neurons that are kept open."""
 
     explain_requests: CountOrZero = 1_000
-    """Number of finished requests remembered for `cortex explain`, about 2 KiB each; a tenth more of refused ones."""
+    """Number of finished requests remembered for `cortex explain`, about 2 KiB each."""
+
+    explain_refused: CountOrZero = 100
+    """Number of further remembered requests that were refused before a neuron was asked."""
 
     bodies_mb: Number = 2048
     """Memory for the bodies of all requests, in MiB, else 503. Rewritten copies may need as much again."""

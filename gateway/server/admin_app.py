@@ -21,6 +21,7 @@ from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.plan import ChangePlan
 from gateway.aliases.rollout import RolloutController
 from gateway.aliases.warm_swap import WarmSwaps
+from gateway.config.settings import LimitSettings
 from gateway.fleet.loading.drain import Drains
 from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.routing.queue import QueueView
@@ -54,13 +55,13 @@ __all__ = ["AdminContext", "make_app"]
 class AdminContext:
     """What the admin routes use.
 
-    `remembered_requests` is how many ended requests the log keeps. `plan` compares two catalogues, old and new.
+    `limits` tells how many ended requests the log keeps. `plan` compares two catalogues, old and new.
     """
 
     access: Access
     keys: KeyRoutes
     usage: UsageReports
-    remembered_requests: int
+    limits: LimitSettings
     catalogue: CatalogueStore
     edits: CatalogueEdits
     neurons: NeuronStore
@@ -188,8 +189,8 @@ def _mount_requests(app: QuartTrio, context: AdminContext) -> None:
         found = explain_requests(request_id, context.requests, context.scheduler.loads_between, trio.current_time())
         if not found:
             raise errors.NotFound(
-                f"request '{request_id}' is neither running nor among the last {context.remembered_requests} that ended"
-                " (of refused ones, a tenth of that)"
+                f"request '{request_id}' is neither running nor among the last {context.limits.explain_requests} that"
+                f" ended, or the last {context.limits.explain_refused} that were refused"
             )
         return json_response({"requests": found})
 

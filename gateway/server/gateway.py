@@ -122,6 +122,7 @@ class Gateway:
             self.metrics,
             log_requests=settings.gateway.access_log,
             remembered=settings.limits.explain_requests,
+            remembered_refused=settings.limits.explain_refused,
             tracer=self.tracing.tracer,
         )
         self.catalogue_files = CatalogueFiles.from_settings(settings)
@@ -256,7 +257,7 @@ class Gateway:
                 use=self._use_of_key,
             ),
             usage=self.usage_parts.reports,
-            remembered_requests=self.settings.limits.explain_requests,
+            limits=self.settings.limits,
             catalogue=self.catalogue_store,
             edits=self.edits,
             neurons=self.neuron_store,

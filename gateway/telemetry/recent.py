@@ -18,8 +18,6 @@ NOTES_PER_REQUEST = 20
 """The average limit. A request takes 1 to 2 KiB, and a note 200 bytes; most requests have one note. If every request is
 refused by fifty neurons in turn, fewer requests are kept, instead of in more memory."""
 
-REFUSED_SHARE = 10  # one place in ten is for refused requests: a storm of them must not displace those that were served
-
 
 class _Kept:
     """The last `limit` requests, fewer if they have many notes."""
@@ -41,14 +39,15 @@ class _Kept:
 
 
 class RecentRequests:
-    """The last requests that have ended: `limit` that were sent to a neuron, and a tenth of that for the others.
+    """The last requests that have ended: `limit` that were sent to a neuron, and `refused` others. 0 keeps none.
 
-    The others were refused before any neuron was asked: no room, an unknown model, a client's mistake. 0 keeps none.
+    The others were refused before any neuron was asked: no room, an unknown model, a client's mistake. They have places
+    of their own: a storm of them must not displace those that were served.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, refused: int) -> None:
         self._sent = _Kept(limit)
-        self._refused = _Kept(-(-limit // REFUSED_SHARE))
+        self._refused = _Kept(refused)
 
     def __len__(self) -> int:
         return len(self._sent.requests) + len(self._refused.requests)

@@ -41,6 +41,7 @@ class RequestLog:
         metrics: Counts requests.
         log_requests: Whether to write a log event for each request.
         remembered: How many ended requests to keep for `explain.py`.
+        remembered_refused: How many further ones that were refused before a neuron was asked.
         tracer: Traces requests; None if none is traced.
 
     Attributes:
@@ -51,14 +52,20 @@ class RequestLog:
     """
 
     def __init__(
-        self, metrics: Metrics, *, log_requests: bool, remembered: int = 1000, tracer: RequestTracer | None = None
+        self,
+        metrics: Metrics,
+        *,
+        log_requests: bool,
+        remembered: int = 1000,
+        remembered_refused: int = 100,
+        tracer: RequestTracer | None = None,
     ) -> None:
         self.metrics = metrics
         self.log = structlog.get_logger("cortex.request")
         self.log_requests = log_requests
         self.tracer = tracer
         self.live: dict[int, RequestRecord] = {}
-        self.recent = RecentRequests(remembered)
+        self.recent = RecentRequests(remembered, remembered_refused)
         self.served = 0
         self.totals = RequestTotals()
         self._observers: dict[str, list[Observer]] = {}

@@ -103,8 +103,8 @@ async def test_unknown_request_is_one_line_and_exit_code_1(admin):
 
     assert (code, out) == (1, "")
     assert err == (
-        "cortex explain: request 'unheard/of' is neither running nor among the last 1000 that ended"
-        " (of refused ones, a tenth of that)\n"
+        "cortex explain: request 'unheard/of' is neither running nor among the last 1000 that ended, or the last 100"
+        " that were refused\n"
     )
 
 

@@ -136,6 +136,11 @@ async def broken(outage: Outage) -> None:
     await outage.reloaded()
 
 
+async def neurons_broken(outage: Outage) -> None:
+    outage.running.models_toml.with_name("neurons.toml").write_text("[[neurons]\n")
+    await outage.reloaded()
+
+
 async def disk_full(outage: Outage) -> None:
     def refuse(*arguments: object, **_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(outage.running.gateway.catalogue_files.state_dir))
@@ -195,6 +200,7 @@ ROWS = (
     Row("`models.toml` deleted", deleted),
     Row("`models.toml` emptied", emptied),
     Row("`models.toml` broken", broken),
+    Row("the file of `neurons_config` broken", neurons_broken),
     Row("disk full, one neuron drained", disk_full),
     Row("audit log cannot be written", audit_unwritable),
     Row("audit log emptied", audit_emptied),
@@ -208,7 +214,7 @@ async def test_operator_sees_what_the_table_in_the_docs_says(row, tmp_path, monk
     """`/health`, `/ready`, `status` and exit codes tell the truth, and agree with each other."""
     neurons = [neuron("beast", [24576], [LARGE], speed=100), neuron("mule", [12288], [SMALL], speed=100)]
     async with (
-        running_gateway(tmp_path, neurons, models_toml=MODELS_TOML) as running,
+        running_gateway(tmp_path, neurons, models_toml=MODELS_TOML, neurons_file=True) as running,
         httpx.AsyncClient(
             base_url=f"http://{running.addresses.metrics}", headers=TOKEN, trust_env=False, timeout=SAFETY_NET_S
         ) as admin,
@@ -219,7 +225,7 @@ async def test_operator_sees_what_the_table_in_the_docs_says(row, tmp_path, monk
         health = await outage.health()
         ready = await admin.get(f"{running.url}/ready")
         requests = [await _ask(admin, running.url, alias) for alias in ("small", "large")]
-        config = _write_config(tmp_path, running)
+        config = _write_config(tmp_path)
         monkeypatch.setattr(log, "configure", lambda _: None)  # the captured stderr has no file descriptor
         status, check, verify = [
             await trio.to_thread.run_sync(_run, arguments)
@@ -256,13 +262,10 @@ async def _ask(client, url, alias):
     return str(response.status_code)
 
 
-def _write_config(folder, running):
+def _write_config(folder):
     """The cortex.toml that this gateway could have been started with."""
-    lines = ['models_config = "models.toml"']
-    for node in running.gateway.fleet.nodes.values():
-        lines += ["[[neurons]]", f'name = "{node.name}"', f'endpoint = "{node.endpoint}"']
     path = folder / "cortex.toml"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text('models_config = "models.toml"\nneurons_config = "neurons.toml"\n')
     return path
 
 

@@ -117,12 +117,13 @@ async def running_gateway(
     backends: tuple[NeuronSettings, ...] = (),
     speaking: tuple[str, ...] = ("openai",),
     start: Start | None = None,
+    neurons_file: bool = False,
     **sections: object,
 ):
     """Start everything, yield it, and cancel it at the end.
 
     `backends` already run, besides the simulated neurons, which have the dialects `speaking`. `sections` replace whole
-    sections of the settings.
+    sections of the settings. `neurons_file`: the simulated neurons are in neurons.toml, not in the settings.
     """
     simulated = one_neuron() if neurons is None else neurons
     path = folder / "models.toml"
@@ -144,6 +145,10 @@ async def running_gateway(
             ),
             models_config=path,
         )
+        if neurons_file:
+            tables = (f'[[neurons]]\nname = "{each.name}"\nendpoint = "{each.endpoint}"\n' for each in settings.neurons)
+            (folder / "neurons.toml").write_text("".join(tables))
+            settings = dataclasses.replace(settings, neurons=(), neurons_config=folder / "neurons.toml")
         gateway = Gateway(dataclasses.replace(settings, **sections))
         stop = trio.Event()
         addresses = await nursery.start(partial(serve, gateway, stop=stop.wait, start=start))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 
 from gateway.aliases.files.rollout_state import Rollout
 from gateway.cli.terminal import console, table
 
-__all__ = ["live_text", "print_rollout", "progress_text", "start_text"]
+__all__ = ["live_text", "print_rollout", "progress_text", "render_rollout", "start_text"]
 
 
 def start_text(rollout: Rollout) -> str:
@@ -43,14 +45,20 @@ def live_text(live: dict[str, Any]) -> str:
     return f"  {elapsed}{counts}; waiting for {live['waits_for']}"
 
 
-def print_rollout(rollout: Rollout, live: dict[str, Any] | None, *, has_token: bool) -> None:
-    """Print the progress; `live` is the gateway's comparison of the targets, if there is one."""
-    out = console()
-    out.print(progress_text(rollout), soft_wrap=True)
+def render_rollout(rollout: Rollout, live: dict[str, Any] | None, *, has_token: bool) -> Iterator[RenderableType]:
+    """The progress, in parts; `live` is the gateway's comparison of the targets, if there is one."""
+    yield progress_text(rollout)
     if live is not None:
-        out.print(_comparison_table(rollout, live))
+        yield _comparison_table(rollout, live)
     elif rollout.state == "running" and not has_token:
-        out.print("to compare the targets, set [admin] token in cortex.toml", soft_wrap=True)
+        yield "to compare the targets, set CORTEX_KEY, or [admin] token in cortex.toml"
+
+
+def print_rollout(rollout: Rollout, live: dict[str, Any] | None, *, has_token: bool) -> None:
+    """Print the same."""
+    out = console()
+    for part in render_rollout(rollout, live, has_token=has_token):
+        out.print(part, soft_wrap=isinstance(part, str))
 
 
 _ROWS = (

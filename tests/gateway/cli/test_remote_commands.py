@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from fakes.operator import Operator, key_in, wait_until
 from fakes.patience import SAFETY_NET_S
-from fakes.process import running_cortex
+from fakes.process import on_a_terminal, running_cortex
 
 from gateway.aliases.files.file_history import digest_of
 from gateway.aliases.files.toml_edit import set_alias
@@ -125,6 +125,17 @@ def test_rollout_over_the_network(desk):
     assert "aborted" in desk.done("alias", "rollout", "helexa/small", "--abort")
     options = ("--steps", "50,100", "--every", "0s", "--guard", "none", "--wait")
     assert "gets all requests" in desk.done("alias", "rollout", "helexa/small", MIDDLE, *options)
+
+
+def test_watched_rollout_is_redrawn_on_a_terminal(desk, host, tmp_path):
+    """Progress and comparison in place, not line after line; it ends with the rollout."""
+    env = {"CORTEX_URL": desk.url, "CORTEX_KEY": host.key, "XDG_CONFIG_HOME": str(tmp_path)}
+    options = ("--steps", "50,100", "--every", "3s", "--guard", "none", "--watch")
+    with on_a_terminal("alias", "rollout", "helexa/small", MIDDLE, *options, **env) as process:
+        process.read_until("gets all requests", times=1)
+        assert process.popen.wait(SAFETY_NET_S) == 0
+    assert "of this step have passed" in process.screen
+    assert "\x1b[1A" in process.screen, "the cursor goes up to draw over what it drew before"
 
 
 def test_load_and_unload(desk):

@@ -287,7 +287,7 @@ async def test_only_the_last_requests_are_kept(autojump_clock):
 
 async def test_refused_requests_displace_no_others(autojump_clock):
     """They have a small place of their own: a storm of 503s must not flush what an operator wants explained."""
-    request_log = RequestLog(Metrics(), log_requests=False, remembered=20)
+    request_log = RequestLog(Metrics(), log_requests=False, remembered=20, remembered_refused=2)
     ended(request_log, "served", node="beast")
     for number in range(100):
         with request_log.open(str(number), "/v1/chat/completions") as record:
@@ -307,7 +307,7 @@ async def test_fewer_requests_are_kept_if_they_have_many_notes(autojump_clock):
     choice = NotedDecision(
         0.0, "m", "load", None, tuple(NodeVerdict(str(number), "not loaded") for number in range(100))
     )
-    recent = RecentRequests(100)
+    recent = RecentRequests(100, 10)
     request_log = RequestLog(Metrics(), log_requests=False)
     request_log.recent = recent
     for number in range(100):

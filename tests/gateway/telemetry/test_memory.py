@@ -47,7 +47,7 @@ async def test_requests_of_all_kinds_leave_nothing_behind(autojump_clock, nurser
     if trouble is not None:
         beast.faults.add(trouble)
     gateway = InMemoryGateway(nursery, {"a": beast})
-    gateway.request_log.recent = RecentRequests(10)
+    gateway.request_log.recent = RecentRequests(10, 1)
 
     async def leave(after_s):
         client = gateway.client()
@@ -70,7 +70,7 @@ async def test_requests_of_all_kinds_leave_nothing_behind(autojump_clock, nurser
                     clients.start_soon(leave, after_s)
         await trio.sleep(60)  # breakers cool down, resting connections go
         await wait_all_tasks_blocked()
-        gateway.request_log.recent = RecentRequests(10)  # remembered requests differ in how many decisions they had
+        gateway.request_log.recent = RecentRequests(10, 1)  # remembered requests differ in how many decisions they had
         return ours()
 
     await some_rounds(8)

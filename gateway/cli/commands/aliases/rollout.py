@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import click
 import msgspec
+from rich.console import Group
+from rich.live import Live
 
 from catalogue.diff import shown_targets
 from gateway.aliases.files.rollout_state import Rollout
@@ -22,7 +24,7 @@ from gateway.cli.connection_options import connection_options
 from gateway.cli.options import json_option
 from gateway.cli.param_types import Duration, GuardParam, Steps
 from gateway.cli.source.editable_file import AliasCommandError
-from gateway.cli.terminal import Progress, print_error, print_json
+from gateway.cli.terminal import Progress, console, print_error, print_json
 from gateway.cli.views import rollout_view
 
 __all__ = ["rollout"]
@@ -156,7 +158,9 @@ def _wait_until_begun(editor: AliasEditor, rollout: Rollout) -> int:
 
 
 def _follow(editor: AliasEditor, name: str, *, live: bool) -> int:
-    """Print each step until the rollout has ended; with `live` also how the targets compare."""
+    """Print each step until the rollout has ended; with `live` also how the targets compare, redrawn on a terminal."""
+    if live and console().is_terminal:
+        return _redraw(editor, name)
     shown = ""
     with Progress(editor.report) as progress:
         while True:
@@ -172,6 +176,18 @@ def _follow(editor: AliasEditor, name: str, *, live: bool) -> int:
                 progress.report(rollout_view.live_text(view))
             elapsed_s = None if view is None else view["elapsed_s"]
             progress.show(f"{name}, step {rollout.step + 1} of {len(rollout.steps)}", elapsed_s, rollout.every_s)
+            time.sleep(FOLLOW_POLL_S)
+
+
+def _redraw(editor: AliasEditor, name: str) -> int:
+    has_token = editor.gateway.token is not None
+    with Live(console=console(), auto_refresh=False) as drawn:
+        while True:
+            rollout = _find(editor, name)
+            parts = rollout_view.render_rollout(rollout, _get_live(editor, name), has_token=has_token)
+            drawn.update(Group(*parts), refresh=True)
+            if rollout.state != "running":
+                return DONE if rollout.state == "done" else NOT_IN_FORCE
             time.sleep(FOLLOW_POLL_S)
 
 
