@@ -1,9 +1,12 @@
-"""Measure the data plane against the bench kit's gateways, interleaved in one run; prints tables of ratios.
+"""Measure the data plane against other gateways, interleaved in one run; prints tables of ratios.
 
-    scripts/perf.py                         naive, floor, pump, cortex and keys; five rounds, about ten minutes
+    scripts/perf.py                         every gateway, five rounds, about half an hour
+    scripts/perf.py --quick                 one short round
+    scripts/perf.py --only floor cortex     these gateways only
     scripts/perf.py --only cortex keys      what keys, limits and the ledger cost: `cortex` has none of them
-    scripts/perf.py --quick                 one round, about one minute
     scripts/perf.py --other ../cortex-old   adds the cortex of another checkout: before and after a change
+    scripts/perf.py --install-routers       installs two Rust routers from PyPI into .perf-routers, to measure them too
+    scripts/perf.py --docs                  writes the tables and the plot into docs/performance.md
 
 Needs `rustc` and `wrk` (Debian packages of these names). Starts the kit's mock upstream and one process per gateway, on
 loopback. Every round measures every gateway, one after the other, so that a slow minute of the machine touches all of
@@ -19,24 +22,30 @@ import os
 import re
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import venv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+import perf_report
+
 ROOT = Path(__file__).resolve().parent.parent
 KIT = ROOT / "scripts" / "bench"
+ROUTERS = ROOT / ".perf-routers"
 MOCK_PORT = 9000
 FIRST_PORT = 8000
 CORTEX_PORT = 8001
 """Where scripts/perf_dialects.py has its gateway."""
 STREAMS, CHUNKS, INTERVAL_US = 50, 100, 10_000
+MANY_STREAMS, SLOW_INTERVAL_US, SLOW_CHUNKS = 1000, 50_000, 60  # 20 chunks/s each, as a model decodes
+BODIES = (1_000, 20_000, 1_000_000)
+BURST = 200  # streams that start in the same moment
 ROUNDS = 5
 WRK_S = 6
 SOAK_REQUESTS = 100_000
@@ -47,6 +56,8 @@ models_config = "models.toml"
 [gateway]
 listen = "127.0.0.1:{{port}}"
 metrics_listen = "127.0.0.1:{{metrics_port}}"
+[streaming]
+pump = {{pump}}
 [[neurons]]
 name = "mock"
 endpoint = "http://127.0.0.1:{MOCK_PORT}"
@@ -63,6 +74,8 @@ concurrency = 1000000
 WITHOUT_KEYS = {"CORTEX_LEDGER__KEEP_DAYS": "0"}
 SECRET = "ctx_perf_" + "0" * 43
 MODELS = '[aliases]\n"helexa/small" = "Qwen/Qwen3-1.7B"\n'
+CORTEX = {"cortex": "true", "cortex-tasks": "false", "keys": "true"}  # name -> [streaming] pump
+MESSAGES = '{"model":"helexa/small","stream":true,"max_tokens":1000,"messages":[{"role":"user","content":"Why?"}]}'
 
 
 @dataclass(frozen=True)
@@ -74,23 +87,31 @@ class Gateway:
     pid: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Figures:
-    """One round of one gateway. Times are CPU time of its process (user and system), except those of first events."""
+    """One round of one gateway. CPU is user and system time of its process; keys are sizes and numbers of streams."""
 
-    requests_per_s: float
-    request_us: float
-    chunk_us: Mapping[str, float]
+    requests_per_s: float = 0.0
+    request_us: dict[str, float] = field(default_factory=dict)
+    """CPU per request, by the size of its body in bytes; "small" is 100 bytes."""
+    chunk_us: dict[str, float] = field(default_factory=dict)
     """CPU per chunk, by number of streams."""
-    ttft_p50_ms: float
-    ttft_p99_ms: float
-    rss_kib_per_stream: float
+    translated_chunk_us: float = 0.0
+    ttft_p50_ms: dict[str, float] = field(default_factory=dict)
+    ttft_p99_ms: dict[str, float] = field(default_factory=dict)
+    late_p99_ms: dict[str, float] = field(default_factory=dict)
+    """How much later than its predecessor plus the upstream's interval a chunk arrives."""
+    burst_p99_ms: float = 0.0
+    """Time to first token when 200 streams start at once."""
+    rss_kib_per_stream: dict[str, float] = field(default_factory=dict)
 
 
 def main() -> None:
     """Build the kit, run the rounds, print the tables."""
     options = parse_options()
     need("rustc", "wrk")
+    if options.install_routers:
+        install_routers()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
         build(home, "mock", "load")
@@ -105,13 +126,21 @@ def main() -> None:
             for gateway in gateways:
                 progress(f"round {number} of {options.rounds}: {gateway.name}")
                 with client_key(gateway):
-                    rounds[gateway.name].append(measure(gateway, home, options.streams, options.wrk_seconds))
+                    rounds[gateway.name].append(measure(gateway, home, options))
         progress("")
-        direct_ms = ttft_ms(run([str(home / "load"), str(MOCK_PORT), str(STREAMS), "1"]))[0]
-        print_table(rounds, direct_ms)
+        direct = stream_load(home, MOCK_PORT, STREAMS)
+        result = {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": f"{os.cpu_count()} cores, shared with upstream and load generator",
+            "load_average": round(os.getloadavg()[1], 1),
+            "direct_ttft_p50_ms": direct.ttft_p50_ms,
+            "rounds": {name: [asdict(each) for each in values] for name, values in rounds.items()},
+        }
+        print(perf_report.table(result))
         if options.json:
-            figures = {name: [asdict(each) for each in values] for name, values in rounds.items()}
-            options.json.write_text(json.dumps({"direct_ttft_p50_ms": direct_ms, "rounds": figures}, indent=2))
+            options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if options.docs:
+            perf_report.write_docs(result, ROOT / "docs")
         if options.soak:
             soak(next(gateway for gateway in gateways if gateway.name == "cortex"))
 
@@ -122,20 +151,26 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each gateway is measured")
-    parser.add_argument("--quick", action="store_true", help="one short round")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="naive, floor, pump, cortex, keys: which to start")
+    parser.add_argument("--rounds", type=int, help=f"how often each gateway is measured; {ROUNDS} by default")
+    parser.add_argument("--quick", action="store_true", help="short rounds, one by default, without large bodies")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="naive, floor, pump, cortex, cortex-tasks, keys, *-router"
+    )
     parser.add_argument(
         "--other", type=Path, metavar="CHECKOUT", help="another checkout of cortex to measure beside this"
     )
     parser.add_argument("--streams", type=int, nargs="+", default=[STREAMS, 200], help="numbers of streams")
+    parser.add_argument("--many", action="store_true", help=f"also {MANY_STREAMS} streams of 20 chunks/s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round to FILE")
+    parser.add_argument("--docs", action="store_true", help="write the medians into docs/performance.md")
+    parser.add_argument("--install-routers", action="store_true", help=f"install the Rust routers into {ROUTERS.name}")
     parser.add_argument(
         "--soak", action="store_true", help=f"afterwards: memory of cortex over {SOAK_REQUESTS} requests"
     )
     options = parser.parse_args()
     options.wrk_seconds = 2 if options.quick else WRK_S
-    options.rounds = 1 if options.quick else options.rounds
+    options.rounds = options.rounds or (1 if options.quick else ROUNDS)
+    options.bodies = () if options.quick else BODIES
     return options
 
 
@@ -144,6 +179,14 @@ def need(*programs: str) -> None:
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
         raise SystemExit(f"{' and '.join(missing)} not found: install with `apt-get install {' '.join(missing)}`")
+
+
+def install_routers() -> None:
+    """Two Rust routers of the field, in an environment of their own."""
+    if not (ROUTERS / "bin" / "pip").exists():
+        venv.create(ROUTERS, with_pip=True)
+    for package in ("vllm-router", "sglang-router"):
+        subprocess.run([str(ROUTERS / "bin" / "pip"), "install", "--quiet", package], check=True)
 
 
 def build(home: Path, *names: str) -> None:
@@ -164,18 +207,24 @@ def started(
     home: Path, only: Sequence[str] | None, other: Path | None
 ) -> Iterator[contextlib.AbstractContextManager[Gateway]]:
     """The gateways to measure, each as a context manager around its process."""
-    names = only or ["naive", "floor", "pump", "cortex", "keys"]
+    routers = [name for name in ("vllm-router", "sglang-router") if (ROUTERS / "bin" / name).exists()]
+    if not routers and only is None:
+        print("without the Rust routers: install them with --install-routers", file=sys.stderr)
     port = FIRST_PORT
-    for name in names:
-        if name == "cortex":
-            yield one(name, port, cortex_command(home / name, port), ROOT, WITHOUT_KEYS)
-        elif name == "keys":
-            yield one(name, port, cortex_command(home / name, port, KEYS), ROOT, {"CORTEX_BOOTSTRAP_KEY": SECRET})
+    for name in only or ["naive", "floor", "pump", *CORTEX, *routers]:
+        cwd = ROOT if name in CORTEX else KIT
+        more: Mapping[str, str] = {}
+        if name in CORTEX:
+            command = cortex_command(home / name, port, KEYS if name == "keys" else "", pump=CORTEX[name])
+            more = {"CORTEX_BOOTSTRAP_KEY": SECRET} if name == "keys" else WITHOUT_KEYS
+        elif name.endswith("-router"):
+            command = router_command(name, port)
         else:
-            yield one(name, port, [sys.executable, str(KIT / f"{name}.py"), str(port), str(MOCK_PORT)], KIT)
+            command = [sys.executable, str(KIT / f"{name}.py"), str(port), str(MOCK_PORT)]
+        yield one(name, port, command, cwd, more)
         port += 10
     if other is not None:
-        yield one("other", port, cortex_command(home / "other", port), other.resolve())
+        yield one("other", port, cortex_command(home / "other", port, pump=None), other.resolve())
 
 
 @contextlib.contextmanager
@@ -187,12 +236,26 @@ def one(
         yield Gateway(name, port, pid)
 
 
-def cortex_command(home: Path, port: int, more: str = "") -> list[str]:
-    """`cortex serve` in front of the mock; the same command in every checkout. `more` is appended to its settings."""
+def cortex_command(home: Path, port: int, more: str = "", *, pump: str | None = "true") -> list[str]:
+    """`cortex serve` in front of the mock; the same command in every checkout.
+
+    `more` is appended to its settings; `pump` None is for a checkout that is older than that key.
+    """
     home.mkdir()
-    (home / "cortex.toml").write_text(CONFIG.format(port=port, metrics_port=port + 1) + more)
+    config = CONFIG.format(port=port, metrics_port=port + 1, pump=pump)
+    if pump is None:
+        config = config.replace("[streaming]\npump = None\n", "")
+    (home / "cortex.toml").write_text(config + more)
     (home / "models.toml").write_text(MODELS)
     return [sys.executable, "-m", "gateway.cli", "serve", "-c", str(home / "cortex.toml")]
+
+
+def router_command(name: str, port: int) -> list[str]:
+    """A Rust router in front of the mock."""
+    options = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(port + 1)]
+    launch = ["launch"] if name == "sglang-router" else []
+    workers = ["--worker-urls", f"http://127.0.0.1:{MOCK_PORT}", "--policy", "round_robin"]
+    return [str(ROUTERS / "bin" / name), *launch, *workers, *options]
 
 
 @contextlib.contextmanager
@@ -212,12 +275,14 @@ def running(command: list[str], cwd: Path | None = None, env: Mapping[str, str] 
 
 def wait_until_ready(gateway: Gateway) -> None:
     """Until it accepts connections and, if it has a readiness check, passes it."""
+    is_cortex = gateway.name in {*CORTEX, "other"}
     for _ in range(600):
         with contextlib.suppress(OSError):
-            if gateway.name not in {"cortex", "keys", "other"}:
+            if not (is_cortex or gateway.name.endswith("-router")):
                 socket.create_connection(("127.0.0.1", gateway.port), timeout=1).close()
                 return
-            urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}/ready", timeout=1).close()
+            path = "ready" if is_cortex else "readiness"
+            urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}/{path}", timeout=1).close()
             return
         time.sleep(0.1)
     raise SystemExit(f"{gateway.name} does not answer on port {gateway.port}")
@@ -234,47 +299,92 @@ def client_key(gateway: Gateway) -> Iterator[None]:
         os.environ.pop("CORTEX_KEY", None)
 
 
-def measure(gateway: Gateway, home: Path, streams: Sequence[int], seconds: int) -> Figures:
-    """Small requests, then streams."""
-    before_s = cpu_s(gateway.pid)
-    rate = requests_per_s(gateway.port, seconds)
-    request_us = (cpu_s(gateway.pid) - before_s) / (rate * seconds) * 1e6
-    rest_kib, chunk_us, rss = rss_kib(gateway.pid), {}, 0.0
-    p50 = p99 = 0.0
-    for count in streams:
+def measure(gateway: Gateway, home: Path, options: argparse.Namespace) -> Figures:
+    """Requests with small and large bodies, then streams."""
+    figures = Figures()
+    for size in (0, *options.bodies):
+        seconds = options.wrk_seconds
         before_s = cpu_s(gateway.pid)
-        load = [str(home / "load"), str(gateway.port), str(count), "2"]
-        process = subprocess.Popen(load, stdout=subprocess.PIPE, text=True)
-        time.sleep(0.7)
-        if count == streams[0]:
-            rss = (rss_kib(gateway.pid) - rest_kib) / count
-        output, _ = process.communicate()
+        rate = requests_per_s(gateway.port, seconds, size)
+        figures.request_us[str(size or "small")] = (cpu_s(gateway.pid) - before_s) / (rate * seconds) * 1e6
+        figures.requests_per_s = figures.requests_per_s or rate
+    for count in options.streams:
+        measure_streams(gateway, home, figures, count)
+    if options.many:
+        body = '{"model":"helexa/small","stream":true,"messages":[{"role":"user","content":"Why?"}],'
+        body += f'"interval_us":{SLOW_INTERVAL_US},"chunks":{SLOW_CHUNKS}}}'
+        measure_streams(gateway, home, figures, MANY_STREAMS, interval_us=SLOW_INTERVAL_US, body=body)
+    if gateway.name in {*CORTEX, "other"}:
+        before_s = cpu_s(gateway.pid)
+        load = stream_load(home, gateway.port, STREAMS, path="/v1/messages", body=MESSAGES)
+        figures.translated_chunk_us = (cpu_s(gateway.pid) - before_s) / load.events * 1e6
+    figures.burst_p99_ms = stream_load(home, gateway.port, BURST, stagger_us=0).ttft_p99_ms
+    return figures
+
+
+def measure_streams(
+    gateway: Gateway, home: Path, figures: Figures, count: int, *, interval_us: int = INTERVAL_US, body: str = ""
+) -> None:
+    """`count` streams at a time, two rounds of them."""
+    key, before_s, rest_kib = str(count), cpu_s(gateway.pid), rss_kib(gateway.pid)
+    command = load_command(home, gateway.port, count, body=body, rounds=1 if body else 2)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    time.sleep(2.5 if body else 0.7)
+    figures.rss_kib_per_stream[key] = (rss_kib(gateway.pid) - rest_kib) / count
+    load = Load.parse(process.communicate()[0], gateway.name)
+    figures.chunk_us[key] = (cpu_s(gateway.pid) - before_s) / load.events * 1e6
+    figures.ttft_p50_ms[key], figures.ttft_p99_ms[key] = load.ttft_p50_ms, load.ttft_p99_ms
+    figures.late_p99_ms[key] = max(0.0, load.gap_p99_ms - interval_us / 1000)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the kit's `load` printed."""
+
+    events: int
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    gap_p99_ms: float
+
+    @classmethod
+    def parse(cls, output: str, name: str) -> Load:
+        """Ends the run if any stream failed."""
         if not output.rstrip().endswith("bad 0"):
-            raise SystemExit(f"streams failed on {gateway.name}: {output}")
-        chunk_us[str(count)] = (cpu_s(gateway.pid) - before_s) / int(found(r"events (\d+)", output)[1]) * 1e6
-        if count == streams[0]:
-            p50, p99 = ttft_ms(output)
-    return Figures(rate, request_us, chunk_us, p50, p99, rss)
+            raise SystemExit(f"streams failed on {name}: {output}")
+        ttft = found(r"ttft us p50 (\d+) p99 (\d+)", output)
+        gap = found(r"gap us p50 \d+ p99 (\d+)", output)
+        events = int(found(r"events (\d+)", output)[1])
+        return cls(events, int(ttft[1]) / 1000, int(ttft[2]) / 1000, int(gap[1]) / 1000)
 
 
-def requests_per_s(port: int, seconds: int) -> float:
+def load_command(
+    home: Path, port: int, count: int, *, rounds: int = 1, stagger_us: int = 200, path: str = "", body: str = ""
+) -> list[str]:
+    """The kit's `load`. One stream starts every `stagger_us`."""
+    command = [str(home / "load"), str(port), str(count), str(rounds), str(stagger_us)]
+    return [*command, path or "/v1/chat/completions", body] if body else command
+
+
+def stream_load(home: Path, port: int, count: int, *, stagger_us: int = 200, path: str = "", body: str = "") -> Load:
+    """One round of streams."""
+    output = run(load_command(home, port, count, stagger_us=stagger_us, path=path, body=body))
+    return Load.parse(output, f"port {port}")
+
+
+def requests_per_s(port: int, seconds: int, body_bytes: int = 0) -> float:
     """By wrk with 16 connections. Ends the run if any answer was not 2xx."""
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    output = run(["wrk", "-t1", "-c16", f"-d{seconds}", "-s", str(KIT / "post.lua"), url])
+    command = ["wrk", "-t1", "-c16", f"-d{seconds}", "-s", str(KIT / "post.lua"), url]
+    output = run(command, {"BODY_BYTES": str(body_bytes)})
     if "Non-2xx" in output or "Socket errors" in output:
         raise SystemExit(output)
     return float(found(r"Requests/sec:\s+([\d.]+)", output)[1])
 
 
-def run(command: list[str]) -> str:
+def run(command: list[str], env: Mapping[str, str] | None = None) -> str:
     """What a program of the kit prints."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def ttft_ms(output: str) -> tuple[float, float]:
-    """(p50, p99) of the time to the first event, from what `load` printed."""
-    match = found(r"ttft us p50 (\d+) p99 (\d+)", output)
-    return int(match[1]) / 1000, int(match[2]) / 1000
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **(env or {})})
+    return done.stdout
 
 
 def found(pattern: str, text: str) -> re.Match[str]:
@@ -300,35 +410,6 @@ def progress(text: str) -> None:
     """One line on a terminal that the next one replaces; nothing in a pipe."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def print_table(rounds: Mapping[str, Sequence[Figures]], direct_ms: float) -> None:
-    """Markdown: medians over the rounds, and in brackets the ratio to the floor (without one, to the first)."""
-    base = "floor" if "floor" in rounds else next(iter(rounds))
-    print(f"| median of {len(rounds[base])} rounds (ratio to {base}) | {' | '.join(rounds)} |")
-    print("|---" * (len(rounds) + 1) + "|")
-    for label, of in rows(rounds[base][0], direct_ms):
-        medians = {name: statistics.median(of(each) for each in values) for name, values in rounds.items()}
-        cells = [
-            f"{value:,.1f} ({value / medians[base]:.2f})" if medians[base] > 0 else f"{value:,.1f}"
-            for value in medians.values()
-        ]
-        print(f"| {label} | {' | '.join(cells)} |")
-
-
-def rows(one: Figures, direct_ms: float) -> Iterator[tuple[str, Callable[[Figures], float]]]:
-    """What the table has: a label, and how to get the figure."""
-
-    def chunk_us(count: str) -> Callable[[Figures], float]:
-        return lambda each: each.chunk_us[count]
-
-    yield "requests/s, 16 connections, no stream", lambda each: each.requests_per_s
-    yield "CPU per request, us", lambda each: each.request_us
-    for count in one.chunk_us:
-        yield f"CPU per chunk at {count} streams, us", chunk_us(count)
-    yield f"added TTFT p50 at {STREAMS} streams, ms", lambda each: each.ttft_p50_ms - direct_ms
-    yield f"TTFT p99 at {STREAMS} streams, ms", lambda each: each.ttft_p99_ms
-    yield "RSS growth per open stream, KiB", lambda each: each.rss_kib_per_stream
 
 
 def soak(gateway: Gateway) -> None:
