@@ -3,8 +3,8 @@
     scripts/profile_steps.py           prints the tables
     scripts/profile_steps.py --docs    writes them into docs/profile.md
 
-It plays requests through the whole data plane in one process under cProfile (`tests/fakes/call_counts.py`: server, pump,
-proxy, metrics, log and pool, with socket pairs as network). Calls are exact and the same in every run. Times are
+It plays requests through the whole data plane in one process under cProfile (`tests/fakes/call_counts.py`: server,
+pump, proxy, metrics, log and pool, with socket pairs as network). Calls are exact, the same in every run. Times are
 cProfile's: it makes calls dearer than they are, so read them as shares.
 """
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--docs", action="store_true", help=f"write the tables into {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
-    call_counts._log_to_nowhere()
+    call_counts.log_to_nowhere()
     few = profile("stream", CHUNKS_FEW, call_counts.STREAMS)
     many = profile("stream", CHUNKS_MANY, call_counts.STREAMS)
     chunks = REQUESTS // call_counts.STREAMS * call_counts.STREAMS * (CHUNKS_MANY - CHUNKS_FEW)
@@ -67,11 +67,11 @@ def main() -> None:
 def profile(kind: str, chunks: int, clients: int) -> dict[str, tuple[float, float]]:
     """Calls and seconds of each step, during `REQUESTS` requests."""
     profiler = cProfile.Profile()
-    trio.run(call_counts._run, kind, REQUESTS // clients, chunks, profiler, clients)
+    trio.run(call_counts.play, kind, REQUESTS // clients, chunks, profiler, clients)
     calls: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for entry in profiler.getstats():
-        name = call_counts._name_of(entry.code)
+        name = call_counts.name_of(entry.code)
         if name is None:
             continue
         step = step_of(name)

@@ -168,7 +168,8 @@ async def _no_routes(*_: object) -> None:
     raise AssertionError
 
 
-async def _run(kind: str, requests: int, chunks: int, profile: cProfile.Profile | None, clients: int = 1) -> None:
+async def play(kind: str, requests: int, chunks: int, profile: cProfile.Profile | None, clients: int = 1) -> None:
+    """Serve so many requests of each client, of which the profile sees none of the first."""
     peers = Peers(profile, clients)
     async with trio.open_nursery() as nursery:
         gateway = _Gateway(nursery, peers, keyed=kind == "keyed")
@@ -201,16 +202,16 @@ async def _run(kind: str, requests: int, chunks: int, profile: cProfile.Profile 
 def calls(kind: str, chunks: int = CHUNKS_FEW, *, clients: int = 1, requests: int = REQUESTS) -> Counter[str]:
     """The calls of each function during so many requests of each client, by its name and file."""
     profile = cProfile.Profile()
-    trio.run(_run, kind, requests, chunks, profile, clients)
+    trio.run(play, kind, requests, chunks, profile, clients)
     found: Counter[str] = Counter()
     for entry in profile.getstats():
-        name = _name_of(entry.code)
+        name = name_of(entry.code)
         if name is not None:
             found[name] += entry.callcount
     return found
 
 
-def _name_of(code: object) -> str | None:
+def name_of(code: object) -> str | None:
     """Name and file of a function; None for those of this measurement."""
     if isinstance(code, str):
         return None if "Profiler" in code else re.sub(r" at 0x[0-9a-f]+", "", code)
@@ -265,7 +266,8 @@ def _print(tables: dict[str, dict[str, float]], top: int) -> None:
             print(f"    {count:7.2f} {name}")
 
 
-def _log_to_nowhere() -> None:
+def log_to_nowhere() -> None:
+    """Configure the log as in production, but into /dev/null."""
     stderr = sys.stderr
     sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)  # the log keeps the descriptor
     log.configure(LogSettings(format="json"))
@@ -281,9 +283,9 @@ def main() -> None:
     parser.add_argument("--run", nargs=2, metavar=("KIND", "REQUESTS"), help="run requests without a profiler")
     parser.add_argument("--chunks", type=int, default=CHUNKS_FEW, help="of each stream, with --run")
     options = parser.parse_args()
-    _log_to_nowhere()
+    log_to_nowhere()
     if options.run:
-        trio.run(_run, options.run[0], int(options.run[1]), options.chunks, None)
+        trio.run(play, options.run[0], int(options.run[1]), options.chunks, None)
         return
     tables = measured()
     if options.write:
