@@ -28,7 +28,7 @@ from fakes.process import a_port_of_our_own, environment
 from neuron.agent.process.survivors import MARK, start_time
 from neuron.agent.supervision.state_file import _State
 
-KILLS = int(os.environ.get("CORTEX_SOAK_KILLS", "16"))
+KILLS = int(os.environ.get("CORTEX_SOAK_KILLS", "20"))
 SEED = int(os.environ.get("CORTEX_SOAK_SEED", "1"))
 MODELS = ("m/preloaded", "m/plain", "m/escaping")
 WORKERS = 3

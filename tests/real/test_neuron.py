@@ -295,6 +295,9 @@ def test_demo_with_a_real_engine(tmp_path) -> None:
     assert made.returncode == 0, made.stdout + made.stderr
     answered = re.findall(r"x-cortex-model: (\S+)", made.stdout)
     assert answered == ["Tiny/small-1M", "Tiny/large-30M", "Tiny/large-30M"]
+    states = re.findall(r"^Tiny/(\w+)-\d+M +llamacpp +(\w+)", made.stdout, re.MULTILINE)
+    assert states == [("small", "loaded"), ("large", "unloaded"), ("small", "unloaded"), ("large", "loaded")]
+    assert "in force: generation 2" in made.stdout
 
 
 def test_gpu_check_with_tiny_shapes(tmp_path) -> None:

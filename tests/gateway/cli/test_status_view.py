@@ -1,0 +1,50 @@
+"""What `cortex status` prints of hosts and loads, from the JSON of the admin API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from gateway.cli.views import status_view
+
+
+def printed(what: Any) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(what)
+    return capture.get()
+
+
+def a_load(**more: Any) -> dict[str, Any]:
+    usual = {"node": "beast", "model": "m", "elapsed_s": 12.0, "estimate_s": 30.0, "waiters": 2, "overdue": False}
+    return usual | {"wakes": False, "progress": 0.4} | more
+
+
+def test_watts_of_a_device_are_shown() -> None:
+    """And a dash where the neuron does not know them."""
+    devices = [{"name": "H200", "vram_used_mb": 1, "vram_total_mb": 2, "power_w": power_w} for power_w in (249.6, None)]
+    node = {"name": "beast", "healthy": True, "models": [], "devices": devices, "leases": 0, "kind": "neuron"}
+
+    shown = printed(status_view.neurons_table({"nodes": [node], "drains": [{"node": "beast", "state": "open"}]}))
+
+    first, second = (line for line in shown.splitlines() if "H200" in line)
+    assert "250" in first
+    assert "250" not in second
+
+
+def test_progress_of_loads_and_wakes_is_shown() -> None:
+    shown = printed(status_view._loads([a_load(), a_load(model="n", wakes=True), a_load(model="o", progress=None)]))
+
+    rows = {line.split()[0]: line for line in shown.splitlines() if "beast" in line}
+    assert "40% " in rows["m"]
+    assert "waking" not in rows["m"]
+    assert "40%, waking" in rows["n"]
+    assert "%" not in rows["o"]
+
+
+def test_reason_of_a_status_is_its_first_line() -> None:
+    replica = {"progress": None, "reason": "crashed 4 times\nlast lines"}
+
+    assert status_view._state("poisoned", replica) == "poisoned: crashed 4 times"
+    assert status_view._state("loading", {"progress": 0.25, "reason": None}) == "loading 25%"
