@@ -297,7 +297,10 @@ def test_serve_port_taken_is_one_line(folder):
         done = cortex("serve", "-c", folder / "cortex.toml", CORTEX_GATEWAY__LISTEN=address, CORTEX_LOG__LEVEL="error")
 
     assert done.returncode == 1
-    assert done.stderr == f"cortex: cannot listen on {address}: Address already in use\n"
+    assert done.stderr == (
+        f"cortex: cannot listen on {address}: Address already in use; if that is another gateway with the same state"
+        " directory, `cortex serve --takeover` replaces it\n"
+    )
 
 
 def test_serve_with_an_invalid_host_name_is_one_line(folder):
