@@ -37,6 +37,7 @@ COMMANDS = {
     "serve": ("serve", "Run the gateway until SIGTERM or Ctrl-C, then drain it."),
     "status": ("status", "Show problems, neurons, models and aliases."),
     "store": ("access.store", "Check, migrate or back up the database of keys and usage."),
+    "top": ("top", "Show hosts, models and requests, live."),
     "undrain": ("fleet.drain", "Send requests to a drained neuron again."),
     "unload": ("fleet.load", "Unload a model, and wait until it is unloaded."),
     "usage": ("usage", "Show requests, tokens and cost by key, model or day."),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 import click
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from gateway.cli.api_client import ApiError, GatewayAddress, get, get_models, get_text, open_client
+from gateway.cli.api_client import ApiError, GatewayAddress, get_text, open_client
 from gateway.cli.connection import Connection
 from gateway.cli.connection_options import asking_options
+from gateway.cli.gateway_state import read_state
 from gateway.cli.live_figures import LiveFigures, parse_scrape
 from gateway.cli.options import json_option
 from gateway.cli.terminal import console, print_error, print_json
@@ -37,7 +37,7 @@ def status(*, connection: Connection, as_json: bool, watch: bool) -> None:
     address = connection.address_if_possible()
     out = console()
     try:
-        state = _read(address)
+        state = read_state(address)
         if as_json:
             print_json(state)
         elif watch:
@@ -62,7 +62,7 @@ def _redraw_until_interrupted(address: GatewayAddress, out: Console) -> None:
 def _render_or_error(address: GatewayAddress, figures: LiveFigures) -> RenderableType:
     figures_error = None
     try:
-        state = _read(address)
+        state = read_state(address)
         try:
             with open_client() as client:
                 figures.add(parse_scrape(get_text(client, f"{address.admin}/metrics"), time.monotonic()))
@@ -71,25 +71,3 @@ def _render_or_error(address: GatewayAddress, figures: LiveFigures) -> Renderabl
         return status_view.render(state, figures, figures_error)
     except ApiError as error:
         return Text(f"{error}; still trying", style="bold red")
-
-
-def _read(address: GatewayAddress) -> dict[str, Any]:
-    """`health`, `models`; with a token also `fleet` and `requests`, or in `admin_error` why they are missing.
-
-    Raises:
-        ApiError: The public port does not answer as a gateway does.
-    """
-    with open_client() as client:
-        state: dict[str, Any] = {
-            "health": get(client, f"{address.api}/health", ("nodes", "catalogue"), token=address.token),
-            "models": get_models(client, address),
-        }
-        if address.token is not None:
-            try:
-                state["fleet"], state["requests"] = (
-                    get(client, f"{address.admin}/admin/fleet", ("nodes", "loads"), token=address.token),
-                    get(client, f"{address.admin}/admin/requests", ("requests",), token=address.token)["requests"],
-                )
-            except ApiError as error:  # a wrong token must not hide the public part
-                state["admin_error"] = str(error)
-    return state
