@@ -127,7 +127,10 @@ def _administration() -> Json:
             "delete": _admin_operation("Cancel a request", object_schema({"cancelled": COUNT}), request_id),
         },
         "/admin/fleet": {"get": _admin_operation("Show neurons, loads, queues and connections", fleet)},
-        "/admin/usage": {"get": _admin_operation("Report usage", usage_schema(), *USAGE_PARAMETERS)},
+        "/admin/usage": {
+            "get": _admin_operation("Report usage", usage_schema(), *USAGE_PARAMETERS)
+            | {"responses": _admin_responses(usage_schema()) | {"400": response("Invalid query parameter.", ERRORS)}}
+        },
         "/admin/models": {
             "get": _admin_operation(
                 "List models and aliases, as GET /v1/models does",
