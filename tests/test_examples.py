@@ -135,6 +135,15 @@ def test_models_example_shows_every_key_of_an_alias_and_is_right_about_defaults(
     assert alias.hedge == Hedge()
 
 
+def test_wheel_has_examples_schemas_and_deployment_files():
+    """Who installs a wheel finds them in share/cortex of the environment."""
+    wheel = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    data = wheel["shared-data"]
+    assert data == {source: f"share/cortex/{source}" for source in data}
+    assert all((ROOT / source).exists() for source in data)
+    assert data.keys() == {path.name for path in ROOT.glob("*.example.toml")} | {"schemas", "deploy"}
+
+
 # The schemas that the examples name for editors.
 
 

@@ -94,6 +94,28 @@ async def test_admin_api_creates_edits_rotates_and_revokes(cortex):
         assert {line["who"].split(" (")[0] for line in lines if line["event"] == "key"} == {"ops"}
 
 
+async def test_audit_log_names_the_key_of_who_drains_loads_and_unloads(cortex):
+    """So two operators can be told apart."""
+    for name in ("anna", "bert"):
+        async with admin_of(cortex, await new_key(cortex.gateway, name, verbs=ALL_VERBS)) as admin:
+            (await admin.post("/admin/nodes/beast/drain")).raise_for_status()
+            (await admin.post("/admin/nodes/beast/undrain")).raise_for_status()
+            (await admin.post("/admin/load", json={"model": "helexa/small"})).raise_for_status()
+            (await admin.post("/admin/unload", json={"model": "helexa/large"})).raise_for_status()
+            await until(lambda: not cortex.gateway.scheduler.is_busy("beast"))
+            (await admin.post("/admin/load", json={"model": "helexa/large"})).raise_for_status()
+            await until(lambda: not cortex.gateway.scheduler.is_busy("beast"))
+            await until(lambda: cortex.gateway.auditor.status()["pending"] == 0)
+            lines = (await admin.get("/admin/audit", params={"limit": 50})).json()["lines"]
+    asked = [
+        (line["event"], line["who"].split(" (")[0])
+        for line in lines
+        if line["event"] in {"drain", "undrain", "load", "unload"}
+    ]
+    events = ("drain", "undrain", "load", "unload", "load")
+    assert asked == [(event, name) for name in ("anna", "bert") for event in events]
+
+
 async def test_each_admin_route_needs_its_verb(cortex):
     """`read` for what only shows, `keys` for keys, `operate` for the rest."""
     routes = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from gateway.config.load import load
 
 __all__ = ["DEMO_COLD", "demo_fleet"]
 
+_KEY = re.compile(r"ctx_[0-9A-Za-z]+_[0-9A-Za-z]+")  # which the demo prints
 START_S, STOP_S = 30.0, 20.0
 DEMO_COLD = ("Qwen/Qwen3-14B",)  # not loaded on any of its neurons
 
@@ -50,7 +53,8 @@ def _await_demo(process: subprocess.Popen[bytes], folder: Path) -> GatewayAddres
     while process.poll() is None and time.monotonic() < until:
         with contextlib.suppress(FaultyFile, httpx.HTTPError):  # not written yet, not listening yet
             address = GatewayAddress.from_settings(load(folder / "cortex.toml", {}).settings)
-            if httpx.get(f"{address.api}/ready", trust_env=False).is_success:
-                return address
+            key = _KEY.search((folder / "log").read_text(errors="replace"))
+            if key is not None and httpx.get(f"{address.api}/ready", trust_env=False).is_success:
+                return dataclasses.replace(address, token=key[0])
         time.sleep(0.05)
     raise UnavailableError(f"cortex demo did not start: {(folder / 'log').read_text(errors='replace')}")
