@@ -79,6 +79,19 @@ async def test_sleeper_that_leaves_too_little_memory_is_unloaded(autojump_clock)
         assert world.violations() == []
 
 
+async def test_operator_unloads_a_sleeper_for_good(autojump_clock) -> None:
+    """The first unload puts it to sleep, the second one frees the rest."""
+    async with a_world(a_sim("a", M), profiles=PROFILES, settings=SETTINGS) as world:
+        await world.ask(M.id)
+        await put_to_sleep(world, "a", M.id)
+        world.scheduler.unload("a", M.id)
+        await trio.sleep(11)
+
+        assert steps(world.sims[0])[-1] == ("unload", M.id)
+        (device,) = world.fleet.nodes["a"].devices
+        assert device.vram_used_mb == 0
+
+
 @pytest.mark.parametrize(("wake_s", "chosen"), [(3.0, "a"), (200.0, "b")])
 async def test_waking_is_priced_against_a_load_into_free_memory(autojump_clock, wake_s, chosen) -> None:
     """M sleeps on `a`, where N would have to leave and return; `b` is empty. The learnt seconds decide."""

@@ -123,6 +123,22 @@ async def test_sleeper_is_woken_by_a_request(tmp_path) -> None:
         assert gateway.scheduler.times.estimate_s("host", "org/m", wakes=True) is not None
 
 
+async def test_poisoned_model_is_refused_with_the_reason_until_an_operator_unloads_it(tmp_path) -> None:
+    async with gateway_over(tmp_path, engine_table(max_restarts=0) + model("org/m")) as (agent, running, client):
+        assert (await client.post(CHAT, json=chat())).status_code == 200
+        kill_engine(agent)
+        gateway = running.gateway
+        await until(lambda: gateway.fleet.nodes["host"].models["org/m"].status == "poisoned")
+        refused = await client.post(CHAT, json=chat())
+        assert refused.status_code == 503
+        assert "poisoned on host (crashed 1 times within 600 s" in refused.json()["error"]["message"]
+
+        gateway.scheduler.unload("host", "org/m")
+        with trio.fail_after(SAFETY_NET_S):
+            while (await client.post(CHAT, json=chat())).status_code != 200:
+                await trio.sleep(0.05)
+
+
 async def test_wrong_token_makes_the_neuron_count_as_down(tmp_path) -> None:
     (tmp_path / "neuron").mkdir()
     async with running_agent(
