@@ -28,6 +28,7 @@ from gateway.server.quart_app import (
     new_app,
     raw_headers,
 )
+from gateway.telemetry.secret_filter import hide_secret
 
 __all__ = ["PublicRoutes", "make_app"]
 
@@ -58,7 +59,7 @@ def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
     """The Quart application of the public port."""
 
     def unknown_path(path: str) -> str:
-        log.info("unknown_path", method=request.method, path=path[:LOGGED_PATH_CHARACTERS])
+        log.info("unknown_path", method=request.method, path=hide_secret(path)[:LOGGED_PATH_CHARACTERS])
         routes.count_unknown_path()
         return path_hints.hint(path)
 

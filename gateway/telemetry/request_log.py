@@ -15,6 +15,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.observation import Observation, Observer, is_retry
 from gateway.telemetry.recent import RecentRequests
 from gateway.telemetry.request_record import RequestRecord
+from gateway.telemetry.secret_filter import hide_secrets
 from gateway.telemetry.tracing.request_tracer import RequestTracer
 
 __all__ = ["RequestLog", "RequestTotals"]
@@ -297,4 +298,6 @@ def _event(record: RequestRecord, now: float) -> dict[str, Any]:
     if record.error is not None:
         event["error"] = record.error.code
         event["message"] = record.error.message
+    if record.error is not None or "ctx_" in record.request_id:  # only then is a text in it the client's own
+        hide_secrets(event)
     return event

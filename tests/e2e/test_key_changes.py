@@ -193,6 +193,34 @@ async def test_change_by_another_process_is_in_force_within_a_second(cortex, sto
     await trio.to_thread.run_sync(other.close)
 
 
+async def test_gateways_on_one_store_have_the_same_keys(tmp_path, store_url):
+    """What one of them creates or revokes is in force at the other within a second, its running streams included."""
+    slow = [neuron("beast", [24576], ["Qwen/Qwen3-1.7B"], speed=0.5)]
+    sections = {"access": KEYS, "admin": AdminSettings(), "store": StoreSettings(store_url)}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    async with (
+        running_gateway(tmp_path / "one", slow, **sections) as one,
+        running_gateway(tmp_path / "other", slow, **sections) as other,
+    ):
+        ops = await new_key(one.gateway, "ops", verbs=ALL_VERBS)
+        async with admin_of(one, ops) as admin:
+            secret = (await admin.post("/admin/keys", json={"name": "alice"})).json()["secret"]
+            key_id = secret.split("_")[1]
+            await until(lambda: other.gateway.access_parts.access.table.by_id(key_id) is not None)
+            async with (
+                client_of(other.url, secret) as client,
+                client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as answer,
+            ):
+                assert answer.status_code == 200
+                await admin.delete(f"/admin/keys/{key_id}", params={"now": "1"})
+                with trio.fail_after(SAFETY_NET_S):
+                    text = (await answer.aread()).decode()
+        assert "was revoked" in text
+        assert "data: [DONE]" not in text
+        assert await status_of(other, secret) == 401
+
+
 @pytest.mark.parametrize("now", [False, True])
 async def test_running_stream_of_a_revoked_key(tmp_path, now):
     """It goes on, or with `now` it ends with an error event; streams of other keys go on."""

@@ -155,6 +155,54 @@ async def test_foreign_host_names_are_misdirected_while_the_gateway_is_open(tmp_
 # What a key sees ......................................................................................................
 
 
+async def test_headers_that_are_huge_or_malformed_are_no_key(cortex):
+    """Each gets its 4xx, and the gateway goes on; nothing of them comes back."""
+    secret = await new_key(cortex.gateway, "alice")
+    async with client_of(cortex.url) as client:
+        for headers in (
+            [(b"authorization", b"Bearer " + b"ctx_" + b"A" * 50_000)],
+            [(b"authorization", b"Bearer ctx_a_" + b"\xff\xfe" * 100)],
+            [(b"authorization", b"Bearer " * 1000 + secret.encode())],
+            [(b"authorization", b"Bearer\t" + secret.encode())],
+            [(b"authorization", f"Bearer {secret}, Bearer {secret}".encode())],
+            [(b"authorization", f"Bearer {secret};".encode())],
+            [(b"authorization", f"Bearer {secret}\u00a0".encode())],
+            [(b"authorization", f'Bearer "{secret}"'.encode())],
+            [(b"authorization", f"Bearer {secret}".encode()), (b"authorization", b"Bearer ctx_b_" + b"x" * 51)],
+            [(b"x-api-key", b"' OR 1=1 --")],
+            [(b"x-api-key", b"ctx_' OR '1'='1_" + b"x" * 51)],
+            [(b"cookie", f"key={secret}".encode())],
+        ):
+            answer = await client.get("/v1/models", headers=headers)
+            assert code(answer) == (401, "invalid_api_key"), headers[0][1][:60]
+            assert secret not in answer.text
+        too_large = await client.get("/v1/models", headers=[(b"authorization", b"Bearer ctx_" + b"A" * 70_000)])
+        assert too_large.status_code == 431
+        for url in (f"/v1/models?key={secret}", f"/v1/models?api_key={secret}"):
+            assert code(await client.get(url)) == (401, "invalid_api_key")
+        assert (await client.get("/v1/models", headers=bearer(secret))).status_code == 200
+
+
+async def test_page_of_a_foreign_origin_has_no_key(cortex):
+    """CORS lets it read answers, and the only answer it gets is 401: no cookie and no browser setting is a key.
+
+    The admin port allows no page at all, and its session's cookie is not for other sites.
+    """
+    page = {"origin": "https://evil.example", "content-type": "text/plain"}
+    metrics = f"http://{cortex.addresses.metrics}"
+    ops = await new_key(cortex.gateway, "ops", verbs=ALL_VERBS)
+    async with client_of(cortex.url) as client:
+        signed_in = await client.post(f"{metrics}/admin/session", json={"key": ops})
+        assert "SameSite=Strict" in signed_in.headers["set-cookie"]
+        answer = await client.post("/v1/chat/completions", json=CHAT, headers=page)
+        assert code(answer) == (401, "invalid_api_key")
+        for method, path in (("GET", "/admin/keys"), ("POST", "/admin/keys"), ("OPTIONS", "/admin/keys")):
+            answer = await client.request(method, f"{metrics}{path}", headers=page)
+            assert "access-control-allow-origin" not in answer.headers
+        answer = await client.post(f"{metrics}/admin/keys", json={"name": "mine"}, headers=page)
+        assert code(answer) == (403, "csrf_missing")
+
+
 async def test_scope_limits_what_a_key_sees_and_may_ask_for(cortex):
     """Names outside the scope appear nowhere, not even as hints; what an alias leads to is not checked."""
     secret = await new_key(cortex.gateway, "alice", may=["helexa/*"])
@@ -197,11 +245,13 @@ async def test_key_is_named_in_log_and_explain_and_its_secret_is_not(cortex):
         async with client_of(cortex.url, bearer(secret) | {"x-api-key": secret}) as client:
             answer = await client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine"})
             assert answer.status_code == 200
-            await client.get("/v1/models/nothing")
+            # In every wrong place: a path, a model's name, a request's id.
             await client.get(f"/{secret}")
-    [line] = [line for line in logged if line["event"] == "request"]
-    assert (line["key"], line["key_id"]) == ("alice", key_id)
-    assert secret not in json.dumps([line for line in logged if line["event"] == "request"], default=str)
+            await client.post("/v1/chat/completions", json=CHAT | {"model": secret})
+            await client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": secret})
+    lines = [line for line in logged if line["event"] == "request"]
+    assert [(line["key"], line["key_id"]) for line in lines] == [("alice", key_id)] * 3
+    assert secret not in json.dumps(logged, default=str)
     async with admin_of(cortex, secret) as admin:
         [explained] = (await admin.get("/admin/requests/mine")).json()["requests"]
         assert explained["key"] == {"id": key_id, "name": "alice"}
