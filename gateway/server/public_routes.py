@@ -28,7 +28,7 @@ from gateway.server.quart_app import (
     new_app,
     raw_headers,
 )
-from gateway.telemetry.secret_filter import hide_secret
+from gateway.telemetry.printable import hide_secret
 
 __all__ = ["PublicRoutes", "make_app"]
 

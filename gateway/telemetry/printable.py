@@ -1,4 +1,5 @@
-"""Text from outside made fit for a terminal and a log: control characters and terminal escapes are shown, not sent.
+"""Text from outside made fit for a terminal and a log: control characters and terminal escapes are shown, not sent, and
+secrets of keys are left out.
 
 Names of models, statuses and error texts come from clients and neurons. A terminal obeys escape sequences in them, and
 Unicode's marks for the writing direction reorder what a person reads.
@@ -7,8 +8,9 @@ Unicode's marks for the writing direction reorder what a person reads.
 from __future__ import annotations
 
 import re
+from typing import Any
 
-__all__ = ["one_line", "printable", "printable_json"]
+__all__ = ["hide_secret", "hide_secrets", "one_line", "printable", "printable_json"]
 
 # C0 and C1 controls, line and paragraph separators, marks and overrides of the writing direction, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -32,3 +34,21 @@ def printable_json(text: str) -> str:
 
 def _escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
+
+
+_SECRET = re.compile(r"(ctx_[0-9A-Za-z]{1,32}_)[0-9A-Za-z]{16,}")
+
+
+def hide_secret(text: str) -> str:
+    """The text without the secret part of any `ctx_<id>_<secret>` in it. The id stays: it tells which key to rotate.
+
+    Clients put their keys into paths, model names and request ids by mistake.
+    """
+    return _SECRET.sub(r"\1…", text) if "ctx_" in text else text
+
+
+def hide_secrets(event: dict[str, Any]) -> None:
+    """Do so in each text of a log event."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = hide_secret(value)  # the key exists already, so the dictionary may change

@@ -13,9 +13,9 @@ from gateway import errors
 from gateway.asgi import Headers
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.observation import Observation, Observer, is_retry
+from gateway.telemetry.printable import hide_secrets
 from gateway.telemetry.recent import RecentRequests
 from gateway.telemetry.request_record import RequestRecord
-from gateway.telemetry.secret_filter import hide_secrets
 from gateway.telemetry.tracing.request_tracer import RequestTracer
 
 __all__ = ["RequestLog", "RequestTotals"]

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.access.keys.secret import new_secret
-from gateway.telemetry.secret_filter import hide_secret, hide_secrets
+from gateway.telemetry.printable import hide_secret, hide_secrets
 
 SECRET = new_secret("alice")
 
