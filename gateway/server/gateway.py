@@ -109,12 +109,11 @@ class Gateway:
         self.tracing = Tracing(settings.tracing, settings.metrics, self.metrics, __version__)
         self.usage_parts = UsageParts(
             settings,
-            store=self.access_parts.store,
+            self.access_parts,
             catalogue=self.catalogue_store,
-            keys=self.access_parts.keys_in_force,
+            running=lambda: len(self.request_log.live),
             count_exceeded=self.metrics.count_limit_exceeded,
         )
-        self.access_parts.ledger = self.usage_parts.ledger
         self.neurons = {neuron.name: control_client(neuron) for neuron in self.neuron_store.neurons}
         self.poller = Poller(self.fleet, self.neurons, settings.poll)
         self.upstream = UpstreamPool(idle_limit=settings.limits.upstream_idle_connections)
@@ -254,7 +253,7 @@ class Gateway:
                 self.access_parts.refresh,
                 self.auditor.record_action,
                 currency=self.settings.ledger.currency,
-                use=self._use_of_key,
+                use=self.usage_parts.use_of,
             ),
             usage=self.usage_parts.reports,
             limits=self.settings.limits,
@@ -304,11 +303,6 @@ class Gateway:
 
     def _list_models(self) -> list[Entry]:
         return self.models_api.list_models(self.catalogue_store.current, self.fleet)
-
-    def _use_of_key(self, key_id: str) -> dict[str, Any] | None:
-        """How near a key is to its limits; None for one that is not in force."""
-        key = next((key for key in self.access_parts.keys_in_force() if key.id == key_id), None)
-        return None if key is None else self.usage_parts.limiter.view(key)
 
     def _known_models(self) -> list[str]:
         """The models that the catalogue or a neuron has."""

@@ -87,7 +87,8 @@ class PublicApp:
 
 _EXPOSED_NAMES = (
     b"x-request-id, request-id, x-cortex-model, x-cortex-node, x-cortex-alias, x-cortex-ignored, retry-after, "
-    b"retry-after-ms, x-should-retry, server-timing"
+    b"retry-after-ms, x-should-retry, server-timing, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+    b"x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 _EXPOSED: Headers = [(b"access-control-expose-headers", _EXPOSED_NAMES)]
 

@@ -32,6 +32,7 @@ MEMORY_ROWS = 10_000  # that wait in memory, about 1 KiB each; more go to the sp
 LOST_BEYOND_ROWS = 50_000  # in memory, if the spool file cannot be written either
 FIRST_EXCHANGE_S = 2.0  # what a start waits for the sums of budgets
 FINAL_S = 5.0  # for the entries that are left when the process ends
+LAST_REQUESTS_S = 0.01
 HEARTBEAT_S = 5.0  # how often reservations are written again that have not changed
 RETRY_S = 1.0  # after the store failed
 ADOPT_S = 30.0  # how often to look for the spool files of gateways that have ended
@@ -53,6 +54,7 @@ class Ledger:
         directory: The state directory, for the spool file.
         keep_days: How many whole days rows are kept before they become daily sums.
         keys: Returns every key in force, so that the sums of their budgets are known before their first request.
+        running: Returns how many requests run: at the end, their entries are waited for.
 
     Attributes:
         lost: Entries that were dropped since the start, because neither the store nor the disk took them.
@@ -67,6 +69,7 @@ class Ledger:
         directory: Path,
         keep_days: int,
         keys: Callable[[], Iterable[Key]] = tuple,
+        running: Callable[[], int] = int,
     ) -> None:
         self.lost = 0
         self._store = store
@@ -75,6 +78,7 @@ class Ledger:
         self._directory = directory
         self._keep_days = keep_days
         self._keys = keys
+        self._running = running
         self._waiting: list[LedgerEntry] = []  # oldest first
         self._attempted = 0  # of the oldest; they may be in the store already
         self._spool = SpoolFile.of_this_process(directory)
@@ -119,6 +123,8 @@ class Ledger:
                 await self._maintain()
         finally:
             with trio.move_on_after(FINAL_S, shield=True):
+                while self._running():  # noqa: ASYNC110 - they were cancelled at the same moment
+                    await trio.sleep(LAST_REQUESTS_S)
                 while self._waiting and await self._batch():
                     pass
             self._leave()
@@ -273,6 +279,7 @@ class Ledger:
         if now >= self._roll_up_at and self._error is None:
             self._roll_up_at = now + ROLL_UP_S
             await self._roll_up()
+            self._limiter.forget_all_but({key.id for key in self._keys()})
 
     async def _roll_up(self) -> None:
         today = self._limiter.windows.at("day", time.time())

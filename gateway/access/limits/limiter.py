@@ -7,7 +7,7 @@ tpm and budgets. When it ends, the true amounts take the place of the estimate.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +24,7 @@ __all__ = ["Limiter", "Reservation"]
 
 
 class Limiter:
-    """The use of every key of this gateway. Bounded by the keys that made a request since the start.
+    """The use of every key of this gateway. Bounded by the keys that there are.
 
     Args:
         defaults: `[access.limits]`, for what a key leaves out.
@@ -84,6 +84,12 @@ class Limiter:
     def uses(self) -> Iterable[KeyUse]:
         """The use of every key that made a request since the start."""
         return [use for _, use in self._uses.values()]
+
+    def forget_all_but(self, key_ids: Collection[str]) -> None:
+        """Drop the use of every other key that has no running request: those keys were revoked, or have expired."""
+        gone = [key_id for key_id, (_, use) in self._uses.items() if key_id not in key_ids and not use.running]
+        for key_id in gone:
+            del self._uses[key_id]
 
     def view(self, key: Key) -> dict[str, Any]:
         """How near the key is to each of its limits, for operators."""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 from catalogue.source import CatalogueSource
-from gateway.access.keys.key import Key
 from gateway.access.ledger.exchange import LedgerWriter
 from gateway.access.ledger.ledger import Ledger
 from gateway.access.ledger.prices import Tariff
 from gateway.access.limits.limit import Limits
 from gateway.access.limits.limiter import Limiter
 from gateway.access.limits.windows import Windows, zone_of
-from gateway.access.store.store import Store
 from gateway.aliases.files.catalogue_files import state_directory
 from gateway.config.settings import Settings
 from gateway.proxy.accounts.accounting import Accounting
+from gateway.server.access.parts import AccessParts
 from gateway.server.access.usage_routes import UsageReports
 
 __all__ = ["UsageParts"]
@@ -27,9 +27,9 @@ class UsageParts:
 
     Args:
         settings: The gateway's.
-        store: Where the ledger is.
+        access: Has the store and the keys, and runs the ledger.
         catalogue: The prices of models.
-        keys: Returns every key in force.
+        running: Returns how many requests run.
         count_exceeded: Counts limits that were exceeded, by limit and whether it is enforced.
 
     Attributes:
@@ -42,10 +42,10 @@ class UsageParts:
     def __init__(
         self,
         settings: Settings,
+        access: AccessParts,
         *,
-        store: Store,
         catalogue: CatalogueSource,
-        keys: Callable[[], Iterable[Key]],
+        running: Callable[[], int],
         count_exceeded: Callable[[str, bool], object],
     ) -> None:
         ledger, defaults = settings.ledger, settings.access.limits
@@ -60,12 +60,20 @@ class UsageParts:
         if ledger.keep_days:
             writer = LedgerWriter(Windows(zone), Tariff(settings.energy.tariff, zone), secrets.token_hex(8))
             self.ledger = Ledger(
-                store,
+                access.store,
                 writer,
                 self.limiter,
                 directory=state_directory(settings),
                 keep_days=ledger.keep_days,
-                keys=keys,
+                keys=access.keys_in_force,
+                running=running,
             )
+        access.ledger = self.ledger
+        self._table = access.access.table
         self.accounting = Accounting(self.limiter, catalogue, self.ledger)
-        self.reports = UsageReports(store, self.limiter, ledger.currency, ledger.timezone)
+        self.reports = UsageReports(access.store, self.limiter, ledger.currency, ledger.timezone)
+
+    def use_of(self, key_id: str) -> dict[str, Any] | None:
+        """How near a key is to its limits, for operators; None for one that was revoked."""
+        stored = self._table.by_id(key_id)
+        return None if stored is None or stored.key.revoked_at is not None else self.limiter.view(stored.key)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from fakes.ledger_rows import an_entry, open_store, totals
 from fakes.patience import SAFETY_NET_S
 
@@ -85,6 +86,30 @@ async def test_entries_are_in_the_store_soon_and_all_of_them_at_the_end(store_ur
     assert totals(database) == (12_346, 12_346 * 30)
     assert gateway.ledger.problem is None
     assert list(tmp_path.glob("*.spool")) == []
+
+
+async def test_the_end_waits_for_requests_that_are_cancelled_at_the_same_moment(store_url, database, tmp_path):
+    """A second signal cuts everything at once."""
+    gateway, live = OneGateway(store_url, tmp_path), [1, 2]
+    gateway.ledger._running = lambda: len(live)
+
+    async def request():
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.05)
+            gateway.ledger.add(an_entry(time.time()))
+            live.pop()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(gateway.ledger.run)
+        for _ in range(2):
+            nursery.start_soon(request)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert totals(database)[0] == 2
+    await gateway.store.aclose()
 
 
 class GoneStore:

@@ -193,6 +193,15 @@ def test_defaults_hold_for_what_a_key_leaves_out(clock):
     assert (use.requests.per_minute, use.tokens.per_minute, use.limits.concurrency) == (7, 50, None)
 
 
+def test_keys_that_are_gone_are_forgotten_when_their_last_request_has_ended(limiter):
+    with limiter.reserve(limiter.use_of(a_key())):
+        limiter.forget_all_but(())
+        assert len(limiter.uses()) == 1
+    limiter.use_of(Key("k2", "bob"))
+    limiter.forget_all_but({"k2"})
+    assert [use.key_id for use in limiter.uses()] == ["k2"]
+
+
 def test_view_shows_how_near_each_limit_is(limiter):
     key = a_key(rpm=10, concurrency=3, budgets=(Budget("tokens", 100, "day"),), observe=frozenset({"rpm"}))
     spend(limiter, key, tokens=30)
