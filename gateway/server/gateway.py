@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -299,6 +300,7 @@ class Gateway:
             health=self._health,
             ready=lambda: self.fleet.any_open() and not self.inference.refuses_new,
             count_unknown_path=self.metrics.count_unknown_path,
+            console_url=partial(self.console.url, self.settings.gateway.metrics_listen.host),
         )
 
     def _list_models(self) -> list[Entry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from quart import Response, g, request
@@ -17,6 +18,7 @@ from gateway.access.keys import scope
 from gateway.access.keys.key import Key
 from gateway.server import models_anthropic, path_hints
 from gateway.server.access.usage_routes import UsageReports, mount_own_usage
+from gateway.server.console.public_page import PAGE_HEADERS, public_page, wants_html
 from gateway.server.health.shown import health_shown
 from gateway.server.models_api import Entry
 from gateway.server.openapi.public import public_document
@@ -43,7 +45,8 @@ _WITHOUT_KEY = frozenset({"/", "/health", "/ready", "/openapi.json"})
 class PublicRoutes:
     """Functions that return what each route shows at the moment of the call. `model` returns None for an unknown id.
 
-    `count_unknown_path` is called for every request to a path that does not exist.
+    `count_unknown_path` is called for every request to a path that does not exist. `console_url` returns the address of
+    the console for a browser that knows this gateway by the given host; None if it cannot reach it.
     """
 
     models: Callable[[], list[Entry]]
@@ -53,6 +56,7 @@ class PublicRoutes:
     count_unknown_path: Callable[[], object]
     access: Access = field(default_factory=Access)
     usage: UsageReports | None = None
+    console_url: Callable[[str], str | None] = lambda _: None
 
 
 def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
@@ -88,9 +92,32 @@ def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
 
     @app.get("/")
     async def root() -> Response:
-        return json_response({"name": "cortex", "version": version, **health_shown(routes.access, routes.health())})
+        if wants_html(request.headers.get("accept", "")):
+            return _page(routes)
+        response = json_response({"name": "cortex", "version": version, **health_shown(routes.access, routes.health())})
+        response.headers["vary"] = "accept"
+        return response
 
     return app
+
+
+def _page(routes: PublicRoutes) -> Response:
+    """The root for a browser, which sends no key."""
+    host = request.host
+    is_tls = "https" in {request.scheme, request.headers.get("x-forwarded-proto", "")}
+    needs_key = routes.access.mode == "keys"
+    page = public_page(
+        origin=f"{'https' if is_tls else 'http'}://{host}",
+        status=routes.health()["status"],
+        models=None if needs_key else routes.models(),
+        needs_key=needs_key,
+        console=routes.console_url(urlsplit(f"//{host}").hostname or ""),
+    )
+    response = Response(page, content_type="text/html; charset=utf-8")
+    for name, value in PAGE_HEADERS:
+        response.headers[name.decode()] = value.decode()
+    response.headers["vary"] = "accept"
+    return response
 
 
 def _mount_models(app: QuartTrio, routes: PublicRoutes) -> None:

@@ -109,7 +109,7 @@ class _GatewayProcess:
         gateway, start = self._gateway, self._start
         async with self._listening(start.predecessor) as (api, metrics):
             addresses = Addresses(address_of(api), address_of(metrics), is_tls=self._tls is not None)
-            gateway.console.api_port = addresses.api.port
+            gateway.console.listens(addresses, admin_is_tls=self._tls is not None and self._settings.tls.admin)
             await self._root.start(self._writers.run)
             # Our own server here too: a scraper that stops reading must not keep the process from ending.
             limits = _server_limits(self._settings, ADMIN_CONNECTIONS)

@@ -22,7 +22,7 @@ from playwright.sync_api import sync_playwright
 TOP = Path(__file__).parent.parent.parent
 SCREENSHOTS = TOP / "build" / "browser"
 SPEED = 4  # of the demo's models: fast, but slow enough to see a request run
-PAGES = ["overview", "aliases", "requests", "playground", "log"]
+PAGES = ["overview", "aliases", "requests", "usage", "playground", "log"]
 
 
 @dataclass

@@ -166,6 +166,26 @@ def test_running_request_is_found_and_cancelled(demo, open_page):
     expect(page.get_by_role("region", name="Ended").get_by_role("row").filter(has_text="to-be-cancel")).to_be_visible()
 
 
+def test_usage_has_a_chart_and_a_file(demo, open_page):
+    """The file is what the table shows."""
+    demo.ask("helexa/small", 20)
+    page = open_page()
+    go(page, "Usage")
+    page.get_by_label("By", exact=True).select_option("alias")
+    row = page.get_by_role("region", name="By alias").get_by_role("row").filter(has_text="helexa/small")
+    expect(row).to_be_visible()
+    chart = page.get_by_role("img", name=re.compile(r"^Tokens per day: \d{4}-\d\d-\d\d [\d,]+"))
+    expect(chart).to_be_visible()
+    assert chart.locator(".column > div").first.bounding_box()["height"] > 0
+    expect(page.locator("main .cli").last).to_contain_text("cortex usage --by alias --since 7d")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").click()
+    lines = download.value.path().read_text().splitlines()
+    assert lines[0].startswith("alias,requests,errors,prompt_tokens,completion_tokens")
+    assert any(line.startswith("helexa/small,") for line in lines)
+    assert download.value.suggested_filename.startswith("cortex-usage-by-alias-")
+
+
 def test_playground_asks_two_aliases(open_page):
     page = open_page()
     go(page, "Playground")
@@ -354,3 +374,15 @@ def test_console_cannot_be_framed(demo, open_page):
     other.goto("http://evil.example/")
     other.wait_for_timeout(500)
     assert [frame for frame in other.frames if frame.locator("#app").count()] == []
+
+
+def test_public_port_has_a_page_for_people(demo, open_page):
+    """What this is, the models, three lines for a client, and the way to the console."""
+    page = open_page(signed_in=False)
+    page.goto(demo.api)
+    expect(page.get_by_role("listitem").filter(has_text="helexa/small")).to_contain_text(SMALL)
+    expect(page.locator("pre")).to_contain_text(f'base_url="{demo.api}/v1"')
+    assert page.locator("pre").inner_text().count("\n") == 2
+    keep_screenshot(page, "public")
+    page.get_by_role("link", name="console").click()
+    expect(page.get_by_label("Key")).to_be_visible()

@@ -339,3 +339,30 @@ async def test_figures_of_the_last_hour(page):
     answer = (await page.get("/admin/figures")).json()
     assert answer["interval_s"] == 10
     assert isinstance(answer["points"], list)
+
+
+# The public port's page ...............................................................................................
+
+
+@pytest.mark.parametrize("accept", ["text/html,application/xhtml+xml,*/*;q=0.8", "TEXT/HTML"])
+async def test_browser_gets_a_page_and_a_client_json(http, accept):
+    """Caches keep them apart."""
+    page = await http.get("/", headers={"accept": accept})
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["vary"] == "accept"
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "helexa/small" in page.text
+    for other in ("*/*", "application/json", ""):
+        answer = await http.get("/", headers={"accept": other})
+        assert (answer.json()["name"], answer.headers["vary"]) == ("cortex", "accept")
+
+
+async def test_page_shows_names_as_text(tmp_path):
+    """Of models, and of the host that the client names."""
+    hostile = "<script>alert(1)</script>"
+    models = f'[aliases]\n"{hostile}" = "{SMALL}"\n'
+    async with running_gateway(tmp_path, models_toml=models) as cortex, httpx.AsyncClient(trust_env=False) as client:
+        headers = {"accept": "text/html", "host": 'localhost"><script>'}
+        text = (await client.get(f"{cortex.url}/", headers=headers)).text
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text

@@ -18,11 +18,13 @@ from gateway.server.console.event_feed import EventFeed
 from gateway.server.console.event_sources import LogSource, RequestSource, StateSource
 from gateway.server.console.figures import FigureHistory
 from gateway.server.console.sessions import Operator, Sessions
+from gateway.server.listen import Addresses
 from gateway.telemetry.recent_log import recent_log
 from gateway.telemetry.request_log import RequestLog
 
 __all__ = ["Console", "ConsoleContext"]
 
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 HEALTH_VALID_S: Final = 0.5  # two kinds of events are parts of it
 
 
@@ -56,13 +58,13 @@ class Console:
         sessions: Of browsers.
         feed: The live events. Its `run` and that of `figures` are background tasks of the gateway.
         figures: The last hour.
-        api_port: Of the public API, once the gateway listens.
     """
 
     def __init__(self, context: ConsoleContext) -> None:
         self._context = context
         self._health: tuple[float, dict[str, Any]] = (-1.0, {})
-        self.api_port: int | None = None
+        self._addresses: Addresses | None = None
+        self._admin_is_tls = False
         self.sessions = Sessions(context.identify)
         self.figures = FigureHistory(context.requests, context.fleet, context.queues)
         self.feed = EventFeed(
@@ -94,9 +96,27 @@ class Console:
             hosts=hosts,
         )
 
+    def listens(self, addresses: Addresses, *, admin_is_tls: bool) -> None:
+        """The gateway listens now at these addresses."""
+        self._addresses, self._admin_is_tls = addresses, admin_is_tls
+
     def describe(self, operator: Operator) -> dict[str, Any]:
         """What a page needs to know besides the session itself."""
-        return {"may_infer": self._context.may_infer(operator), "api_port": self.api_port}
+        addresses = self._addresses
+        api = {"api_port": addresses and addresses.api.port, "api_is_tls": addresses is not None and addresses.is_tls}
+        return {"may_infer": self._context.may_infer(operator), **api}
+
+    def url(self, listens_on: str, host: str) -> str | None:
+        """The console's address for a browser that knows this machine as `host`; None if it cannot reach the port.
+
+        Args:
+            listens_on: The host of `[gateway] metrics_listen`.
+            host: Without a port.
+        """
+        if self._addresses is None or (listens_on in LOOPBACK and host not in LOOPBACK):
+            return None
+        scheme = "https" if self._admin_is_tls else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._addresses.metrics.port}/"
 
     def _problems(self) -> dict[str, Any]:
         health = self._current_health()

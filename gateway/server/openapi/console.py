@@ -26,6 +26,7 @@ _SESSION = object_schema(
         "csrf": STRING,
         "expires_in_s": {"type": "number"},
         "api_port": {"type": ["integer", "null"]},
+        "api_is_tls": {"type": "boolean"},
     }
 )
 _KEYS: list[Json] = [{"key": []}, {"session": []}]

@@ -237,7 +237,7 @@ def _lookups() -> Json:
             ready,
             errors={"503": response("Not ready.", {JSON: {"schema": ready}})},
         ),
-        "/": lookup("Name, version and health", health_schema(name=STRING, version=STRING)),
+        "/": lookup("Name, version and health; a page for browsers", health_schema(name=STRING, version=STRING)),
         "/openapi.json": lookup("This document", {"type": "object"}),
     }
 

@@ -10,6 +10,7 @@ const PAGES = [
   ["overview", "Overview", () => import("./pages/overview.js")],
   ["aliases", "Aliases", () => import("./pages/aliases.js")],
   ["requests", "Requests", () => import("./pages/requests.js")],
+  ["usage", "Usage", () => import("./pages/usage.js")],
   ["playground", "Playground", () => import("./pages/playground.js")],
   ["log", "Log", () => import("./pages/log.js")],
 ];

@@ -20,7 +20,7 @@ const CHARTS = [
     series: [{ label: "waiting", colour: "warn", value: (point) => point.queued }] },
   { key: "cache", title: "Cache hits", unit: "of prompt tokens", now: (rates, last) => percent(rates?.cache_hit_ratio ?? last?.cache_hit_ratio), format: percent,
     series: [{ label: "hits", colour: "accent", value: (point) => point.cache_hit_ratio }] },
-  { key: "gpu", title: "GPU load", unit: "mean", now: (rates) => [percentOf(rates?.utilization_pct), rates?.watts == null ? null : `${figure(rates.watts)} W`].filter(Boolean).join(" · "), format: (value) => percentOf(value),
+  { key: "gpu", title: "GPU load and power", unit: "", now: (rates) => [percentOf(rates?.utilization_pct), rates?.watts == null ? null : `${figure(rates.watts)} W`].filter(Boolean).join(" · "), format: (value) => percentOf(value),
     series: [{ label: "load", colour: "accent", value: (point) => point.utilization_pct }] },
 ];
 

@@ -196,7 +196,7 @@ function drawAnswer(panel, name, view) {
 
 // Code ..................................................................................................................
 
-const baseUrl = () => `${location.protocol}//${location.hostname}:${session.api_port ?? 31313}`;
+const baseUrl = () => `${session.api_is_tls ? "https" : "http"}://${location.hostname}:${session.api_port ?? 31313}`;
 const without = ({ stream_options: _, ...body }) => body;
 
 function asCurl(body) {
