@@ -36,6 +36,7 @@ __all__ = [
     "AccessSettings",
     "AdminSettings",
     "AuditSettings",
+    "CaptureSettings",
     "DeadlineSettings",
     "EnergySettings",
     "EvictionSettings",
@@ -257,6 +258,20 @@ class TlsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    """Captures: operators have the gateway keep the texts of an alias in memory for a while."""
+
+    enabled: Flag = False
+    """Whether operators may start captures. Without it no text is ever shown."""
+
+    max_mb: Number = 16
+    """Memory for all captured texts, in MiB."""
+
+    max_seconds: Number = 3600
+    """The longest time of one capture, in seconds. Its texts are erased at its end."""
+
+
+@dataclass(frozen=True, slots=True)
 class StateSettings:
     """Where cortex keeps what it writes: audit log, history, rollouts, drains, keys and usage."""
 
@@ -374,6 +389,7 @@ class Settings:
     energy: EnergySettings = EnergySettings()  # noqa: RUF009 - frozen
     metrics: MetricsSettings = MetricsSettings()  # noqa: RUF009 - frozen
     tracing: TracingSettings = TracingSettings()  # noqa: RUF009 - frozen
+    capture: CaptureSettings = CaptureSettings()
     state: StateSettings = StateSettings()
     audit: AuditSettings = AuditSettings()
     neurons: NeuronTables = ()

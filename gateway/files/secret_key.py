@@ -7,9 +7,13 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
+
 from gateway.files.state_directory import give_to_owner_of_directory
 
-__all__ = ["FILE_NAME", "KEY_BYTES", "FaultyKey", "read_or_create"]
+__all__ = ["FILE_NAME", "KEY_BYTES", "FaultyKey", "read_or_create", "read_or_temporary"]
+
+log = structlog.get_logger("cortex.gateway")
 
 KEY_BYTES = 32
 FILE_NAME = "secret.key"
@@ -17,6 +21,20 @@ FILE_NAME = "secret.key"
 
 class FaultyKey(Exception):
     """The key file exists, but is none. The text is for operators."""
+
+
+def read_or_temporary(directory: Path) -> bytes:
+    """The key in the state directory. If there can be none, a key for this process only, and a warning."""
+    try:
+        return read_or_create(directory)
+    except (OSError, FaultyKey) as error:
+        log.warning(
+            "secret_key_unusable",
+            path=str(directory / FILE_NAME),
+            reason=str(error),
+            consequence="reasoning that clients send back is ignored after a restart, and by other gateways",
+        )
+        return secrets.token_bytes(KEY_BYTES)
 
 
 def read_or_create(directory: Path) -> bytes:

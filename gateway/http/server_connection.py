@@ -245,6 +245,8 @@ class ServerConnection:
         self._serving = exchange
         self._state.served += 1
         scope = exchange.scope(self.client, self.local)
+        if isinstance(self._stream, TlsStream):
+            scope["scheme"] = "https"
         if self._fd is None and isinstance(self._stream, TlsStream):
             scope["scheme"] = "https"
         try:

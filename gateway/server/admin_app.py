@@ -33,6 +33,8 @@ from gateway.server.access.admin_keys import KeyRoutes, mount_key_routes
 from gateway.server.access.usage_routes import UsageReports, mount_admin_usage
 from gateway.server.admin_bodies import DrainBody, PlacementBody, decode_body
 from gateway.server.admin_catalogue import CatalogueRoutes, alias_keys_of, mount_catalogue_routes, reload_json
+from gateway.server.capture.capture import Capture
+from gateway.server.capture.capture_routes import mount_capture_routes
 from gateway.server.console.console import Console
 from gateway.server.console.figures import INTERVAL_S
 from gateway.server.console.session_routes import SESSION_PATH, mount_session_routes, session_of_request
@@ -80,6 +82,7 @@ class AdminContext:
     queues: Callable[[], Sequence[QueueView]]
     upstream_statistics: Callable[[], Mapping[str, int]]
     console: Console
+    capture: Capture
 
 
 def make_app(context: AdminContext) -> QuartTrio:
@@ -108,6 +111,7 @@ def make_app(context: AdminContext) -> QuartTrio:
     _mount_catalogue(app, context)
     _mount_plans(app, context)
     mount_key_routes(app, context.keys)
+    mount_capture_routes(app, context.capture, context.catalogue)
     mount_admin_usage(app, context.usage)
     mount_catalogue_routes(app, CatalogueRoutes(context.catalogue, context.edits))
     mount_neuron_routes(app, NeuronEdits(context.neurons))

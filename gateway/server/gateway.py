@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import structlog
@@ -45,12 +43,12 @@ from gateway.proxy.hedging.hedge_policy import HedgePolicy
 from gateway.proxy.shadow.shadower import Shadower
 from gateway.server import admin_app, public_routes
 from gateway.server.access.admin_keys import KeyRoutes
-from gateway.server.access.operators import identify_by, inference_key_of, may_infer_by
 from gateway.server.access.parts import AccessParts, print_first_key
 from gateway.server.access.usage_parts import UsageParts
 from gateway.server.admin_app import AdminContext
+from gateway.server.capture.capture import Capture
+from gateway.server.capture.capture_app import CaptureApp
 from gateway.server.console.console import Console, ConsoleContext
-from gateway.server.console.event_sources import fleet_state
 from gateway.server.drain_store import DrainStore
 from gateway.server.health.body import CatalogueStatus, catalogue_status, health_body
 from gateway.server.health.problems import HealthProblem, ProblemList, find_problems
@@ -213,7 +211,7 @@ class Gateway:
                 request_log=self.request_log,
                 poll_soon=self.poller.poll_soon,
                 hedge_policy=HedgePolicy(self.metrics),
-                secret_key=_secret_key(self.catalogue_files.state_dir),
+                secret_key=secret_key.read_or_temporary(self.catalogue_files.state_dir),
                 shadows=self.shadows,
                 access=self.access_parts.access,
                 accounting=self.usage_parts.accounting,
@@ -221,12 +219,14 @@ class Gateway:
         )
         self._observe()
         self.models_api = ModelsApi(owned_by=settings.gateway.owned_by)
+        self.capture = Capture.from_settings(settings.capture, record=self.auditor.record_action)
+        inference: App = CaptureApp(self.inference, self.capture) if settings.capture.enabled else self.inference
         self.console = Console(self._console_context())
         self.admin_routes = admin_app.make_app(self._admin_context())
-        self.admin_app: App = self.console.port(cast("App", self.admin_routes), self.inference, self.access_parts.hosts)
+        self.admin_app: App = self.console.port(cast("App", self.admin_routes), inference, self.access_parts.hosts)
         routes_app = cast("App", public_routes.make_app(self._public_routes(), __version__))
         self.app = PublicApp(
-            self.inference,
+            inference,
             routes_app,
             settings,
             admin=self.admin_app if settings.admin.public else None,
@@ -276,19 +276,21 @@ class Gateway:
             queues=self.admission.views,
             upstream_statistics=self.upstream.statistics,
             console=self.console,
+            capture=self.capture,
         )
 
     def _console_context(self) -> ConsoleContext:
-        access = self.access_parts.access
         return ConsoleContext(
-            identify=identify_by(access),
-            may_infer=may_infer_by(access),
-            inference_key=lambda operator: inference_key_of(operator, access),
+            access=self.access_parts.access,
+            catalogue=self.catalogue_store,
             fleet=self.fleet,
+            drains=self.drains,
+            scheduler=self.scheduler,
+            swaps=self.swaps,
             requests=self.request_log,
             queues=self.admission.views,
-            fleet_state=lambda: fleet_state(self.fleet, self.drains, self.scheduler, self.swaps, self.admission.views),
             health=self._health,
+            capture=self.capture.status,
         )
 
     def _public_routes(self) -> PublicRoutes:
@@ -380,6 +382,7 @@ class Gateway:
             self.poller.run,
             self.console.figures.run,
             self.console.feed.run,
+            self.capture.run,
         ):
             await nursery.start(run)
         nursery.start_soon(self.upstream.run)
@@ -430,17 +433,3 @@ class Gateway:
         async with trio.open_nursery() as nursery:
             for client in self.neurons.values():
                 nursery.start_soon(client.aclose)
-
-
-def _secret_key(directory: Path) -> bytes:
-    """The key in the state directory. If there can be none, a key for this process only, and a warning."""
-    try:
-        return secret_key.read_or_create(directory)
-    except (OSError, secret_key.FaultyKey) as error:
-        log.warning(
-            "secret_key_unusable",
-            path=str(directory / secret_key.FILE_NAME),
-            reason=str(error),
-            consequence="reasoning that clients send back is ignored after a restart, and by other gateways",
-        )
-        return secrets.token_bytes(secret_key.KEY_BYTES)

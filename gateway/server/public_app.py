@@ -8,7 +8,6 @@ from gateway import errors
 from gateway.asgi import App, Headers, Message, Receive, Scope, Send
 from gateway.config.settings import Settings
 from gateway.dialects.anthropic import errors as anthropic_errors
-from gateway.proxy.app import InferenceApp
 from gateway.proxy.endpoints import ENDPOINTS
 from gateway.server import path_hints
 from gateway.server.access.host_check import HostCheck
@@ -25,7 +24,7 @@ class PublicApp:
 
     def __init__(
         self,
-        inference: InferenceApp,
+        inference: App,
         routes: App,
         settings: Settings,
         *,

@@ -8,7 +8,8 @@ import signal
 import time
 
 import pytest
-from conftest import PAGES, SAFETY_NET_S, TOP, go, keep_screenshot, sign_in
+from fakes.browser import PAGES, TOP, go, keep_screenshot, sign_in
+from fakes.patience import SAFETY_NET_S
 from playwright.sync_api import expect
 
 SMALL, MIDDLE, COLD = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "Qwen/Qwen3-14B"
@@ -150,7 +151,7 @@ def test_running_request_is_found_and_cancelled(demo, open_page):
         running = page.get_by_role("region", name="Running")
         row = running.get_by_role("row").filter(has_text="to-be-cancel")
         expect(row).to_contain_text("running")
-        page.get_by_label("Alias").select_option("helexa/large")
+        page.get_by_role("region", name="Filters").get_by_label("Alias").select_option("helexa/large")
         row.get_by_role("link").click()
         detail = page.get_by_role("region", name="Request", exact=True)
         expect(detail.get_by_role("img", name=re.compile("^Phases: "))).to_be_visible()
@@ -327,7 +328,7 @@ HOSTILE = "<img src=x onerror=window.pwned=1>"
 
 
 def test_names_and_texts_are_never_html(demo, open_page):
-    """Of aliases, models, requests, problems and log lines: each appears as the text that it is."""
+    """Of aliases, models, keys, requests, problems and log lines: each appears as the text that it is."""
     models = demo.folder / "models.toml"
     before = models.read_text()
     page = open_page()
@@ -338,6 +339,7 @@ def test_names_and_texts_are_never_html(demo, open_page):
         )
         expect(page.locator(".problem-list")).to_contain_text(f"{HOSTILE}model")
         demo.ask(f"{HOSTILE}unknown")
+        demo.ask("helexa/small", authorization=f"Bearer {demo.create_key(f'key {HOSTILE}')}")
         for name in PAGES:
             go(page, name)
             if name == "aliases":
@@ -349,6 +351,9 @@ def test_names_and_texts_are_never_html(demo, open_page):
                 row = page.get_by_role("row").filter(has_text=f"{HOSTILE}unknown")
                 row.get_by_role("link").click()
                 expect(page.locator(".story")).to_contain_text("error")
+                expect(page.get_by_role("region", name="Ended")).to_contain_text(f"key {HOSTILE}")
+            elif name == "usage":
+                expect(page.get_by_role("region", name="By key")).to_contain_text(f"key {HOSTILE}")
             elif name == "playground":
                 page.get_by_label("Alias or model").select_option(HOSTILE)
                 page.get_by_role("button", name="Send").click()
@@ -386,3 +391,29 @@ def test_public_port_has_a_page_for_people(demo, open_page):
     keep_screenshot(page, "public")
     page.get_by_role("link", name="console").click()
     expect(page.get_by_label("Key")).to_be_visible()
+
+
+def test_every_page_says_that_texts_are_captured(demo, open_page):
+    """In red, until they are erased."""
+    page = open_page()
+    go(page, "Requests")
+    region = page.get_by_role("region", name="Captured texts")
+    region.get_by_label("Alias").select_option("helexa/small")
+    region.get_by_label("Redact").uncheck()
+    region.get_by_role("button", name="Capture texts").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("cortex capture --alias helexa/small --for 600s")
+    dialog.get_by_role("button", name="Capture texts").click()
+    banner = page.locator(".banner.capture")
+    expect(banner).to_contain_text("Texts are being captured")
+    demo.ask("helexa/small", 7)
+    expect(region).to_contain_text("Write 7 words")
+    for name in PAGES:
+        go(page, name)
+        expect(banner).to_be_visible()
+    keep_screenshot(page, "capture")
+    go(page, "Requests")
+    region.get_by_role("button", name="Stop and erase").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop and erase").click()
+    expect(banner).to_have_count(0)
+    expect(region).not_to_contain_text("Write 7 words")

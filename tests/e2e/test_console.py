@@ -12,7 +12,7 @@ import trio
 from fakes.patience import SAFETY_NET_S, until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 
-from gateway.config.settings import AdminSettings
+from gateway.config.settings import AdminSettings, CaptureSettings
 from gateway.server.console.assets import load_assets
 from gateway.server.console.sessions import cookie_name
 
@@ -295,6 +295,29 @@ async def test_stream_ends_when_its_key_is_revoked(cortex, page, monkeypatch):
         await first(stream, "signed_out")
 
 
+async def test_revoking_a_key_ends_its_session_and_its_stream(cortex, page):
+    """With a real key: of a page, and of a program that follows the events with it."""
+    token = {"authorization": "Bearer secret"}
+    fields = {"name": "<b>olga</b>", "verbs": ["read"]}
+    created = (await page.post("/admin/keys", json=fields, headers=token)).json()
+    csrf = await sign_in(page, created["secret"])
+    assert (await page.get("/admin/session")).json()["name"] == "<b>olga</b>"
+    assert (await page.post("/admin/nodes/beast/drain", headers=csrf)).status_code == 403  # it may read only
+    headers = {"authorization": f"Bearer {created['secret']}"}
+    async with (
+        httpx.AsyncClient(base_url=admin_url(cortex), trust_env=False, timeout=SAFETY_NET_S) as program,
+        events(page) as shown,
+        events(program, headers) as followed,
+    ):
+        await first(shown, "request")
+        await first(followed, "request")
+        assert (await page.delete(f"/admin/keys/{created['id']}", headers=token)).status_code == 200
+        await first(shown, "signed_out")
+        await first(followed, "signed_out")
+    assert (await page.get("/admin/fleet")).status_code == 401
+    assert len(cortex.gateway.console.sessions) == 0
+
+
 async def test_events_need_a_key(page):
     for headers in ({}, {"authorization": "Bearer wrong"}, {"cookie": "cortex_session_1=x"}):
         assert (await page.get("/admin/events", headers=headers)).status_code == 401
@@ -366,3 +389,56 @@ async def test_page_shows_names_as_text(tmp_path):
         text = (await client.get(f"{cortex.url}/", headers=headers)).text
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text
+
+
+# Captures .............................................................................................................
+
+
+async def test_capture_keeps_texts_of_its_alias_only(tmp_path):
+    """Streamed and whole; not before it began, not of other names, and nothing after it has ended."""
+    allowed = CaptureSettings(enabled=True)
+    async with (
+        running_gateway(tmp_path, capture=allowed) as cortex,
+        httpx.AsyncClient(base_url=admin_url(cortex), trust_env=False, timeout=SAFETY_NET_S) as page,
+    ):
+        csrf = await sign_in(page)
+
+        async def ask(model, **more):
+            body = {"model": model, "messages": PROBE, **more}
+            return await page.post(f"{cortex.url}/v1/chat/completions", json=body)
+
+        async def texts():
+            return (await page.get("/admin/capture")).json()
+
+        await ask("helexa/small")
+        body = {"alias": "helexa/small", "seconds": 600}
+        assert (await page.post("/admin/capture", json=body, headers=csrf)).status_code == 201
+        for model, more in (
+            ("helexa/small", {"stream": True}),
+            ("helexa/large", {}),
+            (SMALL, {}),
+            ("helexa/small", {}),
+        ):
+            assert (await ask(model, **more)).status_code == 200
+        await until(lambda: len(cortex.gateway.capture.running.entries) == 2)  # a client has the last byte before
+        kept = (await texts())["requests"]
+        assert [(each["alias"], each["model"], each["node"]) for each in kept] == [("helexa/small", SMALL, "beast")] * 2
+        for each in kept:
+            assert each["messages"] == [{"role": "user", "text": PROBE[0]["content"]}]
+            assert "Tbilisi" in each["answer"]
+        async with events(page) as stream:
+            _, data = await first(stream, "problem")
+        assert (data["capture"]["alias"], data["capture"]["kept"]) == ("helexa/small", 2)
+        assert (await page.delete("/admin/capture", headers=csrf)).status_code == 200
+        assert await texts() == {"capture": None, "requests": []}
+        lines = (await page.get("/admin/audit")).json()["lines"]
+        assert next(line["outcome"] for line in lines if line["event"] == "capture") == "running"
+
+
+async def test_capture_must_be_allowed_and_name_an_alias(page):
+    """By default there is none."""
+    csrf = await sign_in(page)
+    answer = await page.post("/admin/capture", json={"alias": "helexa/small"}, headers=csrf)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
+    assert (await page.post("/admin/capture", json={"alias": "nobody"}, headers=csrf)).status_code == 404
+    assert (await page.delete("/admin/capture", headers=csrf)).status_code == 404

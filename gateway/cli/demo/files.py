@@ -83,6 +83,9 @@ def _cortex_toml(neurons: dict[str, str], ports: tuple[int, int]) -> str:
         "[limits]",
         "connections = 256   # fits in the usual limit of 1,024 open files",
         "",
+        "[capture]",
+        "enabled = true",
+        "",
         "[log]",
         'level = "warning"   # "info" logs every request',
     ]

@@ -8,14 +8,19 @@ from typing import Any, Final
 
 import trio
 
-from gateway.access.keys.key import Key
+from catalogue.source import CatalogueSource
+from gateway.access.admission import Access
+from gateway.aliases.warm_swap import WarmSwaps
 from gateway.asgi import App
+from gateway.fleet.loading.drain import Drains
+from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.state import Fleet
 from gateway.server.access.host_check import HostCheck
+from gateway.server.access.operators import identify_by, inference_key_of, may_infer_by
 from gateway.server.console.admin_port import AdminPort
 from gateway.server.console.event_feed import EventFeed
-from gateway.server.console.event_sources import LogSource, RequestSource, StateSource
+from gateway.server.console.event_sources import LogSource, RequestSource, StateSource, fleet_state
 from gateway.server.console.figures import FigureHistory
 from gateway.server.console.sessions import Operator, Sessions
 from gateway.server.listen import Addresses
@@ -33,22 +38,23 @@ class ConsoleContext:
     """What the console shows, and who may see it.
 
     Args:
-        identify: Returns whose key this is; None if it is not valid or cannot read.
-        may_infer: Whether an operator may use the playground.
-        inference_key: Returns the key of an operator for the playground.
-        fleet, requests, queues: What the figures are computed from.
-        fleet_state: Returns the neurons as `event_sources.fleet_state` does.
+        access: Checks keys.
+        catalogue, fleet, drains, scheduler, swaps, queues: What pages show of the neurons and their models.
+        requests: The request log.
         health: Returns the body of `/health`.
+        capture: Returns the running capture without its texts, None if none runs.
     """
 
-    identify: Callable[[str], Operator | None]
-    may_infer: Callable[[Operator], bool]
-    inference_key: Callable[[Operator], Key | None]
+    access: Access
+    catalogue: CatalogueSource
     fleet: Fleet
+    drains: Drains
+    scheduler: LoadScheduler
+    swaps: WarmSwaps
     requests: RequestLog
     queues: Callable[[], Sequence[QueueView]]
-    fleet_state: Callable[[], dict[str, Any]]
     health: Callable[[], dict[str, Any]]
+    capture: Callable[[], dict[str, Any] | None]
 
 
 class Console:
@@ -62,15 +68,17 @@ class Console:
 
     def __init__(self, context: ConsoleContext) -> None:
         self._context = context
+        self._identify = identify_by(context.access)
+        self._may_infer = may_infer_by(context.access)
         self._health: tuple[float, dict[str, Any]] = (-1.0, {})
         self._addresses: Addresses | None = None
         self._admin_is_tls = False
-        self.sessions = Sessions(context.identify)
+        self.sessions = Sessions(self._identify)
         self.figures = FigureHistory(context.requests, context.fleet, context.queues)
         self.feed = EventFeed(
             [
                 StateSource("problem", self._problems),
-                StateSource("fleet", context.fleet_state),
+                StateSource("fleet", self._fleet),
                 StateSource("alias", self._aliases),
                 RequestSource(context.requests, self.figures),
                 LogSource(recent_log),
@@ -88,11 +96,11 @@ class Console:
         return AdminPort(
             routes,
             sessions=self.sessions,
-            identify=self._context.identify,
+            identify=self._identify,
             feed=self.feed,
             inference=inference,
-            may_infer=self._context.may_infer,
-            inference_key=self._context.inference_key,
+            may_infer=self._may_infer,
+            inference_key=lambda operator: inference_key_of(operator, self._context.access),
             hosts=hosts,
         )
 
@@ -104,7 +112,7 @@ class Console:
         """What a page needs to know besides the session itself."""
         addresses = self._addresses
         api = {"api_port": addresses and addresses.api.port, "api_is_tls": addresses is not None and addresses.is_tls}
-        return {"may_infer": self._context.may_infer(operator), **api}
+        return {"may_infer": self._may_infer(operator), **api}
 
     def url(self, listens_on: str, host: str) -> str | None:
         """The console's address for a browser that knows this machine as `host`; None if it cannot reach the port.
@@ -120,7 +128,19 @@ class Console:
 
     def _problems(self) -> dict[str, Any]:
         health = self._current_health()
-        return {key: health.get(key) for key in ("status", "problems", "nodes")}
+        problems = {key: health.get(key) for key in ("status", "problems", "nodes")}
+        return problems | {"capture": self._context.capture()}
+
+    def _fleet(self) -> dict[str, Any]:
+        context = self._context
+        return fleet_state(
+            context.fleet,
+            context.drains,
+            context.scheduler,
+            context.swaps,
+            context.queues,
+            catalogue=context.catalogue.current,
+        )
 
     def _aliases(self) -> dict[str, Any]:
         health = self._current_health()

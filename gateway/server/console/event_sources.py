@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from catalogue.models import Catalogue
 from gateway.aliases.warm_swap import WarmSwaps
 from gateway.fleet.loading.drain import Drains
 from gateway.fleet.loading.scheduler import LoadScheduler
@@ -145,10 +146,12 @@ def fleet_state(
     scheduler: LoadScheduler,
     swaps: WarmSwaps,
     queues: Callable[[], Sequence[QueueView]],
+    *,
+    catalogue: Catalogue,
 ) -> dict[str, Any]:
     """The neurons as the pages draw them, without ages: those change at every look."""
     return {
-        "nodes": [_node(node, drains.view(node.name).state) for node in fleet.snapshot().nodes],
+        "nodes": [_node(node, drains.view(node.name).state, catalogue) for node in fleet.snapshot().nodes],
         "loads": [
             {"node": load.node, "model": load.model, "elapsed_s": round(load.elapsed_s), "estimate_s": load.estimate_s}
             for load in scheduler.loads()
@@ -160,7 +163,7 @@ def fleet_state(
     }
 
 
-def _node(node: NodeSnapshot, drain: str) -> dict[str, Any]:
+def _node(node: NodeSnapshot, drain: str, catalogue: Catalogue) -> dict[str, Any]:
     return {
         "name": node.name,
         "endpoint": node.endpoint,
@@ -171,16 +174,18 @@ def _node(node: NodeSnapshot, drain: str) -> dict[str, Any]:
         "leases": node.leases,
         "devices": node.devices,
         "pending": node.activation.awaited,
-        "models": [_model(model) for model in node.models],
+        "models": [_model(model, catalogue) for model in node.models],
     }
 
 
-def _model(model: ModelSnapshot) -> dict[str, Any]:
+def _model(model: ModelSnapshot, catalogue: Catalogue) -> dict[str, Any]:
+    profile = catalogue.models.get(model.id)
     return {
         "id": model.id,
         "status": model.status,
         "devices": model.devices,
         "vram_used_mb": model.vram_used_mb,
+        "vram_needed_mb": None if profile is None else profile.vram_mb,
         "servable": model.servable_ok,
         "reason": model.reason or model.servable_reason,
         "leases": model.leases,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.server.capture.capture_routes import CaptureBody
 from gateway.server.console.session_routes import SignInBody
 from gateway.server.openapi.schemas import (
     ERRORS,
@@ -84,6 +85,7 @@ def console_paths() -> Json:
                 "security": _KEYS,
             }
         },
+        "/admin/capture": _capture(),
         "/admin/playground/v1/chat/completions": {
             "post": {
                 "summary": "Send a chat completion as the signed-in key",
@@ -97,4 +99,30 @@ def console_paths() -> Json:
                 "security": [{"session": []}],
             }
         },
+    }
+
+
+def _capture() -> Json:
+    status: Json = {"type": ["object", "null"]}
+    refusals = {
+        "401": response("No valid key or session.", ERRORS),
+        "403": response("The key lacks the verb `operate`.", ERRORS),
+        "404": response("No such alias or capture, or the admin API is off.", ERRORS),
+    }
+
+    def operation(summary: str, code: str, schema: Json) -> Json:
+        answers = {code: response("OK.", {JSON: {"schema": schema}}), **refusals}
+        return {"summary": summary, "responses": answers, "security": _KEYS}
+
+    started = operation("Start to capture the texts of an alias", "201", object_schema({"capture": status}))
+    started["requestBody"] = {"required": True, "content": {JSON: {"schema": reference(CaptureBody)}}}
+    started["responses"] |= {
+        "400": response("Invalid body.", ERRORS),
+        "409": response("Captures are not allowed: [capture] enabled.", ERRORS),
+    }
+    shown = object_schema({"capture": status, "requests": list_schema({"type": "object"})})
+    return {
+        "get": operation("Show the running capture and its texts", "200", shown),
+        "post": started,
+        "delete": operation("Stop the capture and erase its texts", "200", object_schema({"capture": status})),
     }

@@ -17,6 +17,7 @@ from gateway.fleet.loading.manual import LoadResponse, UnloadResponse
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.snapshot import NodeSnapshot
 from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, RolloutBody
+from gateway.server.capture.capture_routes import CaptureBody
 from gateway.server.console.session_routes import SignInBody
 from gateway.server.health.body import AliasState, CatalogueStatus
 from gateway.server.health.problems import HealthProblem
@@ -55,6 +56,7 @@ PUBLIC_TYPES = (MessagesRequest, ResponsesRequest, Entry, Envelope, CatalogueSta
 ADMIN_TYPES = (
     *(Envelope, CatalogueStatus, HealthProblem, NodeSnapshot, LoadView, QueueView, SwapView),
     *(DrainBody, DrainView, PlacementBody, LoadResponse, UnloadResponse, RollbackBody, RolloutBody),
+    CaptureBody,
     SignInBody,
 )
 

@@ -105,7 +105,8 @@ function drawFrame() {
     h("button", { class: "quiet", type: "button", onclick: () => attempt(signOut).then(() => showSignIn()) }, "Sign out"));
   const current = pageName();
   render(frame.nav, h("ul", {}, PAGES.map(([name, label]) => h("li", {}, h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, label, badge(name))))));
-  render(frame.banner, live.connection === "stale" ? h("div", { class: "banner bad" }, h("span", { class: "glyph", "aria-hidden": "true" }, "✕"), `The gateway has sent nothing since ${time(live.heardAt / 1000)}. What you see may be out of date; the page reconnects by itself.`) : null);
+  const capture = live.problem?.capture;
+  render(frame.banner, capture ? h("div", { class: "banner bad capture" }, h("span", { class: "glyph", "aria-hidden": "true" }, "●"), h("strong", {}, "Texts are being captured: "), `${capture.who} keeps the ${capture.redacted ? "redacted " : ""}requests and answers of ${capture.alias} in memory until ${time(capture.until)}; ${capture.kept} kept. `, h("a", { href: "#/requests" }, "Show or stop")) : null, live.connection === "stale" ? h("div", { class: "banner bad" }, h("span", { class: "glyph", "aria-hidden": "true" }, "✕"), `The gateway has sent nothing since ${time(live.heardAt / 1000)}. What you see may be out of date; the page reconnects by itself.`) : null);
 }
 
 function connection() {

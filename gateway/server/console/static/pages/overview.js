@@ -141,7 +141,8 @@ const HATCHED = new Set(["loading", "asleep", "unloading", "recovering", "reload
 function deviceBar(device, models) {
   const total = device.vram_total_mb;
   const here = models.filter((model) => model.devices.includes(device.index));
-  const blocks = here.map((model) => ({ model, mb: (model.vram_used_mb ?? 0) / model.devices.length }));
+  const blocks = here.map((model) => ({ model, mb: (model.vram_used_mb || (model.status === "loading" ? model.vram_needed_mb : 0) || 0) / model.devices.length }));
+  const asleep = here.filter((model) => model.status === "asleep" && !model.vram_used_mb);
   const known = blocks.reduce((sum, block) => sum + block.mb, 0);
   const other = device.vram_used_mb === null ? 0 : Math.max(0, device.vram_used_mb - known);
   const used = device.vram_used_mb ?? known;
@@ -156,6 +157,7 @@ function deviceBar(device, models) {
     h("div", { class: "device-head" }, h("span", {}, `GPU ${device.index}`), h("span", { class: "unit" }, device.name), h("span", { class: "spacer" }), h("span", { class: "reading" }, reading || NONE)),
     h("div", { class: "memory", role: "img", "aria-label": `Memory of GPU ${device.index}: ${text}. ${here.map((model) => `${model.id} ${model.status}`).join(", ")}` },
       blocks.filter((block) => block.mb > 0).map(({ model, mb }) => h("div", { class: `block hue-${hue(model.id)} ${HATCHED.has(model.status) ? "hatched" : ""}`, style: { width: share(mb) }, title: `${model.id}: ${model.status}, ${gib(mb)} GiB` }, h("span", {}, shortName(model.id)))),
+      asleep.map((model) => h("div", { class: `block asleep hatched hue-${hue(model.id)}`, title: `${model.id} is asleep: it keeps no GPU memory` }, h("span", { "aria-hidden": "true" }, "☾"))),
       other > total * 0.004 ? h("div", { class: "block other", style: { width: share(other) }, title: `other use: ${gib(other)} GiB` }) : null),
     h("div", { class: "device-foot" }, h("span", { class: "reading" }, text)));
 }

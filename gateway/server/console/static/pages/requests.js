@@ -19,7 +19,9 @@ export function open(root, [chosen]) {
   const running = h("section", { class: "panel", "aria-labelledby": "running-title" });
   const ended = h("section", { class: "panel", "aria-labelledby": "ended-title" });
   const detail = h("section", { class: "panel request-detail", "aria-label": "Request", hidden: true });
-  root.append(h("h1", {}, "Requests"), bar, detail, running, ended);
+  const captured = h("section", { class: "panel", "aria-labelledby": "capture-title", hidden: !may("operate") });
+  root.append(h("h1", {}, "Requests"), bar, detail, running, ended, captured);
+  const closeCapture = may("operate") ? openCapture(captured) : () => {};
   let closeDetail = () => {};
   if (chosen) closeDetail = openDetail(detail, chosen);
 
@@ -53,6 +55,7 @@ export function open(root, [chosen]) {
   return () => {
     unsubscribe();
     closeDetail();
+    closeCapture();
   };
 }
 
@@ -87,6 +90,53 @@ function cancel(id) {
   confirmAction("Cancel the request", `Request ${id} ends at once. Its client gets a 503, or an error event if its stream has begun.`, cli("requests", "--cancel", id), "Cancel the request",
     () => request("DELETE", `/admin/requests/${segment(id)}`), "The request is cancelled");
 }
+
+// Captured texts ........................................................................................................
+
+const TIMES = { 60: "1 minute", 600: "10 minutes", 1800: "30 minutes", 3600: "1 hour" };
+
+function openCapture(root) {
+  const alias = h("select", { id: "capture-alias" });
+  const time = h("select", { id: "capture-time" }, Object.entries(TIMES).map(([value, label]) => h("option", { value, selected: value === "600" }, label)));
+  const redact = h("input", { type: "checkbox", checked: true, id: "capture-redact" });
+  const list = h("div", { class: "captured" });
+  const form = h("div", { class: "fields" }, field("Alias", alias), field("For", time), h("label", { class: "check", for: "capture-redact" }, redact, "Redact"), h("button", { type: "button", class: "danger", onclick: begin }, "Capture texts…"));
+  root.append(h("h2", { id: "capture-title" }, "Captured texts"), form, list);
+  let shown = null;
+  let number = 0;
+
+  function begin() {
+    const words = ["capture", "--alias", alias.value, "--for", `${time.value}s`, ...(redact.checked ? ["--redact"] : [])];
+    const body = { alias: alias.value, seconds: Number(time.value), redact: redact.checked };
+    confirmAction(`Capture the texts of ${alias.value}`, `The gateway keeps the requests and answers of ${alias.value} in memory for ${TIMES[time.value]}, shows them to operators, and erases them then. This is in the audit log, and every page says so meanwhile.`, cli(...words), "Capture texts",
+      () => request("POST", "/admin/capture", { body }), "Texts are being captured");
+  }
+
+  async function draw(kind) {
+    if (kind !== "problem" && kind !== "alias" && kind !== "all") return;
+    const names = (live.alias?.aliases ?? []).map((each) => each.name);
+    if ([...alias.options].map((option) => option.value).join("\n") !== names.join("\n")) alias.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
+    const capture = live.problem?.capture ?? null;
+    const state_ = JSON.stringify(capture);
+    if (state_ === shown) return;
+    shown = state_;
+    form.hidden = capture !== null;
+    const mine = ++number;
+    if (!capture) return render(list, h("p", { class: "unit" }, "No text is kept. [capture] enabled = true in cortex.toml allows captures."));
+    try {
+      const { requests } = await getJson("/admin/capture");
+      if (mine === number) render(list, h("div", { class: "actions" }, h("button", { type: "button", class: "danger", onclick: () => confirmAction("Stop the capture", "All captured texts are erased.", cli("capture", "--stop"), "Stop and erase", () => request("DELETE", "/admin/capture"), "The texts are erased") }, "Stop and erase…"), copyLine(cli("capture"))), requests.length ? requests.reverse().map(capturedView) : empty("Nothing is captured yet."));
+    } catch (error) {
+      if (mine === number) render(list, h("p", { class: "problem-text" }, error.message));
+    }
+  }
+  draw("all");
+  return subscribe(draw);
+}
+
+const capturedView = (each) => h("article", { class: "captured-one", "data-key": `${each.request_id} ${each.at}` },
+  h("p", { class: "version-head" }, timeOf(each.at), h("a", { class: "mono", href: `#/requests/${segment(each.request_id)}` }, each.request_id), h("span", { class: "unit" }, `${each.model ?? NONE} on ${each.node ?? NONE}, ${each.status}${each.is_cut ? ", cut" : ""}`)),
+  h("dl", {}, each.messages.map((message) => [h("dt", {}, message.role), h("dd", { class: "text" }, message.text)]), h("dt", {}, "answer"), h("dd", { class: "text" }, each.answer)));
 
 // One request ...........................................................................................................
 
