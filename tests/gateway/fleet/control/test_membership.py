@@ -7,6 +7,7 @@ import pytest
 import trio
 from fakes.fleets import assert_idle, where
 from fakes.neuron import FakeNeuron, model
+from fakes.world import a_sim, a_sim_model, a_world, profile_of
 
 from gateway.config.settings import NeuronSettings, PollSettings
 from gateway.fleet.control.membership import FleetMembership
@@ -256,3 +257,25 @@ async def test_moved_neuron_is_removed_while_it_moves(autojump_clock):
 
         assert (dict(fleet.nodes), fleet.leaving) == ({}, {})
         assert sorted(hosts.closed) == ["a", "elsewhere"]
+
+
+async def test_load_on_a_removed_neuron_is_given_up_and_its_requests_go_elsewhere(autojump_clock):
+    """Its requests wait for a load on another neuron, and are answered."""
+    cold = a_sim_model("cold", 8000, load_s=100.0)
+    first, second = a_sim("a", cold, vram_mb=(30_000,)), a_sim("b", cold)
+    async with a_world(first, second, profiles=(profile_of(cold),)) as world, trio.open_nursery() as nursery:
+        answered = []
+
+        async def ask():
+            answered.append(await world.ask("cold"))
+
+        nursery.start_soon(ask)
+        await trio.sleep(10)
+        [loading] = world.load_calls()
+        world.fleet.remove(loading)
+        await trio.sleep(150)
+
+        assert world.load_calls() == [loading, "b" if loading == "a" else "a"]
+        assert [answer.status for answer in answered] == [200]
+        assert not world.scheduler.is_busy(loading)
+        world.fleet.forget(loading)
