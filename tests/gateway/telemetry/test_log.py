@@ -217,6 +217,28 @@ async def test_gateway_serves_on_without_a_log(tmp_path, nursery, stderr):
     await trio.to_thread.run_sync(use)
 
 
+async def test_sigterm_loses_no_line(tmp_path, nursery):
+    """Also of the requests that ended just before."""
+    endpoint = await nursery.start(neuron("sim", [24576], [SMALL], speed=10_000).serve)
+    path = tmp_path / "log"
+
+    def use():
+        with serving(tmp_path / "cortex.toml", lambda: os.open(path, os.O_WRONLY | os.O_CREAT), endpoint) as (
+            process,
+            port,
+        ):
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as http:
+                for _ in range(30):
+                    http.post("/v1/chat/completions", json={"model": SMALL, "messages": PROBE})
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SAFETY_NET_S) == 0
+
+    await trio.to_thread.run_sync(use)
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sum(event["event"] == "request" for event in events) == 30
+    assert events[-1]["event"] == "drained"
+
+
 def test_invalid_unicode_is_logged():
     """A file name as the operating system returns it, for example."""
     assert json.loads(_encode({"event": "seen", "path": "caf\udce9"})) == {"event": "seen", "path": "caf\udce9"}
