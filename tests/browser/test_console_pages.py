@@ -417,3 +417,52 @@ def test_every_page_says_that_texts_are_captured(demo, open_page):
     page.get_by_role("dialog").get_by_role("button", name="Stop and erase").click()
     expect(banner).to_have_count(0)
     expect(region).not_to_contain_text("Write 7 words")
+
+
+FAKE_EVENTS = """
+window.EventSource = class {
+  constructor() { window.feed = this; this.handlers = {}; this.readyState = 1; }
+  addEventListener(kind, handler) { (this.handlers[kind] ??= []).push(handler); }
+  close() {}
+  emit(kind, data) { for (const handler of this.handlers[kind] ?? []) handler({ data: JSON.stringify(data) }); }
+};
+window.EventSource.CLOSED = 2;
+"""
+REPLAY = """async ([from, to]) => {
+  const model = { id: "m", status: "loaded", devices: [0], servable: true, leases: 1, progress: null, reason: null };
+  const readings = { vram_total_mb: 4096, vram_used_mb: 2000, utilization_pct: 1, temp_c: 2, power_w: 3 };
+  const device = { index: 0, name: "GPU", ...readings };
+  const node = { name: "n", healthy: true, drain: "open", failure: null, devices: [device] };
+  const ended = { alias: "a", model: "m", node: "n", state: "running", elapsed_s: 1, outcome: "ok", total_ms: 10,
+    completion_tokens: 5, key: { id: "k", name: "olga" } };
+  const figures = { errors_per_s: 0, queued: 0, first_token_p50_ms: 5, first_token_p95_ms: 9, cache_hit_ratio: 0.5 };
+  for (let tick = from; tick < to; tick++) {
+    const at = 1.8e9 + tick;
+    const request = (number) => ({ ...ended, request_id: number.toString(16).padStart(32, "0"), received_at: at });
+    const changing = { requests_per_s: tick % 7, tokens_per_s: tick, watts: tick % 300, utilization_pct: tick % 100 };
+    const rates = { ...figures, ...changing, at };
+    const models = [{ ...model, vram_used_mb: tick % 2000 }];
+    feed.emit("fleet", { nodes: [{ ...node, leases: tick % 9, models }], loads: [], queue: [], swaps: [] });
+    const line = { number: tick, level: "info", event: "request", timestamp: "2027-01-01T00:00:00Z" };
+    feed.emit("log", { events: [line] });
+    const news = Array.from({ length: 10 }, (_, each) => request(tick * 10 + each));
+    feed.emit("request", { live: [request(-1)], live_total: 1, ended: news, ended_total: tick, rates, point: rates });
+    if (tick % 10 === 0) await new Promise((done) => setTimeout(done));
+  }
+}"""
+
+
+def test_long_stay_leaves_the_heap_flat(open_page):
+    """On the pages that draw the most: once what a page keeps is full (points after 360), nothing is added."""
+    page = open_page()
+    page.context.add_init_script(FAKE_EVENTS)
+    page.reload()
+    page.wait_for_selector(".figures")
+    devtools = page.context.new_cdp_session(page)
+    sizes = []
+    for first_tick, last_tick, name in ((0, 400, "overview"), (400, 450, "requests"), (450, 900, "overview")):
+        go(page, name)
+        page.evaluate(REPLAY, [first_tick, last_tick])
+        devtools.send("HeapProfiler.collectGarbage")
+        sizes.append(devtools.send("Runtime.getHeapUsage")["usedSize"])
+    assert sizes[2] - sizes[0] < 1_500_000, sizes
