@@ -29,6 +29,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -156,7 +157,7 @@ class _Gateway(InMemoryGateway):
     """As the other, with sockets in place of memory streams, which have other functions than production."""
 
     def __init__(self, nursery: trio.Nursery, peers: Peers, *, keyed: bool = False) -> None:
-        keys = {"access": KEYS.access, "limiter": Limiter()} if keyed else {}
+        keys = {"access": KEYS.access, "limiter": Limiter(clock=time.perf_counter)} if keyed else {}
         super().__init__(nursery, {"neuron": peers}, **keys)
         self._peers = peers
 

@@ -141,7 +141,8 @@ _NO_LIMITS: frozenset[str] = frozenset()
 class Reservation:
     """What one live request has reserved: a context manager around it. Leaving it gives everything back.
 
-    Before it is left, `settle` says what the request used; without that it used nothing.
+    Attributes:
+        used: What the request used in the end. Set it before the reservation is left.
     """
 
     __slots__ = ("_at", "_estimate", "_limiter", "_taken_tokens", "_use", "used")
@@ -166,10 +167,6 @@ class Reservation:
         use.reserved[0] += estimate.tokens
         use.reserved[1] += estimate.money
         use.reserved[2] += estimate.gpu_s
-
-    def settle(self, used: Amounts) -> None:
-        """What the request used in the end."""
-        self.used = used
 
     def __enter__(self) -> Self:
         return self

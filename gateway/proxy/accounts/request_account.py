@@ -6,7 +6,7 @@ Synchronous throughout, so that no cancellation comes between two steps.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self, TypeAlias
 
 import trio
 
@@ -29,15 +29,10 @@ __all__ = ["RequestAccount"]
 _J_PER_WH = 3600
 
 
-class _Tokens(NamedTuple):
-    prompt: int = 0
-    completion: int = 0
-    cached: int = 0
-    reasoning: int = 0
-    estimated: bool = False
+_Tokens: TypeAlias = tuple[int, int, int, int, bool]
+"""Prompt, completion, cached and reasoning tokens, and whether any of them are an estimate."""
 
-
-_NO_TOKENS = _Tokens()
+_NO_TOKENS: _Tokens = (0, 0, 0, 0, False)
 
 
 class RequestAccount:
@@ -123,16 +118,17 @@ class RequestAccount:
     ) -> None:
         record = self._record
         failed = record.outcome == "upstream_error" or (kind is not None and issubclass(kind, GatewayError))
-        self._tokens = tokens = self._tokens_used(is_answered=bool(record.routing.attempts) and not failed)
+        self._tokens = self._tokens_used(is_answered=bool(record.routing.attempts) and not failed)
+        prompt, completion, cached, *_ = self._tokens
         self._body = b""
         profile = self._profile(record.routing.model)
         if profile is not None and profile.cost is not None:
-            self._cost = token_cost(profile.cost, tokens.prompt, tokens.completion, tokens.cached)
+            self._cost = token_cost(profile.cost, prompt, completion, cached)
         gpu_s = 0.0 if record.gpu_use is None else record.gpu_use.seconds
         if record.outcome == "ok" and record.routing.model is not None:
-            self._accounting.limiter.means.learn(record.routing.model, tokens.completion, gpu_s)
+            self._accounting.limiter.means.learn(record.routing.model, completion, gpu_s)
         if self._reservation is not None:
-            self._reservation.settle(Amounts(tokens.prompt + tokens.completion, self._cost or 0.0, gpu_s))
+            self._reservation.used = Amounts(prompt + completion, self._cost or 0.0, gpu_s)
             self._reservation.__exit__(kind, error, traceback)
 
     def _tokens_used(self, *, is_answered: bool) -> _Tokens:
@@ -147,14 +143,15 @@ class RequestAccount:
         is_unknown = usage is None or usage.prompt_tokens is None
         if is_unknown and (is_answered or completion) and self._body and self._record.path in TOKEN_PATHS:
             prompt, estimated = expected_tokens(self._record.path, self._body)[0], True
-        return _Tokens(prompt, completion, cached, reasoning, estimated)
+        return prompt, completion, cached, reasoning, estimated
 
     def close(self) -> None:
         """Enter the request in the ledger: its record has its status and outcome now."""
         ledger = self._accounting.ledger
         if ledger is None:
             return
-        record, tokens = self._record, self._tokens
+        record = self._record
+        prompt, completion, cached, reasoning, estimated = self._tokens
         routing, timings, gpu_use = record.routing, record.timings, record.gpu_use
         started_at, first_at, phases_ms = timings.started_at, record.answer.first_token_at, timings.phases_ms
         joules = None if gpu_use is None or not gpu_use.seconds else gpu_use.joules
@@ -170,11 +167,11 @@ class RequestAccount:
                 dialect=self._dialect,
                 status=record.status,
                 outcome=record.outcome,
-                prompt_tokens=tokens.prompt,
-                completion_tokens=tokens.completion,
-                cached_tokens=tokens.cached,
-                reasoning_tokens=tokens.reasoning,
-                estimated=tokens.estimated,
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                cached_tokens=cached,
+                reasoning_tokens=reasoning,
+                estimated=estimated,
                 queue_ms=phases_ms.get("queue"),
                 load_ms=phases_ms.get("load"),
                 first_token_ms=None if first_at is None else (first_at - started_at) * 1000,

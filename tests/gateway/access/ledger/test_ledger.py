@@ -54,7 +54,7 @@ class OneGateway:
     def ask(self, key, tokens):
         """One request that uses what it reserved."""
         with self.limiter.reserve(self.limiter.use_of(key), Amounts(tokens)) as reservation:
-            reservation.settle(Amounts(tokens))
+            reservation.used = Amounts(tokens)
         self.ledger.add(an_entry(time.time(), key.id, prompt=tokens, completion=0))
 
 

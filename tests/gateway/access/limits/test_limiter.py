@@ -52,7 +52,7 @@ def a_key(**limits):
 def spend(limiter, key, tokens=0.0, money=0.0, gpu_s=0.0, estimate=None):
     used = Amounts(tokens, money, gpu_s)
     with limiter.reserve(limiter.use_of(key), used if estimate is None else estimate) as reservation:
-        reservation.settle(used)
+        reservation.used = used
 
 
 def test_a_key_without_limits_is_only_counted(limiter):
@@ -91,10 +91,10 @@ def test_tokens_are_reserved_first_and_settled_with_the_true_usage(limiter):
         assert use.tokens.refill(1000) == 200
         with pytest.raises(errors.RateLimited, match="1000 tokens per minute"):
             limiter.reserve(use, Amounts(300))
-        reservation.settle(Amounts(250))
+        reservation.used = Amounts(250)
     assert use.tokens.refill(1000) == 750
     with limiter.reserve(use, Amounts(100)) as reservation:
-        reservation.settle(Amounts(900))  # an answer longer than expected
+        reservation.used = Amounts(900)  # an answer longer than expected
     assert use.tokens.refill(1000) == -150
 
 
@@ -133,7 +133,7 @@ def test_a_budget_counts_what_live_requests_have_reserved_here_and_elsewhere(lim
     with limiter.reserve(use, Amounts(60)) as reservation:
         with pytest.raises(errors.InsufficientQuota):
             limiter.reserve(use, Amounts(60))
-        reservation.settle(Amounts(20))
+        reservation.used = Amounts(20)
     use.elsewhere[0] = 70.0
     with pytest.raises(errors.InsufficientQuota):
         limiter.reserve(use, Amounts(11))
@@ -151,7 +151,7 @@ def test_usage_counts_in_the_window_in_which_its_request_started(limiter, clock)
     with limiter.reserve(limiter.use_of(key), Amounts(90)) as reservation:
         clock.now += 60
         limiter.use_of(key).budgets[0].spent(clock.unix())
-        reservation.settle(Amounts(90))
+        reservation.used = Amounts(90)
     assert limiter.use_of(key).budgets[0].spent(clock.unix()) == 0
 
 
@@ -281,7 +281,7 @@ async def test_reservations_are_those_of_the_live_requests_after_ten_thousand_ra
             try:
                 with trio.CancelScope(shield=shielded):
                     await trio.sleep(chance.random())
-                reservation.settle(Amounts(estimate.tokens / 2, 0.1, 0.1))
+                reservation.used = Amounts(estimate.tokens / 2, 0.1, 0.1)
             finally:
                 live[key.id].remove(estimate)
 
