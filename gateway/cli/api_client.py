@@ -110,7 +110,7 @@ def get(client: httpx.Client, url: str, keys: tuple[str, ...], *, token: str | N
 
 def get_health(client: httpx.Client, gateway: GatewayAddress) -> dict[str, Any]:
     """The gateway's `/health`. Raises ApiError."""
-    body = get(client, f"{gateway.api}/health", ("status",), token=gateway.token)
+    body = get(client, f"{gateway.api}/health", ("status", "nodes"), token=gateway.token)
     if "catalogue" not in body:
         raise ApiError(
             f"the gateway at {gateway.api} tells its state only to a key with the verb `read`: set CORTEX_KEY"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.cli.api_client import ApiError, GatewayAddress, get, get_models, open_client
+from gateway.cli.api_client import ApiError, GatewayAddress, get, get_health, get_models, open_client
 
 __all__ = ["read_state"]
 
@@ -17,7 +17,7 @@ def read_state(address: GatewayAddress) -> dict[str, Any]:
     """
     with open_client() as client:
         state: dict[str, Any] = {
-            "health": get(client, f"{address.api}/health", ("nodes", "catalogue"), token=address.token),
+            "health": get_health(client, address),
             "models": get_models(client, address),
         }
         if address.token is not None:

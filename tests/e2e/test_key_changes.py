@@ -333,6 +333,9 @@ def test_operator_works_with_the_bootstrap_key_over_the_network(tmp_path, monkey
         for key in (created, rotated):
             answer = httpx.get(f"http://{listening['api']}/v1/models", headers=bearer(key), trust_env=False)
             assert answer.status_code == 200
+        assert "0 of 0 neurons" in run("status", **env)
+        hidden = CliRunner().invoke(main.main, ["status"], env=env | {"CORTEX_KEY": None})
+        assert (hidden.exit_code, "only to a key with the verb `read`" in hidden.stderr) == (2, True)
         refused = CliRunner().invoke(main.main, ["key", "list"], env=env | {"CORTEX_KEY": created})
         assert (refused.exit_code, "verb `keys`" in refused.stderr) == (1, True)
         process.interrupt()
