@@ -3,7 +3,7 @@
 import pytest
 from fakes.console_page import TOP, differences, pattern, run_page
 
-PAGES = [TOP / "docs" / "tutorial.md"]
+PAGES = [TOP / "docs" / "tutorial.md", TOP / "docs" / "how-to" / "aliases.md"]
 
 
 @pytest.mark.slow

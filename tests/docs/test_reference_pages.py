@@ -3,6 +3,7 @@
 import re
 from typing import get_args
 
+import commands_page
 import settings_page
 from fakes.console_page import TOP
 
@@ -22,6 +23,11 @@ def test_every_key_of_a_file_is_on_the_settings_page():
         keys = re.findall(r"^(?:# )?(\w+) = ", (TOP / example).read_text(), re.MULTILINE)
         assert keys
         assert [key for key in keys if f"`{key}`" not in page] == []
+
+
+def test_commands_page_is_what_the_commands_say():
+    """`scripts/commands_page.py` writes it."""
+    assert commands_page.PAGE.read_text() == commands_page.page(), "run scripts/commands_page.py"
 
 
 def test_every_command_has_its_exit_codes():

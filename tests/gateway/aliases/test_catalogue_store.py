@@ -20,7 +20,7 @@ from gateway.files.config_file import FILE_LIMIT_BYTES
 SMALL = '[aliases]\nlarge = "small-model"\n'
 LARGE = '[aliases]\nlarge = "large-model"\n'
 FAULTY = '[aliases]\nlarge = "x"\nx = ""\n'
-IN_FORCE_S = 0.1  # the promise of docs/operating.md, from the rename on
+IN_FORCE_S = 0.1  # the promise of docs/reference/aliases.md, from the rename on
 POLL_NEVER_S = 3600  # longer than any test: only an event can cause a reload
 
 

@@ -106,7 +106,7 @@ def show(name: str, *, connection: Connection, as_json: bool) -> None:
 def compare(name: str, *, connection: Connection, as_json: bool) -> None:
     """Compare an alias with its shadow.
 
-    Compares speed, length and contents of their answers. Needs [admin] token in cortex.toml.
+    Compares speed, length and contents of their answers. Needs a key with the verb read.
     """
 
     def command(editor: AliasEditor) -> int:
