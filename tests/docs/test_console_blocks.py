@@ -1,9 +1,9 @@
 """Every console block of the documentation is run against a demo, and prints what the page says."""
 
 import pytest
-from fakes.console_page import TOP, differences, pattern, run_page
+from fakes.console_page import TOP, commands, differences, pattern, run_page
 
-PAGES = [TOP / "docs" / "tutorial.md", TOP / "docs" / "how-to" / "aliases.md"]
+PAGES = [page for page in [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))] if commands(page)]
 
 
 @pytest.mark.slow
