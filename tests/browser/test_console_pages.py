@@ -61,6 +61,22 @@ def test_overview_shows_hosts_and_follows_the_fleet(demo, open_page, pytestconfi
     expect(page.get_by_text("No problems")).to_be_visible()
 
 
+def test_model_that_loads_is_hatched(demo, open_page):
+    """In the memory that it will take; not once it is loaded."""
+    page = open_page()
+    benjy = page.get_by_role("article", name="Host benjy")
+    demo.post("/admin/load", model=COLD, node="benjy")
+    block = benjy.locator(".block").filter(has_text="Qwen3-14B")
+    expect(block).to_have_class(re.compile("hatched"))
+    assert block.bounding_box()["width"] > 0.6 * benjy.locator(".memory").bounding_box()["width"]
+    row = benjy.get_by_role("row").filter(has_text=COLD)
+    expect(row).to_contain_text("loading")
+    expect(row).to_contain_text("loaded")
+    expect(block).not_to_have_class(re.compile("hatched"))
+    demo.post("/admin/unload", model=COLD, node="benjy")
+    expect(row).to_have_count(0)
+
+
 def write_overview_image(demo, page):
     """With half a minute of traffic, so that the charts have lines."""
     until = time.monotonic() + 45

@@ -9,6 +9,7 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fakes.patience import SAFETY_NET_S
 
@@ -41,13 +42,17 @@ class Demo:
         except urllib.error.HTTPError as error:
             return error.read().decode()
 
+    def post(self, path: str, **body: str) -> dict[str, Any]:
+        """A change by the admin API, as another operator makes it."""
+        headers = {"content-type": "application/json", "authorization": f"Bearer {self.key}"}
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.admin}{path}", data, headers)  # noqa: S310 - the demo's own address
+        with urllib.request.urlopen(request, timeout=SAFETY_NET_S) as response:  # noqa: S310 - as above
+            return json.load(response)
+
     def create_key(self, name: str) -> str:
         """Make a key that may send requests; returns its secret."""
-        body = json.dumps({"name": name}).encode()
-        headers = {"content-type": "application/json", "authorization": f"Bearer {self.key}"}
-        request = urllib.request.Request(f"{self.admin}/admin/keys", body, headers)  # noqa: S310 - the demo's own address
-        with urllib.request.urlopen(request, timeout=SAFETY_NET_S) as response:  # noqa: S310 - as above
-            return json.load(response)["secret"]
+        return self.post("/admin/keys", name=name)["secret"]
 
     @contextmanager
     def asking(self, model: str, words: int, **headers: str):

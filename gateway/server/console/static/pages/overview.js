@@ -120,7 +120,7 @@ function host(node) {
   return h("article", { class: `panel host ${node.healthy ? "" : "is-down"}`, "data-key": node.name, "aria-label": `Host ${node.name}` },
     h("header", {}, h("h3", {}, node.name), state(status), h("span", { class: "spacer" }), h("span", { class: "unit" }, `${count(node.leases)} running`), may("operate") ? drainButton(node) : null),
     node.failure ? h("p", { class: "problem-text" }, node.failure) : null,
-    (node.devices ?? []).map((device) => deviceBar(device, models)),
+    (node.devices ?? []).map((device) => deviceBar(device, models, node.devices.length === 1)),
     node.devices === null ? empty("This host does not report its GPUs.") : null,
     models.length ? h("table", { class: "models" },
       h("thead", { class: "offscreen" }, h("tr", {}, ["Model", "State", "Memory", "Running"].map((name) => h("th", { scope: "col" }, name)))),
@@ -138,10 +138,10 @@ function drainButton(node) {
 
 const HATCHED = new Set(["loading", "asleep", "unloading", "recovering", "reloading"]);
 
-function deviceBar(device, models) {
+function deviceBar(device, models, isOnly) {
   const total = device.vram_total_mb;
-  const here = models.filter((model) => model.devices.includes(device.index));
-  const blocks = here.map((model) => ({ model, mb: (model.vram_used_mb || (model.status === "loading" ? model.vram_needed_mb : 0) || 0) / model.devices.length }));
+  const here = models.filter((model) => model.devices.includes(device.index) || (isOnly && !model.devices.length)); // a load names no device at first
+  const blocks = here.map((model) => ({ model, mb: (model.vram_used_mb || (model.status === "loading" ? model.vram_needed_mb : 0) || 0) / Math.max(1, model.devices.length) }));
   const asleep = here.filter((model) => model.status === "asleep" && !model.vram_used_mb);
   const known = blocks.reduce((sum, block) => sum + block.mb, 0);
   const other = device.vram_used_mb === null ? 0 : Math.max(0, device.vram_used_mb - known);
@@ -156,7 +156,7 @@ function deviceBar(device, models) {
   return h("div", { class: "device" },
     h("div", { class: "device-head" }, h("span", {}, `GPU ${device.index}`), h("span", { class: "unit" }, device.name), h("span", { class: "spacer" }), h("span", { class: "reading" }, reading || NONE)),
     h("div", { class: "memory", role: "img", "aria-label": `Memory of GPU ${device.index}: ${text}. ${here.map((model) => `${model.id} ${model.status}`).join(", ")}` },
-      blocks.filter((block) => block.mb > 0).map(({ model, mb }) => h("div", { class: `block hue-${hue(model.id)} ${HATCHED.has(model.status) ? "hatched" : ""}`, style: { width: share(mb) }, title: `${model.id}: ${model.status}, ${gib(mb)} GiB` }, h("span", {}, shortName(model.id)))),
+      blocks.filter((block) => block.mb > 0).map(({ model, mb }) => h("div", { class: `block hue-${hue(model.id)} ${HATCHED.has(model.status) ? "hatched" : ""}`, style: { width: share(mb) }, title: `${model.id}: ${model.status}, ${gib(mb)} GiB` }, mb > total * 0.06 ? h("span", {}, shortName(model.id)) : null)),
       asleep.map((model) => h("div", { class: `block asleep hatched hue-${hue(model.id)}`, title: `${model.id} is asleep: it keeps no GPU memory` }, h("span", { "aria-hidden": "true" }, "☾"))),
       other > total * 0.004 ? h("div", { class: "block other", style: { width: share(other) }, title: `other use: ${gib(other)} GiB` }) : null),
     h("div", { class: "device-foot" }, h("span", { class: "reading" }, text)));
