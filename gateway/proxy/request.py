@@ -92,6 +92,7 @@ class InferenceRequest:
         """
         self.body = b""
         self.parsed = _RELEASED
+        self.account = None
 
     def key_of(self, sticky: Sticky) -> bytes | None:
         """The key of the request's conversation or API key, for a sticky alias; see `sticky_key.key_of`."""

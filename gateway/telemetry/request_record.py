@@ -111,7 +111,7 @@ class RequestRecord:
         self.routing.release(now)
         self.answer.release()
         self.cancel = _nothing_to_cancel
-        self.limit_headers = None
+        self.limit_headers = self.gpu_use = None
         if self.error is not None:
             self.error_summary, self.error = ErrorSummary.of(self.error), None
 

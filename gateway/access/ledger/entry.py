@@ -13,7 +13,7 @@ from gateway.access.limits.amounts import Amounts
 __all__ = ["LedgerEntry", "row_ids"]
 
 
-class LedgerEntry(msgspec.Struct):
+class LedgerEntry(msgspec.Struct, gc=False):
     """One request that has ended. Tokens of an answer that reports none are estimated, or 0 if there is nothing to see.
 
     Attributes:
