@@ -151,12 +151,16 @@ async def test_session_id_is_never_the_clients(cortex, page):
     name = cookie_name(cortex.addresses.metrics.port)
     page.cookies.set(name, "planted", domain="127.0.0.1")
     await sign_in(page)
-    stolen = httpx.AsyncClient(base_url=admin_url(cortex), trust_env=False, cookies={name: "planted"})
+    stolen = httpx.AsyncClient(
+        base_url=admin_url(cortex), trust_env=False, timeout=SAFETY_NET_S, cookies={name: "planted"}
+    )
     async with stolen:
         assert (await stolen.get("/admin/fleet")).status_code == 401
     first = page.cookies.get(name, domain="127.0.0.1") or page.cookies.get(name)
     await sign_in(page)
-    async with httpx.AsyncClient(base_url=admin_url(cortex), trust_env=False, cookies={name: first}) as old:
+    async with httpx.AsyncClient(
+        base_url=admin_url(cortex), trust_env=False, timeout=SAFETY_NET_S, cookies={name: first}
+    ) as old:
         assert (await old.get("/admin/fleet")).status_code == 401  # signing in again ends the session before
 
 
@@ -171,7 +175,7 @@ async def test_key_beside_a_cookie_counts(page):
 async def test_without_a_token_there_is_no_console_session(tmp_path):
     async with (
         running_gateway(tmp_path, admin=AdminSettings()) as cortex,
-        httpx.AsyncClient(base_url=admin_url(cortex), trust_env=False) as client,
+        httpx.AsyncClient(base_url=admin_url(cortex), trust_env=False, timeout=SAFETY_NET_S) as client,
     ):
         assert (await client.post("/admin/session", json={"key": ""})).status_code == 401
         assert (await client.get("/admin/events")).status_code == 401
@@ -384,7 +388,10 @@ async def test_page_shows_names_as_text(tmp_path):
     """Of models, and of the host that the client names."""
     hostile = "<script>alert(1)</script>"
     models = f'[aliases]\n"{hostile}" = "{SMALL}"\n'
-    async with running_gateway(tmp_path, models_toml=models) as cortex, httpx.AsyncClient(trust_env=False) as client:
+    async with (
+        running_gateway(tmp_path, models_toml=models) as cortex,
+        httpx.AsyncClient(trust_env=False, timeout=SAFETY_NET_S) as client,
+    ):
         headers = {"accept": "text/html", "host": 'localhost"><script>'}
         text = (await client.get(f"{cortex.url}/", headers=headers)).text
     assert "<script" not in text

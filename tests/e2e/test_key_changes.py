@@ -331,7 +331,9 @@ def test_operator_works_with_the_bootstrap_key_over_the_network(tmp_path, monkey
         assert "imported 0 of 3" in run("key", "import", tmp_path / "keys.json", **env)
         assert "revoked bob" in run("key", "revoke", "bob", "--now", **env)
         for key in (created, rotated):
-            answer = httpx.get(f"http://{listening['api']}/v1/models", headers=bearer(key), trust_env=False)
+            answer = httpx.get(
+                f"http://{listening['api']}/v1/models", headers=bearer(key), trust_env=False, timeout=SAFETY_NET_S
+            )
             assert answer.status_code == 200
         assert "0 of 0 neurons" in run("status", **env)
         hidden = CliRunner().invoke(main.main, ["status"], env=env | {"CORTEX_KEY": None})

@@ -147,7 +147,7 @@ async def test_usage_is_what_clients_counted_and_each_key_sees_its_own(tmp_path)
         await until_written(running, 5)
 
         def get(url, secret):
-            return httpx.get(url, headers=bearer(secret), trust_env=False)
+            return httpx.get(url, headers=bearer(secret), trust_env=False, timeout=SAFETY_NET_S)
 
         own = (await of_thread(get, f"{running.url}/v1/usage", secrets["alice"])).json()
         (row,) = own["rows"]
