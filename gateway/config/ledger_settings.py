@@ -26,6 +26,7 @@ from gateway.config.rules import check_base_url
 __all__ = ["EnergySettings", "KeyLimitSettings", "LedgerSettings", "MetricsSettings", "TracingSettings"]
 
 _HOURS = 24
+_LONGEST_DAYS = 36_500  # a century, so that the first day is one that the calendar has
 
 
 def _zone(name: str) -> str:
@@ -59,8 +60,8 @@ _COLLECTOR = parsed_from(Name, _collector)
 class LedgerSettings:
     """The ledger: one row per request."""
 
-    keep_days: CountOrZero = 90
-    """Number of days for which rows are kept; after them, sums per day are. 0 keeps no ledger."""
+    keep_days: Annotated[CountOrZero, Field(le=_LONGEST_DAYS)] = 90
+    """Number of days for which rows are kept, at most 36,500; after them, sums per day are. 0 keeps no ledger."""
 
     currency: Name = "USD"
     """Currency of `cost` in models.toml, of budgets in money, and of the tariff. A name only: nothing is converted."""

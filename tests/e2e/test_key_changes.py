@@ -134,7 +134,7 @@ async def test_each_admin_route_needs_its_verb(cortex):
 
 
 async def test_no_key_grants_what_it_lacks(cortex):
-    """Neither to others, nor by taking over a key that has more."""
+    """Neither to others, nor by taking over a key that has more; nor does it revoke one."""
     clerk = await new_key(cortex.gateway, "clerk", verbs=["keys", "infer"], may=["helexa/*"])
     await new_key(cortex.gateway, "boss", verbs=ALL_VERBS)
     await new_key(cortex.gateway, "wide")
@@ -156,6 +156,9 @@ async def test_no_key_grants_what_it_lacks(cortex):
             ("wide", {"rotate": True}, "model_not_allowed"),
         ):
             assert code(await admin.patch(f"/admin/keys/{path}", json=body)) == (403, expected), (path, body)
+        for name, expected in (("boss", "verb_not_allowed"), ("wide", "model_not_allowed")):
+            assert code(await admin.delete(f"/admin/keys/{name}?now=1")) == (403, expected), name
+        assert (await admin.delete("/admin/keys/a")).json()["state"] == "revoked"
 
 
 async def test_admin_token_still_works_as_a_key_without_infer(tmp_path):

@@ -1,7 +1,7 @@
 """What operators do to keys, in JSON: the same for the admin API and for the command line on the store. Blocking.
 
 Each method is the work of one transaction. A key never grants what it lacks: it can neither give another key more than
-it has itself, nor take over one that has more.
+it has itself, nor change, take over or revoke one that has more.
 """
 
 from __future__ import annotations
@@ -111,15 +111,19 @@ class KeyChanges:
         return self._json_with_secret(key_rows.rotate(connection, stored.key.id, grace_s=grace_s))
 
     def revoke(self, connection: Connection, name_or_id: str, *, end_streams: bool) -> dict[str, Any]:
-        """The key works no more; with `end_streams` its running requests end. Raises UnknownKey."""
-        stored = key_rows.find(connection, name_or_id)
+        """The key works no more; with `end_streams` its running requests end. Raises UnknownKey, NotGrantable."""
+        stored = self._within_grant(connection, name_or_id)
         return self._json(key_rows.revoke(connection, stored.key.id, end_streams=end_streams))
 
     def _changeable(self, connection: Connection, name_or_id: str) -> StoredKey:
-        stored = key_rows.find(connection, name_or_id)
-        self._check_grant({"verbs": stored.key.verbs, "may": stored.key.may})
+        stored = self._within_grant(connection, name_or_id)
         if stored.key.revoked_at is not None:
             raise KeyConflict(f"the key '{stored.key.name}' ({stored.key.id}) was revoked: create another")
+        return stored
+
+    def _within_grant(self, connection: Connection, name_or_id: str) -> StoredKey:
+        stored = key_rows.find(connection, name_or_id)
+        self._check_grant({"verbs": stored.key.verbs, "may": stored.key.may})
         return stored
 
     def _check_grant(self, columns: Mapping[str, Any]) -> None:

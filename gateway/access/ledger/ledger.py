@@ -37,6 +37,7 @@ HEARTBEAT_S = 5.0  # how often reservations are written again that have not chan
 RETRY_S = 1.0  # after the store failed
 ADOPT_S = 30.0  # how often to look for the spool files of gateways that have ended
 ROLL_UP_S = 3600.0
+DAY_S = 86_400
 BEHIND_ROWS = 2 * BATCH_ROWS
 
 _T = TypeVar("_T")
@@ -283,9 +284,10 @@ class Ledger:
 
     async def _roll_up(self) -> None:
         today = self._limiter.windows.at("day", time.time())
-        before = today.start
-        for _ in range(self._keep_days):
-            before = self._limiter.windows.at("day", before - 1).start
+        noon = (
+            today.start - (self._keep_days - 0.5) * DAY_S
+        )  # about noon, whichever hours the clocks have changed by since
+        before = self._limiter.windows.at("day", noon).start
         try:
             while await self._store.run(lambda connection: roll_up(connection, before)):
                 await self._batch()

@@ -99,6 +99,8 @@ def _as_gateway_errors() -> Iterator[None]:
         raise errors.NotFound(str(error)) from error
     except NotGrantable as error:
         kind = errors.VerbNotAllowed if error.field == "verbs" else errors.ModelNotAllowed
-        raise kind(f"{error}: it cannot grant more than it has", param=error.field) from error
+        raise kind(
+            f"{error}: it can neither grant more than it has nor change a key that has more", param=error.field
+        ) from error
     except StoreUnavailable as error:
         raise errors.ServiceUnavailable(f"the store of keys cannot be used now: {error}", retry_after_s=5) from error

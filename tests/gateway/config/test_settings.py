@@ -224,6 +224,7 @@ def test_endpoint_may_end_with_v1_if_base_path_is_set(config):
         ("[poll]\nmisses = 1.5", 2, "poll.misses", "must be an integer", None),
         ("[eviction]\nstrateg = 'lru'", 2, "eviction.strateg", "unknown key", None),
         ("[retries]\nattempts = -1", 2, "retries.attempts", "must be at least 0", None),
+        ("[ledger]\nkeep_days = 36501", 2, "ledger.keep_days", "must be at most 36500", None),
         ("[neurons]\nname = 'a'", 1, "neurons", "must be an array of tables", "write [[neurons]], in double brackets"),
         ("[[neurons]]\nname = 'a'", 1, "neurons[0].endpoint", "required and missing", None),
         ("[[neurons]]\nendpoint = 'http://a'\nname = ''", 3, "neurons[0].name", "must not be empty", None),

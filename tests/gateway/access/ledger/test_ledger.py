@@ -2,8 +2,10 @@
 
 import time
 from contextlib import asynccontextmanager
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
+from datetime import time as clock_time
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 import trio
@@ -45,11 +47,13 @@ def database(store_url):
 class OneGateway:
     """The part of a gateway that accounts."""
 
-    def __init__(self, url, directory, keys=()):
+    def __init__(self, url, directory, keys=(), keep_days=90, zone=UTC):
         self.store = Store(Database(url, HERE))
-        self.limiter = Limiter()
+        self.limiter = Limiter(windows=Windows(zone))
         writer = LedgerWriter(Windows(UTC), Tariff((), UTC), f"gateway {id(self)}")
-        self.ledger = Ledger(self.store, writer, self.limiter, directory=directory, keep_days=90, keys=lambda: keys)
+        self.ledger = Ledger(
+            self.store, writer, self.limiter, directory=directory, keep_days=keep_days, keys=lambda: keys
+        )
 
     def ask(self, key, tokens):
         """One request that uses what it reserved."""
@@ -86,6 +90,22 @@ async def test_entries_are_in_the_store_soon_and_all_of_them_at_the_end(store_ur
     assert totals(database) == (12_346, 12_346 * 30)
     assert gateway.ledger.problem is None
     assert list(tmp_path.glob("*.spool")) == []
+
+
+@pytest.mark.parametrize("keep_days", [1, 90, 270, 36_500])
+async def test_rows_of_whole_days_are_kept_whenever_the_clocks_changed(tmp_path, monkeypatch, keep_days):
+    """36,500 is the most that `[ledger] keep_days` takes."""
+    url, zone = f"sqlite:///{tmp_path / 'cortex.db'}", ZoneInfo("Europe/Berlin")
+    open_store(url).close()
+    kept_from = []
+    monkeypatch.setattr(ledger_module, "roll_up", lambda _, before: kept_from.append(before))
+    first_day = datetime.now(zone).date() - timedelta(days=keep_days)
+
+    async with running(OneGateway(url, tmp_path, keep_days=keep_days, zone=zone)):
+        await until(lambda: kept_from)
+
+    midnights = [datetime.combine(first_day + timedelta(days=late), clock_time(), zone).timestamp() for late in (0, 1)]
+    assert kept_from[0] in midnights  # the second if midnight has passed since
 
 
 async def test_the_end_waits_for_requests_that_are_cancelled_at_the_same_moment(store_url, database, tmp_path):
