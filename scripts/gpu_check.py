@@ -76,7 +76,8 @@ class TierResult:
 
     def median(self, name: str) -> float:
         """Of the answers after the first, which waited for the load."""
-        return statistics.median(getattr(answer, name) for answer in self.answers[1:])
+        values: list[float] = [getattr(answer, name) for answer in self.answers[1:]]
+        return statistics.median(values)
 
 
 def main() -> int:

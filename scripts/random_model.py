@@ -11,9 +11,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+import torch  # type: ignore[import-not-found]  # in the environment that gpu_check makes
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # type: ignore[import-not-found]
+from transformers import (  # type: ignore[import-not-found]
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 # Of https://huggingface.co/Qwen/Qwen3-1.7B and Qwen3-32B (config.json), the latter with 52 of its 64 layers: 27 billion
 # parameters. As Llama models: of Qwen's, transformers sends the prompt of an unknown template before the answer.

@@ -190,20 +190,29 @@ async def events(page, headers=None):
     async with page.stream("GET", "/admin/events", headers=headers or {}) as response:
         assert response.status_code == 200, await response.aread()
         assert response.headers["content-type"] == "text/event-stream"
-        async with aclosing(response.aiter_lines()) as lines, aclosing(_parse(lines)) as parsed:
-            yield parsed
+        async with aclosing(response.aiter_lines()) as lines:
+            yield _Events(lines)
 
 
-async def _parse(lines):
-    kind = last_id = None
-    async for line in lines:
-        name, _, value = line.partition(": ")
-        if name == "event":
-            kind = value
-        elif name == "id":
-            last_id = value
-        elif name == "data":
-            yield kind, last_id, json.loads(value)
+class _Events:
+    """Parses lines of a stream of events."""
+
+    def __init__(self, lines):
+        self._lines = lines
+        self._kind = self._id = None
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        while True:
+            name, _, value = (await anext(self._lines)).partition(": ")
+            if name == "event":
+                self._kind = value
+            elif name == "id":
+                self._id = value
+            elif name == "data":
+                return self._kind, self._id, json.loads(value)
 
 
 async def first(stream, wanted, test=lambda _: True):
