@@ -18,9 +18,9 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "alias": ("aliases.alias", "Show and change aliases."),
     "audit": ("audit", "Show or verify the audit log of models.toml."),
+    "bench": ("bench", "Measure and compare models or aliases, from small to large."),
     "capture": ("capture", "Keep the texts of an alias for a while, and show them."),
     "catalogue": ("aliases.catalogue", "Show and replace the whole models.toml."),
-    "bench": ("bench", "Measure TIERS, models or aliases from small to large."),
     "check": ("check", "Check cortex.toml and models.toml, and list every fault."),
     "completion": ("completion", "Print the script that completes commands in a shell."),
     "demo": ("demo", "Run a gateway with three simulated neurons."),

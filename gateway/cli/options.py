@@ -50,7 +50,7 @@ token_option = click.option(
     "token",
     envvar=["CORTEX_KEY", "CORTEX_ADMIN__TOKEN"],
     show_envvar=True,
-    help="A key of the gateway, or its admin token. Without it: [admin] token of cortex.toml.",
+    help="A key of the gateway. Without it: [admin] token of cortex.toml, which is deprecated.",
 )
 
 url_option = click.option(

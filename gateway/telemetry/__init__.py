@@ -3,7 +3,8 @@
 Here: `request_record.py` (one record per request; read it first) with its parts `timings.py`, `routing_record.py`,
 `attempt_record.py` and `answer_record.py`; `request_log.py` (where a record goes at its end); `recent.py` and
 `explain.py` (ended requests, for operators); `observation.py` (what rollouts learn); `meter.py` (tokens in an answer);
-`metrics.py` and `target_metrics.py` (Prometheus); `log.py` (structured logs).
+`metrics.py` and `target_metrics.py` (Prometheus), with `series.py` (plain numbers until a scrape) and
+`key_metrics.py` (per key); `log.py` (structured logs) and `recent_log.py` (its last events); `tracing/` (OTLP).
 
 Not here: decisions. Nothing in this package changes what happens to a request.
 """

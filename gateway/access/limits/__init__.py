@@ -1,1 +1,4 @@
-"""Limits: token buckets, concurrency, budgets over windows, and the reservations of live requests."""
+"""Limits: token buckets, concurrency, budgets over windows, and the reservations of live requests.
+
+Read `limiter.py` first. Not here: keys (`access.keys`), and when a request reserves and settles (`proxy.accounts`).
+"""

@@ -42,8 +42,8 @@ def plan(models: Path | None, *, connection: Connection, offline: bool, as_json:
     """Show what a models.toml would change.
 
     Shows the changes, and the models that the gateway would load and evict, before the file is in force. MODELS is
-    the file to check. Without it: the one that the gateway reads. Needs a key or the admin token, unless --offline is
-    given.
+    the file to check. Without it: the one that the gateway reads. Needs a key that has the verb `read`, unless
+    --offline is given.
     Exit code 0: no changes; 2: changes; 1: the file is faulty or a change is impossible; 3: no gateway answers, or
     there is nothing to compare with.
     """

@@ -32,7 +32,7 @@ UNREACHABLE = 2  # exit code
 def status(*, connection: Connection, as_json: bool, watch: bool) -> None:
     """Show problems, neurons, models and aliases. Exit code 2 if the gateway does not answer.
 
-    Without a key or the admin token, devices, leases, requests and loads are missing.
+    Without a key that has the verb `read`, devices, leases, requests and loads are missing.
     """
     address = connection.address_if_possible()
     out = console()

@@ -56,8 +56,12 @@ def _setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--concurrency", type=_CountOrNone(), help="Requests at a time."),
         click.option("--budget", "budgets", multiple=True, metavar="BUDGET", help="'usd 20/month', 'tokens 5M/day'."),
         click.option("--observe", metavar="LIMIT,…", help="Of rpm, tpm, concurrency, none: count, refuse nothing."),
-        click.option("--weight", type=int, help="Its share of a busy model, against other keys. Default: 100."),
-        click.option("--priority", type=click.Choice(["interactive", "batch"])),
+        click.option("--weight", type=int, help="Kept with the key; has no effect in this release. Default: 100."),
+        click.option(
+            "--priority",
+            type=click.Choice(["interactive", "batch"]),
+            help="Kept with the key; has no effect in this release. Default: interactive.",
+        ),
         click.option("--expires", metavar="DURATION", help="90d, 24h; or never."),
     )
     for option in reversed(options):
