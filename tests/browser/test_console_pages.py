@@ -33,6 +33,15 @@ def test_wrong_key_does_not_sign_in_and_the_right_one_does(demo, open_page):
     expect(page.get_by_label("Key")).to_be_focused()
 
 
+def test_page_begins_at_its_top(open_page):
+    """Moving the focus into the page must not scroll its beginning behind the header."""
+    page = open_page()
+    for name in ("Aliases", "Overview"):
+        go(page, name)
+        expect(page.locator("main")).to_be_focused()
+        assert page.evaluate("scrollY") == 0
+
+
 def test_overview_shows_hosts_and_follows_the_fleet(demo, open_page, pytestconfig):
     """A drain elsewhere appears without a reload, first among the problems, and its button ends it."""
     page = open_page()

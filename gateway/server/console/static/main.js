@@ -146,7 +146,10 @@ async function openPage() {
 
 addEventListener("hashchange", () => {
   if (!frame?.main.isConnected) return;
-  openPage().then(() => frame.main.focus({ preventScroll: false }));
+  openPage().then(() => {
+    frame.main.focus({ preventScroll: true }); // it would scroll the beginning of the page behind the header
+    scrollTo(0, 0);
+  });
 });
 subscribe((kind) => {
   if (kind === "problem" || kind === "connection" || kind === "request") drawFrame();
