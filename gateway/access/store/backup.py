@@ -22,7 +22,7 @@ def backup_to(database: Database, file: Path) -> int:
 
     Raises:
         BackupRefused: The file exists or cannot be written, or the database is not SQLite.
-        StoreUnavailable: The database cannot be read.
+        StoreUnavailable: The database cannot be read, or is damaged; there is no file then.
     """
     if database.path is None:
         raise BackupRefused(f"{database.name} is not SQLite: use pg_dump")
@@ -41,6 +41,9 @@ def backup_to(database: Database, file: Path) -> int:
             closing(sqlite3.connect(file)) as written,
         ):
             read.backup(written)
+            (fault,) = written.execute("PRAGMA quick_check(1)").fetchone()  # pages of a damaged database copy well
+            if fault != "ok":
+                raise sqlite3.DatabaseError("database disk image is malformed")
     except sqlite3.Error as error:
         file.unlink()
         raise StoreUnavailable(f"{database.path}: {error}") from error

@@ -10,12 +10,14 @@ import pytest
 import trio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from fakes.ledger_rows import open_store
 from fakes.patience import SAFETY_NET_S
 from sqlalchemy import exc, func, insert, select, text
 
 from gateway.access.keys import key_rows
 from gateway.access.store import migrate
 from gateway.access.store import store as store_module
+from gateway.access.store.backup import backup_to
 from gateway.access.store.database import Database, InvalidStoreUrl, StoreUnavailable
 from gateway.access.store.migrate import SchemaUnknown
 from gateway.access.store.schema import SCHEMA_VERSION, counters, metadata
@@ -207,3 +209,15 @@ def test_other_urls_are_refused_without_quoting_them(url, text):
 
 def test_the_name_has_no_password():
     assert "secret" not in Database("postgresql://cortex:secret@db/cortex", HERE).name
+
+
+def test_no_backup_is_made_of_a_damaged_database(tmp_path):
+    path, copy = tmp_path / "cortex.db", tmp_path / "copy.db"
+    open_store(f"sqlite:///{path}").close()
+    pages = path.read_bytes()
+    path.write_bytes(pages[:4096] + bytes(byte ^ 0x55 for byte in pages[4096:]))
+
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        backup_to(Database(f"sqlite:///{path}", tmp_path), copy)
+
+    assert not copy.exists()
