@@ -25,6 +25,11 @@ async def decode_body(kind: type[_Body]) -> _Body:
         raise errors.MalformedJson(f"invalid request body: {error}") from error
 
 
+# A step beyond these would never end.
+_LONGEST_STEP_S = 366 * 24 * 3600
+_MOST_REQUESTS = 10**9
+
+
 class DrainBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a drain; it may be omitted. `move` loads the neuron's models elsewhere first."""
 
@@ -63,9 +68,9 @@ class RolloutBody(msgspec.Struct, forbid_unknown_fields=True):
         rises = all(one < other for one, other in pairwise(self.steps))
         if not self.steps or not rises or not all(0 < step <= 100 for step in self.steps):
             raise ValueError("steps must rise, and be above 0 and at most 100")
-        if not 0 <= self.every_seconds < float("inf"):
-            raise ValueError("every_seconds must be 0 or more")
+        if not 0 <= self.every_seconds <= _LONGEST_STEP_S:
+            raise ValueError(f"every_seconds must be 0 to {_LONGEST_STEP_S} (a year)")
         if any(not 0 <= tolerance < float("inf") for tolerance in (self.guards or {}).values()):
             raise ValueError("a tolerance must be 0 or more")
-        if self.min_requests is not None and self.min_requests < 0:
-            raise ValueError("min_requests must be 0 or more")
+        if self.min_requests is not None and not 0 <= self.min_requests <= _MOST_REQUESTS:
+            raise ValueError(f"min_requests must be 0 to {_MOST_REQUESTS}")

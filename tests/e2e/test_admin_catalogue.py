@@ -212,6 +212,8 @@ async def test_rollout_is_started_shown_and_ended(cortex, admin):
         ("helexa%2Fsmall", {"target": "helexa/large"}, 422),
         ("helexa%2Fsmall", {"target": LARGE, "steps": [50, 5]}, 400),
         ("helexa%2Fsmall", {"target": LARGE, "guards": {"luck": 1}}, 400),
+        ("helexa%2Fsmall", {"target": LARGE, "every_seconds": 1e308}, 400),
+        ("helexa%2Fsmall", {"target": LARGE, "min_requests": 10**30}, 400),
         ("helexa%2Fsmall", {}, 400),
     ],
 )

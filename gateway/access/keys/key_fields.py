@@ -58,6 +58,9 @@ def parse_fields(given: Mapping[str, Any], *, currency: str = "USD") -> dict[str
     return columns
 
 
+LONGEST_LIFE_S = 36_500 * 24 * 3600  # a hundred years
+
+
 def duration_s(field: str, value: object) -> float:
     """`90d`, `24h`, `30m`, `10s` or `2w` in seconds. Raises InvalidKey."""
     found = _DURATION.fullmatch(value) if isinstance(value, str) else None
@@ -166,7 +169,10 @@ def _budgets(field: str, value: object, currency: str) -> list[dict[str, Any]]:
 def _expires(field: str, value: object) -> float | None:
     if value is None or value == "never":
         return None
-    return time.time() + duration_s(field, value)
+    duration = duration_s(field, value)
+    if not 0 < duration <= LONGEST_LIFE_S:
+        raise InvalidKey(field, "must be more than 0 and at most 36500d; `cortex key revoke` ends a key at once")
+    return time.time() + duration
 
 
 def _unix_time(field: str, value: object) -> float | None:

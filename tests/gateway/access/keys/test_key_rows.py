@@ -10,7 +10,7 @@ import pytest
 from fakes.patience import SAFETY_NET_S
 
 from gateway.access.keys import key_rows
-from gateway.access.keys.key_fields import parse_fields
+from gateway.access.keys.key_fields import InvalidKey, parse_fields
 from gateway.access.keys.key_refresh import FIRST_KEY
 from gateway.access.keys.secret import new_secret
 from gateway.access.limits.limit import Budget
@@ -45,6 +45,13 @@ def test_key_is_read_as_it_was_written(database):
     assert key.limits.budgets == (Budget("money", 0.5, "month"), Budget("tokens", 5e6, "day", enforce=False))
     assert (key.limits.rpm, key.limits.tpm, key.limits.observe) == (5, None, {"rpm"})
     assert key.expires_at == 1.5
+
+
+@pytest.mark.parametrize("expires", ["0d", "36501d", "9" * 400 + "d", "-1d", "soon", 5])
+def test_life_that_is_none_is_refused(expires):
+    """Neither a key that has expired already nor one that never does, but for `never`."""
+    with pytest.raises(InvalidKey, match="expires"):
+        parse_fields({"name": "a", "expires": expires})
 
 
 def test_keys_are_read_again_only_after_a_change(database):
