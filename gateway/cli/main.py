@@ -18,7 +18,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "alias": ("aliases.alias", "Show and change aliases."),
     "audit": ("audit", "Show or verify the audit log of models.toml."),
-    "bench": ("bench", "Measure and compare models or aliases, from small to large."),
+    "bench": ("bench", "Measure TIERS, models or aliases from small to large."),
     "capture": ("capture", "Keep the texts of an alias for a while, and show them."),
     "catalogue": ("aliases.catalogue", "Show and replace the whole models.toml."),
     "check": ("check", "Check cortex.toml and models.toml, and list every fault."),

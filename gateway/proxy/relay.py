@@ -119,6 +119,7 @@ class _StreamRelay:
             client.committed = True
             if translation is not None:
                 client.keepalive_bytes = translation.keepalive_bytes
+            client.is_writing_terminator = self._meter.done
             await client.write(piece)
         now = self._phases.progressed()
         if piece:

@@ -21,7 +21,9 @@ __all__ = ["capture"]
 
 
 @click.command()
-@click.option("--alias", metavar="NAME", help="Start to capture the requests of this alias.")
+@click.option(
+    "--alias", metavar="NAME", help="Start to capture the requests of this alias. Without it: show what was captured."
+)
 @click.option("--for", "seconds", type=Duration(), default="10m", show_default=True, help="How long.")
 @click.option("--redact", is_flag=True, help="Replace e-mail addresses, secrets, IP addresses and long numbers.")
 @click.option("--stop", is_flag=True, help="Stop the capture and erase its texts.")
@@ -30,7 +32,7 @@ __all__ = ["capture"]
 def capture(
     alias: str | None, seconds: float, *, redact: bool, stop: bool, connection: Connection, as_json: bool
 ) -> None:
-    """Keep the texts of an alias's requests and answers for a while, and show them.
+    """Keep the texts of an alias for a while, and show them.
 
     The gateway must allow it: [capture] enabled = true. It keeps texts in memory only, within a limit, and erases them
     when the time is over. Start and end are in the audit log. Without --alias and --stop: show what was captured. Exit

@@ -43,6 +43,7 @@ class ClientResponse:
         "ending",
         "exchange",
         "first_write_at",
+        "is_writing_terminator",
         "keepalive_bytes",
         "started",
         "status",
@@ -60,6 +61,7 @@ class ClientResponse:
         self.ending = False
         self.ended = False
         self.terminator_sent = False
+        self.is_writing_terminator = False
         """Whether the stream's own terminator was sent. OpenAI's SDKs disconnect at `[DONE]`, before the body ends."""
         self.status = 0
         self.bytes_sent = 0

@@ -32,8 +32,9 @@ def client_left(client: ClientResponse, record: RequestRecord, scope: trio.Cance
     """The client has disconnected: cancel the request, unless nothing but its last bytes is missing."""
     if client.ending:
         return  # ASGI servers send `http.disconnect` after a complete response, too
-    if client.terminator_sent:
-        record.outcome = "ok"
+    if client.terminator_sent or client.is_writing_terminator:
+        # While it is being written the server may have sent it already: the write's end decides.
+        record.outcome = "ok" if client.terminator_sent else "client_disconnected"
         scope.deadline = trio.current_time() + LAST_BYTES_S
         return
     record.outcome = "client_disconnected"

@@ -1,10 +1,11 @@
 """Clients that disconnect: at every moment of a request the neuron is freed and nothing is left behind. In memory."""
 
+import json
 import random
 
 import pytest
 import trio
-from fakes.in_memory import InMemoryGateway
+from fakes.in_memory import BODY, InMemoryGateway
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import ShuttingDown
@@ -64,6 +65,34 @@ async def test_disconnect_after_the_end_is_not_counted(autojump_clock, gateway, 
     assert list(beast.cancelled) == []
     assert "cortex_client_disconnects_total" not in gateway.metrics.expose().decode()
     await gateway.idle()
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+async def test_client_that_leaves_while_the_terminator_is_written(autojump_clock, gateway, is_taken):
+    """It was served if the server could send the piece: it may have, before it noticed that the client left."""
+    left = trio.Event()
+    inbox = [{"type": "http.request", "body": json.dumps({**BODY, "stream": True}).encode(), "more_body": False}]
+
+    async def receive():
+        if inbox:
+            return inbox.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if b"[DONE]" in message.get("body", b""):
+            left.set()
+            await wait_all_tasks_blocked()
+            if not is_taken:
+                raise BrokenPipeError
+        await trio.lowlevel.checkpoint()
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b""}
+    await gateway.inference(scope, receive, send)
+
+    await gateway.idle()
+    assert ("cortex_client_disconnects_total" in gateway.metrics.expose().decode()) == (not is_taken)
 
 
 async def test_2000_random_disconnects_leave_nothing_behind(autojump_clock, gateway, beast, nursery):
