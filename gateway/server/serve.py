@@ -55,7 +55,7 @@ log = structlog.get_logger("cortex.serve")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a process of a gateway comes to its sockets, and who learns of it. The default: on its own, nobody.
+    """How a process gets its sockets, and which service manager it notifies. By default it opens the sockets itself.
 
     `inherited` are sockets of the service manager. `predecessor` is a process to take over from. With `replaceable`
     another process may take over from this one.

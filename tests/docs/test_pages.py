@@ -51,7 +51,7 @@ def test_unknown_command_is_found():
 
 
 def test_pages_show_every_command():
-    """A command that no page mentions is found by nobody but its author."""
+    """Users cannot find a command that no page mentions."""
     text = "\n".join(page.read_text() for page in PAGES)
     for name, command in main.main.commands.items():
         assert f"cortex {name}" in text, name

@@ -95,7 +95,7 @@ async def test_admin_api_creates_edits_rotates_and_revokes(cortex):
 
 
 async def test_audit_log_names_the_key_of_who_drains_loads_and_unloads(cortex):
-    """So two operators can be told apart."""
+    """So the log distinguishes two operators."""
     for name in ("anna", "bert"):
         async with admin_of(cortex, await new_key(cortex.gateway, name, verbs=ALL_VERBS)) as admin:
             (await admin.post("/admin/nodes/beast/drain")).raise_for_status()
@@ -142,7 +142,7 @@ async def test_no_key_grants_what_it_lacks(cortex):
         assert (await admin.post("/admin/keys", json={"name": "a", "may": ["helexa/small"]})).status_code == 201
         for body, expected in (
             ({"name": "b", "may": ["helexa/*"], "verbs": ["read"]}, "verb_not_allowed"),
-            ({"name": "b"}, "model_not_allowed"),  # a new key may use every name unless told otherwise
+            ({"name": "b"}, "model_not_allowed"),  # a new key may use every name by default
             ({"name": "b", "may": ["*"]}, "model_not_allowed"),
             ({"name": "b", "may": ["helexa/*", "h*"]}, "model_not_allowed"),
         ):

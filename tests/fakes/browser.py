@@ -78,6 +78,6 @@ def go(page, name):
 
 
 def keep_screenshot(page, name):
-    """For whoever looks at the run."""
+    """For the person that looks at the run."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)

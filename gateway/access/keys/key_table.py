@@ -37,7 +37,7 @@ class KeyTable:
         unix_time: Returns seconds since 1970.
 
     Attributes:
-        is_loaded: Whether the keys were ever read. Until then no key can be told from a wrong one.
+        is_loaded: Whether the keys were ever read. Until then a valid key looks like a wrong one.
     """
 
     def __init__(self, *, unix_time: Callable[[], float] = time.time) -> None:

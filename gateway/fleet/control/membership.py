@@ -29,7 +29,7 @@ __all__ = ["ControlClient", "FleetMembership", "control_client"]
 
 ControlClient = NeuronClient | EngineClient
 
-RECHECK_S = 1.0  # the end of a job wakes nobody
+RECHECK_S = 1.0  # the end of a job wakes no task
 JOB_PATIENCE_S = 30.0  # a load or unload under way goes on at the old address for so long; an unload takes seconds
 CLOSE_DEADLINE_S = 1.0
 
@@ -155,7 +155,7 @@ class FleetMembership:
                 await _close(unused, polls_ended)
 
     async def _wait_for_jobs(self, node: str) -> None:
-        while self._is_busy(node):  # noqa: ASYNC110 - the end of a job wakes nobody
+        while self._is_busy(node):  # noqa: ASYNC110 - the end of a job wakes no task
             await trio.sleep(RECHECK_S)
 
     async def _ask(self, settings: NeuronSettings, client: ControlClient) -> NodeReport | None:

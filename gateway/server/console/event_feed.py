@@ -169,7 +169,7 @@ class EventFeed:
         return b"id: %b-%d\nevent: %b\ndata: %b\n\n" % (self._epoch.encode(), self._number, kind.encode(), data)
 
     def _restart(self) -> None:
-        """Nobody has listened for a while: earlier ids cannot be resumed from."""
+        """No page has listened for a while: earlier ids cannot be resumed from."""
         self._epoch = secrets.token_hex(4)
         self._ring.clear()
         self._ring_bytes = 0

@@ -223,7 +223,7 @@ def _file_reload(store: NeuronStore, path: Path, poll_s: float) -> FileReload[_N
 
 
 def no_neurons_file() -> str:
-    """What is told to operators who want to change neurons that are in `cortex.toml`."""
+    """The error for operators that change neurons of `cortex.toml`."""
     return (
         "the neurons are in cortex.toml, which is read once, at the start; to change them while the gateway runs, move"
         " them into a file of their own and name it in neurons_config"

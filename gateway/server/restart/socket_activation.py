@@ -19,7 +19,7 @@ VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 @dataclass(frozen=True, slots=True)
 class ListeningSockets:
-    """The sockets of the two ports that somebody else has opened; None for a port that this process must open.
+    """The sockets of the two ports that another process has opened; None for a port that this process must open.
 
     Another process has them too, so closing them here refuses no connection.
     """

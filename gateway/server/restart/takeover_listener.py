@@ -151,7 +151,7 @@ class TakeoverListener:
 
 
 def _bind(fd: int, path: Path, replaces: bool) -> None:
-    """Bind a Unix socket to the path, for this user only, in the place of one that nobody listens on. Blocking.
+    """Bind a Unix socket to the path, for this user only, in the place of one that no process listens on. Blocking.
 
     The name appears with its final permissions: the socket is bound under another name and then renamed.
     """

@@ -137,7 +137,7 @@ TOO_LARGE = {
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", TOO_LARGE)
 async def test_answer_that_is_too_large_to_be_translated_is_a_502(nursery, path, stream, name):
-    """Instead of a gateway that answers nobody."""
+    """Instead of a gateway that answers no client."""
     for reply in (with_length(TOO_LARGE[name]), chunked(b"data: %b\n\n" % TOO_LARGE[name], DONE)):
         answer = await asked(nursery, SHORT[path], path, reply, stream=stream)
 

@@ -1,4 +1,4 @@
-"""The live events: computed once for all, only while somebody listens, and resumable within a bound."""
+"""The live events: computed once for all, only while a page listens, and resumable within a bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What systemd is told: states, the status line, and a heartbeat that stops with the event loop."""
+"""What the gateway tells systemd: states, the status line, and a heartbeat that stops with the event loop."""
 
 import os
 import socket
