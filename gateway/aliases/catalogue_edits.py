@@ -129,15 +129,33 @@ class CatalogueEdits:
 
         return await self._in_thread(edit)
 
+    async def rolled_back(self, alias: str | None, version: str | None) -> Catalogue:
+        """The catalogue as `roll_back` would make it. Changes nothing."""
+        in_force, content = self._store.current, self._store.content
+
+        def restored() -> Catalogue:
+            kept = None if in_force.digest is None else content
+            data = rollback.rolled_back(self._files, alias, version, in_force=in_force.digest, in_force_content=kept)
+            path = str(self._files.models_path)
+            return parse(data, path=path, generation=in_force.generation + 1, loaded_at=time.time())
+
+        return await self._in_thread(restored)
+
     async def remove_alias(self, name: str, if_match: str, author: Author) -> tuple[FileEdit, ReloadResult]:
         """Remove one alias."""
         if name not in self._store.current.aliases:
             raise errors.NotFound(f"alias '{name}' does not exist{did_you_mean(name, self._store.current.aliases)}")
         return await self._edit(lambda data: toml_edit.remove_alias(data, name), if_match, author)
 
-    async def roll_back(self, alias: str | None, version: str | None, author: Author) -> tuple[FileEdit, ReloadResult]:
-        """Restore the file or one alias, whatever is on disk."""
+    async def roll_back(
+        self, alias: str | None, version: str | None, author: Author, *, if_match: str = "*"
+    ) -> tuple[FileEdit, ReloadResult]:
+        """Restore the file or one alias, whatever is on disk; refuses if another file is in force than `if_match`."""
         in_force, content = self._store.current.digest, self._store.content
+        if if_match not in {"*", in_force}:
+            raise errors.PreconditionFailed(
+                f"another file is in force: its hash is {in_force}; plan the rollback again"
+            )
 
         def restore() -> FileEdit:
             return rollback.roll_back(

@@ -31,7 +31,7 @@ from gateway.proxy.shadow.summary import summary
 from gateway.server.access.actor import actor, authenticate_admin
 from gateway.server.access.admin_keys import KeyRoutes, mount_key_routes
 from gateway.server.access.usage_routes import UsageReports, mount_admin_usage
-from gateway.server.admin_bodies import DrainBody, PlacementBody, decode_body
+from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, decode_body
 from gateway.server.admin_catalogue import CatalogueRoutes, alias_keys_of, mount_catalogue_routes, reload_json
 from gateway.server.capture.capture import Capture
 from gateway.server.capture.capture_routes import mount_capture_routes
@@ -165,14 +165,23 @@ def _mount_plans(app: QuartTrio, context: AdminContext) -> None:
             return json_response({"verdict": "faulty", "faults": [fault.as_json() for fault in error.faults]})
         return json_response(plan_json(in_force, wanted))
 
+    def plan_response(in_force: Catalogue, wanted: Catalogue, alias: str | None) -> Response:
+        keys = [] if alias is None else keys_of_alias(context.requests, alias)
+        response = json_response(plan_json(in_force, wanted) | {"keys": keys})
+        response.headers["etag"] = f'"{in_force.digest}"'
+        return response
+
     @app.post("/admin/aliases/<path:name>/plan")
     async def plan_alias(name: str) -> Response:
         body = await decode_body(dict[str, Any])
         in_force = context.catalogue.current
-        wanted = await context.edits.edited_alias(name, alias_keys_of(body))
-        response = json_response(plan_json(in_force, wanted) | {"keys": keys_of_alias(context.requests, name)})
-        response.headers["etag"] = f'"{in_force.digest}"'
-        return response
+        return plan_response(in_force, await context.edits.edited_alias(name, alias_keys_of(body)), name)
+
+    @app.post("/admin/rollback/plan")
+    async def plan_rollback() -> Response:
+        body = await decode_body(RollbackBody)
+        in_force = context.catalogue.current
+        return plan_response(in_force, await context.edits.rolled_back(body.alias, body.to), body.alias)
 
 
 def _mount_requests(app: QuartTrio, context: AdminContext) -> None:

@@ -73,7 +73,8 @@ def _mount_file(app: QuartTrio, routes: CatalogueRoutes) -> None:
     @app.post("/admin/rollback")
     async def roll_back() -> Response:
         body = await decode_body(RollbackBody)
-        done, result = await routes.edits.roll_back(body.alias, body.to, author())
+        based_on = if_match() if "if-match" in request.headers else "*"
+        done, result = await routes.edits.roll_back(body.alias, body.to, author(), if_match=based_on)
         return _edit_response(done, result)
 
 

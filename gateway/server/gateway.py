@@ -118,7 +118,7 @@ class Gateway:
         self.upstream = UpstreamPool(idle_limit=settings.limits.upstream_idle_connections)
         self.request_log = RequestLog(
             self.metrics,
-            log_requests=settings.gateway.access_log,
+            log_requests=settings.gateway.access_log and settings.log.level in {"debug", "info"},
             remembered=settings.limits.explain_requests,
             remembered_refused=settings.limits.explain_refused,
             tracer=self.tracing.tracer,

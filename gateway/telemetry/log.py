@@ -16,6 +16,8 @@ import os
 import select
 import sys
 from collections import deque
+from collections.abc import Collection
+from functools import partial
 from io import StringIO
 from typing import Any, TextIO
 
@@ -31,6 +33,8 @@ __all__ = ["LogWriter", "configure", "write_in_batches"]
 
 BATCH_S = 0.1
 BATCH_BYTES = 32 * 1024  # more than this does not wait
+
+_LEVELS = ("debug", "info", "warning", "error", "critical")  # the least severe first
 
 KEPT_BYTES = 1024 * 1024  # about two thousand requests
 # A pipe that polls as writable takes this much without blocking (pipe(7), PIPE_BUF); sockets take more.
@@ -48,12 +52,15 @@ def configure(settings: LogSettings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         recent_log,
     ]
-    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    least = _LEVELS.index(settings.level)
+    shown = min(least, _LEVELS.index("info"))  # the console has these events, whatever the log leaves out
+    if shown < least:
+        shared.append(partial(_drop, _LEVELS[shown:least]))
     writer = LogWriter(stderr)
     _writers[:] = [writer]
     structlog.configure(
         processors=[*shared, *(_json() if as_json else _console(colors=is_terminal))],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[_LEVELS[shown].upper()]),
         logger_factory=_LoggerFactory(writer),
         cache_logger_on_first_use=True,
     )
@@ -61,6 +68,15 @@ def configure(settings: LogSettings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_LibraryFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+def _drop(
+    levels: Collection[str], _: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Drop the events of these levels, each of which has a method of its own."""
+    if method in levels:
+        raise structlog.DropEvent
+    return event
 
 
 _writers: list[LogWriter] = []

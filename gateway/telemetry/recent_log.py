@@ -42,6 +42,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
     if isinstance(value, BaseException):  # its traceback is in the log only
         return repr(value)[:TEXT_CHARACTERS]
     return str(value)[:TEXT_CHARACTERS]

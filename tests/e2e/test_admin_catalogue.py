@@ -249,7 +249,23 @@ async def test_rollback_history_and_audit(cortex, admin):
     assert versions[0]["aliases"] == ["helexa/small"]
     first = (await admin.get("/admin/history")).json()["versions"][-1]
 
-    back = await admin.post("/admin/rollback", json={"alias": "helexa/small", "to": str(first["number"])})
+    wanted = {"alias": "helexa/small", "to": str(first["number"])}
+    planned = await admin.post("/admin/rollback/plan", json=wanted)
+    assert planned.json()["verdict"] == "changes"
+    assert [(each["name"], each["old"], each["new"]) for each in planned.json()["aliases"]] == [
+        ("helexa/small", LARGE, SMALL)
+    ]
+    assert planned.json()["devices"]
+    assert (await admin.post("/admin/rollback/plan", json={"alias": "helexa/small"})).json()["aliases"][0][
+        "new"
+    ] == SMALL
+    assert LARGE in cortex.models_toml.read_text()  # a plan changes nothing
+    other = {"if-match": '"another"'}
+    assert code(await admin.post("/admin/rollback", json=wanted, headers=other)) == (412, "precondition_failed")
+    assert code(await admin.post("/admin/rollback/plan", json={"to": "99999"})) == (404, "not_found")
+
+    based_on = {"if-match": planned.headers["etag"]}
+    back = await admin.post("/admin/rollback", json=wanted, headers=based_on)
     assert back.status_code == 200
     assert cortex.models_toml.read_text() == MODELS_TOML
     assert code(await admin.post("/admin/rollback", json={"to": "99999"})) == (404, "not_found")

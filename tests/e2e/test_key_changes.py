@@ -119,7 +119,13 @@ async def test_audit_log_names_the_key_of_who_drains_loads_and_unloads(cortex):
 async def test_each_admin_route_needs_its_verb(cortex):
     """`read` for what only shows, `keys` for keys, `operate` for the rest."""
     routes = {
-        "read": [("GET", "/admin/fleet"), ("GET", "/admin/requests"), ("GET", "/admin/audit"), ("POST", "/admin/plan")],
+        "read": [
+            ("GET", "/admin/fleet"),
+            ("GET", "/admin/requests"),
+            ("GET", "/admin/audit"),
+            ("POST", "/admin/plan"),
+            ("POST", "/admin/rollback/plan"),
+        ],
         "operate": [("POST", "/admin/reload"), ("POST", "/admin/nodes/beast/undrain"), ("DELETE", "/admin/requests/x")],
         "keys": [("GET", "/admin/keys"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/x")],
     }

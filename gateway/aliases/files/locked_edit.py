@@ -144,7 +144,7 @@ def restore_models(files: CatalogueFiles, restoration: Restoration, *, who: str,
         CannotSave, FaultyFile: As for `edit_models`.
     """
     with locked(files.models_path):
-        before, in_the_way = _read_if_possible(files.models_path)
+        before, in_the_way = read_if_possible(files.models_path)
         after = restoration(before)
         if after == before:
             return FileEdit(after, after)
@@ -154,7 +154,7 @@ def restore_models(files: CatalogueFiles, restoration: Restoration, *, who: str,
         return replace_fields(done, moved_to=moved_to)
 
 
-def _read_if_possible(path: Path) -> tuple[bytes | None, bool]:
+def read_if_possible(path: Path) -> tuple[bytes | None, bool]:
     """The content, or None; and whether something else than a file of a sensible size is in the way."""
     try:
         return read_config_file(path), False

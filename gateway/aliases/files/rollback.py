@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from catalogue.load import parse
 from catalogue.toml.faults import FaultyFile
 from catalogue.toml.parse import is_blank
 from gateway.aliases.files import toml_edit, versions
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.aliases.files.file_history import digest_of
-from gateway.aliases.files.locked_edit import FileEdit, restore_models
+from gateway.aliases.files.locked_edit import FileEdit, read_if_possible, restore_models
 from gateway.aliases.files.versions import VersionNotFound
 
-__all__ = ["roll_back"]
+__all__ = ["roll_back", "rolled_back"]
 
 
 def roll_back(
@@ -40,13 +42,45 @@ def roll_back(
         VersionNotFound: There is no such version.
         CannotSave, FaultyFile, CannotEdit: The file has its old content.
     """
-    current = in_force or versions.newest_digest(files)
+    restoration = _Restoration(files, alias, version, in_force, in_force_content)
+    return restore_models(files, restoration, who=who, command=command)
 
-    def restoration(now: bytes | None) -> bytes:
-        kept = in_force_content if in_force_content is not None else files.history.get(current or "")
+
+def rolled_back(
+    files: CatalogueFiles,
+    alias: str | None,
+    version: str | None,
+    *,
+    in_force: str | None,
+    in_force_content: bytes | None = None,
+) -> bytes:
+    """The content that `roll_back` would write now. Changes nothing.
+
+    Raises:
+        VersionNotFound: There is no such version.
+        CannotSave, CannotEdit: `roll_back` would raise it.
+    """
+    now, _ = read_if_possible(files.models_path)
+    return _Restoration(files, alias, version, in_force, in_force_content)(now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Restoration:
+    """The arguments of `roll_back`. A call returns the new content for the one on disk, None if that is unreadable."""
+
+    files: CatalogueFiles
+    alias: str | None
+    version: str | None
+    in_force: str | None
+    in_force_content: bytes | None
+
+    def __call__(self, now: bytes | None) -> bytes:
+        files, alias = self.files, self.alias
+        current = self.in_force or versions.newest_digest(files)
+        kept = self.in_force_content if self.in_force_content is not None else files.history.get(current or "")
         base = now if now is not None and _is_catalogue(now) else kept
-        if version is not None:
-            earlier = versions.read_version(files, version)
+        if self.version is not None:
+            earlier = versions.read_version(files, self.version)
         elif alias is None and current is not None and not _is_current(files, now, current):
             if kept is None:
                 raise VersionNotFound(f"the file in force is not kept: {files.history.folder} has no {current[:12]}…")
@@ -58,8 +92,6 @@ def roll_back(
         if base is None:
             raise VersionNotFound("the file is faulty, and no other version of it is kept")
         return toml_edit.restore_alias(base, alias, earlier)
-
-    return restore_models(files, restoration, who=who, command=command)
 
 
 def _is_current(files: CatalogueFiles, now: bytes | None, in_force: str) -> bool:

@@ -32,7 +32,8 @@ class LoadView:
 
     `estimate_s` is how long earlier loads took, None if there were none. `overdue`: the load takes so long that
     requests for the model look for another node too. `wakes`: the model slept, and is woken. `progress` is the fraction
-    that is done, None if neither the neuron nor earlier loads tell.
+    that is done, None if neither the neuron nor earlier loads tell. `devices` are the indexes of the GPUs that the load
+    names; empty if the neuron chooses.
     """
 
     node: str
@@ -43,6 +44,7 @@ class LoadView:
     overdue: bool
     wakes: bool = False
     progress: float | None = None
+    devices: tuple[int, ...] = ()
 
 
 class LoadProgress(NamedTuple):
@@ -84,6 +86,7 @@ class Load:
     __slots__ = (
         "began_at",
         "cancelled_for",
+        "devices",
         "done",
         "is_over",
         "is_overdue",
@@ -95,10 +98,11 @@ class Load:
         "wakes",
     )
 
-    def __init__(self, node: str, model: str, *, wakes: bool = False) -> None:
+    def __init__(self, node: str, model: str, *, wakes: bool = False, devices: tuple[int, ...] = ()) -> None:
         self.node = node
         self.model = model
         self.wakes = wakes
+        self.devices = devices
         self.began_at = trio.current_time()
         self.record = LoadRecord(node, model, self.began_at, woke=wakes)
         self.done = trio.Event()
@@ -121,9 +125,9 @@ class LoadHistory:
         self._took_s: dict[tuple[str, str, bool], deque[float]] = {}  # by node, model, and whether the model was woken
         self._records: deque[LoadRecord] = deque(maxlen=RECORDS)
 
-    def begin(self, node: str, model: str, *, wakes: bool = False) -> Load:
-        """Register a load that is about to begin."""
-        load = self.under_way[node, model] = Load(node, model, wakes=wakes)
+    def begin(self, node: str, model: str, *, wakes: bool = False, devices: tuple[int, ...] = ()) -> Load:
+        """Register a load on these devices that is about to begin."""
+        load = self.under_way[node, model] = Load(node, model, wakes=wakes, devices=devices)
         self._records.append(load.record)
         return load
 
@@ -157,6 +161,7 @@ class LoadHistory:
                 load.is_overdue,
                 load.wakes,
                 self._progress(load, reported).fraction,
+                load.devices,
             )
             for load in self.under_way.values()
         ]

@@ -304,7 +304,7 @@ class LoadScheduler:
     def _start(self, profile: ModelProfile, candidate: Candidate) -> Load:
         if self._nursery is None:
             raise ServiceUnavailable("this gateway is starting and cannot load models yet", retry_after_s=1)
-        load = self._history.begin(candidate.node, profile.id, wakes=candidate.wakes)
+        load = self._history.begin(candidate.node, profile.id, wakes=candidate.wakes, devices=candidate.devices)
         self._busy_since[candidate.node] = load.began_at
         self._fleet.loading(candidate.node, profile.id)
         self._poll_soon(candidate.node)  # from then on it is polled more often, for the progress of the load

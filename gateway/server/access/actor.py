@@ -44,7 +44,7 @@ def actor(user: str = "") -> str:
 def _needed_verb(method: str, path: str) -> Verb:
     if path == "/admin/keys" or path.startswith("/admin/keys/"):
         return "keys"
-    is_plan = path == "/admin/plan" or (
+    is_plan = path in {"/admin/plan", "/admin/rollback/plan"} or (
         method == "POST" and path.startswith("/admin/aliases/") and path.endswith("/plan")
     )
     return "read" if method in {"GET", "HEAD"} or is_plan else "operate"

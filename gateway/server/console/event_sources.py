@@ -153,7 +153,13 @@ def fleet_state(
     return {
         "nodes": [_node(node, drains.view(node.name).state, catalogue) for node in fleet.snapshot().nodes],
         "loads": [
-            {"node": load.node, "model": load.model, "elapsed_s": round(load.elapsed_s), "estimate_s": load.estimate_s}
+            {
+                "node": load.node,
+                "model": load.model,
+                "devices": load.devices,
+                "elapsed_s": round(load.elapsed_s),
+                "estimate_s": load.estimate_s,
+            }
             for load in scheduler.loads()
         ],
         "queue": [

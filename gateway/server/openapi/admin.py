@@ -223,7 +223,16 @@ def _catalogue_paths() -> Json:
             "post": _admin_operation("Acknowledge a rollback, so that /health does not list it", anything, alias)
         },
         "/admin/rollback": {
-            "post": _with_body(change("Restore an earlier version", edited), RollbackBody, required=False)
+            "post": _with_body(
+                change("Restore an earlier version", edited, if_match | {"required": False}),
+                RollbackBody,
+                required=False,
+            )
+        },
+        "/admin/rollback/plan": {
+            "post": _with_body(
+                change("Show what a rollback would change, load and evict", anything), RollbackBody, required=False
+            )
         },
         "/admin/neurons": {
             "get": get_neurons,

@@ -255,3 +255,35 @@ def test_console_lines_are_not_python():
         "empty": "",
         "count": 3,
     }
+
+
+@pytest.mark.parametrize(
+    ("level", "logged", "kept"),
+    [
+        ("warning", ["warned", "raised"], ["informed", "warned", "raised"]),
+        ("critical", [], ["informed", "warned", "raised"]),
+        ("debug", ["debugged", "informed", "warned", "raised"], ["debugged", "informed", "warned", "raised"]),
+    ],
+)
+def test_console_has_events_that_the_level_leaves_out_of_the_log(level, logged, kept):
+    """From `info` on, so that its log page is of use with any level."""
+    program = f"""
+import json
+import structlog
+from gateway.config.settings import LogSettings
+from gateway.telemetry import log
+from gateway.telemetry.recent_log import recent_log
+log.configure(LogSettings(format="json", level={level!r}))
+logger = structlog.get_logger("test")
+logger.debug("debugged")
+logger.info("informed")
+logger.warning("warned")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logger.exception("raised")
+print(json.dumps([event["event"] for event in recent_log.newest(10)]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, check=True)
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == logged
+    assert json.loads(done.stdout) == kept

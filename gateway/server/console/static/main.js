@@ -14,6 +14,7 @@ const PAGES = [
   ["playground", "Playground", () => import("./pages/playground.js")],
   ["log", "Log", () => import("./pages/log.js")],
 ];
+const SESSION_ENDED = "The session has ended: it expired, its key was revoked, or the gateway was restarted.";
 const app = document.getElementById("app");
 let closePage = () => {};
 let opened = 0;
@@ -88,7 +89,7 @@ function showConsole() {
   frame = { header: h("header", { class: "top" }), nav: h("nav", { class: "pages", "aria-label": "Pages" }), banner: h("div", { role: "status", "aria-live": "polite" }), main: h("main", { id: "main", tabindex: "-1" }) };
   app.replaceChildren(frame.header, frame.nav, h("div", { class: "content" }, frame.banner, frame.main));
   drawFrame();
-  start(() => showSignIn("The session has ended: it expired, or its key was revoked."));
+  start(() => showSignIn(SESSION_ENDED));
   openPage();
 }
 
@@ -154,6 +155,6 @@ addEventListener("hashchange", () => {
 subscribe((kind) => {
   if (kind === "problem" || kind === "connection" || kind === "request") drawFrame();
 });
-whenSignedOut(() => showSignIn("The session has ended: it expired, or its key was revoked."));
+whenSignedOut(() => showSignIn(SESSION_ENDED));
 applyTheme(savedTheme());
 (await loadSession().catch(() => null)) ? showConsole() : showSignIn();

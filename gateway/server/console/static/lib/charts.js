@@ -36,6 +36,7 @@ export function timeChart({ label, series, format, height = 84, spanS = 3600 }) 
     gradient.addColorStop(1, translucent(colour(series[0].colour), 0.02));
     return gradient;
   } : undefined);
+  const isAlone = (values, index) => values[index] != null && values[index - 1] == null && values[index + 1] == null; // no line is drawn to it
   const data = () => [points.map((point) => point.at), ...series.map((one) => points.map((point) => one.value(point) ?? null))];
   const range = () => {
     const now = Date.now() / 1000;
@@ -58,7 +59,7 @@ export function timeChart({ label, series, format, height = 84, spanS = 3600 }) 
         { ...axis, size: 46, space: 28, gap: 4, values: (_, ticks) => ticks.map(format) },
       ],
       series: [{}, ...series.map((one, index) => ({
-        label: one.label, stroke: colour(one.colour), width: 1.5, fill: fill(index), spanGaps: false, dash: one.dash, points: { show: points.length < 2 },
+        label: one.label, stroke: colour(one.colour), width: 1.5, fill: fill(index), spanGaps: false, dash: one.dash, points: { show: true, size: 4, filter: (u, number) => u.data[number].flatMap((_, place) => (isAlone(u.data[number], place) ? [place] : [])) },
       }))],
       hooks: { setCursor: [showTip] },
     }, data(), element);

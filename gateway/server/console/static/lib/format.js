@@ -25,7 +25,7 @@ export function gib(mb) {
 
 export function milliseconds(ms) {
   if (ms === null || ms === undefined) return NONE;
-  if (ms < 1000) return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
+  if (ms < 1000) return `${ms > 0 && ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
   return seconds(ms / 1000);
 }
 

@@ -56,7 +56,7 @@ const STATES = {
   draining: ["‖", "warn"], impaired: ["▲", "warn"], recovering: ["▲", "warn"], swap_failed: ["▲", "bad"], degraded: ["✕", "bad"],
   unservable: ["✕", "bad"], poisoned: ["✕", "bad"], down: ["✕", "bad"], error: ["✕", "bad"], failed: ["✕", "bad"], upstream_error: ["✕", "bad"],
   rolled_back: ["↩", "bad"], aborted: ["↩", "warn"], superseded: ["↩", "muted"], client_disconnected: ["⊘", "muted"], cancelled: ["⊘", "muted"],
-  key: ["⚿", "muted"], lost: ["⊘", "muted"], refused: ["✕", "bad"],
+  key: ["◇", "muted"], lost: ["⊘", "muted"], refused: ["✕", "bad"],
 };
 
 /** A state: a glyph, a word and a colour. */

@@ -4,7 +4,8 @@ import { getJson, may, request, segment } from "../lib/api.js";
 import { h, render } from "../lib/dom.js";
 import { cli, count, figure, gib, milliseconds, NONE, percent, seconds } from "../lib/format.js";
 import { live, subscribe } from "../lib/live.js";
-import { attempt, confirmAction, copyLine, empty, field, hue, state, timeOf, toast } from "../lib/widgets.js";
+import { confirmPlanned, planView } from "../lib/plan.js";
+import { attempt, copyLine, empty, field, hue, state, timeOf, toast } from "../lib/widgets.js";
 
 const GUARDS = { errors: "error rate", ttft: "time to the first token", speed: "tokens per second", finish: "finish reasons", tools: "valid tool calls" };
 
@@ -165,7 +166,7 @@ function changeForm(root, current) {
     if (!plan || button.disabled) return;
     button.disabled = true;
     const path = `/admin/aliases/${segment(current().name)}`;
-    const headers = { "x-cortex-command": encodeURIComponent(commandLine().replace(/ --url.*/, "")), "x-cortex-user": "console" };
+    const headers = forAudit(commandLine());
     const started = isRollout();
     const succeeded = await attempt(async () => {
       if (started) {
@@ -197,52 +198,17 @@ const defaults = (guards) => Object.fromEntries(Object.keys(guards).map((guard) 
 function rollbackButton(current) {
   const roll = () => {
     const name = current().name;
-    confirmAction(`Roll back ${name}`, `${name} goes back to what it was before its last change. Rolling back again undoes this.`, cli("alias", "rollback", name), "Roll back",
-      () => request("POST", "/admin/rollback", { body: { alias: name }, headers: { "x-cortex-command": encodeURIComponent(`cortex alias rollback ${name}`), "x-cortex-user": "console" } }), `${name} is back where it was`);
+    const [command, headers] = undoing("alias", "rollback", name);
+    confirmPlanned(name, `Roll back ${name}`, `${name} goes back to what it was before its last change. Rolling back again undoes this.`, command, "Roll back",
+      async () => ({ alias: name }), (body, etag) => request("POST", "/admin/rollback", { body, headers: { ...headers, "if-match": etag } }), `${name} goes back to what it was`);
   };
   return h("button", { type: "button", onclick: roll }, "Roll back…");
 }
 
-/** What a change would do: moves, loads, evictions, memory before and after. */
-function planView(plan, name) {
-  const alias = plan.aliases.find((each) => each.name === name);
-  if (plan.verdict === "nothing") return h("p", { class: "unit" }, "This changes nothing.");
-  const inFlight = Object.entries(alias?.in_flight ?? {}).map(([model, number]) => `${number} running request${number > 1 ? "s" : ""} finish${number > 1 ? "" : "es"} on ${model}`);
-  const placements = plan.aliases.flatMap((each) => each.placements);
-  const nodes = new Set(placements.filter((each) => each.state === "to_load").map((each) => each.nodes[0]));
-  const devices = plan.devices.filter((device) => device.used_before_mb !== device.used_after_mb || nodes.has(device.node));
-  return h("div", { class: `plan-box ${plan.verdict}` },
-    h("h4", {}, "Plan"),
-    plan.verdict === "impossible" ? h("p", {}, state("failed", "not possible")) : null,
-    alias ? h("p", {}, h("strong", {}, name), ": ", alias.old ?? "new", " → ", h("strong", {}, alias.new ?? "removed"), moveText(alias)) : null,
-    h("ul", { class: "steps" }, placements.map((placement) => h("li", {}, placementLine(placement))), plan.keys.length ? h("li", {}, state("key", `used lately by ${plan.keys.map((key) => `${key.name} (${key.requests})`).join(", ")}`)) : null, inFlight.map((line) => h("li", {}, state("running", line))), plan.notes.map((note) => h("li", {}, note)), plan.warnings.map((fault) => h("li", {}, state("impaired", fault.message ?? fault.text ?? "")))),
-    devices.length ? h("div", { class: "scroll" }, h("table", { class: "memory-plan" },
-      h("caption", { class: "offscreen" }, "Memory before and after"),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Memory"), h("th", { scope: "col", class: "number" }, "before"), h("th", { scope: "col", class: "number" }, "after"), h("th", { scope: "col", class: "number" }, "of GiB"), h("th", { scope: "col" }, h("span", { class: "offscreen" }, "Bar")))),
-      h("tbody", {}, devices.map((device) => h("tr", {}, h("th", { scope: "row" }, `${device.node} GPU ${device.device}`), h("td", { class: "number" }, gib(device.used_before_mb)), h("td", { class: "number" }, h("strong", {}, gib(device.used_after_mb))), h("td", { class: "number" }, gib(device.total_mb)),
-        h("td", { class: "bar-cell" }, beforeAfter(device))))))) : null);
-}
+/** The line to copy, and the headers that put it into the audit log. */
+const undoing = (...words) => [cli(...words), forAudit(cli(...words))];
 
-function moveText(alias) {
-  if (alias.is_warm) return `; requests stay on the old target until the new one ${alias.placements.every((each) => each.state === "loaded") ? "" : "is loaded and "}has answered`;
-  return alias.placements.every((each) => each.state === "loaded") ? "; at once, because it is loaded" : "; at once, also if requests then wait for a load";
-}
-
-function beforeAfter(device) {
-  const share = (mb) => `${Math.min(100, (100 * (mb ?? 0)) / device.total_mb).toFixed(1)}%`;
-  return h("div", { class: "before-after", "aria-hidden": "true" }, h("div", { class: "before", style: { width: share(device.used_before_mb) } }), h("div", { class: "after", style: { width: share(device.used_after_mb) } }));
-}
-
-function placementLine(placement) {
-  const where = placement.nodes[0];
-  const needs = placement.vram_mb ? ` (${gib(placement.vram_mb)} GiB)` : "";
-  switch (placement.state) {
-    case "loaded": return state("loaded", `${placement.model} is loaded on ${placement.nodes.join(", ")}`);
-    case "loading": return state("loading", `${placement.model} is being loaded on ${where}`);
-    case "to_load": return [state("loading", `load ${placement.model}${needs} on ${where}${placement.devices.length ? ` GPU ${placement.devices.join(", ")}` : ""}`), placement.evicts.length ? [h("br"), state("unloading", `evict ${placement.evicts.join(", ")} there first`)] : null];
-    default: return state(placement.state === "impossible" ? "failed" : "queued", `${placement.model}: ${placement.reason}`);
-  }
-}
+const forAudit = (line) => ({ "x-cortex-command": encodeURIComponent(line.replace(/ --url.*/, "")), "x-cortex-user": "console" });
 
 // Rollout ...............................................................................................................
 
@@ -255,7 +221,8 @@ function drawRollout(root, alias) {
     return render(root, h("h3", {}, "Rollout"), h("p", {}, state(rollout.state), ` to ${rollout.target}: ${rollout.reason}`),
       may("operate") ? h("div", { class: "actions" }, h("button", { type: "button", onclick: () => attempt(() => request("POST", `${path}/acknowledge`, {}), "Acknowledged") }, "Acknowledge"), copyLine(cli("alias", "rollout", alias.name, "--acknowledge"))) : null);
   }
-  const abort = () => confirmAction(`End the rollout of ${alias.name}`, `${alias.name} goes back to its targets before the rollout.`, cli("alias", "rollout", alias.name, "--abort"), "Roll back", () => request("DELETE", path), `The rollout of ${alias.name} has ended`);
+  const abort = () => confirmPlanned(alias.name, `End the rollout of ${alias.name}`, `${alias.name} goes back to its targets before the rollout.`, cli("alias", "rollout", alias.name, "--abort"), "Roll back",
+    async () => ({ alias: alias.name, to: (await getJson(path)).before }), () => request("DELETE", path), `The rollout of ${alias.name} has ended`);
   render(root,
     h("header", { class: "page-head" }, h("h3", {}, "Rollout to ", rollout.target), state("running", `step ${rollout.step} of ${rollout.steps}: ${figure(rollout.percent)} %`)),
     h("ol", { class: "step-list", "aria-label": "Steps" }, Array.from({ length: rollout.steps }, (_, index) => h("li", { class: index + 1 < rollout.step ? "past" : index + 1 === rollout.step ? "current" : "", "aria-current": index + 1 === rollout.step ? "step" : null }, index + 1 < rollout.step ? "✓" : index + 1))),
@@ -331,6 +298,7 @@ const shownValue = (value) => (Array.isArray(value) && value.every((each) => eac
 
 function restore(name, version) {
   const to = String(version.number);
-  confirmAction(`Restore version ${to} of ${name}`, `${name} becomes what it was in version ${to}. Its targets are loaded first if they are not.`, cli("alias", "rollback", name, "--to", to), "Restore",
-    () => request("POST", "/admin/rollback", { body: { alias: name, to }, headers: { "x-cortex-command": encodeURIComponent(`cortex alias rollback ${name} --to ${to}`), "x-cortex-user": "console" } }), `${name} is as in version ${to}`);
+  const [command, headers] = undoing("alias", "rollback", name, "--to", to);
+  confirmPlanned(name, `Restore version ${to} of ${name}`, `${name} becomes what it was in version ${to}.`, command, "Restore",
+    async () => ({ alias: name, to }), (body, etag) => request("POST", "/admin/rollback", { body, headers: { ...headers, "if-match": etag } }), `${name} becomes what it was in version ${to}`);
 }

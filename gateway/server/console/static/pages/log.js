@@ -18,12 +18,13 @@ export function open(root) {
   text.oninput = () => { filters.text = text.value; draw("log"); };
   level.onchange = () => { filters.level = level.value; draw("log"); };
   follow.onchange = () => { filters.follow = follow.checked; draw("log"); };
-  root.append(h("h1", {}, "Log"), h("section", { class: "panel fields", "aria-label": "Filters" }, field("Search", text), field("At least", level), h("label", { class: "check", for: "follow" }, follow, "Follow")), lines);
+  root.append(h("h1", {}, "Log"), h("section", { class: "panel fields", "aria-label": "Filters" }, field("Search", text), field("At least", level), h("label", { class: "check", for: "follow" }, follow, "Follow")), lines,
+    h("p", { class: "unit" }, "The last 1,000 events from the level info on, whatever [log] level is. A line for each request is among them only with the level info or debug; ", h("a", { href: "#/requests" }, "Requests"), " lists them."));
 
   function draw(kind) {
     if (kind !== "log" && kind !== "all") return;
     const found = live.log.filter(isShown).slice(-SHOWN);
-    render(lines, found.length ? h("ol", {}, found.map(line)) : empty(live.log.length ? "No event matches." : "Nothing is logged yet at the gateway's [log] level; the level info also logs each request."));
+    render(lines, found.length ? h("ol", {}, found.map(line)) : empty(live.log.length ? "No event matches." : "Nothing has been logged yet."));
     if (filters.follow) lines.scrollTop = lines.scrollHeight;
   }
   draw("all");

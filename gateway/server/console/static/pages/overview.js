@@ -14,7 +14,7 @@ const CHARTS = [
     series: [{ label: "all", colour: "accent", value: (point) => point.requests_per_s }, { label: "errors", colour: "bad", value: (point) => point.errors_per_s }] },
   { key: "tokens", title: "Tokens", unit: "per s", now: (rates) => figure(rates?.tokens_per_s), format: figure,
     series: [{ label: "tokens", colour: "accent", value: (point) => point.tokens_per_s }] },
-  { key: "ttft", title: "First token, p50 and p95", unit: "", now: (rates, last) => `${milliseconds(rates?.first_token_p50_ms ?? last?.first_token_p50_ms)} · ${milliseconds(rates?.first_token_p95_ms ?? last?.first_token_p95_ms)}`, format: milliseconds,
+  { key: "ttft", title: "First token", unit: "p50 · p95", now: (rates, last) => `${milliseconds(rates?.first_token_p50_ms ?? last?.first_token_p50_ms)} · ${milliseconds(rates?.first_token_p95_ms ?? last?.first_token_p95_ms)}`, format: milliseconds,
     series: [{ label: "p50", colour: "accent", value: (point) => point.first_token_p50_ms }, { label: "p95", colour: "warn", dash: [4, 3], value: (point) => point.first_token_p95_ms }] },
   { key: "queue", title: "Queue", unit: "waiting", now: (rates) => count(rates?.queued), format: figure,
     series: [{ label: "waiting", colour: "warn", value: (point) => point.queued }] },
@@ -120,7 +120,7 @@ function host(node) {
   return h("article", { class: `panel host ${node.healthy ? "" : "is-down"}`, "data-key": node.name, "aria-label": `Host ${node.name}` },
     h("header", {}, h("h3", {}, node.name), state(status), h("span", { class: "spacer" }), h("span", { class: "unit" }, `${count(node.leases)} running`), may("operate") ? drainButton(node) : null),
     node.failure ? h("p", { class: "problem-text" }, node.failure) : null,
-    (node.devices ?? []).map((device) => deviceBar(device, models, node.devices.length === 1)),
+    (node.devices ?? []).map((device) => deviceBar(device, node.devices, models, loads)),
     node.devices === null ? empty("This host does not report its GPUs.") : null,
     models.length ? h("table", { class: "models" },
       h("thead", { class: "offscreen" }, h("tr", {}, ["Model", "State", "Memory", "Running"].map((name) => h("th", { scope: "col" }, name)))),
@@ -138,10 +138,18 @@ function drainButton(node) {
 
 const HATCHED = new Set(["loading", "asleep", "unloading", "recovering", "reloading"]);
 
-function deviceBar(device, models, isOnly) {
+/** The devices of a model: as the neuron reports them, else as our load names them, else all of the host's. */
+function devicesOf(model, devices, loads) {
+  if (model.devices.length) return model.devices;
+  const named = loads.get(model.id)?.devices ?? [];
+  return named.length ? named : devices.map((device) => device.index);
+}
+
+function deviceBar(device, devices, models, loads) {
   const total = device.vram_total_mb;
-  const here = models.filter((model) => model.devices.includes(device.index) || (isOnly && !model.devices.length)); // a load names no device at first
-  const blocks = here.map((model) => ({ model, mb: (model.vram_used_mb || (model.status === "loading" ? model.vram_needed_mb : 0) || 0) / Math.max(1, model.devices.length) }));
+  const placed = models.map((model) => ({ model, on: devicesOf(model, devices, loads) })).filter(({ on }) => on.includes(device.index));
+  const here = placed.map(({ model }) => model);
+  const blocks = placed.map(({ model, on }) => ({ model, mb: (model.vram_used_mb || (model.status === "loading" ? model.vram_needed_mb : 0) || 0) / on.length }));
   const asleep = here.filter((model) => model.status === "asleep" && !model.vram_used_mb);
   const known = blocks.reduce((sum, block) => sum + block.mb, 0);
   const other = device.vram_used_mb === null ? 0 : Math.max(0, device.vram_used_mb - known);
@@ -172,6 +180,6 @@ function modelRow(model, load) {
       aliases.map((alias) => h("a", { class: "chip", href: `#/aliases/${segment(alias.name)}` }, alias.name))),
     h("td", {}, state(model.servable ? model.status : "unservable", (model.servable ? model.status : "unservable") + progress), model.reason ? h("small", { class: "reason" }, model.reason) : null),
     h("td", { class: "number" }, model.vram_used_mb === null ? NONE : `${gib(model.vram_used_mb)} GiB`),
-    h("td", { class: "number" }, model.leases ? count(model.leases) : "idle"));
+    h("td", { class: "number" }, model.leases ? `${count(model.leases)} running` : "idle"));
 }
 

@@ -27,7 +27,7 @@ export function open(root) {
     const mine = ++number;
     chosen.by = by.value;
     chosen.since = since.value;
-    render(command, copyLine(cli("usage", "--by", chosen.by, "--since", chosen.since)));
+    render(command, h("div", { class: "stack" }, copyLine(cli("usage", "--by", chosen.by, "--since", chosen.since)), copyLine(cli("usage", "--csv", "--by", chosen.by, "--since", chosen.since), "Copy the command for the file")));
     try {
       const [rows, perDay, keys] = await Promise.all([
         getJson(`/admin/usage?by=${chosen.by}&since=${chosen.since}`), getJson(`/admin/usage?by=day&since=${chosen.since}`),
@@ -82,9 +82,9 @@ function drawDays(root, { rows, since, until }) {
   }
   for (const name of known.keys()) if (!names.includes(name)) names.push(name);
   names.sort();
-  const highest = Math.max(1, ...rows.map(tokens));
-  const height = (value) => `${((100 * value) / highest).toFixed(2)}%`;
-  render(root, h("header", { class: "page-head" }, h("h2", { id: "days-title" }, "Tokens per day"), h("span", { class: "legend" }, h("span", { class: "swatch hue-0", "aria-hidden": "true" }), "in ", h("span", { class: "swatch hue-1", "aria-hidden": "true" }), "out"), h("span", { class: "spacer" }), h("span", { class: "unit" }, `at most ${compact(highest)}`)),
+  const highest = Math.max(0, ...rows.map(tokens));
+  const height = (value) => `${((100 * value) / (highest || 1)).toFixed(2)}%`;
+  render(root, h("header", { class: "page-head" }, h("h2", { id: "days-title" }, "Tokens per day"), h("span", { class: "legend" }, h("span", { class: "swatch hue-0", "aria-hidden": "true" }), "in ", h("span", { class: "swatch hue-1", "aria-hidden": "true" }), "out"), h("span", { class: "spacer" }), h("span", { class: "unit" }, highest ? `at most ${compact(highest)}` : "no tokens yet")),
     h("div", { class: "days", role: "img", "aria-label": `Tokens per day: ${rows.map((row) => `${row.name} ${count(tokens(row))}`).join(", ") || "none"}` },
       names.map((name) => {
         const row = known.get(name);
@@ -96,7 +96,7 @@ function drawDays(root, { rows, since, until }) {
 
 function drawGroups(root, { by, rows, currency }) {
   const most = Math.max(1, ...rows.map(tokens));
-  const names = [GROUPS[by], "Requests", "Errors", "In", "Out", "Cached", "GPU time", "Energy", "Cost", "per 10⁶"];
+  const names = [GROUPS[by], "Requests", "Errors", "In", "Out", "Cached", "GPU time", "Energy", "Cost", "per 10⁶ tokens"];
   render(root, h("h2", { id: "groups-title" }, `By ${GROUPS[by].toLowerCase()}`), rows.length ? h("div", { class: "scroll" }, h("table", { class: "usage" },
     h("thead", {}, h("tr", {}, names.map((name, index) => h("th", { scope: "col", class: index ? "number" : null }, name)))),
     h("tbody", {}, rows.map((row) => h("tr", { "data-key": row.name },
