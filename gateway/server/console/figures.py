@@ -119,9 +119,9 @@ class _Meter:
             lambda record: (record.timings.ended_at or 0.0) > since, self._requests.recent.newest_sent_first()
         )
         times = [
-            (record.answer.first_token_at - record.timings.started_at) * 1000
+            (first_at - record.timings.started_at) * 1000
             for record in ended
-            if record.answer.first_token_at is not None
+            if (first_at := record.answer.first_token_at) is not None
         ]
         if not times:
             return None, None
