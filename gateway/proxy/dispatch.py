@@ -104,6 +104,8 @@ class Dispatch:
                 await self._serve_within(deadline, model)
         finally:
             record.timings.phases_ms = self._phases.spent_ms(trio.current_time())
+            if record.routing.ticket is not None and record.routing.ticket.slot is not None:
+                record.routing.ticket.end_slot()
         if self._shadow is not None:
             self._start_shadow(self._shadow)
 
@@ -138,7 +140,9 @@ class Dispatch:
         Returns None once the client is answered, else why it is not; then it has seen nothing of an answer.
         """
         context, routing, timings = self._context, self._record.routing, self._record.timings
-        ticket = routing.ticket = context.admission.ticket(model, timings.read_at or timings.started_at)
+        ticket = routing.ticket = context.admission.ticket(
+            model, timings.read_at or timings.started_at, self._request.key
+        )
         failures, last = AttemptFailures(), None
         retries_left = context.settings.retries.attempts
         while True:

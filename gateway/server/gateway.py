@@ -244,7 +244,7 @@ class Gateway:
         self.metrics.watch_rollouts(
             lambda: [RolloutReading(view.alias, view.step, view.guards) for view in self.rollouts.views()]
         )
-        self.metrics.watch_queue(lambda: {queue.model: queue.waiting_for_slot for queue in self.admission.views()})
+        self.metrics.watch_queue(self.admission.waiting_counts)
 
     def _admin_context(self) -> AdminContext:
         return AdminContext(

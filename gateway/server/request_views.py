@@ -21,7 +21,7 @@ def live_request_json(record: RequestRecord, now: float) -> dict[str, Any]:
         "model": record.routing.model,
         "node": record.routing.node,
         "state": record.routing.state,
-        "position": record.routing.ticket.position if record.routing.ticket is not None else None,
+        **record.routing.place,
         "stream": record.stream,
         "elapsed_s": round(now - record.timings.started_at, 3),
         "retries": record.routing.retries,

@@ -39,6 +39,7 @@ def _request(record: RequestRecord, loads_between: LoadsBetween, now: float) -> 
     return {
         "request_id": record.request_id,
         "state": "ended" if timings.ended_at is not None else routing.state,
+        **routing.place,
         "received_at": timings.started_unix,
         "path": record.path,
         "key": None if record.key_id is None else {"id": record.key_id, "name": record.key_name},

@@ -146,8 +146,8 @@ class Metrics:
         """Export step and guard distances of the rollouts that `read` returns at each scrape."""
         self.registry.register(_RolloutCollector(read))
 
-    def watch_queue(self, waiting: Callable[[], Mapping[str, int]]) -> None:
-        """Export how many requests wait for each model. `waiting` is called at each scrape; it omits empty queues."""
+    def watch_queue(self, waiting: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Export how many requests wait for a slot, by model and priority. `waiting` is called at each scrape."""
         self.registry.register(_QueueCollector(waiting))
 
     def watch_catalogue(self, read: Callable[[], CatalogueReadings]) -> None:
@@ -268,13 +268,14 @@ class _RolloutCollector(Collector):
 class _QueueCollector(Collector):
     """Reads the length of each queue at a scrape."""
 
-    def __init__(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, waiting: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         self._waiting = waiting
 
     def collect(self) -> Iterator[Metric]:
-        family = GaugeMetricFamily("cortex_queued_requests", "Requests waiting for a place", labels=["model"])
-        for model, count in self._waiting().items():
-            family.add_metric([model], count)
+        labels = ["model", "priority"]
+        family = GaugeMetricFamily("cortex_queued_requests", "Requests waiting for a place", labels=labels)
+        for model_and_priority, count in self._waiting().items():
+            family.add_metric(model_and_priority, count)
         yield family
 
 

@@ -151,6 +151,14 @@ class RoutingRecord:
         return "loading" if self.ticket.waits_for == "load" else "queued"
 
     @property
+    def place(self) -> dict[str, str | int | None]:
+        """The request's place in the queue, as JSON; both are null unless it waits."""
+        ticket = self.ticket
+        if ticket is None or not ticket.is_in_queue:
+            return {"position": None, "priority": None}
+        return {"position": ticket.position, "priority": ticket.priority}
+
+    @property
     def note_count(self) -> int:
         """The number of entries that take memory beyond what every request takes."""
         verdicts = sum(len(choice.verdicts) + len(choice.loads) for choice in self.decisions) if self.decisions else 0

@@ -7,11 +7,18 @@ import random
 import pytest
 import trio
 from fakes.fleets import a_catalogue, assert_idle
+from fakes.known_keys import KnownKeys
 from fakes.world import a_sim, a_sim_model, a_world, ask_many, profile_of
+from rich.console import Console
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.access.keys.key import Key
+from gateway.cli.views import explain_view
+from gateway.cli.views.status_view import requests_table
 from gateway.config.settings import DeadlineSettings, LimitSettings, Settings
 from gateway.errors import ServiceUnavailable
+from gateway.server.request_views import live_request_json
+from gateway.telemetry.explain import explain_requests
 from neuron.simulated.faults import HttpError, NotLoaded, Refuse
 
 PROBE_S = 1.02
@@ -331,6 +338,47 @@ async def test_model_that_comes_up_elsewhere_ends_the_wait_for_a_load(autojump_c
         await trio.sleep(world.settings.poll.interval_seconds + 4)
         assert [(answer.text, answer.node) for answer in answers] == [("Tbilisi", "b")] * 3
         nursery.cancel_scope.cancel()
+
+
+# Keys .................................................................................................................
+
+
+async def test_waiting_requests_go_by_priority_of_their_keys_and_show_it(autojump_clock):
+    """Three batch requests wait, then a chat of an interactive key comes; both lists and explain say who is next."""
+    known = KnownKeys(Key("b1", "nightly", priority="batch"), Key("c1", "chat"), mode="open")
+    async with a_world(
+        a_sim("a", N, loaded=(N.id,)), profiles=(profile_of(N, max_concurrent=1),), access=known.access
+    ) as world:
+        served = []
+
+        async def one(name, number):
+            header = b"authorization", f"Bearer {known.secrets[name]}".encode()
+            id_ = b"x-request-id", f"{name}-{number}".encode()
+            await world.ask(N.id, headers=(header, id_))
+            served.append(f"{name}-{number}")
+
+        async with trio.open_nursery() as nursery:
+            for name, number in (("nightly", 1), ("nightly", 2), ("nightly", 3), ("chat", 1)):
+                nursery.start_soon(one, name, number)
+                await trio.sleep(0.1)
+            now = trio.current_time()
+            live = [live_request_json(record, now) for record in world.request_log.live.values()]
+            assert {each["request_id"]: (each["state"], each["position"], each["priority"]) for each in live} == {
+                "nightly-1": ("running", None, None),
+                "chat-1": ("queued", 1, "interactive"),
+                "nightly-2": ("queued", 2, "batch"),
+                "nightly-3": ("queued", 3, "batch"),
+            }
+            [explained] = explain_requests("nightly-3", world.request_log, lambda *_: [], now)
+            shown = "\n".join(line.plain for line in explain_view.lines(explained))
+            assert "queued as batch, position 3, for " in shown
+            console = Console(width=200)
+            with console.capture() as table:
+                console.print(requests_table(live))
+            assert "queued, as batch, position 3" in table.get()
+            assert world.admission.waiting_counts() == {(N.id, "interactive"): 1, (N.id, "batch"): 2}
+        assert served == ["nightly-1", "chat-1", "nightly-2", "nightly-3"]
+        assert world.admission.views() == []
 
 
 # Any order ............................................................................................................

@@ -21,6 +21,7 @@ from fakes.fleets import a_catalogue, assert_idle
 from trio.testing import memory_stream_pair
 
 from catalogue.models import ModelProfile
+from gateway.access.admission import Access
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.warm_swap import WarmSwaps
 from gateway.aliases.warm_up import ModelWarmer
@@ -179,14 +180,18 @@ class World:
 
 @asynccontextmanager
 async def a_world(
-    *sims: SimNeuron, profiles: tuple[ModelProfile, ...] = (), settings: Settings | None = None
+    *sims: SimNeuron,
+    profiles: tuple[ModelProfile, ...] = (),
+    settings: Settings | None = None,
+    access: Access | None = None,
 ) -> AsyncIterator[World]:
     """A running gateway in front of these neurons, each polled once; at the end no lease may be left.
 
     Its catalogue_store has no file: a test puts a catalogue in force by `world.catalogue_store.accept(catalogue)`.
     """
     async with trio.open_nursery() as nursery:
-        world = _build({sim.name: Host(sim, nursery) for sim in sims}, profiles, settings or Settings())
+        hosts = {sim.name: Host(sim, nursery) for sim in sims}
+        world = _build(hosts, profiles, settings or Settings(), access or Access())
         await nursery.start(world.scheduler.run)
         await nursery.start(world.swaps.run)
         await nursery.start(world.poller.run)
@@ -200,7 +205,7 @@ async def _sweep(upstream: UpstreamPool) -> None:
     await upstream.run()
 
 
-def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings: Settings) -> World:
+def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings: Settings, access: Access) -> World:
     async def connect(origin: Origin) -> trio.abc.Stream:
         return await hosts[origin.host].connect()
 
@@ -235,6 +240,7 @@ def _build(hosts: dict[str, Host], profiles: tuple[ModelProfile, ...], settings:
             poll_soon=poller.poll_soon,
             hedge_policy=HedgePolicy(metrics),
             secret_key=bytes(32),
+            access=access,
         )
     )
     warmer = ModelWarmer(

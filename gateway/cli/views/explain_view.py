@@ -73,7 +73,9 @@ def _requested(request: Json) -> str:
 def _state(request: Json) -> str:
     total = _duration(request["total_ms"])
     if request["state"] != "ended":
-        return f"{request['state']}, for {total} so far"
+        position, priority = request.get("position"), request.get("priority")
+        place = f" as {priority}, position {position}" if position is not None else ""
+        return f"{request['state']}{place}, for {total} so far"
     status = "no status" if request["status"] is None else f"status {request['status']}"
     fallback = "" if request["target"] in {None, request["model"]} else f", by the fallback {request['model']}"
     return f"{request['outcome']}, {status}, after {total}{fallback}"

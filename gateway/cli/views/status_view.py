@@ -250,7 +250,8 @@ def _queues(queues: Iterable[Mapping[str, Any]]) -> Table:
     for queue in queues:
         limit = "-" if queue["ceiling"] is None else str(queue["ceiling"])
         longest = f"{queue['oldest_s']:.1f} s" if queue["waiting_for_place"] else "-"
-        counts = str(queue["waiting_for_place"]), longest, str(queue["waiting_for_load"])
+        batch = f", {queue['waiting_batch']} batch" if queue.get("waiting_batch") else ""
+        counts = f"{queue['waiting_for_place']}{batch}", longest, str(queue["waiting_for_load"])
         result.add_row(queue["model"], limit, str(queue["leases"]), *counts)
     return result
 
@@ -274,7 +275,8 @@ def _where(request: Mapping[str, Any]) -> str:
         case "running":
             return str(request["node"])
         case "queued":
-            return f"queued, position {request['position']}"
+            batch = "as batch, " if request.get("priority") == "batch" else ""
+            return f"queued, {batch}position {request['position']}"
         case "loading":
             return "waiting for a load"
         case state:

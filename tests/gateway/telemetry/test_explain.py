@@ -54,6 +54,8 @@ async def test_plain_request_is_explained_completely(autojump_clock, nursery):
     assert {key: explained[key] for key in explained.keys() - {"received_at", "tokens", "first_token_ms"}} == {
         "request_id": "mine",
         "state": "ended",
+        "position": None,
+        "priority": None,
         "path": "/v1/chat/completions",
         "stream": True,
         "alias": "helexa/small",

@@ -21,7 +21,7 @@ def all_families():
     answers(fleet, "a", devices=(DeviceReport(0, "GPU", 8, None, 1, 7, 50.0, 40.0, 300.0),))
     metrics.watch_process()
     metrics.watch_fleet(lambda: fleet.snapshot().nodes)
-    metrics.watch_queue(lambda: {"m": 1})
+    metrics.watch_queue(lambda: {("m", "interactive"): 1})
     metrics.watch_rollouts(lambda: [RolloutReading("tier", 1, {"errors": 1.0})])
     metrics.watch_catalogue(lambda: CatalogueReadings(1, True, {"applied": 1}, {"a": True, "b": False}))
     labels = {}

@@ -56,11 +56,13 @@ def _setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--concurrency", type=_CountOrNone(), help="Requests at a time."),
         click.option("--budget", "budgets", multiple=True, metavar="BUDGET", help="'usd 20/month', 'tokens 5M/day'."),
         click.option("--observe", metavar="LIMIT,…", help="Of rpm, tpm, concurrency, none: count, refuse nothing."),
-        click.option("--weight", type=int, help="Kept with the key; has no effect in this release. Default: 100."),
+        click.option(
+            "--weight", type=int, help="Its share of the slots of a busy model, beside other keys. Default: 100."
+        ),
         click.option(
             "--priority",
             type=click.Choice(["interactive", "batch"]),
-            help="Kept with the key; has no effect in this release. Default: interactive.",
+            help="Whose requests get a slot first when requests have to wait. Default: interactive.",
         ),
         click.option("--expires", metavar="DURATION", help="90d, 24h; or never."),
     )

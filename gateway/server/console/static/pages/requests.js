@@ -76,7 +76,7 @@ const keyOf = (each) => `${each.request_id} ${each.received_at}`;
 
 function runningRow(each) {
   return h("tr", { "data-key": keyOf(each) }, h("td", {}, timeOf(each.received_at)), h("th", { scope: "row" }, link(each)), h("td", {}, each.key?.name ?? NONE), h("td", {}, each.alias ?? NONE), h("td", {}, each.model ?? NONE), h("td", {}, each.node ?? NONE),
-    h("td", {}, state(each.state, each.position ? `${each.state}, number ${each.position}` : each.state)), h("td", { class: "number" }, seconds(each.elapsed_s)), h("td", { class: "number" }, count(each.tokens)),
+    h("td", {}, state(each.state, each.position ? `${each.state}${each.priority === "batch" ? " as batch" : ""}, number ${each.position}` : each.state)), h("td", { class: "number" }, seconds(each.elapsed_s)), h("td", { class: "number" }, count(each.tokens)),
     h("td", { class: "number" }, may("operate") ? h("button", { class: "quiet danger", type: "button", "aria-label": `Cancel request ${each.request_id}`, onclick: () => cancel(each.request_id) }, "Cancel…") : null));
 }
 
