@@ -68,9 +68,10 @@ class AttemptRecord:
         self.error: ErrorSummary | None = None
 
     def __enter__(self) -> Self:
-        self._metrics.requests(self.model, self.node).inc()
-        self._gauge = self._metrics.inflight(self.model, self.node)
-        self._gauge.inc()
+        labels = (self.model, self.node)
+        self._metrics.requests.cells[labels].value += 1
+        self._gauge = self._metrics.inflight.cells[labels]
+        self._gauge.value += 1
         return self
 
     def failed(self, error: GatewayError) -> None:
@@ -88,7 +89,7 @@ class AttemptRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._gauge.dec()
+        self._gauge.value -= 1
         if error is None:
             self.result = self.result or "answered"
             return

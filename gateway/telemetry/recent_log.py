@@ -27,9 +27,14 @@ class RecentLog:
 
     def __call__(self, _: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         """Keep an event, as a structlog processor; the event passes unchanged."""
-        self.number += 1
-        self._events.append({**event, "number": self.number})
+        self.keep(dict(event))
         return event
+
+    def keep(self, event: dict[str, Any]) -> None:
+        """Keep an event that nothing else changes from now on."""
+        self.number += 1
+        event["number"] = self.number
+        self._events.append(event)
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
         """The last events, the oldest first, with values that JSON has."""

@@ -11,6 +11,9 @@ import trio
 from catalogue.resolve import Resolution
 from gateway import errors
 from gateway.asgi import Headers
+from gateway.dialects.usage_fields import Usage
+from gateway.telemetry.log import write_info
+from gateway.telemetry.meter import StreamMeter
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.observation import Observation, Observer, is_retry
 from gateway.telemetry.printable import hide_secrets
@@ -112,12 +115,13 @@ class RequestLog:
         now = trio.current_time()
         del self.live[id(record)]
         self.served += 1
-        record.answer.finish()
+        if record.answer.meter is not None:
+            record.answer.finish()
         self._count(record, now)
         if record.answer.is_observed:
             self._call_observers(record, now)
         if self.log_requests:
-            self.log.info("request", **_event(record, now))
+            write_info(self.log, "request", _event(record, now))
         if record.trace is not None and self.tracer is not None:
             self.tracer.end(record, now)
         record.release(now)
@@ -136,78 +140,86 @@ class RequestLog:
     # Metrics...
 
     def _count(self, record: RequestRecord, now: float) -> None:
-        metrics, routing = self.metrics, record.routing
+        """Cells are looked up, and added to, where they are needed: a request has ten, and each call spared counts."""
+        metrics, routing, started_at = self.metrics, record.routing, record.timings.started_at
         labels = ("" if routing.is_unknown_model else routing.model or "", routing.node or "")
-        code = _error_code(record)
-        if code is not None:
-            self.totals.errors += 1
-            metrics.errors(*labels, code).inc()
-        if record.outcome == "client_disconnected":
-            metrics.disconnects(*labels).inc()
+        code = None
+        if record.outcome != "ok" or record.error is not None:
+            code = self._count_failure(record, labels)
         if metrics.by_key is not None and record.key_id is not None:
             metrics.by_key.count(record.key_id, record.key_name or "", record.answer.usage)
         if routing.alias is not None and routing.model is not None:
-            metrics.alias_requests(routing.alias, routing.model).inc()
-            self._count_for_alias(record, routing.alias, routing.model, code, now)
+            metrics.alias_requests.cells[routing.alias, routing.model].value += 1
+            first_at = record.answer.first_token_at
+            metrics.by_target.record(
+                routing.alias,
+                routing.model,
+                routing.generation,
+                code=code,
+                duration_s=None if routing.node is None else now - started_at,
+                first_token_s=None if first_at is None else first_at - started_at,
+            )
         if routing.node is None:
             return
-        duration = metrics.duration(*labels)
-        duration.observe(now - record.timings.started_at)
+        duration = metrics.duration.cells[labels]
+        duration.observe(now - started_at)
         if record.trace is not None:
-            duration.name_trace(now - record.timings.started_at, record.trace.trace_id)
+            duration.name_trace(now - started_at, record.trace.trace_id)
         self._count_overhead(record)
-        self._count_tokens(record, labels)
+        if record.answer.usage is not None:
+            self._count_tokens(record.answer.usage, labels, is_estimated=record.answer.is_estimated)
+        if record.answer.meter is not None:
+            self._count_stream(record, record.answer.meter, labels)
 
-    def _count_for_alias(self, record: RequestRecord, alias: str, target: str, code: str | None, now: float) -> None:
-        started_at, first_at = record.timings.started_at, record.answer.first_token_at
-        self.metrics.by_target.record(
-            alias,
-            target,
-            record.routing.generation,
-            code=code,
-            duration_s=None if record.routing.node is None else now - started_at,
-            first_token_s=None if first_at is None else first_at - started_at,
-        )
+    def _count_failure(self, record: RequestRecord, labels: tuple[str, str]) -> str | None:
+        """Returns the error's code; None if the client got none."""
+        code = _error_code(record)
+        if code is not None:
+            self.totals.errors += 1
+            self.metrics.errors(*labels, code).inc()
+        if record.outcome == "client_disconnected":
+            self.metrics.disconnects(*labels).inc()
+        return code
 
     def _count_overhead(self, record: RequestRecord) -> None:
         """The gateway's own time: from reading the request to sending it, without waiting; and relaying."""
-        metrics, timings, answer = self.metrics, record.timings, record.answer
-        waited = timings.phases_ms.keys() & {"load", "queue"}
+        overhead, timings, answer = self.metrics.overhead.cells, record.timings, record.answer
+        waited = "queue" in timings.phases_ms or "load" in timings.phases_ms
         if timings.read_at is not None and timings.routed_at is not None and not waited:
-            metrics.overhead("route").observe(timings.routed_at - timings.read_at)
+            overhead["route",].observe(timings.routed_at - timings.read_at)
         came_at = answer.meter.first_at if answer.meter is not None else timings.first_byte_at
         if came_at is not None and timings.sent_first_at is not None and timings.sent_first_at >= came_at:
-            metrics.overhead("relay").observe(timings.sent_first_at - came_at)
+            overhead["relay",].observe(timings.sent_first_at - came_at)
 
-    def _count_tokens(self, record: RequestRecord, labels: tuple[str, str]) -> None:
-        metrics, answer = self.metrics, record.answer
-        usage, meter = answer.usage, answer.meter
-        if usage is not None:
-            totals = self.totals
-            totals.prompt_tokens += usage.prompt_tokens or 0
-            totals.completion_tokens += usage.completion_tokens or 0
-            totals.cached_tokens += usage.cached_tokens or 0
-            completion = metrics.estimated_completion_tokens if answer.is_estimated else metrics.completion_tokens
-            for series, tokens in (
-                (metrics.prompt_tokens, usage.prompt_tokens),
-                (completion, usage.completion_tokens),
-                (metrics.cached_prompt_tokens, usage.cached_tokens),
-                (metrics.reasoning_tokens, usage.reasoning_tokens),
-            ):
-                if tokens is not None:
-                    series(*labels).inc(tokens)
-        if meter is None or meter.first_at is None or meter.last_at is None:
+    def _count_tokens(self, usage: Usage, labels: tuple[str, str], *, is_estimated: bool) -> None:
+        metrics, totals = self.metrics, self.totals
+        if (prompt := usage.prompt_tokens) is not None:
+            totals.prompt_tokens += prompt
+            metrics.prompt_tokens.cells[labels].value += prompt
+        if (completion := usage.completion_tokens) is not None:
+            totals.completion_tokens += completion
+            series = metrics.estimated_completion_tokens if is_estimated else metrics.completion_tokens
+            series.cells[labels].value += completion
+        if (cached := usage.cached_tokens) is not None:
+            totals.cached_tokens += cached
+            metrics.cached_prompt_tokens.cells[labels].value += cached
+        if usage.reasoning_tokens is not None:
+            metrics.reasoning_tokens.cells[labels].value += usage.reasoning_tokens
+
+    def _count_stream(self, record: RequestRecord, meter: StreamMeter, labels: tuple[str, str]) -> None:
+        if meter.first_at is None or meter.last_at is None:
             return
-        first_token = metrics.first_token(*labels)
-        first_token.observe(meter.first_at - record.timings.started_at)
+        metrics, usage, first_token_s = self.metrics, record.answer.usage, meter.first_at - record.timings.started_at
+        first_token = metrics.first_token.cells[labels]
+        first_token.observe(first_token_s)
         if record.trace is not None:
-            first_token.name_trace(meter.first_at - record.timings.started_at, record.trace.trace_id)
+            first_token.name_trace(first_token_s, record.trace.trace_id)
         window_s = meter.last_at - meter.first_at
         if usage is not None and usage.completion_tokens and window_s > 0:
-            metrics.tokens_per_second(*labels).observe(usage.completion_tokens / window_s)
+            metrics.tokens_per_second.cells[labels].observe(usage.completion_tokens / window_s)
             if usage.completion_tokens > 1:  # once per stream: once per token would cost more than relaying the chunk
                 between = usage.completion_tokens - 1
-                metrics.inter_token(*labels).observe_many(window_s / between, between)
+                metrics.inter_token.cells[labels].observe_many(window_s / between, between)
 
 
 def _error_code(record: RequestRecord) -> str | None:
@@ -279,13 +291,14 @@ def _event(record: RequestRecord, now: float) -> dict[str, Any]:
     }
     if record.key_id is not None:
         event["key"], event["key_id"] = record.key_name, record.key_id
-    if answer.first_token_at is not None:
-        event["first_token_ms"] = round((answer.first_token_at - started_at) * 1000, 3)
-    if answer.usage is not None:
-        event["prompt_tokens"] = answer.usage.prompt_tokens
-        event["completion_tokens"] = answer.usage.completion_tokens
-        event["cached_tokens"] = answer.usage.cached_tokens
-        event["reasoning_tokens"] = answer.usage.reasoning_tokens
+    first_at, usage = answer.first_token_at, answer.usage
+    if first_at is not None:
+        event["first_token_ms"] = round((first_at - started_at) * 1000, 3)
+    if usage is not None:
+        event["prompt_tokens"] = usage.prompt_tokens
+        event["completion_tokens"] = usage.completion_tokens
+        event["cached_tokens"] = usage.cached_tokens
+        event["reasoning_tokens"] = usage.reasoning_tokens
         event["tokens_estimated"] = answer.is_estimated
     if routing.retries:
         event["retries"] = routing.retries

@@ -73,6 +73,19 @@ class HistogramCell:
 _CellT = TypeVar("_CellT", NumberCell, HistogramCell)
 
 
+class _Cells(dict[tuple[str, ...], _CellT]):
+    """A plain dictionary look-up costs a request no call, and it has ten."""
+
+    def __init__(self, new_cell: Callable[[], _CellT]) -> None:
+        super().__init__()
+        self._new_cell: Callable[[], _CellT] = new_cell
+
+    def __missing__(self, labels: tuple[str, ...]) -> _CellT:
+        cell: _CellT = self._new_cell()
+        self[labels] = cell
+        return cell
+
+
 class _Series(Collector, Generic[_CellT]):
     """A metric with its labelled series; each appears with its first sample.
 
@@ -83,22 +96,17 @@ class _Series(Collector, Generic[_CellT]):
         self._name = name
         self._text = text
         self._labelnames = labels
-        self._new_cell: Callable[[], _CellT] = new_cell
-        self._cells: dict[tuple[str, ...], _CellT] = {}
+        self.cells: _Cells[_CellT] = _Cells(new_cell)
+        """By label values. The first look-up creates a cell, and from then on a scrape shows it."""
 
     def __call__(self, *labels: str) -> _CellT:
-        """The cell for these label values. The first call creates it, and from then on a scrape shows it."""
-        try:
-            return self._cells[labels]
-        except KeyError:
-            cell: _CellT = self._new_cell()
-            self._cells[labels] = cell
-            return cell
+        """The cell for these label values, as `cells` has it."""
+        return self.cells[labels]
 
     def remove_where(self, condition: Callable[[tuple[str, ...]], bool]) -> None:
         """Remove the series whose labels satisfy the condition."""
-        for labels in list(filter(condition, self._cells)):
-            del self._cells[labels]
+        for labels in list(filter(condition, self.cells)):
+            del self.cells[labels]
 
 
 class CounterSeries(_Series[NumberCell]):
@@ -111,7 +119,7 @@ class CounterSeries(_Series[NumberCell]):
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
         family = CounterMetricFamily(self._name, self._text, labels=self._labelnames)
-        for labels, cell in self._cells.items():
+        for labels, cell in self.cells.items():
             family.add_metric(labels, cell.value)
         yield family
 
@@ -126,7 +134,7 @@ class GaugeSeries(_Series[NumberCell]):
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
         family = GaugeMetricFamily(self._name, self._text, labels=self._labelnames)
-        for labels, cell in self._cells.items():
+        for labels, cell in self.cells.items():
             family.add_metric(labels, cell.value)
         yield family
 
@@ -144,7 +152,7 @@ class HistogramSeries(_Series[HistogramCell]):
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labelnames)
-        for labels, cell in self._cells.items():
+        for labels, cell in self.cells.items():
             counts = zip(self._les, map(float, accumulate(cell.counts)), strict=True)
             buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = list(counts)
             for index, exemplar in cell.exemplars.items():

@@ -27,6 +27,7 @@ class TargetMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("alias", "target", "generation")
         self._kept: list[int] = []  # sorted
+        self._label_of: dict[int, str] = {}  # of those
         self._requests = CounterSeries(
             "cortex_alias_target_requests", "Requests by alias and who answered", labels, registry
         )
@@ -55,23 +56,23 @@ class TargetMetrics:
         first_token_s: float | None,
     ) -> None:
         """Count a request that has ended: with a `code` if it failed, a `duration_s` if it was sent to a neuron."""
-        labels = (alias, target, self._label(generation))
-        self._requests(*labels).inc()
+        labels = (alias, target, self._label_of.get(generation) or self._label(generation))
+        self._requests.cells[labels].value += 1
         if code is not None:
-            self._errors(*labels, code).inc()
+            self._errors.cells[*labels, code].value += 1
         if duration_s is not None:
-            self._duration(*labels).observe(duration_s)
+            self._duration.cells[labels].observe(duration_s)
         if first_token_s is not None:
-            self._first_token(*labels).observe(first_token_s)
+            self._first_token.cells[labels].observe(first_token_s)
 
     def _label(self, generation: int) -> str:
-        if generation not in self._kept:
-            if len(self._kept) >= GENERATIONS_KEPT:
-                if generation < self._kept[0]:
-                    return OLDER
-                self._forget(str(self._kept.pop(0)))
-            insort(self._kept, generation)
-        return str(generation)
+        if len(self._kept) >= GENERATIONS_KEPT:
+            if generation < self._kept[0]:
+                return OLDER
+            self._forget(self._label_of.pop(self._kept.pop(0)))
+        insort(self._kept, generation)
+        label = self._label_of[generation] = str(generation)
+        return label
 
     def _forget(self, generation: str) -> None:
         for series in (self._requests, self._errors, self._first_token, self._duration):

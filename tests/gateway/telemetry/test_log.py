@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,13 +11,18 @@ from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
+import structlog
 import trio
 from fakes.patience import SAFETY_NET_S
 from fakes.process import a_port_of_our_own, environment
 from fakes.running import PROBE, SMALL
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from gateway.config.settings import LogSettings
 from gateway.telemetry import log
 from gateway.telemetry.log import KEPT_BYTES, LogWriter, _encode, _flatten_values
+from gateway.telemetry.recent_log import RecentLog
 from neuron.simulated.fleet import neuron
 
 
@@ -131,6 +137,58 @@ def test_full_disk_is_ignored():
         lines.write(b"hello\n")
 
     assert lines.lost == 1
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda values: st.dictionaries(st.text(max_size=9), values, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.from_regex(r"[a-z_]{1,9}", fullmatch=True).filter(
+    lambda name: name not in {"event", "exc_info", "self", "level", "timestamp", "stack_info", "exception", "number"}
+)
+
+
+@pytest.fixture
+def json_log(pipe, monkeypatch):
+    """The log as JSON into a pipe; returns what takes its next line."""
+    with open(pipe[1], "w", closefd=False) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setattr(log, "recent_log", RecentLog())
+        log.configure(LogSettings(format="json"))
+    yield lambda: read_all(pipe[0])
+    structlog.reset_defaults()
+    log._writers.clear()
+    log._json_renderer.clear()
+
+
+def timeless(line):
+    """The line with zeros for the digits of its timestamp."""
+    return re.sub(rb'("timestamp":")([^"]*)', lambda match: match[1] + re.sub(rb"\d", b"0", match[2]), line)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(event=st.dictionaries(NAMES, VALUES, max_size=8))
+def test_event_of_a_request_is_written_as_structlog_writes_it(json_log, event):
+    """The short way and structlog's own give the same bytes, and the same entry among the recent events."""
+    logger = structlog.get_logger()
+    logger.info("request", **event)
+    by_structlog = json_log()
+    log.write_info(logger, "request", dict(event))
+
+    assert timeless(json_log()) == timeless(by_structlog)
+    one, other = log.recent_log.newest(2)
+    assert one | {"timestamp": "", "number": 0} == other | {"timestamp": "", "number": 0}
+    assert other["number"] == one["number"] + 1
+
+
+def test_event_of_a_request_goes_where_a_test_listens(json_log):
+    """Whatever else structlog is configured for gets it."""
+    with structlog.testing.capture_logs() as events:
+        log.write_info(structlog.get_logger(), "request", {"status": 200})
+
+    assert events == [{"status": 200, "event": "request", "log_level": "info"}]
+    assert json_log() == b""
 
 
 CONFIG = """
