@@ -5,9 +5,14 @@ Start with `UpstreamPool.exchange`. Why not httpx: docs/decisions/0004-own-upstr
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from math import inf
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
@@ -26,6 +31,7 @@ __all__ = ["Connect", "Origin", "UpstreamExchange", "UpstreamPool", "request_hea
 
 IDLE_LIMIT_S = 3.0  # uvicorn and llama.cpp close idle connections after 5 s; the pool must close them first
 SWEEP_INTERVAL_S = 1.0
+KNOWN_S = 5.0  # a host that moves to another address is found there this much later, or after a failure
 
 log = structlog.get_logger("cortex.upstream")
 
@@ -73,15 +79,19 @@ def request_head(origin: Origin, path: bytes, headers: Headers, content_length: 
 Connect = Callable[[Origin], Awaitable[trio.abc.Stream]]
 
 
-async def open_stream(origin: Origin) -> trio.abc.Stream:
+async def open_stream(origin: Origin, known: KnownAddresses | None = None) -> trio.abc.Stream:
     """Open a TCP connection, or TLS for https. The caller owns the stream.
+
+    Args:
+        origin: Where to.
+        known: Remembers addresses from one call to the next.
 
     Raises:
         OSError: Connection refused, host unreachable, or the name does not resolve.
         UnicodeError: The host is not a valid name: two dots in a row, or a label that is too long.
         trio.BrokenResourceError: The TLS handshake failed.
     """
-    stream = await trio.open_tcp_stream(origin.host, origin.port)
+    stream = await (known or KnownAddresses()).open_tcp_stream(origin.host, origin.port)
     detect_dead_peer(stream.setsockopt)
     if origin.scheme == "http":
         return stream
@@ -92,6 +102,73 @@ async def open_stream(origin: Origin) -> trio.abc.Stream:
         await trio.aclose_forcefully(stream)
         raise
     return secure
+
+
+class KnownAddresses:
+    """The addresses of hosts that have only one, for a few seconds.
+
+    A pool may open hundreds of connections to one host in the same moment. For each of them `trio.open_tcp_stream`
+    resolves the name, in a thread, and has tasks and scopes to try several addresses at a time.
+    """
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, _Host] = {}
+
+    async def open_tcp_stream(self, host: str, port: int) -> trio.SocketStream:
+        """As `trio.open_tcp_stream`. Calls at the same time share one lookup of the name."""
+        known = self._hosts.setdefault(host, _Host())
+        if known.is_stale:
+            async with known.lookup:
+                if known.is_stale:
+                    known.learn(await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        if known.address is None:
+            return await trio.open_tcp_stream(host, port)
+        try:
+            return await _connect(known.family, (known.address[0], port, *known.address[2:]))
+        except OSError:
+            known.known_at = -inf
+            raise
+
+
+class _Host:
+    """What was looked up of one host."""
+
+    __slots__ = ("address", "family", "known_at", "lookup")
+
+    def __init__(self) -> None:
+        self.lookup = trio.Lock()
+        self.known_at = -inf
+        self.family = socket.AF_INET
+        self.address: tuple[Any, ...] | None = None  # None: the host has several
+
+    @property
+    def is_stale(self) -> bool:
+        return self.known_at < trio.current_time() - KNOWN_S
+
+    def learn(self, found: Sequence[tuple[socket.AddressFamily, Any, Any, Any, tuple[Any, ...]]]) -> None:
+        self.known_at = trio.current_time()
+        self.family, _, _, _, address = found[0]
+        self.address = address if len(found) == 1 else None
+
+
+async def _connect(family: socket.AddressFamily, address: tuple[Any, ...]) -> trio.SocketStream:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await _establish(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+async def _establish(sock: socket.socket, address: tuple[Any, ...]) -> None:
+    failure = sock.connect_ex(address)
+    if failure == errno.EINPROGRESS:
+        await trio.lowlevel.wait_writable(sock)
+        failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if failure:
+        raise OSError(failure, os.strerror(failure))
 
 
 class UpstreamPool:
@@ -105,8 +182,8 @@ class UpstreamPool:
         idle_limit: Idle connections per origin.
     """
 
-    def __init__(self, *, connect: Connect = open_stream, idle_limit: int = 256) -> None:
-        self._connect = connect
+    def __init__(self, *, connect: Connect | None = None, idle_limit: int = 256) -> None:
+        self._connect = connect or partial(open_stream, known=KnownAddresses())
         self._idle: dict[Origin, list[UpstreamConnection]] = {}
         self._idle_limit = idle_limit
         self.opened = 0

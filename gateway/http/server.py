@@ -7,9 +7,11 @@ docs/decisions/0003-own-http-front.md.
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import ssl
 from collections.abc import Callable
-from functools import partial
 
 import trio
 
@@ -23,6 +25,10 @@ from gateway.http.server_tls.tls_stream import TlsStream
 __all__ = ["HttpServer", "ServerLimits"]
 
 QUIET_CHECK_S = 0.05
+ACCEPTS_PER_TURN = 64  # connections that wait are accepted this many at a time; each costs 40 us, so this is 2.5 ms
+NO_ROOM_WAIT_S = 0.1  # without descriptors or memory for another connection
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NOT_LISTENING = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
 CONCURRENT_REJECTIONS = 100  # connections beyond the limit that get a 503; further ones are closed without a response
 
 
@@ -72,12 +78,55 @@ class HttpServer:
                 async with trio.open_nursery() as connections:
                     with self._accepting:
                         async with trio.open_nursery() as accepting:
-                            accept = partial(trio.serve_listeners, handler_nursery=connections)
-                            await accepting.start(accept, self.serve_stream, listeners)
+                            for listener in listeners:
+                                await accepting.start(self._accept, listener, connections)
                             task_status.started()
                 helpers.cancel_scope.cancel()
         finally:
             self._ended.set()
+
+    async def _accept(
+        self,
+        listener: trio.SocketListener,
+        connections: trio.Nursery,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept all connections that wait, then let other tasks run. Closes the listener in the end.
+
+        Trio's own loop accepts one connection per pass of the event loop: of many clients that come at once, the last
+        would wait until the first have their answers.
+        """
+        async with listener:
+            with socket.socket(
+                fileno=os.dup(listener.socket.fileno())
+            ) as sock:  # Trio's has no accept that never waits
+                task_status.started()
+                while True:
+                    await trio.lowlevel.wait_readable(sock)
+                    if not self._accept_waiting(sock, connections):
+                        await trio.sleep(NO_ROOM_WAIT_S)
+
+    def _accept_waiting(self, sock: socket.socket, connections: trio.Nursery) -> bool:
+        """Start a task for each connection that waits, up to `ACCEPTS_PER_TURN`. False if the system has no room.
+
+        Beyond the limit of connections it accepts one at a time, whose 503 goes first: the descriptors would run out.
+        """
+        room = self._limits.connections - len(self._connections)
+        for _ in range(min(ACCEPTS_PER_TURN, max(1, room))):
+            try:
+                accepted, _ = sock.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self.log.exception("accept_failed", retry_after_s=NO_ROOM_WAIT_S)
+                    return False
+                if error.errno in _NOT_LISTENING:
+                    raise
+                continue  # since it connected, the client has left, or the network has failed
+            connections.start_soon(self.serve_stream, trio.SocketStream(trio.socket.from_stdlib_socket(accepted)))
+        return True
 
     async def watch_hang_ups(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch all clients for their leaving; a part of `serve`. Without it each request has a task for that."""

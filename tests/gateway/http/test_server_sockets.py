@@ -1,5 +1,7 @@
 """The HTTP/1.1 server on real sockets and the real clock: behaviour that depends on the kernel."""
 
+import contextlib
+import resource
 import socket
 
 import pytest
@@ -19,6 +21,7 @@ from test_server import (
 )
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.http.server import ACCEPTS_PER_TURN
 from gateway.http.server_connection import SENDS_PER_CHECKPOINT
 from gateway.http.server_exchange import ClientDisconnected
 
@@ -287,6 +290,45 @@ async def test_silent_connections_do_not_lock_others_out(start):
     assert server_statistics(server).refused == 0
     for stream in silent:
         await stream.aclose()
+
+
+async def test_clients_that_come_at_once_are_accepted_at_once():
+    """None of them waits until another has its answer."""
+    open_at_first_answer = []
+
+    async def app(scope, receive, send):
+        open_at_first_answer.append(server_statistics(server).open)
+        await echo(scope, receive, send)
+
+    server = make_server(app)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=100)
+    with contextlib.ExitStack() as clients:
+        for _ in range(ACCEPTS_PER_TURN):
+            client = clients.enter_context(socket.create_connection(listeners[0].socket.getsockname()))
+            client.sendall(GET)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, listeners)
+            await until(lambda: server_statistics(server).served == ACCEPTS_PER_TURN)
+            nursery.cancel_scope.cancel()
+    assert open_at_first_answer[0] == ACCEPTS_PER_TURN
+
+
+async def test_client_waits_while_there_are_no_descriptors(start):
+    """The server logs it and goes on."""
+    _, address = await start()
+    client = trio.socket.socket()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with structlog.testing.capture_logs() as logs, client:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))  # those that are open stay open
+            await client.connect(address)
+            await client.send(GET)
+            await until(lambda: logs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with trio.fail_after(SAFETY_NET_S):
+            assert (await client.recv(1000)).startswith(b"HTTP/1.1 200")
+    assert {entry["event"] for entry in logs} == {"accept_failed"}
 
 
 async def test_drain_ends_when_the_running_stream_does():
