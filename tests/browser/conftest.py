@@ -12,7 +12,9 @@ import pytest
 from fakes.browser import SPEED, Demo, sign_in
 from fakes.patience import SAFETY_NET_S
 from fakes.process import running_cortex
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
+
+expect.set_options(timeout=SAFETY_NET_S * 1000)
 
 
 @pytest.fixture(scope="session")

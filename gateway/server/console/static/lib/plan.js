@@ -3,7 +3,7 @@
 import { request } from "./api.js";
 import { h, render } from "./dom.js";
 import { gib } from "./format.js";
-import { attempt, copyLine, dialog, state } from "./widgets.js";
+import { attempt, copyLine, dialog, scrolling, state } from "./widgets.js";
 
 /**
  * Ask before a change that goes back: its plan, the command that does the same, and a button that works once the plan
@@ -48,7 +48,7 @@ export function planView(plan, name) {
     plan.verdict === "impossible" ? h("p", {}, state("failed", "not possible")) : null,
     alias ? h("p", {}, h("strong", {}, name), ": ", alias.old ?? "new", " → ", h("strong", {}, alias.new ?? "removed"), moveText(alias)) : null,
     h("ul", { class: "steps" }, placements.map((placement) => h("li", {}, placementLine(placement))), plan.keys.length ? h("li", {}, state("key", `used lately by ${plan.keys.map((key) => `${key.name} (${key.requests})`).join(", ")}`)) : null, inFlight.map((line) => h("li", {}, state("running", line))), plan.notes.map((note) => h("li", {}, note)), plan.warnings.map((fault) => h("li", {}, state("impaired", fault.message ?? fault.text ?? "")))),
-    devices.length ? h("div", { class: "scroll" }, h("table", { class: "memory-plan" },
+    devices.length ? scrolling("Memory before and after", h("table", { class: "memory-plan" },
       h("caption", { class: "offscreen" }, "Memory before and after"),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Memory"), h("th", { scope: "col", class: "number" }, "before"), h("th", { scope: "col", class: "number" }, "after"), h("th", { scope: "col", class: "number" }, "of GiB"), h("th", { scope: "col" }, h("span", { class: "offscreen" }, "Bar")))),
       h("tbody", {}, devices.map((device) => h("tr", {}, h("th", { scope: "row" }, `${device.node} GPU ${device.device}`), h("td", { class: "number" }, gib(device.used_before_mb)), h("td", { class: "number" }, h("strong", {}, gib(device.used_after_mb))), h("td", { class: "number" }, gib(device.total_mb)),

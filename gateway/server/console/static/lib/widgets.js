@@ -98,6 +98,9 @@ export function confirmAction(title, text, command, label, action, done) {
   ]);
 }
 
+/** A table that scrolls sideways where it is too wide, also by keyboard. */
+export const scrolling = (label, table) => h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": label }, table);
+
 export const empty = (text) => h("p", { class: "empty" }, text);
 
 /** A labelled field. */

@@ -5,7 +5,7 @@ import { h, render } from "../lib/dom.js";
 import { cli, count, figure, gib, milliseconds, NONE, percent, seconds } from "../lib/format.js";
 import { live, subscribe } from "../lib/live.js";
 import { confirmPlanned, planView } from "../lib/plan.js";
-import { attempt, copyLine, empty, field, hue, state, timeOf, toast } from "../lib/widgets.js";
+import { attempt, copyLine, empty, field, hue, scrolling, state, timeOf, toast } from "../lib/widgets.js";
 
 const GUARDS = { errors: "error rate", ttft: "time to the first token", speed: "tokens per second", finish: "finish reasons", tools: "valid tool calls" };
 
@@ -48,7 +48,7 @@ function aliasPage(root, first) {
   const now = h("section", { class: "panel" });
   const rollout = h("section", { class: "panel rollout", "aria-label": "Rollout" });
   const change = h("section", { class: "panel" });
-  const shadow = h("section", { class: "panel", "aria-label": "Shadow" });
+  const shadow = h("section", { class: "panel stack", "aria-label": "Shadow" });
   const timeline = h("section", { class: "panel", "aria-label": "Timeline" });
   root.append(now, rollout, change, shadow, timeline);
   if (may("operate")) changeForm(change, () => alias);
@@ -76,7 +76,7 @@ function drawNow(root, alias) {
     h("header", { class: "page-head" }, h("h2", {}, alias.name), state(alias.state), h("span", { class: "unit" }, `generation ${live.alias.catalogue.generation}`)),
     swap ? h("div", { class: "swap" }, state(swap.state === "failed" ? "swap_failed" : "warming", swap.state === "failed" ? "could not move" : "moving"), h("span", {}, ` from ${swap.in_force} to ${swap.wanted}`),
       swap.state === "failed" ? h("p", { class: "problem-text" }, swap.reason) : h("p", { class: "unit" }, `${swap.phase ?? "wait"} ${swap.model ?? ""} · ${seconds(swap.elapsed_s)} of at most ${seconds(swap.allowed_s)}${swap.reason ? ` · ${swap.reason}` : ""}`)) : null,
-    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Target"), h("th", { scope: "col", class: "number" }, "Share"), h("th", { scope: "col" }, "On"))),
+    scrolling("Targets", h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Target"), h("th", { scope: "col", class: "number" }, "Share"), h("th", { scope: "col" }, "On"))),
       h("tbody", {}, alias.targets.map((target) => h("tr", { "data-key": target.model },
         h("th", { scope: "row" }, h("span", { class: "with-swatch" }, h("span", { class: `swatch hue-${hue(target.model)}`, "aria-hidden": "true" }), h("span", {}, target.model))),
         h("td", { class: "number" }, share(target, alias.targets)),
@@ -245,26 +245,30 @@ function comparison(sides) {
   const rows = [...new Set(sides.flatMap(([, figures]) => Object.keys(figures ?? {})))].filter((key) => sides.some(([, figures]) => typeof figures?.[key] === "number"));
   if (!rows.length) return null;
   const shown = (key, value) => (typeof value !== "number" ? NONE : key.endsWith("_s") && !key.includes("per_s") ? seconds(value) : key.endsWith("_ms") ? milliseconds(value) : /rate|share|ratio|valid/.test(key) ? percent(value) : figure(value));
-  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Figure"), sides.map(([label]) => h("th", { scope: "col", class: "number" }, label)))),
-    h("tbody", {}, rows.map((key) => h("tr", {}, h("th", { scope: "row" }, key.replaceAll("_", " ").replace(/ (m?s)$/, "")), sides.map(([, figures]) => h("td", { class: "number" }, shown(key, figures?.[key]))))))));
+  return scrolling("Figures", h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Figure"), sides.map(([label]) => h("th", { scope: "col", class: "number" }, label)))),
+    h("tbody", {}, rows.map((key) => h("tr", {}, h("th", { scope: "row" }, key.replaceAll("_", " ").replace(/(?<! per) m?s$/, "")), sides.map(([, figures]) => h("td", { class: "number" }, shown(key, figures?.[key]))))))));
 }
 
 // Shadow ................................................................................................................
 
+const SHADOW_MS = 5000;
+
+/** The comparison of a shadow, drawn anew as long as the page of this alias is open. */
 async function drawShadow(root, name) {
-  root.hidden = true;
+  let report = null;
   try {
-    const report = await getJson(`/admin/shadows/${segment(name)}`);
-    if (!report.candidate) return;
-    root.hidden = false;
-    const median = (figures) => Object.fromEntries(Object.entries(figures).filter(([, value]) => value?.median !== undefined).map(([key, value]) => [key, value.median]));
-    render(root, h("header", { class: "page-head" }, h("h3", {}, "Shadow: ", report.candidate), h("button", { class: "quiet", type: "button", onclick: () => drawShadow(root, name) }, "Refresh")),
-      h("p", {}, report.verdict),
-      h("p", { class: "unit" }, `same answer ${percent(report.same_answer)}, same finish reason ${percent(report.same_finish_reason)}; medians:`),
-      comparison([["target", median(report.target)], ["shadow", median(report.shadow)]]), copyLine(cli("alias", "compare", name)));
+    report = await getJson(`/admin/shadows/${segment(name)}`);
   } catch {
-    /* an alias without a shadow */
+    /* the alias has gone, or the gateway does not answer */
   }
+  if (!root.isConnected) return;
+  setTimeout(() => drawShadow(root, name), SHADOW_MS);
+  root.hidden = !report?.candidate;
+  if (root.hidden) return;
+  const median = (figures) => Object.fromEntries(Object.entries(figures).map(([key, value]) => [key, value?.median ?? value]));
+  render(root, h("h3", {}, "Shadow: ", report.candidate), h("p", {}, report.verdict),
+    report.compared ? h("p", { class: "unit" }, `${count(report.compared)} compared: same answer ${percent(report.same_answer)}, same finish reason ${percent(report.same_finish_reason)}; medians:`) : null,
+    comparison([["target", median(report.target)], ["shadow", median(report.shadow)]]), copyLine(cli("alias", "compare", name)));
 }
 
 // Timeline ..............................................................................................................
@@ -284,13 +288,13 @@ async function drawTimeline(root, name, attempts = 10) {
   render(root, h("h3", {}, "Timeline"), versions.length ? h("ol", { class: "timeline" }, versions.map((version) => {
     const line = audited.get(`${version.time} ${version.digest}`);
     const changed = [...(line?.diff?.aliases_changed ?? []), ...(line?.diff?.aliases_warming ?? [])].find((each) => each.name === name)?.fields ?? [];
-    const text = changed.map((each) => `${each.name}\n- ${JSON.stringify(each.old)}\n+ ${JSON.stringify(each.new)}`).join("\n") || version.summary;
+    const diff = () => (changed.length ? changed.map((each) => [h("span", { class: "unit" }, `${each.name}\n`), h("del", {}, `- ${shownValue(each.old)}\n`), h("ins", {}, `+ ${shownValue(each.new)}\n`)]) : version.summary);
     const isCurrent = version === newest;
-    return h("li", { "data-key": String(version.number), title: text, class: isCurrent ? "current" : "" },
+    return h("li", { "data-key": String(version.number), class: isCurrent ? "current" : "" },
       h("div", { class: "version-head" }, h("strong", {}, `#${version.number}`), timeOf(Date.parse(version.time) / 1000), h("span", { class: "unit" }, version.who), isCurrent ? state("ok", "in force") : null, h("span", { class: "spacer" }),
         may("operate") && version.is_kept && !isCurrent ? h("button", { class: "quiet", type: "button", "aria-label": `Restore version ${version.number}`, onclick: () => restore(name, version) }, "Restore…") : null),
-      h("details", {}, h("summary", {}, version.summary), h("pre", { class: "diff" }, changed.length ? changed.map((each) => [h("span", { class: "unit" }, `${each.name}\n`), h("del", {}, `- ${shownValue(each.old)}\n`), h("ins", {}, `+ ${shownValue(each.new)}\n`)]) : version.summary),
-        line?.command ? h("p", { class: "unit" }, "by ", h("code", {}, line.command)) : null));
+      h("details", {}, h("summary", {}, version.summary), h("pre", { class: "diff" }, diff()), line?.command ? h("p", { class: "unit" }, "by ", h("code", {}, line.command)) : null),
+      h("pre", { class: "diff peek", "aria-hidden": "true" }, diff())); // while the pointer or the focus is on the line above
   })) : empty("No change of this alias is recorded."));
 }
 

@@ -9,12 +9,17 @@ import { confirmAction, copyLine, empty, hue, state, timeOf } from "../lib/widge
 
 const percentOf = (value) => percent(value == null ? null : value / 100);
 
+function firstToken(rates, last) {
+  const { first_token_p50_ms: p50, first_token_p95_ms: p95 } = rates?.first_token_p50_ms != null ? rates : (last ?? {});
+  return p50 == null ? NONE : `${milliseconds(p50)} · ${milliseconds(p95)}`;
+}
+
 const CHARTS = [
   { key: "requests", title: "Requests", unit: "per s", now: (rates) => figure(rates?.requests_per_s), format: figure,
     series: [{ label: "all", colour: "accent", value: (point) => point.requests_per_s }, { label: "errors", colour: "bad", value: (point) => point.errors_per_s }] },
   { key: "tokens", title: "Tokens", unit: "per s", now: (rates) => figure(rates?.tokens_per_s), format: figure,
     series: [{ label: "tokens", colour: "accent", value: (point) => point.tokens_per_s }] },
-  { key: "ttft", title: "First token", unit: "p50 · p95", now: (rates, last) => `${milliseconds(rates?.first_token_p50_ms ?? last?.first_token_p50_ms)} · ${milliseconds(rates?.first_token_p95_ms ?? last?.first_token_p95_ms)}`, format: milliseconds,
+  { key: "ttft", title: "First token", unit: "p50 · p95", now: firstToken, format: milliseconds,
     series: [{ label: "p50", colour: "accent", value: (point) => point.first_token_p50_ms }, { label: "p95", colour: "warn", dash: [4, 3], value: (point) => point.first_token_p95_ms }] },
   { key: "queue", title: "Queue", unit: "waiting", now: (rates) => count(rates?.queued), format: figure,
     series: [{ label: "waiting", colour: "warn", value: (point) => point.queued }] },

@@ -87,10 +87,11 @@ export function open(root) {
     } catch {
       return;
     }
-    if (imageUrl) body.messages.at(-1).content[1].image_url.url = "data:image/png;base64,…";
+    const whole = LANGUAGES[language](body);
+    if (imageUrl) body.messages.at(-1).content[1].image_url.url = `${imageUrl.slice(0, imageUrl.indexOf(",") + 1)}…`; // only the copy has it all
     const text = LANGUAGES[language](body);
     render(code, h("header", { class: "page-head" }, h("h2", { id: "code-title" }, "The same as code"), h("div", { class: "actions", role: "group", "aria-label": "Language" }, Object.keys(LANGUAGES).map((name) => h("button", { type: "button", "aria-pressed": String(name === language), class: name === language ? "primary" : "", onclick: () => { language = name; drawCode(); } }, name))),
-      h("span", { class: "spacer" }), h("button", { type: "button", onclick: (event) => copy(text, event.currentTarget) }, "Copy")), h("pre", { class: "code", tabindex: "0" }, text));
+      h("span", { class: "spacer" }), h("button", { type: "button", onclick: (event) => copy(whole, event.currentTarget) }, "Copy")), h("pre", { class: "code", tabindex: "0" }, text));
   }
 
   const form = h("form", { class: "panel playground", onsubmit: run, "aria-label": "Request" },
@@ -200,18 +201,29 @@ const baseUrl = () => `${session.api_is_tls ? "https" : "http"}://${location.hos
 const without = ({ stream_options: _, ...body }) => body;
 
 function asCurl(body) {
-  const json = JSON.stringify(without(body), null, 2).replaceAll("'", "'\\''");
-  return `curl -N ${baseUrl()}/v1/chat/completions \\\n  -H "authorization: Bearer $CORTEX_KEY" \\\n  -H 'content-type: application/json' \\\n  -d '${json}'`;
+  const json = JSON.stringify(without(body), null, 2);
+  const hasImage = body.messages.some(({ content }) => Array.isArray(content)); // too long for one argument of a command
+  const data = hasImage ? `--data-binary @- <<'END'\n${json}\nEND` : `-d '${json.replaceAll("'", "'\\''")}'`;
+  return `curl -N ${baseUrl()}/v1/chat/completions \\\n  -H "authorization: Bearer $CORTEX_KEY" \\\n  -H 'content-type: application/json' \\\n  ${data}`;
 }
 
-const pythonValue = (value) => JSON.stringify(value, null, 4).replaceAll(/\btrue\b(?=[,\n\s\]}]|$)/g, "True").replaceAll(/\bfalse\b(?=[,\n\s\]}]|$)/g, "False").replaceAll(/\bnull\b(?=[,\n\s\]}]|$)/g, "None");
+/** As a literal of Python, whose strings are those of JSON. */
+function pythonValue(value, indent = "") {
+  const inner = `${indent}    `;
+  const listed = (open, parts, close) => (parts.length ? `${open}\n${parts.map((part) => `${inner}${part},\n`).join("")}${indent}${close}` : open + close);
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return listed("[", value.map((each) => pythonValue(each, inner)), "]");
+  if (typeof value === "object") return listed("{", Object.entries(value).map(([name, each]) => `${JSON.stringify(name)}: ${pythonValue(each, inner)}`), "}");
+  return JSON.stringify(value);
+}
 
 function asPython(body) {
-  const arguments_ = Object.entries(without(body)).map(([name, value]) => `    ${name}=${(typeof value === "boolean" ? (value ? "True" : "False") : pythonValue(value)).replaceAll("\n", "\n    ")},`).join("\n");
-  return `import os\n\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="${baseUrl()}/v1", api_key=os.environ.get("CORTEX_KEY", "none"))\nstream = client.chat.completions.create(\n${arguments_}\n)\nfor chunk in stream:\n    if chunk.choices and chunk.choices[0].delta.content:\n        print(chunk.choices[0].delta.content, end="", flush=True)`;
+  const arguments_ = Object.entries(without(body)).map(([name, value]) => `    ${name}=${pythonValue(value, "    ")},`).join("\n");
+  return `import os\n\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="${baseUrl()}/v1", api_key=os.environ.get("CORTEX_KEY") or "none")\nstream = client.chat.completions.create(\n${arguments_}\n)\nfor chunk in stream:\n    if chunk.choices and chunk.choices[0].delta.content:\n        print(chunk.choices[0].delta.content, end="", flush=True)`;
 }
 
 function asJavaScript(body) {
   const json = JSON.stringify(without(body), null, 2);
-  return `import OpenAI from "openai";\n\nconst client = new OpenAI({ baseURL: "${baseUrl()}/v1", apiKey: process.env.CORTEX_KEY ?? "none" });\nconst stream = await client.chat.completions.create(${json});\nfor await (const chunk of stream) process.stdout.write(chunk.choices[0]?.delta?.content ?? "");`;
+  return `import OpenAI from "openai";\n\nconst client = new OpenAI({ baseURL: "${baseUrl()}/v1", apiKey: process.env.CORTEX_KEY || "none" });\nconst stream = await client.chat.completions.create(${json});\nfor await (const chunk of stream) process.stdout.write(chunk.choices[0]?.delta?.content ?? "");`;
 }

@@ -4,7 +4,7 @@ import { getJson, may, request, segment } from "../lib/api.js";
 import { h, render } from "../lib/dom.js";
 import { cli, count, milliseconds, NONE, seconds } from "../lib/format.js";
 import { live, subscribe } from "../lib/live.js";
-import { confirmAction, copyLine, empty, field, state, timeOf } from "../lib/widgets.js";
+import { confirmAction, copyLine, empty, field, scrolling, state, timeOf } from "../lib/widgets.js";
 
 const SHOWN = 200;
 const filters = { text: "", alias: "", model: "", node: "", outcome: "", key: "" };
@@ -30,10 +30,10 @@ export function open(root, [chosen]) {
     drawOptions();
     const matches = live.requests.filter(isShown);
     render(running, h("h2", { id: "running-title" }, "Running ", h("span", { class: "unit" }, live.liveTotal > live.requests.length ? `first ${live.requests.length} of ${count(live.liveTotal)}` : count(live.liveTotal))),
-      matches.length ? h("div", { class: "scroll" }, h("table", { class: "requests" }, head(["Started", "Request", "Key", "Alias", "Model", "Node", "State", "Time", "Tokens", ""]), h("tbody", {}, matches.map(runningRow)))) : empty("Nothing runs that matches."));
+      matches.length ? scrolling("Running requests", h("table", { class: "requests" }, head(["Started", "Request", "Key", "Alias", "Model", "Node", "State", "Time", "Tokens", ""]), h("tbody", {}, matches.map(runningRow)))) : empty("Nothing runs that matches."));
     const shown = live.ended.filter(isShown);
     render(ended, h("h2", { id: "ended-title" }, "Ended ", h("span", { class: "unit" }, `the last ${count(Math.min(SHOWN, shown.length))}`)),
-      shown.length ? h("div", { class: "scroll" }, h("table", { class: "requests" }, head(["Started", "Request", "Key", "Alias", "Model", "Node", "Outcome", "First token", "Total", "Tokens"]), h("tbody", {}, shown.slice(-SHOWN).reverse().map(endedRow)))) : empty("No request has ended that matches."));
+      shown.length ? scrolling("Ended requests", h("table", { class: "requests" }, head(["Started", "Request", "Key", "Alias", "Model", "Node", "Outcome", "First token", "Total", "Tokens"]), h("tbody", {}, shown.slice(-SHOWN).reverse().map(endedRow)))) : empty("No request has ended that matches."));
   }
 
   function drawOptions() {
@@ -189,7 +189,7 @@ function waterfall(each) {
     at += ms;
   }
   for (const load of each.loads) rows.push([`load on ${load.node}`, `attempt loading`, Math.max(0, load.at_ms), (load.took_ms ?? total - load.at_ms) + Math.min(0, load.at_ms), load.outcome ?? "under way"]);
-  for (const attempt of each.attempts) rows.push([`${attempt.hedge ? "hedge" : "attempt"} ${attempt.node}`, `attempt ${attempt.result ?? "running"}`, attempt.at_ms, attempt.took_ms, `${attempt.result ?? "running"}${attempt.hedge ? " (hedge)" : ""}`]);
+  for (const attempt of each.attempts) rows.push([`${attempt.hedge ? "hedge" : "attempt"} ${attempt.node}`, `attempt ${attempt.result ?? "running"}`, attempt.at_ms, attempt.took_ms, attempt.result ?? "running"]);
   const marks = each.first_token_ms === null ? null : h("div", { class: "mark", style: { left: `${(100 * each.first_token_ms) / total}%` }, title: `first token after ${milliseconds(each.first_token_ms)}` });
   return h("figure", { class: "waterfall", role: "img", "aria-label": `Phases: ${rows.map(([label, , , ms, note]) => `${label} ${milliseconds(ms)} ${note}`).join(", ")}` },
     rows.map(([label, kind, start, ms, note]) => h("div", { class: "lane" }, h("span", { class: "lane-name" }, label),

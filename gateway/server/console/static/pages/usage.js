@@ -3,11 +3,10 @@
 import { getJson, may } from "../lib/api.js";
 import { h, render } from "../lib/dom.js";
 import { cli, count, figure, fullTime, NONE, percent, seconds } from "../lib/format.js";
-import { copyLine, empty, field, state, toast } from "../lib/widgets.js";
+import { copyLine, empty, field, scrolling, state, toast } from "../lib/widgets.js";
 
 const GROUPS = { key: "Key", alias: "Alias", model: "Model", node: "Node", day: "Day" };
 const PERIODS = { "24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days" };
-const COLUMNS = ["requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "estimated", "gpu_seconds", "energy_kwh", "cost", "energy_cost"];
 const chosen = { by: "key", since: "7d" };
 const REFRESH_MS = 15000;
 
@@ -63,7 +62,11 @@ function money(value, currency) {
 
 const compact = (value) => (value ? new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 1 }).format(value) : count(value));
 
-const kwh = (value) => (value ? `${figure(value < 0.1 ? value * 1000 : value)} ${value < 0.1 ? "Wh" : "kWh"}` : NONE);
+function kwh(value) {
+  if (!value) return NONE;
+  if (value < 1e-5) return "< 0.01 Wh";
+  return value < 0.1 ? `${figure(value * 1000)} Wh` : `${figure(value)} kWh`;
+}
 
 function drawSums(root, { rows, currency }) {
   const requests = sum(rows, "requests");
@@ -97,7 +100,7 @@ function drawDays(root, { rows, since, until }) {
 function drawGroups(root, { by, rows, currency }) {
   const most = Math.max(1, ...rows.map(tokens));
   const names = [GROUPS[by], "Requests", "Errors", "In", "Out", "Cached", "GPU time", "Energy", "Cost", "per 10⁶ tokens"];
-  render(root, h("h2", { id: "groups-title" }, `By ${GROUPS[by].toLowerCase()}`), rows.length ? h("div", { class: "scroll" }, h("table", { class: "usage" },
+  render(root, h("h2", { id: "groups-title" }, `By ${GROUPS[by].toLowerCase()}`), rows.length ? scrolling("Usage", h("table", { class: "usage" },
     h("thead", {}, h("tr", {}, names.map((name, index) => h("th", { scope: "col", class: index ? "number" : null }, name)))),
     h("tbody", {}, rows.map((row) => h("tr", { "data-key": row.name },
       h("th", { scope: "row" }, row.name, h("div", { class: "share", "aria-hidden": "true" }, h("div", { style: { width: `${((100 * tokens(row)) / most).toFixed(1)}%` } }))),
@@ -122,17 +125,18 @@ function limitMeter(key, name, reading) {
   const kind = ratio < 0.75 ? "ok" : ratio < 1 ? "warn" : "bad";
   return h("div", { class: "guard" }, h("span", {}, name, reading.enforce ? null : h("span", { class: "chip" }, "observed only")),
     h("div", { class: `meter ${kind}`, role: "meter", "aria-label": `${key}: ${name}`, "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(ratio * 100)) }, h("div", { style: { width: `${(ratio * 100).toFixed(1)}%` } })),
-    h("span", { class: "number", title: reading.resets_at ? `until ${fullTime(reading.resets_at)}` : null }, kind === "bad" ? state("failed", "reached ") : null, `${figure(reading.used)} of ${figure(reading.limit)}`));
+    h("span", { class: "number", title: reading.resets_at ? `until ${fullTime(reading.resets_at)}` : null }, kind === "bad" ? [state("failed", "reached"), " "] : null, `${figure(reading.used)} of ${figure(reading.limit)}`));
 }
 
-/** As a file for spreadsheets. A cell that begins like a formula gets a quote before it. */
-function save({ by, since, until, currency, rows }) {
+/** As a file for spreadsheets, as `cortex usage --csv` prints it. A cell that begins like a formula gets a quote before it. */
+function save({ by, since, until, rows }) {
   const cell = (value) => {
     const text = String(value ?? "");
     const safe = /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
     return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   };
-  const lines = [[by, ...COLUMNS, "currency"], ...rows.map((row) => [row.name, ...COLUMNS.map((column) => row[column]), currency])];
+  const [, ...columns] = Object.keys(rows[0]); // the first is the name
+  const lines = [[by, ...columns], ...rows.map(Object.values)];
   const day = (at) => new Date(at * 1000).toISOString().slice(0, 10);
   const url = URL.createObjectURL(new Blob([`${lines.map((line) => line.map(cell).join(",")).join("\r\n")}\r\n`], { type: "text/csv" }));
   const link = h("a", { href: url, download: `cortex-usage-by-${by}-${day(since)}-${day(until)}.csv` });
