@@ -112,9 +112,8 @@ def get_health(client: httpx.Client, gateway: GatewayAddress) -> dict[str, Any]:
     """The gateway's `/health`. Raises ApiError."""
     body = get(client, f"{gateway.api}/health", ("status", "nodes"), token=gateway.token)
     if "catalogue" not in body:
-        raise ApiError(
-            f"the gateway at {gateway.api} tells its state only to a key with the verb `read`: set CORTEX_KEY"
-        )
+        text = f"the gateway at {gateway.api} tells its state only to a key with the verb `read`: set CORTEX_KEY"
+        raise ApiError(text, message=text)
     return body
 
 

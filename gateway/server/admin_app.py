@@ -31,7 +31,7 @@ from gateway.proxy.shadow.summary import summary
 from gateway.server.access.actor import actor, authenticate_admin
 from gateway.server.access.admin_keys import KeyRoutes, mount_key_routes
 from gateway.server.access.usage_routes import UsageReports, mount_admin_usage
-from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, decode_body
+from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, decode_body, flag
 from gateway.server.admin_catalogue import CatalogueRoutes, alias_keys_of, mount_catalogue_routes, reload_json
 from gateway.server.capture.capture import Capture
 from gateway.server.capture.capture_routes import mount_capture_routes
@@ -132,7 +132,7 @@ def _mount_catalogue(app: QuartTrio, context: AdminContext) -> None:
     @app.get("/admin/rollouts")
     async def rollouts() -> Response:
         body: dict[str, Any] = {"rollouts": context.rollouts.views()}
-        if request.args.get("stored") in {"1", "true"}:
+        if flag("stored"):
             body["stored"] = list((await context.edits.rollouts()).values())
         return json_response(body)
 
@@ -189,7 +189,7 @@ def _mount_requests(app: QuartTrio, context: AdminContext) -> None:
     async def requests() -> Response:
         now, log = trio.current_time(), context.requests
         body: dict[str, Any] = {"requests": [live_request_json(record, now) for record in log.live.values()]}
-        if request.args.get("recent") in {"1", "true"}:
+        if flag("recent"):
             body["recent"] = [ended_request_json(record) for record in log.recent.newest_first()]
         return json_response(body)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from quart import request
@@ -11,18 +12,54 @@ from quart import request
 from gateway import errors
 from gateway.aliases.rollout_guards import GuardName
 
-__all__ = ["DrainBody", "PlacementBody", "RollbackBody", "RolloutBody", "decode_body"]
+__all__ = ["DrainBody", "PlacementBody", "RollbackBody", "RolloutBody", "decode_body", "flag"]
 
 _Body = TypeVar("_Body")
 
 
 async def decode_body(kind: type[_Body]) -> _Body:
-    """The request's body as `kind`; an empty body is `{}`. Raises MalformedJson."""
-    data = await request.get_data(as_text=False)
+    """The request's body as `kind`; an empty body is `{}`. Raises MalformedJson, also if a name is there twice."""
+    data = await request.get_data(as_text=False) or b"{}"
     try:
-        return msgspec.json.decode(data or b"{}", type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise errors.MalformedJson(f"invalid request body: {error}") from error
+        body = msgspec.json.decode(data, type=kind)
+        json.loads(data, object_pairs_hook=_without_duplicates)
+    except (msgspec.MsgspecError, RecursionError, _DuplicateName) as error:
+        reason = "a text has half of a surrogate pair" if _has_lone_surrogate(data) else str(error)
+        raise errors.MalformedJson(f"invalid request body: {reason}") from error
+    return body
+
+
+class _DuplicateName(ValueError):
+    pass
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises _DuplicateName: which of two values counts differs between JSON readers (RFC 8259, section 4)."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _DuplicateName(f"the name {name[:40]!r} is there twice in one object")
+        found[name] = value
+    return found
+
+
+def _has_lone_surrogate(data: str | bytes) -> bool:
+    """Whether `data` is JSON but for half a surrogate pair in a text; msgspec says that such a text is cut off."""
+    try:
+        json.dumps(json.loads(data), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def flag(name: str) -> bool:
+    """Whether the current request's URL has this parameter as 1 or true. Raises BadRequest for other values."""
+    value = request.args.get(name, "0")
+    if value not in {"0", "1", "false", "true"}:
+        raise errors.BadRequest(f"{name} must be 1 or 0", param=name)
+    return value in {"1", "true"}
 
 
 # A step beyond these would never end.

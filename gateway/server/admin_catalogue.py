@@ -22,7 +22,7 @@ from gateway.aliases.files.locked_edit import FileEdit
 from gateway.aliases.files.start_rollout import RolloutPlan
 from gateway.aliases.rollout_guards import DEFAULT_TOLERANCES
 from gateway.server.access.actor import actor
-from gateway.server.admin_bodies import RollbackBody, RolloutBody, decode_body
+from gateway.server.admin_bodies import RollbackBody, RolloutBody, decode_body, flag
 from gateway.server.quart_app import json_response
 
 __all__ = ["TOML", "CatalogueRoutes", "author", "if_match", "mount_catalogue_routes", "reload_json"]
@@ -93,7 +93,7 @@ def _mount_aliases(app: QuartTrio, routes: CatalogueRoutes) -> None:
     async def put_alias(name: str) -> Response:
         body = await decode_body(dict[str, Any])
         keys = alias_keys_of(body)
-        force = request.args.get("force") in {"1", "true"}
+        force = flag("force")
         done, result = await routes.edits.put_alias(name, keys, if_match(), author(), force=force)
         return _edit_response(done, result)
 
@@ -159,7 +159,7 @@ def _mount_records(app: QuartTrio, routes: CatalogueRoutes) -> None:
     @app.get("/admin/audit")
     async def audit() -> Response:
         body: dict[str, Any] = {"lines": await routes.edits.audit_lines(_limit())}
-        if request.args.get("verify") in {"1", "true"}:
+        if flag("verify"):
             verification = await routes.edits.verify_audit_log()
             broken = verification.broken
             fields = None if broken is None else asdict(broken) | {"path": str(broken.path)}

@@ -96,6 +96,7 @@ class Gateway:
             end_requests=self._end_requests_of,
             first_secret=first_secret,
             show_first_key=show_first_key,
+            record=lambda *args, **fields: self.auditor.record_action(*args, **fields),  # noqa: PLW0108 - made below
         )
         self.neuron_store = NeuronStore(settings)
         self.neuron_store.load_initial()

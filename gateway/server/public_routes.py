@@ -71,6 +71,8 @@ def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
     mount_document(app, public_document(version))
 
     _mount_models(app, routes)
+    if routes.usage is not None:
+        _mount_limits(app, routes.usage)
     mount_own_usage(app, routes.usage, lambda: g.key)
 
     @app.before_request
@@ -118,6 +120,17 @@ def _page(routes: PublicRoutes) -> Response:
         response.headers[name.decode()] = value.decode()
     response.headers["vary"] = "accept"
     return response
+
+
+def _mount_limits(app: QuartTrio, usage: UsageReports) -> None:
+    @app.after_request
+    async def show_limits(response: Response) -> Response:
+        """Errors have them too: every answer to a limited key tells how much is left."""
+        key: Key | None = g.get("key")
+        if key is not None:
+            for name, value in usage.limit_headers(key, anthropic=ANTHROPIC_VERSION in request.headers):
+                response.headers[name.decode()] = value.decode()
+        return response
 
 
 def _mount_models(app: QuartTrio, routes: PublicRoutes) -> None:

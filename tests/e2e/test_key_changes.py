@@ -94,6 +94,28 @@ async def test_admin_api_creates_edits_rotates_and_revokes(cortex):
         assert {line["who"].split(" (")[0] for line in lines if line["event"] == "key"} == {"ops"}
 
 
+async def test_requests_of_operators_are_read_strictly(cortex):
+    """What two JSON readers understand differently, or what is only nearly a flag, is refused and changes nothing."""
+    ops = await new_key(cortex.gateway, "ops", verbs=ALL_VERBS)
+    refused = (
+        ("POST", "/admin/keys", b'{"name":"a","name":"b"}', "the name 'name' is there twice"),
+        ("POST", "/admin/keys", b'{"name":"a","may":["*"],"may":["x"]}', "the name 'may' is there twice"),
+        ("POST", "/admin/keys", b'{"name":"a\\ud800"}', "half of a surrogate pair"),
+        ("POST", "/admin/keys", b'{"name":"a"', "truncated"),
+        ("GET", "/admin/requests?recent=nan", b"", "recent must be 1 or 0"),
+        ("GET", "/admin/keys?hashes=yes", b"", "hashes must be 1 or 0"),
+        ("DELETE", "/admin/keys/ops?now=yes", b"", "now must be 1 or 0"),
+        ("GET", "/admin/usage?since=nan", b"", "since"),
+    )
+    async with admin_of(cortex, ops) as admin:
+        for method, path, body, text in refused:
+            answer = await admin.request(method, path, content=body)
+            assert answer.status_code == 400, (path, answer.text)
+            assert text in answer.json()["error"]["message"]
+        keys = (await admin.get("/admin/keys?hashes=0")).json()["keys"]
+        assert [(key["name"], key["state"]) for key in keys] == [("operator", "active"), ("ops", "active")]
+
+
 async def test_audit_log_names_the_key_of_who_drains_loads_and_unloads(cortex):
     """So the log distinguishes two operators."""
     for name in ("anna", "bert"):

@@ -237,6 +237,29 @@ async def test_scope_limits_what_a_key_sees_and_may_ask_for(cortex):
         assert SMALL not in unknown.text
 
 
+async def test_every_answer_to_a_limited_key_tells_how_much_is_left(cortex):
+    """Look-ups and errors too; in Anthropic's names to its clients. A key without limits has none."""
+    limited = await new_key(cortex.gateway, "limited", rpm=60, tpm=6000, may=["helexa/*"])
+    free = await new_key(cortex.gateway, "free")
+    look_ups = ("/v1/models", "/v1/models/helexa/small", "/v1/models/none", "/v1/usage", "/v1/nowhere", "/v1/chat/x")
+    async with client_of(cortex.url, bearer(limited)) as client:
+        answers = [await client.get(path) for path in look_ups]
+        answers.append(await client.post("/v1/chat/completions", content=b"{"))
+        answers.append(await client.post("/v1/chat/completions", json=CHAT | {"model": LARGE}))
+        answers.append(await client.get("/v1/chat/completions"))
+        for answer in answers:
+            assert answer.headers["x-ratelimit-limit-requests"] == "60", (answer.url, answer.status_code)
+            assert answer.headers["x-ratelimit-remaining-tokens"] == "6000"
+        anthropic_answer = await client.get("/v1/models", headers={"anthropic-version": "2023-06-01"})
+        assert anthropic_answer.headers["anthropic-ratelimit-requests-limit"] == "60"
+        assert "x-ratelimit-limit-requests" not in anthropic_answer.headers
+    assert {answer.status_code for answer in answers} == {200, 400, 403, 404, 405}
+    async with client_of(cortex.url, bearer(free)) as client:
+        assert "x-ratelimit-limit-requests" not in (await client.get("/v1/models")).headers
+    async with client_of(cortex.url) as client:
+        assert "x-ratelimit-limit-requests" not in (await client.get("/v1/models")).headers
+
+
 async def test_key_is_named_in_log_and_explain_and_its_secret_is_not(cortex):
     """The log has the name and id of the key and never the secret. Of headers, test_header_policy says what passes."""
     secret = await new_key(cortex.gateway, "alice", verbs=["infer", "read"])

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from gateway.access.keys import key_rows, scope
 from gateway.access.keys.key import Key
-from gateway.access.keys.key_fields import InvalidKey, as_json, duration_s, parse_fields
+from gateway.access.keys.key_fields import LONGEST_LIFE_S, InvalidKey, as_json, duration_s, parse_fields
 from gateway.access.keys.key_rows import KeyConflict, NewSecret, UnknownKey
 from gateway.access.keys.key_table import StoredKey
 
@@ -104,15 +104,20 @@ class KeyChanges:
             raise InvalidKey("rotate", "must be true or false")
         columns = parse_fields(settings, currency=self.currency)
         self._check_grant(columns)
-        grace_s = duration_s("grace", grace)
+        grace_s = duration_s("grace", grace, "24h")
+        if grace_s > LONGEST_LIFE_S:
+            raise InvalidKey("grace", "must be at most 36500d")
         edited = key_rows.edit(connection, stored.key.id, columns)
         if not rotate:
             return self._json(edited)
         return self._json_with_secret(key_rows.rotate(connection, stored.key.id, grace_s=grace_s))
 
     def revoke(self, connection: Connection, name_or_id: str, *, end_streams: bool) -> dict[str, Any]:
-        """The key works no more; with `end_streams` its running requests end. Raises UnknownKey, NotGrantable."""
-        stored = self._within_grant(connection, name_or_id)
+        """The key works no more; with `end_streams` its running requests end. Raises UnknownKey, NotGrantable.
+
+        A revoked key, too, so that its requests can be ended after all; its name may be free by then.
+        """
+        stored = self._within_grant(connection, name_or_id, revoked_too=True)
         return self._json(key_rows.revoke(connection, stored.key.id, end_streams=end_streams))
 
     def _changeable(self, connection: Connection, name_or_id: str) -> StoredKey:
@@ -121,8 +126,8 @@ class KeyChanges:
             raise KeyConflict(f"the key '{stored.key.name}' ({stored.key.id}) was revoked: create another")
         return stored
 
-    def _within_grant(self, connection: Connection, name_or_id: str) -> StoredKey:
-        stored = key_rows.find(connection, name_or_id)
+    def _within_grant(self, connection: Connection, name_or_id: str, *, revoked_too: bool = False) -> StoredKey:
+        stored = key_rows.find(connection, name_or_id, revoked_too=revoked_too)
         self._check_grant({"verbs": stored.key.verbs, "may": stored.key.may})
         return stored
 

@@ -13,7 +13,7 @@ from gateway.access.keys.key_table import StoredKey
 from gateway.access.limits import budget_text
 from gateway.access.limits.limit import Budget
 
-__all__ = ["FIELDS", "InvalidKey", "as_json", "duration_s", "parse_fields"]
+__all__ = ["FIELDS", "LONGEST_LIFE_S", "InvalidKey", "as_json", "duration_s", "parse_fields"]
 
 VERBS: tuple[str, ...] = get_args(Verb)
 OBSERVABLE = ("rpm", "tpm", "concurrency")
@@ -61,11 +61,11 @@ def parse_fields(given: Mapping[str, Any], *, currency: str = "USD") -> dict[str
 LONGEST_LIFE_S = 36_500 * 24 * 3600  # a hundred years
 
 
-def duration_s(field: str, value: object) -> float:
+def duration_s(field: str, value: object, example: str = "90d") -> float:
     """`90d`, `24h`, `30m`, `10s` or `2w` in seconds. Raises InvalidKey."""
     found = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if found is None:
-        raise InvalidKey(field, "must be a number and a unit, s, m, h, d or w: for example 90d")
+        raise InvalidKey(field, f"must be a number and a unit, s, m, h, d or w: for example {example}")
     return float(found[1]) * _SECONDS[found[2]]
 
 

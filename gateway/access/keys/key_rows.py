@@ -72,12 +72,17 @@ def read_if_changed(connection: Connection, version: int) -> tuple[int, list[Sto
     return None if found == version else (found, read_all(connection))
 
 
-def find(connection: Connection, name_or_id: str) -> StoredKey:
-    """The key with this id, else the one that is not revoked with this name. Raises UnknownKey."""
+def find(connection: Connection, name_or_id: str, *, revoked_too: bool = False) -> StoredKey:
+    """The key with this id, else the one that is not revoked with this name. Raises UnknownKey.
+
+    With `revoked_too`, else the one that was revoked last.
+    """
     row = connection.execute(select(keys).where(keys.c.id == name_or_id)).one_or_none()
     if row is None:
-        named = select(keys).where(keys.c.name == name_or_id, keys.c.revoked_at.is_(None))
-        row = connection.execute(named).one_or_none()
+        named = select(keys).where(keys.c.name == name_or_id)
+        row = connection.execute(named.where(keys.c.revoked_at.is_(None))).one_or_none()
+        if row is None and revoked_too:
+            row = connection.execute(named.order_by(keys.c.revoked_at.desc()).limit(1)).one_or_none()
     if row is None:
         raise UnknownKey(f"there is no key with the name or id '{name_or_id}'; `cortex key list` lists them")
     return _stored(row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -19,11 +20,17 @@ from gateway.access.store import migrate
 from gateway.access.store.schema import SCHEMA_VERSION
 from gateway.files.state_directory import give_to_owner_of_directory, make_directory
 
-__all__ = ["Database", "InvalidStoreUrl", "StoreUnavailable"]
+__all__ = ["RESTORE_HINT", "Database", "InvalidStoreUrl", "StoreUnavailable"]
 
 BUSY_TIMEOUT_S = 5  # how long SQLite waits for another process that writes
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 10_000  # of PostgreSQL; ours take milliseconds
+
+RESTORE_HINT = (
+    "stop the gateways that use it, move the file and its -wal and -shm away, and put a copy there that"
+    " `cortex store backup` made; without one, `cortex key import` restores the keys of an export"
+)
+"""What to do about a file that SQLite cannot read."""
 
 _Result = TypeVar("_Result")
 
@@ -57,14 +64,16 @@ class Database:
             self._url = make_url(url)
         except exc.ArgumentError as error:
             raise InvalidStoreUrl("must be sqlite:///PATH or postgresql://…") from error
+        except ValueError as error:  # SQLAlchemy's own, from int()
+            raise InvalidStoreUrl("its port must be a number") from error
         backend = self._url.get_backend_name()
         self.path: Path | None = None
         if backend == "sqlite":
-            if not self._url.database or self._url.host:
-                raise InvalidStoreUrl("sqlite needs a file: sqlite:///cortex.db or sqlite:////srv/cortex.db")
-            self.path = directory / self._url.database
+            self.path = directory / _sqlite_file(self._url)
         elif backend not in {"postgresql", "postgres"}:
             raise InvalidStoreUrl(f"cortex stores in sqlite or postgresql, not in {backend}")
+        else:
+            _check_postgresql(self._url)
         self.name = str(self.path or self._url.render_as_string(hide_password=True))
         self.error: str | None = None
         self._engine: Engine | None = None
@@ -103,6 +112,19 @@ class Database:
             return []
         found = self.read(lambda connection: connection.exec_driver_sql("PRAGMA quick_check(10)").scalars().all())
         return [] if found == ["ok"] else list(found)
+
+    def why_unusable(self) -> str | None:
+        """Why this user cannot use or create the database, as far as that shows without connecting; None if so."""
+        if self.path is None:
+            return None if find_spec("psycopg") else "needs psycopg, which is not installed: install cortex[postgresql]"
+        nearest = next(path for path in (self.path, *self.path.parents) if os.access(path, os.F_OK))
+        if nearest == self.path and nearest.is_dir():
+            return f"{self.path} is a directory"
+        if nearest != self.path and not nearest.is_dir():
+            return f"{self.path} cannot be created: {nearest} is not a directory"
+        needed = (self.path, self.path.parent) if nearest == self.path else (nearest,)  # SQLite writes files beside it
+        denied = next((path for path in needed if not os.access(path, os.W_OK)), None)
+        return None if denied is None else f"{self.path} cannot be written by this user, who may not write {denied}"
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""
@@ -176,6 +198,26 @@ def _sqlite(path: Path) -> Engine:
     return engine
 
 
+def _sqlite_file(url: URL) -> str:
+    """The file of a URL. Raises InvalidStoreUrl."""
+    file = url.database
+    if not file or url.host or "\0" in file:
+        raise InvalidStoreUrl("sqlite needs a file: sqlite:///cortex.db or sqlite:////srv/cortex.db")
+    if file == ":memory:":
+        raise InvalidStoreUrl("a store in memory is gone with its process; name a file: sqlite:///cortex.db")
+    if url.drivername != "sqlite" or url.query:
+        raise InvalidStoreUrl("sqlite takes neither a driver nor parameters: sqlite:///cortex.db")
+    return file
+
+
+def _check_postgresql(url: URL) -> None:
+    """Raises InvalidStoreUrl."""
+    if url.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        raise InvalidStoreUrl("cortex uses the driver psycopg: write postgresql://…")
+    if url.port is not None and not 0 < url.port < 65_536:
+        raise InvalidStoreUrl("its port must be 1 to 65535")
+
+
 def _postgresql(url: URL) -> Engine:
     defaults: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
@@ -195,6 +237,8 @@ def _reason(error: Exception) -> str:
         return f"{error}: install cortex[postgresql]"
     cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    if "malformed" in lines[0] or "not a database" in lines[0]:
+        return f"{lines[0]}; {RESTORE_HINT}"
     missing = "no such table" in lines[0] or "does not exist" in lines[0]
     hint = f"; `cortex store upgrade` creates the tables of version {SCHEMA_VERSION}" if missing else ""
     return lines[0] + hint

@@ -10,13 +10,13 @@ import click
 from gateway.cli.connection import Connection
 from gateway.cli.connection_options import connection_options
 from gateway.cli.options import json_option
-from gateway.cli.source.editable_file import AliasCommandError
+from gateway.cli.source.editable_file import AliasCommandError, NoAnswer
 from gateway.cli.terminal import print_error, print_json
 from gateway.cli.views import audit_view
 
 __all__ = ["audit"]
 
-FAILED = 1  # exit code
+FAILED, NO_GATEWAY = 1, 2  # exit codes
 
 
 @click.group()
@@ -66,4 +66,4 @@ def show(limit: int, *, connection: Connection, as_json: bool) -> None:
 
 def _fail(error: AliasCommandError) -> NoReturn:
     print_error(f"error: {error}")
-    sys.exit(FAILED)
+    sys.exit(NO_GATEWAY if isinstance(error, NoAnswer) else FAILED)

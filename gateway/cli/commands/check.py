@@ -12,7 +12,7 @@ from catalogue.toml.faults import Fault, FaultyFile
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.cross_checks import cross_check
 from gateway.cli.options import config_option, exit_with_faults, find_config, load_settings_to_serve, print_faults
-from gateway.config.settings import TlsSettings
+from gateway.config.settings import Settings, TlsSettings
 from gateway.http.server_tls.certificate_store import open_certificates
 from gateway.server.access.parts import open_database
 from gateway.server.neurons.neuron_store import NeuronStore
@@ -34,22 +34,36 @@ def check(config: Path | None) -> None:
     log.configure(dataclasses.replace(settings.log, level="critical"))
     print_faults(loaded.warnings, "warning")
     catalogue_store, neuron_store = CatalogueStore(settings.models_config), NeuronStore(settings)
-    certificates: list[Fault] = []
+    warnings: list[Fault] = []
     faults = [
         *_faults(catalogue_store.load_initial),
         *_faults(neuron_store.load_initial),
-        *_faults(lambda: open_database(settings)),
-        *_faults(lambda: certificates.extend(_certificate_warnings(settings.tls))),
+        *_faults(lambda: warnings.extend(_store_warnings(settings))),
+        *_faults(lambda: warnings.extend(_certificate_warnings(settings.tls))),
     ]
     if faults:
         exit_with_faults(FaultyFile(tuple(faults)))
     catalogue, neurons = catalogue_store.current, neuron_store.neurons
-    found = (*catalogue.warnings, *neuron_store.warnings, *certificates, *cross_check(settings, catalogue, neurons))
+    found = (*catalogue.warnings, *neuron_store.warnings, *warnings, *cross_check(settings, catalogue, neurons))
     print_faults(found, "warning")
     for path in (find_config(config), neuron_store.path, None if catalogue.digest is None else catalogue.path):
         if path is not None:
             click.echo(f"read {path}")
     click.echo(f"ok: {len(neurons)} neurons, {len(catalogue.models)} models, {len(catalogue.aliases)} aliases")
+
+
+def _store_warnings(settings: Settings) -> tuple[Fault, ...]:
+    """Raises FaultyFile where a gateway would not start: in keys mode without its store."""
+    reason = open_database(settings).why_unusable()
+    if reason is None:
+        return ()
+    needs_keys = settings.access.mode == "keys"
+    consequence = "the gateway does not start" if needs_keys else "usage is not recorded"
+    hint = f"{consequence}: name a store that the gateway's user can write, or another [state] dir"
+    fault = Fault("cortex.toml", None, "store.url", reason, hint)
+    if needs_keys:
+        raise FaultyFile((fault,))
+    return (fault,)
 
 
 def _certificate_warnings(tls: TlsSettings) -> tuple[Fault, ...]:

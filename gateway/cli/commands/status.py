@@ -22,7 +22,7 @@ from gateway.cli.views import status_view
 __all__ = ["status"]
 
 REDRAW_S = 2.0
-UNREACHABLE = 2  # exit code
+REFUSED, UNREACHABLE = 1, 2  # exit codes
 
 
 @click.command()
@@ -30,7 +30,9 @@ UNREACHABLE = 2  # exit code
 @json_option
 @click.option("--watch", is_flag=True, help="Redraw every 2 seconds until Ctrl-C, with rates and times.")
 def status(*, connection: Connection, as_json: bool, watch: bool) -> None:
-    """Show problems, neurons, models and aliases. Exit code 2 if the gateway does not answer.
+    """Show problems, neurons, models and aliases.
+
+    Exit code 1 if the gateway refuses the key, 2 if it does not answer.
 
     Without a key that has the verb `read`, devices, leases, requests and loads are missing.
     """
@@ -45,6 +47,9 @@ def status(*, connection: Connection, as_json: bool, watch: bool) -> None:
         else:
             out.print(status_view.render(state))
     except ApiError as error:
+        if error.message is not None:
+            print_error(f"cortex status: {error.message}")
+            sys.exit(REFUSED)
         print_error(f"cortex status: {error}; --endpoint sets the address")
         sys.exit(UNREACHABLE)
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from gateway.cli.views.top_view import Trend, render_top
 
 __all__ = ["top"]
 
-UNREACHABLE = 2  # exit code
+REFUSED, UNREACHABLE = 1, 2  # exit codes
 
 
 @click.command()
@@ -59,6 +59,9 @@ def top(*, connection: Connection, interval: float) -> None:
                 except ApiError as error:
                     live.update(Text(f"{error}; still trying", style="bold red"), refresh=True)
     except ApiError as error:
+        if error.message is not None:
+            print_error(f"cortex top: {error.message}")
+            sys.exit(REFUSED)
         print_error(f"cortex top: {error}; --endpoint sets the address")
         sys.exit(UNREACHABLE)
     except KeyboardInterrupt:

@@ -11,11 +11,15 @@ from gateway.aliases.files.rollout_state import Rollout
 from gateway.aliases.files.start_rollout import RolloutPlan
 from gateway.aliases.files.versions import Version
 
-__all__ = ["AliasCommandError", "EditableFile"]
+__all__ = ["AliasCommandError", "EditableFile", "NoAnswer"]
 
 
 class AliasCommandError(Exception):
     """The command cannot be carried out, and nothing was written. The text has a line for each reason."""
+
+
+class NoAnswer(AliasCommandError):
+    """The gateway cannot be reached."""
 
 
 class EditableFile(Protocol):

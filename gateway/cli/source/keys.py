@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,9 +16,13 @@ from gateway.access.keys.key_fields import InvalidKey
 from gateway.access.keys.key_rows import KeyConflict, UnknownKey
 from gateway.access.store.database import Database, StoreUnavailable
 from gateway.access.store.migrate import SchemaUnknown
+from gateway.aliases.files.audit_log import AuditLog
+from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError, GatewayAddress
 from gateway.cli.connection import Connection
+from gateway.cli.source.local_file import os_user
+from gateway.cli.terminal import print_error
 
 __all__ = ["KeyCommandError", "KeySource", "Unavailable", "key_source"]
 
@@ -53,14 +58,17 @@ def key_source(connection: Connection) -> KeySource:
     """The keys of the gateway that `--url` names; without it, those in the store of cortex.toml."""
     if connection.url:
         return _RemoteKeys(connection.address())
-    return _LocalKeys(connection.database(), connection.settings.ledger.currency)
+    settings = connection.settings
+    audit_log = CatalogueFiles.from_settings(settings).audit_log
+    return _LocalKeys(connection.database(), settings.ledger.currency, audit_log)
 
 
 class _LocalKeys:
-    """In the store, which is created or migrated first. Its operator may do everything."""
+    """In the store, which is created or migrated first. Its operator may do everything, and the audit log says what."""
 
-    def __init__(self, database: Database, currency: str) -> None:
+    def __init__(self, database: Database, currency: str, audit_log: AuditLog) -> None:
         self._database = database
+        self._audit_log = audit_log
         self._changes = KeyChanges(currency=currency)
         with _as_command_errors():
             database.upgrade()
@@ -70,23 +78,45 @@ class _LocalKeys:
             return self._database.read(partial(self._changes.list, with_hashes=with_hashes))
 
     def create(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        with _as_command_errors():
-            return self._database.write(partial(self._changes.create, fields=fields))
+        return self._change("create", partial(self._changes.create, fields=fields))
 
     def edit(self, name_or_id: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        with _as_command_errors():
-            return self._database.write(partial(self._changes.edit, name_or_id=name_or_id, fields=fields))
+        what = "rotate" if fields.get("rotate") else "edit"
+        return self._change(what, partial(self._changes.edit, name_or_id=name_or_id, fields=fields))
 
     def revoke(self, name_or_id: str, *, now: bool) -> dict[str, Any]:
-        with _as_command_errors():
-            return self._database.write(partial(self._changes.revoke, name_or_id=name_or_id, end_streams=now))
+        what = "revoke, with its running requests," if now else "revoke"
+        return self._change(what, partial(self._changes.revoke, name_or_id=name_or_id, end_streams=now))
 
     def import_keys(self, records: Sequence[Mapping[str, Any]]) -> int:
         """All of them, or none if one is faulty."""
         with _as_command_errors():
-            return self._database.write(
-                lambda connection: sum(self._changes.import_key(connection, record) for record in records)
+            imported = self._database.write(
+                lambda connection: [record for record in records if self._changes.import_key(connection, record)]
             )
+        for record in imported:
+            self._record("import", str(record["name"]), str(record["id"]), "active")
+        return len(imported)
+
+    def _change(self, what: str, work: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        with _as_command_errors():
+            done = self._database.write(work)
+        self._record(what, done["name"], done["id"], done["state"])
+        return done
+
+    def _record(self, what: str, name: str, key_id: str, outcome: str) -> None:
+        """A line as the admin API writes it, but that no catalogue belongs to it.
+
+        A key must be revocable while the audit log is out of order, so that is a warning.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"time": now, "event": "key", "generation": None, "who": os_user(), "file": None}
+        line |= {"key": name, "key_id": key_id, "summary": f"{what} key {name}", "outcome": outcome}
+        try:
+            self._audit_log.append(line)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            print_error(f"warning: the audit log does not have this change: {self._audit_log.path}: {reason}")
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from gateway.aliases.files.start_rollout import RolloutPlan
 from gateway.aliases.files.toml_edit import CannotEdit
 from gateway.aliases.files.versions import Version
 from gateway.cli import api_client
-from gateway.cli.api_client import ApiError, GatewayAddress
-from gateway.cli.source.editable_file import AliasCommandError
+from gateway.cli.api_client import ApiError, GatewayAddress, NoToken
+from gateway.cli.source.editable_file import AliasCommandError, NoAnswer
 from gateway.cli.source.local_file import FROM_DISK_HINT, os_user
 
 __all__ = ["RemoteFile"]
@@ -200,6 +200,8 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except ApiError as error:
+        if error.message is None and error.status is None and not isinstance(error, NoToken):
+            raise NoAnswer(str(error)) from error
         raise AliasCommandError(str(error) if error.message is None else error.message) from error
     except (CannotEdit, FaultyFile, ValueError) as error:  # by the edit itself, on this host
         raise AliasCommandError(str(error)) from error

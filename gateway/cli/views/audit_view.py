@@ -40,7 +40,8 @@ def print_lines(path: str, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _details(fields: Mapping[str, Any]) -> Iterator[str]:
-    yield f"generation {fields.get('generation')}, file {str(fields.get('file'))[:HASH_DIGITS]}"
+    if fields.get("file") is not None:
+        yield f"generation {fields.get('generation')}, file {str(fields.get('file'))[:HASH_DIGITS]}"
     yield from str(fields.get("summary") or "").split("; ")
     if command := fields.get("command"):
         yield f"command: {command}"

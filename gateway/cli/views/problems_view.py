@@ -15,21 +15,32 @@ from gateway.cli.terminal import table
 __all__ = ["aliases_table", "figures_table", "problem_lines"]
 
 PROBLEMS_SHOWN = 20
+SUBJECTS_SHOWN = 8  # of one line
 
 
 def problem_lines(problems: Sequence[Mapping[str, Any]]) -> list[Text]:
-    """A line per problem: its code, what it is about, since when, and why."""
-    lines = [_problem_line(problem) for problem in problems[:PROBLEMS_SHOWN]]
-    if len(problems) > PROBLEMS_SHOWN:
-        lines.append(Text(f"  and {len(problems) - PROBLEMS_SHOWN} more: `cortex status --json` lists all", "yellow"))
+    """A line per problem: its code, what it is about, since when, and why.
+
+    Problems with the same code and the same reason share a line: when every neuron is down, all aliases have that one.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for problem in problems:
+        groups.setdefault((problem["code"], problem["text"]), []).append(problem)
+    lines = [_problem_line(group) for group in list(groups.values())[:PROBLEMS_SHOWN]]
+    if len(groups) > PROBLEMS_SHOWN:
+        left_out = sum(len(group) for group in list(groups.values())[PROBLEMS_SHOWN:])
+        lines.append(Text(f"  and {left_out} more: `cortex status --json` lists all", "yellow"))
     return lines
 
 
-def _problem_line(problem: Mapping[str, Any]) -> Text:
+def _problem_line(group: Sequence[Mapping[str, Any]]) -> Text:
+    subjects = ", ".join(problem["subject"] for problem in group[:SUBJECTS_SHOWN])
+    if len(group) > SUBJECTS_SHOWN:
+        subjects += f" and {len(group) - SUBJECTS_SHOWN} more"
     line = Text("  ")
-    line.append(problem["code"], style="bold yellow")
-    line.append(f"  {problem['subject']}", style="bold")
-    line.append(f"  since {_since(problem['since'])}: {problem['text']}")
+    line.append(group[0]["code"], style="bold yellow")
+    line.append(f"  {subjects}", style="bold")
+    line.append(f"  since {_since(min(problem['since'] for problem in group))}: {group[0]['text']}")
     return line
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from quart import Response, request
+from quart import Response
 from quart_trio import QuartTrio
 
 from gateway import errors
@@ -20,7 +20,7 @@ from gateway.access.keys.key_rows import KeyConflict, UnknownKey
 from gateway.access.store.database import StoreUnavailable
 from gateway.access.store.store import Store
 from gateway.server.access.actor import actor, key_of_request
-from gateway.server.admin_bodies import decode_body
+from gateway.server.admin_bodies import decode_body, flag
 from gateway.server.quart_app import json_response
 
 __all__ = ["KeyRoutes", "mount_key_routes"]
@@ -54,7 +54,7 @@ def mount_key_routes(app: QuartTrio, routes: KeyRoutes) -> None:
 
     @app.get("/admin/keys")
     async def list_keys() -> Response:
-        with_hashes = request.args.get("hashes") in {"1", "true"}
+        with_hashes = flag("hashes")
         with _as_gateway_errors():
             found = await routes.store.read(partial(_changes(routes).list, with_hashes=with_hashes))
         return json_response({"keys": [key | {"use": routes.use(key["id"])} for key in found]})
@@ -74,7 +74,7 @@ def mount_key_routes(app: QuartTrio, routes: KeyRoutes) -> None:
 
     @app.delete("/admin/keys/<path:name_or_id>")
     async def revoke_key(name_or_id: str) -> Response:
-        now = request.args.get("now") in {"1", "true"}
+        now = flag("now")
         what = "revoke, with its running requests," if now else "revoke"
         work = partial(_changes(routes).revoke, name_or_id=name_or_id, end_streams=now)
         return json_response(await change(what, work))

@@ -40,6 +40,7 @@ class AccessParts:
         end_requests: Ends the running requests of a key.
         first_secret: The secret of the first key, if the operator chose it.
         show_first_key: Called with the secret of the first key if the gateway made it.
+        record: `Auditor.record_action`: the first key is audited.
 
     Attributes:
         access: Checks requests.
@@ -56,10 +57,12 @@ class AccessParts:
         end_requests: Callable[[Key], None],
         first_secret: str | None = None,
         show_first_key: Callable[[str], None],
+        record: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._mode = settings.access.mode
         self._first_secret = first_secret
         self._show_first_key = show_first_key
+        self._record = record
         self.access = Access(KeyTable(), mode=self._mode or "open", admin_token=settings.admin.token)
         self.hosts = HostCheck(settings.access.allowed_hosts)
         self.store = Store(open_database(settings))
@@ -109,6 +112,8 @@ class AccessParts:
             if created is not None:
                 key = created.stored.key
                 log.warning("first_key", key=key.name, key_id=key.id, verbs=sorted(key.verbs))
+                summary = f"create key {key.name}, the first"
+                self._record("key", "cortex", summary=summary, outcome="active", key=key.name, key_id=key.id)
                 if self._first_secret is None:
                     self._show_first_key(created.secret)
 

@@ -16,9 +16,11 @@ from gateway.access.keys.key import Key
 from gateway.access.ledger.usage_period import InvalidPeriod, parse_since
 from gateway.access.ledger.usage_report import GROUPINGS, UsageQuery, read_usage_report
 from gateway.access.limits.limiter import Limiter
+from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers
 from gateway.access.limits.windows import zone_of
 from gateway.access.store.database import StoreUnavailable
 from gateway.access.store.store import Store
+from gateway.asgi import Headers
 from gateway.server.quart_app import json_response
 
 __all__ = ["UsageReports", "mount_admin_usage", "mount_own_usage"]
@@ -34,6 +36,14 @@ class UsageReports:
     limiter: Limiter
     currency: str = "USD"
     timezone: str = "UTC"
+
+    def limit_headers(self, key: Key, *, anthropic: bool) -> Headers:
+        """What is left of the key's limits per minute; nothing for a key without."""
+        use = self.limiter.use_of(key)
+        if not use.is_limited_by_rate:
+            return []
+        now = self.limiter.clock()
+        return anthropic_headers(use, now, self.limiter.unix_time()) if anthropic else openai_headers(use, now)
 
     async def report(self, key: Key | None) -> dict[str, Any]:
         """The report that the current request asks for, of one key or of all.

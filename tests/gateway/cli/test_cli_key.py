@@ -10,10 +10,12 @@ import pytest
 from fakes.operator import Operator
 from fakes.process import cortex
 
+from gateway.access.keys import key_rows
 from gateway.access.keys.key_changes import KeyChanges
 from gateway.access.keys.secret import digest_of, is_mistyped
 from gateway.access.store.database import Database
 from gateway.access.store.schema import SCHEMA_VERSION
+from gateway.cli.source.local_file import os_user
 
 
 @pytest.fixture
@@ -90,7 +92,8 @@ def test_every_setting_of_a_key_is_set_and_changed(operator):
         (["show", "bob"], "there is no key with the name or id 'bob'"),
         (["edit", "bob", "--rpm", "1"], "there is no key with the name or id 'bob'"),
         (["edit", "alice"], "name what to change"),
-        (["rotate", "alice", "--grace", "1x"], "grace: must be a number and a unit"),
+        (["rotate", "alice", "--grace", "1x"], "grace: must be a number and a unit, s, m, h, d or w: for example 24h"),
+        (["rotate", "alice", "--grace", "999999w"], "grace: must be at most 36500d"),
         (["revoke", "bob"], "there is no key with the name or id 'bob'"),
     ],
 )
@@ -124,6 +127,62 @@ def test_rotation_gives_a_new_secret_and_keeps_the_old_one_for_its_grace(operato
     assert shown(operator, "alice")["old_secret_until"] == pytest.approx(time.time() + 86_400, abs=60)
     operator.done("key", "rotate", "alice")
     assert shown(operator, "alice")["old_secret_until"] is None
+
+
+def test_every_change_is_in_the_audit_log(operator, tmp_path):
+    """In the chain of the gateway's lines, with the user of this host; nothing of a secret. A look leaves no line."""
+    secrets = [operator("key", "create", "alice").stdout.strip()]
+    operator.done("key", "edit", "alice", "--rpm", 60)
+    secrets.append(operator("key", "rotate", "alice", "--grace", "1h").stdout.strip())
+    exported = operator.done("key", "export")
+    operator.done("key", "list")
+    operator.done("key", "revoke", "alice", "--now")
+    assert operator("key", "revoke", "nobody").exit_code == 1
+    (tmp_path / "keys.json").write_text(exported.replace(secrets[0].split("_")[1], "other1").replace("alice", "bob"))
+    operator.done("key", "import", tmp_path / "keys.json")
+    lines = operator.lines()
+    assert [(line["event"], line["who"], line["summary"], line["outcome"]) for line in lines] == [
+        ("key", os_user(), f"{summary} key {name}", outcome)
+        for summary, name, outcome in (
+            ("create", "alice", "active"),
+            ("edit", "alice", "active"),
+            ("rotate", "alice", "active"),
+            ("revoke, with its running requests,", "alice", "revoked"),
+            ("import", "bob", "active"),
+        )
+    ]
+    assert "5 lines, numbers 1 to 5, are intact" in operator.done("audit", "verify")
+    shown_lines = operator.done("audit", "show")
+    assert "rotate key alice" in shown_lines
+    assert "None" not in shown_lines
+    assert not any(secret in str(lines) for secret in secrets)
+
+
+def test_key_can_be_revoked_while_the_audit_log_is_out_of_order(operator, tmp_path):
+    """The operator learns that the log lacks the change."""
+    operator.done("key", "create", "alice")
+    (tmp_path / "models.audit.jsonl").unlink()
+    (tmp_path / "models.audit.jsonl").mkdir()
+    result = operator("key", "revoke", "alice")
+    assert result.exit_code == 0
+    assert "warning: the audit log does not have this change" in result.stderr
+    assert operator.done("key", "list", "--json") == '{\n  "keys": []\n}\n'
+
+
+def test_requests_of_a_revoked_key_can_be_ended_after_all(operator):
+    """By name while no other key has it, else by id."""
+    operator.done("key", "create", "alice")
+    key_id = shown(operator, "alice")["id"]
+    operator.done("key", "revoke", "alice")
+    revoked_at = shown(operator, key_id)["revoked_at"]
+    assert operator.done("key", "revoke", "alice", "--now") == f"revoked alice ({key_id})\n"
+    database = Database("sqlite:///cortex.db", operator.config.parent)
+    assert [(stored.end_streams, stored.key.revoked_at) for stored in database.read(key_rows.read_all)] == [
+        (True, revoked_at)
+    ]
+    database.close()
+    operator.done("key", "create", "alice")
+    assert key_id not in operator.done("key", "revoke", "alice")
 
 
 def test_revoked_key_frees_its_name_and_cannot_come_back(operator):
@@ -187,7 +246,23 @@ def test_store_that_cannot_be_used_is_exit_code_2(operator, tmp_path):
     for command in (("key", "list"), ("store", "check"), ("store", "upgrade")):
         result = operator(*command)
         assert result.exit_code == 2, result.output
-        assert "file is not a database" in result.stderr
+        assert "file is not a database; stop the gateways that use it, move the file" in result.stderr
+        assert "`cortex store backup`" in result.stderr
+
+
+@pytest.mark.parametrize(("mode", "code"), [("keys", 1), ("open", 0)])
+def test_check_finds_a_store_that_cannot_be(operator, tmp_path, mode, code):
+    """A fault where the gateway would not start, a warning where it starts without."""
+    (tmp_path / "file").write_text("")
+    text = operator.config.read_text()
+    operator.config.write_text(f'{text}[access]\nmode = "{mode}"\n[store]\nurl = "sqlite:///file/cortex.db"\n')
+    result = cortex("check", "-c", operator.config)
+    assert result.returncode == code, result.stderr
+    assert f"cannot be created: {tmp_path / 'file'} is not a directory" in result.stderr
+    operator.config.write_text(f'{text}[access]\nmode = "{mode}"\n[state]\ndir = "{tmp_path / "file" / "state"}"\n')
+    result = cortex("check", "-c", operator.config)
+    assert result.returncode == code, result.stderr
+    assert "store.url: " in result.stderr
 
 
 def test_store_commands(operator, tmp_path):

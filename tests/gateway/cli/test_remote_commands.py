@@ -23,7 +23,7 @@ class Desk:
     """An operator's own machine: it knows an address and a key, in a folder without any file of the gateway."""
 
     def __init__(self, url, key, folder):
-        self.url = url
+        self.url, self.key = url, key
         self._environment = {"CORTEX_URL": url, "CORTEX_KEY": key, "COLUMNS": "200", "XDG_CONFIG_HOME": str(folder)}
 
     def __call__(self, *arguments, **env):
@@ -256,6 +256,26 @@ def test_gateway_that_does_not_answer_is_told(desk, command):
     assert result.exit_code in {1, 2, 3}
     assert "cannot reach http://127.0.0.1:9" in result.stderr
     assert time.monotonic() - began < SAFETY_NET_S
+
+
+READING = (("catalogue", "get"), ("alias", "list"), ("alias", "history"), ("audit", "show"), ("audit", "verify"))
+
+
+@pytest.mark.parametrize(("command", "code"), [*((each, 2) for each in READING), (("alias", "set", "a", "b"), 1)])
+def test_only_commands_that_read_exit_with_2_without_a_gateway(command, code):
+    """Of an edit, 2 says that the file is written. Nothing is, without an answer."""
+    env = {"CORTEX_URL": "http://127.0.0.1:9", "CORTEX_KEY": "ctx_k_secret"}
+    assert CliRunner().invoke(main.main, command, env=env).exit_code == code
+
+
+@pytest.mark.parametrize("command", [("status",), ("status", "--json"), ("top",)], ids=" ".join)
+def test_status_with_a_mistyped_key_says_so(desk, command):
+    """Exit code 1: the gateway answers, and refuses the key."""
+    mistyped = f"{desk.key[:-1]}{'a' if desk.key[-1] != 'a' else 'b'}"
+    result = desk(*command, CORTEX_KEY=mistyped)
+    assert result.exit_code == 1, result.output
+    assert "its checksum does not match" in result.stderr
+    assert "--endpoint" not in result.stderr
 
 
 def test_whole_file(desk, host, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from gateway.cli.views import status_view
+from gateway.cli.views.problems_view import problem_lines
 
 
 def printed(what: Any) -> str:
@@ -41,6 +42,25 @@ def test_progress_of_loads_and_wakes_is_shown() -> None:
     assert "waking" not in rows["m"]
     assert "40%, waking" in rows["n"]
     assert "%" not in rows["o"]
+
+
+def test_problems_with_the_same_reason_share_a_line() -> None:
+    """Every neuron is down: each alias has the same reason, once for all. Others keep their own line."""
+    reason = "no healthy nodes available: beast: Connection refused"
+    problems = [
+        {"code": "node_down", "subject": "beast", "text": "Connection refused", "since": 0.0},
+        *({"code": "alias_unservable", "subject": f"a{n}", "text": reason, "since": 60.0 - n} for n in range(10)),
+        *({"code": "model_unservable", "subject": f"m{n}", "text": reason, "since": 60.0} for n in range(2)),
+        {"code": "model_unservable", "subject": "other", "text": "another reason", "since": 60.0},
+    ]
+    lines = [line.plain for line in problem_lines(problems)]
+    assert [line.split("since")[0].strip() for line in lines] == [
+        "node_down  beast",
+        "alias_unservable  a0, a1, a2, a3, a4, a5, a6, a7 and 2 more",
+        "model_unservable  m0, m1",
+        "model_unservable  other",
+    ]
+    assert [line.count(reason) for line in lines] == [0, 1, 1, 0]
 
 
 def test_reason_of_a_status_is_its_first_line() -> None:

@@ -132,7 +132,7 @@ def edit(name: str, *, new_name: str | None, connection: Connection, as_json: bo
 
 @key.command()
 @click.argument("name")
-@click.option("--grace", default="0s", show_default=True, help="How long the old secret still works: 24h.")
+@click.option("--grace", default="0s", show_default=True, help="For how long the old secret goes on working: 24h, 7d.")
 @connection_options
 @json_option
 def rotate(name: str, *, grace: str, connection: Connection, as_json: bool) -> None:

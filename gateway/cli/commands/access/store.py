@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from gateway.access.store.backup import BackupRefused, backup_to
-from gateway.access.store.database import StoreUnavailable
+from gateway.access.store.database import RESTORE_HINT, StoreUnavailable
 from gateway.access.store.migrate import SchemaUnknown
 from gateway.access.store.schema import SCHEMA_VERSION
 from gateway.cli.connection import Connection
@@ -64,7 +64,7 @@ def check(config: Path | None) -> None:
             REFUSED,
         )
     if faults:
-        _fail(f"{database.name}: is damaged: {'; '.join(faults)}; restore a backup", REFUSED)
+        _fail(f"{database.name}: is damaged: {'; '.join(faults)}; {RESTORE_HINT}", REFUSED)
     click.echo(f"{database.name}: ok, schema version {version}")
 
 

@@ -69,7 +69,7 @@ def list_(*, connection: Connection, as_json: bool) -> None:
             alias_view.print_list(name, [(alias, states.state(alias)) for alias in states.aliases.values()])
         return DONE
 
-    run_alias_command(connection, command)
+    run_alias_command(connection, command, only_reads=True)
 
 
 @alias.command()
@@ -96,7 +96,7 @@ def show(name: str, *, connection: Connection, as_json: bool) -> None:
             alias_view.print_alias(alias, places, state, newest)
         return DONE
 
-    run_alias_command(connection, command)
+    run_alias_command(connection, command, only_reads=True)
 
 
 @alias.command()
@@ -122,7 +122,7 @@ def compare(name: str, *, connection: Connection, as_json: bool) -> None:
             compare_view.print_comparison(result)
         return DONE
 
-    run_alias_command(connection, command)
+    run_alias_command(connection, command, only_reads=True)
 
 
 def _get_comparison(editor: AliasEditor, name: str) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def history(name: str | None, limit: int, *, connection: Connection, as_json: bo
             alias_view.print_no_versions(editor.file.audit_name, name)
         return DONE
 
-    run_alias_command(connection, command)
+    run_alias_command(connection, command, only_reads=True)
 
 
 def _version_json(version: Version) -> dict[str, Any]:

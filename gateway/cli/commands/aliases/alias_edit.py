@@ -26,7 +26,7 @@ from gateway.aliases.files.rollout_state import Rollout, split_weights
 from gateway.cli import api_client
 from gateway.cli.api_client import ApiError, GatewayAddress
 from gateway.cli.connection import Connection
-from gateway.cli.source.editable_file import AliasCommandError, EditableFile
+from gateway.cli.source.editable_file import AliasCommandError, EditableFile, NoAnswer
 from gateway.cli.terminal import HASH_DIGITS, print_error
 
 __all__ = ["DONE", "NOT_IN_FORCE", "NO_GATEWAY", "REFUSED", "AliasEditor", "run_alias_command"]
@@ -41,8 +41,14 @@ INTERRUPTED = 130
 DIFF_LINES = 60  # of a file that replaces a faulty one
 
 
-def run_alias_command(connection: Connection, command: Callable[[AliasEditor], int]) -> NoReturn:
-    """Run `command` for this file and gateway, print its error if it raises one, and exit."""
+def run_alias_command(
+    connection: Connection, command: Callable[[AliasEditor], int], *, only_reads: bool = False
+) -> NoReturn:
+    """Run `command` for this file and gateway, print its error if it raises one, and exit.
+
+    A command that only reads exits with NO_GATEWAY if the gateway cannot be reached; of an edit that code says that the
+    file is written.
+    """
     editor: AliasEditor | None = None
     try:
         editor = AliasEditor(connection.file(), connection.address(), click.echo)
@@ -50,7 +56,7 @@ def run_alias_command(connection: Connection, command: Callable[[AliasEditor], i
     except AliasCommandError as error:
         for line in str(error).splitlines():
             print_error(f"error: {line}")
-        exit_code = REFUSED
+        exit_code = NO_GATEWAY if only_reads and isinstance(error, NoAnswer) else REFUSED
     except KeyboardInterrupt:
         if editor is not None and editor.has_begun:
             print_error("interrupted: the change may be written already; the gateway goes on with it")

@@ -42,7 +42,7 @@ def get(*, on_disk: bool, connection: Connection) -> None:
         sys.stdout.buffer.flush()
         return DONE
 
-    run_alias_command(connection, command)
+    run_alias_command(connection, command, only_reads=True)
 
 
 @catalogue.command()

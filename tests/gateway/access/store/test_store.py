@@ -199,6 +199,13 @@ def test_postgresql_that_restarts_is_an_error_until_it_is_back(postgres):
         ("no url, secret", "must be sqlite:///PATH or postgresql://"),
         ("sqlite://", "needs a file"),
         ("sqlite://secret@host/x.db", "needs a file"),
+        ("sqlite:///a\0b", "needs a file"),
+        ("sqlite:///:memory:", "gone with its process"),
+        ("sqlite:///x.db?mode=ro&secret=1", "neither a driver nor parameters"),
+        ("sqlite+aiosqlite:///x.db", "neither a driver nor parameters"),
+        ("postgresql://a:secret@b:port/c", "port must be a number"),
+        ("postgresql://a:secret@b:99999/c", "port must be 1 to 65535"),
+        ("postgresql+asyncpg://a:secret@b/c", "uses the driver psycopg"),
     ],
 )
 def test_other_urls_are_refused_without_quoting_them(url, text):
