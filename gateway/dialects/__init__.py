@@ -23,6 +23,8 @@ from typing import NamedTuple, Protocol
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
 from gateway.dialects.json_splice import ModelField
+from gateway.dialects.large_bodies.outline import Outline
+from gateway.dialects.large_bodies.spliced_body import SplicedBody
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
 from gateway.http.sse import Event
@@ -46,6 +48,11 @@ class ClientRequest(NamedTuple):
     request_id: str
     form: Callable[[str], bytes | StreamedBody] | None = None
     secret_key: bytes = b""
+
+    @property
+    def outline(self) -> Outline:
+        """The body for parsers that look for single members."""
+        return self.model.outline or Outline(self.body)
 
 
 class AnswerAssembler(Protocol):
@@ -129,7 +136,7 @@ class OutgoingRequest(NamedTuple):
     """
 
     path: bytes
-    body: bytes
+    body: bytes | SplicedBody
     translation: Translation | None = None
     upload: StreamedBody | None = None
     ignored: bytes = b""

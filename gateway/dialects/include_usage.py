@@ -9,39 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 
 from gateway import errors
 from gateway.dialects.chat.assemble import CompletionAssembler
 from gateway.dialects.chat_chunks import Chunk
+from gateway.dialects.large_bodies.spliced_body import Edit
 from gateway.http import sse
 
-__all__ = ["Edit", "UsageStripper", "asking_for_usage", "edited"]
+__all__ = ["UsageStripper", "asking_for_usage"]
 
 HELD_LIMIT_BYTES = 16 * 1024  # of an unfinished event: a usage chunk has a few hundred bytes
 
 
 # Asking ...............................................................................................................
-
-
-class Edit(NamedTuple):
-    """Replace the bytes from `start` to `end` of a body with `text`."""
-
-    start: int
-    end: int
-    text: bytes
-
-
-def edited(body: bytes, *edits: Edit) -> bytes:
-    """The body with these edits, which do not overlap."""
-    pieces: list[bytes] = []
-    at = 0
-    for start, end, text in sorted(edits):
-        pieces += (body[at:start], text)
-        at = end
-    return b"".join((*pieces, body[at:]))
 
 
 def asking_for_usage(body: bytes) -> Edit | None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from gateway.dialects.large_bodies.outline import Outline, outline_of
+from gateway.dialects.large_bodies.spliced_body import COPIED_BYTES, Edit, SplicedBody, with_edits
 from gateway.errors import BadRequest, MalformedJson, MissingModelField
 
-__all__ = ["LONGEST_NAME_BYTES", "ModelField", "Span", "edit", "find", "locate", "splice"]
+__all__ = ["LONGEST_NAME_BYTES", "ModelField", "Span", "edit", "find", "locate", "rename", "splice"]
 
 LONGEST_NAME_BYTES = 4096  # the name goes into log lines, messages and headers; the longest on Hugging Face has 96
 _NOTHING: Final = msgspec.Raw()
@@ -25,26 +28,38 @@ _NOTHING: Final = msgspec.Raw()
 class ModelField(NamedTuple):
     """The top-level `model` of a JSON body, and whether its top-level `stream` is true.
 
-    `start` and `end` are the byte offsets of the model's JSON string, quotes included.
+    `start` and `end` are the byte offsets of the model's JSON string, quotes included. `outline` is for other parsers;
+    None if the body is its own.
     """
 
     name: str
     start: int
     end: int
     stream: bool
+    outline: Outline | None = None
 
 
-def locate(body: bytes) -> ModelField:
+def locate(body: bytes, outline: Outline | None = None) -> ModelField:
     """Find the one top-level string `model` of a JSON object.
 
-    All other requests wait meanwhile, so the cost is a few passes in C and a copy or two of the body, whatever the body
-    contains. Two earlier versions failed here: counting brackets in Python took 10 s for 64 MiB of them, and a
+    All other requests wait meanwhile, so the cost is a few passes in C and a copy or two of what is read, whatever the
+    body contains. Two earlier versions failed here: counting brackets in Python took 10 s for 64 MiB of them, and a
     backtracking pattern for strings took 64 bytes of memory per escape.
+
+    Args:
+        body: The whole body.
+        outline: The body's, which is read in its place.
 
     Raises:
         MalformedJson: It is not JSON by RFC 8259. NaN, invalid UTF-8 and a byte order mark are not either.
         MissingModelField: It is not an object, or `model` is missing, not a string, too long, or there more than once.
     """
+    if outline is not None and outline.cuts:
+        try:
+            found = locate(outline.text)
+        except MalformedJson:  # so is the body, or a run is not in a string: only the body itself can tell
+            return locate(body)
+        return ModelField(found.name, outline.offset(found.start), outline.offset(found.end), found.stream, outline)
     if not body.isascii():
         _reject_unless_utf8(body)
     fields, readable = _decode(body)
@@ -61,42 +76,77 @@ def locate(body: bytes) -> ModelField:
     return ModelField(_text(body[start:end]), start, end, bytes(fields.stream) == b"true")
 
 
-def splice(body: bytes, field: ModelField, name: str) -> bytes:
-    """The body with `name` as its model; the same object if it has that name already."""
+def splice(body: bytes, field: ModelField, name: str) -> bytes | SplicedBody:
+    """The body with `name` as its model; the same object if it has that name already. A large one is not copied."""
     if name == field.name:
         return body
+    if len(body) > COPIED_BYTES:
+        return with_edits(body, (rename(field, name),), field.outline)
     return b"".join((body[: field.start], msgspec.json.encode(name), body[field.end :]))
 
 
-def edit(body: bytes, defaults: Mapping[str, str], forced: Mapping[str, str]) -> bytes:
-    """A JSON object with these top-level members; the same object if nothing changes.
+def rename(field: ModelField, name: str) -> Edit:
+    """The edit that makes `name` the body's model."""
+    return Edit(field.start, field.end, msgspec.json.encode(name))
+
+
+def edit(
+    body: bytes | SplicedBody,
+    defaults: Mapping[str, str],
+    forced: Mapping[str, str],
+    outline: Outline | None = None,
+) -> bytes | SplicedBody:
+    """A JSON object with these top-level members; the same object if nothing changes. A large one is not copied.
 
     Args:
         body: A valid JSON object with at least one member.
         defaults: JSON text by key. Inserted if the body does not have the key.
         forced: JSON text by key. Inserted, or put in place of the client's value.
+        outline: The body's, as `locate` has found it, if the caller has it.
 
     Raises:
         BadRequest: The body has a forced key more than once. The neuron's parser would decide which one counts.
     """
     wanted = {**defaults, **forced}
-    present = find(body, tuple(wanted))
+    if isinstance(body, SplicedBody) and body.adds(wanted):
+        body = body.joined()
+    if isinstance(body, bytes):
+        outline = outline or _outline(body)
+        return with_edits(body, _edits(outline, wanted, forced), outline)
+    edits = _edits(body.outline, wanted, forced)
+    if body.overlaps(edits):
+        return edit(body.joined(), defaults, forced)
+    return with_edits(body.body, (*body.edits, *edits), body.outline)
+
+
+def _outline(body: bytes) -> Outline:
+    """The outline of a JSON object; a short body, or one with runs outside strings, is its own."""
+    if len(body) > COPIED_BYTES:
+        outline = outline_of(body)
+        with suppress(ValueError):
+            find(outline.text, ())
+            return outline
+    return Outline(body)
+
+
+def _edits(outline: Outline, wanted: Mapping[str, str], forced: Mapping[str, str]) -> tuple[Edit, ...]:
+    """What gives a body the wanted members. The missing ones come first in it, in their order."""
+    text = outline.text
+    present = find(text, tuple(wanted))
     for key in present.keys() & forced.keys():
-        _reject_duplicate(key, present[key], body)
-    pieces: list[bytes] = []
-    copied = 0
-    for key, span in sorted(present.items(), key=lambda item: item[1]):
-        if key in forced:
-            pieces += (body[copied : span.start], forced[key].encode())
-            copied = span.end
-    missing = [
-        b"%b:%b," % (msgspec.json.encode(key), text.encode()) for key, text in wanted.items() if key not in present
+        _reject_duplicate(key, present[key], text)
+    edits = [
+        Edit(outline.offset(span.start), outline.offset(span.end), forced[key].encode())
+        for key, span in present.items()
+        if key in forced
     ]
-    if not pieces and not missing:
-        return body
-    edited = b"".join((*pieces, body[copied:]))
-    inside = edited.index(b"{") + 1
-    return b"".join((edited[:inside], *missing, edited[inside:]))
+    missing = [
+        b"%b:%b," % (msgspec.json.encode(key), value.encode()) for key, value in wanted.items() if key not in present
+    ]
+    if missing:
+        inside = text.index(b"{") + 1
+        edits.append(Edit(inside, inside, b"".join(missing)))
+    return tuple(edits)
 
 
 def _reject_duplicate(key: str, span: Span, body: bytes) -> None:

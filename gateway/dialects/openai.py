@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from gateway import errors
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, OutgoingRequest
 from gateway.dialects.chat.pass_through import EngineAnswer, asking_for_stream
-from gateway.dialects.include_usage import Edit, UsageStripper, asking_for_usage, edited
-from gateway.dialects.json_splice import splice
+from gateway.dialects.include_usage import UsageStripper, asking_for_usage
+from gateway.dialects.json_splice import rename, splice
+from gateway.dialects.large_bodies.spliced_body import Edit, with_edits
 from gateway.dialects.translation.alternation import merged_messages
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.errors import GatewayError
@@ -47,8 +46,8 @@ class PassThroughRequest:
             body = splice(request.body, request.model, model)
         else:
             if model != request.model.name:
-                edits.append(Edit(request.model.start, request.model.end, msgspec.json.encode(model)))
-            body = edited(request.body, *edits)
+                edits.append(rename(request.model, model))
+            body = with_edits(request.body, edits, request.model.outline)
         if backend.stops_only_streams and not request.model.stream and isinstance(translation, EngineAnswer):
             body = asking_for_stream(body, ask_usage=backend.ask_usage) or body
         return OutgoingRequest(request.path, body, translation)
@@ -63,9 +62,11 @@ class PassThroughRequest:
         edits: list[Edit] = []
         stripper = None
         if backend.ask_usage and request.model.stream and self._path in _COMPLETION_PATHS:
-            usage_option = asking_for_usage(request.body)  # None if the client has decided about usage itself
+            outline = request.outline
+            usage_option = asking_for_usage(outline.text)  # None if the client has decided about usage itself
             if usage_option is not None:
-                edits.append(usage_option)
+                start, end, text = usage_option
+                edits.append(Edit(outline.offset(start), outline.offset(end), text))
                 stripper = UsageStripper()
         if backend.alternating_roles and self._path == _CHAT_PATH:
             merged = merged_messages(request.body)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.dialects.large_bodies.outline import Outline
 from gateway.dialects.token_estimate import estimate
 
 __all__ = ["GENERATING_PATHS", "TOKEN_PATHS", "expected_tokens"]
@@ -31,7 +32,7 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/=]{1024,}")  # no text has so long a word
 _BASE64_SEARCH_BYTES = 2048
 
 
-def expected_tokens(path: str, body: bytes) -> tuple[int, int | None]:
+def expected_tokens(path: str, body: Outline) -> tuple[int, int | None]:
     """An estimate of the prompt's tokens, and the most that all answers together may have; None for no limit.
 
     Costs 1 us for a small body and 18 us for 20 KB, so it is for keys with a limit that depends on it.
@@ -41,9 +42,9 @@ def expected_tokens(path: str, body: bytes) -> tuple[int, int | None]:
         body: A JSON object.
     """
     try:
-        fields = _decoders[path].decode(body)
+        fields = _decoders[path].decode(body.text)
     except (msgspec.DecodeError, RecursionError):
-        return estimate(len(body)), None
+        return estimate(len(body.text) + body.removed_bytes), None
     length, media = 0, 0
     for name in _PROMPT_FIELDS[path]:
         text = bytes(getattr(fields, name))
@@ -52,6 +53,8 @@ def expected_tokens(path: str, body: bytes) -> tuple[int, int | None]:
             # One picture or sound counts as an image, whatever its size.
             runs = [match.end() - match.start() for match in _BASE64.finditer(text)]
             length, media = length - sum(runs), media + len(runs)
+    if body.cuts and not media:
+        length += body.removed_bytes  # not of pictures
     return estimate(length, media), _answers(fields)
 
 

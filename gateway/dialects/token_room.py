@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gateway.dialects.json_splice import edit
+from gateway.dialects.large_bodies.spliced_body import SplicedBody, in_one_piece
 from gateway.errors import BadRequest
 
 __all__ = ["TokenRefusal", "read_token_refusal", "with_room"]
@@ -148,8 +149,9 @@ def _number(text: str) -> int:
     return int("".join(filter(str.isdecimal, text)))
 
 
-def with_room(body: bytes, refusal: TokenRefusal) -> bytes | None:
+def with_room(body: bytes | SplicedBody, refusal: TokenRefusal) -> bytes | SplicedBody | None:
     """The request's body with the answer's length lowered to the room; None if there is no room or nothing to lower."""
+    body = in_one_piece(body)  # what an alias has put into it counts
     try:
         fields = msgspec.json.decode(body, type=_AnswerLimits)
     except (msgspec.DecodeError, RecursionError):

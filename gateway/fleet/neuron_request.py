@@ -7,7 +7,7 @@ the model by `neuron_model_name`.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from gateway.asgi import Headers
 from gateway.errors import UpstreamMalformedResponse
@@ -15,7 +15,7 @@ from gateway.fleet.routing.choose import Route
 from gateway.http.pool import Origin, request_head
 from gateway.http.streamed_body import StreamedBody
 
-__all__ = ["NeuronRequest", "build_request", "neuron_model_name"]
+__all__ = ["BodyInPieces", "NeuronRequest", "build_request", "neuron_model_name"]
 
 _JOIN_LIMIT_BYTES = 128 * 1024  # copying this much costs less than a second system call
 
@@ -23,11 +23,24 @@ _JOIN_LIMIT_BYTES = 128 * 1024  # copying this much costs less than a second sys
 _origin_of = lru_cache(maxsize=10_000)(Origin.parse)
 
 
+class BodyInPieces(Protocol):
+    """A body that is not in one piece, so that it need not be copied."""
+
+    def __len__(self) -> int:
+        """The size in bytes."""
+        ...
+
+    @property
+    def pieces(self) -> tuple[bytes | memoryview, ...]:
+        """The bytes to send, in order."""
+        ...
+
+
 class NeuronRequest(NamedTuple):
     """Where to connect, and the pieces to send in order: the head and, unless it is uploaded later, the body."""
 
     origin: Origin
-    message: tuple[bytes, ...]
+    message: tuple[bytes | memoryview, ...]
 
 
 def neuron_model_name(route: Route) -> str:
@@ -36,7 +49,7 @@ def neuron_model_name(route: Route) -> str:
 
 
 def build_request(
-    route: Route, path: bytes, headers: Headers, body: bytes, *, upload: StreamedBody | None = None
+    route: Route, path: bytes, headers: Headers, body: bytes | BodyInPieces, *, upload: StreamedBody | None = None
 ) -> NeuronRequest:
     """A POST to the route's neuron.
 
@@ -56,5 +69,8 @@ def build_request(
         raise UpstreamMalformedResponse(f"the neuron's inference URL is {error}") from error
     if (access := route.access) is not None:
         path, headers = access.path_at_engine(path), access.with_credentials(headers)
-    head = request_head(origin, path, headers, len(body) if upload is None else upload.length)
-    return NeuronRequest(origin, (head + body,) if len(body) < _JOIN_LIMIT_BYTES else (head, body))
+    size = len(body)
+    head = request_head(origin, path, headers, size if upload is None else upload.length)
+    if not isinstance(body, bytes):
+        return NeuronRequest(origin, (head, *body.pieces))
+    return NeuronRequest(origin, (head + body,) if size < _JOIN_LIMIT_BYTES else (head, body))

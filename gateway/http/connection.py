@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import trio
@@ -15,6 +15,7 @@ from gateway.http.streamed_body import StreamedBody, send_until_response
 __all__ = ["UpstreamConnection"]
 
 TLS_PIECE_BYTES = 64 * 1024  # sent at a time, between checks for an early response; any socket buffer takes as much
+WRITE_BYTES = 256 * 1024  # at a time: a socket's buffer may take 4 MB in one call, and other tasks wait for 2 ms
 
 
 class UpstreamConnection:
@@ -35,7 +36,7 @@ class UpstreamConnection:
         self.idle_since = 0.0
 
     async def send_request(
-        self, message: Sequence[bytes], body: StreamedBody | None, phases: PhaseDeadlines
+        self, message: Sequence[bytes | memoryview], body: StreamedBody | None, phases: PhaseDeadlines
     ) -> UpstreamResponse:
         """Send a request and return its response once the head has arrived.
 
@@ -71,13 +72,13 @@ class UpstreamConnection:
         self._response = None
         close_now(self._stream)
 
-    async def _send(self, piece: bytes) -> bool:
+    async def _send(self, piece: bytes | memoryview) -> bool:
         """Send all of `piece`. False if the neuron stopped reading; it may have sent a response that says why."""
         try:
             if self._fd is None:
                 await self._stream.send_all(piece)
                 return True
-            sent = write_what_fits(self._fd, piece)
+            sent = write_what_fits(self._fd, piece if len(piece) <= WRITE_BYTES else memoryview(piece)[:WRITE_BYTES])
             return sent == len(piece) or await self._send_rest(self._fd, memoryview(piece)[sent:])
         except (OSError, trio.BrokenResourceError):
             return False
@@ -111,7 +112,7 @@ class UpstreamConnection:
             nursery.start_soon(watch_for_response, nursery.cancel_scope)
             while rest:
                 await trio.lowlevel.wait_writable(fd)
-                rest = rest[write_what_fits(fd, rest) :]
+                rest = rest[write_what_fits(fd, rest[:WRITE_BYTES]) :]
             nursery.cancel_scope.cancel()
         return not response_began
 
@@ -119,17 +120,20 @@ class UpstreamConnection:
 class _TlsBody:
     """A large message as a `StreamedBody`: a TLS stream does not report how much of a write it has taken."""
 
-    def __init__(self, message: Sequence[bytes]) -> None:
-        self._message = b"".join(message)
-        self._sent = 0
-        self.length = len(self._message)
+    def __init__(self, message: Sequence[bytes | memoryview]) -> None:
+        self._message = message
+        self._unsent = self._pieces()
+        self.length = sum(map(len, message))
 
     def rewind(self) -> bool:
-        self._sent = 0
+        self._unsent = self._pieces()
         return True
 
     async def receive(self) -> bytes:
         await trio.lowlevel.checkpoint()
-        piece = self._message[self._sent : self._sent + TLS_PIECE_BYTES]
-        self._sent += len(piece)
-        return piece
+        return next(self._unsent, b"")
+
+    def _pieces(self) -> Iterator[bytes]:
+        for part in self._message:
+            for start in range(0, len(part), TLS_PIECE_BYTES):
+                yield bytes(part[start : start + TLS_PIECE_BYTES])

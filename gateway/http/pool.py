@@ -191,7 +191,11 @@ class UpstreamPool:
         self.in_use = 0
 
     def exchange(
-        self, origin: Origin, message: Sequence[bytes], phases: PhaseDeadlines, body: StreamedBody | None = None
+        self,
+        origin: Origin,
+        message: Sequence[bytes | memoryview],
+        phases: PhaseDeadlines,
+        body: StreamedBody | None = None,
     ) -> UpstreamExchange:
         """Send one request; an async context manager that yields the `UpstreamResponse` once its head has arrived.
 
@@ -282,7 +286,7 @@ class UpstreamExchange:
         self,
         pool: UpstreamPool,
         origin: Origin,
-        message: Sequence[bytes],
+        message: Sequence[bytes | memoryview],
         phases: PhaseDeadlines,
         body: StreamedBody | None,
     ) -> None:
@@ -322,7 +326,7 @@ class UpstreamExchange:
         except ClosedBeforeResponse as error:
             raise UpstreamConnectionError("the neuron closed the connection without sending a response") from error
 
-    def _redirected(self, response: UpstreamResponse) -> Sequence[bytes] | None:
+    def _redirected(self, response: UpstreamResponse) -> Sequence[bytes | memoryview] | None:
         """The request to send after a redirect within the origin; None if the redirect is not followed."""
         url = f"{self._origin.scheme}://{self._origin.authority}"
         target = redirect.new_target(response.status, response.headers, self._message, url)

@@ -14,13 +14,13 @@ _SAME_REQUEST = frozenset({307, 308})  # all others change the method, or say no
 _TARGET = re.compile(r"/[!-~]*")  # printable ASCII without spaces: anything else could end the request line
 
 
-def new_target(status: int, headers: Headers, message: Sequence[bytes], url: str) -> bytes | None:
+def new_target(status: int, headers: Headers, message: Sequence[bytes | memoryview], url: str) -> bytes | None:
     """The request target that a response redirects to, within the same origin; None if it must not be followed.
 
     Args:
         status: The response's.
         headers: The response's.
-        message: The request that was sent.
+        message: The request that was sent, beginning with its head.
         url: The origin's scheme and authority, such as `http://beast:8080`.
     """
     if status not in _SAME_REQUEST:
@@ -28,7 +28,7 @@ def new_target(status: int, headers: Headers, message: Sequence[bytes], url: str
     locations = [value.decode("latin-1") for name, value in headers if name == b"location"]
     if len(locations) != 1 or not locations[0]:
         return None
-    target = message[0].split(b" ", 2)[1].decode("latin-1")
+    target = bytes(message[0]).split(b" ", 2)[1].decode("latin-1")
     try:
         there, here = urlsplit(urljoin(url + target, locations[0])), urlsplit(url)
         if (there.scheme, there.hostname, _port(there)) != (here.scheme, here.hostname, _port(here)):
@@ -41,9 +41,9 @@ def new_target(status: int, headers: Headers, message: Sequence[bytes], url: str
     return found.encode()
 
 
-def with_target(message: Sequence[bytes], target: bytes) -> tuple[bytes, ...]:
+def with_target(message: Sequence[bytes | memoryview], target: bytes) -> tuple[bytes | memoryview, ...]:
     """The same request for another target."""
-    method, _, rest = message[0].split(b" ", 2)
+    method, _, rest = bytes(message[0]).split(b" ", 2)
     return (b" ".join((method, target, rest)), *message[1:])
 
 

@@ -18,6 +18,7 @@ from gateway import errors
 from gateway.asgi import Headers
 from gateway.dialects import OutgoingRequest, Translation
 from gateway.dialects.json_splice import edit
+from gateway.dialects.large_bodies.spliced_body import text_of
 from gateway.dialects.rename_model import ModelRenamer
 from gateway.dialects.token_room import TokenRefusal, with_room
 from gateway.dialects.upstream_errors import UpstreamErrorResponse, error_response_in, from_stream
@@ -149,7 +150,8 @@ class Attempt:
         self.translation, self._ignored = outgoing.translation, outgoing.ignored
         if self._policy is not None:
             apply = partial(self._apply_alias, outgoing, self._policy)
-            outgoing = apply() if len(outgoing.body) <= INLINE_BYTES else await off_loop(outgoing.body, apply)
+            text = request.outline.text if outgoing.body is request.body else text_of(outgoing.body)
+            outgoing = apply() if len(text) <= INLINE_BYTES else await off_loop(text, apply)
         try:
             await self._send(outgoing)
         except RefusedByUpstream as refused:
@@ -187,17 +189,19 @@ class Attempt:
 
     def _apply_alias(self, outgoing: OutgoingRequest, policy: Alias) -> OutgoingRequest:
         """Put the alias's parameters into the body, in the neuron's dialect, and its name into the answer."""
+        request = self._request
         if policy.echo == "alias":
-            request, record = self._request, self._record
+            record = self._record
             self.translation = ModelRenamer(
                 policy.name,
                 outgoing.translation,
                 lambda error: request.dialect.error_event(error, record.request_id),
             )
-        is_form = self._request.upload is not None  # not `outgoing.upload`: a small form is sent in one piece
+        is_form = request.upload is not None  # not `outgoing.upload`: a small form is sent in one piece
         if is_form or not (policy.params or policy.force):
             return outgoing
-        return outgoing._replace(body=edit(outgoing.body, policy.params, policy.force))
+        outline = request.model.outline if outgoing.body is request.body else None
+        return outgoing._replace(body=edit(outgoing.body, policy.params, policy.force, outline))
 
     def _may_shorten_answer(self, outgoing: OutgoingRequest, refusal: UpstreamErrorResponse) -> bool:
         """Whether to ask for a shorter answer, if there is room for one.
@@ -220,7 +224,7 @@ class Attempt:
             RefusedByUpstream: There is no room: the client gets the refusal.
         """
         token_refusal = refusal.token_refusal or TokenRefusal()
-        body = await off_loop(outgoing.body, partial(with_room, outgoing.body, token_refusal))
+        body = await off_loop(text_of(outgoing.body), partial(with_room, outgoing.body, token_refusal))
         if body is None:
             raise RefusedByUpstream(refusal, error)
         log.info(

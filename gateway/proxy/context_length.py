@@ -36,9 +36,9 @@ async def refuse_if_too_long(request: InferenceRequest, model: str, catalogue: C
 
     The cheap checks come first: the length of the body, then its white space, then the words of its texts.
     """
-    body = request.body
-    if len(body) <= SMALL_BODY_BYTES or (fields := PROMPT_FIELDS.get(request.path.partition(b"?")[0])) is None:
+    if len(request.body) <= SMALL_BODY_BYTES or (fields := PROMPT_FIELDS.get(request.path.partition(b"?")[0])) is None:
         return
+    body = request.outline.text  # what this leaves out has no white space
     limit = prompt_limit(model, catalogue, fleet)
     if limit is None or len(body) <= BYTES_PER_WORD * limit:
         return

@@ -17,6 +17,7 @@ from catalogue.models import Alias, Catalogue
 from catalogue.resolve import resolve
 from gateway import errors
 from gateway.asgi import Headers
+from gateway.dialects.large_bodies.outline import Outline
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.routing import decision_log
 from gateway.fleet.routing.choose import Decision, Route, WaitForLoad, WaitForSlot
@@ -96,7 +97,7 @@ class Dispatch:
             deadline = total_deadline.tighter(deadline, total_deadline.of_alias(resolution.policy))
         try:
             if request.account is not None:
-                with request.account.reserve(model, request.body):
+                with request.account.reserve(model, request.model.outline or Outline(request.body)):
                     await (self._serve(model) if deadline is None else self._serve_within(deadline, model))
             elif deadline is None:
                 await self._serve(model)

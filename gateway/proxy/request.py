@@ -13,6 +13,7 @@ from gateway.asgi import Headers, Receive, Scope
 from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, Dialect, OutgoingRequest, ParsedRequest, sticky_key
 from gateway.dialects.json_splice import ModelField, locate
+from gateway.dialects.large_bodies.outline import Outline, outline_of, outlining
 from gateway.errors import (
     MalformedMultipart,
     MethodNotAllowed,
@@ -24,7 +25,7 @@ from gateway.proxy import header_policy
 from gateway.proxy.accounts.request_account import RequestAccount
 from gateway.proxy.body.compressed import CompressedBody, coding_of
 from gateway.proxy.body.memory import BodyReservation
-from gateway.proxy.body.off_loop import INLINE_BYTES, off_loop
+from gateway.proxy.body.off_loop import INLINE_BYTES, LARGE_BYTES, in_steps, in_thread, off_loop
 from gateway.proxy.body.progress import BodyProgress
 from gateway.proxy.forms.upload import Upload
 from gateway.proxy.response.client_response import ClientGone
@@ -72,6 +73,11 @@ class InferenceRequest:
         return self.model.stream
 
     @property
+    def outline(self) -> Outline:
+        """The body for parsers: without what they need not read."""
+        return self.model.outline or Outline(self.body)
+
+    @property
     def can_be_sent(self) -> bool:
         """Whether all of the body is still here, so that another attempt can send it."""
         return self.upload is None or self.upload.can_be_sent
@@ -91,12 +97,16 @@ class InferenceRequest:
         stay until the garbage collector runs.
         """
         self.body = b""
+        if self.model.outline is not None:
+            self.model = self.model._replace(outline=None)
         self.parsed = _RELEASED
         self.account = None
 
     def key_of(self, sticky: Sticky) -> bytes | None:
         """The key of the request's conversation or API key, for a sticky alias; see `sticky_key.key_of`."""
-        return sticky_key.key_of(self.headers, self.body, sticky)
+        outline = self.model.outline or outline_of(self.body)  # of a small body too: the next turn may be large
+        key = sticky_key.key_of(self.headers, outline.text, sticky)
+        return sticky_key.key_of(self.headers, self.body, sticky) if key is None and outline.cuts else key
 
 
 class _ReleasedRequest:
@@ -155,8 +165,14 @@ async def read_request(
     body = await _read_body(receive, body_limit_bytes, reservation, progress)
     if progress is not None:
         progress.complete()
-    model = locate(body) if len(body) <= INLINE_BYTES else await off_loop(body, partial(locate, body))
+    model = locate(body) if len(body) <= INLINE_BYTES else await _located(body)
     return InferenceRequest(path_and_query(scope), headers, body, model, request_id)
+
+
+async def _located(body: bytes) -> ModelField:
+    """Find the model of a large body, mostly without reading its pictures."""
+    outline = await in_steps(outlining(body))
+    return await off_loop(outline.text, partial(locate, body, outline))
 
 
 def check_head(scope: Scope, body_limit_bytes: int) -> int | None:
@@ -207,16 +223,27 @@ async def _read_body(
         message = await receive()
         if message["type"] != "http.request":
             raise ClientGone
-        piece = message.get("body", b"")
+        piece: bytes = message.get("body", b"")
         size += len(piece)
         if size > limit_bytes:
             raise body_too_large(limit_bytes)
         reservation.add(len(piece))
         if not message.get("more_body", False):
-            return b"".join((*pieces, piece)) if pieces else piece
+            if not pieces:
+                return piece
+            pieces.append(piece)
+            join = partial(_joined, pieces)
+            return join() if size <= LARGE_BYTES else await in_thread(join)
         if progress is not None:
             progress.arrived(size)
         pieces.append(piece)
+
+
+def _joined(pieces: list[bytes]) -> bytes:
+    """Put a body together and free its pieces. `join` releases the interpreter's lock if it copies more than 1 MiB."""
+    body = b"".join(pieces)
+    pieces.clear()
+    return body
 
 
 def outgoing_headers(request: InferenceRequest, path: bytes, also: tuple[str, ...]) -> Headers:

@@ -13,6 +13,7 @@ from gateway.dialects.anthropic.stream import PING, MessagesStream
 from gateway.dialects.chat.pass_through import asking_for_stream
 from gateway.dialects.chat_translator import ChatTranslation
 from gateway.dialects.json_splice import splice
+from gateway.dialects.large_bodies.spliced_body import SplicedBody
 from gateway.dialects.native.message_form import MessageAssembler, message_stream
 from gateway.dialects.native.native_answer import NativeAnswer
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
@@ -58,7 +59,7 @@ class ParsedMessagesRequest:
             body = asking_for_stream(body, ask_usage=backend.ask_usage) or body
         return OutgoingRequest(CHAT_PATH, body, translation, ignored=self.as_chat.ignored_by(backend))
 
-    def _native(self, body: bytes, backend: Backend) -> OutgoingRequest:
+    def _native(self, body: bytes | SplicedBody, backend: Backend) -> OutgoingRequest:
         """The client's request for a neuron of its dialect. The answer of an engine is converted if need be."""
         request = self._request
         if not backend.is_engine or request.path.partition(b"?")[0] != PATH:

@@ -15,8 +15,9 @@ from gateway import errors
 from gateway.dialects import chat_chunks
 from gateway.dialects.chat import finish_reasons
 from gateway.dialects.chat.assemble import CompletionAssembler, stream_datas
-from gateway.dialects.include_usage import Edit, UsageStripper, asking_for_usage, edited
+from gateway.dialects.include_usage import UsageStripper, asking_for_usage
 from gateway.dialects.json_splice import find
+from gateway.dialects.large_bodies.spliced_body import Edit, SplicedBody, edited, in_one_piece
 from gateway.http import sse
 
 __all__ = ["EngineAnswer", "asking_for_stream"]
@@ -123,11 +124,12 @@ def _failure_in(data: bytes) -> errors.GatewayError | None:
     return next((failure for failure in failures if failure is not None), None)
 
 
-def asking_for_stream(body: bytes, *, ask_usage: bool) -> bytes | None:
+def asking_for_stream(body: bytes | SplicedBody, *, ask_usage: bool) -> bytes | None:
     """The body of a plain request that asks for a stream, and for usage if the engine takes that.
 
     None if it cannot be changed with certainty: it has `stream` more than once, or stream options of its own.
     """
+    body = in_one_piece(body)
     try:
         found = find(body, ("stream", "stream_options"))
     except ValueError:

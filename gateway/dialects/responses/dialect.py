@@ -12,6 +12,7 @@ from gateway.dialects.chat.answer_id import new_answer_id
 from gateway.dialects.chat.pass_through import asking_for_stream
 from gateway.dialects.chat_translator import ChatTranslation
 from gateway.dialects.json_splice import splice
+from gateway.dialects.large_bodies.spliced_body import SplicedBody
 from gateway.dialects.native.native_answer import NativeAnswer
 from gateway.dialects.native.response_form import ResponseAssembler, response_stream
 from gateway.dialects.responses import errors, response
@@ -54,7 +55,7 @@ class ParsedResponsesRequest:
             body = asking_for_stream(body, ask_usage=backend.ask_usage) or body
         return OutgoingRequest(CHAT_PATH, body, translation, ignored=self._as_chat.ignored_by(backend))
 
-    def _native(self, body: bytes, backend: Backend) -> OutgoingRequest:
+    def _native(self, body: bytes | SplicedBody, backend: Backend) -> OutgoingRequest:
         """The client's request for a neuron of its dialect. The answer of an engine is converted if need be."""
         request = self._request
         if not backend.is_engine:

@@ -18,6 +18,7 @@ from gateway.access.limits.amounts import NOTHING, Amounts
 from gateway.access.limits.limiter import Reservation
 from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers
 from gateway.asgi import Headers
+from gateway.dialects.large_bodies.outline import Outline
 from gateway.dialects.token_reservation import GENERATING_PATHS, TOKEN_PATHS, expected_tokens
 from gateway.errors import GatewayError
 from gateway.fleet.lease import GpuUse
@@ -33,6 +34,7 @@ _Tokens: TypeAlias = tuple[int, int, int, int, bool]
 """Prompt, completion, cached and reasoning tokens, and whether any of them are an estimate."""
 
 _NO_TOKENS: _Tokens = (0, 0, 0, 0, False)
+_NO_BODY = Outline(b"")
 
 
 class RequestAccount:
@@ -54,7 +56,7 @@ class RequestAccount:
         self._entry_id = accounting.new_row_id()
         self._use = None if key is None else accounting.limiter.use_of(key)
         self._reservation: Reservation | None = None
-        self._body = b""
+        self._body = _NO_BODY
         self._tokens = _NO_TOKENS
         self._cost: float | None = None
         record.gpu_use = GpuUse()
@@ -73,12 +75,12 @@ class RequestAccount:
 
     # Reserving...
 
-    def reserve(self, model: str | None = None, body: bytes = b"") -> Self:
+    def reserve(self, model: str | None = None, body: Outline = _NO_BODY) -> Self:
         """Reserve what the request will use. Use the result as a context manager at once: leaving it settles.
 
         Args:
             model: The concrete model; None for a request that generates nothing.
-            body: The request's body; empty for a form.
+            body: The request's body for parsers; empty for a form.
 
         Raises:
             RateLimited, InsufficientQuota: The key has no more.
@@ -91,9 +93,9 @@ class RequestAccount:
             self._reservation = self._accounting.limiter.reserve(use, estimate, started_at=started_at)
         return self
 
-    def _estimate(self, model: str, body: bytes) -> Amounts:
+    def _estimate(self, model: str, body: Outline) -> Amounts:
         path, (mean_tokens, mean_gpu_s) = self._record.path, self._accounting.limiter.means.of(model)
-        prompt, answers = expected_tokens(path, body) if body and path in TOKEN_PATHS else (0, None)
+        prompt, answers = expected_tokens(path, body) if body.text and path in TOKEN_PATHS else (0, None)
         profile = self._profile(model)
         completion = 0.0
         if path in GENERATING_PATHS:
@@ -120,7 +122,7 @@ class RequestAccount:
         failed = record.outcome == "upstream_error" or (kind is not None and issubclass(kind, GatewayError))
         self._tokens = self._tokens_used(is_answered=bool(record.routing.attempts) and not failed)
         prompt, completion, cached, *_ = self._tokens
-        self._body = b""
+        self._body = _NO_BODY
         profile = self._profile(record.routing.model)
         if profile is not None and profile.cost is not None:
             self._cost = token_cost(profile.cost, prompt, completion, cached)
@@ -141,7 +143,7 @@ class RequestAccount:
             prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
             cached, reasoning = usage.cached_tokens or 0, usage.reasoning_tokens or 0
         is_unknown = usage is None or usage.prompt_tokens is None
-        if is_unknown and (is_answered or completion) and self._body and self._record.path in TOKEN_PATHS:
+        if is_unknown and (is_answered or completion) and self._body.text and self._record.path in TOKEN_PATHS:
             prompt, estimated = expected_tokens(self._record.path, self._body)[0], True
         return prompt, completion, cached, reasoning, estimated
 

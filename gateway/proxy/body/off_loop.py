@@ -6,12 +6,12 @@ What decodes and encodes JSON keeps the interpreter's lock for as long as one ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 import trio
 
-__all__ = ["INLINE_BYTES", "LARGE_BYTES", "in_thread", "off_loop"]
+__all__ = ["INLINE_BYTES", "LARGE_BYTES", "in_steps", "in_thread", "off_loop"]
 
 INLINE_BYTES = 64 * 1024  # what is smaller takes at most 15 ms, whatever it contains
 LARGE_BYTES = 1024 * 1024  # what is larger takes more than 10 ms, whatever it contains
@@ -27,6 +27,17 @@ async def off_loop(body: bytes, work: Callable[[], T]) -> T:
     if len(body) <= INLINE_BYTES or (len(body) <= LARGE_BYTES and body.count(b",") <= _LARGE_VALUES):
         return work()
     return await in_thread(work)
+
+
+async def in_steps(steps: Generator[None, None, T]) -> T:
+    """Do work in steps, each of which is short: other tasks run after each. Returns what the generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        await trio.lowlevel.checkpoint()
 
 
 async def in_thread(work: Callable[[], T]) -> T:

@@ -9,8 +9,9 @@ from fakes.scripted import DONE, ROLE, delta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects.include_usage import HELD_LIMIT_BYTES, Edit, UsageStripper, asking_for_usage, edited
+from gateway.dialects.include_usage import HELD_LIMIT_BYTES, UsageStripper, asking_for_usage
 from gateway.dialects.json_splice import locate
+from gateway.dialects.large_bodies.spliced_body import Edit, edited
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
 FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from gateway.dialects.large_bodies.outline import Outline, outline_of
 from gateway.dialects.token_estimate import TOKENS_PER_IMAGE
 from gateway.dialects.token_reservation import _PROMPT_FIELDS, TOKEN_PATHS, expected_tokens
 
@@ -13,7 +14,7 @@ PROMPT = [{"role": "user", "content": "word " * 700}]
 
 
 def expected(path="/v1/chat/completions", **body):
-    return expected_tokens(path, json.dumps({"model": "m", **body}).encode())
+    return expected_tokens(path, outline_of(json.dumps({"model": "m", **body}).encode()))
 
 
 @pytest.mark.parametrize(
@@ -59,5 +60,5 @@ def test_pictures_and_sounds_do_not_count_by_their_bytes(part):
 @pytest.mark.parametrize("body", [b"[]", b'{"max_tokens":', b"[" * 100_000, b'{"messages":"\xff"}'])
 def test_a_body_that_cannot_be_read_is_estimated_by_its_length(body):
     for path in TOKEN_PATHS:
-        prompt, answers = expected_tokens(path, body)
+        prompt, answers = expected_tokens(path, Outline(body))
         assert (prompt >= 1, answers) == (True, None)

@@ -1,0 +1,98 @@
+"""What a request with pictures costs the others: memory of one body, and no step of the event loop that is long."""
+
+import hashlib
+import time
+import tracemalloc
+
+import pytest
+import trio
+from fakes.in_memory import SMALL
+from fakes.large_bodies import StepTimes, ThreadedGateway, body_with_picture
+from fakes.patience import SAFETY_NET_S, best_of, measured
+
+from catalogue.models import Alias, Target
+from gateway.config.settings import DeadlineSettings, Settings
+from gateway.proxy.body import off_loop
+
+MIB = 1024**2
+SETTINGS = Settings(deadlines=DeadlineSettings(upload_seconds=SAFETY_NET_S))
+ALIASES = {
+    "none": None,
+    "name": Alias.plain("helexa/small", SMALL),
+    "params": Alias("helexa/small", (Target(SMALL),), params={"top_p": "0.5"}, force={"seed": "1", "n": "2"}),
+}
+
+
+def expected_body(body, alias):
+    """The bytes that the neuron must get: the client's, but for the model's name and what the alias sets."""
+    body = body.replace(b"helexa/small", SMALL.encode())
+    if alias == "params":
+        body = b'{"top_p":0.5,"seed":1,' + body.replace(b'"n": 3', b'"n": 2')[1:]
+    return body
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+@pytest.mark.parametrize("size_bytes", [MIB, 20 * MIB])
+async def test_a_body_is_in_memory_once(nursery, size_bytes, alias):
+    """Twice only while it is put together: pieces and body. The neuron gets it with what the alias changes."""
+    gateway = ThreadedGateway(nursery, settings=SETTINGS, alias=ALIASES[alias])
+    body = body_with_picture(SMALL if alias == "none" else "helexa/small", size_bytes, n=3)
+    peaks = []
+
+    def reset():
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+        tracemalloc.reset_peak()
+
+    await gateway.ask(body_with_picture(SMALL, 1000))  # what is made once
+    gateway.received.clear()
+    gateway.before_first_byte = reset
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        status = await gateway.ask(body)
+        reset()
+    finally:
+        tracemalloc.stop()
+
+    wanted = expected_body(body, alias)
+    assert status == b"HTTP/1.1 200 OK"
+    assert [(size, digest) for _, size, digest in gateway.received] == [
+        (len(wanted), hashlib.sha256(wanted).hexdigest())
+    ]
+    until_sent, while_sent = peaks
+    assert until_sent < 2 * len(body) + MIB
+    assert while_sent < len(body) + MIB
+
+
+@measured
+@pytest.mark.parametrize("alias", ALIASES)
+@pytest.mark.parametrize("size_bytes", [MIB, 20 * MIB, 63 * MIB])
+async def test_no_step_takes_5_ms(nursery, monkeypatch, size_bytes, alias):
+    """CPU time of the loop's thread; and of a thread that keeps the interpreter's lock, for which the loop waits."""
+    gateway = ThreadedGateway(nursery, settings=SETTINGS, alias=ALIASES[alias])
+    body = body_with_picture("helexa/small", size_bytes, n=3)
+    in_threads = []
+
+    async def in_thread(work):
+        def timed():
+            began = time.thread_time()
+            try:
+                return work()
+            finally:
+                in_threads.append(time.thread_time() - began)
+
+        return await trio.to_thread.run_sync(timed)
+
+    monkeypatch.setattr(off_loop, "in_thread", in_thread)  # not where a body is put together: that releases the lock
+
+    async def take():
+        steps = StepTimes()
+        in_threads.clear()
+        trio.lowlevel.add_instrument(steps)
+        try:
+            assert await gateway.ask(body) == b"HTTP/1.1 200 OK"
+        finally:
+            trio.lowlevel.remove_instrument(steps)
+        return max(steps.longest_s, *in_threads, 0)
+
+    await best_of(take, 0.005)
