@@ -61,14 +61,29 @@ async def test_unchanged_file_is_not_sent_again(page):
     assert (await page.head("/console/main.js")).headers["content-length"] == first.headers["content-length"]
 
 
-@pytest.mark.parametrize("path", ["/console/", "/console/nothing.js", "/console/%2e%2e/assets.py"])
+async def test_browser_keeps_every_file_of_a_version(page):
+    """The page itself is asked for each time, and names files whose addresses change with their content."""
+    answer = await page.get("/")
+    assert answer.headers["cache-control"] == "no-cache"
+    paths = re.findall(r'(?:src|href)="(/console/[^"]+)"', answer.text)
+    assert len(paths) > 10
+    for path in paths:
+        file = await page.get(path)
+        assert (file.status_code, file.headers["cache-control"]) == (200, "private, max-age=31536000, immutable"), path
+    other = paths[0].replace(load_assets().version, "0" * 16)  # of a page that an earlier version of the gateway sent
+    assert (await page.get(other)).headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize(
+    "path", ["/console/", "/console/nothing.js", "/console/0123456789abcdef/nothing.js", "/console/%2e%2e/assets.py"]
+)
 async def test_other_files_are_not_served(page, path):
     assert (await page.get(path)).status_code == 404
 
 
 def test_console_is_small_and_whole():
     """All files together; every module that one imports exists, and every file is used."""
-    assets = load_assets()
+    assets = load_assets().files
     assert sum(len(asset.body) for asset in assets.values()) < 200_000
     named = set()
     for name, asset in assets.items():
@@ -76,7 +91,8 @@ def test_console_is_small_and_whole():
             text = asset.body.decode()
             for found in re.findall(r"""(?:from|import\(|src=|href=)\s*["']([./][^"'#]+)["']""", text):
                 base = name.rpartition("/")[0]
-                path = found.removeprefix("/console/") if found.startswith("/") else _joined(base, found)
+                path = found.removeprefix(f"/console/{load_assets().version}/")
+                path = path if found.startswith("/") else _joined(base, found)
                 assert path in assets, (name, found)
                 named.add(path)
             assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text), name

@@ -15,6 +15,7 @@ const PAGES = [
   ["log", "Log", () => import("./pages/log.js")],
 ];
 const SESSION_ENDED = "The session has ended: it expired, its key was revoked, or the gateway was restarted.";
+const ICON = new URL("icon.svg", import.meta.url).pathname;
 const app = document.getElementById("app");
 let closePage = () => {};
 let opened = 0;
@@ -79,7 +80,7 @@ function showSignIn(message) {
   key.focus();
 }
 
-const brand = () => h("span", { class: "brand" }, h("img", { src: "/console/icon.svg", alt: "", width: "20", height: "20" }), "cortex");
+const brand = () => h("span", { class: "brand" }, h("img", { src: ICON, alt: "", width: "20", height: "20" }), "cortex");
 
 // The frame .............................................................................................................
 

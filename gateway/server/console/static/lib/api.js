@@ -18,7 +18,7 @@ export function whenSignedOut(callback) {
 }
 
 /** The response of a request. Throws ApiError for an error, and calls the page's sign-out for a 401. */
-export async function request(method, path, { body, headers = {}, signal } = {}) {
+export async function request(method, path, { body, headers = {}, signal, cache = "no-store" } = {}) {
   const all = { ...headers };
   if (method !== "GET") all["x-cortex-csrf"] = session.csrf;
   if (body !== undefined) all["content-type"] ??= "application/json";
@@ -30,7 +30,7 @@ export async function request(method, path, { body, headers = {}, signal } = {})
       body: body === undefined ? undefined : typeof body === "string" ? body : JSON.stringify(body),
       signal,
       credentials: "same-origin",
-      cache: "no-store",
+      cache,
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -55,7 +55,7 @@ export async function getJson(path, options) {
 /** The present session, or null. */
 export async function loadSession() {
   try {
-    Object.assign(session, await getJson("/admin/session"));
+    Object.assign(session, await getJson("/admin/session", { cache: "default" })); // index.html preloads it
     return session;
   } catch (error) {
     if (error.status === 401) return null;

@@ -12,7 +12,21 @@ function chartsLoaded() {
   });
 }
 
+/** Wait until the browser has painted: a chart takes longer than everything else, and the rest is shown before. */
+const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+
+const colours = new Map(); // of the present theme: to ask for one makes the browser compute styles
+
+const scheme = matchMedia("(prefers-color-scheme: dark)");
+scheme.addEventListener("change", () => colours.clear());
+addEventListener("themechange", () => colours.clear());
+
 function colour(name) {
+  if (!colours.has(name)) colours.set(name, colourOf(name));
+  return colours.get(name);
+}
+
+function colourOf(name) {
   const probe = h("span", { style: { color: `var(--${name})`, display: "none" } });
   document.body.append(probe);
   const value = getComputedStyle(probe).color;
@@ -30,6 +44,7 @@ export function timeChart({ label, series, format, height = 84, spanS = 3600 }) 
   const element = h("div", { class: "chart", "data-opaque": true, role: "img", "aria-label": label });
   let plot = null;
   let points = [];
+  let width = 0; // as the browser laid it out: to ask the element for it makes the browser do that at once
   const fill = (index) => (index === 0 ? (u) => {
     const gradient = u.ctx.createLinearGradient(0, 0, 0, u.bbox.height);
     gradient.addColorStop(0, translucent(colour(series[0].colour), 0.25));
@@ -48,7 +63,7 @@ export function timeChart({ label, series, format, height = 84, spanS = 3600 }) 
     plot?.destroy();
     const axis = { stroke: colour("muted"), font: "10px system-ui", grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
     plot = new window.uPlot({
-      width: Math.max(element.clientWidth, 120),
+      width,
       height,
       padding: [6, 4, 0, 0],
       cursor: { y: false, points: { size: 5 }, drag: { x: false, y: false } },
@@ -79,20 +94,29 @@ export function timeChart({ label, series, format, height = 84, spanS = 3600 }) 
     tip.style.left = `${Math.min(Math.max(u.cursor.left, 0), u.over.clientWidth - 150) + 46}px`;
   }
 
-  const resized = new ResizeObserver(() => plot?.setSize({ width: Math.max(element.clientWidth, 120), height }));
+  const resized = new ResizeObserver(([{ contentRect }]) => {
+    width = Math.max(contentRect.width, 120);
+    if (plot) plot.setSize({ width, height });
+    else show();
+  });
   resized.observe(element);
-  const scheme = matchMedia("(prefers-color-scheme: dark)");
   const redraw = () => plot && draw();
   scheme.addEventListener("change", redraw);
   addEventListener("themechange", redraw);
+
+  async function show() {
+    await chartsLoaded();
+    if (!plot) await painted();
+    if (!element.isConnected || !width) return;
+    if (plot && points.length > 2) plot.setData(data());
+    else draw();
+  }
+
   return {
     element,
-    async show(newPoints) {
+    show(newPoints) {
       points = newPoints;
-      await chartsLoaded();
-      if (!element.isConnected) return;
-      if (plot && points.length > 2) plot.setData(data());
-      else draw();
+      return show();
     },
     close() {
       resized.disconnect();

@@ -50,7 +50,7 @@ function morph(target, next) {
   for (const { name, value } of next.attributes) {
     if (name !== "style" && name !== "open" && target.getAttribute(name) !== value) target.setAttribute(name, value);
   }
-  if (target.style.cssText !== next.style.cssText) target.style.cssText = next.style.cssText;
+  if ((target.hasAttribute("style") || next.hasAttribute("style")) && target.style.cssText !== next.style.cssText) target.style.cssText = next.style.cssText;
   for (const name of HANDLERS) if (target[name] !== next[name]) target[name] = next[name];
   if (target.nodeName === "SELECT" || target.nodeName === "INPUT" || target.nodeName === "TEXTAREA") {
     if (target.nodeName === "SELECT") morphSelect(target, next);

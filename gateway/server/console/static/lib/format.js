@@ -2,7 +2,13 @@
 
 export const NONE = "–";
 
-const number = (digits) => new Intl.NumberFormat("en-US", { maximumFractionDigits: digits, minimumFractionDigits: 0 });
+/** Make a formatter when it is first used: each takes a browser milliseconds, and the first page needs few of them. */
+const lazy = (make) => {
+  let made = null;
+  return { format: (value) => (made ??= make()).format(value) };
+};
+
+const number = (digits) => lazy(() => new Intl.NumberFormat("en-US", { maximumFractionDigits: digits, minimumFractionDigits: 0 }));
 const byDigits = [number(0), number(1), number(2)];
 
 /** Three significant digits are enough to read. */
@@ -38,12 +44,12 @@ export function seconds(s) {
   return `${Math.floor(s / 86400)} d`;
 }
 
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
-const stamp = new Intl.DateTimeFormat(undefined, {
+const clock = lazy(() => new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" }));
+const stamp = lazy(() => new Intl.DateTimeFormat(undefined, {
   year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit",
   hourCycle: "h23", timeZoneName: "short",
-});
-const today = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+}));
+const today = lazy(() => new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" }));
 
 /** The time of day; with the day if it is not today. `at`: unix seconds. */
 export function time(at) {
@@ -56,9 +62,18 @@ export function time(at) {
 /** Date, time and zone. */
 export const fullTime = (at) => (at ? stamp.format(new Date(at * 1000)) : "");
 
-export const zone = () =>
-  new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts(new Date())
-    .find((part) => part.type === "timeZoneName")?.value ?? "";
+const zones = new Map(); // by offset: summer time may begin while the page is open
+
+/** The short name of the browser's time zone. */
+export function zone() {
+  const now = new Date();
+  const offset = now.getTimezoneOffset();
+  if (!zones.has(offset)) {
+    const parts = new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts(now);
+    zones.set(offset, parts.find((part) => part.type === "timeZoneName")?.value ?? "");
+  }
+  return zones.get(offset);
+}
 
 /** "3 min ago". */
 export function ago(at) {
