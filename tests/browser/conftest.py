@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from fakes.browser import SPEED, Demo, sign_in
+from fakes.browser import LINES, SPEED, Demo, refused_lines, sign_in
 from fakes.patience import SAFETY_NET_S
 from fakes.process import running_cortex
 from playwright.sync_api import expect, sync_playwright
@@ -38,12 +38,15 @@ def chromium():
 
 @pytest.fixture
 def open_page(demo, chromium):
-    """Opens browsers; at the end none may have violated the content security policy or raised an error."""
+    """Opens browsers; at the end none may have violated the content security policy, raised an error, or shown a
+    `cortex …` line that `cortex` does not take.
+    """
     complaints, contexts = [], []
 
     def open_one(*, width=1280, height=900, scheme="light", signed_in=True):
         context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
+        context.add_init_script(LINES)
         page = context.new_page()
         page.set_default_timeout(SAFETY_NET_S * 1000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -56,6 +59,7 @@ def open_page(demo, chromium):
 
     yield open_one
     for context in contexts:
+        complaints += [f"not a command: {line}" for page in context.pages for line in refused_lines(page)]
         context.close()
     assert complaints == []
 

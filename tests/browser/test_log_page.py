@@ -13,6 +13,8 @@ def test_log_is_filtered(demo, open_page):
     log = page.get_by_role("region", name="Events of the log")
     line = log.get_by_role("listitem")
     expect(line.filter(has_text="neuron_up").first).to_contain_text("info")
+    demo.ask("helexa/small")  # only the level info logs requests
+    expect(line.get_by_text("request", exact=True)).to_have_count(0)
     demo.post("/admin/nodes/quadbrat/drain")
     page.get_by_label("At least").select_option("warning")
     expect(line.filter(has_text="node_drained").first).to_contain_text("warning")

@@ -7,19 +7,21 @@ import re
 import subprocess
 import sys
 
-from fakes.browser import go, keep_screenshot
+from fakes.browser import SMALL, go, keep_screenshot
 from fakes.process import environment
 from playwright.sync_api import expect
 
 
 def test_usage_has_a_chart_and_a_file(demo, open_page):
     """The file is what `cortex usage --csv` prints."""
-    demo.ask("helexa/small", 20)
+    with demo.edited_models(f'id = "{SMALL}"', f'id = "{SMALL}"\ncost = {{ input = 100.0, output = 400.0 }}'):
+        demo.ask("helexa/small", 20)
     page = open_page()
     go(page, "Usage")
     page.get_by_label("By", exact=True).select_option("alias")
     row = page.get_by_role("region", name="By alias").get_by_role("row").filter(has_text="helexa/small")
-    expect(row).to_be_visible()
+    expect(row).to_contain_text("$")
+    expect(row).to_contain_text("Wh")
     chart = page.get_by_role("img", name=re.compile(r"^Tokens per day: \d{4}-\d\d-\d\d [\d,]+"))
     expect(chart).to_be_visible()
     assert chart.locator(".column > div").first.bounding_box()["height"] > 0

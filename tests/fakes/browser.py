@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import threading
 import time
 import urllib.request
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 from fakes.patience import SAFETY_NET_S
+
+from gateway.cli.main import main as cortex
 
 TOP = Path(__file__).parent.parent.parent
 SCREENSHOTS = TOP / "build" / "browser"
@@ -117,6 +121,34 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+LINES = """
+window.cortexLines = new Set();
+new MutationObserver(() => {
+  for (const code of document.querySelectorAll(".cli code")) cortexLines.add(code.textContent);
+}).observe(document, { subtree: true, childList: true, characterData: true });
+"""
+"""A script that collects the `cortex …` lines that a page shows."""
+
+
+def refused_lines(page) -> list[str]:
+    """The lines that the page has shown and that `cortex` does not take."""
+    return [line for line in page.evaluate("[...(window.cortexLines ?? [])]") if not is_command(line)]
+
+
+def is_command(line: str) -> bool:
+    """Whether `cortex` has this command and these options; nothing is run."""
+    program, *words = shlex.split(line)
+    command: click.Command = cortex
+    context, name = click.Context(cortex), program
+    try:
+        while isinstance(command, click.Group):
+            name, command, words = command.resolve_command(context, words)
+        command.make_context(name, words)
+    except click.UsageError:
+        return False
+    return program == "cortex"
 
 
 def sign_in(page, key):

@@ -5,6 +5,7 @@ import { timeChart } from "../lib/charts.js";
 import { h, render } from "../lib/dom.js";
 import { ago, cli, count, figure, gib, milliseconds, NONE, percent } from "../lib/format.js";
 import { live, subscribe } from "../lib/live.js";
+import { remedyOf } from "../lib/remedies.js";
 import { confirmAction, copyLine, empty, hue, state, timeOf } from "../lib/widgets.js";
 
 const percentOf = (value) => percent(value == null ? null : value / 100);
@@ -80,32 +81,6 @@ function drawProblems(root) {
         h("p", {}, problem.text),
         h("div", { class: "remedy" }, h("span", {}, remedy.text), remedy.command ? copyLine(remedy.command) : null, remedy.button && may("operate") ? h("button", { type: "button", onclick: remedy.button }, remedy.label) : null));
     })));
-}
-
-/** What to do about a problem. */
-function remedyOf({ code, subject }) {
-  const post = (path) => () => request("POST", path, {});
-  switch (code) {
-    case "node_down":
-      return { kind: "down", text: "Look at the neuron and its log on that host; requests go to other hosts meanwhile.", command: cli("neuron", "status") .replace(/ --url.*/, "") };
-    case "node_drained":
-      return { kind: "drained", text: "Undrain it when its maintenance is over.", command: cli("undrain", subject), label: "Undrain…",
-        button: () => confirmAction(`Undrain ${subject}`, `${subject} gets new requests again.`, cli("undrain", subject), "Undrain", post(`/admin/nodes/${segment(subject)}/undrain`), `${subject} gets requests again`) };
-    case "alias_unservable":
-      return { kind: "unservable", text: "Point it at a model that can be served, or make room for its own.", label: "Open the alias", button: () => (location.hash = `#/aliases/${segment(subject)}`) };
-    case "model_unservable":
-      return { kind: "impaired", text: "Start a neuron that meets its requirements, or change its table in models.toml.", command: cli("load", subject) };
-    case "file_not_in_force":
-      return { kind: "impaired", text: "Correct the file, or restore the one in force.", command: cli("alias", "rollback") };
-    case "swap_failed":
-      return { kind: "swap_failed", text: "Try again once the reason is gone, or point the alias elsewhere.", command: cli("alias", "retry", subject), label: "Try again…",
-        button: () => confirmAction(`Retry the swap of ${subject}`, "The gateway loads and probes the new target again.", cli("alias", "retry", subject), "Try again", post(`/admin/swaps/${segment(subject)}/retry`), "The swap goes on") };
-    case "rollout_rolled_back":
-      return { kind: "rolled_back", text: "Find out why the guard acted, then acknowledge.", command: cli("alias", "rollout", subject, "--acknowledge"), label: "Acknowledge",
-        button: () => confirmAction(`Acknowledge the rollback of ${subject}`, "The rollback is no longer listed as a problem.", cli("alias", "rollout", subject, "--acknowledge"), "Acknowledge", post(`/admin/aliases/${segment(subject)}/rollout/acknowledge`), "Acknowledged") };
-    default:
-      return { kind: "impaired", text: "Free space on the disk, or correct the permissions of the state directory; nothing is lost while the gateway runs." };
-  }
 }
 
 // Hosts .................................................................................................................
