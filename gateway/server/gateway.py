@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
@@ -114,7 +115,9 @@ class Gateway:
             running=lambda: len(self.request_log.live),
             count_exceeded=self.metrics.count_limit_exceeded,
         )
-        self.neurons = {neuron.name: control_client(neuron) for neuron in self.neuron_store.neurons}
+        self._instance = secrets.token_hex(16)
+        make_client = partial(control_client, instance=self._instance)
+        self.neurons = {neuron.name: make_client(neuron) for neuron in self.neuron_store.neurons}
         self.poller = Poller(self.fleet, self.neurons, settings.poll)
         self.upstream = UpstreamPool(idle_limit=settings.limits.upstream_idle_connections)
         self.request_log = RequestLog(
@@ -152,7 +155,12 @@ class Gateway:
             poll_soon=self.poller.poll_soon,
         )
         self.membership = FleetMembership(
-            self.fleet, self.poller, self.neurons, poll=settings.poll, is_busy=self.scheduler.is_busy
+            self.fleet,
+            self.poller,
+            self.neurons,
+            poll=settings.poll,
+            is_busy=self.scheduler.is_busy,
+            make_client=make_client,
         )
         NeuronRecords(self.neuron_store, self.membership, record=self.auditor.record_action)
         warmer = ModelWarmer(
@@ -303,6 +311,7 @@ class Gateway:
             health=self._health,
             ready=lambda: self.fleet.any_open() and not self.inference.refuses_new,
             count_unknown_path=self.metrics.count_unknown_path,
+            instance=self._instance,
             console_url=partial(self.console.url, self.settings.gateway.metrics_listen.host),
         )
 

@@ -16,6 +16,7 @@ from gateway import errors
 from gateway.access.admission import Access, require_verb
 from gateway.access.keys import scope
 from gateway.access.keys.key import Key
+from gateway.fleet.control.engine_client import POLLED_BY
 from gateway.server import models_anthropic, path_hints
 from gateway.server.access.usage_routes import UsageReports, mount_own_usage
 from gateway.server.console.public_page import PAGE_HEADERS, public_page, wants_html
@@ -45,8 +46,9 @@ _WITHOUT_KEY = frozenset({"/", "/health", "/ready", "/openapi.json"})
 class PublicRoutes:
     """Functions that return what each route shows at the moment of the call. `model` returns None for an unknown id.
 
-    `count_unknown_path` is called for every request to a path that does not exist. `console_url` returns the address of
-    the console for a browser that knows this gateway by the given host; None if it cannot reach it.
+    `count_unknown_path` is called for every request to a path that does not exist. `instance` is this gateway's id in
+    the polls that it sends. `console_url` returns the address of the console for a browser that knows this gateway by
+    the given host; None if it cannot reach it.
     """
 
     models: Callable[[], list[Entry]]
@@ -56,6 +58,7 @@ class PublicRoutes:
     count_unknown_path: Callable[[], object]
     access: Access = field(default_factory=Access)
     usage: UsageReports | None = None
+    instance: str = ""
     console_url: Callable[[str], str | None] = lambda _: None
 
 
@@ -77,6 +80,7 @@ def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
 
     @app.before_request
     async def authenticate() -> None:
+        _refuse_own_poll(routes)
         if request.path in _WITHOUT_KEY or request.method == "OPTIONS":
             return
         g.key = key = routes.access.authenticate(raw_headers())
@@ -101,6 +105,12 @@ def make_app(routes: PublicRoutes, version: str) -> QuartTrio:
         return response
 
     return app
+
+
+def _refuse_own_poll(routes: PublicRoutes) -> None:
+    """A neuron of this gateway is this gateway, under a name that its configuration does not show to be its own."""
+    if routes.instance and request.headers.get(POLLED_BY) == routes.instance:
+        raise errors.Conflict("this neuron is the gateway that polls it: remove it from [[neurons]]")
 
 
 def _page(routes: PublicRoutes) -> Response:

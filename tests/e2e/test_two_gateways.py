@@ -61,6 +61,24 @@ async def gateways_in_front_of_an_engine(tmp_path):
             yield engine, outer
 
 
+async def test_gateway_that_is_its_own_neuron_under_another_name_is_noticed(cortex):
+    """The neuron is down from the first poll, and status says why. No name is resolved for this."""
+    port = cortex.url.rpartition(":")[2]
+    itself = NeuronSettings("me", f"http://localhost:{port}", kind="openai", engine="cortex")
+    gateway = cortex.gateway
+    gateway.membership.apply([*(node.settings for node in gateway.fleet.nodes.values()), itself])
+    await until(lambda: gateway.fleet.nodes["me"].failure is not None)
+    node = gateway.fleet.nodes["me"]
+    assert (node.healthy, node.failure) == (
+        False,
+        "409: this neuron is the gateway that polls it: remove it from [[neurons]]",
+    )
+    assert not node.models
+    async with httpx.AsyncClient(base_url=cortex.url, trust_env=False) as client:
+        other = await client.get("/v1/models", headers={"x-cortex-polled-by": "another"})
+    assert other.status_code == 200
+
+
 def a_question(model="outer/small", **more):
     return {"model": model, "messages": PROBE, **more}
 

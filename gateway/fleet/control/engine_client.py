@@ -35,7 +35,10 @@ from gateway.fleet.control.types import (
 )
 from gateway.fleet.engine_access import bearer
 
-__all__ = ["EngineClient"]
+__all__ = ["POLLED_BY", "EngineClient"]
+
+POLLED_BY = "x-cortex-polled-by"
+"""A header with the id of the gateway that asks. A gateway that gets its own id refuses: it would serve itself."""
 
 CANNOT = 501  # `NeuronRefused.status` for a call that the engine does not support; nothing was sent
 LOOK_AGAIN_S = 0.5  # while an engine loads or unloads in the background, and only its list shows the end
@@ -86,13 +89,21 @@ class EngineClient:
 
     Args:
         settings: Its `[[neurons]]` table, of kind "openai".
+        instance: Identifies this gateway, so that it notices if the engine is itself under another name; None for none.
         transport: In place of the network, for tests.
     """
 
-    def __init__(self, settings: NeuronSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        settings: NeuronSettings,
+        *,
+        instance: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._settings = settings
         authorization = None if settings.api_key is None else bearer(settings.api_key)
-        self._http = ControlHttp(settings.endpoint, authorization=authorization, transport=transport)
+        headers = None if instance is None else {POLLED_BY: instance}
+        self._http = ControlHttp(settings.endpoint, authorization=authorization, headers=headers, transport=transport)
         self._listed = ModelListReader(settings.name, _Listed, attrgetter("id"))
         self._running = ModelListReader(settings.name, _OllamaModel, attrgetter("name"))
 

@@ -36,9 +36,11 @@ CLOSE_DEADLINE_S = 1.0
 log = structlog.get_logger("cortex.membership")
 
 
-def control_client(neuron: NeuronSettings) -> ControlClient:
-    """The control API of a neuron or an engine."""
-    return EngineClient(neuron) if neuron.kind == "openai" else NeuronClient(neuron.endpoint, token=neuron.token)
+def control_client(neuron: NeuronSettings, instance: str | None = None) -> ControlClient:
+    """The control API of a neuron or an engine. `instance` is this gateway's id, see `EngineClient`."""
+    if neuron.kind == "openai":
+        return EngineClient(neuron, instance=instance)
+    return NeuronClient(neuron.endpoint, token=neuron.token)
 
 
 class FleetMembership:

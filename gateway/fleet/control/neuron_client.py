@@ -5,7 +5,7 @@ Engines without a neuron get the same API from `engine_client.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from operator import attrgetter
 from types import TracebackType
@@ -55,6 +55,7 @@ class ControlHttp:
     Args:
         endpoint: Base URL as configured.
         authorization: Value of a header to send with every call, or None.
+        headers: Further headers of every call.
         transport: In place of the network, for tests.
     """
 
@@ -63,11 +64,17 @@ class ControlHttp:
         endpoint: str,
         *,
         authorization: str | None = None,
+        headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.endpoint = endpoint.rstrip("/")
         # identity, and raw bytes below: a compressed answer could inflate beyond any limit.
-        headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "cortex"}
+        headers = {
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "user-agent": "cortex",
+            **(headers or {}),
+        }
         if authorization is not None:
             headers["authorization"] = authorization
         self._http = httpx.AsyncClient(

@@ -49,6 +49,17 @@ def test_neurons_are_read_and_replaced_from_another_desk(operator, tmp_path):
         assert "another one" in operator.done("neurons", "put", wanted, "--if-match", digest.strip(), code=1, **env)
         assert operator.done("neurons", "put", wanted, **env).splitlines()[-1] == "no neuron changes"
         wait_until(lambda: "down" in operator.done("neurons", "list", **env))
+        editor = tmp_path / "editor"
+        editor.write_text("#!/bin/sh\ngrep -q '\\*\\*\\*' $1 && sed -i 's/:10\"/:11\"/' $1\n")
+        editor.chmod(0o700)
+        edited = operator.done("neurons", "edit", EDITOR=str(editor), **env)
+        assert edited.splitlines()[-1] == "changed b (endpoint)"
+        assert (tmp_path / "neurons.toml").read_text().startswith(NEURONS_TOML)
+        editor.write_text(f"#!/bin/sh\necho '# other' >> {tmp_path / 'neurons.toml'}\necho '# mine' >> $1\n")
+        assert "another one" in operator.done("neurons", "edit", code=1, EDITOR=str(editor), **env)
+        assert "# mine" not in (tmp_path / "neurons.toml").read_text()
+        editor.write_text("#!/bin/sh\n")
+        assert "saved nothing" in operator.done("neurons", "edit", EDITOR=str(editor), **env)
         wanted.write_text("neurons = [1]\n")
         assert "must be a table" in operator.done("neurons", "put", wanted, code=1, **env)
         process.interrupt()

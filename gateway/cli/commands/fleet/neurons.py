@@ -85,26 +85,52 @@ def put(file: Path, if_match: str | None, *, connection: Connection) -> None:
             print_error(f"{file} is larger than 1 MiB: check that it is the right file")
             return REFUSED
         before, digest = _get(client, gateway)
-        headers = {
-            "if-match": f'"{if_match or digest}"',
-            "content-type": "application/toml",
-            "x-cortex-user": quote(f"{os_user()}@{socket.gethostname()}"),
-        }
-        url, token = f"{gateway.admin}/admin/neurons", gateway.required_token()
-        result = api_client.send(client, "PUT", url, token=token, headers=headers, content=wanted).json()
-        after, _ = _get(client, gateway)
-        for line in difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "now", n=0, lineterm=""):
-            click.echo(line)
-        click.echo(_summary(result["diff"]))
+        _replace(client, gateway, wanted, before, if_match or digest)
         return DONE
 
     run_admin_command("neurons put", connection, command)
+
+
+@neurons.command()
+@connection_options
+def edit(*, connection: Connection) -> None:
+    """Edit the file of the neurons with $EDITOR, put it in force, and print what changes.
+
+    A secret that is *** stays as it is. Exit code 1 if the gateway refuses, also if the file was changed meanwhile,
+    2 if it does not answer.
+    """
+
+    def command(client: httpx.Client, gateway: GatewayAddress) -> int:
+        before, digest = _get(client, gateway)
+        wanted = click.edit(before, extension=".toml", require_save=True)
+        if wanted is None:
+            click.echo("no change: the editor saved nothing")
+            return DONE
+        _replace(client, gateway, wanted.encode(), before, digest)
+        return DONE
+
+    run_admin_command("neurons edit", connection, command)
 
 
 def _get(client: httpx.Client, gateway: GatewayAddress) -> tuple[str, str]:
     url, token = f"{gateway.admin}/admin/neurons", gateway.required_token()
     response = api_client.send(client, "GET", url, token=token, headers={})
     return response.text, response.headers["etag"].strip('"')
+
+
+def _replace(client: httpx.Client, gateway: GatewayAddress, wanted: bytes, before: str, digest: str) -> None:
+    """Put the file in force, if its hash is still `digest`, and print what changes. Raises ApiError."""
+    headers = {
+        "if-match": f'"{digest}"',
+        "content-type": "application/toml",
+        "x-cortex-user": quote(f"{os_user()}@{socket.gethostname()}"),
+    }
+    url, token = f"{gateway.admin}/admin/neurons", gateway.required_token()
+    result = api_client.send(client, "PUT", url, token=token, headers=headers, content=wanted).json()
+    after, _ = _get(client, gateway)
+    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "now", n=0, lineterm=""):
+        click.echo(line)
+    click.echo(_summary(result["diff"]))
 
 
 def _summary(diff: dict[str, dict[str, list[str]]] | None) -> str:
