@@ -17,11 +17,35 @@ EXCHANGE = "cortex.exchange"
 
 
 class DirectExchange(Protocol):
-    """Spares the application a task and a scope per request."""
+    """Spares the application a task and a scope per request, and ASGI's messages.
+
+    Its methods may be mixed with `receive` and `send`, which do the same with messages.
+    """
+
+    derived: dict[str, Any]
+    """What the application derives from method, target and headers, kept for the connection's next requests.
+
+    A request has the dict of the one before if its head is the same, byte for byte, but for the content-length.
+    """
+
+    more_headers: Headers
+    """Headers that the response gets besides those of the application: of a layer between server and application."""
 
     @property
     def body_complete(self) -> bool:
         """Whether the whole body has arrived, so that `receive` returns it without waiting."""
+        ...
+
+    def take_body(self) -> bytes | None:
+        """Return the whole body; None if `receive` must be called, because it is incomplete, or returned already."""
+        ...
+
+    def start_response(self, status: int, headers: Headers) -> None:
+        """As the message `http.response.start`: the head is sent together with the first piece of the body."""
+        ...
+
+    async def send_body(self, data: bytes, *, last: bool) -> None:
+        """As the message `http.response.body`. Raises as `send` does: OSError if the client has gone."""
         ...
 
     def on_departure(self, callback: Callable[[], None]) -> bool:

@@ -5,6 +5,7 @@ Inbound, from clients:
     server_connection   one client's connection: its requests in order, deadlines, writes
     server_exchange     one request and its response as ASGI
     request_parser      bytes to requests (llhttp)
+    server_state/       what a server's connections share: limits, who waits for what, and the timer for them
     server_tls/         the certificate, and TLS over one connection
     hypercorn_server    the alternative for HTTP/2
     fd_limit            how many connections the process's file descriptors allow

@@ -18,8 +18,10 @@ import trio
 from gateway.asgi import App
 from gateway.errors import Overloaded
 from gateway.http.epoll.pump import Pump
-from gateway.http.server_connection import ServerConnection, ServerLimits, ServerState
+from gateway.http.server_connection import ServerConnection
 from gateway.http.server_exchange import ClientDisconnected, ServerLog
+from gateway.http.server_state.server_limits import ServerLimits
+from gateway.http.server_state.server_state import ServerState
 from gateway.http.server_tls.tls_stream import TlsStream
 
 __all__ = ["HttpServer", "ServerLimits"]
@@ -72,7 +74,7 @@ class HttpServer:
         """
         try:
             async with trio.open_nursery() as helpers:
-                await helpers.start(self.watch_hang_ups)
+                await helpers.start(self.watch_connections)
                 if self._state.pump is not None:
                     await helpers.start(self._state.pump.run)
                 async with trio.open_nursery() as connections:
@@ -128,9 +130,15 @@ class HttpServer:
             connections.start_soon(self.serve_stream, trio.SocketStream(trio.socket.from_stdlib_socket(accepted)))
         return True
 
-    async def watch_hang_ups(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Watch all clients for their leaving; a part of `serve`. Without it each request has a task for that."""
-        await self._state.hang_ups.run(task_status=task_status)
+    async def watch_connections(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watch all clients for their leaving, and for waits that exceed their deadline; a part of `serve`.
+
+        Without it each request has a task that watches its client, and clients may be silent forever.
+        """
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._state.hang_ups.run)
+            nursery.start_soon(self._state.end_overdue, self._limits)
+            task_status.started()
 
     async def serve_stream(self, stream: trio.abc.Stream, client: tuple[str, int] | None = None) -> None:
         """Serve one connection until it ends, and close the stream. Raises nothing but Cancelled.

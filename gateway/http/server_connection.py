@@ -6,10 +6,11 @@ the body is complete, `receive` waits for the client to disconnect.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import trio
@@ -17,59 +18,28 @@ import trio
 from gateway.asgi import App, Flow, Scope
 from gateway.errors import GatewayError, InternalError, MalformedRequest, RequestTimeout
 from gateway.http import sockets
-from gateway.http.epoll.hang_ups import HangUps
-from gateway.http.epoll.pump import Pump
 from gateway.http.request_parser import RequestParser
 from gateway.http.server_exchange import ClientDisconnected, ServerExchange, ServerLog, error_response, is_departure
-from gateway.http.server_tls.handshake import FailedHandshakes, shake_hands
+from gateway.http.server_state.server_limits import ServerLimits
+from gateway.http.server_state.server_state import ServerState
+from gateway.http.server_tls.handshake import shake_hands
 from gateway.http.server_tls.tls_stream import TlsStream
 from gateway.http.sockets import close_now, descriptor, has_hung_up, is_quiet, read, write_what_fits
 
-__all__ = ["ServerConnection", "ServerLimits", "ServerState"]
+__all__ = ["ServerConnection"]
 
 HUNG_UP_INTERVAL_S = 0.5
 TLS_WRITE_BYTES = 65536  # per write deadline; a plain socket tells how much it has taken
 SENDS_PER_CHECKPOINT = 16  # a checkpoint costs 2.7 us; 16 sends of 10 us delay other tasks less than one request does
 
 
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """Limits on what a client can send and on how long it can take."""
-
-    header_bytes: int = 65536
-    header_s: float = 30  # from a request's first byte to the end of its headers
-    keep_alive_s: float = 650  # between requests; longer than common load balancers, whose longest is 600 s
-    client_write_s: float = 60  # for the client to read something
-    connections: int = 10_000
-    linger_s: float = 2  # for a client to read an early response and stop sending
-    linger_bytes: int = 256 * 1024**2  # four bodies of the default limit
-    pipelined_bytes: int = 65536  # of requests sent ahead; further ones stay in the client's socket
-
-
-class ServerState:
-    """What a server's connections share."""
-
-    __slots__ = ("draining", "failed_handshakes", "hang_ups", "idle", "incomplete", "keeps_idle", "pump", "served")
-
-    def __init__(self, pump: Pump | None = None) -> None:
-        self.draining = False
-        self.keeps_idle = False  # while draining: a connection may wait for its last request
-        self.failed_handshakes = FailedHandshakes()
-        self.hang_ups = HangUps()
-        self.pump = pump
-        self.served = 0  # requests
-        self.idle: dict[ServerConnection, None] = {}
-        """Connections between two requests; the one that has been idle longest comes first."""
-        self.incomplete: dict[ServerConnection, None] = {}
-        """Connections that wait for the rest of a request; the one that has waited longest comes first."""
-
-
 class ServerConnection:
     """Serves the requests of one connection until it ends. Its creator calls `close`."""
 
     __slots__ = (
-        "_app", "_client_gone", "_departed", "_evicted", "_fd", "_limits", "_log", "_on_departure", "_owed", "_parser",
-        "_sends", "_serving", "_socket_fd", "_state", "_stream", "_wait", "_watched", "client", "idle", "local",
+        "_app", "_client_gone", "_departed", "_evicted", "_fd", "_is_overdue", "_limits", "_log", "_on_departure",
+        "_owed", "_parser", "_scope", "_sends", "_serving", "_socket_fd", "_state", "_stream", "_wait", "_watched",
+        "client", "idle", "local", "scheme",
     )  # fmt: skip
 
     def __init__(
@@ -92,13 +62,16 @@ class ServerConnection:
         self._parser = RequestParser(limits.header_bytes)
         self._owed = b""  # of a piece that the pump has sent in part: it goes before anything else
         self._sends = 0  # since the last checkpoint
-        self._wait: trio.CancelScope | None = None  # around the wait for a request, or for the rest of one
+        self._scope = trio.CancelScope()  # around all requests: one for each wait would cost 6 us per request
+        self._wait: trio.CancelScope | None = None  # the scope of a wait for a request, or for the rest of one
         self._serving: ServerExchange | None = None
         self._evicted = False
+        self._is_overdue = False
         self._watched = False  # by the server's `hang_ups`
         self._departed = False  # as `hang_ups` has reported
         self._on_departure: Callable[[], None] | None = None  # of the exchange being served
         self.client = client
+        self.scheme = "https" if isinstance(stream, TlsStream) else "http"
         self.local: tuple[str, int] | None = None
         self.idle = True
         tcp = sockets.transport(stream)
@@ -116,15 +89,41 @@ class ServerConnection:
         """Serve requests until the client or the server ends the connection."""
         if isinstance(self._stream, TlsStream) and not await self._shake_hands(self._stream):
             return
+        try:
+            with self._scope:
+                await self._serve()
+            if self._is_overdue and not self.idle:
+                raise RequestTimeout(f"the request's headers did not arrive within {self._limits.header_s:g} s")
+        except GatewayError as error:
+            await self.send_error(error)
+
+    async def _serve(self) -> None:
+        """Call the application for each request. Its exceptions are logged and answered with a 500; Cancelled passes.
+
+        Raises:
+            GatewayError: The bytes after the last request are no request that the server accepts.
+        """
+        state, parser = self._state, self._parser
         while True:
+            exchange = parser.take()
+            if exchange is not None:
+                await trio.lowlevel.checkpoint()  # serving a burst of pipelined requests has no other checkpoint
+            elif (exchange := await self._next_request()) is None:
+                return
+            self._serving = exchange
+            state.served += 1
+            scope = exchange.begin(self)
             try:
-                exchange = await self._next_request()
-            except GatewayError as error:
-                await self.send_error(error)
-                return
-            if exchange is None:
-                return
-            await self._serve(exchange)
+                await self._app(scope, exchange.receive, exchange.send)
+            except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - an application must not take the server down
+                await self._recover(exchange, error, scope)
+            else:
+                if not exchange.complete:
+                    await self._send_failure(exchange, exchange.error or _NO_RESPONSE)
+            finally:
+                self._on_departure = None
+                if not exchange.complete and exchange.close_would_look_complete:
+                    self._reset_on_close()
             if not exchange.reusable:
                 if exchange.answered and self._may_have_unread(exchange):
                     await self._linger()
@@ -133,9 +132,9 @@ class ServerConnection:
     async def _shake_hands(self, stream: TlsStream) -> bool:
         """The TLS handshake, which counts as an incomplete request. Returns whether there can be requests."""
         self.idle, result = False, None
-        self._state.incomplete[self] = None
+        self._state.incomplete[self] = trio.current_time() + self._limits.header_s
         try:
-            with trio.CancelScope(deadline=trio.current_time() + self._limits.header_s) as self._wait:
+            with trio.CancelScope() as self._wait:
                 result = await shake_hands(stream, self._state.failed_handshakes, self.client)
         finally:
             del self._state.incomplete[self]
@@ -154,39 +153,35 @@ class ServerConnection:
     async def _next_request(self) -> ServerExchange | None:
         """Wait for the next request's headers. Returns None when the connection ends without one.
 
+        `HttpServer.watch_connections` ends the wait at its deadline.
+
         Raises:
-            GatewayError: The bytes are no request the server accepts, or the headers missed their deadline.
+            GatewayError: The bytes are no request that the server accepts.
         """
-        exchange = self._parser.take()
-        if exchange is not None:
-            await trio.lowlevel.checkpoint()  # serving a burst of pipelined requests has no other checkpoint
-            return exchange
-        limits = self._limits
-        self.idle = not self._parser.pending
-        if self.idle and self.closing and not self._state.keeps_idle and is_quiet(self._stream):
+        state, parser, fd, exchange = self._state, self._parser, self._fd, None
+        self.idle = not parser.pending
+        if self.idle and state.draining and not state.keeps_idle and is_quiet(self._stream):
             return None
-        waiting = self._state.idle if self.idle else self._state.incomplete
-        waiting[self] = None
-        allowed_s = limits.keep_alive_s if self.idle else limits.header_s
+        waiting = state.idle if self.idle else state.incomplete
+        limits = self._limits
+        waiting[self] = trio.current_time() + (limits.keep_alive_s if self.idle else limits.header_s)
+        self._wait = self._scope
         try:
-            with trio.CancelScope(deadline=trio.current_time() + allowed_s) as self._wait:
-                while exchange is None:
-                    data = await self.read()
-                    if not data:
-                        return None
-                    was_idle, self.idle = self.idle, False
-                    self._parser.feed(data)
-                    exchange = self._parser.take()
-                    if was_idle and exchange is None:
-                        del waiting[self]
-                        waiting = self._state.incomplete
-                        waiting[self] = None
-                        self._wait.deadline = trio.current_time() + limits.header_s
+            while exchange is None:
+                data = await read(self._stream, fd)
+                if not data or self._evicted:  # in the instant in which data arrived
+                    self._client_gone = not data
+                    break
+                was_idle, self.idle = self.idle, False
+                parser.feed(data)
+                exchange = parser.take()
+                if was_idle and exchange is None:
+                    del waiting[self]
+                    waiting = state.incomplete
+                    waiting[self] = trio.current_time() + limits.header_s
         finally:
             del waiting[self]
             self._wait = None
-        if exchange is None and not self.idle and not self._evicted:
-            raise RequestTimeout(f"the request's headers did not arrive within {limits.header_s:g} s")
         return exchange
 
     async def read(self) -> bytes:
@@ -217,7 +212,7 @@ class ServerConnection:
         """Return the next bytes while a request's body is incomplete; `b""` also if the connection is evicted."""
         data = b""
         waiting = self._state.incomplete
-        waiting[self] = None
+        waiting[self] = inf
         try:
             with trio.CancelScope() as self._wait:
                 data = await self.read()
@@ -239,32 +234,16 @@ class ServerConnection:
 
     # Serving ..........................................................................................................
 
-    async def _serve(self, exchange: ServerExchange) -> None:
-        """Call the application. Its exceptions are logged and answered with a 500; Cancelled passes."""
-        exchange.attach(self)
-        self._serving = exchange
-        self._state.served += 1
-        scope = exchange.scope(self.client, self.local)
-        if isinstance(self._stream, TlsStream):
-            scope["scheme"] = "https"
-        if self._fd is None and isinstance(self._stream, TlsStream):
-            scope["scheme"] = "https"
-        try:
-            await self._app(scope, exchange.receive, exchange.send)
-        except Exception as error:  # noqa: BLE001 - logged by _report; an application must not take the server down
-            self._report(error, scope)
-            await self._send_failure(exchange, exchange.error or (_INCOMPLETE if is_departure(error) else _CRASHED))
-        except BaseExceptionGroup as group:
-            crashes, cancelled = group.split(Exception)
-            self._report(crashes, scope)
-            raise (cancelled or group) from None
-        else:
-            if not exchange.complete:
-                await self._send_failure(exchange, exchange.error or _NO_RESPONSE)
-        finally:
-            self._on_departure = None
-            if exchange.close_would_look_complete:
-                self._reset_on_close()
+    async def _recover(self, exchange: ServerExchange, error: Exception | BaseExceptionGroup, scope: Scope) -> None:
+        """Report what the application raised, and answer for it. Raises what is not an Exception, such as Cancelled."""
+        crash, rest = (error, None) if isinstance(error, Exception) else error.split(Exception)
+        failure: GatewayError = _INCOMPLETE
+        if crash is not None and not is_departure(crash):
+            failure = _CRASHED
+            self._log.error("app_crashed", exc_info=crash, path=scope["path"])
+        if rest is not None:
+            raise rest from None
+        await self._send_failure(exchange, exchange.error or failure)
 
     def on_departure(self, callback: Callable[[], None]) -> bool:
         """Have `callback` called if the client hangs up before the exchange ends. False if that cannot be watched.
@@ -289,10 +268,6 @@ class ServerConnection:
             self._client_gone = True
             callback()
 
-    def _report(self, error: Exception | None, scope: Scope) -> None:
-        if error is not None and not is_departure(error):
-            self._log.error("app_crashed", exc_info=error, path=scope["path"])
-
     async def _send_failure(self, exchange: ServerExchange, error: GatewayError) -> None:
         """Send an error if no response has begun. A response that was cut off stays visibly incomplete."""
         exchange.reusable = False
@@ -309,29 +284,53 @@ class ServerConnection:
 
     # Writing ..........................................................................................................
 
-    async def write(self, data: bytes) -> None:
-        """Send all of `data`. No checkpoint if the socket takes it at once: see `checkpoint_if_due`.
-
-        If this is cancelled, part of `data` may be sent, and the connection cannot be used again.
+    def write_nowait(self, data: bytes) -> bytes | memoryview:
+        """Send what the client takes at once. Returns the rest, which `write_rest` sends.
 
         Raises:
-            ClientDisconnected: The client has closed, or has read nothing for `client_write_s`.
+            ClientDisconnected: The client has closed.
         """
         if self._client_gone:
             raise ClientDisconnected(_CLIENT_CLOSED)
         if self._owed:
             data, self._owed = self._owed + data, b""
         if self._fd is None:
-            for begin in range(0, len(data), TLS_WRITE_BYTES):
-                await self._within_write_deadline(self._stream.send_all, data[begin : begin + TLS_WRITE_BYTES])
-            return
+            return data
         try:
-            sent = write_what_fits(self._fd, data)
+            sent = os.write(self._fd, data)
+        except BlockingIOError:
+            return data
         except OSError as error:
             self._client_gone = True
             raise ClientDisconnected(_CLIENT_CLOSED) from error
-        if sent < len(data):
-            await self._write_rest(self._fd, memoryview(data)[sent:])
+        return memoryview(data)[sent:] if sent < len(data) else b""
+
+    async def write_rest(self, rest: bytes | memoryview) -> None:
+        """Send all of `rest`, as the client takes it.
+
+        If this is cancelled, part of it may be sent, and the connection cannot be used again.
+
+        Raises:
+            ClientDisconnected: The client has closed, or has read nothing for `client_write_s`.
+        """
+        fd = self._fd
+        if fd is None:
+            for begin in range(0, len(rest), TLS_WRITE_BYTES):
+                await self._within_write_deadline(self._stream.send_all, rest[begin : begin + TLS_WRITE_BYTES])
+            return
+        rest = memoryview(rest)
+        while rest:
+            await self._within_write_deadline(trio.lowlevel.wait_writable, fd)
+            try:
+                rest = rest[write_what_fits(fd, rest) :]
+            except OSError as error:
+                self._client_gone = True
+                raise ClientDisconnected(_CLIENT_CLOSED) from error
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`, as `write_nowait` and `write_rest` do. No checkpoint if the socket takes it at once."""
+        if rest := self.write_nowait(data):
+            await self.write_rest(rest)
 
     @property
     def can_carry(self) -> bool:
@@ -364,15 +363,6 @@ class ServerConnection:
         if self._sends >= SENDS_PER_CHECKPOINT:
             self._sends = 0
             await trio.lowlevel.checkpoint()
-
-    async def _write_rest(self, fd: int, rest: memoryview) -> None:
-        while rest:
-            await self._within_write_deadline(trio.lowlevel.wait_writable, fd)
-            try:
-                rest = rest[write_what_fits(fd, rest) :]
-            except OSError as error:
-                self._client_gone = True
-                raise ClientDisconnected(_CLIENT_CLOSED) from error
 
     async def _within_write_deadline(self, step: Callable[[Any], Awaitable[object]], argument: object) -> None:
         try:
@@ -414,6 +404,13 @@ class ServerConnection:
             return False
         self.evict()
         return True
+
+    def expire(self) -> None:
+        """End the connection, because its wait has exceeded its deadline. A request that has begun gets a 408."""
+        if self.idle and not is_quiet(self._stream):
+            return  # a request has arrived in this instant
+        self._is_overdue = True
+        self.evict()
 
     def evict(self) -> None:
         """End the connection, which waits for a request or for the rest of one."""

@@ -54,15 +54,27 @@ class ServerLog(Protocol):
 
 
 class ServerTransport(Protocol):
-    """What an exchange needs of the connection that serves it."""
+    """What an exchange needs of the connection that serves it; host and port of both sides, if it has a socket."""
+
+    client: tuple[str, int] | None
+    local: tuple[str, int] | None
+    scheme: str
 
     @property
     def closing(self) -> bool:
         """Whether this exchange is the last one on the connection."""
         ...
 
+    def write_nowait(self, data: bytes) -> bytes | memoryview:
+        """Send what the client takes at once; return the rest. Raises ClientDisconnected."""
+        ...
+
+    async def write_rest(self, rest: bytes | memoryview) -> None:
+        """Send the rest, or raise ClientDisconnected."""
+        ...
+
     async def write(self, data: bytes) -> None:
-        """Send all of `data`, or raise ClientDisconnected."""
+        """Do both."""
         ...
 
     async def read_more(self) -> bool:
@@ -96,8 +108,8 @@ class ServerExchange:
 
     __slots__ = (
         "_body_bytes_left", "_chunked", "_end_reported", "_head", "_no_body", "_transport", "_until_close", "answered",
-        "body", "body_complete", "complete", "error", "expects_continue", "headers", "headers_complete", "method",
-        "reusable", "started", "target", "version",
+        "body", "body_complete", "complete", "derived", "error", "expects_continue", "headers", "headers_complete",
+        "method", "more_headers", "reusable", "started", "target", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -105,6 +117,8 @@ class ServerExchange:
         self.target = b""
         self.version = ""
         self.headers: Headers = []
+        self.derived: dict[str, Any] = {}
+        self.more_headers: Headers = _NO_HEADERS  # of the response
         self.body: list[bytes] = []
         self.headers_complete = False
         self.body_complete = False
@@ -115,38 +129,39 @@ class ServerExchange:
         self.answered = False  # the client should get time to read a response
         self.complete = False  # the response's last byte is sent
         self._end_reported = False
-        self._head: Message | None = None
+        self._head: tuple[int, Iterable[tuple[bytes, bytes]]] | None = None
         self._chunked = False
         self._no_body = False
         self._body_bytes_left: int | None = None  # until the application's content-length is reached
         self._until_close = False
         self._transport: ServerTransport | None = None
 
-    def attach(self, transport: ServerTransport) -> None:
-        """Set the connection that `receive` and `send` use."""
-        self._transport = transport
-
     @property
     def close_would_look_complete(self) -> bool:
         """Whether an orderly close would make an incomplete response look complete to the client."""
         return self._until_close and self.started and not self.complete
 
-    def scope(self, client: tuple[str, int] | None, server: tuple[str, int] | None) -> Scope:
-        """Return the ASGI connection scope (https://asgi.readthedocs.io/en/latest/specs/www.html)."""
-        raw_path, _, query = _origin_form(self.target).partition(b"?")
+    def begin(self, transport: ServerTransport) -> Scope:
+        """Set the connection that `receive` and `send` use; return the ASGI connection scope.
+
+        https://asgi.readthedocs.io/en/latest/specs/www.html
+        """
+        self._transport = transport
+        target = self.target if self.target[:1] == b"/" else _origin_form(self.target)
+        raw_path, _, query = target.partition(b"?")
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": self.version,
             "method": self.method.decode("ascii"),
-            "scheme": "http",
-            "path": _decoded(raw_path),
+            "scheme": transport.scheme,
+            "path": (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace"),
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
             "headers": self.headers,
-            "client": client,
-            "server": server,
+            "client": transport.client,
+            "server": transport.local,
             "state": {},
             "extensions": {EXCHANGE: self},
         }
@@ -179,6 +194,14 @@ class ServerExchange:
 
     # ASGI receive .....................................................................................................
 
+    def take_body(self) -> bytes | None:
+        """See `gateway.asgi.DirectExchange`."""
+        if not self.body_complete or self._end_reported:
+            return None
+        self._end_reported = True
+        pieces, self.body = self.body, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     async def receive(self) -> Message:
         """Return the next piece of the body; after its end, wait for the disconnect. Cancelling this loses no bytes."""
         transport = self._transport
@@ -201,30 +224,41 @@ class ServerExchange:
     # ASGI send ........................................................................................................
 
     async def send(self, message: Message) -> None:
-        """Send one ASGI message. The head is sent together with the first body bytes.
+        """Send one ASGI message: `start_response` or `send_body`, with what they raise."""
+        if message["type"] == "http.response.start":
+            self.start_response(message["status"], message.get("headers", ()))
+        else:
+            await self.send_body(message.get("body", b""), last=not message.get("more_body", False))
+
+    def start_response(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """See `gateway.asgi.DirectExchange`."""
+        if self._transport is None or self.complete:
+            raise RuntimeError(_AFTER_THE_END)
+        if self.more_headers:
+            headers = [*headers, *self.more_headers]
+        self._head, self._body_bytes_left = (status, headers), None
+
+    async def send_body(self, data: bytes, *, last: bool) -> None:
+        """Send a piece of the body; the first one together with the head.
 
         If this is cancelled while it waits for the client to read, the connection cannot be used again. Otherwise a
-        message is sent whole or not at all.
+        piece is sent whole or not at all.
 
         Raises:
             ClientDisconnected: (an OSError) The client has closed the connection, or the request's body is malformed.
-            RuntimeError, ValueError: The application violates ASGI or HTTP; nothing of this message is sent.
+            RuntimeError, ValueError: The application violates ASGI or HTTP; nothing of this piece is sent.
         """
         transport = self._transport
         if transport is None or self.complete:
-            raise RuntimeError("send after the end of the response")
-        if message["type"] == "http.response.start":
-            self._head = message
-            return
+            raise RuntimeError(_AFTER_THE_END)
         if self.error is not None and not self.started:
             raise ClientDisconnected("the request's body is malformed")
-        body: bytes = message.get("body", b"")
-        last = not message.get("more_body", False)
-        data = self._framed(body, last=last) if self._head is None else self._begin(self._head, body, last=last)
-        reusable, self.reusable = self.reusable, False
-        if data:
-            await transport.write(data)
-        self.reusable = reusable
+        framed = self._framed(data, last=last) if self._head is None else self._begin(*self._head, data, last=last)
+        rest = transport.write_nowait(framed) if framed else b""
+        if rest:
+            reusable, self.reusable = self.reusable, False
+            await transport.write_rest(rest)
+            self.reusable = reusable
         if last:
             self.complete = True
         else:
@@ -251,22 +285,39 @@ class ServerExchange:
             raise RuntimeError("the response body is longer or shorter than its content-length")
         self._body_bytes_left = left_bytes
 
-    def _begin(self, start: Message, body: bytes, *, last: bool) -> bytes:
+    def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, *, last: bool) -> bytes:
         """Choose the framing; return the head and the first body bytes."""
-        status: int = start["status"]
-        self._no_body = self.method == b"HEAD" or status in {204, 304}
-        headers = self._kept_headers(status, start.get("headers", ()))
-        head = _head(status, headers, self._framing(body, last=last))
-        data = head + self._framed(body, last=last)
+        self._no_body = self.method == b"HEAD" or status in _WITHOUT_BODY
+        headers = headers if isinstance(headers, list) else list(headers)
+        for header in headers:
+            if header[0] in _CHECKED:
+                headers = self._kept_headers(status, headers)
+                break
+        framing = b""
+        if self._body_bytes_left is None and not self._no_body:
+            if last:
+                framing = b"content-length: %d\r\n" % len(body)
+            elif self.version == "1.1":
+                self._chunked = True
+                framing = b"transfer-encoding: chunked\r\n"
+            else:
+                self._until_close = True
+                self.reusable = False
+        if not self.reusable or not self.body_complete or (transport := self._transport) is None or transport.closing:
+            self.reusable = False  # also after a response that begins before the request's end: do not read the rest
+            framing += b"connection: close\r\n"
+        elif self.version == "1.0":
+            framing += b"connection: keep-alive\r\n"
+        head = _head(status, headers, framing)
+        # One whole piece is most responses: `_framed` would find that it needs no framing.
+        data = head + (body if last and framing[:15] == b"content-length:" else self._framed(body, last=last))
         self._head = None
         self.started = self.answered = True
         return data
 
-    def _kept_headers(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    def _kept_headers(self, status: int, headers: Headers) -> Headers:
         """Return the application's headers without those that the server sets itself."""
-        self._body_bytes_left = None
         dropped = _SET_BY_SERVER
-        headers = list(headers)
         for name, value in headers:
             if name == b"content-length":
                 if self._body_bytes_left is not None:
@@ -278,65 +329,46 @@ class ServerExchange:
                 self.reusable = False
         return [header for header in headers if header[0] not in dropped]
 
-    def _framing(self, body: bytes, *, last: bool) -> bytes:
-        framing = b""
-        if self._body_bytes_left is None and not self._no_body:
-            if last:
-                framing = b"content-length: %d\r\n" % len(body)
-            elif self.version == "1.1":
-                self._chunked = True
-                framing = b"transfer-encoding: chunked\r\n"
-            else:
-                self._until_close = True
-                self.reusable = False
-        if not self.reusable or not self.body_complete or (self._transport is not None and self._transport.closing):
-            self.reusable = False  # also after a response that begins before the request's end: do not read the rest
-            return framing + b"connection: close\r\n"
-        return framing + b"connection: keep-alive\r\n" if self.version == "1.0" else framing
 
-
+_NO_HEADERS: Headers = []
+_AFTER_THE_END = "send after the end of the response"
 _SET_BY_SERVER = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"date"})
+_CHECKED = _SET_BY_SERVER | {b"content-length"}
+_WITHOUT_BODY = frozenset({204, 304})
 
 
 def _head(status: int, headers: Headers, more: bytes) -> bytes:
     """Return the status line and headers, to the empty line. Raises ValueError if a header contains CR or LF."""
+    global _date_made, _date_value
     lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+    count = len(headers)
+    if lines.count(b"\n") != count or lines.count(b"\r") != count:
         raise ValueError("a response header contains a line end")
-    return b"%b%bdate: %b\r\n%b\r\n" % (_status_line(status), lines, _date(), more)
+    now = int(time.time())
+    if now != _date_made:
+        _date_made, _date_value = now, formatdate(now, usegmt=True).encode()
+    return b"%b%bdate: %b\r\n%b\r\n" % (_status_lines.get(status) or _status_line(status), lines, _date_value, more)
+
+
+_date_made = 0
+_date_value = b""
+"""The time as an IMF-fixdate (RFC 9110, section 5.6.7); formatted once a second."""
 
 
 def _status_line(status: int) -> bytes:
-    line = _status_lines.get(status)
-    if line is None:
-        try:
-            phrase = HTTPStatus(status).phrase
-        except ValueError:
-            phrase = ""
-        line = _status_lines[status] = b"HTTP/1.1 %d %b\r\n" % (status, phrase.encode())
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    line = _status_lines[status] = b"HTTP/1.1 %d %b\r\n" % (status, phrase.encode())
     return line
 
 
 _status_lines: dict[int, bytes] = {}
 
 
-def _date() -> bytes:
-    """Return the time as an IMF-fixdate (RFC 9110, section 5.6.7); formatted once a second."""
-    global _date_made, _date_value
-    now = int(time.time())
-    if now != _date_made:
-        _date_made, _date_value = now, formatdate(now, usegmt=True).encode()
-    return _date_value
-
-
-_date_made = 0
-_date_value = b""
-
-
 def _origin_form(target: bytes) -> bytes:
     """Return path and query of a request target. Proxies send the absolute form (RFC 9112, section 3.2.2)."""
-    if target.startswith(b"/"):
-        return target
     parts = _ABSOLUTE_FORM.match(target)
     if parts is None:
         return target
@@ -345,9 +377,3 @@ def _origin_form(target: bytes) -> bytes:
 
 
 _ABSOLUTE_FORM = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
-
-
-def _decoded(raw_path: bytes) -> str:
-    if b"%" not in raw_path:
-        return raw_path.decode("utf-8", "replace")
-    return unquote_to_bytes(raw_path).decode("utf-8", "replace")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable
 
 from gateway import errors
-from gateway.asgi import App, Headers, Message, Receive, Scope, Send
+from gateway.asgi import App, Headers, Message, Receive, Scope, Send, exchange_of
 from gateway.config.settings import Settings
 from gateway.dialects.anthropic import errors as anthropic_errors
 from gateway.proxy.endpoints import ENDPOINTS
@@ -37,20 +38,26 @@ class PublicApp:
         self._hosts = hosts or HostCheck()
         self._origins = frozenset(settings.gateway.cors_origins)
 
-    async def __call__(  # noqa: C901 - each check is here, and not in a function, to save every request a call
-        self, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """Answer one request of the public port."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer one request of the public port. A plain function, to save nearly every request a coroutine."""
+        if scope["type"] == "http" and scope["path"] in ENDPOINTS and scope["method"] == "POST":
+            host = None
+            for name, value in scope["headers"]:
+                if name == b"origin":
+                    break
+                if name == b"host":
+                    host = value
+            else:
+                if self._hosts.fault(host) is None:
+                    return self._inference(scope, receive, send)
+        return self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._answer_other(scope, receive, send)
             return
-        origin = host = None
-        for name, value in scope["headers"]:
-            if name == b"origin":
-                origin = value
-            elif name == b"host":
-                host = value
-        if self._hosts.is_on and (error := self._hosts.fault(host)) is not None:
+        headers = dict(scope["headers"])
+        if (error := self._hosts.fault(headers.get(b"host"))) is not None:
             await _answer_error(scope, send, error)
             return
         if self._admin is not None and scope["path"].startswith("/admin/"):
@@ -58,11 +65,11 @@ class PublicApp:
             return
         if scope["path"] not in ENDPOINTS and (path := path_hints.corrected(scope["path"])) is not None:
             scope = {**scope, "path": path}
-        if origin is not None and (allowed := self._allow(origin)) is not None:
+        if (origin := headers.get(b"origin")) is not None and (allowed := self._allow(origin)) is not None:
             if scope["method"] == "OPTIONS":
                 await _answer_preflight(scope, send, allowed)
                 return
-            send = _with_headers(send, [*allowed, *_EXPOSED])
+            send = _with_headers(scope, send, [*allowed, *_EXPOSED])
         if scope["path"] not in ENDPOINTS:
             await self._routes(scope, receive, send)
         elif scope["method"] == "OPTIONS":
@@ -132,7 +139,11 @@ async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "websocket.http.response.body", "body": errors.envelope(error), "more_body": False})
 
 
-def _with_headers(send: Send, headers: Headers) -> Send:
+def _with_headers(scope: Scope, send: Send, headers: Headers) -> Send:
+    if (exchange := exchange_of(scope)) is not None:
+        exchange.more_headers = headers
+        return send
+
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": [*message["headers"], *headers]}

@@ -177,7 +177,7 @@ async def play(kind: str, requests: int, chunks: int, profile: cProfile.Profile 
         app = PublicApp(gateway.inference, _no_routes, gateway.settings)
         pump = Pump()
         server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger(), pump=pump)
-        await nursery.start(server.watch_hang_ups)
+        await nursery.start(server.watch_connections)
         await nursery.start(pump.run)
         gateway.inference.silence._running = True  # its task would disturb the count
         for writer in log._writers:

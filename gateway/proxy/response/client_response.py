@@ -77,7 +77,10 @@ class ClientResponse:
         """
         self.started = True
         self.status = status
-        await self._send_message({"type": "http.response.start", "status": status, "headers": headers})
+        if self.exchange is not None:
+            self.exchange.start_response(status, headers)
+        else:
+            await self._send_message({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body. Returns when the server has taken it: that is the backpressure."""
@@ -87,7 +90,10 @@ class ClientResponse:
         self._tail = data[-3:] if len(data) >= 3 else (self._tail + data)[-3:]
         self.bytes_sent += len(data)
         try:
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            if self.exchange is not None:
+                await self.exchange.send_body(data, last=False)
+            else:
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
             if self.first_write_at is None:
                 self.first_write_at = trio.current_time()
         except OSError as error:
@@ -128,10 +134,13 @@ class ClientResponse:
         self.bytes_sent += len(data)
         self.ending = True
         try:
-            await self._send_message({"type": "http.response.body", "body": data, "more_body": False})
-        except ClientGone:
+            if self.exchange is not None:
+                await self.exchange.send_body(data, last=True)
+            else:
+                await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        except OSError as error:
             if not self.terminator_sent:
-                raise
+                raise ClientGone from error
         self.ended = True
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:

@@ -55,6 +55,14 @@ def make_server(app=echo, **limits):
     return HttpServer(app, limits=ServerLimits(**limits), log=structlog.get_logger())
 
 
+async def serve(server, stream):
+    """Serve one connection, with the deadlines that the server watches."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.watch_connections)
+        await server.serve_stream(stream)
+        nursery.cancel_scope.cancel()
+
+
 async def read_all(stream):
     data = b""
     while piece := await stream.receive_some(65536):
@@ -66,7 +74,7 @@ async def exchange(data, app=echo, step=None, **limits):
     """Send `data`, `step` bytes at a time, until the server closes; return everything it sent."""
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(make_server(app, **limits).serve_stream, theirs)
+        nursery.start_soon(serve, make_server(app, **limits), theirs)
         step = step or len(data) or 1
         try:
             for start in range(0, len(data), step):
@@ -200,7 +208,7 @@ async def test_expect_continue_is_answered_when_the_application_reads_the_body(a
     """A client such as curl sends large bodies only after a 100 Continue."""
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(make_server(keep_alive_s=1).serve_stream, theirs)
+        nursery.start_soon(serve, make_server(keep_alive_s=1), theirs)
         await ours.send_all(b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")
         assert await ours.receive_some() == b"HTTP/1.1 100 Continue\r\n\r\n"
         await ours.send_all(b"hi")
@@ -343,7 +351,7 @@ async def test_malformed_body_is_never_answered_with_success(autojump_clock, beg
     start = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(make_server(app).serve_stream, theirs)
+        nursery.start_soon(serve, make_server(app), theirs)
         await ours.send_all(start)
         await wait_all_tasks_blocked()
         await ours.send_all(b"zz\r\n")
@@ -362,7 +370,7 @@ async def test_client_gets_time_to_stop_sending_after_an_early_response(autojump
 
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(make_server(early).serve_stream, theirs)
+        nursery.start_soon(serve, make_server(early), theirs)
         await ours.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\nx")
         assert statuses(bytes(await ours.receive_some())) == [413]
         for _ in range(3):
@@ -662,7 +670,7 @@ async def test_receive_returns_when_the_client_disconnects(autojump_clock):
 
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(make_server(app).serve_stream, theirs)
+        nursery.start_soon(serve, make_server(app), theirs)
         await ours.send_all(POST)
         await wait_all_tasks_blocked()
         await ours.aclose()
@@ -684,7 +692,7 @@ async def test_cancelled_receive_does_not_lose_the_next_request(autojump_clock):
 
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(make_server(app, keep_alive_s=5).serve_stream, theirs)
+        nursery.start_soon(serve, make_server(app, keep_alive_s=5), theirs)
         await ours.send_all(POST)
         await trio.sleep(0.5)
         await ours.send_all(GET)
@@ -705,7 +713,7 @@ async def test_disconnect_inside_nurseries_is_not_logged_as_a_crash(autojump_clo
     ours, theirs = memory_stream_pair()
     with structlog.testing.capture_logs() as logs:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(make_server(app).serve_stream, theirs)
+            nursery.start_soon(serve, make_server(app), theirs)
             await ours.send_all(GET)
             await wait_all_tasks_blocked()
             await ours.aclose()
@@ -735,7 +743,7 @@ async def test_pipelined_requests_in_memory_are_limited(autojump_clock):
     sent = len(flood)
     async with trio.open_nursery() as nursery:
         await ours.send_all(flood)
-        nursery.start_soon(make_server(app).serve_stream, theirs)
+        nursery.start_soon(serve, make_server(app), theirs)
         await trio.sleep(100)
         nursery.cancel_scope.cancel()
 

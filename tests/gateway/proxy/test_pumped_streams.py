@@ -161,7 +161,7 @@ async def played(scripts_, pump, alias):
         if pump is not None:
             await nursery.start(pump.run)
         gateway = SocketPairGateway(nursery, pump, settings=SETTINGS, alias=alias)
-        await nursery.start(gateway.server.watch_hang_ups)
+        await nursery.start(gateway.server.watch_connections)
         players = [Player(script, number, gateway, nursery) for number, script in enumerate(scripts_)]
         for player in players:
             await player.begin()

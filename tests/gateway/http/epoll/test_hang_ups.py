@@ -40,7 +40,7 @@ async def connected(nursery, app, *, watched=True):
     ours, theirs = socket.socketpair()
     server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger())
     if watched:
-        await nursery.start(server.watch_hang_ups)
+        await nursery.start(server.watch_connections)
     nursery.start_soon(server.serve_stream, trio.SocketStream(trio.socket.from_stdlib_socket(theirs)))
     return ours
 
