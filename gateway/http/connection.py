@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import trio
 
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
-from gateway.http.sockets import close_now, descriptor, poll_for_input, read, write_what_fits
+from gateway.http.sockets import close_now, descriptor, poll_for_input, write_what_fits
 from gateway.http.streamed_body import StreamedBody, send_until_response
 
 __all__ = ["UpstreamConnection"]
@@ -46,12 +45,11 @@ class UpstreamConnection:
             UpstreamMalformedResponse: The response's head is not valid HTTP/1.1.
             Exception: Whatever `body` raises.
         """
-        response = self._response = UpstreamResponse(partial(read, self._stream, self._fd), self._fd)
+        self._request_sent = False
+        response = self._response = UpstreamResponse(self._stream, self._fd)
         if body is None and self._is_tls and sum(map(len, message)) > TLS_PIECE_BYTES:
             message, body = (), _TlsBody(message)
-        sent = True
-        for piece in message:
-            sent = sent and await self._send(piece)
+        sent = await self._send(message)
         if sent and body is not None:
             sent = await send_until_response(body, self._send_piece, response.read_head, phases)
         else:
@@ -72,16 +70,21 @@ class UpstreamConnection:
         self._response = None
         close_now(self._stream)
 
-    async def _send(self, piece: bytes | memoryview) -> bool:
-        """Send all of `piece`. False if the neuron stopped reading; it may have sent a response that says why."""
+    async def _send(self, message: Sequence[bytes | memoryview]) -> bool:
+        """Send all of it. False if the neuron stopped reading; it may have sent a response that says why."""
+        fd = self._fd
         try:
-            if self._fd is None:
-                await self._stream.send_all(piece)
-                return True
-            sent = write_what_fits(self._fd, piece if len(piece) <= WRITE_BYTES else memoryview(piece)[:WRITE_BYTES])
-            return sent == len(piece) or await self._send_rest(self._fd, memoryview(piece)[sent:])
+            for piece in message:
+                if fd is None:
+                    await self._stream.send_all(piece)
+                    continue
+                size = len(piece)
+                sent = write_what_fits(fd, piece if size <= WRITE_BYTES else memoryview(piece)[:WRITE_BYTES])
+                if sent < size and not await self._send_rest(fd, memoryview(piece)[sent:]):
+                    return False
         except (OSError, trio.BrokenResourceError):
             return False
+        return True
 
     async def _send_piece(self, piece: bytes) -> bool:
         """Send all of `piece` while another task reads the response. False if the neuron stopped reading."""

@@ -29,7 +29,9 @@ WAITING_FOR: Final[dict[Phase, str]] = {
 """Completes the sentence "waited N s for ..."."""
 
 # Both `upload` and `first_byte` wait for the neuron to process the request, so they share one setting.
-_SETTINGS: Final[dict[Phase, str]] = {"upload": "first_byte_seconds"}
+_SETTINGS: Final[dict[Phase, str]] = {phase: f"{phase}_seconds" for phase in WAITING_FOR} | {
+    "upload": "first_byte_seconds"
+}
 
 
 _SLACK = 0.001
@@ -123,7 +125,7 @@ class PhaseDeadlines:
 
     def allowed_s(self, phase: Phase) -> float:
         """Return the deadline of a phase in seconds."""
-        allowed: float = getattr(self._deadlines, _SETTINGS.get(phase) or f"{phase}_seconds")
+        allowed: float = getattr(self._deadlines, _SETTINGS[phase])
         return allowed
 
     def spent_s(self, until: float) -> dict[str, float]:

@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -69,11 +69,16 @@ def request_head(origin: Origin, path: bytes, headers: Headers, content_length: 
 
     If `content_length` is None, the body must be sent chunked.
     """
-    lines = [b"POST %b%b HTTP/1.1\r\nhost: %b" % (origin.base_path, path, origin.authority.encode())]
-    lines.extend([b"%b: %b" % header for header in headers])
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
     framing = b"transfer-encoding: chunked" if content_length is None else b"content-length: %d" % content_length
-    lines.append(framing + b"\r\n\r\n")
-    return b"\r\n".join(lines)
+    return b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%b%b\r\n\r\n" % (
+        origin.base_path, path, _authority(origin), lines, framing,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)  # neurons report origins, clients do not
+def _authority(origin: Origin) -> bytes:
+    return origin.authority.encode()
 
 
 Connect = Callable[[Origin], Awaitable[trio.abc.Stream]]
@@ -315,14 +320,17 @@ class UpstreamExchange:
         # A body that is sent while it arrives cannot be sent twice. An idle connection may be dead: open a new one.
         idle = self._pool.take(self._origin) if self._body is None else None
         if idle is not None:
+            self._connection = idle
+            self._phases.enter("first_byte")
             try:
-                return await self._send(idle)
+                return await idle.send_request(self._message, None, self._phases)
             except ClosedBeforeResponse:
-                pass  # the neuron closed it while it was idle: it has not processed the request, so a retry is safe
+                self._release()  # the neuron closed it while it was idle, and has not processed the request: try again
         self._phases.enter("connect")
-        new = await self._pool.open(self._origin)
+        new = self._connection = await self._pool.open(self._origin)
+        self._phases.enter("first_byte" if self._body is None else "upload")
         try:
-            return await self._send(new)
+            return await new.send_request(self._message, self._body, self._phases)
         except ClosedBeforeResponse as error:
             raise UpstreamConnectionError("the neuron closed the connection without sending a response") from error
 
@@ -349,13 +357,3 @@ class UpstreamExchange:
             self._pool.give_back(self._origin, connection)
         else:
             connection.close()
-
-    async def _send(self, connection: UpstreamConnection) -> UpstreamResponse:
-        self._phases.enter("first_byte" if self._body is None else "upload")
-        try:
-            response = await connection.send_request(self._message, self._body, self._phases)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
-        return response

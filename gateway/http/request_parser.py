@@ -7,6 +7,7 @@ second Host (3.2).
 
 from __future__ import annotations
 
+import re
 from collections import deque
 
 import httptools
@@ -22,6 +23,8 @@ from gateway.http.server_exchange import ServerExchange
 
 __all__ = ["RequestParser"]
 
+LENGTH_DIGITS = 12
+UNLIKE_HEADS = 3  # in a row: then the connection's heads differ, and are not remembered any more
 PLAIN_CHUNK_BYTES = 24  # at most, of the framing of a chunk without extensions: 16 digits, and three line ends
 
 
@@ -29,6 +32,9 @@ class RequestParser:
     """Takes the bytes of one connection (`feed`) and returns requests once their headers are complete (`take`).
 
     An error in the bytes is raised by `take` after the requests before it, so that those are still served.
+
+    A client repeats its head from request to request, but for the length of the body. `read` knows such a head again
+    and copies what llhttp has made of it: llhttp's call per header is most of what a head costs.
 
     The `on_` methods are llhttp's callbacks.
     """
@@ -46,6 +52,8 @@ class RequestParser:
         self._begun = 0  # requests in the data being parsed
         self._body_bytes = 0  # in the data being parsed
         self._head_size = 0  # of the latest request
+        self._known: _KnownHead | None = None
+        self._unlike = 0  # heads in a row that `_known` did not help with
         self.ahead_bytes = 0  # of requests that were sent before the one being served had ended
 
     @property
@@ -77,6 +85,19 @@ class RequestParser:
         if self._error is not None:
             raise self._error
         return None
+
+    def read(self, data: bytes) -> ServerExchange | None:
+        """Parse `data` when no request is being served: `feed` and `take` in one. Raises as `take`."""
+        is_start = self._parsing is None and not self._ready and self._error is None
+        if is_start and self._known is not None and (exchange := self._known.repeated_in(data)) is not None:
+            self._unlike = 0
+            return exchange
+        self.feed(data)
+        exchange = self.take()
+        if is_start and exchange is not None and self._unlike < UNLIKE_HEADS:
+            self._unlike += 1
+            self._known = _KnownHead.of(data, exchange, self._header_limit_bytes)
+        return exchange
 
     def feed(self, data: bytes) -> None:
         """Parse `data`. Raises nothing; see `take`."""
@@ -194,6 +215,57 @@ class RequestParser:
         return self._parsing
 
 
+class _KnownHead:
+    """The head of a request whose body has a length, and what llhttp has made of it."""
+
+    __slots__ = ("_after", "_before", "_derived", "_headers", "_length_at", "_method", "_target", "_version")
+
+    def __init__(self, before: bytes, after: bytes, request: ServerExchange, length_at: int) -> None:
+        self._before = before  # the bytes up to the digits of the content-length
+        self._after = after  # the bytes after them, to the empty line
+        self._length_at = length_at  # its place among the headers
+        self._method, self._target, self._version = request.method, request.target, request.version
+        self._headers, self._derived = request.headers.copy(), request.derived
+
+    @classmethod
+    def of(cls, data: bytes, request: ServerExchange, header_limit_bytes: int) -> _KnownHead | None:
+        """That of a request at the beginning of `data`; None if it should not be copied."""
+        end = data.find(b"\r\n\r\n") + 4
+        length = _CONTENT_LENGTH.search(data, 0, end)
+        names = [name for name, _ in request.headers]
+        if (
+            length is None
+            or names.count(b"content-length") != 1
+            or not _COPIED_NEVER.isdisjoint(names)
+            or not request.reusable
+            or not data.startswith(request.method + b" " + request.target)
+            or end + LENGTH_DIGITS > header_limit_bytes
+        ):
+            return None
+        return cls(data[: length.start(1)], data[length.end(1) : end], request, names.index(b"content-length"))
+
+    def repeated_in(self, data: bytes) -> ServerExchange | None:
+        """The request in `data` if it has this head and is whole, with nothing after it."""
+        if not data.startswith(self._before):
+            return None
+        digits_at = len(self._before)
+        digits_end = data.find(b"\r", digits_at, digits_at + LENGTH_DIGITS)
+        digits = data[digits_at:digits_end]
+        if digits_end < 0 or not digits.isdigit() or not data.startswith(self._after, digits_end):
+            return None
+        body = data[digits_end + len(self._after) :]
+        if len(body) != int(digits):
+            return None
+        request = ServerExchange()
+        request.method, request.target, request.version = self._method, self._target, self._version
+        request.headers = self._headers.copy()
+        request.headers[self._length_at] = (b"content-length", digits)
+        request.derived = self._derived
+        request.body.append(body)
+        request.headers_complete = request.body_complete = request.reusable = True
+        return request
+
+
 def _error_of(error: httptools.HttpParserError) -> GatewayError:
     raised_in_callback = error.__context__
     if isinstance(raised_in_callback, GatewayError):
@@ -240,5 +312,8 @@ def _check(exchange: ServerExchange, header_limit_bytes: int) -> int:
     return size
 
 
+# A length of so many digits at most: llhttp checks the others.
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,%d})\r\n" % (LENGTH_DIGITS - 1), re.IGNORECASE)
+_COPIED_NEVER = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection"})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # headers that say how long a body is
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST")

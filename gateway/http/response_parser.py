@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 import httptools
 import trio
@@ -10,6 +10,7 @@ import trio
 from gateway.asgi import Headers
 from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http.content_coding import ContentDecoder, MalformedContent, coding_in
+from gateway.http.sockets import read
 
 __all__ = ["ClosedBeforeResponse", "UpstreamResponse"]
 
@@ -56,9 +57,9 @@ class UpstreamResponse:
         "_failure",
         "_parser",
         "_pieces",
-        "_read",
         "_reason_bytes",
         "_section_bytes",
+        "_stream",
         "complete",
         "descriptor",
         "framed",
@@ -67,9 +68,9 @@ class UpstreamResponse:
         "status",
     )
 
-    def __init__(self, read: Callable[[], Awaitable[bytes]], descriptor: int | None = None) -> None:
-        self._read = read  # returns the next bytes, `b""` at the end of the connection
-        self.descriptor = descriptor  # of the plain socket that `read` reads; None for any other stream
+    def __init__(self, stream: trio.abc.Stream, descriptor: int | None = None) -> None:
+        self._stream = stream
+        self.descriptor = descriptor  # of the stream, if it is a plain socket
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
         self._decoder: ContentDecoder | None = None
@@ -163,7 +164,7 @@ class UpstreamResponse:
                 raise self._failure
             if self.complete:
                 return b""
-            data = await self._read()
+            data = await read(self._stream, self.descriptor)
             if data:
                 self._feed(data)
             elif self.framed:
@@ -189,7 +190,7 @@ class UpstreamResponse:
         """
         received = False
         while not self.status:
-            data = await self._read()
+            data = await read(self._stream, self.descriptor)
             if data:
                 received = True
                 self._feed(data)
@@ -257,14 +258,14 @@ class UpstreamResponse:
         elif not self.status:
             if self._section_bytes > HEADER_LIMIT_BYTES:
                 self._check_head_size()
-            encoding = self.header(b"transfer-encoding")
-            if encoding is not None and encoding.lower() != b"chunked":
-                raise _UnsupportedTransferEncoding
-            self.status = status
-            self.framed = status in {204, 304}
-            for name, _ in self.headers:
+            framed = status in {204, 304}
+            for name, value in self.headers:
                 if name in _FRAMING:
-                    self.framed = True
+                    framed = True
+                    if name == b"transfer-encoding" and value.lower() != b"chunked":
+                        raise _UnsupportedTransferEncoding
+            self.status = status
+            self.framed = framed
             self._section_bytes = 0
 
     def _check_head_size(self) -> None:

@@ -173,8 +173,7 @@ class ServerConnection:
                     self._client_gone = not data
                     break
                 was_idle, self.idle = self.idle, False
-                parser.feed(data)
-                exchange = parser.take()
+                exchange = parser.read(data)
                 if was_idle and exchange is None:
                     del waiting[self]
                     waiting = state.incomplete

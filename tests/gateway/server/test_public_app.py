@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import structlog
 import trio
 from fakes.asgi_client import call
+from trio.testing import memory_stream_pair
 
 from gateway.config.settings import GatewaySettings, Settings
+from gateway.http.server import HttpServer, ServerLimits
 from gateway.server.public_app import PublicApp
 
 CHAT = "/v1/chat/completions"
@@ -25,6 +28,20 @@ def public_app():
         return PublicApp(ok, ok, Settings(gateway=GatewaySettings(cors_origins=origins)))
 
     return make
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/models"])
+async def test_our_own_server_sends_these_headers_too(public_app, autojump_clock, nursery, path):
+    """There they are added by the server, because the proxy sends no ASGI messages through this application."""
+    server = HttpServer(public_app("*"), limits=ServerLimits(), log=structlog.get_logger())
+    ours, theirs = memory_stream_pair()
+    nursery.start_soon(server.serve_stream, theirs)
+    await ours.send_all(
+        b"POST %b HTTP/1.1\r\nhost: a\r\norigin: %b\r\ncontent-length: 0\r\n\r\n" % (path.encode(), PAGE)
+    )
+    head = await ours.receive_some()
+    assert head.startswith(b"HTTP/1.1 200")
+    assert head.count(b"access-control-allow-origin: *\r\n") == 1
 
 
 PREFLIGHT = (b"access-control-request-method", b"POST"), (b"access-control-request-headers", b"authorization")
