@@ -108,7 +108,12 @@ def _secret_in(headers: _Headers) -> bytes | None:
     found: bytes | None = None
     for name, value in headers:
         if name in _CREDENTIAL_HEADERS:
-            token = _bearer(value) if name == b"authorization" else value.strip()
+            if name != b"authorization":
+                token: bytes | None = value.strip()
+            else:
+                token = (
+                    value[7:].strip() if value[:11] == b"Bearer ctx_" else _bearer(value)
+                )  # nearly all are spelled so
             if token is None or not token.startswith(b"ctx_"):
                 continue
             if found is not None and found != token:

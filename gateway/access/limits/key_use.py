@@ -101,6 +101,39 @@ class KeyUse:
         use.budget = budget
         return use
 
+    def take(self, estimate: Amounts, now: float, unix_now: float) -> bool:
+        """Take one request and its tokens from the buckets if it exceeds no limit; otherwise nothing is taken."""
+        concurrency, requests, tokens = self.limits.concurrency, self.requests, self.tokens
+        if concurrency is not None and self.running >= concurrency:
+            return False
+        if self.budgets and any(self._is_spent(use, estimate, unix_now) for use in self.budgets):
+            return False
+        if requests is not None and not requests.take(1.0, now):
+            return False
+        if tokens is not None and not tokens.take(estimate[0], now):
+            if requests is not None:
+                requests.give_back(1.0, now)
+            return False
+        return True
+
+    def take_except(self, observed: frozenset[str], estimate: Amounts) -> None:
+        """Take one request and its tokens, except from the buckets of limits that it exceeds and that only observe.
+
+        Such a bucket gives nothing, as if it had refused the request.
+        """
+        if self.requests is not None and "rpm" not in observed:
+            self.requests.level -= 1
+        if self.tokens is not None and "tpm" not in observed:
+            self.tokens.level -= estimate.tokens
+
+    def _is_spent(self, use: BudgetUse, estimate: Amounts, unix_now: float) -> bool:
+        """Whether the request would exceed the budget. An estimate larger than the whole budget passes once, as a
+        large request does at a full bucket.
+        """
+        index = use.index
+        taken = use.spent(unix_now) + self.reserved[index] + self.elsewhere[index]
+        return taken > 0 and taken + estimate[index] > use.budget.amount
+
     def exceeds(self, estimate: Amounts, now: float, unix_now: float) -> list[TooMuch]:
         """The limits that one more request would exceed; nothing is taken."""
         found: list[TooMuch] = []
@@ -113,17 +146,16 @@ class KeyUse:
             )
             found.append(TooMuch("concurrency", error, enforced="concurrency" not in limits.observe))
         bucket = self.requests
-        if bucket is not None and not bucket.has(1.0, now):
-            found.append(self._too_fast("rpm", "requests", bucket.per_minute, bucket.wait_s(1.0, now)))
+        if bucket is not None and (wait_s := bucket.wait_s(1.0, now)):
+            found.append(self._too_fast("rpm", "requests", bucket.per_minute, wait_s))
         bucket = self.tokens
-        if bucket is not None and not bucket.has(estimate.tokens, now):
-            found.append(self._too_fast("tpm", "tokens", bucket.per_minute, bucket.wait_s(estimate.tokens, now)))
-        for use in self.budgets:
-            others = self.reserved[use.index] + self.elsewhere[use.index]
-            taken = use.spent(unix_now) + others
-            # An estimate larger than the whole budget passes once, as a large request does at a full bucket.
-            if taken > 0 and taken + estimate[use.index] > use.budget.amount:
-                found.append(TooMuch("budget", self._spent(use.budget), enforced=use.budget.enforce))
+        if bucket is not None and (wait_s := bucket.wait_s(estimate.tokens, now)):
+            found.append(self._too_fast("tpm", "tokens", bucket.per_minute, wait_s))
+        found += [
+            TooMuch("budget", self._spent(use.budget), enforced=use.budget.enforce)
+            for use in self.budgets
+            if self._is_spent(use, estimate, unix_now)
+        ]
         return found
 
     def _too_fast(self, limit: str, noun: str, per_minute: int, wait_s: float) -> TooMuch:

@@ -16,6 +16,7 @@ import trio
 
 from gateway.access.keys.key import Key
 from gateway.access.limits.amounts import NOTHING, Amounts, LearntMeans
+from gateway.access.limits.budget_use import BudgetUse
 from gateway.access.limits.key_use import KeyUse, TooMuch
 from gateway.access.limits.limit import Limits
 from gateway.access.limits.windows import Windows
@@ -97,10 +98,13 @@ class Limiter:
 
     def written(self, key_id: str, used: Amounts, at: float) -> None:
         """The store counts now what a request of this key used."""
+        for budget in self.budgets_of(key_id):
+            budget.written(used, at)
+
+    def budgets_of(self, key_id: str) -> tuple[BudgetUse, ...]:
+        """The budgets of a key that made a request since the start; none for another."""
         known = self._uses.get(key_id)
-        if known is not None:
-            for budget in known[1].budgets:
-                budget.written(used, at)
+        return () if known is None else known[1].budgets
 
     def reserve(self, use: KeyUse, estimate: Amounts = NOTHING, *, started_at: float | None = None) -> Reservation:
         """Reserve for one request; use the result as a context manager at once.
@@ -116,13 +120,14 @@ class Limiter:
         """
         now = self.clock()
         unix_now = self.unix_time() if started_at is None or use.budgets else started_at
-        exceeded = use.exceeds(estimate, now, unix_now)
         observed = _NO_LIMITS
-        if exceeded:
+        if not use.take(estimate, now, unix_now):
+            exceeded = use.exceeds(estimate, now, unix_now)
             self._count_or_refuse(use, exceeded)
             observed = frozenset(each.limit for each in exceeded)
+            use.take_except(observed, estimate)
         at = unix_now if started_at is None else started_at
-        return Reservation(self, use, estimate, at=at, observed=observed)
+        return Reservation(self, use, estimate, at, takes_tokens=use.tokens is not None and "tpm" not in observed)
 
     def _count_or_refuse(self, use: KeyUse, exceeded: list[TooMuch]) -> None:
         """Raises the error of the first limit that is enforced."""
@@ -145,28 +150,22 @@ class Reservation:
         used: What the request used in the end. Set it before the reservation is left.
     """
 
-    __slots__ = ("_at", "_estimate", "_limiter", "_taken_tokens", "_use", "used")
+    __slots__ = ("_at", "_estimate", "_limiter", "_takes_tokens", "_use", "used")
 
-    def __init__(
-        self, limiter: Limiter, use: KeyUse, estimate: Amounts, *, at: float, observed: frozenset[str]
-    ) -> None:
+    def __init__(self, limiter: Limiter, use: KeyUse, estimate: Amounts, at: float, *, takes_tokens: bool) -> None:
         self._limiter = limiter
         self._use = use
         self._estimate = estimate
         self._at = at
+        self._takes_tokens = takes_tokens
         self.used = NOTHING
-        # An observed limit that is exceeded gives nothing: as if it had refused the request.
-        if use.requests is not None and "rpm" not in observed:
-            use.requests.level -= 1
-        self._taken_tokens: float | None = None
-        if use.tokens is not None and "tpm" not in observed:
-            self._taken_tokens = estimate.tokens
-            use.tokens.level -= estimate.tokens
-        use.running += 1
         limiter.live += 1
-        use.reserved[0] += estimate.tokens
-        use.reserved[1] += estimate.money
-        use.reserved[2] += estimate.gpu_s
+        use.running += 1
+        tokens, money, gpu_s = estimate
+        reserved = use.reserved
+        reserved[0] += tokens
+        reserved[1] += money
+        reserved[2] += gpu_s
 
     def __enter__(self) -> Self:
         return self
@@ -174,15 +173,23 @@ class Reservation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.settle(self.used)
+
+    def settle(self, used: Amounts) -> None:
+        """Give everything back, once: the request has ended and used this."""
         limiter, use, estimate = self._limiter, self._use, self._estimate
-        use.running -= 1
         limiter.live -= 1
-        use.reserved[0] -= estimate.tokens
-        use.reserved[1] -= estimate.money
-        use.reserved[2] -= estimate.gpu_s
-        if not use.running:
+        use.running = running = use.running - 1
+        if running:
+            tokens, money, gpu_s = estimate
+            reserved = use.reserved
+            reserved[0] -= tokens
+            reserved[1] -= money
+            reserved[2] -= gpu_s
+        else:
             use.reserved[:] = _NOTHING_RESERVED  # exactly: sums of floats drift
-        if self._taken_tokens is not None and use.tokens is not None:
-            use.tokens.give_back(self._taken_tokens - self.used.tokens, limiter.clock())
-        for budget in use.budgets:
-            budget.add(self.used, self._at)
+        if self._takes_tokens and use.tokens is not None:
+            use.tokens.give_back(estimate[0] - used[0], limiter.clock())
+        if use.budgets:
+            for budget in use.budgets:
+                budget.add(used, self._at)

@@ -7,6 +7,7 @@ Anthropic: https://docs.anthropic.com/en/api/rate-limits ("Response headers"); a
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from math import ceil
 
 from gateway.access.limits.key_use import KeyUse
@@ -18,13 +19,14 @@ __all__ = ["anthropic_headers", "openai_headers"]
 def openai_headers(use: KeyUse, now: float) -> Headers:
     """`x-ratelimit-…` at `now`, by the clock of the buckets; nothing for a key without limits per minute."""
     headers: Headers = []
-    for bucket, names in ((use.requests, _OPENAI_REQUESTS), (use.tokens, _OPENAI_TOKENS)):
+    for bucket, (limit, remaining, reset) in ((use.requests, _OPENAI_REQUESTS), (use.tokens, _OPENAI_TOKENS)):
         if bucket is not None:
-            limit, remaining, reset = names
+            level = bucket.refill(now)
+            full_in_s = bucket.full_in_s()
             headers += (
-                (limit, b"%d" % bucket.per_minute),
-                (remaining, b"%d" % level if (level := bucket.refill(now)) > 0 else b"0"),
-                (reset, _duration(bucket.full_in_s())),
+                (limit, bucket.per_minute_text),
+                (remaining, b"%d" % level if level > 0 else b"0"),
+                (reset, _MILLISECONDS[ceil(full_in_s * 1000 - _NOTHING_MS)] if full_in_s < 1 else _duration(full_in_s)),
             )
     return headers
 
@@ -32,15 +34,13 @@ def openai_headers(use: KeyUse, now: float) -> Headers:
 def anthropic_headers(use: KeyUse, now: float, unix_now: float) -> Headers:
     """`anthropic-ratelimit-…`; `unix_now` is `now` in unix seconds."""
     headers: Headers = []
-    for bucket, names in ((use.requests, _ANTHROPIC_REQUESTS), (use.tokens, _ANTHROPIC_TOKENS)):
+    for bucket, (limit, remaining, reset) in ((use.requests, _ANTHROPIC_REQUESTS), (use.tokens, _ANTHROPIC_TOKENS)):
         if bucket is not None:
-            limit, remaining, reset = names
             level = bucket.refill(now)
-            full_at = datetime.fromtimestamp(ceil(unix_now + bucket.full_in_s()), UTC)
             headers += (
-                (limit, b"%d" % bucket.per_minute),
+                (limit, bucket.per_minute_text),
                 (remaining, b"%d" % level if level > 0 else b"0"),
-                (reset, full_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()),
+                (reset, _rfc3339(ceil(unix_now + bucket.full_in_s()))),
             )
     return headers
 
@@ -55,14 +55,19 @@ _ANTHROPIC_REQUESTS, _ANTHROPIC_TOKENS = (
 
 
 _NOTHING_S = 1e-9  # what floats leave of a difference
+_NOTHING_MS = _NOTHING_S * 1000
+_MILLISECONDS = (b"0s", *(b"%dms" % milliseconds for milliseconds in range(1, 1001)))
 
 
 def _duration(seconds: float) -> bytes:
-    """A duration as OpenAI writes it: `20ms`, `7s`, `6m0s`, `1h0m0s`. Rounded up, so that it is never too early."""
-    if seconds < 1:
-        return b"%dms" % -(-seconds * 1000 // 1) if seconds > _NOTHING_S else b"0s"
-    whole_s = int(-(-(seconds - _NOTHING_S) // 1))
+    """A duration of a second or more as OpenAI writes it: `7s`, `6m0s`, `1h0m0s`. Rounded up, so never too early."""
+    whole_s = ceil(seconds - _NOTHING_S)
     hours, minutes = whole_s // 3600, whole_s // 60 % 60
     if hours:
         return b"%dh%dm%ds" % (hours, minutes, whole_s % 60)
     return b"%dm%ds" % (minutes, whole_s % 60) if minutes else b"%ds" % whole_s
+
+
+@lru_cache(maxsize=256)  # the next minutes; formatting takes 3 us
+def _rfc3339(second: int) -> bytes:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ").encode()

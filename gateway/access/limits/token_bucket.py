@@ -19,48 +19,59 @@ class TokenBucket:
         now: The time at which the bucket is full, in seconds of a monotonic clock.
 
     Attributes:
-        level: What was left when `refill` was called last; negative after a debt. Taking is subtracting.
+        level: What was left when `refill` or `take` was called last; negative after a debt. Taking is subtracting.
+        per_minute_text: `per_minute` as a header has it.
     """
 
-    __slots__ = ("_at", "level", "per_minute")
+    __slots__ = ("_at", "_per_s", "_size", "level", "per_minute", "per_minute_text")
 
     def __init__(self, per_minute: int, now: float) -> None:
-        self.per_minute = per_minute
         self.level = float(per_minute)
         self._at = now
+        self._set(per_minute)
+
+    def _set(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self.per_minute_text = b"%d" % per_minute
+        self._size = float(per_minute)  # arithmetic with an int takes three times as long
+        self._per_s = per_minute / MINUTE_S
 
     def refill(self, now: float) -> float:
         """Bring the level up to date, and return it."""
-        level = self.level
-        if level != self.per_minute:
-            level += (now - self._at) * self.per_minute / MINUTE_S
-            if level > self.per_minute:
-                level = float(self.per_minute)
-            self.level = level
+        level, size = self.level + (now - self._at) * self._per_s, self._size
+        if level > size:  # noqa: PLR1730 - not `min`, which takes as long as the rest
+            level = size
         self._at = now
+        self.level = level
         return level
 
-    def has(self, amount: float, now: float) -> bool:
-        """Whether `amount` may be taken now; brings the level up to date."""
-        missing = (min(self.per_minute, amount)) - self.refill(now)
-        return missing <= _ROUNDING
+    def take(self, amount: float, now: float) -> bool:
+        """Take `amount` if it may be taken now; returns whether it was."""
+        level, size = self.level + (now - self._at) * self._per_s, self._size  # as `refill`, without a call
+        if level > size:  # noqa: PLR1730
+            level = size
+        self._at = now
+        if level < amount and level < min(size, amount) - _ROUNDING:
+            self.level = level
+            return False
+        self.level = level - amount
+        return True
 
     def wait_s(self, amount: float, now: float) -> float:
         """Seconds until `amount` may be taken; 0 for now."""
-        wanted = min(self.per_minute, amount)
-        missing = wanted - self.refill(now)
-        return missing * MINUTE_S / self.per_minute if missing > _ROUNDING else 0.0
+        missing = min(self._size, amount) - self.refill(now)
+        return missing / self._per_s if missing > _ROUNDING else 0.0
 
     def give_back(self, amount: float, now: float) -> None:
         """Give back what was taken too much; a negative amount takes more."""
-        level = self.refill(now) + amount
-        self.level = level if level < self.per_minute else float(self.per_minute)
+        level, size = self.refill(now) + amount, self._size
+        self.level = min(size, level)
 
     def resize(self, per_minute: int, now: float) -> None:
         """Another limit: what was taken stays taken."""
         self.level = per_minute - (self.per_minute - self.refill(now))
-        self.per_minute = per_minute
+        self._set(per_minute)
 
     def full_in_s(self) -> float:
         """Seconds from the last `refill` until the bucket is full, if nothing more is taken."""
-        return (self.per_minute - self.level) * MINUTE_S / self.per_minute
+        return (self._size - self.level) / self._per_s

@@ -8,13 +8,10 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self, TypeAlias
 
-import trio
-
-from catalogue.models import ModelProfile
 from gateway.access.keys.key import Key
 from gateway.access.ledger.entry import LedgerEntry
 from gateway.access.ledger.prices import token_cost
-from gateway.access.limits.amounts import NOTHING, Amounts
+from gateway.access.limits.amounts import NOTHING, Amounts, amounts_of
 from gateway.access.limits.limiter import Reservation
 from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers
 from gateway.asgi import Headers
@@ -47,13 +44,17 @@ class RequestAccount:
         dialect: The API of the request, by its name in the ledger.
     """
 
-    __slots__ = ("_accounting", "_body", "_cost", "_dialect", "_entry_id", "_record", "_reservation", "_tokens", "_use")
+    __slots__ = (
+        "_accounting", "_began_at", "_body", "_cost", "_dialect", "_entry_id", "_record", "_reservation", "_tokens",
+        "_use",
+    )  # fmt: skip
 
     def __init__(self, accounting: Accounting, record: RequestRecord, key: Key | None, dialect: str) -> None:
         self._accounting = accounting
         self._record = record
         self._dialect = dialect
         self._entry_id = accounting.new_row_id()
+        self._began_at = accounting.limiter.clock()
         self._use = None if key is None else accounting.limiter.use_of(key)
         self._reservation: Reservation | None = None
         self._body = _NO_BODY
@@ -88,7 +89,7 @@ class RequestAccount:
         self._body = body
         use = self._use
         if use is not None:
-            estimate = NOTHING if model is None or not use.counts_tokens else self._estimate(model, body)
+            estimate = self._estimate(model, body) if use.counts_tokens and model is not None else NOTHING
             started_at = self._record.timings.started_unix
             self._reservation = self._accounting.limiter.reserve(use, estimate, started_at=started_at)
         return self
@@ -96,19 +97,15 @@ class RequestAccount:
     def _estimate(self, model: str, body: Outline) -> Amounts:
         path, (mean_tokens, mean_gpu_s) = self._record.path, self._accounting.limiter.means.of(model)
         prompt, answers = expected_tokens(path, body) if body.text and path in TOKEN_PATHS else (0, None)
-        profile = self._profile(model)
-        completion = 0.0
+        profile = self._accounting.catalogue.current.models.get(model)
+        completion = money = 0.0
         if path in GENERATING_PATHS:
             completion = mean_tokens if answers is None else answers
             if profile is not None and profile.limit is not None:
                 completion = min(completion, profile.limit.output or profile.limit.context or completion)
-        money = 0.0
         if profile is not None and profile.cost is not None:
             money = token_cost(profile.cost, prompt, completion) or 0.0
-        return Amounts(prompt + completion, money, mean_gpu_s)
-
-    def _profile(self, model: str | None) -> ModelProfile | None:
-        return None if model is None else self._accounting.catalogue.current.models.get(model)
+        return amounts_of((prompt + completion, money, mean_gpu_s))
 
     # Settling...
 
@@ -118,34 +115,35 @@ class RequestAccount:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        record = self._record
-        failed = record.outcome == "upstream_error" or (kind is not None and issubclass(kind, GatewayError))
-        self._tokens = self._tokens_used(is_answered=bool(record.routing.attempts) and not failed)
-        prompt, completion, cached, *_ = self._tokens
-        self._body = _NO_BODY
-        profile = self._profile(record.routing.model)
-        if profile is not None and profile.cost is not None:
-            self._cost = token_cost(profile.cost, prompt, completion, cached)
-        gpu_s = 0.0 if record.gpu_use is None else record.gpu_use.seconds
-        if record.outcome == "ok" and record.routing.model is not None:
-            self._accounting.limiter.means.learn(record.routing.model, completion, gpu_s)
-        if self._reservation is not None:
-            self._reservation.used = Amounts(prompt + completion, self._cost or 0.0, gpu_s)
-            self._reservation.__exit__(kind, error, traceback)
-
-    def _tokens_used(self, *, is_answered: bool) -> _Tokens:
-        """What the neuron reported. A prompt that it does not report is estimated, if it has worked on it."""
-        answer = self._record.answer
-        answer.finish()
+        record, accounting = self._record, self._accounting
+        answer, gpu_use, model = record.answer, record.gpu_use, record.routing.model
+        if answer.meter is not None:
+            answer.finish()
         usage, estimated = answer.usage, answer.is_estimated
         prompt = completion = cached = reasoning = 0
         if usage is not None:
             prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
             cached, reasoning = usage.cached_tokens or 0, usage.reasoning_tokens or 0
-        is_unknown = usage is None or usage.prompt_tokens is None
-        if is_unknown and (is_answered or completion) and self._body.text and self._record.path in TOKEN_PATHS:
-            prompt, estimated = expected_tokens(self._record.path, self._body)[0], True
-        return prompt, completion, cached, reasoning, estimated
+        if (usage is None or usage.prompt_tokens is None) and self._is_prompt_known(completion, kind):
+            prompt, estimated = expected_tokens(record.path, self._body)[0], True
+        self._tokens = (prompt, completion, cached, reasoning, estimated)
+        self._body = _NO_BODY
+        gpu_s = 0.0 if gpu_use is None else gpu_use.seconds
+        if model is not None:
+            profile = accounting.catalogue.current.models.get(model)
+            if profile is not None and profile.cost is not None:
+                self._cost = token_cost(profile.cost, prompt, completion, cached)
+            if record.outcome == "ok":
+                accounting.limiter.means.learn(model, completion, gpu_s)
+        if self._reservation is not None:
+            self._reservation.settle(amounts_of((prompt + completion, self._cost or 0.0, gpu_s)))
+
+    def _is_prompt_known(self, completion: int, raised: type[BaseException] | None) -> bool:
+        """Whether there is a prompt, and a neuron has worked on it: it was asked, and has not refused."""
+        record = self._record
+        failed = record.outcome == "upstream_error" or (raised is not None and issubclass(raised, GatewayError))
+        is_answered = bool(record.routing.attempts) and not failed
+        return bool((completion or is_answered) and self._body.text and record.path in TOKEN_PATHS)
 
     def close(self) -> None:
         """Enter the request in the ledger: its record has its status and outcome now."""
@@ -153,33 +151,34 @@ class RequestAccount:
         if ledger is None:
             return
         record = self._record
-        prompt, completion, cached, reasoning, estimated = self._tokens
-        routing, timings, gpu_use = record.routing, record.timings, record.gpu_use
-        started_at, first_at, phases_ms = timings.started_at, record.answer.first_token_at, timings.phases_ms
-        joules = None if gpu_use is None or not gpu_use.seconds else gpu_use.joules
-        ledger.add(
-            LedgerEntry(
-                id=self._entry_id,
-                at=timings.started_unix,
-                key_id=record.key_id,
-                alias=routing.alias,
-                model=None if routing.is_unknown_model else routing.model,
-                node=routing.node,
-                endpoint=record.path,
-                dialect=self._dialect,
-                status=record.status,
-                outcome=record.outcome,
-                prompt_tokens=prompt,
-                completion_tokens=completion,
-                cached_tokens=cached,
-                reasoning_tokens=reasoning,
-                estimated=estimated,
-                queue_ms=phases_ms.get("queue"),
-                load_ms=phases_ms.get("load"),
-                first_token_ms=None if first_at is None else (first_at - started_at) * 1000,
-                total_ms=(trio.current_time() - started_at) * 1000,
-                gpu_seconds=0.0 if gpu_use is None else gpu_use.seconds,
-                energy_wh=None if joules is None else joules / _J_PER_WH,
-                cost=self._cost,
-            )
+        routing, timings, gpu_use, phases_ms = record.routing, record.timings, record.gpu_use, record.timings.phases_ms
+        started_at, first_at = timings.started_at, record.answer.first_token_at
+        queue_ms = load_ms = energy_wh = None
+        gpu_s = 0.0
+        if phases_ms:
+            queue_ms, load_ms = phases_ms.get("queue"), phases_ms.get("load")
+        if gpu_use is not None and gpu_use.seconds:
+            gpu_s = gpu_use.seconds
+            energy_wh = None if gpu_use.joules is None else gpu_use.joules / _J_PER_WH
+        # By position, in a fifth of the time that 22 names take.
+        entry = LedgerEntry(
+            self._entry_id,
+            timings.started_unix,
+            record.key_id,
+            routing.alias,
+            None if routing.is_unknown_model else routing.model,
+            routing.node,
+            record.path,
+            self._dialect,
+            record.status,
+            record.outcome,
+            *self._tokens,
+            queue_ms,
+            load_ms,
+            None if first_at is None else (first_at - started_at) * 1000,
+            (self._accounting.limiter.clock() - self._began_at) * 1000,
+            gpu_s,
+            energy_wh,
+            self._cost,
         )
+        ledger.add(entry)

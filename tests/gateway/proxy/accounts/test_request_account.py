@@ -70,7 +70,7 @@ async def test_a_row_says_what_the_request_was_and_used(autojump_clock, open_gat
     assert entry.energy_wh == pytest.approx(180 * trio.current_time() / 3600)
     assert (entry.first_token_ms, entry.queue_ms, entry.load_ms) == (None, None, None)
     assert before <= entry.at <= time.time()
-    assert len(entry.id) == 28
+    assert len(entry.id) == 30
 
 
 async def test_streams_have_the_usage_of_their_last_event_and_a_first_token(autojump_clock, open_gateway):
