@@ -52,7 +52,7 @@ class CatalogueEdits:
     """The edits of one gateway. Every method raises a GatewayError if it changes nothing.
 
     Args:
-        files: The file and its records.
+        files: The file and its records. `audit_log` is one of them.
         store: Has the catalogue in force; it reads the file after each edit.
         known_models: The models that the catalogue or a neuron has.
         last_audit_line: The last line of the audit log that this gateway has written.
@@ -68,6 +68,7 @@ class CatalogueEdits:
     ) -> None:
         self._last_audit_line = last_audit_line
         self._files = files
+        self.audit_log = files.audit_log
         self._store = store
         self._known_models = known_models
         self._threads = trio.CapacityLimiter(4)  # not Trio's own: a file system that hangs must not take all threads

@@ -114,7 +114,7 @@ def make_app(context: AdminContext) -> QuartTrio:
     mount_capture_routes(app, context.capture, context.catalogue)
     mount_admin_usage(app, context.usage)
     mount_catalogue_routes(app, CatalogueRoutes(context.catalogue, context.edits))
-    mount_neuron_routes(app, NeuronEdits(context.neurons))
+    mount_neuron_routes(app, NeuronEdits(context.neurons, context.edits.audit_log))
     _mount_requests(app, context)
     _mount_fleet(app, context)
     _mount_models(app, context)

@@ -12,7 +12,7 @@ from quart import request
 from gateway import errors
 from gateway.aliases.rollout_guards import GuardName
 
-__all__ = ["DrainBody", "PlacementBody", "RollbackBody", "RolloutBody", "decode_body", "flag"]
+__all__ = ["DrainBody", "NeuronRollbackBody", "PlacementBody", "RollbackBody", "RolloutBody", "decode_body", "flag"]
 
 _Body = TypeVar("_Body")
 
@@ -84,6 +84,12 @@ class RollbackBody(msgspec.Struct, forbid_unknown_fields=True):
     """Which alias to restore, None for the whole file, and to which version: a number, or the beginning of a hash."""
 
     alias: str | None = None
+    to: str | None = None
+
+
+class NeuronRollbackBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Which version of the file of the neurons to restore: the beginning of its hash; None for the one before."""
+
     to: str | None = None
 
 

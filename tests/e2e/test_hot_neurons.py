@@ -194,6 +194,36 @@ async def test_neurons_over_the_network(desk):
     assert put.headers["etag"] == (await desk.admin.get("/admin/neurons")).headers["etag"]
 
 
+async def test_earlier_version_is_restored(desk):
+    """The one before, one by its hash, or the one in force over a faulty file; secrets come back with it."""
+    first = digest_of(desk.path.read_bytes())
+    nothing = await desk.admin.post("/admin/neurons/rollback")
+    assert (nothing.status_code, "no version before the present one" in nothing.text) == (404, True)
+    desk.save(desk.tables(a="two").replace("\nendpoint", '\ntoken = "hush-hush"\nendpoint'))
+    await desk.fleet_is(a="two")
+    second = digest_of(desk.path.read_bytes())
+    desk.save(desk.tables(a="three"))
+    await desk.fleet_is(a="three")
+    assert len(await desk.audit()) == 2
+
+    async def roll_back(**body):
+        answer = await desk.admin.post("/admin/neurons/rollback", json=body)
+        return answer.json().get("written", answer.status_code)
+
+    assert await roll_back() == second
+    await desk.fleet_is(a="two")
+    assert desk.path.read_text().count("hush-hush") == 1
+    assert await roll_back(to=first[:8]) == first
+    await desk.fleet_is(a="one")
+    desk.save("[[neurons]\n")
+    assert (await desk.admin.post("/admin/reload")).status_code == 422
+    assert await roll_back() == first
+    assert digest_of(desk.path.read_bytes()) == first
+    assert await roll_back(to="f" * 64) == 404
+    assert await roll_back(to="../../etc") == 404
+    assert (await desk.audit())[-1][0] == "admin"
+
+
 @pytest.mark.parametrize(
     ("change", "if_match", "status", "text"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import tomlkit
@@ -11,7 +11,9 @@ from tomlkit.exceptions import TOMLKitError
 
 from gateway import errors
 from gateway.aliases.catalogue_edits import error_responses
+from gateway.aliases.files.audit_log import AuditLog
 from gateway.aliases.files.file_history import digest_of
+from gateway.aliases.files.versions import VersionNotFound
 from gateway.config.settings import NeuronSettings
 from gateway.files import atomic_write
 from gateway.files.config_file import is_absent, read_config_file
@@ -25,10 +27,16 @@ FILE_MODE = 0o600  # of a file that was deleted and is written anew: it may have
 
 
 class NeuronEdits:
-    """The edits of one gateway. Every method raises a GatewayError if it changes nothing."""
+    """The edits of one gateway. Every method raises a GatewayError if it changes nothing.
 
-    def __init__(self, store: NeuronStore) -> None:
+    Args:
+        store: The file, and its earlier versions.
+        audit_log: Says which version came after which.
+    """
+
+    def __init__(self, store: NeuronStore, audit_log: AuditLog) -> None:
         self._store = store
+        self._audit_log = audit_log
         self._threads = trio.CapacityLimiter(2)  # not Trio's own: a file system that hangs must not take all threads
 
     def read(self) -> tuple[bytes, str]:
@@ -40,14 +48,46 @@ class NeuronEdits:
 
     async def put(self, data: bytes, if_match: str, who: str) -> tuple[str, NeuronReload]:
         """Replace the file, and put it in force. Returns its hash."""
+        return await self._change(lambda: self._save(data, if_match), who)
 
-        def save() -> str:
+    async def roll_back(self, to: str | None, who: str) -> tuple[str, NeuronReload]:
+        """Restore the version with this hash, or its beginning, and put it in force. Returns its hash.
+
+        None for the file in force if that on disk is another one, else for the version before it.
+        """
+        return await self._change(lambda: self._save(self._version(to), "*"), who)
+
+    async def _change(self, save: Callable[[], str], who: str) -> tuple[str, NeuronReload]:
+        def save_or_refuse() -> str:
             with error_responses():
-                return self._save(data, if_match)
+                return save()
 
         # Abandoned when cancelled: a disk that hangs must not delay the end of the request or the process.
-        digest = await trio.to_thread.run_sync(save, abandon_on_cancel=True, limiter=self._threads)
+        digest = await trio.to_thread.run_sync(save_or_refuse, abandon_on_cancel=True, limiter=self._threads)
         return digest, await self._store.reload(actor=who)
+
+    def _version(self, to: str | None) -> bytes:
+        """The content of an earlier version. Blocking. Raises VersionNotFound."""
+        in_force = self._store.digest
+        if in_force is None:
+            raise errors.Conflict(no_neurons_file())
+        fields = (line.fields for line in self._audit_log.newest_first())
+        changes = [(each["neurons_file"], each["before"]) for each in fields if "neurons_file" in each]
+        if to is not None:
+            found = {digest for change in changes for digest in change if digest.startswith(to)}
+        elif self._store.last_error is not None:
+            found = {in_force}
+        else:
+            found = set([before for after, before in changes if after == in_force][:1])
+        if len(found) != 1:
+            which = "before the present one" if to is None else f"whose hash begins with {to[:64]!r}"
+            several = "there are several versions" if found else "the audit log knows no version"
+            raise VersionNotFound(f"{several} {which}")
+        (digest,) = found
+        content = self._store.history.get(digest)
+        if content is None:
+            raise VersionNotFound(f"the version {digest} is no longer kept")
+        return content
 
     def _save(self, data: bytes, if_match: str) -> str:
         path = self._store.path

@@ -10,7 +10,7 @@ from gateway.fleet.loading.load_history import LoadView
 from gateway.fleet.loading.manual import LoadResponse, UnloadResponse
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.snapshot import NodeSnapshot
-from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, RolloutBody
+from gateway.server.admin_bodies import DrainBody, NeuronRollbackBody, PlacementBody, RollbackBody, RolloutBody
 from gateway.server.openapi.console import console_paths
 from gateway.server.openapi.keys import key_paths
 from gateway.server.openapi.schemas import (
@@ -238,6 +238,13 @@ def _catalogue_paths() -> Json:
             "get": get_neurons,
             "put": change("Replace the file of the neurons", edited_neurons, if_match)
             | {"requestBody": {"required": True, **file}},
+        },
+        "/admin/neurons/rollback": {
+            "post": _with_body(
+                change("Restore an earlier version of the file of the neurons", edited_neurons),
+                NeuronRollbackBody,
+                required=False,
+            )
         },
         "/admin/history": {"get": history},
         "/admin/audit": {"get": audit},

@@ -16,7 +16,7 @@ from gateway.fleet.loading.load_history import LoadView
 from gateway.fleet.loading.manual import LoadResponse, UnloadResponse
 from gateway.fleet.routing.queue import QueueView
 from gateway.fleet.snapshot import NodeSnapshot
-from gateway.server.admin_bodies import DrainBody, PlacementBody, RollbackBody, RolloutBody
+from gateway.server.admin_bodies import DrainBody, NeuronRollbackBody, PlacementBody, RollbackBody, RolloutBody
 from gateway.server.capture.capture_routes import CaptureBody
 from gateway.server.console.session_routes import SignInBody
 from gateway.server.health.body import AliasState, CatalogueStatus
@@ -55,7 +55,7 @@ TOML = "application/toml"
 PUBLIC_TYPES = (MessagesRequest, ResponsesRequest, Entry, Envelope, CatalogueStatus, HealthProblem, SwapView)
 ADMIN_TYPES = (
     *(Envelope, CatalogueStatus, HealthProblem, NodeSnapshot, LoadView, QueueView, SwapView),
-    *(DrainBody, DrainView, PlacementBody, LoadResponse, UnloadResponse, RollbackBody, RolloutBody),
+    *(DrainBody, DrainView, PlacementBody, LoadResponse, UnloadResponse, NeuronRollbackBody, RollbackBody, RolloutBody),
     CaptureBody,
     SignInBody,
 )

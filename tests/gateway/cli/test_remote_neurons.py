@@ -6,6 +6,8 @@ import pytest
 from fakes.operator import Operator, wait_until
 from fakes.process import cortex, running_cortex
 
+from gateway.aliases.files.file_history import digest_of
+
 CORTEX_TOML = """
 models_config = "models.toml"
 neurons_config = "neurons.toml"
@@ -49,6 +51,7 @@ def test_neurons_are_read_and_replaced_from_another_desk(operator, tmp_path):
         assert "another one" in operator.done("neurons", "put", wanted, "--if-match", digest.strip(), code=1, **env)
         assert operator.done("neurons", "put", wanted, **env).splitlines()[-1] == "no neuron changes"
         wait_until(lambda: "down" in operator.done("neurons", "list", **env))
+        with_b = (tmp_path / "neurons.toml").read_bytes()
         editor = tmp_path / "editor"
         editor.write_text("#!/bin/sh\ngrep -q '\\*\\*\\*' $1 && sed -i 's/:10\"/:11\"/' $1\n")
         editor.chmod(0o700)
@@ -58,6 +61,9 @@ def test_neurons_are_read_and_replaced_from_another_desk(operator, tmp_path):
         editor.write_text(f"#!/bin/sh\necho '# other' >> {tmp_path / 'neurons.toml'}\necho '# mine' >> $1\n")
         assert "another one" in operator.done("neurons", "edit", code=1, EDITOR=str(editor), **env)
         assert "# mine" not in (tmp_path / "neurons.toml").read_text()
+        restored = operator.done("neurons", "rollback", "--to", digest_of(with_b)[:12], **env)
+        assert restored.splitlines()[-1] == "changed b (endpoint)"
+        assert (tmp_path / "neurons.toml").read_bytes() == with_b
         editor.write_text("#!/bin/sh\n")
         assert "saved nothing" in operator.done("neurons", "edit", EDITOR=str(editor), **env)
         wanted.write_text("neurons = [1]\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import socket
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import click
@@ -112,6 +113,26 @@ def edit(*, connection: Connection) -> None:
     run_admin_command("neurons edit", connection, command)
 
 
+@neurons.command()
+@click.option("--to", metavar="HASH", help="The beginning of a version's hash, as `get` prints it.")
+@connection_options
+def rollback(to: str | None, *, connection: Connection) -> None:
+    """Restore the last version of the file of the neurons, put it in force, and print what changes.
+
+    Without --to: the file in force, if that on disk has a fault; else the version before it. Secrets come back too.
+    Exit code 1 if the gateway refuses, 2 if it does not answer.
+    """
+
+    def command(client: httpx.Client, gateway: GatewayAddress) -> int:
+        before, _ = _get(client, gateway)
+        url, headers = f"{gateway.admin}/admin/neurons/rollback", {"x-cortex-user": _user()}
+        answer = api_client.send(client, "POST", url, token=gateway.required_token(), headers=headers, json={"to": to})
+        _print_change(client, gateway, before, answer.json())
+        return DONE
+
+    run_admin_command("neurons rollback", connection, command)
+
+
 def _get(client: httpx.Client, gateway: GatewayAddress) -> tuple[str, str]:
     url, token = f"{gateway.admin}/admin/neurons", gateway.required_token()
     response = api_client.send(client, "GET", url, token=token, headers={})
@@ -123,14 +144,22 @@ def _replace(client: httpx.Client, gateway: GatewayAddress, wanted: bytes, befor
     headers = {
         "if-match": f'"{digest}"',
         "content-type": "application/toml",
-        "x-cortex-user": quote(f"{os_user()}@{socket.gethostname()}"),
+        "x-cortex-user": _user(),
     }
     url, token = f"{gateway.admin}/admin/neurons", gateway.required_token()
-    result = api_client.send(client, "PUT", url, token=token, headers=headers, content=wanted).json()
+    answer = api_client.send(client, "PUT", url, token=token, headers=headers, content=wanted)
+    _print_change(client, gateway, before, answer.json())
+
+
+def _print_change(client: httpx.Client, gateway: GatewayAddress, before: str, result: dict[str, Any]) -> None:
     after, _ = _get(client, gateway)
     for line in difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "now", n=0, lineterm=""):
         click.echo(line)
     click.echo(_summary(result["diff"]))
+
+
+def _user() -> str:
+    return quote(f"{os_user()}@{socket.gethostname()}")
 
 
 def _summary(diff: dict[str, dict[str, list[str]]] | None) -> str:
