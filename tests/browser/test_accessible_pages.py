@@ -52,6 +52,15 @@ def fill(page, name):
         page.get_by_role("listitem").filter(has_text="neuron_up").first.wait_for()
 
 
+def test_narrow_window_shows_where_it_is(open_page):
+    """The navigation is wider than a phone: the open page's link is scrolled into view, also after a reload."""
+    page = open_page(width=360)
+    go(page, "Log")
+    page.reload()
+    page.wait_for_selector("main[data-page=log]")
+    expect(page.get_by_role("navigation", name="Pages").get_by_role("link", name="Log")).to_be_in_viewport(ratio=0.9)
+
+
 def test_sign_in_and_dialog_are_accessible(demo, open_page):
     page = open_page(signed_in=False)
     faults = axe(page, "sign-in")

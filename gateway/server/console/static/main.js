@@ -134,6 +134,7 @@ async function openPage() {
   closePage();
   closePage = () => {};
   drawFrame();
+  frame.nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); // of a narrow window
   try {
     const page = await load();
     if (number !== opened || !frame) return;

@@ -6,6 +6,7 @@ import { count, figure, milliseconds, NONE } from "../lib/format.js";
 import { copy, field, state, toast } from "../lib/widgets.js";
 
 const PATH = "/admin/playground/v1/chat/completions";
+const WINDOW_S = 0.02; // in less time, an answer arrives in one piece: its speed is unknown
 const IMAGE_BYTES = 8 * 1024 * 1024;
 const LANGUAGES = { curl: asCurl, Python: asPython, JavaScript: asJavaScript };
 
@@ -184,8 +185,9 @@ function takeChunk(view, data) {
 
 function drawAnswer(panel, name, view) {
   const tokens = view.usage?.completion_tokens ?? (view.deltas || null);
-  const window = view.firstAt && view.lastAt > view.firstAt ? (view.lastAt - view.firstAt) / 1000 : null;
-  const facts = [["First token", view.firstAt ? milliseconds(view.firstAt - view.startedAt) : NONE], ["Speed", window && tokens ? `${figure(tokens / window)} tokens/s` : NONE], ["Tokens", `${count(view.usage?.prompt_tokens)} in, ${count(tokens)} out`],
+  const window = view.firstAt ? (view.lastAt - view.firstAt) / 1000 : 0;
+  const speed = window >= WINDOW_S && tokens > 1 ? (tokens - 1) / window : null; // the first token is where the window begins
+  const facts = [["First token", view.firstAt ? milliseconds(view.firstAt - view.startedAt) : NONE], ["Speed", `${figure(speed)} tokens/s`], ["Tokens", `${count(view.usage?.prompt_tokens)} in, ${count(tokens)} out`],
     ["Total", milliseconds((view.endedAt ?? performance.now()) - view.startedAt)], ["Model", view.model ?? NONE], ["Node", view.node ?? NONE]];
   render(panel, h("header", { class: "page-head" }, h("h2", {}, name), state(view.status)),
     h("dl", { class: "facts" }, facts.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value)))),
