@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +16,7 @@ from gateway.cli.views.problems_view import problem_lines
 
 __all__ = ["Trend", "render_top"]
 
-BAR_CELLS = 44
+BAR_CELLS, LEAST_BAR_CELLS = 44, 12
 REQUESTS_SHOWN = 30
 SPARKS = " ▁▂▃▄▅▆▇█"
 # By a model's status: how its block is drawn. Shapes, not only colours, tell them apart.
@@ -60,7 +61,7 @@ def _head(state: Mapping[str, Any], figures: LiveFigures) -> RenderableType:
     waiting = sum(request["state"] != "running" for request in requests)
     by_neuron = figures.by_neuron()
     first_tokens = [each.first_token_p95_s for each in by_neuron if each.first_token_p95_s is not None]
-    line = Text(no_wrap=True, overflow="ellipsis")
+    line = Text()
     line.append("cortex top  ", style="bold")
     line.append(health["status"], style=_STATUS_STYLES.get(health["status"], "bold"))
     nodes = health["nodes"]
@@ -75,10 +76,10 @@ def _head(state: Mapping[str, Any], figures: LiveFigures) -> RenderableType:
 
 def _hosts(nodes: Sequence[Mapping[str, Any]], figures: LiveFigures) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for column in ("host", "memory of each device"):
-        table.add_column(column)
+    table.add_column("host", no_wrap=True)
+    table.add_column("memory")
     for column in ("GB", "busy", "W", "°C", "req/s", "tok/s"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("models")
     rates = {each.node: each for each in figures.by_neuron()}
     for node in nodes:
@@ -88,7 +89,7 @@ def _hosts(nodes: Sequence[Mapping[str, Any]], figures: LiveFigures) -> Renderab
             first = index == 0
             table.add_row(
                 _host_name(node) if first else "",
-                _bar(device, own),
+                _Bar(device, own),
                 _memory(device),
                 _number(device.get("utilization_pct"), " %"),
                 _number(device.get("power_w")),
@@ -106,25 +107,40 @@ def _host_name(node: Mapping[str, Any]) -> Text:
     return Text(f"{node['name']} (drained)", style="yellow") if node["draining"] else Text(node["name"])
 
 
-def _bar(device: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Text:
-    """The device's memory: a block for each model, then what others use, then dots for what is free."""
-    total, used = device.get("vram_total_mb"), device.get("vram_used_mb")
-    bar = Text(no_wrap=True)
-    if not total or used is None:
-        return Text("not reported", style="dim")
-    left = BAR_CELLS
-    known_mb = 0.0
-    for model in models:
-        share_mb = (model.get("vram_used_mb") or 0) / max(len(model["devices"]), 1)
-        cells = min(left, round(share_mb / total * BAR_CELLS))
-        shape, style = _BLOCKS.get(model["status"], _OTHER_BLOCK)
-        bar.append((shape * (cells - 1) + "▏") if cells > 1 else shape * cells, style=style)
-        left -= cells
-        known_mb += share_mb
-    others = min(left, round(max(used - known_mb, 0) / total * BAR_CELLS))
-    bar.append("▓" * others, style="magenta")
-    bar.append("·" * (left - others), style="dim")
-    return bar
+class _Bar:
+    """A device's memory: a block for each model, then what others use, then dots for what is free.
+
+    It is as wide as the terminal has room for: a bar that was cut off would show a full device.
+    """
+
+    def __init__(self, device: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> None:
+        self._total, self._used = device.get("vram_total_mb"), device.get("vram_used_mb")
+        self._models = models
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(LEAST_BAR_CELLS, BAR_CELLS)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._text(min(BAR_CELLS, options.max_width))
+
+    def _text(self, width: int) -> Text:
+        total, used = self._total, self._used
+        bar = Text(no_wrap=True)
+        if not total or used is None:
+            return Text("not reported", style="dim")
+        left = width
+        known_mb = 0.0
+        for model in self._models:
+            share_mb = (model.get("vram_used_mb") or 0) / max(len(model["devices"]), 1)
+            cells = min(left, round(share_mb / total * width))
+            shape, style = _BLOCKS.get(model["status"], _OTHER_BLOCK)
+            bar.append((shape * (cells - 1) + "▏") if cells > 1 else shape * cells, style=style)
+            left -= cells
+            known_mb += share_mb
+        others = min(left, round(max(used - known_mb, 0) / total * width))
+        bar.append("▓" * others, style="magenta")
+        bar.append("·" * (left - others), style="dim")
+        return bar
 
 
 def _memory(device: Mapping[str, Any]) -> str:
@@ -152,27 +168,29 @@ def _model_names(models: Sequence[Mapping[str, Any]]) -> Text:
 
 def _requests(requests: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for column, justify in (
-        ("elapsed", "right"),
-        ("tokens", "right"),
-        ("requested", "left"),
-        ("model", "left"),
-        ("neuron or state", "left"),
-        ("key", "left"),
-        ("request", "left"),
-    ):
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for column in ("elapsed", "tokens"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("requested", "model"):
+        table.add_column(column)  # these and the ids get narrower on a narrow terminal
+    for column in ("neuron", "key"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("request")
     for request in sorted(requests, key=lambda request: -request["elapsed_s"])[:REQUESTS_SHOWN]:
         state = request["node"] if request["state"] == "running" else request["state"]
         table.add_row(
             f"{request['elapsed_s']:.1f} s",
             "-" if request["tokens"] is None else str(request["tokens"]),
-            request["alias"] or request["model"] or "",
-            request["model"] or "",
-            Text(state or "", style="" if request["state"] == "running" else "yellow"),
-            request["key"] or "-",
-            request["request_id"],
+            _cell(request["alias"] or request["model"]),
+            _cell((request["model"] or "").rpartition("/")[2]),
+            _cell(state, "" if request["state"] == "running" else "yellow"),
+            _cell(request["key"]["name"] if request["key"] else "-"),
+            _cell(request["request_id"]),
         )
     if len(requests) > REQUESTS_SHOWN:
         table.add_row("", "", f"and {len(requests) - REQUESTS_SHOWN} more")
     return table
+
+
+def _cell(text: str | None, style: str = "") -> Text:
+    """One line, cut off where it does not fit. Not a string, which rich would read as markup."""
+    return Text(text or "", style, no_wrap=True, overflow="ellipsis")

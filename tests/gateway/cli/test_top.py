@@ -23,10 +23,10 @@ def node(*models, **more):
     return {"name": "beast", "healthy": True, "draining": False, "devices": [DEVICE], "models": list(models)} | more
 
 
-def shown(*nodes, requests=(), problems=(), figures=None):
+def shown(*nodes, requests=(), problems=(), figures=None, width=180):
     health = {"status": "impaired" if problems else "ok", "problems": problems, "nodes": {"healthy": 1, "total": 1}}
     state = {"health": health, "fleet": {"nodes": nodes}, "requests": requests}
-    out = Console(width=180, color_system=None, markup=False, emoji=False)
+    out = Console(width=width, color_system=None, markup=False, emoji=False)
     with out.capture() as captured:
         out.print(render_top(state, figures or LiveFigures(), {"requests/s": Trend()}))
     return captured.get()
@@ -48,28 +48,46 @@ def test_hosts_that_are_down_or_drained_say_so():
     assert "not reported" in text
 
 
+def request(number, state="running", **more):
+    return {
+        "request_id": f"r{number}",
+        "state": state,
+        "node": "beast",
+        "elapsed_s": number,
+        "tokens": 7,
+        "alias": "helexa/small",
+        "model": "Qwen/A",
+        "key": None,
+    } | more
+
+
 def test_requests_are_sorted_by_their_age():
-    requests = [
-        {
-            "request_id": f"r{n}",
-            "state": state,
-            "node": "a",
-            "elapsed_s": n,
-            "tokens": 7,
-            "alias": "x",
-            "model": "m",
-            "key": None,
-        }
-        for n, state in ((1, "running"), (40, "queued"), (2, "running"))
-    ]
-    text = shown(node(), requests=requests)
+    text = shown(node(), requests=[request(1), request(40, "queued"), request(2)])
     assert re.findall(r"\br\d+\b", text) == ["r40", "r2", "r1"]
     assert "2 running, 1 waiting" in text
     assert "queued" in text
 
 
+def test_request_names_its_key():
+    text = shown(node(), requests=[request(1, key={"id": "k1", "name": "olga"}), request(2)])
+    assert re.search(r"beast +olga +r1", text)
+    assert re.search(r"beast +- +r2", text)
+
+
+def test_narrow_terminal_cuts_ids_and_scales_bars():
+    """A bar that was cut off would show a full device."""
+    long = request(1, request_id="f" * 32, key={"id": "k1", "name": "olga"})
+    lines = shown(node(model("A", 5120)), requests=[long], width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    bar = next(re.search(r"beast +(\S+)", line)[1] for line in lines if "beast" in line)
+    assert 12 <= len(bar) < 44
+    assert bar.count("·") == pytest.approx(len(bar) * 0.4, abs=1)
+    assert re.search(r"1.0 s +7 +helexa/small +A +beast +olga +f+…", lines[-1])
+
+
 def test_names_from_outside_are_no_markup():
     assert "[bold]" in shown(node(model("[bold]", 100)))
+    assert "[/x]" in shown(node(), requests=[request(1, request_id="[/x]")])
 
 
 def test_problems_come_first():
