@@ -200,7 +200,7 @@ class LimitSettings:
     """Number of running requests; further ones get 503."""
 
     queue: CountOrZero = 1_000
-    """Number of requests in all queues together; further ones get 503."""
+    """Number of requests that wait for a slot. Beyond it, the key with the most for its weight gets 503."""
 
     upstream_idle_connections: CountOrZero = 256
     """Number of idle connections to neurons that are kept open."""

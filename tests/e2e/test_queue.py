@@ -381,6 +381,35 @@ async def test_waiting_requests_go_by_priority_of_their_keys_and_show_it(autojum
         assert world.admission.views() == []
 
 
+async def test_flood_of_one_key_leaves_another_its_share_of_the_slots(autojump_clock):
+    """Over the whole request path: answers come in turn, at a ratio of the weights, while the flood has 40 waiting.
+
+    Requests that fail and are sent again, and clients that leave, leave no slot charged for ever.
+    """
+    known = KnownKeys(Key("f1", "flood", weight=100), Key("c1", "calm", weight=300), mode="open")
+    sim = a_sim("a", N, loaded=(N.id,))
+    async with a_world(sim, profiles=(profile_of(N, max_concurrent=1),), access=known.access) as world:
+        served = []
+
+        async def one(name, leave_after_s):
+            header = b"authorization", f"Bearer {known.secrets[name]}".encode()
+            answer = await world.ask(N.id, headers=(header,), leave_after_s=leave_after_s)
+            if answer.status == 200:
+                served.append(name)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(one, "flood", 0.5 if number % 4 == 3 else None)
+            await trio.sleep(0.1)
+            for number in range(12):
+                nursery.start_soon(one, "calm", 0.5 if number % 4 == 3 else None)
+            sim.faults.add(NotLoaded(times=1))
+        assert served[1:13].count("calm") == 9
+        assert served.count("flood") == 30
+        assert world.admission.views() == []
+        assert world.admission.room.waiting == 0
+
+
 # Any order ............................................................................................................
 
 

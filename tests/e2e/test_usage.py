@@ -156,6 +156,11 @@ async def test_usage_is_what_clients_counted_and_each_key_sees_its_own(tmp_path)
         assert row["cost"] == pytest.approx((row["prompt_tokens"] + 4 * row["completion_tokens"]) / 1e6)
         assert own["limits"]["tpm"]["limit"] == 10**6
         assert "bob" not in json.dumps(own)
+        for query in ("key=bob", "by=key&key=bob", "name=bob&since=30d", "by=key%20OR%201=1", "by=key';--", "since=0'"):
+            tried = await of_thread(get, f"{running.url}/v1/usage?{query}", secrets["alice"])
+            assert tried.status_code in {200, 400}, query
+            assert "bob" not in json.dumps(tried.json().get("rows", [])), query
+        assert (await of_thread(get, f"{running.url}/v1/usage/bob", secrets["alice"])).status_code == 404
         assert (await of_thread(get, f"{running.url}/v1/usage?by=planet", secrets["alice"])).status_code == 400
         assert (await of_thread(get, f"{running.url}/v1/usage?since=ever", secrets["alice"])).status_code == 400
         assert (await of_thread(get, f"{running.url}/v1/usage", "nothing")).status_code == 401
