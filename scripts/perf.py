@@ -1,12 +1,13 @@
-"""Measure the data plane against other gateways, interleaved in one run; prints tables of ratios.
+"""Measure the data plane against other gateways, interleaved in one run; prints a table of ratios, with the goals.
 
-    scripts/perf.py                         every gateway, five rounds, about half an hour
-    scripts/perf.py --quick                 one short round
+    scripts/perf.py                         every gateway, three rounds, about ten minutes
+    scripts/perf.py --many                  also 1,000 streams for 60 s on floor, pump and cortex: about twenty minutes
+    scripts/perf.py --quick                 one short round; with --many, streams of 10 s
     scripts/perf.py --only floor cortex     these gateways only
     scripts/perf.py --only cortex keys      what keys, limits and the ledger cost: `cortex` has none of them
     scripts/perf.py --other ../cortex-old   adds the cortex of another checkout: before and after a change
     scripts/perf.py --install-routers       installs two Rust routers from PyPI into .perf-routers, to measure them too
-    scripts/perf.py --docs                  writes the tables and the plot into docs/performance.md
+    scripts/perf.py --many --docs           writes the table and the plot into docs/performance.md
 
 Needs `rustc` and `wrk` (Debian packages of these names). Starts the kit's mock upstream and one process per gateway, on
 loopback. Every round measures every gateway, one after the other, so that a slow minute of the machine touches all of
@@ -19,49 +20,50 @@ import argparse
 import contextlib
 import json
 import os
-import re
-import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import venv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
+from typing import Self
 
 import perf_report
+from perf_kit import (
+    INTERVAL_US,
+    KIT,
+    ROOT,
+    Process,
+    build,
+    cortex_command,
+    cpu_s,
+    found,
+    free_ports,
+    mock,
+    need,
+    one,
+    raise_open_files,
+    rss_kib,
+    run,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-KIT = ROOT / "scripts" / "bench"
 ROUTERS = ROOT / ".perf-routers"
-MOCK_PORT = 9000
-FIRST_PORT = 8000
-CORTEX_PORT = 8001
-"""Where scripts/perf_dialects.py has its gateway."""
-STREAMS, CHUNKS, INTERVAL_US = 50, 100, 10_000
-MANY_STREAMS, SLOW_INTERVAL_US, SLOW_CHUNKS = 1000, 50_000, 60  # 20 chunks/s each, as a model decodes
+STREAMS = (1, 50, 200)
+TRANSLATED = 50  # streams
 BODIES = (1_000, 20_000, 1_000_000)
 BURST = 200  # streams that start in the same moment
-ROUNDS = 5
-WRK_S = 6
+MANY, MANY_INTERVAL_US, MANY_S = 1000, 50_000, 60  # 20 chunks/s each, as a model decodes
+MEASURED_MANY = ("floor", "pump", "cortex", "other")
+BESIDE_INTERVAL_S = 0.05  # between two small requests beside many streams
+ROUNDS = 3
 SOAK_REQUESTS = 100_000
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
-CONFIG = f"""
-models_config = "models.toml"
-[gateway]
-listen = "127.0.0.1:{{port}}"
-metrics_listen = "127.0.0.1:{{metrics_port}}"
-[streaming]
-pump = {{pump}}
-[[neurons]]
-name = "mock"
-endpoint = "http://127.0.0.1:{MOCK_PORT}"
-"""
 KEYS = """
 [access]
 mode = "keys"
@@ -71,20 +73,11 @@ tpm = 1000000000000
 concurrency = 1000000
 """
 """Every request has a key with all three limits, and becomes a row of the ledger."""
-WITHOUT_KEYS = {"CORTEX_LEDGER__KEEP_DAYS": "0"}
+WITHOUT_LEDGER = {"CORTEX_LEDGER__KEEP_DAYS": "0"}
 SECRET = "ctx_perf_" + "0" * 43
-MODELS = '[aliases]\n"helexa/small" = "Qwen/Qwen3-1.7B"\n'
-CORTEX = {"cortex": "true", "cortex-tasks": "false", "keys": "true"}  # name -> [streaming] pump
+PUMP = {"cortex": "true", "cortex-tasks": "false", "keys": "true"}  # name -> [streaming] pump
 MESSAGES = '{"model":"helexa/small","stream":true,"max_tokens":1000,"messages":[{"role":"user","content":"Why?"}]}'
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """One process under measurement."""
-
-    name: str
-    port: int
-    pid: int
+QUESTION = '{"model":"helexa/small","messages":[{"role":"user","content":"What is the capital of Georgia?"}]'
 
 
 @dataclass
@@ -104,36 +97,47 @@ class Figures:
     burst_p99_ms: float = 0.0
     """Time to first token when 200 streams start at once."""
     rss_kib_per_stream: dict[str, float] = field(default_factory=dict)
+    beside_p99_ms: dict[str, float] = field(default_factory=dict)
+    """Time of a small request beside that many streams."""
+
+    def take(self, key: str, load: Load, interval_us: int, chunk_us: float) -> None:
+        """The figures of one number of streams."""
+        self.chunk_us[key] = chunk_us
+        self.ttft_p50_ms[key], self.ttft_p99_ms[key] = load.ttft_p50_ms, load.ttft_p99_ms
+        self.late_p99_ms[key] = max(0.0, load.gap_p99_ms - interval_us / 1000)
 
 
 def main() -> None:
-    """Build the kit, run the rounds, print the tables."""
+    """Build the kit, run the rounds, print the table."""
     options = parse_options()
     need("rustc", "wrk")
+    raise_open_files()
     if options.install_routers:
         install_routers()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
         build(home, "mock", "load")
-        stack.enter_context(running(mock_command(home)))
-        gateways = [stack.enter_context(each) for each in started(home, options.only, options.other)]
+        upstream = stack.enter_context(mock(home))
+        gateways = [stack.enter_context(each) for each in started(home, upstream.port, options.only, options.other)]
         for gateway in gateways:
             wait_until_ready(gateway)
             with client_key(gateway):
                 requests_per_s(gateway.port, 1)  # warms the pools and the interpreter
-        rounds: dict[str, list[Figures]] = {gateway.name: [] for gateway in gateways}
+        measured = [upstream, *gateways]
+        rounds: dict[str, list[Figures]] = {each.name: [] for each in measured}
         for number in range(1, options.rounds + 1):
-            for gateway in gateways:
-                progress(f"round {number} of {options.rounds}: {gateway.name}")
-                with client_key(gateway):
-                    rounds[gateway.name].append(measure(gateway, home, options))
+            for each in measured:
+                progress(f"round {number} of {options.rounds}: {each.name}")
+                with client_key(each):
+                    rounds[each.name].append(measure(each, home, options))
         progress("")
-        direct = stream_load(home, MOCK_PORT, STREAMS)
         result = {
             "date": time.strftime("%Y-%m-%d"),
             "machine": f"{os.cpu_count()} cores, shared with upstream and load generator",
             "load_average": round(os.getloadavg()[1], 1),
-            "direct_ttft_p50_ms": direct.ttft_p50_ms,
+            "minutes": round((time.monotonic() - began) / 60, 1),
+            "many_s": options.many_s,
             "rounds": {name: [asdict(each) for each in values] for name, values in rounds.items()},
         }
         print(perf_report.table(result))
@@ -152,15 +156,15 @@ def parse_options() -> argparse.Namespace:
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, help=f"how often each gateway is measured; {ROUNDS} by default")
-    parser.add_argument("--quick", action="store_true", help="short rounds, one by default, without large bodies")
+    parser.add_argument("--quick", action="store_true", help="short rounds, one by default")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="naive, floor, pump, cortex, cortex-tasks, keys, *-router"
     )
     parser.add_argument(
         "--other", type=Path, metavar="CHECKOUT", help="another checkout of cortex to measure beside this"
     )
-    parser.add_argument("--streams", type=int, nargs="+", default=[STREAMS, 200], help="numbers of streams")
-    parser.add_argument("--many", action="store_true", help=f"also {MANY_STREAMS} streams of 20 chunks/s")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="numbers of streams")
+    parser.add_argument("--many", action="store_true", help=f"also {MANY} streams of 20 chunks/s for {MANY_S} s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round to FILE")
     parser.add_argument("--docs", action="store_true", help="write the medians into docs/performance.md")
     parser.add_argument("--install-routers", action="store_true", help=f"install the Rust routers into {ROUTERS.name}")
@@ -168,17 +172,10 @@ def parse_options() -> argparse.Namespace:
         "--soak", action="store_true", help=f"afterwards: memory of cortex over {SOAK_REQUESTS} requests"
     )
     options = parser.parse_args()
-    options.wrk_seconds = 2 if options.quick else WRK_S
     options.rounds = options.rounds or (1 if options.quick else ROUNDS)
-    options.bodies = () if options.quick else BODIES
+    options.small_s, options.body_s = (2, 1) if options.quick else (5, 3)
+    options.many_s = 0 if not options.many else 10 if options.quick else MANY_S
     return options
-
-
-def need(*programs: str) -> None:
-    """End with one line that says what to install, if a program is missing."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    if missing:
-        raise SystemExit(f"{' and '.join(missing)} not found: install with `apt-get install {' '.join(missing)}`")
 
 
 def install_routers() -> None:
@@ -189,93 +186,42 @@ def install_routers() -> None:
         subprocess.run([str(ROUTERS / "bin" / "pip"), "install", "--quiet", package], check=True)
 
 
-def build(home: Path, *names: str) -> None:
-    """Compile programs of the kit into `home`."""
-    for name in names:
-        command = ["rustc", "-O", str(KIT / f"{name}.rs"), "-o", str(home / name)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"rustc cannot compile {KIT / name}.rs: {done.stderr.strip().splitlines()[0]}")
-
-
-def mock_command(home: Path) -> list[str]:
-    """The upstream: 100 chunks per stream, one every 10 ms."""
-    return [str(home / "mock"), str(MOCK_PORT), str(CHUNKS), str(INTERVAL_US), "0"]
-
-
 def started(
-    home: Path, only: Sequence[str] | None, other: Path | None
-) -> Iterator[contextlib.AbstractContextManager[Gateway]]:
+    home: Path, mock_port: int, only: Sequence[str] | None, other: Path | None
+) -> Iterator[contextlib.AbstractContextManager[Process]]:
     """The gateways to measure, each as a context manager around its process."""
     routers = [name for name in ("vllm-router", "sglang-router") if (ROUTERS / "bin" / name).exists()]
     if not routers and only is None:
         print("without the Rust routers: install them with --install-routers", file=sys.stderr)
-    port = FIRST_PORT
-    for name in only or ["naive", "floor", "pump", *CORTEX, *routers]:
-        cwd = ROOT if name in CORTEX else KIT
+    for name in only or ["naive", "floor", "pump", "cortex", "keys", *routers]:
+        port, metrics_port = free_ports(2)
         more: Mapping[str, str] = {}
-        if name in CORTEX:
-            command = cortex_command(home / name, port, KEYS if name == "keys" else "", pump=CORTEX[name])
-            more = {"CORTEX_BOOTSTRAP_KEY": SECRET} if name == "keys" else WITHOUT_KEYS
+        if name in PUMP:
+            settings = KEYS if name == "keys" else ""
+            command = cortex_command(home / name, port, metrics_port, mock_port, settings, pump=PUMP[name])
+            more = {"CORTEX_BOOTSTRAP_KEY": SECRET} if name == "keys" else WITHOUT_LEDGER
         elif name.endswith("-router"):
-            command = router_command(name, port)
+            command = router_command(name, port, metrics_port, mock_port)
         else:
-            command = [sys.executable, str(KIT / f"{name}.py"), str(port), str(MOCK_PORT)]
-        yield one(name, port, command, cwd, more)
-        port += 10
+            command = [sys.executable, str(KIT / f"{name}.py"), str(port), str(mock_port)]
+        yield one(name, port, command, ROOT if name in PUMP else KIT, more)
     if other is not None:
-        yield one("other", port, cortex_command(home / "other", port, pump=None), other.resolve())
+        port, metrics_port = free_ports(2)
+        command = cortex_command(home / "other", port, metrics_port, mock_port, pump=None)
+        yield one("other", port, command, other.resolve(), WITHOUT_LEDGER)
 
 
-@contextlib.contextmanager
-def one(
-    name: str, port: int, command: list[str], cwd: Path, more: Mapping[str, str] = MappingProxyType({})
-) -> Iterator[Gateway]:
-    """One gateway's process for as long as the block lasts. Its code is that of `cwd`, wherever this was installed."""
-    with running(command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(cwd), **more}) as pid:
-        yield Gateway(name, port, pid)
-
-
-def cortex_command(home: Path, port: int, more: str = "", *, pump: str | None = "true") -> list[str]:
-    """`cortex serve` in front of the mock; the same command in every checkout.
-
-    `more` is appended to its settings; `pump` None is for a checkout that is older than that key.
-    """
-    home.mkdir()
-    config = CONFIG.format(port=port, metrics_port=port + 1, pump=pump)
-    if pump is None:
-        config = config.replace("[streaming]\npump = None\n", "")
-    (home / "cortex.toml").write_text(config + more)
-    (home / "models.toml").write_text(MODELS)
-    return [sys.executable, "-m", "gateway.cli", "serve", "-c", str(home / "cortex.toml")]
-
-
-def router_command(name: str, port: int) -> list[str]:
+def router_command(name: str, port: int, metrics_port: int, mock_port: int) -> list[str]:
     """A Rust router in front of the mock."""
-    options = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(port + 1)]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics_port)]
     launch = ["launch"] if name == "sglang-router" else []
-    workers = ["--worker-urls", f"http://127.0.0.1:{MOCK_PORT}", "--policy", "round_robin"]
+    workers = ["--worker-urls", f"http://127.0.0.1:{mock_port}", "--policy", "round_robin"]
     return [str(ROUTERS / "bin" / name), *launch, *workers, *options]
 
 
-@contextlib.contextmanager
-def running(command: list[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Iterator[int]:
-    """A process for as long as the block lasts; its pid."""
-    process = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield process.pid
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def wait_until_ready(gateway: Gateway) -> None:
+def wait_until_ready(gateway: Process) -> None:
     """Until it accepts connections and, if it has a readiness check, passes it."""
-    is_cortex = gateway.name in {*CORTEX, "other"}
+    is_cortex = gateway.name in {*PUMP, "other"}
     for _ in range(600):
         with contextlib.suppress(OSError):
             if not (is_cortex or gateway.name.endswith("-router")):
@@ -289,7 +235,7 @@ def wait_until_ready(gateway: Gateway) -> None:
 
 
 @contextlib.contextmanager
-def client_key(gateway: Gateway) -> Iterator[None]:
+def client_key(gateway: Process) -> Iterator[None]:
     """What wrk and `load` send: a key to `keys`, to the others none."""
     if gateway.name == "keys":
         os.environ["CORTEX_KEY"] = SECRET
@@ -299,42 +245,103 @@ def client_key(gateway: Gateway) -> Iterator[None]:
         os.environ.pop("CORTEX_KEY", None)
 
 
-def measure(gateway: Gateway, home: Path, options: argparse.Namespace) -> Figures:
-    """Requests with small and large bodies, then streams."""
+def measure(process: Process, home: Path, options: argparse.Namespace) -> Figures:
+    """Requests with small and large bodies, then streams. Of the upstream itself, only what its clients see."""
     figures = Figures()
-    for size in (0, *options.bodies):
-        seconds = options.wrk_seconds
-        before_s = cpu_s(gateway.pid)
-        rate = requests_per_s(gateway.port, seconds, size)
-        figures.request_us[str(size or "small")] = (cpu_s(gateway.pid) - before_s) / (rate * seconds) * 1e6
+    is_gateway = process.name != "direct"
+    for size in (0, *BODIES) if is_gateway else (0,):
+        rate, seconds = 0.0, options.body_s if size else options.small_s
+        while not rate:  # on a busy machine no large request may end in one second
+            before_s = cpu_s(process.pid)
+            rate = requests_per_s(process.port, seconds, size)
+            seconds *= 1 if rate else 4
+        figures.request_us[str(size or "small")] = (cpu_s(process.pid) - before_s) / (rate * seconds) * 1e6
         figures.requests_per_s = figures.requests_per_s or rate
     for count in options.streams:
-        measure_streams(gateway, home, figures, count)
-    if options.many:
-        body = '{"model":"helexa/small","stream":true,"messages":[{"role":"user","content":"Why?"}],'
-        body += f'"interval_us":{SLOW_INTERVAL_US},"chunks":{SLOW_CHUNKS}}}'
-        measure_streams(gateway, home, figures, MANY_STREAMS, interval_us=SLOW_INTERVAL_US, body=body)
-    if gateway.name in {*CORTEX, "other"}:
-        before_s = cpu_s(gateway.pid)
-        load = stream_load(home, gateway.port, STREAMS, path="/v1/messages", body=MESSAGES)
-        figures.translated_chunk_us = (cpu_s(gateway.pid) - before_s) / load.events * 1e6
-    figures.burst_p99_ms = stream_load(home, gateway.port, BURST, stagger_us=0).ttft_p99_ms
+        measure_streams(process, home, figures, count)
+    if process.name in {*PUMP, "other"}:
+        before_s = cpu_s(process.pid)
+        load = stream_load(home, process.port, TRANSLATED, path="/v1/messages", body=MESSAGES)
+        figures.translated_chunk_us = (cpu_s(process.pid) - before_s) / load.events * 1e6
+    figures.burst_p99_ms = stream_load(home, process.port, BURST, stagger_us=0).ttft_p99_ms
+    if options.many_s and process.name in MEASURED_MANY:
+        measure_many(process, home, figures, options.many_s)
+    if not is_gateway:
+        figures.request_us, figures.chunk_us, figures.rss_kib_per_stream = {}, {}, {}
     return figures
 
 
-def measure_streams(
-    gateway: Gateway, home: Path, figures: Figures, count: int, *, interval_us: int = INTERVAL_US, body: str = ""
-) -> None:
-    """`count` streams at a time, two rounds of them."""
-    key, before_s, rest_kib = str(count), cpu_s(gateway.pid), rss_kib(gateway.pid)
-    command = load_command(home, gateway.port, count, body=body, rounds=1 if body else 2)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    time.sleep(2.5 if body else 0.7)
-    figures.rss_kib_per_stream[key] = (rss_kib(gateway.pid) - rest_kib) / count
-    load = Load.parse(process.communicate()[0], gateway.name)
-    figures.chunk_us[key] = (cpu_s(gateway.pid) - before_s) / load.events * 1e6
-    figures.ttft_p50_ms[key], figures.ttft_p99_ms[key] = load.ttft_p50_ms, load.ttft_p99_ms
-    figures.late_p99_ms[key] = max(0.0, load.gap_p99_ms - interval_us / 1000)
+def measure_streams(process: Process, home: Path, figures: Figures, count: int) -> None:
+    """`count` streams at a time, two rounds of them. One alone is ten times as fast, so that idle time counts less."""
+    interval_us = INTERVAL_US if count > 1 else INTERVAL_US // 10
+    body = streaming(interval_us, seconds=1)
+    command = load_command(home, process.port, count, rounds=2, path="/v1/chat/completions", body=body)
+    load, cpu_us, grown_kib = loaded(process, command, 0.7)
+    figures.take(str(count), load, interval_us, cpu_us / load.events)
+    if count > 1:
+        figures.rss_kib_per_stream[str(count)] = grown_kib / count
+
+
+def measure_many(process: Process, home: Path, figures: Figures, seconds: int) -> None:
+    """Streams as slow as a model decodes, and small requests beside them, each on its own."""
+    body = streaming(MANY_INTERVAL_US, seconds)
+    command = load_command(home, process.port, MANY, path="/v1/chat/completions", body=body)
+    with SmallRequests(process.port) as beside:
+        load, cpu_us, grown_kib = loaded(process, command, seconds / 2)
+    figures.take(str(MANY), load, MANY_INTERVAL_US, cpu_us / load.events)
+    figures.rss_kib_per_stream[str(MANY)] = grown_kib / MANY
+    figures.beside_p99_ms[str(MANY)] = beside.p99_ms
+
+
+def streaming(interval_us: int, seconds: int) -> str:
+    """The body of a request whose stream lasts so long."""
+    return f'{QUESTION},"stream":true,"interval_us":{interval_us},"chunks":{seconds * 1_000_000 // interval_us}}}'
+
+
+def loaded(process: Process, command: list[str], sample_s: float) -> tuple[Load, float, float]:
+    """Run a load: what it printed, the process's CPU time in us, and by how many KiB it has grown after `sample_s`."""
+    before_s, rest_kib = cpu_s(process.pid), rss_kib(process.pid)
+    generator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    time.sleep(sample_s)
+    grown_kib = rss_kib(process.pid) - rest_kib
+    load = Load.parse(generator.communicate()[0], process.name)
+    return load, (cpu_s(process.pid) - before_s) * 1e6, grown_kib
+
+
+class SmallRequests:
+    """Requests without a stream, one after the other on one connection, for as long as the block lasts."""
+
+    def __init__(self, port: int) -> None:
+        self._took_ms: list[float] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask, args=(port,))
+
+    @property
+    def p99_ms(self) -> float:
+        """The 99th percentile of their times."""
+        return statistics.quantiles(self._took_ms, n=100)[98]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _ask(self, port: int) -> None:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(QUESTION) + 1}\r\n"
+        request = f"{head}content-type: application/json\r\n\r\n{QUESTION}}}".encode()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            while not self._over.wait(BESIDE_INTERVAL_S):
+                began = time.perf_counter()
+                client.sendall(request)
+                answer = b""
+                while not answer.rstrip(b"\r\n0").endswith(b"}"):
+                    answer += client.recv(65536)
+                if b" 200 " not in answer[:20]:
+                    raise SystemExit(f"a small request failed: {answer!r}")
+                self._took_ms.append((time.perf_counter() - began) * 1000)
 
 
 @dataclass(frozen=True)
@@ -381,38 +388,13 @@ def requests_per_s(port: int, seconds: int, body_bytes: int = 0) -> float:
     return float(found(r"Requests/sec:\s+([\d.]+)", output)[1])
 
 
-def run(command: list[str], env: Mapping[str, str] | None = None) -> str:
-    """What a program of the kit prints."""
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **(env or {})})
-    return done.stdout
-
-
-def found(pattern: str, text: str) -> re.Match[str]:
-    """The first match; ends the run without one."""
-    match = re.search(pattern, text)
-    if match is None:
-        raise SystemExit(f"no {pattern!r} in: {text}")
-    return match
-
-
-def cpu_s(pid: int) -> float:
-    """User and system seconds of a process so far (proc(5), fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
-
-
-def rss_kib(pid: int) -> int:
-    """Resident memory in KiB."""
-    return int(found(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
-
-
 def progress(text: str) -> None:
     """One line on a terminal that the next one replaces; nothing in a pipe."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def soak(gateway: Gateway) -> None:
+def soak(gateway: Process) -> None:
     """Resident memory over many requests: what grows without a bound shows here."""
     done, first_kib = 0.0, rss_kib(gateway.pid)
     while done < SOAK_REQUESTS:

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 import trio
-from perf import CHUNKS, CORTEX_PORT, STREAMS, build, cortex_command, cpu_s, mock_command, need, running
+from perf_kit import CHUNKS, ROOT, build, cortex_command, cpu_s, free_ports, mock, need, one
 
-ROUNDS = 5
+ROUNDS, STREAMS = 5, 50
 QUESTION = [{"role": "user", "content": "What is the capital of Georgia?"}]
 DIALECTS = {
     "chat completions, passed through": (
@@ -44,23 +44,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
         build(home, "mock")
-        stack.enter_context(running(mock_command(home)))
-        gateway = stack.enter_context(running(cortex_command(home / "cortex", CORTEX_PORT)))
+        upstream = stack.enter_context(mock(home))
+        port, metrics_port = free_ports(2)
+        command = cortex_command(home / "cortex", port, metrics_port, upstream.port)
+        gateway = stack.enter_context(one("cortex", port, command, ROOT)).pid
         cost_us: dict[str, list[float]] = {name: [] for name in DIALECTS}
-        trio.run(until_ready)
+        trio.run(until_ready, port)
         for _ in range(ROUNDS):
             for name, (path, body, end) in DIALECTS.items():
                 before_s = cpu_s(gateway)
-                trio.run(load, path, json.dumps(body).encode(), end)
+                trio.run(load, port, path, json.dumps(body).encode(), end)
                 cost_us[name].append((cpu_s(gateway) - before_s) / (STREAMS * CHUNKS) * 1e6)
     print_table({name: statistics.median(values) for name, values in cost_us.items()})
 
 
-async def until_ready() -> None:
+async def until_ready(port: int) -> None:
     """Wait until the gateway knows its neuron."""
     for _ in range(100):
         with contextlib.suppress(OSError):
-            async with await trio.open_tcp_stream("127.0.0.1", CORTEX_PORT) as stream:
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                 await stream.send_all(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
                 if b" 200 " in await stream.receive_some():
                     return
@@ -68,13 +70,13 @@ async def until_ready() -> None:
     raise SystemExit("the gateway does not start")
 
 
-async def load(path: str, body: bytes, end: bytes) -> None:
+async def load(port: int, path: str, body: bytes, end: bytes) -> None:
     """Fifty streams at once, read as they arrive; ends the run if one ends incorrectly."""
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode()
 
     async def read() -> None:
         tail = b""
-        async with await trio.open_tcp_stream("127.0.0.1", CORTEX_PORT) as stream:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             await stream.send_all(head + body)
             while piece := await stream.receive_some(65536):
                 tail = (tail + piece)[-200:]
