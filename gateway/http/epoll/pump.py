@@ -42,6 +42,7 @@ class Pump:
         self._epoll: select.epoll | None = None
         self._lanes: dict[int, _Lane] = {}
         self._ready: list[int] = []  # descriptors that were ready, but for which the last turn had no room
+        self._has_more = False  # the last turn was full, so others are probably ready
         self._last_turn_at = -1.0
 
     @property
@@ -72,11 +73,14 @@ class Pump:
                 self._ready.clear()
 
     async def _run(self, epoll: select.epoll) -> None:
-        """Take turns. Each begins with a checkpoint."""
+        """Take turns. Each begins with a checkpoint.
+
+        After a full turn the next one does not wait for more: as many chunks wait already, and more would be late.
+        """
         fd = epoll.fileno()
         is_loaded = False
         while True:
-            if self._ready:
+            if self._has_more:
                 await trio.lowlevel.checkpoint()
             elif is_loaded:
                 await trio.sleep(self._coalesce_s)
@@ -122,6 +126,7 @@ class Pump:
         now = trio.current_time()
         ready = self._ready or [fd for fd, _ in epoll.poll(0, FLOWS_PER_TURN)]
         self._ready = []
+        self._has_more = len(ready) == FLOWS_PER_TURN
         lanes = self._lanes
         left_bytes = TURN_BYTES
         for number, source in enumerate(ready):
@@ -130,6 +135,7 @@ class Pump:
             left_bytes -= self._relay(lanes[source], now)
             if left_bytes < 0:
                 self._ready = ready[number + 1 :]
+                self._has_more = True
                 break
         since_last_s, self._last_turn_at = now - self._last_turn_at, now
         return self._coalesce_s > 0 and (len(ready) > 1 or (bool(ready) and since_last_s < self._coalesce_s))

@@ -121,14 +121,16 @@ async def test_directory_name_need_not_be_utf_8(tmp_path):
 
 def test_permanent_objects_are_frozen_for_the_garbage_collector(monkeypatch):
     """Otherwise each full collection would stall every stream to examine modules that are never freed."""
-    frozen = []
-    monkeypatch.setattr(main.trio, "run", lambda *_: frozen.append(gc.get_freeze_count()) or 0)
+    seen, thresholds = [], gc.get_threshold()
+    monkeypatch.setattr(main.trio, "run", lambda *_: seen.append((gc.get_freeze_count(), gc.get_threshold())) or 0)
     try:
         assert main.run(None) == 0
     finally:
         gc.unfreeze()
+        gc.set_threshold(*thresholds)
 
-    assert frozen[0] > 10_000
+    assert seen[0][0] > 10_000
+    assert seen[0][1][0] == main.YOUNG_OBJECTS
 
 
 def test_second_signal_cuts_at_once(config):

@@ -309,3 +309,23 @@ async def test_load_gathers_streams_in_one_turn(autojump_clock):
             assert (first.received(), second.received()) == (b"D", b"C")
             assert first.flow.times[-1] == second.flow.times[-1]
             nursery.cancel_scope.cancel()
+
+
+async def test_full_turn_is_followed_by_the_next_at_once(autojump_clock):
+    """No chunk waits longer than the time that was set, under any load: those behind a full turn do not wait again."""
+    count = 3 * FLOWS_PER_TURN
+    with lines(Pump(0.001), count) as made:
+        pump = made[0].pump
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pump.run)
+            for line in made:
+                line.pump = pump
+                nursery.start_soon(line.carry)
+            await trio.sleep(1)
+            for line in made:
+                line.neuron.send(b"a")
+            sent_at = trio.current_time()
+            await wait_all_tasks_blocked()
+            assert [line.received() for line in made] == [b"A"] * count
+            assert {time for line in made for time in line.flow.times} == {sent_at}
+            nursery.cancel_scope.cancel()
