@@ -5,7 +5,7 @@ Servers do not report this, so it comes from the `[[neurons]]` table of `cortex.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 __all__ = [
@@ -63,6 +63,12 @@ class Backend:
     alternating_roles: bool | None = None
     is_engine: bool = False
     stops_only_streams: bool = False
+    passes_all: bool = field(init=False, repr=False, compare=False)
+    """Whether a request in its dialect needs no look at the other traits, as at every neuron."""
+
+    def __post_init__(self) -> None:
+        exceptions = self.ask_usage or self.alternating_roles or self.is_engine or self.stops_only_streams
+        object.__setattr__(self, "passes_all", not exceptions)
 
 
 PLAIN = Backend()

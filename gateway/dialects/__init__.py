@@ -18,7 +18,9 @@ Read the protocols in this file first, then `openai` for requests that pass thro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+import msgspec
 
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
@@ -33,7 +35,7 @@ from gateway.http.streamed_body import StreamedBody
 __all__ = ["AnswerAssembler", "ClientRequest", "Dialect", "OutgoingRequest", "ParsedRequest", "Translation"]
 
 
-class ClientRequest(NamedTuple):
+class ClientRequest(msgspec.Struct, frozen=True):
     """What a dialect needs of a client's request. `path` includes the query; `body` is as the client sent it.
 
     `secret_key` authenticates what the gateway gives clients to send back.
@@ -128,7 +130,7 @@ class Translation(Protocol):
         ...
 
 
-class OutgoingRequest(NamedTuple):
+class OutgoingRequest(msgspec.Struct, frozen=True):
     """A request to a neuron. `translation` is None if the neuron's answer goes to the client byte for byte.
 
     `upload` replaces `body` if the body is sent while it still arrives from the client. `ignored` is the value of the

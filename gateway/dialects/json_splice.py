@@ -25,7 +25,7 @@ LONGEST_NAME_BYTES = 4096  # the name goes into log lines, messages and headers;
 _NOTHING: Final = msgspec.Raw()
 
 
-class ModelField(NamedTuple):
+class ModelField(msgspec.Struct, frozen=True):
     """The top-level `model` of a JSON body, and whether its top-level `stream` is true.
 
     `start` and `end` are the byte offsets of the model's JSON string, quotes included. `outline` is for other parsers;
@@ -73,7 +73,7 @@ def locate(body: bytes, outline: Outline | None = None) -> ModelField:
         )
     start = _offset_of_model(fields, readable)
     end = start + len(literal)
-    return ModelField(_text(body[start:end]), start, end, bytes(fields.stream) == b"true")
+    return ModelField(_text(body[start:end]), start, end, bytes(fields.stream) == _TRUE)
 
 
 def splice(body: bytes, field: ModelField, name: str) -> bytes | SplicedBody:
@@ -82,7 +82,12 @@ def splice(body: bytes, field: ModelField, name: str) -> bytes | SplicedBody:
         return body
     if len(body) > COPIED_BYTES:
         return with_edits(body, (rename(field, name),), field.outline)
-    return b"".join((body[: field.start], msgspec.json.encode(name), body[field.end :]))
+    return b"".join((body[: field.start], _literal(name), body[field.end :]))
+
+
+@lru_cache(maxsize=1024)  # neurons name models, not clients, so there are few
+def _literal(name: str) -> bytes:
+    return msgspec.json.encode(name)
 
 
 def rename(field: ModelField, name: str) -> Edit:
@@ -277,6 +282,7 @@ def _malformed(problem: str) -> MalformedJson:
     return MalformedJson(f"the request body {problem}; it must be a JSON object with a string `model`")
 
 
+@lru_cache(maxsize=256)  # clients choose names, of at most `LONGEST_NAME_BYTES`, but most requests have one of a few
 def _text(literal: bytes) -> str:
     """The value of a JSON string."""
     try:
@@ -302,6 +308,8 @@ def _json_type(first: bytes) -> str:
 # Finding its position...
 
 _QUOTE = ord('"')
+_QUOTES_OF_A_KEY: Final = 2
+_TRUE: Final = b"true"
 
 
 def _offset_of_model(fields: _RoutingFields, body: bytes) -> int:
@@ -311,6 +319,8 @@ def _offset_of_model(fields: _RoutingFields, body: bytes) -> int:
     does, since most clients send `model` first.
     """
     start = _offset_of(fields.model, body)
+    if body.count(b'"', 0, start) == _QUOTES_OF_A_KEY:
+        return start  # nothing precedes it but its own key
     if memoryview(_skim(_up_to_key_before(start, body)).model):
         raise MissingModelField(
             "the request body has more than one top-level `model`: send it once, since parsers disagree about which "

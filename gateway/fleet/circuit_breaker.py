@@ -19,9 +19,14 @@ DOUBLINGS = 10  # more than reach the longest; the exponent must be bounded, as 
 
 
 class CircuitBreaker:
-    """One node's. Times are Trio's clock in seconds. `reason` describes the last failure."""
+    """One node's. Times are Trio's clock in seconds. `reason` describes the last failure.
 
-    __slots__ = ("_failures", "_on_trial", "_openings", "reason", "until")
+    Attributes (plain ones, because each request reads them several times):
+        closed: Whether requests pass freely.
+        clean: Whether a success would change nothing.
+    """
+
+    __slots__ = ("_failures", "_on_trial", "_openings", "clean", "closed", "reason", "until")
 
     def __init__(self) -> None:
         self.reset()
@@ -31,18 +36,9 @@ class CircuitBreaker:
         self._failures = 0
         self._openings = 0
         self._on_trial = False
+        self.closed = self.clean = True
         self.until = 0.0
         self.reason = ""
-
-    @property
-    def closed(self) -> bool:
-        """Whether requests pass freely."""
-        return not self._openings
-
-    @property
-    def clean(self) -> bool:
-        """Whether a success would change nothing."""
-        return not self._failures and not self._openings
 
     def admits(self, now: float) -> bool:
         """Whether one more request may go: freely, or as the trial."""
@@ -68,10 +64,12 @@ class CircuitBreaker:
             return False
         self.reason = reason
         self._failures += 1
+        self.clean = False
         if not self._openings and self._failures < FAILURES:
             return False
         self.until = now + min(FIRST_COOL_DOWN_S * 2 ** min(self._openings, DOUBLINGS), LONGEST_COOL_DOWN_S)
         self._openings += 1
+        self.closed = False
         return True
 
     def succeeded(self) -> bool:

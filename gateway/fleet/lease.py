@@ -93,8 +93,10 @@ class LeaseCounter:
         model.last_used = now
         self.count -= 1
         if model.leases == 0:
-            model.node.forget_if_unused(model)
-            self._waiters.unpark_all()
+            if model.report is None:
+                model.node.forget_if_unused(model)
+            if self._waiters:
+                self._waiters.unpark_all()
         for observe in self.return_observers:
             observe(model.id)
 

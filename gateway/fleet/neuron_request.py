@@ -7,7 +7,7 @@ the model by `neuron_model_name`.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from gateway.asgi import Headers
 from gateway.errors import UpstreamMalformedResponse
@@ -15,7 +15,7 @@ from gateway.fleet.routing.choose import Route
 from gateway.http.pool import Origin, request_head
 from gateway.http.streamed_body import StreamedBody
 
-__all__ = ["BodyInPieces", "NeuronRequest", "build_request", "neuron_model_name"]
+__all__ = ["BodyInPieces", "build_request", "neuron_model_name"]
 
 _JOIN_LIMIT_BYTES = 128 * 1024  # copying this much costs less than a second system call
 
@@ -36,13 +36,6 @@ class BodyInPieces(Protocol):
         ...
 
 
-class NeuronRequest(NamedTuple):
-    """Where to connect, and the pieces to send in order: the head and, unless it is uploaded later, the body."""
-
-    origin: Origin
-    message: tuple[bytes | memoryview, ...]
-
-
 def neuron_model_name(route: Route) -> str:
     """The name that the outgoing body must give the model: the engine's own, where `serves` maps it."""
     return route.model_id if route.access is None else route.access.model_name(route.model_id)
@@ -50,8 +43,10 @@ def neuron_model_name(route: Route) -> str:
 
 def build_request(
     route: Route, path: bytes, headers: Headers, body: bytes | BodyInPieces, *, upload: StreamedBody | None = None
-) -> NeuronRequest:
-    """A POST to the route's neuron.
+) -> tuple[Origin, tuple[bytes | memoryview, ...]]:
+    """A POST to the route's neuron: where to connect, and the pieces to send in order.
+
+    The pieces are the head and, unless it is uploaded later, the body.
 
     Args:
         route: Gives the origin, and for an engine its path prefix and credentials.
@@ -72,5 +67,5 @@ def build_request(
     size = len(body)
     head = request_head(origin, path, headers, size if upload is None else upload.length)
     if not isinstance(body, bytes):
-        return NeuronRequest(origin, (head, *body.pieces))
-    return NeuronRequest(origin, (head + body,) if size < _JOIN_LIMIT_BYTES else (head, body))
+        return origin, (head, *body.pieces)
+    return origin, (head + body,) if size < _JOIN_LIMIT_BYTES else (head, body)

@@ -17,7 +17,7 @@ import trio
 from gateway import errors
 from gateway.access.keys import scope as scopes
 from gateway.access.keys.key import Key
-from gateway.asgi import Receive, Scope, Send, exchange_of
+from gateway.asgi import DirectExchange, Receive, Scope, Send, exchange_of
 from gateway.dialects import Dialect
 from gateway.proxy import total_deadline
 from gateway.proxy.accounts.request_account import RequestAccount
@@ -72,18 +72,19 @@ class InferenceApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request until it is answered, or its client has left."""
         endpoint = ENDPOINTS[scope["path"]]
-        headers = scope["headers"]
+        headers, exchange = scope["headers"], exchange_of(scope)
         with self.context.request_log.open(request_id_of(headers), scope["path"]) as record:
             client = (
                 server_timing.timed_response(send, record)
                 if server_timing.wanted(headers)
-                else ClientResponse(send, exchange_of(scope))
+                else ClientResponse(send, exchange)
             )
             if self.context.request_log.tracer is not None:
                 self.context.request_log.tracer.begin(record, headers)
             account: RequestAccount | None = None
             try:
-                self._admit()
+                if self.refuses_new or len(self.context.request_log.live) > self.context.settings.limits.requests:
+                    raise self._no_admission()
                 key = scope[KEY_IN_SCOPE] if KEY_IN_SCOPE in scope else self.context.access.authenticate(headers)
                 if key is not None:
                     record.key_id, record.key_name = key.id, key.name
@@ -92,12 +93,24 @@ class InferenceApp:
                 with self.body_memory.reservation() as reservation:
                     if endpoint.is_form:
                         await self._serve_form(
-                            endpoint, scope, receive, client, record, key=key, account=account, reservation=reservation
+                            endpoint,
+                            scope,
+                            receive,
+                            client,
+                            record,
+                            exchange=exchange,
+                            key=key,
+                            account=account,
+                            reservation=reservation,
                         )
                     else:
-                        request = await self._read(endpoint, scope, receive, record, reservation)
-                        self._authorize(request, key, account)
-                        await self._serve(endpoint, request, scope, receive, client, record=record)
+                        request = await self._read(
+                            endpoint, scope, receive, record, exchange=exchange, reservation=reservation
+                        )
+                        request.key, request.account = key, account
+                        if key is not None:
+                            self.context.access.authorize(key, request.model.name)
+                        await self._serve(endpoint, request, exchange, receive, client, record=record)
             except errors.GatewayError as error:
                 await _send_error(client, record, error, endpoint.dialect)
                 errors.forget_tracebacks(error)
@@ -131,26 +144,26 @@ class InferenceApp:
             if record.key_id == key_id:
                 record.cancel(error)
 
-    def _admit(self) -> None:
+    def _no_admission(self) -> errors.GatewayError:
         if self.refuses_new:
-            raise shutting_down()
+            return shutting_down()
         limit = self.context.settings.limits.requests
-        if len(self.context.request_log.live) > limit:
-            raise errors.Overloaded(
-                f"this gateway serves at most {limit} requests at a time (limits.requests): try again", retry_after_s=1
-            )
-
-    def _authorize(self, request: InferenceRequest, key: Key | None, account: RequestAccount | None) -> None:
-        request.key, request.account = key, account
-        if key is not None:
-            self.context.access.authorize(key, request.model.name)
+        return errors.Overloaded(
+            f"this gateway serves at most {limit} requests at a time (limits.requests): try again", retry_after_s=1
+        )
 
     async def _read(
-        self, endpoint: Endpoint, scope: Scope, receive: Receive, record: RequestRecord, reservation: BodyReservation
+        self,
+        endpoint: Endpoint,
+        scope: Scope,
+        receive: Receive,
+        record: RequestRecord,
+        *,
+        exchange: DirectExchange | None,
+        reservation: BodyReservation,
     ) -> InferenceRequest:
         """Read the whole request. Its body must not stall, nor take longer than the client's total deadline."""
         deadline = total_deadline.of_client(scope["headers"])
-        exchange = exchange_of(scope)
         if exchange is not None and exchange.body_complete:  # nothing to wait for
             request = await read_request(scope, receive, record.request_id, self._body_limit_bytes, reservation)
             return await self._parsed(request, endpoint, record, deadline)
@@ -180,12 +193,12 @@ class InferenceApp:
         request.total_deadline = deadline
         record.timings.read_at = trio.current_time()
         record.bytes_in = len(request.body)
-        parse = partial(request.parse, endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
-        if len(request.body) <= INLINE_BYTES:
-            parse()
+        dialects, secret_key = self.context.fleet.neuron_dialects, self.context.secret_key
+        if record.bytes_in <= INLINE_BYTES:
+            request.parse(endpoint.dialect, dialects, secret_key)
         else:
-            await off_loop(request.body, parse)
-        record.stream, record.ignored = request.stream, request.parsed.ignored
+            await off_loop(request.body, partial(request.parse, endpoint.dialect, dialects, secret_key))
+        record.stream, record.ignored = request.model.stream, request.parsed.ignored
         return request
 
     async def _serve_form(
@@ -196,6 +209,7 @@ class InferenceApp:
         client: ClientResponse,
         record: RequestRecord,
         *,
+        exchange: DirectExchange | None,
         key: Key | None,
         account: RequestAccount | None,
         reservation: BodyReservation,
@@ -212,9 +226,11 @@ class InferenceApp:
                 stall_timeout_s=stall_timeout_s,
             )
             try:
-                self._authorize(request, key, account)
+                request.key, request.account = key, account
+                if key is not None:
+                    self.context.access.authorize(key, request.model.name)
                 request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
-                await self._serve(endpoint, request, scope, receive, client, record=record)
+                await self._serve(endpoint, request, exchange, receive, client, record=record)
             finally:
                 if request.upload is not None:
                     record.bytes_in = request.upload.received_bytes
@@ -223,7 +239,7 @@ class InferenceApp:
         self,
         endpoint: Endpoint,
         request: InferenceRequest,
-        asgi_scope: Scope,
+        exchange: DirectExchange | None,
         receive: Receive,
         client: ClientResponse,
         *,
@@ -237,8 +253,8 @@ class InferenceApp:
                 if request.upload is not None:
                     nursery.start_soon(watch_uploading_client, request.upload, receive, record, keepalive, nursery)
                 else:
-                    _watch_client(asgi_scope, receive, client, record, nursery)
-                if request.stream:
+                    _watch_client(exchange, receive, client, record, nursery)
+                if request.model.stream:
                     keepalive.begin()
                     self.silence.watch(keepalive, partial(nursery.start_soon, keep_alive, keepalive, record, scope))
                 try:
@@ -272,10 +288,14 @@ class InferenceApp:
 
 
 def _watch_client(
-    asgi_scope: Scope, receive: Receive, client: ClientResponse, record: RequestRecord, nursery: trio.Nursery
+    exchange: DirectExchange | None,
+    receive: Receive,
+    client: ClientResponse,
+    record: RequestRecord,
+    nursery: trio.Nursery,
 ) -> None:
     """Have the server call when the client leaves; without a server that does, start a task."""
-    scope, exchange = nursery.cancel_scope, exchange_of(asgi_scope)
+    scope = nursery.cancel_scope
     if exchange is None or not exchange.on_departure(partial(client_left, client, record, scope)):
         nursery.start_soon(watch_client, receive, client, record, scope)
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import structlog
 import trio
+from msgspec import structs
 
 from catalogue.models import Alias
 from gateway import errors
@@ -201,7 +202,7 @@ class Attempt:
         if is_form or not (policy.params or policy.force):
             return outgoing
         outline = request.model.outline if outgoing.body is request.body else None
-        return outgoing._replace(body=edit(outgoing.body, policy.params, policy.force, outline))
+        return structs.replace(outgoing, body=edit(outgoing.body, policy.params, policy.force, outline))
 
     def _may_shorten_answer(self, outgoing: OutgoingRequest, refusal: UpstreamErrorResponse) -> bool:
         """Whether to ask for a shorter answer, if there is room for one.
@@ -235,7 +236,7 @@ class Attempt:
             prompt_tokens=token_refusal.prompt,
             room=token_refusal.room,
         )
-        return outgoing._replace(body=body)
+        return structs.replace(outgoing, body=body)
 
     # Relaying the answer...
 

@@ -181,14 +181,18 @@ class Dispatch:
 
     async def _next_route(self, ticket: QueueTicket, failures: AttemptFailures, last: Retriable | None) -> Route:
         """Take the lease on it before the next checkpoint. Raises GatewayError if no replica can serve the request."""
-        decision = _choose(ticket, self._catalogue, failures, last)
-        if not isinstance(decision, Route):
-            decision = await self._wait_for_route(decision, ticket, failures, last)
-        self._log_decision(decision, ticket, failures)
+        route = ticket.only_route(self._catalogue) if last is None else None
+        if route is None:
+            decision = _choose(ticket, self._catalogue, failures, last)
+            if isinstance(decision, Route):
+                route = decision
+            else:
+                route = await self._wait_for_route(decision, ticket, failures, last)
+            self._log_decision(route, ticket, failures)
         if self._record.timings.routed_at is None:
             self._record.timings.routed_at = trio.current_time()
-        ticket.exempt_from_limit()
-        return decision
+        ticket.was_admitted = True
+        return route
 
     def _new_attempt(
         self, route: Route, attempt_record: AttemptRecord, phases: PhaseDeadlines, failures: AttemptFailures

@@ -54,7 +54,7 @@ TO_CLIENT_PREFIXES: Mapping[str, str] = {
     "anthropic-ratelimit-": "the same in Anthropic's names",
 }
 
-_JSON = b"application/json"
+_IS_JSON = (b"content-type", b"application/json")
 _IDENTITY = (b"accept-encoding", b"identity")  # the gateway reads usage and model names in answers
 _ALWAYS = frozenset(name.encode() for name in TO_NEURON)
 _OWN_DIALECT = _ALWAYS | {name.encode() for name in TO_NEURON_IN_THE_CLIENTS_DIALECT}
@@ -78,11 +78,10 @@ def for_neuron(
     if also:
         allowed = _extended(allowed, also)
     kept = [header for header in headers if header[0] in allowed]
-    named = named_by_connection(headers)
-    if named:
+    if kept and (named := named_by_connection(headers)):
         kept = [header for header in kept if header[0] not in named]
-    kept += ((b"content-type", _JSON if form_type is None else form_type), _IDENTITY)
-    kept.append((b"x-request-id", request_id.encode()))
+    content_type = _IS_JSON if form_type is None else (b"content-type", form_type)
+    kept += (content_type, _IDENTITY, (b"x-request-id", request_id.encode()))
     return kept
 
 
@@ -97,8 +96,7 @@ def for_client(headers: Headers, also: tuple[str, ...], *, own_limits: bool = Fa
     allowed = _extended(_TO_CLIENT, also) if also else _TO_CLIENT
     prefixes = () if own_limits else _TO_CLIENT_PREFIXES
     kept = [header for header in headers if header[0] in allowed or header[0].startswith(prefixes)]
-    named = named_by_connection(headers)
-    if named:
+    if kept and (named := named_by_connection(headers)):
         kept = [header for header in kept if header[0] not in named]
     return kept
 

@@ -83,7 +83,7 @@ class RequestLog:
     def resolved(self, record: RequestRecord, resolution: Resolution, generation: int, headers: Headers) -> None:
         """Record what the requested name stands for in the catalogue of this generation, and whether it is observed."""
         record.routing.resolved(resolution, generation)
-        if self.is_watched(resolution.alias):
+        if resolution.alias in self._observers:
             record.answer.is_observed = not is_retry(headers)
 
     def watch(self, alias: str, observer: Observer) -> None:

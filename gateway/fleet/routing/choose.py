@@ -19,6 +19,8 @@ from collections.abc import Collection, Iterable
 from math import ceil
 from typing import NamedTuple
 
+import msgspec
+
 from catalogue.models import Catalogue, ModelProfile
 from catalogue.nearest import did_you_mean, nearest_names
 from gateway.config.engine_traits import PLAIN, Backend
@@ -37,7 +39,7 @@ UNHEALTHY_RETRY_S = 3
 NOT_SERVING_RETRY_S = 5
 
 
-class Route(NamedTuple):
+class Route(msgspec.Struct, frozen=True):
     """Send the request to this node now.
 
     `model_id` is the node's name for the model; the body must have it, unless `access` maps it to another.
@@ -101,8 +103,13 @@ def choose(
             if not replicas:
                 return WaitForSlot(model)
         best = replicas[0] if len(replicas) == 1 else _least_busy(replicas)
-        return Route(best.node.name, best.id, best.url or "", best.access, best.backend)
+        return route_to(best)
     return _choose_cold(model, fleet, catalogue, exclude)
+
+
+def route_to(replica: NodeModel) -> Route:
+    """The route to this replica."""
+    return Route(replica.node.name, replica.id, replica.url or "", replica.access, replica.backend)
 
 
 def _least_troubled(model: str, replicas: tuple[NodeModel, ...], now: float) -> tuple[NodeModel, ...]:

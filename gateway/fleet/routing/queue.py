@@ -25,8 +25,8 @@ import trio
 from catalogue.models import Catalogue
 from catalogue.source import CatalogueSource
 from gateway.errors import Overloaded
-from gateway.fleet.model_names import holders_of, names_on_neurons
-from gateway.fleet.routing.choose import Decision, Route, WaitForSlot, choose
+from gateway.fleet.model_names import holders_of, names_on_neurons, replicas_of
+from gateway.fleet.routing.choose import Decision, Route, WaitForSlot, choose, route_to
 from gateway.fleet.routing.fair_queue import NO_KEY, FairQueue, Priority, QueuedKey, SlotUse
 from gateway.fleet.routing.queue_room import QueueRoom
 from gateway.fleet.state import Fleet
@@ -142,6 +142,8 @@ class AdmissionQueues:
                 queue.wake_all()
 
     def _lease_returned(self, name: str) -> None:
+        if not self._queues:
+            return
         for model, queue in self._queues.items():
             if name in names_on_neurons(model, self.catalogue):
                 queue.wake_first()
@@ -314,8 +316,9 @@ class QueueTicket:
             GatewayError: As `choose`.
         """
         queues = self._queues
-        limit = queues.max_concurrent(self.model)
         in_force = queues.catalogue
+        profile = in_force.models.get(self.model)
+        limit = None if profile is None else profile.max_concurrent
         if self.model in in_force.models or self.model not in catalogue.models:
             catalogue = in_force
         decision = choose(self.model, queues.fleet, catalogue, exclude=exclude, max_concurrent=limit)
@@ -327,15 +330,24 @@ class QueueTicket:
                 return WaitForSlot(self.model)
         return decision
 
+    def only_route(self, catalogue: Catalogue) -> Route | None:
+        """As `choose`, if there is one replica and nothing stands in its way: the common case, at a third of the calls.
+
+        None if there is anything to decide.
+        """
+        queues = self._queues
+        in_force = queues.catalogue
+        profile = in_force.models.get(self.model)
+        if (self.model in catalogue.models) if profile is None else (profile.max_concurrent is not None):
+            return None
+        replicas = replicas_of(self.model, queues.fleet, in_force)
+        return route_to(replicas[0]) if len(replicas) == 1 and not replicas[0].troubled else None
+
     def could_take(self, node: str) -> bool:
         """Whether it waits for a slot, or is about to choose one, and does not avoid `node`."""
         if self._refusal is not None or node in self.avoided_nodes:
             return False
         return self.waits_for != "load" or self._is_woken
-
-    def exempt_from_limit(self) -> None:
-        """The request has been admitted once: it is not refused if it has to wait again."""
-        self.was_admitted = True
 
     def __enter__(self) -> Self:
         if self._queue is not None:

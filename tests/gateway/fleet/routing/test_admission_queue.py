@@ -45,7 +45,7 @@ class QueuedFleet:
         ticket = self.admission.ticket(M, trio.current_time() if since is None else since)
         ticket.avoided_nodes = frozenset(failed_on)
         if failed_on:
-            ticket.exempt_from_limit()
+            ticket.was_admitted = True
         node = await self.find(ticket, failed_on)
         with self.fleet.lease(node, M):
             self.diary.append((who, node, trio.current_time()))
@@ -457,3 +457,28 @@ def test_no_request_waits_beside_a_free_slot_in_any_schedule(seed, seeded):
 def test_schedule_with_the_same_seed_is_the_same(seeded):
     """What fails once can be looked at twice."""
     assert a_run(seeded(3)) == a_run(seeded(3))
+
+
+# The common case ......................................................................................................
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_only_route_is_what_choose_decides(seed):
+    """In any state of the fleet: the short way gives the same route, or leaves the decision to `choose`."""
+    chance = random.Random(seed)  # noqa: S311 - not for secrets
+    queued = QueuedFleet(("a", "b")[: chance.choice([1, 1, 2])], chance.choice([None, None, 1]))
+    for node in queued.names:
+        if chance.random() < 0.3:
+            answers(queued.fleet, node)  # the model is gone there
+        for _ in range(chance.choice([0, 0, 5])):
+            queued.fleet.at_fault(node, M, "why")
+        if chance.random() < 0.2:
+            queued.fleet.busy(node, M, 5)
+        queued.fleet.drain(node, draining=chance.random() < 0.2)
+    ticket = queued.admission.ticket(M, 0)
+    mine = chance.choice([queued.catalogue_store.current, a_catalogue()])
+    route = ticket.only_route(mine)
+
+    assert route is None or route == ticket.choose(mine)
+    usual = len(queued.fleet.replicas(M)) == 1 and not queued.fleet.replicas(M)[0].troubled
+    assert (route is not None) == (usual and queued.max_concurrent is None)
