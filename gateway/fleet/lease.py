@@ -64,10 +64,10 @@ class LeaseCounter:
         self.count = 0
         self.return_observers: list[Callable[[str], None]] = []
 
-    def take(self, node: Node, model_id: str) -> NodeModel:
-        """One more lease."""
+    def take(self, node: Node, model_id: str, now: float | None = None) -> NodeModel:
+        """One more lease, at `now` by the same clock."""
         model = node.models.get(model_id) or node.entry(model_id)
-        now = self._clock()
+        now = self._clock() if now is None else now
         if model.leases:
             model.share(now)
         else:
@@ -105,10 +105,12 @@ class Lease:
     """One lease: enter it in the same step as the routing decision. One `with` at a time.
 
     `phases` are those of the request, if it is sent under the lease: what the neuron sends for it shows that the neuron
-    is alive. `gpu_use` gets what the lease takes of the devices.
+    is alive. `gpu_use` gets what the lease takes of the devices. `now` is the time, if the caller knows it.
     """
 
-    __slots__ = ("_counter", "_gpu_use", "_model", "_model_id", "_node", "_phases", "_share_j", "_share_s", "_trials")
+    __slots__ = (
+        "_counter", "_gpu_use", "_model", "_model_id", "_node", "_now", "_phases", "_share_j", "_share_s", "_trials",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -117,8 +119,11 @@ class Lease:
         model_id: str,
         phases: PhaseDeadlines | None = None,
         gpu_use: GpuUse | None = None,
+        *,
+        now: float | None = None,
     ) -> None:
         self._counter = counter
+        self._now = now
         self._node = node
         self._model_id = model_id
         self._phases = phases
@@ -134,12 +139,12 @@ class Lease:
     def __enter__(self) -> None:
         if self._model is not None:
             raise RuntimeError("this lease is taken already")
-        self._model = model = self._counter.take(self._node, self._model_id)
+        self._model = model = self._counter.take(self._node, self._model_id, self._now)
         self._share_s, self._share_j = model.share_s, model.share_j
         if self._phases is not None:
             self._phases.received_at = -inf  # they may be those of an earlier attempt, at another neuron
             self._node.running.add(self)
-        if not model.breakers_closed:
+        if not (model.breaker.closed and model.node.breaker.closed):
             self._trials = self._counter.begin_trials(model)
 
     def __exit__(

@@ -105,10 +105,7 @@ class Fleet:
     # Reading ..........................................................................................................
 
     def replicas(self, model_id: str) -> tuple[NodeModel, ...]:
-        """Where a request for the model can go now: routable, on healthy nodes that do not drain; by node name.
-
-        One dict look-up: every request calls this.
-        """
+        """Where a request for the model can go now: routable, on healthy nodes that do not drain; by node name."""
         return self._replicas.get(model_id, ())
 
     def holders(self, model_id: str) -> tuple[NodeModel, ...]:
@@ -161,10 +158,11 @@ class Fleet:
     # Requests of ours .................................................................................................
 
     def lease(
-        self, node: str, model_id: str, phases: PhaseDeadlines | None = None, gpu_use: GpuUse | None = None
-    ) -> Lease:
+        self, node: str, model_id: str, phases: PhaseDeadlines | None = None, gpu_use: GpuUse | None = None,
+        *, now: float | None = None,
+    ) -> Lease:  # fmt: skip
         """A lease on the model at the node, taken by `with` and given back on every way out of it; see `Lease`."""
-        return Lease(self._leases, self.nodes[node], model_id, phases, gpu_use)
+        return Lease(self._leases, self.nodes[node], model_id, phases, gpu_use, now=now)
 
     @contextlib.contextmanager
     def shadowing(self, node: str, model_id: str) -> Iterator[None]:

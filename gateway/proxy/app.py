@@ -30,7 +30,7 @@ from gateway.proxy.dispatch import Dispatch
 from gateway.proxy.endpoints import ENDPOINTS, Endpoint
 from gateway.proxy.forms.form_request import read_form_request, watch_uploading_client
 from gateway.proxy.forms.spool import SpoolStorage
-from gateway.proxy.request import InferenceRequest, read_request, request_id_of
+from gateway.proxy.request import InferenceRequest, new_request_id, read_request, request_id_of
 from gateway.proxy.response import response_headers, server_timing
 from gateway.proxy.response.client_response import ClientGone, ClientResponse
 from gateway.proxy.response.client_watch import client_left, keep_alive, watch_client
@@ -73,10 +73,12 @@ class InferenceApp:
         """Serve one request until it is answered, or its client has left."""
         endpoint = ENDPOINTS[scope["path"]]
         headers, exchange = scope["headers"], exchange_of(scope)
-        with self.context.request_log.open(request_id_of(headers), scope["path"]) as record:
+        by_name = dict(headers)  # a look-up tells that a rare header is not there, without a search
+        request_id = request_id_of(headers) if b"x-request-id" in by_name else new_request_id()
+        with self.context.request_log.open(request_id, scope["path"]) as record:
             client = (
                 server_timing.timed_response(send, record)
-                if server_timing.wanted(headers)
+                if b"x-cortex-timing" in by_name and server_timing.wanted(headers)
                 else ClientResponse(send, exchange)
             )
             if self.context.request_log.tracer is not None:

@@ -122,7 +122,8 @@ class Attempt:
         context, route = self._context, self.route
         try:
             # No checkpoint lies between choosing the route and taking the lease, so no eviction can come in between.
-            lease = context.fleet.lease(route.node, route.model_id, self.phases, self._record.gpu_use)
+            began_at = self.attempt_record.began_at
+            lease = context.fleet.lease(route.node, route.model_id, self.phases, self._record.gpu_use, now=began_at)
             with lease, self.attempt_record:
                 if context.shadows is not None:
                     context.shadows.give_way(route.node)
@@ -176,7 +177,8 @@ class Attempt:
             async with self._context.upstream.exchange(origin, message, self.phases, outgoing.upload) as response:
                 if response.status >= 300:
                     await self._raise_refusal(response)
-                is_stream = (response.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
+                content_type = (response.header(b"content-type") or b"").lower()
+                is_stream = content_type.startswith(b"text/event-stream")
                 if self._keep_transcript:
                     self.transcript = Transcript(sent_at)
                 # Comments may be put into a stream, so it is never passed on compressed.
@@ -185,7 +187,7 @@ class Attempt:
                 if self.translation is not None and self.translation.converts:
                     await self._relay_in_clients_form(response, self.translation, labelled=is_stream)
                 else:
-                    await (self._relay_stream(response) if is_stream else self._relay_body(response))
+                    await (self._relay_stream(response) if is_stream else self._relay_body(response, content_type))
         self._record.outcome = "ok"
 
     def _apply_alias(self, outgoing: OutgoingRequest, policy: Alias) -> OutgoingRequest:
@@ -256,7 +258,7 @@ class Attempt:
         elif is_stream:
             await self._relay_assembled(response, translation, first)
         else:
-            await self._relay_body(response, first)
+            await self._relay_body(response, (response.header(b"content-type") or b"").lower(), first)
 
     async def _relay_converted(self, response: UpstreamResponse, translation: Translation, first: bytes) -> None:
         await self._win(response)
@@ -301,27 +303,30 @@ class Attempt:
         if meter.error:
             raise from_stream(meter.error)  # it passed as it came: the client has it
 
-    async def _relay_body(self, response: UpstreamResponse, first: bytes | None = None) -> None:
-        self._require_unstarted()
+    async def _relay_body(self, response: UpstreamResponse, content_type: bytes, first: bytes | None = None) -> None:
         form = None if first is None else b"application/json"
-        if self.claim is None:
-            self._keepalive.disable_keepalive()
+        if self._request.model.stream:
+            self._require_unstarted()
+            if self.claim is None:
+                self._keepalive.disable_keepalive()
         if first is None:
             first = await response.receive()
-        self._require_unstarted()
+        if self._request.model.stream:
+            self._require_unstarted()
         await self._win(response)
-        self._keepalive.disable_keepalive()
-        self._record.stream = False  # whatever the client asked for: this body cannot carry an error event
-        self._record.timings.first_byte_at = trio.current_time()
-        meter = self._record.answer.body_meter(response.header(b"content-type"))
+        if self._request.model.stream:
+            self._keepalive.disable_keepalive()
+        record = self._record
+        record.stream = False  # whatever the client asked for: this body cannot carry an error event
+        record.timings.first_byte_at = now = trio.current_time()
+        meter = record.answer.body_meter(content_type)
         head = partial(self._head, response, streaming=False, form=form)
-        is_json = b"json" in (response.header(b"content-type") or b"").lower()
-        if isinstance(self.translation, ModelRenamer) and not is_json:
+        if self.translation is not None and b"json" not in content_type and isinstance(self.translation, ModelRenamer):
             self.translation = self.translation.then  # sound, for example, contains no model name
         try:
             if self.translation is None:
                 await relay.relay_body(
-                    response, first, meter, self.phases, self._client, head=head, transcript=self.transcript
+                    response, first, meter, self.phases, self._client, head=head, now=now, transcript=self.transcript
                 )
             else:
                 await relay.relay_whole(
@@ -335,7 +340,7 @@ class Attempt:
                     transcript=self.transcript,
                 )
         finally:
-            self._record.answer.usage = meter.usage
+            record.answer.usage = meter.usage
 
     def _require_unstarted(self) -> None:
         """An early 200 promised the client an event stream."""

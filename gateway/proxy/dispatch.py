@@ -27,7 +27,7 @@ from gateway.proxy import total_deadline
 from gateway.proxy.attempt import Attempt, send_upstream_error
 from gateway.proxy.attempt_failures import AttemptFailures, RefusedByUpstream, Retriable
 from gateway.proxy.context import ProxyContext, shutting_down
-from gateway.proxy.context_length import refuse_if_too_long
+from gateway.proxy.context_length import SMALL_BODY_BYTES, refuse_if_too_long
 from gateway.proxy.fallback import Fallbacks, Unserved
 from gateway.proxy.hedging.hedged_attempt import HedgedAttempt
 from gateway.proxy.request import InferenceRequest
@@ -89,7 +89,8 @@ class Dispatch:
         context.request_log.resolved(record, resolution, catalogue.generation, request.headers)
         is_known = resolution.alias or model in catalogue.models or context.fleet.holders(model)
         record.routing.is_unknown_model = not is_known
-        await refuse_if_too_long(request, model, catalogue, context.fleet)
+        if len(request.body) > SMALL_BODY_BYTES:
+            await refuse_if_too_long(request, model, catalogue, context.fleet)
         record.cancel, record.timings.phases = self._phases.interrupt, self._phases
         deadline = request.total_deadline
         if resolution.policy is not None:

@@ -220,14 +220,15 @@ async def relay_body(
     client: ClientResponse,
     *,
     head: Head,
+    now: float,
     transcript: Transcript | None = None,
 ) -> None:
     """Carry an answer that is not an event stream. Raises as `relay_stream` does.
 
-    `first` is the piece of the body that was read already.
+    `first` is the piece of the body that was read already, `now` the time by Trio's clock.
     """
     chunk = first
-    phases.enter("idle", waits=not upstream.complete)
+    phases.enter("idle", now, waits=not upstream.complete)
     await client.start(*head())
     client.committed = True
     while chunk:

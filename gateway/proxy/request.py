@@ -38,6 +38,7 @@ __all__ = [
     "check_head",
     "content_type_of",
     "media_type",
+    "new_request_id",
     "outgoing_headers",
     "path_and_query",
     "read_request",
@@ -128,6 +129,11 @@ def request_id_of(headers: Headers) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _VALID_REQUEST_ID.match(value):
             return value.decode()
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """128 random bits in hex."""
     return os.urandom(16).hex()
 
 

@@ -82,5 +82,6 @@ class AnswerRecord:
 
     def release(self) -> None:
         """Drop the meters; keep the numbers."""
-        self._first_token_at = self.first_token_at
+        if self.meter is not None:
+            self._first_token_at = self.meter.first_at
         self.meter = self._body_meter = None

@@ -100,7 +100,7 @@ def write_info(logger: Any, name: str, event: dict[str, Any]) -> None:
         return
     event["event"] = name
     event["level"] = "info"
-    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    event["timestamp"] = datetime.now(UTC).isoformat()[: -len("+00:00")] + "Z"
     _writers[0].write(_encode(event) + b"\n", urgent=False)
     recent_log.keep(event)
 
@@ -193,10 +193,12 @@ class LogWriter:
 
     def write(self, line: bytes, *, urgent: bool = True) -> None:
         """Write a line, including its line end, after the lines that still wait."""
-        if self._kept_bytes + len(line) > KEPT_BYTES:
+        size = self._kept_bytes + len(line)
+        if size > KEPT_BYTES:
             self.lost += 1
         else:
-            self._keep(line)
+            self._kept.append(line)
+            self._kept_bytes = size
         if urgent or not self.batches or self._kept_bytes > BATCH_BYTES:
             self.flush()
 

@@ -168,7 +168,8 @@ class BodyMeter:
     __slots__ = ("_is_json", "_kept_bytes", "_pieces", "finish_reason", "tool_calls", "usage")
 
     def __init__(self, tool_calls: ToolCalls | None = None, content_type: bytes | None = None) -> None:
-        self._is_json = content_type is None or b"json" in content_type.lower()  # nothing is kept of audio and images
+        # Nothing is kept of audio and images.
+        self._is_json = not content_type or b"json" in content_type or b"json" in content_type.lower()
         self._pieces: list[bytes] = []
         self._kept_bytes = 0
         self.tool_calls = tool_calls
@@ -189,7 +190,7 @@ class BodyMeter:
         """The body is complete: read its usage."""
         if not self._is_json:
             return
-        body = b"".join(self._pieces)
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces = []
         try:
             self.usage = read_usage(_usage_decoder.decode(body).usage)

@@ -150,7 +150,7 @@ class RequestLog:
             metrics.by_key.count(record.key_id, record.key_name or "", record.answer.usage)
         if routing.alias is not None and routing.model is not None:
             metrics.alias_requests.cells[routing.alias, routing.model].value += 1
-            first_at = record.answer.first_token_at
+            first_at = None if record.answer.meter is None else record.answer.meter.first_at
             metrics.by_target.record(
                 routing.alias,
                 routing.model,

@@ -316,9 +316,8 @@ class QueueTicket:
             GatewayError: As `choose`.
         """
         queues = self._queues
+        limit = queues.max_concurrent(self.model)
         in_force = queues.catalogue
-        profile = in_force.models.get(self.model)
-        limit = None if profile is None else profile.max_concurrent
         if self.model in in_force.models or self.model not in catalogue.models:
             catalogue = in_force
         decision = choose(self.model, queues.fleet, catalogue, exclude=exclude, max_concurrent=limit)

@@ -41,10 +41,9 @@ def from_upstream(
             own = [name for name, _ in _STREAM_HEADERS]
             kept = [header for header in kept if header[0] not in own]
         kept += _STREAM_HEADERS
-    elif not translated:
-        kept += [header for header in headers if header[0] == b"content-length"]  # the framing of the same bytes
+    elif not translated:  # then the framing of the same bytes holds
+        kept += [header for header in headers if header[0] == b"content-length"]
     kept += _common_headers(record)
-    kept += _model_and_node(record)
     kept += extra
     return kept
 
@@ -66,9 +65,7 @@ def of_early_stream(record: RequestRecord, extra: Headers, *, may_fall_back: boo
         extra: The headers that the client's dialect adds.
         may_fall_back: Another model may answer in the end, so the model is not named.
     """
-    headers = [(b"content-type", b"text/event-stream"), *_common_headers(record)]
-    if not may_fall_back:
-        headers += _model_and_node(record)
+    headers = [(b"content-type", b"text/event-stream"), *_common_headers(record, names_neuron=not may_fall_back)]
     headers += [*extra, *_STREAM_HEADERS]
     # The model is known, but not the neuron: the model is being loaded, or two attempts race.
     if (
@@ -82,13 +79,15 @@ def of_early_stream(record: RequestRecord, extra: Headers, *, may_fall_back: boo
 
 def of_gateway(record: RequestRecord, extra: Headers, content_type: bytes = b"application/json") -> Headers:
     """The headers of a response whose body the gateway made."""
-    return [(b"content-type", content_type), *_common_headers(record), *_model_and_node(record), *extra]
+    return [(b"content-type", content_type), *_common_headers(record), *extra]
 
 
-def _common_headers(record: RequestRecord) -> Headers:
-    headers = [(b"x-request-id", record.request_id.encode())]
-    if record.routing.alias is not None:
-        headers.append((b"x-cortex-alias", header_value(record.routing.alias)))
+def _common_headers(record: RequestRecord, *, names_neuron: bool = True) -> Headers:
+    routing = record.routing
+    # While it is not known which neuron answers, none is named.
+    node = routing.node if names_neuron and not routing.is_contested else None
+    names = _names(routing.alias, None if node is None else routing.model, node)
+    headers: Headers = [(b"x-request-id", record.request_id.encode()), *names]
     if record.limit_headers is not None:
         headers += record.limit_headers()
     if record.ignored:
@@ -99,14 +98,15 @@ def _common_headers(record: RequestRecord) -> Headers:
     return headers
 
 
-def _model_and_node(record: RequestRecord) -> Headers:
-    """Nothing while it is not known which neuron answers."""
-    if record.routing.model is None or record.routing.node is None or record.routing.is_contested:
-        return []
-    return [
-        (b"x-cortex-model", header_value(record.routing.model)),
-        (b"x-cortex-node", header_value(record.routing.node)),
-    ]
+@lru_cache(maxsize=1000)  # an alias or a model that a client makes up has no neuron, so there are few
+def _names(alias: str | None, model: str | None, node: str | None) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers that name the alias, and model and node if both are known."""
+    headers: Headers = []
+    if alias is not None:
+        headers.append((b"x-cortex-alias", header_value(alias)))
+    if model is not None and node is not None:
+        headers += ((b"x-cortex-model", header_value(model)), (b"x-cortex-node", header_value(node)))
+    return tuple(headers)
 
 
 @lru_cache(maxsize=1000)  # names of models, aliases and neurons: there are few
