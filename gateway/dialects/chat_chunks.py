@@ -166,13 +166,13 @@ class StreamEvent(Chunk):
         """As in a chunk, or the error of a Responses stream that has failed."""
         if self.type == "response.failed" and isinstance(self.response, dict):
             return self.response.get("error") or {"message": "the response failed"}
-        return super().reported_error
+        return None if self.choices and not self.error else super().reported_error
 
     @property
     def finish_reason(self) -> str | None:
         """Chat's `finish_reason`, Messages' `stop_reason`; for Responses, the status it ended with."""
         for choice in self.choices or ():
-            if reason := choice.finish_reason:
+            if choice.finish_reason_member is not None and (reason := choice.finish_reason):
                 return reason
         if self.type in _TERMINAL_TYPES:
             return str(self.type).removeprefix("response.")
@@ -193,7 +193,17 @@ class StreamEvent(Chunk):
         """Whether it has generated content: a delta of a chat choice, of Responses or of Messages."""
         if self.choices is None:
             return self.type == "content_block_delta" or (isinstance(self.delta, str) and bool(self.delta))
-        return any(choice.text or (choice.delta is not None and choice.delta.is_generated) for choice in self.choices)
+        for choice in self.choices:  # noqa: SIM110 - `any` with a generator is two calls more
+            if choice.text or (choice.delta is not None and choice.delta.is_generated):
+                return True
+        return False
+
+    @property
+    def has_usage(self) -> bool:
+        """Whether usage may be in it, at any place."""
+        if self.usage is not None or self.response is not None or self.message is not None:
+            return True
+        return bool(self.choices and self.choices[0].usage is not None)
 
 
 def text_of(value: object) -> str:

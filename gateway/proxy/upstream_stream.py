@@ -30,7 +30,7 @@ class UpstreamStream:
         first: The beginning of the body, if that was read already.
     """
 
-    __slots__ = ("_first", "_reader", "_skims", "_transcript", "_upstream", "events", "meter")
+    __slots__ = ("_first", "_reader", "_received_at", "_skims", "_transcript", "_upstream", "events", "meter")
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class UpstreamStream:
         self._transcript = transcript
         self._skims = transcript is None and not frames_all
         self._reader = sse.Reader()
+        self._received_at = 0.0
         self.events: Sequence[sse.Event] | None = ()
         """The events that were completed by what the last `read_preamble`, `receive` or `end` read.
 
@@ -65,7 +66,7 @@ class UpstreamStream:
         preamble = b""
         events: list[sse.Event] = []
         while chunk := await self.receive():
-            phases.received_at = trio.current_time()
+            phases.received_at = self._received_at
             preamble += chunk
             events += self.events or ()
             if not self.meter.preamble or len(preamble) > PREAMBLE_LIMIT_BYTES:
@@ -91,7 +92,8 @@ class UpstreamStream:
             if not (self.meter.done or self._ends_in_terminator()):
                 raise
             chunk = b""  # the answer is complete: an error after the terminator is of no use to the client
-        self.take(chunk, trio.current_time())
+        now = self._received_at = trio.current_time()
+        self.take(chunk, now)
         return chunk
 
     def _ends_in_terminator(self) -> bool:

@@ -59,7 +59,8 @@ def configure(settings: LogSettings) -> None:
     writer = LogWriter(stderr)
     _writers[:] = [writer]
     processors = [*shared, *(_json() if as_json else _console(colors=is_terminal))]
-    _json_renderer[:] = processors[-1:] if as_json and shown == least else []
+    _direct.processors = processors if as_json and shown == least else None
+    _direct.renderer = processors[-1]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[_LEVELS[shown].upper()]),
@@ -85,8 +86,17 @@ _writers: list[LogWriter] = []
 """The writer of this process's log, once `configure` was called."""
 
 
-_json_renderer: list[structlog.typing.Processor] = []
-"""The last processor, if it writes JSON and `info` is not filtered out."""
+class _DirectWay:
+    """`write_info` writes a line itself if `processors` are structlog's, and still end in `renderer`.
+
+    A test may configure structlog anew, or change the list in place (`structlog.testing.capture_logs`).
+    """
+
+    processors: list[structlog.typing.Processor] | None = None
+    renderer: structlog.typing.Processor | None = None
+
+
+_direct = _DirectWay()
 
 
 def write_info(logger: Any, name: str, event: dict[str, Any]) -> None:
@@ -95,7 +105,8 @@ def write_info(logger: Any, name: str, event: dict[str, Any]) -> None:
     The line is the same as `logger.info(name, **event)` writes. Every request has one, and structlog's way to it is 40
     calls, an eighth of all that a request took. Any other configuration (a terminal, a test) goes that way.
     """
-    if not _json_renderer or structlog.get_config()["processors"][-1:] != _json_renderer:
+    processors: list[structlog.typing.Processor] = structlog.get_config()["processors"]
+    if processors is not _direct.processors or processors[-1] is not _direct.renderer:
         logger.info(name, **event)
         return
     event["event"] = name

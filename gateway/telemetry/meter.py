@@ -136,7 +136,8 @@ class StreamMeter:
         except msgspec.DecodeError:
             self._count(now)  # of an unknown format, but the upstream has generated something
             return
-        self._take_usage(event)
+        if event.has_usage:
+            self._take_usage(event)
         self.error = self.error or event.reported_error
         self.finish_reason = event.finish_reason or self.finish_reason
         self.finished = self.finished or self.finish_reason is not None

@@ -159,7 +159,7 @@ def json_log(pipe, monkeypatch):
     yield lambda: read_all(pipe[0])
     structlog.reset_defaults()
     log._writers.clear()
-    log._json_renderer.clear()
+    log._direct.processors = None
 
 
 def timeless(line):

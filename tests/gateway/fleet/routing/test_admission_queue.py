@@ -463,7 +463,7 @@ def test_schedule_with_the_same_seed_is_the_same(seeded):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_only_route_is_what_choose_decides(seed):
+async def test_only_route_is_what_choose_decides(seed):
     """In any state of the fleet: the short way gives the same route, or leaves the decision to `choose`."""
     chance = random.Random(seed)  # noqa: S311 - not for secrets
     queued = QueuedFleet(("a", "b")[: chance.choice([1, 1, 2])], chance.choice([None, None, 1]))
