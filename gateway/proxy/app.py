@@ -30,7 +30,15 @@ from gateway.proxy.dispatch import Dispatch
 from gateway.proxy.endpoints import ENDPOINTS, Endpoint
 from gateway.proxy.forms.form_request import read_form_request, watch_uploading_client
 from gateway.proxy.forms.spool import SpoolStorage
-from gateway.proxy.request import InferenceRequest, new_request_id, read_request, request_id_of
+from gateway.proxy.request import (
+    InferenceRequest,
+    RequestHead,
+    head_of,
+    new_request_id,
+    read_request,
+    request_id_of,
+    request_with,
+)
 from gateway.proxy.response import response_headers, server_timing
 from gateway.proxy.response.client_response import ClientGone, ClientResponse
 from gateway.proxy.response.client_watch import client_left, keep_alive, watch_client
@@ -73,14 +81,10 @@ class InferenceApp:
         """Serve one request until it is answered, or its client has left."""
         endpoint = ENDPOINTS[scope["path"]]
         headers, exchange = scope["headers"], exchange_of(scope)
-        by_name = dict(headers)  # a look-up tells that a rare header is not there, without a search
-        request_id = request_id_of(headers) if b"x-request-id" in by_name else new_request_id()
+        head = head_of(scope, exchange)
+        request_id = request_id_of(headers) if head.names_id else new_request_id()
         with self.context.request_log.open(request_id, scope["path"]) as record:
-            client = (
-                server_timing.timed_response(send, record)
-                if b"x-cortex-timing" in by_name and server_timing.wanted(headers)
-                else ClientResponse(send, exchange)
-            )
+            client = server_timing.timed_response(send, record) if head.wants_timing else ClientResponse(send, exchange)
             if self.context.request_log.tracer is not None:
                 self.context.request_log.tracer.begin(record, headers)
             account: RequestAccount | None = None
@@ -107,7 +111,7 @@ class InferenceApp:
                         )
                     else:
                         request = await self._read(
-                            endpoint, scope, receive, record, exchange=exchange, reservation=reservation
+                            endpoint, scope, receive, record, head=head, exchange=exchange, reservation=reservation
                         )
                         request.key, request.account = key, account
                         if key is not None:
@@ -161,13 +165,18 @@ class InferenceApp:
         receive: Receive,
         record: RequestRecord,
         *,
+        head: RequestHead,
         exchange: DirectExchange | None,
         reservation: BodyReservation,
     ) -> InferenceRequest:
         """Read the whole request. Its body must not stall, nor take longer than the client's total deadline."""
-        deadline = total_deadline.of_client(scope["headers"])
+        deadline = total_deadline.of_client(scope["headers"]) if head.names_deadline else None
         if exchange is not None and exchange.body_complete:  # nothing to wait for
-            request = await read_request(scope, receive, record.request_id, self._body_limit_bytes, reservation)
+            limit, body = self._body_limit_bytes, exchange.take_body() if head.is_plain else None
+            if body is not None:
+                request = await request_with(head, body, record.request_id, limit, reservation)
+            else:
+                request = await read_request(scope, receive, record.request_id, limit, reservation)
             return await self._parsed(request, endpoint, record, deadline)
         allowed_s = self.context.settings.deadlines.upload_seconds
         latest = math.inf if deadline is None else trio.current_time() + deadline.allowed_s

@@ -19,6 +19,7 @@ __all__ = [
     "TO_NEURON_IN_THE_CLIENTS_DIALECT",
     "for_client",
     "for_neuron",
+    "kept_for_neuron",
     "named_by_connection",
 ]
 
@@ -74,14 +75,21 @@ def for_neuron(
         in_clients_dialect: The neuron gets the client's request, not a translation.
         also: `[gateway] pass_request_headers`.
     """
+    kept = kept_for_neuron(headers, form_type, in_clients_dialect=in_clients_dialect, also=also)
+    return [*kept, (b"x-request-id", request_id.encode())]
+
+
+def kept_for_neuron(
+    headers: Headers, form_type: bytes | None, *, in_clients_dialect: bool, also: tuple[str, ...]
+) -> Headers:
+    """Those of `for_neuron` that are the same for every request with the same head."""
     allowed = _OWN_DIALECT if in_clients_dialect else _ALWAYS
     if also:
         allowed = _extended(allowed, also)
     kept = [header for header in headers if header[0] in allowed]
     if kept and (named := named_by_connection(headers)):
         kept = [header for header in kept if header[0] not in named]
-    content_type = _IS_JSON if form_type is None else (b"content-type", form_type)
-    kept += (content_type, _IDENTITY, (b"x-request-id", request_id.encode()))
+    kept += (_IS_JSON if form_type is None else (b"content-type", form_type), _IDENTITY)
     return kept
 
 

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from catalogue.models import Sticky
 from gateway.access.keys.key import Key
-from gateway.asgi import Headers, Receive, Scope
+from gateway.asgi import DirectExchange, Headers, Receive, Scope
 from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, Dialect, OutgoingRequest, ParsedRequest, sticky_key
 from gateway.dialects.json_splice import ModelField, locate
@@ -23,29 +23,85 @@ from gateway.errors import (
     UpgradeRequired,
     body_too_large,
 )
-from gateway.proxy import header_policy
+from gateway.proxy import header_policy, total_deadline
 from gateway.proxy.accounts.request_account import RequestAccount
 from gateway.proxy.body.compressed import CompressedBody, coding_of
 from gateway.proxy.body.memory import BodyReservation
 from gateway.proxy.body.off_loop import INLINE_BYTES, LARGE_BYTES, in_steps, in_thread, off_loop
 from gateway.proxy.body.progress import BodyProgress
 from gateway.proxy.forms.upload import Upload
+from gateway.proxy.response import server_timing
 from gateway.proxy.response.client_response import ClientGone
 from gateway.proxy.total_deadline import TotalDeadline
 
 __all__ = [
     "InferenceRequest",
+    "RequestHead",
     "check_head",
     "content_type_of",
+    "head_of",
     "media_type",
     "new_request_id",
     "outgoing_headers",
     "path_and_query",
     "read_request",
     "request_id_of",
+    "request_with",
 ]
 
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
+
+
+class RequestHead:
+    """What the headers of a request say, read once: `head_of` gives the next request of a connection the same object.
+
+    Attributes:
+        path: Path and query; see `path_and_query`.
+        headers: The client's.
+        names_id: There is an `x-request-id`.
+        names_deadline: There is a header of `total_deadline`.
+        wants_timing: The client wants the comment of `server_timing`.
+        is_plain: Once the body has arrived, nothing needs a closer look: POST, JSON, not compressed, no header twice.
+    """
+
+    __slots__ = ("_for_neuron", "headers", "is_plain", "names_deadline", "names_id", "path", "wants_timing")
+
+    def __init__(self, scope: Scope) -> None:
+        self.headers: Headers = scope["headers"]
+        values = dict(self.headers)
+        self.path = path_and_query(scope)
+        self.names_id = b"x-request-id" in values
+        self.names_deadline = total_deadline.HEADER in values
+        self.wants_timing = server_timing.wanted(self.headers)
+        self.is_plain = (
+            scope["method"] == "POST"
+            and values.get(b"content-type") == b"application/json"
+            and b"content-encoding" not in values
+            and len(values) == len(self.headers)
+        )
+        self._for_neuron: tuple[bool, tuple[str, ...], Headers] | None = None
+
+    def for_neuron(self, *, in_clients_dialect: bool, also: tuple[str, ...]) -> Headers:
+        """See `header_policy.kept_for_neuron`; not to be changed."""
+        known = self._for_neuron
+        if known is not None and known[0] == in_clients_dialect and known[1] == also:
+            return known[2]
+        kept = header_policy.kept_for_neuron(self.headers, None, in_clients_dialect=in_clients_dialect, also=also)
+        self._for_neuron = (in_clients_dialect, also, kept)
+        return kept
+
+
+def head_of(scope: Scope, exchange: DirectExchange | None) -> RequestHead:
+    """The head of a request; the server's own exchange has it if the connection's last request had the same one."""
+    if exchange is None:
+        return RequestHead(scope)
+    head: RequestHead | None = exchange.derived.get(_HEAD)
+    if head is None:
+        head = exchange.derived[_HEAD] = RequestHead(scope)
+    return head
+
+
+_HEAD = "cortex.request_head"
 
 
 @dataclass(slots=True)
@@ -54,7 +110,7 @@ class InferenceRequest:
 
     A multipart form has an empty `body` and an `upload`, of which more may arrive after `model`. `total_deadline` is
     the client's, None if it set none; `key` is None for a client without one, `account` if
-    requests are not accounted for. `dialect` and `parsed` exist once `parse`
+    requests are not accounted for. `head` is that of a JSON request. `dialect` and `parsed` exist once `parse`
     was called.
     """
 
@@ -67,6 +123,7 @@ class InferenceRequest:
     key: Key | None = None
     account: RequestAccount | None = None
     upload: Upload | None = None
+    head: RequestHead | None = None
     dialect: Dialect = field(init=False)
     parsed: ParsedRequest = field(init=False)
 
@@ -169,14 +226,13 @@ async def read_request(
         ClientGone: The client left before the request was complete.
     """
     headers: Headers = scope["headers"]
-    if not _is_plain(scope, body_limit_bytes):
-        check_head(scope, body_limit_bytes)
-        # Any other content type is accepted: curl, for example, declares every body as an urlencoded form.
-        if media_type(content_type_of(headers)).startswith(b"multipart/"):
-            raise UnsupportedMediaType(f"{scope['path']} takes a JSON object, not a form")
-        coding = coding_of(headers)
-        if coding is not None:
-            receive = CompressedBody(receive, coding, body_limit_bytes).receive
+    check_head(scope, body_limit_bytes)
+    # Any other content type is accepted: curl, for example, declares every body as an urlencoded form.
+    if media_type(content_type_of(headers)).startswith(b"multipart/"):
+        raise UnsupportedMediaType(f"{scope['path']} takes a JSON object, not a form")
+    coding = coding_of(headers)
+    if coding is not None:
+        receive = CompressedBody(receive, coding, body_limit_bytes).receive
     body = await _read_body(receive, body_limit_bytes, reservation, progress)
     if progress is not None:
         progress.complete()
@@ -184,23 +240,21 @@ async def read_request(
     return InferenceRequest(path_and_query(scope), headers, body, model, request_id)
 
 
+async def request_with(
+    head: RequestHead, body: bytes, request_id: str, body_limit_bytes: int, reservation: BodyReservation
+) -> InferenceRequest:
+    """As `read_request`, for a body that has arrived, after a plain head."""
+    if len(body) > body_limit_bytes:
+        raise body_too_large(body_limit_bytes)
+    reservation.add(len(body))
+    model = locate(body) if len(body) <= INLINE_BYTES else await _located(body)
+    return InferenceRequest(head.path, head.headers, body, model, request_id, head=head)
+
+
 async def _located(body: bytes) -> ModelField:
     """Find the model of a large body, mostly without reading its pictures."""
     outline = await in_steps(outlining(body))
     return await off_loop(outline.text, partial(locate, body, outline))
-
-
-def _is_plain(scope: Scope, body_limit_bytes: int) -> bool:
-    """Whether nothing in the head needs a closer look, as in nearly every request: one dictionary tells."""
-    headers: Headers = scope["headers"]
-    values = dict(headers)
-    return (
-        len(values) == len(headers)  # no header occurs twice
-        and scope["method"] == "POST"
-        and values.get(b"content-type") == b"application/json"
-        and b"content-encoding" not in values
-        and int(values.get(b"content-length", 0)) <= body_limit_bytes
-    )
 
 
 def check_head(scope: Scope, body_limit_bytes: int) -> int | None:
@@ -282,6 +336,9 @@ def outgoing_headers(request: InferenceRequest, path: bytes, also: tuple[str, ..
         path: Of the outgoing request: the client's own unless the request is translated.
         also: `[gateway] pass_request_headers`.
     """
+    if request.head is not None:
+        kept = request.head.for_neuron(in_clients_dialect=path == request.path, also=also)
+        return [*kept, (b"x-request-id", request.request_id.encode())]
     return header_policy.for_neuron(
         request.headers,
         request.request_id,

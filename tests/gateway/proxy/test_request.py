@@ -8,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BodyTooLarge, MethodNotAllowed, UpgradeRequired
+from gateway.http.server_exchange import ServerExchange
+from gateway.proxy import header_policy, total_deadline
 from gateway.proxy.body.memory import BodyMemory
 from gateway.proxy.header_policy import named_by_connection
-from gateway.proxy.request import outgoing_headers, read_request, request_id_of
+from gateway.proxy.request import (
+    RequestHead,
+    head_of,
+    outgoing_headers,
+    read_request,
+    request_id_of,
+    request_with,
+)
 from gateway.proxy.response.client_response import ClientGone
 
 BODY = b'{"model":"m","stream":true}'
@@ -146,3 +155,69 @@ async def test_outgoing_headers_keep_order_and_repetition():
         (b"accept-encoding", b"identity"),
         (b"x-request-id", b"my-id"),
     ]
+
+
+HEADS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                b"accept",
+                b"content-type",
+                b"content-length",
+                b"content-encoding",
+                b"connection",
+                b"x-request-id",
+                b"anthropic-beta",
+                b"user-agent",
+                b"x-cortex-timing",
+                b"x-request-deadline-ms",
+                b"x-more",
+            ]
+        ),
+        st.sampled_from([b"1", b"application/json", b"multipart/form-data", b"gzip", b"7", b"user-agent, close"]),
+    ),
+    max_size=6,
+)
+
+
+@given(headers=HEADS, own_dialect=st.booleans(), also=st.sampled_from([(), ("x-more",)]))
+def test_head_that_is_read_once_says_the_same_as_the_headers(headers, own_dialect, also):
+    """For the first request with it, and for the next one: also of another dialect, or with another id."""
+    head = RequestHead(a_scope(*headers))
+
+    assert head.names_id or len(request_id_of(headers)) == 32
+    assert head.names_deadline or total_deadline.of_client(headers) is None
+    assert head.wants_timing == ((b"x-cortex-timing", b"1") in headers)
+    for in_clients_dialect, request_id in ((own_dialect, "a"), (own_dialect, "b"), (not own_dialect, "c")):
+        path = b"/v1/chat/completions" if in_clients_dialect else b"/v1/other"
+        request = trio.run(request_with, head, BODY, request_id, 1000, a_room())
+        assert outgoing_headers(request, path, also) == header_policy.for_neuron(
+            headers, request_id, form_type=None, in_clients_dialect=in_clients_dialect, also=also
+        )
+
+
+@given(headers=HEADS, method=st.sampled_from(["POST", "PUT"]))
+def test_plain_head_is_one_that_read_request_accepts(headers, method):
+    """And then the body is read as it is, whichever way."""
+    head = RequestHead(a_scope(*headers, method=method))
+    if head.is_plain:
+        scope = a_scope(*(header for header in headers if header[0] != b"content-length"), method=method)
+        read = trio.run(read_request, scope, receiving(*body_of(BODY)), "id", 1000, a_room())
+        assert trio.run(request_with, head, BODY, "id", 1000, a_room()).model == read.model
+
+
+async def test_whole_body_beyond_the_limit_is_refused():
+    """By its own length, whatever the head says."""
+    with pytest.raises(BodyTooLarge):
+        await request_with(RequestHead(a_scope()), BODY, "id", len(BODY) - 1, a_room())
+
+
+def test_connection_keeps_the_head_of_its_requests():
+    """The server clears `derived` once a head differs."""
+    exchange = ServerExchange()
+    head = head_of(a_scope((b"content-type", b"application/json")), exchange)
+
+    assert head_of(a_scope((b"content-type", b"application/json")), exchange) is head
+    assert head.is_plain
+    exchange.derived = {}
+    assert not head_of(a_scope(), exchange).is_plain
