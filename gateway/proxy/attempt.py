@@ -122,8 +122,8 @@ class Attempt:
         context, route = self._context, self.route
         try:
             # No checkpoint lies between choosing the route and taking the lease, so no eviction can come in between.
-            began_at = self.attempt_record.began_at
-            lease = context.fleet.lease(route.node, route.model_id, self.phases, self._record.gpu_use, now=began_at)
+            now, gpu_use = self.attempt_record.began_at, self._record.gpu_use
+            lease = context.fleet.lease(route.node, route.model_id, self.phases, gpu_use, now=now)
             with lease, self.attempt_record:
                 if context.shadows is not None:
                     context.shadows.give_way(route.node)
@@ -314,8 +314,7 @@ class Attempt:
         if self._request.model.stream:
             self._require_unstarted()
         await self._win(response)
-        if self._request.model.stream:
-            self._keepalive.disable_keepalive()
+        self._keepalive.disable_keepalive()
         record = self._record
         record.stream = False  # whatever the client asked for: this body cannot carry an error event
         record.timings.first_byte_at = now = trio.current_time()

@@ -456,7 +456,8 @@ async def test_slow_body_that_goes_on_arriving_is_served(autojump_clock, before)
     gateway = before(answering(with_length(JSON)), deadlines=DeadlineSettings(header_seconds=10, upload_seconds=30))
     client = gateway.client()
     body = b'{"model":"helexa/small","prompt":"%b"}' % (b"a" * 5 * 16 * 1024)
-    await client.stream.send_all(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body))
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    await client.stream.send_all(head % len(body))
     for at in range(0, len(body), 17 * 1024):
         await trio.sleep(20)
         await client.stream.send_all(body[at : at + 17 * 1024])
