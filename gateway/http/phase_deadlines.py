@@ -42,12 +42,18 @@ class PhaseDeadlines:
 
     Code inside calls `enter` when the request begins to wait for something else. When a phase exceeds its deadline, the
     block is cancelled, and leaving it raises `DeadlineExceeded` with the phase's name as `param`.
+
+    The block's cancel scope begins with its first phase, which sets its deadline: to move it later costs more. That
+    phase must be entered in the block's own task, in no scope or nursery that ends before the block.
     """
 
-    __slots__ = ("_deadlines", "_interruption", "_next_move_at", "_scope", "current", "entered", "received_at")
+    __slots__ = (
+        "_deadlines", "_interruption", "_is_open", "_next_move_at", "_scope", "current", "entered", "received_at",
+    )  # fmt: skip
 
     def __init__(self, deadlines: DeadlineSettings) -> None:
         self._deadlines = deadlines
+        self._is_open = False  # in the block
         self._scope: trio.CancelScope | None = None
         self._interruption: GatewayError | None = None
         self._next_move_at = -inf  # `progressed` does not move the deadline before
@@ -69,8 +75,8 @@ class PhaseDeadlines:
         self.current = phase
         self._next_move_at = -inf
         self.entered.append((phase, now))
-        if waits and self._scope is not None:
-            self._scope.deadline = now + self.allowed_s(phase)
+        if waits and self._is_open:
+            self._allow_until(now + self.allowed_s(phase))
 
     def resume(self, phase: Phase) -> None:
         """Begin `phase` again; the time spent in it before counts towards its deadline."""
@@ -122,6 +128,11 @@ class PhaseDeadlines:
     def _allow_until(self, deadline: float) -> None:
         if self._scope is not None:
             self._scope.deadline = deadline
+        elif self._is_open:
+            self._scope = trio.CancelScope(deadline=deadline)
+            self._scope.__enter__()
+            if self._interruption is not None:
+                self._scope.cancel()
 
     def allowed_s(self, phase: Phase) -> float:
         """Return the deadline of a phase in seconds."""
@@ -149,16 +160,15 @@ class PhaseDeadlines:
         if self._interruption is not None:
             raise self._interruption
         self._next_move_at = -inf
-        self._scope = trio.CancelScope()
-        self._scope.__enter__()
+        self._is_open = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        scope, self._scope = self._scope, None
+        scope, self._scope, self._is_open = self._scope, None, False
         if scope is None:
-            raise RuntimeError("PhaseDeadlines was left without being entered")
+            return  # nothing was waited for
         scope.__exit__(kind, error, traceback)
         if not scope.cancelled_caught:
             return  # the block ended by itself, or by an outer cancellation

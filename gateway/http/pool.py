@@ -238,12 +238,12 @@ class UpstreamPool:
 
     # Sync, so atomic under Trio .......................................................................................
 
-    def take(self, origin: Origin) -> UpstreamConnection | None:
+    def take(self, origin: Origin, now: float) -> UpstreamConnection | None:
         """Return an idle connection that can be used, or None. The caller owns it."""
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
-            if connection.idle_since > trio.current_time() - IDLE_LIMIT_S and connection.is_quiet():
+            if connection.idle_since > now - IDLE_LIMIT_S and connection.is_quiet():
                 self.reused += 1
                 return connection
             connection.close()
@@ -318,10 +318,11 @@ class UpstreamExchange:
 
     async def _ask(self) -> UpstreamResponse:
         # A body that is sent while it arrives cannot be sent twice. An idle connection may be dead: open a new one.
-        idle = self._pool.take(self._origin) if self._body is None else None
+        now = trio.current_time()
+        idle = self._pool.take(self._origin, now) if self._body is None else None
         if idle is not None:
             self._connection = idle
-            self._phases.enter("first_byte")
+            self._phases.enter("first_byte", now)
             try:
                 return await idle.send_request(self._message, None, self._phases)
             except ClosedBeforeResponse:

@@ -9,6 +9,7 @@ import structlog
 import trio
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
+from gateway.asgi import exchange_of
 from gateway.http.server import HttpServer, ServerLimits
 from gateway.http.server_exchange import ClientDisconnected
 
@@ -566,6 +567,30 @@ async def test_cancelled_passes_and_an_exception_raised_with_it_is_logged(autoju
     assert scope.cancelled_caught
     assert trio.current_time() == 1
     assert [entry["event"] for entry in logs] == ["app_crashed"]
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "whole"), [(POST, b"hello"), (CHUNKED, b"hello world"), (CHUNKED[:-9], None)]
+)
+async def test_exchange_does_without_messages_what_receive_and_send_do(autojump_clock, request_bytes, whole):
+    """It returns a body that has arrived, once; otherwise the application must call `receive`."""
+    taken = []
+
+    async def app(scope, receive, send):
+        exchange = exchange_of(scope)
+        exchange.more_headers = [(b"x-more", b"1")]
+        taken.extend((exchange.take_body(), exchange.take_body()))
+        exchange.start_response(200, [(b"x-own", b"2")])
+        await exchange.send_body(b"one", last=False)
+        await exchange.send_body(b"two", last=True)
+        assert (await receive())["type"] == "http.disconnect"
+        with pytest.raises(RuntimeError):
+            await exchange.send_body(b"three", last=True)
+
+    status, headers, body = parse(await exchange(request_bytes, app))
+    assert taken == [whole, None]
+    assert (status, headers[b"x-own"], headers[b"x-more"]) == (200, b"2", b"1")
+    assert body == b"onetwo"
 
 
 # What applications send ...............................................................................................
