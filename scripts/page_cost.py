@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 import httpx
-from soak_load import ALIAS, Listeners, Traffic, gateway_figures, gateway_running, in_a_thread
+from soak_load import Listeners, Traffic, gateway_figures, gateway_running, in_a_thread
 
 from gateway.cli.param_types import Duration
 
@@ -63,6 +63,7 @@ def share_of_pages(rounds: list[Round], rate: float) -> float:
 @click.option("--pages", type=click.IntRange(1), default=50, show_default=True, help="How many.")
 @click.option("--limit", type=float, default=5.0, show_default=True, help="Percent of the traffic's CPU.")
 @click.option("--rate", type=click.FloatRange(1), default=200.0, show_default=True, help="Requests per second.")
+@click.option("--model", default="helexa/small", show_default=True, help="The model or alias to ask.")
 @click.option("--words", type=click.IntRange(1), default=10, show_default=True, help="The longest answer.")
 @click.option(
     "--speed", type=click.FloatRange(min=0, min_open=True), default=100.0, show_default=True, help="Of the models."
@@ -82,7 +83,7 @@ def page_cost(**options: Any) -> None:
         gateway_running(Path(folder), options["speed"]) as site,
         httpx.Client(base_url=site.admin, trust_env=False, timeout=60) as client,
     ):
-        traffic = Traffic(site, [ALIAS], rate, options["words"])
+        traffic = Traffic(site, [options["model"]], rate, options["words"])
         with in_a_thread(traffic.send):
             while len(rounds) < options["rounds"] and not stop.is_set():
                 has_pages = len(rounds) % 4 in {1, 2}  # 0 1 1 0: what drifts touches both kinds alike

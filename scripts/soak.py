@@ -1,9 +1,10 @@
 """Keep the console's pages open in Chromium while a demo has traffic, and say whether memory grows.
 
-Each page has a browser context of its own. One more walks through all pages between two samples, so that what a page
-leaves behind when it closes shows too. A sample is the browser's JavaScript heap after a garbage collection, its DOM
-nodes and event listeners, and the gateway's resident memory, which `/metrics` states. The trend is a line through the
-samples after the warm-up, in which what is bounded fills up (the last requests, the last events).
+The neurons of the demo are another process, so that the memory is that of the gateway. Each page has a browser context
+of its own. One more walks through all pages between two samples, so that what a page leaves behind when it closes shows
+too. A sample is the browser's JavaScript heap after a garbage collection, its DOM nodes and event listeners, and the
+gateway's resident memory, which `/metrics` states. The trend is a line through the samples after the warm-up, in which
+what is bounded fills up (the last requests, the last events).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import click
 import httpx
 from playwright.sync_api import Browser, BrowserContext, CDPSession, Error, Page, sync_playwright
-from soak_load import Site, Traffic, demo_running, gateway_figures, in_a_thread
+from soak_load import Site, Traffic, gateway_figures, gateway_running, in_a_thread
 from soak_trend import Trend, trend_of
 
 from gateway.cli.param_types import Duration
@@ -121,9 +122,9 @@ def _demo(options: dict[str, Any]) -> Iterator[Site]:
         return
     with (
         tempfile.TemporaryDirectory(prefix="cortex-soak-") as folder,
-        demo_running(Path(folder), options["speed"]) as demo,
+        gateway_running(Path(folder), options["speed"]) as site,
     ):
-        yield demo
+        yield site
 
 
 def _first_alias(client: httpx.Client) -> str:

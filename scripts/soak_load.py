@@ -20,9 +20,10 @@ import httpx
 import trio
 from running_daemons import free_port, running, wait_for
 
+from gateway.cli.demo.files import MODELS_TOML
 from neuron.simulated.fleet import demo_fleet
 
-__all__ = ["ALIAS", "Listeners", "Site", "Traffic", "demo_running", "gateway_figures", "gateway_running", "in_a_thread"]
+__all__ = ["Listeners", "Site", "Traffic", "demo_running", "gateway_figures", "gateway_running", "in_a_thread"]
 
 RUNNING_LIMIT = 200
 """Requests at the same time. If the gateway is slower than the traffic, the rate falls; memory does not fill up."""
@@ -36,8 +37,6 @@ metrics_listen = "127.0.0.1:{admin}"
 [log]
 level = "warning"
 """
-ALIAS = "helexa/small"
-MODELS_TOML = f'[aliases]\n"{ALIAS}" = "Qwen/Qwen3-1.7B"\n'
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,34 @@ def test_page_resumes_behind_the_last_event_that_it_has(demo, open_page, chromiu
     assert b"event: resync" not in events
 
 
+def test_hidden_page_leaves_its_connection_to_other_tabs(demo, open_page):
+    """A browser has six connections to a host: without this, the seventh tab would not open."""
+    page = open_page()
+    page.clock.install()
+    page.reload()
+    expect(page.locator(".connection")).to_contain_text("live")
+    show(page, "hidden")
+    page.clock.fast_forward(20_000)
+    expect(page.locator(".connection")).to_contain_text("connecting")
+    demo.post("/admin/nodes/quadbrat/drain")
+    show(page, "visible")
+    expect(page.locator(".problem-list")).to_contain_text("quadbrat")
+    expect(page.locator(".connection")).to_contain_text("live")
+    demo.post("/admin/nodes/quadbrat/undrain")
+    expect(page.get_by_text("No problems")).to_be_visible()
+
+
+def show(page, visibility):
+    """What a browser tells a page whose tab is left, or opened again."""
+    page.evaluate(
+        """visibility => {
+          Object.defineProperty(document, "visibilityState", { value: visibility, configurable: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        visibility,
+    )
+
+
 COUNT_TICKS = """
 window.ticks = 0;
 const Source = EventSource;

@@ -6,6 +6,7 @@ const ENDED_KEPT = 1000;
 const LOG_KEPT = 2000;
 const POINTS_KEPT = 360;
 const STALE_MS = 4000; // an event comes each second
+const HIDDEN_MS = 15000; // tabs that are hidden for longer have no connection: a browser has six to a host, for all of its tabs
 
 export const live = {
   connection: "connecting", // connecting | live | stale
@@ -25,6 +26,9 @@ const subscribers = new Set();
 let source = null;
 let timer = 0;
 let retryMs = 1000;
+let started = false;
+let hiding = 0; // the timer of a hidden page
+let resting = false; // hidden, and without a connection
 let signedOut = () => {};
 
 /** Call `callback(kind)` after each change; returns how to stop. `kind` may be `connection`. */
@@ -40,17 +44,35 @@ function notify(kind) {
 export function start(onSignedOut) {
   signedOut = onSignedOut;
   stop();
+  started = true;
   timer = setInterval(checkStale, 1000);
   open();
 }
 
 export function stop() {
+  started = resting = false;
   clearInterval(timer);
   source?.close();
   source = null;
 }
 
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hiding);
+  if (document.visibilityState === "hidden") hiding = setTimeout(rest, HIDDEN_MS);
+  else if (resting) open();
+});
+
+function rest() {
+  if (!started) return;
+  resting = true;
+  source?.close();
+  source = null;
+  live.connection = "connecting";
+  notify("connection");
+}
+
 function open() {
+  resting = false;
   source?.close();
   source = new EventSource("/admin/events");
   const on = (kind, take) =>
@@ -84,7 +106,7 @@ async function reopenLater() {
   } catch (error) {
     if (error.status === 401) return signedOut();
   }
-  setTimeout(() => source === null && open(), retryMs);
+  setTimeout(() => source === null && started && !resting && open(), retryMs);
   retryMs = Math.min(retryMs * 2, 15000);
 }
 
