@@ -31,6 +31,9 @@ class DirectExchange(Protocol):
     more_headers: Headers
     """Headers that the response gets besides those of the application: of a layer between server and application."""
 
+    more_lines: bytes
+    """Further header lines of the response, each with its line end. They are sent as they are, without a check."""
+
     @property
     def body_complete(self) -> bool:
         """Whether the whole body has arrived, so that `receive` returns it without waiting."""

@@ -9,11 +9,13 @@ from typing import Literal
 from gateway.access.keys import scope
 from gateway.access.keys.key import Key, Verb
 from gateway.access.keys.key_table import KeyTable
+from gateway.asgi import DirectExchange
 from gateway.errors import InvalidApiKey, ModelNotAllowed, VerbNotAllowed
 
 __all__ = ["TOKEN_KEY", "Access", "require_verb"]
 
 _Headers = Sequence[tuple[bytes, bytes]]
+_KEPT = "cortex.key"
 _CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 
 TOKEN_KEY = Key(id="admin", name="admin", verbs=frozenset({"read", "operate", "keys"}))
@@ -39,15 +41,27 @@ class Access:
         self.mode = mode
         self._token = None if admin_token is None else admin_token.encode()
 
-    def authenticate(self, headers: _Headers) -> Key | None:
+    def authenticate(self, headers: _Headers, exchange: DirectExchange | None = None) -> Key | None:
         """The key of a request to the public port; None for a request without one in open mode.
+
+        Args:
+            headers: The request's.
+            exchange: Keeps the key for the connection's next requests with the same headers, until the table changes:
+                they need no SHA-256.
 
         Raises:
             InvalidApiKey: The key is unknown, expired or revoked, or there are several; in keys mode, there is none.
         """
+        if exchange is not None:
+            kept: tuple[int, Key, float] | None = exchange.derived.get(_KEPT)
+            if kept is not None and kept[0] == self.table.version and kept[2] > self.table.unix_time():
+                return kept[1]
         secret = _secret_in(headers)
         if secret is not None:
-            return self.table.find(secret)
+            key, until = self.table.look_up(secret)
+            if exchange is not None:
+                exchange.derived[_KEPT] = (self.table.version, key, until)
+            return key
         if self.mode == "open":
             return None
         if self._has_token(headers):

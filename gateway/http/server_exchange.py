@@ -109,7 +109,7 @@ class ServerExchange:
     __slots__ = (
         "_body_bytes_left", "_chunked", "_end_reported", "_head", "_no_body", "_transport", "_until_close", "answered",
         "body", "body_complete", "complete", "derived", "error", "expects_continue", "headers", "headers_complete",
-        "method", "more_headers", "reusable", "started", "target", "version",
+        "method", "more_headers", "more_lines", "reusable", "started", "target", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -119,6 +119,7 @@ class ServerExchange:
         self.headers: Headers = []
         self.derived: dict[str, Any] = {}
         self.more_headers: Headers = _NO_HEADERS  # of the response
+        self.more_lines = b""
         self.body: list[bytes] = []
         self.headers_complete = False
         self.body_complete = False
@@ -308,7 +309,7 @@ class ServerExchange:
             framing += b"connection: close\r\n"
         elif self.version == "1.0":
             framing += b"connection: keep-alive\r\n"
-        head = _head(status, headers, framing)
+        head = _head(status, headers, framing + self.more_lines)
         # One whole piece is most responses: `_framed` would find that it needs no framing.
         data = head + (body if last and framing[:15] == b"content-length:" else self._framed(body, last=last))
         self._head = None

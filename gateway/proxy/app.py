@@ -91,11 +91,15 @@ class InferenceApp:
             try:
                 if self.refuses_new or len(self.context.request_log.live) > self.context.settings.limits.requests:
                     raise self._no_admission()
-                key = scope[KEY_IN_SCOPE] if KEY_IN_SCOPE in scope else self.context.access.authenticate(headers)
+                key = (
+                    scope[KEY_IN_SCOPE]
+                    if KEY_IN_SCOPE in scope
+                    else self.context.access.authenticate(headers, exchange)
+                )
                 if key is not None:
                     record.key_id, record.key_name = key.id, key.name
                 if self.context.accounting is not None:
-                    account = RequestAccount(self.context.accounting, record, key, endpoint.dialect_name)
+                    account = RequestAccount(self.context.accounting, record, key, endpoint.dialect_name, exchange)
                 with self.body_memory.reservation() as reservation:
                     if endpoint.is_form:
                         await self._serve_form(

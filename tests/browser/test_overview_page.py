@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 
-from fakes.browser import COLD, FAKE_EVENTS, IMAGES, MIDDLE, go, keep_screenshot, wait_until
+from fakes.browser import COLD, IMAGES, MIDDLE, go, keep_screenshot, wait_until
 from playwright.sync_api import expect
 
 
@@ -41,8 +41,8 @@ def test_figures_of_the_last_hour_have_their_units(demo, open_page):
     """The chart of each is labelled for screen readers."""
     page = open_page()
     for name, unit in (
-        ("Requests", r"(0\.\d+|[1-9][\d.]*) per s"),
-        ("Tokens", r"(0\.\d+|[1-9][\d.]*) per s"),
+        ("Requests", r"[\d.]+ per s"),
+        ("Tokens", r"[\d.]+ per s"),
         ("First token", r"[\d.]+ m?s · [\d.]+ m?s p50 · p95"),
         ("Queue", r"\d+ waiting"),
         ("Cache hits", r"[\d.]+ % of prompt tokens"),
@@ -78,30 +78,6 @@ def test_model_that_loads_is_hatched_on_its_gpu(demo, open_page):
     expect(page.locator(".lane").filter(has_text="load on beast")).to_contain_text("loaded")
     expect(page.locator(".story")).to_contain_text(f"load of {COLD} on beast: loaded after")
     demo.post("/admin/unload", model=COLD, node="beast")
-
-
-def test_load_that_names_no_gpu_is_drawn_on_all(open_page):
-    """Half of its memory on each of two."""
-    page = open_page()
-    page.context.add_init_script(FAKE_EVENTS)
-    page.reload()
-    page.wait_for_selector(".figures")
-    readings = {"vram_total_mb": 8000, "vram_used_mb": 0, "utilization_pct": None, "temp_c": None, "power_w": None}
-    model = {"id": "m", "status": "loading", "devices": [], "vram_used_mb": None, "vram_needed_mb": 8000}
-    state = {"servable": True, "leases": 0, "progress": None, "reason": None}
-    node = {
-        "name": "n",
-        "healthy": True,
-        "drain": "open",
-        "failure": None,
-        "leases": 0,
-        "devices": [{"index": index, "name": "GPU", **readings} for index in range(2)],
-        "models": [model | state],
-    }
-    page.evaluate("fleet => feed.emit('fleet', fleet)", {"nodes": [node], "loads": [], "queue": [], "swaps": []})
-    blocks = page.locator(".memory .block.hatched")
-    expect(blocks).to_have_count(2)
-    assert [block.get_attribute("style") for block in blocks.all()] == ["width: 50%;"] * 2
 
 
 def test_model_that_sleeps_is_hatched(demo, open_page):

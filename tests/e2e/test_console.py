@@ -89,7 +89,7 @@ def test_console_is_small_and_whole():
     for name, asset in assets.items():
         if name.endswith((".js", ".html")) and "vendor" not in name:
             text = asset.body.decode()
-            for found in re.findall(r"""(?:from|import\(|src=|href=)\s*["']((?:\.|/console/)[^"'#]+)["']""", text):
+            for found in re.findall(r"""(?:from|import\(|src=|href=)\s*["']([./][^"'#]+)["']""", text):
                 base = name.rpartition("/")[0]
                 path = found.removeprefix(f"/console/{load_assets().version}/")
                 path = path if found.startswith("/") else _joined(base, found)

@@ -59,13 +59,6 @@ class Demo:
         with urllib.request.urlopen(request, timeout=SAFETY_NET_S) as response:  # noqa: S310 - as above
             return json.load(response)
 
-    def cancel(self, request_id: str) -> None:
-        """End a running request, as an operator does."""
-        headers = {"authorization": f"Bearer {self.key}"}
-        url = f"{self.admin}/admin/requests/{request_id}"
-        request = urllib.request.Request(url, headers=headers, method="DELETE")  # noqa: S310 - the demo's own address
-        urllib.request.urlopen(request, timeout=SAFETY_NET_S).close()  # noqa: S310 - as above
-
     def create_key(self, name: str, **limits: Any) -> str:
         """Make a key that may send requests; returns its secret."""
         return self.post("/admin/keys", name=name, **limits)["secret"]
@@ -137,18 +130,6 @@ new MutationObserver(() => {
 }).observe(document, { subtree: true, childList: true, characterData: true });
 """
 """A script that collects the `cortex …` lines that a page shows."""
-
-
-FAKE_EVENTS = """
-window.EventSource = class {
-  constructor() { window.feed = this; this.handlers = {}; this.readyState = 1; }
-  addEventListener(kind, handler) { (this.handlers[kind] ??= []).push(handler); }
-  close() {}
-  emit(kind, data) { for (const handler of this.handlers[kind] ?? []) handler({ data: JSON.stringify(data) }); }
-};
-window.EventSource.CLOSED = 2;
-"""
-"""A script that makes the page's EventSource one whose events a test emits: `feed.emit(kind, data)`."""
 
 
 def refused_lines(page) -> list[str]:

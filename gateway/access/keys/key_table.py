@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from hmac import compare_digest
 
 from gateway.access.keys.key import Key
@@ -37,23 +38,22 @@ class KeyTable:
         unix_time: Returns seconds since 1970.
 
     Attributes:
+        unix_time: The same.
         is_loaded: Whether the keys were ever read. Until then a valid key looks like a wrong one.
+        version: Grows with each `replace`: what was found before may hold no more.
     """
 
     def __init__(self, *, unix_time: Callable[[], float] = time.time) -> None:
-        self._unix_time = unix_time
+        self.unix_time = unix_time
         self._by_id: Mapping[bytes, StoredKey] = {}
-        # The keys found since the last change, by a short digest of their secrets: no more than there are keys. It
-        # spares a request OpenSSL's SHA-256 and two look-ups, half of the time. How long a look-up takes depends on the
-        # digest, of which a client cannot choose a part.
-        self._found: dict[bytes, Key] = {}
         self.is_loaded = False
+        self.version = 0
 
     def replace(self, keys: Iterable[StoredKey]) -> None:
         """Put these keys in force, in one step."""
         self.is_loaded = True
         self._by_id = {stored.key.id.encode(): stored for stored in keys}
-        self._found = {}
+        self.version += 1
 
     def by_id(self, key_id: str) -> StoredKey | None:
         """The key with this id."""
@@ -65,7 +65,7 @@ class KeyTable:
 
     def is_active(self, key: Key) -> bool:
         """Whether the key is neither revoked nor expired."""
-        return key.revoked_at is None and (key.expires_at is None or key.expires_at > self._unix_time())
+        return key.revoked_at is None and (key.expires_at is None or key.expires_at > self.unix_time())
 
     def find(self, secret: bytes) -> Key:
         """The key with this secret, `ctx_…`.
@@ -77,30 +77,29 @@ class KeyTable:
             InvalidApiKey: There is none, or it has expired or was revoked.
             ServiceUnavailable: The keys were not read yet.
         """
-        known = self._found.get(blake2b(secret, digest_size=16).digest())
-        if known is not None and (known.expires_at is None or known.expires_at > self._unix_time()):
-            return known
-        return self._find(secret)
+        return self.look_up(secret)[0]
 
-    def _find(self, secret: bytes) -> Key:
+    def look_up(self, secret: bytes) -> tuple[Key, float]:
+        """As `find`, with the unix time from which on the secret is not valid, unless the table changes before."""
         stored = self._by_id.get(secret[4 : secret.find(b"_", 4)], _NO_KEY)
         digest = sha256(secret).digest()
-        is_current = compare_digest(digest, stored.digest)
-        if not is_current and not self._is_old(stored, digest):
-            raise _not_found(secret) if self.is_loaded else _not_loaded()
-        key = stored.key
-        if not self.is_active(key):
-            ended = "has expired" if key.revoked_at is None else "was revoked"
-            raise InvalidApiKey(f"the key {key.name!r} ({key.id}) {ended}: ask the operator for another")
-        if is_current:
-            self._found[blake2b(secret, digest_size=16).digest()] = key
-        return key
+        key, until = stored.key, math.inf
+        if not compare_digest(digest, stored.digest):
+            if not self._is_old(stored, digest):
+                raise _not_found(secret) if self.is_loaded else _not_loaded()
+            until = stored.old_until
+        if key.revoked_at is not None or key.expires_at is not None:
+            if not self.is_active(key):
+                ended = "has expired" if key.revoked_at is None else "was revoked"
+                raise InvalidApiKey(f"the key {key.name!r} ({key.id}) {ended}: ask the operator for another")
+            until = min(until, key.expires_at or math.inf)
+        return key, until
 
     def _is_old(self, stored: StoredKey, digest: bytes) -> bool:
         """Whether it is the secret before the last rotation, and still valid."""
         if stored.old_digest is None or not compare_digest(digest, stored.old_digest):
             return False
-        if stored.old_until <= self._unix_time():
+        if stored.old_until <= self.unix_time():
             key = stored.key
             raise InvalidApiKey(f"the secret of the key {key.name!r} ({key.id}) was rotated: use the new one")
         return True

@@ -13,7 +13,7 @@ from math import ceil
 from gateway.access.limits.key_use import KeyUse
 from gateway.asgi import Headers
 
-__all__ = ["anthropic_headers", "openai_headers"]
+__all__ = ["anthropic_headers", "openai_headers", "openai_lines"]
 
 
 def openai_headers(use: KeyUse, now: float) -> Headers:
@@ -21,14 +21,26 @@ def openai_headers(use: KeyUse, now: float) -> Headers:
     headers: Headers = []
     for bucket, (limit, remaining, reset) in ((use.requests, _OPENAI_REQUESTS), (use.tokens, _OPENAI_TOKENS)):
         if bucket is not None:
-            level = bucket.refill(now)
-            full_in_s = bucket.full_in_s()
-            headers += (
-                (limit, bucket.per_minute_text),
-                (remaining, b"%d" % level if level > 0 else b"0"),
-                (reset, _MILLISECONDS[ceil(full_in_s * 1000 - _NOTHING_MS)] if full_in_s < 1 else _duration(full_in_s)),
-            )
+            level, full_in_s = bucket.reading(now)
+            headers += ((limit, bucket.per_minute_text), (remaining, b"%d" % level), (reset, _reset(full_in_s)))
     return headers
+
+
+def openai_lines(use: KeyUse, now: float) -> bytes:
+    """The same as lines, each with its line end, and formatted in one step for a key with both limits."""
+    requests, tokens = use.requests, use.tokens
+    if requests is None or tokens is None:
+        return b"".join([b"%b: %b\r\n" % header for header in openai_headers(use, now)])
+    level, full_in_s = requests.reading(now)
+    token_level, tokens_in_s = tokens.reading(now)
+    return _OPENAI_LINES % (
+        requests.per_minute_text,
+        level,
+        _MILLISECONDS[ceil(full_in_s * 1000 - _NOTHING_MS)] if full_in_s < 1 else _reset(full_in_s),
+        tokens.per_minute_text,
+        token_level,
+        _MILLISECONDS[ceil(tokens_in_s * 1000 - _NOTHING_MS)] if tokens_in_s < 1 else _reset(tokens_in_s),
+    )
 
 
 def anthropic_headers(use: KeyUse, now: float, unix_now: float) -> Headers:
@@ -36,12 +48,9 @@ def anthropic_headers(use: KeyUse, now: float, unix_now: float) -> Headers:
     headers: Headers = []
     for bucket, (limit, remaining, reset) in ((use.requests, _ANTHROPIC_REQUESTS), (use.tokens, _ANTHROPIC_TOKENS)):
         if bucket is not None:
-            level = bucket.refill(now)
-            headers += (
-                (limit, bucket.per_minute_text),
-                (remaining, b"%d" % level if level > 0 else b"0"),
-                (reset, _rfc3339(ceil(unix_now + bucket.full_in_s()))),
-            )
+            level, full_in_s = bucket.reading(now)
+            full_at = _rfc3339(ceil(unix_now + full_in_s))
+            headers += ((limit, bucket.per_minute_text), (remaining, b"%d" % level), (reset, full_at))
     return headers
 
 
@@ -49,6 +58,7 @@ _PARTS = ("limit", "remaining", "reset")
 _OPENAI_REQUESTS, _OPENAI_TOKENS = (
     tuple(f"x-ratelimit-{part}-{what}".encode() for part in _PARTS) for what in ("requests", "tokens")
 )
+_OPENAI_LINES = b"".join([b"%b: %%b\r\n%b: %%d\r\n%b: %%b\r\n" % names for names in (_OPENAI_REQUESTS, _OPENAI_TOKENS)])
 _ANTHROPIC_REQUESTS, _ANTHROPIC_TOKENS = (
     tuple(f"anthropic-ratelimit-{what}-{part}".encode() for part in _PARTS) for what in ("requests", "tokens")
 )
@@ -59,8 +69,10 @@ _NOTHING_MS = _NOTHING_S * 1000
 _MILLISECONDS = (b"0s", *(b"%dms" % milliseconds for milliseconds in range(1, 1001)))
 
 
-def _duration(seconds: float) -> bytes:
-    """A duration of a second or more as OpenAI writes it: `7s`, `6m0s`, `1h0m0s`. Rounded up, so never too early."""
+def _reset(seconds: float) -> bytes:
+    """A duration as OpenAI writes it: `20ms`, `7s`, `6m0s`, `1h0m0s`. Rounded up, so that it is never too early."""
+    if seconds < 1:
+        return _MILLISECONDS[ceil(seconds * 1000 - _NOTHING_MS)]
     whole_s = ceil(seconds - _NOTHING_S)
     hours, minutes = whole_s // 3600, whole_s // 60 % 60
     if hours:

@@ -72,6 +72,9 @@ class TokenBucket:
         self.level = per_minute - (self.per_minute - self.refill(now))
         self._set(per_minute)
 
-    def full_in_s(self) -> float:
-        """Seconds from the last `refill` until the bucket is full, if nothing more is taken."""
-        return (self._size - self.level) / self._per_s
+    def reading(self, now: float) -> tuple[float, float]:
+        """What is left, at least 0, and seconds until the bucket is full, if nothing more is taken."""
+        level, size = self.level + (now - self._at) * self._per_s, self._size  # as `refill`, without a call
+        if level > size:  # noqa: PLR1730
+            level = size
+        return level if level > 0 else 0.0, (size - level) / self._per_s

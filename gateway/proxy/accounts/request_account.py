@@ -13,8 +13,8 @@ from gateway.access.ledger.entry import LedgerEntry
 from gateway.access.ledger.prices import token_cost
 from gateway.access.limits.amounts import NOTHING, Amounts, amounts_of
 from gateway.access.limits.limiter import Reservation
-from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers
-from gateway.asgi import Headers
+from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers, openai_lines
+from gateway.asgi import DirectExchange, Headers
 from gateway.dialects.large_bodies.outline import Outline
 from gateway.dialects.token_reservation import GENERATING_PATHS, TOKEN_PATHS, expected_tokens
 from gateway.errors import GatewayError
@@ -42,17 +42,26 @@ class RequestAccount:
         record: The record of a request that has just begun. `close` the account when it has its status and outcome.
         key: The client's; None without one.
         dialect: The API of the request, by its name in the ledger.
+        exchange: Takes the rate-limit headers as lines; None where the response's own headers have them.
     """
 
     __slots__ = (
-        "_accounting", "_began_at", "_body", "_cost", "_dialect", "_entry_id", "_record", "_reservation", "_tokens",
-        "_use",
+        "_accounting", "_began_at", "_body", "_cost", "_dialect", "_entry_id", "_exchange", "_record", "_reservation",
+        "_tokens", "_use",
     )  # fmt: skip
 
-    def __init__(self, accounting: Accounting, record: RequestRecord, key: Key | None, dialect: str) -> None:
+    def __init__(
+        self,
+        accounting: Accounting,
+        record: RequestRecord,
+        key: Key | None,
+        dialect: str,
+        exchange: DirectExchange | None = None,
+    ) -> None:
         self._accounting = accounting
         self._record = record
         self._dialect = dialect
+        self._exchange = exchange
         self._entry_id = accounting.new_row_id()
         self._began_at = accounting.limiter.clock()
         self._use = None if key is None else accounting.limiter.use_of(key)
@@ -72,7 +81,10 @@ class RequestAccount:
         now = limiter.clock()
         if self._dialect == "anthropic":
             return anthropic_headers(use, now, limiter.unix_time())
-        return openai_headers(use, now)
+        if self._exchange is None:
+            return openai_headers(use, now)
+        self._exchange.more_lines = openai_lines(use, now)
+        return []
 
     # Reserving...
 

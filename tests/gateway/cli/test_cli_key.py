@@ -225,15 +225,6 @@ def test_export_and_import_move_keys_without_their_secrets(operator, tmp_path):
     assert len(json.loads(target.done("key", "export"))["keys"]) == 1
 
 
-def test_models_toml_in_force_is_unknown_without_a_gateway(operator):
-    """Exit code 2: no gateway answers, and none has kept a version."""
-    text = operator.config.read_text()
-    operator.config.write_text(f'{text}[gateway]\nlisten = "127.0.0.1:9"\nmetrics_listen = "127.0.0.1:10"\n')
-    result = operator("catalogue", "get")
-    assert (result.exit_code, "no gateway answers at http://127.0.0.1:9" in result.stderr) == (2, True)
-    assert operator("catalogue", "get", "--on-disk").exit_code == 0
-
-
 def test_money_is_in_the_currency_of_the_ledger(operator):
     operator.config.write_text(operator.config.read_text() + '[ledger]\ncurrency = "EUR"\n')
     operator.done("key", "create", "alice", "--budget", "eur 20/month")

@@ -14,7 +14,7 @@ from gateway.cli.commands.aliases.alias_edit import DONE, AliasEditor, run_alias
 from gateway.cli.commands.aliases.follow_edit import follow
 from gateway.cli.connection import Connection
 from gateway.cli.connection_options import connection_options
-from gateway.cli.source.editable_file import AliasCommandError, NoAnswer
+from gateway.cli.source.editable_file import AliasCommandError
 
 __all__ = ["catalogue"]
 
@@ -85,10 +85,7 @@ def edit(*, wait: bool, from_disk: bool, connection: Connection) -> None:
 def _in_force(editor: AliasEditor) -> bytes:
     data = editor.in_force()
     if data is None:
-        text = f"no version of {editor.file.name} is known to be in force; --on-disk prints the file"
-        if editor.health() is None:
-            raise NoAnswer(f"no gateway answers at {editor.gateway.api}, and {text}")
-        raise AliasCommandError(text)
+        raise AliasCommandError(f"no version of {editor.file.name} is known to be in force; --on-disk prints the file")
     return data
 
 

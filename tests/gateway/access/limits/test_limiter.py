@@ -11,7 +11,7 @@ from gateway.access.keys.key import Key
 from gateway.access.limits.amounts import FIRST_TOKENS, Amounts, LearntMeans
 from gateway.access.limits.limit import Budget, Limits
 from gateway.access.limits.limiter import Limiter
-from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers
+from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers, openai_lines
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()
 
@@ -256,6 +256,17 @@ def test_resets_are_durations_as_openai_writes_them(limiter, clock, taken, text)
     use = limiter.use_of(a_key(rpm=60))
     use.requests.give_back(-taken, clock.now)
     assert dict(openai_headers(use, clock.now))[b"x-ratelimit-reset-requests"] == text
+
+
+@pytest.mark.parametrize("limits", [{"rpm": 10, "tpm": 1000}, {"rpm": 10}, {"tpm": 1000}, {}])
+@pytest.mark.parametrize("tokens", [0, 1, 100, 5000])
+def test_the_lines_say_what_the_headers_say(limiter, clock, limits, tokens):
+    key = a_key(**limits)
+    spend(limiter, key, tokens=tokens)
+    clock.now += 0.25
+    use = limiter.use_of(key)
+    headers = openai_headers(use, clock.now)
+    assert openai_lines(use, clock.now) == b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 def test_means_follow_the_answers():

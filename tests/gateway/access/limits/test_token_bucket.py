@@ -15,7 +15,7 @@ def test_a_bucket_holds_one_minutes_worth_and_refills_evenly():
     assert bucket.wait_s(1, now=0) == 1
     assert bucket.refill(now=30) == 30
     assert bucket.refill(now=3600) == 60
-    assert bucket.full_in_s() == 0
+    assert bucket.reading(now=3600) == (60, 0)
 
 
 def test_an_amount_larger_than_the_bucket_passes_when_it_is_full_and_leaves_a_debt():
