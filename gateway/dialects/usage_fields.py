@@ -39,7 +39,7 @@ def read_usage(value: object) -> Usage | None:
         return None
     if "usage" in value:
         return read_usage(value["usage"])
-    if value.keys() == _PLAIN and (plain := _plain_usage(**value)) is not None:
+    if value.keys() in _USUAL and (plain := _usual_usage(**value)) is not None:
         return plain
     prompt = _count(value, "prompt_tokens", "input_tokens")
     completion = _count(value, "completion_tokens", "output_tokens")
@@ -64,15 +64,26 @@ def read_usage(value: object) -> Usage | None:
     )
 
 
-_PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
+_PLAIN = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
+_USUAL = (_PLAIN, _PLAIN | {"prompt_tokens_details"})  # as vLLM, SGLang and llama.cpp write it
 
 
-def _plain_usage(prompt_tokens: object, completion_tokens: object, total_tokens: object) -> Usage | None:  # noqa: ARG001
+def _usual_usage(
+    prompt_tokens: object,
+    completion_tokens: object,
+    total_tokens: object,  # noqa: ARG001
+    prompt_tokens_details: object = None,
+) -> Usage | None:
     """What most engines send, read without a look at the other vocabularies."""
     if type(prompt_tokens) is not int or type(completion_tokens) is not int:
         return None
-    is_plausible = 0 <= prompt_tokens < _TOO_MANY and 0 <= completion_tokens < _TOO_MANY
-    return Usage(prompt_tokens, completion_tokens) if is_plausible else None
+    if not (0 <= prompt_tokens < _TOO_MANY and 0 <= completion_tokens < _TOO_MANY):
+        return None
+    if prompt_tokens_details is None:
+        return Usage(prompt_tokens, completion_tokens)
+    cached = prompt_tokens_details.get("cached_tokens") if isinstance(prompt_tokens_details, dict) else None
+    is_count = type(cached) is int and 0 <= cached < _TOO_MANY
+    return Usage(prompt_tokens, completion_tokens, cached) if is_count else None
 
 
 _TOO_MANY = 1e15

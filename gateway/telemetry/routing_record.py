@@ -49,6 +49,7 @@ class RoutingRecord:
         hedge: The result of the second attempt: `won`, `lost`, `failed` or `cancelled`.
         decisions: Routing decisions, where anything stood in the way of one.
         ticket: The request's place in the model's queue, while the request runs.
+        note_count: How many entries take memory beyond what every request takes, once the request has ended.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class RoutingRecord:
         "is_unknown_model",
         "model",
         "node",
+        "note_count",
         "resolution",
         "retries",
         "target",
@@ -87,6 +89,7 @@ class RoutingRecord:
         self.fallbacks: tuple[FallbackRecord, ...] = ()
         self.retries = 0
         self.ticket: QueueTicket | None = None
+        self.note_count = 0
 
     def resolved(self, resolution: Resolution, generation: int) -> None:
         """Record what the requested name stands for in the catalogue of this generation."""
@@ -158,16 +161,12 @@ class RoutingRecord:
             return {"position": None, "priority": None}
         return {"position": ticket.position, "priority": ticket.priority}
 
-    @property
-    def note_count(self) -> int:
-        """The number of entries that take memory beyond what every request takes."""
-        verdicts = sum(len(choice.verdicts) + len(choice.loads) for choice in self.decisions) if self.decisions else 0
-        return len(self.attempts) + len(self.fallbacks) + verdicts
-
     def release(self, now: float) -> None:
         """The request has ended: drop what would keep it in memory, and what a client can make long."""
         for attempt in self.attempts:
             attempt.ended_at = now if attempt.ended_at is None else attempt.ended_at
         self.ticket = None
+        verdicts = sum(len(choice.verdicts) + len(choice.loads) for choice in self.decisions) if self.decisions else 0
+        self.note_count = len(self.attempts) + len(self.fallbacks) + verdicts
         if self.is_unknown_model and self.model is not None:
             self.model, self.target, self.resolution = self.model[:NAME_CHARACTERS], None, None

@@ -1,6 +1,8 @@
 """Token counts as OpenAI, Anthropic and other engines report them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.dialects.usage_fields import Usage, read_usage
 
@@ -41,3 +43,21 @@ def test_usage_is_read_in_every_vocabulary_and_implausible_counts_are_ignored(va
     """0 is a count; wrong types, negative and huge numbers are unknown."""
     assert read_usage(value) == usage
     assert read_usage({"id": "x", "usage": value}) == usage
+
+
+COUNTS = st.none() | st.integers(-1, 10) | st.sampled_from([True, 1e300, 2.0, "9", 10**15])
+
+
+@given(
+    usage=st.fixed_dictionaries(
+        {"prompt_tokens": COUNTS, "completion_tokens": COUNTS, "total_tokens": COUNTS},
+        optional={
+            "prompt_tokens_details": st.none()
+            | st.dictionaries(st.sampled_from(["cached_tokens", "x"]), COUNTS)
+            | COUNTS
+        },
+    )
+)
+def test_usual_members_are_read_as_among_unusual_ones(usage):
+    """The short way for what most engines send gives the same counts as the look at every vocabulary."""
+    assert read_usage(usage) == read_usage({**usage, "unusual": None})
