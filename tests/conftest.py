@@ -17,6 +17,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 from fakes.postgres import PostgresServer
 
 from gateway.files import state_directory
@@ -51,6 +52,13 @@ def _no_state_of_the_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state_directory, "SYSTEM_DIRECTORY", directory)
         yield
+
+
+@pytest.fixture
+def fresh_loggers() -> Iterator[None]:
+    """For tests that capture logs: loggers that were made meanwhile must not outlive the capture."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("catalogue", "gateway", "neuron")
 FILES_IN_A_FOLDER = 18
 LINES_IN_A_FILE = 450
+LINES_OF_TESTS = 500
 ABSENT_DOCUMENTS = re.compile(
     r"lessons\.md|design\.md|found\.md|house-map|contract\.md|contract,? section|contract's", re.IGNORECASE
 )
@@ -69,6 +70,17 @@ def test_folders_and_files_are_small():
     assert {str(folder): count for folder, count in folders.items() if count > FILES_IN_A_FOLDER} == {}
     lengths = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path, _ in modules().values()}
     assert {name: lines for name, lines in lengths.items() if lines > LINES_IN_A_FILE} == {}
+
+
+def test_files_of_tests_are_small():
+    """A file tests one subject; what several files share is in tests/fakes or a conftest.py."""
+    lengths = {
+        str(path.relative_to(ROOT)): path.read_text().count("\n")
+        for folder in ("tests", "scripts")
+        for path in _files_in(ROOT / folder)
+        if path.suffix == ".py"
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > LINES_OF_TESTS} == {}
 
 
 def test_packages_say_what_belongs_in_them():

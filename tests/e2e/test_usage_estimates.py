@@ -5,7 +5,6 @@ import json
 
 import httpx
 import pytest
-import structlog
 import trio
 from fakes.engine import SimEngine, an_engine_gateway, counted
 from fakes.patience import SAFETY_NET_S
@@ -16,6 +15,7 @@ from neuron.simulated import PROBE, faults
 
 # The SDK leaves its own async generators to the garbage collector when a stream is read to its end; not ours to mend.
 pytestmark = [
+    pytest.mark.usefixtures("fresh_loggers"),
     pytest.mark.filterwarnings("ignore:Async generator .*:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -23,13 +23,6 @@ SMALL = "Qwen/Qwen3-1.7B"
 THINKER = "Qwen/Qwen3-14B"
 ROUTE = f'{{model="{SMALL}",node="box"}}'
 ASKED = {"stream_options": {"include_usage": True}}
-
-
-@pytest.fixture(autouse=True)
-def fresh_loggers():
-    """Loggers made while logs are captured must not outlive the capture."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

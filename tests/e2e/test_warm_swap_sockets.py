@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
-import structlog
 import trio
 from fakes.fleets import assert_idle
 from fakes.in_memory import Client
@@ -25,6 +24,8 @@ from gateway.aliases.files.versions import VersionNotFound
 from gateway.config.settings import EvictionSettings, NeuronSettings
 from neuron.simulated.faults import Hang, HttpError
 
+pytestmark = pytest.mark.usefixtures("fresh_loggers")
+
 STREAMS, SWAPS = 200, 50
 PATIENCE_S = 120  # so that a busy machine does not fail the test
 ALIAS = "helexa/small"
@@ -35,13 +36,6 @@ FIRST, SECOND, THIRD = (a_sim_model(f"lab/{name}", 8000, **PACE) for name in ("f
 BRIEF = {**PACE, "overhead_s": 0.1}
 SLOW = a_sim_model("lab/slow", 8000, **PACE | {"overhead_s": 6.0})
 BRIEF_ONES = [a_sim_model(f"lab/brief-{name}", 8000, **BRIEF) for name in "abc"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_loggers():
-    """Loggers made while logs are captured must not outlive the capture."""
-    yield
-    structlog.reset_defaults()
 
 
 def models_toml(*models, **aliases):

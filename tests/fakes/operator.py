@@ -14,6 +14,9 @@ from gateway.cli.commands.aliases.alias_edit import AliasEditor
 from gateway.cli.connection import Connection
 from gateway.config.load import load
 
+SMALL, MIDDLE, LARGE, COLD = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "Qwen/Qwen3.6-27B", "Qwen/Qwen3-14B"
+"""The demo's models; the last one is loaded nowhere."""
+
 
 class Operator:
     """Runs commands with one cortex.toml, and a key unless that has a token."""

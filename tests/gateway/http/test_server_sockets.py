@@ -7,8 +7,7 @@ import socket
 import pytest
 import structlog
 import trio
-from fakes.patience import SAFETY_NET_S, until
-from test_server import (
+from fakes.http_exchanges import (
     GET,
     POST,
     ServerStatistics,
@@ -19,6 +18,7 @@ from test_server import (
     respond,
     server_statistics,
 )
+from fakes.patience import SAFETY_NET_S, until
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.http.server import ACCEPTS_PER_TURN

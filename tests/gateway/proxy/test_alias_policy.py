@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-import structlog
 import trio
 from fakes.in_memory import SMALL, InMemoryGateway
 from fakes.scripted import DONE, ROLE, chunked, read_request, with_length
@@ -18,15 +17,10 @@ from gateway.fleet.reports import ModelReport, NodeReport
 from gateway.proxy.context import shutting_down
 from neuron.simulated.faults import Drop, Hang, HttpError, LoadFails, Refuse
 
+pytestmark = pytest.mark.usefixtures("fresh_loggers")
+
 OTHER = "Qwen/Qwen3-8B"
 JSON = b'{"object":"chat.completion","model":"what-the-neuron-says","choices":[]}'
-
-
-@pytest.fixture(autouse=True)
-def fresh_loggers():
-    """Loggers that were made while logs are captured must not outlive the capture."""
-    yield
-    structlog.reset_defaults()
 
 
 def answering_all(answer=None, received=None):

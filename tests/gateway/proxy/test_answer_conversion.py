@@ -5,34 +5,13 @@ import json
 
 import pytest
 import trio
+from fakes.answer_forms import CALLS, CHAT, ENGINE, EXPECTED, NONSENSE, REQUESTS, SETTINGS, WHOLE, content
 from fakes.chat_completions import USAGE, chunk, whole
 from fakes.in_memory import SMALL, InMemoryGateway
 from fakes.scripted import DONE, answering, chunked, read_request, with_length
 from trio.testing import wait_all_tasks_blocked
 
 from catalogue.models import Alias
-from gateway.config.settings import RetrySettings, Settings
-from gateway.dialects.anthropic import response as messages_response
-from gateway.dialects.anthropic.message_object import MessagesContext
-from gateway.dialects.native.message_form import message_stream
-from gateway.dialects.native.response_form import response_stream
-from gateway.dialects.responses import response as responses_response
-from gateway.dialects.responses.response_object import ResponsesContext
-from gateway.fleet.reports import ModelReport, NodeReport
-
-SETTINGS = Settings(retries=RetrySettings(attempts=0))
-ENGINE = {"kind": "openai"}
-CHAT = {"model": "helexa/small", "messages": [{"role": "user", "content": "What is the capital of Georgia?"}]}
-REQUESTS = {
-    "/v1/chat/completions": CHAT,
-    "/v1/messages": {**CHAT, "max_tokens": 9},
-    "/v1/responses": {"model": "helexa/small", "input": "What is the capital of Georgia?"},
-}
-CALLS = [
-    {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
-    {"id": "c2", "type": "function", "function": {"name": "g", "arguments": '{"y":2}'}},
-]
-WHOLE = whole({"content": "Tbilisi", "reasoning_content": "hm", "tool_calls": CALLS}, "tool_calls")
 
 
 def events_of(*datas):
@@ -59,66 +38,6 @@ async def asked(nursery, reply, path, *, stream, traits=ENGINE, alias=None):
     return answer
 
 
-def content(path, answer):
-    """Text, reasoning and calls, of a whole answer or of a stream of any dialect."""
-    if answer.headers["content-type"] == "application/json":
-        return content_of_whole(path, json.loads(answer.body))
-    datas = [line[len("data: ") :] for line in answer.body.decode().splitlines() if line.startswith("data: ")]
-    events = [json.loads(data) for data in datas if data != "[DONE]"]
-    if path == "/v1/chat/completions":
-        assert datas[-1] == "[DONE]"
-        deltas = [choice["delta"] for event in events for choice in event["choices"]]
-        calls = [call for delta in deltas for call in delta.get("tool_calls") or ()]
-        return (
-            "".join(delta.get("content") or "" for delta in deltas),
-            "".join(delta.get("reasoning_content") or "" for delta in deltas),
-            [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in calls],
-        )
-    if path == "/v1/responses":
-        assert events[-1]["type"] == "response.completed"
-        return content_of_whole(path, events[-1]["response"])
-    assert events[-1]["type"] == "message_stop"
-    blocks = [event["content_block"] for event in events if event["type"] == "content_block_start"]
-    for event in events:
-        if event["type"] == "content_block_delta":
-            block, delta = blocks[event["index"]], event["delta"]
-            for name in ("text", "thinking"):
-                block[name] = block.get(name, "") + delta.get(name, "")
-            block["input"] = (block.get("input") or "") + delta.get("partial_json", "")
-    for block in blocks:
-        block["input"] = json.loads(block["input"] or "{}")
-    return content_of_whole(path, {"content": blocks})
-
-
-def content_of_whole(path, answer):
-    if path == "/v1/chat/completions":
-        message = answer["choices"][0]["message"]
-        calls = message.get("tool_calls") or ()
-        return (
-            message["content"],
-            message.get("reasoning_content", ""),
-            [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in calls],
-        )
-    if path == "/v1/responses":
-        items = answer["output"]
-        return (
-            "".join(part["text"] for item in items if item["type"] == "message" for part in item["content"]),
-            "".join(part["text"] for item in items if item["type"] == "reasoning" for part in item["content"]),
-            [(item["call_id"], item["name"], item["arguments"]) for item in items if item["type"] == "function_call"],
-        )
-    blocks = answer["content"]
-    return (
-        "".join(block["text"] for block in blocks if block["type"] == "text"),
-        "".join(block["thinking"] for block in blocks if block["type"] == "thinking"),
-        [
-            (block["id"], block["name"], json.dumps(block["input"], separators=(",", ":")))
-            for block in blocks
-            if block["type"] == "tool_use"
-        ],
-    )
-
-
-EXPECTED = ("Tbilisi", "hm", [("c1", "f", '{"x":1}'), ("c2", "g", '{"y":2}')])
 WHOLE_AS_EVENT = b"data: %b\n\n" % WHOLE.strip()
 ANSWERS = {
     "json as the only event": chunked(WHOLE_AS_EVENT, DONE),
@@ -207,18 +126,6 @@ async def test_fields_that_openai_does_not_have_are_kept(autojump_clock, nursery
     assert (answer["object"], answer["system_fingerprint"], answer["timings"]) == ("chat.completion", "fp", {"n": 2})
     assert [choice["message"]["content"] for choice in answer["choices"]] == ["Aa", "B"]
     assert answer["choices"][0]["logprobs"] == {"content": [1, 2]}
-
-
-NONSENSE = {
-    "html": with_length(b"<html>", kind="text/html"),
-    "html as json": with_length(b"<html>"),
-    "empty": with_length(b""),
-    "json of another kind": with_length(b'{"status":"ok"}'),
-    "array": with_length(b"[1]"),
-    "no choices": with_length(b'{"choices":[]}'),
-    "cut json": with_length(WHOLE[:-9]),
-    "cut json as a stream": with_length(WHOLE[:-9], kind="text/event-stream"),
-}
 
 
 @pytest.mark.parametrize("name", NONSENSE)
@@ -401,130 +308,3 @@ async def test_request_that_cannot_be_changed_with_certainty_passes(autojump_clo
 
     assert answer.body == WHOLE
     assert b'"stream":true' not in seen[0]
-
-
-# Engines that speak the client's dialect...
-
-
-SPOKEN = ("openai", "anthropic", "responses")
-MESSAGE = messages_response.translate(WHOLE, MessagesContext("r", "m", show_thinking=True))
-RESPONSE = responses_response.translate(WHOLE, ResponsesContext("r", "m"))
-NATIVE = {
-    "/v1/messages": (MESSAGE, message_stream(MESSAGE)),
-    "/v1/responses": (RESPONSE, response_stream(RESPONSE)),
-}
-
-
-async def asked_natively(nursery, path, reply, *, stream, seen=None, alias=None, **traits):
-    """The engine speaks all dialects: by the neuron's settings, or as it reports for the model."""
-
-    async def engine(connection):
-        request = await read_request(connection)
-        if seen is not None:
-            seen.append(request)
-        await connection.send_all(reply)
-
-    spoken = {} if traits.pop("reported", False) else {"dialects": SPOKEN, **ENGINE}
-    gateway = InMemoryGateway(nursery, {"beast": engine}, SETTINGS, traits={**spoken, **traits}, alias=alias)
-    if not spoken:
-        report = ModelReport(SMALL, "loaded", url="http://beast:13131", engine="vllm", dialects=SPOKEN)
-        gateway.fleet.answered("beast", NodeReport((report,), devices=()))
-    answer = await gateway.client().ask({**REQUESTS[path], "stream": stream}, path)
-    await gateway.idle()
-    return answer
-
-
-@pytest.mark.parametrize("reported", [False, True], ids=["configured", "reported"])
-@pytest.mark.parametrize("stream", [False, True], ids=["whole asked", "stream asked"])
-@pytest.mark.parametrize("form", ["json", "json labelled as a stream", "stream", "stream labelled as json"])
-@pytest.mark.parametrize("path", NATIVE)
-async def test_native_answer_has_the_form_that_the_client_asked_for(
-    autojump_clock, nursery, path, form, stream, reported
-):
-    """Converted if it has the other one, and byte for byte as it is if it has not."""
-    whole_answer, streamed = NATIVE[path]
-    kind = "text/event-stream" if form in {"stream", "json labelled as a stream"} else "application/json"
-    body = streamed if form.startswith("stream") else whole_answer
-    seen = []
-    answer = await asked_natively(
-        nursery, path, with_length(body, kind=kind), stream=stream, seen=seen, reported=reported
-    )
-
-    assert seen[0].startswith(f"POST {path} ".encode())
-    assert answer.status == 200
-    assert answer.headers["content-type"] == ("text/event-stream" if stream else "application/json")
-    assert content(path, answer) == EXPECTED
-    if form.startswith("stream") is stream:
-        assert answer.body == body
-
-
-@pytest.mark.parametrize("name", NONSENSE)
-@pytest.mark.parametrize("path", NATIVE)
-async def test_native_answer_that_cannot_be_converted_to_a_stream_is_a_502(autojump_clock, nursery, path, name):
-    """An SDK would see no event and no error."""
-    answer = await asked_natively(nursery, path, NONSENSE[name], stream=True)
-
-    assert answer.status == 502
-    assert "neither an event stream nor a" in answer.error["message"]
-
-
-@pytest.mark.parametrize("path", NATIVE)
-async def test_native_stream_without_an_end_ends_in_an_error(autojump_clock, nursery, path):
-    """In the client's dialect; for a client that asked for no stream it is a 502."""
-    _, streamed = NATIVE[path]
-    cut = streamed[: streamed.index(b"lisi") + 40].rpartition(b"event: ")[0]
-    answer = await asked_natively(nursery, path, chunked(cut), stream=True)
-    assembled = await asked_natively(nursery, path, chunked(cut), stream=False)
-
-    assert answer.status == 200
-    assert answer.body.startswith(cut)
-    assert b"broke off without an end" in answer.body.removeprefix(cut)
-    assert assembled.status == 502
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", NATIVE)
-async def test_converted_native_answer_carries_the_alias(autojump_clock, nursery, path, stream):
-    """`echo = "alias"` holds for it, too."""
-    alias = dataclasses.replace(Alias.plain("helexa/small", SMALL), echo="alias")
-    body = NATIVE[path][0 if stream else 1]
-    reply = with_length(body, kind="application/json" if stream else "text/event-stream")
-    answer = await asked_natively(nursery, path, reply, stream=stream, alias=alias)
-
-    assert b'"model":"helexa/small"' in answer.body
-
-
-@pytest.mark.parametrize("path", NATIVE)
-async def test_native_plain_request_is_asked_for_as_a_stream(autojump_clock, nursery, path):
-    """Of an engine that stops only streams when its client leaves."""
-    seen = []
-    reply = chunked(NATIVE[path][1])
-    answer = await asked_natively(nursery, path, reply, stream=False, seen=seen, engine="transformers")
-
-    assert json.loads(seen[0].partition(b"\r\n\r\n")[2])["stream"] is True
-    assert content(path, answer) == EXPECTED
-
-
-async def test_tokens_are_never_asked_for_as_a_stream(autojump_clock, nursery):
-    """An engine that counts gets the request as it is."""
-    seen = []
-    path = "/v1/messages/count_tokens"
-    REQUESTS[path] = {**CHAT}
-    reply = with_length(b'{"input_tokens":5}')
-    try:
-        answer = await asked_natively(nursery, path, reply, stream=False, seen=seen, engine="transformers")
-    finally:
-        del REQUESTS[path]
-
-    assert json.loads(answer.body) == {"input_tokens": 5}
-    assert b'"stream":true' not in seen[0]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", NATIVE)
-async def test_native_answers_of_neurons_pass_byte_for_byte(autojump_clock, nursery, path, stream):
-    """Whatever their form."""
-    for body, kind in zip(NATIVE[path], ("application/json", "text/event-stream"), strict=True):
-        answer = await asked_natively(nursery, path, with_length(body, kind=kind), stream=stream, kind="neuron")
-
-        assert (answer.status, answer.body) == (200, body)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-import structlog
 import trio
 from fakes.in_memory import SMALL, InMemoryGateway
 from fakes.scripted import DONE, answering, chunked, delta, with_length
@@ -15,6 +14,8 @@ from gateway.config.settings import RetrySettings, Settings
 from gateway.telemetry.attempt_record import QUOTE_REMOVED
 from gateway.telemetry.explain import explain_requests
 
+pytestmark = pytest.mark.usefixtures("fresh_loggers")
+
 SETTINGS = Settings(retries=RetrySettings(attempts=0))
 CHAT = {"model": "helexa/small", "messages": [{"role": "user", "content": "What is the capital of Georgia?"}]}
 REQUESTS = {
@@ -23,13 +24,6 @@ REQUESTS = {
     "/v1/responses": {"model": "helexa/small", "input": "What is the capital of Georgia?"},
 }
 TRANSLATED = ["/v1/messages", "/v1/responses"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_loggers():
-    """Loggers that were made while logs are captured must not outlive the capture."""
-    yield
-    structlog.reset_defaults()
 
 
 async def asked(nursery, reply, path, *, stream=False, alias=None):

@@ -5,7 +5,6 @@ import dataclasses
 import re
 
 import pytest
-import structlog
 import trio
 from fakes.in_memory import SMALL, InMemoryGateway
 from fakes.scripted import DONE, chunked, delta, read_request
@@ -15,15 +14,10 @@ from catalogue.models import Alias
 from gateway.config.settings import RetrySettings, Settings
 from gateway.proxy.response.client_watch import LAST_BYTES_S
 
+pytestmark = pytest.mark.usefixtures("fresh_loggers")
+
 WHOLE = [delta("Tbilisi"), DONE]
 END = b"0\r\n\r\n"
-
-
-@pytest.fixture(autouse=True)
-def fresh_loggers():
-    """Loggers that were made while logs are captured must not outlive the capture."""
-    yield
-    structlog.reset_defaults()
 
 
 class AfterDone:

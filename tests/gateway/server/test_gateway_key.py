@@ -1,19 +1,13 @@
 """The secret key of a gateway that starts."""
 
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from gateway.config.settings import Settings
 from gateway.files import secret_key
 from gateway.server.gateway import Gateway
 
-
-@pytest.fixture(autouse=True)
-def fresh_loggers():
-    """Loggers that were made while logs are captured must not outlive the capture."""
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("fresh_loggers")
 
 
 def key_of_new_gateway(directory):

@@ -234,6 +234,9 @@ def model_table(model_id: str, **keys: object) -> str:
     return "\n".join([f'[[models]]\nid = "{model_id}"\nengine = "vllm"', *lines, ""])
 
 
+A, B = model_table("a"), model_table("b")
+
+
 class Scene:
     """A running host, and its world."""
 

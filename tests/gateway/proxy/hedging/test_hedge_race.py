@@ -1,83 +1,24 @@
 """One request, two neurons: the first token wins, and nothing is left of the other attempt. In memory."""
 
-import contextlib
 import random
 
 import pytest
-import structlog
 import trio
-from fakes.forms import CONTENT_TYPE, a_file, a_form, a_part
+from fakes.hedged_neurons import JSON, Peer, attempts, hedges, whole
 from fakes.in_memory import SMALL, InMemoryGateway
-from fakes.scripted import DONE, ROLE, chunked, delta, read_request, with_length
+from fakes.scripted import DONE, ROLE, chunked, delta, with_length
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from catalogue.models import Alias, Catalogue, Hedge, Target
 from gateway.config.settings import DeadlineSettings, RetrySettings, Settings
 from gateway.errors import ServiceUnavailable
-from gateway.fleet.reports import ModelReport
-from gateway.proxy.attempt_failures import Retriable
-from gateway.proxy.hedging.hedge_race import Race
-from gateway.telemetry.explain import explain_requests
-from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.request_log import RequestLog
 from neuron.simulated import faults
 from neuron.simulated.fleet import neuron
 
-JSON = b'{"object":"chat.completion","model":"%b","choices":[]}'
+pytestmark = pytest.mark.usefixtures("fresh_loggers")
 MINE = ("x-request-id: mine",)
 OTHER = "Qwen/Qwen3-8B"
-
-
-@pytest.fixture(autouse=True)
-def fresh_loggers():
-    """Loggers that were made while logs are captured must not outlive the capture."""
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.fixture
-def before(nursery):
-    """Makes a gateway in front of these neurons, used in the order of their names; its alias hedges after a second."""
-
-    def make(hedge=Hedge(1.0, 100.0), *, attempts=0, deadlines=DeadlineSettings(), **neurons):  # noqa: B008 - frozen
-        settings = Settings(retries=RetrySettings(attempts), deadlines=deadlines)
-        gateway = InMemoryGateway(nursery, neurons, settings)
-        alias = Alias("helexa/small", (Target(SMALL),), hedge=hedge)
-        gateway.catalogue.current = Catalogue(1, {}, {alias.name: alias})
-        return gateway
-
-    return make
-
-
-class Peer:
-    """A neuron that sends each piece at its time, and notes when it was asked and when it was left."""
-
-    def __init__(self, *script):
-        self.script = script
-        self.asked_at = []
-        self.left_at = None
-
-    async def __call__(self, stream):
-        await read_request(stream)
-        self.asked_at.append(trio.current_time())
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tell, stream, nursery.cancel_scope)
-                if not await stream.receive_some():
-                    self.left_at = trio.current_time()
-                nursery.cancel_scope.cancel()
-        except* trio.BrokenResourceError:
-            self.left_at = trio.current_time()
-        await stream.aclose()
-
-    async def _tell(self, stream, scope):
-        for when, what in self.script:
-            await trio.sleep_until(when)
-            if what is None:
-                scope.cancel()
-                return
-            await stream.send_all(what)
 
 
 def streaming(name, at, head_at=None):
@@ -87,24 +28,8 @@ def streaming(name, at, head_at=None):
     return Peer((at if head_at is None else head_at, head), (at, rest))
 
 
-def whole(name, at):
-    return Peer((at, with_length(JSON % name.encode())))
-
-
 def refusing(at, status="503 Service Unavailable", more=""):
     return Peer((at, with_length(b'{"error":"no"}', status=status, more=more)))
-
-
-def hedges(gateway):
-    """The number of hedges by result, and of withheld ones by reason."""
-    lines = [line for line in gateway.metrics.expose().decode().splitlines() if line.startswith("cortex_hedges")]
-    return {line.split('"')[-2]: int(float(line.rpartition(" ")[2])) for line in lines}
-
-
-async def attempts(gateway):
-    await wait_all_tasks_blocked()
-    [explained] = explain_requests("mine", gateway.request_log, None, trio.current_time())
-    return [(one["node"], one["hedge"], one["result"], one["at_ms"], one["took_ms"]) for one in explained["attempts"]]
 
 
 # Which attempt answers...
@@ -340,201 +265,6 @@ async def test_internal_error_in_one_attempt_is_a_500_and_ends_both(autojump_clo
     assert (answer.status, answer.error["code"]) == (500, "internal_error")
     assert (a.left_at, trio.current_time()) == (1, 1)
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["internal_error"]
-
-
-# When there is no hedge...
-
-
-@pytest.mark.parametrize("ends", ["answers", "fails"])
-async def test_no_hedge_at_the_moment_the_first_attempt_ends(autojump_clock, ends):
-    """Whichever task runs first at that moment: Trio shuffles them."""
-    decided = []
-
-    async def one():
-        record = RequestLog(Metrics(), log_requests=False).open("id", "/")
-        first = _Attempt(record.routing.start_attempt("m", "a"), fails=ends == "fails")
-
-        def make_second():
-            decided.append(first.ended)
-
-        race = Race(record, 1.0, first, make_second=make_second, on_win=lambda _: None)
-        with contextlib.suppress(Retriable):
-            await race.run()
-
-    for _ in range(40):
-        await one()
-
-    assert 0 < len(decided) < 40
-    assert not any(decided)
-
-
-class _Attempt:
-    """An attempt that ends after a second."""
-
-    claim = None
-
-    def __init__(self, attempt_record, *, fails):
-        self.attempt_record = attempt_record
-        self.fails = fails
-        self.ended = False
-
-    async def run(self):
-        await trio.sleep(1)
-        self.ended = True
-        if self.fails:
-            raise Retriable(ServiceUnavailable("no"))
-        self.claim(self)
-
-
-async def test_hedges_stay_within_the_budget(autojump_clock, before):
-    """At 25 % every fourth request is hedged; the others are counted as withheld."""
-    gateway = before(Hedge(1.0, 25.0), a=Slowly(2), b=Slowly(2))
-    for _ in range(12):
-        await gateway.client().ask()
-
-    await gateway.idle()
-    assert hedges(gateway) == {"lost": 3, "budget": 9}
-
-
-class Slowly:
-    """A neuron that answers every request after this many seconds."""
-
-    def __init__(self, seconds):
-        self.seconds = seconds
-        self.asked = 0
-
-    async def __call__(self, stream):
-        try:
-            while await read_request(stream):
-                self.asked += 1
-                await trio.sleep(self.seconds)
-                await stream.send_all(with_length(JSON % b"x"))
-        except trio.BrokenResourceError:
-            await stream.aclose()
-
-
-@pytest.mark.parametrize("trouble", ["busier", "breaker", "retry-after", "draining", "down", "not loaded", "full"])
-async def test_no_hedge_to_an_unhealthy_or_busier_replica(autojump_clock, before, trouble):
-    """A hedge never causes a load, nor the trial request of a circuit breaker."""
-    a, b = whole("a", 3), whole("b", 0)
-    gateway = before(a=a, b=b)
-    fleet, node = gateway.fleet, gateway.fleet.nodes["b"]
-
-    async def later():
-        await trio.sleep(0.5)
-        match trouble:
-            case "busier":
-                node.models[SMALL].other_requests = 2
-            case "breaker":
-                for _ in range(5):
-                    fleet.at_fault("b", SMALL, "broke")
-                await trio.sleep(0.4)
-            case "retry-after":
-                fleet.busy("b", SMALL, 60)
-            case "draining":
-                fleet.drain("b", draining=True)
-            case "down":
-                for _ in range(3):
-                    fleet.missed("b", "gone")
-            case "not loaded":
-                fleet.dropped("b", SMALL)
-            case "full":
-                node.models[SMALL].other_requests = 0
-
-    if trouble == "full":
-        gateway.admission.max_concurrent = lambda _: 1
-        taken = fleet.lease("b", SMALL)
-        taken.__enter__()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(later)
-        answer = await gateway.client().ask()
-    if trouble == "full":
-        taken.__exit__(None, None, None)
-
-    assert (answer.status, b.asked_at) == (200, [])
-    await gateway.idle()
-    assert hedges(gateway) == {"replica": 1}
-
-
-async def test_replica_that_is_as_busy_can_be_hedged_to(autojump_clock, before):
-    """One request each."""
-    a, b = whole("a", 3), whole("b", 0)
-    gateway = before(a=a, b=b)
-    gateway.fleet.nodes["b"].models[SMALL].other_requests = 1
-    answer = await gateway.client().ask()
-
-    assert answer.headers["x-cortex-node"] == "b"
-
-
-async def test_no_hedge_while_the_gateway_drains(autojump_clock, before):
-    """It sends nothing new."""
-    a, b = whole("a", 3), whole("b", 0)
-    gateway = before(a=a, b=b)
-    client = gateway.client()
-    await client.send()
-    await trio.sleep(0.5)
-    gateway.inference.drain()
-
-    assert (await client.answer()).body == JSON % b"a"
-    assert b.asked_at == []
-
-
-async def test_no_hedge_for_an_alias_without_hedge(autojump_clock, before):
-    """Hedging is configured by alias."""
-    a, b = whole("a", 30), whole("b", 0)
-    gateway = before(None, a=a, b=b)
-    await gateway.client().ask()
-
-    assert b.asked_at == []
-
-
-async def test_no_hedge_for_a_form(autojump_clock, before):
-    """It may be sent while it arrives, so it can be sent only once."""
-    a, b = whole("a", 30), whole("b", 0)
-    gateway = before(a=a, b=b)
-    form = a_form(a_part(b"model", b"helexa/small"), a_file(b"RIFF"))
-    kind = f"content-type: {CONTENT_TYPE.decode()}"
-    answer = await gateway.client().ask(form, "/v1/audio/transcriptions", headers=(kind,))
-
-    assert (answer.status, b.asked_at) == (200, [])
-
-
-async def test_no_hedge_for_a_request_that_waited_for_a_load(autojump_clock, before):
-    """A model just loaded is slow with its first answer; that does not count for the p95 either."""
-    a, b = whole("a", 30), whole("b", 0)
-    gateway = before(a=a, b=b)
-    fleet = gateway.fleet
-    for name in "ab":
-        fleet.dropped(name, SMALL)
-    fleet.loading("a", SMALL)
-
-    async def load():
-        await trio.sleep(2)
-        for name in "ab":
-            fleet.loaded(name, ModelReport(SMALL, "loaded", url=f"http://{name}:13131"))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(load)
-        answer = await gateway.client().ask()
-
-    assert (answer.status, b.asked_at) == (200, [])
-    assert gateway.hedge_policy._histories == {}
-
-
-async def test_hedge_uses_the_p95_once_there_are_enough_samples(autojump_clock, before):
-    """Of the first tokens of this alias, from every neuron."""
-    a, b = Slowly(0.5), Slowly(0.5)
-    gateway = before(Hedge(None, 100.0), a=a, b=b)
-    for _ in range(60):
-        await gateway.client().ask()
-    assert (a.asked, b.asked) == (60, 0)
-    a.seconds = 10
-    answer = await gateway.client().ask()
-
-    assert answer.headers["x-cortex-node"] == "b"
-    assert trio.current_time() == pytest.approx(60 * 0.5 + 0.5 + 0.001 + 0.5)
-    await gateway.idle()
-    assert hedges(gateway) == {"won": 1}
 
 
 # When the request ends during the race...
