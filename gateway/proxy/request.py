@@ -234,8 +234,6 @@ async def read_request(
     if coding is not None:
         receive = CompressedBody(receive, coding, body_limit_bytes).receive
     body = await _read_body(receive, body_limit_bytes, reservation, progress)
-    if progress is not None:
-        progress.complete()
     model = locate(body) if len(body) <= INLINE_BYTES else await _located(body)
     return InferenceRequest(path_and_query(scope), headers, body, model, request_id)
 
@@ -311,6 +309,8 @@ async def _read_body(
             raise body_too_large(limit_bytes)
         reservation.add(len(piece))
         if not message.get("more_body", False):
+            if progress is not None:
+                progress.complete()
             if not pieces:
                 return piece
             pieces.append(piece)
