@@ -1,17 +1,16 @@
-"""Listening sockets of the neuron API, with and without TLS."""
+"""Listening sockets of the neuron API, and its certificate."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-from typing import cast
 
 import trio
 
 from catalogue.toml.addresses import Listen
 from neuron.agent.config.settings import ApiSettings
 
-__all__ = ["CannotServe", "open_listeners", "tls_context", "with_tls"]
+__all__ = ["CannotServe", "open_listeners", "tls_context"]
 
 BACKLOG = 1024
 STUCK_PEER_MS = 60_000
@@ -49,10 +48,3 @@ def tls_context(api: ApiSettings) -> ssl.SSLContext | None:
     except OSError as error:  # SSLError is one too
         raise CannotServe(f"cannot use [api] cert {api.cert} with key {api.key}: {error.strerror or error}") from error
     return context
-
-
-def with_tls(listeners: list[trio.SocketListener], context: ssl.SSLContext | None) -> list[trio.SocketListener]:
-    """The listeners, with TLS if there is a context."""
-    if context is None:
-        return listeners
-    return [cast("trio.SocketListener", trio.SSLListener(listener, context)) for listener in listeners]

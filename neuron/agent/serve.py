@@ -34,7 +34,7 @@ from neuron.agent.devices.device_memory import DeviceMemory, read_in_thread
 from neuron.agent.devices.devices import CpuDevice, Devices, open_devices
 from neuron.agent.engines.engine_client import open_engine_client
 from neuron.agent.engines.launch import LOOPBACK, EngineHost
-from neuron.agent.listeners import open_listeners, tls_context, with_tls
+from neuron.agent.listeners import open_listeners, tls_context
 from neuron.agent.process.engine_process import EngineProcess
 from neuron.agent.process.ports import PortAllocator
 from neuron.agent.process.survivors import MARK, end_survivors
@@ -113,13 +113,18 @@ class NeuronServer:
                 version=VERSION,
             )
             app = _dispatch(management, Forwarder(host, pool, tools.engine_host))
-            server = HttpServer(app, limits=ServerLimits(connections=CONNECTIONS), log=log)
+            server = HttpServer(
+                app,
+                limits=ServerLimits(connections=CONNECTIONS),
+                log=log,
+                tls=None if tls is None else lambda: tls,
+            )
             try:
                 async with trio.open_nursery() as root:
                     for task in (state.run, tools.memory.run, pool.run, reload.watch):
                         root.start_soon(task)
                     await root.start(host.run)
-                    await root.start(server.serve, with_tls(listeners, tls))
+                    await root.start(server.serve, listeners)
                     root.start_soon(reload.when, reload_requested)
                     url = f"{'https' if tls else 'http'}://{Listen(settings.api.listen.host, port)}"
                     log.info("listening", api=url, devices=[device.name for device in devices.infos])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
-from fakes.browser import COLD, MIDDLE, PAGES, SMALL, TOP, choose_target, go, keep_screenshot, sign_in
+from fakes.browser import COLD, MIDDLE, PAGES, SMALL, TOP, choose_target, go, keep_screenshot, sign_in, wait_until
 from playwright.sync_api import expect
 
 AXE = TOP / "tests" / "browser" / "node_modules" / "axe-core" / "axe.min.js"
@@ -23,12 +24,17 @@ def test_page_fits_and_is_accessible(demo, open_page, name):
         page.emulate_media(color_scheme=scheme)
         for width in (1280, 360):
             page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_function(f"document.documentElement.scrollWidth <= {width}")  # charts follow a moment later
+            wait_until(partial(fits, page, width))  # charts follow a moment later
             red = int(re.search(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[0])
             assert (red < 60) == (scheme == "dark")
             faults += axe(page, f"{scheme} {width}")
             keep_screenshot(page, f"{name}-{scheme}-{width}")
     assert faults == []
+
+
+def fits(page, width):
+    """Whether nothing is wider than the window."""
+    return page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def fill(page, name):

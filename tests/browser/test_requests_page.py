@@ -59,7 +59,7 @@ def test_request_in_the_queue_is_found_by_its_key(demo, open_page):
     limited = (f'id = "{MIDDLE}"', f'id = "{MIDDLE}"\nmax_concurrent = 1')
     queued = {"x-request-id": "in-the-queue", "authorization": f"Bearer {secret}"}
     running = page.get_by_role("region", name="Running")
-    with demo.edited_models(*limited), demo.asking("helexa/balanced", 150, **{"x-request-id": "in-the-way"}):
+    with demo.edited_models(*limited), demo.asking("helexa/balanced", 600, **{"x-request-id": "in-the-way"}):
         expect(running).to_contain_text("in-the-way")
         with demo.asking("helexa/balanced", 5, **queued):
             expect(running.get_by_role("row").filter(has_text="in-the-queue")).to_contain_text("queued, number 1")

@@ -10,7 +10,7 @@ import pytest
 import trio
 from fakes.engine import counted
 from fakes.fleets import assert_idle
-from fakes.patience import best_of, measured, until
+from fakes.patience import SAFETY_NET_S, best_of, measured, until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway
 from fakes.stepwise import CHAT, disconnect_after_a_word, read_word_by_word, stepwise
 
@@ -74,7 +74,7 @@ async def test_gateway_that_is_its_own_neuron_under_another_name_is_noticed(cort
         "409: this neuron is the gateway that polls it: remove it from [[neurons]]",
     )
     assert not node.models
-    async with httpx.AsyncClient(base_url=cortex.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=cortex.url, trust_env=False, timeout=SAFETY_NET_S) as client:
         other = await client.get("/v1/models", headers={"x-cortex-polled-by": "another"})
     assert other.status_code == 200
 

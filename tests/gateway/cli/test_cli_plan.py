@@ -63,6 +63,7 @@ def test_plan_offline_compares_with_the_last_version(operator, tmp_path):
     """Without a gateway, and so without its fleet."""
     wanted = tmp_path / "wanted.toml"
     wanted.write_bytes(set_alias(operator.models.read_bytes(), "helexa/small", {LARGE: 1}))
+    wait_until(lambda: operator("plan", "--offline").exit_code == 0)  # the file is the last version
 
     output = operator.done("plan", wanted, "--offline", code=2)
 

@@ -77,7 +77,8 @@ def test_status_opens_with_the_problems(capsys):
 
 def test_status_shows_twenty_problems_and_counts_the_rest(capsys):
     problems = [
-        {"code": "model_unservable", "subject": f"m{n}", "text": "down", "since": 1_700_000_000.0} for n in range(25)
+        {"code": "model_unservable", "subject": f"m{n}", "text": f"down {n}", "since": 1_700_000_000.0}
+        for n in range(25)
     ]
     out = shown(capsys, {"health": HEALTH | {"problems": problems}, "models": []})
     assert out.count("model_unservable") == 20

@@ -13,4 +13,4 @@ from gateway.server.health.problems import ProblemCode
 @pytest.mark.parametrize("code", get_args(ProblemCode))
 def test_every_problem_has_a_remedy(code):
     """A text of its own, not the one for unknown problems."""
-    assert f'case "{code}":' in load_assets()["lib/remedies.js"].body.decode()
+    assert f'case "{code}":' in load_assets().files["lib/remedies.js"].body.decode()
