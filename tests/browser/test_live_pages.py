@@ -112,9 +112,8 @@ class Wire:
             each.close()
 
 
-def test_page_resumes_behind_the_last_event_that_it_has(demo, open_page, chromium):
-    """A broken connection: the browser sends Last-Event-ID, and gets what it missed instead of everything."""
-    open_page()  # keeps the feed running
+def test_page_resumes_behind_the_last_event_that_it_has(demo, chromium):
+    """The only page: its connection breaks, the browser sends Last-Event-ID, and gets what it missed only."""
     wire = Wire(int(demo.admin.rpartition(":")[2]))
     page = chromium.new_page()
     page.set_default_timeout(SAFETY_NET_S * 1000)

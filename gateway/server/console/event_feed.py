@@ -2,8 +2,9 @@
 
     sources --changes()--> one chunk per tick --> a bounded ring --> each listener, from where it is
 
-What a listener missed is in the ring, or it gets everything anew: it never has a queue of its own. While no listener
-is connected nothing is computed. An id is `EPOCH-NUMBER`; the epoch changes when events may have been missed by all.
+What a listener missed is in the ring, or it gets everything anew: it never has a queue of its own. The feed goes on for
+`GRACE_TICKS` after the last listener has left, so a page whose connection breaks resumes; nothing is computed then.
+An id is `EPOCH-NUMBER`; the epoch changes when events may have been missed by all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from gateway import errors
 __all__ = ["EventFeed", "EventSource", "Missed", "Position"]
 
 TICK_S: Final = 1.0
+GRACE_TICKS: Final = 30
 LISTENER_LIMIT: Final = 100
 RING_CHUNKS: Final = 600  # ten minutes
 RING_BYTES: Final = 8 * 1024**2
@@ -77,6 +79,7 @@ class EventFeed:
         self._ring: deque[bytes] = deque()
         self._ring_bytes = 0
         self._listeners = 0
+        self._idle_ticks = 0  # in a row, without a listener
         self._tick = trio.Event()  # replaced at each tick
         self._wanted = trio.Event()
         self._everything: tuple[int, bytes] | None = None
@@ -88,15 +91,17 @@ class EventFeed:
         return self._listeners
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look for changes while there are listeners, until cancelled. Started at once."""
+        """Look for changes while there are listeners and `GRACE_TICKS` longer, until cancelled. Started at once."""
         task_status.started()
         while True:
             await self._wanted.wait()
             await trio.sleep(TICK_S)
-            if self._listeners:
+            self._idle_ticks = 0 if self._listeners else self._idle_ticks + 1
+            if self._idle_ticks <= GRACE_TICKS:
                 self._append(self._changes())
             else:
                 self._wanted = trio.Event()
+                self._forget()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -171,8 +176,12 @@ class EventFeed:
     def _restart(self) -> None:
         """No page has listened for a while: earlier ids cannot be resumed from."""
         self._epoch = secrets.token_hex(4)
+        self._idle_ticks = 0
+        self._forget()
+        for source in self._sources:
+            source.restart()
+
+    def _forget(self) -> None:
         self._ring.clear()
         self._ring_bytes = 0
         self._everything = None
-        for source in self._sources:
-            source.restart()

@@ -10,7 +10,7 @@ import trio
 
 from gateway import errors
 from gateway.server.console import event_feed
-from gateway.server.console.event_feed import LISTENER_LIMIT, RING_CHUNKS, TICK_S, EventFeed, Missed
+from gateway.server.console.event_feed import GRACE_TICKS, LISTENER_LIMIT, RING_CHUNKS, TICK_S, EventFeed, Missed
 
 
 class Counter:
@@ -48,13 +48,14 @@ def last_id_of(chunk):
     return re.findall(rb"id: (\S+)", chunk)[-1].decode()
 
 
-async def test_nothing_is_computed_while_nobody_listens(autojump_clock, feed):
+async def test_nothing_is_computed_without_listeners(autojump_clock, feed):
     await trio.sleep(100)
     assert feed.counter.asked == 0
     with feed.listening():
         await trio.sleep(3.5)
-    await trio.sleep(100)
-    assert feed.counter.asked == 3
+    await trio.sleep(TICK_S * (GRACE_TICKS + 100))
+    assert feed.counter.asked == 3 + GRACE_TICKS
+    assert not feed._ring
 
 
 async def test_fifty_listeners_get_the_same_bytes(autojump_clock, feed):
@@ -98,9 +99,24 @@ async def test_id_is_not_resumed_from_after_a_time_without_listeners(autojump_cl
     with feed.listening():
         position, _ = feed.begin()
         last_id = last_id_of(await feed.next(position))
-    await trio.sleep(10)
+    await trio.sleep(TICK_S * (GRACE_TICKS + 2))
     with feed.listening():
         assert feed.resume(last_id) is None
+
+
+async def test_only_listener_resumes_after_a_broken_connection(autojump_clock, feed):
+    """The feed goes on for a while without it, so it gets what it missed."""
+    with feed.listening():
+        position, _ = feed.begin()
+        last_id = last_id_of(await feed.next(position))
+    await trio.sleep(TICK_S * (GRACE_TICKS - 0.5))
+    with feed.listening():
+        resumed = feed.resume(last_id)
+        assert data_of(await feed.next(resumed)) == list(range(2, GRACE_TICKS + 1))
+        await trio.sleep(TICK_S * GRACE_TICKS)
+    await trio.sleep(TICK_S * (GRACE_TICKS - 0.5))
+    with feed.listening():  # each absence has a grace of its own
+        assert feed.resume(last_id) is not None
 
 
 async def test_slow_listener_misses_events_and_the_memory_is_bounded(autojump_clock, feed):

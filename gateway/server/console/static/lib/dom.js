@@ -1,6 +1,6 @@
 // Elements from data. Text becomes text nodes only, so no name, log line or answer is ever parsed as HTML.
 
-const HANDLERS = ["onclick", "oninput", "onchange", "onsubmit", "onkeydown", "ontoggle"];
+const HANDLERS = ["onclick", "oninput", "onchange", "onsubmit", "onkeydown", "ontoggle", "onpointerenter", "onfocus"];
 const SVG = "http://www.w3.org/2000/svg";
 const SVG_TAGS = new Set(["svg", "path", "rect", "line", "circle", "g", "text", "title-svg"]);
 

@@ -293,10 +293,16 @@ async function drawTimeline(root, name, attempts = 10) {
     return h("li", { "data-key": String(version.number), class: isCurrent ? "current" : "" },
       h("div", { class: "version-head" }, h("strong", {}, `#${version.number}`), timeOf(Date.parse(version.time) / 1000), h("span", { class: "unit" }, version.who), isCurrent ? state("ok", "in force") : null, h("span", { class: "spacer" }),
         may("operate") && version.is_kept && !isCurrent ? h("button", { class: "quiet", type: "button", "aria-label": `Restore version ${version.number}`, onclick: () => restore(name, version) }, "Restore…") : null),
-      h("details", {}, h("summary", {}, version.summary), h("pre", { class: "diff" }, diff()), line?.command ? h("p", { class: "unit" }, "by ", h("code", {}, line.command)) : null),
-      h("pre", { class: "diff peek", "aria-hidden": "true" }, diff())); // while the pointer or the focus is on the line above
+      h("details", { onpointerenter: showPeek }, h("summary", { onfocus: showPeek }, version.summary), h("pre", { class: "diff" }, diff()), line?.command ? h("p", { class: "unit" }, "by ", h("code", {}, line.command)) : null),
+      h("pre", { class: "diff peek", "aria-hidden": "true" }, diff())); // while the pointer or the focus is on the line above; Escape hides it
   })) : empty("No change of this alias is recorded."));
 }
+
+const showPeek = (event) => event.currentTarget.closest("li").classList.remove("dismissed");
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") for (const each of document.querySelectorAll(".timeline details:is(:hover, :focus-within)")) each.closest("li").classList.add("dismissed");
+});
 
 const shownValue = (value) => (Array.isArray(value) && value.every((each) => each?.model) ? value.map((each) => `${each.model}${value.length > 1 ? ` ${each.weight}` : ""}`).join(", ") : JSON.stringify(value));
 
