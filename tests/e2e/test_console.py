@@ -253,8 +253,9 @@ async def test_events_show_a_request_from_its_beginning_to_its_end(cortex, page,
         await http.post(
             "/v1/chat/completions", json={"model": "helexa/small", "messages": PROBE}, headers={"x-request-id": "mine"}
         )
-        _, data = await first(stream, "request", lambda data: data["ended"])
-    [ended] = data["ended"]
+        _, data = await first(stream, "request", lambda data: data["ended"]["count"])
+    assert data["ended"]["count"] == 1
+    ended = data["ended"]["columns"]
     assert (ended["request_id"], ended["alias"], ended["model"], ended["node"]) == (
         "mine",
         "helexa/small",

@@ -25,8 +25,14 @@ from gateway.telemetry.request_log import RequestLog
 __all__ = ["LogSource", "RequestSource", "StateSource", "fleet_state"]
 
 LIVE_LISTED: Final = 200  # requests in one event; `live_total` counts all
-ENDED_PER_TICK: Final = 50
+ENDED_PER_TICK: Final = 30  # `ended_left_out` counts the others; what failed comes first
 ENDED_AT_FIRST: Final = 200
+ID_COLUMNS: Final = ("request_id", "received_at", "path", "alias", "model", "node")
+LIVE_COLUMNS: Final = (*ID_COLUMNS, "state", "position", "priority", "elapsed_s", "tokens")
+ENDED_COLUMNS: Final = (
+    *ID_COLUMNS,
+    *("outcome", "error", "retries", "hedge", "first_token_ms", "total_ms", "completion_tokens"),
+)
 LOG_AT_FIRST: Final = 300
 LOG_PER_TICK: Final = 100
 
@@ -78,8 +84,8 @@ class RequestSource:
         """The last requests, and the last hour."""
         ended = list(islice(self._requests.recent.newest_first(), ENDED_AT_FIRST))
         body = self._live() | {
-            "ended": [ended_request_json(record) for record in reversed(ended)],
-            "ended_total": self._requests.served,
+            "ended": _table([ended_request_json(record) for record in reversed(ended)], ENDED_COLUMNS),
+            "ended_left_out": 0,
             "points": list(self._figures.points),
         }
         return _encode(body)
@@ -88,10 +94,13 @@ class RequestSource:
         """Always something."""
         count = self._requests.served - self._served
         self._served = self._requests.served
-        ended = list(islice(self._requests.recent.newest_first(), min(count, ENDED_PER_TICK)))
+        ended = list(islice(self._requests.recent.newest_first(), count))
+        if len(ended) > ENDED_PER_TICK:
+            failed_first = sorted(range(len(ended)), key=lambda place: ended[place].outcome == "ok")
+            ended = [ended[place] for place in sorted(failed_first[:ENDED_PER_TICK])]
         body = self._live() | {
-            "ended": [ended_request_json(record) for record in reversed(ended)],
-            "ended_total": self._served,
+            "ended": _table([ended_request_json(record) for record in reversed(ended)], ENDED_COLUMNS),
+            "ended_left_out": count - len(ended),
             "rates": self._figures.now(),
         }
         if self._figures.count != self._points:
@@ -108,8 +117,9 @@ class RequestSource:
     def _live(self) -> dict[str, Any]:
         now = trio.current_time()
         live = self._requests.live
+        listed = [live_request_json(record, now) for record in islice(live.values(), LIVE_LISTED)]
         return {
-            "live": [live_request_json(record, now) for record in islice(live.values(), LIVE_LISTED)],
+            "live": _table(listed, LIVE_COLUMNS),
             "live_total": len(live),
         }
 
@@ -203,6 +213,18 @@ def _model(model: ModelSnapshot, catalogue: Catalogue) -> dict[str, Any]:
 
 def _whole(seconds: float | None) -> int | None:
     return None if seconds is None else round(seconds)
+
+
+def _table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """The fields that the list of requests shows, by column: each open page gets these bytes. Of a key, its name."""
+    columns = {name: _column([row[name] for row in rows]) for name in names}
+    columns["key"] = _column([row["key"] and row["key"]["name"] for row in rows])
+    return {"count": len(rows), "columns": columns if rows else {}}
+
+
+def _column(values: list[Any]) -> Any:
+    """A list, or the one value that all rows have."""
+    return values[0] if values and values.count(values[0]) == len(values) else values
 
 
 def _encode(body: object) -> bytes:

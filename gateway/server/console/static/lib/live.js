@@ -17,6 +17,7 @@ export const live = {
   requests: [],
   liveTotal: 0,
   ended: [], // newest last
+  endedLeftOut: 0, // ended too fast to be listed
   rates: null,
   points: [],
   log: [],
@@ -83,6 +84,7 @@ function open() {
     });
   on("resync", () => {
     live.ended = [];
+    live.endedLeftOut = 0;
     live.log = [];
     live.points = [];
   });
@@ -124,14 +126,18 @@ function checkStale() {
   if (live.connection !== "live") notify("connection");
 }
 
+/** Rows of a table by columns; a column is a list, or the one value that all rows have. */
+const rowsOf = ({ count, columns }) => Array.from({ length: count }, (_, row) => Object.fromEntries(Object.entries(columns).map(([name, column]) => [name, Array.isArray(column) ? column[row] : column])));
+
 const idOf = (request) => `${request.request_id} ${request.received_at}`;
 
 function takeRequests(data) {
-  live.requests = data.live;
+  live.requests = rowsOf(data.live);
   live.liveTotal = data.live_total;
   live.rates = data.rates ?? live.rates;
   const known = new Set(live.ended.slice(-300).map(idOf));
-  live.ended = [...live.ended, ...data.ended.filter((one) => !known.has(idOf(one)))].slice(-ENDED_KEPT);
+  live.ended = [...live.ended, ...rowsOf(data.ended).filter((one) => !known.has(idOf(one)))].slice(-ENDED_KEPT);
+  live.endedLeftOut += data.ended_left_out;
   if (data.points) live.points = data.points;
   if (data.point && data.point.at !== live.points.at(-1)?.at) live.points = [...live.points, data.point].slice(-POINTS_KEPT);
 }

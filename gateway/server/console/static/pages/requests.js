@@ -32,14 +32,14 @@ export function open(root, [chosen]) {
     render(running, h("h2", { id: "running-title" }, "Running ", h("span", { class: "unit" }, live.liveTotal > live.requests.length ? `first ${live.requests.length} of ${count(live.liveTotal)}` : count(live.liveTotal))),
       matches.length ? scrolling("Running requests", h("table", { class: "requests" }, head(["Started", "Request", "Key", "Alias", "Model", "Node", "State", "Time", "Tokens", ""]), h("tbody", {}, matches.map(runningRow)))) : empty("Nothing runs that matches."));
     const shown = live.ended.filter(isShown);
-    render(ended, h("h2", { id: "ended-title" }, "Ended ", h("span", { class: "unit" }, `the last ${count(Math.min(SHOWN, shown.length))}`)),
+    render(ended, h("h2", { id: "ended-title" }, "Ended ", h("span", { class: "unit" }, `the last ${count(Math.min(SHOWN, shown.length))}${live.endedLeftOut ? `; ${count(live.endedLeftOut)} more ended too fast to be listed` : ""}`)),
       shown.length ? scrolling("Ended requests", h("table", { class: "requests" }, head(["Started", "Request", "Key", "Alias", "Model", "Node", "Outcome", "First token", "Total", "Tokens"]), h("tbody", {}, shown.slice(-SHOWN).reverse().map(endedRow)))) : empty("No request has ended that matches."));
   }
 
   function drawOptions() {
     const all = [...live.requests, ...live.ended];
     for (const [name, select] of Object.entries(selects)) {
-      const values = [...new Set(all.map((each) => valueOf(each, name)).filter(Boolean))].sort();
+      const values = [...new Set(all.map((each) => each[name]).filter(Boolean))].sort();
       if (filters[name] && !values.includes(filters[name])) values.push(filters[name]);
       const labels = [...select.options].slice(1).map((option) => option.value);
       if (values.join("\n") !== labels.join("\n")) {
@@ -61,27 +61,25 @@ export function open(root, [chosen]) {
 
 const head = (names) => h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col", class: ["Time", "Tokens", "First token", "Total"].includes(name) ? "number" : null }, name || h("span", { class: "offscreen" }, "Action")))));
 
-const valueOf = (each, name) => (name === "key" ? each.key?.name : each[name]);
-
 function isShown(each) {
-  for (const name of ["alias", "model", "node", "key"]) if (filters[name] && valueOf(each, name) !== filters[name]) return false;
+  for (const name of ["alias", "model", "node", "key"]) if (filters[name] && each[name] !== filters[name]) return false;
   if (filters.outcome && each.outcome !== filters.outcome) return false;
   if (!filters.text) return true;
   const text = filters.text.toLowerCase();
-  return [each.request_id, each.alias, each.model, each.node, each.error, each.path, each.key?.name].some((value) => value?.toLowerCase().includes(text));
+  return [each.request_id, each.alias, each.model, each.node, each.error, each.path, each.key].some((value) => value?.toLowerCase().includes(text));
 }
 
 const link = (each) => h("a", { class: "mono", href: `#/requests/${segment(each.request_id)}`, title: each.request_id }, each.request_id.length > 14 ? `${each.request_id.slice(0, 12)}…` : each.request_id);
 const keyOf = (each) => `${each.request_id} ${each.received_at}`;
 
 function runningRow(each) {
-  return h("tr", { "data-key": keyOf(each) }, h("td", {}, timeOf(each.received_at)), h("th", { scope: "row" }, link(each)), h("td", {}, each.key?.name ?? NONE), h("td", {}, each.alias ?? NONE), h("td", {}, each.model ?? NONE), h("td", {}, each.node ?? NONE),
+  return h("tr", { "data-key": keyOf(each) }, h("td", {}, timeOf(each.received_at)), h("th", { scope: "row" }, link(each)), h("td", {}, each.key ?? NONE), h("td", {}, each.alias ?? NONE), h("td", {}, each.model ?? NONE), h("td", {}, each.node ?? NONE),
     h("td", {}, state(each.state, each.position ? `${each.state}${each.priority === "batch" ? " as batch" : ""}, number ${each.position}` : each.state)), h("td", { class: "number" }, seconds(each.elapsed_s)), h("td", { class: "number" }, count(each.tokens)),
     h("td", { class: "number" }, may("operate") ? h("button", { class: "quiet danger", type: "button", "aria-label": `Cancel request ${each.request_id}`, onclick: () => cancel(each.request_id) }, "Cancel…") : null));
 }
 
 function endedRow(each) {
-  return h("tr", { "data-key": keyOf(each) }, h("td", {}, timeOf(each.received_at)), h("th", { scope: "row" }, link(each)), h("td", {}, each.key?.name ?? NONE), h("td", {}, each.alias ?? NONE), h("td", {}, each.model ?? NONE), h("td", {}, each.node ?? NONE),
+  return h("tr", { "data-key": keyOf(each) }, h("td", {}, timeOf(each.received_at)), h("th", { scope: "row" }, link(each)), h("td", {}, each.key ?? NONE), h("td", {}, each.alias ?? NONE), h("td", {}, each.model ?? NONE), h("td", {}, each.node ?? NONE),
     h("td", {}, state(each.outcome, each.error ?? each.outcome.replaceAll("_", " ")), each.retries ? h("span", { class: "chip" }, `${each.retries} retr${each.retries > 1 ? "ies" : "y"}`) : null, each.hedge ? h("span", { class: "chip" }, `hedge ${each.hedge}`) : null),
     h("td", { class: "number" }, milliseconds(each.first_token_ms)), h("td", { class: "number" }, milliseconds(each.total_ms)), h("td", { class: "number" }, count(each.completion_tokens)));
 }
