@@ -1,8 +1,9 @@
 """A demo whose console has the events of an hour in seconds: ticks follow each other at once.
 
-Every tick has what a second of the demo's traffic has at most: requests that ended, the fleet, the aliases and the
-problems as if they had changed, and a line of the log; every tenth tick is a point of the charts. The requests are
-records only. Ticks come in batches: after one there is a tick each second, as always, until the next is asked for.
+Every tick has what three seconds of the demo's traffic have at most: requests that ended, a line of the log for each,
+and the fleet, the aliases and the problems as if they had changed; every third tick is a point of the charts. The ring
+of the feed has ten minutes of them, as always. The requests are records only. Ticks come in batches: after one there
+is a tick each second, as always, until the next is asked for.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pathlib import Path
 from fakes.browser import Demo
 from fakes.process import running_program
 
-BATCH_TICKS, BATCHES = 1200, 3  # an hour
-REQUESTS_PER_TICK = 7
+SECONDS_PER_TICK = 3  # a page draws once per tick: fewer ticks with more in them take less time
+BATCH_TICKS, BATCHES = 1200 // SECONDS_PER_TICK, 3  # an hour
+REQUESTS_PER_TICK = 7 * SECONDS_PER_TICK  # all of them are listed
 TICK_S = 0.002
 TESTS = Path(__file__).parent.parent
 PROGRAM = f"import sys; sys.path.insert(0, {str(TESTS)!r}); from fakes.console_hour import main; main()"
@@ -57,9 +59,9 @@ def main():
     def begin_batch(*_):
         nonlocal batch
         batch = iter(range(BATCH_TICKS))
-        event_feed.TICK_S, figures.INTERVAL_S = TICK_S, 10 * TICK_S
+        event_feed.TICK_S, figures.INTERVAL_S = TICK_S, 10 / SECONDS_PER_TICK * TICK_S
 
-    def changes_of_a_second(source):
+    def changes_of_a_tick(source):
         if next(batch, None) is None:
             event_feed.TICK_S = usual_s
         else:
@@ -68,7 +70,8 @@ def main():
         return changes(source)
 
     signal.signal(signal.SIGUSR1, begin_batch)
-    event_sources.RequestSource.changes = changes_of_a_second
+    event_feed.RING_CHUNKS //= SECONDS_PER_TICK
+    event_sources.RequestSource.changes = changes_of_a_tick
     event_sources.StateSource.changes = event_sources.StateSource.everything
     cortex(["demo", "--port", "0", "--dir", sys.argv[1]])
 
