@@ -93,8 +93,5 @@ class Flow(Protocol):
 
 def exchange_of(scope: Scope) -> DirectExchange | None:
     """The server's extension, or None."""
-    exchange: DirectExchange | None = scope.get("extensions", _NO_EXTENSIONS).get(EXCHANGE)
+    exchange: DirectExchange | None = scope["extensions"].get(EXCHANGE) if "extensions" in scope else None
     return exchange
-
-
-_NO_EXTENSIONS: dict[str, Any] = {}

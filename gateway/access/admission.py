@@ -52,9 +52,9 @@ class Access:
         Raises:
             InvalidApiKey: The key is unknown, expired or revoked, or there are several; in keys mode, there is none.
         """
-        if exchange is not None:
-            kept: tuple[int, Key, float] | None = exchange.derived.get(_KEPT)
-            if kept is not None and kept[0] == self.table.version and kept[2] > self.table.unix_time():
+        if exchange is not None and _KEPT in exchange.derived:
+            kept: tuple[int, Key, float] = exchange.derived[_KEPT]
+            if kept[0] == self.table.version and kept[2] > self.table.unix_time():
                 return kept[1]
         secret = _secret_in(headers)
         if secret is not None:

@@ -66,13 +66,14 @@ def locate(body: bytes, outline: Outline | None = None) -> ModelField:
     literal = memoryview(fields.model)
     if not literal or literal[0] != _QUOTE:
         raise MissingModelField(_model_problem(bytes(literal[:1])), param="model")
-    if len(literal) > LONGEST_NAME_BYTES:
+    size = len(literal)
+    if size > LONGEST_NAME_BYTES:
         raise MissingModelField(
             f"`model` is longer than {LONGEST_NAME_BYTES} bytes: name a model or an alias from /v1/models",
             param="model",
         )
     start = _offset_of_model(fields, readable)
-    end = start + len(literal)
+    end = start + size
     return ModelField(_text(body[start:end]), start, end, bytes(fields.stream) == _TRUE)
 
 

@@ -66,7 +66,7 @@ class LeaseCounter:
 
     def take(self, node: Node, model_id: str, now: float | None = None) -> NodeModel:
         """One more lease, at `now` by the same clock."""
-        model = node.models.get(model_id) or node.entry(model_id)
+        model = node.models[model_id] if model_id in node.models else node.entry(model_id)
         now = self._clock() if now is None else now
         if model.leases:
             model.share(now)
@@ -85,9 +85,9 @@ class LeaseCounter:
             self._announce(FleetChange("breaker_tried", model.node.name, model.id))
         return tried
 
-    def give_back(self, model: NodeModel) -> None:
-        """One lease less."""
-        now = self._clock()
+    def give_back(self, model: NodeModel, now: float | None = None) -> None:
+        """One lease less, at `now` by the same clock."""
+        now = self._clock() if now is None else now
         model.share(now)
         model.leases -= 1
         model.last_used = now
@@ -156,6 +156,7 @@ class Lease:
             breaker.end_trial()
         self._trials = ()
         if model is not None:
-            self._counter.give_back(model)
+            # After an answer no step has waited since the end of its exchange.
+            self._counter.give_back(model, None if exc_type or not self._phases else self._phases.exchanged_at)
             if self._gpu_use is not None:
                 self._gpu_use.add(model, model.share_s - self._share_s, model.share_j - self._share_j)

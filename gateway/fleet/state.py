@@ -188,8 +188,8 @@ class Fleet:
         if home.failing_models:
             home.failing_models.clear()
         closed = not home.breaker.clean and home.breaker.succeeded()
-        model = None if model_id is None else home.models.get(model_id)
-        if model is not None:
+        if model_id is not None and model_id in home.models:
+            model = home.models[model_id]
             closed = (not model.breaker.clean and model.breaker.succeeded()) or closed
             model.busy_until = 0.0
             model.proven = model.proven or (answered and model.routable)

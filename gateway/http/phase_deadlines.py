@@ -48,7 +48,8 @@ class PhaseDeadlines:
     """
 
     __slots__ = (
-        "_deadlines", "_interruption", "_is_open", "_next_move_at", "_scope", "current", "entered", "received_at",
+        "_deadlines", "_interruption", "_is_open", "_next_move_at", "_scope", "current", "entered", "exchanged_at",
+        "received_at",
     )  # fmt: skip
 
     def __init__(self, deadlines: DeadlineSettings) -> None:
@@ -62,6 +63,8 @@ class PhaseDeadlines:
         """(phase, Trio time in s at which it began), in order; a phase may occur more than once."""
         self.received_at = -inf
         """When the neuron last sent something (Trio time in s); -inf if it has sent nothing in this attempt."""
+        self.exchanged_at: float | None = None
+        """When the last exchange with a neuron ended (Trio time in s); None before."""
 
     def enter(self, phase: Phase, now: float | None = None, *, waits: bool = True) -> None:
         """Begin `phase`, with its whole deadline.
@@ -76,7 +79,7 @@ class PhaseDeadlines:
         self._next_move_at = -inf
         self.entered.append((phase, now))
         if waits and self._is_open:
-            self._allow_until(now + self.allowed_s(phase))
+            self._allow_until(now + getattr(self._deadlines, _SETTINGS[phase]))  # `allowed_s`
 
     def resume(self, phase: Phase) -> None:
         """Begin `phase` again; the time spent in it before counts towards its deadline."""
@@ -144,17 +147,18 @@ class PhaseDeadlines:
         spent: dict[str, float] = {}
         last: Phase | None = None
         since = until
-        for phase, began in self.entered:
+        for phase, began in (*self.entered, (None, until)):
             if last is not None:
-                spent[last] = spent.get(last, 0.0) + (began - since)
+                spent[last] = spent[last] + (began - since) if last in spent else began - since
             last, since = phase, began
-        if last is not None:
-            spent[last] = spent.get(last, 0.0) + (until - since)
         return spent
 
     def spent_ms(self, until: float) -> dict[str, float]:
         """Return `spent_s` in milliseconds, rounded to three decimals."""
-        return {phase: round(took_s * 1000, 3) for phase, took_s in self.spent_s(until).items()}
+        spent = self.spent_s(until)
+        for phase in spent:
+            spent[phase] = round(spent[phase] * 1000, 3)
+        return spent
 
     def __enter__(self) -> Self:
         if self._interruption is not None:

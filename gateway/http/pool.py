@@ -249,13 +249,13 @@ class UpstreamPool:
             connection.close()
         return None
 
-    def give_back(self, origin: Origin, connection: UpstreamConnection) -> None:
+    def give_back(self, origin: Origin, connection: UpstreamConnection, now: float) -> None:
         """Keep a connection whose exchange is complete; close it if the origin has enough idle ones."""
         idle = self._idle.setdefault(origin, [])
         if len(idle) >= self._idle_limit:
             connection.close()
             return
-        connection.idle_since = trio.current_time()
+        connection.idle_since = now
         idle.append(connection)
 
     async def open(self, origin: Origin) -> UpstreamConnection:
@@ -305,28 +305,33 @@ class UpstreamExchange:
     async def __aenter__(self) -> UpstreamResponse:
         self._pool.in_use += 1
         try:
-            response = await self._ask()
-            if response.status in {307, 308} and (message := self._redirected(response)) is not None:
-                self._release()
-                self._message = message
-                response = await self._ask()
+            may_redirect = True
+            while True:
+                response: UpstreamResponse | None = None
+                now = trio.current_time()
+                # A body that is sent while it arrives cannot be sent twice. An idle one may be dead: open another.
+                idle = self._pool.take(self._origin, now) if self._body is None else None
+                if idle is not None:
+                    self._connection = idle
+                    self._phases.enter("first_byte", now)
+                    try:
+                        response = await idle.send_request(self._message, None, self._phases)
+                    except ClosedBeforeResponse:  # while it was idle: the neuron has not processed the request
+                        self._release(now)
+                if response is None:
+                    response = await self._ask_anew()
+                redirects = may_redirect and response.status in {307, 308}
+                if not redirects or (message := self._redirected(response)) is None:
+                    return response
+                self._release(trio.current_time())
+                self._message, may_redirect = message, False
         except BaseException:
-            self._release()
+            self._release(trio.current_time())
             self._pool.in_use -= 1
             raise
-        return response
 
-    async def _ask(self) -> UpstreamResponse:
-        # A body that is sent while it arrives cannot be sent twice. An idle connection may be dead: open a new one.
-        now = trio.current_time()
-        idle = self._pool.take(self._origin, now) if self._body is None else None
-        if idle is not None:
-            self._connection = idle
-            self._phases.enter("first_byte", now)
-            try:
-                return await idle.send_request(self._message, None, self._phases)
-            except ClosedBeforeResponse:
-                self._release()  # the neuron closed it while it was idle, and has not processed the request: try again
+    async def _ask_anew(self) -> UpstreamResponse:
+        """Send the request over a new connection."""
         self._phases.enter("connect")
         new = self._connection = await self._pool.open(self._origin)
         self._phases.enter("first_byte" if self._body is None else "upload")
@@ -347,14 +352,15 @@ class UpstreamExchange:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._pool.in_use -= 1
-        self._release()
+        now = self._phases.exchanged_at = trio.current_time()
+        self._release(now)
 
-    def _release(self) -> None:
+    def _release(self, now: float) -> None:
         """Return the connection to the pool, or close it."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
         if connection.is_reusable():
-            self._pool.give_back(self._origin, connection)
+            self._pool.give_back(self._origin, connection, now)
         else:
             connection.close()

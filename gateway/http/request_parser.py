@@ -218,11 +218,15 @@ class RequestParser:
 class _KnownHead:
     """The head of a request whose body has a length, and what llhttp has made of it."""
 
-    __slots__ = ("_after", "_before", "_derived", "_headers", "_length_at", "_method", "_target", "_version")
+    __slots__ = (
+        "_after", "_after_size", "_before", "_before_size", "_derived", "_headers", "_length_at", "_method", "_target",
+        "_version",
+    )  # fmt: skip
 
     def __init__(self, before: bytes, after: bytes, request: ServerExchange, length_at: int) -> None:
         self._before = before  # the bytes up to the digits of the content-length
         self._after = after  # the bytes after them, to the empty line
+        self._before_size, self._after_size = len(before), len(after)
         self._length_at = length_at  # its place among the headers
         self._method, self._target, self._version = request.method, request.target, request.version
         self._headers, self._derived = request.headers.copy(), request.derived
@@ -248,12 +252,12 @@ class _KnownHead:
         """The request in `data` if it has this head and is whole, with nothing after it."""
         if not data.startswith(self._before):
             return None
-        digits_at = len(self._before)
+        digits_at = self._before_size
         digits_end = data.find(b"\r", digits_at, digits_at + LENGTH_DIGITS)
         digits = data[digits_at:digits_end]
         if digits_end < 0 or not digits.isdigit() or not data.startswith(self._after, digits_end):
             return None
-        body = data[digits_end + len(self._after) :]
+        body = data[digits_end + self._after_size :]
         if len(body) != int(digits):
             return None
         request = ServerExchange()
@@ -261,7 +265,7 @@ class _KnownHead:
         request.headers = self._headers.copy()
         request.headers[self._length_at] = (b"content-length", digits)
         request.derived = self._derived
-        request.body.append(body)
+        request.body = [body]
         request.headers_complete = request.body_complete = request.reusable = True
         return request
 

@@ -176,10 +176,8 @@ class UpstreamResponse:
         return self._take()
 
     def _take(self) -> bytes:
-        pieces = self._pieces
-        taken = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        return taken
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def read_head(self) -> None:
         """Wait for status and headers of the final response; 1xx responses are skipped.

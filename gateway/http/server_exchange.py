@@ -311,24 +311,26 @@ class ServerExchange:
             framing += b"connection: keep-alive\r\n"
         head = _head(status, headers, framing + self.more_lines)
         # One whole piece is most responses: `_framed` would find that it needs no framing.
-        data = head + (body if last and framing[:15] == b"content-length:" else self._framed(body, last=last))
+        is_whole = last and (framing[:15] == b"content-length:" or self._body_bytes_left == len(body))
+        data = head + (body if is_whole and not self._no_body else self._framed(body, last=last))
         self._head = None
         self.started = self.answered = True
         return data
 
     def _kept_headers(self, status: int, headers: Headers) -> Headers:
         """Return the application's headers without those that the server sets itself."""
-        dropped = _SET_BY_SERVER
+        dropped, drops_any = _SET_BY_SERVER, False
         for name, value in headers:
+            drops_any = drops_any or name in dropped
             if name == b"content-length":
                 if self._body_bytes_left is not None:
                     raise ValueError("the response has more than one content-length")
                 self._body_bytes_left = int(value)
                 if status == 204:
-                    dropped |= {name}  # RFC 9110, section 8.6
+                    dropped, drops_any = dropped | {name}, True  # RFC 9110, section 8.6
             elif name == b"connection" and value.lower() == b"close":
                 self.reusable = False
-        return [header for header in headers if header[0] not in dropped]
+        return [header for header in headers if header[0] not in dropped] if drops_any else headers
 
 
 _NO_HEADERS: Headers = []
@@ -348,7 +350,8 @@ def _head(status: int, headers: Headers, more: bytes) -> bytes:
     now = int(time.time())
     if now != _date_made:
         _date_made, _date_value = now, formatdate(now, usegmt=True).encode()
-    return b"%b%bdate: %b\r\n%b\r\n" % (_status_lines.get(status) or _status_line(status), lines, _date_value, more)
+    line = _status_lines[status] if status in _status_lines else _status_line(status)
+    return b"%b%bdate: %b\r\n%b\r\n" % (line, lines, _date_value, more)
 
 
 _date_made = 0

@@ -42,7 +42,7 @@ from gateway.proxy.request import (
 from gateway.proxy.response import response_headers, server_timing
 from gateway.proxy.response.client_response import ClientGone, ClientResponse
 from gateway.proxy.response.client_watch import client_left, keep_alive, watch_client
-from gateway.proxy.response.keepalive import SilenceWatch
+from gateway.proxy.response.keepalive import KeepAlive, SilenceWatch
 from gateway.proxy.total_deadline import TotalDeadline
 from gateway.telemetry.request_record import RequestRecord
 
@@ -100,7 +100,7 @@ class InferenceApp:
                     record.key_id, record.key_name = key.id, key.name
                 if self.context.accounting is not None:
                     account = RequestAccount(self.context.accounting, record, key, endpoint.dialect_name, exchange)
-                with self.body_memory.reservation() as reservation:
+                with BodyReservation(self.body_memory) as reservation:
                     if endpoint.is_form:
                         await self._serve_form(
                             endpoint,
@@ -265,10 +265,7 @@ class InferenceApp:
         try:
             async with trio.open_nursery() as nursery:
                 keepalive, scope = dispatch.keepalive, nursery.cancel_scope
-                if request.upload is not None:
-                    nursery.start_soon(watch_uploading_client, request.upload, receive, record, keepalive, nursery)
-                else:
-                    _watch_client(exchange, receive, client, record, nursery)
+                _watch_client(request, exchange, receive, keepalive, record=record, nursery=nursery)
                 if request.model.stream:
                     keepalive.begin()
                     self.silence.watch(keepalive, partial(nursery.start_soon, keep_alive, keepalive, record, scope))
@@ -295,7 +292,8 @@ class InferenceApp:
                     internal = errors.InternalError("an error inside the gateway; its log has the details")
                     await _send_error(client, record, internal, request.dialect, dispatch)
                 finally:
-                    self.silence.forget(keepalive)
+                    if request.model.stream:
+                        self.silence.forget(keepalive)
                 if nursery.child_tasks:
                     scope.cancel()
         finally:
@@ -303,15 +301,19 @@ class InferenceApp:
 
 
 def _watch_client(
+    request: InferenceRequest,
     exchange: DirectExchange | None,
     receive: Receive,
-    client: ClientResponse,
+    keepalive: KeepAlive,
+    *,
     record: RequestRecord,
     nursery: trio.Nursery,
 ) -> None:
-    """Have the server call when the client leaves; without a server that does, start a task."""
-    scope = nursery.cancel_scope
-    if exchange is None or not exchange.on_departure(partial(client_left, client, record, scope)):
+    """Have the server call when the client leaves. For an upload, or without a server that does, start a task."""
+    client, scope = keepalive.client, nursery.cancel_scope
+    if request.upload is not None:
+        nursery.start_soon(watch_uploading_client, request.upload, receive, record, keepalive, nursery)
+    elif exchange is None or not exchange.on_departure(partial(client_left, client, record, scope)):
         nursery.start_soon(watch_client, receive, client, record, scope)
 
 

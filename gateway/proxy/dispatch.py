@@ -100,12 +100,14 @@ class Dispatch:
             if request.account is not None:
                 with request.account.reserve(model, request.model.outline or Outline(request.body)):
                     await (self._serve(model) if deadline is None else self._serve_within(deadline, model))
-            elif deadline is None:
-                await self._serve(model)
-            else:
+            elif deadline is not None:
                 await self._serve_within(deadline, model)
+            elif (unserved := await self._serve_model(model)) is not None:  # as `_serve`, without its frame
+                await self._serve_otherwise(unserved)
         finally:
-            record.timings.phases_ms = self._phases.spent_ms(trio.current_time())
+            # After an answer no step has waited since the end of its exchange.
+            ended_at = self._phases.exchanged_at if record.outcome == "ok" else None
+            record.timings.phases_ms = self._phases.spent_ms(trio.current_time() if ended_at is None else ended_at)
             if record.routing.ticket is not None and record.routing.ticket.slot is not None:
                 record.routing.ticket.end_slot()
         if self._shadow is not None:
@@ -126,11 +128,16 @@ class Dispatch:
         return self._request.dialect.error_event(error, self._record.request_id)
 
     async def _serve(self, model: str) -> None:
-        unserved = await self._serve_model(model)
-        if unserved is not None and self._fallbacks is not None:
-            unserved = await self._fallbacks.serve(unserved, self._serve_model)
-        if unserved is None:
-            return
+        if (unserved := await self._serve_model(model)) is not None:
+            await self._serve_otherwise(unserved)
+
+    async def _serve_otherwise(self, unserved: Unserved) -> None:
+        """By a fallback model, or with the error."""
+        if self._fallbacks is not None:
+            remaining = await self._fallbacks.serve(unserved, self._serve_model)
+            if remaining is None:
+                return
+            unserved = remaining
         self._record.routing.model, self._record.routing.node = unserved.model, unserved.node
         if unserved.refusal is None:
             raise unserved.error
@@ -182,7 +189,9 @@ class Dispatch:
 
     async def _next_route(self, ticket: QueueTicket, failures: AttemptFailures, last: Retriable | None) -> Route:
         """Take the lease on it before the next checkpoint. Raises GatewayError if no replica can serve the request."""
-        route = ticket.only_route(self._catalogue) if last is None else None
+        now, route = trio.current_time(), None
+        if last is None:
+            route = ticket.plain_route(self._catalogue, self._record.routing.decisions, now)
         if route is None:
             decision = _choose(ticket, self._catalogue, failures, last)
             if isinstance(decision, Route):
@@ -190,8 +199,9 @@ class Dispatch:
             else:
                 route = await self._wait_for_route(decision, ticket, failures, last)
             self._log_decision(route, ticket, failures)
+            now = trio.current_time()
         if self._record.timings.routed_at is None:
-            self._record.timings.routed_at = trio.current_time()
+            self._record.timings.routed_at = now
         ticket.was_admitted = True
         return route
 

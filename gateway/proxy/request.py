@@ -95,9 +95,10 @@ def head_of(scope: Scope, exchange: DirectExchange | None) -> RequestHead:
     """The head of a request; the server's own exchange has it if the connection's last request had the same one."""
     if exchange is None:
         return RequestHead(scope)
-    head: RequestHead | None = exchange.derived.get(_HEAD)
-    if head is None:
-        head = exchange.derived[_HEAD] = RequestHead(scope)
+    derived = exchange.derived
+    if _HEAD not in derived:
+        derived[_HEAD] = RequestHead(scope)
+    head: RequestHead = derived[_HEAD]
     return head
 
 
@@ -242,10 +243,11 @@ async def request_with(
     head: RequestHead, body: bytes, request_id: str, body_limit_bytes: int, reservation: BodyReservation
 ) -> InferenceRequest:
     """As `read_request`, for a body that has arrived, after a plain head."""
-    if len(body) > body_limit_bytes:
+    size = len(body)
+    if size > body_limit_bytes:
         raise body_too_large(body_limit_bytes)
-    reservation.add(len(body))
-    model = locate(body) if len(body) <= INLINE_BYTES else await _located(body)
+    reservation.add(size)
+    model = locate(body) if size <= INLINE_BYTES else await _located(body)
     return InferenceRequest(head.path, head.headers, body, model, request_id, head=head)
 
 

@@ -97,6 +97,7 @@ class _DirectWay:
 
 
 _direct = _DirectWay()
+_BEFORE_ZONE = -len("+00:00")  # of an ISO timestamp in UTC
 
 
 def write_info(logger: Any, name: str, event: dict[str, Any]) -> None:
@@ -111,7 +112,7 @@ def write_info(logger: Any, name: str, event: dict[str, Any]) -> None:
         return
     event["event"] = name
     event["level"] = "info"
-    event["timestamp"] = datetime.now(UTC).isoformat()[: -len("+00:00")] + "Z"
+    event["timestamp"] = datetime.now(UTC).isoformat()[:_BEFORE_ZONE] + "Z"
     _writers[0].write(_encode(event) + b"\n", urgent=False)
     recent_log.keep(event)
 

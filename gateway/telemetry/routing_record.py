@@ -166,7 +166,9 @@ class RoutingRecord:
         for attempt in self.attempts:
             attempt.ended_at = now if attempt.ended_at is None else attempt.ended_at
         self.ticket = None
-        verdicts = sum(len(choice.verdicts) + len(choice.loads) for choice in self.decisions) if self.decisions else 0
-        self.note_count = len(self.attempts) + len(self.fallbacks) + verdicts
+        self.note_count = len(self.attempts)
+        if self.fallbacks or self.decisions:
+            verdicts = sum([len(choice.verdicts) + len(choice.loads) for choice in self.decisions])
+            self.note_count += len(self.fallbacks) + verdicts
         if self.is_unknown_model and self.model is not None:
             self.model, self.target, self.resolution = self.model[:NAME_CHARACTERS], None, None

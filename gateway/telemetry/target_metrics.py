@@ -56,7 +56,8 @@ class TargetMetrics:
         first_token_s: float | None,
     ) -> None:
         """Count a request that has ended: with a `code` if it failed, a `duration_s` if it was sent to a neuron."""
-        labels = (alias, target, self._label_of.get(generation) or self._label(generation))
+        label = self._label_of[generation] if generation in self._label_of else self._label(generation)
+        labels = (alias, target, label)
         self._requests.cells[labels].value += 1
         if code is not None:
             self._errors.cells[*labels, code].value += 1

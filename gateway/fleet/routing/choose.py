@@ -15,7 +15,7 @@ Waiting and loading are the caller's work.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from math import ceil
 from typing import NamedTuple
 
@@ -102,7 +102,7 @@ def choose(
             replicas = tuple(replica for replica in replicas if replica.leases < max_concurrent)
             if not replicas:
                 return WaitForSlot(model)
-        best = replicas[0] if len(replicas) == 1 else _least_busy(replicas)
+        best = replicas[0] if len(replicas) == 1 else least_busy(replicas, [replica.load for replica in replicas])
         return route_to(best)
     return _choose_cold(model, fleet, catalogue, exclude)
 
@@ -133,9 +133,13 @@ def _all_breakers_open(model: str, replicas: tuple[NodeModel, ...], now: float) 
     )
 
 
-def _least_busy(replicas: Iterable[NodeModel]) -> NodeModel:
-    """By our leases now and other clients' requests as last reported; see `NodeModel.load`."""
-    return min(replicas, key=lambda replica: (replica.load, replica.node.name))
+def least_busy(replicas: Sequence[NodeModel], loads: Sequence[int]) -> NodeModel:
+    """The replica with the least `NodeModel.load`, of `loads`; of several the first by its node's name."""
+    best, least = replicas[0], loads[0]
+    for replica, load in zip(replicas, loads, strict=True):
+        if load < least or (load == least and replica.node.name < best.node.name):
+            best, least = replica, load
+    return best
 
 
 # No replica can take the request ......................................................................................

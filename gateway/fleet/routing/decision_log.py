@@ -15,11 +15,11 @@ from catalogue.models import Catalogue
 from gateway.errors import GatewayError
 from gateway.fleet.model_names import names_on_neurons, replicas_of
 from gateway.fleet.node import ROUTABLE_STATUSES, Node, NodeModel
-from gateway.fleet.routing.choose import ColdLoad, Decision, Route, WaitForLoad, WaitForSlot
+from gateway.fleet.routing.choose import ColdLoad, Decision, Route, WaitForLoad, WaitForSlot, least_busy, route_to
 from gateway.fleet.routing.placement import Fit
 from gateway.fleet.state import Fleet
 
-__all__ = ["LIMIT", "NodeVerdict", "NotedDecision", "note_decision"]
+__all__ = ["LIMIT", "NodeVerdict", "NotedDecision", "note_decision", "route_to_one_of"]
 
 LIMIT = 12  # notes per request; with the default retries there are at most six
 _DETAIL_CHARACTERS = 200
@@ -55,6 +55,22 @@ class NotedDecision(NamedTuple):
     def _verdict_on_rival(self, rival: NodeModel, load: int) -> NodeVerdict:
         node = rival.node.name
         return NodeVerdict(node, "chosen" if node == self.node else "passed over", f"{load} requests")
+
+
+def route_to_one_of(
+    model: str, replicas: tuple[NodeModel, ...], notes: list[NotedDecision], now: float
+) -> Route | None:
+    """As `choose` of well replicas without a limit, and `note_decision`. None if there is none, or one is not well."""
+    for replica in replicas:
+        if replica.troubled:
+            return None
+    if not replicas:
+        return None
+    loads = tuple([replica.load for replica in replicas])
+    best = least_busy(replicas, loads)
+    if len(notes) < LIMIT:
+        notes.append(NotedDecision(now, model, "route", best.node.name, (), replicas, loads))
+    return route_to(best)
 
 
 def note_decision(

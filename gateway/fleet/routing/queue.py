@@ -27,6 +27,7 @@ from catalogue.source import CatalogueSource
 from gateway.errors import Overloaded
 from gateway.fleet.model_names import holders_of, names_on_neurons, replicas_of
 from gateway.fleet.routing.choose import Decision, Route, WaitForSlot, choose, route_to
+from gateway.fleet.routing.decision_log import NotedDecision, route_to_one_of
 from gateway.fleet.routing.fair_queue import NO_KEY, FairQueue, Priority, QueuedKey, SlotUse
 from gateway.fleet.routing.queue_room import QueueRoom
 from gateway.fleet.state import Fleet
@@ -329,18 +330,21 @@ class QueueTicket:
                 return WaitForSlot(self.model)
         return decision
 
-    def only_route(self, catalogue: Catalogue) -> Route | None:
-        """As `choose`, if there is one replica and nothing stands in its way: the common case, at a third of the calls.
+    def plain_route(self, catalogue: Catalogue, notes: list[NotedDecision], now: float) -> Route | None:
+        """As `choose` and `note_decision` if all replicas are well and have no limit: the common case, with few calls.
 
-        None if there is anything to decide.
+        None if anything stands in the way of a replica. `notes` are the request's, `now` is Trio's time.
         """
         queues = self._queues
         in_force = queues.catalogue
         profile = in_force.models.get(self.model)
         if (self.model in catalogue.models) if profile is None else (profile.max_concurrent is not None):
             return None
-        replicas = replicas_of(self.model, queues.fleet, in_force)
-        return route_to(replicas[0]) if len(replicas) == 1 and not replicas[0].troubled else None
+        fleet, by_id = queues.fleet, profile is None or profile.source is None
+        replicas = fleet.replicas(self.model) if by_id else replicas_of(self.model, fleet, in_force)
+        if len(replicas) == 1:
+            return None if replicas[0].troubled else route_to(replicas[0])
+        return route_to_one_of(self.model, replicas, notes, now)
 
     def could_take(self, node: str) -> bool:
         """Whether it waits for a slot, or is about to choose one, and does not avoid `node`."""

@@ -13,17 +13,16 @@ __all__ = ["HangUps"]
 class HangUps:
     """Watches connections for peers that close their side or reset, in one task for all of them.
 
-    It reads nothing, so it sees a hang-up even behind unread bytes. `running` is False where the system has no epoll.
+    It reads nothing, so it sees a hang-up even behind unread bytes.
+
+    Attributes:
+        running: Whether `watch` can be called; False where the system has no epoll.
     """
 
     def __init__(self) -> None:
         self._epoll: select.epoll | None = None
         self._watched: dict[int, Callable[[], None]] = {}
-
-    @property
-    def running(self) -> bool:
-        """Whether `watch` can be called."""
-        return self._epoll is not None
+        self.running = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Call the callbacks, until cancelled."""
@@ -31,7 +30,7 @@ class HangUps:
             task_status.started()
             return
         with select.epoll() as epoll:
-            self._epoll = epoll
+            self._epoll, self.running = epoll, True
             task_status.started()
             try:
                 while True:
@@ -42,7 +41,7 @@ class HangUps:
                             self.forget(fd)  # it stays hung up: epoll would report it again and again
                             hung_up()
             finally:
-                self._epoll = None
+                self._epoll, self.running = None, False
                 self._watched.clear()
 
     def watch(self, fd: int, hung_up: Callable[[], None]) -> None:

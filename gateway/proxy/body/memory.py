@@ -22,30 +22,20 @@ class BodyMemory:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self.reserved_bytes = 0
 
-    def reservation(self) -> BodyReservation:
-        """Return an empty reservation for one request; leaving its `with` block frees what it has reserved."""
-        return BodyReservation(self)
-
-    def reserve(self, size: int) -> None:
-        """Count `size` bytes more. Sync, so that two requests cannot reserve the same bytes.
-
-        Raises:
-            Overloaded: The limit would be exceeded; nothing is counted.
-        """
-        if self.reserved_bytes + size > self._limit_bytes:
-            raise Overloaded(
-                f"the bodies of running requests fill the {self._limit_bytes / 1024**2:g} MiB this gateway allows for "
-                "them (limits.bodies_mb); try again later",
-                retry_after_s=FULL_RETRY_S,
-            )
-        self.reserved_bytes += size
+    def full(self) -> Overloaded:
+        """Return the error for a request whose body would exceed the limit."""
+        return Overloaded(
+            f"the bodies of running requests fill the {self.limit_bytes / 1024**2:g} MiB this gateway allows for "
+            "them (limits.bodies_mb); try again later",
+            retry_after_s=FULL_RETRY_S,
+        )
 
 
 class BodyReservation:
-    """The memory that one request's body takes."""
+    """The memory that one request's body takes. Leaving its `with` block frees what it has reserved."""
 
     __slots__ = ("_memory", "reserved_bytes")
 
@@ -56,10 +46,15 @@ class BodyReservation:
     def add(self, size: int) -> None:
         """Reserve `size` bytes that have arrived; bytes that content-length only announces are not reserved.
 
+        Sync, so that two requests cannot reserve the same bytes.
+
         Raises:
-            Overloaded: See `BodyMemory.reserve`.
+            Overloaded: The limit would be exceeded; nothing is reserved.
         """
-        self._memory.reserve(size)
+        memory = self._memory
+        if memory.reserved_bytes + size > memory.limit_bytes:
+            raise memory.full()
+        memory.reserved_bytes += size
         self.reserved_bytes += size
 
     def __enter__(self) -> Self:

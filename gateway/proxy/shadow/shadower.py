@@ -172,8 +172,8 @@ class Shadower:
 
     def give_way(self, node: str) -> None:
         """Cancel the shadow at a neuron: a request goes there. Every attempt calls this, so it is one look-up."""
-        running = self._running.get(node)
-        if running is not None:
+        if node in self._running:
+            running = self._running[node]
             running.gave_way = True
             running.scope.cancel()
 

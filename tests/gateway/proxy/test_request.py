@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gateway.errors import BodyTooLarge, MethodNotAllowed, UpgradeRequired
 from gateway.http.server_exchange import ServerExchange
 from gateway.proxy import header_policy, total_deadline
-from gateway.proxy.body.memory import BodyMemory
+from gateway.proxy.body.memory import BodyMemory, BodyReservation
 from gateway.proxy.header_policy import named_by_connection
 from gateway.proxy.request import (
     RequestHead,
@@ -26,7 +26,7 @@ BODY = b'{"model":"m","stream":true}'
 
 
 def a_room():
-    return BodyMemory(10_000).reservation()
+    return BodyReservation(BodyMemory(10_000))
 
 
 def a_scope(*headers, method="POST", path=b"/v1/chat/completions", query=b""):

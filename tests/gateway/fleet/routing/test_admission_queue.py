@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import GatewayError, Overloaded, ServiceUnavailable
 from gateway.fleet.routing.choose import Route, WaitForSlot
+from gateway.fleet.routing.decision_log import note_decision
 from gateway.fleet.routing.queue import AdmissionQueues
 
 M = "lab/m"
@@ -463,10 +465,10 @@ def test_schedule_with_the_same_seed_is_the_same(seeded):
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_only_route_is_what_choose_decides(seed):
-    """In any state of the fleet: the short way gives the same route, or leaves the decision to `choose`."""
+async def test_plain_route_is_what_choose_decides(seed):
+    """In any state of the fleet: the short way gives the same route and note, or leaves the decision to `choose`."""
     chance = random.Random(seed)  # noqa: S311 - not for secrets
-    queued = QueuedFleet(("a", "b")[: chance.choice([1, 1, 2])], chance.choice([None, None, 1]))
+    queued = QueuedFleet(("a", "b", "c")[: chance.choice([1, 2, 3])], chance.choice([None, None, 1]))
     for node in queued.names:
         if chance.random() < 0.3:
             answers(queued.fleet, node)  # the model is gone there
@@ -477,8 +479,16 @@ async def test_only_route_is_what_choose_decides(seed):
         queued.fleet.drain(node, draining=chance.random() < 0.2)
     ticket = queued.admission.ticket(M, 0)
     mine = chance.choice([queued.catalogue_store.current, a_catalogue()])
-    route = ticket.only_route(mine)
+    with contextlib.ExitStack() as leases:
+        for _ in range(chance.choice([0, 1, 4])):
+            leases.enter_context(queued.fleet.lease(chance.choice(queued.names), M))
+        notes, expected = [], []
+        route = ticket.plain_route(mine, notes, queued.fleet.now())
+        if route is not None:
+            assert route == ticket.choose(mine)
+            note_decision(expected, route, model=M, fleet=queued.fleet, catalogue=mine, failed_on=())
 
-    assert route is None or route == ticket.choose(mine)
-    usual = len(queued.fleet.replicas(M)) == 1 and not queued.fleet.replicas(M)[0].troubled
+    assert [note._replace(at=0) for note in notes] == [note._replace(at=0) for note in expected]
+    replicas = queued.fleet.replicas(M)
+    usual = len(replicas) > 0 and not any(replica.troubled for replica in replicas)
     assert (route is not None) == (usual and queued.max_concurrent is None)

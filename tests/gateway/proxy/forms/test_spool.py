@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import Overloaded, ServiceUnavailable
-from gateway.proxy.body.memory import BodyMemory
+from gateway.proxy.body.memory import BodyMemory, BodyReservation
 from gateway.proxy.forms.spool import MEMORY_BYTES, SpoolStorage
 
 MB = 1024**2
@@ -45,7 +45,7 @@ def test_bytes_are_read_from_any_offset(sizes, at):
     pieces = [bytes([65 + index]) * size for index, size in enumerate(sizes)]
 
     async def check():
-        async with SpoolStorage(None, 64 * MB).open(ROOMY.reservation()) as spool:
+        async with SpoolStorage(None, 64 * MB).open(BodyReservation(ROOMY)) as spool:
             for piece in pieces:
                 await spool.write(piece)
             whole = b"".join(pieces)
@@ -59,7 +59,7 @@ def test_bytes_are_read_from_any_offset(sizes, at):
 
 async def test_small_uploads_need_no_file(spools, tmp_path):
     """Most requests are small."""
-    async with spools.open(ROOMY.reservation()) as spool:
+    async with spools.open(BodyReservation(ROOMY)) as spool:
         await spool.write(b"x" * MEMORY_BYTES)
 
         assert (spools.open_files, spools.on_disk_bytes) == (0, 0)
@@ -68,7 +68,7 @@ async def test_small_uploads_need_no_file(spools, tmp_path):
 
 async def test_large_uploads_are_in_a_file_without_a_name(spools, tmp_path):
     """A killed process leaves nothing behind; memory stays small."""
-    async with spools.open(ROOMY.reservation()) as spool:
+    async with spools.open(BodyReservation(ROOMY)) as spool:
         for _ in range(160):
             await spool.write(b"x" * 65_536)
             assert len(spool._recent) <= MEMORY_BYTES
@@ -83,7 +83,7 @@ async def test_file_is_removed_when_its_request_is_cancelled(spools, tmp_path):
     """At any checkpoint of a write."""
     for steps in range(12):
         with trio.CancelScope() as scope:
-            async with spools.open(ROOMY.reservation()) as spool:
+            async with spools.open(BodyReservation(ROOMY)) as spool:
                 for step in range(12):
                     if step == steps:
                         scope.cancel()
@@ -95,7 +95,7 @@ async def test_file_is_removed_when_its_request_is_cancelled(spools, tmp_path):
 async def test_reader_may_be_behind_the_writer(spools):
     """It reads the same bytes, in memory or on disk."""
     read = b""
-    async with spools.open(ROOMY.reservation()) as spool, trio.open_nursery() as nursery:
+    async with spools.open(BodyReservation(ROOMY)) as spool, trio.open_nursery() as nursery:
 
         async def write():
             for number in range(40):
@@ -112,12 +112,12 @@ async def test_reader_may_be_behind_the_writer(spools):
 async def test_all_spools_share_a_disk_limit(tmp_path):
     """Space that one spool frees can be used by another."""
     spools = SpoolStorage(tmp_path, 2 * MB)
-    async with spools.open(ROOMY.reservation()) as first:
+    async with spools.open(BodyReservation(ROOMY)) as first:
         await first.write(b"x" * (3 * MB // 2))
-        async with spools.open(ROOMY.reservation()) as second:
+        async with spools.open(BodyReservation(ROOMY)) as second:
             with pytest.raises(Overloaded, match="2 MiB") as caught:
                 await second.write(b"x" * MB)
-    async with spools.open(ROOMY.reservation()) as third:
+    async with spools.open(BodyReservation(ROOMY)) as third:
         await third.write(b"x" * (3 * MB // 2))
 
     assert caught.value.retry_after_s
@@ -127,13 +127,13 @@ async def test_all_spools_share_a_disk_limit(tmp_path):
 async def test_memory_is_reserved_once(spools):
     """From the memory that all requests share; when that is full, the upload is rejected like any body."""
     bodies = BodyMemory(MEMORY_BYTES + 65_536)
-    with bodies.reservation() as reservation:
+    with BodyReservation(bodies) as reservation:
         async with spools.open(reservation) as spool:
             for _ in range(40):
                 await spool.write(b"x" * 65_536)
             assert spool.size == 40 * 65_536
             assert 0 < bodies.reserved_bytes <= MEMORY_BYTES + 65_536
-            with bodies.reservation() as other, pytest.raises(Overloaded, match="bodies of running requests"):
+            with BodyReservation(bodies) as other, pytest.raises(Overloaded, match="bodies of running requests"):
                 async with spools.open(other) as late:
                     await late.write(b"x" * MEMORY_BYTES)
 
@@ -143,7 +143,7 @@ async def test_memory_is_reserved_once(spools):
 async def test_failing_disk_is_a_503(tmp_path):
     """It is not the client's fault, and nothing stays open."""
     spools = SpoolStorage(tmp_path / "gone", 64 * MB)
-    async with spools.open(ROOMY.reservation()) as spool:
+    async with spools.open(BodyReservation(ROOMY)) as spool:
         with pytest.raises(ServiceUnavailable, match="cannot store the upload"):
             await spool.write(b"x" * MB)
 
@@ -153,7 +153,7 @@ async def test_failing_disk_is_a_503(tmp_path):
 async def test_default_directory_is_the_systems():
     """TMPDIR changes it."""
     before = len(open_files_in(tempfile.gettempdir()))
-    async with SpoolStorage(None, 64 * MB).open(ROOMY.reservation()) as spool:
+    async with SpoolStorage(None, 64 * MB).open(BodyReservation(ROOMY)) as spool:
         await spool.write(b"x" * MB)
 
         assert len(open_files_in(tempfile.gettempdir())) == before + 1
