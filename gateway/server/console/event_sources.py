@@ -96,7 +96,8 @@ class RequestSource:
         self._served = self._requests.served
         ended = list(islice(self._requests.recent.newest_first(), count))
         if len(ended) > ENDED_PER_TICK:
-            failed_first = sorted(range(len(ended)), key=lambda place: ended[place].outcome == "ok")
+            is_ok = [record.outcome == "ok" for record in ended]
+            failed_first = sorted(range(len(ended)), key=is_ok.__getitem__)
             ended = [ended[place] for place in sorted(failed_first[:ENDED_PER_TICK])]
         body = self._live() | {
             "ended": _table([ended_request_json(record) for record in reversed(ended)], ENDED_COLUMNS),
