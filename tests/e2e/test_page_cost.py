@@ -19,7 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.server.console import event_feed
 
 RATE = 200  # requests per second
-CALLS_PER_REQUEST = 925  # tests/gateway/proxy/test_call_budget.py: a plain one, the cheapest there is
+CALLS_PER_REQUEST = 595  # tests/gateway/proxy/test_call_budget.py: a plain one, the cheapest there is
 PAGES = 50
 TICKS = 5
 BYTES_PER_TICK = 5000  # for each page: the kernel copies them as often as there are pages
