@@ -305,8 +305,7 @@ class UpstreamExchange:
     async def __aenter__(self) -> UpstreamResponse:
         self._pool.in_use += 1
         try:
-            may_redirect = True
-            while True:
+            for may_redirect in (True, False):
                 response: UpstreamResponse | None = None
                 now = trio.current_time()
                 # A body that is sent while it arrives cannot be sent twice. An idle one may be dead: open another.
@@ -324,11 +323,12 @@ class UpstreamExchange:
                 if not redirects or (message := self._redirected(response)) is None:
                     return response
                 self._release(trio.current_time())
-                self._message, may_redirect = message, False
+                self._message = message
         except BaseException:
             self._release(trio.current_time())
             self._pool.in_use -= 1
             raise
+        raise AssertionError("the answer to a redirected request ends the loop")
 
     async def _ask_anew(self) -> UpstreamResponse:
         """Send the request over a new connection."""
