@@ -95,7 +95,7 @@ def refused_without_a_plan(page):
 
 
 def test_rollback_that_was_planned_for_another_file_is_refused(demo, open_page):
-    """Somebody changes the file between the plan and the button: the plan is made anew."""
+    """Another operator changes the file between the plan and the button: the plan is made anew."""
     page = open_page()
     open_alias(page, "helexa/small")
     with demo.edited_models(f'"helexa/small" = "{SMALL}"', f'"helexa/small" = "{MIDDLE}"'):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from click.testing import CliRunner
 from fakes.patience import SAFETY_NET_S
+from fakes.process import running_cortex
 
 from gateway.aliases.files.catalogue_files import CatalogueFiles
 from gateway.cli import main
@@ -78,3 +82,12 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@contextmanager
+def running_demo(folder: Path) -> Iterator[Operator]:
+    """An operator of a demo gateway in this folder."""
+    with running_cortex("demo", "--dir", folder, "--port", 0, "--speed", 200) as process:
+        yield Operator(folder, key_in(process.read_until("Ctrl-C ends it")))
+        process.interrupt()
+        process.end()

@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 from fakes.cli_files import write
-from fakes.operator import LARGE, Operator, key_in, wait_until
-from fakes.process import running_cortex
+from fakes.operator import LARGE, Operator, running_demo, wait_until
 
 from gateway.aliases.files.file_history import digest_of
 
@@ -13,11 +12,8 @@ from gateway.aliases.files.file_history import digest_of
 @pytest.fixture(scope="package")
 def demo_operator(tmp_path_factory):
     """A demo gateway, which all tests of this folder share."""
-    folder = tmp_path_factory.mktemp("demo")
-    with running_cortex("demo", "--dir", folder, "--port", 0, "--speed", 200) as process:
-        yield Operator(folder, key_in(process.read_until("Ctrl-C ends it")))
-        process.interrupt()
-        process.end()
+    with running_demo(tmp_path_factory.mktemp("demo")) as operator:
+        yield operator
 
 
 @pytest.fixture

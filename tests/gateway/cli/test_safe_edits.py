@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from fakes.operator import Operator, key_in, wait_until
+from fakes.operator import Operator, running_demo, wait_until
 from fakes.process import running_cortex
 
 from gateway.aliases.files.file_history import digest_of
@@ -59,11 +59,8 @@ REPLACED = [emptied, blank, deleted, broken, not_utf8, a_pipe, a_directory, enor
 @pytest.fixture(scope="module")
 def demo_operator(tmp_path_factory):
     """A demo gateway, which all tests of this file share."""
-    folder = tmp_path_factory.mktemp("demo")
-    with running_cortex("demo", "--dir", folder, "--port", 0, "--speed", 200) as process:
-        yield Operator(folder, key_in(process.read_until("Ctrl-C ends it")))
-        process.interrupt()
-        process.end()
+    with running_demo(tmp_path_factory.mktemp("demo")) as operator:
+        yield operator
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ class Names(trio.abc.HostnameResolver):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in self.addresses]
 
     async def getnameinfo(self, sockaddr, flags):
-        raise NotImplementedError
+        raise AssertionError("connecting looks up addresses, never names")
 
 
 def resolver(*addresses):
