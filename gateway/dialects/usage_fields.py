@@ -71,7 +71,7 @@ _USUAL = (_PLAIN, _PLAIN | {"prompt_tokens_details"})  # as vLLM, SGLang and lla
 def _usual_usage(
     prompt_tokens: object,
     completion_tokens: object,
-    total_tokens: object,  # noqa: ARG001
+    total_tokens: object,  # noqa: ARG001 - a field that engines send
     prompt_tokens_details: object = None,
 ) -> Usage | None:
     """What most engines send, read without a look at the other vocabularies."""
