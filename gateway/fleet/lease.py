@@ -40,17 +40,19 @@ class GpuUse:
 
 
 class LeaseCounter:
-    """Takes and returns all leases of one fleet, synchronously.
+    """What all leases of one fleet share.
 
     Args:
         clock: Seconds, monotonic.
         waiters: Woken when a model has become idle.
         announce: Called when a lease is the trial of an open circuit breaker.
 
-    `return_observers` are called with the model's id on its node after each returned lease. They must not raise.
+    Attributes:
+        count: The leases that are out now.
+        return_observers: Called with the model's id on its node after each returned lease. They must not raise.
     """
 
-    __slots__ = ("_announce", "_clock", "_waiters", "count", "return_observers")
+    __slots__ = ("announce", "clock", "count", "return_observers", "waiters")
 
     def __init__(
         self,
@@ -58,47 +60,11 @@ class LeaseCounter:
         waiters: trio.lowlevel.ParkingLot,
         announce: Callable[[FleetChange], None],
     ) -> None:
-        self._clock = clock
-        self._waiters = waiters
-        self._announce = announce
+        self.clock = clock
+        self.waiters = waiters
+        self.announce = announce
         self.count = 0
         self.return_observers: list[Callable[[str], None]] = []
-
-    def take(self, node: Node, model_id: str, now: float | None = None) -> NodeModel:
-        """One more lease, at `now` by the same clock."""
-        model = node.models[model_id] if model_id in node.models else node.entry(model_id)
-        now = self._clock() if now is None else now
-        if model.leases:
-            model.share(now)
-        else:
-            model.shared_at = now
-        model.leases += 1
-        model.last_used = now
-        self.count += 1
-        return model
-
-    def begin_trials(self, model: NodeModel) -> tuple[CircuitBreaker, ...]:
-        """The circuit breakers, of the model and of its node, of which the lease just taken is the trial."""
-        now = self._clock()
-        tried = tuple([breaker for breaker in (model.breaker, model.node.breaker) if breaker.begin_trial(now)])
-        if tried:
-            self._announce(FleetChange("breaker_tried", model.node.name, model.id))
-        return tried
-
-    def give_back(self, model: NodeModel, now: float | None = None) -> None:
-        """One lease less, at `now` by the same clock."""
-        now = self._clock() if now is None else now
-        model.share(now)
-        model.leases -= 1
-        model.last_used = now
-        self.count -= 1
-        if model.leases == 0:
-            if model.report is None:
-                model.node.forget_if_unused(model)
-            if self._waiters:
-                self._waiters.unpark_all()
-        for observe in self.return_observers:
-            observe(model.id)
 
 
 class Lease:
@@ -106,6 +72,8 @@ class Lease:
 
     `phases` are those of the request, if it is sent under the lease: what the neuron sends for it shows that the neuron
     is alive. `gpu_use` gets what the lease takes of the devices. `now` is the time, if the caller knows it.
+
+    One lease is one or two calls of each request, so it does by itself what could be methods of its model.
     """
 
     __slots__ = (
@@ -119,44 +87,70 @@ class Lease:
         model_id: str,
         phases: PhaseDeadlines | None = None,
         gpu_use: GpuUse | None = None,
-        *,
         now: float | None = None,
     ) -> None:
         self._counter = counter
-        self._now = now
         self._node = node
         self._model_id = model_id
         self._phases = phases
         self._gpu_use = gpu_use
+        self._now = now
         self._model: NodeModel | None = None
         self._trials: tuple[CircuitBreaker, ...] = ()
-
-    @property
-    def received_at(self) -> float:
-        """When the neuron last sent something for this request; Trio's clock in seconds, -inf for never."""
-        return -inf if self._phases is None else self._phases.received_at
 
     def __enter__(self) -> None:
         if self._model is not None:
             raise RuntimeError("this lease is taken already")
-        self._model = model = self._counter.take(self._node, self._model_id, self._now)
+        counter, node, phases = self._counter, self._node, self._phases
+        now = counter.clock() if self._now is None else self._now
+        model = self._model = node.models.get(self._model_id) or node.entry(self._model_id)
+        if model.leases:
+            model.share(now)
+        else:
+            model.shared_at = now
+        model.leases += 1
+        model.last_used = now
+        counter.count += 1
         self._share_s, self._share_j = model.share_s, model.share_j
-        if self._phases is not None:
-            self._phases.received_at = -inf  # they may be those of an earlier attempt, at another neuron
-            self._node.running.add(self)
-        if not (model.breaker.closed and model.node.breaker.closed):
-            self._trials = self._counter.begin_trials(model)
+        if phases is not None:
+            phases.received_at = -inf  # they may be those of an earlier attempt, at another neuron
+            node.running.add(phases)
+        if not (model.breaker.closed and node.breaker.closed):
+            self._begin_trials(model)
+
+    def _begin_trials(self, model: NodeModel) -> None:
+        now = self._counter.clock()
+        breakers = (model.breaker, model.node.breaker)
+        self._trials = tuple([breaker for breaker in breakers if breaker.begin_trial(now)])
+        if self._trials:
+            self._counter.announce(FleetChange("breaker_tried", model.node.name, model.id))
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         model, self._model = self._model, None
-        self._node.running.discard(self)
-        for breaker in self._trials:
-            breaker.end_trial()
-        self._trials = ()
-        if model is not None:
+        if model is None:
+            return
+        counter, phases, now = self._counter, self._phases, None
+        if phases is not None:
+            self._node.running.discard(phases)
             # After an answer no step has waited since the end of its exchange.
-            self._counter.give_back(model, None if exc_type or not self._phases else self._phases.exchanged_at)
-            if self._gpu_use is not None:
-                self._gpu_use.add(model, model.share_s - self._share_s, model.share_j - self._share_j)
+            now = None if exc_type else phases.exchanged_at
+        if self._trials:
+            for breaker in self._trials:
+                breaker.end_trial()
+            self._trials = ()
+        now = counter.clock() if now is None else now
+        model.share(now)
+        model.leases -= 1
+        model.last_used = now
+        counter.count -= 1
+        if self._gpu_use is not None:
+            self._gpu_use.add(model, model.share_s - self._share_s, model.share_j - self._share_j)
+        if model.leases == 0:
+            if model.report is None:
+                model.node.forget_if_unused(model)
+            if counter.waiters:
+                counter.waiters.unpark_all()
+        for observe in counter.return_observers:
+            observe(model.id)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from copy import copy
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from gateway.config.settings import NeuronSettings
 from gateway.fleet.circuit_breaker import CircuitBreaker
 from gateway.fleet.engine_access import EngineAccess, backend_of
 from gateway.fleet.reports import ActivationReport, DeviceReport, ModelReport
+from gateway.http.phase_deadlines import PhaseDeadlines
 
 __all__ = ["ROUTABLE_STATUSES", "Node", "NodeModel", "OwnChange"]
 
@@ -23,14 +24,6 @@ ROUTABLE_STATUSES = frozenset({"loaded", "reloading"})  # every other status, kn
 _PASSING_STATUSES = ROUTABLE_STATUSES | {None, "unloaded", "asleep", "loading", "unloading", "recovering"}
 
 OwnChange = Literal["loading", "unloading"]
-
-
-class NeuronProgress(Protocol):
-    """A request at the neuron. `received_at` is when the neuron last sent something for it, -inf for never."""
-
-    @property
-    def received_at(self) -> float:
-        """Trio's clock, in seconds."""
 
 
 class NodeModel:
@@ -212,7 +205,7 @@ class Node:
         misses: Failures in a row.
         failure: Why the last poll or connection failed; None since the neuron has answered.
         failing_models: The models whose requests failed here since any request was answered here.
-        running: The leases that are out now.
+        running: Of the requests that are sent under a lease now: they know when the neuron last sent something.
         models_left_out: How many models it lists beyond the number that the gateway takes from one neuron.
         models: By the neuron's own id.
         max_prompt_tokens: The longest prompt it takes for any model; None if it reports no limit.
@@ -254,7 +247,7 @@ class Node:
         self.misses = 0
         self.failure: str | None = None
         self.failing_models: set[str] = set()
-        self.running: set[NeuronProgress] = set()
+        self.running: set[PhaseDeadlines] = set()
         self.models_left_out = 0
         self.devices: tuple[DeviceReport, ...] | None = None
         self.models: dict[str, NodeModel] = {}

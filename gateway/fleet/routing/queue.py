@@ -80,7 +80,6 @@ class AdmissionQueues:
         self._queues: dict[str, _ModelQueue] = {}  # no empty ones
         self._admitted_at: deque[float] = deque(maxlen=16)
         fleet.replica_observers.append(self._replicas_changed)
-        fleet.return_observers.append(self._lease_returned)
 
     @property
     def waiting(self) -> int:
@@ -143,8 +142,6 @@ class AdmissionQueues:
                 queue.wake_all()
 
     def _lease_returned(self, name: str) -> None:
-        if not self._queues:
-            return
         for model, queue in self._queues.items():
             if name in names_on_neurons(model, self.catalogue):
                 queue.wake_first()
@@ -162,6 +159,8 @@ class AdmissionQueues:
 
     def join(self, ticket: QueueTicket) -> _ModelQueue:
         """Put a ticket into its model's queue."""
+        if not self._queues:
+            self.fleet.return_observers.append(self._lease_returned)
         queue = self._queues.setdefault(ticket.model, _ModelQueue())
         queue.join(ticket)
         return queue
@@ -171,6 +170,8 @@ class AdmissionQueues:
         queue.leave(ticket)
         if not queue:
             del self._queues[ticket.model]
+            if not self._queues:
+                self.fleet.return_observers.remove(self._lease_returned)
         elif wake_next:
             queue.wake_first()
 
