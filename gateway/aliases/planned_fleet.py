@@ -19,7 +19,8 @@ from gateway.fleet.loading.imagined_fleet import ImaginedFleet
 from gateway.fleet.loading.load_history import LoadHistory
 from gateway.fleet.model_names import replicas_of
 from gateway.fleet.node import Node
-from gateway.fleet.routing.choose import ColdLoad, Route, WaitForSlot, choose, unavailable_nodes_for
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import ColdLoad, WaitForSlot, choose, unavailable_nodes_for
 from gateway.fleet.routing.placement import Candidate
 from gateway.fleet.state import Fleet
 

@@ -11,7 +11,7 @@ from gateway import errors
 from gateway.asgi import Headers
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.neuron_request import build_request, neuron_model_name
-from gateway.fleet.routing.choose import Route
+from gateway.fleet.route import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import UpstreamPool
 from gateway.http.response_parser import UpstreamResponse

@@ -20,7 +20,8 @@ from gateway.aliases.probe import Probe, ProbeFailed, ProbePostponed, choose_pro
 from gateway.config.settings import DeadlineSettings
 from gateway.fleet.model_names import profile_of
 from gateway.fleet.readiness import FleetReadiness
-from gateway.fleet.routing.choose import Decision, Route, choose, unavailable_nodes_for
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import Decision, choose, unavailable_nodes_for
 from gateway.fleet.state import Fleet
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import UpstreamPool

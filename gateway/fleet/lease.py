@@ -87,6 +87,7 @@ class Lease:
         model_id: str,
         phases: PhaseDeadlines | None = None,
         gpu_use: GpuUse | None = None,
+        *,
         now: float | None = None,
     ) -> None:
         self._counter = counter

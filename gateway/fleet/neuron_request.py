@@ -11,7 +11,7 @@ from typing import Protocol
 
 from gateway.asgi import Headers
 from gateway.errors import UpstreamMalformedResponse
-from gateway.fleet.routing.choose import Route
+from gateway.fleet.route import Route
 from gateway.http.pool import Origin, request_head
 from gateway.http.streamed_body import StreamedBody
 

@@ -14,6 +14,7 @@ from gateway.config.settings import NeuronSettings
 from gateway.fleet.circuit_breaker import CircuitBreaker
 from gateway.fleet.engine_access import EngineAccess, backend_of
 from gateway.fleet.reports import ActivationReport, DeviceReport, ModelReport
+from gateway.fleet.route import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
 
 __all__ = ["ROUTABLE_STATUSES", "Node", "NodeModel", "OwnChange"]
@@ -48,13 +49,10 @@ class NodeModel:
         share_j: The same for the energy of its devices, in joules.
         shared_at: When both were last brought up to date.
         power_w: The power draw of its devices, as last polled; None if the neuron reports none.
-        access: How its engine is addressed; None for plain requests to a neuron.
-        backend: What its engine supports beyond plain chat completions.
+        route: How a request reaches it. The URL is empty while it is unknown.
     """
 
     __slots__ = (
-        "access",
-        "backend",
         "breaker",
         "busy_until",
         "change",
@@ -68,6 +66,7 @@ class NodeModel:
         "proven",
         "report",
         "resident_since",
+        "route",
         "shadows",
         "share_j",
         "share_s",
@@ -90,20 +89,20 @@ class NodeModel:
         self.proven = False
         self.share_s = self.share_j = self.shared_at = 0.0
         self.power_w: float | None = None
-        self.access = node.access
-        self.backend = node.backend
+        self.route = Route(node.name, model_id, "", node.access, node.backend)
 
     def describe(self, report: ModelReport | None) -> bool:
         """Store the neuron's description. Returns whether it changes how the engine is addressed."""
         known, self.report = self.report, report
         before = (None, None, None) if known is None else (known.engine, known.serves, known.dialects)
         after = before if report is None else (report.engine, report.serves, report.dialects)
-        if report is None or after == before:
-            return False
-        settings = self.node.settings
-        self.backend = backend_of(settings, report.engine, report.dialects)
-        self.access = EngineAccess.of(settings, report)
-        return True
+        route, settings = self.route, self.node.settings
+        access, backend = route.access, route.backend
+        is_readdressed = report is not None and after != before
+        if report is not None and is_readdressed:
+            access, backend = EngineAccess.of(settings, report), backend_of(settings, report.engine, report.dialects)
+        self.route = Route(route.node, self.id, self.url or "", access, backend)
+        return is_readdressed
 
     def share(self, now: float) -> None:
         """Bring the shares up to date. Call it before leases or power change."""
@@ -274,7 +273,7 @@ class Node:
         self.devices, self.running = None, set()
         for model in self.models.values():
             model.report, model.resident_since, model.proven, model.busy_until = None, None, False, 0.0
-            model.access, model.backend = self.access, self.backend
+            model.route = Route(self.name, model.id, "", self.access, self.backend)
         self.reset_breakers()
 
     def reset_breakers(self) -> None:

@@ -162,7 +162,7 @@ class Fleet:
         *, now: float | None = None,
     ) -> Lease:  # fmt: skip
         """A lease on the model at the node, taken by `with` and given back on every way out of it; see `Lease`."""
-        return Lease(self._leases, self.nodes[node], model_id, phases, gpu_use, now)
+        return Lease(self._leases, self.nodes[node], model_id, phases, gpu_use, now=now)
 
     @contextlib.contextmanager
     def shadowing(self, node: str, model_id: str) -> Iterator[None]:
@@ -316,7 +316,7 @@ class Fleet:
 
     def _describe(self, model: NodeModel, report: ModelReport | None) -> None:
         if model.describe(report):
-            self.neuron_dialects |= model.backend.dialects
+            self.neuron_dialects |= model.route.backend.dialects
 
     def _learn_node(self, home: Node, report: NodeReport) -> None:
         devices = report.devices if report.devices is not None else without_readings(home.devices)

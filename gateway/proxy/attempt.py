@@ -24,7 +24,7 @@ from gateway.dialects.rename_model import ModelRenamer
 from gateway.dialects.token_room import TokenRefusal, with_room
 from gateway.dialects.upstream_errors import UpstreamErrorResponse, error_response_in, from_stream
 from gateway.fleet.neuron_request import build_request, neuron_model_name
-from gateway.fleet.routing.choose import Route
+from gateway.fleet.route import Route
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy import conversion, relay

@@ -6,7 +6,7 @@ import math
 
 from gateway import errors
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
-from gateway.fleet.routing.choose import Route
+from gateway.fleet.route import Route
 
 __all__ = ["AttemptFailures", "RefusedByUpstream", "Retriable", "gateway_fault", "is_connect_failure"]
 

@@ -20,7 +20,8 @@ from gateway.dialects import OutgoingRequest
 from gateway.dialects.anthropic import response as messages_response
 from gateway.dialects.anthropic.dialect import NAME, ParsedMessagesRequest
 from gateway.fleet.neuron_request import build_request, neuron_model_name
-from gateway.fleet.routing.choose import Route, choose
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import choose
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy.body.off_loop import off_loop
 from gateway.proxy.context import ProxyContext

@@ -19,8 +19,9 @@ from gateway import errors
 from gateway.asgi import Headers
 from gateway.dialects.large_bodies.outline import Outline
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
+from gateway.fleet.route import Route
 from gateway.fleet.routing import decision_log
-from gateway.fleet.routing.choose import Decision, Route, WaitForLoad, WaitForSlot
+from gateway.fleet.routing.choose import Decision, WaitForLoad, WaitForSlot
 from gateway.fleet.routing.queue import QueueTicket
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy import total_deadline

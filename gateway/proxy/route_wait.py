@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from gateway import errors
-from gateway.fleet.routing.choose import Decision, Route, WaitForSlot
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import Decision, WaitForSlot
 from gateway.fleet.routing.queue import QueueTicket
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy.context import ProxyContext

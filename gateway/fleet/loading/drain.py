@@ -26,7 +26,7 @@ from gateway.fleet.loading.drain_plan import choose_elsewhere, has_replica_besid
 from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.model_names import catalogue_id
 from gateway.fleet.node import Node
-from gateway.fleet.routing.choose import Route
+from gateway.fleet.route import Route
 from gateway.fleet.state import Fleet
 
 __all__ = ["DrainView", "Drains", "MoveView"]

@@ -17,7 +17,8 @@ from gateway.fleet.control.types import LoadingApi
 from gateway.fleet.loading.scheduler import LoadScheduler
 from gateway.fleet.model_names import holders_of
 from gateway.fleet.node import Node, NodeModel
-from gateway.fleet.routing.choose import ColdLoad, Route, WaitForLoad, choose
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import ColdLoad, WaitForLoad, choose
 from gateway.fleet.state import Fleet
 
 __all__ = ["LoadResponse", "ManualLoads", "UnloadResponse"]

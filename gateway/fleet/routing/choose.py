@@ -19,15 +19,12 @@ from collections.abc import Collection, Sequence
 from math import ceil
 from typing import NamedTuple
 
-import msgspec
-
 from catalogue.models import Catalogue, ModelProfile
 from catalogue.nearest import did_you_mean, nearest_names
-from gateway.config.engine_traits import PLAIN, Backend
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
-from gateway.fleet.engine_access import EngineAccess
 from gateway.fleet.model_names import holders_of, known_names, names_on_neurons, replicas_of
 from gateway.fleet.node import Node, NodeModel
+from gateway.fleet.route import Route
 from gateway.fleet.routing.placement import Candidate, candidate_on, load_rank, may_be_feasible
 from gateway.fleet.routing.sleepers import ASLEEP
 from gateway.fleet.state import Fleet
@@ -37,19 +34,6 @@ NO_HEALTHY_NODE_RETRY_S = 5
 RECOVERING_RETRY_S = 2
 UNHEALTHY_RETRY_S = 3
 NOT_SERVING_RETRY_S = 5
-
-
-class Route(msgspec.Struct, frozen=True):
-    """Send the request to this node now.
-
-    `model_id` is the node's name for the model; the body must have it, unless `access` maps it to another.
-    """
-
-    node: str
-    model_id: str
-    url: str
-    access: EngineAccess | None = None
-    backend: Backend = PLAIN
 
 
 class WaitForLoad(NamedTuple):
@@ -103,13 +87,8 @@ def choose(
             if not replicas:
                 return WaitForSlot(model)
         best = replicas[0] if len(replicas) == 1 else least_busy(replicas, [replica.load for replica in replicas])
-        return route_to(best)
+        return best.route
     return _choose_cold(model, fleet, catalogue, exclude)
-
-
-def route_to(replica: NodeModel) -> Route:
-    """The route to this replica."""
-    return Route(replica.node.name, replica.id, replica.url or "", replica.access, replica.backend)
 
 
 def _least_troubled(model: str, replicas: tuple[NodeModel, ...], now: float) -> tuple[NodeModel, ...]:

@@ -15,7 +15,8 @@ from catalogue.models import Catalogue
 from gateway.errors import GatewayError
 from gateway.fleet.model_names import names_on_neurons, replicas_of
 from gateway.fleet.node import ROUTABLE_STATUSES, Node, NodeModel
-from gateway.fleet.routing.choose import ColdLoad, Decision, Route, WaitForLoad, WaitForSlot, least_busy, route_to
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import ColdLoad, Decision, WaitForLoad, WaitForSlot, least_busy
 from gateway.fleet.routing.placement import Fit
 from gateway.fleet.state import Fleet
 
@@ -70,7 +71,7 @@ def route_to_one_of(
     best = least_busy(replicas, loads)
     if len(notes) < LIMIT:
         notes.append(NotedDecision(now, model, "route", best.node.name, (), replicas, loads))
-    return route_to(best)
+    return best.route
 
 
 def note_decision(

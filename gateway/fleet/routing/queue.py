@@ -26,7 +26,8 @@ from catalogue.models import Catalogue
 from catalogue.source import CatalogueSource
 from gateway.errors import Overloaded
 from gateway.fleet.model_names import holders_of, names_on_neurons, replicas_of
-from gateway.fleet.routing.choose import Decision, Route, WaitForSlot, choose, route_to
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import Decision, WaitForSlot, choose
 from gateway.fleet.routing.decision_log import NotedDecision, route_to_one_of
 from gateway.fleet.routing.fair_queue import NO_KEY, FairQueue, Priority, QueuedKey, SlotUse
 from gateway.fleet.routing.queue_room import QueueRoom
@@ -344,7 +345,7 @@ class QueueTicket:
         fleet, by_id = queues.fleet, profile is None or profile.source is None
         replicas = fleet.replicas(self.model) if by_id else replicas_of(self.model, fleet, in_force)
         if len(replicas) == 1:
-            return None if replicas[0].troubled else route_to(replicas[0])
+            return None if replicas[0].troubled else replicas[0].route
         return route_to_one_of(self.model, replicas, notes, now)
 
     def could_take(self, node: str) -> bool:

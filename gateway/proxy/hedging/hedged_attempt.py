@@ -8,7 +8,7 @@ from typing import TypeAlias
 from catalogue.models import Alias, Catalogue
 from gateway.errors import GatewayError
 from gateway.fleet.model_names import replicas_of
-from gateway.fleet.routing.choose import Route
+from gateway.fleet.route import Route
 from gateway.fleet.routing.queue import QueueTicket
 from gateway.fleet.state import Fleet
 from gateway.http.phase_deadlines import PhaseDeadlines

@@ -25,7 +25,8 @@ from gateway.config.settings import DeadlineSettings
 from gateway.fleet.changes import FleetChange
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.node import Node
-from gateway.fleet.routing.choose import Route, choose
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import choose
 from gateway.fleet.state import Fleet
 from gateway.http import sse
 from gateway.http.phase_deadlines import PhaseDeadlines

@@ -6,7 +6,7 @@ from gateway.config.settings import NeuronSettings
 from gateway.errors import UpstreamMalformedResponse
 from gateway.fleet.engine_access import EngineAccess
 from gateway.fleet.neuron_request import build_request, neuron_model_name
-from gateway.fleet.routing.choose import Route
+from gateway.fleet.route import Route
 
 CHAT = b"/v1/chat/completions"
 ENGINE = EngineAccess.of(

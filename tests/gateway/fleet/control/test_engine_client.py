@@ -12,7 +12,8 @@ from gateway.config.settings import NeuronSettings, PollSettings
 from gateway.fleet.control.engine_client import EngineClient
 from gateway.fleet.control.poller import Poller
 from gateway.fleet.control.types import NeuronMalformed, NeuronRefused
-from gateway.fleet.routing.choose import Route, choose
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import choose
 from gateway.fleet.state import Fleet
 
 LIST = "GET /v1/models"

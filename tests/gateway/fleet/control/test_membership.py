@@ -154,7 +154,7 @@ async def test_neuron_moves_once_it_answers_at_its_new_address(autojump_clock):
             [replica] = fleet.replicas("m")
             assert (replica.url, replica.leases, replica.node) == ("http://elsewhere:8080", 1, node)
             assert (node.settings, node.endpoint) == (A_MOVED, "http://elsewhere:13131")
-            assert replica.access.authorization == b"Bearer new"
+            assert replica.route.access.authorization == b"Bearer new"
             assert hosts.closed == ["a"]
         await trio.sleep(10)
 

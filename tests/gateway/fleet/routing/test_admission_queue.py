@@ -12,7 +12,8 @@ from fakes.fleets import a_catalogue, a_fleet, a_model, a_profile, answers, asse
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import GatewayError, Overloaded, ServiceUnavailable
-from gateway.fleet.routing.choose import Route, WaitForSlot
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import WaitForSlot
 from gateway.fleet.routing.decision_log import note_decision
 from gateway.fleet.routing.queue import AdmissionQueues
 

@@ -8,7 +8,8 @@ from fakes.patience import measured
 
 from gateway.errors import ModelNotFound, NoFeasibleNeuron, ServiceUnavailable
 from gateway.fleet.reports import ActivationReport
-from gateway.fleet.routing.choose import ColdLoad, Route, WaitForLoad, WaitForSlot, choose
+from gateway.fleet.route import Route
+from gateway.fleet.routing.choose import ColdLoad, WaitForLoad, WaitForSlot, choose
 from gateway.fleet.routing.placement import Candidate, Fit
 
 LISTED = a_catalogue(a_profile("m"))

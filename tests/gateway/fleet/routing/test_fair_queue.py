@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.access.keys.key import Key
 from gateway.errors import Overloaded
-from gateway.fleet.routing.choose import Route
+from gateway.fleet.route import Route
 from gateway.fleet.routing.queue import AdmissionQueues
 
 M = "lab/m"
