@@ -109,8 +109,8 @@ class Dispatch:
             # After an answer no step has waited since the end of its exchange.
             ended_at = self._phases.exchanged_at if record.outcome == "ok" else None
             record.timings.phases_ms = self._phases.spent_ms(trio.current_time() if ended_at is None else ended_at)
-            if record.routing.ticket is not None and record.routing.ticket.slot is not None:
-                record.routing.ticket.end_slot()
+            if record.routing.ticket is not None:
+                record.routing.end_slot()
         if self._shadow is not None:
             self._start_shadow(self._shadow)
 
@@ -150,16 +150,13 @@ class Dispatch:
         Returns None once the client is answered, else why it is not; then it has seen nothing of an answer.
         """
         context, routing, timings = self._context, self._record.routing, self._record.timings
-        ticket = routing.ticket = context.admission.ticket(
-            model, timings.read_at or timings.started_at, self._request.key
-        )
         failures, last = AttemptFailures(), None
         retries_left = context.settings.retries.attempts
         while True:
             try:
-                route = await self._next_route(ticket, failures, last)
+                route = await self._next_route(model, failures, last)
             except errors.GatewayError as error:
-                self._log_decision(error, ticket, failures)
+                self._log_decision(error, model, failures)
                 return self._unserved(last, failures, error)
             attempt = self._attempt = self._new_attempt(
                 route, routing.start_attempt(model, route.node, timings.routed_at), self._phases, failures
@@ -169,7 +166,7 @@ class Dispatch:
                 if policy is None or policy.hedge is None:
                     await attempt.run()
                 else:
-                    await self._run_hedged(policy, attempt, ticket, failures)
+                    await self._run_hedged(policy, attempt, self._ticket(model, was_admitted=True), failures)
             except RefusedByUpstream as refused:
                 await self._send_refusal(refused)
                 return None
@@ -188,23 +185,33 @@ class Dispatch:
             retries_left -= 1
             routing.retried()
 
-    async def _next_route(self, ticket: QueueTicket, failures: AttemptFailures, last: Retriable | None) -> Route:
+    async def _next_route(self, model: str, failures: AttemptFailures, last: Retriable | None) -> Route:
         """Take the lease on it before the next checkpoint. Raises GatewayError if no replica can serve the request."""
         now, route = trio.current_time(), None
         if last is None:
-            route = ticket.plain_route(self._catalogue, self._record.routing.decisions, now)
+            route = self._context.admission.plain_route(model, self._catalogue, self._record.routing.decisions, now)
         if route is None:
+            ticket = self._ticket(model, was_admitted=last is not None)
             decision = _choose(ticket, self._catalogue, failures, last)
             if isinstance(decision, Route):
                 route = decision
             else:
                 route = await self._wait_for_route(decision, ticket, failures, last)
-            self._log_decision(route, ticket, failures)
+            self._log_decision(route, model, failures)
+            ticket.was_admitted = True
             now = trio.current_time()
         if self._record.timings.routed_at is None:
             self._record.timings.routed_at = now
-        ticket.was_admitted = True
         return route
+
+    def _ticket(self, model: str, *, was_admitted: bool) -> QueueTicket:
+        """The request's ticket for the model."""
+        routing, timings = self._record.routing, self._record.timings
+        if routing.ticket is None:
+            since = timings.read_at or timings.started_at
+            routing.ticket = self._context.admission.ticket(model, since, self._request.key)
+            routing.ticket.was_admitted = was_admitted
+        return routing.ticket
 
     def _new_attempt(
         self, route: Route, attempt_record: AttemptRecord, phases: PhaseDeadlines, failures: AttemptFailures
@@ -231,14 +238,12 @@ class Dispatch:
         also = self._context.settings.gateway.pass_headers
         await send_upstream_error(refusal, self._request, self._client, self._record, also=also)
 
-    def _log_decision(
-        self, decision: Decision | errors.GatewayError, ticket: QueueTicket, failures: AttemptFailures
-    ) -> None:
+    def _log_decision(self, decision: Decision | errors.GatewayError, model: str, failures: AttemptFailures) -> None:
         """Call it in the step of the decision: it looks at the fleet as it is now."""
         decision_log.note_decision(
             self._record.routing.decisions,
             decision,
-            model=ticket.model,
+            model=model,
             fleet=self._context.fleet,
             catalogue=self._catalogue,
             failed_on=failures.nodes,
@@ -287,7 +292,7 @@ class Dispatch:
     ) -> Route:
         if self._context.draining.is_set():
             raise shutting_down()
-        self._log_decision(decision, ticket, failures)
+        self._log_decision(decision, ticket.model, failures)
         choose_again = partial(_choose, ticket, self._catalogue, failures, last)
         return await wait_for_route(
             self._context,

@@ -48,7 +48,7 @@ class RoutingRecord:
         is_contested: Two attempts race, so no response header names a neuron yet.
         hedge: The result of the second attempt: `won`, `lost`, `failed` or `cancelled`.
         decisions: Routing decisions, where anything stood in the way of one.
-        ticket: The request's place in the model's queue, while the request runs.
+        ticket: The request's place in the model's queue, while the request runs. None if it has not had to wait.
         note_count: How many entries take memory beyond what every request takes, once the request has ended.
     """
 
@@ -129,6 +129,13 @@ class RoutingRecord:
         )
         self.fallbacks += (FallbackRecord(trio.current_time(), before, model, ErrorSummary.of(error)),)
         self.model, self.node = model, None
+        self.end_slot()
+
+    def end_slot(self) -> None:
+        """The request is done with the model whose ticket it has."""
+        ticket, self.ticket = self.ticket, None
+        if ticket is not None:
+            ticket.end_slot()
 
     def skipped_fallback(self, model: str, error: GatewayError) -> None:
         """Record that `model` would be the next fallback, but cannot serve this request at all."""
@@ -147,10 +154,8 @@ class RoutingRecord:
     @property
     def state(self) -> Literal["arriving", "queued", "loading", "running"]:
         """The state of a running request, for operators. `arriving`: its body is being read."""
-        if self.ticket is None:
-            return "arriving"
-        if not self.ticket.is_in_queue:
-            return "running"
+        if self.ticket is None or not self.ticket.is_in_queue:
+            return "running" if self.attempts else "arriving"
         return "loading" if self.ticket.waits_for == "load" else "queued"
 
     @property

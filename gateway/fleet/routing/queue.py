@@ -105,6 +105,22 @@ class AdmissionQueues:
         """
         return QueueTicket(self, model, since, key or NO_KEY)
 
+    def plain_route(self, model: str, catalogue: Catalogue, notes: list[NotedDecision], now: float) -> Route | None:
+        """As `QueueTicket.choose` and `note_decision` in the common case: every replica is well and has no limit.
+
+        Such a request needs no ticket. None if anything stands in the way of a replica. `notes` are the request's,
+        `now` is Trio's time.
+        """
+        in_force = self._catalogue.current
+        profile = in_force.models.get(model)
+        if (model in catalogue.models) if profile is None else (profile.max_concurrent is not None):
+            return None
+        fleet, by_id = self.fleet, profile is None or profile.source is None
+        replicas = fleet.replicas(model) if by_id else replicas_of(model, fleet, in_force)
+        if len(replicas) == 1:
+            return None if replicas[0].troubled else replicas[0].route
+        return route_to_one_of(model, replicas, notes, now)
+
     def wake_all(self) -> None:
         """Have every waiting request choose again. For a new catalogue, whose limits may differ."""
         for queue in self._queues.values():
@@ -244,7 +260,7 @@ class _ModelQueue(FairQueue["QueueTicket"]):
 class QueueTicket:
     """One request's ticket for one model. `with` it around the wait; leaving wakes the next ticket.
 
-    Owned by its request; not for use by two tasks.
+    Owned by its request; not for use by two tasks. Most requests need none: see `AdmissionQueues.plain_route`.
 
     Attributes:
         model: The concrete id.
@@ -331,22 +347,6 @@ class QueueTicket:
                 ahead.wake()  # it may not have heard of the slot
                 return WaitForSlot(self.model)
         return decision
-
-    def plain_route(self, catalogue: Catalogue, notes: list[NotedDecision], now: float) -> Route | None:
-        """As `choose` and `note_decision` if all replicas are well and have no limit: the common case, with few calls.
-
-        None if anything stands in the way of a replica. `notes` are the request's, `now` is Trio's time.
-        """
-        queues = self._queues
-        in_force = queues.catalogue
-        profile = in_force.models.get(self.model)
-        if (self.model in catalogue.models) if profile is None else (profile.max_concurrent is not None):
-            return None
-        fleet, by_id = queues.fleet, profile is None or profile.source is None
-        replicas = fleet.replicas(self.model) if by_id else replicas_of(self.model, fleet, in_force)
-        if len(replicas) == 1:
-            return None if replicas[0].troubled else replicas[0].route
-        return route_to_one_of(self.model, replicas, notes, now)
 
     def could_take(self, node: str) -> bool:
         """Whether it waits for a slot, or is about to choose one, and does not avoid `node`."""

@@ -484,7 +484,7 @@ async def test_plain_route_is_what_choose_decides(seed):
         for _ in range(chance.choice([0, 1, 4])):
             leases.enter_context(queued.fleet.lease(chance.choice(queued.names), M))
         notes, expected = [], []
-        route = ticket.plain_route(mine, notes, queued.fleet.now())
+        route = queued.admission.plain_route(M, mine, notes, queued.fleet.now())
         if route is not None:
             assert route == ticket.choose(mine)
             note_decision(expected, route, model=M, fleet=queued.fleet, catalogue=mine, failed_on=())
