@@ -15,16 +15,17 @@ import logging
 import os
 import select
 import sys
+import time
 from collections import deque
 from collections.abc import Collection
-from datetime import UTC, datetime
 from functools import partial
 from io import StringIO
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import msgspec
 import structlog
 import trio
+from structlog._config import _CONFIG  # `get_config` makes a dictionary of it, which each request would pay
 
 from gateway.config.settings import LogSettings
 from gateway.telemetry.printable import one_line, printable, printable_json
@@ -94,27 +95,52 @@ class _DirectWay:
 
     processors: list[structlog.typing.Processor] | None = None
     renderer: structlog.typing.Processor | None = None
+    second = 0  # of the last line, in Unix time
+    date = ""  # the same, formatted
 
 
 _direct = _DirectWay()
-_BEFORE_ZONE = -len("+00:00")  # of an ISO timestamp in UTC
 
 
-def write_info(logger: Any, name: str, event: dict[str, Any]) -> None:
-    """Write an event of level `info` whose values are plain. The log keeps the dictionary.
+class InfoEvent(Protocol):
+    """A structure that msgspec encodes. Its last fields are the ones that it has here, in this order."""
 
-    The line is the same as `logger.info(name, **event)` writes. Every request has one, and structlog's way to it is 40
-    calls, an eighth of all that a request took. Any other configuration (a terminal, a test) goes that way.
+    event: str
+    level: str
+    timestamp: str
+
+    def fields(self) -> dict[str, Any]:
+        """What the line has, by name."""
+        ...
+
+
+def write_info(logger: Any, event: InfoEvent) -> None:
+    """Write an event of level `info` whose values are plain.
+
+    The line is the same as `logger.info` writes. Every request has one, and structlog's way to it is 40 calls. Any
+    other configuration (a terminal, a test) goes that way.
     """
-    processors: list[structlog.typing.Processor] = structlog.get_config()["processors"]
-    if processors is not _direct.processors or processors[-1] is not _direct.renderer:
-        logger.info(name, **event)
+    ours = _direct.processors
+    if ours is None or ours is not _CONFIG.default_processors or ours[-1] is not _direct.renderer:
+        fields = event.fields()
+        logger.info(fields.pop("event"), **{name: fields[name] for name in fields if name not in _ADDED})
         return
-    event["event"] = name
-    event["level"] = "info"
-    event["timestamp"] = datetime.now(UTC).isoformat()[:_BEFORE_ZONE] + "Z"
-    _writers[0].write(_encode(event) + b"\n", urgent=False)
-    recent_log.keep(event)
+    event.timestamp = _timestamp()
+    line = _encode(event) + b"\n"
+    _writers[0].write(line, urgent=False)
+    recent_log.keep(line)
+
+
+_ADDED = frozenset({"level", "timestamp"})  # by processors
+
+
+def _timestamp() -> str:
+    """The time as structlog writes it, with one format of the date per second: that takes a fifth of the time."""
+    now = time.time()
+    second = int(now)
+    if second != _direct.second:
+        _direct.second, _direct.date = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+    return f"{_direct.date}.{int((now - second) * 1_000_000):06}Z"
 
 
 async def write_in_batches(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -178,12 +204,15 @@ def _write_traceback(out: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
     out.write(printable(traceback.getvalue()))
 
 
-def _encode(event: dict[str, Any], **_: object) -> bytes:
+def _encode(event: dict[str, Any] | InfoEvent, **_: object) -> bytes:
     try:
-        line = msgspec.json.encode(event, enc_hook=str)
+        line = _encoder.encode(event)
         return line if line.isascii() else printable_json(line.decode()).encode()
     except UnicodeEncodeError:  # a file name need not be UTF-8
-        return json.dumps(event, default=str).encode()
+        return json.dumps(event if isinstance(event, dict) else event.fields(), default=str).encode()
+
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 class LogWriter:

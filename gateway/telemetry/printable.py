@@ -8,9 +8,8 @@ Unicode's marks for the writing direction reorder what a person reads.
 from __future__ import annotations
 
 import re
-from typing import Any
 
-__all__ = ["hide_secret", "hide_secrets", "one_line", "printable", "printable_json"]
+__all__ = ["hide_secret", "one_line", "printable", "printable_json"]
 
 # C0 and C1 controls, line and paragraph separators, marks and overrides of the writing direction, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -45,10 +44,3 @@ def hide_secret(text: str) -> str:
     Clients put their keys into paths, model names and request ids by mistake.
     """
     return _SECRET.sub(r"\1…", text) if "ctx_" in text else text
-
-
-def hide_secrets(event: dict[str, Any]) -> None:
-    """Do so in each text of a log event."""
-    for name, value in event.items():
-        if isinstance(value, str):
-            event[name] = hide_secret(value)  # the key exists already, so the dictionary may change

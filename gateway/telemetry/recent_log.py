@@ -1,11 +1,13 @@
-"""The last events of the log, in memory, for the console. A structlog processor adds them; nothing is formatted."""
+"""The last events of the log, in memory, for the console. A structlog processor adds them."""
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from itertools import islice
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 __all__ = ["RecentLog", "recent_log"]
@@ -22,7 +24,7 @@ class RecentLog:
     """
 
     def __init__(self) -> None:
-        self._events: deque[dict[str, Any]] = deque(maxlen=KEPT_EVENTS)
+        self._events: deque[dict[str, Any] | bytes] = deque(maxlen=KEPT_EVENTS)
         self.number = 0
 
     def __call__(self, _: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -30,16 +32,30 @@ class RecentLog:
         self.keep(dict(event))
         return event
 
-    def keep(self, event: dict[str, Any]) -> None:
-        """Keep an event that nothing else changes from now on."""
+    def keep(self, event: dict[str, Any] | bytes) -> None:
+        """Keep an event that nothing else changes from now on, or its line, which takes a fifth of the memory."""
         self.number += 1
-        event["number"] = self.number
         self._events.append(event)
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
-        """The last events, the oldest first, with values that JSON has."""
+        """The last events, the oldest first, with values that JSON has. `number` is the last field of each."""
         newest = list(islice(reversed(self._events), limit))
-        return [{key: _plain(value) for key, value in event.items()} for event in reversed(newest)]
+        first = self.number - len(newest) + 1
+        return [
+            {key: _plain(value) for key, value in _fields(event).items()} | {"number": number}
+            for number, event in enumerate(reversed(newest), first)
+        ]
+
+
+def _fields(event: dict[str, Any] | bytes) -> dict[str, Any]:
+    if isinstance(event, dict):
+        return event
+    fields: dict[str, Any]
+    try:
+        fields = msgspec.json.decode(event)
+    except msgspec.DecodeError:  # a lone surrogate, of a file name
+        fields = json.loads(event)
+    return fields
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 import trio
+from msgspec import UNSET, Struct, UnsetType
 
 from catalogue.resolve import Resolution
 from gateway import errors
@@ -16,12 +17,12 @@ from gateway.telemetry.log import write_info
 from gateway.telemetry.meter import StreamMeter
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.observation import Observation, Observer, is_retry
-from gateway.telemetry.printable import hide_secrets
+from gateway.telemetry.printable import hide_secret
 from gateway.telemetry.recent import RecentRequests
 from gateway.telemetry.request_record import RequestRecord
 from gateway.telemetry.tracing.request_tracer import RequestTracer
 
-__all__ = ["RequestLog", "RequestTotals"]
+__all__ = ["RequestEvent", "RequestLog", "RequestTotals"]
 
 OBSERVERS_LIMIT = 8  # of one alias; each costs its requests a call
 _FINISH_REASON_CHARACTERS = 32
@@ -121,7 +122,7 @@ class RequestLog:
         if record.answer.is_observed:
             self._call_observers(record, now)
         if self.log_requests:
-            write_info(self.log, "request", _event(record, now))
+            write_info(self.log, RequestEvent.of(record, now))
         if record.trace is not None and self.tracer is not None:
             self.tracer.end(record, now)
         record.release(now)
@@ -273,44 +274,92 @@ def _failure(record: RequestRecord) -> tuple[bool | None, str | None]:
 # The log event...
 
 
-def _event(record: RequestRecord, now: float) -> dict[str, Any]:
-    routing, answer, started_at = record.routing, record.answer, record.timings.started_at
-    event: dict[str, Any] = {
-        "request_id": record.request_id,
-        "path": record.path,
-        "alias": routing.alias,
-        "model": routing.model,
-        "node": routing.node,
-        "status": record.status,
-        "outcome": record.outcome,
-        "stream": record.stream,
-        "duration_ms": round((now - started_at) * 1000, 3),
-        "phases_ms": record.timings.phases_ms,
-        "bytes_in": record.bytes_in,
-        "bytes_out": record.bytes_out,
-    }
-    if record.key_id is not None:
-        event["key"], event["key_id"] = record.key_name, record.key_id
-    first_at, usage = answer.first_token_at, answer.usage
-    if first_at is not None:
-        event["first_token_ms"] = round((first_at - started_at) * 1000, 3)
-    if usage is not None:
-        event["prompt_tokens"] = usage.prompt_tokens
-        event["completion_tokens"] = usage.completion_tokens
-        event["cached_tokens"] = usage.cached_tokens
-        event["reasoning_tokens"] = usage.reasoning_tokens
-        event["tokens_estimated"] = answer.is_estimated
-    if routing.retries:
-        event["retries"] = routing.retries
-    if routing.target != routing.model:
-        event["fell_back_from"] = routing.target
-    if routing.hedge is not None:
-        event["hedge"] = routing.hedge
-    if record.ignored:
-        event["ignored"] = record.ignored.decode()
-    if record.error is not None:
-        event["error"] = record.error.code
-        event["message"] = record.error.message
-    if record.error is not None or "ctx_" in record.request_id:  # only then is a text in it the client's own
-        hide_secrets(event)
-    return event
+class RequestEvent(Struct, kw_only=True, gc=False):
+    """The line leaves out what is UNSET. It is made and encoded in half the time that a dictionary takes."""
+
+    request_id: str
+    path: str
+    alias: str | None
+    model: str | None
+    node: str | None
+    status: int
+    outcome: str
+    stream: bool
+    duration_ms: float
+    phases_ms: dict[str, float]
+    bytes_in: int
+    bytes_out: int
+    key: str | UnsetType | None = UNSET
+    key_id: str | UnsetType = UNSET
+    first_token_ms: float | UnsetType = UNSET
+    prompt_tokens: int | UnsetType | None = UNSET
+    completion_tokens: int | UnsetType | None = UNSET
+    cached_tokens: int | UnsetType | None = UNSET
+    reasoning_tokens: int | UnsetType | None = UNSET
+    tokens_estimated: bool | UnsetType = UNSET
+    retries: int | UnsetType = UNSET
+    fell_back_from: str | UnsetType | None = UNSET
+    hedge: str | UnsetType = UNSET
+    ignored: str | UnsetType = UNSET
+    error: str | UnsetType | None = UNSET
+    message: str | UnsetType = UNSET
+    event: str = "request"
+    level: str = "info"
+    timestamp: str = ""
+
+    @classmethod
+    def of(cls, record: RequestRecord, now: float) -> RequestEvent:
+        """Of a request that has ended at `now` (Trio's clock), and has not been released yet."""
+        routing, answer, started_at = record.routing, record.answer, record.timings.started_at
+        event = cls(
+            request_id=record.request_id,
+            path=record.path,
+            alias=routing.alias,
+            model=routing.model,
+            node=routing.node,
+            status=record.status,
+            outcome=record.outcome,
+            stream=record.stream,
+            duration_ms=_ms(now - started_at),
+            phases_ms=record.timings.phases_ms,
+            bytes_in=record.bytes_in,
+            bytes_out=record.bytes_out,
+        )
+        if record.key_id is not None:
+            event.key, event.key_id = record.key_name, record.key_id
+        if answer.meter is not None and answer.meter.first_at is not None:
+            event.first_token_ms = _ms(answer.meter.first_at - started_at)
+        if (usage := answer.usage) is not None:
+            event.prompt_tokens = usage.prompt_tokens
+            event.completion_tokens = usage.completion_tokens
+            event.cached_tokens = usage.cached_tokens
+            event.reasoning_tokens = usage.reasoning_tokens
+            event.tokens_estimated = answer.is_estimated
+        if routing.retries:
+            event.retries = routing.retries
+        if routing.target != routing.model:
+            event.fell_back_from = routing.target
+        if routing.hedge is not None:
+            event.hedge = routing.hedge
+        if record.ignored:
+            event.ignored = record.ignored.decode()
+        if record.error is not None:
+            event.error, event.message = record.error.code, record.error.message
+        if record.error is not None or "ctx_" in record.request_id:  # only then is a text in it the client's own
+            event._hide_secrets()
+        return event
+
+    def fields(self) -> dict[str, Any]:
+        """Those that are set, by name."""
+        values = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return {name: value for name, value in values if value is not UNSET}
+
+    def _hide_secrets(self) -> None:
+        for name, value in self.fields().items():
+            if isinstance(value, str):
+                setattr(self, name, hide_secret(value))
+
+
+def _ms(seconds: float) -> float:
+    """Rounded to three decimals; `round` takes twice the time."""
+    return int(seconds * 1_000_000 + 0.5) / 1000

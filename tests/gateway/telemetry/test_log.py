@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -18,11 +19,13 @@ from fakes.process import a_port_of_our_own, environment
 from fakes.running import PROBE, SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from gateway.config.settings import LogSettings
 from gateway.telemetry import log
 from gateway.telemetry.log import KEPT_BYTES, LogWriter, _encode, _flatten_values
 from gateway.telemetry.recent_log import RecentLog
+from gateway.telemetry.request_log import RequestEvent
 from neuron.simulated.fleet import neuron
 
 
@@ -139,13 +142,34 @@ def test_full_disk_is_ignored():
     assert lines.lost == 1
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda values: st.dictionaries(st.text(max_size=9), values, max_size=3),
-    max_leaves=5,
+TEXTS = st.text() | st.just("\udc80.gguf")
+EVENTS = st.builds(
+    RequestEvent,
+    request_id=TEXTS,
+    model=st.none() | TEXTS,
+    duration_ms=st.floats(0, 1e7),
+    phases_ms=st.dictionaries(st.sampled_from(["connect", "idle"]), st.floats(0, 1e7)),
+    key=st.just(UNSET) | TEXTS,
+    cached_tokens=st.sampled_from([UNSET, None, 0, 17]),
+    tokens_estimated=st.sampled_from([UNSET, True]),
+    message=st.just(UNSET) | TEXTS,
+    event=st.just("request"),
+    level=st.just("info"),
+    timestamp=st.just(""),
 )
-NAMES = st.from_regex(r"[a-z_]{1,9}", fullmatch=True).filter(
-    lambda name: name not in {"event", "exc_info", "self", "level", "timestamp", "stack_info", "exception", "number"}
+EVENT = RequestEvent(
+    request_id="r",
+    path="/",
+    alias=None,
+    model=None,
+    node=None,
+    status=200,
+    outcome="ok",
+    stream=False,
+    duration_ms=1.0,
+    phases_ms={},
+    bytes_in=0,
+    bytes_out=0,
 )
 
 
@@ -164,17 +188,17 @@ def json_log(pipe, monkeypatch):
 
 def timeless(line):
     """The line with zeros for the digits of its timestamp."""
-    return re.sub(rb'("timestamp":")([^"]*)', lambda match: match[1] + re.sub(rb"\d", b"0", match[2]), line)
+    return re.sub(rb'("timestamp": ?")([^"]*)', lambda match: match[1] + re.sub(rb"\d", b"0", match[2]), line)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-@given(event=st.dictionaries(NAMES, VALUES, max_size=8))
+@given(event=EVENTS)
 def test_event_of_a_request_is_written_as_structlog_writes_it(json_log, event):
     """The short way and structlog's own give the same bytes, and the same entry among the recent events."""
-    logger = structlog.get_logger()
-    logger.info("request", **event)
+    logger, fields = structlog.get_logger(), event.fields()
+    logger.info("request", **{name: fields[name] for name in fields if name not in {"event", "level", "timestamp"}})
     by_structlog = json_log()
-    log.write_info(logger, "request", dict(event))
+    log.write_info(logger, event)
 
     assert timeless(json_log()) == timeless(by_structlog)
     one, other = log.recent_log.newest(2)
@@ -182,12 +206,24 @@ def test_event_of_a_request_is_written_as_structlog_writes_it(json_log, event):
     assert other["number"] == one["number"] + 1
 
 
+def test_time_of_a_request_is_now(json_log):
+    """In UTC, with microseconds, also after a line in an earlier second."""
+    for _ in range(2):
+        log._direct.second -= 1
+        before = datetime.now(UTC)
+        log.write_info(structlog.get_logger(), EVENT)
+        written = datetime.fromisoformat(json.loads(json_log())["timestamp"])
+        assert before - timedelta(microseconds=1) <= written <= datetime.now(UTC)
+
+
 def test_event_of_a_request_goes_where_a_test_listens(json_log):
     """Whatever else structlog is configured for gets it."""
     with structlog.testing.capture_logs() as events:
-        log.write_info(structlog.get_logger(), "request", {"status": 200})
+        log.write_info(structlog.get_logger(), EVENT)
 
-    assert events == [{"status": 200, "event": "request", "log_level": "info"}]
+    fields = EVENT.fields()
+    del fields["level"], fields["timestamp"]
+    assert events == [fields | {"log_level": "info"}]
     assert json_log() == b""
 
 
