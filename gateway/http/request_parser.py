@@ -126,6 +126,11 @@ class RequestParser:
                 self._parsing = self._latest
                 self._fail(_headers_too_large(self._header_limit_bytes))
 
+    def close(self) -> None:
+        """The connection has ended: drop what refers to it and to this object, so that no cycle is left."""
+        del self._parser, self._latest
+        self._parsing = None
+
     def _parse(self, data: bytes | memoryview) -> memoryview | None:
         """Parse `data` to its end, or up to a request that offers an upgrade; then return the rest."""
         try:

@@ -435,6 +435,8 @@ class ServerConnection:
         if self._watched and self._socket_fd is not None:
             self._state.hang_ups.forget(self._socket_fd)
         self._fd = self._socket_fd = None  # the kernel may give the number to another socket
+        self._parser.close()
+        self._serving = None
         close_now(self._stream)
 
 

@@ -115,7 +115,8 @@ class Dispatch:
             self._start_shadow(self._shadow)
 
     def release(self) -> None:
-        """Drop what takes much memory: the request has ended. A shadow of it still needs the body, which is small."""
+        """The request has ended: drop what takes much memory, and cycles. A shadow still needs the small body."""
+        self.keepalive.release()
         if self._attempt is not None:
             self._attempt.translation = self._attempt.transcript = None
         if self._shadow is None:

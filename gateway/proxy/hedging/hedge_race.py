@@ -71,8 +71,10 @@ class Race:
                     self._second_scope.cancel()
         finally:
             record.routing.is_contested = False
+            self._first.claim = None  # it refers to this race: a cycle
             if self._second is not None:
                 record.routing.hedge = self._result(self._second)
+                self._second.claim = None
         error = self._errors.get(self._winner) if self._winner is not None else self._more_useful_error()
         if error is not None:
             raise error
@@ -109,6 +111,7 @@ class Race:
             await attempt.run()
         except (Retriable, RefusedByUpstream, errors.GatewayError, ClientGone) as error:
             self._errors[attempt] = error
+            errors.forget_tracebacks(error)  # they have this frame
 
     def _result(self, second: Attempt) -> str:
         if self._winner is second:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NoReturn
 
 import trio
 
@@ -78,6 +79,10 @@ class KeepAlive:
         """The answer is not an event stream: send neither an early 200 nor a comment."""
         self._keepalive_s = self._early_commit_s = math.inf
 
+    def release(self) -> None:
+        """The request has ended. What makes its head refers to this object: a cycle, which the collector would free."""
+        self.head = _no_head
+
     def begin(self) -> None:
         """The request has been read: its client waits from now on."""
         self._started_at = self._last_sign_at = self.last_write_at = trio.current_time()
@@ -147,6 +152,10 @@ class SilenceWatch:
     def forget(self, keepalive: KeepAlive) -> None:
         """The request has ended, or its task has been started."""
         self._watched.pop(keepalive, None)
+
+
+def _no_head() -> NoReturn:
+    raise RuntimeError("the request has ended")
 
 
 def _slower_after(silence_s: float) -> float:
