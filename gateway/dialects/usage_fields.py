@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-__all__ = ["Usage", "read_usage"]
+__all__ = ["Usage", "read_usage", "usage_of_answer"]
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -27,6 +27,22 @@ class Usage(msgspec.Struct, frozen=True):
 
 def _counts(usage: Usage) -> tuple[int | None, ...]:
     return usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens
+
+
+def usage_of_answer(body: bytes) -> Usage | None:
+    """What `read_usage` reads of a whole answer. None if that has no `usage`.
+
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: It is no JSON object.
+    """
+    try:
+        usage = _usual_decoder.decode(body).usage
+    except msgspec.ValidationError:  # another vocabulary
+        return read_usage(_any_decoder.decode(body).usage)
+    if usage is None:
+        return None
+    details = usage.prompt_tokens_details
+    return Usage(usage.prompt_tokens, usage.completion_tokens, None if details is None else details.cached_tokens)
 
 
 def read_usage(value: object) -> Usage | None:
@@ -63,6 +79,33 @@ def read_usage(value: object) -> Usage | None:
         ),
     )
 
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=10**15)]
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: _Count | None = None
+
+
+class _UsualUsage(msgspec.Struct, forbid_unknown_fields=True):
+    """As vLLM, SGLang and llama.cpp write it."""
+
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _UsualAnswer(msgspec.Struct):
+    usage: _UsualUsage | None = None
+
+
+class _AnyAnswer(msgspec.Struct):
+    usage: Any = None
+
+
+_usual_decoder = msgspec.json.Decoder(_UsualAnswer)
+_any_decoder = msgspec.json.Decoder(_AnyAnswer)
 
 _PLAIN = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _USUAL = (_PLAIN, _PLAIN | {"prompt_tokens_details"})  # as vLLM, SGLang and llama.cpp write it

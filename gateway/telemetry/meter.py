@@ -15,7 +15,7 @@ import msgspec
 from gateway.dialects import chat_chunks, upstream_errors
 from gateway.dialects.chat_chunks import Choice, StreamEvent
 from gateway.dialects.tool_calls import ToolCalls
-from gateway.dialects.usage_fields import Usage, read_usage
+from gateway.dialects.usage_fields import Usage, read_usage, usage_of_answer
 from gateway.http.sse import Event
 
 __all__ = ["BodyMeter", "StreamMeter"]
@@ -194,7 +194,7 @@ class BodyMeter:
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces = []
         try:
-            self.usage = read_usage(_usage_decoder.decode(body).usage)
+            self.usage = usage_of_answer(body)
             if self.tool_calls is not None:
                 answer = _answer_decoder.decode(body)
                 self.finish_reason = answer.finish_reason
@@ -205,12 +205,6 @@ class BodyMeter:
                     self.tool_calls.collect_item(item)
         except _UNREADABLE:
             self.usage = self.usage or _usage_in_tail(body)
-
-
-class _OnlyUsage(msgspec.Struct):
-    """Any JSON answer."""
-
-    usage: Any = None
 
 
 class _Answer(msgspec.Struct):
@@ -229,7 +223,6 @@ class _Answer(msgspec.Struct):
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not JSON, not UTF-8, or nested too deeply."""
 
-_usage_decoder = msgspec.json.Decoder(_OnlyUsage)
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _TERMINATORS = frozenset({"message_stop", "transcript.text.done"})
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')

@@ -1,10 +1,12 @@
 """Token counts as OpenAI, Anthropic and other engines report them."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects.usage_fields import Usage, read_usage
+from gateway.dialects.usage_fields import Usage, read_usage, usage_of_answer
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,7 @@ def test_usage_is_read_in_every_vocabulary_and_implausible_counts_are_ignored(va
     """0 is a count; wrong types, negative and huge numbers are unknown."""
     assert read_usage(value) == usage
     assert read_usage({"id": "x", "usage": value}) == usage
+    assert usage_of_answer(json.dumps({"id": "x", "usage": value}).encode()) == usage
 
 
 COUNTS = st.none() | st.integers(-1, 10) | st.sampled_from([True, 1e300, 2.0, "9", 10**15])
@@ -59,5 +62,7 @@ COUNTS = st.none() | st.integers(-1, 10) | st.sampled_from([True, 1e300, 2.0, "9
     )
 )
 def test_usual_members_are_read_as_among_unusual_ones(usage):
-    """The short way for what most engines send gives the same counts as the look at every vocabulary."""
-    assert read_usage(usage) == read_usage({**usage, "unusual": None})
+    """The short ways for what most engines send give the same counts as the look at every vocabulary."""
+    expected = read_usage({**usage, "unusual": None})
+    assert read_usage(usage) == expected
+    assert usage_of_answer(json.dumps({"id": "x", "usage": usage}).encode()) == expected
