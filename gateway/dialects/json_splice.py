@@ -63,18 +63,18 @@ def locate(body: bytes, outline: Outline | None = None) -> ModelField:
     if not body.isascii():
         _reject_unless_utf8(body)
     fields, readable = _decode(body)
-    literal = memoryview(fields.model)
-    if not literal or literal[0] != _QUOTE:
-        raise MissingModelField(_model_problem(bytes(literal[:1])), param="model")
-    size = len(literal)
-    if size > LONGEST_NAME_BYTES:
+    literal = bytes(fields.model)
+    if literal[:1] != b'"':
+        raise MissingModelField(_model_problem(literal[:1]), param="model")
+    if len(literal) > LONGEST_NAME_BYTES:
         raise MissingModelField(
             f"`model` is longer than {LONGEST_NAME_BYTES} bytes: name a model or an alias from /v1/models",
             param="model",
         )
-    start = _offset_of_model(fields, readable)
-    end = start + size
-    return ModelField(_text(body[start:end]), start, end, bytes(fields.stream) == _TRUE)
+    start = _offset_of_model(fields.model, literal, readable)
+    end = start + len(literal)
+    is_stream = fields.stream is not _NOTHING and bytes(fields.stream) == _TRUE
+    return ModelField(_text(literal if readable is body else body[start:end]), start, end, is_stream)
 
 
 def splice(body: bytes, field: ModelField, name: str) -> bytes | SplicedBody:
@@ -239,12 +239,10 @@ def _decode(body: bytes) -> tuple[_RoutingFields, bytes]:
     msgspec rejects lone surrogate escapes even in what it skips. The neuron decides whether to accept those.
     """
     try:
-        return _skim(body), body
-    except MalformedJson:
+        return _decoder.decode(body), body
+    except (msgspec.DecodeError, RecursionError):
         readable = _without_surrogates(body)
-        if readable == body:
-            raise
-    return _skim(readable), readable
+        return _skim(readable), readable
 
 
 def _without_surrogates(body: bytes) -> bytes:
@@ -308,18 +306,20 @@ def _json_type(first: bytes) -> str:
 
 # Finding its position...
 
-_QUOTE = ord('"')
 _QUOTES_OF_A_KEY: Final = 2
 _TRUE: Final = b"true"
 
 
-def _offset_of_model(fields: _RoutingFields, body: bytes) -> int:
+def _offset_of_model(value: msgspec.Raw, literal: bytes, body: bytes) -> int:
     """The offset of the top-level `model`'s value in the body that was decoded. Rejects a second top-level `model`.
 
-    msgspec keeps the last of several. Decoding what precedes that one tells whether there is another; usually little
-    does, since most clients send `model` first.
+    In a short body, text that occurs once is found sooner than by its address. msgspec keeps the last of several
+    members. Decoding what precedes that one tells whether there is another; usually little does, since most clients
+    send `model` first.
     """
-    start = _offset_of(fields.model, body)
+    start = body.find(literal) if len(body) <= _SHORT_BYTES else -1
+    if start < 0 or body.find(literal, start + 1) > 0:
+        start = _address(value) - _address(body)
     if body.count(b'"', 0, start) == _QUOTES_OF_A_KEY:
         return start  # nothing precedes it but its own key
     if memoryview(_skim(_up_to_key_before(start, body)).model):
@@ -329,16 +329,6 @@ def _offset_of_model(fields: _RoutingFields, body: bytes) -> int:
             param="model",
         )
     return start
-
-
-def _offset_of(value: msgspec.Raw, body: bytes) -> int:
-    """The offset of a view of the body. In a short body, text that occurs once is found sooner than by its address."""
-    if len(body) <= _SHORT_BYTES:
-        literal = bytes(value)
-        start = body.find(literal)
-        if body.find(literal, start + 1) < 0:
-            return start
-    return _address(value) - _address(body)
 
 
 _SHORT_BYTES = 32 * 1024
