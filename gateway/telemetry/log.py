@@ -139,8 +139,8 @@ def _timestamp() -> str:
     now = time.time()
     second = int(now)
     if second != _direct.second:
-        _direct.second, _direct.date = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-    return f"{_direct.date}.{int((now - second) * 1_000_000):06}Z"
+        _direct.second, _direct.date = second, time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+    return _direct.date + str(int((now - second) * 1_000_000)).zfill(6) + "Z"
 
 
 async def write_in_batches(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -20,6 +20,8 @@ from gateway.telemetry.observation import Observation, Observer, is_retry
 from gateway.telemetry.printable import hide_secret
 from gateway.telemetry.recent import RecentRequests
 from gateway.telemetry.request_record import RequestRecord
+from gateway.telemetry.series import NumberCell
+from gateway.telemetry.target_metrics import TargetCells
 from gateway.telemetry.tracing.request_tracer import RequestTracer
 
 __all__ = ["RequestEvent", "RequestLog", "RequestTotals"]
@@ -37,6 +39,27 @@ class RequestTotals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+
+
+class _RouteCells:
+    """The series that each request for an alias or model at one neuron is counted in, looked up once for all of them.
+
+    Counters appear with their first sample, so those that a request may not need are None before.
+    """
+
+    __slots__ = ("completion_tokens", "duration", "labels", "prompt_tokens", "requests", "target")
+
+    def __init__(
+        self, metrics: Metrics, alias: str | None, model: str | None, node: str | None, generation: int
+    ) -> None:
+        self.labels = (model or "", node or "")
+        self.duration = metrics.duration.cells[self.labels]
+        self.prompt_tokens: NumberCell | None = None
+        self.completion_tokens: NumberCell | None = None
+        self.target: TargetCells | None = None
+        if alias is not None and model is not None:
+            self.requests = metrics.alias_requests(alias, model)
+            self.target = metrics.by_target.cells_of(alias, model, generation)
 
 
 class RequestLog:
@@ -74,6 +97,9 @@ class RequestLog:
         self.served = 0
         self.totals = RequestTotals()
         self._observers: dict[str, list[Observer]] = {}
+        self._overhead_of_route, self._overhead_of_relay = metrics.overhead("route"), metrics.overhead("relay")
+        self._cells: dict[tuple[str | None, str | None, str | None], _RouteCells] = {}  # of this generation
+        self._generation = 0
 
     def open(self, request_id: str, path: str) -> RequestRecord:
         """The record of a new request. Use it as a context manager at once: leaving it ends the record."""
@@ -141,36 +167,36 @@ class RequestLog:
     # Metrics...
 
     def _count(self, record: RequestRecord, now: float) -> None:
-        """Cells are looked up, and added to, where they are needed: a request has ten, and each call spared counts."""
-        metrics, routing, started_at = self.metrics, record.routing, record.timings.started_at
-        labels = ("" if routing.is_unknown_model else routing.model or "", routing.node or "")
+        metrics, routing, answer, started_at = self.metrics, record.routing, record.answer, record.timings.started_at
+        if routing.generation != self._generation:
+            self._cells.clear()
+            self._generation = routing.generation
+        route = (routing.alias, "" if routing.is_unknown_model else routing.model, routing.node)
+        cells = self._cells[route] if route in self._cells else self._cells_of(*route)
         code = None
         if record.outcome != "ok" or record.error is not None:
-            code = self._count_failure(record, labels)
+            code = self._count_failure(record, cells.labels)
         if metrics.by_key is not None and record.key_id is not None:
-            metrics.by_key.count(record.key_id, record.key_name or "", record.answer.usage)
-        if routing.alias is not None and routing.model is not None:
-            metrics.alias_requests.cells[routing.alias, routing.model].value += 1
-            first_at = None if record.answer.meter is None else record.answer.meter.first_at
-            metrics.by_target.record(
-                routing.alias,
-                routing.model,
-                routing.generation,
-                code=code,
-                duration_s=None if routing.node is None else now - started_at,
-                first_token_s=None if first_at is None else first_at - started_at,
-            )
-        if routing.node is None:
+            metrics.by_key.count(record.key_id, record.key_name or "", answer.usage)
+        duration_s = None if routing.node is None else now - started_at
+        if cells.target is not None:
+            cells.requests.value += 1
+            first_at = None if answer.meter is None else answer.meter.first_at
+            cells.target.record(code, duration_s, None if first_at is None else first_at - started_at)
+        if duration_s is None:
             return
-        duration = metrics.duration.cells[labels]
-        duration.observe(now - started_at)
+        cells.duration.observe(duration_s)
         if record.trace is not None:
-            duration.name_trace(now - started_at, record.trace.trace_id)
+            cells.duration.name_trace(duration_s, record.trace.trace_id)
         self._count_overhead(record)
-        if record.answer.usage is not None:
-            self._count_tokens(record.answer.usage, labels, is_estimated=record.answer.is_estimated)
-        if record.answer.meter is not None:
-            self._count_stream(record, record.answer.meter, labels)
+        if answer.usage is not None:
+            self._count_tokens(answer.usage, cells, is_estimated=answer.is_estimated)
+        if answer.meter is not None:
+            self._count_stream(record, answer.meter, cells.labels)
+
+    def _cells_of(self, alias: str | None, model: str | None, node: str | None) -> _RouteCells:
+        cells = self._cells[alias, model, node] = _RouteCells(self.metrics, alias, model, node, self._generation)
+        return cells
 
     def _count_failure(self, record: RequestRecord, labels: tuple[str, str]) -> str | None:
         """Returns the error's code; None if the client got none."""
@@ -184,28 +210,32 @@ class RequestLog:
 
     def _count_overhead(self, record: RequestRecord) -> None:
         """The gateway's own time: from reading the request to sending it, without waiting; and relaying."""
-        overhead, timings, answer = self.metrics.overhead.cells, record.timings, record.answer
+        timings, answer = record.timings, record.answer
         waited = "queue" in timings.phases_ms or "load" in timings.phases_ms
         if timings.read_at is not None and timings.routed_at is not None and not waited:
-            overhead["route",].observe(timings.routed_at - timings.read_at)
+            self._overhead_of_route.observe(timings.routed_at - timings.read_at)
         came_at = answer.meter.first_at if answer.meter is not None else timings.first_byte_at
         if came_at is not None and timings.sent_first_at is not None and timings.sent_first_at >= came_at:
-            overhead["relay",].observe(timings.sent_first_at - came_at)
+            self._overhead_of_relay.observe(timings.sent_first_at - came_at)
 
-    def _count_tokens(self, usage: Usage, labels: tuple[str, str], *, is_estimated: bool) -> None:
+    def _count_tokens(self, usage: Usage, cells: _RouteCells, *, is_estimated: bool) -> None:
         metrics, totals = self.metrics, self.totals
         if (prompt := usage.prompt_tokens) is not None:
             totals.prompt_tokens += prompt
-            metrics.prompt_tokens.cells[labels].value += prompt
+            cells.prompt_tokens = cells.prompt_tokens or metrics.prompt_tokens.cells[cells.labels]
+            cells.prompt_tokens.value += prompt
         if (completion := usage.completion_tokens) is not None:
             totals.completion_tokens += completion
-            series = metrics.estimated_completion_tokens if is_estimated else metrics.completion_tokens
-            series.cells[labels].value += completion
+            if is_estimated:
+                metrics.estimated_completion_tokens.cells[cells.labels].value += completion
+            else:
+                cells.completion_tokens = cells.completion_tokens or metrics.completion_tokens.cells[cells.labels]
+                cells.completion_tokens.value += completion
         if (cached := usage.cached_tokens) is not None:
             totals.cached_tokens += cached
-            metrics.cached_prompt_tokens.cells[labels].value += cached
+            metrics.cached_prompt_tokens.cells[cells.labels].value += cached
         if usage.reasoning_tokens is not None:
-            metrics.reasoning_tokens.cells[labels].value += usage.reasoning_tokens
+            metrics.reasoning_tokens.cells[cells.labels].value += usage.reasoning_tokens
 
     def _count_stream(self, record: RequestRecord, meter: StreamMeter, labels: tuple[str, str]) -> None:
         if meter.first_at is None or meter.last_at is None:

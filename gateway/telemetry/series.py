@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
-__all__ = ["CounterSeries", "GaugeSeries", "HistogramSeries"]
+__all__ = ["CounterSeries", "GaugeSeries", "HistogramCell", "HistogramSeries", "NumberCell"]
 
 
 class NumberCell:
@@ -49,7 +49,7 @@ class HistogramCell:
     __slots__ = ("_bounds", "counts", "exemplars", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds  # upper ones, inclusive
+        self._bounds = bounds  # upper ones, inclusive; floats, which are compared faster
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
         self.exemplars: dict[int, Exemplar] = {}  # by bucket
@@ -140,12 +140,13 @@ class GaugeSeries(_Series[NumberCell]):
 
 
 class HistogramSeries(_Series[HistogramCell]):
-    """Distributions. `buckets` are upper bounds, sorted, without infinity."""
+    """Distributions. `buckets` are upper bounds, sorted, without infinity. A series appears with its first value."""
 
     def __init__(
         self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...], registry: CollectorRegistry
     ) -> None:
-        super().__init__(name, text, labels, lambda: HistogramCell(buckets))
+        bounds = tuple(map(float, buckets))
+        super().__init__(name, text, labels, lambda: HistogramCell(bounds))
         self._les = [floatToGoString(bound) for bound in (*buckets, inf)]  # type: ignore[no-untyped-call]
         registry.register(self)
 
@@ -153,6 +154,8 @@ class HistogramSeries(_Series[HistogramCell]):
         """For the registry."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labelnames)
         for labels, cell in self.cells.items():
+            if not any(cell.counts):
+                continue
             counts = zip(self._les, map(float, accumulate(cell.counts)), strict=True)
             buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = list(counts)
             for index, exemplar in cell.exemplars.items():

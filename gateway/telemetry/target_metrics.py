@@ -7,15 +7,46 @@ keep theirs; a request that ends under an older one (a stream may take hours) is
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from gateway.telemetry.series import CounterSeries, HistogramSeries
+from gateway.telemetry.series import CounterSeries, HistogramCell, HistogramSeries, NumberCell
 
-__all__ = ["GENERATIONS_KEPT", "TargetMetrics"]
+__all__ = ["GENERATIONS_KEPT", "TargetCells", "TargetMetrics"]
 
 GENERATIONS_KEPT = 8  # with requests: enough for a rollout of four steps with its swaps
 OLDER = "older"
+
+
+class TargetCells:
+    """The series of one target in one generation."""
+
+    __slots__ = ("_duration", "_errors", "_first_token", "_requests")
+
+    def __init__(
+        self,
+        requests: NumberCell,
+        duration: HistogramCell,
+        first_token: HistogramCell,
+        errors: Callable[[str], NumberCell],
+    ) -> None:
+        self._requests = requests
+        self._duration = duration
+        self._first_token = first_token
+        self._errors = errors
+
+    def record(self, code: str | None, duration_s: float | None, first_token_s: float | None) -> None:
+        """Count a request that has ended: with a `code` if it failed, a `duration_s` if it was sent to a neuron."""
+        self._requests.value += 1
+        if code is not None:
+            self._errors(code).inc()
+        if duration_s is not None:
+            self._duration.observe(duration_s)
+        if first_token_s is not None:
+            self._first_token.observe(first_token_s)
+
 
 _DURATION_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 _FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
@@ -45,26 +76,12 @@ class TargetMetrics:
             "cortex_alias_target_duration_seconds", "Whole request, to the last byte", labels, _DURATION_S, registry
         )
 
-    def record(
-        self,
-        alias: str,
-        target: str,
-        generation: int,
-        *,
-        code: str | None,
-        duration_s: float | None,
-        first_token_s: float | None,
-    ) -> None:
-        """Count a request that has ended: with a `code` if it failed, a `duration_s` if it was sent to a neuron."""
+    def cells_of(self, alias: str, target: str, generation: int) -> TargetCells:
+        """The series of one target. They are valid until a request of another generation is counted."""
         label = self._label_of[generation] if generation in self._label_of else self._label(generation)
         labels = (alias, target, label)
-        self._requests.cells[labels].value += 1
-        if code is not None:
-            self._errors.cells[*labels, code].value += 1
-        if duration_s is not None:
-            self._duration.cells[labels].observe(duration_s)
-        if first_token_s is not None:
-            self._first_token.cells[labels].observe(first_token_s)
+        requests, duration = self._requests.cells[labels], self._duration.cells[labels]
+        return TargetCells(requests, duration, self._first_token.cells[labels], partial(self._errors, *labels))
 
     def _label(self, generation: int) -> str:
         if len(self._kept) >= GENERATIONS_KEPT:

@@ -10,6 +10,7 @@ from gateway.dialects.usage_fields import Usage
 from gateway.errors import InternalError, ModelNotFound, UpstreamConnectionError
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.request_log import RequestLog
+from gateway.telemetry.target_metrics import GENERATIONS_KEPT
 
 DELTA = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 USAGE = (
@@ -189,3 +190,16 @@ async def test_disconnect_is_not_an_error(request_log):
 
     assert sample(request_log, f"cortex_client_disconnects_total{ROUTE}") == 1
     assert "cortex_request_errors_total" not in request_log.metrics.expose().decode()
+
+
+async def test_request_of_a_removed_generation_is_counted_as_older(request_log):
+    """A stream may take hours, while the catalogue changes again and again."""
+    generations = (1, 1, *range(2, GENERATIONS_KEPT + 2), 1, 1)
+    for generation in generations:
+        with request_log.open("id", "/") as record:
+            record.routing.alias, record.routing.model, record.routing.generation = "a", "m", generation
+
+    series = 'cortex_alias_target_requests_total{{alias="a",generation="{}",target="m"}}'
+    assert sample(request_log, series.format(1)) is None
+    assert sample(request_log, series.format("older")) == 2
+    assert sample(request_log, 'cortex_alias_requests_total{alias="a",model="m"}') == len(generations)

@@ -13,7 +13,7 @@ def metrics_of():
 
 def record(metrics, generation, **more):
     values = {"code": None, "duration_s": 2.0, "first_token_s": 0.3} | more
-    metrics.record("x", "m", generation, **values)
+    metrics.cells_of("x", "m", generation).record(**values)
 
 
 def test_request_is_counted_under_its_generation():
