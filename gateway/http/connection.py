@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 import trio
 
-from gateway.http.phase_deadlines import PhaseDeadlines
-from gateway.http.response_parser import UpstreamResponse
-from gateway.http.sockets import close_now, descriptor, poll_for_input, write_what_fits
+from gateway.errors import UpstreamConnectionError
+from gateway.http.phase_deadlines import PhaseDeadlines, WaitTimer
+from gateway.http.response_parser import ClosedBeforeResponse, ResponseParser, UpstreamResponse
+from gateway.http.sockets import RECEIVE_BYTES, close_now, descriptor, poll_for_input, write_what_fits
 from gateway.http.streamed_body import StreamedBody, send_until_response
 
 __all__ = ["UpstreamConnection"]
@@ -23,19 +25,24 @@ class UpstreamConnection:
     Plain sockets are read and written by their descriptor (`sockets`), which saves 4 us per chunk.
     """
 
-    __slots__ = ("_fd", "_is_tls", "_poll", "_request_sent", "_response", "_stream", "idle_since")
+    __slots__ = ("_fd", "_is_tls", "_parser", "_poll", "_request_sent", "_response", "_stream", "idle_since")
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._fd = descriptor(stream)
         self._is_tls = isinstance(stream, trio.SSLStream)
         self._poll = poll_for_input(stream)
+        self._parser = ResponseParser()
         self._response: UpstreamResponse | None = None
         self._request_sent = False
         self.idle_since = 0.0
 
     async def send_request(
-        self, message: Sequence[bytes | memoryview], body: StreamedBody | None, phases: PhaseDeadlines
+        self,
+        message: Sequence[bytes | memoryview],
+        body: StreamedBody | None,
+        phases: PhaseDeadlines,
+        timer: WaitTimer,
     ) -> UpstreamResponse:
         """Send a request and return its response once the head has arrived.
 
@@ -45,8 +52,16 @@ class UpstreamConnection:
             UpstreamMalformedResponse: The response's head is not valid HTTP/1.1.
             Exception: Whatever `body` raises.
         """
-        self._request_sent = False
-        response = self._response = UpstreamResponse(self._stream, self._fd)
+        self._request_sent, fd = False, self._fd
+        response = self._response = self._parser.response = UpstreamResponse(self._stream, fd, self._parser)
+        if fd is not None and body is None and phases.scope is None and timer.running:
+            rest = _send_at_once(fd, message)
+            if not rest:
+                await self._read_head(response, fd, phases, timer)
+                self._request_sent = rest is not None
+                return response
+            message = rest
+        phases.go_on()
         if body is None and self._is_tls and sum(map(len, message)) > TLS_PIECE_BYTES:
             message, body = (), _TlsBody(message)
         sent = await self._send(message)
@@ -69,6 +84,27 @@ class UpstreamConnection:
         """Close at once. Sync, so that it cannot be cancelled."""
         self._response = None
         close_now(self._stream)
+
+    async def _read_head(self, response: UpstreamResponse, fd: int, phases: PhaseDeadlines, timer: WaitTimer) -> None:
+        """Wait for the head, and for no more if the body has come with it: most answers need no cancel scope."""
+        phases.wait_for_input(fd, timer)
+        try:
+            while not response.status:
+                try:  # as `sockets.read`, without its frame
+                    await trio.lowlevel.wait_readable(fd)
+                    data = os.read(fd, RECEIVE_BYTES)
+                except BlockingIOError:
+                    continue
+                except (OSError, trio.ClosedResourceError):
+                    data = b""
+                response.take_head(data)
+        except (ClosedBeforeResponse, UpstreamConnectionError):
+            phases.check()
+            raise
+        finally:
+            phases.end_wait(timer)
+        if not response.complete:
+            phases.go_on()
 
     async def _send(self, message: Sequence[bytes | memoryview]) -> bool:
         """Send all of it. False if the neuron stopped reading; it may have sent a response that says why."""
@@ -118,6 +154,23 @@ class UpstreamConnection:
                 rest = rest[write_what_fits(fd, rest[:WRITE_BYTES]) :]
             nursery.cancel_scope.cancel()
         return not response_began
+
+
+def _send_at_once(fd: int, message: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview] | None:
+    """Send what the neuron's socket takes without a wait. Returns the rest; None if the neuron stopped reading."""
+    for number, piece in enumerate(message):
+        size = len(piece)
+        if size > WRITE_BYTES:
+            return message[number:]
+        try:
+            sent = os.write(fd, piece)
+        except BlockingIOError:
+            return message[number:]
+        except OSError:
+            return None
+        if sent < size:
+            return [memoryview(piece)[sent:], *message[number + 1 :]]
+    return ()
 
 
 class _TlsBody:

@@ -33,8 +33,8 @@ _SETTINGS: Final[dict[Phase, str]] = {phase: f"{phase}_seconds" for phase in WAI
     "upload": "first_byte_seconds"
 }
 
-
 _SLACK = 0.001
+AGAIN_S = 0.1  # after an attempt to end a wait that went on, because its input had arrived
 
 
 class PhaseDeadlines:
@@ -44,18 +44,28 @@ class PhaseDeadlines:
     block is cancelled, and leaving it raises `DeadlineExceeded` with the phase's name as `param`.
 
     The block's cancel scope begins with its first phase, which sets its deadline: to move it later costs more. That
-    phase must be entered in the block's own task, in no scope or nursery that ends before the block.
+    phase must be entered in the block's own task, in no scope or nursery that ends before the block. Most requests
+    wait only once, for input at one socket: `wait_for_input` needs no scope for that.
+
+    Args:
+        deadlines: The duration of each phase.
+        request_scope: What `interrupt` cancels while the block has no scope, because no phase waits for anything; None
+            if the block then goes on.
     """
 
     __slots__ = (
-        "_deadlines", "_interruption", "_is_open", "_next_move_at", "_scope", "current", "entered", "exchanged_at",
-        "received_at",
+        "_deadlines", "_input", "_interruption", "_is_open", "_is_overdue", "_next_move_at", "current",
+        "entered", "exchanged_at", "received_at", "request_scope", "scope",
     )  # fmt: skip
 
-    def __init__(self, deadlines: DeadlineSettings) -> None:
+    def __init__(self, deadlines: DeadlineSettings, request_scope: trio.CancelScope | None = None) -> None:
         self._deadlines = deadlines
+        self.request_scope = request_scope
         self._is_open = False  # in the block
-        self._scope: trio.CancelScope | None = None
+        self._input: int | None = None  # where it waits without a scope
+        self._is_overdue = False
+        self.scope: trio.CancelScope | None = None
+        """That of the block, once a phase has needed one."""
         self._interruption: GatewayError | None = None
         self._next_move_at = -inf  # `progressed` does not move the deadline before
         self.current: Phase | None = None
@@ -117,11 +127,52 @@ class PhaseDeadlines:
         """Take over the phases that `other` has recorded so far."""
         self.entered[:] = other.entered
 
+    def wait_for_input(self, fd: int, timer: WaitTimer) -> None:
+        """A wait for input at `fd` begins, in the current phase. `end_wait` when it is over, in any case.
+
+        At the deadline, or by `interrupt`, the wait ends with `trio.ClosedResourceError`; `check` then tells why.
+        """
+        if self._is_open and self.entered:
+            self._input, self._is_overdue = fd, False
+            phase, began_at = self.entered[-1]
+            timer.begin(self, began_at + getattr(self._deadlines, _SETTINGS[phase]))
+
+    def end_wait(self, timer: WaitTimer) -> None:
+        """The wait of `wait_for_input` is over."""
+        if self._input is not None:
+            self._input = None
+            timer.end(self)
+
+    def expire(self) -> None:
+        """The deadline of `wait_for_input` has passed; called by the timer."""
+        self._is_overdue = True
+        self._wake()
+
+    def check(self) -> None:
+        """Raise the error that ended the wait of `wait_for_input`, if it did not end by itself."""
+        if self._interruption is not None:
+            raise self._interruption
+        if self._is_overdue and self.current is not None:
+            raise deadline_exceeded(self.current, self.allowed_s(self.current))
+
+    def _wake(self) -> None:
+        if self._input is not None:
+            trio.lowlevel.notify_closing(self._input)  # its exchange fails, so the pool closes it
+
+    def go_on(self) -> None:
+        """The current phase goes on, after the wait of `wait_for_input`, and waits for more: with a scope."""
+        if self._is_open and self.current is not None:
+            self._allow_until(self.entered[-1][1] + self.allowed_s(self.current))
+
     def interrupt(self, error: GatewayError) -> None:
         """Cancel the block; leaving it raises `error`. Used for shutdown and by operators."""
         self._interruption = error
-        if self._scope is not None:
-            self._scope.cancel()
+        if self.scope is not None:
+            self.scope.cancel()
+        elif self._input is not None:
+            self._wake()
+        elif self._is_open and self.request_scope is not None:
+            self.request_scope.cancel()
 
     @property
     def interrupted(self) -> bool:
@@ -129,13 +180,13 @@ class PhaseDeadlines:
         return self._interruption is not None
 
     def _allow_until(self, deadline: float) -> None:
-        if self._scope is not None:
-            self._scope.deadline = deadline
+        if self.scope is not None:
+            self.scope.deadline = deadline
         elif self._is_open:
-            self._scope = trio.CancelScope(deadline=deadline)
-            self._scope.__enter__()
+            self.scope = trio.CancelScope(deadline=deadline)
+            self.scope.__enter__()
             if self._interruption is not None:
-                self._scope.cancel()
+                self.scope.cancel()
 
     def allowed_s(self, phase: Phase) -> float:
         """Return the deadline of a phase in seconds."""
@@ -170,7 +221,7 @@ class PhaseDeadlines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        scope, self._scope, self._is_open = self._scope, None, False
+        scope, self.scope, self._is_open = self.scope, None, False
         if scope is None:
             return  # nothing was waited for
         scope.__exit__(kind, error, traceback)
@@ -185,3 +236,50 @@ class PhaseDeadlines:
 def deadline_exceeded(phase: Phase, allowed_s: float) -> DeadlineExceeded:
     """Return the error for a phase that exceeded its deadline."""
     return DeadlineExceeded(f"waited {allowed_s:g} s for {WAITING_FOR[phase]} ({phase})", param=phase)
+
+
+class WaitTimer:
+    """Ends the waits of many tasks at their deadlines, because a cancel scope for each costs 12 us.
+
+    Its owner runs `run` for as long as there may be waits.
+
+    Attributes:
+        running: Whether waits are ended. Without that a wait needs a cancel scope.
+    """
+
+    def __init__(self) -> None:
+        self.running = False
+        self._deadlines: dict[PhaseDeadlines, float] = {}
+        self._nap: trio.CancelScope | None = None
+        self._next_at = inf
+
+    def begin(self, wait: PhaseDeadlines, deadline: float) -> None:
+        """Call `wait.expire` at the deadline (Trio's clock, in s), and again every `AGAIN_S` until `end`."""
+        self._deadlines[wait] = deadline
+        if deadline < self._next_at and self._nap is not None:
+            self._next_at = self._nap.deadline = deadline
+
+    def end(self, wait: PhaseDeadlines) -> None:
+        """The wait is over."""
+        del self._deadlines[wait]
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """End waits until cancelled."""
+        self.running = True
+        try:
+            while True:
+                with trio.CancelScope(deadline=self._next_at) as self._nap:
+                    task_status.started()
+                    task_status = trio.TASK_STATUS_IGNORED
+                    await trio.sleep_forever()
+                self._expire_overdue()
+        finally:
+            self.running, self._nap = False, None
+
+    def _expire_overdue(self) -> None:
+        now = trio.current_time()
+        for wait, deadline in list(self._deadlines.items()):
+            if deadline <= now:
+                self._deadlines[wait] = now + AGAIN_S
+                wait.expire()
+        self._next_at = min(self._deadlines.values(), default=inf)

@@ -22,7 +22,7 @@ from gateway.asgi import Headers
 from gateway.errors import UpstreamConnectionError, UpstreamUnreachable
 from gateway.http import redirect, tls
 from gateway.http.connection import UpstreamConnection
-from gateway.http.phase_deadlines import PhaseDeadlines
+from gateway.http.phase_deadlines import PhaseDeadlines, WaitTimer
 from gateway.http.response_parser import ClosedBeforeResponse, UpstreamResponse
 from gateway.http.sockets import connect_error_reason, detect_dead_peer
 from gateway.http.streamed_body import StreamedBody
@@ -191,6 +191,7 @@ class UpstreamPool:
         self._connect = connect or partial(open_stream, known=KnownAddresses())
         self._idle: dict[Origin, list[UpstreamConnection]] = {}
         self._idle_limit = idle_limit
+        self.timer = WaitTimer()
         self.opened = 0
         self.reused = 0
         self.in_use = 0
@@ -219,10 +220,12 @@ class UpstreamPool:
         return UpstreamExchange(self, origin, message, phases, body)
 
     async def run(self) -> None:
-        """Close connections that have been idle too long, every second, forever."""
-        while True:
-            await trio.sleep(SWEEP_INTERVAL_S)
-            self._sweep()
+        """Close connections that have been idle too long, every second, and end overdue waits, forever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.timer.run)
+            while True:
+                await trio.sleep(SWEEP_INTERVAL_S)
+                self._sweep()
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -312,9 +315,9 @@ class UpstreamExchange:
                 idle = self._pool.take(self._origin, now) if self._body is None else None
                 if idle is not None:
                     self._connection = idle
-                    self._phases.enter("first_byte", now)
+                    self._phases.enter("first_byte", now, waits=False)
                     try:
-                        response = await idle.send_request(self._message, None, self._phases)
+                        response = await idle.send_request(self._message, None, self._phases, self._pool.timer)
                     except ClosedBeforeResponse:  # while it was idle: the neuron has not processed the request
                         self._release(now)
                 if response is None:
@@ -336,7 +339,7 @@ class UpstreamExchange:
         new = self._connection = await self._pool.open(self._origin)
         self._phases.enter("first_byte" if self._body is None else "upload")
         try:
-            return await new.send_request(self._message, self._body, self._phases)
+            return await new.send_request(self._message, self._body, self._phases, self._pool.timer)
         except ClosedBeforeResponse as error:
             raise UpstreamConnectionError("the neuron closed the connection without sending a response") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 import httptools
 import trio
@@ -12,13 +12,14 @@ from gateway.errors import UpstreamConnectionError, UpstreamMalformedResponse
 from gateway.http.content_coding import ContentDecoder, MalformedContent, coding_in
 from gateway.http.sockets import read
 
-__all__ = ["ClosedBeforeResponse", "UpstreamResponse"]
+__all__ = ["ClosedBeforeResponse", "ResponseParser", "UpstreamResponse"]
 
 HEADER_LIMIT_BYTES = 64 * 1024  # of a response's head; also of its trailers, and of one chunk's extensions
 
 DECODED_PIECE_BYTES = 256 * 1024  # returned at a time: a read of 64 KiB may decode to a thousand times as much
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_WITHOUT_BODY = frozenset({204, 304})
 
 
 class ClosedBeforeResponse(Exception):
@@ -49,34 +50,24 @@ def _too_long() -> UpstreamMalformedResponse:
 class UpstreamResponse:
     """One response while it arrives. Valid until its `UpstreamExchange` is left.
 
-    The `on_` methods are llhttp's callbacks.
+    `ResponseParser` fills it: `pieces` (of the body, not returned yet), `reason_bytes` (of the status line's reason
+    phrase), `section_bytes` (of a head, a trailer or chunk extensions: received since the last body byte).
     """
 
     __slots__ = (
-        "_decoder",
-        "_failure",
-        "_parser",
-        "_pieces",
-        "_reason_bytes",
-        "_section_bytes",
-        "_stream",
-        "complete",
-        "descriptor",
-        "framed",
-        "headers",
-        "reusable",
-        "status",
-    )
+        "_decoder", "_failure", "_parser", "_stream", "complete", "descriptor", "framed", "headers", "pieces",
+        "reason_bytes", "reusable", "section_bytes", "status",
+    )  # fmt: skip
 
-    def __init__(self, stream: trio.abc.Stream, descriptor: int | None = None) -> None:
+    def __init__(self, stream: trio.abc.Stream, descriptor: int | None, parser: ResponseParser) -> None:
         self._stream = stream
         self.descriptor = descriptor  # of the stream, if it is a plain socket
-        self._parser = httptools.HttpResponseParser(self)
-        self._pieces: list[bytes] = []
+        self._parser = parser
+        self.pieces: list[bytes] = []
         self._decoder: ContentDecoder | None = None
         self._failure: UpstreamMalformedResponse | None = None  # to be raised once the bytes before it were returned
-        self._reason_bytes = 0  # of the status line's reason phrase
-        self._section_bytes = 0  # of a head, a trailer or chunk extensions: received since the last body byte
+        self.reason_bytes = 0
+        self.section_bytes = 0
         self.status = 0  # of the final response; 0 until its head has arrived
         self.headers: Headers = []
         self.framed = False  # whether a length or chunks say where the body ends
@@ -123,7 +114,7 @@ class UpstreamResponse:
     def can_be_fed(self) -> bool:
         """Whether `feed` may take the next bytes, which are read from `descriptor`."""
         return not (
-            self.descriptor is None or self._pieces or self.complete or self._failure or self._decoder is not None
+            self.descriptor is None or self.pieces or self.complete or self._failure or self._decoder is not None
         )
 
     def feed(self, data: bytes) -> bytes | None:
@@ -138,7 +129,7 @@ class UpstreamResponse:
             return None
         if self.complete:
             return None
-        pieces = self._pieces
+        pieces = self.pieces
         return pieces.pop() if len(pieces) == 1 else self._take()
 
     async def _receive_decoded(self, decoder: ContentDecoder) -> bytes:
@@ -159,7 +150,7 @@ class UpstreamResponse:
             raise UpstreamMalformedResponse(f"the body of the neuron's response is {error}") from error
 
     async def _receive_raw(self) -> bytes:
-        while not self._pieces:
+        while not self.pieces:
             if self._failure is not None:
                 raise self._failure
             if self.complete:
@@ -176,7 +167,7 @@ class UpstreamResponse:
         return self._take()
 
     def _take(self) -> bytes:
-        pieces, self._pieces = self._pieces, []
+        pieces, self.pieces = self.pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def read_head(self) -> None:
@@ -186,31 +177,32 @@ class UpstreamResponse:
             ClosedBeforeResponse: The neuron closed the connection before the first byte.
             UpstreamConnectionError, UpstreamMalformedResponse: As for `receive`.
         """
-        received = False
         while not self.status:
-            data = await read(self._stream, self.descriptor)
-            if data:
-                received = True
-                self._feed(data)
-            elif received:
-                raise UpstreamConnectionError(_CUT_SHORT)
-            else:
-                raise ClosedBeforeResponse
+            self.take_head(await read(self._stream, self.descriptor))
+
+    def take_head(self, data: bytes) -> None:
+        """Take what was read in place of `read_head`, which tells what this raises; `b""` at EOF."""
+        if data:
+            self._feed(data)
+        elif self.section_bytes:
+            raise UpstreamConnectionError(_CUT_SHORT)
+        else:
+            raise ClosedBeforeResponse
 
     def _feed(self, data: bytes) -> None:
         """Parse `data`. An error after valid bytes of the body is kept until those have been received."""
         try:
             self._parse(data)
         except UpstreamMalformedResponse as error:
-            if not self._pieces:
+            if not self.pieces:
                 raise
             self._failure = error
 
     def _parse(self, data: bytes) -> None:
-        self._section_bytes += len(data)
-        in_body_bytes = self._section_bytes if self.status else 0
+        self.section_bytes += len(data)
+        in_body_bytes = self.section_bytes if self.status else 0
         try:
-            self._parser.feed_data(data)
+            self._parser.feed(data)
         except httptools.HttpParserUpgrade:
             raise UpstreamMalformedResponse(
                 "the neuron's response switches to another protocol (101), which the request did not ask for"
@@ -226,60 +218,86 @@ class UpstreamResponse:
                 raise UpstreamMalformedResponse(f"the neuron's response is not valid HTTP/1.1: {error}") from error
             self.reusable = False
         # Body bytes reset the count, so these are bytes of a head, trailers, or chunk extensions.
-        if self._section_bytes > HEADER_LIMIT_BYTES:
+        if self.section_bytes > HEADER_LIMIT_BYTES:
             raise _too_long()
         # A chunk extension that began in an earlier read and ended in this one, before body bytes.
-        if in_body_bytes > HEADER_LIMIT_BYTES and in_body_bytes - sum(map(len, self._pieces)) > HEADER_LIMIT_BYTES:
+        if in_body_bytes > HEADER_LIMIT_BYTES and in_body_bytes - sum(map(len, self.pieces)) > HEADER_LIMIT_BYTES:
             raise _too_long()
 
-    def on_message_begin(self) -> None:
-        """A response after the end of this one belongs to no request: drop it, and do not reuse the connection."""
-        if self.complete:
-            self.reusable = False
-            raise _AfterTheEnd
-
-    def on_status(self, reason: bytes) -> None:
-        """A piece of the reason phrase, which counts towards the header limit."""
-        self._reason_bytes += len(reason)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header line. Trailers are dropped."""
-        if not self.status:
-            self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        """A head is complete. After a 1xx, another head follows."""
-        status = self._parser.get_status_code()
-        if status < 200:
-            self.headers.clear()
-            self._reason_bytes = 0
-        elif not self.status:
-            if self._section_bytes > HEADER_LIMIT_BYTES:
-                self._check_head_size()
-            framed = status in {204, 304}
-            for name, value in self.headers:
-                if name in _FRAMING:
-                    framed = True
-                    if name == b"transfer-encoding" and value.lower() != b"chunked":
-                        raise _UnsupportedTransferEncoding
-            self.status = status
-            self.framed = framed
-            self._section_bytes = 0
+    def head_arrived(self, status: int) -> None:
+        """The head of the final response is complete."""
+        if self.section_bytes > HEADER_LIMIT_BYTES:
+            self._check_head_size()
+        framed = status in _WITHOUT_BODY
+        for name, value in self.headers:
+            if name in _FRAMING:
+                framed = True
+                if name == b"transfer-encoding" and value.lower() != b"chunked":
+                    raise _UnsupportedTransferEncoding
+        self.status = status
+        self.framed = framed
+        self.section_bytes = 0
 
     def _check_head_size(self) -> None:
-        """Compute the exact size of the head; `_section_bytes` may include body bytes that arrived with it."""
-        head_bytes = len(b"HTTP/1.1 200 \r\n\r\n") + self._reason_bytes
+        """Compute the exact size of the head; `section_bytes` may include body bytes that arrived with it."""
+        head_bytes = len(b"HTTP/1.1 200 \r\n\r\n") + self.reason_bytes
         head_bytes += sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
         if head_bytes > HEADER_LIMIT_BYTES:
             raise _HeadTooLong
 
+
+class ResponseParser:
+    """Parses the responses of one connection, one after the other: to make a parser for each costs 4 us.
+
+    The `on_` methods are llhttp's callbacks.
+
+    Attributes:
+        feed: Parses bytes. Raises what httptools raises.
+        response: The response that arrives.
+    """
+
+    __slots__ = ("_llhttp", "feed", "response")
+
+    response: UpstreamResponse
+
+    def __init__(self) -> None:
+        self._llhttp = httptools.HttpResponseParser(self)
+        self.feed: Callable[[bytes], None] = self._llhttp.feed_data
+
+    def on_message_begin(self) -> None:
+        """A response after the end of this one belongs to no request: drop it, and do not reuse the connection."""
+        response = self.response
+        if response.complete:
+            response.reusable = False
+            raise _AfterTheEnd
+
+    def on_status(self, reason: bytes) -> None:
+        """A piece of the reason phrase, which counts towards the header limit."""
+        self.response.reason_bytes += len(reason)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header line. Trailers are dropped."""
+        if not self.response.status:
+            self.response.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """A head is complete. After a 1xx, another head follows."""
+        response, status = self.response, self._llhttp.get_status_code()
+        if status < 200:
+            response.headers.clear()
+            response.reason_bytes = 0
+        elif not response.status:
+            response.head_arrived(status)
+
     def on_body(self, data: bytes) -> None:
         """A piece of the body; httptools passes a copy."""
-        self._section_bytes = 0
-        self._pieces.append(data)
+        response = self.response
+        response.section_bytes = 0
+        response.pieces.append(data)
 
     def on_message_complete(self) -> None:
         """The end of the response, or of a 1xx."""
-        if self.status:
-            self.complete = True
-            self.reusable = self._parser.should_keep_alive()
+        response = self.response
+        if response.status:
+            response.complete = True
+            response.reusable = self._llhttp.should_keep_alive()

@@ -265,6 +265,7 @@ class InferenceApp:
         try:
             async with trio.open_nursery() as nursery:
                 keepalive, scope = dispatch.keepalive, nursery.cancel_scope
+                dispatch.phases.request_scope = scope
                 _watch_client(request, exchange, receive, keepalive, record=record, nursery=nursery)
                 if request.model.stream:
                     keepalive.begin()

@@ -49,6 +49,7 @@ class Dispatch:
 
     Attributes:
         keepalive: Keeps the client's connection alive while it waits for a stream.
+        phases: The deadlines of what it waits for. The owner of the request's nursery sets their `request_scope`.
     """
 
     __slots__ = (
@@ -57,12 +58,12 @@ class Dispatch:
         "_client",
         "_context",
         "_fallbacks",
-        "_phases",
         "_policy",
         "_record",
         "_request",
         "_shadow",
         "keepalive",
+        "phases",
     )
 
     _catalogue: Catalogue
@@ -74,7 +75,7 @@ class Dispatch:
         self._request = request
         self._client = client
         self._record = record
-        self._phases = PhaseDeadlines(context.settings.deadlines)
+        self.phases = PhaseDeadlines(context.settings.deadlines)
         self._policy: Alias | None = None
         self._fallbacks: Fallbacks | None = None
         self._shadow: ShadowedRequest | None = None
@@ -92,7 +93,7 @@ class Dispatch:
         record.routing.is_unknown_model = not is_known
         if len(request.body) > SMALL_BODY_BYTES:
             await refuse_if_too_long(request, model, catalogue, context.fleet)
-        record.cancel, record.timings.phases = self._phases.interrupt, self._phases
+        record.cancel, record.timings.phases = self.phases.interrupt, self.phases
         deadline = request.total_deadline
         if resolution.policy is not None:
             self._use_policy(resolution.policy, model)
@@ -107,8 +108,8 @@ class Dispatch:
                 await self._serve_otherwise(unserved)
         finally:
             # After an answer no step has waited since the end of its exchange.
-            ended_at = self._phases.exchanged_at if record.outcome == "ok" else None
-            record.timings.phases_ms = self._phases.spent_ms(trio.current_time() if ended_at is None else ended_at)
+            ended_at = self.phases.exchanged_at if record.outcome == "ok" else None
+            record.timings.phases_ms = self.phases.spent_ms(trio.current_time() if ended_at is None else ended_at)
             if record.routing.ticket is not None:
                 record.routing.end_slot()
         if self._shadow is not None:
@@ -160,7 +161,7 @@ class Dispatch:
                 self._log_decision(error, model, failures)
                 return self._unserved(last, failures, error)
             attempt = self._attempt = self._new_attempt(
-                route, routing.start_attempt(model, route.node, timings.routed_at), self._phases, failures
+                route, routing.start_attempt(model, route.node, timings.routed_at), self.phases, failures
             )
             policy = self._policy
             try:
@@ -286,7 +287,7 @@ class Dispatch:
         with trio.CancelScope(deadline=self._record.timings.started_at + deadline.allowed_s) as scope:
             await self._serve(model)
         if scope.cancelled_caught:
-            raise deadline.exceeded(self._phases.current, self._phases.spent_ms(trio.current_time()))
+            raise deadline.exceeded(self.phases.current, self.phases.spent_ms(trio.current_time()))
 
     async def _wait_for_route(
         self, decision: Decision, ticket: QueueTicket, failures: AttemptFailures, last: Retriable | None
@@ -298,7 +299,7 @@ class Dispatch:
         return await wait_for_route(
             self._context,
             self._request,
-            self._phases,
+            self.phases,
             ticket,
             keepalive=self.keepalive,
             decision=decision,
@@ -322,7 +323,7 @@ class Dispatch:
         try:
             await hedged.run()
         finally:
-            self._attempt, self._phases = hedged.attempt, hedged.attempt.phases
+            self._attempt, self.phases = hedged.attempt, hedged.attempt.phases
 
     def _start_shadow(self, shadow: ShadowedRequest) -> None:
         transcript = None if self._attempt is None else self._attempt.transcript

@@ -179,6 +179,7 @@ async def play(kind: str, requests: int, chunks: int, profile: cProfile.Profile 
         server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger(), pump=pump)
         await nursery.start(server.watch_connections)
         await nursery.start(pump.run)
+        await nursery.start(gateway.upstream.timer.run)
         gateway.inference.silence._running = True  # its task would disturb the count
         for writer in log._writers:
             writer.batches = True  # as `log.write_in_batches` does, whose task would disturb the count

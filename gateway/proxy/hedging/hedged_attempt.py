@@ -134,7 +134,7 @@ class HedgedAttempt:
             reason = "replica" if route is None else "budget"
             context.hedge_policy.count_withheld(self._policy, model, reason)
             return None
-        phases = self._hedge_phases = PhaseDeadlines(context.settings.deadlines)
+        phases = self._hedge_phases = PhaseDeadlines(context.settings.deadlines, self._first.phases.request_scope)
         return self._new_attempt(route, self._record.routing.start_hedge(model, route.node), phases, self._failures)
 
     def _on_win(self, attempt: Attempt) -> None:
