@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
@@ -26,6 +26,7 @@ __all__ = [
     "Limit",
     "ModelId",
     "ModelProfile",
+    "Resolution",
     "Shadow",
     "Sticky",
     "Swap",
@@ -183,6 +184,17 @@ class Hedge:
     """Largest percentage of the requests that is sent twice."""
 
 
+class Resolution(NamedTuple):
+    """The model for a request, and the alias that led to it.
+
+    `policy` is the alias itself, unless a request needs to know `model` and nothing else.
+    """
+
+    model: str
+    alias: str | None
+    policy: Alias | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Alias:
     """A name that clients use for models that operators choose.
@@ -192,7 +204,7 @@ class Alias:
 
     Attributes:
         target: The model with the most weight (the first of equals).
-        is_plain: Whether a request needs to know `target` and nothing else.
+        resolution: What it means for a request, if that needs to know `target` and nothing else. None if it depends.
     """
 
     name: str
@@ -209,14 +221,14 @@ class Alias:
     shadow: Shadow | None = None
     hedge: Hedge | None = None
     target: str = field(init=False, repr=False, compare=False)
-    is_plain: bool = field(init=False, repr=False, compare=False)
+    resolution: Resolution | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         more = (self.fallback, self.params, self.force, self.deadline_seconds, self.shadow, self.hedge)
         has_defaults = self.echo == "model" and self.clamp_max_tokens is None
         is_plain = len(self.targets) == 1 and has_defaults and not any(more)
         object.__setattr__(self, "target", self.by_weight[0])
-        object.__setattr__(self, "is_plain", is_plain)
+        object.__setattr__(self, "resolution", Resolution(self.target, self.name) if is_plain else None)
 
     @classmethod
     def plain(cls, name: str, model: str) -> Alias:

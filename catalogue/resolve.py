@@ -10,26 +10,15 @@ import hashlib
 import random
 from collections.abc import Callable
 from math import inf, log
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from catalogue.models import Alias, Catalogue, Sticky
+from catalogue.models import Alias, Catalogue, Resolution, Sticky
 
 KeyOf: TypeAlias = Callable[[Sticky], bytes | None]
 """The key of a request for a sticky alias, or None if the request has none.
 
 Called only if needed: finding the beginning of a conversation means reading the body.
 """
-
-
-class Resolution(NamedTuple):
-    """The model for a request, and the alias that led to it. A tuple because each request creates one.
-
-    `policy` is the alias itself, unless it is plain (`Alias.is_plain`).
-    """
-
-    model: str
-    alias: str | None
-    policy: Alias | None = None
 
 
 def _no_key(_: Sticky) -> None:
@@ -50,8 +39,8 @@ def resolve(
     alias = catalogue.aliases.get(name)
     if alias is None:
         return Resolution(name, None)
-    if alias.is_plain:
-        return Resolution(alias.target, name)
+    if alias.resolution is not None:
+        return alias.resolution
     return Resolution(_pick(alias, key_of, draw), name, alias)
 
 

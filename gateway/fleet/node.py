@@ -36,6 +36,7 @@ class NodeModel:
     Attributes (times are Trio's clock in seconds):
         report: The neuron's last description; None if it does not list the model.
         change: Our load or unload under way.
+        device_count: How many devices it is on; 1 if the neuron does not say.
         leases: Our requests there now.
         shadows: Our shadow requests there now. They give way to requests, so no decision counts them.
         other_requests: Requests of other clients of the neuron, as last reported.
@@ -56,6 +57,7 @@ class NodeModel:
         "breaker",
         "busy_until",
         "change",
+        "device_count",
         "id",
         "is_overdue",
         "last_used",
@@ -78,6 +80,7 @@ class NodeModel:
         self.id = model_id
         self.report: ModelReport | None = None
         self.change: OwnChange | None = None
+        self.device_count = 1
         self.leases = 0
         self.shadows = 0
         self.other_requests = 0
@@ -94,6 +97,7 @@ class NodeModel:
     def describe(self, report: ModelReport | None) -> bool:
         """Store the neuron's description. Returns whether it changes how the engine is addressed."""
         known, self.report = self.report, report
+        self.device_count = 1 if report is None else len(report.devices) or 1
         before = (None, None, None) if known is None else (known.engine, known.serves, known.dialects)
         after = before if report is None else (report.engine, report.serves, report.dialects)
         route, settings = self.route, self.node.settings
@@ -112,11 +116,6 @@ class NodeModel:
             if self.power_w:
                 self.share_j += share_s * self.power_w
         self.shared_at = now
-
-    @property
-    def device_count(self) -> int:
-        """How many devices it is on; 1 if the neuron does not say."""
-        return len(self.report.devices) or 1 if self.report is not None else 1
 
     def learn_power(self, now: float) -> None:
         """The readings of its node's devices have changed."""
@@ -273,6 +272,7 @@ class Node:
         self.devices, self.running = None, set()
         for model in self.models.values():
             model.report, model.resident_since, model.proven, model.busy_until = None, None, False, 0.0
+            model.device_count = 1
             model.route = Route(self.name, model.id, "", self.access, self.backend)
         self.reset_breakers()
 

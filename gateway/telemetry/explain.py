@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from catalogue.resolve import Resolution
+from catalogue.models import Resolution
 from gateway.fleet.loading.load_history import LoadRecord
 from gateway.fleet.routing.decision_log import NotedDecision
 from gateway.telemetry.attempt_record import AttemptRecord, ErrorSummary

@@ -9,7 +9,7 @@ import structlog
 import trio
 from msgspec import UNSET, Struct, UnsetType
 
-from catalogue.resolve import Resolution
+from catalogue.models import Resolution
 from gateway import errors
 from gateway.asgi import Headers
 from gateway.dialects.usage_fields import Usage

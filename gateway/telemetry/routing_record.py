@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import structlog
 import trio
 
-from catalogue.resolve import Resolution
+from catalogue.models import Resolution
 from gateway.errors import GatewayError
 from gateway.fleet.routing.decision_log import NotedDecision
 from gateway.fleet.routing.queue import QueueTicket

@@ -53,7 +53,7 @@ def test_every_key_of_an_alias_is_read():
         shadow=Shadow("Qwen/Qwen3-14B", 5.0),
         hedge=Hedge(1.5, 2.5),
     )
-    assert not alias.is_plain
+    assert alias.resolution is None
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_target_is_the_one_with_the_most_weight():
 def test_alias_without_anything_for_the_request_is_plain():
     """The keys about swaps do not affect a request; the others do."""
     for text in ("", 'swap = "cold"', "warm_deadline_seconds = 5", 'sticky = "key"', "fallback = []", "params = {}"):
-        assert read(TARGET + text).is_plain
+        assert read(TARGET + text).resolution is not None
     for text in ('echo = "alias"', "deadline_seconds = 5", 'fallback = ["f"]', "params = {a = 1}", "hedge = {}"):
-        assert not read(TARGET + text).is_plain
-    assert not read('targets = ["a", "b"]').is_plain
+        assert read(TARGET + text).resolution is None
+    assert read('targets = ["a", "b"]').resolution is None
 
 
 @pytest.mark.parametrize(

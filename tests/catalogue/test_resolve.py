@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalogue.load import parse
-from catalogue.models import Alias, Target
-from catalogue.resolve import Resolution, drawn, drawn_by_key, resolve
+from catalogue.models import Alias, Resolution, Target
+from catalogue.resolve import drawn, drawn_by_key, resolve
 
 CATALOGUE = parse(
     b"""

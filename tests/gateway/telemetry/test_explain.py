@@ -12,8 +12,7 @@ from fakes.world import a_sim, a_sim_model, a_world, profile_of
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
-from catalogue.models import Alias, Limit, Target
-from catalogue.resolve import Resolution
+from catalogue.models import Alias, Limit, Resolution, Target
 from gateway.cli.views.explain_view import lines
 from gateway.config.settings import RetrySettings, Settings
 from gateway.dialects.json_splice import LONGEST_NAME_BYTES

@@ -7,7 +7,7 @@ from fakes.in_memory import SMALL, InMemoryGateway
 from fakes.scripted import DONE, ROLE, answering, chunked, delta, with_length
 from structlog.testing import capture_logs
 
-from catalogue.resolve import Resolution
+from catalogue.models import Resolution
 from gateway.errors import (
     BadRequest,
     DeadlineExceeded,
