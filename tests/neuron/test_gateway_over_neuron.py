@@ -72,8 +72,8 @@ async def test_status_and_reason_reach_the_gateway(tmp_path) -> None:
     async with gateway_over(tmp_path, engine_table() + model("org/m")) as (agent, running, client):
         await client.post(CHAT, json=chat())
         fleet = running.gateway.fleet
-        assert fleet.nodes["host"].models["org/m"].backend.ask_usage  # llama.cpp's, by the reported kind
-        assert fleet.nodes["host"].models["org/m"].backend.dialects == {"openai"}
+        assert fleet.nodes["host"].models["org/m"].route.backend.ask_usage  # llama.cpp's, by the reported kind
+        assert fleet.nodes["host"].models["org/m"].route.backend.dialects == {"openai"}
         kill_engine(agent)
         await until(lambda: fleet.nodes["host"].models["org/m"].status == "recovering")
         report = fleet.nodes["host"].models["org/m"].report
@@ -95,7 +95,7 @@ async def test_messages_are_passed_to_an_engine_that_speaks_them(tmp_path) -> No
     text = engine_table(kind="vllm", ready="/health")
     async with gateway_over(tmp_path, text + model("org/m")) as (_, running, client):
         await client.post(CHAT, json=chat())
-        assert running.gateway.fleet.nodes["host"].models["org/m"].backend.dialects == {
+        assert running.gateway.fleet.nodes["host"].models["org/m"].route.backend.dialects == {
             "openai", "anthropic", "responses",
         }  # fmt: skip
         answer = await client.post(
