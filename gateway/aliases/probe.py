@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gateway import errors
-from gateway.asgi import Headers
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.neuron_request import build_request, neuron_model_name
 from gateway.fleet.route import Route
@@ -20,11 +19,7 @@ __all__ = ["Probe", "ProbeFailed", "ProbePostponed", "choose_probe", "send_probe
 
 RESPONSE_LIMIT_BYTES = 1024 * 1024  # an embedding with many thousand dimensions, as text
 
-_HEADERS: Headers = [
-    (b"content-type", b"application/json"),
-    (b"accept", b"application/json"),
-    (b"accept-encoding", b"identity"),
-]
+_HEADERS = b"content-type: application/json\r\naccept: application/json\r\naccept-encoding: identity\r\n"
 
 
 class Probe(NamedTuple):

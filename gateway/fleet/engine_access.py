@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Self, get_args
 
-from gateway.asgi import Headers
 from gateway.config.engine_traits import (
     DIALECTS_TRANSLATED_BETTER,
     ENGINES_THAT_STOP_ONLY_STREAMS,
@@ -83,9 +82,9 @@ class EngineAccess:
             return path
         return self.base_path + path[len(_OUR_PREFIX) :]
 
-    def with_credentials(self, headers: Headers) -> Headers:
-        """A copy of `headers` with the engine's API key, or `headers` itself if there is none."""
-        return headers if self.authorization is None else [*headers, (b"authorization", self.authorization)]
+    def with_credentials(self, lines: bytes) -> bytes:
+        """Header lines with the engine's API key, if there is one."""
+        return lines if self.authorization is None else b"%bauthorization: %b\r\n" % (lines, self.authorization)
 
 
 def _authorization(key: str | None) -> bytes | None:

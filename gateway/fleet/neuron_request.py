@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Protocol
 
-from gateway.asgi import Headers
 from gateway.errors import UpstreamMalformedResponse
 from gateway.fleet.route import Route
 from gateway.http.pool import Origin, request_head
@@ -42,7 +41,7 @@ def neuron_model_name(route: Route) -> str:
 
 
 def build_request(
-    route: Route, path: bytes, headers: Headers, body: bytes | BodyInPieces, *, upload: StreamedBody | None = None
+    route: Route, path: bytes, lines: bytes, body: bytes | BodyInPieces, *, upload: StreamedBody | None = None
 ) -> tuple[Origin, tuple[bytes | memoryview, ...]]:
     """A POST to the route's neuron: where to connect, and the pieces to send in order.
 
@@ -51,7 +50,7 @@ def build_request(
     Args:
         route: Gives the origin, and for an engine its path prefix and credentials.
         path: As clients of this gateway spell it (`/v1/...`), with the query.
-        headers: Free of hop-by-hop headers and of the client's credentials.
+        lines: The header lines, free of hop-by-hop headers and of the client's credentials.
         body: The whole body; empty if `upload` produces it.
         upload: A body that is sent while it is produced. Only its length is read here.
 
@@ -63,9 +62,9 @@ def build_request(
     except ValueError as error:
         raise UpstreamMalformedResponse(f"the neuron's inference URL is {error}") from error
     if (access := route.access) is not None:
-        path, headers = access.path_at_engine(path), access.with_credentials(headers)
+        path, lines = access.path_at_engine(path), access.with_credentials(lines)
     size = len(body)
-    head = request_head(origin, path, headers, size if upload is None else upload.length)
+    head = request_head(origin, path, lines, size if upload is None else upload.length)
     if not isinstance(body, bytes):
         return origin, (head, *body.pieces)
     return origin, (head + body,) if size < _JOIN_LIMIT_BYTES else (head, body)

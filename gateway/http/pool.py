@@ -27,7 +27,7 @@ from gateway.http.response_parser import ClosedBeforeResponse, UpstreamResponse
 from gateway.http.sockets import connect_error_reason, detect_dead_peer
 from gateway.http.streamed_body import StreamedBody
 
-__all__ = ["Connect", "Origin", "UpstreamExchange", "UpstreamPool", "request_head"]
+__all__ = ["Connect", "Origin", "UpstreamExchange", "UpstreamPool", "header_lines", "request_head"]
 
 IDLE_LIMIT_S = 3.0  # uvicorn and llama.cpp close idle connections after 5 s; the pool must close them first
 SWEEP_INTERVAL_S = 1.0
@@ -64,12 +64,16 @@ class Origin(NamedTuple):
         return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
 
 
-def request_head(origin: Origin, path: bytes, headers: Headers, content_length: int | None) -> bytes:
-    """Return the request line and headers of a POST, to the empty line. `headers` must have no hop-by-hop headers.
+def header_lines(headers: Headers) -> bytes:
+    """Return the headers as they are sent: each ends with its line end."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
-    If `content_length` is None, the body must be sent chunked.
+
+def request_head(origin: Origin, path: bytes, lines: bytes, content_length: int | None) -> bytes:
+    """Return the request line and headers of a POST, to the empty line.
+
+    `lines` are `header_lines` without hop-by-hop headers. If `content_length` is None, the body must be sent chunked.
     """
-    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
     framing = b"transfer-encoding: chunked" if content_length is None else b"content-length: %d" % content_length
     return b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%b%b\r\n\r\n" % (
         origin.base_path, path, _authority(origin), lines, framing,

@@ -23,6 +23,7 @@ from gateway.errors import (
     UpgradeRequired,
     body_too_large,
 )
+from gateway.http.pool import header_lines
 from gateway.proxy import header_policy, total_deadline
 from gateway.proxy.accounts.request_account import RequestAccount
 from gateway.proxy.body.compressed import CompressedBody, coding_of
@@ -79,16 +80,17 @@ class RequestHead:
             and b"content-encoding" not in values
             and len(values) == len(self.headers)
         )
-        self._for_neuron: tuple[bool, tuple[str, ...], Headers] | None = None
+        self._for_neuron: tuple[bool, tuple[str, ...], bytes] | None = None
 
-    def for_neuron(self, *, in_clients_dialect: bool, also: tuple[str, ...]) -> Headers:
-        """See `header_policy.kept_for_neuron`; not to be changed."""
+    def for_neuron(self, *, in_clients_dialect: bool, also: tuple[str, ...]) -> bytes:
+        """The lines of `header_policy.kept_for_neuron`."""
         known = self._for_neuron
         if known is not None and known[0] == in_clients_dialect and known[1] == also:
             return known[2]
         kept = header_policy.kept_for_neuron(self.headers, None, in_clients_dialect=in_clients_dialect, also=also)
-        self._for_neuron = (in_clients_dialect, also, kept)
-        return kept
+        lines = header_lines(kept)
+        self._for_neuron = (in_clients_dialect, also, lines)
+        return lines
 
 
 def head_of(scope: Scope, exchange: DirectExchange | None) -> RequestHead:
@@ -330,8 +332,8 @@ def _joined(pieces: list[bytes]) -> bytes:
     return body
 
 
-def outgoing_headers(request: InferenceRequest, path: bytes, also: tuple[str, ...]) -> Headers:
-    """The headers that a neuron gets.
+def outgoing_headers(request: InferenceRequest, path: bytes, also: tuple[str, ...]) -> bytes:
+    """The header lines that a neuron gets.
 
     Args:
         request: The client's request.
@@ -340,11 +342,13 @@ def outgoing_headers(request: InferenceRequest, path: bytes, also: tuple[str, ..
     """
     if request.head is not None:
         kept = request.head.for_neuron(in_clients_dialect=path == request.path, also=also)
-        return [*kept, (b"x-request-id", request.request_id.encode())]
-    return header_policy.for_neuron(
-        request.headers,
-        request.request_id,
-        form_type=None if request.upload is None else content_type_of(request.headers),
-        in_clients_dialect=path == request.path,
-        also=also,
+        return b"%bx-request-id: %b\r\n" % (kept, request.request_id.encode())
+    return header_lines(
+        header_policy.for_neuron(
+            request.headers,
+            request.request_id,
+            form_type=None if request.upload is None else content_type_of(request.headers),
+            in_clients_dialect=path == request.path,
+            also=also,
+        )
     )

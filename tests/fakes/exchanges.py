@@ -9,7 +9,7 @@ from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.pool import Origin, request_head
 
 ORIGIN = Origin.parse("http://beast:13131")
-REQUEST = (request_head(ORIGIN, b"/v1/chat/completions", [], 2), b"{}")
+REQUEST = (request_head(ORIGIN, b"/v1/chat/completions", b"", 2), b"{}")
 
 
 async def ask(upstream, origin=ORIGIN, request=REQUEST):

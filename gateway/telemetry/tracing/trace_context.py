@@ -11,6 +11,7 @@ from gateway.asgi import Headers
 __all__ = ["TraceContext", "new_span_id"]
 
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z")
+_ITS_LINE = re.compile(rb"^traceparent: .*\n", re.MULTILINE)
 _SAMPLED = 1
 _INVALID_VERSION = b"ff"
 
@@ -40,11 +41,9 @@ class TraceContext(NamedTuple):
             return None
         return cls(_random.getrandbits(128) or 1, new_span_id())
 
-    def headers_for(self, span_id: int, headers: Headers) -> Headers:
-        """`headers` with a `traceparent` that names this span as the parent."""
-        kept = [header for header in headers if header[0] != b"traceparent"]
-        kept.append((b"traceparent", b"00-%032x-%016x-01" % (self.trace_id, span_id)))
-        return kept
+    def headers_for(self, span_id: int, lines: bytes) -> bytes:
+        """Header lines with a `traceparent` that names this span as the parent."""
+        return b"%btraceparent: 00-%032x-%016x-01\r\n" % (_ITS_LINE.sub(b"", lines), self.trace_id, span_id)
 
 
 def new_span_id() -> int:

@@ -20,7 +20,7 @@ from gateway.asgi import Headers, Message, Receive, Scope, Send
 from gateway.config.settings import DeadlineSettings
 from gateway.errors import DeadlineExceeded, UpstreamError
 from gateway.http.phase_deadlines import PhaseDeadlines
-from gateway.http.pool import Origin, UpstreamPool, request_head
+from gateway.http.pool import Origin, UpstreamPool, header_lines, request_head
 from neuron.agent.api.access_token import check_caller
 from neuron.agent.engines.launch import LOOPBACK, EngineHost
 from neuron.agent.errors import InvalidRequest, NeuronRequestError, Unauthorized, UnknownModel
@@ -173,11 +173,12 @@ class Forwarder:
     ) -> None:
         origin = Origin("http", self._engine_host.connect, supervisor.port or 0, b"")
         kept = [(name, value) for name, value in headers if name not in _NOT_SENT | _named_by_connection(headers)]
+        lines = header_lines(kept)
         if (body.length is not None and body.length <= WHOLE_BODY_BYTES) or body.is_read:
             data = await body.read_whole(WHOLE_BODY_BYTES)
-            message, streamed = [request_head(origin, path, kept, len(data)), data], None
+            message, streamed = [request_head(origin, path, lines, len(data)), data], None
         else:
-            message, streamed = [request_head(origin, path, kept, body.length)], body
+            message, streamed = [request_head(origin, path, lines, body.length)], body
         with PhaseDeadlines(_DEADLINES) as phases:
             async with self._pool.exchange(origin, message, phases, streamed) as response:
                 await answer.start(response.status, response.headers)

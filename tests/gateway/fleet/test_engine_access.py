@@ -61,13 +61,12 @@ def test_serves_maps_our_id_and_leaves_others():
     assert mapped.model_name("llama3.2:latest") == "llama3.2:latest"
 
 
-def test_api_key_is_added_to_a_copy_of_the_headers():
-    """A retry starts from the same list, so one engine must not see another engine's key."""
-    headers = [(b"accept", b"*/*")]
+def test_api_key_is_added_to_the_header_lines():
+    """If the engine has one."""
+    lines = b"accept: */*\r\n"
 
-    assert access(api_key="k").with_credentials(headers) == [(b"accept", b"*/*"), (b"authorization", b"Bearer k")]
-    assert headers == [(b"accept", b"*/*")]
-    assert access().with_credentials(headers) is headers
+    assert access(api_key="k").with_credentials(lines) == b"accept: */*\r\nauthorization: Bearer k\r\n"
+    assert access().with_credentials(lines) == lines
 
 
 def test_key_is_in_no_repr():
@@ -90,7 +89,7 @@ def test_plain_neuron_needs_no_access():
 
 def test_token_of_a_neuron_goes_with_its_requests():
     access = EngineAccess.of(replace(NEURON, token="t"))
-    assert access.with_credentials([]) == [(b"authorization", b"Bearer t")]
+    assert access.with_credentials(b"") == b"authorization: Bearer t\r\n"
     assert access.path_at_engine(b"/v1/chat/completions") == b"/v1/chat/completions"
     assert access.model_name("m") == "m"
 

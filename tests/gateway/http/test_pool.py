@@ -224,7 +224,7 @@ async def test_early_response_stops_a_large_body():
     async with listening(peer) as url:
         origin = Origin.parse(url)
         with trio.fail_after(SAFETY_NET_S):
-            answer = await ask(upstream, origin, (request_head(origin, b"/", [], len(body)), body))
+            answer = await ask(upstream, origin, (request_head(origin, b"/", b"", len(body)), body))
 
     assert answer == (413, b"too long")
     assert upstream.statistics()["idle"] == 0
@@ -242,7 +242,7 @@ async def test_large_body_arrives_whole():
     upstream = UpstreamPool()
     async with listening(peer) as url:
         origin = Origin.parse(url)
-        assert await ask(upstream, origin, (request_head(origin, b"/", [], len(body)), body)) == (200, b"hello")
+        assert await ask(upstream, origin, (request_head(origin, b"/", b"", len(body)), body)) == (200, b"hello")
 
     assert received[0].endswith(b"\r\n\r\n" + body)
     upstream.close()

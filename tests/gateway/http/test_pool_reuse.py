@@ -62,7 +62,7 @@ def scripted(nursery):
 
 def test_request_head_has_the_prefix_and_host_of_the_origin():
     """With the length of the body, and the caller's headers between."""
-    head = request_head(ORIGIN, b"/v1/chat/completions", [(b"accept", b"*/*")], 7)
+    head = request_head(ORIGIN, b"/v1/chat/completions", b"accept: */*\r\n", 7)
 
     assert head == (
         b"POST /prefix/v1/chat/completions HTTP/1.1\r\nhost: beast:13131\r\naccept: */*\r\ncontent-length: 7\r\n\r\n"

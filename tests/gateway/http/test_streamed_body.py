@@ -54,7 +54,7 @@ class Endless:
 
 async def ask(upstream, body, origin=ORIGIN, phases=None):
     """Run one exchange; return the response's status and body."""
-    head = request_head(origin, b"/v1/audio/transcriptions", [], body.length)
+    head = request_head(origin, b"/v1/audio/transcriptions", b"", body.length)
     with phases or PhaseDeadlines(DeadlineSettings()) as waits:
         async with upstream.exchange(origin, (head,), waits, body) as response:
             answer = b""
@@ -192,7 +192,7 @@ async def test_cancelled_upload_closes_its_connection(nursery):
 async def test_upload_does_not_reuse_an_idle_connection(nursery):
     """It may be dead, which would show only after half of the body."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(HELLO, HELLO), Recorder(b"two")).connect)
-    head = request_head(ORIGIN, b"/v1/embeddings", [], 2)
+    head = request_head(ORIGIN, b"/v1/embeddings", b"", 2)
     async with upstream.exchange(ORIGIN, (head + b"{}",), PhaseDeadlines(DeadlineSettings())) as response:
         while await response.receive():
             pass
