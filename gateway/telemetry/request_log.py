@@ -100,10 +100,11 @@ class RequestLog:
         self._overhead_of_route, self._overhead_of_relay = metrics.overhead("route"), metrics.overhead("relay")
         self._cells: dict[tuple[str | None, str | None, str | None], _RouteCells] = {}  # of this generation
         self._generation = 0
+        self._now = self._first_now
 
     def open(self, request_id: str, path: str) -> RequestRecord:
         """The record of a new request. Use it as a context manager at once: leaving it ends the record."""
-        record = RequestRecord(request_id, path, self.metrics, self._close)
+        record = RequestRecord(request_id, path, self.metrics, self._close, self._now())
         self.live[id(record)] = record
         return record
 
@@ -112,6 +113,11 @@ class RequestLog:
         record.routing.resolved(resolution, generation)
         if resolution.alias in self._observers:
             record.answer.is_observed = not is_retry(headers)
+
+    def _first_now(self) -> float:
+        """Have each later call ask Trio's clock itself: `trio.current_time` takes four times as long to find it."""
+        self._now = trio.lowlevel.current_clock().current_time
+        return self._now()
 
     def watch(self, alias: str, observer: Observer) -> None:
         """Call `observer` with each request for the alias that ends, until `unwatch`.
@@ -139,7 +145,7 @@ class RequestLog:
         return alias in self._observers
 
     def _close(self, record: RequestRecord) -> None:
-        now = trio.current_time()
+        now = self._now()
         del self.live[id(record)]
         self.served += 1
         if record.answer.meter is not None:
@@ -172,7 +178,10 @@ class RequestLog:
             self._cells.clear()
             self._generation = routing.generation
         route = (routing.alias, "" if routing.is_unknown_model else routing.model, routing.node)
-        cells = self._cells[route] if route in self._cells else self._cells_of(*route)
+        try:
+            cells = self._cells[route]
+        except KeyError:
+            cells = self._cells[route] = _RouteCells(metrics, *route, self._generation)
         code = None
         if record.outcome != "ok" or record.error is not None:
             code = self._count_failure(record, cells.labels)
@@ -193,10 +202,6 @@ class RequestLog:
             self._count_tokens(answer.usage, cells, is_estimated=answer.is_estimated)
         if answer.meter is not None:
             self._count_stream(record, answer.meter, cells.labels)
-
-    def _cells_of(self, alias: str | None, model: str | None, node: str | None) -> _RouteCells:
-        cells = self._cells[alias, model, node] = _RouteCells(self.metrics, alias, model, node, self._generation)
-        return cells
 
     def _count_failure(self, record: RequestRecord, labels: tuple[str, str]) -> str | None:
         """Returns the error's code; None if the client got none."""

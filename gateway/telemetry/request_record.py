@@ -69,11 +69,13 @@ class RequestRecord:
         "upstream_status",
     )
 
-    def __init__(self, request_id: str, path: str, metrics: Metrics, on_end: Callable[[RequestRecord], None]) -> None:
+    def __init__(
+        self, request_id: str, path: str, metrics: Metrics, on_end: Callable[[RequestRecord], None], started_at: float
+    ) -> None:
         self._on_end = on_end
         self.request_id = request_id
         self.path = path
-        self.timings = RequestTimings()
+        self.timings = RequestTimings(started_at)
         self.routing = RoutingRecord(metrics, request_id)
         self.answer = AnswerRecord()
         self.stream = False

@@ -7,7 +7,7 @@ gateway counts in one thread, so a cell is a number. The library still has the r
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from math import inf
@@ -20,6 +20,8 @@ from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 __all__ = ["CounterSeries", "GaugeSeries", "HistogramCell", "HistogramSeries", "NumberCell"]
+
+WAITING_VALUES = 64  # of one series
 
 
 class NumberCell:
@@ -44,30 +46,49 @@ class NumberCell:
 
 
 class HistogramCell:
-    """The buckets of one series."""
+    """The buckets of one series. Values wait until they are put into the buckets together, at a third of the cost."""
 
-    __slots__ = ("_bounds", "counts", "exemplars", "total")
+    __slots__ = ("_bounds", "_counts", "_total", "_waiting", "exemplars")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds  # upper ones, inclusive; floats, which are compared faster
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
+        self._bounds = bounds  # upper ones, inclusive
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+        self._waiting: list[float] = []
         self.exemplars: dict[int, Exemplar] = {}  # by bucket
 
     def observe(self, value: float) -> None:
         """Count a value."""
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.total += value
+        self._waiting.append(value)
+        if len(self._waiting) >= WAITING_VALUES:
+            self._take_waiting()
 
     def observe_many(self, value: float, times: int) -> None:
         """Count a value so many times."""
-        self.counts[bisect_left(self._bounds, value)] += times
-        self.total += value * times
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._total += value * times
 
     def name_trace(self, value: float, trace_id: int) -> None:
         """Name the trace of a request whose value was counted: the newest of each bucket is kept."""
         labels = {"trace_id": f"{trace_id:032x}"}
         self.exemplars[bisect_left(self._bounds, value)] = Exemplar(labels, value, time.time())
+
+    def read(self) -> tuple[Sequence[int], float]:
+        """How many values each bucket has, and the sum of all."""
+        self._take_waiting()
+        return self._counts, self._total
+
+    def _take_waiting(self) -> None:
+        values = self._waiting
+        self._total = sum(values, self._total)
+        values.sort()
+        taken = 0
+        for bucket, bound in enumerate(self._bounds):
+            end = bisect_right(values, bound, taken)
+            self._counts[bucket] += end - taken
+            taken = end
+        self._counts[-1] += len(values) - taken
+        values.clear()
 
 
 _CellT = TypeVar("_CellT", NumberCell, HistogramCell)
@@ -145,8 +166,7 @@ class HistogramSeries(_Series[HistogramCell]):
     def __init__(
         self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...], registry: CollectorRegistry
     ) -> None:
-        bounds = tuple(map(float, buckets))
-        super().__init__(name, text, labels, lambda: HistogramCell(bounds))
+        super().__init__(name, text, labels, lambda: HistogramCell(buckets))
         self._les = [floatToGoString(bound) for bound in (*buckets, inf)]  # type: ignore[no-untyped-call]
         registry.register(self)
 
@@ -154,11 +174,12 @@ class HistogramSeries(_Series[HistogramCell]):
         """For the registry."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labelnames)
         for labels, cell in self.cells.items():
-            if not any(cell.counts):
+            counts, total = cell.read()
+            if not any(counts):
                 continue
-            counts = zip(self._les, map(float, accumulate(cell.counts)), strict=True)
-            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = list(counts)
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]]
+            buckets = list(zip(self._les, map(float, accumulate(counts)), strict=True))
             for index, exemplar in cell.exemplars.items():
                 buckets[index] = (*buckets[index][:2], exemplar)
-            family.add_metric(labels, buckets, cell.total)
+            family.add_metric(labels, buckets, total)
         yield family

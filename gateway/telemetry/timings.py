@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import trio
-
 from gateway.http.phase_deadlines import PhaseDeadlines
 
 __all__ = ["RequestTimings"]
@@ -38,8 +36,8 @@ class RequestTimings:
         "started_unix",
     )
 
-    def __init__(self) -> None:
-        self.started_at = trio.current_time()
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
         self.started_unix = time.time()
         self.read_at: float | None = None
         self.routed_at: float | None = None

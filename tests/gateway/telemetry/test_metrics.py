@@ -5,6 +5,7 @@ from fakes.fleets import a_fleet, a_gpu, answers
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.telemetry.metrics import CatalogueReadings, Metrics
+from gateway.telemetry.series import WAITING_VALUES
 
 ROUTE = ("model", "node")
 DURATION_S = [0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200]
@@ -107,3 +108,17 @@ def test_gauges_of_the_catalogue_exist_from_the_start(metrics):
         "cortex_catalogue_last_reload_success": [({}, 1)],
         "cortex_catalogue_reloads_total": [({"result": "applied"}, 2)],
     }
+
+
+def test_histogram_counts_every_value_whenever_it_is_read(metrics):
+    """Values that wait are counted, too; a bound is in its bucket."""
+    values = [bound * factor for bound in DURATION_S for factor in (1, 1, 1.5)] * WAITING_VALUES
+    for number, value in enumerate(values, 1):
+        metrics.duration("m", "n").observe(value)
+        if number in {1, WAITING_VALUES, WAITING_VALUES + 1, len(values)}:
+            (family,) = families(metrics).values()
+            seen = {sample.labels.get("le", sample.name): sample.value for sample in family.samples}
+            assert seen["cortex_request_duration_seconds_count"] == seen["+Inf"] == number
+            assert seen["cortex_request_duration_seconds_sum"] == pytest.approx(sum(values[:number]))
+            for bound in DURATION_S:
+                assert seen[str(float(bound))] == sum(each <= bound for each in values[:number])
