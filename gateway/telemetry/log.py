@@ -256,17 +256,13 @@ class LogWriter:
 
     def _join(self) -> None:
         """Put waiting lines together, as many as one write takes: a pipe then gets them whole."""
-        joined: deque[bytes] = deque()
-        pieces: list[bytes] = []
-        size = 0
-        for line in self._kept:
-            if size + len(line) > WRITE_BYTES and pieces:
-                joined.append(b"".join(pieces))
-                pieces, size = [], 0
-            pieces.append(line)
-            size += len(line)
-        joined.append(b"".join(pieces))
-        self._kept = joined
+        lines = b"".join(self._kept)
+        self._kept.clear()
+        start = 0
+        while start < len(lines):
+            end = lines.rfind(b"\n", start, start + WRITE_BYTES) + 1 or lines.find(b"\n", start) + 1 or len(lines)
+            self._kept.append(lines[start:end])
+            start = end
 
     def _keep(self, line: bytes) -> None:
         self._kept.append(line)

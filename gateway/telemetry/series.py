@@ -21,7 +21,7 @@ from prometheus_client.utils import floatToGoString
 
 __all__ = ["CounterSeries", "GaugeSeries", "HistogramCell", "HistogramSeries", "NumberCell"]
 
-WAITING_VALUES = 64  # of one series
+WAITING_VALUES = 128  # of one series
 
 
 class NumberCell:
