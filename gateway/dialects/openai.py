@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+import msgspec
+
 from gateway import errors
 from gateway.asgi import Headers
 from gateway.config.engine_traits import Backend
@@ -18,22 +22,18 @@ from gateway.http import sse
 __all__ = ["OpenAIDialect", "PassThroughRequest"]
 
 
-class PassThroughRequest:
+class PassThroughRequest(msgspec.Struct, frozen=True):
     """A request that every neuron gets as the client sent it, but for the model's name."""
 
-    __slots__ = ("_request",)
-
-    ignored = b""
-
-    def __init__(self, request: ClientRequest) -> None:
-        self._request = request
+    request: ClientRequest
+    ignored: ClassVar[bytes] = b""
 
     def outgoing(self, model: str, backend: Backend) -> OutgoingRequest:
         """The client's bytes with the neuron's model name, and with what the backend's traits ask for.
 
         That is a request for usage (`ask_usage`), and one message in place of several (`alternating_roles`).
         """
-        request = self._request
+        request = self.request
         if request.form is None and backend.passes_all:
             return OutgoingRequest(request.path, splice(request.body, request.model, model))
         if request.form is not None:
@@ -56,11 +56,11 @@ class PassThroughRequest:
 
     @property
     def _path(self) -> bytes:
-        return self._request.path.partition(b"?")[0]
+        return self.request.path.partition(b"?")[0]
 
     def _edits(self, backend: Backend) -> tuple[list[Edit], UsageStripper | None]:
         """The edits that the backend's traits ask for, and what removes the effect of one from the answer."""
-        request = self._request
+        request = self.request
         edits: list[Edit] = []
         stripper = None
         if backend.ask_usage and request.model.stream and self._path in _COMPLETION_PATHS:
