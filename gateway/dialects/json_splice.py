@@ -62,7 +62,11 @@ def locate(body: bytes, outline: Outline | None = None) -> ModelField:
         return ModelField(found.name, outline.offset(found.start), outline.offset(found.end), found.stream, outline)
     if not body.isascii():
         _reject_unless_utf8(body)
-    fields, readable = _decode(body)
+    try:
+        fields, readable = _decoder.decode(body), body
+    except (msgspec.DecodeError, RecursionError):
+        readable = _without_surrogates(body)
+        fields = _skim(readable)
     literal = bytes(fields.model)
     if literal[:1] != b'"':
         raise MissingModelField(_model_problem(literal[:1]), param="model")
@@ -233,20 +237,11 @@ def _reject_unless_utf8(body: bytes) -> None:
         raise _malformed(f"is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _decode(body: bytes) -> tuple[_RoutingFields, bytes]:
-    """The fields, and the bytes that they are views of: the body, or a copy of equal length that msgspec can read.
+def _without_surrogates(body: bytes) -> bytes:
+    r"""Every \udXXX becomes \u8XXX. Skipped strings may have any content, as long as offsets stay the same.
 
     msgspec rejects lone surrogate escapes even in what it skips. The neuron decides whether to accept those.
     """
-    try:
-        return _decoder.decode(body), body
-    except (msgspec.DecodeError, RecursionError):
-        readable = _without_surrogates(body)
-        return _skim(readable), readable
-
-
-def _without_surrogates(body: bytes) -> bytes:
-    r"""Every \udXXX becomes \u8XXX. Skipped strings may have any content, as long as offsets stay the same."""
     return body.replace(rb"\ud", rb"\u8").replace(rb"\uD", rb"\u8")
 
 
