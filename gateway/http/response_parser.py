@@ -110,6 +110,12 @@ class UpstreamResponse:
         # Not a coroutine itself, to spare each chunk a frame.
         return self._receive_raw() if self._decoder is None else self._receive_decoded(self._decoder)
 
+    def receive_now(self) -> bytes | None:
+        """What `receive` returns, if it need not wait for it; else None."""
+        if len(self.pieces) != 1 or self._decoder is not None:
+            return None
+        return self.pieces.pop()
+
     @property
     def can_be_fed(self) -> bool:
         """Whether `feed` may take the next bytes, which are read from `descriptor`."""

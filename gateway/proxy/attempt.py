@@ -128,7 +128,14 @@ class Attempt:
                 if context.shadows is not None:
                     context.shadows.give_way(route.node)
                 try:
-                    await self._exchange()
+                    outgoing = await self._outgoing()
+                    try:
+                        await self._send(outgoing)
+                    except RefusedByUpstream as refused:
+                        if not self._may_shorten_answer(outgoing, refused.refusal):
+                            raise
+                        outgoing = await self._with_shorter_answer(outgoing, refused.refusal, refused.error)
+                        await self._send(outgoing)
                 except errors.GatewayError as error:
                     if error.is_neurons_text:  # an error event in a stream, or an error under a 200
                         error.quotes_prompt = quotes_prompt(error.message, self._request.body)
@@ -145,7 +152,8 @@ class Attempt:
             self._broke_off(error)
             raise
 
-    async def _exchange(self) -> None:
+    async def _outgoing(self) -> OutgoingRequest:
+        """The request as this neuron gets it."""
         route, request = self.route, self._request
         write = partial(request.parsed.outgoing, neuron_model_name(route), route.backend)
         outgoing = write() if len(request.body) <= INLINE_BYTES else await off_loop(request.body, write)
@@ -154,15 +162,7 @@ class Attempt:
             apply = partial(self._apply_alias, outgoing, self._policy)
             text = request.outline.text if outgoing.body is request.body else text_of(outgoing.body)
             outgoing = apply() if len(text) <= INLINE_BYTES else await off_loop(text, apply)
-        try:
-            await self._send(outgoing)
-        except RefusedByUpstream as refused:
-            if not self._may_shorten_answer(outgoing, refused.refusal):
-                raise
-            refusal, error = refused.refusal, refused.error
-        else:
-            return
-        await self._send(await self._with_shorter_answer(outgoing, refusal, error))
+        return outgoing
 
     async def _send(self, outgoing: OutgoingRequest) -> None:
         route, request = self.route, self._request
@@ -309,12 +309,13 @@ class Attempt:
             self._require_unstarted()
             if self.claim is None:
                 self._keepalive.disable_keepalive()
-        if first is None:
+        if first is None and (first := response.receive_now()) is None:
             first = await response.receive()
         if self._request.model.stream:
             self._require_unstarted()
         await self._win(response)
-        self._keepalive.disable_keepalive()
+        if self._request.model.stream:
+            self._keepalive.disable_keepalive()
         record = self._record
         record.stream = False  # whatever the client asked for: this body cannot carry an error event
         record.timings.first_byte_at = now = trio.current_time()
@@ -366,8 +367,6 @@ class Attempt:
         if form is not None and form not in (response.header(b"content-type") or b"").lower():
             headers = [(b"content-type", form), *(item for item in headers if item[0] != b"content-type")]
         return response.status, headers
-
-    # Failures...
 
     async def _raise_refusal(self, response: UpstreamResponse) -> NoReturn:
         response.decode_body()
