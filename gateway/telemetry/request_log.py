@@ -47,13 +47,19 @@ class _RouteCells:
     Counters appear with their first sample, so those that a request may not need are None before.
     """
 
-    __slots__ = ("completion_tokens", "duration", "labels", "prompt_tokens", "requests", "target")
+    __slots__ = (
+        "completion_tokens", "duration", "first_token", "inter_token", "labels", "prompt_tokens", "requests", "target",
+        "tokens_per_second",
+    )  # fmt: skip
 
     def __init__(
         self, metrics: Metrics, alias: str | None, model: str | None, node: str | None, generation: int
     ) -> None:
         self.labels = (model or "", node or "")
-        self.duration = metrics.duration.cells[self.labels]
+        self.duration = metrics.duration(*self.labels)
+        self.first_token = metrics.first_token(*self.labels)
+        self.tokens_per_second = metrics.tokens_per_second(*self.labels)
+        self.inter_token = metrics.inter_token(*self.labels)
         self.prompt_tokens: NumberCell | None = None
         self.completion_tokens: NumberCell | None = None
         self.target: TargetCells | None = None
@@ -201,7 +207,7 @@ class RequestLog:
         if answer.usage is not None:
             self._count_tokens(answer.usage, cells, is_estimated=answer.is_estimated)
         if answer.meter is not None:
-            self._count_stream(record, answer.meter, cells.labels)
+            self._count_stream(record, answer.meter, cells)
 
     def _count_failure(self, record: RequestRecord, labels: tuple[str, str]) -> str | None:
         """Returns the error's code; None if the client got none."""
@@ -242,20 +248,19 @@ class RequestLog:
         if usage.reasoning_tokens is not None:
             metrics.reasoning_tokens.cells[cells.labels].value += usage.reasoning_tokens
 
-    def _count_stream(self, record: RequestRecord, meter: StreamMeter, labels: tuple[str, str]) -> None:
+    def _count_stream(self, record: RequestRecord, meter: StreamMeter, cells: _RouteCells) -> None:
         if meter.first_at is None or meter.last_at is None:
             return
-        metrics, usage, first_token_s = self.metrics, record.answer.usage, meter.first_at - record.timings.started_at
-        first_token = metrics.first_token.cells[labels]
-        first_token.observe(first_token_s)
+        usage, first_token_s = record.answer.usage, meter.first_at - record.timings.started_at
+        cells.first_token.observe(first_token_s)
         if record.trace is not None:
-            first_token.name_trace(first_token_s, record.trace.trace_id)
+            cells.first_token.name_trace(first_token_s, record.trace.trace_id)
         window_s = meter.last_at - meter.first_at
         if usage is not None and usage.completion_tokens and window_s > 0:
-            metrics.tokens_per_second.cells[labels].observe(usage.completion_tokens / window_s)
+            cells.tokens_per_second.observe(usage.completion_tokens / window_s)
             if usage.completion_tokens > 1:  # once per stream: once per token would cost more than relaying the chunk
                 between = usage.completion_tokens - 1
-                metrics.inter_token.cells[labels].observe_many(window_s / between, between)
+                cells.inter_token.observe_many(window_s / between, between)
 
 
 def _error_code(record: RequestRecord) -> str | None:
