@@ -60,6 +60,7 @@ _IDENTITY = (b"accept-encoding", b"identity")  # the gateway reads usage and mod
 _ALWAYS = frozenset(name.encode() for name in TO_NEURON)
 _OWN_DIALECT = _ALWAYS | {name.encode() for name in TO_NEURON_IN_THE_CLIENTS_DIALECT}
 _TO_CLIENT = frozenset(name.encode() for name in TO_CLIENT)
+_WITH_LENGTH = _TO_CLIENT | {b"content-length"}
 _TO_CLIENT_PREFIXES = tuple(prefix.encode() for prefix in TO_CLIENT_PREFIXES)
 
 
@@ -93,15 +94,20 @@ def kept_for_neuron(
     return kept
 
 
-def for_client(headers: Headers, also: tuple[str, ...], *, own_limits: bool = False) -> Headers:
+def for_client(
+    headers: Headers, also: tuple[str, ...], *, own_limits: bool = False, same_length: bool = False
+) -> Headers:
     """Those of a neuron's response headers that its client gets, whatever the status.
 
     Args:
         headers: The neuron's. They have a `content-encoding` only if the body passes as it is.
         also: `[gateway] pass_headers`.
         own_limits: The gateway's own rate-limit headers take the place of the neuron's.
+        same_length: The body passes byte for byte, so its `content-length` holds.
     """
-    allowed = _extended(_TO_CLIENT, also) if also else _TO_CLIENT
+    allowed = _WITH_LENGTH if same_length else _TO_CLIENT
+    if also:
+        allowed = _extended(allowed, also)
     prefixes = () if own_limits else _TO_CLIENT_PREFIXES
     kept = [header for header in headers if header[0] in allowed or header[0].startswith(prefixes)]
     if kept and (named := named_by_connection(headers)):
@@ -109,7 +115,7 @@ def for_client(headers: Headers, also: tuple[str, ...], *, own_limits: bool = Fa
     return kept
 
 
-@lru_cache(maxsize=8)  # two lists per gateway, in one or two variants
+@lru_cache(maxsize=8)  # two lists per gateway, in two variants
 def _extended(allowed: frozenset[bytes], also: tuple[str, ...]) -> frozenset[bytes]:
     return allowed | {name.encode() for name in also}
 

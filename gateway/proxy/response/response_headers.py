@@ -35,14 +35,17 @@ def from_upstream(
         extra: The headers that the client's dialect adds.
         also: `[gateway] pass_headers`.
     """
-    kept = header_policy.for_client(headers, also, own_limits=record.limit_headers is not None)
+    kept = header_policy.for_client(
+        headers,
+        also,
+        own_limits=record.limit_headers is not None,
+        same_length=not (streaming or translated),
+    )
     if streaming:
         if also:
             own = [name for name, _ in _STREAM_HEADERS]
             kept = [header for header in kept if header[0] not in own]
         kept += _STREAM_HEADERS
-    elif not translated:  # then the framing of the same bytes holds
-        kept += [header for header in headers if header[0] == b"content-length"]
     kept += _common_headers(record)
     kept += extra
     return kept
