@@ -37,6 +37,7 @@ class StreamMeter:
     __slots__ = (
         "_after_text",
         "_before_text",
+        "_text",
         "done",
         "error",
         "finish_reason",
@@ -61,6 +62,7 @@ class StreamMeter:
         self.preamble = True  # only comments, role chunks and the like have passed
         self.error: Any = None  # what the upstream has reported inside the stream, see `upstream_errors.error_in`
         self._before_text = self._after_text = b""  # what surrounds the text in the last chunk that was one text delta
+        self._text = slice(0)  # where that text was
 
     def skim(self, chunk: bytes, now: float) -> bool:
         """Meter a chunk without framing it, if it is nothing but whole text deltas. False: `read` its events instead.
@@ -84,7 +86,8 @@ class StreamMeter:
         self.generated += len(blocks)
         self.last_at = now
         if len(blocks) == 1:
-            self._before_text, self._after_text = _around_text(chunk)
+            before, after = self._before_text, self._after_text = _around_text(chunk)
+            self._text = slice(len(before), -len(after))
         return True
 
     def _is_like_the_last(self, chunk: bytes) -> bool:
@@ -95,7 +98,7 @@ class StreamMeter:
         before = self._before_text
         if not before or not chunk.startswith(before) or not chunk.endswith(self._after_text):
             return False
-        text = chunk[len(before) : -len(self._after_text)]
+        text = chunk[self._text]
         return bool(text) and text[-1] != _BACKSLASH and _ENDS_TEXT.search(text) is None
 
     def read(self, events: Iterable[Event], now: float) -> None:
