@@ -10,6 +10,8 @@ from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
+import trio
+
 from gateway.asgi import EXCHANGE, Flow, Headers, Message, Scope
 from gateway.errors import GatewayError, envelope
 
@@ -59,6 +61,7 @@ class ServerTransport(Protocol):
     client: tuple[str, int] | None
     local: tuple[str, int] | None
     scheme: str
+    scope: trio.CancelScope
 
     @property
     def closing(self) -> bool:
@@ -148,6 +151,17 @@ class ServerExchange:
         https://asgi.readthedocs.io/en/latest/specs/www.html
         """
         self._transport = transport
+        derived = self.derived
+        if _SCOPE not in derived:
+            derived[_SCOPE] = self._scope_of_head(transport)
+        scope: dict[str, Any] = derived[_SCOPE].copy()
+        scope["headers"] = self.headers
+        scope["state"] = {}
+        scope["extensions"] = {EXCHANGE: self}
+        return scope
+
+    def _scope_of_head(self, transport: ServerTransport) -> Scope:
+        """What the scopes of all requests with this head have in common."""
         target = self.target if self.target[:1] == b"/" else _origin_form(self.target)
         raw_path, _, query = target.partition(b"?")
         return {
@@ -160,12 +174,16 @@ class ServerExchange:
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
-            "headers": self.headers,
             "client": transport.client,
             "server": transport.local,
-            "state": {},
-            "extensions": {EXCHANGE: self},
         }
+
+    @property
+    def scope(self) -> trio.CancelScope:
+        """See `gateway.asgi.DirectExchange`."""
+        if self._transport is None:
+            raise RuntimeError("scope before the exchange is attached to a connection")
+        return self._transport.scope
 
     def on_departure(self, callback: Callable[[], None]) -> bool:
         """See `gateway.asgi.DirectExchange`."""
@@ -290,10 +308,8 @@ class ServerExchange:
         """Choose the framing; return the head and the first body bytes."""
         self._no_body = self.method == b"HEAD" or status in _WITHOUT_BODY
         headers = headers if isinstance(headers, list) else list(headers)
-        for header in headers:
-            if header[0] in _CHECKED:
-                headers = self._kept_headers(status, headers)
-                break
+        if checked := [header for header in headers if header[0] in _CHECKED]:
+            headers = self._kept_headers(status, headers, checked)
         framing = b""
         if self._body_bytes_left is None and not self._no_body:
             if last:
@@ -317,22 +333,24 @@ class ServerExchange:
         self.started = self.answered = True
         return data
 
-    def _kept_headers(self, status: int, headers: Headers) -> Headers:
+    def _kept_headers(self, status: int, headers: Headers, checked: Headers) -> Headers:
         """Return the application's headers without those that the server sets itself."""
         dropped, drops_any = _SET_BY_SERVER, False
-        for name, value in headers:
-            drops_any = drops_any or name in dropped
-            if name == b"content-length":
-                if self._body_bytes_left is not None:
-                    raise ValueError("the response has more than one content-length")
-                self._body_bytes_left = int(value)
-                if status == 204:
-                    dropped, drops_any = dropped | {name}, True  # RFC 9110, section 8.6
-            elif name == b"connection" and value.lower() == b"close":
-                self.reusable = False
+        for name, value in checked:
+            if name != b"content-length":
+                drops_any = True
+                if name == b"connection" and value.lower() == b"close":
+                    self.reusable = False
+                continue
+            if self._body_bytes_left is not None:
+                raise ValueError("the response has more than one content-length")
+            self._body_bytes_left = int(value)
+            if status == 204:
+                dropped, drops_any = _CHECKED, True  # RFC 9110, section 8.6
         return [header for header in headers if header[0] not in dropped] if drops_any else headers
 
 
+_SCOPE = "cortex.scope"
 _NO_HEADERS: Headers = []
 _AFTER_THE_END = "send after the end of the response"
 _SET_BY_SERVER = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"date"})
@@ -343,7 +361,7 @@ _WITHOUT_BODY = frozenset({204, 304})
 def _head(status: int, headers: Headers, more: bytes) -> bytes:
     """Return the status line and headers, to the empty line. Raises ValueError if a header contains CR or LF."""
     global _date_made, _date_value
-    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    lines = b"\r\n".join([*map(_LINE, headers), b""])
     count = len(headers)
     if lines.count(b"\n") != count or lines.count(b"\r") != count:
         raise ValueError("a response header contains a line end")
@@ -354,6 +372,7 @@ def _head(status: int, headers: Headers, more: bytes) -> bytes:
     return b"%b%bdate: %b\r\n%b\r\n" % (line, lines, _date_value, more)
 
 
+_LINE = b": ".join  # of name and value
 _date_made = 0
 _date_value = b""
 """The time as an IMF-fixdate (RFC 9110, section 5.6.7); formatted once a second."""
