@@ -82,7 +82,9 @@ class UpstreamConnection:
 
     def close(self) -> None:
         """Close at once. Sync, so that it cannot be cancelled."""
-        self._response = None
+        if self._response is not None:
+            self._response = None
+            self._parser.close()
         close_now(self._stream)
 
     async def _read_head(self, response: UpstreamResponse, fd: int, phases: PhaseDeadlines, timer: WaitTimer) -> None:

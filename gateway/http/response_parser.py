@@ -270,6 +270,10 @@ class ResponseParser:
         self._llhttp = httptools.HttpResponseParser(self)
         self.feed: Callable[[bytes], None] = self._llhttp.feed_data
 
+    def close(self) -> None:
+        """The connection is closed after a request: drop what refers to this object, so that no cycle is left."""
+        del self._llhttp, self.feed, self.response
+
     def on_message_begin(self) -> None:
         """A response after the end of this one belongs to no request: drop it, and do not reuse the connection."""
         response = self.response

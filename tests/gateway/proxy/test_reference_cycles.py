@@ -122,10 +122,8 @@ async def left_by(gateway, body=None, *, path="/v1/chat/completions", stream=Fal
 
 
 def gateways_name_of(thing):
-    """None for what is not the gateway's, and for the parser of a response, which is a cycle by itself."""
+    """None for what is not the gateway's."""
     if isinstance(thing, FrameType):
         return thing.f_code.co_qualname if "/gateway/" in thing.f_code.co_filename else None
     named = thing.__func__ if isinstance(thing, MethodType) else type(thing)
-    if named.__module__ == "gateway.http.response_parser" or not named.__module__.startswith("gateway."):
-        return None
-    return named.__qualname__
+    return named.__qualname__ if named.__module__.startswith("gateway.") else None
