@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-import trio
-
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -35,11 +33,6 @@ class DirectExchange(Protocol):
 
     more_lines: bytes
     """Further header lines of the response, each with its line end. They are sent as they are, without a check."""
-
-    @property
-    def scope(self) -> trio.CancelScope:
-        """Around the application's call. Cancelling it ends the call and the connection."""
-        ...
 
     @property
     def body_complete(self) -> bool:

@@ -38,8 +38,8 @@ class ServerConnection:
 
     __slots__ = (
         "_app", "_client_gone", "_departed", "_evicted", "_fd", "_is_overdue", "_limits", "_log", "_on_departure",
-        "_owed", "_parser", "_sends", "_serving", "_socket_fd", "_state", "_stream", "_wait", "_watched",
-        "client", "idle", "local", "scheme", "scope",
+        "_owed", "_parser", "_scope", "_sends", "_serving", "_socket_fd", "_state", "_stream", "_wait", "_watched",
+        "client", "idle", "local", "scheme",
     )  # fmt: skip
 
     def __init__(
@@ -62,7 +62,7 @@ class ServerConnection:
         self._parser = RequestParser(limits.header_bytes)
         self._owed = b""  # of a piece that the pump has sent in part: it goes before anything else
         self._sends = 0  # since the last checkpoint
-        self.scope = trio.CancelScope()  # around all requests: one for each wait would cost 6 us per request
+        self._scope = trio.CancelScope()  # around all requests: one for each wait would cost 6 us per request
         self._wait: trio.CancelScope | None = None  # the scope of a wait for a request, or for the rest of one
         self._serving: ServerExchange | None = None
         self._evicted = False
@@ -90,7 +90,7 @@ class ServerConnection:
         if isinstance(self._stream, TlsStream) and not await self._shake_hands(self._stream):
             return
         try:
-            with self.scope:
+            with self._scope:
                 await self._serve()
             if self._is_overdue and not self.idle:
                 raise RequestTimeout(f"the request's headers did not arrive within {self._limits.header_s:g} s")
@@ -165,7 +165,7 @@ class ServerConnection:
         waiting = state.idle if self.idle else state.incomplete
         limits = self._limits
         waiting[self] = trio.current_time() + (limits.keep_alive_s if self.idle else limits.header_s)
-        self._wait = self.scope
+        self._wait = self._scope
         try:
             while exchange is None:
                 data = await read(self._stream, fd)

@@ -10,8 +10,6 @@ from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
-import trio
-
 from gateway.asgi import EXCHANGE, Flow, Headers, Message, Scope
 from gateway.errors import GatewayError, envelope
 
@@ -61,7 +59,6 @@ class ServerTransport(Protocol):
     client: tuple[str, int] | None
     local: tuple[str, int] | None
     scheme: str
-    scope: trio.CancelScope
 
     @property
     def closing(self) -> bool:
@@ -177,13 +174,6 @@ class ServerExchange:
             "client": transport.client,
             "server": transport.local,
         }
-
-    @property
-    def scope(self) -> trio.CancelScope:
-        """See `gateway.asgi.DirectExchange`."""
-        if self._transport is None:
-            raise RuntimeError("scope before the exchange is attached to a connection")
-        return self._transport.scope
 
     def on_departure(self, callback: Callable[[], None]) -> bool:
         """See `gateway.asgi.DirectExchange`."""

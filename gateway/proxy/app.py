@@ -2,7 +2,7 @@
 
 One nursery per request. In it run the request itself and, for a stream, the task that sends keep-alives. Where the
 server does not report the client's disconnect by a call, a task watches for it. When the nursery closes, everything the
-request started is gone. A request that starts no task needs none: it runs in the task and scope of its connection.
+request started is gone.
 """
 
 from __future__ import annotations
@@ -260,17 +260,9 @@ class InferenceApp:
         *,
         record: RequestRecord,
     ) -> None:
-        """Open the request's nursery, unless it starts no task: a nursery costs a tenth of a request."""
+        """Open the request's nursery. Errors are handled inside it, so that none comes out as an exception group."""
         dispatch = Dispatch(self.context, request, client, record)
         try:
-            if (
-                exchange is not None
-                and not (request.model.stream or request.upload is not None)
-                and exchange.on_departure(partial(client_left, client, record, exchange.scope))
-            ):
-                dispatch.phases.request_scope = exchange.scope
-                await self._answer(endpoint, request, client, record, dispatch)
-                return
             async with trio.open_nursery() as nursery:
                 keepalive, scope = dispatch.keepalive, nursery.cancel_scope
                 dispatch.phases.request_scope = scope
@@ -279,7 +271,27 @@ class InferenceApp:
                     keepalive.begin()
                     self.silence.watch(keepalive, partial(nursery.start_soon, keep_alive, keepalive, record, scope))
                 try:
-                    await self._answer(endpoint, request, client, record, dispatch)
+                    if endpoint.counts:
+                        with request.account.reserve() if request.account is not None else nullcontext():
+                            await CountTokens(self.context, request, client, record).run()
+                    else:
+                        await dispatch.run()
+                except errors.GatewayError as error:
+                    if request.key is not None and isinstance(error, errors.ModelNotFound):
+                        error.hide_names(partial(scopes.allows, request.key.may))
+                    await _send_error(client, record, error, request.dialect, dispatch)
+                    errors.forget_tracebacks(error)
+                except ClientGone:
+                    record.outcome = "client_disconnected"
+                except Exception:
+                    log.exception(
+                        "internal_error",
+                        request_id=record.request_id,
+                        model=record.routing.model,
+                        node=record.routing.node,
+                    )
+                    internal = errors.InternalError("an error inside the gateway; its log has the details")
+                    await _send_error(client, record, internal, request.dialect, dispatch)
                 finally:
                     if request.model.stream:
                         self.silence.forget(keepalive)
@@ -287,35 +299,6 @@ class InferenceApp:
                     scope.cancel()
         finally:
             dispatch.release()
-
-    async def _answer(
-        self,
-        endpoint: Endpoint,
-        request: InferenceRequest,
-        client: ClientResponse,
-        record: RequestRecord,
-        dispatch: Dispatch,
-    ) -> None:
-        """Handle every error here, so that none comes out of the nursery as an exception group."""
-        try:
-            if endpoint.counts:
-                with request.account.reserve() if request.account is not None else nullcontext():
-                    await CountTokens(self.context, request, client, record).run()
-            else:
-                await dispatch.run()
-        except errors.GatewayError as error:
-            if request.key is not None and isinstance(error, errors.ModelNotFound):
-                error.hide_names(partial(scopes.allows, request.key.may))
-            await _send_error(client, record, error, request.dialect, dispatch)
-            errors.forget_tracebacks(error)
-        except ClientGone:
-            record.outcome = "client_disconnected"
-        except Exception:
-            log.exception(
-                "internal_error", request_id=record.request_id, model=record.routing.model, node=record.routing.node
-            )
-            internal = errors.InternalError("an error inside the gateway; its log has the details")
-            await _send_error(client, record, internal, request.dialect, dispatch)
 
 
 def _watch_client(

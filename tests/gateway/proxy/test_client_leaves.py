@@ -6,7 +6,6 @@ import random
 import pytest
 import trio
 from fakes.in_memory import BODY, InMemoryGateway
-from fakes.socket_pairs import SocketPairGateway
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import ShuttingDown
@@ -66,27 +65,6 @@ async def test_disconnect_after_the_end_is_not_counted(autojump_clock, gateway, 
     assert list(beast.cancelled) == []
     assert "cortex_client_disconnects_total" not in gateway.metrics.expose().decode()
     await gateway.idle()
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_disconnect_that_the_server_reports_cancels_the_request(autojump_clock, nursery, stream):
-    """With sockets the server reports it by a call. A request that is no stream then has no nursery."""
-    gateway = SocketPairGateway(nursery, None)
-    await nursery.start(gateway.server.watch_connections)
-    body = json.dumps({**BODY, "stream": stream}).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
-    client = gateway.connect()
-    client.sendall(head + body)
-    await wait_all_tasks_blocked()
-    [neuron] = gateway.neuron_sides
-    assert (await neuron.receive_some()).startswith(b"POST ")
-    client.close()
-    with trio.fail_after(1):
-        assert await neuron.receive_some() == b""
-
-    await gateway.idle()
-    assert "cortex_client_disconnects_total" in gateway.metrics.expose().decode()
-    gateway.close()
 
 
 @pytest.mark.parametrize("is_taken", [True, False])
