@@ -314,7 +314,7 @@ class UpstreamExchange:
         try:
             for may_redirect in (True, False):
                 response: UpstreamResponse | None = None
-                now = trio.current_time()
+                now = self._phases.now()
                 # A body that is sent while it arrives cannot be sent twice. An idle one may be dead: open another.
                 idle = self._pool.take(self._origin, now) if self._body is None else None
                 if idle is not None:
@@ -359,7 +359,7 @@ class UpstreamExchange:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._pool.in_use -= 1
-        now = self._phases.exchanged_at = trio.current_time()
+        now = self._phases.exchanged_at = self._phases.now()
         self._release(now)
 
     def _release(self, now: float) -> None:

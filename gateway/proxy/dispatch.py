@@ -75,7 +75,7 @@ class Dispatch:
         self._request = request
         self._client = client
         self._record = record
-        self.phases = PhaseDeadlines(context.settings.deadlines)
+        self.phases = PhaseDeadlines(context.settings.deadlines, now=record.now)
         self._policy: Alias | None = None
         self._fallbacks: Fallbacks | None = None
         self._shadow: ShadowedRequest | None = None
@@ -189,7 +189,7 @@ class Dispatch:
 
     async def _next_route(self, model: str, failures: AttemptFailures, last: Retriable | None) -> Route:
         """Take the lease on it before the next checkpoint. Raises GatewayError if no replica can serve the request."""
-        now, route = trio.current_time(), None
+        now, route = self._record.now(), None
         if last is None:
             route = self._context.admission.plain_route(model, self._catalogue, self._record.routing.decisions, now)
         if route is None:

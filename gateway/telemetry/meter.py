@@ -22,6 +22,7 @@ __all__ = ["BodyMeter", "StreamMeter"]
 
 BODY_LIMIT_BYTES = 1024 * 1024  # of an answer that is not a stream; of longer ones (embeddings) the end is searched
 TAIL_BYTES = 4096
+_CR, _LF = 0x0D, 0x0A
 
 
 class StreamMeter:
@@ -75,13 +76,13 @@ class StreamMeter:
             self.generated += 1
             self.last_at = now
             return True
-        if self.first_at is None or self.tool_calls is not None or not chunk.endswith(b"\n\n") or b"\r" in chunk:
+        if self.first_at is None or self.tool_calls is not None or not chunk.endswith(b"\n\n") or _CR in chunk:
             return False
         blocks = chunk[:-2].split(b"\n\n")
         for block in blocks:
             if len(blocks) > 1 and self._is_like_the_last(block + b"\n\n"):
                 continue
-            if not block.startswith(b"data:") or b"\n" in block or not _is_text_delta(block):
+            if not block.startswith(b"data:") or _LF in block or not _is_text_delta(block):
                 return False
         self.generated += len(blocks)
         self.last_at = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,11 +107,13 @@ class RequestLog:
         self._overhead_of_route, self._overhead_of_relay = metrics.overhead("route"), metrics.overhead("relay")
         self._cells: dict[tuple[str | None, str | None, str | None], _RouteCells] = {}  # of this generation
         self._generation = 0
-        self._now = self._first_now
+        self._now: Callable[[], float] | None = None  # `trio.current_time` takes four times as long to find the clock
 
     def open(self, request_id: str, path: str) -> RequestRecord:
         """The record of a new request. Use it as a context manager at once: leaving it ends the record."""
-        record = RequestRecord(request_id, path, self.metrics, self._close, self._now())
+        if self._now is None:
+            self._now = trio.lowlevel.current_clock().current_time
+        record = RequestRecord(request_id, path, self.metrics, self._close, self._now)
         self.live[id(record)] = record
         return record
 
@@ -119,11 +122,6 @@ class RequestLog:
         record.routing.resolved(resolution, generation)
         if resolution.alias in self._observers:
             record.answer.is_observed = not is_retry(headers)
-
-    def _first_now(self) -> float:
-        """Have each later call ask Trio's clock itself: `trio.current_time` takes four times as long to find it."""
-        self._now = trio.lowlevel.current_clock().current_time
-        return self._now()
 
     def watch(self, alias: str, observer: Observer) -> None:
         """Call `observer` with each request for the alias that ends, until `unwatch`.
@@ -151,7 +149,7 @@ class RequestLog:
         return alias in self._observers
 
     def _close(self, record: RequestRecord) -> None:
-        now = self._now()
+        now = record.now()
         del self.live[id(record)]
         self.served += 1
         if record.answer.meter is not None:

@@ -29,6 +29,7 @@ class RequestRecord:
     """One request: a context manager around it. Leaving it calls `on_end`, however it is left. Synchronous throughout.
 
     Attributes:
+        now: The method of Trio's clock that returns its time, in s.
         timings: When each step happened.
         routing: How the request was routed, and its attempts.
         answer: What was measured of the answer.
@@ -58,6 +59,7 @@ class RequestRecord:
         "key_id",
         "key_name",
         "limit_headers",
+        "now",
         "outcome",
         "path",
         "request_id",
@@ -70,12 +72,18 @@ class RequestRecord:
     )
 
     def __init__(
-        self, request_id: str, path: str, metrics: Metrics, on_end: Callable[[RequestRecord], None], started_at: float
+        self,
+        request_id: str,
+        path: str,
+        metrics: Metrics,
+        on_end: Callable[[RequestRecord], None],
+        now: Callable[[], float],
     ) -> None:
         self._on_end = on_end
+        self.now = now
         self.request_id = request_id
         self.path = path
-        self.timings = RequestTimings(started_at)
+        self.timings = RequestTimings(now())
         self.routing = RoutingRecord(metrics, request_id)
         self.answer = AnswerRecord()
         self.stream = False
