@@ -96,9 +96,9 @@ async def send_probe(probe: Probe, route: Route, upstream: UpstreamPool, phases:
     except errors.UpstreamMalformedResponse as error:
         raise ProbeFailed(error.message) from error
     try:
-        with phases:
-            async with upstream.exchange(origin, message, phases) as response:
-                await _check(response)
+        with phases, upstream.exchange(origin, message, phases) as exchange:
+            response = await exchange.response()
+            await _check(response)
     except (errors.UpstreamError, errors.DeadlineExceeded) as error:
         raise ProbePostponed(error.message, unreachable=True) from error
 

@@ -144,13 +144,16 @@ class PhaseDeadlines:
         if self._is_open and self.entered:
             self._input, self._is_overdue = fd, False
             phase, began_at = self.entered[-1]
-            timer.begin(self, began_at + getattr(self._deadlines, _SETTINGS[phase]))
+            deadline = began_at + getattr(self._deadlines, _SETTINGS[phase])
+            timer.deadlines[self] = deadline
+            if deadline < timer.next_at:
+                timer.wake_at(deadline)
 
     def end_wait(self, timer: WaitTimer) -> None:
         """The wait of `wait_for_input` is over."""
         if self._input is not None:
             self._input = None
-            timer.end(self)
+            del timer.deadlines[self]
 
     def expire(self) -> None:
         """The deadline of `wait_for_input` has passed; called by the timer."""
@@ -251,30 +254,29 @@ class WaitTimer:
 
     Attributes:
         running: Whether waits are ended. Without that a wait needs a cancel scope.
+        deadlines: When each wait ends (Trio's clock, in s). At that time its `expire` is called, and again every
+            `AGAIN_S` until the wait is deleted here. After an entry before `next_at`, call `wake_at`.
+        next_at: When this looks at the deadlines next.
     """
 
     def __init__(self) -> None:
         self.running = False
-        self._deadlines: dict[PhaseDeadlines, float] = {}
+        self.deadlines: dict[PhaseDeadlines, float] = {}
         self._nap: trio.CancelScope | None = None
-        self._next_at = inf
+        self.next_at = inf
 
-    def begin(self, wait: PhaseDeadlines, deadline: float) -> None:
-        """Call `wait.expire` at the deadline (Trio's clock, in s), and again every `AGAIN_S` until `end`."""
-        self._deadlines[wait] = deadline
-        if deadline < self._next_at and self._nap is not None:
-            self._next_at = self._nap.deadline = deadline
-
-    def end(self, wait: PhaseDeadlines) -> None:
-        """The wait is over."""
-        del self._deadlines[wait]
+    def wake_at(self, deadline: float) -> None:
+        """Look at the deadlines at this time already."""
+        self.next_at = deadline
+        if self._nap is not None:
+            self._nap.deadline = deadline
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """End waits until cancelled."""
         self.running = True
         try:
             while True:
-                with trio.CancelScope(deadline=self._next_at) as self._nap:
+                with trio.CancelScope(deadline=self.next_at) as self._nap:
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
                     await trio.sleep_forever()
@@ -284,8 +286,8 @@ class WaitTimer:
 
     def _expire_overdue(self) -> None:
         now = trio.current_time()
-        for wait, deadline in list(self._deadlines.items()):
+        for wait, deadline in list(self.deadlines.items()):
             if deadline <= now:
-                self._deadlines[wait] = now + AGAIN_S
+                self.deadlines[wait] = now + AGAIN_S
                 wait.expire()
-        self._next_at = min(self._deadlines.values(), default=inf)
+        self.next_at = min(self.deadlines.values(), default=inf)

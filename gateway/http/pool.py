@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from math import inf
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import structlog
@@ -31,6 +31,7 @@ __all__ = ["Connect", "Origin", "UpstreamExchange", "UpstreamPool", "header_line
 
 IDLE_LIMIT_S = 3.0  # uvicorn and llama.cpp close idle connections after 5 s; the pool must close them first
 SWEEP_INTERVAL_S = 1.0
+_REDIRECTS = frozenset({307, 308})
 KNOWN_S = 5.0  # a host that moves to another address is found there this much later, or after a failure
 
 log = structlog.get_logger("cortex.upstream")
@@ -207,15 +208,15 @@ class UpstreamPool:
         phases: PhaseDeadlines,
         body: StreamedBody | None = None,
     ) -> UpstreamExchange:
-        """Send one request; an async context manager that yields the `UpstreamResponse` once its head has arrived.
+        """One request and its response; a context manager. In it call `UpstreamExchange.response` once.
 
         `message` is the request's head and body in one or more pieces; the head alone if `body` follows, which is
         sent while it arrives. A redirect with 307 or 308 within the origin is followed once.
 
-        Entering moves `phases` through `connect`, `upload` (with `body`) and `first_byte`.
+        `response` moves `phases` through `connect`, `upload` (with `body`) and `first_byte`.
         Leaving returns the connection to the pool, or closes it.
 
-        Raises, on entering:
+        Raises, from `response`:
             UpstreamUnreachable: Connecting failed.
             UpstreamConnectionError: The neuron closed the connection before a response head.
             UpstreamMalformedResponse: The response is not valid HTTP/1.1.
@@ -309,32 +310,32 @@ class UpstreamExchange:
         self._phases = phases
         self._connection: UpstreamConnection | None = None
 
-    async def __aenter__(self) -> UpstreamResponse:
+    def __enter__(self) -> Self:
         self._pool.in_use += 1
-        try:
-            for may_redirect in (True, False):
-                response: UpstreamResponse | None = None
-                now = self._phases.now()
-                # A body that is sent while it arrives cannot be sent twice. An idle one may be dead: open another.
-                idle = self._pool.take(self._origin, now) if self._body is None else None
-                if idle is not None:
-                    self._connection = idle
-                    self._phases.enter("first_byte", now, waits=False)
-                    try:
-                        response = await idle.send_request(self._message, None, self._phases, self._pool.timer)
-                    except ClosedBeforeResponse:  # while it was idle: the neuron has not processed the request
-                        self._release(now)
-                if response is None:
-                    response = await self._ask_anew()
-                redirects = may_redirect and response.status in {307, 308}
-                if not redirects or (message := self._redirected(response)) is None:
-                    return response
-                self._release(trio.current_time())
-                self._message = message
-        except BaseException:
-            self._release(trio.current_time())
-            self._pool.in_use -= 1
-            raise
+        return self
+
+    async def response(self) -> UpstreamResponse:
+        """Send the request and wait for the response's head; see `UpstreamPool.exchange`."""
+        phases, pool = self._phases, self._pool
+        for may_redirect in (True, False):
+            response: UpstreamResponse | None = None
+            now = phases.now()
+            # A body that is sent while it arrives cannot be sent twice. An idle one may be dead: open another.
+            idle = pool.take(self._origin, now) if self._body is None else None
+            if idle is not None:
+                self._connection = idle
+                phases.enter("first_byte", now, waits=False)
+                try:
+                    response = await idle.send_request(self._message, None, phases, pool.timer)
+                except ClosedBeforeResponse:  # while it was idle: the neuron has not processed the request
+                    self._release(now)
+            if response is None:
+                response = await self._ask_anew()
+            redirects = may_redirect and response.status in _REDIRECTS
+            if not redirects or (message := self._redirected(response)) is None:
+                return response
+            self._release(phases.now())
+            self._message = message
         raise AssertionError("the answer to a redirected request ends the loop")
 
     async def _ask_anew(self) -> UpstreamResponse:
@@ -355,7 +356,7 @@ class UpstreamExchange:
             return None
         return redirect.with_target(self._message, target)
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._pool.in_use -= 1

@@ -173,21 +173,21 @@ class Attempt:
             headers = trace.headers_for(self.attempt_record.span_id, headers)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body, upload=outgoing.upload)
         sent_at = trio.current_time() if self._keep_transcript else 0.0
-        with self.phases:
-            async with self._context.upstream.exchange(origin, message, self.phases, outgoing.upload) as response:
-                if response.status >= 300:
-                    await self._raise_refusal(response)
-                content_type = (response.header(b"content-type") or b"").lower()
-                is_stream = content_type.startswith(b"text/event-stream")
-                if self._keep_transcript:
-                    self.transcript = Transcript(sent_at)
-                # Comments may be put into a stream, so it is never passed on compressed.
-                if is_stream or self.translation is not None or self._keep_transcript:
-                    response.decode_body()
-                if self.translation is not None and self.translation.converts:
-                    await self._relay_in_clients_form(response, self.translation, labelled=is_stream)
-                else:
-                    await (self._relay_stream(response) if is_stream else self._relay_body(response, content_type))
+        with self.phases, self._context.upstream.exchange(origin, message, self.phases, outgoing.upload) as exchange:
+            response = await exchange.response()
+            if response.status >= 300:
+                await self._raise_refusal(response)
+            content_type = (response.header(b"content-type") or b"").lower()
+            is_stream = content_type.startswith(b"text/event-stream")
+            if self._keep_transcript:
+                self.transcript = Transcript(sent_at)
+            # Comments may be put into a stream, so it is never passed on compressed.
+            if is_stream or self.translation is not None or self._keep_transcript:
+                response.decode_body()
+            if self.translation is not None and self.translation.converts:
+                await self._relay_in_clients_form(response, self.translation, labelled=is_stream)
+            else:
+                await (self._relay_stream(response) if is_stream else self._relay_body(response, content_type))
         self._record.outcome = "ok"
 
     def _apply_alias(self, outgoing: OutgoingRequest, policy: Alias) -> OutgoingRequest:

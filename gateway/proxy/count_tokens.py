@@ -105,15 +105,18 @@ class CountTokens:
     async def _exchange(self, route: Route, outgoing: OutgoingRequest) -> int | None:
         headers = outgoing_headers(self._request, outgoing.path, self._context.settings.gateway.pass_request_headers)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body)
-        with PhaseDeadlines(self._context.settings.deadlines) as phases:
-            async with self._context.upstream.exchange(origin, message, phases) as response:
-                if response.status != 200 or response.header(ESTIMATE_HEADER[0]) is not None:
-                    return None  # another cortex estimated; this one's own estimate is as good, and is marked as one
-                response.decode_body()
-                body = b""
-                while len(body) < ANSWER_LIMIT_BYTES and (piece := await response.receive()):
-                    body += piece
-                return _count_in(body)
+        with (
+            PhaseDeadlines(self._context.settings.deadlines) as phases,
+            self._context.upstream.exchange(origin, message, phases) as exchange,
+        ):
+            response = await exchange.response()
+            if response.status != 200 or response.header(ESTIMATE_HEADER[0]) is not None:
+                return None  # another cortex estimated; this one's own estimate is as good, and is marked as one
+            response.decode_body()
+            body = b""
+            while len(body) < ANSWER_LIMIT_BYTES and (piece := await response.receive()):
+                body += piece
+            return _count_in(body)
 
     @property
     def _parsed(self) -> ParsedMessagesRequest:

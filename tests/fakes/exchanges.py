@@ -14,7 +14,8 @@ REQUEST = (request_head(ORIGIN, b"/v1/chat/completions", b"", 2), b"{}")
 
 async def ask(upstream, origin=ORIGIN, request=REQUEST):
     """One complete exchange: status and body."""
-    async with upstream.exchange(origin, request, PhaseDeadlines(DeadlineSettings())) as response:
+    with upstream.exchange(origin, request, PhaseDeadlines(DeadlineSettings())) as exchange:
+        response = await exchange.response()
         body = b""
         while piece := await response.receive():
             body += piece

@@ -28,11 +28,11 @@ def server_timing(record: RequestRecord, now: float) -> bytes | None:
     phases = record.timings.phases
     if phases is None:
         return None
-    value = f"total;dur={(now - record.timings.started_at) * 1000:.1f}"
+    value = b"total;dur=%.1f" % ((now - record.timings.started_at) * 1000)
     for name, took_s in phases.spent_s(now).items():
         if name != "idle":
-            value += f", {name};dur={took_s * 1000:.1f}"
-    return value.encode()
+            value += b", %b;dur=%.1f" % (name.encode(), took_s * 1000)
+    return value
 
 
 def wanted(headers: Headers) -> bool:

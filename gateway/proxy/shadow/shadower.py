@@ -269,7 +269,8 @@ class Shadower:
         origin, message = build_request(route, outgoing.path, headers, outgoing.body)
         with PhaseDeadlines(self._deadlines) as phases:
             transcript = Transcript(trio.current_time())
-            async with self._upstream.exchange(origin, message, phases) as response:
+            with self._upstream.exchange(origin, message, phases) as exchange:
+                response = await exchange.response()
                 response.decode_body()
                 await _record(response, transcript, phases)
                 return transcript.summary(model, route.node, trio.current_time(), ok=response.status == 200)

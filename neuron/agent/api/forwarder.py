@@ -179,14 +179,14 @@ class Forwarder:
             message, streamed = [request_head(origin, path, lines, len(data)), data], None
         else:
             message, streamed = [request_head(origin, path, lines, body.length)], body
-        with PhaseDeadlines(_DEADLINES) as phases:
-            async with self._pool.exchange(origin, message, phases, streamed) as response:
-                await answer.start(response.status, response.headers)
-                phases.enter("idle")
-                while chunk := await response.receive():
-                    await answer.send_piece(chunk)
-                    phases.progressed()
-                await answer.end()
+        with PhaseDeadlines(_DEADLINES) as phases, self._pool.exchange(origin, message, phases, streamed) as exchange:
+            response = await exchange.response()
+            await answer.start(response.status, response.headers)
+            phases.enter("idle")
+            while chunk := await response.receive():
+                await answer.send_piece(chunk)
+                phases.progressed()
+            await answer.end()
 
 
 class _RequestBody:

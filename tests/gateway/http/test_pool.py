@@ -73,7 +73,8 @@ async def test_connection_is_closed_if_the_neuron_says_so_or_sends_more(nursery,
 async def test_connection_is_closed_when_its_response_is_not_read_to_the_end(nursery):
     """Otherwise the next request would read the rest of this response."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(chunked(b"one", end=b""))).connect)
-    async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
+    with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as exchange:
+        response = await exchange.response()
         assert await response.receive() == b"one"
 
     assert upstream.statistics() == {"idle": 0, "in_use": 0, "opened": 1, "reused": 0}

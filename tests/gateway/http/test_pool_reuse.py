@@ -47,12 +47,15 @@ class Scripted:
         await wire.aclose()
 
     async def ask(self, message=b"POST / HTTP/1.1\r\n\r\n"):
-        with PhaseDeadlines(DeadlineSettings()) as phases:
-            async with self.upstream.exchange(ORIGIN, (message,), phases) as response:
-                body = b""
-                while piece := await response.receive():
-                    body += piece
-                return response.status, body
+        with (
+            PhaseDeadlines(DeadlineSettings()) as phases,
+            self.upstream.exchange(ORIGIN, (message,), phases) as exchange,
+        ):
+            response = await exchange.response()
+            body = b""
+            while piece := await response.receive():
+                body += piece
+            return response.status, body
 
 
 @pytest.fixture
@@ -221,8 +224,12 @@ async def test_early_response_is_read_while_a_large_body_is_sent(nursery):
     upstream = UpstreamPool()
     origin = Origin.parse(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
     head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 50000000\r\n\r\n"
-    with trio.fail_after(SAFETY_NET_S), PhaseDeadlines(DeadlineSettings()) as phases:
-        async with upstream.exchange(origin, (head, b"x" * 50_000_000), phases) as response:
-            assert (response.status, await response.receive()) == (413, b"no")
+    with (
+        trio.fail_after(SAFETY_NET_S),
+        PhaseDeadlines(DeadlineSettings()) as phases,
+        upstream.exchange(origin, (head, b"x" * 50_000_000), phases) as exchange,
+    ):
+        response = await exchange.response()
+        assert (response.status, await response.receive()) == (413, b"no")
     assert upstream.statistics()["idle"] == 0
     nursery.cancel_scope.cancel()

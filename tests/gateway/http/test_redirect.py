@@ -70,7 +70,8 @@ async def test_redirect_is_followed_once(nursery, closes):
                 return
 
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, peer).connect)
-    async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
+    with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as exchange:
+        response = await exchange.response()
         assert response.status == 307
 
     assert received[1:] == [b"/again"]

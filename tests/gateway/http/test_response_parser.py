@@ -44,7 +44,8 @@ async def test_headers_of_1xx_responses_and_trailers_are_dropped(nursery):
     """Only the final response's headers are kept."""
     answer = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + chunked(b"x", end=b"0\r\nx-sum: 1\r\n\r\n")
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(answer)).connect)
-    async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
+    with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as exchange:
+        response = await exchange.response()
         while await response.receive():
             pass
 
@@ -155,10 +156,13 @@ async def test_chunks_before_a_malformed_one_are_received_first(nursery, size):
     answer = chunked(b"he", b"llo", end=b"zz\r\n")
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
     received = b""
-    with pytest.raises(UpstreamMalformedResponse, match="is not valid HTTP"):
-        async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
-            while piece := await response.receive():
-                received += piece
+    with (
+        pytest.raises(UpstreamMalformedResponse, match="is not valid HTTP"),
+        upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as exchange,
+    ):
+        response = await exchange.response()
+        while piece := await response.receive():
+            received += piece
 
     assert received == b"hello"
     assert upstream.statistics()["idle"] == 0
@@ -199,7 +203,8 @@ async def test_coded_body_is_decoded_for_those_who_read_it(nursery, coding, code
     answer = with_length(coded, more=f"content-encoding: {coding}\r\n")
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, piecemeal(answer, size)).connect)
     received = b""
-    async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
+    with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as exchange:
+        response = await exchange.response()
         response.decode_body()
         while piece := await response.receive():
             received += piece
@@ -226,11 +231,14 @@ async def test_body_that_cannot_be_decoded_is_malformed(nursery, coding, coded):
     """Unknown codings, several, broken ones and those that are cut short."""
     answer = with_length(coded, more=f"content-encoding: {coding}\r\n")
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(answer)).connect)
-    with pytest.raises(UpstreamMalformedResponse):
-        async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
-            response.decode_body()
-            while await response.receive():
-                pass
+    with (
+        pytest.raises(UpstreamMalformedResponse),
+        upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as exchange,
+    ):
+        response = await exchange.response()
+        response.decode_body()
+        while await response.receive():
+            pass
 
 
 async def test_bomb_is_decoded_in_pieces(nursery):
@@ -239,7 +247,8 @@ async def test_bomb_is_decoded_in_pieces(nursery):
     upstream = UpstreamPool(
         connect=MemoryNetwork(nursery, answering(with_length(bomb, more="content-encoding: gzip\r\n"))).connect
     )
-    async with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as response:
+    with upstream.exchange(ORIGIN, REQUEST, PhaseDeadlines(DeadlineSettings())) as exchange:
+        response = await exchange.response()
         response.decode_body()
 
         assert len(await response.receive()) <= DECODED_PIECE_BYTES

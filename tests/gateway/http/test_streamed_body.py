@@ -55,12 +55,15 @@ class Endless:
 async def ask(upstream, body, origin=ORIGIN, phases=None):
     """Run one exchange; return the response's status and body."""
     head = request_head(origin, b"/v1/audio/transcriptions", b"", body.length)
-    with phases or PhaseDeadlines(DeadlineSettings()) as waits:
-        async with upstream.exchange(origin, (head,), waits, body) as response:
-            answer = b""
-            while piece := await response.receive():
-                answer += piece
-            return response.status, answer
+    with (
+        phases or PhaseDeadlines(DeadlineSettings()) as waits,
+        upstream.exchange(origin, (head,), waits, body) as exchange,
+    ):
+        response = await exchange.response()
+        answer = b""
+        while piece := await response.receive():
+            answer += piece
+        return response.status, answer
 
 
 class Recorder:
@@ -193,7 +196,8 @@ async def test_upload_does_not_reuse_an_idle_connection(nursery):
     """It may be dead, which would show only after half of the body."""
     upstream = UpstreamPool(connect=MemoryNetwork(nursery, answering(HELLO, HELLO), Recorder(b"two")).connect)
     head = request_head(ORIGIN, b"/v1/embeddings", b"", 2)
-    async with upstream.exchange(ORIGIN, (head + b"{}",), PhaseDeadlines(DeadlineSettings())) as response:
+    with upstream.exchange(ORIGIN, (head + b"{}",), PhaseDeadlines(DeadlineSettings())) as exchange:
+        response = await exchange.response()
         while await response.receive():
             pass
     await ask(upstream, Pieces(b"one", b"two", length=6))

@@ -40,12 +40,12 @@ class Neuron:
             await self.sides[0].send_eof()
 
     async def ask(self, phases):
-        with phases:
-            async with self.pool.exchange(ORIGIN, (b"POST / HTTP/1.1\r\n\r\n",), phases) as response:
-                body = b""
-                while piece := await response.receive():
-                    body += piece
-                return body
+        with phases, self.pool.exchange(ORIGIN, (b"POST / HTTP/1.1\r\n\r\n",), phases) as exchange:
+            response = await exchange.response()
+            body = b""
+            while piece := await response.receive():
+                body += piece
+            return body
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ async def neuron(nursery, autojump_clock):
         await trio.testing.wait_all_tasks_blocked()
         await neuron.answer(OK)
     yield neuron
-    assert not neuron.pool.timer._deadlines
+    assert not neuron.pool.timer.deadlines
     for side in neuron.sides:
         side.socket.close()
     neuron.pool.close()
@@ -73,7 +73,7 @@ async def test_answer_in_one_piece_needs_no_scope(autojump_clock, neuron, nurser
     nursery.start_soon(neuron.ask, phases)
     await trio.testing.wait_all_tasks_blocked()
     assert phases.scope is None
-    assert len(neuron.pool.timer._deadlines) == 1
+    assert len(neuron.pool.timer.deadlines) == 1
     await neuron.sides[0].send_all(OK)
     await trio.testing.wait_all_tasks_blocked()
     assert neuron.pool.statistics()["idle"] == 1
@@ -115,7 +115,8 @@ async def test_interrupt_between_the_waits_cancels_the_request(autojump_clock, n
         phases = PhaseDeadlines(DeadlineSettings(), request_scope)
         with phases:
             nursery.start_soon(neuron.answer, OK)
-            async with neuron.pool.exchange(ORIGIN, (b"POST / HTTP/1.1\r\n\r\n",), phases) as response:
+            with neuron.pool.exchange(ORIGIN, (b"POST / HTTP/1.1\r\n\r\n",), phases) as exchange:
+                response = await exchange.response()
                 assert response.complete
                 phases.interrupt(ShuttingDown("this gateway shuts down"))
                 await trio.sleep_forever()
@@ -142,7 +143,7 @@ async def test_answer_in_the_instant_of_the_deadline_counts(autojump_clock, neur
 
     class Timer(trio.abc.Instrument):
         def before_task_step(self, task):
-            if "ask" in task.name and neuron.pool.timer._deadlines:
+            if "ask" in task.name and neuron.pool.timer.deadlines:
                 phases.expire()
 
     async def ask():
@@ -165,7 +166,13 @@ class Wait:
     def expire(self):
         self.ended_at.append(trio.current_time())
         if len(self.ended_at) == 2:
-            self._timer.end(self)
+            del self._timer.deadlines[self]
+
+
+def begin(timer, wait, deadline):
+    timer.deadlines[wait] = deadline
+    if deadline < timer.next_at:
+        timer.wake_at(deadline)
 
 
 async def test_timer_ends_each_wait_at_its_deadline(nursery, autojump_clock):
@@ -174,10 +181,10 @@ async def test_timer_ends_each_wait_at_its_deadline(nursery, autojump_clock):
     assert not timer.running
     await nursery.start(timer.run)
     waits = [Wait(timer) for _ in range(3)]
-    timer.begin(waits[0], begun_at + 100)
-    timer.begin(waits[1], begun_at + 50)
+    begin(timer, waits[0], begun_at + 100)
+    begin(timer, waits[1], begun_at + 50)
     await trio.sleep(10)
-    timer.begin(waits[2], begun_at + 20)
+    begin(timer, waits[2], begun_at + 20)
     await trio.sleep(200)
     assert [wait.ended_at for wait in waits] == [
         pytest.approx([begun_at + after_s, begun_at + after_s + AGAIN_S]) for after_s in (100, 50, 20)
