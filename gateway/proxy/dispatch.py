@@ -101,7 +101,10 @@ class Dispatch:
         try:
             if request.account is not None:
                 with request.account.reserve(model, request.model.outline or Outline(request.body)):
-                    await (self._serve(model) if deadline is None else self._serve_within(deadline, model))
+                    if deadline is not None:
+                        await self._serve_within(deadline, model)
+                    elif (unserved := await self._serve_model(model)) is not None:  # as below
+                        await self._serve_otherwise(unserved)
             elif deadline is not None:
                 await self._serve_within(deadline, model)
             elif (unserved := await self._serve_model(model)) is not None:  # as `_serve`, without its frame

@@ -46,7 +46,7 @@ class RequestAccount:
     """
 
     __slots__ = (
-        "_accounting", "_began_at", "_body", "_cost", "_dialect", "_entry_id", "_exchange", "_record", "_reservation",
+        "_accounting", "_body", "_cost", "_dialect", "_entry_id", "_exchange", "_record", "_reservation",
         "_tokens", "_use",
     )  # fmt: skip
 
@@ -63,7 +63,6 @@ class RequestAccount:
         self._dialect = dialect
         self._exchange = exchange
         self._entry_id = accounting.new_row_id()
-        self._began_at = accounting.limiter.clock()
         self._use = None if key is None else accounting.limiter.use_of(key)
         self._reservation: Reservation | None = None
         self._body = _NO_BODY
@@ -188,7 +187,7 @@ class RequestAccount:
             queue_ms,
             load_ms,
             None if first_at is None else (first_at - started_at) * 1000,
-            (self._accounting.limiter.clock() - self._began_at) * 1000,
+            (record.now() - started_at) * 1000,
             gpu_s,
             energy_wh,
             self._cost,
