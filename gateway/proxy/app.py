@@ -98,9 +98,8 @@ class InferenceApp:
                 )
                 if key is not None:
                     record.key_id, record.key_name = key.id, key.name
-                accounting = self.context.accounting
-                if accounting is not None and (key is not None or accounting.ledger is not None):
-                    account = RequestAccount(accounting, record, key, endpoint.dialect_name, exchange)
+                if self.context.accounting is not None:
+                    account = RequestAccount(self.context.accounting, record, key, endpoint.dialect_name, exchange)
                 with BodyReservation(self.body_memory) as reservation:
                     if endpoint.is_form:
                         await self._serve_form(
