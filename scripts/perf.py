@@ -1,7 +1,7 @@
 """Measure the data plane against other gateways, interleaved in one run; prints a table of ratios, with the goals.
 
-    scripts/perf.py                         every gateway, three rounds, about ten minutes
-    scripts/perf.py --many                  also 1,000 streams for 60 s on floor, pump and cortex: about twenty minutes
+    scripts/perf.py                         every gateway, five rounds, about twenty minutes
+    scripts/perf.py --many                  also 1,000 streams for 60 s on floor, pump and cortex, in two rounds
     scripts/perf.py --quick                 one short round; with --many, streams of 10 s
     scripts/perf.py --only floor cortex     these gateways only
     scripts/perf.py --only cortex keys      what keys, limits and the ledger cost: `cortex` has none of them
@@ -62,7 +62,8 @@ MANY, MANY_INTERVAL_US, MANY_S = 1000, 50_000, 60  # 20 chunks/s each, as a mode
 MANY_STAGGER_US = 5_000  # they start within 5 s
 MEASURED_MANY = ("floor", "pump", "cortex", "other")
 BESIDE_INTERVAL_S = 0.05  # between two small requests beside many streams
-ROUNDS = 3
+ROUNDS = 5
+MANY_ROUNDS = 2  # each takes a minute
 SOAK_REQUESTS = 100_000
 
 KEYS = """
@@ -133,7 +134,7 @@ def main() -> None:
                     continue  # it takes minutes for what takes the others seconds
                 progress(f"round {number} of {options.rounds}: {each.name}")
                 with client_key(each):
-                    rounds[each.name].append(measure(each, home, options, is_first=number == 1))
+                    rounds[each.name].append(measure(each, home, options, number))
         progress("")
         result = {
             "date": time.strftime("%Y-%m-%d"),
@@ -141,6 +142,7 @@ def main() -> None:
             "load_average": round(os.getloadavg()[1], 1),
             "minutes": round((time.monotonic() - began) / 60, 1),
             "many_s": options.many_s,
+            "many_rounds": min(MANY_ROUNDS, options.rounds),
             "rounds": {name: [asdict(each) for each in values] for name, values in rounds.items()},
         }
         print(perf_report.table(result))
@@ -248,7 +250,7 @@ def client_key(gateway: Process) -> Iterator[None]:
         os.environ.pop("CORTEX_KEY", None)
 
 
-def measure(process: Process, home: Path, options: argparse.Namespace, *, is_first: bool) -> Figures:
+def measure(process: Process, home: Path, options: argparse.Namespace, number: int) -> Figures:
     """Requests with small and large bodies, then streams. Of the upstream itself, only what its clients see."""
     figures = Figures()
     is_gateway = process.name != "direct"
@@ -267,7 +269,8 @@ def measure(process: Process, home: Path, options: argparse.Namespace, *, is_fir
         load = stream_load(home, process.port, TRANSLATED, path="/v1/messages", body=MESSAGES)
         figures.translated_chunk_us = (cpu_s(process.pid) - before_s) / load.events * 1e6
     figures.burst_p99_ms = stream_load(home, process.port, BURST, stagger_us=0).ttft_p99_ms
-    if options.many_s and (process.name in MEASURED_MANY or (not is_gateway and is_first)):
+    many_rounds = MANY_ROUNDS if process.name in MEASURED_MANY else 0 if is_gateway else 1
+    if options.many_s and number <= many_rounds:
         measure_many(process, home, figures, options.many_s)
     if not is_gateway:
         figures.request_us, figures.chunk_us, figures.rss_kib_per_stream = {}, {}, {}

@@ -146,6 +146,7 @@ def write_docs(result: Result, docs: Path) -> None:
     where += " Streams have 100 chunks/s and last 1 s, two on each connection; one alone has 1,000 chunks/s."
     if result["many_s"]:
         where += f" The 1,000 streams start within 5 s, have 20 chunks/s each and last {result['many_s']} s."
+        where += f" They are measured in {result['many_rounds']} rounds."
     text = f"{where}\n\n{table(result)}\n\n![CPU per chunk by number of streams]({PLOT})"
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
     (docs / PLOT).write_text(plot(result), encoding="utf-8")

@@ -207,13 +207,14 @@ class PhaseDeadlines:
 
     def spent_s(self, until: float) -> dict[str, float]:
         """Return the seconds spent in each phase, in the order they first began; the last phase ends at `until`."""
+        if not self.entered:
+            return {}
         spent: dict[str, float] = {}
-        last: Phase | None = None
-        since = until
-        for phase, began in (*self.entered, (None, until)):
-            if last is not None:
-                spent[last] = spent[last] + (began - since) if last in spent else began - since
-            last, since = phase, began
+        phase, since = self.entered[0]
+        for following, began in self.entered[1:]:
+            spent[phase] = spent[phase] + (began - since) if phase in spent else began - since
+            phase, since = following, began
+        spent[phase] = spent[phase] + (until - since) if phase in spent else until - since
         return spent
 
     def spent_ms(self, until: float) -> dict[str, float]:

@@ -37,6 +37,7 @@ def result():
         "machine": "2 cores",
         "load_average": 1.5,
         "many_s": 60,
+        "many_rounds": 2,
         "rounds": rounds,
     }
 
