@@ -79,27 +79,24 @@ class InferenceApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request until it is answered, or its client has left."""
+        context, request_log = self.context, self.context.request_log
         endpoint = ENDPOINTS[scope["path"]]
         headers, exchange = scope["headers"], exchange_of(scope)
         head = head_of(scope, exchange)
         request_id = request_id_of(headers) if head.names_id else new_request_id()
-        with self.context.request_log.open(request_id, scope["path"]) as record:
+        with request_log.open(request_id, scope["path"]) as record:
             client = server_timing.timed_response(send, record) if head.wants_timing else ClientResponse(send, exchange)
-            if self.context.request_log.tracer is not None:
-                self.context.request_log.tracer.begin(record, headers)
+            if request_log.tracer is not None:
+                request_log.tracer.begin(record, headers)
             account: RequestAccount | None = None
             try:
-                if self.refuses_new or len(self.context.request_log.live) > self.context.settings.limits.requests:
+                if self.refuses_new or len(request_log.live) > context.settings.limits.requests:
                     raise self._no_admission()
-                key = (
-                    scope[KEY_IN_SCOPE]
-                    if KEY_IN_SCOPE in scope
-                    else self.context.access.authenticate(headers, exchange)
-                )
+                key = scope[KEY_IN_SCOPE] if KEY_IN_SCOPE in scope else context.access.authenticate(headers, exchange)
                 if key is not None:
                     record.key_id, record.key_name = key.id, key.name
-                if self.context.accounting is not None:
-                    account = RequestAccount(self.context.accounting, record, key, endpoint.dialect_name, exchange)
+                if context.accounting is not None:
+                    account = RequestAccount(context.accounting, record, key, endpoint.dialect_name, exchange)
                 with BodyReservation(self.body_memory) as reservation:
                     if endpoint.is_form:
                         await self._serve_form(
@@ -119,7 +116,7 @@ class InferenceApp:
                         )
                         request.key, request.account = key, account
                         if key is not None:
-                            self.context.access.authorize(key, request.model.name)
+                            context.access.authorize(key, request.model.name)
                         await self._serve(endpoint, request, exchange, receive, client, record=record)
             except errors.GatewayError as error:
                 await _send_error(client, record, error, endpoint.dialect)
