@@ -96,10 +96,13 @@ class UpstreamConnection:
                     await trio.lowlevel.wait_readable(fd)
                     data = os.read(fd, RECEIVE_BYTES)
                 except BlockingIOError:
-                    continue
+                    pass
                 except (OSError, trio.ClosedResourceError):
-                    data = b""
-                response.take_head(data)
+                    response.take_head(b"")
+                else:
+                    response.take_head(data)
+                if not response.status:
+                    phases.check()  # it was to end in the instant in which input came
         except (ClosedBeforeResponse, UpstreamConnectionError):
             phases.check()
             raise

@@ -158,6 +158,28 @@ async def test_answer_in_the_instant_of_the_deadline_counts(autojump_clock, neur
     assert neuron.pool.statistics()["idle"] == 1
 
 
+async def test_interrupt_in_the_instant_of_a_part_of_the_head_counts(autojump_clock, neuron, nursery):
+    """The wait has its input already, and must not begin again."""
+    phases, failure, started_at = deadlines(), ShuttingDown("this gateway shuts down"), trio.current_time()
+
+    class Interrupter(trio.abc.Instrument):
+        def before_task_step(self, task):
+            if "ask" in task.name and neuron.pool.timer.deadlines:
+                phases.interrupt(failure)
+
+    async def ask():
+        with pytest.raises(ShuttingDown):
+            await neuron.ask(phases)
+
+    async with trio.open_nursery() as asking:
+        asking.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(interrupter := Interrupter())
+        await neuron.answer(OK[:20])
+    trio.lowlevel.remove_instrument(interrupter)
+    assert trio.current_time() == started_at
+
+
 class Wait:
     def __init__(self, timer):
         self._timer = timer
