@@ -35,7 +35,6 @@ from gateway.files.config_file import read_config_file
 
 __all__ = ["Author", "CatalogueEdits", "error_responses"]
 
-_CONFLICTS = (CannotEdit, CannotSave, CannotStartRollout, InvalidRolloutState, RolloutAlreadyRunning, ValueError)
 ABORT_ATTEMPTS = 5  # each fails if a rollout step is taken at the same moment
 _T = TypeVar("_T")
 
@@ -169,8 +168,7 @@ class CatalogueEdits:
                 command=author.command,
             )
 
-        done = await self._in_thread(restore)
-        return done, await self._store.reload(actor=author.who)
+        return await self._write(restore, author)
 
     async def _edit(
         self, edit: Callable[[bytes], bytes], if_match: str, author: Author
@@ -187,8 +185,11 @@ class CatalogueEdits:
                 self._files, edit, who=author.who, command=author.command, check_before=check_before
             )
 
-        done = await self._in_thread(save)
-        return done, await self._store.reload(actor=author.who)
+        return await self._write(save, author)
+
+    async def _write(self, save: Callable[[], FileEdit], author: Author) -> tuple[FileEdit, ReloadResult]:
+        with error_responses():
+            return await self._store.write(lambda: self._in_thread(save), actor=author.who)
 
     # Rollouts .........................................................................................................
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import structlog
 import trio
@@ -41,6 +41,7 @@ ResultName: TypeAlias = Literal["applied", "unchanged", "rejected"]
 Subscriber: TypeAlias = Callable[[Catalogue, Catalogue, CatalogueDiff], object]
 RejectionSubscriber: TypeAlias = Callable[[tuple[Fault, ...]], object]
 _Found: TypeAlias = Found[Catalogue]
+_Saved = TypeVar("_Saved")
 
 _log = structlog.get_logger("cortex.watcher")
 
@@ -170,6 +171,10 @@ class CatalogueStore:
         Raises nothing about the file; the result has its faults.
         """
         return await self._file.reload(actor)
+
+    async def write(self, save: Callable[[], Awaitable[_Saved]], *, actor: str) -> tuple[_Saved, ReloadResult]:
+        """Let `save` write the file, then reload it, with no other read in between. Raises TimeoutError."""
+        return await self._file.write(save, actor)
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reload whenever the file's content changes. Runs until cancelled, and then ends within a second.

@@ -1,14 +1,15 @@
 """`FileReload`: reads a file whenever it may have changed, and hands what it found to the owner of the file's content.
 
-reload (SIGHUP, admin API) ------------------+
+reload (SIGHUP), write (admin API) ----------+
 +--> examine (in a thread) --> apply: synchronous
 watch (file event, slow poll), if different -+
 """
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
 
@@ -25,11 +26,13 @@ POLL_S = 2.0
 # Some editors truncate a file before they write it, or delete it before they put it back. A fault that was found after
 # an event is rejected only once it has lasted this long, so that a save does not raise an alarm.
 HALF_WRITTEN_S = 0.25
+WRITTEN_WITHIN_S = 20.0
 READ_WITHIN_S = 10.0  # a local file takes less than a millisecond, a slow network file system seconds
 FILE_ACTOR = "file"  # the actor of a change that came by an edit of the file, not through the gateway
 
 _Content = TypeVar("_Content")
 _Outcome = TypeVar("_Outcome")
+_Saved = TypeVar("_Saved")
 Found: TypeAlias = _Content | tuple[Fault, ...] | None
 """What the file contains: a new content, or its faults, or None if it is the file that is in force."""
 
@@ -67,6 +70,28 @@ class FileReload(Generic[_Content, _Outcome]):
         """Read the file now and apply it. Each caller gets the result of a read that began after its call."""
         async with self._lock:
             return self._apply(await self._examine_in_thread(), actor)
+
+    async def write(self, save: Callable[[], Awaitable[_Saved]], actor: str) -> tuple[_Saved, _Outcome]:
+        """Let `save` write the file, then read and apply it. No other read comes in between.
+
+        So the outcome is that of this write, and the change has this actor.
+
+        Args:
+            save: Writes the file, in a thread that may be abandoned. May raise.
+            actor: Of the write.
+
+        Returns:
+            What `save` returned, and what `apply` did.
+
+        Raises:
+            TimeoutError: The file system has not answered in time. The file may still be written, and is then applied.
+        """
+        async with self._lock:
+            with trio.move_on_after(WRITTEN_WITHIN_S):
+                saved = await save()
+                return saved, self._apply(await self._examine_in_thread(), actor)
+        words = f"no result of the write within {WRITTEN_WITHIN_S:g} s; check the file system, and read the file again"
+        raise TimeoutError(errno.ETIMEDOUT, words, str(self._path))
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Apply the file whenever its content changes. Runs until cancelled, and then ends within a second.

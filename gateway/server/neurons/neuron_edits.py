@@ -58,13 +58,12 @@ class NeuronEdits:
         return await self._change(lambda: self._save(self._version(to), "*"), who)
 
     async def _change(self, save: Callable[[], str], who: str) -> tuple[str, NeuronReload]:
-        def save_or_refuse() -> str:
-            with error_responses():
-                return save()
+        async def save_in_thread() -> str:
+            # Abandoned when cancelled: a disk that hangs must not delay the end of the request or the process.
+            return await trio.to_thread.run_sync(save, abandon_on_cancel=True, limiter=self._threads)
 
-        # Abandoned when cancelled: a disk that hangs must not delay the end of the request or the process.
-        digest = await trio.to_thread.run_sync(save_or_refuse, abandon_on_cancel=True, limiter=self._threads)
-        return digest, await self._store.reload(actor=who)
+        with error_responses():
+            return await self._store.write(save_in_thread, actor=who)
 
     def _version(self, to: str | None) -> bytes:
         """The content of an earlier version. Blocking. Raises VersionNotFound."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -12,6 +12,7 @@ import trio
 
 from catalogue.toml.faults import Fault, FaultyFile
 from catalogue.toml.parse import is_blank
+from gateway import errors
 from gateway.aliases.files.catalogue_files import state_directory
 from gateway.aliases.files.file_history import FileHistory, digest_of
 from gateway.config.neurons_file import LoadedNeurons, parse_neurons
@@ -156,6 +157,12 @@ class NeuronStore:
         if self._file is None:
             return NeuronReload("unchanged")
         return await self._file.reload(actor)
+
+    async def write(self, save: Callable[[], Awaitable[str]], *, actor: str) -> tuple[str, NeuronReload]:
+        """Let `save` write the file and return its hash, then put it in force. Raises TimeoutError."""
+        if self._file is None:
+            raise errors.Conflict(no_neurons_file())
+        return await self._file.write(save, actor)
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reload whenever the file changes, until cancelled."""

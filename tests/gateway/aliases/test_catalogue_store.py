@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import trio
+import trio.testing
 from fakes.catalogue_files import FAULTY, LARGE, SMALL, rename_over, target, watching
 from fakes.patience import SAFETY_NET_S, until
 from structlog.testing import capture_logs
@@ -270,6 +271,31 @@ async def test_concurrent_reloads_each_get_a_result(store, path):
 
     assert sorted(outcomes) == ["applied"] + ["unchanged"] * 9
     assert store.current.generation == 2
+
+
+async def test_write_is_applied_as_its_author_s_however_soon_the_file_is_read(store, path):
+    """The watch reads a new file at once: without a lock it could apply it first, and the author's change be none."""
+    actors = []
+    store.subscribe(lambda *_: actors.append(store.last_actor))
+    async with trio.open_nursery() as nursery:
+
+        async def save():
+            rename_over(path, LARGE)
+            nursery.start_soon(store.reload)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            return "saved"
+
+        saved, outcome = await store.write(save, actor="ann")
+    assert (saved, outcome.result, actors) == ("saved", "applied", ["ann"])
+
+
+async def test_write_that_never_returns_is_an_error_and_no_end_of_reloading(store, path, monkeypatch):
+    """A network file system that hangs."""
+    monkeypatch.setattr(file_reload, "WRITTEN_WITHIN_S", 0.05)
+    with pytest.raises(TimeoutError, match=r"no result of the write within 0.05 s"):
+        await store.write(trio.sleep_forever, actor="ann")
+    path.write_text(LARGE)
+    assert (await store.reload()).result == "applied"
 
 
 async def test_subscribers_are_called_after_a_change(store, path):
