@@ -228,6 +228,8 @@ def wait_until_ready(gateway: Process) -> None:
     """Until it accepts connections and, if it has a readiness check, passes it."""
     is_cortex = gateway.name in {*PUMP, "other"}
     for _ in range(600):
+        if Path(f"/proc/{gateway.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            raise SystemExit(f"{gateway.name} ended instead of listening on port {gateway.port}")
         with contextlib.suppress(OSError):
             if not (is_cortex or gateway.name.endswith("-router")):
                 socket.create_connection(("127.0.0.1", gateway.port), timeout=1).close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import resource
 import shutil
@@ -21,6 +22,7 @@ from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parent.parent
 KIT = ROOT / "scripts" / "bench"
+NOT_EPHEMERAL = range(20_000, 32_000)  # Linux gives connections without a port of their own 32768 to 60999
 CHUNKS, INTERVAL_US = 100, 10_000  # of a stream of the upstream, unless the request says otherwise
 
 CONFIG = """
@@ -47,10 +49,15 @@ class Process:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [sock.getsockname()[1] for sock in sockets]
+    """Ports of loopback that nothing listens on. No client's connection takes one before its server listens."""
+    ports: list[int] = []
+    for port in random.sample(NOT_EPHEMERAL, len(NOT_EPHEMERAL)):
+        with contextlib.suppress(OSError):
+            socket.create_server(("127.0.0.1", port)).close()
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise SystemExit(f"no {count} ports between {NOT_EPHEMERAL.start} and {NOT_EPHEMERAL.stop} are free")
 
 
 def raise_open_files() -> None:
