@@ -125,7 +125,7 @@ class InferenceApp:
                 record.outcome = "client_disconnected"
             finally:
                 record.status, record.bytes_out = client.status, client.bytes_sent
-                record.timings.sent_first_at = client.first_write_at
+                record.sent_first_at = client.first_write_at
                 if account is not None:
                     account.close()
 
@@ -203,7 +203,7 @@ class InferenceApp:
         self, request: InferenceRequest, endpoint: Endpoint, record: RequestRecord, deadline: TotalDeadline | None
     ) -> InferenceRequest:
         request.total_deadline = deadline
-        record.timings.read_at = record.now()
+        record.read_at = record.now()
         record.bytes_in = len(request.body)
         dialects, secret_key = self.context.fleet.neuron_dialects, self.context.secret_key
         if record.bytes_in <= INLINE_BYTES:

@@ -262,7 +262,7 @@ class Attempt:
 
     async def _relay_converted(self, response: UpstreamResponse, translation: Translation, first: bytes) -> None:
         await self._win(response)
-        self._record.timings.first_byte_at = trio.current_time()
+        self._record.first_byte_at = trio.current_time()
         meter = self._record.answer.body_meter(b"application/json")
         body = await conversion.read_whole(response, first, self.phases)
         meter.feed(body)
@@ -278,7 +278,7 @@ class Attempt:
         stream = UpstreamStream(response, meter, self.transcript, frames_all=True, first=first)
         head = partial(self._head, response, streaming=False, form=b"application/json")
         await self._win(response)
-        self._record.timings.first_byte_at = trio.current_time()
+        self._record.first_byte_at = trio.current_time()
         self._record.answer.meter = meter
         await conversion.relay_assembled(stream, self.phases, self._keepalive, head=head, translation=translation)
 
@@ -318,7 +318,7 @@ class Attempt:
             self._keepalive.disable_keepalive()
         record = self._record
         record.stream = False  # whatever the client asked for: this body cannot carry an error event
-        record.timings.first_byte_at = now = record.now()
+        record.first_byte_at = now = record.now()
         meter = record.answer.body_meter(content_type)
         head = partial(self._head, response, streaming=False, form=form)
         if self.translation is not None and b"json" not in content_type and isinstance(self.translation, ModelRenamer):

@@ -80,7 +80,7 @@ class Dispatch:
         self._fallbacks: Fallbacks | None = None
         self._shadow: ShadowedRequest | None = None
         self._attempt: Attempt | None = None
-        self.keepalive = KeepAlive(client, context.settings.streaming, self._early_head, record.timings.started_at)
+        self.keepalive = KeepAlive(client, context.settings.streaming, self._early_head, record.started_at)
 
     async def run(self) -> None:
         """Answer the client. Raises GatewayError for an error that the client must get, ClientGone if it left."""
@@ -93,7 +93,7 @@ class Dispatch:
         record.routing.is_unknown_model = not is_known
         if len(request.body) > SMALL_BODY_BYTES:
             await refuse_if_too_long(request, model, catalogue, context.fleet)
-        record.cancel, record.timings.phases = self.phases.interrupt, self.phases
+        record.cancel, record.phases = self.phases.interrupt, self.phases
         deadline = request.total_deadline
         if resolution.policy is not None:
             self._use_policy(resolution.policy, model)
@@ -112,7 +112,7 @@ class Dispatch:
         finally:
             # After an answer no step has waited since the end of its exchange.
             ended_at = self.phases.exchanged_at if record.outcome == "ok" else None
-            record.timings.phases_ms = self.phases.spent_ms(trio.current_time() if ended_at is None else ended_at)
+            record.phases_ms = self.phases.spent_ms(trio.current_time() if ended_at is None else ended_at)
             if record.routing.ticket is not None:
                 record.routing.end_slot()
         if self._shadow is not None:
@@ -154,7 +154,7 @@ class Dispatch:
 
         Returns None once the client is answered, else why it is not; then it has seen nothing of an answer.
         """
-        context, routing, timings = self._context, self._record.routing, self._record.timings
+        context, record, routing = self._context, self._record, self._record.routing
         failures, last = AttemptFailures(), None
         retries_left = context.settings.retries.attempts
         while True:
@@ -164,7 +164,7 @@ class Dispatch:
                 self._log_decision(error, model, failures)
                 return self._unserved(last, failures, error)
             attempt = self._attempt = self._new_attempt(
-                route, routing.start_attempt(model, route.node, timings.routed_at), self.phases, failures
+                route, routing.start_attempt(model, route.node, record.routed_at), self.phases, failures
             )
             policy = self._policy
             try:
@@ -205,15 +205,15 @@ class Dispatch:
             self._log_decision(route, model, failures)
             ticket.was_admitted = True
             now = trio.current_time()
-        if self._record.timings.routed_at is None:
-            self._record.timings.routed_at = now
+        if self._record.routed_at is None:
+            self._record.routed_at = now
         return route
 
     def _ticket(self, model: str, *, was_admitted: bool) -> QueueTicket:
         """The request's ticket for the model."""
-        routing, timings = self._record.routing, self._record.timings
+        record, routing = self._record, self._record.routing
         if routing.ticket is None:
-            since = timings.read_at or timings.started_at
+            since = record.read_at or record.started_at
             routing.ticket = self._context.admission.ticket(model, since, self._request.key)
             routing.ticket.was_admitted = was_admitted
         return routing.ticket
@@ -287,7 +287,7 @@ class Dispatch:
 
     async def _serve_within(self, deadline: TotalDeadline, model: str) -> None:
         """The scope is outside the attempts and their phases: a client's short deadline is no fault of a neuron."""
-        with trio.CancelScope(deadline=self._record.timings.started_at + deadline.allowed_s) as scope:
+        with trio.CancelScope(deadline=self._record.started_at + deadline.allowed_s) as scope:
             await self._serve(model)
         if scope.cancelled_caught:
             raise deadline.exceeded(self.phases.current, self.phases.spent_ms(trio.current_time()))

@@ -73,7 +73,7 @@ class Fallbacks:
 
     def _may_fall_back(self, unserved: Unserved) -> bool:
         """Not once the client has seen part of an answer, and not if the request was cancelled."""
-        phases = self._record.timings.phases
+        phases = self._record.phases
         if self._client.committed or (phases is not None and phases.interrupted) or not self._request.can_be_sent:
             return False
         if isinstance(unserved.error, errors.ShuttingDown):

@@ -23,17 +23,17 @@ def live_request_json(record: RequestRecord, now: float) -> dict[str, Any]:
         "state": record.routing.state,
         **record.routing.place,
         "stream": record.stream,
-        "elapsed_s": round(now - record.timings.started_at, 3),
+        "elapsed_s": round(now - record.started_at, 3),
         "retries": record.routing.retries,
-        "received_at": round(record.timings.started_unix, 3),
+        "received_at": round(record.started_unix, 3),
         "tokens": None if record.answer.meter is None else record.answer.meter.generated,
     }
 
 
 def ended_request_json(record: RequestRecord) -> dict[str, Any]:
     """A request that has ended."""
-    timings, routing, answer = record.timings, record.routing, record.answer
-    ended_at = timings.started_at if timings.ended_at is None else timings.ended_at
+    routing, answer = record.routing, record.answer
+    ended_at = record.started_at if record.ended_at is None else record.ended_at
     first_at, error = answer.first_token_at, record.error_summary
     return {
         "request_id": record.request_id,
@@ -45,9 +45,9 @@ def ended_request_json(record: RequestRecord) -> dict[str, Any]:
         "status": record.status or None,
         "outcome": record.outcome,
         "stream": record.stream,
-        "received_at": round(timings.started_unix, 3),
-        "total_ms": round((ended_at - timings.started_at) * 1000, 1),
-        "first_token_ms": None if first_at is None else round((first_at - timings.started_at) * 1000, 1),
+        "received_at": round(record.started_unix, 3),
+        "total_ms": round((ended_at - record.started_at) * 1000, 1),
+        "first_token_ms": None if first_at is None else round((first_at - record.started_at) * 1000, 1),
         "prompt_tokens": None if answer.usage is None else answer.usage.prompt_tokens,
         "completion_tokens": None if answer.usage is None else answer.usage.completion_tokens,
         "retries": routing.retries,

@@ -33,14 +33,14 @@ def explain_requests(request_id: str, request_log: RequestLog, loads_between: Lo
 
 
 def _request(record: RequestRecord, loads_between: LoadsBetween, now: float) -> Json:
-    timings, routing, answer = record.timings, record.routing, record.answer
-    until = now if timings.ended_at is None else timings.ended_at
+    routing, answer = record.routing, record.answer
+    until = now if record.ended_at is None else record.ended_at
     first_token_at = answer.first_token_at
     return {
         "request_id": record.request_id,
-        "state": "ended" if timings.ended_at is not None else routing.state,
+        "state": "ended" if record.ended_at is not None else routing.state,
         **routing.place,
-        "received_at": timings.started_unix,
+        "received_at": record.started_unix,
         "path": record.path,
         "key": None if record.key_id is None else {"id": record.key_id, "name": record.key_name},
         "stream": record.stream,
@@ -49,21 +49,21 @@ def _request(record: RequestRecord, loads_between: LoadsBetween, now: float) -> 
         "model": routing.model,
         "resolved": None if routing.resolution is None else _why(routing.resolution),
         "generation": routing.generation,
-        "choices": [_decision(choice, timings.started_at) for choice in routing.decisions],
+        "choices": [_decision(choice, record.started_at) for choice in routing.decisions],
         "loads": _loads(record, loads_between, until),
-        "fallbacks": [_fallback(fallback, timings.started_at) for fallback in routing.fallbacks],
-        "attempts": [_attempt(attempt, timings.started_at, until) for attempt in routing.attempts],
+        "fallbacks": [_fallback(fallback, record.started_at) for fallback in routing.fallbacks],
+        "attempts": [_attempt(attempt, record.started_at, until) for attempt in routing.attempts],
         "retries": routing.retries,
-        "phases_ms": timings.phases_ms if timings.phases is None else timings.phases.spent_ms(now),
-        "first_token_ms": None if first_token_at is None else _ms(first_token_at - timings.started_at),
-        "total_ms": _ms(until - timings.started_at),
+        "phases_ms": record.phases_ms if record.phases is None else record.phases.spent_ms(now),
+        "first_token_ms": None if first_token_at is None else _ms(first_token_at - record.started_at),
+        "total_ms": _ms(until - record.started_at),
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
         "tokens": _tokens(record),
         "ignored": record.ignored.decode() or None,
         "node": routing.node,
         "status": record.status or None,
-        "outcome": None if timings.ended_at is None else record.outcome,
+        "outcome": None if record.ended_at is None else record.outcome,
         "error": _error(record.error_summary if record.error is None else ErrorSummary.of(record.error)),
     }
 
@@ -108,7 +108,7 @@ def _loads(record: RequestRecord, loads_between: LoadsBetween, until: float) -> 
         for model, times in waits.items()
         for load in loads_between(model, times[0], _wait_end(record, model, times[-1], until))
     )
-    return [_load(load, record.timings.started_at) for load in sorted(found, key=lambda load: load.began_at)]
+    return [_load(load, record.started_at) for load in sorted(found, key=lambda load: load.began_at)]
 
 
 def _wait_end(record: RequestRecord, model: str, since: float, until: float) -> float:

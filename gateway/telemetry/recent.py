@@ -73,8 +73,8 @@ class RecentRequests:
             for record in kept.requests
             if record.request_id == request_id
         ]
-        return sorted(found, key=lambda record: record.timings.started_at)
+        return sorted(found, key=lambda record: record.started_at)
 
 
 def _ended_at(record: RequestRecord) -> float:
-    return record.timings.ended_at or 0.0
+    return record.ended_at or 0.0

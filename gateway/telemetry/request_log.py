@@ -177,7 +177,7 @@ class RequestLog:
     # Metrics...
 
     def _count(self, record: RequestRecord, now: float) -> None:
-        metrics, routing, answer, started_at = self.metrics, record.routing, record.answer, record.timings.started_at
+        metrics, routing, answer, started_at = self.metrics, record.routing, record.answer, record.started_at
         if routing.generation != self._generation:
             self._cells.clear()
             self._generation = routing.generation
@@ -219,13 +219,13 @@ class RequestLog:
 
     def _count_overhead(self, record: RequestRecord) -> None:
         """The gateway's own time: from reading the request to sending it, without waiting; and relaying."""
-        timings, answer = record.timings, record.answer
-        waited = "queue" in timings.phases_ms or "load" in timings.phases_ms
-        if timings.read_at is not None and timings.routed_at is not None and not waited:
-            self._overhead_of_route.observe(timings.routed_at - timings.read_at)
-        came_at = answer.meter.first_at if answer.meter is not None else timings.first_byte_at
-        if came_at is not None and timings.sent_first_at is not None and timings.sent_first_at >= came_at:
-            self._overhead_of_relay.observe(timings.sent_first_at - came_at)
+        answer = record.answer
+        waited = "queue" in record.phases_ms or "load" in record.phases_ms
+        if record.read_at is not None and record.routed_at is not None and not waited:
+            self._overhead_of_route.observe(record.routed_at - record.read_at)
+        came_at = answer.meter.first_at if answer.meter is not None else record.first_byte_at
+        if came_at is not None and record.sent_first_at is not None and record.sent_first_at >= came_at:
+            self._overhead_of_relay.observe(record.sent_first_at - came_at)
 
     def _count_tokens(self, usage: Usage, cells: _RouteCells, *, is_estimated: bool) -> None:
         metrics, totals = self.metrics, self.totals
@@ -249,7 +249,7 @@ class RequestLog:
     def _count_stream(self, record: RequestRecord, meter: StreamMeter, cells: _RouteCells) -> None:
         if meter.first_at is None or meter.last_at is None:
             return
-        usage, first_token_s = record.answer.usage, meter.first_at - record.timings.started_at
+        usage, first_token_s = record.answer.usage, meter.first_at - record.started_at
         cells.first_token.observe(first_token_s)
         if record.trace is not None:
             cells.first_token.name_trace(first_token_s, record.trace.trace_id)
@@ -278,7 +278,7 @@ def _observation_of(record: RequestRecord, now: float) -> Observation | None:
 
     A client's mistake that the gateway caught says nothing. One that the neuron refused does: another model may not.
     """
-    routing, answer, started_at = record.routing, record.answer, record.timings.started_at
+    routing, answer, started_at = record.routing, record.answer, record.started_at
     if routing.alias is None or routing.target is None or isinstance(record.error, _NOT_THE_TARGETS_FAULT):
         return None
     failed, error = _failure(record)
@@ -348,7 +348,7 @@ class RequestEvent(Struct, kw_only=True, gc=False):
     @classmethod
     def of(cls, record: RequestRecord, now: float) -> RequestEvent:
         """Of a request that has ended at `now` (Trio's clock), and has not been released yet."""
-        routing, answer, started_at = record.routing, record.answer, record.timings.started_at
+        routing, answer, started_at = record.routing, record.answer, record.started_at
         event = cls(
             request_id=record.request_id,
             path=record.path,
@@ -359,7 +359,7 @@ class RequestEvent(Struct, kw_only=True, gc=False):
             outcome=record.outcome,
             stream=record.stream,
             duration_ms=_ms(now - started_at),
-            phases_ms=record.timings.phases_ms,
+            phases_ms=record.phases_ms,
             bytes_in=record.bytes_in,
             bytes_out=record.bytes_out,
         )

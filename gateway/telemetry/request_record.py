@@ -6,6 +6,7 @@ may have sent 64 MiB.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
@@ -13,11 +14,11 @@ from typing import Literal, Self, TypeAlias
 from gateway.asgi import Headers
 from gateway.errors import GatewayError
 from gateway.fleet.lease import GpuUse
+from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.telemetry.answer_record import AnswerRecord
 from gateway.telemetry.attempt_record import ErrorSummary
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.routing_record import RoutingRecord
-from gateway.telemetry.timings import RequestTimings
 from gateway.telemetry.tracing.trace_context import TraceContext
 
 __all__ = ["Outcome", "RequestRecord"]
@@ -28,9 +29,17 @@ Outcome: TypeAlias = Literal["ok", "error", "upstream_error", "client_disconnect
 class RequestRecord:
     """One request: a context manager around it. Leaving it calls `on_end`, however it is left. Synchronous throughout.
 
-    Attributes:
+    Attributes (times are Trio's clock in seconds, unless the name says otherwise; None is "not yet"):
         now: The method of Trio's clock that returns its time, in s.
-        timings: When each step happened.
+        started_at: When the request's head had been read.
+        started_unix: The same in Unix time.
+        read_at: When the body had been read, or as much of a form as routing needs.
+        routed_at: When the first replica was chosen.
+        first_byte_at: When the first bytes of an answer that is not a stream arrived.
+        sent_first_at: When the first bytes of the answer had been written to the client.
+        ended_at: When the request ended.
+        phases: The phases of the running request, once it is resolved.
+        phases_ms: How long each phase took in ms, once the request has ended.
         routing: How the request was routed, and its attempts.
         answer: What was measured of the answer.
         stream: The answer is an event stream, or the client asked for one.
@@ -47,29 +56,11 @@ class RequestRecord:
     """
 
     __slots__ = (
-        "_on_end",
-        "answer",
-        "bytes_in",
-        "bytes_out",
-        "cancel",
-        "error",
-        "error_summary",
-        "gpu_use",
-        "ignored",
-        "key_id",
-        "key_name",
-        "limit_headers",
-        "now",
-        "outcome",
-        "path",
-        "request_id",
-        "routing",
-        "status",
-        "stream",
-        "timings",
-        "trace",
-        "upstream_status",
-    )
+        "_on_end", "answer", "bytes_in", "bytes_out", "cancel", "ended_at", "error", "error_summary", "first_byte_at",
+        "gpu_use", "ignored", "key_id", "key_name", "limit_headers", "now", "outcome", "path", "phases", "phases_ms",
+        "read_at", "request_id", "routed_at", "routing", "sent_first_at", "started_at", "started_unix", "status",
+        "stream", "trace", "upstream_status",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -83,7 +74,15 @@ class RequestRecord:
         self.now = now
         self.request_id = request_id
         self.path = path
-        self.timings = RequestTimings(now())
+        self.started_at = now()
+        self.started_unix = time.time()
+        self.read_at: float | None = None
+        self.routed_at: float | None = None
+        self.first_byte_at: float | None = None
+        self.sent_first_at: float | None = None
+        self.ended_at: float | None = None
+        self.phases: PhaseDeadlines | None = None
+        self.phases_ms: dict[str, float] = {}
         self.routing = RoutingRecord(metrics, request_id)
         self.answer = AnswerRecord()
         self.stream = False
@@ -116,8 +115,8 @@ class RequestRecord:
 
     def release(self, now: float) -> None:
         """The request has ended at `now` (Trio's clock): keep only what is small."""
-        self.timings.ended_at = now
-        self.timings.phases = None
+        self.ended_at = now
+        self.phases = None
         self.routing.release(now)
         self.answer.release()
         self.cancel = _nothing_to_cancel

@@ -101,7 +101,7 @@ class RequestAccount:
         use = self._use
         if use is not None:
             estimate = self._estimate(model, body) if use.counts_tokens and model is not None else NOTHING
-            started_at = self._record.timings.started_unix
+            started_at = self._record.started_unix
             self._reservation = self._accounting.limiter.reserve(use, estimate, started_at=started_at)
         return self
 
@@ -162,8 +162,8 @@ class RequestAccount:
         if ledger is None:
             return
         record = self._record
-        routing, timings, gpu_use, phases_ms = record.routing, record.timings, record.gpu_use, record.timings.phases_ms
-        started_at, first_at = timings.started_at, record.answer.first_token_at
+        routing, gpu_use, phases_ms = record.routing, record.gpu_use, record.phases_ms
+        started_at, first_at = record.started_at, record.answer.first_token_at
         queue_ms = load_ms = energy_wh = None
         gpu_s = 0.0
         if phases_ms:
@@ -174,7 +174,7 @@ class RequestAccount:
         # By position, in a fifth of the time that 22 names take.
         entry = LedgerEntry(
             self._entry_id,
-            timings.started_unix,
+            record.started_unix,
             record.key_id,
             routing.alias,
             None if routing.is_unknown_model else routing.model,

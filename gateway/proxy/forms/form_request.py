@@ -53,7 +53,7 @@ async def read_form_request(
             raise deadline.exceeded("header", {})
     finally:
         record.bytes_in = upload.received_bytes
-    record.timings.read_at = trio.current_time()
+    record.read_at = trio.current_time()
     model = ModelField(name, start, end, stream=False)  # a form may ask for a stream in its last field
     return InferenceRequest(
         path_and_query(scope), scope["headers"], b"", model, record.request_id, total_deadline=deadline, upload=upload

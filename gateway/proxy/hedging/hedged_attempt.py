@@ -142,12 +142,12 @@ class HedgedAttempt:
         self.attempt = attempt
         if attempt.phases is not phases:
             attempt.phases.continue_from(phases)
-            self._record.timings.phases = attempt.phases
+            self._record.phases = attempt.phases
 
     def _learn(self) -> None:
         """The delay of later hedges depends on this first token, unless it was the first after a load."""
         record = self._record
-        came_at = record.timings.first_byte_at if record.answer.meter is None else record.answer.meter.first_at
+        came_at = record.first_byte_at if record.answer.meter is None else record.answer.meter.first_at
         if came_at is None or self.attempt.phases.was_entered("load"):
             return
         first = self._first.attempt_record

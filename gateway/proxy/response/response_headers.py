@@ -95,7 +95,7 @@ def _common_headers(record: RequestRecord, *, names_neuron: bool = True) -> Head
         headers += record.limit_headers()
     if record.ignored:
         headers.append((b"x-cortex-ignored", record.ignored))
-    timing = server_timing.server_timing(record, record.timings.first_byte_at or trio.current_time())
+    timing = server_timing.server_timing(record, record.first_byte_at or trio.current_time())
     if timing is not None:
         headers.append((b"server-timing", timing))
     return headers

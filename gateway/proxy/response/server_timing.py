@@ -25,10 +25,10 @@ def server_timing(record: RequestRecord, now: float) -> bytes | None:
 
     `idle` is the time of the body, which has not begun. What `total` has beyond the phases is the gateway's own time.
     """
-    phases = record.timings.phases
+    phases = record.phases
     if phases is None:
         return None
-    value = b"total;dur=%.1f" % ((now - record.timings.started_at) * 1000)
+    value = b"total;dur=%.1f" % ((now - record.started_at) * 1000)
     for name, took_s in phases.spent_s(now).items():
         if name != "idle":
             value += b", %b;dur=%.1f" % (name.encode(), took_s * 1000)
@@ -47,11 +47,11 @@ def timed_response(send: Send, record: RequestRecord) -> TimedResponse:
 
 def summary(record: RequestRecord, now: float) -> bytes:
     """The JSON in the comment; durations in ms, `first_token_ms` null if there was no token."""
-    phases, meter = record.timings.phases, record.answer.meter
+    phases, meter = record.phases, record.answer.meter
     first_at = None if meter is None else meter.first_at
     fields = {
-        "total_ms": _ms(now - record.timings.started_at),
-        "first_token_ms": None if first_at is None else _ms(first_at - record.timings.started_at),
+        "total_ms": _ms(now - record.started_at),
+        "first_token_ms": None if first_at is None else _ms(first_at - record.started_at),
         "phases_ms": {} if phases is None else phases.spent_ms(now),
         "retries": record.routing.retries,
     }

@@ -115,11 +115,9 @@ class _Meter:
         )
 
     def _first_token_quantiles(self, since: float) -> tuple[float | None, float | None]:
-        ended = takewhile(
-            lambda record: (record.timings.ended_at or 0.0) > since, self._requests.recent.newest_sent_first()
-        )
+        ended = takewhile(lambda record: (record.ended_at or 0.0) > since, self._requests.recent.newest_sent_first())
         times = [
-            (first_at - record.timings.started_at) * 1000
+            (first_at - record.started_at) * 1000
             for record in ended
             if (first_at := record.answer.first_token_at) is not None
         ]

@@ -51,12 +51,12 @@ class SpanValues:
 
 def span_tree(record: RequestRecord, context: TraceContext, now: float) -> list[SpanValues]:
     """All spans of a request that ends at `now` (Trio's clock, in s), parents before children."""
-    offset_s = record.timings.started_unix - record.timings.started_at
+    offset_s = record.started_unix - record.started_at
 
     def ns(at: float) -> int:
         return int((at + offset_s) * 1e9)
 
-    spans = [_request_span(record, context, ns(record.timings.started_at), ns(now))]
+    spans = [_request_span(record, context, ns(record.started_at), ns(now))]
     attempts: list[tuple[float, int]] = []
     for attempt in record.routing.attempts:
         ended_at = now if attempt.ended_at is None else attempt.ended_at
@@ -75,7 +75,7 @@ def span_tree(record: RequestRecord, context: TraceContext, now: float) -> list[
 
 
 def _phases(record: RequestRecord, now: float) -> list[tuple[str, float, float]]:
-    phases = record.timings.phases
+    phases = record.phases
     entered = [] if phases is None else phases.entered
     ends = [began_at for _, began_at in entered[1:]] + [now]
     return [
@@ -109,7 +109,7 @@ def _request_span(record: RequestRecord, context: TraceContext, began_ns: int, e
     if record.answer.finish_reason is not None:
         attributes["gen_ai.response.finish_reasons"] = (record.answer.finish_reason,)
     if record.answer.first_token_at is not None:
-        attributes["gen_ai.server.time_to_first_token"] = record.answer.first_token_at - record.timings.started_at
+        attributes["gen_ai.server.time_to_first_token"] = record.answer.first_token_at - record.started_at
     error = _error_of(record)
     if error is not None:
         attributes["error.type"] = error

@@ -188,12 +188,12 @@ async def played(scripts_, pump, alias):
 
 def summary(gateway, number):
     (record,) = gateway.request_log.recent.find(str(number))
-    timings, answer = record.timings, record.answer
+    answer = record.answer
     return {
         "outcome": (record.outcome, record.status, record.upstream_status, record.error_summary, record.stream),
         "bytes": (record.bytes_in, record.bytes_out),
         "answer": (answer.usage, answer.is_estimated, answer.first_token_at),
-        "times": (timings.started_at, timings.sent_first_at, timings.ended_at, timings.phases_ms),
+        "times": (record.started_at, record.sent_first_at, record.ended_at, record.phases_ms),
         "attempts": [(each.result, each.ended_at, each.error) for each in record.routing.attempts],
     }
 

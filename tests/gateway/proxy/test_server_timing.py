@@ -50,7 +50,7 @@ async def test_header_has_the_duration_of_each_phase(autojump_clock):
     record = RequestLog(Metrics(), log_requests=False).open("id", "/")
     assert server_timing(record, 0) is None
 
-    record.timings.phases = phases = PhaseDeadlines(DeadlineSettings())
+    record.phases = phases = PhaseDeadlines(DeadlineSettings())
     for phase in ("load", "connect", "first_byte", "connect", "first_byte", "idle"):
         phases.enter(phase)
         await trio.sleep(0.25)
