@@ -39,8 +39,8 @@ class DirectExchange(Protocol):
         """Whether the whole body has arrived, so that `receive` returns it without waiting."""
         ...
 
-    def take_body(self) -> bytes | None:
-        """Return the whole body; None if `receive` must be called, because it is incomplete, or returned already."""
+    def take_body(self, limit_bytes: int) -> bytes | None:
+        """Return the whole body. None if `receive` must be called: it is incomplete, longer, or returned already."""
         ...
 
     def start_response(self, status: int, headers: Headers) -> None:

@@ -203,13 +203,17 @@ class ServerExchange:
 
     # ASGI receive .....................................................................................................
 
-    def take_body(self) -> bytes | None:
+    def take_body(self, limit_bytes: int) -> bytes | None:
         """See `gateway.asgi.DirectExchange`."""
         if not self.body_complete or self._end_reported:
             return None
+        body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
+        if len(body) > limit_bytes:
+            self.body = [body]
+            return None
         self._end_reported = True
-        pieces, self.body = self.body, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.body.clear()
+        return body
 
     async def receive(self) -> Message:
         """Return the next piece of the body; after its end, wait for the disconnect. Cancelling this loses no bytes."""

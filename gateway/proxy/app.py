@@ -19,6 +19,7 @@ from gateway.access.keys import scope as scopes
 from gateway.access.keys.key import Key
 from gateway.asgi import DirectExchange, Receive, Scope, Send, exchange_of
 from gateway.dialects import Dialect
+from gateway.dialects.json_splice import locate
 from gateway.proxy import total_deadline
 from gateway.proxy.accounts.request_account import RequestAccount
 from gateway.proxy.body.memory import BodyMemory, BodyReservation
@@ -37,13 +38,11 @@ from gateway.proxy.request import (
     new_request_id,
     read_request,
     request_id_of,
-    request_with,
 )
 from gateway.proxy.response import response_headers, server_timing
 from gateway.proxy.response.client_response import ClientGone, ClientResponse
 from gateway.proxy.response.client_watch import client_left, keep_alive, watch_client
 from gateway.proxy.response.keepalive import KeepAlive, SilenceWatch
-from gateway.proxy.total_deadline import TotalDeadline
 from gateway.telemetry.request_record import RequestRecord
 
 __all__ = ["KEY_IN_SCOPE", "InferenceApp"]
@@ -74,6 +73,7 @@ class InferenceApp:
         self.body_memory = BodyMemory(int(settings.limits.bodies_mb * 1024**2))
         self.spools = SpoolStorage(settings.gateway.spool_dir, int(settings.limits.spool_mb * 1024**2))
         self._body_limit_bytes = int(settings.gateway.body_limit_mb * 1024**2)
+        self._inline_bytes = min(INLINE_BYTES, self._body_limit_bytes)
         self.refuses_new = False
         self.silence = SilenceWatch()
 
@@ -84,50 +84,50 @@ class InferenceApp:
         headers, exchange = scope["headers"], exchange_of(scope)
         head = head_of(scope, exchange)
         request_id = request_id_of(headers) if head.names_id else new_request_id()
-        with request_log.open(request_id, scope["path"]) as record:
-            client = server_timing.timed_response(send, record) if head.wants_timing else ClientResponse(send, exchange)
-            if request_log.tracer is not None:
-                request_log.tracer.begin(record, headers)
-            account: RequestAccount | None = None
-            try:
-                if self.refuses_new or len(request_log.live) > context.settings.limits.requests:
-                    raise self._no_admission()
-                key = scope[KEY_IN_SCOPE] if KEY_IN_SCOPE in scope else context.access.authenticate(headers, exchange)
+        record = request_log.open(request_id, scope["path"], headers)
+        client = server_timing.timed_response(send, record) if head.wants_timing else ClientResponse(send, exchange)
+        reservation = BodyReservation(self.body_memory)
+        account: RequestAccount | None = None
+        try:
+            if self.refuses_new or len(request_log.live) > context.settings.limits.requests:
+                raise self._no_admission()
+            key = scope[KEY_IN_SCOPE] if KEY_IN_SCOPE in scope else context.access.authenticate(headers, exchange)
+            if key is not None:
+                record.key_id, record.key_name = key.id, key.name
+            if context.accounting is not None:
+                account = RequestAccount(context.accounting, record, key, endpoint.dialect_name, exchange)
+            if endpoint.is_form:
+                await self._serve_form(
+                    endpoint,
+                    scope,
+                    receive,
+                    client,
+                    record,
+                    exchange=exchange,
+                    key=key,
+                    account=account,
+                    reservation=reservation,
+                )
+            else:
+                request = self._take(endpoint, exchange, head, record, reservation)
+                if request is None:
+                    request = await self._read(endpoint, scope, receive, record, reservation)
+                request.key, request.account = key, account
                 if key is not None:
-                    record.key_id, record.key_name = key.id, key.name
-                if context.accounting is not None:
-                    account = RequestAccount(context.accounting, record, key, endpoint.dialect_name, exchange)
-                with BodyReservation(self.body_memory) as reservation:
-                    if endpoint.is_form:
-                        await self._serve_form(
-                            endpoint,
-                            scope,
-                            receive,
-                            client,
-                            record,
-                            exchange=exchange,
-                            key=key,
-                            account=account,
-                            reservation=reservation,
-                        )
-                    else:
-                        request = await self._read(
-                            endpoint, scope, receive, record, head=head, exchange=exchange, reservation=reservation
-                        )
-                        request.key, request.account = key, account
-                        if key is not None:
-                            context.access.authorize(key, request.model.name)
-                        await self._serve(endpoint, request, exchange, receive, client, record=record)
-            except errors.GatewayError as error:
-                await _send_error(client, record, error, endpoint.dialect)
-                errors.forget_tracebacks(error)
-            except ClientGone:
-                record.outcome = "client_disconnected"
-            finally:
-                record.status, record.bytes_out = client.status, client.bytes_sent
-                record.sent_first_at = client.first_write_at
-                if account is not None:
-                    account.close()
+                    context.access.authorize(key, request.model.name)
+                await self._serve(endpoint, request, exchange, receive, client, record=record)
+        except errors.GatewayError as error:
+            await _send_error(client, record, error, endpoint.dialect)
+            errors.forget_tracebacks(error)
+        except ClientGone:
+            record.outcome = "client_disconnected"
+        finally:
+            reservation.release()
+            record.status, record.bytes_out = client.status, client.bytes_sent
+            record.sent_first_at = client.first_write_at
+            if account is not None:
+                account.close()
+            request_log.close(record)
 
     def drain(self, *, refuse_new: bool = True) -> None:
         """Refuse new requests from now on, and those that still wait for a replica: that may take minutes.
@@ -159,26 +159,33 @@ class InferenceApp:
             f"this gateway serves at most {limit} requests at a time (limits.requests): try again", retry_after_s=1
         )
 
-    async def _read(
+    def _take(
         self,
         endpoint: Endpoint,
-        scope: Scope,
-        receive: Receive,
-        record: RequestRecord,
-        *,
-        head: RequestHead,
         exchange: DirectExchange | None,
+        head: RequestHead,
+        record: RequestRecord,
         reservation: BodyReservation,
+    ) -> InferenceRequest | None:
+        """As `_read`, if the head is plain, and the body is small and has arrived; else None."""
+        body = exchange.take_body(self._inline_bytes) if exchange is not None and head.is_plain else None
+        if body is None:
+            return None
+        size = record.bytes_in = len(body)
+        reservation.add(size)
+        record.read_at = record.now()
+        request = InferenceRequest(head.path, head.headers, body, locate(body), record.request_id, head=head)
+        if head.names_deadline:
+            request.total_deadline = total_deadline.of_client(head.headers)
+        request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)
+        record.stream, record.ignored = request.model.stream, request.parsed.ignored
+        return request
+
+    async def _read(
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, record: RequestRecord, reservation: BodyReservation
     ) -> InferenceRequest:
         """Read the whole request. Its body must not stall, nor take longer than the client's total deadline."""
-        deadline = total_deadline.of_client(scope["headers"]) if head.names_deadline else None
-        if exchange is not None and exchange.body_complete:  # nothing to wait for
-            limit, body = self._body_limit_bytes, exchange.take_body() if head.is_plain else None
-            if body is not None:
-                request = await request_with(head, body, record.request_id, limit, reservation)
-            else:
-                request = await read_request(scope, receive, record.request_id, limit, reservation)
-            return await self._parsed(request, endpoint, record, deadline)
+        deadline = total_deadline.of_client(scope["headers"])
         allowed_s = self.context.settings.deadlines.upload_seconds
         latest = math.inf if deadline is None else trio.current_time() + deadline.allowed_s
         cancelled_by: list[errors.GatewayError] = []
@@ -192,26 +199,18 @@ class InferenceApp:
                 reservation,
                 progress=BodyProgress(arrival, allowed_s, latest),
             )
-            return await self._parsed(request, endpoint, record, deadline)
+            request.total_deadline = deadline
+            record.read_at = record.now()
+            record.bytes_in = len(request.body)
+            dialects, secret_key = self.context.fleet.neuron_dialects, self.context.secret_key
+            await off_loop(request.body, partial(request.parse, endpoint.dialect, dialects, secret_key))
+            record.stream, record.ignored = request.model.stream, request.parsed.ignored
+            return request
         if cancelled_by:
             raise cancelled_by[0]
         if deadline is not None and arrival.deadline == latest:
             raise deadline.exceeded("header", {})
         raise stalled(allowed_s)
-
-    async def _parsed(
-        self, request: InferenceRequest, endpoint: Endpoint, record: RequestRecord, deadline: TotalDeadline | None
-    ) -> InferenceRequest:
-        request.total_deadline = deadline
-        record.read_at = record.now()
-        record.bytes_in = len(request.body)
-        dialects, secret_key = self.context.fleet.neuron_dialects, self.context.secret_key
-        if record.bytes_in <= INLINE_BYTES:
-            request.parse(endpoint.dialect, dialects, secret_key)
-        else:
-            await off_loop(request.body, partial(request.parse, endpoint.dialect, dialects, secret_key))
-        record.stream, record.ignored = request.model.stream, request.parsed.ignored
-        return request
 
     async def _serve_form(
         self,
@@ -263,8 +262,8 @@ class InferenceApp:
             async with trio.open_nursery() as nursery:
                 keepalive, scope = dispatch.keepalive, nursery.cancel_scope
                 dispatch.phases.request_scope = scope
-                _watch_client(request, exchange, receive, keepalive, record=record, nursery=nursery)
-                if request.model.stream:
+                _watch_client(request, exchange, receive, client, record=record, keepalive=keepalive, nursery=nursery)
+                if request.model.stream and keepalive is not None:
                     keepalive.begin()
                     self.silence.watch(keepalive, partial(nursery.start_soon, keep_alive, keepalive, record, scope))
                 try:
@@ -290,7 +289,7 @@ class InferenceApp:
                     internal = errors.InternalError("an error inside the gateway; its log has the details")
                     await _send_error(client, record, internal, request.dialect, dispatch)
                 finally:
-                    if request.model.stream:
+                    if keepalive is not None:
                         self.silence.forget(keepalive)
                 if nursery.child_tasks:
                     scope.cancel()
@@ -302,15 +301,17 @@ def _watch_client(
     request: InferenceRequest,
     exchange: DirectExchange | None,
     receive: Receive,
-    keepalive: KeepAlive,
+    client: ClientResponse,
     *,
     record: RequestRecord,
+    keepalive: KeepAlive | None,
     nursery: trio.Nursery,
 ) -> None:
     """Have the server call when the client leaves. For an upload, or without a server that does, start a task."""
-    client, scope = keepalive.client, nursery.cancel_scope
+    scope = nursery.cancel_scope
     if request.upload is not None:
-        nursery.start_soon(watch_uploading_client, request.upload, receive, record, keepalive, nursery)
+        watch = partial(watch_uploading_client, request.upload, keepalive=keepalive, nursery=nursery)
+        nursery.start_soon(watch, receive, client, record)
     elif exchange is None or not exchange.on_departure(partial(client_left, client, record, scope)):
         nursery.start_soon(watch_client, receive, client, record, scope)
 

@@ -60,7 +60,8 @@ class Attempt:
         context: The shared collaborators.
         request: The client's request.
         record: The request's record. The attempt writes to it once it has something for the client.
-        keepalive: Keeps the client's connection alive while the neuron is silent.
+        client: The response to the client.
+        keepalive: Keeps the client's connection alive while the neuron is silent; None if it asked for no stream.
         route: The chosen replica.
         attempt_record: The record of this attempt.
         phases: The deadlines of this attempt. No other attempt uses them while it runs.
@@ -85,7 +86,8 @@ class Attempt:
         context: ProxyContext,
         request: InferenceRequest,
         record: RequestRecord,
-        keepalive: KeepAlive,
+        client: ClientResponse,
+        keepalive: KeepAlive | None,
         *,
         route: Route,
         attempt_record: AttemptRecord,
@@ -98,7 +100,7 @@ class Attempt:
         self._request = request
         self._record = record
         self._keepalive = keepalive
-        self._client = keepalive.client
+        self._client = client
         self._failures = failures
         self._policy = policy
         self._keep_transcript = keep_transcript
@@ -246,7 +248,7 @@ class Attempt:
         self, response: UpstreamResponse, translation: Translation, *, labelled: bool
     ) -> None:
         """Relay an answer whose first bytes say whether it is a stream, whatever its content type says."""
-        if labelled and self._request.stream:
+        if labelled and self._request.stream and self._keepalive is not None:
             head = partial(self._head, response, streaming=True)
             self._keepalive.stream_started(head if self.claim is None else None)
         first = await conversion.first_bytes(response, self.phases)
@@ -271,7 +273,7 @@ class Attempt:
         if self.transcript is not None:
             self.transcript.add_body(body)
         head = partial(self._head, response, streaming=True, form=b"text/event-stream")
-        await conversion.relay_converted(body, self._keepalive, head=head, translation=translation)
+        await conversion.relay_converted(body, self._client, head=head, translation=translation)
 
     async def _relay_assembled(self, response: UpstreamResponse, translation: Translation, first: bytes) -> None:
         meter = self._record.answer.stream_meter()
@@ -280,42 +282,42 @@ class Attempt:
         await self._win(response)
         self._record.first_byte_at = trio.current_time()
         self._record.answer.meter = meter
-        await conversion.relay_assembled(stream, self.phases, self._keepalive, head=head, translation=translation)
+        await conversion.relay_assembled(stream, self.phases, self._client, head=head, translation=translation)
 
     async def _relay_stream(self, response: UpstreamResponse, first: bytes = b"") -> None:
         meter = self._record.answer.stream_meter()
         head = partial(self._head, response, streaming=True, form=b"text/event-stream" if first else None)
+        keepalive = self._keepalive or KeepAlive(self._client, self._context.settings.streaming, head)
         # While another attempt may win, keep-alives go out under a head that names no neuron.
-        self._keepalive.stream_started(head if self.claim is None else None)
+        keepalive.stream_started(head if self.claim is None else None)
         frames_all = self.translation is not None and not self.translation.passes_text
         stream = UpstreamStream(response, meter, self.transcript, frames_all=frames_all, first=first)
         preamble = await stream.read_preamble(self.phases)
         if meter.error and frames_all and not meter.generated:
             self._refuse(error_response_in(meter.error))  # nothing was sent yet: as if it had its own status
         await self._win(response)
-        self._keepalive.head = head
+        keepalive.head = head
         self._record.stream, self._record.answer.meter = True, meter
         # In a race or under the eyes of a shadow, the stream stays in this task.
         source = response if self.claim is None and self.transcript is None else None
-        await relay.relay_stream(
-            stream, preamble, self.phases, self._keepalive, translation=self.translation, carried=source
-        )
+        await relay.relay_stream(stream, preamble, self.phases, keepalive, translation=self.translation, carried=source)
         if meter.error:
             raise from_stream(meter.error)  # it passed as it came: the client has it
 
     async def _relay_body(self, response: UpstreamResponse, content_type: bytes, first: bytes | None = None) -> None:
         form = None if first is None else b"application/json"
-        if self._request.model.stream:
+        keepalive = self._keepalive if self._request.model.stream else None
+        if keepalive is not None:
             self._require_unstarted()
             if self.claim is None:
-                self._keepalive.disable_keepalive()
+                keepalive.disable_keepalive()
         if first is None and (first := response.receive_now()) is None:
             first = await response.receive()
-        if self._request.model.stream:
+        if keepalive is not None:
             self._require_unstarted()
         await self._win(response)
-        if self._request.model.stream:
-            self._keepalive.disable_keepalive()
+        if keepalive is not None:
+            keepalive.disable_keepalive()
         record = self._record
         record.stream = False  # whatever the client asked for: this body cannot carry an error event
         record.first_byte_at = now = record.now()

@@ -17,8 +17,7 @@ from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.http.response_parser import UpstreamResponse
 from gateway.proxy.body.off_loop import LARGE_BYTES, in_thread, off_loop
 from gateway.proxy.relay import WHOLE_LIMIT_BYTES
-from gateway.proxy.response.client_response import Head
-from gateway.proxy.response.keepalive import KeepAlive
+from gateway.proxy.response.client_response import ClientResponse, Head
 from gateway.proxy.upstream_stream import UpstreamStream
 
 __all__ = ["first_bytes", "is_event_stream", "read_whole", "relay_assembled", "relay_converted"]
@@ -46,14 +45,14 @@ def is_event_stream(first: bytes, *, labelled: bool) -> bool:
 
 
 async def relay_assembled(
-    stream: UpstreamStream, phases: PhaseDeadlines, keepalive: KeepAlive, *, head: Head, translation: Translation
+    stream: UpstreamStream, phases: PhaseDeadlines, client: ClientResponse, *, head: Head, translation: Translation
 ) -> None:
     """Read an event stream to its end and send the client one whole answer.
 
     Args:
         stream: Nothing of it was read yet, but for its first bytes. It frames everything.
         phases: The request's.
-        keepalive: Has the client's response.
+        client: The client's response.
         head: Status and headers of the whole answer.
         translation: Turns a whole answer into the client's.
 
@@ -76,13 +75,12 @@ async def relay_assembled(
     assembler.feed(stream.events or ())
     body = await in_thread(assembler.body) if size > LARGE_BYTES else assembler.body()
     body = await off_loop(body, partial(translation.whole, body))
-    keepalive.client.committed = True
-    await keepalive.client.respond(*head(), body)
+    client.committed = True
+    await client.respond(*head(), body)
 
 
-async def relay_converted(body: bytes, keepalive: KeepAlive, *, head: Head, translation: Translation) -> None:
+async def relay_converted(body: bytes, client: ClientResponse, *, head: Head, translation: Translation) -> None:
     """Send the client the stream of a whole answer. Raises as `relay_assembled` does."""
-    client = keepalive.client
     converted = await off_loop(body, partial(translation.stream_of, body))
     if not client.started:
         await client.start(*head())

@@ -48,7 +48,7 @@ class Dispatch:
     """One request on its way. Call `run` once.
 
     Attributes:
-        keepalive: Keeps the client's connection alive while it waits for a stream.
+        keepalive: Keeps the client's connection alive while it waits for a stream; None if it can have asked for none.
         phases: The deadlines of what it waits for. The owner of the request's nursery sets their `request_scope`.
     """
 
@@ -80,7 +80,9 @@ class Dispatch:
         self._fallbacks: Fallbacks | None = None
         self._shadow: ShadowedRequest | None = None
         self._attempt: Attempt | None = None
-        self.keepalive = KeepAlive(client, context.settings.streaming, self._early_head, record.started_at)
+        self.keepalive: KeepAlive | None = None
+        if request.model.stream or request.upload is not None:
+            self.keepalive = KeepAlive(client, context.settings.streaming, self._early_head, record.started_at)
 
     async def run(self) -> None:
         """Answer the client. Raises GatewayError for an error that the client must get, ClientGone if it left."""
@@ -120,7 +122,8 @@ class Dispatch:
 
     def release(self) -> None:
         """The request has ended: drop what takes much memory, and cycles. A shadow still needs the small body."""
-        self.keepalive.release()
+        if self.keepalive is not None:
+            self.keepalive.release()
         if self._attempt is not None:
             self._attempt.translation = self._attempt.transcript = None
         if self._shadow is None:
@@ -225,6 +228,7 @@ class Dispatch:
             self._context,
             self._request,
             self._record,
+            self._client,
             self.keepalive,
             route=route,
             attempt_record=attempt_record,

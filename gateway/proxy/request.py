@@ -47,7 +47,6 @@ __all__ = [
     "path_and_query",
     "read_request",
     "request_id_of",
-    "request_with",
 ]
 
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
@@ -239,18 +238,6 @@ async def read_request(
     body = await _read_body(receive, body_limit_bytes, reservation, progress)
     model = locate(body) if len(body) <= INLINE_BYTES else await _located(body)
     return InferenceRequest(path_and_query(scope), headers, body, model, request_id)
-
-
-async def request_with(
-    head: RequestHead, body: bytes, request_id: str, body_limit_bytes: int, reservation: BodyReservation
-) -> InferenceRequest:
-    """As `read_request`, for a body that has arrived, after a plain head."""
-    size = len(body)
-    if size > body_limit_bytes:
-        raise body_too_large(body_limit_bytes)
-    reservation.add(size)
-    model = locate(body) if size <= INLINE_BYTES else await _located(body)
-    return InferenceRequest(head.path, head.headers, body, model, request_id, head=head)
 
 
 async def _located(body: bytes) -> ModelField:

@@ -23,7 +23,7 @@ async def wait_for_route(
     phases: PhaseDeadlines,
     ticket: QueueTicket,
     *,
-    keepalive: KeepAlive,
+    keepalive: KeepAlive | None,
     decision: Decision,
     choose_again: Callable[[], Decision],
 ) -> Route:
@@ -34,7 +34,7 @@ async def wait_for_route(
         request: An upload is read to its end meanwhile.
         phases: The `queue` and `load` deadlines of the request.
         ticket: The request's place in the queue.
-        keepalive: Its comments say how far the load is meanwhile.
+        keepalive: Its comments say how far the load is meanwhile; None for a request without them.
         decision: What `choose` decided: anything but a route.
         choose_again: Decides anew. Take the lease on the route before the next checkpoint.
 
@@ -51,7 +51,8 @@ async def wait_for_route(
                     await ticket.wait_for_slot()
                 else:
                     phases.resume("load")
-                    keepalive.comment = partial(_loading_text, context, ticket.model)
+                    if keepalive is not None:
+                        keepalive.comment = partial(_loading_text, context, ticket.model)
                     await ticket.wait_for_load(partial(context.scheduler.wait_until_routable, decision))
                 decision = choose_again()
     except errors.DeadlineExceeded as error:
@@ -66,7 +67,8 @@ async def wait_for_route(
             retry_after_s=context.scheduler.retry_after_s(model),
         ) from error
     finally:
-        keepalive.comment = None
+        if keepalive is not None:
+            keepalive.comment = None
     return decision
 
 

@@ -109,13 +109,32 @@ class RequestLog:
         self._generation = 0
         self._now: Callable[[], float] | None = None  # `trio.current_time` takes four times as long to find the clock
 
-    def open(self, request_id: str, path: str) -> RequestRecord:
-        """The record of a new request. Use it as a context manager at once: leaving it ends the record."""
+    def open(self, request_id: str, path: str, headers: Headers | None = None) -> RequestRecord:
+        """The record of a new request. Its owner calls `close` when it has ended, in any case."""
         if self._now is None:
             self._now = trio.lowlevel.current_clock().current_time
-        record = RequestRecord(request_id, path, self.metrics, self._close, self._now)
+        record = RequestRecord(request_id, path, self.metrics, self._now)
         self.live[id(record)] = record
+        if self.tracer is not None:
+            self.tracer.begin(record, headers or [])
         return record
+
+    def close(self, record: RequestRecord) -> None:
+        """The request has ended."""
+        now = record.now()
+        del self.live[id(record)]
+        self.served += 1
+        if record.answer.meter is not None:
+            record.answer.finish()
+        self._count(record, now)
+        if record.answer.is_observed:
+            self._call_observers(record, now)
+        if self.log_requests:
+            write_info(self.log, RequestEvent.of(record, now))
+        if record.trace is not None and self.tracer is not None:
+            self.tracer.end(record, now)
+        record.release(now)
+        self.recent.add(record)
 
     def resolved(self, record: RequestRecord, resolution: Resolution, generation: int, headers: Headers) -> None:
         """Record what the requested name stands for in the catalogue of this generation, and whether it is observed."""
@@ -147,22 +166,6 @@ class RequestLog:
     def is_watched(self, alias: str | None) -> bool:
         """Whether the alias has observers. One look-up, because every request asks."""
         return alias in self._observers
-
-    def _close(self, record: RequestRecord) -> None:
-        now = record.now()
-        del self.live[id(record)]
-        self.served += 1
-        if record.answer.meter is not None:
-            record.answer.finish()
-        self._count(record, now)
-        if record.answer.is_observed:
-            self._call_observers(record, now)
-        if self.log_requests:
-            write_info(self.log, RequestEvent.of(record, now))
-        if record.trace is not None and self.tracer is not None:
-            self.tracer.end(record, now)
-        record.release(now)
-        self.recent.add(record)
 
     def _call_observers(self, record: RequestRecord, now: float) -> None:
         observation = _observation_of(record, now)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Literal, Self, TypeAlias
+from typing import Literal, TypeAlias
 
 from gateway.asgi import Headers
 from gateway.errors import GatewayError
@@ -27,7 +26,7 @@ Outcome: TypeAlias = Literal["ok", "error", "upstream_error", "client_disconnect
 
 
 class RequestRecord:
-    """One request: a context manager around it. Leaving it calls `on_end`, however it is left. Synchronous throughout.
+    """One request. Synchronous throughout.
 
     Attributes (times are Trio's clock in seconds, unless the name says otherwise; None is "not yet"):
         now: The method of Trio's clock that returns its time, in s.
@@ -56,7 +55,7 @@ class RequestRecord:
     """
 
     __slots__ = (
-        "_on_end", "answer", "bytes_in", "bytes_out", "cancel", "ended_at", "error", "error_summary", "first_byte_at",
+        "answer", "bytes_in", "bytes_out", "cancel", "ended_at", "error", "error_summary", "first_byte_at",
         "gpu_use", "ignored", "key_id", "key_name", "limit_headers", "now", "outcome", "path", "phases", "phases_ms",
         "read_at", "request_id", "routed_at", "routing", "sent_first_at", "started_at", "started_unix", "status",
         "stream", "trace", "upstream_status",
@@ -67,10 +66,8 @@ class RequestRecord:
         request_id: str,
         path: str,
         metrics: Metrics,
-        on_end: Callable[[RequestRecord], None],
         now: Callable[[], float],
     ) -> None:
-        self._on_end = on_end
         self.now = now
         self.request_id = request_id
         self.path = path
@@ -104,14 +101,6 @@ class RequestRecord:
     def failed(self, error: GatewayError) -> None:
         """The client gets an error of the gateway."""
         self.outcome, self.error = "error", error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._on_end(self)
 
     def release(self, now: float) -> None:
         """The request has ended at `now` (Trio's clock): keep only what is small."""

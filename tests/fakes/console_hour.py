@@ -78,10 +78,11 @@ def main():
 
 def _end_request(log, number):
     """One that streamed from a neuron, as far as its record tells."""
+    from fakes.recorded import recorded  # noqa: PLC0415 - as above
+
     from gateway.telemetry.recent_log import recent_log  # noqa: PLC0415 - as above
 
-    record = log.open(f"{number:032x}", "/v1/chat/completions")
-    with record:
+    with recorded(log, f"{number:032x}", "/v1/chat/completions") as record:
         record.routing.alias = "helexa/small"
         record.routing.target = record.routing.model = "Qwen/Qwen3-1.7B"
         record.routing.node = "benjy"

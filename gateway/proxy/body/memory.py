@@ -5,9 +5,6 @@ Of an upload only a little is in memory; the rest is on disk, which `forms/spool
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from gateway.errors import Overloaded
 
 __all__ = ["BodyMemory", "BodyReservation"]
@@ -35,7 +32,7 @@ class BodyMemory:
 
 
 class BodyReservation:
-    """The memory that one request's body takes. Leaving its `with` block frees what it has reserved."""
+    """The memory that one request's body takes. Its owner calls `release` at the end."""
 
     __slots__ = ("_memory", "reserved_bytes")
 
@@ -57,10 +54,6 @@ class BodyReservation:
         memory.reserved_bytes += size
         self.reserved_bytes += size
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def release(self) -> None:
+        """Free what it has reserved."""
         self._memory.reserved_bytes -= self.reserved_bytes

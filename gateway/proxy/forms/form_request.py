@@ -19,7 +19,7 @@ from gateway.proxy.request import (
     media_type,
     path_and_query,
 )
-from gateway.proxy.response.client_response import ClientGone
+from gateway.proxy.response.client_response import ClientGone, ClientResponse
 from gateway.proxy.response.client_watch import keep_alive, watch_client
 from gateway.proxy.response.keepalive import KeepAlive
 from gateway.telemetry.request_record import RequestRecord
@@ -81,10 +81,15 @@ def open_upload(
 
 
 async def watch_uploading_client(
-    upload: Upload, receive: Receive, record: RequestRecord, keepalive: KeepAlive, nursery: trio.Nursery
+    upload: Upload,
+    receive: Receive,
+    client: ClientResponse,
+    record: RequestRecord,
+    *,
+    keepalive: KeepAlive | None,
+    nursery: trio.Nursery,
 ) -> None:
     """Read the rest of the upload, then watch the client. An error in the rest ends the request."""
-    client = keepalive.client
     try:
         await upload.run()
     except GatewayError as error:
@@ -95,7 +100,7 @@ async def watch_uploading_client(
             record.outcome = "client_disconnected"
             nursery.cancel_scope.cancel()
         return
-    if upload.stream and not client.started:
+    if upload.stream and keepalive is not None and not client.started:
         record.stream = True
         # Not before the upload has ended: few clients read a response while they send.
         keepalive.begin()

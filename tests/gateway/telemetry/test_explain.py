@@ -7,6 +7,7 @@ import tracemalloc
 import pytest
 import trio
 from fakes.in_memory import BODY, SMALL, InMemoryGateway
+from fakes.recorded import recorded
 from fakes.scripted import answering, read_request, with_length
 from fakes.world import a_sim, a_sim_model, a_world, profile_of
 from structlog.testing import capture_logs
@@ -266,7 +267,7 @@ async def test_repeated_id_lists_every_request(autojump_clock, nursery):
 
 
 def ended(request_log, request_id="id", **more):
-    with request_log.open(request_id, "/v1/chat/completions") as record:
+    with recorded(request_log, request_id, "/v1/chat/completions") as record:
         for name, value in more.items():
             setattr(record.routing, name, value)
     return record
@@ -291,9 +292,9 @@ async def test_refused_requests_displace_no_others(autojump_clock):
     request_log = RequestLog(Metrics(), log_requests=False, remembered=20, remembered_refused=2)
     ended(request_log, "served", node="beast")
     for number in range(100):
-        with request_log.open(str(number), "/v1/chat/completions") as record:
+        with recorded(request_log, str(number), "/v1/chat/completions") as record:
             record.failed(ServiceUnavailable("no healthy nodes available"))
-    with request_log.open("failed there", "/v1/chat/completions") as record:
+    with recorded(request_log, "failed there", "/v1/chat/completions") as record:
         record.routing.node = "beast"
         record.failed(ServiceUnavailable("it broke off"))
 
@@ -380,7 +381,7 @@ async def breaking(stream):
 async def test_kept_error_has_no_traceback(autojump_clock):
     """A traceback would keep every frame, and so the request."""
     request_log = RequestLog(Metrics(), log_requests=False)
-    with request_log.open("id", "/") as record:
+    with recorded(request_log) as record:
         record.failed(ServiceUnavailable("x" * 5000, param="load"))
 
     assert record.error is None

@@ -4,6 +4,7 @@ import pytest
 import structlog
 import trio
 from fakes.in_memory import SMALL, InMemoryGateway
+from fakes.recorded import recorded
 from fakes.scripted import DONE, ROLE, answering, chunked, delta, with_length
 from structlog.testing import capture_logs
 
@@ -33,7 +34,7 @@ def request_log():
 
 def finish(request_log, *, alias="a", headers=(), **outcome):
     """One request for the alias, resolved to `new`, that ends like this."""
-    with request_log.open("id", "/") as record:
+    with recorded(request_log) as record:
         request_log.resolved(record, Resolution("new", alias), 1, list(headers))
         for name, value in outcome.items():
             setattr(record.routing if name == "model" else record, name, value)
@@ -155,7 +156,7 @@ async def test_client_that_left_before_the_first_token_counts_as_waiting(request
     seen = []
     request_log.watch("a", seen.append)
 
-    with request_log.open("id", "/") as record:
+    with recorded(request_log) as record:
         request_log.resolved(record, Resolution("new", "a"), 1, [])
         await trio.sleep(7)
         record.outcome = "client_disconnected"

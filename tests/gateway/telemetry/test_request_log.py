@@ -4,6 +4,7 @@ import pytest
 import structlog
 import trio
 from fakes.framed import MeteredStream
+from fakes.recorded import recorded
 from structlog.testing import capture_logs
 
 from gateway.dialects.usage_fields import Usage
@@ -37,7 +38,7 @@ def sample(request_log, name):
 @pytest.mark.parametrize("leave", [ValueError, trio.TooSlowError, KeyboardInterrupt])
 async def test_record_is_written_once_however_the_request_is_left(request_log, leave):
     """An exception passes through; the request counts as cancelled."""
-    with capture_logs() as logs, pytest.raises(leave), request_log.open("id", "/v1/x"):
+    with capture_logs() as logs, pytest.raises(leave), recorded(request_log, "id", "/v1/x"):
         assert len(request_log.live) == 1
         raise leave
 
@@ -47,7 +48,7 @@ async def test_record_is_written_once_however_the_request_is_left(request_log, l
 
 async def test_two_requests_may_have_the_same_id(request_log):
     """Clients choose the ids."""
-    with request_log.open("same", "/"), request_log.open("same", "/"):
+    with recorded(request_log, "same", "/"), recorded(request_log, "same", "/"):
         assert len(request_log.live) == 2
 
     assert request_log.live == {}
@@ -57,7 +58,7 @@ async def test_two_requests_may_have_the_same_id(request_log):
 async def test_log_can_be_turned_off_and_metrics_stay(request_log):
     """`access_log = false`."""
     quiet = RequestLog(request_log.metrics, log_requests=False)
-    with capture_logs() as logs, quiet.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+    with capture_logs() as logs, recorded(quiet) as record, record.routing.start_attempt("m", "n"):
         record.outcome = "ok"
 
     assert logs == []
@@ -66,7 +67,7 @@ async def test_log_can_be_turned_off_and_metrics_stay(request_log):
 
 async def test_inflight_goes_up_and_down_with_each_attempt(request_log):
     """Also if the attempt ends with an exception."""
-    with request_log.open("id", "/") as record:
+    with recorded(request_log) as record:
         with pytest.raises(ValueError, match="x"), record.routing.start_attempt("m", "n"):
             assert sample(request_log, f"cortex_inflight_requests{ROUTE}") == 1
             raise ValueError("x")
@@ -79,7 +80,7 @@ async def test_inflight_goes_up_and_down_with_each_attempt(request_log):
 
 async def test_speed_is_tokens_from_first_to_last_token(request_log, autojump_clock):
     """The time to the first token counts from the start of the request."""
-    with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+    with recorded(request_log) as record, record.routing.start_attempt("m", "n"):
         record.answer.meter = (metered := MeteredStream()).meter
         await trio.sleep(3)
         metered.feed(DELTA, trio.current_time())
@@ -100,7 +101,7 @@ async def test_speed_is_tokens_from_first_to_last_token(request_log, autojump_cl
 
 async def test_missing_token_counts_are_estimated_and_marked(request_log):
     """One per delta; marked in the log, and a metric of its own."""
-    with capture_logs() as logs, request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+    with capture_logs() as logs, recorded(request_log) as record, record.routing.start_attempt("m", "n"):
         record.answer.meter = (metered := MeteredStream()).meter
         metered.feed(DELTA * 3, 1.0)
 
@@ -115,7 +116,7 @@ async def test_partial_usage_is_completed_by_an_estimate(request_log):
     delta = b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
     end = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":9}}\n\n'
     for stream in (start + delta * 4, start + delta * 4 + end):
-        with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+        with recorded(request_log) as record, record.routing.start_attempt("m", "n"):
             record.answer.meter = (metered := MeteredStream()).meter
             metered.feed(stream, 1.0)
 
@@ -126,7 +127,7 @@ async def test_partial_usage_is_completed_by_an_estimate(request_log):
 
 async def test_reasoning_tokens_are_counted(request_log):
     """As part of the completion tokens."""
-    with capture_logs() as logs, request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+    with capture_logs() as logs, recorded(request_log) as record, record.routing.start_attempt("m", "n"):
         record.answer.usage = Usage(3, 10, None, 6)
 
     assert sample(request_log, f"cortex_reasoning_tokens_total{ROUTE}") == 6
@@ -136,7 +137,7 @@ async def test_reasoning_tokens_are_counted(request_log):
 
 async def test_one_delta_has_no_speed(request_log):
     """There is no time between first and last token."""
-    with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+    with recorded(request_log) as record, record.routing.start_attempt("m", "n"):
         record.answer.meter = (metered := MeteredStream()).meter
         metered.feed(DELTA + USAGE, 1.0)
 
@@ -145,7 +146,7 @@ async def test_one_delta_has_no_speed(request_log):
 
 async def test_usage_of_an_answer_without_stream_is_counted(request_log):
     """There are no deltas to measure."""
-    with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+    with recorded(request_log) as record, record.routing.start_attempt("m", "n"):
         record.answer.usage = Usage(prompt_tokens=3, completion_tokens=0)
 
     assert sample(request_log, f"cortex_prompt_tokens_total{ROUTE}") == 3
@@ -164,7 +165,7 @@ async def test_usage_of_an_answer_without_stream_is_counted(request_log):
 )
 async def test_errors_are_counted_by_a_closed_list_of_codes(request_log, error, status, code):
     """The gateway's codes, or the class of the neuron's status."""
-    with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+    with recorded(request_log) as record, record.routing.start_attempt("m", "n"):
         if error is not None:
             record.failed(error)
         else:
@@ -175,7 +176,7 @@ async def test_errors_are_counted_by_a_closed_list_of_codes(request_log, error, 
 
 async def test_unknown_model_is_logged_but_is_no_label(request_log):
     """Labels are kept for ever, and clients can make up any number of names."""
-    with capture_logs() as logs, request_log.open("id", "/") as record:
+    with capture_logs() as logs, recorded(request_log) as record:
         record.routing.model, record.routing.is_unknown_model = "made/up", True
         record.failed(ModelNotFound("x"))
 
@@ -185,7 +186,7 @@ async def test_unknown_model_is_logged_but_is_no_label(request_log):
 
 async def test_disconnect_is_not_an_error(request_log):
     """It has a counter of its own."""
-    with request_log.open("id", "/") as record, record.routing.start_attempt("m", "n"):
+    with recorded(request_log) as record, record.routing.start_attempt("m", "n"):
         record.outcome = "client_disconnected"
 
     assert sample(request_log, f"cortex_client_disconnects_total{ROUTE}") == 1
@@ -196,7 +197,7 @@ async def test_request_of_a_removed_generation_is_counted_as_older(request_log):
     """A stream may take hours, while the catalogue changes again and again."""
     generations = (1, 1, *range(2, GENERATIONS_KEPT + 2), 1, 1)
     for generation in generations:
-        with request_log.open("id", "/") as record:
+        with recorded(request_log) as record:
             record.routing.alias, record.routing.model, record.routing.generation = "a", "m", generation
 
     series = 'cortex_alias_target_requests_total{{alias="a",generation="{}",target="m"}}'

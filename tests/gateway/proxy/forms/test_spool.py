@@ -127,16 +127,18 @@ async def test_all_spools_share_a_disk_limit(tmp_path):
 async def test_memory_is_reserved_once(spools):
     """From the memory that all requests share; when that is full, the upload is rejected like any body."""
     bodies = BodyMemory(MEMORY_BYTES + 65_536)
-    with BodyReservation(bodies) as reservation:
-        async with spools.open(reservation) as spool:
-            for _ in range(40):
-                await spool.write(b"x" * 65_536)
-            assert spool.size == 40 * 65_536
-            assert 0 < bodies.reserved_bytes <= MEMORY_BYTES + 65_536
-            with BodyReservation(bodies) as other, pytest.raises(Overloaded, match="bodies of running requests"):
-                async with spools.open(other) as late:
-                    await late.write(b"x" * MEMORY_BYTES)
+    reservation, other = BodyReservation(bodies), BodyReservation(bodies)
+    async with spools.open(reservation) as spool:
+        for _ in range(40):
+            await spool.write(b"x" * 65_536)
+        assert spool.size == 40 * 65_536
+        assert 0 < bodies.reserved_bytes <= MEMORY_BYTES + 65_536
+        with pytest.raises(Overloaded, match="bodies of running requests"):
+            async with spools.open(other) as late:
+                await late.write(b"x" * MEMORY_BYTES)
 
+    other.release()
+    reservation.release()
     assert bodies.reserved_bytes == 0
 
 
