@@ -48,7 +48,7 @@ from gateway.telemetry.attempt_record import AttemptRecord
 from gateway.telemetry.request_record import RequestRecord
 from gateway.telemetry.tracing.trace_context import new_span_id
 
-__all__ = ["Attempt", "send_upstream_error"]
+__all__ = ["Attempt"]
 
 log = structlog.get_logger("cortex.attempt")
 
@@ -430,22 +430,3 @@ class Attempt:
         elif failure.refusal is not None and failure.refusal.retry_after_s is not None:
             fleet.busy(route.node, route.model_id, failure.refusal.retry_after_s)
         self._context.poll_soon(route.node)
-
-
-async def send_upstream_error(
-    refusal: UpstreamErrorResponse,
-    request: InferenceRequest,
-    client: ClientResponse,
-    record: RequestRecord,
-    *,
-    also: tuple[str, ...],
-) -> None:
-    """Answer the client with a neuron's error response: its status, headers and text, in the client's dialect.
-
-    `also` is `[gateway] pass_headers`.
-    """
-    record.outcome, record.upstream_status = "upstream_error", refusal.status
-    content_type, body = request.dialect.upstream_error(refusal, record.request_id)
-    extra = request.dialect.headers(record.request_id)
-    headers = response_headers.of_upstream_error(refusal.headers, record, extra, content_type, also)
-    await client.respond(refusal.status, headers, body)

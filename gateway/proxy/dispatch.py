@@ -25,7 +25,7 @@ from gateway.fleet.routing.choose import Decision, WaitForLoad, WaitForSlot
 from gateway.fleet.routing.queue import QueueTicket
 from gateway.http.phase_deadlines import PhaseDeadlines
 from gateway.proxy import total_deadline
-from gateway.proxy.attempt import Attempt, send_upstream_error
+from gateway.proxy.attempt import Attempt
 from gateway.proxy.attempt_failures import AttemptFailures, RefusedByUpstream, Retriable
 from gateway.proxy.context import ProxyContext, shutting_down
 from gateway.proxy.context_length import SMALL_BODY_BYTES, refuse_if_too_long
@@ -244,8 +244,13 @@ class Dispatch:
         await self._send_upstream_error(refused.refusal)
 
     async def _send_upstream_error(self, refusal: UpstreamErrorResponse) -> None:
-        also = self._context.settings.gateway.pass_headers
-        await send_upstream_error(refusal, self._request, self._client, self._record, also=also)
+        """Answer the client with a neuron's error response: its status, headers and text, in the client's dialect."""
+        record, dialect = self._record, self._request.dialect
+        record.outcome, record.upstream_status = "upstream_error", refusal.status
+        content_type, body = dialect.upstream_error(refusal, record.request_id)
+        extra, also = dialect.headers(record.request_id), self._context.settings.gateway.pass_headers
+        headers = response_headers.of_upstream_error(refusal.headers, record, extra, content_type, also)
+        await self._client.respond(refusal.status, headers, body)
 
     def _log_decision(self, decision: Decision | errors.GatewayError, model: str, failures: AttemptFailures) -> None:
         """Call it in the step of the decision: it looks at the fleet as it is now."""
