@@ -51,6 +51,10 @@ class DirectExchange(Protocol):
         """As the message `http.response.body`. Raises as `send` does: OSError if the client has gone."""
         ...
 
+    def respond(self, status: int, headers: Headers, body: bytes) -> Awaitable[None] | None:
+        """Both for a whole response. Returns what to await if the client does not take it at once. Raises as both."""
+        ...
+
     def on_departure(self, callback: Callable[[], None]) -> bool:
         """Have `callback` called once if the client closes the connection before the exchange ends.
 

@@ -11,15 +11,12 @@ from typing import Protocol
 
 from gateway.errors import UpstreamMalformedResponse
 from gateway.fleet.route import Route
-from gateway.http.pool import Origin, request_head
+from gateway.http.pool import Origin, complete_head, request_opening
 from gateway.http.streamed_body import StreamedBody
 
 __all__ = ["BodyInPieces", "build_request", "neuron_model_name"]
 
 _JOIN_LIMIT_BYTES = 128 * 1024  # copying this much costs less than a second system call
-
-# A URL is parsed once. Neurons report them, not clients, so there are few; the limit is for a neuron that misbehaves.
-_origin_of = lru_cache(maxsize=10_000)(Origin.parse)
 
 
 class BodyInPieces(Protocol):
@@ -58,13 +55,20 @@ def build_request(
         UpstreamMalformedResponse: The neuron reported an inference URL that is not an http(s) URL.
     """
     try:
-        origin = _origin_of(route.url)
+        if (access := route.access) is not None:
+            path, lines = access.path_at_engine(path), access.with_credentials(lines)
+        origin, opening = _opening(route.url, path)
     except ValueError as error:
         raise UpstreamMalformedResponse(f"the neuron's inference URL is {error}") from error
-    if (access := route.access) is not None:
-        path, lines = access.path_at_engine(path), access.with_credentials(lines)
     size = len(body)
-    head = request_head(origin, path, lines, size if upload is None else upload.length)
+    head = complete_head(opening, lines, size if upload is None else upload.length)
     if not isinstance(body, bytes):
         return origin, (head, *body.pieces)
     return origin, (head + body,) if size < _JOIN_LIMIT_BYTES else (head, body)
+
+
+@lru_cache(maxsize=1024)  # neurons report few URLs, but clients may add a query to a path
+def _opening(url: str, path: bytes) -> tuple[Origin, bytes]:
+    """Raises ValueError for a URL that is none."""
+    origin = Origin.parse(url)
+    return origin, request_opening(origin, path)

@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from math import inf
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -27,7 +27,16 @@ from gateway.http.response_parser import ClosedBeforeResponse, UpstreamResponse
 from gateway.http.sockets import connect_error_reason, detect_dead_peer
 from gateway.http.streamed_body import StreamedBody
 
-__all__ = ["Connect", "Origin", "UpstreamExchange", "UpstreamPool", "header_lines", "request_head"]
+__all__ = [
+    "Connect",
+    "Origin",
+    "UpstreamExchange",
+    "UpstreamPool",
+    "complete_head",
+    "header_lines",
+    "request_head",
+    "request_opening",
+]
 
 IDLE_LIMIT_S = 3.0  # uvicorn and llama.cpp close idle connections after 5 s; the pool must close them first
 SWEEP_INTERVAL_S = 1.0
@@ -70,20 +79,24 @@ def header_lines(headers: Headers) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
+def request_opening(origin: Origin, path: bytes) -> bytes:
+    """Return the request line and the `host` of a POST."""
+    return b"POST %b%b HTTP/1.1\r\nhost: %b\r\n" % (origin.base_path, path, origin.authority.encode())
+
+
 def request_head(origin: Origin, path: bytes, lines: bytes, content_length: int | None) -> bytes:
     """Return the request line and headers of a POST, to the empty line.
 
     `lines` are `header_lines` without hop-by-hop headers. If `content_length` is None, the body must be sent chunked.
     """
-    framing = b"transfer-encoding: chunked" if content_length is None else b"content-length: %d" % content_length
-    return b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%b%b\r\n\r\n" % (
-        origin.base_path, path, _authority(origin), lines, framing,
-    )  # fmt: skip
+    return complete_head(request_opening(origin, path), lines, content_length)
 
 
-@lru_cache(maxsize=1024)  # neurons report origins, clients do not
-def _authority(origin: Origin) -> bytes:
-    return origin.authority.encode()
+def complete_head(opening: bytes, lines: bytes, content_length: int | None) -> bytes:
+    """Return the `request_head` that begins with this `request_opening`."""
+    if content_length is None:
+        return b"%b%btransfer-encoding: chunked\r\n\r\n" % (opening, lines)
+    return b"%b%bcontent-length: %d\r\n\r\n" % (opening, lines, content_length)
 
 
 Connect = Callable[[Origin], Awaitable[trio.abc.Stream]]

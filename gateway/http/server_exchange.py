@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -269,13 +269,31 @@ class ServerExchange:
         framed = self._framed(data, last=last) if self._head is None else self._begin(*self._head, data, last=last)
         rest = transport.write_nowait(framed) if framed else b""
         if rest:
-            reusable, self.reusable = self.reusable, False
-            await transport.write_rest(rest)
-            self.reusable = reusable
+            await self._write_rest(transport, rest)
         if last:
             self.complete = True
         else:
             await transport.checkpoint_if_due()
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> Awaitable[None] | None:
+        """See `gateway.asgi.DirectExchange`."""
+        self.start_response(status, headers)
+        if self._head is None or self._transport is None or self.error is not None:
+            return self.send_body(body, last=True)
+        rest = self._transport.write_nowait(self._begin(*self._head, body, last=True))
+        if rest:
+            return self._end(self._transport, rest)
+        self.complete = True
+        return None
+
+    async def _end(self, transport: ServerTransport, rest: bytes | memoryview) -> None:
+        await self._write_rest(transport, rest)
+        self.complete = True
+
+    async def _write_rest(self, transport: ServerTransport, rest: bytes | memoryview) -> None:
+        reusable, self.reusable = self.reusable, False
+        await transport.write_rest(rest)
+        self.reusable = reusable
 
     def _framed(self, body: bytes, *, last: bool) -> bytes:
         if self._no_body:
@@ -302,8 +320,8 @@ class ServerExchange:
         """Choose the framing; return the head and the first body bytes."""
         self._no_body = self.method == b"HEAD" or status in _WITHOUT_BODY
         headers = headers if isinstance(headers, list) else list(headers)
-        if checked := [header for header in headers if header[0] in _CHECKED]:
-            headers = self._kept_headers(status, headers, checked)
+        if not _CHECKED.isdisjoint(dict(headers)):
+            headers = self._kept_headers(status, headers, [header for header in headers if header[0] in _CHECKED])
         framing = b""
         if self._body_bytes_left is None and not self._no_body:
             if last:

@@ -130,7 +130,8 @@ class Attempt:
                 if context.shadows is not None:
                     context.shadows.give_way(route.node)
                 try:
-                    outgoing = await self._outgoing()
+                    body = self._request.body
+                    outgoing = self._outgoing() if len(body) <= INLINE_BYTES else await off_loop(body, self._outgoing)
                     try:
                         await self._send(outgoing)
                     except RefusedByUpstream as refused:
@@ -154,17 +155,12 @@ class Attempt:
             self._broke_off(error)
             raise
 
-    async def _outgoing(self) -> OutgoingRequest:
+    def _outgoing(self) -> OutgoingRequest:
         """The request as this neuron gets it."""
-        route, request = self.route, self._request
-        write = partial(request.parsed.outgoing, neuron_model_name(route), route.backend)
-        outgoing = write() if len(request.body) <= INLINE_BYTES else await off_loop(request.body, write)
+        route = self.route
+        outgoing = self._request.parsed.outgoing(neuron_model_name(route), route.backend)
         self.translation, self._ignored = outgoing.translation, outgoing.ignored
-        if self._policy is not None:
-            apply = partial(self._apply_alias, outgoing, self._policy)
-            text = request.outline.text if outgoing.body is request.body else text_of(outgoing.body)
-            outgoing = apply() if len(text) <= INLINE_BYTES else await off_loop(text, apply)
-        return outgoing
+        return outgoing if self._policy is None else self._apply_alias(outgoing, self._policy)
 
     async def _send(self, outgoing: OutgoingRequest) -> None:
         route, request = self.route, self._request
@@ -311,35 +307,45 @@ class Attempt:
             self._require_unstarted()
             if self.claim is None:
                 keepalive.disable_keepalive()
+        is_whole = first is None and self.transcript is None and response.complete
         if first is None and (first := response.receive_now()) is None:
-            first = await response.receive()
+            first, is_whole = await response.receive(), False
         if keepalive is not None:
             self._require_unstarted()
-        await self._win(response)
+        if self.claim is None:
+            self._answers(response)
+        else:
+            await self._win(response)
         if keepalive is not None:
             keepalive.disable_keepalive()
         record = self._record
         record.stream = False  # whatever the client asked for: this body cannot carry an error event
         record.first_byte_at = now = record.now()
         meter = record.answer.body_meter(content_type)
-        head = partial(self._head, response, streaming=False, form=form)
         if self.translation is not None and b"json" not in content_type and isinstance(self.translation, ModelRenamer):
             self.translation = self.translation.then  # sound, for example, contains no model name
         try:
-            if self.translation is None:
-                await relay.relay_body(
-                    response, first, meter, self.phases, self._client, head=head, now=now, transcript=self.transcript
-                )
-            else:
-                await relay.relay_whole(
+            if self.translation is not None:
+                await relay.relay_translated(
                     response,
                     first,
                     meter,
                     self.phases,
                     self._client,
-                    head=head,
+                    head=partial(self._head, response, streaming=False, form=form),
                     translation=self.translation,
                     transcript=self.transcript,
+                )
+            elif is_whole:
+                self.phases.enter("idle", now, waits=False)
+                status, headers = self._head(response, streaming=False)
+                self._client.committed = True
+                await self._client.respond(status, headers, first)
+                meter.finish(first)
+            else:
+                head = partial(self._head, response, streaming=False, form=form, keeps_length=True)
+                await relay.relay_body(
+                    response, first, meter, self.phases, self._client, head=head, transcript=self.transcript
                 )
         finally:
             record.answer.usage = meter.usage
@@ -353,16 +359,21 @@ class Attempt:
         """Become the attempt that answers the client. Never returns if another one does: this one is cancelled."""
         if self.claim is not None and not self.claim(self):
             await trio.sleep_forever()
+        self._answers(response)
+
+    def _answers(self, response: UpstreamResponse) -> None:
         self._record.routing.node, self._record.upstream_status = self.route.node, response.status
         self._record.ignored = self._ignored
 
-    def _head(self, response: UpstreamResponse, *, streaming: bool, form: bytes | None = None) -> tuple[int, Headers]:
+    def _head(
+        self, response: UpstreamResponse, *, streaming: bool, form: bytes | None = None, keeps_length: bool = False
+    ) -> tuple[int, Headers]:
         """Status and headers. `form` replaces a content type that is none of that form."""
         headers = response_headers.from_upstream(
             response.headers,
             self._record,
             streaming=streaming,
-            translated=self.translation is not None,
+            keeps_length=keeps_length,
             extra=self._request.dialect.headers(self._record.request_id),
             also=self._context.settings.gateway.pass_headers,
         )

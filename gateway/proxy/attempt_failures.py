@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from gateway import errors
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.route import Route
@@ -58,7 +60,7 @@ class RefusedByUpstream(Exception):
         self.error = error
 
 
-class AttemptFailures:
+class AttemptFailures(msgspec.Struct):
     """The failed attempts of one request at one model.
 
     Attributes:
@@ -68,12 +70,9 @@ class AttemptFailures:
             if every replica fails.
     """
 
-    __slots__ = ("nodes", "shortest_retry", "suspects")
-
-    def __init__(self) -> None:
-        self.nodes: frozenset[str] = frozenset()
-        self.suspects: tuple[tuple[Route, str], ...] = ()
-        self.shortest_retry: UpstreamErrorResponse | None = None
+    nodes: frozenset[str] = frozenset()
+    suspects: tuple[tuple[Route, str], ...] = ()
+    shortest_retry: UpstreamErrorResponse | None = None
 
     def add(self, route: Route, failure: Retriable) -> None:
         """Record that the attempt at `route` failed."""

@@ -157,17 +157,19 @@ class Dispatch:
 
         Returns None once the client is answered, else why it is not; then it has seen nothing of an answer.
         """
-        context, record, routing = self._context, self._record, self._record.routing
+        context, routing = self._context, self._record.routing
         failures, last = AttemptFailures(), None
         retries_left = context.settings.retries.attempts
+        now = self._record.now()
+        plain = context.admission.plain_route(model, self._catalogue, routing.decisions, now)
         while True:
             try:
-                route = await self._next_route(model, failures, last)
+                route, now = (plain, now) if plain is not None else await self._next_route(model, failures, last)
             except errors.GatewayError as error:
                 self._log_decision(error, model, failures)
                 return self._unserved(last, failures, error)
             attempt = self._attempt = self._new_attempt(
-                route, routing.start_attempt(model, route.node, record.routed_at), self.phases, failures
+                route, routing.start_attempt(model, route.node, now), self.phases, failures
             )
             policy = self._policy
             try:
@@ -190,27 +192,23 @@ class Dispatch:
                 last, retries_left = _after_upload(last), 0
             if retries_left == 0 or self._client.committed:
                 return self._unserved(last, failures, last.error)
+            plain = None
             retries_left -= 1
             routing.retried()
 
-    async def _next_route(self, model: str, failures: AttemptFailures, last: Retriable | None) -> Route:
-        """Take the lease on it before the next checkpoint. Raises GatewayError if no replica can serve the request."""
-        now, route = self._record.now(), None
-        if last is None:
-            route = self._context.admission.plain_route(model, self._catalogue, self._record.routing.decisions, now)
-        if route is None:
-            ticket = self._ticket(model, was_admitted=last is not None)
-            decision = _choose(ticket, self._catalogue, failures, last)
-            if isinstance(decision, Route):
-                route = decision
-            else:
-                route = await self._wait_for_route(decision, ticket, failures, last)
-            self._log_decision(route, model, failures)
-            ticket.was_admitted = True
-            now = trio.current_time()
-        if self._record.routed_at is None:
-            self._record.routed_at = now
-        return route
+    async def _next_route(self, model: str, failures: AttemptFailures, last: Retriable | None) -> tuple[Route, float]:
+        """A route, and the time. Take the lease on it before the next checkpoint.
+
+        Raises:
+            GatewayError: No replica can serve the request.
+        """
+        ticket = self._ticket(model, was_admitted=last is not None)
+        route = _choose(ticket, self._catalogue, failures, last)
+        if not isinstance(route, Route):
+            route = await self._wait_for_route(route, ticket, failures, last)
+        self._log_decision(route, model, failures)
+        ticket.was_admitted = True
+        return route, trio.current_time()
 
     def _ticket(self, model: str, *, was_admitted: bool) -> QueueTicket:
         """The request's ticket for the model."""

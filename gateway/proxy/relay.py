@@ -18,7 +18,7 @@ from gateway.proxy.shadow.transcript import Transcript
 from gateway.proxy.upstream_stream import UpstreamStream
 from gateway.telemetry.meter import BodyMeter
 
-__all__ = ["relay_body", "relay_stream", "relay_whole"]
+__all__ = ["relay_body", "relay_stream", "relay_translated"]
 
 WHOLE_LIMIT_BYTES = 64 * 1024 * 1024  # of an answer that is translated; the longest have tool calls of 1 MiB
 
@@ -179,7 +179,7 @@ async def _end_in_error(translated: bytes, error: GatewayError, client: ClientRe
     raise error
 
 
-async def relay_whole(
+async def relay_translated(
     upstream: UpstreamResponse,
     first: bytes,
     meter: BodyMeter,
@@ -220,25 +220,22 @@ async def relay_body(
     client: ClientResponse,
     *,
     head: Head,
-    now: float,
     transcript: Transcript | None = None,
 ) -> None:
-    """Carry an answer that is not an event stream. Raises as `relay_stream` does.
+    """Carry an answer that is not an event stream, piece by piece. Raises as `relay_stream` does.
 
-    `first` is the piece of the body that was read already, `now` the time by Trio's clock.
+    `first` is the piece of the body that was read already.
     """
     chunk = first
-    phases.enter("idle", now, waits=not upstream.complete)
+    phases.enter("idle")
     await client.start(*head())
     client.committed = True
     while chunk:
         meter.feed(chunk)
         if transcript is not None:
             transcript.add_body(chunk)
-        if upstream.complete:
-            break
         await client.write(chunk)
         phases.progressed()
         chunk = await upstream.receive()
-    await client.end(chunk)
+    await client.end()
     meter.finish()

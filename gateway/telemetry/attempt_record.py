@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import msgspec
 import trio
 
 from gateway.errors import GatewayError
@@ -30,7 +31,7 @@ class ErrorSummary(NamedTuple):
         return cls(error.code, message, error.param)
 
 
-class AttemptRecord:
+class AttemptRecord(msgspec.Struct, eq=False):
     """One attempt at one neuron: a context manager around it. Counts it, and the attempts in flight.
 
     Attributes:
@@ -43,35 +44,20 @@ class AttemptRecord:
         span_id: Of its span, which the neuron got as the parent of its own; 0 if the request is not traced.
     """
 
-    __slots__ = (
-        "_gauge",
-        "_metrics",
-        "began_at",
-        "ended_at",
-        "error",
-        "is_hedge",
-        "model",
-        "node",
-        "result",
-        "span_id",
-    )
-
-    def __init__(self, metrics: Metrics, model: str, node: str, began_at: float, *, is_hedge: bool = False) -> None:
-        self._metrics = metrics
-        self.model = model
-        self.node = node
-        self.began_at = began_at
-        self.is_hedge = is_hedge
-        self.ended_at: float | None = None
-        self.result: str | None = None
-        self.span_id = 0
-        self.error: ErrorSummary | None = None
+    metrics: Metrics
+    model: str
+    node: str
+    began_at: float
+    is_hedge: bool = False
+    ended_at: float | None = None
+    result: str | None = None
+    error: ErrorSummary | None = None
+    span_id: int = 0
 
     def __enter__(self) -> Self:
         labels = (self.model, self.node)
-        self._metrics.requests.cells[labels].value += 1
-        self._gauge = self._metrics.inflight.cells[labels]
-        self._gauge.value += 1
+        self.metrics.requests.cells[labels].value += 1
+        self.metrics.inflight.cells[labels].value += 1
         return self
 
     def failed(self, error: GatewayError) -> None:
@@ -89,7 +75,7 @@ class AttemptRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._gauge.value -= 1
+        self.metrics.inflight.cells[self.model, self.node].value -= 1
         if error is None:
             self.result = self.result or "answered"
             return

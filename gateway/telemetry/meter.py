@@ -193,12 +193,14 @@ class BodyMeter:
             self._pieces = [b"".join(self._pieces)[-TAIL_BYTES:]]
             self._kept_bytes = TAIL_BYTES
 
-    def finish(self) -> None:
-        """The body is complete: read its usage."""
+    def finish(self, body: bytes = b"") -> None:
+        """The body ends with this piece: read its usage."""
         if not self._is_json:
             return
-        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces = []
+        if self._pieces or len(body) > BODY_LIMIT_BYTES:
+            self.feed(body)
+            body = b"".join(self._pieces)
+            self._pieces = []
         try:
             self.usage = usage_of_answer(body)
             if self.tool_calls is not None:

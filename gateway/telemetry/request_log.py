@@ -138,7 +138,9 @@ class RequestLog:
 
     def resolved(self, record: RequestRecord, resolution: Resolution, generation: int, headers: Headers) -> None:
         """Record what the requested name stands for in the catalogue of this generation, and whether it is observed."""
-        record.routing.resolved(resolution, generation)
+        routing = record.routing
+        routing.resolution, routing.generation = resolution, generation
+        routing.alias, routing.model, routing.target = resolution.alias, resolution.model, resolution.model
         if resolution.alias in self._observers:
             record.answer.is_observed = not is_retry(headers)
 
@@ -224,8 +226,8 @@ class RequestLog:
         """The gateway's own time: from reading the request to sending it, without waiting; and relaying."""
         answer = record.answer
         waited = "queue" in record.phases_ms or "load" in record.phases_ms
-        if record.read_at is not None and record.routed_at is not None and not waited:
-            self._overhead_of_route.observe(record.routed_at - record.read_at)
+        if record.read_at is not None and record.routing.attempts and not waited:
+            self._overhead_of_route.observe(record.routing.attempts[0].began_at - record.read_at)
         came_at = answer.meter.first_at if answer.meter is not None else record.first_byte_at
         if came_at is not None and record.sent_first_at is not None and record.sent_first_at >= came_at:
             self._overhead_of_relay.observe(record.sent_first_at - came_at)

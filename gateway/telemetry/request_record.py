@@ -33,7 +33,6 @@ class RequestRecord:
         started_at: When the request's head had been read.
         started_unix: The same in Unix time.
         read_at: When the body had been read, or as much of a form as routing needs.
-        routed_at: When the first replica was chosen.
         first_byte_at: When the first bytes of an answer that is not a stream arrived.
         sent_first_at: When the first bytes of the answer had been written to the client.
         ended_at: When the request ended.
@@ -57,7 +56,7 @@ class RequestRecord:
     __slots__ = (
         "answer", "bytes_in", "bytes_out", "cancel", "ended_at", "error", "error_summary", "first_byte_at",
         "gpu_use", "ignored", "key_id", "key_name", "limit_headers", "now", "outcome", "path", "phases", "phases_ms",
-        "read_at", "request_id", "routed_at", "routing", "sent_first_at", "started_at", "started_unix", "status",
+        "read_at", "request_id", "routing", "sent_first_at", "started_at", "started_unix", "status",
         "stream", "trace", "upstream_status",
     )  # fmt: skip
 
@@ -74,7 +73,6 @@ class RequestRecord:
         self.started_at = now()
         self.started_unix = time.time()
         self.read_at: float | None = None
-        self.routed_at: float | None = None
         self.first_byte_at: float | None = None
         self.sent_first_at: float | None = None
         self.ended_at: float | None = None

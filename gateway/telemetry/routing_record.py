@@ -91,16 +91,10 @@ class RoutingRecord:
         self.ticket: QueueTicket | None = None
         self.note_count = 0
 
-    def resolved(self, resolution: Resolution, generation: int) -> None:
-        """Record what the requested name stands for in the catalogue of this generation."""
-        self.resolution, self.generation = resolution, generation
-        self.alias, self.model, self.target = resolution.alias, resolution.model, resolution.model
-
-    def start_attempt(self, model: str, node: str, routed_at: float | None = None) -> AttemptRecord:
-        """The record of an attempt. The first attempt began at `routed_at`, when its replica was chosen."""
+    def start_attempt(self, model: str, node: str, now: float | None = None) -> AttemptRecord:
+        """The record of an attempt, whose replica was chosen `now`, by Trio's clock."""
         self.model, self.node = model, node
-        began_at = trio.current_time() if self.attempts or routed_at is None else routed_at
-        attempt = AttemptRecord(self._metrics, model, node, began_at)
+        attempt = AttemptRecord(self._metrics, model, node, trio.current_time() if now is None else now)
         self.attempts.append(attempt)
         return attempt
 

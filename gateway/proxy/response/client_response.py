@@ -146,8 +146,18 @@ class ClientResponse:
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole response. No keep-alive can get into it."""
         self.ending = True
-        await self.start(status, headers)
-        await self.end(body)
+        if self.exchange is None or self._keepalive_sent is not None:
+            await self.start(status, headers)
+            await self.end(body)
+            return
+        self.started, self.status = True, status
+        self.bytes_sent += len(body)
+        try:
+            if (rest := self.exchange.respond(status, headers, body)) is not None:
+                await rest
+        except OSError as error:
+            raise ClientGone from error
+        self.ended = True
 
     async def send_keepalive(self, head: Head, comment: str | None = None) -> None:
         """Send a keep-alive comment, and the head first if it was not sent. Do nothing if a comment would do harm.

@@ -21,7 +21,7 @@ def from_upstream(
     record: RequestRecord,
     *,
     streaming: bool,
-    translated: bool,
+    keeps_length: bool,
     extra: Headers,
     also: tuple[str, ...] = (),
 ) -> Headers:
@@ -31,7 +31,7 @@ def from_upstream(
         headers: The neuron's headers.
         record: The request's record.
         streaming: The body is an event stream.
-        translated: The body is not the neuron's own, so its length differs.
+        keeps_length: The body is the neuron's own, and sent in pieces, so the neuron's `content-length` is needed.
         extra: The headers that the client's dialect adds.
         also: `[gateway] pass_headers`.
     """
@@ -39,7 +39,7 @@ def from_upstream(
         headers,
         also,
         own_limits=record.limit_headers is not None,
-        same_length=not (streaming or translated),
+        same_length=keeps_length,
     )
     if streaming:
         if also:
