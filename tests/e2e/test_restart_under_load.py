@@ -24,7 +24,7 @@ ROUNDS = int(os.environ.get("RESTART_ROUNDS", "1"))
 STREAMS = 50
 REQUESTS_PER_S = 200
 AT_ONCE = 100  # requests without a stream; on a slow machine the rate sinks instead
-SLOW = "Qwen/Qwen3-14B"  # 8 tokens a second: fifty such streams are a small load
+SLOW = "Qwen/Qwen3-14B"  # 16 tokens a second: fifty such streams are a small load
 CHAT = "/v1/chat/completions"
 NO_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
@@ -59,7 +59,7 @@ class Load:
                 await trio.sleep(1 / REQUESTS_PER_S)
 
     async def _stream_again_and_again(self, client):
-        body = {"model": SLOW, "stream": True, "messages": [{"role": "user", "content": "Write 6 words"}]}
+        body = {"model": SLOW, "stream": True, "messages": [{"role": "user", "content": "Write 20 words"}]}
         while not self.ends:
             with self._counted("stream"):
                 async with client.stream("POST", CHAT, json=body) as response:
@@ -112,8 +112,8 @@ class _Counted:
 
 @pytest.fixture
 async def neuron_url():
-    """A neuron with room for every request, a quarter as fast as real models."""
-    async with a_neuron("--loaded", f"{SMALL},{SLOW}", "--max-in-flight", 2000, "--speed", 0.25) as (_, url):
+    """A neuron with room for every request, twice as fast as real models."""
+    async with a_neuron("--loaded", f"{SMALL},{SLOW}", "--max-in-flight", 2000, "--speed", 2) as (_, url):
         yield url
 
 
