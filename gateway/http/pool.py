@@ -23,8 +23,9 @@ from gateway.errors import UpstreamConnectionError, UpstreamUnreachable
 from gateway.http import redirect, tls
 from gateway.http.connection import UpstreamConnection
 from gateway.http.phase_deadlines import PhaseDeadlines, WaitTimer
+from gateway.http.plain_stream import PlainStream
 from gateway.http.response_parser import ClosedBeforeResponse, UpstreamResponse
-from gateway.http.sockets import connect_error_reason, detect_dead_peer
+from gateway.http.sockets import connect_error_reason, detect_dead_peer, set_latency_options
 from gateway.http.streamed_body import StreamedBody
 
 __all__ = [
@@ -115,7 +116,7 @@ async def open_stream(origin: Origin, known: KnownAddresses | None = None) -> tr
         trio.BrokenResourceError: The TLS handshake failed.
     """
     stream = await (known or KnownAddresses()).open_tcp_stream(origin.host, origin.port)
-    detect_dead_peer(stream.setsockopt)
+    detect_dead_peer(stream.socket.setsockopt)
     if origin.scheme == "http":
         return stream
     secure = trio.SSLStream(stream, tls.context(), server_hostname=origin.host, https_compatible=True)
@@ -137,7 +138,7 @@ class KnownAddresses:
     def __init__(self) -> None:
         self._hosts: dict[str, _Host] = {}
 
-    async def open_tcp_stream(self, host: str, port: int) -> trio.SocketStream:
+    async def open_tcp_stream(self, host: str, port: int) -> PlainStream:
         """As `trio.open_tcp_stream`. Calls at the same time share one lookup of the name."""
         known = self._hosts.setdefault(host, _Host())
         if known.is_stale:
@@ -145,7 +146,8 @@ class KnownAddresses:
                 if known.is_stale:
                     known.learn(await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         if known.address is None:
-            return await trio.open_tcp_stream(host, port)
+            stream = await trio.open_tcp_stream(host, port)
+            return PlainStream(socket.socket(fileno=stream.socket.detach()))
         try:
             return await _connect(known.family, (known.address[0], port, *known.address[2:]))
         except OSError:
@@ -174,15 +176,16 @@ class _Host:
         self.address = address if len(found) == 1 else None
 
 
-async def _connect(family: socket.AddressFamily, address: tuple[Any, ...]) -> trio.SocketStream:
+async def _connect(family: socket.AddressFamily, address: tuple[Any, ...]) -> PlainStream:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
+        set_latency_options(sock.setsockopt)
         await _establish(sock, address)
     except BaseException:
         sock.close()
         raise
-    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    return PlainStream(sock)
 
 
 async def _establish(sock: socket.socket, address: tuple[Any, ...]) -> None:

@@ -18,11 +18,13 @@ import trio
 from gateway.asgi import App
 from gateway.errors import Overloaded
 from gateway.http.epoll.pump import Pump
+from gateway.http.plain_stream import PlainStream
 from gateway.http.server_connection import ServerConnection
 from gateway.http.server_exchange import ClientDisconnected, ServerLog
 from gateway.http.server_state.server_limits import ServerLimits
 from gateway.http.server_state.server_state import ServerState
 from gateway.http.server_tls.tls_stream import TlsStream
+from gateway.http.sockets import set_latency_options
 
 __all__ = ["HttpServer", "ServerLimits"]
 
@@ -103,6 +105,7 @@ class HttpServer:
             with socket.socket(
                 fileno=os.dup(listener.socket.fileno())
             ) as sock:  # Trio's has no accept that never waits
+                set_latency_options(sock.setsockopt)
                 task_status.started()
                 while True:
                     await trio.lowlevel.wait_readable(sock)
@@ -127,7 +130,7 @@ class HttpServer:
                 if error.errno in _NOT_LISTENING:
                     raise
                 continue  # since it connected, the client has left, or the network has failed
-            connections.start_soon(self.serve_stream, trio.SocketStream(trio.socket.from_stdlib_socket(accepted)))
+            connections.start_soon(self.serve_stream, PlainStream(accepted))
         return True
 
     async def watch_connections(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -147,7 +150,7 @@ class HttpServer:
             stream: A TCP connection, which gets TLS if this server has it, or another stream.
             client: Host and port for the ASGI scope; None: those of the socket.
         """
-        if self._tls is not None and isinstance(stream, trio.SocketStream):
+        if self._tls is not None and isinstance(stream, PlainStream):
             stream = TlsStream(stream, self._tls())
         connection = ServerConnection(
             stream, client, app=self._app, limits=self._limits, state=self._state, log=self.log

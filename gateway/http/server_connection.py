@@ -18,6 +18,7 @@ import trio
 from gateway.asgi import App, Flow, Scope
 from gateway.errors import GatewayError, InternalError, MalformedRequest, RequestTimeout
 from gateway.http import sockets
+from gateway.http.plain_stream import PlainStream
 from gateway.http.request_parser import RequestParser
 from gateway.http.server_exchange import ClientDisconnected, ServerExchange, ServerLog, error_response, is_departure
 from gateway.http.server_state.server_limits import ServerLimits
@@ -75,7 +76,7 @@ class ServerConnection:
         self.local: tuple[str, int] | None = None
         self.idle = True
         tcp = sockets.transport(stream)
-        self._socket_fd = None if tcp is None else tcp.socket.fileno()  # with TLS it cannot be read or written directly
+        self._socket_fd = None if tcp is None else tcp.fileno()  # with TLS it cannot be read or written directly
         if tcp is not None:
             remote, self.local = sockets.addresses(tcp)
             self.client = client or remote
@@ -389,7 +390,7 @@ class ServerConnection:
             return
         discarded = 0
         with trio.move_on_after(self._limits.linger_s):
-            if isinstance(self._stream, trio.SocketStream | TlsStream):
+            if isinstance(self._stream, PlainStream | TlsStream):
                 try:
                     await self._stream.send_eof()
                 except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):

@@ -2,7 +2,7 @@
 
 Trio's `receive_some` and `send_all` run a checkpoint before and after a system call that succeeds at once, which costs
 4 us per chunk on each side. These functions wait until a plain socket is ready, then read or write its descriptor. TLS
-and in-memory streams use Trio's methods.
+and in-memory streams are used through their methods.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import trio
 
+from gateway.http.plain_stream import PlainStream
 from gateway.http.server_tls.tls_stream import TlsStream
 
 __all__ = [
@@ -29,11 +30,13 @@ __all__ = [
     "is_quiet",
     "poll_for_input",
     "read",
+    "set_latency_options",
     "transport",
     "write_what_fits",
 ]
 
 RECEIVE_BYTES = 65536
+NOT_SENT_BYTES = 16384  # as Trio sets it: more would only wait in the kernel
 
 # A waiting connection is silent for minutes. Firewalls and NATs forget silent ones after 60 s (home routers) to 350 s
 # (AWS); a dead peer is noticed after 30 s + 6 * 10 s.
@@ -49,19 +52,21 @@ TCP_KEEPALIVE_OPTIONS: tuple[tuple[int, int, int], ...] = (
 
 def descriptor(stream: trio.abc.Stream) -> int | None:
     """Return the file descriptor of a plain TCP stream; None for a stream that must be used through its methods."""
-    return stream.socket.fileno() if isinstance(stream, trio.SocketStream) else None
+    return stream.socket.fileno() if type(stream) is PlainStream else None
 
 
-def transport(stream: trio.abc.Stream) -> trio.SocketStream | None:
-    """The TCP connection below a stream; None for an in-memory stream."""
-    below = stream.transport_stream if isinstance(stream, trio.SSLStream | TlsStream) else stream
-    return below if isinstance(below, trio.SocketStream) else None
+def transport(stream: trio.abc.Stream) -> socket.socket | None:
+    """The socket of a stream, with or without TLS; None for an in-memory stream."""
+    if type(stream) is PlainStream:
+        return stream.socket
+    below = stream.transport_stream if isinstance(stream, trio.SSLStream | TlsStream) else None
+    return below.socket if isinstance(below, PlainStream) else None
 
 
-def addresses(stream: trio.SocketStream) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
+def addresses(sock: socket.socket) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
     """Host and port of the peer and of this side; None for both if the peer has gone."""
     try:
-        return stream.socket.getpeername()[:2], stream.socket.getsockname()[:2]
+        return sock.getpeername()[:2], sock.getsockname()[:2]
     except OSError:
         return None, None  # the first read notices
 
@@ -107,7 +112,7 @@ def poll_for_input(stream: trio.abc.Stream) -> select.poll | None:
     if below is None:
         return None
     poll = select.poll()
-    poll.register(below.socket.fileno(), select.POLLIN)
+    poll.register(below, select.POLLIN)
     return poll
 
 
@@ -127,17 +132,24 @@ def detect_dead_peer(set_option: Callable[[int, int, int], None]) -> None:
         set_option(*option)
 
 
+def set_latency_options(set_option: Callable[[int, int, int], None]) -> None:
+    """Have small messages sent at once, with a socket's `setsockopt`; sockets accepted from a listener inherit it."""
+    set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        set_option(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
+
+
 def close_now(stream: trio.abc.AsyncResource) -> None:
     """Close at once, without waiting for the peer. Sync, so that it cannot be cancelled.
 
     Supports sockets, TLS over sockets, and Trio's memory streams.
     """
-    if isinstance(stream, TlsStream):
+    if type(stream) is PlainStream:
+        stream.close()
+    elif isinstance(stream, TlsStream):
         stream.close_now()
     elif isinstance(stream, trio.SSLStream):
         close_now(stream.transport_stream)
-    elif isinstance(stream, trio.SocketStream):
-        stream.socket.close()
     elif isinstance(stream, trio.StapledStream):
         close_now(stream.send_stream)
         close_now(stream.receive_stream)

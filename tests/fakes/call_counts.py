@@ -12,7 +12,8 @@ neurons are the other ends of socket pairs. They are no tasks: they act only whe
 neither their calls nor their timing show in the counts.
 
 `chunk` is counted with `STREAMS` streams of which each gets a chunk at the same time, as under load; `lone_chunk` with
-one stream, where the wake-up of the pump's task serves a single chunk.
+one stream, where the wake-up of the pump's task serves a single chunk. `new_stream` is a stream of one chunk over two
+new TCP connections, the client's and the neuron's, when `STREAMS` clients connect at the same time.
 
 A call is what cProfile counts: each call of a Python function or a built-in, and each time a coroutine is resumed.
 """
@@ -27,6 +28,7 @@ import gc
 import json
 import os
 import re
+import select
 import socket
 import sys
 import time
@@ -44,6 +46,8 @@ from gateway.access.limits.limit import Limits
 from gateway.access.limits.limiter import Limiter
 from gateway.config.settings import LogSettings
 from gateway.http.epoll.pump import Pump
+from gateway.http.plain_stream import PlainStream
+from gateway.http.pool import KnownAddresses, Origin, open_stream
 from gateway.http.server import HttpServer, ServerLimits
 from gateway.server.public_app import PublicApp
 from gateway.telemetry import log
@@ -81,6 +85,8 @@ class Peers(trio.abc.Instrument):
         self.server_sides = [theirs for _, theirs in pairs]
         self.neurons: list[socket.socket] = []
         self.done = trio.Event()
+        self.listening: dict[str, socket.socket] = {}  # of gateway and neuron, for `new_stream`
+        self._known = KnownAddresses()
         self._profile = profile
         self._steps: Generator[None] = iter(())
 
@@ -91,7 +97,7 @@ class Peers(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         """Part of Trio's `Instrument`: called before each wait for I/O."""
-        if timeout <= 0:
+        if timeout <= 0 or (self.listening and self._is_input_ready()):
             return
         if self._profile is not None:
             self._profile.disable()
@@ -100,26 +106,50 @@ class Peers(trio.abc.Instrument):
         elif self._profile is not None:
             self._profile.enable()
 
+    def listen(self) -> trio.SocketListener:
+        """Play streams over new connections, to this listener of the gateway."""
+        for side in ("gateway", "neuron"):
+            self.listening[side] = socket.create_server(("127.0.0.1", 0), backlog=STREAMS)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(self.listening["gateway"]))
+
     async def connect(self, _: object) -> trio.abc.Stream:
         """A connection of the pool."""
+        if self.listening:
+            return await open_stream(Origin("http", *self.listening["neuron"].getsockname(), b""), self._known)
         await trio.lowlevel.checkpoint()
         ours, theirs = socket.socketpair()
         self.neurons.append(theirs)
-        return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        return PlainStream(ours)
 
     def _play(self, kind: str, requests: int, chunks: int) -> Generator[None]:
-        question = QUESTION % (b',"stream":true' if kind == "stream" else b"")
+        question = QUESTION % (b',"stream":true' if kind.endswith("stream") else b"")
         head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         if kind == "keyed":
             head += KEYS.bearer("alice").encode() + b"\r\n"
         for _ in range(requests):
+            if self.listening:
+                self._connect_anew()
             for client in self.clients:
                 client.sendall(head + b"content-length: %d\r\n\r\n%b" % (len(question), question))
             yield
+            if self.listening:
+                self.neurons = [self.listening["neuron"].accept()[0] for _ in self.clients]
             assert len(self.neurons) == len(self.clients), "the gateway has not connected to the neuron"
             for neuron in self.neurons:
                 assert b'"Qwen/Qwen3-1.7B"' in neuron.recv(65536)
-            yield from self._stream(chunks) if kind == "stream" else self._answer()
+            yield from self._stream(chunks) if kind.endswith("stream") else self._answer()
+
+    def _is_input_ready(self) -> bool:
+        """Whether Trio is about to wait for what has come already, as on a connection accepted just now."""
+        poll = select.poll()
+        poll.register(trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager._epoll.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _connect_anew(self) -> None:
+        for connection in [*self.clients, *self.neurons]:
+            connection.close()
+        address = self.listening["gateway"].getsockname()
+        self.clients = [socket.create_connection(address) for _ in self.clients]
 
     def _send(self, data: bytes) -> None:
         for neuron in self.neurons:
@@ -177,14 +207,17 @@ async def play(kind: str, requests: int, chunks: int, profile: cProfile.Profile 
         app = PublicApp(gateway.inference, _no_routes, gateway.settings)
         pump = Pump()
         server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger(), pump=pump)
-        await nursery.start(server.watch_connections)
-        await nursery.start(pump.run)
+        if kind == "new_stream":
+            await nursery.start(server.serve, [peers.listen()])
+        else:
+            await nursery.start(server.watch_connections)
+            await nursery.start(pump.run)
         await nursery.start(gateway.upstream.timer.run)
         gateway.inference.silence._running = True  # its task would disturb the count
         for writer in log._writers:
             writer.batches = True  # as `log.write_in_batches` does, whose task would disturb the count
         for side in peers.server_sides:
-            nursery.start_soon(server.serve_stream, trio.SocketStream(trio.socket.from_stdlib_socket(side)))
+            nursery.start_soon(server.serve_stream, PlainStream(side))
         trio.lowlevel.add_instrument(peers)
         peers._profile = None
         peers.begin(kind, WARM_UP, chunks)
@@ -230,6 +263,12 @@ def per_request(kind: str) -> dict[str, float]:
     return {name: round(count / REQUESTS, 1) for name, count in calls(kind).items() if count >= REQUESTS // 10}
 
 
+def per_new_stream() -> dict[str, float]:
+    """Calls of each function per stream of one chunk over new connections."""
+    found = calls("new_stream", 1, clients=STREAMS, requests=REQUESTS // STREAMS)
+    return {name: round(count / REQUESTS, 1) for name, count in found.items() if count >= REQUESTS // 10}
+
+
 def per_chunk(streams: int) -> dict[str, float]:
     """Calls of each function per chunk of a stream, while so many streams run: what more chunks cost."""
     requests = max(10, REQUESTS // streams)
@@ -246,6 +285,7 @@ def measured() -> dict[str, dict[str, float]]:
         "plain": per_request("plain"),
         "keyed": per_request("keyed"),
         "stream": per_request("stream"),
+        "new_stream": per_new_stream(),
         "chunk": per_chunk(STREAMS),
         "lone_chunk": per_chunk(1),
     }
@@ -287,7 +327,8 @@ def main() -> None:
     options = parser.parse_args()
     log_to_nowhere()
     if options.run:
-        trio.run(play, options.run[0], int(options.run[1]), options.chunks, None)
+        clients = STREAMS if options.run[0] == "new_stream" else 1
+        trio.run(play, options.run[0], int(options.run[1]) // clients, options.chunks, None, clients)
         return
     tables = measured()
     if options.write:

@@ -16,6 +16,7 @@ import time
 import trio
 from fakes.in_memory import InMemoryGateway
 
+from gateway.http.plain_stream import PlainStream
 from gateway.http.sockets import RECEIVE_BYTES
 
 __all__ = ["StepTimes", "ThreadedGateway", "body_with_picture"]
@@ -106,6 +107,5 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def _stream(end: socket.socket) -> trio.SocketStream:
-    end.setblocking(False)
-    return trio.SocketStream(trio.socket.from_stdlib_socket(end))
+def _stream(end: socket.socket) -> PlainStream:
+    return PlainStream(end)

@@ -12,6 +12,7 @@ import trio
 from fakes.in_memory import InMemoryGateway
 
 from gateway.http.epoll.pump import Pump
+from gateway.http.plain_stream import PlainStream
 from gateway.http.server import HttpServer, ServerLimits
 
 __all__ = ["SocketPairGateway"]
@@ -27,7 +28,7 @@ class SocketPairGateway(InMemoryGateway):
     def __init__(self, nursery: trio.Nursery, pump: Pump | None, **more: object) -> None:
         super().__init__(nursery, {"neuron": None}, **more)
         self.server = HttpServer(self.inference, limits=ServerLimits(), log=structlog.get_logger(), pump=pump)
-        self.neuron_sides: list[trio.SocketStream] = []
+        self.neuron_sides: list[PlainStream] = []
         self._client_sides: list[socket.socket] = []
 
     async def _connect(self, origin: object) -> trio.abc.Stream:
@@ -47,11 +48,11 @@ class SocketPairGateway(InMemoryGateway):
     def close(self) -> None:
         """Close every socket."""
         for stream in self.neuron_sides:
-            stream.socket.close()
+            stream.close()
         for client in self._client_sides:
             client.close()
         self.upstream.close()
 
 
-def _stream(end: socket.socket) -> trio.SocketStream:
-    return trio.SocketStream(trio.socket.from_stdlib_socket(end))
+def _stream(end: socket.socket) -> PlainStream:
+    return PlainStream(end)

@@ -12,6 +12,8 @@ from contextlib import suppress
 
 import trio
 
+from gateway.http.plain_stream import PlainStream
+
 __all__ = ["HandshakeFailed", "TlsStream"]
 
 RECEIVE_BYTES = 65536
@@ -42,7 +44,7 @@ class TlsStream(trio.abc.Stream):
         abortive: Close without `close_notify`, so that the client sees that the response is not complete.
     """
 
-    def __init__(self, transport: trio.SocketStream, context: ssl.SSLContext) -> None:
+    def __init__(self, transport: PlainStream, context: ssl.SSLContext) -> None:
         self.transport_stream = transport
         self.abortive = False
         self._incoming = ssl.MemoryBIO()
@@ -135,11 +137,10 @@ class TlsStream(trio.abc.Stream):
 
     def close_now(self) -> None:
         """Send `close_notify` if the socket takes it at once, and close. Sync, so that it cannot be cancelled."""
-        sock = self.transport_stream.socket
-        if sock.fileno() != -1 and not self.abortive and not self._sending.locked():
+        if self.transport_stream.socket.fileno() != -1 and not self.abortive and not self._sending.locked():
             self._write_close_notify()
             self._send_now()
-        sock.close()
+        self.transport_stream.close()
 
     def _write_close_notify(self) -> None:
         with suppress(ssl.SSLError, ValueError):  # SSLWantReadError: the client has not sent its own yet
@@ -162,8 +163,8 @@ class TlsStream(trio.abc.Stream):
                 if not self._unsent:
                     return
                 try:
-                    sent = await self.transport_stream.socket.send(bytes(self._unsent[:ENCRYPT_BYTES]))
-                except (OSError, trio.ClosedResourceError) as error:
+                    sent = await self.transport_stream.send_some(bytes(self._unsent[:ENCRYPT_BYTES]))
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                     raise failure("the client has closed the connection") from error
                 del self._unsent[:sent]
 

@@ -10,6 +10,7 @@ import trio.testing
 from gateway.config.settings import DeadlineSettings
 from gateway.errors import DeadlineExceeded, ShuttingDown, UpstreamConnectionError
 from gateway.http.phase_deadlines import AGAIN_S, PhaseDeadlines, WaitTimer
+from gateway.http.plain_stream import PlainStream
 from gateway.http.pool import Origin, UpstreamPool
 
 ORIGIN = Origin.parse("http://beast:13131")
@@ -28,8 +29,8 @@ class Neuron:
     async def _connect(self, _):
         await trio.lowlevel.checkpoint()
         ours, theirs = socket.socketpair()
-        self.sides.append(trio.SocketStream(trio.socket.from_stdlib_socket(theirs)))
-        return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self.sides.append(PlainStream(theirs))
+        return PlainStream(ours)
 
     async def answer(self, data, *, ends=False):
         """To the next request on the idle connection."""
@@ -60,7 +61,7 @@ async def neuron(nursery, autojump_clock):
     yield neuron
     assert not neuron.pool.timer.deadlines
     for side in neuron.sides:
-        side.socket.close()
+        side.close()
     neuron.pool.close()
 
 

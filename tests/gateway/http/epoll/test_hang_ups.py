@@ -7,6 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.asgi import exchange_of
+from gateway.http.plain_stream import PlainStream
 from gateway.http.server import HttpServer, ServerLimits
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -41,7 +42,7 @@ async def connected(nursery, app, *, watched=True):
     server = HttpServer(app, limits=ServerLimits(), log=structlog.get_logger())
     if watched:
         await nursery.start(server.watch_connections)
-    nursery.start_soon(server.serve_stream, trio.SocketStream(trio.socket.from_stdlib_socket(theirs)))
+    nursery.start_soon(server.serve_stream, PlainStream(theirs))
     return ours
 
 
