@@ -23,9 +23,10 @@ class DirectExchange(Protocol):
     """
 
     derived: dict[str, Any]
-    """What the application derives from method, target and headers, kept for the connection's next requests.
+    """What the application derives from method, target and headers, and from nothing else, kept for the next requests.
 
-    A request has the dict of the one before if its head is the same, byte for byte, but for the content-length.
+    A request has the dict of the one before, on this connection or on another, if its head is the same, byte for byte,
+    but for the content-length.
     """
 
     more_headers: Headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator, Sequence
 
 import trio
@@ -31,7 +32,7 @@ class UpstreamConnection:
         self._stream = stream
         self._fd = descriptor(stream)
         self._is_tls = isinstance(stream, trio.SSLStream)
-        self._poll = poll_for_input(stream)
+        self._poll: select.poll | None = None
         self._parser = ResponseParser()
         self._response: UpstreamResponse | None = None
         self._request_sent = False
@@ -78,7 +79,10 @@ class UpstreamConnection:
 
     def is_quiet(self) -> bool:
         """Whether the idle connection is open and has no unread bytes."""
-        return self._poll is None or not self._poll.poll(0)
+        poll = self._poll
+        if poll is None:
+            poll = self._poll = poll_for_input(self._stream)
+        return poll is None or not poll.poll(0)
 
     def close(self) -> None:
         """Close at once. Sync, so that it cannot be cancelled."""

@@ -21,7 +21,7 @@ from gateway.errors import (
 )
 from gateway.http.server_exchange import ServerExchange
 
-__all__ = ["RequestParser"]
+__all__ = ["LatestHead", "RequestParser"]
 
 LENGTH_DIGITS = 12
 UNLIKE_HEADS = 3  # in a row: then the connection's heads differ, and are not remembered any more
@@ -37,13 +37,18 @@ class RequestParser:
     and copies what llhttp has made of it: llhttp's call per header is most of what a head costs.
 
     The `on_` methods are llhttp's callbacks.
+
+    Args:
+        header_limit_bytes: Of a request's head.
+        latest: Has the latest head of other connections: a client that opens many repeats it in each.
     """
 
-    def __init__(self, header_limit_bytes: int) -> None:
+    def __init__(self, header_limit_bytes: int, latest: LatestHead | None = None) -> None:
         self._header_limit_bytes = header_limit_bytes
-        self._parser = httptools.HttpRequestParser(self)
+        self._latest_head = latest or LatestHead()
+        self._parser: httptools.HttpRequestParser | None = None  # until bytes need it
         self._parsing: ServerExchange | None = None
-        self._latest = ServerExchange()
+        self._latest = _NONE_YET
         self._resuming = False
         self._ready: deque[ServerExchange] = deque()
         self._error: GatewayError | None = None
@@ -89,14 +94,15 @@ class RequestParser:
     def read(self, data: bytes) -> ServerExchange | None:
         """Parse `data` when no request is being served: `feed` and `take` in one. Raises as `take`."""
         is_start = self._parsing is None and not self._ready and self._error is None
-        if is_start and self._known is not None and (exchange := self._known.repeated_in(data)) is not None:
-            self._unlike = 0
+        known = self._known or self._latest_head.known
+        if is_start and known is not None and (exchange := known.repeated_in(data)) is not None:
+            self._unlike, self._known = 0, known
             return exchange
         self.feed(data)
         exchange = self.take()
         if is_start and exchange is not None and self._unlike < UNLIKE_HEADS:
             self._unlike += 1
-            self._known = _KnownHead.of(data, exchange, self._header_limit_bytes)
+            self._known = self._latest_head.known = _KnownHead.of(data, exchange, self._header_limit_bytes)
         return exchange
 
     def feed(self, data: bytes) -> None:
@@ -128,11 +134,13 @@ class RequestParser:
 
     def close(self) -> None:
         """The connection has ended: drop what refers to it and to this object, so that no cycle is left."""
-        del self._parser, self._latest
-        self._parsing = None
+        self._parser = self._parsing = None
+        self._latest = _NONE_YET
 
     def _parse(self, data: bytes | memoryview) -> memoryview | None:
         """Parse `data` to its end, or up to a request that offers an upgrade; then return the rest."""
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -188,10 +196,10 @@ class RequestParser:
 
     def on_headers_complete(self) -> None:
         """Check the headers. An exception raised here stops llhttp; `feed` finds it as the context of llhttp's own."""
-        if self._resuming:
+        parser = self._parser
+        if self._resuming or parser is None:
             return
         exchange = self._parsing or self._current()
-        parser = self._parser
         exchange.method = parser.get_method()
         exchange.version = parser.get_http_version()
         exchange.reusable = parser.should_keep_alive()
@@ -218,6 +226,15 @@ class RequestParser:
         if self._parsing is None:
             raise MalformedRequest("bytes that belong to no request")
         return self._parsing
+
+
+class LatestHead:
+    """The latest head that a server's connections have had, if it may be copied."""
+
+    __slots__ = ("known",)
+
+    def __init__(self) -> None:
+        self.known: _KnownHead | None = None
 
 
 class _KnownHead:
@@ -321,6 +338,7 @@ def _check(exchange: ServerExchange, header_limit_bytes: int) -> int:
     return size
 
 
+_NONE_YET = ServerExchange()
 # A length of so many digits at most: llhttp checks the others.
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,%d})\r\n" % (LENGTH_DIGITS - 1), re.IGNORECASE)
 _COPIED_NEVER = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection"})

@@ -25,7 +25,7 @@ from gateway.http.server_state.server_limits import ServerLimits
 from gateway.http.server_state.server_state import ServerState
 from gateway.http.server_tls.handshake import shake_hands
 from gateway.http.server_tls.tls_stream import TlsStream
-from gateway.http.sockets import close_now, descriptor, has_hung_up, is_quiet, read, write_what_fits
+from gateway.http.sockets import RECEIVE_BYTES, close_now, descriptor, has_hung_up, is_quiet, read, write_what_fits
 
 __all__ = ["ServerConnection"]
 
@@ -38,8 +38,8 @@ class ServerConnection:
     """Serves the requests of one connection until it ends. Its creator calls `close`."""
 
     __slots__ = (
-        "_app", "_client_gone", "_departed", "_evicted", "_fd", "_is_overdue", "_limits", "_log", "_on_departure",
-        "_owed", "_parser", "_scope", "_sends", "_serving", "_socket_fd", "_state", "_stream", "_wait", "_watched",
+        "_app", "_client_gone", "_departed", "_evicted", "_fd", "_is_new", "_is_overdue", "_limits", "_log",
+        "_on_departure", "_owed", "_parser", "_scope", "_sends", "_serving", "_socket_fd", "_state", "_stream", "_wait", "_watched",
         "client", "idle", "local", "scheme",
     )  # fmt: skip
 
@@ -60,7 +60,7 @@ class ServerConnection:
         self._stream = stream
         self._fd = descriptor(stream)
         self._client_gone = False
-        self._parser = RequestParser(limits.header_bytes)
+        self._parser = RequestParser(limits.header_bytes, state.latest_head)
         self._owed = b""  # of a piece that the pump has sent in part: it goes before anything else
         self._sends = 0  # since the last checkpoint
         self._scope = trio.CancelScope()  # around all requests: one for each wait would cost 6 us per request
@@ -68,6 +68,7 @@ class ServerConnection:
         self._serving: ServerExchange | None = None
         self._evicted = False
         self._is_overdue = False
+        self._is_new = True  # its first bytes have probably come with it
         self._watched = False  # by the server's `hang_ups`
         self._departed = False  # as `hang_ups` has reported
         self._on_departure: Callable[[], None] | None = None  # of the exchange being served
@@ -169,7 +170,9 @@ class ServerConnection:
         self._wait = self._scope
         try:
             while exchange is None:
-                data = await read(self._stream, fd)
+                data = self._read_at_once(fd) if self._is_new and fd is not None else None
+                if data is None:
+                    data = await read(self._stream, fd)
                 if not data or self._evicted:  # in the instant in which data arrived
                     self._client_gone = not data
                     break
@@ -183,6 +186,16 @@ class ServerConnection:
             del waiting[self]
             self._wait = None
         return exchange
+
+    def _read_at_once(self, fd: int) -> bytes | None:
+        """As `read`, for bytes that have come already; None without any. For a new connection, which saves a wait."""
+        self._is_new = False
+        try:
+            return os.read(fd, RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
 
     async def read(self) -> bytes:
         """Return the next bytes; `b""` when the client has closed. Cancelling this loses no bytes."""

@@ -150,15 +150,16 @@ class ServerExchange:
         self._transport = transport
         derived = self.derived
         if _SCOPE not in derived:
-            derived[_SCOPE] = self._scope_of_head(transport)
+            derived[_SCOPE] = self._scope_of_head(transport.scheme)
         scope: dict[str, Any] = derived[_SCOPE].copy()
+        scope["client"], scope["server"] = transport.client, transport.local
         scope["headers"] = self.headers
         scope["state"] = {}
         scope["extensions"] = {EXCHANGE: self}
         return scope
 
-    def _scope_of_head(self, transport: ServerTransport) -> Scope:
-        """What the scopes of all requests with this head have in common."""
+    def _scope_of_head(self, scheme: str) -> Scope:
+        """What the scopes of all requests with this head have in common. A server's connections have one scheme."""
         target = self.target if self.target[:1] == b"/" else _origin_form(self.target)
         raw_path, _, query = target.partition(b"?")
         return {
@@ -166,13 +167,11 @@ class ServerExchange:
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": self.version,
             "method": self.method.decode("ascii"),
-            "scheme": transport.scheme,
+            "scheme": scheme,
             "path": (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace"),
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
-            "client": transport.client,
-            "server": transport.local,
         }
 
     def on_departure(self, callback: Callable[[], None]) -> bool:

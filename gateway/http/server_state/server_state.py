@@ -9,6 +9,7 @@ import trio
 
 from gateway.http.epoll.hang_ups import HangUps
 from gateway.http.epoll.pump import Pump
+from gateway.http.request_parser import LatestHead
 from gateway.http.server_state.server_limits import ServerLimits
 from gateway.http.server_tls.handshake import FailedHandshakes
 
@@ -39,7 +40,10 @@ class WaitingConnection(Protocol):
 class ServerState:
     """What a server's connections share."""
 
-    __slots__ = ("draining", "failed_handshakes", "hang_ups", "idle", "incomplete", "keeps_idle", "pump", "served")
+    __slots__ = (
+        "draining", "failed_handshakes", "hang_ups", "idle", "incomplete", "keeps_idle", "latest_head", "pump",
+        "served",
+    )  # fmt: skip
 
     def __init__(self, pump: Pump | None = None) -> None:
         self.draining = False
@@ -47,6 +51,7 @@ class ServerState:
         self.failed_handshakes = FailedHandshakes()
         self.hang_ups = HangUps()
         self.pump = pump
+        self.latest_head = LatestHead()
         self.served = 0  # requests
         self.idle: dict[WaitingConnection, float] = {}
         """Connections between two requests, with the Trio time at which that ends; the longest idle one comes first."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError
-from gateway.http.request_parser import UNLIKE_HEADS, RequestParser
+from gateway.http.request_parser import UNLIKE_HEADS, LatestHead, RequestParser
 from gateway.http.server_exchange import ServerExchange
 
 LIMIT = 1000
@@ -113,6 +113,19 @@ def test_derived_facts_live_as_long_as_the_head_stays_the_same():
     assert parser.read(post(b"other")).derived is first.derived
     assert parser.read(post(head=HEAD.replace(b"Value", b"Other"))).derived == {}
     assert parser.read(post()).derived == {}
+
+
+def test_first_request_with_the_latest_head_of_another_connection_has_its_derived_facts():
+    """A client that opens many connections repeats its head in each."""
+    latest = LatestHead()
+    first = RequestParser(LIMIT, latest).read(post(b"one"))
+    parser = RequestParser(LIMIT, latest)
+    second = parser.read(post(b"other"))
+    assert second.derived is first.derived
+    assert second.body == [b"other"]
+    RequestParser(LIMIT, latest).read(post(head=HEAD.replace(b"Value", b"Other")))
+    assert parser.read(post()).derived is first.derived
+    assert RequestParser(LIMIT, latest).read(post()).derived == {}
 
 
 def test_heads_that_always_differ_are_not_remembered():
