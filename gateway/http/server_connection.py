@@ -39,8 +39,8 @@ class ServerConnection:
 
     __slots__ = (
         "_app", "_client_gone", "_departed", "_evicted", "_fd", "_is_new", "_is_overdue", "_limits", "_log",
-        "_on_departure", "_owed", "_parser", "_scope", "_sends", "_serving", "_socket_fd", "_state", "_stream", "_wait", "_watched",
-        "client", "idle", "local", "scheme",
+        "_on_departure", "_owed", "_parser", "_scope", "_sends", "_serving", "_socket_fd", "_state", "_stream", "_wait",
+        "_watched", "client", "idle", "local", "scheme",
     )  # fmt: skip
 
     def __init__(
