@@ -20,8 +20,9 @@ Outbound, to neurons:
     phase_deadlines     the deadline of each phase of a request
     tls                 which certificates to trust
 
-Both: `epoll` (one task for all connections: the pump that carries streams, and what sees clients leave), `sockets`
-(reads, writes and closes a stream), `sse` (bytes to events), `content_coding` (decodes gzip, deflate and zstd).
+Both: `epoll` (one task for all connections: the pump that carries streams, and what sees clients leave), `tcp` (a plain
+connection, and opening one), `sockets` (reads, writes and closes a stream), `sse` (bytes to events), `content_coding`
+(decodes gzip, deflate and zstd).
 
 Read `server` first for inbound, `pool` for outbound. Control calls to neurons use httpx (`gateway.fleet.control`), not
 this package. Why the gateway has its own: docs/decisions/0003-own-http-front.md and 0004-own-upstream-client.md.

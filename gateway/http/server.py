@@ -18,13 +18,13 @@ import trio
 from gateway.asgi import App
 from gateway.errors import Overloaded
 from gateway.http.epoll.pump import Pump
-from gateway.http.plain_stream import PlainStream
 from gateway.http.server_connection import ServerConnection
 from gateway.http.server_exchange import ClientDisconnected, ServerLog
 from gateway.http.server_state.server_limits import ServerLimits
 from gateway.http.server_state.server_state import ServerState
 from gateway.http.server_tls.tls_stream import TlsStream
 from gateway.http.sockets import set_latency_options
+from gateway.http.tcp.plain_stream import PlainStream
 
 __all__ = ["HttpServer", "ServerLimits"]
 

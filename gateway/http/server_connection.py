@@ -18,14 +18,14 @@ import trio
 from gateway.asgi import App, Flow, Scope
 from gateway.errors import GatewayError, InternalError, MalformedRequest, RequestTimeout
 from gateway.http import sockets
-from gateway.http.plain_stream import PlainStream
 from gateway.http.request_parser import RequestParser
 from gateway.http.server_exchange import ClientDisconnected, ServerExchange, ServerLog, error_response, is_departure
 from gateway.http.server_state.server_limits import ServerLimits
 from gateway.http.server_state.server_state import ServerState
 from gateway.http.server_tls.handshake import shake_hands
 from gateway.http.server_tls.tls_stream import TlsStream
-from gateway.http.sockets import RECEIVE_BYTES, close_now, descriptor, has_hung_up, is_quiet, read, write_what_fits
+from gateway.http.sockets import close_now, descriptor, has_hung_up, is_quiet, read, read_at_once, write_what_fits
+from gateway.http.tcp.plain_stream import PlainStream
 
 __all__ = ["ServerConnection"]
 
@@ -66,8 +66,7 @@ class ServerConnection:
         self._scope = trio.CancelScope()  # around all requests: one for each wait would cost 6 us per request
         self._wait: trio.CancelScope | None = None  # the scope of a wait for a request, or for the rest of one
         self._serving: ServerExchange | None = None
-        self._evicted = False
-        self._is_overdue = False
+        self._evicted = self._is_overdue = False
         self._is_new = True  # its first bytes have probably come with it
         self._watched = False  # by the server's `hang_ups`
         self._departed = False  # as `hang_ups` has reported
@@ -170,7 +169,8 @@ class ServerConnection:
         self._wait = self._scope
         try:
             while exchange is None:
-                data = self._read_at_once(fd) if self._is_new and fd is not None else None
+                data = read_at_once(fd) if self._is_new and fd is not None else None
+                self._is_new = False
                 if data is None:
                     data = await read(self._stream, fd)
                 if not data or self._evicted:  # in the instant in which data arrived
@@ -186,16 +186,6 @@ class ServerConnection:
             del waiting[self]
             self._wait = None
         return exchange
-
-    def _read_at_once(self, fd: int) -> bytes | None:
-        """As `read`, for bytes that have come already; None without any. For a new connection, which saves a wait."""
-        self._is_new = False
-        try:
-            return os.read(fd, RECEIVE_BYTES)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""
 
     async def read(self) -> bytes:
         """Return the next bytes; `b""` when the client has closed. Cancelling this loses no bytes."""

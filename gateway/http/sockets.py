@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from gateway.http.plain_stream import PlainStream
 from gateway.http.server_tls.tls_stream import TlsStream
+from gateway.http.tcp.plain_stream import PlainStream
 
 __all__ = [
     "RECEIVE_BYTES",
@@ -30,6 +30,7 @@ __all__ = [
     "is_quiet",
     "poll_for_input",
     "read",
+    "read_at_once",
     "set_latency_options",
     "transport",
     "write_what_fits",
@@ -83,6 +84,16 @@ async def read(stream: trio.abc.Stream, fd: int | None) -> bytes:
             except BlockingIOError:
                 continue  # the kernel may report a socket readable when it is not (select(2), BUGS)
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        return b""
+
+
+def read_at_once(fd: int) -> bytes | None:
+    """As `read`, for bytes that have arrived already; None without any."""
+    try:
+        return os.read(fd, RECEIVE_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError:
         return b""
 
 

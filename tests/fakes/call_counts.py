@@ -46,9 +46,10 @@ from gateway.access.limits.limit import Limits
 from gateway.access.limits.limiter import Limiter
 from gateway.config.settings import LogSettings
 from gateway.http.epoll.pump import Pump
-from gateway.http.plain_stream import PlainStream
-from gateway.http.pool import KnownAddresses, Origin, open_stream
+from gateway.http.pool import Origin, open_stream
 from gateway.http.server import HttpServer, ServerLimits
+from gateway.http.tcp.known_addresses import KnownAddresses
+from gateway.http.tcp.plain_stream import PlainStream
 from gateway.server.public_app import PublicApp
 from gateway.telemetry import log
 

@@ -16,8 +16,8 @@ import time
 import trio
 from fakes.in_memory import InMemoryGateway
 
-from gateway.http.plain_stream import PlainStream
 from gateway.http.sockets import RECEIVE_BYTES
+from gateway.http.tcp.plain_stream import PlainStream
 
 __all__ = ["StepTimes", "ThreadedGateway", "body_with_picture"]
 

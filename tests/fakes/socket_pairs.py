@@ -12,8 +12,8 @@ import trio
 from fakes.in_memory import InMemoryGateway
 
 from gateway.http.epoll.pump import Pump
-from gateway.http.plain_stream import PlainStream
 from gateway.http.server import HttpServer, ServerLimits
+from gateway.http.tcp.plain_stream import PlainStream
 
 __all__ = ["SocketPairGateway"]
 

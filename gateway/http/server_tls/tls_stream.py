@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import trio
 
-from gateway.http.plain_stream import PlainStream
+from gateway.http.tcp.plain_stream import PlainStream
 
 __all__ = ["HandshakeFailed", "TlsStream"]
 

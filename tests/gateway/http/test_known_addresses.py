@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.http.pool import KNOWN_S, KnownAddresses
+from gateway.http.tcp.known_addresses import KNOWN_S, KnownAddresses
 
 
 class Names(trio.abc.HostnameResolver):

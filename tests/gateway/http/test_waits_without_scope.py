@@ -10,8 +10,8 @@ import trio.testing
 from gateway.config.settings import DeadlineSettings
 from gateway.errors import DeadlineExceeded, ShuttingDown, UpstreamConnectionError
 from gateway.http.phase_deadlines import AGAIN_S, PhaseDeadlines, WaitTimer
-from gateway.http.plain_stream import PlainStream
 from gateway.http.pool import Origin, UpstreamPool
+from gateway.http.tcp.plain_stream import PlainStream
 
 ORIGIN = Origin.parse("http://beast:13131")
 ALLOWED_S = 600

@@ -7,8 +7,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.asgi import exchange_of
-from gateway.http.plain_stream import PlainStream
 from gateway.http.server import HttpServer, ServerLimits
+from gateway.http.tcp.plain_stream import PlainStream
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 
