@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hmac import compare_digest
+from math import inf
 from typing import Literal
 
 from gateway.access.keys import scope
@@ -53,7 +54,7 @@ class Access:
             InvalidApiKey: The key is unknown, expired or revoked, or there are several; in keys mode, there is none.
         """
         if exchange is not None and _KEPT in exchange.derived:
-            kept: tuple[int, Key, float] = exchange.derived[_KEPT]
+            kept: tuple[int, Key | None, float] = exchange.derived[_KEPT]
             if kept[0] == self.table.version and kept[2] > self.table.unix_time():
                 return kept[1]
         secret = _secret_in(headers)
@@ -63,6 +64,8 @@ class Access:
                 exchange.derived[_KEPT] = (self.table.version, key, until)
             return key
         if self.mode == "open":
+            if exchange is not None:
+                exchange.derived[_KEPT] = (self.table.version, None, inf)
             return None
         if self._has_token(headers):
             return TOKEN_KEY

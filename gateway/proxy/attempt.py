@@ -337,8 +337,8 @@ class Attempt:
                     transcript=self.transcript,
                 )
             elif is_whole:
-                self.phases.enter("idle", now, waits=False)
                 status, headers = self._head(response, streaming=False)
+                self.phases.enter("idle", now, waits=False)
                 self._client.committed = True
                 await self._client.respond(status, headers, first)
                 meter.finish(first)

@@ -40,17 +40,18 @@ class PublicApp:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request of the public port. A plain function, to save nearly every request a coroutine."""
-        if scope["type"] == "http" and scope["path"] in ENDPOINTS and scope["method"] == "POST":
-            host = None
-            for name, value in scope["headers"]:
-                if name == b"origin":
-                    break
-                if name == b"host":
-                    host = value
-            else:
-                if self._hosts.fault(host) is None:
-                    return self._inference(scope, receive, send)
-        return self._answer(scope, receive, send)
+        exchange = exchange_of(scope)
+        derived = {} if exchange is None else exchange.derived
+        if _IS_PLAIN not in derived:
+            derived[_IS_PLAIN] = self._is_plain_inference(scope)
+        return (self._inference if derived[_IS_PLAIN] else self._answer)(scope, receive, send)
+
+    def _is_plain_inference(self, scope: Scope) -> bool:
+        """Whether the head of a request says that the proxy is all that it needs."""
+        if scope["type"] != "http" or scope["path"] not in ENDPOINTS or scope["method"] != "POST":
+            return False
+        headers = dict(scope["headers"])
+        return b"origin" not in headers and self._hosts.fault(headers.get(b"host")) is None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,6 +92,7 @@ class PublicApp:
         return None
 
 
+_IS_PLAIN = "cortex.plain_inference"  # of what the server keeps per head
 _EXPOSED_NAMES = (
     b"x-request-id, request-id, x-cortex-model, x-cortex-node, x-cortex-alias, x-cortex-ignored, retry-after, "
     b"retry-after-ms, x-should-retry, server-timing, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "

@@ -35,7 +35,9 @@ class AnswerRecord:
 
     def body_meter(self, content_type: bytes | None) -> BodyMeter:
         """The meter for an answer that is not a stream."""
-        self._body_meter = BodyMeter(ToolCalls() if self.is_observed else None, content_type)
+        if not self.is_observed:
+            return BodyMeter(None, content_type)
+        self._body_meter = BodyMeter(ToolCalls(), content_type)
         return self._body_meter
 
     @property

@@ -105,7 +105,8 @@ class RequestRecord:
         self.ended_at = now
         self.phases = None
         self.routing.release(now)
-        self.answer.release()
+        if self.answer.meter is not None or self.answer.is_observed:
+            self.answer.release()
         self.cancel = _nothing_to_cancel
         self.limit_headers = self.gpu_use = None
         if self.error is not None:
