@@ -98,7 +98,9 @@ class PhaseDeadlines:
         self._next_move_at = -inf
         self.entered.append((phase, now))
         if waits and self._is_open:
-            self._allow_until(now + getattr(self._deadlines, _SETTINGS[phase]))  # `allowed_s`
+            allowed_s = getattr(self._deadlines, _SETTINGS[phase])  # as the method `allowed_s`
+            self._next_move_at = now + allowed_s * _SLACK
+            self._allow_until(now + allowed_s)
 
     def resume(self, phase: Phase) -> None:
         """Begin `phase` again; the time spent in it before counts towards its deadline."""
@@ -193,7 +195,8 @@ class PhaseDeadlines:
 
     def _allow_until(self, deadline: float) -> None:
         if self.scope is not None:
-            self.scope.deadline = deadline
+            if self.scope.deadline != deadline:
+                self.scope.deadline = deadline
         elif self._is_open:
             self.scope = trio.CancelScope(deadline=deadline)
             self.scope.__enter__()

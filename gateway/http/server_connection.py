@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from math import inf
 from typing import Any
 
@@ -64,7 +65,7 @@ class ServerConnection:
         self._parser = RequestParser(limits.header_bytes, state.latest_head)
         self._owed = b""  # of a piece that the pump has sent in part: it goes before anything else
         self._sends = 0  # since the last checkpoint
-        self._scope = trio.CancelScope()  # around all requests: one for each wait would cost 6 us per request
+        self._scope = trio.CancelScope() if self._fd is None else None  # around all requests; it costs 12 us
         self._wait: trio.CancelScope | None = None  # the scope of a wait for a request, or for the rest of one
         self._serving: ServerExchange | None = None
         self._evicted = self._is_overdue = False
@@ -92,7 +93,7 @@ class ServerConnection:
         if isinstance(self._stream, TlsStream) and not await self._shake_hands(self._stream):
             return
         try:
-            with self._scope:
+            with self._scope or nullcontext():
                 await self._serve()
             if self._is_overdue and not self.idle:
                 raise RequestTimeout(f"the request's headers did not arrive within {self._limits.header_s:g} s")
@@ -127,7 +128,7 @@ class ServerConnection:
                 if not exchange.complete and exchange.close_would_look_complete:
                     self._reset_on_close()
             if not exchange.reusable:
-                if exchange.answered and self._may_have_unread(exchange):
+                if exchange.answered and (not exchange.body_complete or parser.has_more or not is_quiet(self._stream)):
                     await self._linger()
                 return
 
@@ -146,9 +147,6 @@ class ServerConnection:
             self._stream, self._fd = stream.transport_stream, self._socket_fd
             await self.send_error(MalformedRequest("this port speaks TLS: use https"))
         return result == "done"
-
-    def _may_have_unread(self, exchange: ServerExchange) -> bool:
-        return not exchange.body_complete or self._parser.has_more or not is_quiet(self._stream)
 
     # Reading ..........................................................................................................
 
@@ -174,7 +172,7 @@ class ServerConnection:
                 if data is None:
                     data = await read(self._stream, fd)
                 if not data or self._evicted:  # in the instant in which data arrived
-                    self._client_gone = not data
+                    self._client_gone = not (data or self._evicted)
                     break
                 was_idle, self.idle = self.idle, False
                 exchange = parser.read(data)
@@ -403,7 +401,7 @@ class ServerConnection:
 
     def close_if_idle(self) -> bool:
         """End the connection if it waits for its next request and no byte of it has arrived. Returns whether it did."""
-        if not self.idle or self._wait is None or self._evicted or not is_quiet(self._stream):
+        if self not in self._state.idle or self._evicted or not is_quiet(self._stream):
             return False
         self.evict()
         return True
@@ -420,6 +418,8 @@ class ServerConnection:
         self._evicted = True
         if self._wait is not None:
             self._wait.cancel()
+        elif self._fd is not None:
+            trio.lowlevel.notify_closing(self._fd)  # in place of a scope: `read` returns without data
 
     @property
     def evicted(self) -> bool:
