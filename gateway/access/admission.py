@@ -55,7 +55,7 @@ class Access:
         """
         if exchange is not None and _KEPT in exchange.derived:
             kept: tuple[int, Key | None, float] = exchange.derived[_KEPT]
-            if kept[0] == self.table.version and kept[2] > self.table.unix_time():
+            if kept[0] == self.table.version and (kept[2] == inf or kept[2] > self.table.unix_time()):
                 return kept[1]
         secret = _secret_in(headers)
         if secret is not None:
@@ -100,7 +100,7 @@ class Access:
             return
         if "infer" not in key.verbs:
             require_verb(key, "infer")
-        if not scope.allows(key.may, name):
+        if key.may != scope.EVERYTHING and not scope.allows(key.may, name):
             raise ModelNotAllowed(
                 f"the key {key.name!r} may not use the model '{name}'; GET /v1/models lists those it may use",
                 param="model",

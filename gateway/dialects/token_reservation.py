@@ -32,51 +32,57 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/=]{1024,}")  # no text has so long a word
 _BASE64_SEARCH_BYTES = 2048
 
 
-def expected_tokens(path: str, body: Outline) -> tuple[int, int | None]:
+def expected_tokens(path: str, body: bytes | Outline) -> tuple[int, int | None]:
     """An estimate of the prompt's tokens, and the most that all answers together may have; None for no limit.
 
     Costs 1 us for a small body and 18 us for 20 KB, so it is for keys with a limit that depends on it.
 
     Args:
-        path: One of `TOKEN_PATHS`.
-        body: A JSON object.
+        path: The endpoint's. One that is not of `TOKEN_PATHS` has no prompt.
+        body: A JSON object; empty for no prompt.
     """
+    text, removed_bytes = (body, 0) if isinstance(body, bytes) else (body.text, body.removed_bytes)
+    decoder = _decoders.get(path)
+    if decoder is None or not text:
+        return 0, None
     try:
-        first, second, third, number, *parts = msgspec.structs.astuple(_decoders[path].decode(body.text))
+        fields = decoder.decode(text)
     except (msgspec.DecodeError, RecursionError):
-        return estimate(len(body.text) + body.removed_bytes), None
-    length, media = 0, 0
-    for part in parts:
-        if part is _ABSENT:
-            continue
-        text = bytes(part)
-        length += len(text)
-        if len(text) > _BASE64_SEARCH_BYTES and (b"base64" in text or b"input_audio" in text):
-            # One picture or sound counts as an image, whatever its size.
-            runs = [match.end() - match.start() for match in _BASE64.finditer(text)]
-            length, media = length - sum(runs), media + len(runs)
-    if body.cuts and not media:
-        length += body.removed_bytes  # not of pictures
-    if first is second is third is None:
+        return estimate(len(text) + removed_bytes), None
+    first, second, third = fields.first, fields.second, fields.third
+    length, media = len(first) + len(second) + len(third), 0
+    if len(text) > _BASE64_SEARCH_BYTES:
+        for part in map(bytes, (first, second, third)):
+            if len(part) > _BASE64_SEARCH_BYTES and (b"base64" in part or b"input_audio" in part):
+                # One picture or sound counts as an image, whatever its size.
+                runs = [match.end() - match.start() for match in _BASE64.finditer(part)]
+                length, media = length - sum(runs), media + len(runs)
+    if not media:
+        length += removed_bytes  # not of pictures
+    if fields.max_completion_tokens is fields.max_output_tokens is fields.max_tokens is None:
         return estimate(length, media), None
-    return estimate(length, media), _answers((first, second, third), number)
+    return estimate(length, media), _answers(fields)
 
 
-def _answers(limits: tuple[Any, ...], number: Any) -> int | None:
-    for limit in limits:
+def _answers(fields: Any) -> int | None:
+    number = fields.n
+    for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens):
         if type(limit) is int and limit >= 0:  # not `isinstance`: true is no number
             return limit * (min(number, MOST_ANSWERS) if type(number) is int and number >= 0 else 1)
     return None
 
 
 _ABSENT = msgspec.Raw()
+_PARTS = ("first", "second", "third")
 
 
 def _decoder(names: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
     """Of what decides about tokens: every name that the APIs have for the answer's limit, and the prompt's parts."""
     limits = [(name, Any, None) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens", "n")]
-    parts = [(name, msgspec.Raw, _ABSENT) for name in names]
-    return msgspec.json.Decoder(msgspec.defstruct("TokenFields", [*limits, *parts]))
+    parts = [(part, msgspec.Raw, _ABSENT) for part in _PARTS]
+    # A part that the path does not have gets a name that no client uses.
+    rename = {part: f" {part}" for part in _PARTS} | dict(zip(_PARTS, names, strict=False))
+    return msgspec.json.Decoder(msgspec.defstruct("TokenFields", [*limits, *parts], rename=rename))
 
 
 _decoders = {path: _decoder(names) for path, names in _PROMPT_FIELDS.items()}

@@ -8,7 +8,6 @@ request started is gone.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from functools import partial
 
 import structlog
@@ -268,8 +267,7 @@ class InferenceApp:
                     self.silence.watch(keepalive, partial(nursery.start_soon, keep_alive, keepalive, record, scope))
                 try:
                     if endpoint.counts:
-                        with request.account.reserve() if request.account is not None else nullcontext():
-                            await CountTokens(self.context, request, client, record).run()
+                        await CountTokens(self.context, request, client, record).run()
                     else:
                         await dispatch.run()
                 except errors.GatewayError as error:

@@ -56,7 +56,18 @@ class CountTokens:
         self._record = record
 
     async def run(self) -> None:
-        """Answer the client. Raises ModelNotFound, BadRequest or ClientGone."""
+        """Answer the client. Raises ModelNotFound, BadRequest, ClientGone, RateLimited or InsufficientQuota."""
+        account = self._request.account
+        if account is None:
+            await self._answer()
+            return
+        account.reserve()
+        try:
+            await self._answer()
+        finally:
+            account.settle()
+
+    async def _answer(self) -> None:
         tokens = None
         route = self._find_route()
         if route is not None:

@@ -17,7 +17,6 @@ from catalogue.models import Alias, Catalogue
 from catalogue.resolve import resolve
 from gateway import errors
 from gateway.asgi import Headers
-from gateway.dialects.large_bodies.outline import Outline
 from gateway.dialects.upstream_errors import UpstreamErrorResponse
 from gateway.fleet.route import Route
 from gateway.fleet.routing import decision_log
@@ -100,18 +99,20 @@ class Dispatch:
         if resolution.policy is not None:
             self._use_policy(resolution.policy, model)
             deadline = total_deadline.tighter(deadline, total_deadline.of_alias(resolution.policy))
+        account, failed = request.account, False
         try:
-            if request.account is not None:
-                with request.account.reserve(model, request.model.outline or Outline(request.body)):
-                    if deadline is not None:
-                        await self._serve_within(deadline, model)
-                    elif (unserved := await self._serve_model(model)) is not None:  # as below
-                        await self._serve_otherwise(unserved)
-            elif deadline is not None:
+            if account is not None:
+                account.reserve(model, request.model.outline or request.body)
+            if deadline is not None:
                 await self._serve_within(deadline, model)
             elif (unserved := await self._serve_model(model)) is not None:  # as `_serve`, without its frame
                 await self._serve_otherwise(unserved)
+        except errors.GatewayError:
+            failed = True
+            raise
         finally:
+            if account is not None:
+                account.settle(failed=failed)
             # After an answer no step has waited since the end of its exchange.
             ended_at = self.phases.exchanged_at if record.outcome == "ok" else None
             record.phases_ms = self.phases.spent_ms(trio.current_time() if ended_at is None else ended_at)

@@ -10,15 +10,15 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-__all__ = ["allows", "contains"]
+__all__ = ["EVERYTHING", "allows", "contains"]
 
-_EVERYTHING = ("*",)
+EVERYTHING = ("*",)
 _REMEMBERED_CHARACTERS = 200  # of a name: a client chooses it, and so how much memory it takes
 
 
 def allows(globs: tuple[str, ...], name: str) -> bool:
     """Whether one of the globs matches the whole name."""
-    if globs == _EVERYTHING:
+    if globs == EVERYTHING:
         return True
     return _allows_remembered(globs, name) if len(name) <= _REMEMBERED_CHARACTERS else _allows(globs, name)
 

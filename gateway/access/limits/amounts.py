@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from gateway.access.limits.limit import BudgetUnit
 
-__all__ = ["NOTHING", "UNIT_INDEX", "Amounts", "LearntMeans", "amounts_of"]
+__all__ = ["NOTHING", "UNIT_INDEX", "AmountTuple", "Amounts", "LearntMeans"]
 
 
 class Amounts(NamedTuple):
@@ -19,8 +17,8 @@ class Amounts(NamedTuple):
     gpu_s: float = 0.0
 
 
-amounts_of: Callable[[tuple[float, float, float]], Amounts] = partial(tuple.__new__, Amounts)
-"""As `Amounts(*values)`, in a quarter of the time."""
+AmountTuple: TypeAlias = tuple[float, float, float]
+"""`Amounts`, or a plain tuple of the same, which is made in a tenth of the time."""
 
 NOTHING = Amounts()
 UNIT_INDEX: dict[BudgetUnit, int] = {"tokens": 0, "money": 1, "gpu-seconds": 2}
@@ -28,31 +26,28 @@ UNIT_INDEX: dict[BudgetUnit, int] = {"tokens": 0, "money": 1, "gpu-seconds": 2}
 
 FIRST_TOKENS = 100.0  # of the first answers of a model, before any has ended
 _SAMPLES = 32  # the mean follows about this many of the last answers
+_FIRST = [0.0, FIRST_TOKENS, 0.0]
 
 
-_FIRST = (0, FIRST_TOKENS, 0.0)
-
-
-class LearntMeans:
+class LearntMeans(dict[str, list[float]]):
     """The mean completion tokens and GPU-seconds of each model's last answers: the reservation of the next one.
 
-    Bounded by the models that have answered.
+    By model: answers, at most 32; tokens; GPU-seconds. Bounded by the models that have answered.
     """
 
-    def __init__(self) -> None:
-        self._means: dict[str, tuple[int, float, float]] = {}
+    __slots__ = ()
 
-    def of(self, model: str) -> tuple[float, float]:
-        """Completion tokens and GPU-seconds to expect."""
-        _, tokens, gpu_s = self._means.get(model, _FIRST)
-        return tokens, gpu_s
+    def __missing__(self, model: str) -> list[float]:
+        return _FIRST
 
     def learn(self, model: str, completion_tokens: float, gpu_s: float) -> None:
         """An answer has ended."""
-        count, tokens, mean_gpu_s = self._means.get(model, (0, 0.0, 0.0))
-        count = min(count + 1, _SAMPLES)
-        self._means[model] = (
-            count,
-            tokens + (completion_tokens - tokens) / count,
-            mean_gpu_s + (gpu_s - mean_gpu_s) / count,
-        )
+        mean = self.get(model)
+        if mean is None:
+            self[model] = [1.0, completion_tokens, gpu_s]
+            return
+        count, tokens, mean_gpu_s = mean
+        if count < _SAMPLES:
+            mean[0] = count = count + 1.0
+        mean[1] = tokens + (completion_tokens - tokens) / count
+        mean[2] = mean_gpu_s + (gpu_s - mean_gpu_s) / count

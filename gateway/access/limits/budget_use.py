@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.access.limits.amounts import UNIT_INDEX, Amounts
+from gateway.access.limits.amounts import UNIT_INDEX, AmountTuple
 from gateway.access.limits.limit import Budget
 from gateway.access.limits.windows import Windows
 
@@ -35,12 +35,12 @@ class BudgetUse:
             self.stored = self.unwritten = 0.0
         return self.stored + self.unwritten
 
-    def add(self, used: Amounts, at: float) -> None:
+    def add(self, used: AmountTuple, at: float) -> None:
         """A request that started at `at` has ended."""
         if self.start <= at < self.end:
             self.unwritten += used[self.index]
 
-    def written(self, used: Amounts, at: float) -> None:
+    def written(self, used: AmountTuple, at: float) -> None:
         """The store counts now what a request used that started at `at`."""
         if self.start <= at < self.end:
             self.unwritten = max(0.0, self.unwritten - used[self.index])

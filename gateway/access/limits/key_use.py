@@ -1,20 +1,32 @@
-"""What one key uses of its limits at this moment: buckets, running requests, reservations, budgets. Synchronous."""
+"""What one key uses of its limits at this moment: buckets, running requests, reservations, budgets. Synchronous.
+
+Every request of a key takes a reservation before it is routed, and gives it back however it ends. That counts the
+request against rpm and concurrency, and its estimated tokens, money and GPU-seconds against tpm and budgets. When it
+ends, the true amounts take the place of the estimate.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from gateway import errors
-from gateway.access.limits.amounts import Amounts
+from gateway.access.limits.amounts import NOTHING, AmountTuple
 from gateway.access.limits.budget_use import BudgetUse
 from gateway.access.limits.limit import Budget, Limits
 from gateway.access.limits.token_bucket import TokenBucket
 from gateway.access.limits.windows import Windows
 
-__all__ = ["KeyUse", "TooMuch"]
+__all__ = ["KeyUse", "Taken", "TooMuch"]
 
 CONCURRENCY_RETRY_S = 1  # when another request of the key ends is not known
 _BUDGET_TEXT = {"tokens": "{:,.0f} tokens", "money": "{:g} {currency}", "gpu-seconds": "{:g} GPU-seconds"}
+
+
+Taken: TypeAlias = tuple[float | None, AmountTuple | None]
+"""What a reservation took: tokens of the bucket, None for none, and what it counts in `KeyUse.reserved`, if it does."""
+
+_NOTHING_RESERVED = (0.0, 0.0, 0.0)
 
 
 class TooMuch:
@@ -42,10 +54,13 @@ class KeyUse:
         name: Its name, for error texts.
         windows: The windows of budgets.
         currency: Of money, for error texts.
+        count_exceeded: Called with each limit that a request exceeds, and whether it is enforced.
+        clock: Monotonic seconds.
+        unix_time: Seconds since 1970.
 
     Attributes:
         running: The requests that run now.
-        reserved: What they have reserved: tokens, money and GPU-seconds.
+        reserved: What they have reserved of budgets: tokens, money and GPU-seconds.
         elsewhere: What requests at other gateways have reserved, as last read from the store.
         counts_tokens: A limit depends on how much a request uses, so that an estimate is needed.
         is_limited_by_rate: Answers carry rate-limit headers.
@@ -53,7 +68,10 @@ class KeyUse:
     """
 
     __slots__ = (
+        "_clock",
+        "_count_exceeded",
         "_currency",
+        "_unix_time",
         "_windows",
         "budgets",
         "counts_tokens",
@@ -69,7 +87,17 @@ class KeyUse:
         "tokens",
     )
 
-    def __init__(self, key_id: str, name: str, windows: Windows, currency: str) -> None:
+    def __init__(
+        self,
+        key_id: str,
+        name: str,
+        windows: Windows,
+        currency: str,
+        *,
+        count_exceeded: Callable[[str, bool], object],
+        clock: Callable[[], float],
+        unix_time: Callable[[], float],
+    ) -> None:
         self.key_id = key_id
         self.name = name
         self.limits = Limits()
@@ -83,6 +111,9 @@ class KeyUse:
         self.counts_tokens = self.is_limited_by_rate = False
         self._windows = windows
         self._currency = currency
+        self._count_exceeded = count_exceeded
+        self._clock = clock
+        self._unix_time = unix_time
 
     def change(self, limits: Limits, now: float, unix_now: float) -> None:
         """Put other limits in force. What was used stays used."""
@@ -101,32 +132,87 @@ class KeyUse:
         use.budget = budget
         return use
 
-    def take(self, estimate: Amounts, now: float, unix_now: float) -> bool:
-        """Take one request and its tokens from the buckets if it exceeds no limit; otherwise nothing is taken."""
-        concurrency, requests, tokens = self.limits.concurrency, self.requests, self.tokens
+    def reserve(self, estimate: AmountTuple = NOTHING) -> Taken:
+        """Reserve for one request. `settle` what this returns, once, however the request ends.
+
+        Args:
+            estimate: What the request will use at most, or on average where that is unknown.
+
+        Raises:
+            RateLimited: A rate limit is exceeded.
+            InsufficientQuota: A budget is.
+        """
+        now, concurrency, requests, tokens = self._clock(), self.limits.concurrency, self.requests, self.tokens
         if concurrency is not None and self.running >= concurrency:
-            return False
-        if self.budgets and any(self._is_spent(use, estimate, unix_now) for use in self.budgets):
-            return False
+            return self._reserve_beyond(estimate, now)
+        if self.budgets and self._are_spent(estimate):
+            return self._reserve_beyond(estimate, now)
         if requests is not None and not requests.take(1.0, now):
-            return False
+            return self._reserve_beyond(estimate, now)
         if tokens is not None and not tokens.take(estimate[0], now):
             if requests is not None:
-                requests.give_back(1.0, now)
-            return False
-        return True
+                requests.level += 1.0
+            return self._reserve_beyond(estimate, now)
+        self.running += 1
+        return None if tokens is None else estimate[0], self._count(estimate) if self.budgets else None
 
-    def take_except(self, observed: frozenset[str], estimate: Amounts) -> None:
-        """Take one request and its tokens, except from the buckets of limits that it exceeds and that only observe.
+    def _are_spent(self, estimate: AmountTuple) -> bool:
+        unix_now = self._unix_time()
+        return any(self._is_spent(use, estimate, unix_now) for use in self.budgets)
 
-        Such a bucket gives nothing, as if it had refused the request.
+    def _count(self, estimate: AmountTuple) -> AmountTuple:
+        for index, amount in enumerate(estimate):
+            self.reserved[index] += amount
+        return estimate
+
+    def _reserve_beyond(self, estimate: AmountTuple, now: float) -> Taken:
+        """As `reserve`, for a request that exceeds limits. It passes if these only observe.
+
+        The bucket of such a limit gives nothing, as if it had refused the request.
         """
+        exceeded = self._exceeded(estimate, now)
+        refusal = next((found for found in exceeded if found.enforced), None)
+        for found in exceeded if refusal is None else (refusal,):
+            self.exceeded[found.limit] = self.exceeded.get(found.limit, 0) + 1
+            self._count_exceeded(found.limit, found.enforced)
+        if refusal is not None:
+            raise refusal.error
+        observed = {found.limit for found in exceeded}
+        taken: float | None = None
         if self.requests is not None and "rpm" not in observed:
             self.requests.level -= 1
         if self.tokens is not None and "tpm" not in observed:
-            self.tokens.level -= estimate.tokens
+            self.tokens.level -= estimate[0]
+            taken = estimate[0]
+        self.running += 1
+        return taken, self._count(estimate) if self.budgets else None
 
-    def _is_spent(self, use: BudgetUse, estimate: Amounts, unix_now: float) -> bool:
+    def settle(self, taken: Taken, used: AmountTuple, started_at: float) -> None:
+        """The request has ended: give back what it reserved, and count what it used.
+
+        Args:
+            taken: What `reserve` returned.
+            used: What the request used in the end.
+            started_at: When it started, in unix seconds: it counts in the windows of that time.
+        """
+        tokens, counted = taken
+        self.running = running = self.running - 1
+        if tokens is not None and self.tokens is not None:
+            rest = tokens - used[0]
+            if rest >= 0:
+                self.tokens.level += rest  # in any order with a refill, so it needs no time
+            else:
+                self.tokens.give_back(rest, self._clock())
+        if counted is not None:
+            for index, amount in enumerate(counted):
+                self.reserved[index] -= amount
+            if not running:
+                self.reserved[:] = _NOTHING_RESERVED  # exactly: sums of floats drift
+        if self.budgets:
+            for budget in self.budgets:
+                budget.add(used, started_at)
+
+    def _is_spent(self, use: BudgetUse, estimate: AmountTuple, unix_now: float) -> bool:
         """Whether the request would exceed the budget. An estimate larger than the whole budget passes once, as a
         large request does at a full bucket.
         """
@@ -134,7 +220,7 @@ class KeyUse:
         taken = use.spent(unix_now) + self.reserved[index] + self.elsewhere[index]
         return taken > 0 and taken + estimate[index] > use.budget.amount
 
-    def exceeds(self, estimate: Amounts, now: float, unix_now: float) -> list[TooMuch]:
+    def _exceeded(self, estimate: AmountTuple, now: float) -> list[TooMuch]:
         """The limits that one more request would exceed; nothing is taken."""
         found: list[TooMuch] = []
         limits = self.limits
@@ -149,8 +235,9 @@ class KeyUse:
         if bucket is not None and (wait_s := bucket.wait_s(1.0, now)):
             found.append(self._too_fast("rpm", "requests", bucket.per_minute, wait_s))
         bucket = self.tokens
-        if bucket is not None and (wait_s := bucket.wait_s(estimate.tokens, now)):
+        if bucket is not None and (wait_s := bucket.wait_s(estimate[0], now)):
             found.append(self._too_fast("tpm", "tokens", bucket.per_minute, wait_s))
+        unix_now = self._unix_time() if self.budgets else 0.0
         found += [
             TooMuch("budget", self._spent(use.budget), enforced=use.budget.enforce)
             for use in self.budgets

@@ -31,15 +31,17 @@ def openai_lines(use: KeyUse, now: float) -> bytes:
     requests, tokens = use.requests, use.tokens
     if requests is None or tokens is None:
         return b"".join([b"%b: %b\r\n" % header for header in openai_headers(use, now)])
-    level, full_in_s = requests.reading(now)
-    token_level, tokens_in_s = tokens.reading(now)
+    # As `TokenBucket.reading`, without calls and tuples. In most answers both limits are seconds from full, or full.
+    size, token_size = requests.size, tokens.size
+    level = requests.level + (now - requests.at) * requests.per_s
+    token_level = tokens.level + (now - tokens.at) * tokens.per_s
     return _OPENAI_LINES % (
         requests.per_minute_text,
-        level,
-        _MILLISECONDS[ceil(full_in_s * 1000 - _NOTHING_MS)] if full_in_s < 1 else _reset(full_in_s),
+        size if level > size else max(0.0, level),
+        b"0s" if level >= size else _reset((size - level) / requests.per_s),
         tokens.per_minute_text,
-        token_level,
-        _MILLISECONDS[ceil(tokens_in_s * 1000 - _NOTHING_MS)] if tokens_in_s < 1 else _reset(tokens_in_s),
+        token_size if token_level > token_size else max(0.0, token_level),
+        b"0s" if token_level >= token_size else _reset((token_size - token_level) / tokens.per_s),
     )
 
 

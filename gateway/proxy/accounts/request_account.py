@@ -5,19 +5,15 @@ Synchronous throughout, so that no cancellation comes between two steps.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self, TypeAlias
-
 from gateway.access.keys.key import Key
 from gateway.access.ledger.entry import LedgerEntry
 from gateway.access.ledger.prices import token_cost
-from gateway.access.limits.amounts import NOTHING, Amounts, amounts_of
-from gateway.access.limits.limiter import Reservation
+from gateway.access.limits.amounts import AmountTuple
+from gateway.access.limits.key_use import Taken
 from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers, openai_lines
 from gateway.asgi import DirectExchange, Headers
 from gateway.dialects.large_bodies.outline import Outline
-from gateway.dialects.token_reservation import GENERATING_PATHS, TOKEN_PATHS, expected_tokens
-from gateway.errors import GatewayError
+from gateway.dialects.token_reservation import GENERATING_PATHS, expected_tokens
 from gateway.fleet.lease import GpuUse
 from gateway.proxy.accounts.accounting import Accounting
 from gateway.telemetry.request_record import RequestRecord
@@ -27,27 +23,24 @@ __all__ = ["RequestAccount"]
 _J_PER_WH = 3600
 
 
-_Tokens: TypeAlias = tuple[int, int, int, int, bool]
-"""Prompt, completion, cached and reasoning tokens, and whether any of them are an estimate."""
-
-_NO_TOKENS: _Tokens = (0, 0, 0, 0, False)
-_NO_BODY = Outline(b"")
+_NOTHING_TAKEN: Taken = (None, None)
 
 
-class RequestAccount:
-    """One request's account, and the context manager around its routing; see `reserve`.
+class RequestAccount(GpuUse):
+    """One request's account, which also counts what its leases take of devices.
+
+    `reserve` before routing, and `settle` after it; `close` at the end, however the request ended.
 
     Args:
         accounting: Shared by all.
-        record: The record of a request that has just begun. `close` the account when it has its status and outcome.
+        record: The record of a request that has just begun.
         key: The client's; None without one.
         dialect: The API of the request, by its name in the ledger.
         exchange: Takes the rate-limit headers as lines; None where the response's own headers have them.
     """
 
     __slots__ = (
-        "_accounting", "_body", "_cost", "_dialect", "_entry_id", "_exchange", "_record", "_reservation",
-        "_tokens", "_use",
+        "_accounting", "_body", "_cost", "_dialect", "_exchange", "_prompt", "_record", "_taken", "_use",
     )  # fmt: skip
 
     def __init__(
@@ -58,18 +51,21 @@ class RequestAccount:
         dialect: str,
         exchange: DirectExchange | None = None,
     ) -> None:
+        self.seconds = self.joules = 0.0  # as `GpuUse` does, without a call
         self._accounting = accounting
         self._record = record
         self._dialect = dialect
         self._exchange = exchange
-        self._entry_id = accounting.new_row_id()
-        self._use = None if key is None else accounting.limiter.use_of(key)
-        self._reservation: Reservation | None = None
-        self._body = _NO_BODY
-        self._tokens = _NO_TOKENS
+        self._body: bytes | Outline = b""
+        self._taken: Taken | None = None
+        self._prompt = 0
         self._cost: float | None = None
-        record.gpu_use = GpuUse()
-        if self._use is not None and self._use.is_limited_by_rate:
+        record.gpu_use = self
+        if key is None:
+            self._use = None
+            return
+        self._use = use = accounting.limiter.use_of(key)
+        if use.is_limited_by_rate:
             record.limit_headers = self._limit_headers
 
     def _limit_headers(self) -> Headers:
@@ -85,10 +81,8 @@ class RequestAccount:
         self._exchange.more_lines = openai_lines(use, now)
         return []
 
-    # Reserving...
-
-    def reserve(self, model: str | None = None, body: Outline = _NO_BODY) -> Self:
-        """Reserve what the request will use. Use the result as a context manager at once: leaving it settles.
+    def reserve(self, model: str | None = None, body: bytes | Outline = b"") -> None:
+        """Reserve what the request will use.
 
         Args:
             model: The concrete model; None for a request that generates nothing.
@@ -99,16 +93,18 @@ class RequestAccount:
         """
         self._body = body
         use = self._use
-        if use is not None:
-            estimate = self._estimate(model, body) if use.counts_tokens and model is not None else NOTHING
-            started_at = self._record.started_unix
-            self._reservation = self._accounting.limiter.reserve(use, estimate, started_at=started_at)
-        return self
+        if use is None:
+            self._taken = _NOTHING_TAKEN
+        elif use.counts_tokens and model is not None:
+            self._taken = use.reserve(self._estimate(model, body))
+        else:
+            self._taken = use.reserve()
 
-    def _estimate(self, model: str, body: Outline) -> Amounts:
-        path, (mean_tokens, mean_gpu_s) = self._record.path, self._accounting.limiter.means.of(model)
-        prompt, answers = expected_tokens(path, body) if body.text and path in TOKEN_PATHS else (0, None)
-        profile = self._accounting.catalogue.current.models.get(model)
+    def _estimate(self, model: str, body: bytes | Outline) -> AmountTuple:
+        accounting, path = self._accounting, self._record.path
+        _, mean_tokens, mean_gpu_s = accounting.limiter.means[model]
+        prompt, answers = expected_tokens(path, body)
+        profile = accounting.catalogue.current.models.get(model)
         completion = money = 0.0
         if path in GENERATING_PATHS:
             completion = mean_tokens if answers is None else answers
@@ -116,64 +112,63 @@ class RequestAccount:
                 completion = min(completion, profile.limit.output or profile.limit.context or completion)
         if profile is not None and profile.cost is not None:
             money = token_cost(profile.cost, prompt, completion) or 0.0
-        return amounts_of((prompt + completion, money, mean_gpu_s))
+        return prompt + completion, money, mean_gpu_s
 
-    # Settling...
+    def settle(self, *, failed: bool = False) -> None:
+        """Count what the request used in place of what it reserved. Call it in the step in which the answer ends, so
+        that a client that has all of it may send its next request.
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        record, accounting = self._record, self._accounting
-        answer, gpu_use, model = record.answer, record.gpu_use, record.routing.model
+        Args:
+            failed: The client gets an error of the gateway.
+        """
+        taken, self._taken = self._taken, None
+        if taken is None:
+            return
+        accounting, record = self._accounting, self._record
+        answer, model, gpu_s = record.answer, record.routing.model, self.seconds
         if answer.meter is not None:
             answer.finish()
-        usage, estimated = answer.usage, answer.is_estimated
-        prompt = completion = cached = reasoning = 0
+        usage, prompt, completion = answer.usage, None, 0
         if usage is not None:
-            prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
-            cached, reasoning = usage.cached_tokens or 0, usage.reasoning_tokens or 0
-        if (usage is None or usage.prompt_tokens is None) and self._is_prompt_known(completion, kind):
-            prompt, estimated = expected_tokens(record.path, self._body)[0], True
-        self._tokens = (prompt, completion, cached, reasoning, estimated)
-        self._body = _NO_BODY
-        gpu_s = 0.0 if gpu_use is None else gpu_use.seconds
+            prompt, completion = usage.prompt_tokens, usage.completion_tokens or 0
+        if prompt is None:
+            prompt = self._estimated_prompt(completion, failed=failed)
+        self._prompt, self._body = prompt, b""
         if model is not None:
             profile = accounting.catalogue.current.models.get(model)
             if profile is not None and profile.cost is not None:
+                cached = 0 if usage is None else usage.cached_tokens or 0
                 self._cost = token_cost(profile.cost, prompt, completion, cached)
             if record.outcome == "ok":
                 accounting.limiter.means.learn(model, completion, gpu_s)
-        if self._reservation is not None:
-            self._reservation.settle(amounts_of((prompt + completion, self._cost or 0.0, gpu_s)))
+        if self._use is not None:
+            self._use.settle(taken, (prompt + completion, self._cost or 0.0, gpu_s), record.started_unix)
 
-    def _is_prompt_known(self, completion: int, raised: type[BaseException] | None) -> bool:
-        """Whether there is a prompt, and a neuron has worked on it: it was asked, and has not refused."""
+    def _estimated_prompt(self, completion: int, *, failed: bool) -> int:
+        """Tokens of the prompt, if a neuron has worked on it: it was asked, and has not refused."""
         record = self._record
-        failed = record.outcome == "upstream_error" or (raised is not None and issubclass(raised, GatewayError))
-        is_answered = bool(record.routing.attempts) and not failed
-        return bool((completion or is_answered) and self._body.text and record.path in TOKEN_PATHS)
+        is_answered = bool(record.routing.attempts) and not failed and record.outcome != "upstream_error"
+        return expected_tokens(record.path, self._body)[0] if completion or is_answered else 0
 
     def close(self) -> None:
         """Enter the request in the ledger: its record has its status and outcome now."""
-        ledger = self._accounting.ledger
-        if ledger is None:
+        accounting, record = self._accounting, self._record
+        if accounting.ledger is None:
             return
-        record = self._record
-        routing, gpu_use, phases_ms = record.routing, record.gpu_use, record.phases_ms
-        started_at, first_at = record.started_at, record.answer.first_token_at
-        queue_ms = load_ms = energy_wh = None
-        gpu_s = 0.0
-        if phases_ms:
-            queue_ms, load_ms = phases_ms.get("queue"), phases_ms.get("load")
-        if gpu_use is not None and gpu_use.seconds:
-            gpu_s = gpu_use.seconds
-            energy_wh = None if gpu_use.joules is None else gpu_use.joules / _J_PER_WH
+        answer, routing, phases_ms, started_at = record.answer, record.routing, record.phases_ms, record.started_at
+        usage, prompt = answer.usage, self._prompt
+        completion = cached = reasoning = 0
+        estimated = answer.is_estimated
+        if usage is not None:
+            completion, cached = usage.completion_tokens or 0, usage.cached_tokens or 0
+            reasoning = usage.reasoning_tokens or 0
+        if prompt and (usage is None or usage.prompt_tokens is None):
+            estimated = True
+        first_at = None if answer.meter is None else answer.meter.first_at
+        gpu_s, joules = self.seconds, self.joules
         # By position, in a fifth of the time that 22 names take.
         entry = LedgerEntry(
-            self._entry_id,
+            accounting.new_row_id(),
             record.started_unix,
             record.key_id,
             routing.alias,
@@ -183,13 +178,17 @@ class RequestAccount:
             self._dialect,
             record.status,
             record.outcome,
-            *self._tokens,
-            queue_ms,
-            load_ms,
+            prompt,
+            completion,
+            cached,
+            reasoning,
+            estimated,
+            phases_ms.get("queue"),
+            phases_ms.get("load"),
             None if first_at is None else (first_at - started_at) * 1000,
             (record.now() - started_at) * 1000,
             gpu_s,
-            energy_wh,
+            joules / _J_PER_WH if gpu_s and joules is not None else None,
             self._cost,
         )
-        ledger.add(entry)
+        accounting.ledger.add(entry)

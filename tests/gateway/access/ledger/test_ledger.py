@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from fakes.ledger_rows import an_entry, open_store, totals
 from fakes.patience import SAFETY_NET_S
+from fakes.reservations import reserved
 
 from gateway import errors
 from gateway.access.keys.key import Key
@@ -57,7 +58,7 @@ class OneGateway:
 
     def ask(self, key, tokens):
         """One request that uses what it reserved."""
-        with self.limiter.reserve(self.limiter.use_of(key), Amounts(tokens)) as reservation:
+        with reserved(self.limiter.use_of(key), Amounts(tokens)) as reservation:
             reservation.used = Amounts(tokens)
         self.ledger.add(an_entry(time.time(), key.id, prompt=tokens, completion=0))
 
@@ -314,7 +315,7 @@ async def test_a_long_stream_at_one_gateway_is_reserved_at_the_other(store_url, 
     key = Key("k1", "alice", limits=Limits(budgets=(Budget("tokens", 1000, "month"),)))
     first, second = gateways = [OneGateway(store_url, tmp_path, [key]) for _ in range(2)]
     async with running(*gateways):
-        with first.limiter.reserve(first.limiter.use_of(key), Amounts(950)):
+        with reserved(first.limiter.use_of(key), Amounts(950)):
             await until(lambda: second.limiter.use_of(key).elsewhere[0] == 950)
             with pytest.raises(errors.InsufficientQuota):
                 second.ask(key, 100)

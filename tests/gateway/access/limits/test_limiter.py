@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 import trio
+from fakes.reservations import reserved
 
 from gateway import errors
 from gateway.access.keys.key import Key
@@ -51,13 +52,13 @@ def a_key(**limits):
 
 def spend(limiter, key, tokens=0.0, money=0.0, gpu_s=0.0, estimate=None):
     used = Amounts(tokens, money, gpu_s)
-    with limiter.reserve(limiter.use_of(key), used if estimate is None else estimate) as reservation:
+    with reserved(limiter.use_of(key), used if estimate is None else estimate) as reservation:
         reservation.used = used
 
 
 def test_a_key_without_limits_is_only_counted(limiter):
     key = a_key()
-    with limiter.reserve(limiter.use_of(key)):
+    with reserved(limiter.use_of(key)):
         assert (limiter.live, limiter.use_of(key).running) == (1, 1)
     assert (limiter.live, limiter.use_of(key).running) == (0, 0)
 
@@ -75,10 +76,10 @@ def test_requests_beyond_rpm_wait_for_the_refill(limiter, clock):
 
 def test_refused_request_takes_nothing_of_any_limit(limiter):
     key = a_key(rpm=10, concurrency=1)
-    with limiter.reserve(limiter.use_of(key)):
+    with reserved(limiter.use_of(key)):
         for _ in range(3):
             with pytest.raises(errors.RateLimited, match="concurrency") as caught:
-                limiter.reserve(limiter.use_of(key))
+                limiter.use_of(key).reserve()
             assert caught.value.retry_after_s == 1
         assert limiter.use_of(key).requests.refill(1000) == 9
     assert limiter.use_of(key).exceeded == {"concurrency": 3}
@@ -87,13 +88,13 @@ def test_refused_request_takes_nothing_of_any_limit(limiter):
 def test_tokens_are_reserved_first_and_settled_with_the_true_usage(limiter):
     key = a_key(tpm=1000)
     use = limiter.use_of(key)
-    with limiter.reserve(use, Amounts(800)) as reservation:
+    with reserved(use, Amounts(800)) as reservation:
         assert use.tokens.refill(1000) == 200
         with pytest.raises(errors.RateLimited, match="1000 tokens per minute"):
-            limiter.reserve(use, Amounts(300))
+            use.reserve(Amounts(300))
         reservation.used = Amounts(250)
     assert use.tokens.refill(1000) == 750
-    with limiter.reserve(use, Amounts(100)) as reservation:
+    with reserved(use, Amounts(100)) as reservation:
         reservation.used = Amounts(900)  # an answer longer than expected
     assert use.tokens.refill(1000) == -150
 
@@ -130,13 +131,13 @@ def test_a_spent_budget_refuses_until_its_window_ends(limiter, clock, unit, used
 def test_a_budget_counts_what_live_requests_have_reserved_here_and_elsewhere(limiter):
     key = a_key(budgets=(Budget("tokens", 100, "hour"),))
     use = limiter.use_of(key)
-    with limiter.reserve(use, Amounts(60)) as reservation:
+    with reserved(use, Amounts(60)) as reservation:
         with pytest.raises(errors.InsufficientQuota):
-            limiter.reserve(use, Amounts(60))
+            use.reserve(Amounts(60))
         reservation.used = Amounts(20)
     use.elsewhere[0] = 70.0
     with pytest.raises(errors.InsufficientQuota):
-        limiter.reserve(use, Amounts(11))
+        use.reserve(Amounts(11))
     spend(limiter, key, tokens=10)
 
 
@@ -148,7 +149,7 @@ def test_a_budget_never_cuts_what_runs_and_an_untouched_one_lets_a_large_request
 
 def test_usage_counts_in_the_window_in_which_its_request_started(limiter, clock):
     key = a_key(budgets=(Budget("tokens", 100, "minute"),))
-    with limiter.reserve(limiter.use_of(key), Amounts(90)) as reservation:
+    with reserved(limiter.use_of(key), Amounts(90)) as reservation:
         clock.now += 60
         limiter.use_of(key).budgets[0].spent(clock.unix())
         reservation.used = Amounts(90)
@@ -194,7 +195,7 @@ def test_defaults_hold_for_what_a_key_leaves_out(clock):
 
 
 def test_keys_that_are_gone_are_forgotten_when_their_last_request_has_ended(limiter):
-    with limiter.reserve(limiter.use_of(a_key())):
+    with reserved(limiter.use_of(a_key())):
         limiter.forget_all_but(())
         assert len(limiter.uses()) == 1
     limiter.use_of(Key("k2", "bob"))
@@ -205,7 +206,7 @@ def test_keys_that_are_gone_are_forgotten_when_their_last_request_has_ended(limi
 def test_view_shows_how_near_each_limit_is(limiter):
     key = a_key(rpm=10, concurrency=3, budgets=(Budget("tokens", 100, "day"),), observe=frozenset({"rpm"}))
     spend(limiter, key, tokens=30)
-    with limiter.reserve(limiter.use_of(key), Amounts(20)):
+    with reserved(limiter.use_of(key), Amounts(20)):
         shown = limiter.view(key)
     midnight = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
     assert shown == {
@@ -271,23 +272,24 @@ def test_the_lines_say_what_the_headers_say(limiter, clock, limits, tokens):
 
 def test_means_follow_the_answers():
     means = LearntMeans()
-    assert means.of("m") == (FIRST_TOKENS, 0.0)
+    assert means["m"][1:] == [FIRST_TOKENS, 0.0]
     for tokens in (10, 20, 30):
         means.learn("m", tokens, gpu_s=1.0)
-    assert means.of("m") == pytest.approx((20, 1.0))
+    assert means["m"][1:] == pytest.approx([20, 1.0])
     for _ in range(500):
         means.learn("m", 900, gpu_s=3.0)
-    assert means.of("m") == pytest.approx((900, 3.0), rel=1e-3)
+    assert means["m"][1:] == pytest.approx([900, 3.0], rel=1e-3)
 
 
 async def test_reservations_are_those_of_the_live_requests_after_ten_thousand_random_cancels(autojump_clock):
     """Whatever moment a request is cancelled at: in its nursery, inside a shield, before it begins."""
     limiter, chance = Limiter(), random.Random(7)  # noqa: S311 - repeatable
-    keys = [Key(f"k{n}", f"key {n}", limits=Limits(tpm=10**9, concurrency=10**6)) for n in range(20)]
+    limits = Limits(tpm=10**9, concurrency=10**6, budgets=(Budget("tokens", 10**9, "day"),))
+    keys = [Key(f"k{n}", f"key {n}", limits=limits) for n in range(20)]
     live: dict[str, list[Amounts]] = {key.id: [] for key in keys}
 
     async def request(key, estimate, *, shielded):
-        with limiter.reserve(limiter.use_of(key), estimate) as reservation:
+        with reserved(limiter.use_of(key), estimate) as reservation:
             live[key.id].append(estimate)
             try:
                 with trio.CancelScope(shield=shielded):

@@ -234,7 +234,7 @@ async def test_money_budgets_count_what_models_cost(autojump_clock, open_gateway
 async def test_a_reservation_is_the_prompt_and_the_answers_limit_or_the_models_mean(
     autojump_clock, open_gateway, limiter
 ):
-    gateway = open_gateway(tpm=10**6)
+    gateway = open_gateway(tpm=10**6, budgets=(Budget("tokens", 10**9, "day"),))
 
     async def reserved(**more):
         client = gateway.client()
@@ -251,7 +251,7 @@ async def test_a_reservation_is_the_prompt_and_the_answers_limit_or_the_models_m
     assert await reserved(max_tokens=300) == pytest.approx(prompt + 300, abs=2)
     assert await reserved(max_completion_tokens=300, n=2) == pytest.approx(prompt + 600, abs=2)
     assert await reserved(max_tokens=10**9) == pytest.approx(prompt + PROFILE.limit.output, abs=2)
-    mean = limiter.means.of(SMALL)[0]
+    mean = limiter.means[SMALL][1]
     assert await reserved() == pytest.approx(prompt + mean, abs=2)
 
 
