@@ -9,6 +9,7 @@ from collections.abc import Callable
 from math import inf
 from types import TracebackType
 
+import msgspec
 import trio
 
 from gateway.fleet.changes import FleetChange
@@ -67,7 +68,7 @@ class LeaseCounter:
         self.return_observers: list[Callable[[str], None]] = []
 
 
-class Lease:
+class Lease(msgspec.Struct, eq=False):
     """One lease: enter it in the same step as the routing decision. One `with` at a time.
 
     `phases` are those of the request, if it is sent under the lease: what the neuron sends for it shows that the neuron
@@ -76,35 +77,23 @@ class Lease:
     One lease is one or two calls of each request, so it does by itself what could be methods of its model.
     """
 
-    __slots__ = (
-        "_counter", "_gpu_use", "_model", "_model_id", "_node", "_now", "_phases", "_share_j", "_share_s", "_trials",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        counter: LeaseCounter,
-        node: Node,
-        model_id: str,
-        phases: PhaseDeadlines | None = None,
-        gpu_use: GpuUse | None = None,
-        *,
-        now: float | None = None,
-    ) -> None:
-        self._counter = counter
-        self._node = node
-        self._model_id = model_id
-        self._phases = phases
-        self._gpu_use = gpu_use
-        self._now = now
-        self._model: NodeModel | None = None
-        self._trials: tuple[CircuitBreaker, ...] = ()
+    counter: LeaseCounter
+    node: Node
+    model_id: str
+    phases: PhaseDeadlines | None = None
+    gpu_use: GpuUse | None = None
+    now: float | None = None
+    model: NodeModel | None = None
+    trials: tuple[CircuitBreaker, ...] = ()
+    share_s: float = 0.0
+    share_j: float = 0.0
 
     def __enter__(self) -> None:
-        if self._model is not None:
+        if self.model is not None:
             raise RuntimeError("this lease is taken already")
-        counter, node, phases = self._counter, self._node, self._phases
-        now = counter.clock() if self._now is None else self._now
-        model = self._model = node.models.get(self._model_id) or node.entry(self._model_id)
+        counter, node, phases = self.counter, self.node, self.phases
+        now = counter.clock() if self.now is None else self.now
+        model = self.model = node.models.get(self.model_id) or node.entry(self.model_id)
         if model.leases:
             model.share(now)
         else:
@@ -112,7 +101,7 @@ class Lease:
         model.leases += 1
         model.last_used = now
         counter.count += 1
-        self._share_s, self._share_j = model.share_s, model.share_j
+        self.share_s, self.share_j = model.share_s, model.share_j
         if phases is not None:
             phases.received_at = -inf  # they may be those of an earlier attempt, at another neuron
             node.running.add(phases)
@@ -120,34 +109,34 @@ class Lease:
             self._begin_trials(model)
 
     def _begin_trials(self, model: NodeModel) -> None:
-        now = self._counter.clock()
+        now = self.counter.clock()
         breakers = (model.breaker, model.node.breaker)
-        self._trials = tuple([breaker for breaker in breakers if breaker.begin_trial(now)])
-        if self._trials:
-            self._counter.announce(FleetChange("breaker_tried", model.node.name, model.id))
+        self.trials = tuple([breaker for breaker in breakers if breaker.begin_trial(now)])
+        if self.trials:
+            self.counter.announce(FleetChange("breaker_tried", model.node.name, model.id))
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        model, self._model = self._model, None
+        model, self.model = self.model, None
         if model is None:
             return
-        counter, phases, now = self._counter, self._phases, None
+        counter, phases, now = self.counter, self.phases, None
         if phases is not None:
-            self._node.running.discard(phases)
+            self.node.running.discard(phases)
             # After an answer no step has waited since the end of its exchange.
             now = None if exc_type else phases.exchanged_at
-        if self._trials:
-            for breaker in self._trials:
+        if self.trials:
+            for breaker in self.trials:
                 breaker.end_trial()
-            self._trials = ()
+            self.trials = ()
         now = counter.clock() if now is None else now
         model.share(now)
         model.leases -= 1
         model.last_used = now
         counter.count -= 1
-        if self._gpu_use is not None:
-            self._gpu_use.add(model, model.share_s - self._share_s, model.share_j - self._share_j)
+        if self.gpu_use is not None:
+            self.gpu_use.add(model, model.share_s - self.share_s, model.share_j - self.share_j)
         if model.leases == 0:
             if model.report is None:
                 model.node.forget_if_unused(model)

@@ -162,7 +162,7 @@ class Fleet:
         *, now: float | None = None,
     ) -> Lease:  # fmt: skip
         """A lease on the model at the node, taken by `with` and given back on every way out of it; see `Lease`."""
-        return Lease(self._leases, self.nodes[node], model_id, phases, gpu_use, now=now)
+        return Lease(self._leases, self.nodes[node], model_id, phases, gpu_use, now)
 
     @contextlib.contextmanager
     def shadowing(self, node: str, model_id: str) -> Iterator[None]:

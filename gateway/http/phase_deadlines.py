@@ -64,7 +64,6 @@ class PhaseDeadlines:
         self,
         deadlines: DeadlineSettings,
         request_scope: trio.CancelScope | None = None,
-        *,
         now: Callable[[], float] = trio.current_time,
     ) -> None:
         self._deadlines = deadlines

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 import trio
 
@@ -232,43 +233,33 @@ class UpstreamPool:
                 del self._idle[origin]
 
 
-class UpstreamExchange:
+class UpstreamExchange(msgspec.Struct, eq=False):
     """One request and its response; see `UpstreamPool.exchange`."""
 
-    __slots__ = ("_body", "_connection", "_message", "_origin", "_phases", "_pool")
-
-    def __init__(
-        self,
-        pool: UpstreamPool,
-        origin: Origin,
-        message: Sequence[bytes | memoryview],
-        phases: PhaseDeadlines,
-        body: StreamedBody | None,
-    ) -> None:
-        self._pool = pool
-        self._origin = origin
-        self._message = message
-        self._body = body
-        self._phases = phases
-        self._connection: UpstreamConnection | None = None
+    pool: UpstreamPool
+    origin: Origin
+    message: Sequence[bytes | memoryview]
+    phases: PhaseDeadlines
+    body: StreamedBody | None
+    connection: UpstreamConnection | None = None
 
     def __enter__(self) -> Self:
-        self._pool.in_use += 1
+        self.pool.in_use += 1
         return self
 
     async def response(self) -> UpstreamResponse:
         """Send the request and wait for the response's head; see `UpstreamPool.exchange`."""
-        phases, pool = self._phases, self._pool
+        phases, pool = self.phases, self.pool
         for may_redirect in (True, False):
             response: UpstreamResponse | None = None
             now = phases.now()
             # A body that is sent while it arrives cannot be sent twice. An idle one may be dead: open another.
-            idle = pool.take(self._origin, now) if self._body is None else None
+            idle = pool.take(self.origin, now) if self.body is None else None
             if idle is not None:
-                self._connection = idle
+                self.connection = idle
                 phases.enter("first_byte", now, waits=False)
                 try:
-                    response = await idle.send_request(self._message, None, phases, pool.timer)
+                    response = await idle.send_request(self.message, None, phases, pool.timer)
                 except ClosedBeforeResponse:  # while it was idle: the neuron has not processed the request
                     self._release(now)
             if response is None:
@@ -277,40 +268,40 @@ class UpstreamExchange:
             if not redirects or (message := self._redirected(response)) is None:
                 return response
             self._release(phases.now())
-            self._message = message
+            self.message = message
         raise AssertionError("the answer to a redirected request ends the loop")
 
     async def _ask_anew(self) -> UpstreamResponse:
         """Send the request over a new connection."""
-        self._phases.enter("connect")
-        new = self._connection = await self._pool.open(self._origin)
-        self._phases.enter("first_byte" if self._body is None else "upload")
+        self.phases.enter("connect")
+        new = self.connection = await self.pool.open(self.origin)
+        self.phases.enter("first_byte" if self.body is None else "upload")
         try:
-            return await new.send_request(self._message, self._body, self._phases, self._pool.timer)
+            return await new.send_request(self.message, self.body, self.phases, self.pool.timer)
         except ClosedBeforeResponse as error:
             raise UpstreamConnectionError("the neuron closed the connection without sending a response") from error
 
     def _redirected(self, response: UpstreamResponse) -> Sequence[bytes | memoryview] | None:
         """The request to send after a redirect within the origin; None if the redirect is not followed."""
-        url = f"{self._origin.scheme}://{self._origin.authority}"
-        target = redirect.new_target(response.status, response.headers, self._message, url)
-        if target is None or (self._body is not None and not self._body.rewind()):
+        url = f"{self.origin.scheme}://{self.origin.authority}"
+        target = redirect.new_target(response.status, response.headers, self.message, url)
+        if target is None or (self.body is not None and not self.body.rewind()):
             return None
-        return redirect.with_target(self._message, target)
+        return redirect.with_target(self.message, target)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pool.in_use -= 1
-        now = self._phases.exchanged_at = self._phases.now()
+        self.pool.in_use -= 1
+        now = self.phases.exchanged_at = self.phases.now()
         self._release(now)
 
     def _release(self, now: float) -> None:
         """Return the connection to the pool, or close it."""
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is None:
             return
         if connection.is_reusable():
-            self._pool.give_back(self._origin, connection, now)
+            self.pool.give_back(self.origin, connection, now)
         else:
             connection.close()

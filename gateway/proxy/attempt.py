@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import structlog
 import trio
-from msgspec import structs
+from msgspec import Struct, structs
 
 from catalogue.models import Alias
 from gateway import errors
@@ -53,7 +53,7 @@ __all__ = ["Attempt"]
 log = structlog.get_logger("cortex.attempt")
 
 
-class Attempt:
+class Attempt(Struct, eq=False):
     """Call `run` once.
 
     Args:
@@ -74,43 +74,24 @@ class Attempt:
             case this one's scope has been cancelled. None if no other attempt could answer.
         translation: Turns the neuron's answer into the client's; None if they are the same bytes.
         transcript: What the neuron answered, if `keep_transcript`.
+        ignored: The value of `x-cortex-ignored`, if this attempt answers.
     """
 
-    __slots__ = (
-        "_client", "_context", "_failures", "_ignored", "_keep_transcript", "_keepalive", "_policy", "_record",
-        "_request", "attempt_record", "claim", "phases", "route", "transcript", "translation",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        context: ProxyContext,
-        request: InferenceRequest,
-        record: RequestRecord,
-        client: ClientResponse,
-        keepalive: KeepAlive | None,
-        *,
-        route: Route,
-        attempt_record: AttemptRecord,
-        phases: PhaseDeadlines,
-        failures: AttemptFailures,
-        policy: Alias | None = None,
-        keep_transcript: bool = False,
-    ) -> None:
-        self._context = context
-        self._request = request
-        self._record = record
-        self._keepalive = keepalive
-        self._client = client
-        self._failures = failures
-        self._policy = policy
-        self._keep_transcript = keep_transcript
-        self._ignored = b""
-        self.route = route
-        self.attempt_record = attempt_record
-        self.phases = phases
-        self.claim: Callable[[Attempt], bool] | None = None
-        self.translation: Translation | None = None
-        self.transcript: Transcript | None = None
+    context: ProxyContext
+    request: InferenceRequest
+    record: RequestRecord
+    client: ClientResponse
+    keepalive: KeepAlive | None
+    route: Route
+    attempt_record: AttemptRecord
+    phases: PhaseDeadlines
+    failures: AttemptFailures
+    policy: Alias | None = None
+    keep_transcript: bool = False
+    claim: Callable[[Attempt], bool] | None = None
+    translation: Translation | None = None
+    transcript: Transcript | None = None
+    ignored: bytes = b""
 
     async def run(self) -> None:
         """Send the request and relay the answer. Takes the lease before the first checkpoint.
@@ -121,16 +102,16 @@ class Attempt:
             GatewayError: The neuron failed after the client had seen some of the answer.
             ClientGone: The client left.
         """
-        context, route = self._context, self.route
+        context, route = self.context, self.route
         try:
             # No checkpoint lies between choosing the route and taking the lease, so no eviction can come in between.
-            now, gpu_use = self.attempt_record.began_at, self._record.gpu_use
+            now, gpu_use = self.attempt_record.began_at, self.record.gpu_use
             lease = context.fleet.lease(route.node, route.model_id, self.phases, gpu_use, now=now)
             with lease, self.attempt_record:
                 if context.shadows is not None:
                     context.shadows.give_way(route.node)
                 try:
-                    body = self._request.body
+                    body = self.request.body
                     outgoing = self._outgoing() if len(body) <= INLINE_BYTES else await off_loop(body, self._outgoing)
                     try:
                         await self._send(outgoing)
@@ -141,7 +122,7 @@ class Attempt:
                         await self._send(outgoing)
                 except errors.GatewayError as error:
                     if error.is_neurons_text:  # an error event in a stream, or an error under a 200
-                        error.quotes_prompt = quotes_prompt(error.message, self._request.body)
+                        error.quotes_prompt = quotes_prompt(error.message, self.request.body)
                     raise
                 context.fleet.succeeded(route.node, route.model_id, answered=True)
         except RefusedByUpstream as refused:
@@ -158,41 +139,41 @@ class Attempt:
     def _outgoing(self) -> OutgoingRequest:
         """The request as this neuron gets it."""
         route = self.route
-        outgoing = self._request.parsed.outgoing(neuron_model_name(route), route.backend)
-        self.translation, self._ignored = outgoing.translation, outgoing.ignored
-        return outgoing if self._policy is None else self._apply_alias(outgoing, self._policy)
+        outgoing = self.request.parsed.outgoing(neuron_model_name(route), route.backend)
+        self.translation, self.ignored = outgoing.translation, outgoing.ignored
+        return outgoing if self.policy is None else self._apply_alias(outgoing, self.policy)
 
     async def _send(self, outgoing: OutgoingRequest) -> None:
-        route, request = self.route, self._request
-        headers = outgoing_headers(request, outgoing.path, self._context.settings.gateway.pass_request_headers)
-        trace = self._record.trace
+        route, request = self.route, self.request
+        headers = outgoing_headers(request, outgoing.path, self.context.settings.gateway.pass_request_headers)
+        trace = self.record.trace
         if trace is not None:
             self.attempt_record.span_id = new_span_id()
             headers = trace.headers_for(self.attempt_record.span_id, headers)
         origin, message = build_request(route, outgoing.path, headers, outgoing.body, upload=outgoing.upload)
-        sent_at = trio.current_time() if self._keep_transcript else 0.0
-        with self.phases, self._context.upstream.exchange(origin, message, self.phases, outgoing.upload) as exchange:
+        sent_at = trio.current_time() if self.keep_transcript else 0.0
+        with self.phases, self.context.upstream.exchange(origin, message, self.phases, outgoing.upload) as exchange:
             response = await exchange.response()
             if response.status >= 300:
                 await self._raise_refusal(response)
             content_type = (response.header(b"content-type") or b"").lower()
             is_stream = content_type.startswith(b"text/event-stream")
-            if self._keep_transcript:
+            if self.keep_transcript:
                 self.transcript = Transcript(sent_at)
             # Comments may be put into a stream, so it is never passed on compressed.
-            if is_stream or self.translation is not None or self._keep_transcript:
+            if is_stream or self.translation is not None or self.keep_transcript:
                 response.decode_body()
             if self.translation is not None and self.translation.converts:
                 await self._relay_in_clients_form(response, self.translation, labelled=is_stream)
             else:
                 await (self._relay_stream(response) if is_stream else self._relay_body(response, content_type))
-        self._record.outcome = "ok"
+        self.record.outcome = "ok"
 
     def _apply_alias(self, outgoing: OutgoingRequest, policy: Alias) -> OutgoingRequest:
         """Put the alias's parameters into the body, in the neuron's dialect, and its name into the answer."""
-        request = self._request
+        request = self.request
         if policy.echo == "alias":
-            record = self._record
+            record = self.record
             self.translation = ModelRenamer(
                 policy.name,
                 outgoing.translation,
@@ -212,8 +193,8 @@ class Attempt:
         """
         if refusal.token_refusal is None or not outgoing.body:
             return False
-        is_translated = outgoing.path != self._request.path
-        wanted = None if self._policy is None else self._policy.clamp_max_tokens
+        is_translated = outgoing.path != self.request.path
+        wanted = None if self.policy is None else self.policy.clamp_max_tokens
         return is_translated if wanted is None else wanted and (is_translated or self.route.access is not None)
 
     async def _with_shorter_answer(
@@ -230,8 +211,8 @@ class Attempt:
             raise RefusedByUpstream(refusal, error)
         log.info(
             "max_tokens_clamped",
-            request_id=self._record.request_id,
-            model=self._record.routing.model,
+            request_id=self.record.request_id,
+            model=self.record.routing.model,
             node=self.route.node,
             prompt_tokens=token_refusal.prompt,
             room=token_refusal.room,
@@ -244,14 +225,14 @@ class Attempt:
         self, response: UpstreamResponse, translation: Translation, *, labelled: bool
     ) -> None:
         """Relay an answer whose first bytes say whether it is a stream, whatever its content type says."""
-        if labelled and self._request.stream and self._keepalive is not None:
+        if labelled and self.request.stream and self.keepalive is not None:
             head = partial(self._head, response, streaming=True)
-            self._keepalive.stream_started(head if self.claim is None else None)
+            self.keepalive.stream_started(head if self.claim is None else None)
         first = await conversion.first_bytes(response, self.phases)
         is_stream = conversion.is_event_stream(first, labelled=labelled)
-        if self._request.stream and is_stream:
+        if self.request.stream and is_stream:
             await self._relay_stream(response, first)
-        elif self._request.stream:
+        elif self.request.stream:
             await self._relay_converted(response, translation, first)
         elif is_stream:
             await self._relay_assembled(response, translation, first)
@@ -260,30 +241,30 @@ class Attempt:
 
     async def _relay_converted(self, response: UpstreamResponse, translation: Translation, first: bytes) -> None:
         await self._win(response)
-        self._record.first_byte_at = trio.current_time()
-        meter = self._record.answer.body_meter(b"application/json")
+        self.record.first_byte_at = trio.current_time()
+        meter = self.record.answer.body_meter(b"application/json")
         body = await conversion.read_whole(response, first, self.phases)
         meter.feed(body)
         meter.finish()
-        self._record.answer.usage = meter.usage
+        self.record.answer.usage = meter.usage
         if self.transcript is not None:
             self.transcript.add_body(body)
         head = partial(self._head, response, streaming=True, form=b"text/event-stream")
-        await conversion.relay_converted(body, self._client, head=head, translation=translation)
+        await conversion.relay_converted(body, self.client, head=head, translation=translation)
 
     async def _relay_assembled(self, response: UpstreamResponse, translation: Translation, first: bytes) -> None:
-        meter = self._record.answer.stream_meter()
+        meter = self.record.answer.stream_meter()
         stream = UpstreamStream(response, meter, self.transcript, frames_all=True, first=first)
         head = partial(self._head, response, streaming=False, form=b"application/json")
         await self._win(response)
-        self._record.first_byte_at = trio.current_time()
-        self._record.answer.meter = meter
-        await conversion.relay_assembled(stream, self.phases, self._client, head=head, translation=translation)
+        self.record.first_byte_at = trio.current_time()
+        self.record.answer.meter = meter
+        await conversion.relay_assembled(stream, self.phases, self.client, head=head, translation=translation)
 
     async def _relay_stream(self, response: UpstreamResponse, first: bytes = b"") -> None:
-        meter = self._record.answer.stream_meter()
+        meter = self.record.answer.stream_meter()
         head = partial(self._head, response, streaming=True, form=b"text/event-stream" if first else None)
-        keepalive = self._keepalive or KeepAlive(self._client, self._context.settings.streaming, head)
+        keepalive = self.keepalive or KeepAlive(self.client, self.context.settings.streaming, head)
         # While another attempt may win, keep-alives go out under a head that names no neuron.
         keepalive.stream_started(head if self.claim is None else None)
         frames_all = self.translation is not None and not self.translation.passes_text
@@ -293,7 +274,7 @@ class Attempt:
             self._refuse(error_response_in(meter.error))  # nothing was sent yet: as if it had its own status
         await self._win(response)
         keepalive.head = head
-        self._record.stream, self._record.answer.meter = True, meter
+        self.record.stream, self.record.answer.meter = True, meter
         # In a race or under the eyes of a shadow, the stream stays in this task.
         source = response if self.claim is None and self.transcript is None else None
         await relay.relay_stream(stream, preamble, self.phases, keepalive, translation=self.translation, carried=source)
@@ -302,7 +283,7 @@ class Attempt:
 
     async def _relay_body(self, response: UpstreamResponse, content_type: bytes, first: bytes | None = None) -> None:
         form = None if first is None else b"application/json"
-        keepalive = self._keepalive if self._request.model.stream else None
+        keepalive = self.keepalive if self.request.model.stream else None
         if keepalive is not None:
             self._require_unstarted()
             if self.claim is None:
@@ -318,7 +299,7 @@ class Attempt:
             await self._win(response)
         if keepalive is not None:
             keepalive.disable_keepalive()
-        record = self._record
+        record = self.record
         record.stream = False  # whatever the client asked for: this body cannot carry an error event
         record.first_byte_at = now = record.now()
         meter = record.answer.body_meter(content_type)
@@ -331,7 +312,7 @@ class Attempt:
                     first,
                     meter,
                     self.phases,
-                    self._client,
+                    self.client,
                     head=partial(self._head, response, streaming=False, form=form),
                     translation=self.translation,
                     transcript=self.transcript,
@@ -339,20 +320,20 @@ class Attempt:
             elif is_whole:
                 status, headers = self._head(response, streaming=False)
                 self.phases.enter("idle", now, waits=False)
-                self._client.committed = True
-                await self._client.respond(status, headers, first)
+                self.client.committed = True
+                await self.client.respond(status, headers, first)
                 meter.finish(first)
             else:
                 head = partial(self._head, response, streaming=False, form=form, keeps_length=True)
                 await relay.relay_body(
-                    response, first, meter, self.phases, self._client, head=head, transcript=self.transcript
+                    response, first, meter, self.phases, self.client, head=head, transcript=self.transcript
                 )
         finally:
             record.answer.usage = meter.usage
 
     def _require_unstarted(self) -> None:
         """An early 200 promised the client an event stream."""
-        if self._client.started:
+        if self.client.started:
             raise errors.UpstreamMalformedResponse("the neuron answered a streaming request with something else")
 
     async def _win(self, response: UpstreamResponse) -> None:
@@ -362,8 +343,8 @@ class Attempt:
         self._answers(response)
 
     def _answers(self, response: UpstreamResponse) -> None:
-        self._record.routing.node, self._record.upstream_status = self.route.node, response.status
-        self._record.ignored = self._ignored
+        self.record.routing.node, self.record.upstream_status = self.route.node, response.status
+        self.record.ignored = self.ignored
 
     def _head(
         self, response: UpstreamResponse, *, streaming: bool, form: bytes | None = None, keeps_length: bool = False
@@ -371,11 +352,11 @@ class Attempt:
         """Status and headers. `form` replaces a content type that is none of that form."""
         headers = response_headers.from_upstream(
             response.headers,
-            self._record,
+            self.record,
             streaming=streaming,
             keeps_length=keeps_length,
-            extra=self._request.dialect.headers(self._record.request_id),
-            also=self._context.settings.gateway.pass_headers,
+            extra=self.request.dialect.headers(self.record.request_id),
+            also=self.context.settings.gateway.pass_headers,
         )
         if form is not None and form not in (response.header(b"content-type") or b"").lower():
             headers = [(b"content-type", form), *(item for item in headers if item[0] != b"content-type")]
@@ -387,12 +368,12 @@ class Attempt:
 
     def _refuse(self, refusal: UpstreamErrorResponse, location: bytes | None = None) -> NoReturn:
         error = gateway_fault(refusal.status) or refusal.as_error()
-        self._record.ignored = self._ignored
-        error.quotes_prompt = quotes_prompt(error.message, self._request.body)
+        self.record.ignored = self.ignored
+        error.quotes_prompt = quotes_prompt(error.message, self.request.body)
         log.warning(
             "upstream_refused",
-            request_id=self._record.request_id,
-            model=self._record.routing.model,
+            request_id=self.record.request_id,
+            model=self.record.routing.model,
             node=self.route.node,
             status=refusal.status,
             body=refusal.body.decode("utf-8", "replace"),
@@ -410,7 +391,7 @@ class Attempt:
         """Record an error in the answer. Raises Retriable if another replica can take over."""
         if isinstance(error, errors.BadRequest):
             if error.is_neurons_text:  # an error in a 200 counts as the same error under its own status
-                self._context.fleet.succeeded(self.route.node, self.route.model_id)
+                self.context.fleet.succeeded(self.route.node, self.route.model_id)
                 self.attempt_record.refused(error)
             return
         is_overload = isinstance(error, errors.ServiceUnavailable) and error.is_neurons_text
@@ -418,19 +399,19 @@ class Attempt:
             return
         is_lost = not (error.is_neurons_text or isinstance(error, errors.UpstreamMalformedResponse))
         failure = Retriable(error, unreachable=is_lost)
-        if not self._client.committed:
+        if not self.client.committed:
             self._failed(failure)
             raise failure from error
         self._report(failure)  # no other replica can take over, but the next requests can avoid this neuron
 
     def _failed(self, failure: Retriable) -> None:
         self.attempt_record.failed(failure.error)
-        self._failures.add(self.route, failure)
+        self.failures.add(self.route, failure)
         self._report(failure)
 
     def _report(self, failure: Retriable) -> None:
         """Tell the fleet, for the requests that come next, and have the neuron polled."""
-        fleet, route = self._context.fleet, self.route
+        fleet, route = self.context.fleet, self.route
         if failure.not_loaded:
             fleet.dropped(route.node, route.model_id, route.url)
         elif failure.unreachable:
@@ -440,4 +421,4 @@ class Attempt:
                 fleet.at_fault(route.node, route.model_id, failure.error.message, route.url)
         elif failure.refusal is not None and failure.refusal.retry_after_s is not None:
             fleet.busy(route.node, route.model_id, failure.refusal.retry_after_s)
-        self._context.poll_soon(route.node)
+        self.context.poll_soon(route.node)

@@ -74,7 +74,7 @@ class Dispatch:
         self._request = request
         self._client = client
         self._record = record
-        self.phases = PhaseDeadlines(context.settings.deadlines, now=record.now)
+        self.phases = PhaseDeadlines(context.settings.deadlines, None, record.now)
         self._policy: Alias | None = None
         self._fallbacks: Fallbacks | None = None
         self._shadow: ShadowedRequest | None = None
@@ -229,12 +229,12 @@ class Dispatch:
             self._record,
             self._client,
             self.keepalive,
-            route=route,
-            attempt_record=attempt_record,
-            phases=phases,
-            failures=failures,
-            policy=self._policy,
-            keep_transcript=self._shadow is not None,
+            route,
+            attempt_record,
+            phases,
+            failures,
+            self._policy,
+            self._shadow is not None,
         )
 
     async def _send_refusal(self, refused: RefusedByUpstream) -> None:

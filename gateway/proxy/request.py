@@ -121,11 +121,11 @@ class InferenceRequest:
     body: bytes
     model: ModelField
     request_id: str
+    head: RequestHead | None = None
     total_deadline: TotalDeadline | None = None
     key: Key | None = None
     account: RequestAccount | None = None
     upload: Upload | None = None
-    head: RequestHead | None = None
     dialect: Dialect = field(init=False)
     parsed: ParsedRequest = field(init=False)
 

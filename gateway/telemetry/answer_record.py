@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from gateway.dialects.tool_calls import ToolCalls
 from gateway.dialects.usage_fields import Usage
 from gateway.telemetry.meter import BodyMeter, StreamMeter
@@ -9,7 +11,7 @@ from gateway.telemetry.meter import BodyMeter, StreamMeter
 __all__ = ["AnswerRecord"]
 
 
-class AnswerRecord:
+class AnswerRecord(Struct, eq=False):
     """The answer of one request.
 
     Attributes:
@@ -19,15 +21,12 @@ class AnswerRecord:
         is_estimated: The completion tokens in `usage` are the number of generated deltas.
     """
 
-    __slots__ = ("_body_meter", "_first_token_at", "is_estimated", "is_observed", "meter", "usage")
-
-    def __init__(self) -> None:
-        self._body_meter: BodyMeter | None = None
-        self._first_token_at: float | None = None
-        self.is_observed = False
-        self.meter: StreamMeter | None = None
-        self.usage: Usage | None = None
-        self.is_estimated = False
+    is_observed: bool = False
+    meter: StreamMeter | None = None
+    usage: Usage | None = None
+    is_estimated: bool = False
+    _body_meter: BodyMeter | None = None
+    _first_token_at: float | None = None
 
     def stream_meter(self) -> StreamMeter:
         """A meter for an attempt's stream. It becomes `meter` if that attempt answers."""

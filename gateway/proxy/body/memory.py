@@ -5,6 +5,8 @@ Of an upload only a little is in memory; the rest is on disk, which `forms/spool
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from gateway.errors import Overloaded
 
 __all__ = ["BodyMemory", "BodyReservation"]
@@ -31,14 +33,11 @@ class BodyMemory:
         )
 
 
-class BodyReservation:
+class BodyReservation(Struct, eq=False):
     """The memory that one request's body takes. Its owner calls `release` at the end."""
 
-    __slots__ = ("_memory", "reserved_bytes")
-
-    def __init__(self, memory: BodyMemory) -> None:
-        self._memory = memory
-        self.reserved_bytes = 0
+    memory: BodyMemory
+    reserved_bytes: int = 0
 
     def add(self, size: int) -> None:
         """Reserve `size` bytes that have arrived; bytes that content-length only announces are not reserved.
@@ -48,7 +47,7 @@ class BodyReservation:
         Raises:
             Overloaded: The limit would be exceeded; nothing is reserved.
         """
-        memory = self._memory
+        memory = self.memory
         if memory.reserved_bytes + size > memory.limit_bytes:
             raise memory.full()
         memory.reserved_bytes += size
@@ -56,4 +55,4 @@ class BodyReservation:
 
     def release(self) -> None:
         """Free what it has reserved."""
-        self._memory.reserved_bytes -= self.reserved_bytes
+        self.memory.reserved_bytes -= self.reserved_bytes
