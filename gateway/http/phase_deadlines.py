@@ -209,6 +209,9 @@ class PhaseDeadlines:
 
     def spent_s(self, until: float) -> dict[str, float]:
         """Return the seconds spent in each phase, in the order they first began; the last phase ends at `until`."""
+        if len(self.entered) == 1:
+            phase, since = self.entered[0]
+            return {phase: until - since}
         if not self.entered:
             return {}
         spent: dict[str, float] = {}
@@ -221,7 +224,10 @@ class PhaseDeadlines:
 
     def spent_ms(self, until: float) -> dict[str, float]:
         """Return `spent_s` in milliseconds, rounded to three decimals."""
-        return {phase: int(took_s * 1e6 + 0.5) / 1000 for phase, took_s in self.spent_s(until).items()}
+        spent = self.spent_s(until)
+        for phase in spent:
+            spent[phase] = int(spent[phase] * 1e6 + 0.5) / 1000
+        return spent
 
     def __enter__(self) -> Self:
         if self._interruption is not None:

@@ -45,6 +45,7 @@ from gateway.proxy.response.keepalive import KeepAlive
 from gateway.proxy.shadow.transcript import Transcript
 from gateway.proxy.upstream_stream import UpstreamStream
 from gateway.telemetry.attempt_record import AttemptRecord
+from gateway.telemetry.meter import is_json, usage_in
 from gateway.telemetry.request_record import RequestRecord
 from gateway.telemetry.tracing.trace_context import new_span_id
 
@@ -302,34 +303,41 @@ class Attempt(Struct, eq=False):
         record = self.record
         record.stream = False  # whatever the client asked for: this body cannot carry an error event
         record.first_byte_at = now = record.now()
-        meter = record.answer.body_meter(content_type)
-        if self.translation is not None and b"json" not in content_type and isinstance(self.translation, ModelRenamer):
-            self.translation = self.translation.then  # sound, for example, contains no model name
+        if not is_whole or self.translation is not None or record.answer.is_observed:
+            await self._relay_pieces(response, content_type, first, form)
+            return
+        status, headers = self._head(response, streaming=False)
+        self.phases.enter("idle", now, waits=False)
+        self.client.committed = True
+        await self.client.respond(status, headers, first)
+        if is_json(content_type):
+            record.answer.usage = usage_in(first)
+
+    async def _relay_pieces(
+        self, response: UpstreamResponse, content_type: bytes, first: bytes, form: bytes | None
+    ) -> None:
+        meter, translation = self.record.answer.body_meter(content_type), self.translation
+        if isinstance(translation, ModelRenamer) and b"json" not in content_type:
+            translation = self.translation = translation.then  # sound, for example, contains no model name
+        head = partial(self._head, response, streaming=False, form=form, keeps_length=translation is None)
         try:
-            if self.translation is not None:
+            if translation is None:
+                await relay.relay_body(
+                    response, first, meter, self.phases, self.client, head=head, transcript=self.transcript
+                )
+            else:
                 await relay.relay_translated(
                     response,
                     first,
                     meter,
                     self.phases,
                     self.client,
-                    head=partial(self._head, response, streaming=False, form=form),
-                    translation=self.translation,
+                    head=head,
+                    translation=translation,
                     transcript=self.transcript,
                 )
-            elif is_whole:
-                status, headers = self._head(response, streaming=False)
-                self.phases.enter("idle", now, waits=False)
-                self.client.committed = True
-                await self.client.respond(status, headers, first)
-                meter.finish(first)
-            else:
-                head = partial(self._head, response, streaming=False, form=form, keeps_length=True)
-                await relay.relay_body(
-                    response, first, meter, self.phases, self.client, head=head, transcript=self.transcript
-                )
         finally:
-            record.answer.usage = meter.usage
+            self.record.answer.usage = meter.usage
 
     def _require_unstarted(self) -> None:
         """An early 200 promised the client an event stream."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from gateway.dialects.tool_calls import ToolCalls
 from gateway.dialects.usage_fields import Usage, read_usage, usage_of_answer
 from gateway.http.sse import Event
 
-__all__ = ["BodyMeter", "StreamMeter"]
+__all__ = ["BodyMeter", "StreamMeter", "is_json", "usage_in"]
 
 BODY_LIMIT_BYTES = 1024 * 1024  # of an answer that is not a stream; of longer ones (embeddings) the end is searched
 TAIL_BYTES = 4096
@@ -169,14 +170,26 @@ class StreamMeter:
             self.first_at = now
 
 
+def is_json(content_type: bytes | None) -> bool:
+    """Whether an answer of this type can have a usage; audio and images cannot."""
+    return content_type == b"application/json" or not content_type or b"json" in content_type.lower()
+
+
+def usage_in(body: bytes) -> Usage | None:
+    """The usage of a whole answer in JSON; None if there is none, or it cannot be read."""
+    try:
+        return usage_of_answer(body)
+    except _UNREADABLE:
+        return _usage_in_tail(body)
+
+
 class BodyMeter:
     """Meters an answer that is not a stream: keeps its bytes, up to a limit, and reads them at its end."""
 
     __slots__ = ("_is_json", "_kept_bytes", "_pieces", "finish_reason", "tool_calls", "usage")
 
     def __init__(self, tool_calls: ToolCalls | None = None, content_type: bytes | None = None) -> None:
-        # Nothing is kept of audio and images.
-        self._is_json = content_type == b"application/json" or not content_type or b"json" in content_type.lower()
+        self._is_json = is_json(content_type)
         self._pieces: list[bytes] = []
         self._kept_bytes = 0
         self.tool_calls = tool_calls
@@ -193,26 +206,24 @@ class BodyMeter:
             self._pieces = [b"".join(self._pieces)[-TAIL_BYTES:]]
             self._kept_bytes = TAIL_BYTES
 
-    def finish(self, body: bytes = b"") -> None:
-        """The body ends with this piece: read its usage."""
+    def finish(self) -> None:
+        """The body is complete: read its usage."""
         if not self._is_json:
             return
-        if self._pieces or len(body) > BODY_LIMIT_BYTES:
-            self.feed(body)
-            body = b"".join(self._pieces)
-            self._pieces = []
-        try:
-            self.usage = usage_of_answer(body)
-            if self.tool_calls is not None:
-                answer = _answer_decoder.decode(body)
-                self.finish_reason = answer.finish_reason
-                for choice in answer.choices or ():
-                    if choice.message is not None:
-                        self.tool_calls.collect_message(choice.message.tool_calls or ())
-                for item in answer.output or ():
-                    self.tool_calls.collect_item(item)
-        except _UNREADABLE:
-            self.usage = self.usage or _usage_in_tail(body)
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces = []
+        self.usage = usage_in(body)
+        if self.tool_calls is not None:
+            with suppress(*_UNREADABLE):
+                self._read_calls(_answer_decoder.decode(body), self.tool_calls)
+
+    def _read_calls(self, answer: _Answer, calls: ToolCalls) -> None:
+        self.finish_reason = answer.finish_reason
+        for choice in answer.choices or ():
+            if choice.message is not None:
+                calls.collect_message(choice.message.tool_calls or ())
+        for item in answer.output or ():
+            calls.collect_item(item)
 
 
 class _Answer(msgspec.Struct):

@@ -163,7 +163,8 @@ class RoutingRecord:
     def release(self, now: float) -> None:
         """The request has ended: drop what would keep it in memory, and what a client can make long."""
         for attempt in self.attempts:
-            attempt.ended_at = now if attempt.ended_at is None else attempt.ended_at
+            if attempt.ended_at is None:
+                attempt.ended_at = now
         self.ticket = None
         self.note_count = len(self.attempts)
         if self.fallbacks or self.decisions:

@@ -14,6 +14,7 @@ import trio
 
 from gateway.asgi import Headers, Send
 from gateway.http import sse
+from gateway.http.phase_deadlines import WAITING_FOR
 from gateway.proxy.response.client_response import ClientResponse
 from gateway.telemetry.request_record import RequestRecord
 
@@ -31,8 +32,11 @@ def server_timing(record: RequestRecord, now: float) -> bytes | None:
     value = b"total;dur=%.1f" % ((now - record.started_at) * 1000)
     for name, took_s in phases.spent_s(now).items():
         if name != "idle":
-            value += b", %b;dur=%.1f" % (name.encode(), took_s * 1000)
+            value += _METRICS[name] % (took_s * 1000)
     return value
+
+
+_METRICS: dict[str, bytes] = {phase: b", %b;dur=%%.1f" % phase.encode() for phase in WAITING_FOR}
 
 
 def wanted(headers: Headers) -> bool:
