@@ -102,7 +102,9 @@ class RequestParser:
         exchange = self.take()
         if is_start and exchange is not None and self._unlike < UNLIKE_HEADS:
             self._unlike += 1
-            self._known = self._latest_head.known = _KnownHead.of(data, exchange, self._header_limit_bytes)
+            self._known = _KnownHead.of(data, exchange, self._header_limit_bytes)
+            if _SECRET.isdisjoint(name for name, _ in exchange.headers):
+                self._latest_head.known = self._known
         return exchange
 
     def feed(self, data: bytes) -> None:
@@ -229,7 +231,10 @@ class RequestParser:
 
 
 class LatestHead:
-    """The latest head that a server's connections have had, if it may be copied."""
+    """The latest head that a server's connections have had, if it may be copied.
+
+    It has no secret: one would outlive its connection, and the time of a comparison would say how much of it is right.
+    """
 
     __slots__ = ("known",)
 
@@ -342,5 +347,6 @@ _NONE_YET = ServerExchange()
 # A length of so many digits at most: llhttp checks the others.
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,%d})\r\n" % (LENGTH_DIGITS - 1), re.IGNORECASE)
 _COPIED_NEVER = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection"})
+_SECRET = frozenset({b"authorization", b"x-api-key", b"api-key", b"proxy-authorization", b"cookie"})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})  # headers that say how long a body is
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST")

@@ -128,6 +128,17 @@ def test_first_request_with_the_latest_head_of_another_connection_has_its_derive
     assert RequestParser(LIMIT, latest).read(post()).derived == {}
 
 
+@pytest.mark.parametrize("name", [b"Authorization", b"X-Api-Key", b"api-key", b"Cookie"])
+def test_head_with_a_secret_is_of_its_connection_alone(name):
+    """It is not compared with what other clients send, and does not outlive the connection."""
+    latest = LatestHead()
+    head = HEAD.replace(b"X-Name", name)
+    first = RequestParser(LIMIT, latest).read(post(b"one", head))
+    assert first.headers[-1][0] == name.lower()
+    assert latest.known is None
+    assert RequestParser(LIMIT, latest).read(post(b"two", head)).derived is not first.derived
+
+
 def test_heads_that_always_differ_are_not_remembered():
     """A client that sends a new header with each request does not pay for it."""
     parser = RequestParser(LIMIT)
