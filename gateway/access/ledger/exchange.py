@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from sqlalchemy import Connection, delete, func, insert, select, text
@@ -27,6 +27,9 @@ __all__ = ["BudgetWindow", "Exchange", "LedgerWriter", "Seen"]
 _ADVISORY_LOCK = 0x6C6564676572  # "ledger": one number for all gateways on a PostgreSQL database
 RESERVATION_STALE_S = 15.0  # a gateway that lives writes its reservations again every 5 s
 IDS_AT_A_TIME = 500  # in one IN list: SQLite takes 32,766 parameters
+
+
+_Row: TypeAlias = tuple[Any, ...]
 
 
 class BudgetWindow(NamedTuple):
@@ -76,7 +79,6 @@ class LedgerWriter:
         self._windows = windows
         self._tariff = tariff
         self._gateway_id = gateway_id
-        self._day = (0.0, 0.0, "")
 
     def write(self, connection: Connection, exchange: Exchange) -> Seen:
         """Write a batch, and read what is wanted, in a transaction that may write."""
@@ -123,38 +125,51 @@ class LedgerWriter:
 
     def _insert(self, connection: Connection, entries: Sequence[LedgerEntry]) -> None:
         # Not SQLAlchemy's own execution of an insert: it takes 20 us per row.
-        values, width, done = self._values(entries), len(_COLUMNS), 0
-        if connection.dialect.name == "postgresql":
-            rows = [tuple(values[start : start + width]) for start in range(0, len(values), width)]
-            connection.exec_driver_sql(_insert_statement("%s", 1), rows)
-            return
-        # SQLite's driver looks for an adapter of every bool, which takes as long as ten other values. It also releases
-        # the interpreter's lock for each statement, and gets it back only when the event loop waits: so, many rows.
-        values[_ESTIMATED::width] = map(int, values[_ESTIMATED::width])
-        for size in _ROWS_PER_STATEMENT:
-            while len(values) - done >= size * width:
-                end = done + size * width
-                connection.exec_driver_sql(_insert_statement("?", size), tuple(values[done:end]))
-                done = end
+        for day, of_day in self._by_day(entries).items():
+            for shared, rows in _by_shared(of_day):
+                if connection.dialect.name == "postgresql":
+                    costs = self._energy_costs([row[_AT] for row in rows], [row[_ENERGY_WH] for row in rows])
+                    values = [(day, *shared, *_own(row), cost) for row, cost in zip(rows, costs, strict=True)]
+                    connection.exec_driver_sql(_POSTGRESQL_INSERT, values)
+                    continue
+                done = 0
+                for size in _ROWS_PER_STATEMENT:
+                    while len(rows) - done >= size:
+                        self._insert_portion(connection, [day, *shared], rows[done : done + size])
+                        done += size
 
-    def _values(self, entries: Sequence[LedgerEntry]) -> list[Any]:
-        """The rows, one after the other."""
-        start, end, day = self._day
-        tariff, of_entry = self._tariff, msgspec.structs.astuple
-        values: list[Any] = []
+    def _insert_portion(self, connection: Connection, shared: Sequence[Any], rows: Sequence[_Row]) -> None:
+        """Insert rows into SQLite, with one statement: its driver releases the interpreter's lock for each statement,
+        and gets it back only when the event loop waits.
+
+        What rows take is by far the binding of values, above all of None and bool, for which the driver looks for an
+        adapter. So a value that rows share is bound once, and columns without any value are left out.
+        """
+        size, columns = len(rows), dict(zip(_OWN, _own(tuple(zip(*rows, strict=True))), strict=True))
+        for names in _OFTEN_NULL:
+            if all(columns[name].count(None) == size for name in names):
+                for name in names:
+                    del columns[name]
+        columns["estimated"] = tuple(map(int, columns["estimated"]))
+        if "energy_wh" in columns:
+            columns["energy_cost"] = tuple(self._energy_costs(columns["at"], columns["energy_wh"]))
+        parameters = [*shared]
+        for column in columns.values():
+            parameters += column
+        connection.exec_driver_sql(_sqlite_insert(tuple(columns), size), tuple(parameters))
+
+    def _energy_costs(self, times: Iterable[float], energies_wh: Iterable[float | None]) -> list[float | None]:
+        return [self._tariff.cost(wh, at) for at, wh in zip(times, energies_wh, strict=True)]
+
+    def _by_day(self, entries: Sequence[LedgerEntry]) -> Mapping[str, Sequence[LedgerEntry]]:
+        times, zone = [entry.at for entry in entries], self._windows.zone
+        first = min(times)
+        if max(times) < self._windows.at("day", first).end:
+            return {day_of(first, zone): entries}
+        days: dict[str, list[LedgerEntry]] = {}
         for entry in entries:
-            at = entry.at
-            if not start <= at < end:
-                start, end = self._windows.at("day", at)
-                day = day_of(at, self._windows.zone)
-                self._day = (start, end, day)
-            if not (entry.model is None or entry.model.isprintable()):
-                # A neuron chose this name. PostgreSQL refuses a row, and so its whole batch, for a zero byte.
-                values += of_entry(msgspec.structs.replace(entry, model=ascii(entry.model)))
-            else:
-                values += of_entry(entry)
-            values += (None if entry.energy_wh is None else tariff.cost(entry.energy_wh, at), day)
-        return values
+            days.setdefault(day_of(entry.at, zone), []).append(entry)
+        return days
 
     # Sums of budgets...
 
@@ -249,15 +264,52 @@ _AMOUNTS: Mapping[BudgetUnit, Callable[[LedgerEntry], float]] = {
     "gpu-seconds": lambda entry: entry.gpu_seconds,
 }
 _ADD_TO_SUM = 'UPDATE budget_sums SET used = used + ? WHERE key_id = ? AND unit = ? AND "window" = ? AND starts_at = ?'
-_COLUMNS = (*LedgerEntry.__struct_fields__, "energy_cost", "day")
-_ESTIMATED = _COLUMNS.index("estimated")
-_ROWS_PER_STATEMENT = (128, 32, 8, 2, 1)  # few statements, so that drivers keep them prepared
+_FIELDS = LedgerEntry.__struct_fields__
+_FIRST_SHARED, _AFTER_SHARED, _MODEL = _FIELDS.index("key_id"), _FIELDS.index("outcome") + 1, _FIELDS.index("model")
+_AT, _ENERGY_WH = _FIELDS.index("at"), _FIELDS.index("energy_wh")
+
+
+def _by_shared(entries: Sequence[LedgerEntry]) -> list[tuple[_Row, list[_Row]]]:
+    """All fields of the entries, by the values that most rows share: key, alias, model and so on."""
+    groups: dict[_Row, list[_Row]] = {}
+    for row in map(msgspec.structs.astuple, entries):
+        shared = row[_FIRST_SHARED:_AFTER_SHARED]
+        if shared in groups:
+            groups[shared].append(row)
+        else:
+            groups[shared] = [row]
+    return [(_storable(shared), rows) for shared, rows in groups.items()]
+
+
+def _storable(shared: _Row) -> _Row:
+    """PostgreSQL refuses a row, and so its whole batch, for a zero byte in the model's name: a neuron chose that."""
+    index = _MODEL - _FIRST_SHARED
+    model = shared[index]
+    return shared if model is None or model.isprintable() else (*shared[:index], ascii(model), *shared[index + 1 :])
+
+
+def _own(row: _Row) -> _Row:
+    return row[:_FIRST_SHARED] + row[_AFTER_SHARED:]
+
+
+_SHARED, _OWN = ("day", *_FIELDS[_FIRST_SHARED:_AFTER_SHARED]), _own(_FIELDS)
+_OFTEN_NULL = (("queue_ms", "load_ms"), ("first_token_ms",), ("energy_wh",), ("cost",))
+_ROWS_PER_STATEMENT = (128, 32, 8, 2, 1)  # few statements, at most 80, so that the driver keeps them prepared
+_ON_CONFLICT = "ON CONFLICT (id) DO NOTHING"
+_POSTGRESQL_INSERT = (
+    f"INSERT INTO usage ({', '.join((*_SHARED, *_OWN))}, energy_cost) "  # noqa: S608 - our own names
+    f"VALUES ({', '.join(['%s'] * (len(_SHARED) + len(_OWN) + 1))}) {_ON_CONFLICT}"
+)
 
 
 @cache
-def _insert_statement(mark: str, rows: int) -> str:
-    one = f"({', '.join([mark] * len(_COLUMNS))})"
-    return f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES {', '.join([one] * rows)} ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own names
+def _sqlite_insert(own: tuple[str, ...], rows: int) -> str:
+    """The statement whose parameters are the shared values, and then each column of the others."""
+    shared, first = [f"?{number + 1}" for number in range(len(_SHARED))], len(_SHARED) + 1
+    values = (
+        ", ".join([*shared, *(f"?{first + column * rows + row}" for column in range(len(own)))]) for row in range(rows)
+    )
+    return f"INSERT INTO usage ({', '.join((*_SHARED, *own))}) VALUES ({'), ('.join(values)}) {_ON_CONFLICT}"  # noqa: S608 - our own names
 
 
 @lru_cache(maxsize=16)  # nearly always 5: an hour, a day and so on
