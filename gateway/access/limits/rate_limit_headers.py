@@ -31,17 +31,23 @@ def openai_lines(use: KeyUse, now: float) -> bytes:
     requests, tokens = use.requests, use.tokens
     if requests is None or tokens is None:
         return b"".join([b"%b: %b\r\n" % header for header in openai_headers(use, now)])
-    # As `TokenBucket.reading`, without calls and tuples. In most answers both limits are seconds from full, or full.
-    size, token_size = requests.size, tokens.size
-    level = requests.level + (now - requests.at) * requests.per_s
-    token_level = tokens.level + (now - tokens.at) * tokens.per_s
+    # As `TokenBucket.reading`, without calls and tuples.
+    level = size = requests.size
+    reset = token_reset = b"0s"
+    token_level = token_size = tokens.size
+    if (now_level := requests.level + (now - requests.at) * requests.per_s) < size:
+        level = now_level if now_level > 0 else 0.0
+        reset = _reset((size - now_level) / requests.per_s)
+    if (now_level := tokens.level + (now - tokens.at) * tokens.per_s) < token_size:
+        token_level = now_level if now_level > 0 else 0.0
+        token_reset = _reset((token_size - now_level) / tokens.per_s)
     return _OPENAI_LINES % (
         requests.per_minute_text,
-        size if level > size else max(0.0, level),
-        b"0s" if level >= size else _reset((size - level) / requests.per_s),
+        level,
+        reset,
         tokens.per_minute_text,
-        token_size if token_level > token_size else max(0.0, token_level),
-        b"0s" if token_level >= token_size else _reset((token_size - token_level) / tokens.per_s),
+        token_level,
+        token_reset,
     )
 
 

@@ -70,15 +70,14 @@ class RequestAccount(GpuUse):
 
     def _limit_headers(self) -> Headers:
         """What is left of the key's limits per minute, when a response begins."""
-        limiter, use = self._accounting.limiter, self._use
+        limiter, use, exchange = self._accounting.limiter, self._use, self._exchange
         if use is None:
             return []
-        now = limiter.clock()
         if self._dialect == "anthropic":
-            return anthropic_headers(use, now, limiter.unix_time())
-        if self._exchange is None:
-            return openai_headers(use, now)
-        self._exchange.more_lines = openai_lines(use, now)
+            return anthropic_headers(use, limiter.clock(), limiter.unix_time())
+        if exchange is None:
+            return openai_headers(use, limiter.clock())
+        exchange.more_lines = openai_lines(use, limiter.clock())
         return []
 
     def reserve(self, model: str | None = None, body: bytes | Outline = b"") -> None:
