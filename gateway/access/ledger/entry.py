@@ -17,7 +17,7 @@ class LedgerEntry(msgspec.Struct, gc=False):
     """One request that has ended. Tokens of an answer that reports none are estimated, or 0 if there is nothing to see.
 
     Attributes:
-        id: Unique over all gateways, made when the request starts: inserting a row twice changes nothing.
+        id: Unique over all gateways, made when the request ends: inserting a row twice changes nothing.
         at: When the request started, in unix seconds.
         key_id: The key's id; None for a request without a key, in open mode.
         alias: The alias that the client asked for; None if it asked for a model.

@@ -69,7 +69,7 @@ counters = Table(
 usage = Table(
     "usage",
     metadata,
-    Column("id", String(64), primary_key=True),  # made when the request starts: inserting a row again changes nothing
+    Column("id", String(64), primary_key=True),  # made when the request ends: inserting a row again changes nothing
     Column("at", Double, nullable=False),  # when the request started
     Column("key_id", String(32)),
     Column("alias", Text),
