@@ -310,8 +310,7 @@ class Attempt(Struct, eq=False):
         self.phases.enter("idle", now, waits=False)
         self.client.committed = True
         await self.client.respond(status, headers, first)
-        if is_json(content_type):
-            record.answer.usage = usage_in(first)
+        record.answer.usage = usage_in(first) if is_json(content_type) else None
 
     async def _relay_pieces(
         self, response: UpstreamResponse, content_type: bytes, first: bytes, form: bytes | None

@@ -60,7 +60,8 @@ class KeyUse:
 
     Attributes:
         running: The requests that run now.
-        reserved: What they have reserved of budgets: tokens, money and GPU-seconds.
+        reserved: What they have reserved of budgets: tokens, money and GPU-seconds. Requests that began before the key
+            had a budget are not in it.
         elsewhere: What requests at other gateways have reserved, as last read from the store.
         counts_tokens: A limit depends on how much a request uses, so that an estimate is needed.
         is_limited_by_rate: Answers carry rate-limit headers.
@@ -206,8 +207,8 @@ class KeyUse:
         if counted is not None:
             for index, amount in enumerate(counted):
                 self.reserved[index] -= amount
-            if not running:
-                self.reserved[:] = _NOTHING_RESERVED  # exactly: sums of floats drift
+        if not running:
+            self.reserved[:] = _NOTHING_RESERVED  # exactly: sums of floats drift
         if self.budgets:
             for budget in self.budgets:
                 budget.add(used, started_at)

@@ -128,6 +128,18 @@ def test_a_spent_budget_refuses_until_its_window_ends(limiter, clock, unit, used
     spend(limiter, key, *used)
 
 
+def test_nothing_stays_reserved_when_the_last_request_had_no_budget(limiter):
+    """Sums of floats drift: a rest, however small, would refuse what may exceed an unused budget once."""
+    budgets = (Budget("money", 1.0, "day"),)
+    use = limiter.use_of(a_key(budgets=budgets))
+    taken = [use.reserve(Amounts(0, money, 0)) for money in (0.1, 0.2, 0.3)]
+    taken.append(limiter.use_of(a_key()).reserve())
+    for one in taken:
+        use.settle(one, Amounts(0, 0, 0), NOON)
+    with reserved(limiter.use_of(a_key(budgets=budgets)), Amounts(0, 2.0, 0)):
+        pass
+
+
 def test_a_budget_counts_what_live_requests_have_reserved_here_and_elsewhere(limiter):
     key = a_key(budgets=(Budget("tokens", 100, "hour"),))
     use = limiter.use_of(key)
