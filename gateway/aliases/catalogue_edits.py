@@ -151,13 +151,13 @@ class CatalogueEdits:
         self, alias: str | None, version: str | None, author: Author, *, if_match: str = "*"
     ) -> tuple[FileEdit, ReloadResult]:
         """Restore the file or one alias, whatever is on disk; refuses if another file is in force than `if_match`."""
-        in_force, content = self._store.current.digest, self._store.content
-        if if_match not in {"*", in_force}:
-            raise errors.PreconditionFailed(
-                f"another file is in force: its hash is {in_force}; plan the rollback again"
-            )
 
-        def restore() -> FileEdit:
+        def restore() -> FileEdit:  # no other file comes into force meanwhile
+            in_force, content = self._store.current.digest, self._store.content
+            if if_match not in {"*", in_force}:
+                raise errors.PreconditionFailed(
+                    f"another file is in force: its hash is {in_force}; plan the rollback again"
+                )
             return rollback.roll_back(
                 self._files,
                 alias,

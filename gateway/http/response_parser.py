@@ -111,10 +111,13 @@ class UpstreamResponse:
         return self._receive_raw() if self._decoder is None else self._receive_decoded(self._decoder)
 
     def receive_now(self) -> bytes | None:
-        """What `receive` returns, if it need not wait for it; else None."""
-        if len(self.pieces) != 1 or self._decoder is not None:
+        """What `receive` returns, if it need not wait for it, and all of a complete body; else None."""
+        pieces = self.pieces
+        if self._decoder is not None or not (len(pieces) == 1 or (pieces and self.complete)):
             return None
-        return self.pieces.pop()
+        first = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        return first
 
     @property
     def can_be_fed(self) -> bool:

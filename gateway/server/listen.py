@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from gateway.config.settings import Listen
-from gateway.http.sockets import detect_dead_peer
+from gateway.http.sockets import detect_dead_peer, set_latency_options
 
 __all__ = [
     "STUCK_READER_MS",
@@ -83,6 +83,7 @@ def set_options(sock: socket.socket) -> None:
     """Set what accepted sockets inherit. Sync; for a socket that another process has opened, too."""
     _drop_stuck_readers(sock)
     detect_dead_peer(sock.setsockopt)
+    set_latency_options(sock.setsockopt)  # before it listens: what connects earlier than the server accepts has it too
 
 
 def _drop_stuck_readers(sock: socket.socket) -> None:

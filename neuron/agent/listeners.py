@@ -8,6 +8,7 @@ import ssl
 import trio
 
 from catalogue.toml.addresses import Listen
+from gateway.http.sockets import set_latency_options
 from neuron.agent.config.settings import ApiSettings
 
 __all__ = ["CannotServe", "open_listeners", "tls_context"]
@@ -34,6 +35,7 @@ async def open_listeners(listen: Listen) -> list[trio.SocketListener]:
         listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
         listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_PEER_MS)
+        set_latency_options(listener.socket.setsockopt)
     return listeners
 
 

@@ -190,6 +190,15 @@ async def test_stream_is_complete_with_every_framing(autojump_clock, before, ans
     await gateway.idle()
 
 
+async def test_answer_in_chunks_that_arrive_at_once_gets_a_length(autojump_clock, before):
+    """However the engine frames an answer that is whole."""
+    peer = recording([], chunked(JSON[:5], JSON[5:9], JSON[9:], kind="application/json"))
+
+    answer = await raw_ask(before(peer))
+
+    assert (answer.body, answer.headers["content-length"]) == (JSON, str(len(JSON)))
+
+
 async def test_stream_with_a_length_gets_keep_alives(autojump_clock, before):
     """They make it longer than the neuron declared, so the content-length is not passed on."""
     half, rest = b"".join(EVENTS[:2]), b"".join(EVENTS[2:])

@@ -29,6 +29,15 @@ async def test_accepted_socket_has_tcp_keepalive():
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) < 60
 
 
+async def test_connection_that_waits_to_be_accepted_sends_small_messages_at_once():
+    """A client that comes back before the gateway accepts must not get its tokens 40 ms late, several at a time."""
+    async with listening(Listen("127.0.0.1", 0)) as sock, await trio.open_tcp_stream(*sock.getsockname()):
+        sock.setblocking(True)
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
 async def test_connection_to_a_neuron_has_tcp_keepalive(nursery):
     """An answer that is not streamed is a silent connection for minutes."""
     async with listening(Listen("127.0.0.1", 0)) as sock:
