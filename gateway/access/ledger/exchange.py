@@ -295,21 +295,28 @@ def _own(row: _Row) -> _Row:
 _SHARED, _OWN = ("day", *_FIELDS[_FIRST_SHARED:_AFTER_SHARED]), _own(_FIELDS)
 _OFTEN_NULL = (("queue_ms", "load_ms"), ("first_token_ms",), ("energy_wh",), ("cost",))
 _ROWS_PER_STATEMENT = (128, 32, 8, 2, 1)  # few statements, at most 80, so that the driver keeps them prepared
-_ON_CONFLICT = "ON CONFLICT (id) DO NOTHING"
-_POSTGRESQL_INSERT = (
-    f"INSERT INTO usage ({', '.join((*_SHARED, *_OWN))}, energy_cost) "  # noqa: S608 - our own names
-    f"VALUES ({', '.join(['%s'] * (len(_SHARED) + len(_OWN) + 1))}) {_ON_CONFLICT}"
-)
+
+
+def _insert(columns: Sequence[str], rows: Iterable[str]) -> str:
+    names, values = ", ".join(columns), "), (".join(rows)
+    return f"INSERT INTO usage ({names}) VALUES ({values}) ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own names
+
+
+_POSTGRESQL_COLUMNS = (*_SHARED, *_OWN, "energy_cost")
+_POSTGRESQL_INSERT = _insert(_POSTGRESQL_COLUMNS, [", ".join(["%s"] * len(_POSTGRESQL_COLUMNS))])
 
 
 @cache
 def _sqlite_insert(own: tuple[str, ...], rows: int) -> str:
     """The statement whose parameters are the shared values, and then each column of the others."""
     shared, first = [f"?{number + 1}" for number in range(len(_SHARED))], len(_SHARED) + 1
-    values = (
-        ", ".join([*shared, *(f"?{first + column * rows + row}" for column in range(len(own)))]) for row in range(rows)
+    return _insert(
+        (*_SHARED, *own),
+        [
+            ", ".join([*shared, *(f"?{first + column * rows + row}" for column in range(len(own)))])
+            for row in range(rows)
+        ],
     )
-    return f"INSERT INTO usage ({', '.join((*_SHARED, *own))}) VALUES ({'), ('.join(values)}) {_ON_CONFLICT}"  # noqa: S608 - our own names
 
 
 @lru_cache(maxsize=16)  # nearly always 5: an hour, a day and so on
