@@ -8,13 +8,14 @@ ends, the true amounts take the place of the estimate.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, TypeAlias
 
 from gateway import errors
 from gateway.access.limits.amounts import NOTHING, AmountTuple
 from gateway.access.limits.budget_use import BudgetUse
 from gateway.access.limits.limit import Budget, Limits
-from gateway.access.limits.token_bucket import TokenBucket
+from gateway.access.limits.token_bucket import LATEST_FULL_S, MINUTE_S, ROUNDING_S, TokenBucket
 from gateway.access.limits.windows import Windows
 
 __all__ = ["KeyUse", "Taken", "TooMuch"]
@@ -72,6 +73,8 @@ class KeyUse:
         "_clock",
         "_count_exceeded",
         "_currency",
+        "_has_reserved",
+        "_most_running",
         "_unix_time",
         "_windows",
         "budgets",
@@ -102,11 +105,13 @@ class KeyUse:
         self.key_id = key_id
         self.name = name
         self.limits = Limits()
+        self._most_running = inf
         self.running = 0
         self.requests: TokenBucket | None = None
         self.tokens: TokenBucket | None = None
         self.budgets: tuple[BudgetUse, ...] = ()
         self.reserved = [0.0, 0.0, 0.0]
+        self._has_reserved = False
         self.elsewhere = [0.0, 0.0, 0.0]
         self.exceeded: dict[str, int] = {}
         self.counts_tokens = self.is_limited_by_rate = False
@@ -123,6 +128,7 @@ class KeyUse:
         known: dict[tuple[str, str], BudgetUse] = {(use.budget.unit, use.budget.window): use for use in self.budgets}
         self.budgets = tuple(self._budget_use(known, budget, unix_now) for budget in limits.budgets)
         self.limits = limits
+        self._most_running = inf if limits.concurrency is None else limits.concurrency
         self.counts_tokens = self.tokens is not None or bool(self.budgets)
         self.is_limited_by_rate = self.requests is not None or self.tokens is not None
 
@@ -143,25 +149,38 @@ class KeyUse:
             RateLimited: A rate limit is exceeded.
             InsufficientQuota: A budget is.
         """
-        now, concurrency, requests, tokens = self._clock(), self.limits.concurrency, self.requests, self.tokens
-        if concurrency is not None and self.running >= concurrency:
+        now, requests, tokens = self._clock(), self.requests, self.tokens
+        if self.running >= self._most_running or (self.budgets and self._are_spent(estimate)):
             return self._reserve_beyond(estimate, now)
-        if self.budgets and self._are_spent(estimate):
-            return self._reserve_beyond(estimate, now)
-        if requests is not None and not requests.take(1.0, now):
-            return self._reserve_beyond(estimate, now)
-        if tokens is not None and not tokens.take(estimate[0], now):
-            if requests is not None:
-                requests.level += 1.0
-            return self._reserve_beyond(estimate, now)
+        # As `TokenBucket.wait_s` and `take`, without calls.
+        latest = now + LATEST_FULL_S
+        if requests is not None:
+            full_at = requests.full_at
+            if full_at < now:  # noqa: PLR1730 - not `max`, which takes as long as the rest
+                full_at = now
+            full_at += requests.each_s
+            if full_at > latest:
+                return self._reserve_beyond(estimate, now)
+        taken = None
+        if tokens is not None:
+            taken = estimate[0]
+            full, needed_s = tokens.full_at, taken * tokens.each_s
+            if full < now:  # noqa: PLR1730
+                full = now
+            if full + needed_s > latest and (needed_s <= MINUTE_S or full > now + ROUNDING_S):
+                return self._reserve_beyond(estimate, now)
+            tokens.full_at = full + needed_s
+        if requests is not None:
+            requests.full_at = full_at
         self.running += 1
-        return None if tokens is None else estimate[0], self._count(estimate) if self.budgets else None
+        return taken, self._count(estimate) if self.budgets else None
 
     def _are_spent(self, estimate: AmountTuple) -> bool:
         unix_now = self._unix_time()
         return any(self._is_spent(use, estimate, unix_now) for use in self.budgets)
 
     def _count(self, estimate: AmountTuple) -> AmountTuple:
+        self._has_reserved = True
         for index, amount in enumerate(estimate):
             self.reserved[index] += amount
         return estimate
@@ -181,9 +200,9 @@ class KeyUse:
         observed = {found.limit for found in exceeded}
         taken: float | None = None
         if self.requests is not None and "rpm" not in observed:
-            self.requests.level -= 1
+            self.requests.take(1.0, now)
         if self.tokens is not None and "tpm" not in observed:
-            self.tokens.level -= estimate[0]
+            self.tokens.take(estimate[0], now)
             taken = estimate[0]
         self.running += 1
         return taken, self._count(estimate) if self.budgets else None
@@ -197,21 +216,25 @@ class KeyUse:
             started_at: When it started, in unix seconds: it counts in the windows of that time.
         """
         tokens, counted = taken
-        self.running = running = self.running - 1
+        self.running -= 1
         if tokens is not None and self.tokens is not None:
-            rest = tokens - used[0]
+            bucket, rest = self.tokens, tokens - used[0]
             if rest >= 0:
-                self.tokens.level += rest  # in any order with a refill, so it needs no time
+                bucket.full_at -= rest * bucket.each_s
             else:
-                self.tokens.give_back(rest, self._clock())
+                bucket.take(-rest, self._clock())
+        if self.budgets or self._has_reserved:
+            self._settle_budgets(counted, used, started_at)
+
+    def _settle_budgets(self, counted: AmountTuple | None, used: AmountTuple, started_at: float) -> None:
         if counted is not None:
             for index, amount in enumerate(counted):
                 self.reserved[index] -= amount
-        if not running:
+        if not self.running:
             self.reserved[:] = _NOTHING_RESERVED  # exactly: sums of floats drift
-        if self.budgets:
-            for budget in self.budgets:
-                budget.add(used, started_at)
+            self._has_reserved = False
+        for budget in self.budgets:
+            budget.add(used, started_at)
 
     def _is_spent(self, use: BudgetUse, estimate: AmountTuple, unix_now: float) -> bool:
         """Whether the request would exceed the budget. An estimate larger than the whole budget passes once, as a
@@ -266,7 +289,7 @@ class KeyUse:
         shown: dict[str, Any] = {}
         for limit, bucket in (("rpm", self.requests), ("tpm", self.tokens)):
             if bucket is not None:
-                used = bucket.per_minute - max(0.0, bucket.refill(now))
+                used = bucket.per_minute - max(0.0, bucket.level(now))
                 shown[limit] = _reading(bucket.per_minute, round(used), enforce=limit not in limits.observe)
         if limits.concurrency is not None:
             enforce = "concurrency" not in limits.observe

@@ -11,6 +11,7 @@ from functools import lru_cache
 from math import ceil
 
 from gateway.access.limits.key_use import KeyUse
+from gateway.access.limits.token_bucket import ROUNDING_S
 from gateway.asgi import Headers
 
 __all__ = ["anthropic_headers", "openai_headers", "openai_lines"]
@@ -32,21 +33,20 @@ def openai_lines(use: KeyUse, now: float) -> bytes:
     if requests is None or tokens is None:
         return b"".join([b"%b: %b\r\n" % header for header in openai_headers(use, now)])
     # As `TokenBucket.reading`, without calls and tuples.
-    level = size = requests.size
-    reset = token_reset = b"0s"
-    token_level = token_size = tokens.size
-    if (now_level := requests.level + (now - requests.at) * requests.per_s) < size:
-        level = now_level if now_level > 0 else 0.0
-        reset = _reset((size - now_level) / requests.per_s)
-    if (now_level := tokens.level + (now - tokens.at) * tokens.per_s) < token_size:
-        token_level = now_level if now_level > 0 else 0.0
-        token_reset = _reset((token_size - now_level) / tokens.per_s)
+    left, token_left, reset, token_reset = requests.size, tokens.size, b"0s", b"0s"
+    due = now + ROUNDING_S
+    if (full_in_s := requests.full_at - due) > 0:
+        left -= full_in_s / requests.each_s
+        reset = _reset(full_in_s)
+    if (full_in_s := tokens.full_at - due) > 0:
+        token_left -= full_in_s / tokens.each_s
+        token_reset = _reset(full_in_s)
     return _OPENAI_LINES % (
         requests.per_minute_text,
-        level,
+        left if left > 0 else 0.0,
         reset,
         tokens.per_minute_text,
-        token_level,
+        token_left if token_left > 0 else 0.0,
         token_reset,
     )
 
@@ -72,16 +72,14 @@ _ANTHROPIC_REQUESTS, _ANTHROPIC_TOKENS = (
 )
 
 
-_NOTHING_S = 1e-9  # what floats leave of a difference
-_NOTHING_MS = _NOTHING_S * 1000
 _MILLISECONDS = (b"0s", *(b"%dms" % milliseconds for milliseconds in range(1, 1001)))
 
 
 def _reset(seconds: float) -> bytes:
     """A duration as OpenAI writes it: `20ms`, `7s`, `6m0s`, `1h0m0s`. Rounded up, so that it is never too early."""
     if seconds < 1:
-        return _MILLISECONDS[ceil(seconds * 1000 - _NOTHING_MS)]
-    whole_s = ceil(seconds - _NOTHING_S)
+        return _MILLISECONDS[ceil(seconds * 1000)]
+    whole_s = ceil(seconds)
     hours, minutes = whole_s // 3600, whole_s // 60 % 60
     if hours:
         return b"%dh%dm%ds" % (hours, minutes, whole_s % 60)

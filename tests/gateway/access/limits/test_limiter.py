@@ -81,7 +81,7 @@ def test_refused_request_takes_nothing_of_any_limit(limiter):
             with pytest.raises(errors.RateLimited, match="concurrency") as caught:
                 limiter.use_of(key).reserve()
             assert caught.value.retry_after_s == 1
-        assert limiter.use_of(key).requests.refill(1000) == 9
+        assert limiter.use_of(key).requests.level(1000) == 9
     assert limiter.use_of(key).exceeded == {"concurrency": 3}
 
 
@@ -89,14 +89,14 @@ def test_tokens_are_reserved_first_and_settled_with_the_true_usage(limiter):
     key = a_key(tpm=1000)
     use = limiter.use_of(key)
     with reserved(use, Amounts(800)) as reservation:
-        assert use.tokens.refill(1000) == 200
+        assert use.tokens.level(1000) == 200
         with pytest.raises(errors.RateLimited, match="1000 tokens per minute"):
             use.reserve(Amounts(300))
         reservation.used = Amounts(250)
-    assert use.tokens.refill(1000) == 750
+    assert use.tokens.level(1000) == 750
     with reserved(use, Amounts(100)) as reservation:
         reservation.used = Amounts(900)  # an answer longer than expected
-    assert use.tokens.refill(1000) == -150
+    assert use.tokens.level(1000) == -150
 
 
 def test_request_larger_than_the_bucket_passes_when_it_is_full(limiter, clock):
@@ -187,14 +187,14 @@ def test_observed_limits_refuse_nothing_and_are_counted(limiter, exceeded):
         spend(limiter, key, tokens=10)
     assert limiter.use_of(key).exceeded == {"concurrency": 3, "rpm": 2, "tpm": 2, "budget": 2}
     assert set(exceeded) == {(limit, False) for limit in ("rpm", "tpm", "concurrency", "budget")}
-    assert limiter.use_of(key).tokens.refill(1000) == 0
+    assert limiter.use_of(key).tokens.level(1000) == 0
 
 
 def test_an_edited_key_keeps_what_it_used(limiter):
     spend(limiter, a_key(rpm=10, budgets=(Budget("tokens", 100, "day"),)), tokens=80)
     edited = a_key(rpm=5, tpm=100, budgets=(Budget("tokens", 90, "day"), Budget("money", 1, "month")))
     use = limiter.use_of(edited)
-    assert (use.requests.refill(1000), use.tokens.refill(1000)) == (4, 100)
+    assert (use.requests.level(1000), use.tokens.level(1000)) == (4, 100)
     with pytest.raises(errors.InsufficientQuota):
         spend(limiter, edited, tokens=20)
     spend(limiter, a_key(), tokens=10_000)
@@ -267,7 +267,7 @@ def test_rate_limit_headers_have_anthropics_names_and_times(limiter, clock):
 )
 def test_resets_are_durations_as_openai_writes_them(limiter, clock, taken, text):
     use = limiter.use_of(a_key(rpm=60))
-    use.requests.give_back(-taken, clock.now)
+    use.requests.take(taken, clock.now)
     assert dict(openai_headers(use, clock.now))[b"x-ratelimit-reset-requests"] == text
 
 
