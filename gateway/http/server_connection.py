@@ -169,8 +169,8 @@ class ServerConnection:
             while exchange is None:
                 data = read_at_once(fd) if self._is_new and fd is not None else None
                 self._is_new = False
-                if data is None:
-                    data = await read(self._stream, fd)
+                while data is None and not self._evicted:  # which a wait that begins now would not notice
+                    data = await sockets.read_if_any(self._stream, fd)
                 if not data or self._evicted:  # in the instant in which data arrived
                     self._client_gone = not (data or self._evicted)
                     break

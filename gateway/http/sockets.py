@@ -31,6 +31,7 @@ __all__ = [
     "poll_for_input",
     "read",
     "read_at_once",
+    "read_if_any",
     "set_latency_options",
     "transport",
     "write_what_fits",
@@ -84,6 +85,19 @@ async def read(stream: trio.abc.Stream, fd: int | None) -> bytes:
             except BlockingIOError:
                 continue  # the kernel may report a socket readable when it is not (select(2), BUGS)
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        return b""
+
+
+async def read_if_any(stream: trio.abc.Stream, fd: int | None) -> bytes | None:
+    """As `read`; None if there was nothing, so that the caller can look what has happened before it waits again."""
+    if fd is None:
+        return await read(stream, None)
+    try:
+        await trio.lowlevel.wait_readable(fd)
+        return os.read(fd, RECEIVE_BYTES)
+    except BlockingIOError:
+        return None
+    except (OSError, trio.ClosedResourceError):
         return b""
 
 

@@ -292,6 +292,44 @@ async def test_silent_connections_do_not_lock_others_out(start):
         await stream.aclose()
 
 
+class _EvictedInVain(trio.abc.Instrument):
+    """Evicts a connection whose task is about to read, and for which nothing is left to read."""
+
+    def __init__(self, server):
+        self.server = server
+        self.task = None
+
+    def before_task_step(self, task):
+        if task is self.task and self.server._state.idle:
+            self.task = None
+            (connection,) = self.server._state.idle
+            connection._stream.socket.recv(100)
+            connection.evict()
+
+
+async def test_eviction_is_noticed_by_a_task_that_was_woken_for_nothing(start):
+    """The kernel may report a socket readable when it is not (select(2), BUGS), and the task is not waiting then."""
+
+    async def app(scope, receive, send):
+        served_by.append(trio.lowlevel.current_task())
+        await echo(scope, receive, send)
+
+    served_by = []
+    server, address = await start(app)
+    instrument = _EvictedInVain(server)
+    trio.lowlevel.add_instrument(instrument)
+    async with await trio.open_tcp_stream(*address) as client:
+        await client.send_all(GET)
+        await client.receive_some()
+        await until(lambda: server_statistics(server).idle)
+        (instrument.task,) = served_by
+        await client.send_all(b"G")
+        with trio.fail_after(SAFETY_NET_S):
+            assert await client.receive_some() == b""
+    assert instrument.task is None
+    trio.lowlevel.remove_instrument(instrument)
+
+
 async def test_clients_that_come_at_once_are_accepted_at_once():
     """None of them waits until another has its answer: their requests are read in one pass of the event loop."""
     served_after_a_pass = []
