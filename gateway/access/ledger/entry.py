@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 from collections.abc import Callable
 
@@ -16,9 +17,9 @@ __all__ = ["LedgerEntry", "row_ids"]
 class LedgerEntry(msgspec.Struct, gc=False):
     """One request that has ended. Tokens of an answer that reports none are estimated, or 0 if there is nothing to see.
 
+    The first fields, up to `estimated`, have the same values in many entries.
+
     Attributes:
-        id: Unique over all gateways, made when the request ends: inserting a row twice changes nothing.
-        at: When the request started, in unix seconds.
         key_id: The key's id; None for a request without a key, in open mode.
         alias: The alias that the client asked for; None if it asked for a model.
         model: The model that answered, or was to.
@@ -28,35 +29,37 @@ class LedgerEntry(msgspec.Struct, gc=False):
         status: The HTTP status that the client got; 0 for none.
         outcome: How the request ended; see the request's record.
         estimated: Whether any of the tokens are an estimate.
+        id: Unique over all gateways, made when the request ends: inserting a row twice changes nothing.
+        at: When the request started, in unix seconds.
+        total_ms: From the request's start to its end.
+        gpu_seconds: The time of its leases, times the model's devices, shared evenly with concurrent requests.
         queue_ms: The time in a model's queue; None for a request that did not wait there.
         load_ms: The time that it waited for its model to be loaded.
         first_token_ms: From the request's start to the first token of a stream.
-        total_ms: From its start to its end.
-        gpu_seconds: The time of its leases, times the model's devices, shared evenly with concurrent requests.
-        energy_wh: The same share of the devices' energy; None where the neuron reports no watts.
+        energy_wh: As `gpu_seconds`, the devices' energy; None where the neuron reports no watts.
         cost: By the prices of `models.toml`; None for a model without a price.
     """
 
+    key_id: str | None
+    alias: str | None
+    model: str | None
+    node: str | None
+    endpoint: str
+    dialect: str
+    status: int
+    outcome: str
+    estimated: bool
     id: str
     at: float
-    key_id: str | None = None
-    alias: str | None = None
-    model: str | None = None
-    node: str | None = None
-    endpoint: str = ""
-    dialect: str = "openai"
-    status: int = 0
-    outcome: str = "ok"
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
-    estimated: bool = False
+    total_ms: float = 0.0
+    gpu_seconds: float = 0.0
     queue_ms: float | None = None
     load_ms: float | None = None
     first_token_ms: float | None = None
-    total_ms: float = 0.0
-    gpu_seconds: float = 0.0
     energy_wh: float | None = None
     cost: float | None = None
 
@@ -70,4 +73,4 @@ def row_ids() -> Callable[[], str]:
     """A function that returns another id at each call, unique over all processes: 80 random bits and a count."""
     prefix = os.urandom(10).hex()
     numbers = itertools.count(10**9)  # as many digits for all, so that the ids of a process sort by their time
-    return map(prefix.__add__, map(str, numbers)).__next__
+    return map(operator.add, itertools.repeat(prefix), map(str, numbers)).__next__

@@ -6,10 +6,12 @@ sums of budgets exactly once, however often it is sent.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -125,41 +127,34 @@ class LedgerWriter:
 
     def _insert(self, connection: Connection, entries: Sequence[LedgerEntry]) -> None:
         # Not SQLAlchemy's own execution of an insert: it takes 20 us per row.
+        is_postgresql = connection.dialect.name == "postgresql"
         for day, of_day in self._by_day(entries).items():
-            for shared, rows in _by_shared(of_day):
-                if connection.dialect.name == "postgresql":
-                    costs = self._energy_costs([row[_AT] for row in rows], [row[_ENERGY_WH] for row in rows])
-                    values = [(day, *shared, *_own(row), cost) for row, cost in zip(rows, costs, strict=True)]
-                    connection.exec_driver_sql(_POSTGRESQL_INSERT, values)
-                    continue
-                done = 0
-                for size in _ROWS_PER_STATEMENT:
-                    while len(rows) - done >= size:
-                        self._insert_portion(connection, [day, *shared], rows[done : done + size])
-                        done += size
+            for (values, absent), rows in _by_kind(of_day).items():
+                shape, shared = _shape(absent), (day, *_storable(values))
+                own: Iterable[_Row] = map(shape.pick, rows)
+                if shape.has_energy:
+                    own = [(*shape.pick(row), self._tariff.cost(row[_ENERGY_WH], row[_AT])) for row in rows]
+                if is_postgresql:
+                    statement = _insert(shape.columns, [", ".join(["%s"] * len(shape.columns))])
+                    connection.exec_driver_sql(statement, [(*shared, *row) for row in own])
+                else:
+                    self._insert_portions(connection, shape.columns, shared, list(own))
 
-    def _insert_portion(self, connection: Connection, shared: Sequence[Any], rows: Sequence[_Row]) -> None:
-        """Insert rows into SQLite, with one statement: its driver releases the interpreter's lock for each statement,
-        and gets it back only when the event loop waits.
+    def _insert_portions(
+        self, connection: Connection, columns: tuple[str, ...], shared: _Row, rows: Sequence[_Row]
+    ) -> None:
+        """Insert rows into SQLite, many with one statement: its driver releases the interpreter's lock for each
+        statement, and gets it back only when the event loop waits.
 
-        What rows take is by far the binding of values, above all of None and bool, for which the driver looks for an
-        adapter. So a value that rows share is bound once, and columns without any value are left out.
+        What rows take is by far the binding of values, above all of None, for which the driver looks for an adapter.
+        So a value that rows share is bound once, and columns without any value are left out.
         """
-        size, columns = len(rows), dict(zip(_OWN, _own(tuple(zip(*rows, strict=True))), strict=True))
-        for names in _OFTEN_NULL:
-            if all(columns[name].count(None) == size for name in names):
-                for name in names:
-                    del columns[name]
-        columns["estimated"] = tuple(map(int, columns["estimated"]))
-        if "energy_wh" in columns:
-            columns["energy_cost"] = tuple(self._energy_costs(columns["at"], columns["energy_wh"]))
-        parameters = [*shared]
-        for column in columns.values():
-            parameters += column
-        connection.exec_driver_sql(_sqlite_insert(tuple(columns), size), tuple(parameters))
-
-    def _energy_costs(self, times: Iterable[float], energies_wh: Iterable[float | None]) -> list[float | None]:
-        return [self._tariff.cost(wh, at) for at, wh in zip(times, energies_wh, strict=True)]
+        done = 0
+        for size in _ROWS_PER_STATEMENT:
+            while len(rows) - done >= size:
+                parameters = (*shared, *chain.from_iterable(rows[done : done + size]))
+                connection.exec_driver_sql(_sqlite_insert(columns, size), parameters)
+                done += size
 
     def _by_day(self, entries: Sequence[LedgerEntry]) -> Mapping[str, Sequence[LedgerEntry]]:
         times, zone = [entry.at for entry in entries], self._windows.zone
@@ -265,36 +260,59 @@ _AMOUNTS: Mapping[BudgetUnit, Callable[[LedgerEntry], float]] = {
 }
 _ADD_TO_SUM = 'UPDATE budget_sums SET used = used + ? WHERE key_id = ? AND unit = ? AND "window" = ? AND starts_at = ?'
 _FIELDS = LedgerEntry.__struct_fields__
-_FIRST_SHARED, _AFTER_SHARED, _MODEL = _FIELDS.index("key_id"), _FIELDS.index("outcome") + 1, _FIELDS.index("model")
-_AT, _ENERGY_WH = _FIELDS.index("at"), _FIELDS.index("energy_wh")
+_AT, _MODEL, _ENERGY_WH = map(_FIELDS.index, ("at", "model", "energy_wh"))
+_OWN, _OPTIONAL = _FIELDS.index("id"), _FIELDS.index("queue_ms")  # where the shared values end, and where None may be
+_SHARED_COLUMNS = ("day", *_FIELDS[:_OWN])
+_NO_VALUES = (None,) * (len(_FIELDS) - _OPTIONAL)
+_ALL_ABSENT = (True,) * len(_NO_VALUES)
 
 
-def _by_shared(entries: Sequence[LedgerEntry]) -> list[tuple[_Row, list[_Row]]]:
-    """All fields of the entries, by the values that most rows share: key, alias, model and so on."""
-    groups: dict[_Row, list[_Row]] = {}
+def _by_kind(entries: Iterable[LedgerEntry]) -> dict[tuple[_Row, tuple[bool, ...]], list[_Row]]:
+    """All fields of the entries, by the values that most rows share (key, alias, model and so on), and by which of the
+    optional ones the rows lack.
+    """
+    kinds: dict[tuple[_Row, tuple[bool, ...]], list[_Row]] = {}
+    last: tuple[_Row, tuple[bool, ...]] | None = None
+    rows: list[_Row] = []
     for row in map(msgspec.structs.astuple, entries):
-        shared = row[_FIRST_SHARED:_AFTER_SHARED]
-        if shared in groups:
-            groups[shared].append(row)
-        else:
-            groups[shared] = [row]
-    return [(_storable(shared), rows) for shared, rows in groups.items()]
+        optional = row[_OPTIONAL:]
+        absent = _ALL_ABSENT if optional == _NO_VALUES else tuple(map(operator.is_, optional, _NO_VALUES))
+        kind = (row[:_OWN], absent)
+        if kind != last:  # comparing with the last one takes less than finding any
+            rows, last = kinds.setdefault(kind, []), kind
+        rows.append(row)
+    return kinds
+
+
+class _Shape(NamedTuple):
+    """What rows of one kind bring."""
+
+    columns: tuple[str, ...]
+    """The shared ones first, then those of `pick`, then perhaps `energy_cost`."""
+    pick: Callable[[_Row], _Row]
+    """A row's own values of an entry's fields."""
+    has_energy: bool
+
+
+@cache
+def _shape(absent: tuple[bool, ...]) -> _Shape:
+    """Of rows that lack these of the optional fields."""
+    present = [index for index, is_absent in enumerate(absent, _OPTIONAL) if not is_absent]
+    has_energy = _ENERGY_WH in present
+    columns = (*_SHARED_COLUMNS, *_FIELDS[_OWN:_OPTIONAL], *(_FIELDS[index] for index in present))
+    if not present:
+        return _Shape(columns, operator.itemgetter(slice(_OWN, _OPTIONAL)), has_energy)
+    pick = operator.itemgetter(*range(_OWN, _OPTIONAL), *present)
+    return _Shape((*columns, "energy_cost") if has_energy else columns, pick, has_energy)
 
 
 def _storable(shared: _Row) -> _Row:
     """PostgreSQL refuses a row, and so its whole batch, for a zero byte in the model's name: a neuron chose that."""
-    index = _MODEL - _FIRST_SHARED
-    model = shared[index]
-    return shared if model is None or model.isprintable() else (*shared[:index], ascii(model), *shared[index + 1 :])
+    model = shared[_MODEL]
+    return shared if model is None or model.isprintable() else (*shared[:_MODEL], ascii(model), *shared[_MODEL + 1 :])
 
 
-def _own(row: _Row) -> _Row:
-    return row[:_FIRST_SHARED] + row[_AFTER_SHARED:]
-
-
-_SHARED, _OWN = ("day", *_FIELDS[_FIRST_SHARED:_AFTER_SHARED]), _own(_FIELDS)
-_OFTEN_NULL = (("queue_ms", "load_ms"), ("first_token_ms",), ("energy_wh",), ("cost",))
-_ROWS_PER_STATEMENT = (128, 32, 8, 2, 1)  # few statements, at most 80, so that the driver keeps them prepared
+_ROWS_PER_STATEMENT = (128, 32, 8, 2, 1)  # few statements, so that the driver keeps them prepared
 
 
 def _insert(columns: Sequence[str], rows: Iterable[str]) -> str:
@@ -302,20 +320,14 @@ def _insert(columns: Sequence[str], rows: Iterable[str]) -> str:
     return f"INSERT INTO usage ({names}) VALUES ({values}) ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own names
 
 
-_POSTGRESQL_COLUMNS = (*_SHARED, *_OWN, "energy_cost")
-_POSTGRESQL_INSERT = _insert(_POSTGRESQL_COLUMNS, [", ".join(["%s"] * len(_POSTGRESQL_COLUMNS))])
-
-
 @cache
-def _sqlite_insert(own: tuple[str, ...], rows: int) -> str:
-    """The statement whose parameters are the shared values, and then each column of the others."""
-    shared, first = [f"?{number + 1}" for number in range(len(_SHARED))], len(_SHARED) + 1
+def _sqlite_insert(columns: tuple[str, ...], rows: int) -> str:
+    """The statement whose parameters are the shared values, and then each row's own."""
+    shared_count = len(_SHARED_COLUMNS)
+    own_count, shared = len(columns) - shared_count, [f"?{number + 1}" for number in range(shared_count)]
+    starts = [1 + shared_count + row * own_count for row in range(rows)]
     return _insert(
-        (*_SHARED, *own),
-        [
-            ", ".join([*shared, *(f"?{first + column * rows + row}" for column in range(len(own)))])
-            for row in range(rows)
-        ],
+        columns, [", ".join([*shared, *(f"?{start + column}" for column in range(own_count))]) for start in starts]
     )
 
 

@@ -167,8 +167,6 @@ class RequestAccount(GpuUse):
         gpu_s, joules = self.seconds, self.joules
         # By position, in a fifth of the time that 22 names take.
         entry = LedgerEntry(
-            accounting.new_row_id(),
-            record.started_unix,
             record.key_id,
             routing.alias,
             None if routing.is_unknown_model else routing.model,
@@ -177,16 +175,18 @@ class RequestAccount(GpuUse):
             self._dialect,
             record.status,
             record.outcome,
+            estimated,
+            accounting.new_row_id(),
+            record.started_unix,
             prompt,
             completion,
             cached,
             reasoning,
-            estimated,
+            (record.now() - started_at) * 1000,
+            gpu_s,
             phases_ms.get("queue"),
             phases_ms.get("load"),
             None if first_at is None else (first_at - started_at) * 1000,
-            (record.now() - started_at) * 1000,
-            gpu_s,
             joules / _J_PER_WH if gpu_s and joules is not None else None,
             self._cost,
         )
