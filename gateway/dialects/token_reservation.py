@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
 from gateway.dialects.large_bodies.outline import Outline
 from gateway.dialects.token_estimate import estimate
@@ -42,14 +43,13 @@ def expected_tokens(path: str, body: bytes | Outline) -> tuple[int, int | None]:
         body: A JSON object; empty for no prompt.
     """
     text, removed_bytes = (body, 0) if isinstance(body, bytes) else (body.text, body.removed_bytes)
-    decoder = _decoders.get(path)
-    if decoder is None or not text:
+    decode = _decode.get(path)
+    if decode is None or not text:
         return 0, None
     try:
-        fields = decoder.decode(text)
+        first, second, third, *limits = astuple(decode(text))
     except (msgspec.DecodeError, RecursionError):
         return estimate(len(text) + removed_bytes), None
-    first, second, third = fields.first, fields.second, fields.third
     length, media = len(first) + len(second) + len(third), 0
     if len(text) > _BASE64_SEARCH_BYTES:
         for part in map(bytes, (first, second, third)):
@@ -59,14 +59,11 @@ def expected_tokens(path: str, body: bytes | Outline) -> tuple[int, int | None]:
                 length, media = length - sum(runs), media + len(runs)
     if not media:
         length += removed_bytes  # not of pictures
-    if fields.max_completion_tokens is fields.max_output_tokens is fields.max_tokens is None:
-        return estimate(length, media), None
-    return estimate(length, media), _answers(fields)
+    return estimate(length, media), None if limits == _NO_LIMITS else _answers(*limits)
 
 
-def _answers(fields: Any) -> int | None:
-    number = fields.n
-    for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens):
+def _answers(number: Any, *limits: Any) -> int | None:
+    for limit in limits:
         if type(limit) is int and limit >= 0:  # not `isinstance`: true is no number
             return limit * (min(number, MOST_ANSWERS) if type(number) is int and number >= 0 else 1)
     return None
@@ -76,13 +73,17 @@ _ABSENT = msgspec.Raw()
 _PARTS = ("first", "second", "third")
 
 
-def _decoder(names: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
-    """Of what decides about tokens: every name that the APIs have for the answer's limit, and the prompt's parts."""
-    limits = [(name, Any, None) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens", "n")]
+_LIMITS = ("n", "max_completion_tokens", "max_output_tokens", "max_tokens")
+_NO_LIMITS = [None] * len(_LIMITS)
+
+
+def _decoder(names: tuple[str, ...]) -> Callable[[bytes], msgspec.Struct]:
+    """Of what decides about tokens: the prompt's parts, and every name that the APIs have for the answer's limit."""
     parts = [(part, msgspec.Raw, _ABSENT) for part in _PARTS]
     # A part that the path does not have gets a name that no client uses.
     rename = {part: f" {part}" for part in _PARTS} | dict(zip(_PARTS, names, strict=False))
-    return msgspec.json.Decoder(msgspec.defstruct("TokenFields", [*limits, *parts], rename=rename))
+    fields = [*parts, *((name, Any, None) for name in _LIMITS)]
+    return msgspec.json.Decoder(msgspec.defstruct("TokenFields", fields, rename=rename)).decode
 
 
-_decoders = {path: _decoder(names) for path, names in _PROMPT_FIELDS.items()}
+_decode = {path: _decoder(names) for path, names in _PROMPT_FIELDS.items()}

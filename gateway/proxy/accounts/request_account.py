@@ -24,6 +24,7 @@ _J_PER_WH = 3600
 
 
 _NOTHING_TAKEN: Taken = (None, None)
+_NO_HEADERS: Headers = []
 
 
 class RequestAccount(GpuUse):
@@ -66,19 +67,23 @@ class RequestAccount(GpuUse):
             return
         self._use = use = accounting.limiter.use_of(key)
         if use.is_limited_by_rate:
-            record.limit_headers = self._limit_headers
+            has_lines = exchange is not None and dialect != "anthropic"
+            record.limit_headers = self._limit_lines if has_lines else self._limit_headers
+
+    def _limit_lines(self) -> Headers:
+        """As `_limit_headers`, but among the lines of the exchange."""
+        if self._exchange is not None and self._use is not None:
+            self._exchange.more_lines = openai_lines(self._use, self._accounting.limiter.clock())
+        return _NO_HEADERS
 
     def _limit_headers(self) -> Headers:
         """What is left of the key's limits per minute, when a response begins."""
-        limiter, use, exchange = self._accounting.limiter, self._use, self._exchange
+        limiter, use = self._accounting.limiter, self._use
         if use is None:
-            return []
+            return _NO_HEADERS
         if self._dialect == "anthropic":
             return anthropic_headers(use, limiter.clock(), limiter.unix_time())
-        if exchange is None:
-            return openai_headers(use, limiter.clock())
-        exchange.more_lines = openai_lines(use, limiter.clock())
-        return []
+        return openai_headers(use, limiter.clock())
 
     def reserve(self, model: str | None = None, body: bytes | Outline = b"") -> None:
         """Reserve what the request will use.
@@ -101,17 +106,17 @@ class RequestAccount(GpuUse):
 
     def _estimate(self, model: str, body: bytes | Outline) -> AmountTuple:
         accounting, path = self._accounting, self._record.path
-        _, mean_tokens, mean_gpu_s = accounting.limiter.means[model]
         prompt, answers = expected_tokens(path, body)
+        _, mean_tokens, gpu_s = accounting.limiter.means[model]
+        completion = mean_tokens if answers is None else answers
+        if path not in GENERATING_PATHS:
+            completion = 0.0
         profile = accounting.catalogue.current.models.get(model)
-        completion = money = 0.0
-        if path in GENERATING_PATHS:
-            completion = mean_tokens if answers is None else answers
-            if profile is not None and profile.limit is not None:
-                completion = min(completion, profile.limit.output or profile.limit.context or completion)
-        if profile is not None and profile.cost is not None:
-            money = token_cost(profile.cost, prompt, completion) or 0.0
-        return prompt + completion, money, mean_gpu_s
+        if profile is None:
+            return prompt + completion, 0.0, gpu_s
+        if profile.limit is not None:
+            completion = min(completion, profile.limit.output or profile.limit.context or completion)
+        return prompt + completion, token_cost(profile.cost, prompt, completion) or 0.0, gpu_s
 
     def settle(self, *, failed: bool = False) -> None:
         """Count what the request used in place of what it reserved. Call it in the step in which the answer ends, so
