@@ -84,7 +84,7 @@ class Access:
         elif self._has_token(headers):
             key = TOKEN_KEY
         else:
-            raise _no_key(headers)
+            raise _no_key(headers, f"NAME --verbs {verb}")
         require_verb(key, verb)
         return key
 
@@ -145,7 +145,7 @@ def _bearer(value: bytes) -> bytes | None:
     return token.strip() if scheme.lower() == b"bearer" else None
 
 
-def _no_key(headers: _Headers) -> InvalidApiKey:
+def _no_key(headers: _Headers, arguments: str = "NAME") -> InvalidApiKey:
     has_others = any(name in _CREDENTIAL_HEADERS for name, _ in headers)
     problem = "the credentials are no key of this gateway" if has_others else "this needs a key"
-    return InvalidApiKey(f"{problem}: send authorization: Bearer ctx_…; `cortex key create NAME` creates one")
+    return InvalidApiKey(f"{problem}: send authorization: Bearer ctx_…; `cortex key create {arguments}` creates one")

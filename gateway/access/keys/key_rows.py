@@ -95,8 +95,8 @@ def create(connection: Connection, columns: Mapping[str, Any]) -> NewSecret:
     """A new key with these columns, as `key_fields.parse_fields` returns them. Raises KeyConflict."""
     key_id = secrets_of_keys.new_id()
     secret = secrets_of_keys.new_secret(key_id)
-    stored = insert_known(connection, {**columns, "id": key_id, "secret_hash": secrets_of_keys.digest_of(secret)})
-    return NewSecret(stored, secret)
+    row = {**columns, "id": key_id, "secret_hash": secrets_of_keys.digest_of(secret)}
+    return NewSecret(_insert(connection, row, f"there is a key with the name '{row['name']}' already"), secret)
 
 
 def create_first(connection: Connection, columns: Mapping[str, Any], secret: str | None) -> NewSecret | None:
@@ -115,11 +115,16 @@ def create_first(connection: Connection, columns: Mapping[str, Any], secret: str
 
 def insert_known(connection: Connection, columns: Mapping[str, Any]) -> StoredKey:
     """A key with an id and the hash of a secret that exist already: an import. Raises KeyConflict."""
+    conflict = f"there is a key with the name '{columns['name']}' or the id {columns['id']} already"
+    return _insert(connection, columns, conflict)
+
+
+def _insert(connection: Connection, columns: Mapping[str, Any], conflict: str) -> StoredKey:
     row = {**_DEFAULTS, "created_at": time.time(), **columns}
     try:
         connection.execute(insert(keys).values(row))
     except exc.IntegrityError as error:
-        raise KeyConflict(f"there is a key with the name '{row['name']}' or the id {row['id']} already") from error
+        raise KeyConflict(conflict) from error
     _changed(connection)
     return find(connection, row["id"])
 

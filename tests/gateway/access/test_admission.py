@@ -98,6 +98,14 @@ def test_key_in_another_place_is_no_key(headers):
     assert access(mode="open").authenticate(headers) is None
 
 
+def test_refusal_without_a_key_names_a_command_that_helps():
+    """A key for the admin API needs the verb; `cortex key create NAME` makes one that may only infer."""
+    with pytest.raises(errors.InvalidApiKey, match="`cortex key create NAME` creates one"):
+        access().authenticate([])
+    with pytest.raises(errors.InvalidApiKey, match="`cortex key create NAME --verbs operate` creates one"):
+        access().authenticate_operator([], "operate")
+
+
 def test_expired_and_revoked_keys_say_so():
     for change, word in (({"expires_at": NOW}, "expired"), ({"revoked_at": NOW - 5}, "was revoked")):
         stored = StoredKey(Key("alice1", "alice", **change), digest(SECRET))

@@ -71,7 +71,7 @@ def test_keys_are_read_again_only_after_a_change(database):
 
 def test_names_are_unique_among_keys_that_are_not_revoked(database):
     first = database.write(partial(key_rows.create, columns={"name": "a"}))
-    with pytest.raises(key_rows.KeyConflict):
+    with pytest.raises(key_rows.KeyConflict, match=r"^there is a key with the name 'a' already$"):
         database.write(partial(key_rows.create, columns={"name": "a"}))
     other = database.write(partial(key_rows.create, columns={"name": "b"}))
     with pytest.raises(key_rows.KeyConflict):
