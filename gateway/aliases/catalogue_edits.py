@@ -177,7 +177,8 @@ class CatalogueEdits:
             digest = digest_of(data)
             if if_match not in {"*", digest}:
                 raise errors.PreconditionFailed(
-                    f"the file on disk is another one: its hash is {digest}; GET /admin/catalogue?source=disk has it"
+                    f"the file on disk differs from the one that If-Match names: its hash is {digest}; "
+                    "GET /admin/catalogue?source=disk has it"
                 )
 
         def save() -> FileEdit:

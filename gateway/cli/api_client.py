@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 
 from gateway.cli.tls_trust import TlsTrust
+from gateway.cli.views.fault_text import fault_text
 from gateway.config.settings import Listen, Settings
 from gateway.http.sockets import connect_error_reason
 
@@ -30,6 +31,9 @@ __all__ = [
     "trust",
 ]
 
+NEEDS_KEY = (
+    "this needs a key: set CORTEX_KEY; `cortex key create NAME --verbs read,operate` on the gateway's host creates one"
+)
 TIMEOUT_S = 10.0  # a gateway answers within milliseconds, but an overloaded host may stall for seconds
 
 
@@ -49,10 +53,7 @@ class GatewayAddress:
     def required_token(self) -> str:
         """The token. Raises NoToken if there is none."""
         if self.token is None:
-            raise NoToken(
-                "this needs a key: set CORTEX_KEY; `cortex key create NAME --verbs read,operate` on the gateway's host "
-                "creates one"
-            )
+            raise NoToken(NEEDS_KEY)
         return self.token
 
     @classmethod
@@ -183,7 +184,7 @@ def send(
     if not response.is_success:
         message, status = _error_message(_json(response)), response.status_code
         if status == 401:
-            message = f"the gateway rejects the key: {message}"
+            message = NEEDS_KEY if token is None else f"the gateway rejects the key: {message}"
         raise ApiError(f"{message} ({method} {url}: status {status})", status=status, message=message)
     return response
 
@@ -218,6 +219,7 @@ def _not_a_gateway(url: str, status: int) -> ApiError:
 
 def _error_message(body: Mapping[str, Any]) -> str:
     error = body.get("error")
-    if error is None and body.get("faults"):  # a reload that was refused
-        return "; ".join(f"line {fault['line']}: {fault['key']}: {fault['message']}" for fault in body["faults"])
+    faults = [*body.get("faults", ()), *body.get("neurons", {}).get("faults", ())]
+    if error is None and faults:  # a file that was refused
+        return "\n".join(fault_text(fault, fault.get("path", "models.toml")) for fault in faults)
     return str(error.get("message", error)) if isinstance(error, dict) else str(error)

@@ -228,7 +228,7 @@ async def test_earlier_version_is_restored(desk):
     ("change", "if_match", "status", "text"),
     [
         ("", None, 428, "If-Match"),
-        ("", '"0123"', 412, "the file on disk is another one"),
+        ("", '"0123"', 412, "the file on disk differs from the one that If-Match names"),
         ("nonsense", "*", 422, "neurons.toml:4: not TOML"),
         ('[[neurons]]\nname = "a"\nendpoint = "http://x"\n', "*", 422, '"a" is already used by an earlier entry'),
         ('[[neurons]]\nname = "b"\nendpoint = "http://x"\ntoken = "***"\n', "*", 422, "b: token is ***"),

@@ -75,7 +75,8 @@ class RemoteFile:
                     if error.status != 412:
                         raise
                     if time.monotonic() >= give_up_at:
-                        raise AliasCommandError(f"{error.message}\n{FROM_DISK_HINT}") from error
+                        text = f"{self.name} on disk is not the file in force\n{FROM_DISK_HINT}"
+                        raise AliasCommandError(text) from error
                 else:
                     return FileEdit(before, after, body["not_kept"])
             time.sleep(RETRY_S)  # another edit came first, and is about to be in force

@@ -97,7 +97,7 @@ class NeuronEdits:
             digest = digest_of(before or b"")
             if if_match not in {"*", digest} and (before is not None or if_match != self._store.digest):
                 raise errors.PreconditionFailed(
-                    f"the file on disk is another one: its hash is {digest}; read it again, and send If-Match with that"
+                    f"the file on disk differs from the one that If-Match names: its hash is {digest}; read it again"
                 )
             after = unmasked(data, self._store.neurons)
             self._store.parse(after)

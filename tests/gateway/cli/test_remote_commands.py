@@ -95,6 +95,7 @@ def test_edits_are_refused_as_on_the_host(desk, host):
     host.models.write_bytes(b"")
 
     refused = desk.done("alias", "set", "helexa/small", MIDDLE, code=1)
+    assert refused.startswith(f"error: models.toml of {desk.url} on disk is not the file in force\nerror: ")
     assert "--from-disk" in refused
     assert host.models.read_bytes() == b""
     assert "valid again" in desk.done("alias", "rollback")
@@ -172,9 +173,13 @@ def test_requests_and_explain(desk, host):
 def test_reload(desk, host):
     """The result; a faulty file is exit code 1 with its fault."""
     assert "unchanged: generation" in desk.done("reload")
-    host.models.write_bytes(host.models.read_bytes() + b"[aliases]\n")
+    lines = host.models.read_bytes().count(b"\n")
+    host.models.write_bytes(host.models.read_bytes() + b'x = "a\n')
     assert desk("reload").exit_code == 1
-    assert desk("reload").stderr.startswith("cortex reload: ")
+    assert desk("reload").stderr == (
+        f"cortex reload: models.toml:{lines + 1}: not TOML: Illegal character '\\n'; "
+        "a string must end on the line where it begins: close its quotes\n"
+    )
 
 
 # Profiles, and what is missing.
@@ -235,7 +240,7 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", [*COMMANDS, ("status",)], ids=" ".join)
 def test_missing_and_wrong_key_are_told_apart(desk, command):
     """One line each, on stderr, without a traceback. A missing key names the variable."""
     missing, wrong = desk(*command, CORTEX_KEY=None), desk(*command, CORTEX_KEY="wrong")
