@@ -19,7 +19,7 @@ from rich.text import Text
 
 from gateway.telemetry.printable import one_line, printable, printable_json
 
-__all__ = ["HASH_DIGITS", "Progress", "console", "entry", "print_error", "print_json", "table"]
+__all__ = ["HASH_DIGITS", "Progress", "console", "counted", "entry", "print_error", "print_json", "table"]
 
 HASH_DIGITS = 10  # of a file's hash; enough to tell versions apart
 SHOWN_AFTER_S = 2.0  # what takes less needs no progress
@@ -130,6 +130,11 @@ class _Table(Table):
         longest = max((cell_len(name) for name in names.cells if isinstance(name, str)), default=0)
         names.no_wrap = 2 * longest <= options.max_width
         return super().__rich_console__(console, options)
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: `1 alias`, `2 aliases`."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def entry(head: str, *lines: str) -> Text:

@@ -12,6 +12,7 @@ from catalogue.toml.faults import Fault, FaultyFile
 from gateway.aliases.catalogue_store import CatalogueStore
 from gateway.aliases.cross_checks import cross_check
 from gateway.cli.options import config_option, exit_with_faults, find_config, load_settings_to_serve, print_faults
+from gateway.cli.terminal import counted
 from gateway.config.settings import Settings, TlsSettings
 from gateway.http.server_tls.certificate_store import open_certificates
 from gateway.server.access.parts import open_database
@@ -49,7 +50,8 @@ def check(config: Path | None) -> None:
     for path in (find_config(config), neuron_store.path, None if catalogue.digest is None else catalogue.path):
         if path is not None:
             click.echo(f"read {path}")
-    click.echo(f"ok: {len(neurons)} neurons, {len(catalogue.models)} models, {len(catalogue.aliases)} aliases")
+    models, aliases = counted(len(catalogue.models), "model"), counted(len(catalogue.aliases), "alias", "aliases")
+    click.echo(f"ok: {counted(len(neurons), 'neuron')}, {models}, {aliases}")
 
 
 def _store_warnings(settings: Settings) -> tuple[Fault, ...]:

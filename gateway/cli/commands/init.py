@@ -15,7 +15,7 @@ from catalogue.load import parse
 from catalogue.toml.faults import FaultyFile
 from gateway.cli.engine_search import FoundServer, InvalidHost, endpoints_on, search
 from gateway.cli.options import exit_with_faults
-from gateway.cli.terminal import print_error
+from gateway.cli.terminal import counted, print_error
 from gateway.config.load import load
 
 __all__ = ["init"]
@@ -54,12 +54,12 @@ def init(hosts: tuple[str, ...], folder: Path, *, overwrite: bool) -> None:
         endpoints = [endpoint for host in hosts or _ask_for_hosts() for endpoint in endpoints_on(host)]
     except InvalidHost as error:
         _fail(str(error))
-    click.echo(f"looking at {len(endpoints)} addresses")
+    click.echo(f"looking at {counted(len(endpoints), 'address', 'addresses')}")
     found = search(dict.fromkeys(endpoints))
     if not found:
         _fail(f"no neuron and no engine answers at {', '.join(endpoints)}; nothing was written")
     for server in found:
-        click.echo(f"{server.endpoint}: {server.engine or server.kind}, {len(server.models)} models")
+        click.echo(f"{server.endpoint}: {server.engine or server.kind}, {counted(len(server.models), 'model')}")
     _write(paths, found)
 
 

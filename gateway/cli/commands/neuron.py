@@ -12,7 +12,7 @@ from catalogue.toml.addresses import Listen
 from catalogue.toml.faults import FaultyFile
 from gateway.cli.api_client import ApiError, segment
 from gateway.cli.options import exit_with_faults, json_option, print_faults
-from gateway.cli.terminal import console, print_error, print_json
+from gateway.cli.terminal import console, counted, print_error, print_json
 from gateway.cli.views import neuron_view
 from gateway.config.settings import LogSettings
 from gateway.telemetry import log
@@ -69,7 +69,8 @@ def check(config: Path | None) -> None:
     """
     loaded = _load(_path(config))
     print_faults(loaded.warnings, "warning")
-    click.echo(f"ok: {len(loaded.settings.engines)} engines, {len(loaded.settings.models)} models")
+    engines, models = loaded.settings.engines, loaded.settings.models
+    click.echo(f"ok: {counted(len(engines), 'engine')}, {counted(len(models), 'model')}")
 
 
 @neuron.command()

@@ -31,7 +31,8 @@ def render(
     """
     health, models, fleet = state["health"], state["models"], state.get("fleet")
     problems = health.get("problems", [])
-    parts: list[RenderableType] = [_headline(health), *problem_lines(problems), *_refused_file(health["catalogue"])]
+    parts: list[RenderableType] = [_headline(health), *problem_lines(problems)]
+    parts += _refused_file(health["catalogue"], is_a_problem=bool(problems))
     if not problems:
         parts += _audit_error(health.get("audit") or {})
     if figures is not None:
@@ -70,10 +71,13 @@ def _headline(health: Mapping[str, Any]) -> Text:
     return text
 
 
-def _refused_file(catalogue: Mapping[str, Any]) -> list[Text]:
+def _refused_file(catalogue: Mapping[str, Any], *, is_a_problem: bool) -> list[Text]:
+    """The faults of the file on disk. If the file is a problem, the problem's line has the first of them."""
     error = catalogue["error"]
     if error is None:
         return []
+    if is_a_problem:
+        return [Text(f"  {fault_text(fault, catalogue['path'])}", style="red") for fault in error["faults"][1:]]
     generation = catalogue["generation"]
     text = Text(f"the file on disk is NOT in force; generation {generation} stays in force:", style="bold red")
     for fault in error["faults"]:

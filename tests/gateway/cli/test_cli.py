@@ -136,7 +136,7 @@ def test_check_warns_once_and_passes(folder):
     assert done.stdout.splitlines() == [
         f"read {folder / 'cortex.toml'}",
         f"read {folder / 'models.toml'}",
-        "ok: 0 neurons, 2 models, 1 aliases",
+        "ok: 0 neurons, 2 models, 1 alias",
     ]
     warnings = done.stderr.splitlines()
     assert len(warnings) == 2
@@ -159,7 +159,7 @@ def test_check_without_a_config_says_so(tmp_path):
     """The environment may name neurons."""
     done = cortex("check", cwd=tmp_path, CORTEX_NEURONS='[{name="a",endpoint="http://a:1"}]')
 
-    assert (done.returncode, done.stdout) == (0, "ok: 1 neurons, 0 models, 0 aliases\n")
+    assert (done.returncode, done.stdout) == (0, "ok: 1 neuron, 0 models, 0 aliases\n")
     assert "warning: there is no cortex.toml" in done.stderr
 
 

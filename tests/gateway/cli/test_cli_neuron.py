@@ -22,7 +22,7 @@ def test_check_accepts_a_good_file(tmp_path: Path) -> None:
 
     result = run("check", "-c", path)
 
-    assert (result.exit_code, result.stdout) == (0, "ok: 1 engines, 1 models\n")
+    assert (result.exit_code, result.stdout) == (0, "ok: 1 engine, 1 model\n")
 
 
 def test_check_finds_the_file_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

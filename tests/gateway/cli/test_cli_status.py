@@ -182,6 +182,14 @@ def test_status_shows_a_refused_catalogue_with_every_fault(capsys):
     assert "/etc/m.toml:3: models[0].min_device: unknown key; did you mean `min_devices`?" in shown
     assert "the file is empty" in shown
 
+    text = "generation 7 stays in force: /etc/m.toml:3: models[0].min_device: unknown key"
+    problem = {"code": "file_not_in_force", "subject": "/etc/m.toml", "since": 0, "text": text}
+    console().print(status_view.render({"health": health | {"problems": [problem]}, "models": []}))
+
+    shown = capsys.readouterr().out
+    assert shown.count("unknown key") == 1
+    assert shown.count("the file is empty") == 1
+
 
 def test_status_shows_swaps_that_are_not_complete(capsys):
     """A warming swap with its phase, a failed one with its reason."""
