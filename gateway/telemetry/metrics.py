@@ -89,12 +89,10 @@ class Metrics:
         self.disconnects = counter("cortex_client_disconnects", "Clients that left before their answer ended")
         self.retries = counter("cortex_retries", "Attempts given up for another neuron or connection")
         of_alias = ("alias", "model")
-        self.shadows = counter(
-            "cortex_shadows", "Requests asked again of a candidate, by what came of it", (*of_alias, "result")
-        )
-        self.hedges = counter("cortex_hedges", "Second attempts, by what became of them", (*of_alias, "result"))
+        self.shadows = counter("cortex_shadows", "Requests sent to a shadow as well, by result", (*of_alias, "result"))
+        self.hedges = counter("cortex_hedges", "Second attempts, by result", (*of_alias, "result"))
         self.hedges_withheld = counter(
-            "cortex_hedges_withheld", "Second attempts that were due, by what was lacking", (*of_alias, "reason")
+            "cortex_hedges_withheld", "Second attempts that were due but not sent, by reason", (*of_alias, "reason")
         )
         self.rollout_percent = GaugeSeries(
             "cortex_rollout_percent", "What a rollout gives its target now", ("alias",), registry
@@ -107,7 +105,7 @@ class Metrics:
         self._limits_exceeded = counter(
             "cortex_limits_exceeded", "Requests beyond a limit of their key; refused if enforced", ("limit", "enforced")
         )
-        self.swaps = counter("cortex_alias_swaps", "Aliases that moved or were to, by how it went", ("alias", "result"))
+        self.swaps = counter("cortex_alias_swaps", "Changes of an alias's target, by result", ("alias", "result"))
         self.swap_duration = histogram(
             "cortex_alias_swap_duration_seconds", "Warm swaps: accepted file to moved alias", _SWAP_S, ("alias",)
         )
@@ -295,7 +293,9 @@ class _CatalogueCollector(Collector):
             "1 if the file as it is now is in force, else 0",
             value=float(readings.last_reload_succeeded),
         )
-        reloads = CounterMetricFamily("cortex_catalogue_reloads", "Looks at the file by result", labels=["result"])
+        reloads = CounterMetricFamily(
+            "cortex_catalogue_reloads", "Readings of models.toml, by result", labels=["result"]
+        )
         for result, times in readings.reloads.items():
             if times:
                 reloads.add_metric([result], times)

@@ -59,11 +59,12 @@ class TargetMetrics:
         labels = ("alias", "target", "generation")
         self._kept: list[int] = []  # sorted
         self._label_of: dict[int, str] = {}  # of those
-        self._requests = CounterSeries(
-            "cortex_alias_target_requests", "Requests by alias and who answered", labels, registry
-        )
+        self._requests = CounterSeries("cortex_alias_target_requests", "Requests by alias and target", labels, registry)
         self._errors = CounterSeries(
-            "cortex_alias_target_errors", "Those that failed, by error code", (*labels, "code"), registry
+            "cortex_alias_target_errors",
+            "Requests by alias and target that failed, by error code",
+            (*labels, "code"),
+            registry,
         )
         self._first_token = HistogramSeries(
             "cortex_alias_target_first_token_seconds",
