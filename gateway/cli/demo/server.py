@@ -38,7 +38,7 @@ files: {folder}
   3  point helexa/small at another model by editing one line; running requests are not disturbed
      sed -i 's#^"helexa/small" = .*#"helexa/small" = "Qwen/Qwen3.6-27B"#' {models}
 
-  4  a few seconds later, once that model is loaded and probed: send the request again; x-cortex-model names the model
+  4  ten seconds later, once that model is loaded and has answered a probe: send the request again; x-cortex-model names the model
      curl -si {api}/v1/chat/completions -H 'content-type: application/json' -d '{{"model":"helexa/small","messages":[{{"role":"user","content":"What is the capital of Georgia?"}}]}}'
 
   5  show the whole fleet
