@@ -49,7 +49,10 @@ def _prices(value: Any) -> Any:
 
 def _collector(url: str) -> str:
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
-        raise invalid("needs OpenTelemetry's SDK, which is not installed", "pip install 'cortex[otel]'")
+        raise invalid(
+            "needs OpenTelemetry's SDK, which is not installed",
+            "`scripts/install otel` in your clone of cortex installs it",
+        )
     return check_base_url(url)
 
 
