@@ -23,7 +23,7 @@ def _store_url(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AccessSettings:
-    """Who may use the API."""
+    """Which clients may use the API."""
 
     mode: Literal["keys", "open"] | None = None
     """"keys": every request needs a key. "open": none does. No default: open on loopback, beyond it no start."""

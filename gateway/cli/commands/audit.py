@@ -23,7 +23,7 @@ FAILED, NO_GATEWAY = 1, 2  # exit codes
 def audit() -> None:
     """Show or verify the audit log of models.toml.
 
-    It records who changed the file and when, and what the gateway did with each change.
+    It records the author and the time of each change of the file, and what the gateway did with it.
     """
 
 
