@@ -100,8 +100,9 @@ _trusted: list[ssl.SSLContext] = []
 
 
 def open_client() -> httpx.Client:
-    """A client for `get` and `post`. The caller closes it."""
-    return httpx.Client(trust_env=False, timeout=TIMEOUT_S, verify=_trusted[0] if _trusted else True)
+    """A client for `get` and `post`. The caller closes it. Without a call of `trust` it trusts no certificate."""
+    context = _trusted[0] if _trusted else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return httpx.Client(trust_env=False, timeout=TIMEOUT_S, verify=context)
 
 
 def get(client: httpx.Client, url: str, keys: tuple[str, ...], *, token: str | None = None) -> dict[str, Any]:

@@ -87,9 +87,10 @@ class Connection:
         except InvalidProfile as error:
             print_error(f"error: {error}")
             sys.exit(1)
-        self._trust(TlsTrust.of_remote(self.ca or profile.ca, profile.cert, profile.cert_key, os.environ))
         url = profile.url.rstrip("/")
-        return GatewayAddress(self.api or url, self.admin or url, self.token or profile.key, is_remote=True)
+        api, admin = self.api or url, self.admin or url
+        self._trust(TlsTrust.of_remote(self.ca or profile.ca, profile.cert, profile.cert_key, os.environ), api, admin)
+        return GatewayAddress(api, admin, self.token or profile.key, is_remote=True)
 
     def _address(self, settings: Settings) -> GatewayAddress:
         known = GatewayAddress.from_settings(settings)
@@ -97,14 +98,14 @@ class Connection:
         # The token of the cortex.toml is for the gateway of the cortex.toml, and must not go to another server.
         is_known = (api, admin) == (known.api, known.admin)
         if is_known and settings.tls.cert is not None and self.ca is None:
-            self._trust(TlsTrust.of_host(settings.tls, os.environ))
+            self._trust(TlsTrust.of_host(settings.tls, os.environ), api, admin)
         else:
-            self._trust(TlsTrust.of_remote(self.ca, None, None, os.environ))
+            self._trust(TlsTrust.of_remote(self.ca, None, None, os.environ), api, admin)
         return GatewayAddress(api, admin, self.token or (known.token if is_known else None))
 
-    def _trust(self, tls: TlsTrust) -> None:
-        if tls == TlsTrust():
-            return  # reading the system's certificates takes 20 ms, and most gateways are reached without TLS
+    def _trust(self, tls: TlsTrust, *urls: str) -> None:
+        if tls == TlsTrust() and not any(url.lower().startswith("https:") for url in urls):
+            return  # reading the system's certificates takes 40 ms
         try:
             api_client.trust(tls)
         except CannotTrust as error:

@@ -173,6 +173,15 @@ async def test_commands_trust_the_gateway_of_their_host_and_the_ca_that_they_are
             assert "Traceback" not in done.stderr
 
 
+async def test_commands_trust_the_certificates_of_the_system(tmp_path, ca, issued):
+    """Without `--ca`. OpenSSL reads `SSL_CERT_FILE` in place of the system's file."""
+    async with running_gateway(tmp_path, tls=TlsSettings(issued.cert, issued.key, admin=True)) as running:
+        arguments = ("status", "--url", f"https://localhost:{running.addresses.metrics.port}", "--key", "secret")
+        for file, code, text in ((ca.cert, 0, ""), (tmp_path / "none", 2, "certificate verify failed")):
+            done = await trio.to_thread.run_sync(lambda env={"SSL_CERT_FILE": str(file)}: cortex(*arguments, **env))
+            assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+
+
 def test_serve_refuses_a_certificate_that_cannot_be_used(tmp_path):
     done = cortex("serve", "-c", write_config(tmp_path, 'cert = "no.pem"', 'key = "no.key"'))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
