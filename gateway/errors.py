@@ -79,14 +79,16 @@ def forget_tracebacks(error: BaseException) -> None:
     """Free the frames that the error, and those that it was raised from, keep: they have the request's body.
 
     An error that is kept in a variable of one of its own frames is a reference cycle, which only the garbage collector
-    would free.
+    would free. So is one that has cancelled a nursery while it was handled, and then replaced what the nursery raised:
+    the group has exceptions whose context is that error.
     """
     chain: list[BaseException | None] = [error]
     while chain:
         link = chain.pop()
         if link is not None and link.__traceback__ is not None:
             link.__traceback__ = None
-            chain += [link.__cause__, link.__context__, getattr(link, "error", None)]
+            chain += [link.__cause__, link.__context__, getattr(link, "error", None), *getattr(link, "exceptions", ())]
+            link.__context__ = None
 
 
 def whole_s(seconds: float) -> int:

@@ -136,7 +136,7 @@ class RequestParser:
 
     def close(self) -> None:
         """The connection has ended: drop what refers to it and to this object, so that no cycle is left."""
-        self._parser = self._parsing = None
+        self._parser = self._parsing = self._error = None  # an error that was raised has the frames of its connection
         self._latest = _NONE_YET
 
     def _parse(self, data: bytes | memoryview) -> memoryview | None:

@@ -54,10 +54,8 @@ class ServerConnection:
         state: ServerState,
         log: ServerLog,
     ) -> None:
-        self._app = app
-        self._limits = limits
-        self._log = log
-        self._state = state
+        self._app, self._log = app, log
+        self._limits, self._state = limits, state
         self._now = trio.lowlevel.current_clock().current_time  # `trio.current_time` takes four times as long
         self._stream = stream
         self._fd = descriptor(stream)
@@ -440,7 +438,8 @@ class ServerConnection:
             self._state.hang_ups.forget(self._socket_fd)
         self._fd = self._socket_fd = None  # the kernel may give the number to another socket
         self._parser.close()
-        self._serving = None
+        if self._serving is not None:
+            self._serving.close()
         close_now(self._stream)
 
 

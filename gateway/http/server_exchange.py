@@ -174,6 +174,11 @@ class ServerExchange:
             "root_path": "",
         }
 
+    def close(self) -> None:
+        """The connection has ended: drop it, and what was not read. An application may keep the rest for longer."""
+        self._transport = None
+        self.body.clear()
+
     def on_departure(self, callback: Callable[[], None]) -> bool:
         """See `gateway.asgi.DirectExchange`."""
         return self._transport is not None and self._transport.on_departure(callback)

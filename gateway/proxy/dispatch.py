@@ -168,6 +168,7 @@ class Dispatch:
                 route, now = (plain, now) if plain is not None else await self._next_route(model, failures, last)
             except errors.GatewayError as error:
                 self._log_decision(error, model, failures)
+                errors.forget_tracebacks(error)  # it may be that of `last`
                 return self._unserved(last, failures, error)
             attempt = self._attempt = self._new_attempt(
                 route, routing.start_attempt(model, route.node, now), self.phases, failures

@@ -208,7 +208,10 @@ async def test_count_tokens_works_without_a_healthy_neuron(tmp_path):
     ):
         await running.down()
         answer = await http.post("/v1/messages/count_tokens", json={"model": "helexa/small", "messages": PROBE})
+        metrics = (await http.get(running.metrics_url)).text
 
+    series = f'cortex_alias_target_requests_total{{alias="helexa/small",generation="1",target="{SMALL}"}}'
+    assert f"{series} 1.0" in metrics.splitlines()
     assert (answer.status_code, answer.headers["x-cortex-token-count"]) == (200, "estimate")
     assert answer.json()["input_tokens"] > 5
 
