@@ -1,5 +1,6 @@
 """The HTTP/1.1 server with applications that fail and clients that leave, in memory."""
 
+import gc
 import json
 
 import pytest
@@ -8,6 +9,8 @@ import trio
 from fakes.http_exchanges import GET, POST, exchange, make_server, parse, read_all, read_body, respond, serve, statuses
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
+from gateway.http.request_parser import RequestParser
+from gateway.http.server_connection import ServerConnection
 from gateway.http.server_exchange import ClientDisconnected
 
 # Failing applications ................................................................................................
@@ -193,3 +196,30 @@ async def test_pipelined_requests_in_memory_are_limited(autojump_clock):
 
     assert served > 50
     assert max(in_memory) <= 65536 + 2 * 65536  # the limit, and one read before and after it
+
+
+@pytest.mark.parametrize("bad", [b"\0\r\n\r\n", POST + b"\0\r\n\r\n", b"GET / HTTP/1.1\r\na: " + b"b" * 200_000])
+async def test_connection_that_ends_with_a_malformed_request_leaves_no_cycle(autojump_clock, bad):
+    """The error has the frames of the connection, with what was received: only the collector would free them."""
+    gc.collect()
+    gc.disable()
+    try:
+        assert 400 <= statuses(await exchange(bad))[-1] < 500
+        await wait_all_tasks_blocked()
+        assert not [each for each in gc.get_objects() if isinstance(each, RequestParser)]
+    finally:
+        gc.enable()
+
+
+async def test_application_that_keeps_an_exchange_does_not_keep_its_connection(autojump_clock):
+    """Quart's objects refer to each other, and to `send`, until the garbage collector frees them."""
+    kept = []
+
+    async def app(scope, receive, send):
+        kept.append(send)
+        await respond(send, b"ok")
+
+    gc.collect()
+    await exchange(POST[:-1], app)  # the rest of its body never comes
+    assert not [each for each in gc.get_objects() if isinstance(each, ServerConnection)]
+    assert kept[0].__self__.body == []

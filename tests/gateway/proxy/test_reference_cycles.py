@@ -8,8 +8,10 @@ from types import FrameType, MethodType
 import pytest
 import trio
 from fakes.chat_completions import chunk, whole
+from fakes.forms import CONTENT_TYPE, a_form, a_part
 from fakes.in_memory import SMALL, InMemoryGateway
 from fakes.scripted import answering, chunked, read_request, with_length
+from fakes.uploads import TRANSCRIPTIONS
 
 from catalogue.models import Alias, Hedge, Target
 from gateway.config.settings import DeadlineSettings, RetrySettings, Settings
@@ -67,6 +69,20 @@ async def test_request_by_an_alias_leaves_no_cycle(autojump_clock, nursery, poli
     assert await left_by(gateway, stream=stream) == {}
 
 
+@pytest.mark.parametrize("name", ["failure", "nothing"])
+async def test_request_that_fails_on_every_neuron_leaves_no_cycle(autojump_clock, nursery, name):
+    """There is no neuron for one more attempt: its error is the last failure's own."""
+    assert await left_by(gateway_for(nursery, NEURONS[name], attempts=2)) == {}
+
+
+async def test_upload_that_stalls_leaves_no_cycle(autojump_clock, nursery):
+    """The task that reads it cancels the one that sends it to the neuron."""
+    form = a_form(a_part(b"model", SMALL.encode()))[:-4]
+    head = b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-type: %b\r\ncontent-length: 1000\r\n\r\n"
+    sent = head % (TRANSCRIPTIONS.encode(), CONTENT_TYPE) + form
+    assert await left_by(gateway_for(nursery, NEURONS["nothing"]), sent=sent) == {}
+
+
 @pytest.mark.parametrize("body", [b"{", b'{"model":"unknown"}'])
 async def test_refused_request_leaves_no_cycle(autojump_clock, nursery, body):
     """It is answered before it has a nursery, or in it."""
@@ -80,24 +96,24 @@ async def test_client_that_leaves_leaves_no_cycle(autojump_clock, nursery):
     assert await left_by(gateway, stream=True, leave=True) == {}
 
 
-def gateway_for(nursery, neuron, alias=None):
+def gateway_for(nursery, neuron, alias=None, *, attempts=1):
     """With two such neurons."""
 
     async def serve(stream):
         with suppress(trio.BrokenResourceError):  # the gateway has given up on it
             await neuron(stream)
 
-    settings = Settings(retries=RetrySettings(attempts=1), deadlines=DeadlineSettings(idle_seconds=5))
+    settings = Settings(retries=RetrySettings(attempts=attempts), deadlines=DeadlineSettings(idle_seconds=5))
     return InMemoryGateway(nursery, {"a": serve, "b": serve}, settings, alias=alias, traits={"kind": "openai"})
 
 
-async def left_by(gateway, body=None, *, path="/v1/chat/completions", stream=False, leave=False):
+async def left_by(gateway, body=None, *, path="/v1/chat/completions", stream=False, leave=False, sent=None):
     """What a request leaves for the collector of the gateway's objects: types, methods and functions."""
     usual = {"model": "helexa/small", "messages": [{"role": "user", "content": "x"}], "max_tokens": 9, "stream": stream}
 
     async def ask():
         client = gateway.client()
-        await client.send(body or usual, path)
+        await (client.send(body or usual, path) if sent is None else client.stream.send_all(sent))
         if leave:
             await client.head()
             await client.leave()
