@@ -84,11 +84,12 @@ class CountTokens:
         """A replica of the model; None if the model would have to be loaded first."""
         catalogue = self._context.catalogue.current
         resolution = resolve(catalogue, self._request.model.name, self._request.key_of)
-        self._record.routing.alias, self._record.routing.model = resolution.alias, resolution.model
+        routing = self._record.routing
+        routing.alias, routing.model, routing.generation = resolution.alias, resolution.model, catalogue.generation
         try:
             decision = choose(resolution.model, self._context.fleet, catalogue)
         except errors.ModelNotFound:
-            self._record.routing.is_unknown_model = resolution.alias is None
+            routing.is_unknown_model = resolution.alias is None
             raise
         except errors.ServiceUnavailable:
             return None
