@@ -192,17 +192,17 @@ def why_no_room(profile: ModelProfile, node: Node, catalogue: Catalogue) -> str:
     kept = sorted(resident.id for resident in residents if _serves_until_loaded(resident, profile, catalogue))
     if kept:
         return (
-            f"{node.name} is held by {', '.join(kept)}, which serves the alias until '{profile.id}' is loaded;"
-            f' set swap = "cold" on the alias to move it without waiting'
+            f"{node.name}'s memory is taken by {', '.join(kept)}, which serves the alias until '{profile.id}' is "
+            f'loaded; set swap = "cold" on the alias to move it without waiting'
         )
     above = sorted(
         resident.id for resident in residents if not may_displace(profile.priority, priority_of(resident.id, catalogue))
     )
     if above:
-        return f"{node.name} is held by {', '.join(above)}, whose residency_priority is higher"
+        return f"{node.name}'s memory is taken by {', '.join(above)}, whose residency_priority is higher"
     stuck = sorted(f"{resident.id} ({resident.status})" for resident in node.models.values() if resident.is_stuck)
     if stuck:
-        return f"{node.name} is held by {', '.join(stuck)}; restart its neuron to free the memory"
+        return f"{node.name}'s memory is taken by {', '.join(stuck)}; restart its neuron to free the memory"
     count = len(devices_for(profile, node) or ())
     devices = "device that is" if count == 1 else "devices that are"
     return (

@@ -177,7 +177,7 @@ class LoadScheduler:
 
         Raises:
             ColdLoadFailed: The load failed on every feasible node, and none may be tried again yet.
-            NoRoom: The memory is held by models that this one may not displace.
+            NoRoom: The memory is taken by models that this one may not displace.
             ServiceUnavailable: `run` has not started.
         """
         if isinstance(decision, ColdLoad):

@@ -38,8 +38,9 @@ async def test_swap_without_memory_beside_the_old_target_fails_at_once(autojump_
 
         assert trio.current_time() < 5
         assert reason == (
-            "no room for model 'lab/new' (8000 MB): a is held by lab/old, which serves the alias until 'lab/new' is"
-            ' loaded; set swap = "cold" on the alias to move it without waiting'
+            "no room for model 'lab/new' (8000 MB): a's memory is taken by lab/old, which serves the alias until "
+            "'lab/new' is loaded; "
+            'set swap = "cold" on the alias to move it without waiting'
         )
         assert (await world.ask("x")).headers["x-cortex-model"] == OLD.id
         assert world.load_calls() == []

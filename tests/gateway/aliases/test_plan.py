@@ -219,7 +219,7 @@ def test_model_waits_for_a_neuron_that_is_drained(fleet):
 
 
 def test_model_waits_for_a_drained_neuron_if_the_open_one_has_no_memory(fleet):
-    """The open one is large enough, but its memory is held by the model that serves until the move."""
+    """The open one is large enough, but its memory is taken by the model that serves until the move."""
     fleet.drain("large", draining=True)
     wide = a_profile("W", vram_mb=9000)
 
