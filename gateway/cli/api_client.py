@@ -20,6 +20,7 @@ __all__ = [
     "ApiError",
     "GatewayAddress",
     "NoToken",
+    "failure_reason",
     "get",
     "get_health",
     "get_models",
@@ -136,7 +137,7 @@ def get_text(client: httpx.Client, url: str) -> str:
     try:
         response = client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        raise ApiError(f"cannot reach {url}: {_reason(error)}") from error
+        raise ApiError(f"cannot reach {url}: {failure_reason(error)}") from error
     if not response.is_success:
         raise _not_a_gateway(url, response.status_code)
     return response.text
@@ -181,7 +182,7 @@ def send(
     try:
         response = client.request(method, url, headers={**authorization, **headers}, **content)
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        raise ApiError(f"cannot reach {url}: {_reason(error)}") from error
+        raise ApiError(f"cannot reach {url}: {failure_reason(error)}") from error
     if not response.is_success:
         message, status = _error_message(_json(response)), response.status_code
         if status == 401:
@@ -201,7 +202,7 @@ def _json(response: httpx.Response) -> dict[str, Any]:
     return body
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """The reason in words. The text of an httpx error repeats the OSError, with its number."""
     cause: BaseException | None = error
     while cause is not None:

@@ -96,7 +96,8 @@ def init(folders: tuple[Path, ...], output: Path, *, gateway: bool, force: bool)
         files[output.with_name("models.toml")] = host_survey.models_toml(found, ALIAS)
     existing = [str(path) for path in files if path.exists()]
     if existing and not force:
-        print_error(f"error: {', '.join(existing)} exists; --force replaces it")
+        verb, them = ("exists", "it") if len(existing) == 1 else ("exist", "them")
+        print_error(f"error: {', '.join(existing)} {verb} already; --force replaces {them}")
         sys.exit(1)
     for path, text in files.items():
         path.write_text(text)

@@ -17,7 +17,10 @@ def verification_lines(path: str, verification: Verification) -> Iterator[str]:
         yield f"{path}: the audit log is empty"
         return
     first, last = verification.first, verification.last
-    yield f"{path}: {verification.lines} lines, numbers {first} to {last}, are intact"
+    if first == last:
+        yield f"{path}: 1 line, number {first}, is intact"
+    else:
+        yield f"{path}: {verification.lines} lines, numbers {first} to {last}, are intact"
     if first > 1:
         yield f"lines before number {first} were in rotated files that have been deleted"
     if verification.torn_bytes:

@@ -10,7 +10,7 @@ import httpx
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from gateway.cli.api_client import ApiError
+from gateway.cli.api_client import ApiError, failure_reason
 from gateway.cli.terminal import table
 
 __all__ = ["NeuronAddress", "read_state", "render", "stream"]
@@ -41,7 +41,7 @@ def stream(address: NeuronAddress, path: str) -> Iterator[Iterator[bytes]]:
                 raise ApiError(f"{_error_text(answer)} ({url}: status {answer.status_code})", status=answer.status_code)
             yield answer.iter_raw()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ApiError(f"cannot reach {address.url}: {error}") from error
+        raise ApiError(f"cannot reach {address.url}: {failure_reason(error)}") from error
 
 
 def read_state(address: NeuronAddress) -> dict[str, Any]:

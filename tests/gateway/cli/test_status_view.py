@@ -1,12 +1,15 @@
-"""What `cortex status` prints of hosts and loads, from the JSON of the admin API."""
+"""What `cortex status` prints of hosts and loads, from the JSON of the admin API; what `cortex audit verify` prints."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from gateway.aliases.files.audit_log import Verification
 from gateway.cli.views import status_view
+from gateway.cli.views.audit_view import verification_lines
 from gateway.cli.views.problems_view import problem_lines
 
 
@@ -68,3 +71,12 @@ def test_reason_of_a_status_is_its_first_line() -> None:
 
     assert status_view._state("poisoned", replica) == "poisoned: crashed 4 times"
     assert status_view._state("loading", {"progress": 0.25, "reason": None}) == "loading 25%"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "text"),
+    [(1, 1, "log: 1 line, number 1, is intact"), (1, 3, "log: 3 lines, numbers 1 to 3, are intact")],
+)
+def test_intact_audit_log_in_words(first: int, last: int, text: str) -> None:
+    verification = Verification(lines=last, first=first, last=last)
+    assert next(verification_lines("log", verification)) == text

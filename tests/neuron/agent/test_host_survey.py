@@ -105,7 +105,9 @@ def test_init_writes_files_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {path.name for path in tmp_path.iterdir()} == {"neuron.toml", "cortex.toml", "models.toml"}
     again = CliRunner().invoke(main, ["neuron", "init"])
     assert again.exit_code == 1
-    assert "neuron.toml exists; --force replaces it" in again.stderr
+    assert again.stderr == "error: neuron.toml exists already; --force replaces it\n"
+    both = CliRunner().invoke(main, ["neuron", "init", "--gateway"])
+    assert "cortex.toml, models.toml exist already; --force replaces them" in both.stderr
     assert CliRunner().invoke(main, ["neuron", "init", "--force"]).exit_code == 0
     assert "no such folder: nowhere" in CliRunner().invoke(main, ["neuron", "init", "nowhere"]).stderr
 
@@ -139,4 +141,4 @@ async def test_status_and_logs_of_a_running_neuron(tmp_path: Path) -> None:
 async def test_neuron_that_does_not_answer_is_exit_code_2() -> None:
     shown = await cli("status", "--url", "http://127.0.0.1:9")
     assert shown.returncode == 2
-    assert b"cannot reach http://127.0.0.1:9" in shown.stderr
+    assert shown.stderr == b"error: cannot reach http://127.0.0.1:9: Connection refused\n"
