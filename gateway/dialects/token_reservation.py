@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from msgspec.structs import astuple
 
 from gateway.dialects.large_bodies.outline import Outline
 from gateway.dialects.token_estimate import estimate
@@ -47,43 +46,47 @@ def expected_tokens(path: str, body: bytes | Outline) -> tuple[int, int | None]:
     if decode is None or not text:
         return 0, None
     try:
-        first, second, third, *limits = astuple(decode(text))
+        fields = decode(text)
     except (msgspec.DecodeError, RecursionError):
         return estimate(len(text) + removed_bytes), None
-    length, media = len(first) + len(second) + len(third), 0
+    first, second, third = fields.first, fields.second, fields.third
+    length, media = len(first), 0
+    if second is not None:
+        length += len(second)
+    if third is not None:
+        length += len(third)
     if len(text) > _BASE64_SEARCH_BYTES:
-        for part in map(bytes, (first, second, third)):
+        for part in map(bytes, (first, second or b"", third or b"")):
             if len(part) > _BASE64_SEARCH_BYTES and (b"base64" in part or b"input_audio" in part):
                 # One picture or sound counts as an image, whatever its size.
                 runs = [match.end() - match.start() for match in _BASE64.finditer(part)]
                 length, media = length - sum(runs), media + len(runs)
     if not media:
         length += removed_bytes  # not of pictures
-    return estimate(length, media), None if limits == _NO_LIMITS else _answers(*limits)
+    if fields.max_completion_tokens is fields.max_output_tokens is fields.max_tokens is None:
+        return estimate(length, media), None
+    return estimate(length, media), _answers(fields)
 
 
-def _answers(number: Any, *limits: Any) -> int | None:
-    for limit in limits:
+def _answers(fields: Any) -> int | None:
+    number = fields.n
+    for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens):
         if type(limit) is int and limit >= 0:  # not `isinstance`: true is no number
             return limit * (min(number, MOST_ANSWERS) if type(number) is int and number >= 0 else 1)
     return None
 
 
-_ABSENT = msgspec.Raw()
 _PARTS = ("first", "second", "third")
+_ABSENT = msgspec.Raw()
 
 
-_LIMITS = ("n", "max_completion_tokens", "max_output_tokens", "max_tokens")
-_NO_LIMITS = [None] * len(_LIMITS)
-
-
-def _decoder(names: tuple[str, ...]) -> Callable[[bytes], msgspec.Struct]:
+def _decoder(names: tuple[str, ...]) -> Callable[[bytes], Any]:
     """Of what decides about tokens: the prompt's parts, and every name that the APIs have for the answer's limit."""
-    parts = [(part, msgspec.Raw, _ABSENT) for part in _PARTS]
+    parts = [(part, msgspec.Raw, _ABSENT if part == "first" else None) for part in _PARTS]
     # A part that the path does not have gets a name that no client uses.
     rename = {part: f" {part}" for part in _PARTS} | dict(zip(_PARTS, names, strict=False))
-    fields = [*parts, *((name, Any, None) for name in _LIMITS)]
-    return msgspec.json.Decoder(msgspec.defstruct("TokenFields", fields, rename=rename)).decode
+    limits = [(name, Any, None) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens", "n")]
+    return msgspec.json.Decoder(msgspec.defstruct("TokenFields", [*parts, *limits], rename=rename)).decode
 
 
 _decode = {path: _decoder(names) for path, names in _PROMPT_FIELDS.items()}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -71,6 +70,12 @@ class LedgerEntry(msgspec.Struct, gc=False):
 
 def row_ids() -> Callable[[], str]:
     """A function that returns another id at each call, unique over all processes: 80 random bits and a count."""
-    prefix = os.urandom(10).hex()
-    numbers = itertools.count(10**9)  # as many digits for all, so that the ids of a process sort by their time
-    return map(operator.add, itertools.repeat(prefix), map(str, numbers)).__next__
+    return _ids(os.urandom(10).hex()).__next__
+
+
+def _ids(prefix: str) -> Iterator[str]:
+    last_digits = [f"{number:03}" for number in range(1000)]  # a number is not formatted for each id
+    for thousands in itertools.count(10**6):  # as many digits for all, so that the ids of a process sort by their time
+        start = f"{prefix}{thousands}"
+        for digits in last_digits:
+            yield start + digits

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 from gateway.access.limits.limit import BudgetUnit
 
-__all__ = ["NOTHING", "UNIT_INDEX", "AmountTuple", "Amounts", "LearntMeans"]
+__all__ = ["NOTHING", "UNIT_INDEX", "AmountTuple", "Amounts", "LearntMean", "LearntMeans"]
 
 
 class Amounts(NamedTuple):
@@ -25,29 +25,41 @@ UNIT_INDEX: dict[BudgetUnit, int] = {"tokens": 0, "money": 1, "gpu-seconds": 2}
 """Where in `Amounts` each unit of a budget is."""
 
 FIRST_TOKENS = 100.0  # of the first answers of a model, before any has ended
-_SAMPLES = 32  # the mean follows about this many of the last answers
-_FIRST = [0.0, FIRST_TOKENS, 0.0]
+_LEAST_SHARE = 1 / 32  # the mean follows about this many of the last answers
 
 
-class LearntMeans(dict[str, list[float]]):
-    """The mean completion tokens and GPU-seconds of each model's last answers: the reservation of the next one.
+class LearntMean:
+    """The mean of what one model's last answers took.
 
-    By model: answers, at most 32; tokens; GPU-seconds. Bounded by the models that have answered.
+    Attributes:
+        tokens: Completion tokens.
+        gpu_s: GPU-seconds.
+        share: Of the next answer in the mean.
     """
+
+    __slots__ = ("gpu_s", "share", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = FIRST_TOKENS
+        self.gpu_s = 0.0
+        self.share = 1.0
+
+
+class LearntMeans(dict[str, LearntMean]):
+    """By model: the reservation of its next answer. Bounded by the models that have answered; another is not kept."""
 
     __slots__ = ()
 
-    def __missing__(self, model: str) -> list[float]:
-        return _FIRST
+    def __missing__(self, model: str) -> LearntMean:
+        return LearntMean()
 
-    def learn(self, model: str, completion_tokens: float, gpu_s: float) -> None:
-        """An answer has ended."""
+    def learn(self, model: str, tokens: float, gpu_s: float) -> None:
+        """An answer of the model has ended."""
         mean = self.get(model)
         if mean is None:
-            self[model] = [1.0, completion_tokens, gpu_s]
-            return
-        count, tokens, mean_gpu_s = mean
-        if count < _SAMPLES:
-            mean[0] = count = count + 1.0
-        mean[1] = tokens + (completion_tokens - tokens) / count
-        mean[2] = mean_gpu_s + (gpu_s - mean_gpu_s) / count
+            mean = self[model] = LearntMean()
+        share = mean.share
+        mean.tokens += (tokens - mean.tokens) * share
+        mean.gpu_s += (gpu_s - mean.gpu_s) * share
+        if share > _LEAST_SHARE:
+            mean.share = share / (1.0 + share)  # 1, 1/2, 1/3 and so on

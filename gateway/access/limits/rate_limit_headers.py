@@ -26,7 +26,7 @@ def openai_headers(use: KeyUse, now: float) -> Headers:
             headers += (
                 (limit, bucket.per_minute_text),
                 (remaining, b"%d" % level),
-                (reset, _reset(full_in_s).encode()),
+                (reset, _reset(full_in_s)),
             )
     return headers
 
@@ -37,21 +37,21 @@ def openai_lines(use: KeyUse, now: float) -> bytes:
     if requests is None or tokens is None:
         return b"".join([b"%b: %b\r\n" % header for header in openai_headers(use, now)])
     # As `TokenBucket.reading`, without calls and tuples.
-    left, token_left, reset, token_reset, due = requests.size, tokens.size, "0s", "0s", now + ROUNDING_S
+    left, token_left, reset, token_reset, due = requests.size, tokens.size, b"0s", b"0s", now + ROUNDING_S
     if (full_in_s := requests.full_at - due) > 0:
         left -= full_in_s / requests.each_s
         reset = _reset(full_in_s)
     if (full_in_s := tokens.full_at - due) > 0:
         token_left -= full_in_s / tokens.each_s
         token_reset = _reset(full_in_s)
-    return (
-        f"x-ratelimit-limit-requests: {requests.per_minute}\r\n"
-        f"x-ratelimit-remaining-requests: {int(left) if left > 0 else 0}\r\n"
-        f"x-ratelimit-reset-requests: {reset}\r\n"
-        f"x-ratelimit-limit-tokens: {tokens.per_minute}\r\n"
-        f"x-ratelimit-remaining-tokens: {int(token_left) if token_left > 0 else 0}\r\n"
-        f"x-ratelimit-reset-tokens: {token_reset}\r\n"
-    ).encode()
+    return _OPENAI_LINES % (
+        requests.per_minute_text,
+        left if left > 0 else 0.0,
+        reset,
+        tokens.per_minute_text,
+        token_left if token_left > 0 else 0.0,
+        token_reset,
+    )
 
 
 def anthropic_headers(use: KeyUse, now: float, unix_now: float) -> Headers:
@@ -69,23 +69,24 @@ _PARTS = ("limit", "remaining", "reset")
 _OPENAI_REQUESTS, _OPENAI_TOKENS = (
     tuple(f"x-ratelimit-{part}-{what}".encode() for part in _PARTS) for what in ("requests", "tokens")
 )
+_OPENAI_LINES = b"".join([b"%b: %%b\r\n%b: %%d\r\n%b: %%b\r\n" % names for names in (_OPENAI_REQUESTS, _OPENAI_TOKENS)])
 _ANTHROPIC_REQUESTS, _ANTHROPIC_TOKENS = (
     tuple(f"anthropic-ratelimit-{what}-{part}".encode() for part in _PARTS) for what in ("requests", "tokens")
 )
 
 
-_MILLISECONDS = ("0s", *(f"{milliseconds}ms" for milliseconds in range(1, 1001)))
+_MILLISECONDS = (b"0s", *(b"%dms" % milliseconds for milliseconds in range(1, 1001)))
 
 
-def _reset(seconds: float) -> str:
+def _reset(seconds: float) -> bytes:
     """A duration as OpenAI writes it: `20ms`, `7s`, `6m0s`, `1h0m0s`. Rounded up, so that it is never too early."""
     if seconds < 1:
         return _MILLISECONDS[ceil(seconds * 1000)]
     whole_s = ceil(seconds)
     hours, minutes = whole_s // 3600, whole_s // 60 % 60
     if hours:
-        return f"{hours}h{minutes}m{whole_s % 60}s"
-    return f"{minutes}m{whole_s % 60}s" if minutes else f"{whole_s}s"
+        return b"%dh%dm%ds" % (hours, minutes, whole_s % 60)
+    return b"%dm%ds" % (minutes, whole_s % 60) if minutes else b"%ds" % whole_s
 
 
 @lru_cache(maxsize=256)  # the next minutes; formatting takes 3 us

@@ -5,6 +5,8 @@ Synchronous throughout, so that no cancellation comes between two steps.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from gateway.access.keys.key import Key
 from gateway.access.ledger.entry import LedgerEntry
 from gateway.access.ledger.prices import token_cost
@@ -24,6 +26,10 @@ _J_PER_WH = 3600
 
 
 _NOTHING_TAKEN: Taken = (None, None)
+
+_Used: TypeAlias = tuple[bool, int, int, int, int, float | None]
+"""Whether tokens are estimated; those of prompt and completion, cached and reasoning ones; the cost, if it is known."""
+_NOTHING_USED: _Used = (False, 0, 0, 0, 0, None)
 _NO_HEADERS: Headers = []
 
 
@@ -41,7 +47,7 @@ class RequestAccount(GpuUse):
     """
 
     __slots__ = (
-        "_accounting", "_body", "_cost", "_dialect", "_exchange", "_prompt", "_record", "_taken", "_use",
+        "_accounting", "_body", "_dialect", "_exchange", "_record", "_taken", "_use", "_used",
     )  # fmt: skip
 
     def __init__(
@@ -59,8 +65,7 @@ class RequestAccount(GpuUse):
         self._exchange = exchange
         self._body: bytes | Outline = b""
         self._taken: Taken | None = None
-        self._prompt = 0
-        self._cost: float | None = None
+        self._used = _NOTHING_USED
         record.gpu_use = self
         if key is None:
             self._use = None
@@ -107,16 +112,16 @@ class RequestAccount(GpuUse):
     def _estimate(self, model: str, body: bytes | Outline) -> AmountTuple:
         accounting, path = self._accounting, self._record.path
         prompt, answers = expected_tokens(path, body)
-        _, mean_tokens, gpu_s = accounting.limiter.means[model]
-        completion = mean_tokens if answers is None else answers
+        mean = accounting.limiter.means[model]
+        completion = mean.tokens if answers is None else answers
         if path not in GENERATING_PATHS:
             completion = 0.0
         profile = accounting.catalogue.current.models.get(model)
         if profile is None:
-            return prompt + completion, 0.0, gpu_s
+            return prompt + completion, 0.0, mean.gpu_s
         if profile.limit is not None:
             completion = min(completion, profile.limit.output or profile.limit.context or completion)
-        return prompt + completion, token_cost(profile.cost, prompt, completion) or 0.0, gpu_s
+        return prompt + completion, token_cost(profile.cost, prompt, completion) or 0.0, mean.gpu_s
 
     def settle(self, *, failed: bool = False) -> None:
         """Count what the request used in place of what it reserved. Call it in the step in which the answer ends, so
@@ -129,24 +134,27 @@ class RequestAccount(GpuUse):
         if taken is None:
             return
         accounting, record = self._accounting, self._record
-        answer, model, gpu_s = record.answer, record.routing.model, self.seconds
+        answer, model, gpu_s, cost = record.answer, record.routing.model, self.seconds, None
         if answer.meter is not None:
             answer.finish()
-        usage, prompt, completion = answer.usage, None, 0
+        usage, prompt, completion, cached, reasoning = answer.usage, None, 0, 0, 0
         if usage is not None:
             prompt, completion = usage.prompt_tokens, usage.completion_tokens or 0
+            cached, reasoning = usage.cached_tokens or 0, usage.reasoning_tokens or 0
+        is_estimated = answer.is_estimated
         if prompt is None:
             prompt = self._estimated_prompt(completion, failed=failed)
-        self._prompt, self._body = prompt, b""
+            is_estimated = is_estimated or prompt > 0
+        self._body = b""
         if model is not None:
             profile = accounting.catalogue.current.models.get(model)
-            if profile is not None and profile.cost is not None:
-                cached = 0 if usage is None else usage.cached_tokens or 0
-                self._cost = token_cost(profile.cost, prompt, completion, cached)
+            if profile is not None:
+                cost = token_cost(profile.cost, prompt, completion, cached)
             if record.outcome == "ok":
                 accounting.limiter.means.learn(model, completion, gpu_s)
+        self._used = (is_estimated, prompt, completion, cached, reasoning, cost)
         if self._use is not None:
-            self._use.settle(taken, (prompt + completion, self._cost or 0.0, gpu_s), record.started_unix)
+            self._use.settle(taken, (prompt + completion, cost or 0.0, gpu_s), record.started_unix)
 
     def _estimated_prompt(self, completion: int, *, failed: bool) -> int:
         """Tokens of the prompt, if a neuron has worked on it: it was asked, and has not refused."""
@@ -159,16 +167,9 @@ class RequestAccount(GpuUse):
         accounting, record = self._accounting, self._record
         if accounting.ledger is None:
             return
-        answer, routing, phases_ms, started_at = record.answer, record.routing, record.phases_ms, record.started_at
-        usage, prompt = answer.usage, self._prompt
-        completion = cached = reasoning = 0
-        estimated = answer.is_estimated
-        if usage is not None:
-            completion, cached = usage.completion_tokens or 0, usage.cached_tokens or 0
-            reasoning = usage.reasoning_tokens or 0
-        if prompt and (usage is None or usage.prompt_tokens is None):
-            estimated = True
-        first_at = None if answer.meter is None else answer.meter.first_at
+        routing, phases_ms, meter, started_at = record.routing, record.phases_ms, record.answer.meter, record.started_at
+        estimated, prompt, completion, cached, reasoning, cost = self._used
+        first_at = None if meter is None else meter.first_at
         gpu_s, joules = self.seconds, self.joules
         # By position, in a fifth of the time that 22 names take.
         entry = LedgerEntry(
@@ -193,6 +194,6 @@ class RequestAccount(GpuUse):
             phases_ms.get("load"),
             None if first_at is None else (first_at - started_at) * 1000,
             joules / _J_PER_WH if gpu_s and joules is not None else None,
-            self._cost,
+            cost,
         )
         accounting.ledger.add(entry)
