@@ -95,6 +95,7 @@ async def test_running_request_is_explained(http, admin, wire, beast):
 
     assert "  state      running, for " in out
     assert "; running after " in out
+    assert " out\n" not in out  # bytes to the client are counted when the request ends
 
 
 async def test_unknown_request_is_one_line_and_exit_code_1(admin):

@@ -51,7 +51,8 @@ def _facts(request: Json) -> Iterator[Text]:
     if request["error"] is not None:
         yield _fact("error", f"{request['error']['code'] or 'bad request'}: {request['error']['message']}", "red")
     yield _fact("time", _times(request))
-    yield _fact("bytes", f"{request['bytes_in']:,} in, {request['bytes_out']:,} out")
+    bytes_out = f", {request['bytes_out']:,} out" if ended else ""  # counted at the end
+    yield _fact("bytes", f"{request['bytes_in']:,} in{bytes_out}")
     if request["tokens"] is not None:
         yield _fact("tokens", _tokens(request["tokens"]))
     if request.get("ignored"):
