@@ -271,13 +271,15 @@ def end(files: CatalogueFiles, known: Rollout, state: RolloutState, reason: str,
     if state not in {"rolled_back", "aborted"}:
         raise ValueError(state)
 
+    how = reason if reason.startswith(state) else f"{state.replace('_', ' ')}: {reason}"
+
     def restore() -> Rollout:
         ending = _store(files, msgspec.structs.replace(known, ending=state, reason=reason))
         edit = edit_models_locked(
             files,
             lambda data: _restored(files, known, data),
             who=f"rollout ({known.who})",
-            command=f"rollout {known.alias}: {state.replace('_', ' ')}: {reason}",
+            command=f"rollout {known.alias}: {how}",
         )
         fingerprint = alias_fingerprint(_alias_in(edit.after, files, known.alias))
         ended = msgspec.structs.replace(ending, state=state, ending=None, ended=now, restored=fingerprint)

@@ -118,12 +118,14 @@ def test_parallel_edits_over_the_network_are_all_kept(desk, host):
     assert {each["name"] for each in json.loads(desk.done("alias", "list", "--json"))["aliases"]} >= set(names)
 
 
-def test_rollout_over_the_network(desk):
+def test_rollout_over_the_network(desk, host):
     """Started, shown, ended; and followed to its end."""
     desk.done("alias", "rollout", "helexa/small", MIDDLE, "--every", "1h")
     assert "gets 5 %" in desk.done("alias", "rollout", "helexa/small", "--status")
     assert "already" in desk.done("alias", "rollout", "helexa/small", MIDDLE, code=1)
     assert "aborted" in desk.done("alias", "rollout", "helexa/small", "--abort")
+    wait_until(lambda: "aborted by " in (host.lines()[-1].get("command") or ""))
+    assert host.lines()[-1]["command"].startswith("rollout helexa/small: aborted by operator ")
     options = ("--steps", "50,100", "--every", "0s", "--guard", "none", "--wait")
     assert "gets all requests" in desk.done("alias", "rollout", "helexa/small", MIDDLE, *options)
 
