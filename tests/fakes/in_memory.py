@@ -15,7 +15,7 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from catalogue.models import Alias, Catalogue, ModelProfile
 from gateway.access.admission import Access
-from gateway.access.ledger.entry import LedgerEntry
+from gateway.access.ledger.entry import LedgerEntry, LedgerRow
 from gateway.access.limits.limiter import Limiter
 from gateway.config.settings import NeuronSettings, Settings
 from gateway.fleet.reports import ModelReport, NodeReport
@@ -50,7 +50,10 @@ class EntryList:
     """A ledger that keeps its entries in a list."""
 
     def __init__(self, entries: list[LedgerEntry]) -> None:
-        self.add = entries.append
+        self._entries = entries
+
+    def add(self, row: LedgerRow) -> None:
+        self._entries.append(row.entry())
 
 
 class NoLoads:

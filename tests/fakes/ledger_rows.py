@@ -6,16 +6,14 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from gateway.access.ledger.entry import LedgerEntry, row_ids
+from gateway.access.ledger.entry import LedgerEntry, LedgerRow, row_ids
 from gateway.access.store.database import Database
 from gateway.access.store.schema import usage, usage_daily
 
 _new_id = row_ids()
 
 
-def an_entry(
-    at: float, key_id: str | None = "k1", prompt: int = 10, completion: int = 20, **more: object
-) -> LedgerEntry:
+def an_entry(at: float, key_id: str | None = "k1", prompt: int = 10, completion: int = 20, **more: object) -> LedgerRow:
     """One entry with an id of its own."""
     values = {
         "alias": "helexa/small",
@@ -30,7 +28,7 @@ def an_entry(
         "id": _new_id(),
         **more,
     }
-    return LedgerEntry(at=at, key_id=key_id, prompt_tokens=prompt, completion_tokens=completion, **values)
+    return LedgerEntry(at=at, key_id=key_id, prompt_tokens=prompt, completion_tokens=completion, **values).row()
 
 
 def open_store(url: str) -> Database:

@@ -1,22 +1,25 @@
-"""One row of the ledger, as plain values: what one request was, and what it used."""
+"""One row of the ledger, as plain values: what one request was, and what it used.
+
+A request makes a `LedgerRow`, in a fraction of the time that 22 fields take, and the store's thread takes it apart by
+its three parts. `LedgerEntry` is the same by names.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import msgspec
 
 from gateway.access.limits.amounts import Amounts
 
-__all__ = ["LedgerEntry", "row_ids"]
+__all__ = ["NO_VALUES", "LedgerEntry", "LedgerRow", "row_ids"]
 
 
 class LedgerEntry(msgspec.Struct, gc=False):
     """One request that has ended. Tokens of an answer that reports none are estimated, or 0 if there is nothing to see.
-
-    The first fields, up to `estimated`, have the same values in many entries.
 
     Attributes:
         key_id: The key's id; None for a request without a key, in open mode.
@@ -66,6 +69,54 @@ class LedgerEntry(msgspec.Struct, gc=False):
     def used(self) -> Amounts:
         """What budgets count of it."""
         return Amounts(self.prompt_tokens + self.completion_tokens, self.cost or 0.0, self.gpu_seconds)
+
+    def row(self) -> LedgerRow:
+        """The same as a row."""
+        values = msgspec.structs.astuple(self)
+        return LedgerRow(values[:_OWN], values[_OWN:_OPTIONAL], values[_OPTIONAL:])
+
+
+_FIELDS = LedgerEntry.__struct_fields__
+_OWN, _OPTIONAL = _FIELDS.index("id"), _FIELDS.index("queue_ms")
+
+NO_VALUES = (None,) * (len(_FIELDS) - _OPTIONAL)
+
+
+class LedgerRow(msgspec.Struct, gc=False):
+    """An entry's values, in the order of its fields.
+
+    Attributes:
+        shared: Those up to `estimated`, which are the same in many rows.
+        own: From `id` to `gpu_seconds`.
+        optional: The others, each of which may be None; often `NO_VALUES`.
+    """
+
+    SHARED: ClassVar = _FIELDS[:_OWN]
+    OWN: ClassVar = _FIELDS[_OWN:_OPTIONAL]
+    OPTIONAL: ClassVar = _FIELDS[_OPTIONAL:]
+
+    shared: tuple[str | None, str | None, str | None, str | None, str, str, int, str, bool]
+    own: tuple[str, float, int, int, int, int, float, float]
+    optional: tuple[float | None, ...]
+
+    @property
+    def id(self) -> str:
+        """The entry's id."""
+        return self.own[0]
+
+    @property
+    def at(self) -> float:
+        """When the request started, in unix seconds."""
+        return self.own[1]
+
+    @property
+    def key_id(self) -> str | None:
+        """The key's id."""
+        return self.shared[0]
+
+    def entry(self) -> LedgerEntry:
+        """The same by names."""
+        return LedgerEntry(*self.shared, *self.own, *self.optional)
 
 
 def row_ids() -> Callable[[], str]:

@@ -14,10 +14,9 @@ from functools import cache, lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
-import msgspec
 from sqlalchemy import Connection, delete, func, insert, select, text
 
-from gateway.access.ledger.entry import LedgerEntry
+from gateway.access.ledger.entry import NO_VALUES, LedgerEntry, LedgerRow
 from gateway.access.ledger.prices import Tariff
 from gateway.access.limits.amounts import Amounts
 from gateway.access.limits.limit import BudgetUnit, Window
@@ -32,6 +31,7 @@ IDS_AT_A_TIME = 500  # in one IN list: SQLite takes 32,766 parameters
 
 
 _Row: TypeAlias = tuple[Any, ...]
+_Kind: TypeAlias = tuple[_Row, tuple[bool, ...]]
 
 
 class BudgetWindow(NamedTuple):
@@ -54,7 +54,7 @@ class Exchange:
         reserved: By key, what its live requests have reserved; None for no news.
     """
 
-    entries: Sequence[LedgerEntry] = ()
+    entries: Sequence[LedgerRow] = ()
     may_repeat: bool = False
     wanted: Sequence[BudgetWindow] = ()
     reserved: Mapping[str, Amounts] | None = None
@@ -125,20 +125,17 @@ class LedgerWriter:
 
     # Rows...
 
-    def _insert(self, connection: Connection, entries: Sequence[LedgerEntry]) -> None:
+    def _insert(self, connection: Connection, entries: Sequence[LedgerRow]) -> None:
         # Not SQLAlchemy's own execution of an insert: it takes 20 us per row.
         is_postgresql = connection.dialect.name == "postgresql"
         for day, of_day in self._by_day(entries).items():
-            for (values, absent), rows in _by_kind(of_day).items():
-                shape, shared = _shape(absent), (day, *_storable(values))
-                own: Iterable[_Row] = map(shape.pick, rows)
-                if shape.has_energy:
-                    own = [(*shape.pick(row), self._tariff.cost(row[_ENERGY_WH], row[_AT])) for row in rows]
+            for (values, absent), rows in self._by_kind(of_day).items():
+                columns, shared = _columns(absent), (day, *_storable(values))
                 if is_postgresql:
-                    statement = _insert(shape.columns, [", ".join(["%s"] * len(shape.columns))])
-                    connection.exec_driver_sql(statement, [(*shared, *row) for row in own])
+                    statement = _insert(columns, [", ".join(["%s"] * len(columns))])
+                    connection.exec_driver_sql(statement, [(*shared, *row) for row in rows])
                 else:
-                    self._insert_portions(connection, shape.columns, shared, list(own))
+                    self._insert_portions(connection, columns, shared, rows)
 
     def _insert_portions(
         self, connection: Connection, columns: tuple[str, ...], shared: _Row, rows: Sequence[_Row]
@@ -156,25 +153,45 @@ class LedgerWriter:
                 connection.exec_driver_sql(_sqlite_insert(columns, size), parameters)
                 done += size
 
-    def _by_day(self, entries: Sequence[LedgerEntry]) -> Mapping[str, Sequence[LedgerEntry]]:
+    def _by_kind(self, entries: Iterable[LedgerRow]) -> dict[_Kind, list[_Row]]:
+        """The own values of rows, and those optional ones that they have, by what many rows share: key, alias, model
+        and so on, and which of the optional values they lack.
+        """
+        kinds: dict[_Kind, list[_Row]] = {}
+        last: _Kind | None = None
+        rows: list[_Row] = []
+        for entry in entries:
+            own: _Row = entry.own
+            kind: _Kind = (entry.shared, _ALL_ABSENT)
+            if entry.optional != NO_VALUES:
+                kind = (entry.shared, tuple(map(operator.is_, entry.optional, NO_VALUES)))
+                own = (*own, *(value for value in entry.optional if value is not None))
+                if (energy_wh := entry.optional[_ENERGY_WH]) is not None:
+                    own = (*own, self._tariff.cost(energy_wh, entry.at))
+            if kind != last:  # comparing with the last one takes less than finding any
+                rows, last = kinds.setdefault(kind, []), kind
+            rows.append(own)
+        return kinds
+
+    def _by_day(self, entries: Sequence[LedgerRow]) -> Mapping[str, Sequence[LedgerRow]]:
         times, zone = [entry.at for entry in entries], self._windows.zone
         first = min(times)
         if max(times) < self._windows.at("day", first).end:
             return {day_of(first, zone): entries}
-        days: dict[str, list[LedgerEntry]] = {}
+        days: dict[str, list[LedgerRow]] = {}
         for entry in entries:
             days.setdefault(day_of(entry.at, zone), []).append(entry)
         return days
 
     # Sums of budgets...
 
-    def _add_to_sums(self, connection: Connection, entries: Sequence[LedgerEntry]) -> None:
+    def _add_to_sums(self, connection: Connection, entries: Sequence[LedgerRow]) -> None:
         """Add to the sums that exist. One that does not exist yet begins with all rows, these included."""
         starts, mark = self._starts(entries), _mark(connection)
         sums = connection.exec_driver_sql(_sums_statement(mark, len(starts)), tuple(starts)).all()
         if not sums:
             return
-        by_key: dict[str | None, list[LedgerEntry]] = {}
+        by_key: dict[str | None, list[LedgerRow]] = {}
         for entry in entries:
             by_key.setdefault(entry.key_id, []).append(entry)
         added: list[tuple[Any, ...]] = []
@@ -182,13 +199,13 @@ class LedgerWriter:
             window = BudgetWindow(*row)
             start, end = self._windows.at(window.window, window.starts_at)
             amount = _AMOUNTS[window.unit]
-            more = sum(amount(entry) for entry in by_key.get(window.key_id, ()) if start <= entry.at < end)
+            more = sum(amount(entry.entry()) for entry in by_key.get(window.key_id, ()) if start <= entry.at < end)
             if more:
                 added.append((more, *window))
         if added:
             connection.exec_driver_sql(_ADD_TO_SUM.replace("?", mark), added)
 
-    def _starts(self, entries: Sequence[LedgerEntry]) -> list[float]:
+    def _starts(self, entries: Sequence[LedgerRow]) -> list[float]:
         """Where the windows begin into which these entries fall."""
         times = [entry.at for entry in entries]
         first, last = min(times), max(times)
@@ -237,7 +254,7 @@ class LedgerWriter:
             connection.execute(insert(reservations), rows)
 
 
-def _known_ids(connection: Connection, entries: Iterable[LedgerEntry]) -> set[str]:
+def _known_ids(connection: Connection, entries: Iterable[LedgerRow]) -> set[str]:
     known: set[str] = set()
     for ids in _portions([entry.id for entry in entries]):
         known.update(connection.execute(select(usage.c.id).where(usage.c.id.in_(ids))).scalars())
@@ -259,51 +276,17 @@ _AMOUNTS: Mapping[BudgetUnit, Callable[[LedgerEntry], float]] = {
     "gpu-seconds": lambda entry: entry.gpu_seconds,
 }
 _ADD_TO_SUM = 'UPDATE budget_sums SET used = used + ? WHERE key_id = ? AND unit = ? AND "window" = ? AND starts_at = ?'
-_FIELDS = LedgerEntry.__struct_fields__
-_AT, _MODEL, _ENERGY_WH = map(_FIELDS.index, ("at", "model", "energy_wh"))
-_OWN, _OPTIONAL = _FIELDS.index("id"), _FIELDS.index("queue_ms")  # where the shared values end, and where None may be
-_SHARED_COLUMNS = ("day", *_FIELDS[:_OWN])
-_NO_VALUES = (None,) * (len(_FIELDS) - _OPTIONAL)
-_ALL_ABSENT = (True,) * len(_NO_VALUES)
-
-
-def _by_kind(entries: Iterable[LedgerEntry]) -> dict[tuple[_Row, tuple[bool, ...]], list[_Row]]:
-    """All fields of the entries, by the values that most rows share (key, alias, model and so on), and by which of the
-    optional ones the rows lack.
-    """
-    kinds: dict[tuple[_Row, tuple[bool, ...]], list[_Row]] = {}
-    last: tuple[_Row, tuple[bool, ...]] | None = None
-    rows: list[_Row] = []
-    for row in map(msgspec.structs.astuple, entries):
-        optional = row[_OPTIONAL:]
-        absent = _ALL_ABSENT if optional == _NO_VALUES else tuple(map(operator.is_, optional, _NO_VALUES))
-        kind = (row[:_OWN], absent)
-        if kind != last:  # comparing with the last one takes less than finding any
-            rows, last = kinds.setdefault(kind, []), kind
-        rows.append(row)
-    return kinds
-
-
-class _Shape(NamedTuple):
-    """What rows of one kind bring."""
-
-    columns: tuple[str, ...]
-    """The shared ones first, then those of `pick`, then perhaps `energy_cost`."""
-    pick: Callable[[_Row], _Row]
-    """A row's own values of an entry's fields."""
-    has_energy: bool
+_SHARED_COLUMNS = ("day", *LedgerRow.SHARED)
+_MODEL, _ENERGY_WH = LedgerRow.SHARED.index("model"), LedgerRow.OPTIONAL.index("energy_wh")
+_ALL_ABSENT = (True,) * len(NO_VALUES)
 
 
 @cache
-def _shape(absent: tuple[bool, ...]) -> _Shape:
-    """Of rows that lack these of the optional fields."""
-    present = [index for index, is_absent in enumerate(absent, _OPTIONAL) if not is_absent]
-    has_energy = _ENERGY_WH in present
-    columns = (*_SHARED_COLUMNS, *_FIELDS[_OWN:_OPTIONAL], *(_FIELDS[index] for index in present))
-    if not present:
-        return _Shape(columns, operator.itemgetter(slice(_OWN, _OPTIONAL)), has_energy)
-    pick = operator.itemgetter(*range(_OWN, _OPTIONAL), *present)
-    return _Shape((*columns, "energy_cost") if has_energy else columns, pick, has_energy)
+def _columns(absent: tuple[bool, ...]) -> tuple[str, ...]:
+    """Of rows that lack these of the optional values."""
+    present = [name for name, is_absent in zip(LedgerRow.OPTIONAL, absent, strict=True) if not is_absent]
+    energy_cost = [] if absent[_ENERGY_WH] else ["energy_cost"]
+    return (*_SHARED_COLUMNS, *LedgerRow.OWN, *present, *energy_cost)
 
 
 def _storable(shared: _Row) -> _Row:

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from gateway.access.keys.key import Key
-from gateway.access.ledger.entry import LedgerEntry
+from gateway.access.ledger.entry import LedgerRow
 from gateway.access.ledger.exchange import BudgetWindow, Exchange, LedgerWriter, Seen
 from gateway.access.ledger.roll_up import drop_past, roll_up
 from gateway.access.ledger.spool_file import SpoolFile, abandoned_spools
@@ -80,7 +80,7 @@ class Ledger:
         self._keep_days = keep_days
         self._keys = keys
         self._running = running
-        self._waiting: list[LedgerEntry] = []  # oldest first
+        self._waiting: list[LedgerRow] = []  # oldest first
         self._attempted = 0  # of the oldest; they may be in the store already
         self._spool = SpoolFile.of_this_process(directory)
         self._adopted: list[SpoolFile] = []
@@ -91,7 +91,7 @@ class Ledger:
         self._spool_error: str | None = None
         self._files = trio.CapacityLimiter(1)  # of threads: a file system that hangs must not take Trio's own
 
-    def add(self, entry: LedgerEntry) -> None:
+    def add(self, entry: LedgerRow) -> None:
         """Take the entry of a request that has ended. Synchronous."""
         self._waiting.append(entry)
 
@@ -193,13 +193,13 @@ class Ledger:
             return None if is_fresh or not reserved else reserved
         return reserved
 
-    def _written(self, entries: Sequence[LedgerEntry]) -> None:
+    def _written(self, entries: Sequence[LedgerRow]) -> None:
         with_budgets = {use.key_id for use in self._limiter.uses() if use.budgets}
         if not with_budgets:
             return
         for entry in entries:
             if entry.key_id in with_budgets:
-                self._limiter.written(entry.key_id, entry.used, entry.at)
+                self._limiter.written(entry.key_id, entry.entry().used, entry.at)
 
     def _apply(self, seen: Seen) -> None:
         for use in self._limiter.uses():
@@ -227,7 +227,7 @@ class Ledger:
         entries = self._waiting[: len(self._waiting) - MEMORY_ROWS // 2]
         self._moved(entries, await self._in_thread(lambda: self._append_to_spool(entries)))
 
-    def _append_to_spool(self, entries: Sequence[LedgerEntry]) -> str | None:
+    def _append_to_spool(self, entries: Sequence[LedgerRow]) -> str | None:
         """Returns why the disk takes no rows. Blocking."""
         try:
             self._spool.append(entries)
@@ -235,7 +235,7 @@ class Ledger:
             return f"{self._spool.path}: {error.strerror or error}"
         return None
 
-    def _moved(self, entries: Sequence[LedgerEntry], failure: str | None) -> None:
+    def _moved(self, entries: Sequence[LedgerRow], failure: str | None) -> None:
         """The oldest entries are on disk now; or not, and then the oldest are dropped beyond a limit."""
         count = len(entries)
         if failure is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from gateway.access.ledger.entry import LedgerEntry
+from gateway.access.ledger.entry import LedgerEntry, LedgerRow
 from gateway.files.state_directory import give_to_owner_of_directory, make_directory
 
 __all__ = ["SpoolFile", "abandoned_spools"]
@@ -53,11 +53,11 @@ class SpoolFile:
         """Whether every row was taken."""
         return self._read_to >= self.size
 
-    def append(self, entries: Sequence[LedgerEntry]) -> None:
+    def append(self, entries: Sequence[LedgerRow]) -> None:
         """Add rows; they are on disk when this returns. Raises OSError, and then the file has none of them."""
         if self._descriptor is None:
             self._descriptor = self._create()
-        data = b"".join(_encoder.encode(entry) + b"\n" for entry in entries)
+        data = b"".join(_encoder.encode(entry.entry()) + b"\n" for entry in entries)
         try:
             _write_all(self._descriptor, data, self.size)
             os.fdatasync(self._descriptor)
@@ -77,7 +77,7 @@ class SpoolFile:
             raise
         return descriptor
 
-    def next_rows(self) -> tuple[list[LedgerEntry], int]:
+    def next_rows(self) -> tuple[list[LedgerRow], int]:
         """The next rows, and where they end, for `taken`. A line that is no row is skipped and logged: the process
         was killed while it wrote it. Raises OSError.
         """
@@ -89,10 +89,10 @@ class SpoolFile:
             end = len(data)  # the last line, whole or not
         return list(self._rows_in(data[:end])), self._read_to + end
 
-    def _rows_in(self, data: bytes) -> Iterator[LedgerEntry]:
+    def _rows_in(self, data: bytes) -> Iterator[LedgerRow]:
         for line in data.splitlines():
             try:
-                yield _decoder.decode(line)
+                yield _decoder.decode(line).row()
             except msgspec.DecodeError:
                 log.warning("spool_line_skipped", path=str(self.path), bytes=len(line))
 

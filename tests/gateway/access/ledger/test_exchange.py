@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 from fakes.ledger_rows import an_entry, open_store, totals
+from msgspec import structs
 from sqlalchemy import insert, select, update
 
 from gateway.access.ledger import exchange as exchange_module
@@ -53,7 +54,7 @@ def test_a_row_has_every_field(database):
     send(database, entry, writer=a_writer(tariff=[0.3]))
     (row,) = database.read(lambda c: c.execute(select(usage)).mappings().all())
     assert dict(row) == {
-        **{name: getattr(entry, name) for name in entry.__struct_fields__},
+        **structs.asdict(entry.entry()),
         "energy_cost": pytest.approx(0.15),
         "day": "2026-11-30",
     }

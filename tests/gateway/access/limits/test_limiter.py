@@ -284,13 +284,13 @@ def test_the_lines_say_what_the_headers_say(limiter, clock, limits, tokens):
 
 def test_means_follow_the_answers():
     means = LearntMeans()
-    assert means["m"][1:] == [FIRST_TOKENS, 0.0]
+    assert (means["m"].tokens, means["m"].gpu_s, len(means)) == (FIRST_TOKENS, 0.0, 0)
     for tokens in (10, 20, 30):
         means.learn("m", tokens, gpu_s=1.0)
-    assert means["m"][1:] == pytest.approx([20, 1.0])
+    assert (means["m"].tokens, means["m"].gpu_s) == pytest.approx((20, 1.0))
     for _ in range(500):
         means.learn("m", 900, gpu_s=3.0)
-    assert means["m"][1:] == pytest.approx([900, 3.0], rel=1e-3)
+    assert (means["m"].tokens, means["m"].gpu_s) == pytest.approx((900, 3.0), rel=1e-3)
 
 
 async def test_reservations_are_those_of_the_live_requests_after_ten_thousand_random_cancels(autojump_clock):

@@ -251,7 +251,7 @@ async def test_a_reservation_is_the_prompt_and_the_answers_limit_or_the_models_m
     assert await reserved(max_tokens=300) == pytest.approx(prompt + 300, abs=2)
     assert await reserved(max_completion_tokens=300, n=2) == pytest.approx(prompt + 600, abs=2)
     assert await reserved(max_tokens=10**9) == pytest.approx(prompt + PROFILE.limit.output, abs=2)
-    mean = limiter.means[SMALL][1]
+    mean = limiter.means[SMALL].tokens
     assert await reserved() == pytest.approx(prompt + mean, abs=2)
 
 
