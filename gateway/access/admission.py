@@ -96,11 +96,10 @@ class Access:
         Raises:
             VerbNotAllowed, ModelNotAllowed: By their names.
         """
-        if key is None:
+        if key is None or key.is_unrestricted:
             return
-        if "infer" not in key.verbs:
-            require_verb(key, "infer")
-        if key.may != scope.EVERYTHING and not scope.allows(key.may, name):
+        require_verb(key, "infer")
+        if not scope.allows(key.may, name):
             raise ModelNotAllowed(
                 f"the key {key.name!r} may not use the model '{name}'; GET /v1/models lists those it may use",
                 param="model",

@@ -41,7 +41,10 @@ def expected_tokens(path: str, body: bytes | Outline) -> tuple[int, int | None]:
         path: The endpoint's. One that is not of `TOKEN_PATHS` has no prompt.
         body: A JSON object; empty for no prompt.
     """
-    text, removed_bytes = (body, 0) if isinstance(body, bytes) else (body.text, body.removed_bytes)
+    if isinstance(body, bytes):
+        text, removed_bytes = body, 0
+    else:
+        text, removed_bytes = body.text, body.removed_bytes
     decode = _decode.get(path)
     if decode is None or not text:
         return 0, None
@@ -56,16 +59,20 @@ def expected_tokens(path: str, body: bytes | Outline) -> tuple[int, int | None]:
     if third is not None:
         length += len(third)
     if len(text) > _BASE64_SEARCH_BYTES:
-        for part in map(bytes, (first, second or b"", third or b"")):
-            if len(part) > _BASE64_SEARCH_BYTES and (b"base64" in part or b"input_audio" in part):
-                # One picture or sound counts as an image, whatever its size.
-                runs = [match.end() - match.start() for match in _BASE64.finditer(part)]
-                length, media = length - sum(runs), media + len(runs)
+        runs = [run for part in (first, second, third) if part is not None for run in _base64_runs(bytes(part))]
+        length, media = length - sum(runs), len(runs)  # one picture or sound counts as an image, whatever its size
     if not media:
         length += removed_bytes  # not of pictures
     if fields.max_completion_tokens is fields.max_output_tokens is fields.max_tokens is None:
         return estimate(length, media), None
     return estimate(length, media), _answers(fields)
+
+
+def _base64_runs(part: bytes) -> list[int]:
+    """The lengths of pictures and sounds."""
+    if len(part) <= _BASE64_SEARCH_BYTES or (b"base64" not in part and b"input_audio" not in part):
+        return []
+    return [match.end() - match.start() for match in _BASE64.finditer(part)]
 
 
 def _answers(fields: Any) -> int | None:

@@ -112,7 +112,7 @@ class InferenceApp:
                 if request is None:
                     request = await self._read(endpoint, scope, receive, record, reservation)
                 request.key, request.account = key, account
-                if key is not None:
+                if key is not None and not key.is_unrestricted:
                     context.access.authorize(key, request.model.name)
                 await self._serve(endpoint, request, exchange, receive, client, record=record)
         except errors.GatewayError as error:

@@ -46,14 +46,12 @@ class FixedCatalogue:
         self.current = Catalogue(1, {model.id: model for model in models}, {alias.name: alias for alias in aliases})
 
 
-class EntryList:
-    """A ledger that keeps its entries in a list."""
+class RowList:
+    """A ledger that keeps its rows in a list."""
 
-    def __init__(self, entries: list[LedgerEntry]) -> None:
-        self._entries = entries
-
-    def add(self, row: LedgerRow) -> None:
-        self._entries.append(row.entry())
+    def __init__(self) -> None:
+        self.rows: list[LedgerRow] = []
+        self.add = self.rows.append
 
 
 class NoLoads:
@@ -103,8 +101,8 @@ class InMemoryGateway:
         self.request_log = RequestLog(self.metrics, log_requests=True)
         self.upstream = UpstreamPool(connect=self._connect)
         self.catalogue = FixedCatalogue(alias or Alias.plain("helexa/small", SMALL), models=models)
-        self.entries: list[LedgerEntry] = []
-        accounting = None if limiter is None else Accounting(limiter, self.catalogue, EntryList(self.entries))
+        self._ledger = RowList()
+        accounting = None if limiter is None else Accounting(limiter, self.catalogue, self._ledger)
         self.admission = AdmissionQueues(self.fleet, catalogue=self.catalogue, limit=self.settings.limits.queue)
         self.hedge_policy = HedgePolicy(self.metrics)
         self.shadows = Shadower(
@@ -128,6 +126,11 @@ class InMemoryGateway:
             )
         )
         self.server = HttpServer(self.inference, limits=ServerLimits(), log=structlog.get_logger())
+
+    @property
+    def entries(self) -> list[LedgerEntry]:
+        """What went into the ledger."""
+        return [row.entry() for row in self._ledger.rows]
 
     async def _connect(self, origin: object) -> trio.abc.Stream:
         self.connections += 1

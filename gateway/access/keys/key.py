@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gateway.access.keys.scope import EVERYTHING
 from gateway.access.limits.limit import Limits
 
 Verb = Literal["infer", "read", "operate", "keys"]
@@ -10,7 +11,11 @@ Verb = Literal["infer", "read", "operate", "keys"]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key; all times are unix seconds."""
+    """One key; all times are unix seconds.
+
+    Attributes:
+        is_unrestricted: It may send inference requests, and use every model and alias.
+    """
 
     id: str  # base62, the middle part of `ctx_<id>_<secret>`
     name: str  # unique among keys that are not revoked; what logs and the audit trail show
@@ -22,3 +27,7 @@ class Key:
     created_at: float = 0.0
     expires_at: float | None = None
     revoked_at: float | None = None
+    is_unrestricted: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_unrestricted", "infer" in self.verbs and self.may == EVERYTHING)

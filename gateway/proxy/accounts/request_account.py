@@ -73,9 +73,9 @@ class RequestAccount(GpuUse):
         self._use = use = accounting.limiter.use_of(key)
         if use.is_limited_by_rate:
             has_lines = exchange is not None and dialect != "anthropic"
-            record.limit_headers = self._limit_lines if has_lines else self._limit_headers
+            record.limit_headers = self._put_limit_lines if has_lines else self._limit_headers
 
-    def _limit_lines(self) -> Headers:
+    def _put_limit_lines(self) -> Headers:
         """As `_limit_headers`, but among the lines of the exchange."""
         if self._exchange is not None and self._use is not None:
             self._exchange.more_lines = openai_lines(self._use, self._accounting.limiter.clock())
