@@ -21,6 +21,7 @@ from gateway.access.ledger.prices import Tariff
 from gateway.access.limits.amounts import Amounts
 from gateway.access.limits.limit import BudgetUnit, Window
 from gateway.access.limits.windows import WINDOWS, Windows, day_of
+from gateway.access.store.database import sqlite_of
 from gateway.access.store.schema import budget_sums, reservations, usage, usage_daily
 
 __all__ = ["BudgetWindow", "Exchange", "LedgerWriter", "Seen"]
@@ -126,7 +127,6 @@ class LedgerWriter:
     # Rows...
 
     def _insert(self, connection: Connection, entries: Sequence[LedgerRow]) -> None:
-        # Not SQLAlchemy's own execution of an insert: it takes 20 us per row.
         is_postgresql = connection.dialect.name == "postgresql"
         for day, of_day in self._by_day(entries).items():
             for (values, absent), rows in self._by_kind(of_day).items():
@@ -146,11 +146,11 @@ class LedgerWriter:
         What rows take is by far the binding of values, above all of None, for which the driver looks for an adapter.
         So a value that rows share is bound once, and columns without any value are left out.
         """
-        done = 0
+        sqlite, done = sqlite_of(connection), 0
         for size in _ROWS_PER_STATEMENT:
             while len(rows) - done >= size:
                 parameters = (*shared, *chain.from_iterable(rows[done : done + size]))
-                connection.exec_driver_sql(_sqlite_insert(columns, size), parameters)
+                sqlite.execute(_sqlite_insert(columns, size), parameters)
                 done += size
 
     def _by_kind(self, entries: Iterable[LedgerRow]) -> dict[_Kind, list[_Row]]:
@@ -187,8 +187,12 @@ class LedgerWriter:
 
     def _add_to_sums(self, connection: Connection, entries: Sequence[LedgerRow]) -> None:
         """Add to the sums that exist. One that does not exist yet begins with all rows, these included."""
-        starts, mark = self._starts(entries), _mark(connection)
-        sums = connection.exec_driver_sql(_sums_statement(mark, len(starts)), tuple(starts)).all()
+        starts, mark = tuple(self._starts(entries)), _mark(connection)
+        find = _sums_statement(mark, len(starts))
+        if connection.dialect.name == "sqlite":
+            sums: Sequence[Any] = sqlite_of(connection).execute(find, starts).fetchall()
+        else:
+            sums = connection.exec_driver_sql(find, starts).all()
         if not sums:
             return
         by_key: dict[str | None, list[LedgerRow]] = {}
