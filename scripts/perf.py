@@ -10,9 +10,10 @@
     scripts/perf.py --many --docs           writes the table and the plot into docs/performance.md
 
 Needs `rustc` and `wrk` (Debian packages of these names). Starts the kit's mock upstream and one process per gateway, on
-loopback. Every round measures every gateway, so that a slow minute of the machine touches all of them: small requests
-and bursts by turns of seconds, then the rest one gateway after the other. Figures are medians over the rounds. Machines
-differ: only ratios within one run count.
+loopback, in every round anew: of two processes with the same code one can be slower for as long as it runs. Every round
+measures every gateway, so that a slow minute of the machine touches all of them: small requests and bursts by turns of
+seconds, then the rest one gateway after the other. Figures are medians over the rounds. Machines differ: only ratios
+within one run count.
 """
 
 from __future__ import annotations
@@ -118,29 +119,16 @@ def main() -> None:
     raise_open_files()
     if options.install_routers:
         install_routers()
+    options.only = options.only or ["naive", "floor", "pump", "cortex", "keys", *installed_routers()]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
         build(home, "mock", "load")
         upstream = stack.enter_context(mock(home))
-        gateways = [stack.enter_context(each) for each in started(home, upstream.port, options.only, options.other)]
-        for gateway in gateways:
-            wait_until_ready(gateway)
-            with client_key(gateway):
-                requests_per_s(gateway.port, 1)  # warms the pools and the interpreter
-        measured = [upstream, *gateways]
-        rounds: dict[str, list[Figures]] = {each.name: [] for each in measured}
+        rounds: dict[str, list[Figures]] = {}
         for number in range(1, options.rounds + 1):
-            # `naive` takes minutes for what takes the others seconds.
-            these = [each for each in measured if each.name != "naive" or number == 1]
-            figures = {each.name: Figures() for each in these}
-            progress(f"round {number} of {options.rounds}: requests and bursts, by turns")
-            take_turns(these, figures, home, options.small_s)
-            for each in these:
-                progress(f"round {number} of {options.rounds}: {each.name}")
-                with client_key(each):
-                    measure(each, figures[each.name], home, options, number)
-                rounds[each.name].append(figures[each.name])
+            for name, figures in measured_round(home, upstream, options, number).items():
+                rounds.setdefault(name, []).append(figures)
         progress("")
         result = {
             "date": time.strftime("%Y-%m-%d"),
@@ -157,7 +145,30 @@ def main() -> None:
         if options.docs:
             perf_report.write_docs(result, ROOT / "docs")
         if options.soak:
-            soak(next(gateway for gateway in gateways if gateway.name == "cortex"))
+            soak(home, upstream)
+
+
+def measured_round(home: Path, upstream: Process, options: argparse.Namespace, number: int) -> dict[str, Figures]:
+    """One round of all gateways, each in a new process."""
+    folder = home / str(number)
+    folder.mkdir()
+    # `naive` takes minutes for what takes the others seconds.
+    names = [name for name in options.only if name != "naive" or number == 1]
+    with contextlib.ExitStack() as stack:
+        gateways = [stack.enter_context(each) for each in started(folder, upstream.port, names, options.other)]
+        for gateway in gateways:
+            wait_until_ready(gateway)
+            with client_key(gateway):
+                requests_per_s(gateway.port, 1)  # warms the pools and the interpreter
+        measured = [upstream, *gateways]
+        figures = {each.name: Figures() for each in measured}
+        progress(f"round {number} of {options.rounds}: requests and bursts, by turns")
+        take_turns(measured, figures, home, options.small_s)
+        for each in measured:
+            progress(f"round {number} of {options.rounds}: {each.name}")
+            with client_key(each):
+                measure(each, figures[each.name], home, options, number)
+    return figures
 
 
 def parse_options() -> argparse.Namespace:
@@ -197,14 +208,19 @@ def install_routers() -> None:
         subprocess.run([str(ROUTERS / "bin" / "pip"), "install", "--quiet", package], check=True)
 
 
+def installed_routers() -> list[str]:
+    """Those that were installed, by name."""
+    routers = [name for name in ("vllm-router", "sglang-router") if (ROUTERS / "bin" / name).exists()]
+    if not routers:
+        print("without the Rust routers: install them with --install-routers", file=sys.stderr)
+    return routers
+
+
 def started(
-    home: Path, mock_port: int, only: Sequence[str] | None, other: Path | None
+    home: Path, mock_port: int, names: Sequence[str], other: Path | None
 ) -> Iterator[contextlib.AbstractContextManager[Process]]:
     """The gateways to measure, each as a context manager around its process."""
-    routers = [name for name in ("vllm-router", "sglang-router") if (ROUTERS / "bin" / name).exists()]
-    if not routers and only is None:
-        print("without the Rust routers: install them with --install-routers", file=sys.stderr)
-    for name in only or ["naive", "floor", "pump", "cortex", "keys", *routers]:
+    for name in names:
         port, metrics_port = free_ports(2)
         more: Mapping[str, str] = {}
         if name in PUMP:
@@ -425,12 +441,16 @@ def progress(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def soak(gateway: Process) -> None:
+def soak(home: Path, upstream: Process) -> None:
     """Resident memory over many requests: what grows without a bound shows here."""
-    done, first_kib = 0.0, rss_kib(gateway.pid)
-    while done < SOAK_REQUESTS:
-        done += requests_per_s(gateway.port, seconds=5) * 5
-    print(f"\nRSS over {done:,.0f} further requests: {first_kib:,} KiB -> {rss_kib(gateway.pid):,} KiB")
+    (started_gateway,) = started(home, upstream.port, ["cortex"], None)
+    with started_gateway as gateway:
+        wait_until_ready(gateway)
+        done = requests_per_s(gateway.port, seconds=5) * 5
+        first_kib = rss_kib(gateway.pid)
+        while done < SOAK_REQUESTS:
+            done += requests_per_s(gateway.port, seconds=5) * 5
+        print(f"\nRSS over {done:,.0f} requests: {first_kib:,} KiB -> {rss_kib(gateway.pid):,} KiB")
 
 
 if __name__ == "__main__":

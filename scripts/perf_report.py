@@ -144,7 +144,8 @@ def write_docs(result: Result, docs: Path) -> None:
     if "naive" in result["rounds"]:
         where += " `naive` is measured in one round only."
     where += " Streams have 100 chunks/s and last 1 s, two on each connection; one alone has 1,000 chunks/s."
-    where += " In each round, requests of 100 bytes and bursts are measured in three short turns of every gateway."
+    where += " Each round starts every gateway anew."
+    where += " In it, requests of 100 bytes and bursts are measured in three short turns of every gateway."
     if result["many_s"]:
         where += f" The 1,000 streams start within 5 s, have 20 chunks/s each and last {result['many_s']} s."
         where += f" They are measured in {result['many_rounds']} rounds."
