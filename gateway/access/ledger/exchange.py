@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import chain
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, delete, func, insert, select, text
 
@@ -174,9 +174,9 @@ class LedgerWriter:
         return kinds
 
     def _by_day(self, entries: Sequence[LedgerRow]) -> Mapping[str, Sequence[LedgerRow]]:
-        times, zone = [entry.at for entry in entries], self._windows.zone
-        first = min(times)
-        if max(times) < self._windows.at("day", first).end:
+        first, last = _first_and_last(entries)
+        zone = self._windows.zone
+        if last < self._windows.at("day", first).end:
             return {day_of(first, zone): entries}
         days: dict[str, list[LedgerRow]] = {}
         for entry in entries:
@@ -211,15 +211,14 @@ class LedgerWriter:
 
     def _starts(self, entries: Sequence[LedgerRow]) -> list[float]:
         """Where the windows begin into which these entries fall."""
-        times = [entry.at for entry in entries]
-        first, last = min(times), max(times)
+        first, last = _first_and_last(entries)
         starts: set[float] = set()
         for window in WINDOWS:
             begin = self._windows.at(window, first)
             if last < begin.end:
                 starts.add(begin.start)
             else:
-                starts.update(self._windows.at(window, at).start for at in times)
+                starts.update(self._windows.at(window, entry.at).start for entry in entries)
         return sorted(starts)
 
     def _begin_sum(self, connection: Connection, window: BudgetWindow) -> None:
@@ -280,9 +279,16 @@ _AMOUNTS: Mapping[BudgetUnit, Callable[[LedgerEntry], float]] = {
     "gpu-seconds": lambda entry: entry.gpu_seconds,
 }
 _ADD_TO_SUM = 'UPDATE budget_sums SET used = used + ? WHERE key_id = ? AND unit = ? AND "window" = ? AND starts_at = ?'
+_AT: Final = 1  # of `LedgerRow.own`
 _SHARED_COLUMNS = ("day", *LedgerRow.SHARED)
 _MODEL, _ENERGY_WH = LedgerRow.SHARED.index("model"), LedgerRow.OPTIONAL.index("energy_wh")
 _ALL_ABSENT = (True,) * len(NO_VALUES)
+
+
+def _first_and_last(entries: Sequence[LedgerRow]) -> tuple[float, float]:
+    """The earliest and the latest time at which a request started."""
+    times = [entry.own[_AT] for entry in entries]
+    return min(times), max(times)
 
 
 @cache
