@@ -48,7 +48,7 @@ def test_neurons_are_read_and_replaced_from_another_desk(operator, tmp_path):
         assert '+name = "b"' in put
         assert put.splitlines()[-1] == "added b"
         assert (tmp_path / "neurons.toml").read_text().startswith(NEURONS_TOML)
-        assert "another one" in operator.done("neurons", "put", wanted, "--if-match", digest.strip(), code=1, **env)
+        assert "differs from the one that If-Match names" in operator.done("neurons", "put", wanted, "--if-match", digest.strip(), code=1, **env)
         assert operator.done("neurons", "put", wanted, **env).splitlines()[-1] == "no neuron changes"
         wait_until(lambda: "down" in operator.done("neurons", "list", **env))
         with_b = (tmp_path / "neurons.toml").read_bytes()
@@ -59,7 +59,7 @@ def test_neurons_are_read_and_replaced_from_another_desk(operator, tmp_path):
         assert edited.splitlines()[-1] == "changed b (endpoint)"
         assert (tmp_path / "neurons.toml").read_text().startswith(NEURONS_TOML)
         editor.write_text(f"#!/bin/sh\necho '# other' >> {tmp_path / 'neurons.toml'}\necho '# mine' >> $1\n")
-        assert "another one" in operator.done("neurons", "edit", code=1, EDITOR=str(editor), **env)
+        assert "differs from the one that If-Match names" in operator.done("neurons", "edit", code=1, EDITOR=str(editor), **env)
         assert "# mine" not in (tmp_path / "neurons.toml").read_text()
         restored = operator.done("neurons", "rollback", "--to", digest_of(with_b)[:12], **env)
         assert restored.splitlines()[-1] == "changed b (endpoint)"
@@ -82,7 +82,7 @@ def check(operator, code=0):
 def test_check_names_every_fault_of_both_files(operator, tmp_path):
     """And the file it read, if there is none."""
     assert f"read {tmp_path / 'neurons.toml'}" in check(operator)
-    assert "ok: 1 neurons" in check(operator)
+    assert "ok: 1 neuron, " in check(operator)
     assert not (tmp_path / "neurons.history").exists()
     (tmp_path / "neurons.toml").write_text(NEURONS_TOML.replace("endpoint", "endpont"))
     (tmp_path / "models.toml").write_text("[[models]]\n")
