@@ -48,7 +48,9 @@ def test_neurons_are_read_and_replaced_from_another_desk(operator, tmp_path):
         assert '+name = "b"' in put
         assert put.splitlines()[-1] == "added b"
         assert (tmp_path / "neurons.toml").read_text().startswith(NEURONS_TOML)
-        assert "differs from the one that If-Match names" in operator.done("neurons", "put", wanted, "--if-match", digest.strip(), code=1, **env)
+        assert "differs from the one that If-Match names" in operator.done(
+            "neurons", "put", wanted, "--if-match", digest.strip(), code=1, **env
+        )
         assert operator.done("neurons", "put", wanted, **env).splitlines()[-1] == "no neuron changes"
         wait_until(lambda: "down" in operator.done("neurons", "list", **env))
         with_b = (tmp_path / "neurons.toml").read_bytes()
@@ -59,7 +61,9 @@ def test_neurons_are_read_and_replaced_from_another_desk(operator, tmp_path):
         assert edited.splitlines()[-1] == "changed b (endpoint)"
         assert (tmp_path / "neurons.toml").read_text().startswith(NEURONS_TOML)
         editor.write_text(f"#!/bin/sh\necho '# other' >> {tmp_path / 'neurons.toml'}\necho '# mine' >> $1\n")
-        assert "differs from the one that If-Match names" in operator.done("neurons", "edit", code=1, EDITOR=str(editor), **env)
+        assert "differs from the one that If-Match names" in operator.done(
+            "neurons", "edit", code=1, EDITOR=str(editor), **env
+        )
         assert "# mine" not in (tmp_path / "neurons.toml").read_text()
         restored = operator.done("neurons", "rollback", "--to", digest_of(with_b)[:12], **env)
         assert restored.splitlines()[-1] == "changed b (endpoint)"
