@@ -152,3 +152,47 @@ def cpu_s(pid: int) -> float:
 def rss_kib(pid: int) -> int:
     """Resident memory in KiB."""
     return int(found(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the kit's `load` printed."""
+
+    events: int
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    gap_p99_ms: float
+
+    @classmethod
+    def parse(cls, output: str, name: str) -> Load:
+        """Ends the run if any stream failed."""
+        if not output.rstrip().endswith("bad 0"):
+            raise SystemExit(f"streams failed on {name}: {output}")
+        ttft = found(r"ttft us p50 (\d+) p99 (\d+)", output)
+        gap = found(r"gap us p50 \d+ p99 (\d+)", output)
+        events = int(found(r"events (\d+)", output)[1])
+        return cls(events, int(ttft[1]) / 1000, int(ttft[2]) / 1000, int(gap[1]) / 1000)
+
+
+def load_command(
+    home: Path, port: int, count: int, *, rounds: int = 1, stagger_us: int = 200, path: str = "", body: str = ""
+) -> list[str]:
+    """The kit's `load`. One stream starts every `stagger_us`."""
+    command = [str(home / "load"), str(port), str(count), str(rounds), str(stagger_us)]
+    return [*command, path or "/v1/chat/completions", body] if body else command
+
+
+def stream_load(home: Path, port: int, count: int, *, stagger_us: int = 200, path: str = "", body: str = "") -> Load:
+    """One round of streams."""
+    output = run(load_command(home, port, count, stagger_us=stagger_us, path=path, body=body))
+    return Load.parse(output, f"port {port}")
+
+
+def requests_per_s(port: int, seconds: int, body_bytes: int = 0) -> float:
+    """By wrk with 16 connections. Ends the run if any answer was not 2xx."""
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    command = ["wrk", "-t1", "-c16", "--timeout", "60s", f"-d{seconds}", "-s", str(KIT / "post.lua"), url]
+    output = run(command, {"BODY_BYTES": str(body_bytes)})
+    if "Non-2xx" in output or "Socket errors" in output:
+        raise SystemExit(output)
+    return float(found(r"Requests/sec:\s+([\d.]+)", output)[1])

@@ -156,17 +156,14 @@ class KeyUse:
         latest = now + LATEST_FULL_S
         if requests is not None:
             full_at = requests.full_at
-            if full_at < now:  # noqa: PLR1730 - not `max`, which takes as long as the rest
-                full_at = now
-            full_at += requests.each_s
+            full_at = (max(now, full_at)) + requests.each_s  # `max` takes as long as the rest
             if full_at > latest:
                 return self._reserve_beyond(estimate, now)
         taken = None
         if tokens is not None:
             taken = estimate[0]
             full, needed_s = tokens.full_at, taken * tokens.each_s
-            if full < now:  # noqa: PLR1730
-                full = now
+            full = max(now, full)
             if full + needed_s > latest and (needed_s <= MINUTE_S or full > now + ROUNDING_S):
                 return self._reserve_beyond(estimate, now)
             tokens.full_at = full + needed_s

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, exc
@@ -203,8 +203,7 @@ def sqlite_of(connection: Connection) -> sqlite3.Connection:
 
     Its errors are those of `sqlite3`, which `Database` takes as well.
     """
-    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment] # no type of its own
-    return driver
+    return cast("sqlite3.Connection", connection.connection.driver_connection)
 
 
 def _sqlite_file(url: URL) -> str:

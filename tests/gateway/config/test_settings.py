@@ -466,6 +466,6 @@ def test_endpoint_that_is_the_path_of_a_request_is_refused(config, kind, path):
 
 def test_missing_opentelemetry_is_a_fault_that_names_no_package_of_pypi(config, monkeypatch):
     """The package `cortex` of PyPI is another project."""
-    monkeypatch.setattr("gateway.config.ledger_settings.find_spec", lambda name: None)  # noqa: ARG005
+    monkeypatch.setattr("gateway.config.ledger_settings.find_spec", lambda _name: None)
     [(_, key, _, hint)] = faults(config("[tracing]\notlp_endpoint = 'http://collector:4318'"))
     assert (key, hint) == ("tracing.otlp_endpoint", "`scripts/install otel` in your clone of cortex installs it")
