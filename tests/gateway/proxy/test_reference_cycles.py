@@ -123,7 +123,6 @@ async def left_by(gateway, body=None, *, path="/v1/chat/completions", stream=Fal
 
     await ask()  # what is made once, by the first request
     gc.collect()
-    gc.freeze()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
@@ -134,7 +133,6 @@ async def left_by(gateway, body=None, *, path="/v1/chat/completions", stream=Fal
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
-        gc.unfreeze()
 
 
 def gateways_name_of(thing):

@@ -122,11 +122,12 @@ async def test_directory_name_need_not_be_utf_8(tmp_path):
 def test_permanent_objects_are_frozen_for_the_garbage_collector(monkeypatch):
     """Otherwise each full collection would stall every stream to examine modules that are never freed."""
     seen, thresholds = [], gc.get_threshold()
+    gc.unfreeze()  # what tests/conftest.py froze
     monkeypatch.setattr(main.trio, "run", lambda *_: seen.append((gc.get_freeze_count(), gc.get_threshold())) or 0)
     try:
         assert main.run(None) == 0
     finally:
-        gc.unfreeze()
+        gc.freeze()
         gc.set_threshold(*thresholds)
 
     assert seen[0][0] > 10_000
