@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import httpx
 import trio
-from fakes.patience import SAFETY_NET_S
+from fakes.patience import SAFETY_NET_S, until
 
 from neuron.agent.devices.devices import CpuDevice
+from neuron.agent.process.launcher import descendants
 from neuron.agent.serve import NeuronServer
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
@@ -84,6 +86,17 @@ class RunningAgent:
         """The process ids of launchers, as the state file has them."""
         state = json.loads((self.path.parent / "neuron-state/state.json").read_bytes())
         return [process["pid"] for process in state["processes"].values()]
+
+    async def engine_processes(self) -> list[int]:
+        """The process ids below the launchers, once the state file, which is written in a thread, has those."""
+        await until(lambda: [pid for launcher in self.engine_pids() for pid in descendants(launcher)])
+        return [pid for launcher in self.engine_pids() for pid in descendants(launcher)]
+
+    async def kill_engine(self) -> None:
+        """Kill every engine; the launchers live."""
+        for pid in await self.engine_processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @asynccontextmanager

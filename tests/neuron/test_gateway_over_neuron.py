@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import httpx
 import trio
-from fakes.agents_host import RunningAgent, engine_table, model, running_agent
+from fakes.agents_host import engine_table, model, running_agent
 from fakes.patience import SAFETY_NET_S, until
 from fakes.running import running_gateway
 
 from gateway.config.settings import NeuronSettings
-from neuron.agent.process.launcher import descendants
 
 CHAT = "/v1/chat/completions"
 MODELS = """
@@ -74,20 +71,13 @@ async def test_status_and_reason_reach_the_gateway(tmp_path) -> None:
         fleet = running.gateway.fleet
         assert fleet.nodes["host"].models["org/m"].route.backend.ask_usage  # llama.cpp's, by the reported kind
         assert fleet.nodes["host"].models["org/m"].route.backend.dialects == {"openai"}
-        kill_engine(agent)
+        await agent.kill_engine()
         await until(lambda: fleet.nodes["host"].models["org/m"].status == "recovering")
         report = fleet.nodes["host"].models["org/m"].report
         assert report is not None
         assert "SIGKILL" in (report.reason or "")
         await until(lambda: fleet.nodes["host"].models["org/m"].status == "loaded")
         assert (await client.post(CHAT, json=chat())).status_code == 200
-
-
-def kill_engine(agent: RunningAgent) -> None:
-    (launcher,) = agent.engine_pids()
-    for pid in descendants(launcher):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 async def test_messages_are_passed_to_an_engine_that_speaks_them(tmp_path) -> None:
@@ -109,7 +99,7 @@ async def test_sleeper_is_woken_by_a_request(tmp_path) -> None:
     text = engine_table(kind="vllm") + model("org/m", sleep=1)
     async with gateway_over(tmp_path, text) as (agent, running, client):
         assert (await client.post(CHAT, json=chat())).status_code == 200
-        pids = agent.engine_pids()
+        pids = await agent.engine_processes()
         gateway = running.gateway
         await until(lambda: gateway.fleet.nodes["host"].models["org/m"].report.in_flight == 0)
         gateway.scheduler.unload("host", "org/m")
@@ -119,14 +109,14 @@ async def test_sleeper_is_woken_by_a_request(tmp_path) -> None:
         assert (report.asleep_level, report.reason) == (1, "its memory was wanted")
 
         assert (await client.post(CHAT, json=chat())).status_code == 200
-        assert agent.engine_pids() == pids
+        assert await agent.engine_processes() == pids
         assert gateway.scheduler.times.estimate_s("host", "org/m", wakes=True) is not None
 
 
 async def test_poisoned_model_is_refused_with_the_reason_until_an_operator_unloads_it(tmp_path) -> None:
     async with gateway_over(tmp_path, engine_table(max_restarts=0) + model("org/m")) as (agent, running, client):
         assert (await client.post(CHAT, json=chat())).status_code == 200
-        kill_engine(agent)
+        await agent.kill_engine()
         gateway = running.gateway
         await until(lambda: gateway.fleet.nodes["host"].models["org/m"].status == "poisoned")
         refused = await client.post(CHAT, json=chat())

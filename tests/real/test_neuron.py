@@ -27,7 +27,6 @@ from fakes.running import running_gateway, settled
 
 from gateway.config.settings import NeuronSettings
 from neuron.agent.devices.devices import CpuDevice
-from neuron.agent.process.launcher import descendants
 from neuron.agent.process.survivors import MARK, start_time
 
 ROOT = Path(__file__).parents[2]
@@ -90,9 +89,8 @@ async def statuses(agent: RunningAgent) -> dict[str, str]:
     return {entry["id"]: entry["status"] for entry in (await agent.client.get("/models")).json()}
 
 
-def engine_pid(agent: RunningAgent) -> int:
-    (launcher,) = agent.engine_pids()
-    return descendants(launcher)[0]
+async def engine_pid(agent: RunningAgent) -> int:
+    return (await agent.engine_processes())[0]
 
 
 FORWARDING = '[api]\nlisten = "0.0.0.0:0"\ntoken = "secret"\n'
@@ -147,7 +145,7 @@ async def test_crash_in_the_middle_of_a_stream_and_recovery(tmp_path, gguf) -> N
             async with client.stream("POST", CHAT, json=chat(A, 12_000, stream=True)) as answer:
                 async for piece in answer.aiter_raw():
                     if not received:
-                        os.kill(engine_pid(agent), signal.SIGKILL)
+                        os.kill(await engine_pid(agent), signal.SIGKILL)
                     received += piece
         assert b"[DONE]" not in received
         assert b'"error"' in received
@@ -161,10 +159,10 @@ async def test_crash_in_the_middle_of_a_stream_and_recovery(tmp_path, gguf) -> N
 async def test_repeated_crashes_poison_the_model_until_an_operator_unloads_it(tmp_path, gguf) -> None:
     async with fleet(tmp_path, gguf, engine="max_restarts = 1\n") as (agent, _, client):
         await client.post(CHAT, json=chat(A))
-        os.kill(engine_pid(agent), signal.SIGKILL)
+        os.kill(await engine_pid(agent), signal.SIGKILL)
         await agent.status_is(A, "recovering")
         await agent.status_is(A, "loaded")
-        os.kill(engine_pid(agent), signal.SIGKILL)
+        os.kill(await engine_pid(agent), signal.SIGKILL)
         entry = await agent.status_is(A, "poisoned")
         assert "crashed 2 times" in str(entry["reason"])
         refused = await client.post(CHAT, json=chat(A))
@@ -178,7 +176,7 @@ async def test_repeated_crashes_poison_the_model_until_an_operator_unloads_it(tm
 async def test_engine_that_hangs_is_restarted(tmp_path, gguf) -> None:
     async with fleet(tmp_path, gguf, engine="hang_seconds = 2\n") as (agent, _, client):
         await client.post(CHAT, json=chat(A))
-        os.kill(engine_pid(agent), signal.SIGSTOP)
+        os.kill(await engine_pid(agent), signal.SIGSTOP)
         entry = await agent.status_is(A, "recovering")
         assert "the engine hung" in str(entry["reason"])
         await agent.status_is(A, "loaded")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -14,7 +12,6 @@ from fakes.agents_host import RunningAgent, engine_table, model, running_agent
 from fakes.patience import SAFETY_NET_S
 
 from neuron.agent.api.forwarder import is_inference_path
-from neuron.agent.process.launcher import descendants
 
 CHAT = "/v1/chat/completions"
 LONG = 100_000
@@ -157,7 +154,7 @@ async def test_engine_that_dies_breaks_the_stream_visibly(tmp_path) -> None:
                 async for _ in answer.aiter_raw():
                     if first:
                         first = False
-                        kill_engine(agent)
+                        await agent.kill_engine()
         await agent.status_is("org/m", "recovering")
         await agent.status_is("org/m", "loaded")
         assert (await agent.client.post(prefix + CHAT, json=chat())).status_code == 200
@@ -174,17 +171,10 @@ async def test_engine_that_dies_before_its_answer_is_503_or_not_loaded(tmp_path)
             nursery.start_soon(ask)
             await in_flight_is(agent, 1)
             await trio.sleep(0.1)
-            kill_engine(agent)
+            await agent.kill_engine()
         (answer,) = answers
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         assert answer.json().keys() == {"error", "code"}
-
-
-def kill_engine(agent: RunningAgent) -> None:
-    (launcher,) = agent.engine_pids()
-    for pid in descendants(launcher):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 async def test_model_that_is_not_loaded_is_404(tmp_path) -> None:
