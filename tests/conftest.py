@@ -92,6 +92,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--postgres"):
         items[:] = [item for item in items if item.get_closest_marker("postgres") is None]
+    # First those that take long, so that at the end no worker is left alone with one.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_collection_finish() -> None:

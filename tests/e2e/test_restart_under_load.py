@@ -154,6 +154,7 @@ endpoint = "{neuron_url}"
     return config
 
 
+@pytest.mark.slow
 async def test_restart_by_the_service_manager(tmp_path, neuron_url):
     """It has the sockets: while no process accepts, newcomers wait in their backlog."""
     sockets = listening_sockets()
@@ -172,6 +173,7 @@ async def test_restart_by_the_service_manager(tmp_path, neuron_url):
         sock.close()
 
 
+@pytest.mark.slow
 async def test_takeover(tmp_path, neuron_url):
     """Without a service manager: the new process starts beside the old one, and takes its sockets."""
     ports = [a_port_of_our_own(), a_port_of_our_own()]
@@ -187,6 +189,7 @@ async def test_takeover(tmp_path, neuron_url):
         assert "Traceback" not in manager.log
 
 
+@pytest.mark.slow
 async def test_restart_in_place(tmp_path, neuron_url):
     """SIGUSR2, which `systemctl reload` sends: the process starts its successor, which becomes the main process."""
     sockets = listening_sockets()

@@ -3,6 +3,7 @@
 import json
 
 import httpx
+import pytest
 import trio
 from fakes.patience import until
 from fakes.running import LARGE, PROBE, SMALL, running_gateway, settled
@@ -26,6 +27,7 @@ async def stream_by_alias(client):
     return response, lines[-1], {chunk["model"] for chunk in chunks}, text
 
 
+@pytest.mark.slow
 async def test_alias_swapped_200_times_under_50_streams_loses_nothing(tmp_path):
     """No failed request; each answer comes wholly from one model, the target at the time it was resolved."""
     answered = {SMALL: 0, LARGE: 0}

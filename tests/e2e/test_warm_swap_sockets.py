@@ -113,6 +113,7 @@ async def until_nothing_lives(running):
             await trio.sleep(0.005)
 
 
+@pytest.mark.slow
 async def test_50_swaps_under_200_streams_between_two_models_that_fit_no_neuron_together(tmp_path):
     """The second is loaded where it fits, a third keeps its memory elsewhere, and the other swaps need no load."""
     sims = [
@@ -137,6 +138,7 @@ async def test_50_swaps_under_200_streams_between_two_models_that_fit_no_neuron_
             assert [sim.name for sim in sims for _ in loads_of(sim)] == ["b"]
 
 
+@pytest.mark.slow
 async def test_50_swaps_that_each_evict_and_load(tmp_path):
     """Three models on two neurons with room for one each: a swap waits until one is idle, and loads."""
     sims = [
@@ -210,6 +212,7 @@ CAST = [a_sim_model(f"lab/cast-{number:02}", 8000, **BRIEF) for number in range(
 ROUNDS = 24
 
 
+@pytest.mark.slow
 async def test_8_aliases_move_among_12_models_with_room_for_10(tmp_path):
     """Two per file, at random; every third file is changed again before it is in force. No request fails."""
     sims = [a_sim(name, *CAST, vram_mb=(16_500,), loaded=_pair(2 * index)) for index, name in enumerate("abcde")]

@@ -4,6 +4,7 @@ import os
 import signal
 
 import httpx
+import pytest
 from fakes.patience import SAFETY_NET_S, until
 from fakes.process import a_port_of_our_own
 from fakes.supervised import ended, stopped, supervised
@@ -19,6 +20,7 @@ endpoint = "http://127.0.0.1:9"
 """
 
 
+@pytest.mark.slow
 async def test_faulty_files_end_no_gateway(tmp_path):
     """Neither SIGUSR2 nor `--takeover` nor SIGHUP does; each says what is wrong. The manager learns of each reload."""
     api, metrics = a_port_of_our_own(), a_port_of_our_own()
