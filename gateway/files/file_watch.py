@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import structlog
 import trio
 
-# watchfiles.awatch would do, but it does not tell when it has begun to watch, and cancelling it waits for its thread.
-# The class below it is documented for use: https://watchfiles.helpmanual.io/api/rust_backend/
-from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
-
 from gateway.files.config_file import printable
 from gateway.files.deadline_thread import DeadlineThread, StillRunning
+from gateway.files.directory_events import DirectoryEvents
 
 __all__ = ["FileWatch"]
 
-# Measured: with a 20 ms step a swap is in force 42 ms after the rename (worst of 100: 44), stopping takes 20 ms, and
-# waiting costs 3 ms of CPU a second.
-EVENT_STEP_MS = 20
-EVENT_DEBOUNCE_MS = 50
 LOOK_WITHIN_S = 10.0  # for the directories that a path leads to; a file system that hangs is waited for no longer
 
 _log = structlog.get_logger("cortex.watcher")
@@ -40,9 +32,8 @@ class FileWatch:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._looking = DeadlineThread(LOOK_WITHIN_S)
-        self._waiting = trio.CapacityLimiter(1)
         self._watched: dict[str, tuple[int, int]] = {}
-        self._events: RustNotify | None = None
+        self._events: DirectoryEvents | None = None
         self._warned = False
 
     async def refresh(self) -> None:
@@ -58,31 +49,19 @@ class FileWatch:
         if not directories:
             return
         try:
-            self._events = RustNotify(list(directories), False, False, 0, False, True)
-        except (OSError, UnicodeError, WatchfilesRustInternalError) as error:  # UnicodeError: a name that is not UTF-8
+            self._events = DirectoryEvents(directories)
+        except OSError as error:
             self._warn_once(error)
 
     async def wait_for_event(self, at_most_s: float) -> bool:
         """True after an event; False after `at_most_s` without one, or if events are not available."""
-        if self._events is None:
-            await trio.sleep(at_most_s)
-            return False
-        try:
-            return await self._wait(self._events, round(at_most_s * 1000))
-        except (OSError, WatchfilesRustInternalError) as error:
-            self._warn_once(error)
-            self.close()
-            return False
-
-    async def _wait(self, events: RustNotify, at_most_ms: int) -> bool:
-        stop = threading.Event()  # the thread checks it every step; without it, cancelling would wait for `at_most_ms`
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_set_when_cancelled, stop)
-            outcome = await trio.to_thread.run_sync(
-                events.watch, EVENT_DEBOUNCE_MS, EVENT_STEP_MS, at_most_ms, stop, limiter=self._waiting
-            )
-            nursery.cancel_scope.cancel()
-        return outcome != "timeout"
+        with trio.move_on_after(at_most_s):
+            if self._events is None:
+                await trio.sleep_forever()
+            else:
+                await self._events.wait()
+                return True
+        return False
 
     def close(self) -> None:
         """Stop watching; `refresh` starts again."""
@@ -107,10 +86,3 @@ def _directories_of(path: Path) -> dict[str, tuple[int, int]]:
             continue
         directories[str(directory)] = (status.st_dev, status.st_ino)
     return directories
-
-
-async def _set_when_cancelled(event: threading.Event) -> None:
-    try:
-        await trio.sleep_forever()
-    finally:
-        event.set()

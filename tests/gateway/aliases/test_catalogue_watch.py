@@ -173,7 +173,7 @@ async def test_polling_alone_is_enough(path, monkeypatch):
     def refuse(*_):
         raise OSError(24, "inotify instances exhausted")
 
-    monkeypatch.setattr(file_watch, "RustNotify", refuse)
+    monkeypatch.setattr(file_watch, "DirectoryEvents", refuse)
     store = CatalogueStore(path, poll_s=0.05)
     store.load_initial()
     with capture_logs() as logs:
@@ -232,6 +232,22 @@ async def test_watching_leaves_no_descriptor_behind(store, path):
         await watch_for_a_while()
 
     await until(lambda: open_descriptors() <= before)
+
+
+async def test_writing_to_files_that_stay_open_is_no_event(store, path, monkeypatch):
+    """The store's database is beside the file by default, and is written several times a second."""
+    reads = []
+    examine = store._file._examine
+    monkeypatch.setattr(store._file, "_examine", lambda: reads.append(1) or examine())
+    with (path.parent / "cortex.db-wal").open("wb", buffering=0) as beside:
+        async with watching(store):
+            reads.clear()
+            for _ in range(30):
+                beside.write(b"x" * 4096)
+                await trio.sleep(0.01)
+            assert not reads
+            rename_over(path, LARGE)  # an event still counts
+            await until(lambda: target(store) == "large-model")
 
 
 async def test_reading_the_file_is_no_event(store, monkeypatch):
