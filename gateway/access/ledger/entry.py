@@ -55,10 +55,10 @@ class LedgerEntry(msgspec.Struct, gc=False):
     at: float
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
     total_ms: float = 0.0
     gpu_seconds: float = 0.0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
     queue_ms: float | None = None
     load_ms: float | None = None
     first_token_ms: float | None = None
@@ -73,11 +73,12 @@ class LedgerEntry(msgspec.Struct, gc=False):
     def row(self) -> LedgerRow:
         """The same as a row."""
         values = msgspec.structs.astuple(self)
-        return LedgerRow(values[:_OWN], values[_OWN:_OPTIONAL], values[_OPTIONAL:])
+        optional = (self.cached_tokens or None, self.reasoning_tokens or None, *values[_OPTIONAL + 2 :])
+        return LedgerRow(values[:_OWN], values[_OWN:_OPTIONAL], optional)
 
 
 _FIELDS = LedgerEntry.__struct_fields__
-_OWN, _OPTIONAL = _FIELDS.index("id"), _FIELDS.index("queue_ms")
+_OWN, _OPTIONAL = _FIELDS.index("id"), _FIELDS.index("cached_tokens")
 
 NO_VALUES = (None,) * (len(_FIELDS) - _OPTIONAL)
 
@@ -88,7 +89,7 @@ class LedgerRow(msgspec.Struct, gc=False):
     Attributes:
         shared: Those up to `estimated`, which are the same in many rows.
         own: From `id` to `gpu_seconds`.
-        optional: The others, each of which may be None; often `NO_VALUES`.
+        optional: The others, each of which may be None; often `NO_VALUES`. No cached or reasoning tokens are None too.
     """
 
     SHARED: ClassVar = _FIELDS[:_OWN]
@@ -96,8 +97,8 @@ class LedgerRow(msgspec.Struct, gc=False):
     OPTIONAL: ClassVar = _FIELDS[_OPTIONAL:]
 
     shared: tuple[str | None, str | None, str | None, str | None, str, str, int, str, bool]
-    own: tuple[str, float, int, int, int, int, float, float]
-    optional: tuple[float | None, ...]
+    own: tuple[str, float, int, int, float, float]
+    optional: tuple[int | None, int | None, float | None, float | None, float | None, float | None, float | None]
 
     @property
     def id(self) -> str:
@@ -116,7 +117,8 @@ class LedgerRow(msgspec.Struct, gc=False):
 
     def entry(self) -> LedgerEntry:
         """The same by names."""
-        return LedgerEntry(*self.shared, *self.own, *self.optional)
+        cached, reasoning, *others = self.optional
+        return LedgerEntry(*self.shared, *self.own, cached or 0, reasoning or 0, *others)
 
 
 def row_ids() -> Callable[[], str]:

@@ -33,6 +33,8 @@ IDS_AT_A_TIME = 500  # in one IN list: SQLite takes 32,766 parameters
 
 _Row: TypeAlias = tuple[Any, ...]
 _Kind: TypeAlias = tuple[_Row, tuple[bool, ...]]
+_Span: TypeAlias = tuple[float, float]
+"""The earliest and the latest time at which a request of a batch started."""
 
 
 class BudgetWindow(NamedTuple):
@@ -92,8 +94,10 @@ class LedgerWriter:
             known = _known_ids(connection, entries)
             entries = [entry for entry in entries if entry.id not in known]
         if entries:
-            self._insert(connection, entries)
-            self._add_to_sums(connection, entries)
+            times = [entry.own[_AT] for entry in entries]
+            span = (min(times), max(times))
+            self._insert(connection, entries, span)
+            self._add_to_sums(connection, entries, span)
         if exchange.reserved is not None:
             self._write_reservations(connection, exchange.reserved)
         seen = self.read(connection, exchange)
@@ -126,11 +130,12 @@ class LedgerWriter:
 
     # Rows...
 
-    def _insert(self, connection: Connection, entries: Sequence[LedgerRow]) -> None:
+    def _insert(self, connection: Connection, entries: Sequence[LedgerRow], span: _Span) -> None:
         is_postgresql = connection.dialect.name == "postgresql"
-        for day, of_day in self._by_day(entries).items():
+        for day, of_day in self._by_day(entries, span).items():
             for (values, absent), rows in self._by_kind(of_day).items():
-                columns, shared = _columns(absent), (day, *_storable(values))
+                columns, zeros = _columns(absent)
+                shared = (day, *_storable(values), *zeros)
                 if is_postgresql:
                     statement = _insert(columns, [", ".join(["%s"] * len(columns))])
                     connection.exec_driver_sql(statement, [(*shared, *row) for row in rows])
@@ -150,7 +155,7 @@ class LedgerWriter:
         for size in _ROWS_PER_STATEMENT:
             while len(rows) - done >= size:
                 parameters = (*shared, *chain.from_iterable(rows[done : done + size]))
-                sqlite.execute(_sqlite_insert(columns, size), parameters)
+                sqlite.execute(_sqlite_insert(columns, len(shared), size), parameters)
                 done += size
 
     def _by_kind(self, entries: Iterable[LedgerRow]) -> dict[_Kind, list[_Row]]:
@@ -173,8 +178,8 @@ class LedgerWriter:
             rows.append(own)
         return kinds
 
-    def _by_day(self, entries: Sequence[LedgerRow]) -> Mapping[str, Sequence[LedgerRow]]:
-        first, last = _first_and_last(entries)
+    def _by_day(self, entries: Sequence[LedgerRow], span: _Span) -> Mapping[str, Sequence[LedgerRow]]:
+        first, last = span
         zone = self._windows.zone
         if last < self._windows.at("day", first).end:
             return {day_of(first, zone): entries}
@@ -185,9 +190,9 @@ class LedgerWriter:
 
     # Sums of budgets...
 
-    def _add_to_sums(self, connection: Connection, entries: Sequence[LedgerRow]) -> None:
+    def _add_to_sums(self, connection: Connection, entries: Sequence[LedgerRow], span: _Span) -> None:
         """Add to the sums that exist. One that does not exist yet begins with all rows, these included."""
-        starts, mark = tuple(self._starts(entries)), _mark(connection)
+        starts, mark = tuple(self._starts(entries, span)), _mark(connection)
         find = _sums_statement(mark, len(starts))
         if connection.dialect.name == "sqlite":
             sums: Sequence[Any] = sqlite_of(connection).execute(find, starts).fetchall()
@@ -209,9 +214,9 @@ class LedgerWriter:
         if added:
             connection.exec_driver_sql(_ADD_TO_SUM.replace("?", mark), added)
 
-    def _starts(self, entries: Sequence[LedgerRow]) -> list[float]:
+    def _starts(self, entries: Sequence[LedgerRow], span: _Span) -> list[float]:
         """Where the windows begin into which these entries fall."""
-        first, last = _first_and_last(entries)
+        first, last = span
         starts: set[float] = set()
         for window in WINDOWS:
             begin = self._windows.at(window, first)
@@ -282,21 +287,19 @@ _ADD_TO_SUM = 'UPDATE budget_sums SET used = used + ? WHERE key_id = ? AND unit 
 _AT: Final = 1  # of `LedgerRow.own`
 _SHARED_COLUMNS = ("day", *LedgerRow.SHARED)
 _MODEL, _ENERGY_WH = LedgerRow.SHARED.index("model"), LedgerRow.OPTIONAL.index("energy_wh")
+_NEVER_NULL = ("cached_tokens", "reasoning_tokens")
 _ALL_ABSENT = (True,) * len(NO_VALUES)
 
 
-def _first_and_last(entries: Sequence[LedgerRow]) -> tuple[float, float]:
-    """The earliest and the latest time at which a request started."""
-    times = [entry.own[_AT] for entry in entries]
-    return min(times), max(times)
-
-
 @cache
-def _columns(absent: tuple[bool, ...]) -> tuple[str, ...]:
-    """Of rows that lack these of the optional values."""
+def _columns(absent: tuple[bool, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Of rows that lack these of the optional values, and a zero for each of those that may not be NULL: they follow
+    the shared values.
+    """
     present = [name for name, is_absent in zip(LedgerRow.OPTIONAL, absent, strict=True) if not is_absent]
+    zeros = [name for name in _NEVER_NULL if name not in present]
     energy_cost = [] if absent[_ENERGY_WH] else ["energy_cost"]
-    return (*_SHARED_COLUMNS, *LedgerRow.OWN, *present, *energy_cost)
+    return (*_SHARED_COLUMNS, *zeros, *LedgerRow.OWN, *present, *energy_cost), (0,) * len(zeros)
 
 
 def _storable(shared: _Row) -> _Row:
@@ -314,9 +317,8 @@ def _insert(columns: Sequence[str], rows: Iterable[str]) -> str:
 
 
 @cache
-def _sqlite_insert(columns: tuple[str, ...], rows: int) -> str:
+def _sqlite_insert(columns: tuple[str, ...], shared_count: int, rows: int) -> str:
     """The statement whose parameters are the shared values, and then each row's own."""
-    shared_count = len(_SHARED_COLUMNS)
     own_count, shared = len(columns) - shared_count, [f"?{number + 1}" for number in range(shared_count)]
     starts = [1 + shared_count + row * own_count for row in range(rows)]
     return _insert(

@@ -58,6 +58,7 @@ class Ledger:
         running: Returns how many requests run: at the end, their entries are waited for.
 
     Attributes:
+        add: Takes the entry of a request that has ended. Synchronous.
         lost: Entries that were dropped since the start, because neither the store nor the disk took them.
     """
 
@@ -80,7 +81,8 @@ class Ledger:
         self._keep_days = keep_days
         self._keys = keys
         self._running = running
-        self._waiting: list[LedgerRow] = []  # oldest first
+        self._waiting: list[LedgerRow] = []  # oldest first; always this list, because of `add`
+        self.add: Callable[[LedgerRow], None] = self._waiting.append
         self._attempted = 0  # of the oldest; they may be in the store already
         self._spool = SpoolFile.of_this_process(directory)
         self._adopted: list[SpoolFile] = []
@@ -90,10 +92,6 @@ class Ledger:
         self._error: str | None = None
         self._spool_error: str | None = None
         self._files = trio.CapacityLimiter(1)  # of threads: a file system that hangs must not take Trio's own
-
-    def add(self, entry: LedgerRow) -> None:
-        """Take the entry of a request that has ended. Synchronous."""
-        self._waiting.append(entry)
 
     @property
     def problem(self) -> str | None:

@@ -189,6 +189,9 @@ def _sqlite(path: Path) -> Engine:
     def set_pragmas(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
+        # The statement journal of a large batch would go into /var/tmp: more writes than the rows themselves, and an
+        # error where a container may only write to its volume.
+        connection.execute("PRAGMA temp_store = MEMORY")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from fakes.ledger_rows import an_entry, open_store, totals
@@ -58,6 +59,32 @@ def test_a_row_has_every_field(database):
         "energy_cost": pytest.approx(0.15),
         "day": "2026-11-30",
     }
+
+
+def test_rows_of_one_batch_may_lack_different_values(database):
+    entries = [
+        an_entry(NOON, **more) for more in ({}, {"cached_tokens": 3}, {"reasoning_tokens": 4}, {"queue_ms": 0.0})
+    ]
+    send(database, *entries)
+    rows = database.read(lambda c: c.execute(select(usage)).mappings().all())
+    stored = [{name: row[name] for name in structs.asdict(entries[0].entry())} for row in rows]
+    assert sorted(stored, key=lambda row: row["id"]) == [structs.asdict(entry.entry()) for entry in entries]
+
+
+def test_a_large_batch_writes_no_temporary_file(tmp_path):
+    """There may be no place for one: a container may only write to its volume."""
+    database = open_store(f"sqlite:///{tmp_path}/store.db")
+    for _ in range(3):  # later rows change pages of earlier ones
+        send(database, *(an_entry(NOON + number % 1000) for number in range(3000)))
+
+    def work(connection):
+        a_writer().write(connection, Exchange([an_entry(NOON + number * 7 % 1000) for number in range(3000)]))
+        return [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+
+    opened = database.write(work)
+    database.close()
+    assert any("store.db" in path for path in opened)
+    assert not [path for path in opened if "etilqs" in path]
 
 
 def test_rows_that_are_sent_again_are_neither_doubled_nor_counted_twice(database):
