@@ -17,29 +17,62 @@ import msgspec
 
 from gateway.dialects.large_bodies.outline import Outline, outline_of
 from gateway.dialects.large_bodies.spliced_body import COPIED_BYTES, Edit, SplicedBody, with_edits
+from gateway.dialects.token_reservation import (
+    ABSENT,
+    DECODERS,
+    NO_PROMPT,
+    NO_TOKENS,
+    BodyMembers,
+    ExpectedTokens,
+    expected_tokens,
+)
 from gateway.errors import BadRequest, MalformedJson, MissingModelField
 
-__all__ = ["LONGEST_NAME_BYTES", "ModelField", "Span", "edit", "find", "locate", "rename", "splice"]
+__all__ = [
+    "LONGEST_NAME_BYTES",
+    "ModelField",
+    "Span",
+    "edit",
+    "find",
+    "locate",
+    "locate_in_outline",
+    "rename",
+    "splice",
+]
 
 LONGEST_NAME_BYTES = 4096  # the name goes into log lines, messages and headers; the longest on Hugging Face has 96
-_NOTHING: Final = msgspec.Raw()
 
 
 class ModelField(msgspec.Struct, frozen=True):
-    """The top-level `model` of a JSON body, and whether its top-level `stream` is true.
+    """The top-level `model` of a JSON body, whether its top-level `stream` is true, and how many tokens it may use.
 
-    `start` and `end` are the byte offsets of the model's JSON string, quotes included. `outline` is for other parsers;
-    None if the body is its own.
+    Attributes:
+        name: The model's name.
+        start, end: The byte offsets of its JSON string, quotes included.
+        stream: Whether the client wants a stream.
+        members: Views of the body; None for a long one.
+        expected: For a long body, what the request may use.
+        outline: For other parsers; None if the body is its own.
     """
 
     name: str
     start: int
     end: int
     stream: bool
+    members: BodyMembers | None = None
+    expected: ExpectedTokens = NO_TOKENS
     outline: Outline | None = None
 
+    def expected_tokens(self, removed_bytes: int = 0) -> ExpectedTokens:
+        """An estimate of the tokens that the request may use.
 
-def locate(body: bytes, outline: Outline | None = None) -> ModelField:
+        Args:
+            removed_bytes: How much shorter the outline is, if it was read in place of the body.
+        """
+        return self.expected if self.members is None else expected_tokens(self.members, removed_bytes)
+
+
+def locate(body: bytes, path: str = "") -> ModelField:
     """Find the one top-level string `model` of a JSON object.
 
     All other requests wait meanwhile, so the cost is a few passes in C and a copy or two of what is read, whatever the
@@ -48,26 +81,21 @@ def locate(body: bytes, outline: Outline | None = None) -> ModelField:
 
     Args:
         body: The whole body.
-        outline: The body's, which is read in its place.
+        path: The endpoint's, which decides what is a prompt; without one nothing is.
 
     Raises:
         MalformedJson: It is not JSON by RFC 8259. NaN, invalid UTF-8 and a byte order mark are not either.
         MissingModelField: It is not an object, or `model` is missing, not a string, too long, or there more than once.
     """
-    if outline is not None and outline.cuts:
-        try:
-            found = locate(outline.text)
-        except MalformedJson:  # so is the body, or a run is not in a string: only the body itself can tell
-            return locate(body)
-        return ModelField(found.name, outline.offset(found.start), outline.offset(found.end), found.stream, outline)
     if not body.isascii():
         _reject_unless_utf8(body)
+    decoder = DECODERS.get(path, NO_PROMPT)
     try:
-        fields, readable = _decoder.decode(body), body
+        members, readable = decoder.decode(body), body
     except (msgspec.DecodeError, RecursionError):
         readable = _without_surrogates(body)
-        fields = _skim(readable)
-    literal = bytes(fields.model)
+        members = _skim(readable, decoder)
+    literal = bytes(members.model)
     if literal[:1] != b'"':
         raise MissingModelField(_model_problem(literal[:1]), param="model")
     if len(literal) > LONGEST_NAME_BYTES:
@@ -75,10 +103,30 @@ def locate(body: bytes, outline: Outline | None = None) -> ModelField:
             f"`model` is longer than {LONGEST_NAME_BYTES} bytes: name a model or an alias from /v1/models",
             param="model",
         )
-    start = _offset_of_model(fields.model, literal, readable)
+    start = _offset_of_model(members.model, literal, readable)
     end = start + len(literal)
-    is_stream = fields.stream is not _NOTHING and bytes(fields.stream) == _TRUE
-    return ModelField(_text(literal if readable is body else body[start:end]), start, end, is_stream)
+    is_stream = members.stream is not ABSENT and bytes(members.stream) == _TRUE
+    name = _text(literal if readable is body else body[start:end])
+    return ModelField(name, start, end, is_stream, members)
+
+
+def locate_in_outline(body: bytes, outline: Outline, path: str = "") -> ModelField:
+    """As `locate`, for a long body, of which mostly only the outline is read. What it returns has no views of the body.
+
+    Raises:
+        MalformedJson, MissingModelField: As `locate`.
+    """
+    if outline.cuts:
+        try:
+            found = locate(outline.text, path)
+        except MalformedJson:  # so is the body, or a run is not in a string: only the body itself can tell
+            return locate_in_outline(body, Outline(body), path)
+        start, end, kept = outline.offset(found.start), outline.offset(found.end), outline
+    else:
+        found = locate(body, path)
+        start, end, kept = found.start, found.end, None
+    expected = found.expected_tokens(outline.removed_bytes)
+    return ModelField(found.name, start, end, found.stream, None, expected, kept)
 
 
 def splice(body: bytes, field: ModelField, name: str) -> bytes | SplicedBody:
@@ -211,21 +259,13 @@ def find(body: bytes, keys: tuple[str, ...]) -> dict[str, Span]:
 @lru_cache(maxsize=1024)  # one per alias with parameters, and a few more
 def _decoder_of(keys: Iterable[str]) -> msgspec.json.Decoder[Any]:
     names = {f"field_{index}": key for index, key in enumerate(keys)}
-    fields = [(name, msgspec.Raw, _NOTHING) for name in names]
+    fields = [(name, msgspec.Raw, ABSENT) for name in names]
     return msgspec.json.Decoder(msgspec.defstruct("Wanted", fields, rename=names))
 
 
 # Reading...
 
 
-class _RoutingFields(msgspec.Struct):
-    """The members that routing needs, as views of the body. For a repeated key, the last value."""
-
-    model: msgspec.Raw = _NOTHING
-    stream: msgspec.Raw = _NOTHING
-
-
-_decoder = msgspec.json.Decoder(_RoutingFields)
 _skipper = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -245,9 +285,9 @@ def _without_surrogates(body: bytes) -> bytes:
     return body.replace(rb"\ud", rb"\u8").replace(rb"\uD", rb"\u8")
 
 
-def _skim(body: bytes) -> _RoutingFields:
+def _skim(body: bytes, decoder: msgspec.json.Decoder[BodyMembers]) -> BodyMembers:
     try:
-        return _decoder.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError:
         _reject_unless_json(body)
         raise MissingModelField(
@@ -317,7 +357,7 @@ def _offset_of_model(value: msgspec.Raw, literal: bytes, body: bytes) -> int:
         start = _address(value) - _address(body)
     if body.count(b'"', 0, start) == _QUOTES_OF_A_KEY:
         return start  # nothing precedes it but its own key
-    if memoryview(_skim(_up_to_key_before(start, body)).model):
+    if memoryview(_skim(_up_to_key_before(start, body), NO_PROMPT).model):
         raise MissingModelField(
             "the request body has more than one top-level `model`: send it once, since parsers disagree about which "
             "one counts",

@@ -12,7 +12,7 @@ One token per 3.5 bytes of the outgoing JSON of messages and tools, and 1,000 pe
 
 from __future__ import annotations
 
-__all__ = ["BYTES_PER_TOKEN", "estimate"]
+__all__ = ["BYTES_PER_TOKEN", "TOKENS_PER_IMAGE", "estimate"]
 
 BYTES_PER_TOKEN = 3.5
 TOKENS_PER_IMAGE = 1000
@@ -20,4 +20,5 @@ TOKENS_PER_IMAGE = 1000
 
 def estimate(text_bytes: int, images: int = 0) -> int:
     """Tokens of a prompt with this many bytes of text (as JSON) and this many images; at least 1."""
-    return ((4 * text_bytes + 7) // 14 or 1) + TOKENS_PER_IMAGE * images  # bytes / 3.5, rounded; for each request
+    tokens = (4 * text_bytes + 7) // 14 or 1  # bytes / 3.5, rounded; for each request
+    return tokens + TOKENS_PER_IMAGE * images if images else tokens

@@ -1,17 +1,35 @@
-"""How many tokens a request may use, read from its body: what is reserved of a key's limits before it is routed."""
+"""How many tokens a request may use, by its body: what is reserved of a key's limits before it is routed.
+
+The members of the body that decide about this are found in the pass that finds its `model` (`json_splice.locate`).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from gateway.dialects.large_bodies.outline import Outline
-from gateway.dialects.token_estimate import estimate
+from gateway.dialects.token_estimate import BYTES_PER_TOKEN, TOKENS_PER_IMAGE, estimate
 
-__all__ = ["GENERATING_PATHS", "TOKEN_PATHS", "expected_tokens"]
+__all__ = [
+    "ABSENT",
+    "DECODERS",
+    "GENERATING_PATHS",
+    "NO_PROMPT",
+    "NO_TOKENS",
+    "TOKEN_PATHS",
+    "BodyMembers",
+    "ExpectedTokens",
+    "expected_tokens",
+]
+
+ExpectedTokens: TypeAlias = tuple[int, int | None]
+"""An estimate of the prompt's tokens, and the most that all answers together may have; None for no limit."""
+
+NO_TOKENS: ExpectedTokens = (0, None)
+"""Of a request without a prompt."""
 
 _PROMPT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "/v1/chat/completions": ("messages", "tools"),
@@ -28,72 +46,120 @@ TOKEN_PATHS = frozenset(_PROMPT_FIELDS)
 """The paths whose prompts are tokens."""
 
 MOST_ANSWERS = 128  # the most that OpenAI's `n` allows
-_BASE64 = re.compile(rb"[A-Za-z0-9+/=]{1024,}")  # no text has so long a word
-_BASE64_SEARCH_BYTES = 2048
+_MOST_DIGITS = 18  # of a number that counts; a longer one is as good as no limit
+MEDIA_BYTES = int(TOKENS_PER_IMAGE * BYTES_PER_TOKEN)  # a shorter picture counts by its bytes, which is less
+_DELIMITERS = (b'"', b"\\", b" ")  # base64 has none
+_DATA = re.compile(rb"[\w+/=:;,.-]+")  # base64, and the beginning of a data URL
+_NEAR_BYTES = 256  # to the words by which the APIs name base64
+
+ABSENT: Final = msgspec.Raw()
+"""The value of a member that the body does not have."""
 
 
-def expected_tokens(path: str, body: bytes | Outline) -> tuple[int, int | None]:
-    """An estimate of the prompt's tokens, and the most that all answers together may have; None for no limit.
+class BodyMembers(msgspec.Struct):
+    """The members of a body that routing and limits need, as views of it. For a repeated key, the last value.
 
-    Costs 1 us for a small body and 18 us for 20 KB, so it is for keys with a limit that depends on it.
+    Attributes:
+        model: The model's name.
+        stream: Whether the client wants a stream.
+        first, second, third: The prompt's parts, by the path.
+        max_completion_tokens, max_output_tokens, max_tokens: The names that the APIs have for the answer's limit.
+        n: The number of answers.
+    """
+
+    model: msgspec.Raw = ABSENT
+    stream: msgspec.Raw = ABSENT
+    first: msgspec.Raw = ABSENT
+    second: msgspec.Raw = ABSENT
+    third: msgspec.Raw = ABSENT
+    max_completion_tokens: msgspec.Raw = ABSENT
+    max_output_tokens: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw = ABSENT
+    n: msgspec.Raw = ABSENT
+
+
+def expected_tokens(members: BodyMembers, removed_bytes: int = 0) -> ExpectedTokens:
+    """What a request may use. Costs 1 us for a short body and 5 us for 20 KB.
 
     Args:
-        path: The endpoint's. One that is not of `TOKEN_PATHS` has no prompt.
-        body: A JSON object; empty for no prompt.
+        members: Those of the body, or of its outline.
+        removed_bytes: How much shorter the outline is.
     """
-    if isinstance(body, bytes):
-        text, removed_bytes = body, 0
-    else:
-        text, removed_bytes = body.text, body.removed_bytes
-    decode = _decode.get(path)
-    if decode is None or not text:
-        return 0, None
-    try:
-        fields = decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        return estimate(len(text) + removed_bytes), None
-    first, second, third = fields.first, fields.second, fields.third
-    length, media = len(first), 0
-    if second is not None:
+    first, second, third, media = members.first, members.second, members.third, 0
+    length = len(first)
+    if second is not ABSENT:
         length += len(second)
-    if third is not None:
+    if third is not ABSENT:
         length += len(third)
-    if len(text) > _BASE64_SEARCH_BYTES:
-        runs = [run for part in (first, second, third) if part is not None for run in _base64_runs(bytes(part))]
+    if length >= MEDIA_BYTES:
+        runs = [run for part in (first, second, third) if len(part) >= MEDIA_BYTES for run in _media(bytes(part))]
         length, media = length - sum(runs), len(runs)  # one picture or sound counts as an image, whatever its size
     if not media:
         length += removed_bytes  # not of pictures
-    if fields.max_completion_tokens is fields.max_output_tokens is fields.max_tokens is None:
-        return estimate(length, media), None
-    return estimate(length, media), _answers(fields)
+    has_limit = not (members.max_tokens is members.max_completion_tokens is members.max_output_tokens)
+    return estimate(length, media) if length else 0, _answers(members) if has_limit else None
 
 
-def _base64_runs(part: bytes) -> list[int]:
-    """The lengths of pictures and sounds."""
-    if len(part) <= _BASE64_SEARCH_BYTES or (b"base64" not in part and b"input_audio" not in part):
-        return []
-    return [match.end() - match.start() for match in _BASE64.finditer(part)]
+def _media(text: bytes) -> Iterator[int]:
+    """The lengths of pictures and sounds: long runs of base64 in strings. Linear, whatever the text contains."""
+    at = 0
+    while at + MEDIA_BYTES <= len(text):
+        end = at + MEDIA_BYTES
+        delimiter = text.rfind(b" ", end - _NEAR_BYTES, end)  # nearly always, in text
+        if delimiter < 0:
+            delimiter = _last_delimiter(text, at, end)
+        if delimiter >= 0:
+            at = delimiter + 1
+            continue
+        while end < len(text) and _last_delimiter(text, end, end + MEDIA_BYTES) < 0:
+            end += MEDIA_BYTES
+        found = [place for mark in _DELIMITERS if (place := text.find(mark, end, end + MEDIA_BYTES)) >= 0]
+        end = min(found, default=len(text))
+        if _is_media(text, at, end):
+            yield end - at
+        at = end + 1
 
 
-def _answers(fields: Any) -> int | None:
-    number = fields.n
-    for limit in (fields.max_completion_tokens, fields.max_output_tokens, fields.max_tokens):
-        if type(limit) is int and limit >= 0:  # not `isinstance`: true is no number
-            return limit * (min(number, MOST_ANSWERS) if type(number) is int and number >= 0 else 1)
+def _last_delimiter(text: bytes, start: int, end: int) -> int:
+    """The offset of the last one, or -1."""
+    return max(text.rfind(b'"', start, end), text.rfind(b" ", start, end), text.rfind(b"\\", start, end))
+
+
+def _is_media(text: bytes, start: int, end: int) -> bool:
+    around = text[max(0, start - _NEAR_BYTES) : start + _NEAR_BYTES] + text[end : end + _NEAR_BYTES]
+    is_named = b"base64" in around or b"input_audio" in around
+    return is_named and _DATA.fullmatch(text, start, min(end, start + MEDIA_BYTES)) is not None
+
+
+def _answers(members: BodyMembers) -> int | None:
+    for member in (members.max_completion_tokens, members.max_output_tokens, members.max_tokens):
+        limit = _number(member)
+        if limit is not None:
+            count = _number(members.n)
+            return limit * (1 if count is None else min(count, MOST_ANSWERS))
     return None
 
 
+def _number(member: msgspec.Raw) -> int | None:
+    """A whole number that is not negative; None for anything else."""
+    digits = bytes(member) if len(member) <= _MOST_DIGITS else b""
+    return int(digits) if digits.isdigit() else None
+
+
 _PARTS = ("first", "second", "third")
-_ABSENT = msgspec.Raw()
 
 
-def _decoder(names: tuple[str, ...]) -> Callable[[bytes], Any]:
-    """Of what decides about tokens: the prompt's parts, and every name that the APIs have for the answer's limit."""
-    parts = [(part, msgspec.Raw, _ABSENT if part == "first" else None) for part in _PARTS]
+def _decoder(names: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
     # A part that the path does not have gets a name that no client uses.
     rename = {part: f" {part}" for part in _PARTS} | dict(zip(_PARTS, names, strict=False))
-    limits = [(name, Any, None) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens", "n")]
-    return msgspec.json.Decoder(msgspec.defstruct("TokenFields", [*parts, *limits], rename=rename)).decode
+    parts = [(part, msgspec.Raw, ABSENT) for part in _PARTS]  # anew: those of a base class keep their names
+    return msgspec.json.Decoder(msgspec.defstruct("Members", parts, bases=(BodyMembers,), rename=rename))
 
 
-_decode = {path: _decoder(names) for path, names in _PROMPT_FIELDS.items()}
+NO_PROMPT: msgspec.json.Decoder[BodyMembers] = _decoder(())
+"""Of bodies without a prompt."""
+
+DECODERS: Mapping[str, msgspec.json.Decoder[BodyMembers]] = {
+    path: _decoder(names) for path, names in _PROMPT_FIELDS.items()
+}
+"""Of bodies with a prompt, by the endpoint's path: those of `TOKEN_PATHS`."""

@@ -173,7 +173,7 @@ class InferenceApp:
         size = record.bytes_in = len(body)
         reservation.add(size)
         record.read_at = record.started_at  # it came with the head
-        request = InferenceRequest(head.path, head.headers, body, locate(body), record.request_id, head)
+        request = InferenceRequest(head.path, head.headers, body, locate(body, record.path), record.request_id, head)
         if head.names_deadline:
             request.total_deadline = total_deadline.of_client(head.headers)
         request.parse(endpoint.dialect, self.context.fleet.neuron_dialects, self.context.secret_key)

@@ -102,7 +102,7 @@ class Dispatch:
         account, failed = request.account, False
         try:
             if account is not None:
-                account.reserve(model, request.model.outline or request.body)
+                account.reserve(model, request.model)
             if deadline is not None:
                 await self._serve_within(deadline, model)
             elif (unserved := await self._serve_model(model)) is not None:  # as `_serve`, without its frame

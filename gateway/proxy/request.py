@@ -7,14 +7,12 @@ import re
 from dataclasses import dataclass, field
 from functools import partial
 
-from msgspec import structs
-
 from catalogue.models import Sticky
 from gateway.access.keys.key import Key
 from gateway.asgi import DirectExchange, Headers, Receive, Scope
 from gateway.config.engine_traits import Backend
 from gateway.dialects import ClientRequest, Dialect, OutgoingRequest, ParsedRequest, sticky_key
-from gateway.dialects.json_splice import ModelField, locate
+from gateway.dialects.json_splice import ModelField, locate, locate_in_outline
 from gateway.dialects.large_bodies.outline import Outline, outline_of, outlining
 from gateway.errors import (
     MalformedMultipart,
@@ -159,8 +157,7 @@ class InferenceRequest:
         stay until the garbage collector runs.
         """
         self.body = b""
-        if self.model.outline is not None:
-            self.model = structs.replace(self.model, outline=None)
+        self.model = _NO_MODEL
         self.parsed = _RELEASED
         self.account = None
 
@@ -181,6 +178,7 @@ class _ReleasedRequest:
 
 
 _RELEASED = _ReleasedRequest()
+_NO_MODEL = ModelField("", 0, 0, stream=False)
 
 
 def request_id_of(headers: Headers) -> str:
@@ -236,14 +234,15 @@ async def read_request(
     if coding is not None:
         receive = CompressedBody(receive, coding, body_limit_bytes).receive
     body = await _read_body(receive, body_limit_bytes, reservation, progress)
-    model = locate(body) if len(body) <= INLINE_BYTES else await _located(body)
+    path: str = scope["path"]
+    model = locate(body, path) if len(body) <= INLINE_BYTES else await _located(body, path)
     return InferenceRequest(path_and_query(scope), headers, body, model, request_id)
 
 
-async def _located(body: bytes) -> ModelField:
+async def _located(body: bytes, path: str) -> ModelField:
     """Find the model of a large body, mostly without reading its pictures."""
     outline = await in_steps(outlining(body))
-    return await off_loop(outline.text, partial(locate, body, outline))
+    return await off_loop(outline.text, partial(locate_in_outline, body, outline, path))
 
 
 def check_head(scope: Scope, body_limit_bytes: int) -> int | None:

@@ -81,16 +81,22 @@ class ThreadedGateway(InMemoryGateway):
             answer_head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n"
             neuron.sendall(answer_head + b"content-length: %d\r\n\r\n" % len(ANSWER) + ANSWER)
 
-    async def ask(self, body: bytes, path: str = "/v1/chat/completions") -> bytes:
+    async def ask(self, body: bytes, path: str = "/v1/chat/completions", *, headers: tuple[str, ...] = ()) -> bytes:
         """Send a request from a thread. Returns the status line."""
         ours, theirs = tcp_pair()
         self.nursery.start_soon(self.server.serve_stream, _stream(theirs))
-        return await trio.to_thread.run_sync(_exchange, ours, body, path)
+        lines = (
+            f"POST {path} HTTP/1.1",
+            "host: gateway",
+            "connection: close",
+            f"content-length: {len(body)}",
+            *headers,
+        )
+        return await trio.to_thread.run_sync(_exchange, ours, "\r\n".join((*lines, "", "")), body)
 
 
-def _exchange(client: socket.socket, body: bytes, path: str) -> bytes:
+def _exchange(client: socket.socket, head: str, body: bytes) -> bytes:
     with client:
-        head = f"POST {path} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
         client.sendall(head.encode())
         client.sendall(body)
         answer = b""

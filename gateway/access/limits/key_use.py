@@ -156,17 +156,17 @@ class KeyUse:
         latest = now + LATEST_FULL_S
         if requests is not None:
             full_at = requests.full_at
-            full_at = (max(now, full_at)) + requests.each_s  # `max` takes as long as the rest
+            full_at = full_at + requests.each_s if full_at > now else now + requests.each_s  # `max` takes twice as long
             if full_at > latest:
                 return self._reserve_beyond(estimate, now)
         taken = None
         if tokens is not None:
             taken = estimate[0]
             full, needed_s = tokens.full_at, taken * tokens.each_s
-            full = max(now, full)
-            if full + needed_s > latest and (needed_s <= MINUTE_S or full > now + ROUNDING_S):
+            then = full + needed_s if full > now else now + needed_s
+            if then > latest and (needed_s <= MINUTE_S or full > now + ROUNDING_S):
                 return self._reserve_beyond(estimate, now)
-            tokens.full_at = full + needed_s
+            tokens.full_at = then
         if requests is not None:
             requests.full_at = full_at
         self.running += 1

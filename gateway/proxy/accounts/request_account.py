@@ -14,7 +14,7 @@ from gateway.access.limits.amounts import AmountTuple
 from gateway.access.limits.key_use import Taken
 from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers, openai_lines
 from gateway.asgi import DirectExchange, Headers
-from gateway.dialects.large_bodies.outline import Outline
+from gateway.dialects.json_splice import ModelField
 from gateway.dialects.token_reservation import GENERATING_PATHS, expected_tokens
 from gateway.fleet.lease import GpuUse
 from gateway.proxy.accounts.accounting import Accounting
@@ -27,9 +27,11 @@ _J_PER_WH = 3600
 
 _NOTHING_TAKEN: Taken = (None, None)
 
-_Used: TypeAlias = tuple[bool, int, int, int, int, float | None]
-"""Whether tokens are estimated; those of prompt and completion, cached and reasoning ones; the cost, if it is known."""
-_NOTHING_USED: _Used = (False, 0, 0, 0, 0, None)
+_Used: TypeAlias = tuple[bool, int, int, int | None, int | None, float | None]
+"""Whether tokens are estimated; those of prompt and completion; cached and reasoning ones, None for none; the cost, if
+it is known.
+"""
+_NOTHING_USED: _Used = (False, 0, 0, None, None, None)
 _NO_HEADERS: Headers = []
 
 
@@ -47,7 +49,7 @@ class RequestAccount(GpuUse):
     """
 
     __slots__ = (
-        "_accounting", "_body", "_dialect", "_exchange", "_record", "_taken", "_use", "_used",
+        "_accounting", "_dialect", "_exchange", "_field", "_record", "_taken", "_use", "_used",
     )  # fmt: skip
 
     def __init__(
@@ -63,7 +65,7 @@ class RequestAccount(GpuUse):
         self._record = record
         self._dialect = dialect
         self._exchange = exchange
-        self._body: bytes | Outline = b""
+        self._field: ModelField | None = None
         self._taken: Taken | None = None
         self._used = _NOTHING_USED
         record.gpu_use = self
@@ -90,32 +92,37 @@ class RequestAccount(GpuUse):
             return anthropic_headers(use, limiter.clock(), limiter.unix_time())
         return openai_headers(use, limiter.clock())
 
-    def reserve(self, model: str | None = None, body: bytes | Outline = b"") -> None:
+    def reserve(self, model: str | None = None, field: ModelField | None = None) -> None:
         """Reserve what the request will use.
 
         Args:
             model: The concrete model; None for a request that generates nothing.
-            body: The request's body for parsers; empty for a form.
+            field: What was read of the request's body; kept until `settle`.
 
         Raises:
             RateLimited, InsufficientQuota: The key has no more.
         """
-        self._body = body
+        self._field = field
         use = self._use
         if use is None:
             self._taken = _NOTHING_TAKEN
-        elif use.counts_tokens and model is not None:
-            self._taken = use.reserve(self._estimate(model, body))
+        elif use.counts_tokens and model is not None and field is not None:
+            self._taken = use.reserve(self._estimate(model, field, has_budgets=bool(use.budgets)))
         else:
             self._taken = use.reserve()
 
-    def _estimate(self, model: str, body: bytes | Outline) -> AmountTuple:
-        accounting, path = self._accounting, self._record.path
-        prompt, answers = expected_tokens(path, body)
+    def _estimate(self, model: str, field: ModelField, *, has_budgets: bool) -> AmountTuple:
+        accounting, members = self._accounting, field.members
+        prompt, answers = field.expected if members is None else expected_tokens(members)
         mean = accounting.limiter.means[model]
-        completion = mean.tokens if answers is None else answers
-        if path not in GENERATING_PATHS:
+        if self._record.path not in GENERATING_PATHS:
             completion = 0.0
+        elif answers is None:
+            completion = mean.tokens
+            if not has_budgets:
+                return prompt + completion, 0.0, 0.0  # what was learnt is within the model's limit
+        else:
+            completion = answers
         profile = accounting.catalogue.current.models.get(model)
         if profile is None:
             return prompt + completion, 0.0, mean.gpu_s
@@ -137,19 +144,19 @@ class RequestAccount(GpuUse):
         answer, model, gpu_s, cost = record.answer, record.routing.model, self.seconds, None
         if answer.meter is not None:
             answer.finish()
-        usage, prompt, completion, cached, reasoning = answer.usage, None, 0, 0, 0
+        usage, prompt, completion, cached, reasoning = answer.usage, None, 0, None, None
         if usage is not None:
             prompt, completion = usage.prompt_tokens, usage.completion_tokens or 0
-            cached, reasoning = usage.cached_tokens or 0, usage.reasoning_tokens or 0
+            cached, reasoning = usage.cached_tokens or None, usage.reasoning_tokens or None
         is_estimated = answer.is_estimated
         if prompt is None:
             prompt = self._estimated_prompt(completion, failed=failed)
             is_estimated = is_estimated or prompt > 0
-        self._body = b""
+        self._field = None
         if model is not None:
             profile = accounting.catalogue.current.models.get(model)
             if profile is not None:
-                cost = token_cost(profile.cost, prompt, completion, cached)
+                cost = token_cost(profile.cost, prompt, completion, cached or 0)
             if record.outcome == "ok":
                 accounting.limiter.means.learn(model, completion, gpu_s)
         self._used = (is_estimated, prompt, completion, cached, reasoning, cost)
@@ -160,7 +167,8 @@ class RequestAccount(GpuUse):
         """Tokens of the prompt, if a neuron has worked on it: it was asked, and has not refused."""
         record = self._record
         is_answered = bool(record.routing.attempts) and not failed and record.outcome != "upstream_error"
-        return expected_tokens(record.path, self._body)[0] if completion or is_answered else 0
+        field = self._field
+        return field.expected_tokens()[0] if field is not None and (completion or is_answered) else 0
 
     def close(self) -> None:
         """Enter the request in the ledger: its record has its status and outcome now."""
@@ -188,12 +196,12 @@ class RequestAccount(GpuUse):
                 record.started_unix,
                 prompt,
                 completion,
-                cached,
-                reasoning,
                 (record.now() - started_at) * 1000,
                 gpu_s,
             ),
             (
+                cached,
+                reasoning,
                 phases_ms.get("queue"),
                 phases_ms.get("load"),
                 None if first_at is None else (first_at - started_at) * 1000,

@@ -1,16 +1,21 @@
 """What a request with pictures costs the others: memory of one body, and no step of the event loop that is long."""
 
 import hashlib
+import json
 import time
 import tracemalloc
 
 import pytest
 import trio
 from fakes.in_memory import SMALL
+from fakes.known_keys import KnownKeys
 from fakes.large_bodies import StepTimes, ThreadedGateway, body_with_picture
 from fakes.patience import SAFETY_NET_S, best_of, measured
 
 from catalogue.models import Alias, Target
+from gateway.access.keys.key import Key
+from gateway.access.limits.limit import Limits
+from gateway.access.limits.limiter import Limiter
 from gateway.config.settings import DeadlineSettings, Settings
 from gateway.proxy.body import off_loop
 
@@ -99,6 +104,28 @@ async def test_no_step_takes_5_ms(nursery, monkeypatch, size_bytes, alias):
         return max(steps.longest_s, *in_threads, 0) / max(0.005, 2 * freeing_s(len(body)))
 
     await best_of(take, 1)
+
+
+@measured
+@pytest.mark.parametrize("text", ["Why is that so? ", "base64" + "A" * 1000 + '"'])
+async def test_what_a_long_prompt_may_use_is_not_counted_on_the_event_loop(nursery, text):
+    """A key with a limit of tokens reserves them. The answer has no usage, so they also count at the end."""
+    keys = KnownKeys(Key("k1", "alice", limits=Limits(tpm=10**12)))
+    gateway = ThreadedGateway(nursery, settings=SETTINGS, access=keys.access, limiter=Limiter())
+    size_bytes = 20 * MIB
+    body = json.dumps({"model": SMALL, "messages": [{"role": "user", "content": text * (size_bytes // len(text))}]})
+
+    async def take():
+        steps = StepTimes()
+        trio.lowlevel.add_instrument(steps)
+        try:
+            assert await gateway.ask(body.encode(), headers=(keys.bearer("alice"),)) == b"HTTP/1.1 200 OK"
+        finally:
+            trio.lowlevel.remove_instrument(steps)
+        return steps.longest_s / max(0.005, 2 * freeing_s(size_bytes))
+
+    await best_of(take, 1)
+    assert gateway.entries[0].prompt_tokens == pytest.approx(len(body) / 3.5, rel=0.02)
 
 
 def freeing_s(size_bytes: int) -> float:
