@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import msgspec
 
 from gateway.access.limits.amounts import Amounts
 
-__all__ = ["NO_VALUES", "LedgerEntry", "LedgerRow", "row_ids"]
+__all__ = ["NO_VALUES", "LedgerEntry", "LedgerRow", "OptionalValues", "SharedValues", "row_ids"]
 
 
 class LedgerEntry(msgspec.Struct, gc=False):
@@ -74,13 +74,19 @@ class LedgerEntry(msgspec.Struct, gc=False):
         """The same as a row."""
         values = msgspec.structs.astuple(self)
         optional = (self.cached_tokens or None, self.reasoning_tokens or None, *values[_OPTIONAL + 2 :])
-        return LedgerRow(values[:_OWN], values[_OWN:_OPTIONAL], optional)
+        return LedgerRow(values[:_OWN], values[_OWN:_OPTIONAL], NO_VALUES if optional == NO_VALUES else optional)
 
 
 _FIELDS = LedgerEntry.__struct_fields__
 _OWN, _OPTIONAL = _FIELDS.index("id"), _FIELDS.index("cached_tokens")
 
-NO_VALUES = (None,) * (len(_FIELDS) - _OPTIONAL)
+SharedValues: TypeAlias = tuple[str | None, str | None, str | None, str | None, str, str, int, str, bool]
+OptionalValues: TypeAlias = tuple[
+    int | None, int | None, float | None, float | None, float | None, float | None, float | None
+]
+
+NO_VALUES: OptionalValues = (None, None, None, None, None, None, None)
+"""Rows without any optional value should have this object: it is found sooner than an equal one."""
 
 
 class LedgerRow(msgspec.Struct, gc=False):
@@ -96,9 +102,9 @@ class LedgerRow(msgspec.Struct, gc=False):
     OWN: ClassVar = _FIELDS[_OWN:_OPTIONAL]
     OPTIONAL: ClassVar = _FIELDS[_OPTIONAL:]
 
-    shared: tuple[str | None, str | None, str | None, str | None, str, str, int, str, bool]
+    shared: SharedValues
     own: tuple[str, float, int, int, float, float]
-    optional: tuple[int | None, int | None, float | None, float | None, float | None, float | None, float | None]
+    optional: OptionalValues
 
     @property
     def id(self) -> str:

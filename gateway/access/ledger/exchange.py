@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, delete, func, insert, select, text
 
-from gateway.access.ledger.entry import NO_VALUES, LedgerEntry, LedgerRow
+from gateway.access.ledger.entry import NO_VALUES, LedgerEntry, LedgerRow, SharedValues
 from gateway.access.ledger.prices import Tariff
 from gateway.access.limits.amounts import Amounts
 from gateway.access.limits.limit import BudgetUnit, Window
@@ -163,18 +163,19 @@ class LedgerWriter:
         and so on, and which of the optional values they lack.
         """
         kinds: dict[_Kind, list[_Row]] = {}
-        last: _Kind | None = None
+        last_shared: SharedValues | None = None
+        last_absent: tuple[bool, ...] = ()
         rows: list[_Row] = []
         for entry in entries:
+            shared, absent = entry.shared, _ALL_ABSENT
             own: _Row = entry.own
-            kind: _Kind = (entry.shared, _ALL_ABSENT)
-            if entry.optional != NO_VALUES:
-                kind = (entry.shared, tuple(map(operator.is_, entry.optional, NO_VALUES)))
+            if entry.optional is not NO_VALUES:
+                absent = tuple(map(operator.is_, entry.optional, NO_VALUES))
                 own = (*own, *(value for value in entry.optional if value is not None))
                 if (energy_wh := entry.optional[_ENERGY_WH]) is not None:
                     own = (*own, self._tariff.cost(energy_wh, entry.at))
-            if kind != last:  # comparing with the last one takes less than finding any
-                rows, last = kinds.setdefault(kind, []), kind
+            if shared is not last_shared or absent != last_absent:  # the last kind is found sooner than any
+                rows, last_shared, last_absent = kinds.setdefault((shared, absent), []), shared, absent
             rows.append(own)
         return kinds
 

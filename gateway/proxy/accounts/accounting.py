@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from catalogue.source import CatalogueSource
-from gateway.access.ledger.entry import row_ids
+from gateway.access.ledger.entry import SharedValues, row_ids
 from gateway.access.ledger.ledger import Ledger
 from gateway.access.limits.limiter import Limiter
 
@@ -17,12 +17,17 @@ class Accounting:
         limiter: The use of every key.
         catalogue: The prices of models.
         ledger: Takes an entry per request; None for none.
+
+    Attributes:
+        new_row_id: Returns another id at each call.
+        last_shared: What the last row shares with others.
     """
 
-    __slots__ = ("catalogue", "ledger", "limiter", "new_row_id")
+    __slots__ = ("catalogue", "last_shared", "ledger", "limiter", "new_row_id")
 
     def __init__(self, limiter: Limiter, catalogue: CatalogueSource, ledger: Ledger | None = None) -> None:
         self.limiter = limiter
         self.catalogue = catalogue
         self.ledger = ledger
         self.new_row_id = row_ids()
+        self.last_shared: SharedValues | None = None
