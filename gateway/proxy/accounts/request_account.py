@@ -10,7 +10,7 @@ from typing import TypeAlias
 from gateway.access.keys.key import Key
 from gateway.access.ledger.entry import NO_VALUES, LedgerRow
 from gateway.access.ledger.prices import token_cost
-from gateway.access.limits.amounts import AmountTuple
+from gateway.access.limits.amounts import AmountTuple, LearntMean
 from gateway.access.limits.key_use import Taken
 from gateway.access.limits.rate_limit_headers import anthropic_headers, openai_headers, openai_lines
 from gateway.asgi import DirectExchange, Headers
@@ -77,8 +77,9 @@ class RequestAccount(GpuUse):
 
     def _put_limit_lines(self) -> Headers:
         """As `_limit_headers`, but among the lines of the exchange."""
-        if self._exchange is not None and self._use is not None:
-            self._exchange.more_lines = openai_lines(self._use, self._accounting.limiter.clock())
+        exchange, use = self._exchange, self._use
+        if exchange is not None and use is not None:
+            exchange.more_lines = openai_lines(use, self._accounting.limiter.clock())
         return _NO_HEADERS
 
     def _limit_headers(self) -> Headers:
@@ -104,23 +105,22 @@ class RequestAccount(GpuUse):
         use = self._use
         if use is None:
             self._taken = _NOTHING_TAKEN
-        elif use.counts_tokens and model is not None and field is not None:
-            self._taken = use.reserve(self._estimate(model, field, has_budgets=bool(use.budgets)))
-        else:
+        elif not use.counts_tokens or model is None or field is None:
             self._taken = use.reserve()
+        else:
+            members = field.members
+            prompt, answers = field.expected if members is None else expected_tokens(members)
+            mean = self._accounting.limiter.means[model]
+            if answers is None and not use.budgets and self._record.path in GENERATING_PATHS:  # the common case
+                self._taken = use.reserve((prompt + mean.tokens, 0.0, 0.0))
+            else:
+                self._taken = use.reserve(self._estimate(model, mean, prompt, answers))
 
-    def _estimate(self, model: str, field: ModelField, *, has_budgets: bool) -> AmountTuple:
-        accounting, members = self._accounting, field.members
-        prompt, answers = field.expected if members is None else expected_tokens(members)
-        mean = accounting.limiter.means[model]
+    def _estimate(self, model: str, mean: LearntMean, prompt: int, answers: int | None) -> AmountTuple:
+        accounting = self._accounting
+        completion = mean.tokens if answers is None else answers
         if self._record.path not in GENERATING_PATHS:
             completion = 0.0
-        elif answers is None:
-            completion = mean.tokens
-            if not has_budgets:
-                return prompt + completion, 0.0, 0.0  # what was learnt is within the model's limit
-        else:
-            completion = answers
         profile = accounting.catalogue.current.models.get(model)
         if profile is None:
             return prompt + completion, 0.0, mean.gpu_s
