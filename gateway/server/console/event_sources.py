@@ -52,10 +52,13 @@ class StateSource:
 
     def everything(self) -> bytes:
         """The state."""
-        return _encode(self._read())
+        data = _encode(self._read())
+        if data != self._last:
+            self._last = b""  # or a page that opens now would keep this state if the next call finds the last one again
+        return data
 
     def changes(self) -> bytes | None:
-        """The state, if it is another one than at the last call."""
+        """The state, if it is another one than at the last call, or a page has been told another one since."""
         data = _encode(self._read())
         if data == self._last:
             return None

@@ -11,6 +11,7 @@ import trio
 from gateway import errors
 from gateway.server.console import event_feed
 from gateway.server.console.event_feed import GRACE_TICKS, LISTENER_LIMIT, RING_CHUNKS, TICK_S, EventFeed, Missed
+from gateway.server.console.event_sources import StateSource
 
 
 class Counter:
@@ -56,6 +57,21 @@ async def test_nothing_is_computed_without_listeners(autojump_clock, feed):
     await trio.sleep(TICK_S * (GRACE_TICKS + 100))
     assert feed.counter.asked == 3 + GRACE_TICKS
     assert not feed._ring
+
+
+async def test_page_that_opens_during_a_short_change_learns_of_its_end(autojump_clock, nursery):
+    """The state is the same at both ticks, but not the one that the page was told."""
+    state = ["usual"]
+    feed = EventFeed([StateSource("state", lambda: state)])
+    await nursery.start(feed.run)
+    with feed.listening():
+        await trio.sleep(TICK_S * 1.5)
+        state[0] = "drained"
+        position, told = feed.begin()
+        assert b"drained" in told
+        state[0] = "usual"
+        assert b"usual" in await feed.next(position)
+        assert await feed.next(position) == b""
 
 
 async def test_fifty_listeners_get_the_same_bytes(autojump_clock, feed):
