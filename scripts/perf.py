@@ -4,7 +4,7 @@
     scripts/perf.py --many                  also 1,000 streams for 60 s on floor, pump and cortex, in two rounds
     scripts/perf.py --quick                 one short round; with --many, streams of 10 s
     scripts/perf.py --only floor cortex     these gateways only
-    scripts/perf.py --only cortex keys      what keys, limits and the ledger cost: `cortex` has none of them
+    scripts/perf.py --only cortex keys limits   what keys, the ledger and limits cost: `cortex` has none of them
     scripts/perf.py --other ../cortex-old   adds the cortex of another checkout: before and after a change
     scripts/perf.py --install-routers       installs two Rust routers from PyPI into .perf-routers, to measure them too
     scripts/perf.py --many --docs           writes the table and the plot into docs/performance.md
@@ -71,18 +71,13 @@ MANY_ROUNDS = 2  # each takes a minute
 TURNS = 3  # in each round
 SOAK_REQUESTS = 100_000
 
-KEYS = """
-[access]
-mode = "keys"
-[access.limits]
-rpm = 1000000000
-tpm = 1000000000000
-concurrency = 1000000
-"""
-"""Every request has a key with all three limits, and becomes a row of the ledger."""
+KEYS = '[access]\nmode = "keys"\n'
+LIMITS = f"{KEYS}[access.limits]\nrpm = 1000000000\ntpm = 1000000000000\nconcurrency = 1000000\n"
+KEYED = {"keys": KEYS, "limits": LIMITS}
+"""Gateways that ask for keys and have a ledger, by name, with their settings: without limits, and with all three."""
 WITHOUT_LEDGER = {"CORTEX_LEDGER__KEEP_DAYS": "0"}
 SECRET = "ctx_perf_" + "0" * 43
-PUMP = {"cortex": "true", "cortex-tasks": "false", "keys": "true"}  # name -> [streaming] pump
+PUMP = {"cortex": "true", "cortex-tasks": "false", "keys": "true", "limits": "true"}  # name -> [streaming] pump
 MESSAGES = '{"model":"helexa/small","stream":true,"max_tokens":1000,"messages":[{"role":"user","content":"Why?"}]}'
 QUESTION = '{"model":"helexa/small","messages":[{"role":"user","content":"What is the capital of Georgia?"}]'
 
@@ -121,7 +116,7 @@ def main() -> None:
     raise_open_files()
     if options.install_routers:
         install_routers()
-    options.only = options.only or ["naive", "floor", "pump", "cortex", "keys", *installed_routers()]
+    options.only = options.only or ["naive", "floor", "pump", "cortex", *KEYED, *installed_routers()]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
@@ -182,7 +177,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help=f"how often each gateway is measured; {ROUNDS} by default")
     parser.add_argument("--quick", action="store_true", help="short rounds, one by default")
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="naive, floor, pump, cortex, cortex-tasks, keys, *-router"
+        "--only", nargs="+", metavar="NAME", help="naive, floor, pump, cortex, cortex-tasks, keys, limits, *-router"
     )
     parser.add_argument(
         "--other", type=Path, metavar="CHECKOUT", help="another checkout of cortex to measure beside this"
@@ -226,9 +221,8 @@ def started(
         port, metrics_port = free_ports(2)
         more: Mapping[str, str] = {}
         if name in PUMP:
-            settings = KEYS if name == "keys" else ""
-            command = cortex_command(home / name, port, metrics_port, mock_port, settings, pump=PUMP[name])
-            more = {"CORTEX_BOOTSTRAP_KEY": SECRET} if name == "keys" else WITHOUT_LEDGER
+            command = cortex_command(home / name, port, metrics_port, mock_port, KEYED.get(name, ""), pump=PUMP[name])
+            more = {"CORTEX_BOOTSTRAP_KEY": SECRET} if name in KEYED else WITHOUT_LEDGER
         elif name.endswith("-router"):
             command = router_command(name, port, metrics_port, mock_port)
         else:
@@ -267,8 +261,8 @@ def wait_until_ready(gateway: Process) -> None:
 
 @contextlib.contextmanager
 def client_key(gateway: Process) -> Iterator[None]:
-    """What wrk and `load` send: a key to `keys`, to the others none."""
-    if gateway.name == "keys":
+    """What wrk and `load` send: a key to those that ask for one."""
+    if gateway.name in KEYED:
         os.environ["CORTEX_KEY"] = SECRET
     try:
         yield

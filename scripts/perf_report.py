@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 GOALS = {
-    "request_us small": (Goal(2.5, "floor"), Goal(1.1, "cortex", "keys")),
+    "request_us small": (Goal(2.5, "floor"), Goal(1.1, "cortex", "keys"), Goal(1.1, "cortex", "limits")),
     "chunk_us 50": (Goal(0.85, "floor"), Goal(1.9, "router")),
     "chunk_us 200": (Goal(1.0, "floor"), Goal(1.4, "router")),
     "translated": (Goal(1.15, "floor"),),
