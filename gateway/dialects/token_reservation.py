@@ -85,19 +85,25 @@ def expected_tokens(members: BodyMembers, removed_bytes: int = 0) -> ExpectedTok
         members: Those of the body, or of its outline.
         removed_bytes: How much shorter the outline is.
     """
-    first, second, third, media = members.first, members.second, members.third, 0
-    length = len(first)
+    second, third = members.second, members.third
+    length = len(members.first)
     if second is not ABSENT:
         length += len(second)
     if third is not ABSENT:
         length += len(third)
     if length >= MEDIA_BYTES:
-        runs = [run for part in (first, second, third) if len(part) >= MEDIA_BYTES for run in _media(bytes(part))]
-        length, media = length - sum(runs), len(runs)  # one picture or sound counts as an image, whatever its size
-    if not media:
-        length += removed_bytes  # not of pictures
+        prompt = _with_media(members, length, removed_bytes)
+    else:
+        prompt = estimate(length + removed_bytes) if length else 0
     has_limit = not (members.max_tokens is members.max_completion_tokens is members.max_output_tokens)
-    return estimate(length, media) if length else 0, _answers(members) if has_limit else None
+    return prompt, _answers(members) if has_limit else None
+
+
+def _with_media(members: BodyMembers, length: int, removed_bytes: int) -> int:
+    """The tokens of a prompt of this length, in which one picture or sound counts as an image, whatever its size."""
+    parts = (members.first, members.second, members.third)
+    runs = [run for part in parts if len(part) >= MEDIA_BYTES for run in _media(bytes(part))]
+    return estimate(length - sum(runs) + (0 if runs else removed_bytes), len(runs))
 
 
 def _media(text: bytes) -> Iterator[int]:
