@@ -1,4 +1,4 @@
-"""What changes in directories, as Linux tells it: inotify(7). Trio waits for its descriptor, so there is no thread.
+"""What changes in directories, as Linux reports it: inotify(7). Trio waits for its descriptor, so there is no thread.
 
 Writing to a file is no event, only closing it afterwards is. So files that stay open in a directory that is watched, as
 the store's are by default, wake nothing.
@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 import trio
 
@@ -39,11 +40,12 @@ class DirectoryEvents:
     def __init__(self, directories: Iterable[str]) -> None:
         if not hasattr(_libc, "inotify_init1"):
             raise OSError(errno.ENOSYS, "this system has no inotify")
+        paths = {directory: os.fsencode(directory) for directory in directories}
         self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         try:
-            for directory in directories:
-                _checked(_libc.inotify_add_watch(self._descriptor, os.fsencode(directory), _MASK), directory)
-        except BaseException:
+            for directory, path in paths.items():
+                _checked(_libc.inotify_add_watch(self._descriptor, path, _MASK), directory)
+        except OSError:
             self.close()
             raise
 
@@ -51,11 +53,9 @@ class DirectoryEvents:
         """Return after the next event, and take those that follow at once. If cancelled, no event is lost."""
         await trio.lowlevel.wait_readable(self._descriptor)
         await trio.sleep(SETTLE_S)
-        try:
+        with suppress(BlockingIOError):  # nothing is left to read
             while os.read(self._descriptor, _READ_BYTES):
-                pass
-        except BlockingIOError:
-            pass
+                continue
 
     def close(self) -> None:
         """Stop watching. No task may wait."""

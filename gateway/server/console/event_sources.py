@@ -58,7 +58,7 @@ class StateSource:
         return data
 
     def changes(self) -> bytes | None:
-        """The state, if it is another one than at the last call, or a page has been told another one since."""
+        """The state, if it is another one than at the last call, or a page has opened with another one since."""
         data = _encode(self._read())
         if data == self._last:
             return None

@@ -60,15 +60,15 @@ async def test_nothing_is_computed_without_listeners(autojump_clock, feed):
 
 
 async def test_page_that_opens_during_a_short_change_learns_of_its_end(autojump_clock, nursery):
-    """The state is the same at both ticks, but not the one that the page was told."""
+    """The state is the same at both ticks, but not the one with which the page opened."""
     state = ["usual"]
     feed = EventFeed([StateSource("state", lambda: state)])
     await nursery.start(feed.run)
     with feed.listening():
         await trio.sleep(TICK_S * 1.5)
         state[0] = "drained"
-        position, told = feed.begin()
-        assert b"drained" in told
+        position, first = feed.begin()
+        assert b"drained" in first
         state[0] = "usual"
         assert b"usual" in await feed.next(position)
         assert await feed.next(position) == b""
